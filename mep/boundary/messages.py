@@ -1,0 +1,262 @@
+"""The messages of the privilege boundary: one frozen dataclass each, imported by both ends.
+
+Each travels alone in one datagram of a SOCK_SEQPACKET socketpair, never larger than MAX_FRAME_BYTES. A
+field is text, bytes or an integer with a declared cap; a message has nothing optional, nested or
+repeated, so the decoder is one short loop (mep/boundary/channel.py). Documents (start requests,
+bundles, keys) never travel in a message: they go by descriptor, as sealed memfds.
+
+`ref` is the sender's own number for an exchange and comes back in the answer.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_FRAME_BYTES = 16 * 1024
+MAX_TEXT = 4096
+"""Longest text field, in bytes of UTF-8, unless its declaration says less."""
+
+
+def text(cap: int = MAX_TEXT) -> Any:
+    """Declare a text field of at most `cap` bytes of UTF-8 without NUL."""
+    return field(metadata={"cap": cap})
+
+
+def blob(cap: int) -> Any:
+    """Declare a bytes field of at most `cap` bytes."""
+    return field(metadata={"cap": cap})
+
+
+class Outcome(enum.StrEnum):
+    """What became of a start."""
+
+    STARTED = "started"
+    ALREADY_RUNNING = "already_running"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+
+
+# --- mapper -> monitor ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MapperReady:
+    """The mapper has read its configuration and drawn its epoch. Once."""
+
+    epoch: bytes = blob(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """The request with `ref` is genuine and fresh, and means this user. Carries one descriptor: the sealed
+    memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor."""
+
+    ref: int
+    uep_id: str = text(36)
+    local_user: str = text(32)
+    identities: str = text(4096)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class NotMapped:
+    """The request with `ref` is refused: `code` is a mep.errors.Refusal; `public` may leave the host,
+    `detail` may not. `uep_id` is empty where the request could not be read."""
+
+    ref: int
+    uep_id: str = text(36)
+    code: str = text(64)
+    public: str = text(1024)
+    detail: str = text(4096)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class MappingStatus:
+    """What the mapper's mapping file is like now, for the log and `mep status`: empty `problem` is good."""
+
+    loaded: str = text(1024)
+    problem: str = text(4096)
+
+
+# --- monitor -> mapper ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """Verify and map the request in the one descriptor that comes along (a memfd made by the manager)."""
+
+    ref: int
+
+
+# --- manager -> monitor -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerReady:
+    """The manager runs. Once."""
+
+    version: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class StartEndpoint:
+    """Start what the signed request in the one descriptor that comes along says. The descriptor is a
+    sealed memfd: MessagePack of [request, signature]."""
+
+    ref: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """Whether the relay link is up, for `mep status`."""
+
+    state: str = text(32)
+    detail: str = text(1024)
+
+
+@dataclass(frozen=True, slots=True)
+class StopAll:
+    """The relay says that this endpoint is deleted: end its user endpoints."""
+
+    reason: str = text(1024)
+
+
+# --- monitor -> manager -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MapperEpoch:
+    """The epoch that requests must carry from now on. The manager tells the relay in its next hello."""
+
+    epoch: bytes = blob(16)
+
+
+@dataclass(frozen=True, slots=True)
+class StartAnswered:
+    """What became of StartEndpoint `ref`: an Outcome, and for refusals a Refusal (or a code of the user
+    endpoint's own), with text that may leave the host."""
+
+    ref: int
+    outcome: str = text(32)
+    uep_id: str = text(36)
+    code: str = text(64)
+    public: str = text(1024)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointEnded:
+    """A user endpoint's process ended. `code` is IDLE, STOPPED or an error code."""
+
+    uep_id: str = text(36)
+    code: str = text(64)
+    public: str = text(1024)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRunning:
+    """A user endpoint runs on this host: sent for each one after MapperEpoch, and after adoption."""
+
+    uep_id: str = text(36)
+
+
+# --- keeper -> monitor ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskCaps:
+    """The account exists and policy admits it: may this uid have one more user endpoint?"""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """exec worked: the user endpoint has this pid."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class UepReady:
+    """The user endpoint says that it is configured and its engine runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperFailed:
+    """The start failed at `stage` (mep.errors.Stage). `public` may leave the host, `detail` may not."""
+
+    stage: int
+    errno: int
+    code: str = text(64)
+    public: str = text(1024)
+    detail: str = text(4096)
+
+
+@dataclass(frozen=True, slots=True)
+class UepExited:
+    """The user endpoint's process ended, and all its descendants with it. `status` as from waitpid."""
+
+    status: int
+    code: str = text(64)
+    public: str = text(1024)
+    detail: str = text(4096)
+
+
+# --- monitor -> keeper ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CapsGranted:
+    """Go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapsDenied:
+    """The person has as many user endpoints as the site allows."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopUserEndpoint:
+    """End the user endpoint: SIGTERM, a grace period, then SIGKILL to every descendant."""
+
+    grace_ms: int
+    code: str = text(64)
+    public: str = text(1024)
+
+
+# --- monitor -> manager and mapper --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End in good order: the endpoint is being stopped."""
+
+    reason: str = text(256)
+
+
+Message = (
+    MapperReady | Mapped | NotMapped | MappingStatus | MapRequest | ManagerReady | StartEndpoint | LinkStatus | StopAll
+    | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
+    | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown
+)  # fmt: skip
+
+WIRE_TYPES: dict[int, type[Message]] = {
+    1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus,
+    10: MapRequest,
+    20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
+    30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning,
+    40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
+    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint,
+    60: Shutdown,
+}  # fmt: skip
+"""The first byte of a frame. Numbers are never reused, since keepers outlive an upgrade of the monitor."""
+
+DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1}
+"""How many descriptors come with a message; none for all others. Any other number is a violation."""

@@ -1,0 +1,75 @@
+"""Errors and stages of the privileged side. Standard library only: the monitor imports this.
+
+Each `code` here is also a code in mep_wire.errors, which has the sentence the person reads; a test compares
+the two. What is written here is for the administrator's log.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+
+
+class Stage(enum.IntEnum):
+    """Where in the start of a user endpoint something failed: in the order in which they happen."""
+
+    VERIFY = 1
+    MAP = 2
+    CAPS = 3
+    FORK_KEEPER = 4
+    LOOKUP_USER = 5
+    POLICY = 6
+    HOOK = 7
+    PAM_ACCOUNT = 8
+    SETGROUPS = 9
+    PAM_CRED = 10
+    PAM_SESSION = 11
+    FORK = 12
+    CGROUP = 13
+    RLIMITS = 14
+    CAPABILITIES = 15
+    SETGID = 16
+    SETUID = 17
+    KEYRING = 18
+    NO_NEW_PRIVS = 19
+    PROVE_DROP = 20
+    DESCRIPTORS = 21
+    SETSID = 22
+    CHDIR = 23
+    EXEC = 24
+    READY = 25
+
+
+class Refusal(enum.StrEnum):
+    """Codes with which a start may be refused by the endpoint's own processes."""
+
+    IDENTITY_NOT_MAPPED = "IDENTITY_NOT_MAPPED"
+    IDENTITY_AMBIGUOUS = "IDENTITY_AMBIGUOUS"
+    ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
+    MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
+    START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
+    START_REQUEST_STALE = "START_REQUEST_STALE"
+    START_FAILED = "START_FAILED"
+    START_TIMEOUT = "START_TIMEOUT"
+    SITE_BUSY = "SITE_BUSY"
+
+
+class SpawnFailed(Exception):
+    """A stage of a start failed. `errno` is 0 where no system call was at fault."""
+
+    def __init__(self, stage: Stage, errno: int = 0, detail: str = "") -> None:
+        self.stage, self.errno, self.detail = stage, errno, detail
+        reason = os.strerror(errno) if errno else "refused"
+        super().__init__(f"{stage.name}: {reason}" + (f": {detail}" if detail else ""))
+
+
+class BoundaryViolation(Exception):
+    """A child sent an unknown, malformed, oversized or out-of-phase message: it is killed."""
+
+
+class ConfigRefused(Exception):
+    """A configuration is refused. The text names the file, the key and the reason."""
+
+    def __init__(self, where: str, key: str, reason: str) -> None:
+        self.where, self.key, self.reason = where, key, reason
+        super().__init__(f"{where}: {key}: {reason}" if key else f"{where}: {reason}")

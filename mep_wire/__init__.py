@@ -1,0 +1,8 @@
+"""What crosses the network between SDK, relay and endpoint: messages, states, codec, errors.
+
+Imports the standard library and msgspec only, and holds no sockets: bytes become messages here and
+messages become bytes; the channel, link and client modules elsewhere move them.
+"""
+
+PROTOCOL_VERSION = 1
+"""Version of every message on the link. A peer with another version is refused in its hello."""

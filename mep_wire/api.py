@@ -1,0 +1,208 @@
+"""Bodies of the relay's HTTP API and of its result stream: one struct each, JSON and MessagePack alike.
+
+Routes and shapes follow Globus Compute's public web API (v2 and v3), so that clients of that API can be
+pointed at a relay. Fields that are this project's own say so. Serialized functions, arguments and results
+are opaque: bytes in MessagePack; in JSON a string, taken as its UTF-8 bytes, or as base64 after `b64:`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import Any
+
+import msgspec
+
+from mep_wire.identity import Identity
+
+B64_PREFIX = "b64:"
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+
+
+def opaque_to_text(data: bytes) -> str:
+    """Return how opaque bytes stand in JSON: as they are where they are UTF-8, else base64 after `b64:`."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return B64_PREFIX + b64encode(data).decode()
+    return text if not text.startswith(B64_PREFIX) else B64_PREFIX + b64encode(data).decode()
+
+
+def opaque_from_text(text: str) -> bytes:
+    """Return the bytes that `opaque_to_text` wrote. Raises ValueError for bad base64."""
+    return b64decode(text[len(B64_PREFIX) :], validate=True) if text.startswith(B64_PREFIX) else text.encode()
+
+
+Opaque = bytes | str
+"""In a body: bytes (MessagePack) or text (JSON)."""
+
+
+class FunctionBody(msgspec.Struct, kw_only=True):
+    """POST /v3/functions (also under the names of v2)."""
+
+    function_name: str
+    function_code: Opaque
+    description: str | None = None
+    entry_point: str | None = None
+    container_uuid: str | None = None
+    group: str | None = None
+    public: bool = False
+    meta: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class FunctionAnswer(msgspec.Struct, kw_only=True):
+    """The answer to POST /v3/functions."""
+
+    function_uuid: str
+
+
+class SubmitBody(msgspec.Struct, kw_only=True):
+    """POST /v3/endpoints/ID/submit: argument lists by function id."""
+
+    tasks: dict[str, list[Opaque]]
+    task_group_id: str | None = None
+    create_queue: bool = False
+    user_runtime: dict[str, Any] | None = None
+    user_endpoint_config: dict[str, Any] | None = None
+    resource_specification: dict[str, Any] | None = None
+    result_serializers: list[str] | None = None
+    task_ids: dict[str, list[str]] | None = None
+    """This project's own: ids chosen by the client (UUIDv7), which make a repeated submission harmless."""
+    walltime_s: float | None = None
+    """This project's own: seconds after which a worker ends the task."""
+
+
+class SubmitAnswer(msgspec.Struct, kw_only=True):
+    """The answer to a submission: everything in it is on the relay's disk."""
+
+    request_id: str
+    task_group_id: str
+    endpoint_id: str
+    tasks: dict[str, list[str]]
+
+
+class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """GET /v2/tasks/ID, and the values of POST /v2/batch_status.
+
+    `result` is set for success, `exception` for the other ends. `code`, `reason` and `correlation_id` are
+    this project's own: why it failed, as a named error.
+    """
+
+    task_id: str
+    status: str
+    result: Opaque | None = None
+    exception: Opaque | None = None
+    completion_t: str | None = None
+    details: dict[str, Any] = {}
+    code: str | None = None
+    reason: str | None = None
+    correlation_id: str | None = None
+
+
+class BatchStatusBody(msgspec.Struct, kw_only=True):
+    """POST /v2/batch_status."""
+
+    task_ids: list[str]
+
+
+class BatchStatusAnswer(msgspec.Struct, kw_only=True):
+    """The answer to POST /v2/batch_status: a status for each known id; unknown ids are in `missing`."""
+
+    results: dict[str, TaskStatus]
+    response: str = "batch"
+    missing: list[str] = []
+
+
+class TaskGroupAnswer(msgspec.Struct, kw_only=True):
+    """GET /v2/taskgroup/ID."""
+
+    taskgroup_id: str
+    tasks: list[dict[str, str]]
+    """One `{"id": ...}` a task, in order of submission."""
+
+
+class RegisterBody(msgspec.Struct, kw_only=True):
+    """POST /v3/endpoints and PUT /v3/endpoints/ID. The two keys are this project's own."""
+
+    endpoint_name: str
+    display_name: str | None = None
+    endpoint_uuid: str | None = None
+    metadata: dict[str, Any] | None = None
+    multi_user: bool = False
+    public: bool = False
+    allowed_functions: list[str] | None = None
+    authentication_policy: str | None = None
+    subscription_uuid: str | None = None
+    high_assurance: bool = False
+    admins: list[str] | None = None
+    user_config_schema: dict[str, Any] | None = None
+    link_public_key: bytes | str = b""
+    """The manager's CURVE public key: 32 bytes, or 40 characters of Z85 in JSON."""
+    unseal_public_key: bytes | str = b""
+    """The mapper's X25519 public key for HPKE: 32 bytes, or 64 hexadecimal digits in JSON."""
+
+
+class RegisterAnswer(msgspec.Struct, kw_only=True):
+    """The answer to an endpoint's registration: what the endpoint pins."""
+
+    endpoint_id: str
+    link_address: str
+    link_public_key: str
+    """The relay's CURVE public key, 64 hexadecimal digits."""
+    signing_public_key: str
+    """The relay's Ed25519 public key, 64 hexadecimal digits."""
+    owner: list[Identity]
+    """The identity set of who registered it: the only one that a single-user endpoint accepts."""
+    warnings: list[str] = []
+
+
+class ErrorAnswer(msgspec.Struct, kw_only=True):
+    """The body of every answer that is not a success."""
+
+    reason: str
+    code: str
+    http_status_code: int
+    correlation_id: str
+    status: str = "Failed"
+    error_args: list[str] = []
+
+
+# --- the result stream: WebSocket /v3/stream, MessagePack in binary frames ----------------------------
+
+
+class Subscribe(msgspec.Struct, kw_only=True, tag=True):
+    """Client to relay, first frame: stream the ends of this task group's tasks after `cursor` (0: all)."""
+
+    task_group_id: str
+    cursor: int = 0
+
+
+class StreamedResult(msgspec.Struct, frozen=True, array_like=True):
+    """How one task ended. `state` is a mep_wire.states.TaskState; `payload` the serialized value for
+    success, else the serialized exception where there is one."""
+
+    task_id: str
+    state: int
+    code: str
+    text: str
+    payload: bytes
+    correlation_id: str = ""
+
+
+class StreamBatch(msgspec.Struct, kw_only=True, tag=True):
+    """Relay to client: some tasks ended. Asking again from `cursor` gives only what came later."""
+
+    cursor: int
+    results: list[StreamedResult]
+
+
+class StreamRefused(msgspec.Struct, kw_only=True, tag=True):
+    """Relay to client, before it closes the stream: why."""
+
+    code: str
+    text: str
+
+
+StreamFrame = StreamBatch | StreamRefused
+"""Everything that the relay may send on the result stream (liveness is WebSocket's own ping)."""

@@ -1,0 +1,38 @@
+"""What the administrator's files become on their way to a user endpoint: one sealed document.
+
+Written by the resolver (as root, from /etc/mep/NAME), carried by descriptor through monitor and keeper
+without being read there, and decoded by the user endpoint, as the user. The user can read the memory of
+their own process, so nothing in here is secret from them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a user endpoint needs besides its verified start request."""
+
+    endpoint_id: str
+    endpoint_name: str
+    relay_link_address: str
+    """ZeroMQ address of the relay's link, e.g. tcp://127.0.0.1:8651."""
+    relay_link_key: bytes
+    """The relay's CURVE public key, 32 bytes, pinned at registration."""
+    template_name: str
+    """Which of `templates` is rendered."""
+    templates: dict[str, str]
+    """Every file of the template directory by its relative path, so that include and extends work."""
+    schema: dict[str, Any] | None
+    """The administrator's JSON schema (draft 2020-12 unless it says otherwise) for user_endpoint_config."""
+    user_environment: dict[str, str]
+    """Variables from user_environment.yaml, added to the user endpoint's environment."""
+    parent_config: dict[str, Any]
+    """The endpoint's own config.yaml as templates see it (`parent_config`), secrets left out."""
+    allowed_functions: list[str] | None = None
+    multi_user: bool = True
+    debug: bool = False
+    user_state_dir: str | None = None
+    """Where user endpoints keep log, spool and run directory instead of ~/.mep/uep; {user} is replaced."""

@@ -1,0 +1,348 @@
+"""Every refusal and failure that a person can meet, by a stable code.
+
+An error's docstring is the sentence the person reads, with the error's own fields filled in; it says what
+to do next. `detail` is for the administrator alone: it is logged where it arises and never leaves the host.
+The same classes are raised by the SDK, answered by the relay's HTTP API (with `http_status`) and sent on
+the link (as code and text).
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from typing import ClassVar
+
+
+class MepError(Exception):
+    """Something went wrong that has no name of its own: give the correlation id to the administrator."""
+
+    code: ClassVar[str] = "MEP_ERROR"
+    http_status: ClassVar[int] = 500
+
+    def __init__(
+        self, *, text: str | None = None, detail: str = "", correlation_id: str | None = None, **fields: object
+    ) -> None:
+        self.fields = fields
+        self.detail = detail
+        self.correlation_id = correlation_id or str(uuid.uuid4())
+        self.text = text if text is not None else inspect.cleandoc(type(self).__doc__ or "").format(**fields)
+        super().__init__(self.text)
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.code}, correlation id {self.correlation_id}]"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return rebuild, (self.code, self.text, self.correlation_id)
+
+
+# --- asking the relay -------------------------------------------------------------------------------
+
+
+class TokenUnknown(MepError):
+    """The access token is missing, unknown or revoked. Ask the relay's administrator for a new one."""
+
+    code = "TOKEN_UNKNOWN"
+    http_status = 401
+
+
+class EndpointForbidden(MepError):
+    """Endpoint {endpoint_id} is another person's single-user endpoint. Use one of your own, or a multi-user one."""
+
+    code = "ENDPOINT_FORBIDDEN"
+    http_status = 403
+
+
+class NotOwner(MepError):
+    """Only the owner may change or remove {kind} {id}."""
+
+    code = "NOT_OWNER"
+    http_status = 403
+
+
+class FunctionForbidden(MepError):
+    """Function {function_id} was registered by another person and is not public."""
+
+    code = "FUNCTION_FORBIDDEN"
+    http_status = 403
+
+
+class FunctionNotAllowed(MepError):
+    """Endpoint {endpoint_id} runs only the functions its administrator lists, and {function_id} is not among them."""
+
+    code = "FUNCTION_NOT_ALLOWED"
+    http_status = 403
+
+
+class EndpointNotFound(MepError):
+    """There is no endpoint {endpoint_id}. Check the id, or whether it was deleted."""
+
+    code = "ENDPOINT_NOT_FOUND"
+    http_status = 404
+
+
+class FunctionNotFound(MepError):
+    """There is no function {function_id}. Register it first, or check the id."""
+
+    code = "FUNCTION_NOT_FOUND"
+    http_status = 404
+
+
+class TaskNotFound(MepError):
+    """There is no task {task_id} of yours. Check the id, or whether its record has passed its retention time."""
+
+    code = "TASK_NOT_FOUND"
+    http_status = 404
+
+
+class TaskGroupNotFound(MepError):
+    """There is no task group {task_group_id} of yours."""
+
+    code = "TASK_GROUP_NOT_FOUND"
+    http_status = 404
+
+
+class RouteNotFound(MepError):
+    """There is nothing at {method} {path}. See /docs or GET /openapi.json for what there is."""
+
+    code = "ROUTE_NOT_FOUND"
+    http_status = 404
+
+
+class IdConflict(MepError):
+    """The id {id} is taken by something else. Leave the choice of ids to the SDK."""
+
+    code = "ID_CONFLICT"
+    http_status = 409
+
+
+class PayloadTooLarge(MepError):
+    """{what} has {size} bytes, more than the {limit} allowed. Pass large data by file or object store."""
+
+    code = "PAYLOAD_TOO_LARGE"
+    http_status = 413
+
+
+class BodyInvalid(MepError):
+    """The request body is not valid: {reason}"""
+
+    code = "BODY_INVALID"
+    http_status = 422
+
+
+class UserConfigInvalid(MepError):
+    """user_endpoint_config is not accepted by this endpoint: {key}: {reason}"""
+
+    code = "USER_CONFIG_INVALID"
+    http_status = 422
+
+
+class UserConfigReserved(MepError):
+    """user_endpoint_config may not set {key}: the endpoint sets that variable itself. Use another name."""
+
+    code = "USER_CONFIG_RESERVED"
+    http_status = 422
+
+
+class TooManyTasks(MepError):
+    """{count} tasks are waiting already and the limit is {limit}. Wait for some to end, then submit again."""
+
+    code = "TOO_MANY_TASKS"
+    http_status = 429
+
+
+class RelayUnavailable(MepError):
+    """The relay cannot do this just now: {reason}. The SDK tries again by itself."""
+
+    code = "RELAY_UNAVAILABLE"
+    http_status = 503
+
+
+class RelayUnreachable(MepError):
+    """The relay at {url} cannot be reached ({reason}); gave up after {waited_s} s. Check address and network."""
+
+    code = "RELAY_UNREACHABLE"
+    http_status = 503
+
+
+class NotConfigured(MepError):
+    """{what} is not set. {remedy}"""
+
+    code = "NOT_CONFIGURED"
+    http_status = 400
+
+
+# --- starting a user endpoint -----------------------------------------------------------------------
+
+
+class IdentityNotMapped(MepError):
+    """This site maps none of your identities to a local account. Ask its administrators, with the correlation id."""
+
+    code = "IDENTITY_NOT_MAPPED"
+    http_status = 403
+
+
+class IdentityAmbiguous(MepError):
+    """Your linked identities map to several local accounts at this site. Ask its administrators, with the correlation id."""
+
+    code = "IDENTITY_AMBIGUOUS"
+    http_status = 403
+
+
+class AccountRefused(MepError):
+    """You are not permitted by this site's policy. Ask its administrators, with the correlation id."""
+
+    code = "ACCOUNT_REFUSED"
+    http_status = 403
+
+
+class MapperUnavailable(MepError):
+    """This site cannot look up your local account just now. Try again later."""
+
+    code = "MAPPER_UNAVAILABLE"
+    http_status = 503
+
+
+class StartRequestRefused(MepError):
+    """The endpoint refused the relay's order to start ({reason}). Tell the administrators, with the correlation id."""
+
+    code = "START_REQUEST_REFUSED"
+
+
+class StartRequestStale(MepError):
+    """The endpoint refused the relay's order to start as out of date ({reason}). Check the clocks of both hosts."""
+
+    code = "START_REQUEST_STALE"
+
+
+class StartFailed(MepError):
+    """The site could not start your process (at stage {stage}). Tell its administrators, with the correlation id."""
+
+    code = "START_FAILED"
+
+
+class StartTimeout(MepError):
+    """Your process at the site was not ready within {seconds} s. Tell its administrators, with the correlation id."""
+
+    code = "START_TIMEOUT"
+
+
+class SiteBusy(MepError):
+    """The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends."""
+
+    code = "SITE_BUSY"
+    http_status = 503
+
+
+class EndpointMisconfigured(MepError):
+    """The endpoint's configuration is at fault, not your request. Tell its administrators, with the correlation id."""
+
+    code = "ENDPOINT_MISCONFIGURED"
+
+
+class HomeUnusable(MepError):
+    """Your home directory at the site cannot hold the process's files: {reason}"""
+
+    code = "HOME_UNUSABLE"
+
+
+class EndpointDeleted(MepError):
+    """Endpoint {endpoint_id} was deleted while the task was waiting."""
+
+    code = "ENDPOINT_DELETED"
+
+
+class LinkMessageInvalid(MepError):
+    """A message on the endpoint link cannot be understood: {reason}"""
+
+    code = "LINK_MESSAGE_INVALID"
+
+
+class JoinRefused(MepError):
+    """The relay does not accept this user endpoint's join token: it is unknown, used or expired."""
+
+    code = "JOIN_REFUSED"
+
+
+class ProtocolMismatch(MepError):
+    """The peer speaks version {theirs} of the link protocol and this relay {ours}. Upgrade the older of the two."""
+
+    code = "PROTOCOL_MISMATCH"
+
+
+# --- running a task ---------------------------------------------------------------------------------
+
+
+class TaskFailed(MepError):
+    """The task raised an exception on the endpoint."""
+
+    code = "TASK_FAILED"
+
+
+class FunctionUnloadable(MepError):
+    """The function cannot be loaded on the endpoint: {reason}"""
+
+    code = "FUNCTION_UNLOADABLE"
+
+
+class ResultUnserializable(MepError):
+    """The function returned something that cannot be serialized: {reason}"""
+
+    code = "RESULT_UNSERIALIZABLE"
+
+
+class ResultTooLarge(MepError):
+    """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path."""
+
+    code = "RESULT_TOO_LARGE"
+
+
+class WorkerLost(MepError):
+    """The worker process that ran the task died: {reason}"""
+
+    code = "WORKER_LOST"
+
+
+class UserEndpointLost(MepError):
+    """The user endpoint that ran the task ended before the task did: {reason}"""
+
+    code = "USER_ENDPOINT_LOST"
+
+
+class EngineFailed(MepError):
+    """The endpoint's engine cannot run tasks: {reason}"""
+
+    code = "ENGINE_FAILED"
+
+
+class WalltimeExceeded(MepError):
+    """The task ran longer than its walltime of {walltime_s} s and was ended."""
+
+    code = "WALLTIME_EXCEEDED"
+
+
+class TaskCancelled(MepError):
+    """The task was cancelled."""
+
+    code = "TASK_CANCELLED"
+
+
+class TaskExpired(MepError):
+    """The task was not finished within its deadline."""
+
+    code = "TASK_EXPIRED"
+
+
+def _all_subclasses(base: type[MepError]) -> list[type[MepError]]:
+    direct = base.__subclasses__()
+    return direct + [deep for child in direct for deep in _all_subclasses(child)]
+
+
+def by_code() -> dict[str, type[MepError]]:
+    """Return every declared error by its code."""
+    classes: list[type[MepError]] = [MepError, *_all_subclasses(MepError)]
+    return {cls.code: cls for cls in classes}
+
+
+def rebuild(code: str, text: str, correlation_id: str | None = None) -> MepError:
+    """Return the error that a peer sent as code and text; a plain MepError where the code is unknown."""
+    return by_code().get(code, MepError)(text=text, correlation_id=correlation_id)

@@ -1,0 +1,35 @@
+"""Every size and time limit that more than one process must agree on, declared once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_PAYLOAD_BYTES: Final = 10 * 1024 * 1024
+"""Largest serialized argument list or result of one task."""
+MAX_FUNCTION_BYTES: Final = 10 * 1024 * 1024
+"""Largest serialized function."""
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+"""Largest HTTP request body (a batch of tasks)."""
+MAX_LINK_MESSAGE_BYTES: Final = 80 * 1024 * 1024
+"""Largest message on the endpoint link (ZMQ_MAXMSGSIZE on both sides)."""
+MAX_TASKS_PER_SUBMIT: Final = 10_000
+"""Most tasks in one submission."""
+MAX_USER_CONFIG_BYTES: Final = 64 * 1024
+"""Largest user_endpoint_config, as canonical JSON."""
+MAX_START_REQUEST_BYTES: Final = 256 * 1024
+"""Largest signed start request."""
+MAX_BUNDLE_BYTES: Final = 8 * 1024 * 1024
+"""Largest bundle of template directory, schema and environment handed to a user endpoint."""
+MAX_IDENTITIES: Final = 64
+"""Most linked identities in one identity set."""
+MAX_PUBLIC_TEXT: Final = 1024
+"""Longest text, in characters, that an endpoint may send a person about a refusal."""
+START_REQUEST_LIFETIME_S: Final = 60
+"""How long a signed start request may be acted upon."""
+HEARTBEAT_S: Final = 10.0
+"""Interval of link heartbeats."""
+LINK_DEAD_S: Final = 35.0
+"""A peer silent for longer than this is taken for gone."""
+
+RESERVED_TEMPLATE_VARIABLES: Final = frozenset({"parent_config", "user_runtime", "mapped_identity"})
+"""Template variables that the endpoint sets and a person's user_endpoint_config may not."""

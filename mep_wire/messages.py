@@ -1,0 +1,239 @@
+"""Messages on the endpoint link (ZeroMQ ROUTER at the relay, DEALER at its peers), one struct each.
+
+Each ZeroMQ message is one frame: the MessagePack encoding of one struct, tagged by name. Arrays rather
+than maps, since tasks and results come by the thousand. The relay knows who speaks by the peer's CURVE
+key (ZAP), never by anything inside a message. Byte strings are opaque here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Msg(msgspec.Struct, frozen=True, array_like=True, tag=True, kw_only=True):
+    pass
+
+
+# --- any peer ---------------------------------------------------------------------------------------
+
+
+class Ping(_Msg, frozen=True):
+    """Sent when nothing else was for a heartbeat interval. Answered by Pong."""
+
+    sent_at: float
+
+
+class Pong(_Msg, frozen=True):
+    """The answer to Ping, with the time that it carried."""
+
+    sent_at: float
+
+
+class Refused(_Msg, frozen=True):
+    """Relay to peer: what you said is refused; with `final`, do not come back with it."""
+
+    code: str
+    text: str
+    final: bool
+
+
+# --- manager ----------------------------------------------------------------------------------------
+
+
+class ManagerHello(_Msg, frozen=True):
+    """First message of a manager's link, and again when the mapper's epoch changes."""
+
+    protocol: int
+    endpoint_id: str
+    epoch: bytes
+    version: str
+    hostname: str
+
+
+class ManagerWelcome(_Msg, frozen=True):
+    """Relay to manager: the link is up. `relay_time` lets the manager report clock skew."""
+
+    relay_time: float
+    heartbeat_s: float
+
+
+class SignedStart(_Msg, frozen=True):
+    """Relay to manager: start this user endpoint. `request` is opaque to the manager."""
+
+    uep_id: str
+    request: bytes
+    signature: bytes
+
+
+class StartAnswer(_Msg, frozen=True):
+    """Manager to relay: what became of a SignedStart.
+
+    `outcome`: `started`, `already_running`, `refused` (fails the waiting tasks with code and text) or
+    `unavailable` (nothing wrong with the request: the relay asks again, with back-off).
+    """
+
+    uep_id: str
+    outcome: str
+    code: str
+    text: str
+    correlation_id: str
+
+
+class UepEnded(_Msg, frozen=True):
+    """Manager to relay: a user endpoint's process has ended. `code` is IDLE, STOPPED or an error code."""
+
+    uep_id: str
+    code: str
+    text: str
+    correlation_id: str
+
+
+class RunningUeps(_Msg, frozen=True):
+    """Manager to relay, after each welcome: every user endpoint that has a process on this host."""
+
+    uep_ids: list[str]
+
+
+class EndpointGone(_Msg, frozen=True):
+    """Relay to manager: this endpoint was deleted; stop its user endpoints and do not come back."""
+
+    text: str
+
+
+# --- user endpoint ----------------------------------------------------------------------------------
+
+
+class Join(_Msg, frozen=True):
+    """First message of a user endpoint's first link: spends the join token for the key of this link."""
+
+    protocol: int
+    uep_id: str
+    token: bytes
+
+
+class UepHello(_Msg, frozen=True):
+    """First message of a later link of an enrolled key. `held`: rows it still has and has not returned."""
+
+    protocol: int
+    uep_id: str
+    held: list[int]
+
+
+class UepWelcome(_Msg, frozen=True):
+    """Relay to user endpoint: joined, or welcome back."""
+
+    heartbeat_s: float
+    max_result_bytes: int
+
+
+class Credit(_Msg, frozen=True):
+    """User endpoint to relay: `grant` more tasks may be sent. A new link starts from zero."""
+
+    grant: int
+
+
+class FunctionItem(msgspec.Struct, frozen=True, array_like=True):
+    """A registered function's serialized code."""
+
+    function_id: str
+    code: bytes
+
+
+class TaskItem(msgspec.Struct, frozen=True, array_like=True):
+    """One task. `row` is the relay's integer key for it, used for everything that follows.
+
+    `resource_spec` is MessagePack (empty when there is none); `walltime_s` is 0 when there is none.
+    """
+
+    row: int
+    task_id: str
+    function_id: str
+    payload: bytes
+    resource_spec: bytes = b""
+    walltime_s: float = 0.0
+
+
+class Tasks(_Msg, frozen=True):
+    """Relay to user endpoint: run these. Functions it has not yet had on this link come with them."""
+
+    functions: list[FunctionItem]
+    tasks: list[TaskItem]
+
+
+class Started(_Msg, frozen=True):
+    """User endpoint to relay: workers have started these rows."""
+
+    rows: list[int]
+
+
+class ResultItem(msgspec.Struct, frozen=True, array_like=True):
+    """How one task ended. `code` is empty for success; then `payload` is the serialized value, else the
+    serialized exception (or empty, when `text` says it all). Times are seconds since the epoch."""
+
+    row: int
+    task_id: str
+    code: str
+    text: str
+    payload: bytes
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class Results(_Msg, frozen=True):
+    """User endpoint to relay: these ended. Repeated after a reconnect until ResultsDurable names them."""
+
+    items: list[ResultItem]
+
+
+class ResultsDurable(_Msg, frozen=True):
+    """Relay to user endpoint: these results are on disk (or were already): drop them from the spool."""
+
+    rows: list[int]
+
+
+class CancelTasks(_Msg, frozen=True):
+    """Relay to user endpoint: stop these rows; each still ends with a ResultItem."""
+
+    rows: list[int]
+
+
+class Returned(_Msg, frozen=True):
+    """User endpoint to relay: it has these rows, has not started them and will not: queue them again."""
+
+    rows: list[int]
+
+
+class Goodbye(_Msg, frozen=True):
+    """User endpoint to relay: it is ending on its own account (`IDLE`, `STOPPED`) and holds no task."""
+
+    code: str
+    text: str
+
+
+class StopUep(_Msg, frozen=True):
+    """Relay to user endpoint: end (after returning what has not started)."""
+
+    code: str
+    text: str
+
+
+ToRelay = (
+    Ping
+    | Pong
+    | ManagerHello
+    | StartAnswer
+    | UepEnded
+    | RunningUeps
+    | Join
+    | UepHello
+    | Credit
+    | Started
+    | Results
+    | Returned
+    | Goodbye
+)
+"""Every message that a peer may send the relay."""
+ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone
+"""Every message that the relay may send a manager."""
+ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | CancelTasks | StopUep
+"""Every message that the relay may send a user endpoint."""

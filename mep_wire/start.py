@@ -1,0 +1,64 @@
+"""The start request: what the relay signs, what the mapper verifies, what the user endpoint acts on.
+
+The signature covers the exact bytes of the encoded request. Those bytes are never re-encoded on the
+way: the mapper verifies them and hands them on inside `VerifiedStart`. Signing itself (Ed25519) and
+sealing (HPKE, RFC 9180) are done by the relay and the mapper; only the formats are declared here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mep_wire.identity import IdentitySet
+
+SIGNATURE_CONTEXT = b"mep start request v1\x00"
+"""Prefixed to the request's bytes before signing, so that no other signed thing can be taken for one."""
+SEAL_CONTEXT = b"mep join token v1\x00"
+"""HPKE `info`: prefix, followed by the user endpoint id in ASCII. Suite: DHKEM(X25519, HKDF-SHA256),
+HKDF-SHA256, ChaCha20Poly1305; the sealed text is enc || ciphertext as `cryptography` writes it."""
+EPOCH_BYTES = 16
+NONCE_BYTES = 16
+JOIN_TOKEN_BYTES = 32
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A relay's order to start (or show to be running) one user endpoint for one person.
+
+    Times are seconds since the epoch by the relay's clock. `epoch` is the value that the endpoint's
+    mapper drew at its start: a request for another epoch is refused.
+    """
+
+    endpoint_id: str
+    uep_id: str
+    identity_set: IdentitySet
+    user_endpoint_config: dict[str, Any]
+    user_runtime: dict[str, Any]
+    issued_at: float
+    expires_at: float
+    nonce: bytes
+    epoch: bytes
+    sealed_join_token: bytes
+    correlation_id: str
+
+
+class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the mapper writes into the sealed memfd that the user endpoint reads: the exact bytes the
+    relay signed, the opened join token, and the identity that decided the mapping."""
+
+    request: bytes
+    join_token: bytes
+    local_user: str
+    mapped_identity: dict[str, Any]
+    """`{"local": {"uname": ...}, "globus": {"id": ..., "username": ..., ...}}`, for templates."""
+
+
+def encode_start(request: StartRequest) -> bytes:
+    """Return the bytes that are signed."""
+    return msgspec.msgpack.encode(request)
+
+
+def decode_start(data: bytes) -> StartRequest:
+    """Return the request in `data`. Raises msgspec.DecodeError or msgspec.ValidationError."""
+    return msgspec.msgpack.decode(data, type=StartRequest)

@@ -1,0 +1,69 @@
+"""The contract of an engine: what runs a person's tasks inside their user endpoint.
+
+One engine is one file beside this one. The user endpoint's loop is a single thread over poll(2); an engine
+never blocks it and never calls it: it makes its descriptor readable and is then asked to `collect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mep_wire.messages import ResultItem
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTask:
+    """One task with its function's code. Bytes are as the SDK serialized them."""
+
+    row: int
+    task_id: str
+    function_id: str
+    function: bytes
+    payload: bytes
+    resource_spec: bytes
+    walltime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    """A worker has started the task of this row."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReturned:
+    """The engine has the task no more, it had not started, and nothing is known against it: queue it again."""
+
+    row: int
+
+
+Event = TaskStarted | TaskReturned | ResultItem
+"""What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem."""
+
+
+class Engine(Protocol):
+    """What every engine offers. All methods are called from the user endpoint's one thread."""
+
+    capacity: int
+    """How many tasks the engine wants to hold at once: running ones and enough waiting to keep workers busy."""
+
+    def start(self) -> None:
+        """Begin: start or be ready to start workers. Raises mep_wire.errors.EngineFailed."""
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable whenever `collect` has something."""
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        """Take these tasks. Never blocks; a task it cannot run ends in a ResultItem with a code."""
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End these tasks, queued or running; each still ends with an event. Unknown rows are ignored."""
+
+    def collect(self) -> list[Event]:
+        """Return what has happened since the last call, results in the order of their ends."""
+
+    def stop(self, grace_s: float) -> None:
+        """End every worker and block within about `grace_s` seconds. Called once, last."""
