@@ -182,7 +182,7 @@ class IdentityNotMapped(MepError):
 
 
 class IdentityAmbiguous(MepError):
-    """Your linked identities map to several local accounts at this site. Ask its administrators, with the correlation id."""
+    """Your linked identities map to several local accounts here. Ask the administrators, with the correlation id."""
 
     code = "IDENTITY_AMBIGUOUS"
     http_status = 403
