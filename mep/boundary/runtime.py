@@ -1,0 +1,101 @@
+"""What monitor and command line agree on in the runtime directory (/run/mep/NAME): file names and formats.
+
+Standard library only. The monitor writes; `mep start|stop|status` read, and trust the files because the
+directory belongs to root (or to the person, for a single-user endpoint).
+
+`monitor.pid`: one line `PID START`, START being field 22 (start time in clock ticks) of /proc/PID/stat, held
+under an exclusive flock(2) for the monitor's whole life, so that a stale file is told from a running monitor.
+`status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes.
+
+The resolver (`Resolved.resolver_argv`), which the monitor runs on SIGHUP: the monitor appends
+`--config-fd N --bundle-fd M`, two inherited memfds that it made with MFD_ALLOW_SEALING and has not sealed yet.
+The resolver writes the two documents there and exits 0, after which the monitor seals and checks them; or it
+exits with another status, having written the reason to standard error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PID_FILE = "monitor.pid"
+STATUS_FILE = "status.json"
+KEEPERS_DIR = "keepers"
+_MAX_STATUS_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorStatus:
+    """What a monitor says of itself. `state` is starting, up, stopping or failed; `problem` says why it failed."""
+
+    state: str
+    pid: int
+    started_at: float
+    """Seconds since the epoch."""
+    problem: str = ""
+    endpoint_id: str = ""
+    link_state: str = ""
+    """As in the manager's LinkStatus: connecting, up, down, refused or gone."""
+    link_detail: str = ""
+    mapping_loaded: str = ""
+    mapping_problem: str = ""
+    user_endpoints: list[dict[str, Any]] = field(default_factory=list)
+    """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`."""
+
+
+def write_status(directory: Path, status: MonitorStatus) -> None:
+    """Replace `status.json` atomically. Raises OSError."""
+    temporary = directory / f".{STATUS_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(asdict(status)) + "\n")
+    temporary.replace(directory / STATUS_FILE)
+
+
+def read_status(directory: Path) -> MonitorStatus | None:
+    """Return the last status written, or None where there is none that can be read."""
+    try:
+        with (directory / STATUS_FILE).open("rb") as file:
+            value = json.loads(file.read(_MAX_STATUS_BYTES))
+        return MonitorStatus(**{f.name: value[f.name] for f in fields(MonitorStatus) if f.name in value})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def pid_line(pid: int) -> str:
+    """Return the content of `monitor.pid` for process `pid`."""
+    return f"{pid} {start_ticks(pid)}\n"
+
+
+def running_monitor(directory: Path) -> int | None:
+    """Return the pid of the monitor that holds `monitor.pid`, or None where none runs."""
+    try:
+        descriptor = os.open(directory / PID_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _pid_of(os.read(descriptor, 64))
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _pid_of(line: bytes) -> int | None:
+    words = line.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return None
+    pid, started = int(words[0]), int(words[1])
+    return pid if start_ticks(pid) == started else None
