@@ -1,0 +1,55 @@
+# Every command installs what it needs first. Root gets the service environment (/opt/mep), anybody else one
+# in the checkout. PREFIX=DIR chooses another place.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+UID := $(shell id -u)
+PREFIX ?= $(if $(filter 0,$(UID)),/opt/mep,$(CURDIR)/.venv)
+BIN := $(PREFIX)/bin
+
+# Nothing may import the checkout in place of what is installed.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONSAFEPATH := 1
+# Pinned wheels; nothing asks a question.
+export PIP_NO_INPUT := 1
+
+.PHONY: help install test check lint types unit demo bench docs clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
+
+install: ## install into PREFIX (the other commands do it themselves)
+	@python3 packaging/install.py --prefix "$(PREFIX)"
+
+test: ## lint, types and every test
+	@python3 packaging/install.py --prefix "$(PREFIX)" --tests
+	@$(MAKE) lint types
+	@"$(BIN)/pytest"
+
+check: install ## the quick part of the tests: lint, types, unit
+	@$(MAKE) lint types unit
+
+lint:
+	@"$(BIN)/ruff" check --quiet .
+	@"$(BIN)/ruff" format --quiet --check .
+
+types:
+	@"$(BIN)/mypy" --no-error-summary
+
+unit:
+	@"$(BIN)/pytest" -q tests/unit
+
+demo: install ## the main job: two people's functions run as their own accounts
+	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/run.py
+
+bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
+	@PYTHONPATH="$(CURDIR)/demo:$(CURDIR)/benchmarks" "$(BIN)/python" benchmarks/run.py $(BENCH_ARGS)
+
+docs: install ## write the generated pages of docs/ anew
+	@"$(BIN)/python" docs/generate.py
+
+clean: ## remove what building and testing left in the checkout
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

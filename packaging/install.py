@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Installs MEP into one virtual environment: what `make install` runs. Standard library only.
+
+As root: a service environment (default /opt/mep) over an interpreter that every account can execute, with
+the system accounts the endpoint and the relay run as. Otherwise: an environment in the checkout, for
+single-user mode. Nothing is done twice: a stamp records what was installed from which sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
+ACCOUNTS = ("mep", "mep-idmap", "mep-relay")
+CANDIDATES = ("/usr/bin/python3", "/usr/bin/python3.13", "/usr/bin/python3.12", "/usr/bin/python3.11")
+OLDEST = (3, 11)
+STAMP = ".installed.json"
+LOCK = ".install.lock"
+CONSTRAINTS = ROOT / "packaging" / "constraints.txt"
+PROBE = (
+    "import sys, sysconfig, os; print(*sys.version_info[:2], os.path.realpath(sys.executable), os.__file__, sep='\\n')"
+)
+
+
+class CannotInstall(Exception):
+    """Why the installation stops, and what the person can do about it."""
+
+
+def say(text: str) -> None:
+    """Print one line of progress."""
+    print(f"install: {text}", flush=True)
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> None:
+    """Run a command, with nothing on its input; its output is shown only if it fails."""
+    done = subprocess.run(
+        [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=cwd
+    )
+    if done.returncode:
+        raise CannotInstall(f"{' '.join(map(str, argv))} failed:\n{done.stdout}{done.stderr}")
+
+
+# --- which interpreter ------------------------------------------------------------------------------
+
+
+def closed_to_others(path: Path) -> Path | None:
+    """Return the first part of `path` that other accounts cannot pass or read, or None."""
+    real = path.resolve()
+    for part in [*reversed(real.parents), real]:
+        mode = part.stat().st_mode
+        needed = stat.S_IXOTH if part != real else stat.S_IROTH | (stat.S_IXOTH if real.is_dir() else 0)
+        if mode & needed != needed:
+            return part
+    return None
+
+
+def probe(python: str) -> tuple[tuple[int, int], Path, Path] | None:
+    """Return version, real path and library directory of an interpreter, or None if it does not run."""
+    try:
+        done = subprocess.run([python, "-I", "-c", PROBE], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    if done.returncode:
+        return None
+    major, minor, real, library = done.stdout.splitlines()
+    return (int(major), int(minor)), Path(real), Path(library).parent
+
+
+def objection(python: str, *, shared: bool) -> str | None:
+    """Return why this interpreter will not do, or None. `shared`: other accounts must be able to execute it."""
+    found = probe(python)
+    if found is None:
+        return "it does not run"
+    version, real, library = found
+    if version < OLDEST:
+        return f"it is Python {version[0]}.{version[1]}; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+    if shared and (closed := closed_to_others(real) or closed_to_others(library)):
+        return f"other accounts cannot enter or read {closed}, and user endpoints run as other accounts"
+    return None
+
+
+def choose_python(*, shared: bool) -> str:
+    """Return the interpreter to build on. Raises CannotInstall saying what to do."""
+    if asked := os.environ.get("MEP_PYTHON"):
+        if why := objection(asked, shared=shared):
+            raise CannotInstall(f"MEP_PYTHON={asked} cannot be used: {why}.")
+        return asked
+    on_path = shutil.which("python3")
+    candidates = [*CANDIDATES, on_path] if shared else [on_path, *CANDIDATES]
+    objections = []
+    for python in dict.fromkeys(filter(None, candidates)):
+        if not Path(python).exists():
+            continue
+        why = objection(python, shared=shared)
+        if why is None:
+            return python
+        objections.append(f"  {python}: {why}")
+    raise CannotInstall(
+        "no usable Python 3.11 or newer was found:\n"
+        + "\n".join(objections)
+        + "\nInstall the system's own (Debian: apt-get install python3 python3-venv), or name one that every"
+        " account can execute: MEP_PYTHON=/path/to/python3 make install"
+    )
+
+
+# --- what the system must have ------------------------------------------------------------------------
+
+
+def can_make_venv(python: str) -> bool:
+    """Return whether this interpreter has venv and the pip it puts there (Debian splits them off)."""
+    argv = [python, "-I", "-c", "import venv, ensurepip"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+def apt_install(packages: list[str]) -> None:
+    """Install Debian packages, refreshing the package lists only if that is what is missing."""
+    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    say(f"apt-get install {' '.join(packages)}")
+    try:
+        run(*command)
+    except CannotInstall:
+        run("apt-get", "update", "-q")
+        run(*command)
+
+
+def missing_debian_packages(file: Path) -> list[str]:
+    """Return the packages listed in `file` that are not installed (none where there is no dpkg)."""
+    if not shutil.which("dpkg-query"):
+        return []
+    names = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
+    shown = ["dpkg-query", "-W", "-f", "${db:Status-Status}"]
+    return [
+        name
+        for name in filter(None, names)
+        if subprocess.run([*shown, name], capture_output=True, text=True, check=False).stdout != "installed"
+    ]
+
+
+def prepare_system(python: str, *, root: bool, tests: bool) -> None:
+    """See that venv works, and as root that Debian's packages and the system accounts are there."""
+    if not can_make_venv(python):
+        if not root or not shutil.which("apt-get") or not python.startswith("/usr/bin/"):
+            raise CannotInstall(
+                f"{python} cannot make virtual environments. On Debian, ask the administrator for:\n"
+                "  apt-get install python3-venv"
+            )
+        apt_install(["python3-venv"])
+    if not root:
+        return
+    lists = ["run-packages.txt", *(["test-packages.txt"] if tests else [])]
+    missing = [name for item in lists for name in missing_debian_packages(ROOT / "packaging" / item)]
+    if missing:
+        apt_install(missing)
+    for account in ACCOUNTS:
+        make_account(account)
+
+
+def make_account(name: str) -> None:
+    """Make a system account without login or home directory, unless it is there."""
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(name)
+        return
+    nologin = next((p for p in ("/usr/sbin/nologin", "/sbin/nologin") if Path(p).exists()), "/bin/false")
+    say(f"making the system account {name}")
+    homeless = ["--no-create-home", "--home-dir", "/nonexistent", "--shell", nologin]
+    run("useradd", "--system", "--user-group", *homeless, name)
+
+
+# --- the environment itself -----------------------------------------------------------------------------
+
+
+def digest(*paths: Path) -> str:
+    """Return a hash over names and contents of files and of directories' files."""
+    total = hashlib.sha256()
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            if "__pycache__" not in file.parts:
+                total.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode())
+                total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(prefix: Path) -> Iterator[None]:
+    """Hold the installation for this process alone: `make demo` and `make test` may start together."""
+    prefix.mkdir(parents=True, exist_ok=True)
+    with (prefix / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_stamp(prefix: Path) -> dict[str, str]:
+    """Return what was installed by the last run, or nothing."""
+    try:
+        stamp: dict[str, str] = json.loads((prefix / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp
+
+
+def empty(prefix: Path) -> None:
+    """Remove an environment that cannot be used any more, and only an environment."""
+    children = [child for child in prefix.iterdir() if child.name != LOCK]
+    if children and not (prefix / "pyvenv.cfg").exists():
+        raise CannotInstall(f"{prefix} is not a virtual environment and not empty: choose another PREFIX.")
+    for child in children:
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def make_venv(prefix: Path, python: str) -> None:
+    """Make the virtual environment anew over `python`."""
+    say(f"making {prefix} over {python}")
+    empty(prefix)
+    run(python, "-I", "-m", "venv", prefix)
+
+
+def requirements() -> list[str]:
+    """Return what the project needs to run, to be built and to be tested, from pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"].get("optional-dependencies", {})
+    return [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras.get("dev", [])]
+
+
+def install_dependencies(prefix: Path) -> None:
+    """Install the pinned dependencies."""
+    say("installing the pinned dependencies")
+    pip = [prefix / "bin" / "python", "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    run(*pip, "-c", CONSTRAINTS, *requirements())
+
+
+def install_project(prefix: Path) -> None:
+    """Install the project's own packages: a copy, never a reference to the checkout."""
+    say("installing mep")
+    python = prefix / "bin" / "python"
+    for leftover in prefix.glob("lib/python*/site-packages/mep-dev.pth"):
+        leftover.unlink()
+    with tempfile.TemporaryDirectory(prefix="mep-build-") as build:
+        for name in PACKAGES:
+            shutil.copytree(ROOT / name, Path(build, name), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "pyproject.toml", build)
+        pip = [python, "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+        run(*pip, "--no-build-isolation", "--force-reinstall", build)
+
+
+def open_to_everybody(prefix: Path) -> None:
+    """Compile every module (users cannot write .pyc files here) and let every account read and enter."""
+    python = prefix / "bin" / "python"
+    libraries = list(prefix.glob("lib/python*/site-packages"))
+    subprocess.run([python, "-I", "-m", "compileall", "-q", "-j", "0", *libraries], capture_output=True, check=False)
+    for top, _, files in os.walk(prefix):
+        for path in (Path(top), *(Path(top, name) for name in files)):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                continue
+            wanted = mode | 0o444 | (0o111 if stat.S_ISDIR(mode) or mode & 0o100 else 0)
+            if wanted != mode:
+                path.chmod(stat.S_IMODE(wanted))
+
+
+def install(prefix: Path, python: str) -> None:
+    """Bring the environment up to date with the checkout."""
+    found = probe(python)
+    assert found is not None
+    wanted = {
+        "python": f"{found[1]} {found[0]}",
+        "dependencies": digest(ROOT / "pyproject.toml", CONSTRAINTS),
+        "project": digest(ROOT / "pyproject.toml", *(ROOT / name for name in PACKAGES)),
+    }
+    with locked(prefix):
+        stamp = read_stamp(prefix)
+        if stamp == wanted:
+            return
+        (prefix / STAMP).unlink(missing_ok=True)
+        if stamp.get("python", wanted["python"]) != wanted["python"] or probe(str(prefix / "bin" / "python")) is None:
+            make_venv(prefix, python)
+            stamp = {}
+        if stamp.get("dependencies") != wanted["dependencies"]:
+            install_dependencies(prefix)
+        install_project(prefix)
+        open_to_everybody(prefix)
+        (prefix / STAMP).write_text(json.dumps(wanted))
+        say(f"{prefix} is ready")
+
+
+def main() -> int:
+    """Install, or say in one message why not and what to do."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prefix", type=Path, required=True, help="where the virtual environment goes")
+    parser.add_argument("--tests", action="store_true", help="as root: also what only the tests need")
+    options = parser.parse_args()
+    root = os.geteuid() == 0
+    os.umask(0o022)
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # useradd; absent after a plain su
+    prefix = options.prefix.absolute()
+    try:
+        python = choose_python(shared=root)
+        if sys.version_info < OLDEST:
+            os.execv(python, [python, *sys.argv])
+        if root and (closed := closed_to_others(_existing(prefix))):
+            raise CannotInstall(f"other accounts cannot enter {closed}: choose a PREFIX that they can, like /opt/mep.")
+        prepare_system(python, root=root, tests=options.tests)
+        install(prefix, python)
+    except CannotInstall as error:
+        print(f"install: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _existing(path: Path) -> Path:
+    return next(part for part in (path, *path.parents) if part.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
