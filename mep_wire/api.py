@@ -8,7 +8,7 @@ are opaque: bytes in MessagePack; in JSON a string, taken as its UTF-8 bytes, or
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -33,8 +33,18 @@ def opaque_from_text(text: str) -> bytes:
     return b64decode(text[len(B64_PREFIX) :], validate=True) if text.startswith(B64_PREFIX) else text.encode()
 
 
-Opaque = bytes | str
-"""In a body: bytes (MessagePack) or text (JSON)."""
+Opaque = Annotated[Any, msgspec.Meta(extra_json_schema={"type": "string"})]
+"""In a body: bytes (MessagePack) or text (JSON). msgspec has no union of the two: whoever decodes a body
+turns each into bytes with `opaque_bytes`."""
+
+
+def opaque_bytes(value: object) -> bytes:
+    """Return the bytes of an opaque field as decoded. Raises ValueError for anything but bytes or good text."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return opaque_from_text(value)
+    raise ValueError(f"expected text or bytes, got {type(value).__name__}")
 
 
 class FunctionBody(msgspec.Struct, kw_only=True):
@@ -137,9 +147,9 @@ class RegisterBody(msgspec.Struct, kw_only=True):
     high_assurance: bool = False
     admins: list[str] | None = None
     user_config_schema: dict[str, Any] | None = None
-    link_public_key: bytes | str = b""
+    link_public_key: Opaque = b""
     """The manager's CURVE public key: 32 bytes, or 40 characters of Z85 in JSON."""
-    unseal_public_key: bytes | str = b""
+    unseal_public_key: Opaque = b""
     """The mapper's X25519 public key for HPKE: 32 bytes, or 64 hexadecimal digits in JSON."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mep_wire.api import opaque_from_text, opaque_to_text
+from mep_wire.api import SubmitBody, opaque_bytes, opaque_from_text, opaque_to_text
 
 
 @given(st.binary())
@@ -20,3 +21,14 @@ def test_opaque_round_trip(data: bytes) -> None:
 def test_bad_base64_is_refused() -> None:
     with pytest.raises(ValueError, match=r"(?i)base64|padding|only"):
         opaque_from_text("b64:***")
+
+
+def test_opaque_fields_decode_from_both_formats() -> None:
+    packed = msgspec.msgpack.decode(msgspec.msgpack.encode({"tasks": {"f": [b"\xff"]}}), type=SubmitBody)
+    text = msgspec.json.decode(b'{"tasks": {"f": ["b64:/w=="]}}', type=SubmitBody)
+    assert opaque_bytes(packed.tasks["f"][0]) == opaque_bytes(text.tasks["f"][0]) == b"\xff"
+
+
+def test_an_opaque_field_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected text or bytes"):
+        opaque_bytes(7)
