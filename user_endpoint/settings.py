@@ -1,0 +1,302 @@
+"""What a rendered template says: every option of a user endpoint and its engine, declared once.
+
+Names and defaults are those of Globus Compute's endpoint configuration, so that a site's template works
+unchanged. Imports msgspec alone, since every user endpoint pays for it. The document comes from
+`user_endpoint.render`, already rendered; nothing in it is trusted to have the right shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+MINIMUM_HEARTBEAT_S = 5.0
+
+NOT_APPLICABLE = frozenset(
+    {
+        "amqp_port",
+        "authentication_policy",
+        "detach_endpoint",
+        "environment",
+        "heartbeat_threshold",
+        "high_assurance",
+        "local_compute_services",
+        "log_dir",
+        "multi_user",
+        "stderr",
+        "stdout",
+        "subscription_id",
+    }
+)
+"""Keys of a Globus Compute configuration that mean nothing here: accepted, and named in a warning."""
+
+
+class SettingsInvalid(Exception):
+    """{path}: {reason}. `path` is the key's place in the document, e.g. engine.provider.walltime."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}" if path else reason)
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class AddressSettings(_Section, frozen=True):
+    """How to find the address at which workers reach the user endpoint's host."""
+
+    type: Literal["address_by_interface", "address_by_hostname", "address_by_route"]
+    ifname: str | None = None
+    """Network interface, for address_by_interface."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where `ifname` is missing or has no meaning."""
+        if (self.type == "address_by_interface") != (self.ifname is not None):
+            raise ValueError("`ifname` belongs to address_by_interface, which needs it")
+
+
+class JobStatusSettings(_Section, frozen=True):
+    """When blocks are added and removed."""
+
+    max_idletime: Seconds = 120.0
+    """Seconds for which a block above min_blocks may be idle before it is ended."""
+    strategy_period: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """Seconds between two looks at how many blocks are wanted."""
+
+
+class StrategySettings(_Section, frozen=True):
+    """The older way to say when blocks are removed."""
+
+    type: Literal["SimpleStrategy"] = "SimpleStrategy"
+    max_idletime: Seconds = 300.0
+    interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    threshold: NonNegative = 20
+
+
+class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
+    """Tasks run in worker processes on the user endpoint's own host."""
+
+    label: str = "ProcessPoolEngine"
+    max_workers: Count | None = None
+    """Worker processes; as many as there are processors where it is not given."""
+    max_retries_on_system_failure: NonNegative = 0
+
+
+class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
+    """Tasks run in threads of one process on the user endpoint's own host; a running one cannot be killed."""
+
+    label: str = "ThreadPoolEngine"
+    max_workers: Count | None = None
+    """Threads; as many as there are processors where it is not given."""
+    max_retries_on_system_failure: NonNegative = 0
+
+
+class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
+    """Tasks run in blocks of workers that a Parsl provider starts: Parsl's HighThroughputExecutor."""
+
+    label: str = "GlobusComputeEngine"
+    provider: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "LocalProvider"})
+    """A Parsl provider: `type` and the keyword arguments of that class; `launcher` likewise."""
+    nodes_per_block: Count | None = None
+    """The provider's nodes_per_block, where the provider's own mapping does not say it."""
+    worker_init: str | None = None
+    """The provider's worker_init, where the provider's own mapping does not say it."""
+    address: str | AddressSettings | None = None
+    """Address at which workers reach this host; all of its addresses are offered where it is not given."""
+    loopback_address: str = "127.0.0.1"
+    worker_port: Port | None = None
+    worker_port_range: tuple[Port, Port] | None = None
+    """Ports workers connect to; one outside the kernel's ephemeral range where it is not given."""
+    interchange_port_range: tuple[Port, Port] | None = None
+    cores_per_worker: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    mem_per_worker: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Gigabytes of memory for each worker."""
+    max_workers_per_node: Count | None = None
+    cpu_affinity: str = "none"
+    """none, block, alternating, block-reverse, or list:0-3:4-7 with one part for each worker."""
+    available_accelerators: NonNegative | list[int | str] = msgspec.field(default_factory=list)
+    """Accelerators to which workers are pinned: how many, or their names."""
+    prefetch_capacity: NonNegative | None = None
+    """Tasks a node may hold beyond its workers. Where it is not given: 0 while more than one node can
+    run, since the first node would otherwise take tasks that an idle one could run."""
+    max_retries_on_system_failure: NonNegative = 0
+    """Times a task that was lost with its worker or node is run again."""
+    strategy: Literal["simple", "htex_auto_scale", "none"] | StrategySettings | None = None
+    """How blocks are removed: simple keeps them while there are tasks; none keeps them always."""
+    job_status_kwargs: JobStatusSettings = msgspec.field(default_factory=JobStatusSettings)
+    heartbeat_period: Count = 30
+    """Seconds between heartbeats of nodes, and between looks for dead workers."""
+    heartbeat_threshold: Count = 120
+    """Seconds without a heartbeat after which a node is taken for lost."""
+    drain_period: Count | None = None
+    """Seconds after its start at which a node takes no more tasks."""
+    address_probe_timeout: Count | None = None
+    encrypted: bool = True
+    """Encrypt between user endpoint and workers. A multi-user endpoint refuses false."""
+    worker_debug: bool = False
+    worker_logdir_root: str | None = None
+    working_dir: str | None = None
+    """Directory in which workers run, relative to the user endpoint's run directory."""
+    launch_cmd: str | None = None
+    """Command that starts a node's workers, in place of the built-in one. Parsl's placeholders apply."""
+    block_start_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    """Seconds that a running block may take to register its workers before it is taken for broken."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the provider is not one."""
+        if not isinstance(self.provider.get("type"), str):
+            raise ValueError("`provider` needs a `type`, e.g. LocalProvider or SlurmProvider")
+        if self.cpu_affinity not in ("none", "block", "alternating", "block-reverse") and not re.fullmatch(
+            r"list(:[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)+", self.cpu_affinity
+        ):
+            raise ValueError("`cpu_affinity` is none, block, alternating, block-reverse or list:0-3:4-7")
+
+
+EngineSettings = ProcessPoolEngine | ThreadPoolEngine | GlobusComputeEngine
+"""Every engine a template may name in engine.type."""
+
+
+class UepSettings(_Section, frozen=True):
+    """The whole of a rendered template."""
+
+    engine: EngineSettings
+    display_name: str | None = None
+    debug: bool = False
+    heartbeat_period: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """Seconds: the unit in which the two limits below count. At least 5."""
+    idle_heartbeats_soft: NonNegative = 0
+    """Periods without a task or unsent result after which the user endpoint ends; 0 for never."""
+    idle_heartbeats_hard: NonNegative = 5760
+    """Periods in which nothing moved after which it ends even if tasks are outstanding (only if soft is not 0)."""
+    allowed_functions: list[str] | None = None
+    """Ids of the only functions this user endpoint runs; None for any."""
+    endpoint_setup: str | None = None
+    """Shell commands run before the engine starts."""
+    endpoint_teardown: str | None = None
+    """Shell commands run after the engine has stopped."""
+    not_applicable: tuple[str, ...] = ()
+    """Keys the template sets that mean nothing here, for a warning."""
+
+    @property
+    def period_s(self) -> float:
+        """The heartbeat period in seconds, no shorter than the minimum."""
+        return max(MINIMUM_HEARTBEAT_S, self.heartbeat_period)
+
+    @property
+    def idle_soft_s(self) -> float | None:
+        """Seconds of idleness after which to end, or None for never."""
+        return self.idle_heartbeats_soft * self.period_s or None
+
+    @property
+    def idle_hard_s(self) -> float | None:
+        """Seconds without movement after which to end even with tasks outstanding, or None for never."""
+        return self.idle_heartbeats_hard * self.period_s or None if self.idle_heartbeats_soft else None
+
+
+_ENGINES: dict[str, type[msgspec.Struct]] = {
+    "ProcessPoolEngine": ProcessPoolEngine,
+    "ThreadPoolEngine": ThreadPoolEngine,
+    "GlobusComputeEngine": GlobusComputeEngine,
+}
+
+
+def settings_from(document: object) -> UepSettings:
+    """Return the settings in a rendered document. Keys that are null count as not given.
+
+    Raises SettingsInvalid, naming the key's path and what is accepted there.
+    """
+    if not isinstance(document, Mapping):
+        raise SettingsInvalid("", "the configuration is not a mapping of keys to values")
+    if strange := [key for key in document if not isinstance(key, str)]:
+        raise SettingsInvalid(str(strange[0]), "a key must be text")
+    plain = _without_nulls(document)
+    if "not_applicable" in plain:
+        raise SettingsInvalid("not_applicable", "unknown key")
+    ignored = tuple(sorted(NOT_APPLICABLE & plain.keys()))
+    kept = {key: value for key, value in plain.items() if key not in NOT_APPLICABLE}
+    _check_engine_type(kept)
+    _check_walltime(kept)
+    try:
+        return msgspec.convert({**kept, "not_applicable": ignored}, UepSettings)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), kept) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _check_engine_type(document: Mapping[str, Any]) -> None:
+    engine = document.get("engine")
+    if engine is None:
+        raise SettingsInvalid("engine", f"missing; give one of type {', '.join(_ENGINES)}")
+    if not isinstance(engine, Mapping):
+        raise SettingsInvalid("engine", "is not a mapping with a `type`")
+    kind = engine.get("type")
+    if not isinstance(kind, str) or kind not in _ENGINES:
+        raise SettingsInvalid("engine.type", f"{kind!r} is not one of {', '.join(_ENGINES)}")
+
+
+def _check_walltime(document: Mapping[str, Any]) -> None:
+    """Raises SettingsInvalid for a walltime that YAML 1.1 has read as a number."""
+    provider = document["engine"].get("provider")
+    if isinstance(provider, Mapping) and isinstance(walltime := provider.get("walltime"), int | float):
+        raise SettingsInvalid(
+            "engine.provider.walltime",
+            f"is the number {walltime}; YAML reads an unquoted 10:30:00 as a number of base 60. Write it in quotes",
+        )
+
+
+def _explained(message: str, document: Mapping[str, Any]) -> SettingsInvalid:
+    """Turn msgspec's sentence into the key's path, the reason and, for an unknown key, the nearest known one."""
+    reason, _, place = message.partition(" - at `$")
+    path = place.rstrip("`").lstrip(".").replace("[...]", "")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
+    if unknown:
+        key = unknown.group(1)
+        return SettingsInvalid(_joined(path, key), unknown_key_reason(key, _known_keys(path, document)))
+    if place.startswith("key` in `$"):
+        return SettingsInvalid(place.removeprefix("key` in `$").strip("`.") or "", "a key must be text")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
+    if missing:
+        return SettingsInvalid(_joined(path, missing.group(1)), "missing")
+    return SettingsInvalid(path, reason)
+
+
+def _joined(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _known_keys(path: str, document: Mapping[str, Any]) -> tuple[str, ...]:
+    sections: dict[str, type[msgspec.Struct]] = {
+        "": UepSettings,
+        "engine": _ENGINES[document["engine"]["type"]],
+        "engine.address": AddressSettings,
+        "engine.job_status_kwargs": JobStatusSettings,
+        "engine.strategy": StrategySettings,
+    }
+    section = sections.get(path)
+    if section is None:
+        return ()
+    fields = [field for field in section.__struct_fields__ if field != "not_applicable"]
+    return tuple(fields if path != "engine" else ["type", *fields])
+
+
+def unknown_key_reason(key: str, known: tuple[str, ...]) -> str:
+    """Return a sentence about an unknown key that names the nearest known one and all that are accepted."""
+    import difflib  # only a refusal needs it
+
+    near = [name for name in known if name.startswith(key)] or difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"unknown key{hint} Accepted: {', '.join(known)}"
