@@ -1,0 +1,30 @@
+"""MEP's SDK: what researchers import to run functions on a site's machines.
+
+`from mep_sdk import Executor, Client`. Names are loaded when first asked for, so that a worker which needs only
+the task runner imports nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mep_sdk.client import Client
+    from mep_sdk.executor import Executor
+
+__version__ = "0.1.0"
+__all__ = ["Client", "Executor"]
+
+_HOMES = {"Client": "mep_sdk.client", "Executor": "mep_sdk.executor"}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,91 @@
+"""Run one task: bytes in, bytes out. What every engine's worker calls.
+
+The function is the person's own code and runs as the person; nothing it does, short of ending the process,
+gets past `run_task`. Imports stay light: a worker that only runs plain functions imports neither
+cloudpickle nor anything that holds a socket.
+"""
+
+from __future__ import annotations
+
+import linecache
+import pathlib
+
+import msgspec
+
+from mep_sdk import serialize
+from mep_sdk.functions import LoadedFunction, load_function
+from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
+
+_MAX_CACHED = 256
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a task ended. `code` is empty for success; then `payload` is the serialized value, else the serialized
+    exception where there is one. `text` is what the person reads."""
+
+    code: str
+    text: str
+    payload: bytes
+
+
+FunctionCache = dict[bytes, LoadedFunction]
+"""Functions that a worker has loaded, by their bytes. Pass the same one to every `run_task` of a worker."""
+
+
+def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: FunctionCache | None = None) -> Outcome:
+    """Call the serialized function with the serialized arguments and return how it ended. Never raises.
+
+    Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
+    DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
+    """
+    try:
+        loaded = _load(function, cache)
+        args, kwargs = serialize.load_arguments(payload)
+    except MepError as error:
+        return Outcome(error.code, error.text, b"")
+    except BaseException as error:  # noqa: BLE001 - imports run the person's modules, which may even exit
+        unloadable = FunctionUnloadable(reason=serialize.failure_text(error))
+        return Outcome(unloadable.code, unloadable.text, b"")
+    try:
+        value = loaded.call(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
+        return _failed(loaded, error, max_result_bytes)
+    return _returned(value, max_result_bytes)
+
+
+def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
+    if cache is None:
+        return load_function(function)
+    loaded = cache.get(function)
+    if loaded is None:
+        if len(cache) >= _MAX_CACHED:
+            cache.clear()
+        loaded = cache[function] = load_function(function)
+    return loaded
+
+
+def _returned(value: object, max_result_bytes: int) -> Outcome:
+    try:
+        payload = serialize.serialize_result(value)
+    except BaseException as error:  # noqa: BLE001 - the value's own pickling code runs here
+        unserializable = ResultUnserializable(reason=serialize.failure_text(error))
+        return Outcome(unserializable.code, unserializable.text, b"")
+    if len(payload) > max_result_bytes:
+        too_large = ResultTooLarge(size=len(payload), limit=max_result_bytes)
+        return Outcome(too_large.code, too_large.text, b"")
+    return Outcome("", "", payload)
+
+
+def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:
+    _show_source(loaded)
+    # A worker's frame of run_task is no news to the person: their own call comes first.
+    data = serialize.serialize_exception(error, skip_frames=1, max_bytes=min(max_result_bytes, 1 << 20))
+    return Outcome(TaskFailed.code, serialize.failure_text(error), data)
+
+
+def _show_source(loaded: LoadedFunction) -> None:
+    """Let tracebacks show the function's lines, which are in a file on the person's own machine."""
+    if not loaded.source or pathlib.Path(loaded.filename).exists():
+        return
+    lines = [""] * (loaded.first_line - 1) + loaded.source.splitlines(keepends=True)
+    linecache.cache[loaded.filename] = (len(loaded.source), None, lines, loaded.filename)
