@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def _docs_of_members(kind: type[enum.IntEnum]) -> dict[str, str]:
     """Return the string that follows each member in the source, which Python itself does not keep."""
     lines = inspect.getsource(kind).splitlines()
     found = {}
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         name, equals, _ = line.strip().partition(" = ")
         if equals and following.strip().startswith('"""'):
             found[name] = following.strip().strip('"')
