@@ -104,11 +104,16 @@ class EndpointGone(_Msg, frozen=True):
 
 
 class Join(_Msg, frozen=True):
-    """First message of a user endpoint's first link: spends the join token for the key of this link."""
+    """First message of a user endpoint's first link: spends the join token for the key of this link.
+
+    `held`: rows whose results an earlier process of the same user endpoint left on its disk; the Results
+    follow. Of what that process had, everything else that had started is lost.
+    """
 
     protocol: int
     uep_id: str
     token: bytes
+    held: list[int] = []
 
 
 class UepHello(_Msg, frozen=True):

@@ -1,20 +1,24 @@
 """The contract of an engine: what runs a person's tasks inside their user endpoint.
 
 One engine is one file beside this one. The user endpoint's loop is a single thread over poll(2); an engine
-never blocks it and never calls it: it makes its descriptor readable and is then asked to `collect`.
+never blocks it and never calls it: it makes its descriptor readable and is then asked to `collect`. While
+tasks are held, `collect` is also called at least every TICK_S, so that an engine may keep deadlines there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from mep_wire.messages import ResultItem
 
+TICK_S: Final = 0.25
+"""Longest time between two calls of `collect` while the engine holds a task."""
 
-@dataclass(frozen=True, slots=True)
-class EngineTask:
+
+class EngineTask(msgspec.Struct, frozen=True):
     """One task with its function's code. Bytes are as the SDK serialized them."""
 
     row: int
@@ -26,15 +30,13 @@ class EngineTask:
     walltime_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class TaskStarted:
+class TaskStarted(msgspec.Struct, frozen=True):
     """A worker has started the task of this row."""
 
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskReturned:
+class TaskReturned(msgspec.Struct, frozen=True):
     """The engine has the task no more, it had not started, and nothing is known against it: queue it again."""
 
     row: int
@@ -47,8 +49,12 @@ Event = TaskStarted | TaskReturned | ResultItem
 class Engine(Protocol):
     """What every engine offers. All methods are called from the user endpoint's one thread."""
 
-    capacity: int
-    """How many tasks the engine wants to hold at once: running ones and enough waiting to keep workers busy."""
+    @property
+    def capacity(self) -> int:
+        """How many tasks the engine wants to hold at once: running ones and enough waiting to keep workers busy.
+
+        May change at any time, with what the engine learns about the length of tasks; an attribute will do.
+        """
 
     def start(self) -> None:
         """Begin: start or be ready to start workers. Raises mep_wire.errors.EngineFailed."""
@@ -64,6 +70,9 @@ class Engine(Protocol):
 
     def collect(self) -> list[Event]:
         """Return what has happened since the last call, results in the order of their ends."""
+
+    def drain(self) -> None:
+        """Start nothing more: every task that has not started comes back as a TaskReturned, running ones go on."""
 
     def stop(self, grace_s: float) -> None:
         """End every worker and block within about `grace_s` seconds. Called once, last."""
