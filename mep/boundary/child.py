@@ -1,0 +1,64 @@
+"""How the monitor's two lasting children, manager and mapper, begin: who they must be, what they inherit, how they log.
+
+Standard library only. Called first thing by mep/manager/main.py and mep/mapper/main.py, which run as
+`python -I -m ...` with descriptor 3 the channel, 4 their section on a sealed memfd, 5 their secret key.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import TypeVar
+
+from mep.boundary.channel import Channel
+from mep.boundary.memfd import read_sealed
+from mep.boundary.resolved import MAX_RESOLVED_BYTES, ManagerSection, MapperSection, read_section
+
+CHANNEL_DESCRIPTOR, SECTION_DESCRIPTOR, SECRET_DESCRIPTOR = 3, 4, 5
+SECRET_BYTES = 32
+_PR_SET_DUMPABLE = 4
+_Section = TypeVar("_Section", ManagerSection, MapperSection)
+
+
+def refuse_root(process: str) -> None:
+    """End this process unless it has no trace of root: real, effective and saved ids, and every group."""
+    if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
+        sys.exit(f"{process}: refuses to run as root: the monitor starts it as its own account")
+
+
+def forbid_core_and_ptrace() -> None:
+    """Make this process not dumpable: no core file, no ptrace and no /proc/PID/mem for its own account."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+
+
+def ignore_terminal_signals() -> None:
+    """Leave Ctrl-C and hang-ups to the monitor, which ends its children in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def take_channel(*, blocking: bool) -> Channel:
+    """Return the channel to the monitor."""
+    return Channel.from_descriptor(CHANNEL_DESCRIPTOR, blocking=blocking)
+
+
+def take_section(cls: type[_Section]) -> _Section:
+    """Return this process's configuration and close its descriptor. Raises ConfigRefused, NotSealed."""
+    data = read_sealed(SECTION_DESCRIPTOR, MAX_RESOLVED_BYTES)
+    os.close(SECTION_DESCRIPTOR)
+    return read_section(cls, data)
+
+
+def take_secret() -> bytes:
+    """Return the 32 bytes of this process's secret key and close its descriptor. Raises ValueError, OSError."""
+    try:
+        secret = os.read(SECRET_DESCRIPTOR, SECRET_BYTES + 1)
+    finally:
+        os.close(SECRET_DESCRIPTOR)
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"the key on descriptor {SECRET_DESCRIPTOR} has {len(secret)} bytes, not {SECRET_BYTES}")
+    return secret

@@ -1,0 +1,56 @@
+"""Log lines of the endpoint's processes: `UTC-time level process[pid]: text key=value` on standard error.
+
+Standard library only, no threads, no handlers. Foreign text in a field cannot forge a line or a field: what is
+not plain is written as a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@+,%*")
+
+
+def field_text(value: object) -> str:
+    """Return `value` as it stands after `key=`."""
+    text = str(value)
+    return text if text and _PLAIN.issuperset(text) else json.dumps(text)
+
+
+class Log:
+    """The log of one process."""
+
+    def __init__(self, process: str, level: str = "INFO") -> None:
+        self._process = process
+        self._threshold = LEVELS.index(level) if level in LEVELS else LEVELS.index("INFO")
+
+    def debug(self, text: str, /, **fields: object) -> None:
+        """Write for developers."""
+        self._write("DEBUG", text, fields)
+
+    def info(self, text: str, /, **fields: object) -> None:
+        """Write what happened."""
+        self._write("INFO", text, fields)
+
+    def warning(self, text: str, /, **fields: object) -> None:
+        """Write what an administrator may want to look at."""
+        self._write("WARNING", text, fields)
+
+    def error(self, text: str, /, **fields: object) -> None:
+        """Write what an administrator must look at."""
+        self._write("ERROR", text, fields)
+
+    def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
+        if LEVELS.index(level) < self._threshold:
+            return
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        words = [f"{key}={field_text(value)}" for key, value in fields.items()]
+        line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", flat, *words])
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

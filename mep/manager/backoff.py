@@ -1,0 +1,28 @@
+"""How long to wait before the next attempt: doubling, with jitter, up to a limit. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+FIRST_S, LIMIT_S = 0.5, 30.0
+
+
+class Backoff:
+    """One sequence of waits. Half of each is random, so that a relay's restart does not meet all at once."""
+
+    def __init__(
+        self, first_s: float = FIRST_S, limit_s: float = LIMIT_S, draw: Callable[[], float] = random.random
+    ) -> None:
+        self._first_s, self._limit_s, self._draw = first_s, limit_s, draw
+        self._next_s = first_s
+
+    def next_s(self) -> float:
+        """Return the next wait in seconds."""
+        base = self._next_s
+        self._next_s = min(self._limit_s, base * 2)
+        return base * (0.5 + 0.5 * self._draw())
+
+    def reset(self) -> None:
+        """Begin again: the last attempt worked."""
+        self._next_s = self._first_s

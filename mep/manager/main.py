@@ -1,0 +1,34 @@
+"""The manager's start: runs as the system account mep (single-user: the owner), never as root.
+
+It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, its CURVE secret
+key; one outbound TCP connection to the relay. It decides nothing: what a start request means is the mapper's,
+and whether it is carried out the monitor's. It trusts the relay for the link alone.
+"""
+
+from __future__ import annotations
+
+from mep.boundary.child import (
+    forbid_core_and_ptrace,
+    ignore_terminal_signals,
+    refuse_root,
+    take_channel,
+    take_secret,
+    take_section,
+)
+from mep.boundary.log import Log
+from mep.boundary.resolved import ManagerSection
+
+
+def main() -> None:
+    """Run until the monitor closes the channel or says Shutdown."""
+    refuse_root("manager")
+    forbid_core_and_ptrace()
+    ignore_terminal_signals()
+    section = take_section(ManagerSection)
+    secret = take_secret()
+    log = Log("manager", section.log_level)
+
+    # Imported only now, so that no library runs before the process has checked what it is.
+    from mep.manager.service import Manager
+
+    Manager(section, secret, take_channel(blocking=False), log).run()

@@ -1,0 +1,360 @@
+"""The manager's loop: one thread between the relay's link and the monitor's channel.
+
+Trusts neither side with more than its messages: a frame from the relay that cannot be decoded is logged and
+dropped, and a message that the monitor may not send ends this process. `start_endpoint` here faces
+`answer_start_endpoint` in the monitor. Called by mep/manager/main.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+import socket
+import time
+
+import msgspec
+import zmq
+
+from mep import __version__
+from mep.boundary.channel import Channel, clip
+from mep.boundary.log import Log
+from mep.boundary.memfd import sealed_memfd
+from mep.boundary.messages import (
+    EndpointEnded,
+    EndpointRunning,
+    LinkStatus,
+    ManagerReady,
+    MapperEpoch,
+    Message,
+    Outcome,
+    Shutdown,
+    StartAnswered,
+    StartEndpoint,
+    StopAll,
+)
+from mep.boundary.resolved import ManagerSection
+from mep.errors import BoundaryViolation
+from mep.manager.backoff import Backoff
+from mep.manager.link import Link, LinkEvent
+from mep.manager.outbox import Outbox
+from mep_wire import PROTOCOL_VERSION, messages
+from mep_wire.codec import decode_to_manager, encode
+from mep_wire.errors import LinkMessageInvalid, SiteBusy, StartRequestRefused
+from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
+
+MAX_PENDING = 1024
+"""Start requests that the monitor has not answered yet; further ones are `unavailable` for the moment."""
+GREETING_S = 15.0
+"""How long connecting and greeting may take together."""
+REFUSED_RETRY_S = 300.0
+"""The wait after a final refusal: an administrator has to act, and a relay may be mended without us."""
+CLOCK_SKEW_WARN_S = 5.0
+SHUTDOWN_LINGER_MS = 500
+
+
+class State(enum.StrEnum):
+    """Where the link is. The values are what `mep status` shows."""
+
+    DOWN = "down"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    UP = "up"
+    REFUSED = "refused"
+    GONE = "gone"
+
+
+class Manager:
+    """The manager of one endpoint."""
+
+    def __init__(self, section: ManagerSection, secret: bytes, channel: Channel, log: Log) -> None:
+        self._section = section
+        self._secret = secret
+        self._server_key = bytes.fromhex(section.relay_link_key)
+        self._channel = channel
+        self._log = log
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._poller.register(channel.fileno(), zmq.POLLIN)
+        self._link: Link | None = None
+        self._state = State.DOWN
+        self._status: LinkStatus | None = None
+        self._backoff = Backoff()
+        self._outbox = Outbox()
+        self._epoch = b""
+        self._running: set[str] = set()
+        self._pending: dict[int, str] = {}
+        self._refs = itertools.count(1)
+        self._deadline = 0.0  # of the state: next attempt, end of greeting, or the peer taken for dead
+        self._heartbeat_s = HEARTBEAT_S
+        self._next_ping = 0.0
+        self._ended = False
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the monitor goes away or says Shutdown."""
+        self._tell(ManagerReady(version=__version__))
+        try:
+            while not self._ended:
+                self._poller.poll(self._wait_ms())
+                self._take_channel()
+                self._take_link()
+                self._tick(time.monotonic())
+        finally:
+            self._close_link(SHUTDOWN_LINGER_MS)
+            self._context.term()
+
+    def _wait_ms(self) -> int:
+        if not self._epoch or self._state is State.GONE:
+            return -1
+        wake = min(self._deadline, self._next_ping) if self._state is State.UP else self._deadline
+        if self._status is not None:
+            wake = min(wake, time.monotonic() + 0.5)
+        return max(0, int((wake - time.monotonic()) * 1000) + 1)
+
+    def _tick(self, now: float) -> None:
+        self._flush_status()
+        if not self._epoch or self._ended:
+            return
+        if self._state is State.UP:
+            if now >= self._next_ping:
+                self._next_ping = now + self._heartbeat_s
+                self._send(messages.Ping(sent_at=now))
+            if now < self._deadline:
+                self._flush_outbox(now)
+        if now < self._deadline or self._state is State.GONE:
+            return
+        if self._state in {State.DOWN, State.REFUSED}:
+            self._connect(now)
+        elif self._state is State.UP:
+            self._lose_link(f"nothing heard for {LINK_DEAD_S:g} s", now)
+        else:
+            self._lose_link("no answer in time", now)
+
+    # --- the link's life ------------------------------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        address = self._section.relay_link_address
+        self._enter(State.CONNECTING, address, now + GREETING_S)
+        try:
+            self._link = Link(self._context, address, self._server_key, self._secret)
+        except zmq.ZMQError as error:
+            self._lose_link(str(error), now)
+            return
+        self._poller.register(self._link.socket, zmq.POLLIN)
+        self._poller.register(self._link.monitor, zmq.POLLIN)
+
+    def _close_link(self, linger_ms: int = 0) -> None:
+        if self._link is None:
+            return
+        self._poller.unregister(self._link.socket)
+        self._poller.unregister(self._link.monitor)
+        self._link.close(linger_ms)
+        self._link = None
+
+    def _lose_link(self, reason: str, now: float, wait_s: float | None = None) -> None:
+        self._close_link()
+        self._outbox.link_lost()
+        final = wait_s is not None
+        wait = self._backoff.next_s() if wait_s is None else wait_s
+        address = self._section.relay_link_address
+        what = "refused this endpoint" if final else "unreachable"
+        self._log.warning(f"relay {address} {what}, next try in {wait:.1f} s", reason=reason)
+        detail = f"relay {address}: {reason}; next try in {wait:.0f} s"
+        self._enter(State.REFUSED if final else State.DOWN, detail, now + wait)
+
+    def _enter(self, state: State, detail: str, deadline: float) -> None:
+        self._state, self._deadline = state, deadline
+        self._status = LinkStatus(state=state.value, detail=clip(detail, 1024))
+        self._flush_status()
+
+    def _take_link(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        for event, reason in link.events():
+            if event is LinkEvent.UP:
+                self._greet(time.monotonic())
+            else:
+                # Take what the relay said last (why it refuses us) before letting go.
+                self._take_frames(link)
+                if self._link is link:
+                    self._lose_link(reason, time.monotonic())
+                return
+        self._take_frames(link)
+
+    def _take_frames(self, link: Link) -> None:
+        while self._link is link and (frame := link.receive()) is not None:
+            try:
+                message = decode_to_manager(frame)
+            except LinkMessageInvalid as error:
+                self._log.warning("a message of the relay was dropped", reason=error.text)
+                continue
+            self._take_relay_message(message, time.monotonic())
+
+    def _greet(self, now: float) -> None:
+        self._enter(State.GREETING, self._section.relay_link_address, now + GREETING_S)
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._send(
+            messages.ManagerHello(
+                protocol=PROTOCOL_VERSION,
+                endpoint_id=self._section.endpoint_id,
+                epoch=self._epoch,
+                version=__version__,
+                hostname=socket.gethostname(),
+            )
+        )
+
+    def _send(self, message: messages.ToRelay) -> bool:
+        return self._link is not None and self._link.send(encode(message))
+
+    def _flush_outbox(self, now: float) -> None:
+        while (message := self._outbox.peek()) is not None and self._send(message):
+            self._outbox.sent(now)
+
+    # --- from the relay -------------------------------------------------------------------------------
+
+    def _take_relay_message(self, message: messages.ToManager, now: float) -> None:
+        if self._state is State.UP:
+            self._deadline = now + LINK_DEAD_S
+        match message:
+            case messages.Ping():
+                self._send(messages.Pong(sent_at=message.sent_at))
+            case messages.Pong():
+                self._outbox.proven(min(message.sent_at, now))
+            case messages.ManagerWelcome():
+                self._welcomed(message, now)
+            case messages.SignedStart():
+                self._start_endpoint(message)
+            case messages.Refused():
+                reason = f"{message.code}: {message.text}"
+                self._lose_link(reason, now, REFUSED_RETRY_S if message.final else None)
+            case messages.EndpointGone():
+                self._endpoint_gone(message.text)
+
+    def _welcomed(self, welcome: messages.ManagerWelcome, now: float) -> None:
+        skew = time.time() - welcome.relay_time
+        if abs(skew) > CLOCK_SKEW_WARN_S:
+            self._log.warning("the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
+        if self._state is not State.UP:
+            self._log.info(f"relay {self._section.relay_link_address} connected")
+        self._backoff.reset()
+        self._heartbeat_s = min(max(welcome.heartbeat_s, 1.0), LINK_DEAD_S / 3)
+        self._next_ping = now + self._heartbeat_s
+        self._enter(State.UP, f"relay {self._section.relay_link_address}", now + LINK_DEAD_S)
+        self._flush_outbox(now)
+        # After the kept messages, so that the relay's last word is what runs now.
+        self._send(messages.RunningUeps(uep_ids=sorted(self._running)))
+
+    def _start_endpoint(self, start: messages.SignedStart) -> None:
+        if len(start.request) > MAX_START_REQUEST_BYTES:
+            error = StartRequestRefused(reason="it is too large")
+            self._answer(start.uep_id, Outcome.REFUSED, error.code, error.text, error.correlation_id)
+            return
+        ref = next(self._refs)
+        if len(self._pending) >= MAX_PENDING or not self._ask_monitor(ref, start):
+            busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
+            self._answer(start.uep_id, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
+            return
+        self._pending[ref] = start.uep_id
+        self._log.debug("start request", uep=start.uep_id, ref=ref)
+
+    def _ask_monitor(self, ref: int, start: messages.SignedStart) -> bool:
+        document = msgspec.msgpack.encode([start.request, start.signature])
+        descriptor = sealed_memfd("mep-start-request", document)
+        try:
+            return self._tell(StartEndpoint(ref=ref), [descriptor])
+        finally:
+            os.close(descriptor)
+
+    def _endpoint_gone(self, text: str) -> None:
+        self._log.error("the relay says that this endpoint was deleted: stopping its user endpoints", text=text)
+        self._close_link()
+        self._enter(State.GONE, text, float("inf"))
+        if not self._tell(StopAll(reason=clip(text, 1024))):
+            raise BoundaryViolation("the monitor does not read")
+
+    def _answer(self, uep_id: str, outcome: str, code: str, text: str, correlation_id: str) -> None:
+        self._outbox.add(
+            messages.StartAnswer(
+                uep_id=uep_id, outcome=outcome, code=code, text=text[:MAX_PUBLIC_TEXT], correlation_id=correlation_id
+            )
+        )
+        if self._state is State.UP:
+            self._flush_outbox(time.monotonic())
+
+    # --- from and to the monitor ------------------------------------------------------------------------
+
+    def _tell(self, message: Message, descriptors: list[int] | None = None) -> bool:
+        """Send the monitor a message; False where it does not read just now."""
+        try:
+            self._channel.send(message, descriptors or [])
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionError):
+            self._ended = True
+            return False
+        return True
+
+    def _flush_status(self) -> None:
+        if self._status is not None and self._tell(self._status):
+            self._status = None
+
+    def _take_channel(self) -> None:
+        while not self._ended:
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                received = None
+            if received is None:
+                self._log.warning("the monitor is gone: ending")
+                self._ended = True
+                return
+            self._take_monitor_message(received[0])
+
+    def _take_monitor_message(self, message: Message) -> None:
+        match message:
+            case MapperEpoch():
+                self._new_epoch(message.epoch)
+            case EndpointRunning():
+                self._running.add(message.uep_id)
+            case StartAnswered():
+                self._start_answered(message)
+            case EndpointEnded():
+                self._endpoint_ended(message)
+            case Shutdown():
+                self._log.info("shutting down", reason=message.reason)
+                if self._state is State.UP:
+                    self._flush_outbox(time.monotonic())
+                self._ended = True
+            case _:
+                raise BoundaryViolation(f"{type(message).__name__} to the manager")
+
+    def _new_epoch(self, epoch: bytes) -> None:
+        self._epoch = epoch
+        if self._state in {State.GREETING, State.UP}:
+            self._say_hello()
+
+    def _start_answered(self, answer: StartAnswered) -> None:
+        uep_id = self._pending.pop(answer.ref, "")
+        if not uep_id:
+            self._log.warning("an answer to nothing that was asked", ref=answer.ref)
+            return
+        if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
+            self._running.add(uep_id)
+        self._answer(uep_id, answer.outcome, answer.code, answer.public, answer.correlation_id)
+
+    def _endpoint_ended(self, ended: EndpointEnded) -> None:
+        self._running.discard(ended.uep_id)
+        self._outbox.add(
+            messages.UepEnded(
+                uep_id=ended.uep_id, code=ended.code, text=ended.public, correlation_id=ended.correlation_id
+            )
+        )
+        if self._state is State.UP:
+            self._flush_outbox(time.monotonic())

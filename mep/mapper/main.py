@@ -1,0 +1,36 @@
+"""The mapper's start: runs as the system account mep-idmap (single-user: the owner), never as root.
+
+It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, the unseal key;
+the administrator's mapping file, and the directory servers that file names. It has no other connection. It
+trusts its section and the relay's signing key in it, and nothing of a request before its signature is verified.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mep.boundary.child import (
+    forbid_core_and_ptrace,
+    ignore_terminal_signals,
+    refuse_root,
+    take_channel,
+    take_secret,
+    take_section,
+)
+from mep.boundary.log import Log
+from mep.boundary.resolved import MapperSection
+
+
+def main() -> None:
+    """Run until the monitor closes the channel or says Shutdown."""
+    forbid_core_and_ptrace()
+    refuse_root("mapper")
+    ignore_terminal_signals()
+    section = take_section(MapperSection)
+    secret = take_secret()
+    log = Log("mapper", section.log_level)
+
+    # Imported only now, so that no library runs before the process has made itself safe.
+    from mep.mapper.service import Mapper
+
+    Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16)).run()

@@ -1,0 +1,174 @@
+"""The mapper's loop: one request at a time from the monitor, one answer each.
+
+Trusts the monitor's messages; the descriptor that comes with a request was made by the manager and may be
+anything. What was verified goes on as bytes in a sealed memfd, so that neither monitor nor keeper reads it and
+the manager cannot change it. Called by mep/mapper/main.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+from mep.boundary.channel import Channel, clip
+from mep.boundary.log import Log
+from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
+from mep.boundary.messages import Mapped, MapperReady, MappingStatus, MapRequest, NotMapped, Shutdown
+from mep.boundary.resolved import MapperSection
+from mep.errors import BoundaryViolation, Refusal
+from mep.mapper.mapping import FileMapping, MappedUser, Mapping, OwnerMapping
+from mep.mapper.verify import MAX_DOCUMENT_BYTES, EpochSpent, Verifier
+from mep_wire.errors import MepError, StartRequestRefused
+from mep_wire.identity import IdentitySet
+from mep_wire.limits import MAX_PUBLIC_TEXT
+from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+_MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
+
+
+class Mapper:
+    """Verifies, maps and answers. `epoch` is the random value that requests must carry."""
+
+    def __init__(self, section: MapperSection, secret: bytes, channel: Channel, log: Log, *, epoch: bytes) -> None:
+        self._channel = channel
+        self._log = log
+        self._epoch = epoch
+        self._unseal_key = X25519PrivateKey.from_private_bytes(secret)
+        self._verifier = Verifier(
+            endpoint_id=section.endpoint_id,
+            signing_key=bytes.fromhex(section.relay_signing_key),
+            epoch=epoch,
+            clock_skew_s=section.clock_skew_s,
+        )
+        self._mapping = self._mapping_for(section)
+
+    def _mapping_for(self, section: MapperSection) -> Mapping:
+        if not section.mapping_path:
+            return OwnerMapping(section.owner_identities, section.own_user)
+        return FileMapping(Path(section.mapping_path), self._report_mapping)
+
+    def _report_mapping(self, loaded: str, problem: str) -> None:
+        if problem:
+            self._log.error("the mapping file cannot be used", problem=problem, in_force=loaded or "none")
+        else:
+            self._log.info("mapping file read", file=loaded)
+        self._channel.send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
+
+    def run(self) -> None:
+        """Answer until the monitor closes the channel or says Shutdown, or the epoch is spent."""
+        self._channel.send(MapperReady(epoch=self._epoch))
+        while (received := self._channel.receive()) is not None:
+            message, descriptors = received
+            if isinstance(message, Shutdown):
+                return
+            if not isinstance(message, MapRequest):
+                raise BoundaryViolation(f"{type(message).__name__} to the mapper")
+            try:
+                self._answer_map_request(message.ref, descriptors[0])
+            except EpochSpent:
+                self._log.warning("this epoch has seen all the requests it may: starting anew")
+                return
+            finally:
+                os.close(descriptors[0])
+
+    def _answer_map_request(self, ref: int, descriptor: int) -> None:
+        uep_id = ""
+        try:
+            data, request = self._verifier.verify(_read(descriptor))
+            uep_id = request.uep_id
+            verified = self._map(data, request)
+        except MepError as error:
+            self._refuse(ref, uep_id, error)
+            return
+        self._accept(ref, request, verified)
+
+    def _map(self, data: bytes, request: StartRequest) -> VerifiedStart:
+        token = self._join_token(request)
+        user: MappedUser = self._mapping.map(request.identity_set, request.correlation_id)
+        return VerifiedStart(
+            request=data,
+            join_token=token,
+            local_user=user.name,
+            mapped_identity={"local": {"uname": user.name}, "globus": user.identity},
+        )
+
+    def _join_token(self, request: StartRequest) -> bytes:
+        info = SEAL_CONTEXT + request.uep_id.encode("ascii", "replace")
+        try:
+            token = _SUITE.decrypt(request.sealed_join_token, self._unseal_key, info)
+        except (InvalidTag, ValueError) as error:
+            raise StartRequestRefused(
+                reason="its join token is not sealed for this endpoint",
+                detail=f"{type(error).__name__} {error}; is unseal.key the one that was registered?",
+                correlation_id=request.correlation_id,
+            ) from None
+        if len(token) != JOIN_TOKEN_BYTES:
+            raise StartRequestRefused(reason="its join token has a wrong length", correlation_id=request.correlation_id)
+        return token
+
+    def _accept(self, ref: int, request: StartRequest, verified: VerifiedStart) -> None:
+        answer = Mapped(
+            ref=ref,
+            uep_id=request.uep_id,
+            local_user=verified.local_user,
+            identities=_audit_text(request.identity_set, verified),
+            correlation_id=clip(request.correlation_id, _MAX_ID),
+        )
+        descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
+        try:
+            self._channel.send(answer, [descriptor])
+        finally:
+            os.close(descriptor)
+        self._log.info(
+            "start request mapped",
+            uep=request.uep_id,
+            user=verified.local_user,
+            identity=verified.mapped_identity["globus"].get("username", ""),
+            correlation_id=request.correlation_id,
+        )
+
+    def _refuse(self, ref: int, uep_id: str, error: MepError) -> None:
+        self._log.warning(
+            "start request refused",
+            code=error.code,
+            text=error.text,
+            detail=error.detail,
+            uep=uep_id,
+            correlation_id=error.correlation_id,
+        )
+        self._channel.send(
+            NotMapped(
+                ref=ref,
+                uep_id=uep_id,
+                code=Refusal(error.code).value,
+                public=clip(error.text, MAX_PUBLIC_TEXT),
+                detail=clip(error.detail, _MAX_DETAIL),
+                correlation_id=clip(error.correlation_id, _MAX_ID),
+            )
+        )
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return read_sealed(descriptor, MAX_DOCUMENT_BYTES)
+    except NotSealed as error:
+        raise StartRequestRefused(reason="it did not come as a sealed document", detail=str(error)) from None
+
+
+def _audit_text(who: IdentitySet, verified: VerifiedStart) -> str:
+    """Return JSON for the audit log: which identity decided, and as many of the linked ones as fit."""
+    decided = verified.mapped_identity["globus"]
+    names = [one.username for one in who.identities]
+    while True:
+        value = {"account": who.account_id, "id": decided["id"], "username": decided["username"], "linked": names}
+        text = json.dumps(value)
+        if len(text) <= _MAX_IDENTITIES_TEXT or not names:
+            return clip(text, _MAX_IDENTITIES_TEXT)
+        names = names[: len(names) // 2]
