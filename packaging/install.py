@@ -242,25 +242,27 @@ def requirements() -> list[str]:
     return [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras.get("dev", [])]
 
 
+def pip_install(prefix: Path, *words: str | Path) -> None:
+    """Run the environment's own pip."""
+    run(prefix / "bin" / "python", "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", *words)
+
+
 def install_dependencies(prefix: Path) -> None:
     """Install the pinned dependencies."""
     say("installing the pinned dependencies")
-    pip = [prefix / "bin" / "python", "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    run(*pip, "-c", CONSTRAINTS, *requirements())
+    pip_install(prefix, "-c", CONSTRAINTS, *requirements())
 
 
 def install_project(prefix: Path) -> None:
     """Install the project's own packages: a copy, never a reference to the checkout."""
     say("installing mep")
-    python = prefix / "bin" / "python"
     for leftover in prefix.glob("lib/python*/site-packages/mep-dev.pth"):
         leftover.unlink()
     with tempfile.TemporaryDirectory(prefix="mep-build-") as build:
         for name in PACKAGES:
             shutil.copytree(ROOT / name, Path(build, name), ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(ROOT / "pyproject.toml", build)
-        pip = [python, "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-        run(*pip, "--no-build-isolation", "--force-reinstall", build)
+        pip_install(prefix, "--no-deps", "--no-build-isolation", "--force-reinstall", build)
 
 
 def open_to_everybody(prefix: Path) -> None:

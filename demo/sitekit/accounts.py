@@ -1,0 +1,114 @@
+"""Throw-away accounts: made and removed with useradd and userdel, as root only."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIXES = ("mepdemo-", "meptest-", "mepbench-")
+"""Only accounts with these names are ever made or removed here."""
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Account:
+    """A local account."""
+
+    name: str
+    uid: int
+    gid: int
+    home: Path
+
+    @property
+    def groups(self) -> list[int]:
+        """Return all its group ids, sorted."""
+        return sorted(os.getgrouplist(self.name, self.gid))
+
+
+def existing(name: str) -> Account:
+    """Return the account of that name. Raises KeyError."""
+    entry = pwd.getpwnam(name)
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))
+
+
+def mine() -> Account:
+    """Return the account that this process runs as."""
+    return existing(pwd.getpwuid(os.geteuid()).pw_name)
+
+
+def make(name: str, home: Path, groups: list[str] | None = None) -> Account:
+    """Make an account with a home directory at `home` and these supplementary groups."""
+    _check(name)
+    remove(name)
+    more = ["--groups", ",".join(groups)] if groups else []
+    _run("useradd", "--create-home", "--home-dir", str(home), "--shell", "/bin/bash", "--user-group", *more, name)
+    return existing(name)
+
+
+def make_group(name: str) -> int:
+    """Make a group; returns its id."""
+    _check(name)
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(name).gr_gid
+    _run("groupadd", name)
+    return grp.getgrnam(name).gr_gid
+
+
+def remove(name: str) -> None:
+    """Remove a throw-away account with its processes and home directory, or a throw-away group."""
+    _check(name)
+    with contextlib.suppress(KeyError):
+        _end_processes_of(pwd.getpwnam(name).pw_uid)
+        _run("userdel", "--remove", "--force", name, check=False)
+    with contextlib.suppress(KeyError):
+        grp.getgrnam(name)
+        _run("groupdel", name, check=False)
+
+
+def processes_of(uid: int) -> list[int]:
+    """Return the processes whose real or effective user is `uid`, zombies left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            status = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line)
+            if str(uid) in status["Uid"].split()[:2] and not status["State"].startswith("Z"):
+                found.append(int(entry.name))
+    return found
+
+
+def throwaway_names() -> list[str]:
+    """Return the throw-away accounts that exist."""
+    return [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(PREFIXES)]
+
+
+def _end_processes_of(uid: int) -> None:
+    deadline = time.monotonic() + 10
+    while (alive := processes_of(uid)) and time.monotonic() < deadline:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _check(name: str) -> None:
+    if not name.startswith(PREFIXES):
+        raise ValueError(f"{name} is not the name of a throw-away account")
+
+
+def _run(*argv: str, check: bool = True) -> None:
+    for _ in range(20):
+        done = subprocess.run(argv, env=_ENVIRONMENT, capture_output=True, text=True, check=False)
+        if "cannot lock" not in done.stderr:
+            break
+        time.sleep(0.25)  # another run is changing accounts
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
