@@ -1,0 +1,1 @@
+"""Measures MEP beside bare Parsl and ssh, in one run."""
