@@ -66,3 +66,46 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+class TaskPending(MepError):
+    """Task {task_id} has not ended yet: it is {status}."""
+
+    code = "TASK_PENDING"
+    http_status = 409
+
+
+class InsecureRelay(MepError):
+    """{url} is not encrypted, and your token would travel in the clear. Use https, or pass allow_insecure=True."""
+
+    code = "INSECURE_RELAY"
+    http_status = 400
+
+
+class SettingsFileUnsafe(MepError):
+    """{path} holds a token and other people can read it. Run: chmod 600 {path}"""
+
+    code = "SETTINGS_FILE_UNSAFE"
+    http_status = 400
+
+
+class RelayAnswerInvalid(MepError):
+    """{url} did not answer as a relay does: {reason}. Check the address, and any proxy on the way."""
+
+    code = "RELAY_ANSWER_INVALID"
+    http_status = 502
+
+
+class ForkedExecutor(MepError):
+    """This Executor was made before the process forked and works only in the parent. Make a new one here."""
+
+    code = "FORKED_EXECUTOR"
+
+
+class RelayAnswerMissing(MepError):
+    """Shutdown gave up on {count} tasks: {url} has not been reachable for {waited_s:.0f} s.
+    The tasks go on. Once the relay is back, Executor(task_group_id="{task_group_id}").reload_tasks() gets the results.
+    """
+
+    code = "RELAY_ANSWER_MISSING"
+    http_status = 503

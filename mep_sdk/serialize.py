@@ -157,10 +157,10 @@ def _rebuild(record: ExceptionRecord) -> Exception:
     with contextlib.suppress(DataCorrupt, DataUnreadable, TypeError, ValueError):
         kind, args, attributes = frames.loads(record.parts, "exception")
         if issubclass(kind, Exception):
-            value = kind.__new__(kind, *args)
-            value.args = args
-            value.__dict__.update(attributes)
-            return value
+            bare: Exception = kind.__new__(kind, *args)
+            bare.args = args
+            bare.__dict__.update(attributes)
+            return bare
     return RemoteError(type_name=record.type_name, message=record.message, remote_traceback=record.traceback)
 
 

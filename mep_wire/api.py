@@ -124,6 +124,21 @@ class BatchStatusAnswer(msgspec.Struct, kw_only=True):
     missing: list[str] = []
 
 
+class CancelBody(msgspec.Struct, kw_only=True):
+    """POST /v3/tasks/cancel. This project's own."""
+
+    task_ids: list[str]
+
+
+class CancelAnswer(msgspec.Struct, kw_only=True):
+    """The answer to POST /v3/tasks/cancel: `cancelled` had not ended and end as cancelled (a running one once its
+    worker is stopped); `ended` had ended before; unknown ids are in `missing`."""
+
+    cancelled: list[str]
+    ended: list[str] = []
+    missing: list[str] = []
+
+
 class TaskGroupAnswer(msgspec.Struct, kw_only=True):
     """GET /v2/taskgroup/ID."""
 

@@ -1,0 +1,95 @@
+"""A batch of tasks to submit together with `Client.batch_run`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from mep_sdk import __version__
+from mep_sdk.serialize import serialize_arguments
+from mep_sdk.transport import to_json_value
+from mep_wire import api, limits
+from mep_wire.errors import PayloadTooLarge
+from mep_wire.ids import uuid7
+
+UuidLike = UUID | str
+
+
+def user_runtime() -> dict[str, str]:
+    """Return what the site may know of the person's Python: part of what decides which user endpoint serves them.
+
+    Only what matters for running their functions, so that a new patch release starts no second process.
+    """
+    return {
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "python_implementation": platform.python_implementation(),
+        "mep_sdk_version": __version__,
+    }
+
+
+def checked_payload(args: Sequence[Any], kwargs: Mapping[str, Any], name: str = "the function") -> bytes:
+    """Return serialized arguments. Raises ArgumentsUnserializable or PayloadTooLarge."""
+    payload = serialize_arguments(tuple(args), kwargs, name=name)
+    if len(payload) > limits.MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
+    return payload
+
+
+class Batch:
+    """Tasks of any functions, for one endpoint and one configuration. Ids are chosen here, so that sending it twice
+    runs nothing twice."""
+
+    def __init__(
+        self,
+        task_group_id: UuidLike | None = None,
+        resource_specification: dict[str, Any] | None = None,
+        user_endpoint_config: dict[str, Any] | None = None,
+        create_websocket_queue: bool = False,
+        *,
+        result_serializers: list[str] | None = None,
+        walltime_s: float | None = None,
+    ) -> None:
+        self.task_group_id = str(task_group_id or uuid7())
+        self.resource_specification = to_json_value(resource_specification)
+        self.user_endpoint_config = to_json_value(user_endpoint_config)
+        self.create_websocket_queue = create_websocket_queue
+        self.result_serializers = result_serializers
+        self.walltime_s = walltime_s
+        self.tasks: dict[str, list[bytes]] = {}
+        self.task_ids: dict[str, list[str]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(each) for each in self.tasks.values())
+
+    def __repr__(self) -> str:
+        return f"Batch<{len(self)} tasks of {len(self.tasks)} functions>"
+
+    def add(
+        self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> str:
+        """Add one call of a registered function; return its task id.
+
+        Raises ArgumentsUnserializable, PayloadTooLarge.
+        """
+        payload = checked_payload(args or (), kwargs or {})
+        key, task_id = str(function_id), str(uuid7())
+        self.tasks.setdefault(key, []).append(payload)
+        self.task_ids.setdefault(key, []).append(task_id)
+        return task_id
+
+    def prepare(self) -> api.SubmitBody:
+        """Return the request body."""
+        return api.SubmitBody(
+            tasks=dict(self.tasks),
+            task_ids=self.task_ids,
+            task_group_id=self.task_group_id,
+            user_runtime=user_runtime(),
+            user_endpoint_config=self.user_endpoint_config,
+            resource_specification=self.resource_specification,
+            result_serializers=self.result_serializers,
+            create_queue=self.create_websocket_queue,
+            walltime_s=self.walltime_s,
+        )

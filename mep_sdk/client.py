@@ -1,0 +1,264 @@
+"""The relay's API as method calls. Argument names and orders are those of Globus Compute's Client."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from mep_sdk.batch import Batch, UuidLike
+from mep_sdk.errors import RelayAnswerInvalid, TaskPending
+from mep_sdk.outcomes import settle, state_of
+from mep_sdk.serialize import serialize_function
+from mep_sdk.settings import Settings, find_settings
+from mep_sdk.transport import RETRY_FOR_S, Transport
+from mep_wire import api, limits
+from mep_wire.errors import PayloadTooLarge
+from mep_wire.states import TaskState
+
+_T = TypeVar("_T")
+_STATUS_CHUNK = 1024
+
+
+class Client:
+    """A person's connection to one relay. Thread-safe; connections are made when they are needed.
+
+    Every method raises mep_wire.errors.MepError or one of its subclasses: what the relay answered, or
+    RelayUnreachable after `retry_for_s` seconds of trying.
+    """
+
+    def __init__(
+        self,
+        relay_url: str | None = None,
+        token: str | None = None,
+        *,
+        allow_insecure: bool = False,
+        retry_for_s: float = RETRY_FOR_S,
+        **unrecognized: Any,
+    ) -> None:
+        """Find relay and token in the arguments, MEP_RELAY_URL and MEP_TOKEN, or ~/.mep/client.toml.
+
+        `allow_insecure` permits plain http to a machine other than this one. Other keywords, as older
+        scripts pass them, are named in a warning. Raises NotConfigured, InsecureRelay, SettingsFileUnsafe.
+        """
+        for name in unrecognized:
+            warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        self.settings: Settings = find_settings(relay_url, token, allow_insecure=allow_insecure)
+        self.transport = Transport(self.settings, retry_for_s=retry_for_s)
+
+    def __repr__(self) -> str:
+        return f"Client<{self.settings.relay_url}>"
+
+    def close(self) -> None:
+        """Close idle connections. The client stays usable."""
+        self.transport.close()
+
+    # --- functions --------------------------------------------------------------------------------------
+
+    def register_function(
+        self,
+        function: Callable[..., Any],
+        function_name: str | None = None,
+        container_uuid: UuidLike | None = None,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        public: bool = False,
+        group: str | None = None,
+        searchable: bool | None = None,
+        **unrecognized: Any,
+    ) -> str:
+        """Register a function and return its id, with which anybody allowed to can call it later.
+
+        `public` lets everybody at the relay run it. `description` defaults to the docstring.
+        Raises FunctionUnserializable, PayloadTooLarge.
+        """
+        for name in [*unrecognized, *(["searchable"] if searchable is not None else [])]:
+            warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        name = function_name or _name_of(function)
+        return self.register_serialized(
+            api.FunctionBody(
+                function_name=name,
+                function_code=serialize_function(function),
+                description=description if description is not None else inspect.getdoc(function),
+                container_uuid=str(container_uuid) if container_uuid else None,
+                metadata=metadata,
+                public=public,
+                group=group,
+            )
+        )
+
+    def register_serialized(self, body: api.FunctionBody, *, retry_for_s: float | None = None) -> str:
+        """Register a function that is bytes already; return its id. Raises PayloadTooLarge."""
+        size = len(body.function_code)
+        if size > limits.MAX_FUNCTION_BYTES:
+            what = f"Function {body.function_name}"
+            raise PayloadTooLarge(what=what, size=size, limit=limits.MAX_FUNCTION_BYTES)
+        answer = self.transport.post("/v3/functions", body, retry_for_s=retry_for_s)
+        return self._read(answer, api.FunctionAnswer).function_uuid
+
+    def get_function(self, function_id: UuidLike) -> dict[str, Any]:
+        """Return what the relay has on a registered function."""
+        return self._get(f"/v2/functions/{function_id}")
+
+    def delete_function(self, function_id: UuidLike) -> dict[str, Any]:
+        """Remove a registered function."""
+        return self._read(self.transport.request("DELETE", f"/v2/functions/{function_id}"), dict[str, Any])
+
+    # --- submitting -------------------------------------------------------------------------------------
+
+    def run(self, *args: Any, endpoint_id: UuidLike, function_id: UuidLike, **kwargs: Any) -> str:
+        """Call a registered function on an endpoint; return the task's id at once."""
+        batch = self.create_batch()
+        task_id = batch.add(function_id, args, kwargs)
+        self.batch_run(endpoint_id, batch)
+        return task_id
+
+    def create_batch(
+        self,
+        task_group_id: UuidLike | None = None,
+        resource_specification: dict[str, Any] | None = None,
+        user_endpoint_config: dict[str, Any] | None = None,
+        create_websocket_queue: bool = False,
+        result_serializers: list[str] | None = None,
+        *,
+        walltime_s: float | None = None,
+    ) -> Batch:
+        """Return an empty batch; `walltime_s` is how many seconds a worker gives each of its tasks."""
+        return Batch(
+            task_group_id,
+            resource_specification,
+            user_endpoint_config,
+            create_websocket_queue,
+            result_serializers=result_serializers,
+            walltime_s=walltime_s,
+        )
+
+    def batch_run(self, endpoint_id: UuidLike, batch: Batch) -> dict[str, Any]:
+        """Submit a batch. Returns request_id, task_group_id, endpoint_id, and tasks: lists of ids by function id.
+
+        Raises ValueError for an empty batch.
+        """
+        if not batch:
+            raise ValueError("The batch is empty: add tasks to it first.")
+        return msgspec.to_builtins(self.submit(endpoint_id, batch.prepare()))  # type: ignore[no-any-return]  # a dict
+
+    def submit(
+        self, endpoint_id: UuidLike, body: api.SubmitBody, *, retry_for_s: float | None = None
+    ) -> api.SubmitAnswer:
+        """Submit tasks as the relay's API has them; return its answer once they are on its disk."""
+        answer = self.transport.post(f"/v3/endpoints/{endpoint_id}/submit", body, retry_for_s=retry_for_s)
+        return self._read(answer, api.SubmitAnswer)
+
+    # --- tasks ------------------------------------------------------------------------------------------
+
+    def get_task(self, task_id: UuidLike) -> dict[str, Any]:
+        """Return where a task is: `task_id`, `pending`, `status`, `details`; once it has ended also `completion_t`
+        and `result` or `exception` (the exception itself, not raised)."""
+        return self._status(self._read(self.transport.get(f"/v2/tasks/{task_id}"), api.TaskStatus))
+
+    def get_result(self, task_id: UuidLike) -> Any:
+        """Return a task's value, or raise what it raised. Raises TaskPending while it has not ended."""
+        task = self.get_task(task_id)
+        if task["pending"]:
+            raise TaskPending(task_id=task_id, status=task["status"])
+        if "exception" in task:
+            raise task["exception"]
+        return task["result"]
+
+    def get_batch_result(self, task_id_list: Iterable[UuidLike]) -> dict[str, dict[str, Any]]:
+        """Return what `get_task` returns for many tasks at once, by id. Unknown ids are left out."""
+        found: dict[str, dict[str, Any]] = {}
+        for ids in _chunks(list(dict.fromkeys(str(each) for each in task_id_list)), _STATUS_CHUNK):
+            answer = self.transport.post("/v2/batch_status", api.BatchStatusBody(task_ids=ids))
+            results = self._read(answer, api.BatchStatusAnswer).results
+            found |= {key: self._status(status) for key, status in results.items()}
+        return found
+
+    def get_task_group(self, task_group_id: UuidLike) -> list[str]:
+        """Return the ids of a group's tasks in order of submission."""
+        answer = self._read(self.transport.get(f"/v2/taskgroup/{task_group_id}"), api.TaskGroupAnswer)
+        return [task["id"] for task in answer.tasks]
+
+    def cancel(self, task_id: UuidLike) -> bool:
+        """Cancel a task, waiting or running; return False where it had ended already."""
+        return str(task_id) in self.cancel_many([task_id])
+
+    def cancel_many(self, task_ids: Iterable[UuidLike], *, retry_for_s: float | None = None) -> set[str]:
+        """Cancel tasks, waiting or running; return the ids of those that had not ended already."""
+        cancelled: set[str] = set()
+        for ids in _chunks([str(each) for each in task_ids], _STATUS_CHUNK):
+            answer = self.transport.post("/v3/tasks/cancel", api.CancelBody(task_ids=ids), retry_for_s=retry_for_s)
+            cancelled.update(self._read(answer, api.CancelAnswer).cancelled)
+        return cancelled
+
+    # --- endpoints --------------------------------------------------------------------------------------
+
+    def get_endpoints(self) -> list[dict[str, Any]]:
+        """Return the endpoints that you may see."""
+        return self._read(self.transport.get("/v2/endpoints"), list[dict[str, Any]])
+
+    def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
+        """Return what an endpoint's administrator registered for it."""
+        return self._get(f"/v2/endpoints/{endpoint_uuid}")
+
+    def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
+        """Return whether an endpoint is connected, and more about its state."""
+        return self._get(f"/v2/endpoints/{endpoint_uuid}/status")
+
+    def get_version(self) -> Any:
+        """Return the relay's version."""
+        return self._read(self.transport.get("/v2/version"), Any)
+
+    def whoami(self) -> dict[str, Any]:
+        """Return the identities that the relay knows you by."""
+        return self._get("/v3/whoami")
+
+    # --- reading answers --------------------------------------------------------------------------------
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._read(self.transport.get(path), dict[str, Any])
+
+    def _read(self, body: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.msgpack.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RelayAnswerInvalid(url=self.settings.relay_url, reason=str(error)) from error
+
+    def _status(self, told: api.TaskStatus) -> dict[str, Any]:
+        state = state_of(told.status)
+        pending = state is None or not state.is_terminal
+        status: dict[str, Any] = {"task_id": told.task_id, "pending": pending, "status": told.status}
+        status["details"] = told.details
+        if state is None or pending:
+            return status
+        value, failure = settle(_as_streamed(told, state))
+        status["completion_t"] = told.completion_t
+        if failure is None:
+            return status | {"result": value}
+        said = {"code": told.code, "reason": told.reason, "correlation_id": told.correlation_id}
+        return status | said | {"exception": failure}
+
+
+def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:
+    """Return a finished task's status in the form in which the result stream has it."""
+    opaque = told.result if state is TaskState.SUCCESS else told.exception
+    return api.StreamedResult(
+        task_id=told.task_id,
+        state=state,
+        code=told.code or "",
+        text=told.reason or "",
+        payload=api.opaque_bytes(opaque) if opaque is not None else b"",
+        correlation_id=told.correlation_id or "",
+    )
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -1,0 +1,89 @@
+"""Where the relay is and with which token to ask it: arguments, environment, `~/.mep/client.toml`."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mep_sdk.errors import InsecureRelay, SettingsFileUnsafe
+from mep_wire.errors import NotConfigured
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A relay and the token for it. The token is in no repr."""
+
+    relay_url: str
+    token: str = field(repr=False)
+
+    @property
+    def secure(self) -> bool:
+        """Whether the relay is spoken to through TLS."""
+        return urlsplit(self.relay_url).scheme == "https"
+
+
+def find_settings(
+    relay_url: str | None = None,
+    token: str | None = None,
+    *,
+    allow_insecure: bool = False,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Return the relay and token to use: arguments first, then MEP_RELAY_URL and MEP_TOKEN, then the file.
+
+    A token from the file is only used with the relay named there. Raises NotConfigured, InsecureRelay (plain
+    http to another machine without `allow_insecure`) and SettingsFileUnsafe.
+    """
+    env = os.environ if environ is None else environ
+    path = Path.home() / ".mep" / "client.toml" if file is None else file
+    url, secret = relay_url or env.get("MEP_RELAY_URL"), token or env.get("MEP_TOKEN")
+    if not (url and secret):
+        stored = _read(path)
+        url = url or stored.get("relay_url")
+        if url and not secret and _same_relay(url, stored.get("relay_url")):
+            secret = stored.get("token")
+    if not url:
+        raise NotConfigured(what="The relay's address", remedy=_remedy("relay_url", "MEP_RELAY_URL", path))
+    if not secret:
+        raise NotConfigured(what=f"A token for {url}", remedy=_remedy("token", "MEP_TOKEN", path))
+    if "\n" in secret or "\r" in secret:
+        raise NotConfigured(what="A usable token", remedy="The one given holds a line break.")
+    return Settings(_checked(url, allow_insecure=allow_insecure), secret)
+
+
+def _remedy(argument: str, variable: str, path: Path) -> str:
+    return f"Pass {argument}=..., set {variable}, or write {argument} into {path}."
+
+
+def _same_relay(one: str, other: str | None) -> bool:
+    return other is not None and one.rstrip("/") == other.rstrip("/")
+
+
+def _checked(url: str, *, allow_insecure: bool) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise NotConfigured(what="A usable relay address", remedy=f"{url!r} is not an http or https URL.")
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not allow_insecure:
+        raise InsecureRelay(url=url)
+    return url.rstrip("/")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            if info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0):
+                raise SettingsFileUnsafe(path=path)
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NotConfigured(what="The SDK", remedy=f"{path} cannot be read: {error}.") from error
