@@ -1,0 +1,182 @@
+"""The chain: mappers in the order of the file, of which the first that answers decides; one local user or none.
+
+Called by the mapper process and `mep map`. Thread-safe: a chain is immutable but for the caches and connection
+pools inside its LDAP mappers and the count of running callouts, each behind its own lock. `Chain.map` may block for
+as long as a callout's or a directory's timeout, so the mapper runs it in a small pool of threads; a slow callout
+then delays nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from identity import names
+from identity.errors import AmbiguousMapping, MapperUnavailable, MappingError, NameRefused, NoMapping
+from identity.mapper import Answer, Identity, Mapper, Trace, label
+
+MAX_FIELD_CHARS = 4096
+"""A longer field of an identity counts as absent."""
+_MAPPED_STATUS = frozenset({"used", "private"})
+
+
+@dataclass(frozen=True, slots=True)
+class LocalUser:
+    """The local user that a person means: exactly one."""
+
+    name: str
+    identity: Identity
+    """The identity that decided."""
+    mapper: str
+    """Which document and rule decided, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One document of the mapping file with what the site says of its failures and its ambiguities."""
+
+    mapper: Mapper
+    first_of_several: bool = False
+    """`ambiguous: first`: of several users for one person, the one of the first identity is taken."""
+    pass_on_error: bool = False
+    """`on_error: next`: a mapper that fails counts as one that does not answer."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What one mapper said, for `mep map`. `outcome` is answered, nothing, failed, ambiguous, refused or not tried."""
+
+    mapper: str
+    outcome: str = "not tried"
+    reason: str = ""
+    answers: list[Answer] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Explanation:
+    """Every mapper, what it answered and why; `user` or else `error` is the result."""
+
+    steps: list[Step]
+    ignored: list[str] = field(default_factory=list)
+    """Identities that do not count, and why."""
+    user: LocalUser | None = None
+    error: MappingError | None = None
+
+
+class Chain:
+    """The mappers of one mapping file. `files` are the other files it depends on (passwords, CAs)."""
+
+    def __init__(self, links: Sequence[Link], files: Iterable[Path] = ()) -> None:
+        self._links = tuple(links)
+        self.files = tuple(files)
+        self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
+
+    def map(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False) -> LocalUser:
+        """Return the one local user that `identities` (one person's) mean; its name is checked.
+
+        `bypass_cache` asks directories anew. Raises NoMapping (NameRefused where a rule applies but its result
+        cannot be a user name), AmbiguousMapping, MapperUnavailable; nothing else, whatever the identities hold.
+        """
+        counted, _ = considered(identities)
+        for place, link in enumerate(self._links):
+            user = self._ask(place, link, counted, None, bypass_cache)
+            if user is not None:
+                return user
+        raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")
+
+    def explain(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True) -> Explanation:
+        """Return what `map` would answer, and how each mapper came to it. Raises nothing."""
+        counted, ignored = considered(identities)
+        explanation = Explanation([Step(description) for description in self.descriptions], ignored)
+        for place, link in enumerate(self._links):
+            step = explanation.steps[place]
+            try:
+                explanation.user = self._ask(place, link, counted, step, bypass_cache)
+            except MappingError as error:
+                explanation.error = error
+                return explanation
+            if explanation.user is not None:
+                return explanation
+        explanation.error = NoMapping("no mapper answers")
+        return explanation
+
+    def close(self) -> None:
+        """Let go of the mappers' connections; for a chain that a newer one has replaced."""
+        for link in self._links:
+            link.mapper.close()
+
+    def _ask(
+        self, place: int, link: Link, identities: list[Identity], step: Step | None, bypass_cache: bool
+    ) -> LocalUser | None:
+        trace: Trace | None = step.trace.append if step else None
+        note: Callable[[str, str], None] = _noter(step)
+        description = self.descriptions[place]
+        try:
+            answers = link.mapper.answers(identities, trace, bypass_cache=bypass_cache) if identities else ()
+            if step:
+                step.answers.extend(answers)
+            user = _decide(answers, link.first_of_several, description)
+        except MapperUnavailable as error:
+            note("failed", f"{error}; {'passed over' if link.pass_on_error else 'the chain stops'}")
+            if link.pass_on_error:
+                return None
+            raise MapperUnavailable(f"{description}: {error}") from error
+        except AmbiguousMapping as error:
+            note("ambiguous", str(error))
+            raise AmbiguousMapping(f"{description}: {error}") from error
+        except NameRefused as error:
+            note("refused", str(error))
+            raise NameRefused(f"{description}: {error}") from error
+        note("answered" if user else "nothing", user.name if user else "no rule applies")
+        return user
+
+
+def _noter(step: Step | None) -> Callable[[str, str], None]:
+    def note(outcome: str, reason: str) -> None:
+        if step:
+            step.outcome, step.reason = outcome, reason
+
+    return note
+
+
+def _decide(answers: Sequence[Answer], first_of_several: bool, description: str) -> LocalUser | None:
+    """Return the user that `answers` agree on, or None where there are none."""
+    if not answers:
+        return None
+    first = answers[0]
+    if not first_of_several and len({answer.name for answer in answers}) > 1:
+        several = ", ".join(f"{label(answer.identity)} -> {answer.name!r}" for answer in answers[:10])
+        raise AmbiguousMapping(f"{first.rule} gives several local users: {several}")
+    if (reason := names.problem(first.name)) is not None:
+        raise NameRefused(f"{first.rule}: {label(first.identity)}: {reason}")
+    return LocalUser(first.name, first.identity, f"{description}, {first.rule}")
+
+
+def considered(identities: Sequence[Mapping[str, str]]) -> tuple[list[Identity], list[str]]:
+    """Return the identities that count (status used or private, with an id), and lines on the others.
+
+    Fields that are no text, are longer than MAX_FIELD_CHARS or cannot be written as UTF-8 are left out.
+    """
+    counted: list[Identity] = []
+    ignored: list[str] = []
+    for identity in identities:
+        clean = {key: value for key, value in identity.items() if _usable(key) and _usable(value)}
+        if "id" not in clean:
+            ignored.append(f"{label(clean)}: it has no id")
+        elif clean.get("status") not in _MAPPED_STATUS:
+            ignored.append(f"{label(clean)}: its status is {clean.get('status', 'unknown')}, not used or private")
+        else:
+            counted.append(clean)
+    return counted, ignored
+
+
+def _usable(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > MAX_FIELD_CHARS:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""What can go wrong in identity mapping. The texts are for the administrator's log and for `mep map`.
+
+Nothing here goes to the person: the mapper answers with a code of its own (mep_wire.errors) and keeps these
+texts on the host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MappingError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class MappingFileInvalid(MappingError):
+    """A mapping file is refused: `index` is the number of the document in it, None for the file as a whole."""
+
+    def __init__(self, file: Path, index: int | None, reason: str) -> None:
+        self.file, self.index, self.reason = file, index, reason
+        where = str(file) if index is None else f"{file}: document {index}"
+        super().__init__(f"{where}: {reason}")
+
+
+class NoMapping(MappingError):
+    """No mapper gives a local user for these identities."""
+
+
+class NameRefused(NoMapping):
+    """The mapper that decides gave something that cannot be a local user's name."""
+
+
+class AmbiguousMapping(MappingError):
+    """One rule gives several local users for one person's identities."""
+
+
+class MapperUnavailable(MappingError):
+    """A mapper failed (directory down, callout broken), and the chain does not go on past it."""
+
+
+class AccountMissing(MappingError):
+    """The host knows no account of that name."""

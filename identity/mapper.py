@@ -1,0 +1,47 @@
+"""The contract of a mapper: what one document of the mapping file is made into.
+
+A mapper is given the identities that count (identity.chain filters them) and says which local user each means.
+It is called from several threads at once. One file for each kind: expression, domain, callout, ldap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Identity = Mapping[str, str]
+Trace = Callable[[str], None]
+"""Is told, in one line, why something matched or did not; for `mep map`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`identity` means local user `name` (not checked yet), by the rule that `rule` describes."""
+
+    identity: Identity
+    name: str
+    rule: str
+
+
+class Mapper(Protocol):
+    """One document of the mapping file."""
+
+    @property
+    def description(self) -> str:
+        """Type and particulars in one line, for logs. No secrets."""
+
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+        """Return what the first rule that applies to any of `identities` says of each of them, in their order.
+
+        Raises MapperUnavailable where the mapper cannot tell, AmbiguousMapping where what it found is not unique
+        and NameRefused where a rule that applies gives no name.
+        """
+
+    def close(self) -> None:
+        """Let go of connections. Calls that are under way still end in good order."""
+
+
+def label(identity: Identity) -> str:
+    """Return how an identity is called in logs."""
+    return identity.get("username") or identity.get("id") or "an identity with neither username nor id"
