@@ -1,0 +1,349 @@
+"""ProcessPoolEngine: tasks in worker processes on this host, forked by a small fork server.
+
+Every task is one datagram to one worker, answered by one datagram, so it is known at any time which task each
+worker runs. Tasks are queued at a worker only while its function is measured as short, and are taken back
+from it as soon as another worker has nothing to do: no task waits behind a long one while a worker is idle.
+A worker's death ends the one task it ran; what it had not begun goes to another. Called by the user
+endpoint's loop, from its one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded, WorkerLost
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.messages import ResultItem
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.pace import Pace
+from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
+from user_endpoint.workers import frames
+from user_endpoint.workers.forkserver import Server
+from user_endpoint.workers.worker import NEED_FUNCTION
+
+_MOST_WAITING: Final = 256
+_TURN: Final = 64
+_MAX_FAILED_STARTS: Final = 5
+_RESTART_DELAY_S: Final = 0.5
+
+
+class ProcessPoolEngine:
+    """See the module. `server` starts fork servers: one that runs already, and later ones after a loss."""
+
+    def __init__(
+        self,
+        *,
+        server: Callable[[], Server],
+        max_workers: int | None = None,
+        max_retries: int = 0,
+        worker_log: str = "",
+        directory: str = "",
+        max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._new_server, self._clock = server, clock
+        self._max_workers = max_workers or len(os.sched_getaffinity(0))
+        self._configuration = (worker_log, directory, max_result_bytes)
+        self._max_retries, self._lost_before = max_retries, dict[int, int]()
+        self._server: Server | None = None
+        self._epoll = select.epoll()
+        self._queue: deque[EngineTask] = deque()
+        self._workers: dict[int, WorkerHandle] = {}  # by number
+        self._by_descriptor: dict[int, WorkerHandle] = {}
+        self._events: list[Event] = []
+        self._pace = Pace()
+        self._last_number = 0
+        self._failed_starts, self._not_before = 0, 0.0
+        self._draining = False
+
+    # --- the contract ---------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Running tasks, and as many waiting ones as the workers finish in about 50 ms."""
+        return self._max_workers + self._pace.look_ahead(self._max_workers, _MOST_WAITING)
+
+    def start(self) -> None:
+        """Start the fork server and one worker; others follow when there are tasks for them."""
+        try:
+            self._start_server()
+        except OSError as error:
+            raise EngineFailed(reason=f"no worker processes: {error.strerror}") from error
+        self._spawn()
+
+    def fileno(self) -> int:
+        """The descriptor of an epoll set over workers and fork server."""
+        return self._epoll.fileno()
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        """Queue these tasks and send workers what they can take."""
+        if self._draining:
+            self._events += [TaskReturned(task.row) for task in tasks]
+            return
+        self._queue.extend(tasks)
+        self._dispatch()
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End queued tasks at once, and running ones by killing their worker."""
+        wanted = set(rows)
+        for worker in list(self._workers.values()):
+            if any(task.row in wanted for task in worker.sent):
+                self._take_back(worker)
+        kept: deque[EngineTask] = deque()
+        for task in self._queue:
+            if task.row in wanted:
+                self._end(task, TaskCancelled())
+            else:
+                kept.append(task)
+        self._queue = kept
+        for worker in list(self._workers.values()):
+            if worker.sent and worker.sent[0].row in wanted:
+                self._kill_running(worker, TaskCancelled.code)
+        self._dispatch()
+
+    def collect(self) -> list[Event]:
+        """Read what workers and fork server have said; enforce walltimes; hand out what waits."""
+        for descriptor, _ in self._epoll.poll(0):
+            worker = self._by_descriptor.get(descriptor)
+            if worker is not None:
+                self._read_worker(worker)
+            elif self._server is not None and descriptor == self._server.sock.fileno():
+                self._read_server()
+        self._enforce_walltimes()
+        self._dispatch()
+        events, self._events = self._events, []
+        return events
+
+    def drain(self) -> None:
+        """Give back everything that has not started."""
+        self._draining = True
+        for worker in self._workers.values():
+            self._take_back(worker)
+        self._events += [TaskReturned(task.row) for task in self._queue]
+        self._queue.clear()
+
+    def stop(self, grace_s: float) -> None:
+        """Kill every worker, then the fork server."""
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+        if self._server is not None:
+            self._server.stop(grace_s)
+            self._server = None
+        self._epoll.close()
+
+    # --- handing out ----------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        queue, now = self._queue, self._clock()
+        while queue:
+            worker = self._idle_worker(now) or self._short_worker(queue[0])
+            if worker is None or not worker.send(queue[0], now):
+                return
+            task = queue.popleft()
+            if len(worker.sent) == 1:
+                self._events.append(TaskStarted(task.row))
+        if not self._draining:
+            self._steal_for_idle(now)
+
+    def _idle_worker(self, now: float) -> WorkerHandle | None:
+        for worker in self._workers.values():
+            if not worker.sent and worker.ending is None:
+                return worker
+        if len(self._workers) < self._max_workers and now >= self._not_before:
+            return self._spawn()
+        return None
+
+    def _short_worker(self, task: EngineTask) -> WorkerHandle | None:
+        """Return the least loaded worker behind whose short tasks this short one may wait."""
+        if not self._pace.is_short(task.function_id) or task.walltime_s:
+            return None
+        best: WorkerHandle | None = None
+        for worker in self._workers.values():
+            if worker.ending is not None or len(worker.sent) >= DEPTH:
+                continue
+            if (best is None or len(worker.sent) < len(best.sent)) and self._only_short(worker):
+                best = worker
+        return best
+
+    def _only_short(self, worker: WorkerHandle) -> bool:
+        return self._pace.is_short(worker.sent[-1].function_id)
+
+    def _steal_for_idle(self, now: float) -> None:
+        """Let a worker with nothing to do have what waits behind another's running task."""
+        victims = [worker for worker in self._workers.values() if len(worker.sent) > 1]
+        if not victims:
+            return
+        idle = self._idle_worker(now)
+        if idle is None:
+            return
+        self._take_back(max(victims, key=lambda worker: len(worker.sent)))
+        if self._queue and idle.send(self._queue[0], now):
+            self._events.append(TaskStarted(self._queue.popleft().row))
+        while self._queue:
+            worker = self._short_worker(self._queue[0])
+            if worker is None or not worker.send(self._queue[0], now):
+                return
+            self._queue.popleft()
+
+    def _take_back(self, worker: WorkerHandle) -> None:
+        self._queue.extendleft(reversed(worker.take_back()))
+
+    # --- what workers say -----------------------------------------------------------------------------
+
+    def _read_worker(self, worker: WorkerHandle) -> None:
+        answers, sound = worker.answers(_TURN)
+        now = self._clock()
+        for row, code, text, payload, started, ended in answers:
+            if not worker.sent or worker.sent[0].row != row:
+                sound = False
+                break
+            task = worker.sent.popleft()
+            worker.began = now
+            if worker.sent:
+                self._events.append(TaskStarted(worker.sent[0].row))
+            if code == NEED_FUNCTION:
+                worker.functions.discard(task.function_id)
+                self._queue.appendleft(task)
+                continue
+            worker.served += 1
+            self._failed_starts = 0
+            self._pace.measured(task.function_id, ended - started)
+            self._lost_before.pop(row, None)
+            self._events.append(ResultItem(row, task.task_id, code, text, payload, started, ended))
+        if not sound:
+            self._order(("kill", worker.number, int(signal.SIGKILL)))
+
+    def _read_server(self) -> None:
+        assert self._server is not None
+        while True:
+            try:
+                report, _ = frames.receive(self._server.sock)
+            except BlockingIOError:
+                return
+            except frames.PeerGone:
+                self._server_lost()
+                return
+            if report[0] == "ended":
+                _, number, status, reason = report
+                worker = self._workers.get(number)
+                if worker is not None:
+                    self._worker_ended(worker, reason or describe_status(status))
+
+    def _worker_ended(self, worker: WorkerHandle, reason: str) -> None:
+        self._read_worker(worker)
+        self._take_back(worker)
+        for task in worker.sent:  # what it had begun, and not answered: one task at most
+            self._lost(task, worker.ending, reason)
+        if not worker.served and not worker.sent and worker.ending is None:
+            self._start_failed(reason)
+        worker.sent.clear()
+        self._forget(worker)
+
+    def _lost(self, task: EngineTask, ending: str | None, reason: str) -> None:
+        if ending == WalltimeExceeded.code:
+            self._end(task, WalltimeExceeded(walltime_s=task.walltime_s))
+        elif ending == TaskCancelled.code:
+            self._end(task, TaskCancelled())
+        elif self._lost_before.get(task.row, 0) < self._max_retries and not self._draining:
+            self._lost_before[task.row] = self._lost_before.get(task.row, 0) + 1
+            self._queue.appendleft(task)
+        else:
+            self._end(task, WorkerLost(reason=reason))
+
+    def _start_failed(self, reason: str) -> None:
+        """A worker ended before it had served anything: wait a little, and give up after a few in a row."""
+        self._failed_starts += 1
+        self._not_before = self._clock() + _RESTART_DELAY_S
+        if self._failed_starts < _MAX_FAILED_STARTS:
+            return
+        while self._queue:
+            self._end(self._queue.popleft(), EngineFailed(reason=f"workers end before they run anything: {reason}"))
+        self._failed_starts = 0
+
+    def _end(self, task: EngineTask, error: MepError) -> None:
+        self._lost_before.pop(task.row, None)
+        self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    # --- ending workers -------------------------------------------------------------------------------
+
+    def _enforce_walltimes(self) -> None:
+        now = self._clock()
+        for worker in list(self._workers.values()):
+            if worker.sent and worker.ending is None:
+                limit = worker.sent[0].walltime_s
+                if limit and now - worker.began > limit:
+                    self._take_back(worker)
+                    self._kill_running(worker, WalltimeExceeded.code)
+
+    def _kill_running(self, worker: WorkerHandle, code: str) -> None:
+        """Kill a worker for its running task, unless that has ended meanwhile. Nothing may wait at the worker."""
+        row = worker.sent[0].row
+        self._read_worker(worker)
+        if worker.ending is None and len(worker.sent) == 1 and worker.sent[0].row == row:
+            worker.ending = code
+            self._order(("kill", worker.number, int(signal.SIGKILL)))
+
+    def _forget(self, worker: WorkerHandle) -> None:
+        del self._workers[worker.number]
+        del self._by_descriptor[worker.sock.fileno()]
+        self._epoll.unregister(worker.sock.fileno())
+        worker.close()
+
+    # --- the fork server ------------------------------------------------------------------------------
+
+    def _start_server(self) -> None:
+        self._server = self._new_server()
+        self._server.sock.setblocking(False)
+        self._epoll.register(self._server.sock.fileno(), select.EPOLLIN)
+        log, directory, max_result_bytes = self._configuration
+        self._order(("configure", dict(os.environ), directory, log, max_result_bytes))
+
+    def _spawn(self) -> WorkerHandle | None:
+        self._last_number += 1
+        try:
+            worker = WorkerHandle(self._last_number)
+        except OSError as error:
+            self._start_failed(f"no socket: {error.strerror}")
+            return None
+        self._workers[worker.number] = worker
+        self._by_descriptor[worker.sock.fileno()] = worker
+        self._epoll.register(worker.sock.fileno(), select.EPOLLIN)
+        self._order(("spawn", worker.number), worker.worker_end.fileno())
+        return worker
+
+    def _order(self, order: tuple[object, ...], descriptor: int = -1) -> None:
+        if self._server is not None:
+            with contextlib.suppress(OSError):  # a lost server is seen when it is read
+                frames.send(self._server.sock, order, descriptor)
+
+    def _server_lost(self) -> None:
+        """The fork server died, and every worker with it: begin again with a new one."""
+        assert self._server is not None
+        self._epoll.unregister(self._server.sock.fileno())
+        self._server.stop(0)
+        self._server = None
+        for worker in list(self._workers.values()):
+            self._worker_ended(worker, "the process that starts workers was killed")
+        try:
+            self._start_server()
+        except OSError as error:
+            self._start_failed(f"no fork server: {error.strerror}")
+
+
+def describe_status(status: int) -> str:
+    """Return how a process ended, from its wait status, for people."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"it exited with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown signal"
+    return f"it was killed by {name} ({-code})" + (" - out of memory?" if -code == signal.SIGKILL else "")

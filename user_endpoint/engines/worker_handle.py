@@ -1,0 +1,83 @@
+"""One worker as the process engine sees it: its socket, and the tasks that were sent to it in order.
+
+The engine keeps both ends of the task socket. A datagram that it reads back from the worker's end is a task
+that the worker has not begun and never will; the kernel arbitrates, so there is no third case.
+"""
+
+from __future__ import annotations
+
+import _socket
+from collections import deque
+from typing import Any
+
+from user_endpoint.engines.base import EngineTask
+from user_endpoint.workers import frames
+
+DEPTH = 16
+"""Most tasks at one worker, the running one included."""
+
+
+class WorkerHandle:
+    """A worker that was asked for; it may not have been forked yet, which makes no difference to its socket."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.sock, self.worker_end = frames.pair()
+        self.sock.setblocking(False)
+        self.sent: deque[EngineTask] = deque()
+        """Tasks sent and not answered: the first one runs, the others wait in the socket."""
+        self.began = 0.0
+        """When the first of `sent` began, by time.monotonic()."""
+        self.functions: set[str] = set()
+        self.ending: str | None = None
+        """The error code with which its task ends once it is dead, where we are killing it."""
+        self.served = 0
+
+    def send(self, task: EngineTask, now: float) -> bool:
+        """Send one task. Returns whether there was room for it (never False for a worker without tasks)."""
+        code = None if task.function_id in self.functions else task.function
+        try:
+            frames.send(self.sock, (task.row, task.function_id, code, task.payload))
+        except BlockingIOError:
+            return False
+        self.functions.add(task.function_id)
+        if not self.sent:
+            self.began = now
+        self.sent.append(task)
+        return True
+
+    def take_back(self) -> list[EngineTask]:
+        """Return, in order, the tasks that the worker has not begun; it will not see them."""
+        rows: list[int] = []
+        while True:
+            try:
+                # not O_NONBLOCK: that flag is the description's, which the worker shares and blocks on
+                (row, function_id, code, _), _ = frames.receive(self.worker_end, _socket.MSG_DONTWAIT)
+            except (BlockingIOError, frames.PeerGone):
+                break
+            rows.append(row)
+            if code is not None:
+                self.functions.discard(function_id)
+        if not rows:
+            return []
+        back = set(rows)
+        taken = [task for task in self.sent if task.row in back]
+        self.sent = deque(task for task in self.sent if task.row not in back)
+        return taken
+
+    def answers(self, limit: int) -> tuple[list[Any], bool]:
+        """Return at most `limit` answers of the worker, and whether its socket still makes sense."""
+        found: list[Any] = []
+        try:
+            while len(found) < limit:
+                found.append(frames.receive(self.sock)[0])
+        except BlockingIOError:
+            pass
+        except frames.PeerGone:
+            return found, False
+        return found, True
+
+    def close(self) -> None:
+        """Close both ends; a living worker reads end-of-file and exits."""
+        self.sock.close()
+        self.worker_end.close()

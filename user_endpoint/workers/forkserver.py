@@ -1,0 +1,257 @@
+"""The fork server: a small single-threaded process that forks workers, ends them, and reports their deaths.
+
+It is forked from the user endpoint before ZeroMQ is imported, so that a worker costs one or two megabytes,
+and no thread exists that a fork could catch holding a lock. It also reads what workers print, and keeps a
+bounded log of it. It trusts the engine that orders it about (same user), and nothing that tasks do.
+
+Orders:  ("configure", environment, directory, log path, max result bytes)
+         ("spawn", number) with the worker's socket      ("kill", number, signal)
+Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import gc
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+from user_endpoint.logfile import BoundedFile
+from user_endpoint.workers import frames
+
+_CHUNK = 65536
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, which may have happened already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+class ForkServer:
+    """Holds the workers' process ids. One thread, one poll loop."""
+
+    def __init__(self, control: _socket.socket) -> None:
+        self._control = control
+        self._workers: dict[int, int] = {}  # pid -> number
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._out_read, self._out_write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._out_read, False)
+        self._output: BoundedFile | None = None
+        self._max_result_bytes = 0
+
+    def run(self) -> None:
+        """Serve until the engine closes its end, then kill every worker."""
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        poller = select.poll()
+        for descriptor in (self._control.fileno(), self._wake_read, self._out_read):
+            poller.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poller.poll():
+                if descriptor == self._out_read:
+                    self._copy_output()
+                elif descriptor == self._wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, _CHUNK)
+                elif not self._obey():
+                    self._kill_all()
+                    return
+            self._reap()
+
+    def _obey(self) -> bool:
+        try:
+            order, descriptor = frames.receive(self._control)
+        except frames.PeerGone:
+            return False
+        match order:
+            case ("configure", environment, directory, log_path, max_result_bytes):
+                self._configure(environment, directory, log_path, max_result_bytes)
+            case ("spawn", number):
+                self._spawn(number, descriptor)
+            case ("kill", number, signum):
+                self._kill(number, signum)
+            case _:
+                raise ValueError(f"unknown order {order[0]!r}")
+        return True
+
+    def _configure(self, environment: dict[str, str], directory: str, log_path: str, max_result_bytes: int) -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+        if directory:
+            os.chdir(directory)
+        self._output = BoundedFile(log_path) if log_path else None
+        self._max_result_bytes = max_result_bytes
+
+    def _spawn(self, number: int, descriptor: int) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(descriptor)
+            self._report("ended", number, -1, f"cannot fork: {error.strerror}")
+            return
+        if pid == 0:
+            self._become_worker(parent, descriptor)
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        self._workers[pid] = number
+        self._report("spawned", number, pid)
+
+    def _become_worker(self, parent: int, descriptor: int) -> NoReturn:
+        status = 1
+        try:
+            with contextlib.suppress(PermissionError):
+                os.setpgid(0, 0)
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(self._out_write, 1)
+            os.dup2(self._out_write, 2)
+            for inherited in (
+                self._control.detach(),
+                self._wake_read,
+                self._wake_write,
+                self._out_read,
+                self._out_write,
+            ):
+                os.close(inherited)
+            if self._output is not None:
+                self._output.close()
+            from user_endpoint.workers.worker import serve
+
+            serve(_socket.socket(fileno=descriptor), self._max_result_bytes)
+            status = 0
+        except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the server's loop
+            with contextlib.suppress(OSError):
+                sys.excepthook(*sys.exc_info())
+        finally:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stdout.flush()
+            os._exit(status)
+
+    def _kill(self, number: int, signum: int) -> None:
+        for pid, known in self._workers.items():
+            if known == number:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signum)
+
+    def _kill_all(self) -> None:
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self._workers.pop(pid, None)
+            if number is not None:  # others are orphans of tasks, which come here because we are their subreaper
+                self._copy_output()
+                self._report("ended", number, status, "")
+
+    def _copy_output(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._out_read, _CHUNK)
+            if self._output is not None:
+                self._output.write(data)
+
+    def _report(self, *report: Any) -> None:
+        with contextlib.suppress(OSError):  # the engine is gone: the next read says so
+            frames.send(self._control, report)
+
+
+def serve_forks(control: _socket.socket, parent_pid: int) -> NoReturn:
+    """Be the fork server on `control` for the rest of this process."""
+    status = 1
+    try:
+        die_with_parent(parent_pid)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        import mep_sdk.runner  # noqa: F401  # imported once, here, for every worker
+        import user_endpoint.workers.worker  # noqa: F401
+
+        gc.collect()
+        gc.freeze()
+        ForkServer(control).run()
+        status = 0
+    except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the parent's code
+        with contextlib.suppress(OSError):
+            sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+class Server:
+    """A fork server as its engine sees it."""
+
+    def __init__(self, sock: _socket.socket, pid: int) -> None:
+        self.sock, self.pid = sock, pid
+
+    def stop(self, grace_s: float) -> None:
+        """End it (it kills its workers first), by force if it has not ended after `grace_s` seconds."""
+        self.sock.close()
+        deadline = time.monotonic() + grace_s
+        while not self._ended():
+            if time.monotonic() >= deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self.pid, 0)
+                return
+            time.sleep(0.001)
+
+    def _ended(self) -> bool:
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        except ChildProcessError:
+            return True
+
+
+def fork_server() -> Server:
+    """Fork a fork server from this process. Call before any thread exists."""
+    ours, theirs = frames.pair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        serve_forks(theirs, parent)
+    theirs.close()
+    return Server(ours, pid)
+
+
+def exec_server() -> Server:
+    """Start a fork server from nothing, for processes that have threads already. Raises OSError."""
+    ours, theirs = frames.pair()
+    try:
+        theirs_fd = theirs.fileno()
+        os.set_inheritable(theirs_fd, True)
+        command = [sys.executable, "-I", "-m", "user_endpoint.workers.forkserver", str(theirs_fd), str(os.getpid())]
+        pid = os.posix_spawn(sys.executable, command, dict(os.environ))
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Server(ours, pid)
+
+
+if __name__ == "__main__":
+    serve_forks(_socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,64 @@
+"""A worker: runs one task after another, forked by the fork server, as the mapped user.
+
+It reads a task's datagram, runs it with mep_sdk's runner and answers at once, so that what the engine has
+not been answered is exactly what the worker was running when it died. It trusts its engine; the function it
+runs may do anything to this process, and the engine expects that.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import time
+
+from user_endpoint.workers import frames
+
+NEED_FUNCTION = "NEED_FUNCTION"
+"""Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
+_CACHE_BYTES = 64 * 1024 * 1024
+
+
+class FunctionCache:
+    """The functions that this worker was given, by id; the oldest go when they are too many bytes."""
+
+    def __init__(self, limit_bytes: int = _CACHE_BYTES) -> None:
+        self._limit, self._size = limit_bytes, 0
+        self._code: dict[str, bytes] = {}
+
+    def add(self, function_id: str, code: bytes) -> None:
+        """Remember `code`."""
+        self._size += len(code) - len(self._code.pop(function_id, b""))
+        self._code[function_id] = code
+        while self._size > self._limit and len(self._code) > 1:
+            oldest = next(iter(self._code))
+            self._size -= len(self._code.pop(oldest))
+
+    def get(self, function_id: str) -> bytes | None:
+        """Return the code, or None."""
+        return self._code.get(function_id)
+
+
+def serve(sock: _socket.socket, max_result_bytes: int) -> None:
+    """Run tasks until the engine closes its end. `sock` is blocking."""
+    from mep_sdk.runner import FunctionCache as Loaded
+    from mep_sdk.runner import run_task
+
+    functions = FunctionCache()
+    loaded: Loaded = {}
+    own_pid = os.getpid()
+    while True:
+        try:
+            (row, function_id, code, payload), _ = frames.receive(sock)
+        except frames.PeerGone:
+            return
+        if code is not None:
+            functions.add(function_id, code)
+        function = functions.get(function_id)
+        if function is None:
+            frames.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
+            continue
+        started = time.time()
+        outcome = run_task(function, payload, max_result_bytes=max_result_bytes, cache=loaded)
+        if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no worker
+            os._exit(0)
+        frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, time.time()))
