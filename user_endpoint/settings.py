@@ -210,7 +210,7 @@ _ENGINES: dict[str, type[msgspec.Struct]] = {
 
 
 def settings_from(document: object) -> UepSettings:
-    """Return the settings in a rendered document. Keys that are null count as not given.
+    """Return the settings in a rendered document. Keys that are null or empty text count as not given.
 
     Raises SettingsInvalid, naming the key's path and what is accepted there.
     """
@@ -218,7 +218,7 @@ def settings_from(document: object) -> UepSettings:
         raise SettingsInvalid("", "the configuration is not a mapping of keys to values")
     if strange := [key for key in document if not isinstance(key, str)]:
         raise SettingsInvalid(str(strange[0]), "a key must be text")
-    plain = _without_nulls(document)
+    plain = _without_empty(document)
     if "not_applicable" in plain:
         raise SettingsInvalid("not_applicable", "unknown key")
     ignored = tuple(sorted(NOT_APPLICABLE & plain.keys()))
@@ -231,9 +231,9 @@ def settings_from(document: object) -> UepSettings:
         raise _explained(str(error), kept) from error
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_empty(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _without_empty(item) for key, item in value.items() if item not in (None, "")}
     return value
 
 
@@ -254,7 +254,7 @@ def _check_walltime(document: Mapping[str, Any]) -> None:
     if isinstance(provider, Mapping) and isinstance(walltime := provider.get("walltime"), int | float):
         raise SettingsInvalid(
             "engine.provider.walltime",
-            f"is the number {walltime}; YAML reads an unquoted 10:30:00 as a number of base 60. Write it in quotes",
+            f"is the number {walltime}, and must be text such as '10:30:00' (unquoted, YAML may read it as a number)",
         )
 
 

@@ -1,0 +1,77 @@
+"""From the administrator's template and a person's user_endpoint_config to a user endpoint's settings.
+
+Runs as the mapped user, in a child of the user endpoint that exits afterwards and has a deadline. The
+templates and the schema are the administrator's; `user_endpoint_config` and `user_runtime` come from a
+person and are trusted in nothing: they reach the document as data only (see pieces and document).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mep_wire.bundle import UepBundle
+from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
+from mep_wire.start import StartRequest
+from user_endpoint.settings import SettingsInvalid, UepSettings, settings_from
+
+__all__ = ["render_settings"]
+
+
+def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dict[str, Any]) -> UepSettings:
+    """Return the settings that `bundle`'s template gives for this person's request.
+
+    Raises UserConfigInvalid and UserConfigReserved for what the person can put right, and
+    EndpointMisconfigured, with the place and the reason in `detail`, for what only the administrator can.
+    """
+    from user_endpoint.render.document import DocumentInvalid, document_from  # the child alone pays for these
+    from user_endpoint.render.template import render
+    from user_endpoint.render.user_config import check_user_config
+
+    config = start.user_endpoint_config
+    check_user_config(bundle.schema, config)
+    variables = {
+        **config,
+        "parent_config": bundle.parent_config,
+        "user_runtime": start.user_runtime,
+        "mapped_identity": mapped_identity,
+    }
+    fragment = render(bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config)
+    try:
+        document = document_from(fragment)
+    except DocumentInvalid as error:
+        raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
+    try:
+        settings = settings_from(document.data)
+        _check_policy(bundle, settings)
+    except SettingsInvalid as error:
+        raise _blamed(error, document.sources, config, bundle.template_name) from error
+    return settings
+
+
+def _check_policy(bundle: UepBundle, settings: UepSettings) -> None:
+    """Raises SettingsInvalid for what a multi-user endpoint does not accept."""
+    if bundle.multi_user and getattr(settings.engine, "encrypted", True) is False:
+        raise SettingsInvalid("engine.encrypted", "must not be false on a multi-user endpoint")
+
+
+def _blamed(
+    error: SettingsInvalid,
+    sources: Mapping[tuple[str, ...], tuple[str, ...]],
+    config: Mapping[str, Any],
+    template_name: str,
+) -> UserConfigInvalid | EndpointMisconfigured:
+    """Tell whose mistake it is: the person's, if the place that is refused holds a value of theirs."""
+    path = tuple(error.path.split("."))
+    names = {
+        name
+        for place, read in sources.items()
+        if place[: len(path)] == path or path[: len(place)] == place
+        for name in read
+        if name in config
+    }
+    if names:
+        return UserConfigInvalid(
+            key=", ".join(sorted(names)), reason=f"{error.path}: {error.reason}", detail=f"{template_name}: {error}"
+        )
+    return EndpointMisconfigured(detail=f"{template_name}: {error}")
