@@ -1,0 +1,100 @@
+"""`make demo`: two people's functions run as their own accounts on a site made for the occasion, then removed.
+
+As root: a relay and a multi-user endpoint, accounts for Alice and Bob. Otherwise: a relay and a single-user
+endpoint of whoever runs it. Everything goes through what anybody can use: `mep-relay`, `mep` and the SDK.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+from refusals import show_refusals
+from report import Report
+from rich.console import Console
+from sitekit import ledger
+from sitekit.accounts import Account
+from sitekit.daemon import SiteError
+from sitekit.endpoint import Endpoint
+from sitekit.site import ADMIN, Person, Site
+from template import configure
+from tutorial import estimate_pi, run_tutorial
+from visitor import Visitor, measure, show_who
+
+
+def _accounts(site: Site) -> list[Account]:
+    if not site.multi_user:
+        return [site.owner]
+    group = f"mepdemo-lab-{os.getpid()}"
+    site.group(group)
+    return [site.account("mepdemo-alice", [group]), site.account("mepdemo-bob", [group])]
+
+
+def _visitors(site: Site, endpoint: Endpoint, people: list[Person], accounts: list[Account]) -> list[Visitor]:
+    projects = ["turbines", "galaxies"]
+    return [
+        Visitor(person, account, endpoint.id, {"project": project, "workers": 2})
+        for person, account, project in zip(people, accounts, projects, strict=False)
+    ]
+
+
+def run(console: Console, site: Site) -> None:
+    """The whole demo on a fresh site."""
+    report = Report(console)
+    report.step("Starting a relay and an endpoint")
+    accounts = _accounts(site)
+    site.start_relay()
+    usernames = ["alice@example.edu", "bob@example.edu"] if site.multi_user else [f"{site.owner.name}@example.edu"]
+    people = [site.relay.add_person(username) for username in usernames]
+    owner = site.relay.add_person(ADMIN) if site.multi_user else people[0]
+    endpoint = site.endpoint(f"demo-{os.getpid()}", owner)
+    configure(endpoint, multi_user=site.multi_user)
+    endpoint.start()
+    report.note(f"relay {site.relay.url}, endpoint {endpoint.id}, {'multi' if site.multi_user else 'single'}-user")
+
+    visitors = _visitors(site, endpoint, people, accounts)
+    report.step("Each person's function runs as that person's account, with the value that the person chose")
+    for visitor in visitors:
+        show_who(report, visitor)
+    run_tutorial(report, visitors[0])
+    estimate_pi(report, visitors[-1])
+    show_refusals(report, site, visitors[0])
+    report.step("Measuring")
+    rows = [measure(visitor) for visitor in visitors]
+    rows.append(measure(visitors[0].with_config(engine="GlobusComputeEngine"), tasks=500))
+    for visitor in visitors:
+        visitor.close()
+    report.table(rows)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the demo, and remove everything it made, even when it is interrupted."""
+    console = Console(highlight=False)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _stop)
+    for line in ledger.sweep():
+        console.print(line)
+    started = time.monotonic()
+    try:
+        with Site("mepdemo") as site:
+            run(console, site)
+            console.print("\nStopping everything and removing what was made ...", end=" ")
+        console.print(f"done, after {time.monotonic() - started:.0f} s in all.")
+    except SiteError as error:
+        console.print(f"[red]{error}[/red]")
+        return 1
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; everything was stopped and removed")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
