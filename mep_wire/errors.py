@@ -263,6 +263,18 @@ class JoinRefused(MepError):
     code = "JOIN_REFUSED"
 
 
+class HelloNeeded(MepError):
+    """The relay does not know this link. Say hello (or join) first: the relay may have been restarted."""
+
+    code = "HELLO_NEEDED"
+
+
+class LinkForbidden(MepError):
+    """This key may not speak for {what} on the endpoint link."""
+
+    code = "LINK_FORBIDDEN"
+
+
 class ProtocolMismatch(MepError):
     """The peer speaks version {theirs} of the link protocol and this relay {ours}. Upgrade the older of the two."""
 

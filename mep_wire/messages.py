@@ -30,7 +30,11 @@ class Pong(_Msg, frozen=True):
 
 
 class Refused(_Msg, frozen=True):
-    """Relay to peer: what you said is refused; with `final`, do not come back with it."""
+    """Relay to peer: what you said is refused; with `final`, do not come back with it.
+
+    HELLO_NEEDED is never final: the relay does not know the link (it was restarted, or took the peer for
+    gone) and wants a hello first; what was sent meanwhile is to be sent again after the welcome.
+    """
 
     code: str
     text: str
@@ -117,7 +121,8 @@ class Join(_Msg, frozen=True):
 
 
 class UepHello(_Msg, frozen=True):
-    """First message of a later link of an enrolled key. `held`: rows it still has and has not returned."""
+    """First message of a later link of an enrolled key. `held`: every row it has been sent and whose result it
+    does not know to be durable: waiting, running, or with its result in the spool."""
 
     protocol: int
     uep_id: str
