@@ -1,0 +1,327 @@
+"""A concurrent.futures.Executor whose workers are on a site's machines."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import hashlib
+import inspect
+import itertools
+import logging
+import time
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from mep_sdk.batch import UuidLike, checked_payload
+from mep_sdk.chunks import run_chunk
+from mep_sdk.client import Client
+from mep_sdk.futures import TaskFuture
+from mep_sdk.serialize import serialize_function
+from mep_sdk.session import Function, Session, Target
+from mep_wire import api, limits
+from mep_wire.errors import NotConfigured, PayloadTooLarge
+from mep_wire.ids import canonical_json, uuid7
+
+log = logging.getLogger("mep_sdk")
+
+LOST_RELAY_TIMEOUT_S = 300.0
+_EXIT_FLUSH_S = 10.0
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs functions on an endpoint.
+
+    `submit` returns at once; tasks go out in batches by themselves. Attributes may be set between submits and
+    hold for the tasks submitted from then on. A script that ends without `shutdown` (or `with`) still sends
+    what it has submitted, for up to ten seconds, and does not wait for results: `reload_tasks` gets them later.
+    """
+
+    def __init__(
+        self,
+        endpoint_id: UuidLike | None = None,
+        container_id: UuidLike | None = None,
+        client: Client | None = None,
+        task_group_id: UuidLike | None = None,
+        resource_specification: dict[str, Any] | None = None,
+        user_endpoint_config: dict[str, Any] | None = None,
+        label: str = "",
+        batch_size: int = limits.MAX_TASKS_PER_SUBMIT,
+        *,
+        walltime_s: float | None = None,
+        relay_url: str | None = None,
+        token: str | None = None,
+        allow_insecure: bool = False,
+        lost_relay_timeout_s: float = LOST_RELAY_TIMEOUT_S,
+        **unrecognized: Any,
+    ) -> None:
+        """Make an executor for `endpoint_id`; `client` (or `relay_url` and `token`) says through which relay.
+
+        `batch_size` is the most tasks in one request; `walltime_s` how long a worker lets a task run.
+        `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
+        out of reach for so long. Raises what Client raises.
+        """
+        for name in unrecognized:
+            warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
+        self.endpoint_id = endpoint_id
+        self.container_id = container_id
+        self.task_group_id = task_group_id
+        self.resource_specification = resource_specification
+        self.user_endpoint_config = user_endpoint_config
+        self.label, self.walltime_s = label, walltime_s
+        self.task_count_submitted = 0
+        self._session = Session(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
+        self.batch_size = batch_size
+        self._by_object: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        self._by_digest: dict[bytes, Function] = {}
+        _executors.add(self)
+        # An executor that nobody holds any more ends its threads once its tasks have ended.
+        weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
+
+    def __repr__(self) -> str:
+        label = f"{self.label}; " if self.label else ""
+        return f"Executor<{label}endpoint_id={self.endpoint_id}; task_group_id={self.task_group_id}>"
+
+    # --- attributes -------------------------------------------------------------------------------------
+
+    @property
+    def endpoint_id(self) -> UUID | None:
+        """The endpoint that tasks are sent to."""
+        return self._endpoint_id
+
+    @endpoint_id.setter
+    def endpoint_id(self, value: UuidLike | None) -> None:
+        self._endpoint_id = _uuid(value)
+
+    @property
+    def container_id(self) -> UUID | None:
+        """The container named when functions are registered."""
+        return self._container_id
+
+    @container_id.setter
+    def container_id(self, value: UuidLike | None) -> None:
+        self._container_id = _uuid(value)
+
+    @property
+    def task_group_id(self) -> UUID:
+        """The group that tasks belong to: with it `reload_tasks` finds them again. Set to None, a new one is made."""
+        return self._task_group_id
+
+    @task_group_id.setter
+    def task_group_id(self, value: UuidLike | None) -> None:
+        self._task_group_id = _uuid(value) or uuid7()
+
+    @property
+    def user_endpoint_config(self) -> dict[str, Any] | None:
+        """Values for the endpoint's template. Each submit takes a copy, so changes hold from the next one on."""
+        return self._user_endpoint_config
+
+    @user_endpoint_config.setter
+    def user_endpoint_config(self, value: dict[str, Any] | None) -> None:
+        _snapshot(value, "user_endpoint_config")
+        self._user_endpoint_config = value
+
+    @property
+    def resource_specification(self) -> dict[str, Any] | None:
+        """What a task needs (`num_nodes`, `ranks_per_node`, ...), where the endpoint's engine asks for it."""
+        return self._resource_specification
+
+    @resource_specification.setter
+    def resource_specification(self, value: dict[str, Any] | None) -> None:
+        _snapshot(value, "resource_specification")
+        self._resource_specification = value
+
+    @property
+    def batch_size(self) -> int:
+        """The most tasks that go out in one request."""
+        return self._session.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._session.batch_size = max(1, min(value, limits.MAX_TASKS_PER_SUBMIT))
+
+    # --- submitting -------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """Call `fn(*args, **kwargs)` on the endpoint; return its future, which has a `task_id`.
+
+        A function is registered with the relay when first submitted. Its later submissions run what it was
+        then. Raises FunctionUnserializable, ArgumentsUnserializable, PayloadTooLarge, NotConfigured without an
+        endpoint_id, RuntimeError after shutdown. Everything else arrives in the future.
+        """
+        return self._submit(self._function(fn), args, kwargs, _name_of(fn))
+
+    def submit_to_registered_function(
+        self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> TaskFuture:
+        """Call a registered function by its id; return the future. Raises as `submit` does."""
+        return self._submit(Function(id=str(function_id)), args or (), kwargs or {}, f"function {function_id}")
+
+    def register_function(self, fn: Callable[..., Any], function_id: UuidLike | None = None, **options: Any) -> str:
+        """Register `fn` now and return its id; or tell the id under which it is registered already.
+
+        `options` are those of Client.register_function. Raises ValueError for a function that has another id.
+        """
+        known = self._by_object.get(fn) if isinstance(fn, types.FunctionType) else None
+        if known is not None and known.id and str(function_id or known.id) != known.id:
+            raise ValueError(f"{_name_of(fn)} is registered already, as {known.id}")
+        if known is None or not known.id:
+            new_id = str(function_id) if function_id else self.client.register_function(fn, **options)
+            known = Function(id=new_id)
+            if isinstance(fn, types.FunctionType):
+                self._by_object[fn] = known
+            else:
+                self._by_digest[_digest(serialize_function(fn))] = known
+        return known.id
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Return an iterator over `fn` of each set of arguments, in order, like the built-in map.
+
+        All calls are submitted at once. With a `chunksize` above 1 so many calls make one task, which saves
+        work where calls are short. `timeout` is in seconds from this call; TimeoutError is raised after it.
+        Tasks that remain when the iterator is closed are cancelled.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        ends = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        if chunksize == 1:
+            return self._results([self.submit(fn, *call) for call in calls], ends)
+        code = serialize_function(fn)
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        results = self._results([self.submit(run_chunk, code, chunk) for chunk in chunks], ends)
+        return itertools.chain.from_iterable(results)
+
+    def _results(self, futures: list[TaskFuture], ends: float | None) -> Iterator[Any]:
+        futures.reverse()
+
+        def iterate() -> Iterator[Any]:
+            try:
+                while futures:
+                    # No reference to a yielded result is kept.
+                    yield futures.pop().result(None if ends is None else ends - time.monotonic())
+            finally:
+                if futures:
+                    self._session.cancel_futures(futures)
+
+        return iterate()
+
+    def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[TaskFuture]:
+        """Return a future for every task of the group, in order of submission, however it was submitted.
+
+        With `task_group_id` the executor takes that group for its own. Raises TaskGroupNotFound.
+        """
+        if task_group_id is not None:
+            self.task_group_id = task_group_id
+        group = str(self.task_group_id)
+        return self._session.adopt(group, self.client.get_task_group(group))
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks; with `wait`, return when every task has ended.
+
+        `cancel_futures` cancels everything that has not ended, on the endpoint too. Raises RelayAnswerMissing
+        where the relay stays out of reach; the futures left then carry the same error.
+        """
+        self._session.stop(cancel_futures=cancel_futures)
+        if wait:
+            self._session.wait()
+
+    def _flush_at_exit(self) -> None:
+        if not self._session.unfinished():
+            return
+        sent = self._session.flush(_EXIT_FLUSH_S)
+        left = self._session.unfinished()
+        if not sent:
+            log.error("exit with tasks that could not be sent to relay %s", self.client.settings.relay_url)
+        if left:
+            log.warning(
+                '%d tasks go on; Executor(task_group_id="%s").reload_tasks() gets them', left, self.task_group_id
+            )
+
+    # --- within -----------------------------------------------------------------------------------------
+
+    def _submit(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> TaskFuture:
+        if self._endpoint_id is None:
+            raise NotConfigured(what="endpoint_id", remedy="Pass Executor(endpoint_id=...), or set the attribute.")
+        target = Target(
+            str(self._endpoint_id),
+            str(self._task_group_id),
+            _snapshot(self._user_endpoint_config, "user_endpoint_config"),
+            _snapshot(self._resource_specification, "resource_specification"),
+            self.walltime_s,
+        )
+        future = self._session.submit(target, function, checked_payload(args, kwargs, name))
+        self.task_count_submitted += 1
+        return future
+
+    def _function(self, fn: Callable[..., Any]) -> Function:
+        # Plain functions are known by what they are. Other callables may have changed since last time, and a
+        # lambda in a loop is a new one each time: those are known by their bytes.
+        plain = isinstance(fn, types.FunctionType)
+        known = self._by_object.get(fn) if plain else None
+        if known is None:
+            code = serialize_function(fn)
+            digest = _digest(code)
+            known = self._by_digest.get(digest)
+            if known is None:
+                known = self._by_digest[digest] = Function(self._function_body(fn, code))
+            if plain:
+                self._by_object[fn] = known
+        return known
+
+    def _function_body(self, fn: Callable[..., Any], code: bytes) -> api.FunctionBody:
+        if len(code) > limits.MAX_FUNCTION_BYTES:
+            what = f"Function {_name_of(fn)}"
+            raise PayloadTooLarge(what=what, size=len(code), limit=limits.MAX_FUNCTION_BYTES)
+        return api.FunctionBody(
+            function_name=_name_of(fn),
+            function_code=code,
+            description=inspect.getdoc(fn) if isinstance(fn, types.FunctionType) else None,
+            container_uuid=str(self._container_id) if self._container_id else None,
+        )
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__name__", None) or type(fn).__name__)
+
+
+def _digest(code: bytes) -> bytes:
+    return hashlib.blake2b(code, digest_size=16).digest()
+
+
+def _uuid(value: UuidLike | None) -> UUID | None:
+    return value if value is None or isinstance(value, UUID) else UUID(str(value))
+
+
+def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
+    """Return a copy of `value` as JSON; empty for None. Raises TypeError, or PayloadTooLarge."""
+    if value is None:
+        return b""
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} must be a dict or None, not {type(value).__name__}")
+    try:
+        text = canonical_json(value)
+    except (TypeError, msgspec.MsgspecError, RecursionError) as error:
+        raise TypeError(f"{what} must be JSON-serializable: {error}") from error
+    if len(text) > limits.MAX_USER_CONFIG_BYTES:
+        raise PayloadTooLarge(what=what, size=len(text), limit=limits.MAX_USER_CONFIG_BYTES)
+    return text
+
+
+_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    for executor in list(_executors):
+        executor._flush_at_exit()  # noqa: SLF001 - the same module

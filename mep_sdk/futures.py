@@ -1,0 +1,70 @@
+"""The future of one task on an endpoint, and the ids of tasks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+
+class Canceller(Protocol):
+    """What a future asks to be cancelled."""
+
+    def cancel_futures(self, futures: list[TaskFuture]) -> int:
+        """Cancel what has not ended; return how many that were."""
+
+
+class TaskFuture(Future[Any]):
+    """A concurrent.futures.Future with the task's id.
+
+    `running()` is always False: that a worker has begun is not reported to the script.
+    """
+
+    def __init__(self, task_id: str, task_group_id: str, canceller: Canceller) -> None:
+        super().__init__()
+        self.task_id = task_id
+        self.task_group_id = task_group_id
+        self._canceller = canceller
+
+    def cancel(self) -> bool:
+        """Cancel the task, waiting or running; return False where it has ended already.
+
+        A task that was not sent yet is simply dropped. For others the relay is asked, which takes a round trip;
+        False is also the answer where it could not be asked.
+        """
+        if self.cancelled():
+            return True
+        return not self.done() and self._canceller.cancel_futures([self]) == 1
+
+    def mark_cancelled(self) -> bool:
+        """Become cancelled without asking anybody, and wake whoever waits. For the canceller alone."""
+        return super().cancel() and not self.set_running_or_notify_cancel()
+
+
+class TaskIds:
+    """Version 7 UUIDs as text, each greater than the one before in this process, so that the relay's index of
+    tasks is appended to. The random part is drawn once and then counted up (RFC 9562, section 6.2, method 2)."""
+
+    def __init__(self) -> None:
+        self.reseed()
+        os.register_at_fork(after_in_child=self.reseed)
+
+    def reseed(self) -> None:
+        """Draw a new random part: a forked child must not repeat its parent's ids."""
+        start = int.from_bytes(os.urandom(8), "big") >> 3  # the top bit stays clear, as room for counting up
+        self._count = itertools.count(start)
+        self._newest_ms = 0
+
+    def __call__(self) -> str:
+        """Return the next id."""
+        # A clock that steps back keeps the newest time: the count alone then gives the order.
+        now_ms = time.time_ns() // 1_000_000
+        self._newest_ms = stamp = max(self._newest_ms, now_ms)
+        low = next(self._count) & 0x3FFF_FFFF_FFFF_FFFF
+        text = f"{stamp:012x}7000{low | 0x8000_0000_0000_0000:016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+new_task_id = TaskIds()

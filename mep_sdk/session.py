@@ -1,0 +1,346 @@
+"""What an Executor does behind its methods: registers functions, sends tasks in batches, resolves futures.
+
+Two kinds of thread: one sender, which sends whatever is queued when its previous request has returned, and
+one listener for each task group. Every future ends exactly once, by whoever takes it out of `_pending`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mep_sdk.batch import user_runtime
+from mep_sdk.client import Client
+from mep_sdk.errors import ForkedExecutor, RelayAnswerMissing
+from mep_sdk.futures import TaskFuture, new_task_id
+from mep_sdk.outcomes import settle
+from mep_sdk.results import ResultListener
+from mep_wire import api, limits
+from mep_wire.errors import MepError
+
+log = logging.getLogger("mep_sdk")
+
+_BODY_BYTES = limits.MAX_BODY_BYTES - 256 * 1024
+_TASK_OVERHEAD_BYTES = 64
+_CANCEL_RETRY_S = 10.0
+_LOOK_AGAIN_S = 1.0
+_JOIN_S = 2.0
+
+
+class Target(NamedTuple):
+    """Where a task goes, and how: tasks with the same target share a request. JSON where it was a dict."""
+
+    endpoint_id: str
+    task_group_id: str
+    user_endpoint_config: bytes
+    resource_specification: bytes
+    walltime_s: float | None
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """A function on its way to the relay, or there already: then `id` is set."""
+
+    body: api.FunctionBody | None = None
+    id: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A task that waits to be sent."""
+
+    future: TaskFuture
+    target: Target
+    function: Function
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Requests:
+    """Tasks taken from the queue, by target and then by function."""
+
+    by_target: dict[Target, dict[int, list[Item]]] = field(default_factory=dict)
+
+    def add(self, item: Item) -> None:
+        self.by_target.setdefault(item.target, {}).setdefault(id(item.function), []).append(item)
+
+
+class Session:
+    """The machinery of one Executor. Thread-safe."""
+
+    def __init__(self, client: Client, *, lost_relay_timeout_s: float) -> None:
+        self.client = client
+        self.batch_size = limits.MAX_TASKS_PER_SUBMIT
+        self._lost_relay_timeout_s = lost_relay_timeout_s
+        self._pid = os.getpid()
+        self._change = threading.Condition()
+        self._queue: deque[Item] = deque()
+        self._unsent: set[str] = set()
+        """Ids in the queue: what can still be cancelled without the relay."""
+        self._sending: set[str] = set()
+        self._pending: dict[str, TaskFuture] = {}
+        self._listeners: dict[str, ResultListener] = {}
+        self._sender: threading.Thread | None = None
+        self._sender_waits = False
+        self._stopping = False
+
+    # --- taking tasks -----------------------------------------------------------------------------------
+
+    def submit(self, target: Target, function: Function, payload: bytes) -> TaskFuture:
+        """Queue a task. Raises RuntimeError after shutdown, ForkedExecutor in a forked child."""
+        if self._pid != os.getpid():
+            raise ForkedExecutor
+        future = TaskFuture(new_task_id(), target.task_group_id, self)
+        with self._change:
+            if self._stopping:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._pending[future.task_id] = future
+            self._unsent.add(future.task_id)
+            self._queue.append(Item(future, target, function, payload))
+            if self._sender is None:
+                self._sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
+                self._sender.start()
+            if target.task_group_id not in self._listeners:
+                self._listen(target.task_group_id)
+            if self._sender_waits:
+                self._change.notify_all()
+        return future
+
+    def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture]:
+        """Return futures for tasks that the relay has already: known ones, and new ones for the rest."""
+        with self._change:
+            if self._stopping:
+                raise RuntimeError("cannot reload tasks after shutdown")
+            futures = []
+            for task_id in task_ids:
+                if task_id not in self._pending:
+                    self._pending[task_id] = TaskFuture(task_id, task_group_id, self)
+                futures.append(self._pending[task_id])
+            if futures:
+                self._listen(task_group_id).replay()
+        return futures
+
+    def register(self, function: Function) -> str:
+        """Return the function's id, registering it first where that has not been done. Raises MepError."""
+        if not function.id:
+            assert function.body is not None
+            function.id = self.client.register_serialized(function.body)
+            function.body = None
+        return function.id
+
+    def _listen(self, task_group_id: str) -> ResultListener:
+        listener = self._listeners.get(task_group_id)
+        if listener is None or not listener.is_alive():
+            listener = ResultListener(self.client.settings, task_group_id, self._deliver, self._group_refused)
+            self._listeners[task_group_id] = listener
+            listener.start()
+        return listener
+
+    # --- sending ----------------------------------------------------------------------------------------
+
+    def _send_forever(self) -> None:
+        while True:
+            with self._change:
+                while not self._queue and not self._stopping:
+                    self._sender_waits = True
+                    self._change.wait()
+                    self._sender_waits = False
+                if not self._queue:
+                    return
+                items = self._take()
+            try:
+                self._send(items)
+            except Exception as error:  # the thread's outermost loop: whoever waits must be told
+                log.exception("sending tasks failed")
+                self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
+            with self._change:
+                self._sending.clear()
+                self._change.notify_all()
+
+    def _take(self) -> list[Item]:
+        """Take what goes into the next requests; the caller holds the lock."""
+        items: list[Item] = []
+        size = 0
+        limit = max(1, min(self.batch_size, limits.MAX_TASKS_PER_SUBMIT))
+        while self._queue and len(items) < limit:
+            item = self._queue[0]
+            size += len(item.payload) + _TASK_OVERHEAD_BYTES
+            if items and size > _BODY_BYTES:
+                break
+            self._queue.popleft()
+            if item.future.task_id in self._unsent:  # else it was cancelled
+                self._unsent.discard(item.future.task_id)
+                self._sending.add(item.future.task_id)
+                items.append(item)
+        return items
+
+    def _send(self, items: list[Item]) -> None:
+        requests = _Requests()
+        for item in items:
+            requests.add(item)
+        for target, by_function in requests.by_target.items():
+            registered = [group for group in by_function.values() if self._registered(group)]
+            if registered:
+                self._send_to(target, registered)
+
+    def _registered(self, group: list[Item]) -> bool:
+        try:
+            self.register(group[0].function)
+        except MepError as error:
+            self._fail(group, error)
+            return False
+        return True
+
+    def _send_to(self, target: Target, groups: list[list[Item]]) -> None:
+        try:
+            self.client.submit(target.endpoint_id, _body(target, groups))
+        except MepError as error:
+            if len(groups) == 1 or error.http_status >= 429:
+                self._fail([item for group in groups for item in group], error)
+                return
+            for group in groups:  # one function's refusal is no other's
+                self._send_to(target, [group])
+        else:
+            self._listeners[target.task_group_id].group_known()
+
+    # --- resolving --------------------------------------------------------------------------------------
+
+    def _deliver(self, results: list[api.StreamedResult]) -> None:
+        for result in results:
+            future = self._pending.pop(result.task_id, None)
+            if future is not None:
+                _resolve(future, *settle(result))
+        self._settled()
+
+    def _fail(self, items: Sequence[Item], error: MepError) -> None:
+        for item in items:
+            if self._pending.pop(item.future.task_id, None) is not None:
+                _resolve(item.future, None, _copy(error))
+        self._settled()
+
+    def _group_refused(self, task_group_id: str, error: MepError) -> None:
+        for task_id, future in list(self._pending.items()):
+            if future.task_group_id == task_group_id and self._pending.pop(task_id, None) is not None:
+                _resolve(future, None, _copy(error))
+        self._settled()
+
+    def _settled(self) -> None:
+        if self._stopping and not self._pending:
+            with self._change:
+                self._change.notify_all()
+                self._stop_listeners()
+
+    # --- cancelling -------------------------------------------------------------------------------------
+
+    def cancel_futures(self, futures: list[TaskFuture]) -> int:
+        """Cancel what has not ended; return how many that were. Those not sent yet are only dropped."""
+        count = 0
+        ask: dict[str, TaskFuture] = {}
+        with self._change:
+            for future in futures:
+                if future.task_id in self._unsent:
+                    self._unsent.discard(future.task_id)
+                    count += self._mark_cancelled(future)
+                elif future.task_id in self._pending:
+                    ask[future.task_id] = future
+            # A request on its way must arrive first, or the relay would not know the tasks.
+            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_RETRY_S)
+        if ask:
+            try:
+                cancelled = self.client.cancel_many(ask, retry_for_s=_CANCEL_RETRY_S)
+            except MepError as error:
+                log.warning("could not cancel %d tasks: %s", len(ask), error)
+                cancelled = set()
+            count += sum(self._mark_cancelled(ask[task_id]) for task_id in cancelled & ask.keys())
+        self._settled()
+        return count
+
+    def _mark_cancelled(self, future: TaskFuture) -> bool:
+        return self._pending.pop(future.task_id, None) is not None and future.mark_cancelled()
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    def unfinished(self) -> int:
+        """Return how many futures are not resolved; none in a forked child, whose parent has them."""
+        return len(self._pending) if self._pid == os.getpid() else 0
+
+    def stop(self, *, cancel_futures: bool) -> None:
+        """Take no more tasks; end the threads when everything queued is sent and has ended."""
+        if self._pid != os.getpid():
+            return
+        with self._change:
+            self._stopping = True
+            self._change.notify_all()
+        if cancel_futures:
+            self.cancel_futures(list(self._pending.values()))
+        self._settled()
+
+    def wait(self) -> None:
+        """Wait until every future has ended, after `stop`. Raises RelayAnswerMissing."""
+        if self._pid != os.getpid():
+            return
+        with self._change:
+            while self._pending:
+                self._change.wait(_LOOK_AGAIN_S)
+                self._look_for_lost_relay()
+        for thread in [self._sender, *self._listeners.values()]:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything queued is sent, at most this long; return whether it is."""
+        with self._change:
+            return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
+
+    def _look_for_lost_relay(self) -> None:
+        for group_id, listener in self._listeners.items():
+            waited_s = listener.down_for_s()
+            lost = [future for future in self._pending.values() if future.task_group_id == group_id]
+            if waited_s < self._lost_relay_timeout_s or not lost or self._queue or self._sending:
+                continue
+            url = self.client.settings.relay_url
+            error = RelayAnswerMissing(count=len(lost), url=url, waited_s=waited_s, task_group_id=group_id)
+            self._group_refused(group_id, error)
+            raise error
+
+    def _stop_listeners(self) -> None:
+        for listener in self._listeners.values():
+            listener.stop()
+
+
+def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
+    return api.SubmitBody(
+        tasks={group[0].function.id: [item.payload for item in group] for group in groups},
+        task_ids={group[0].function.id: [item.future.task_id for item in group] for group in groups},
+        task_group_id=target.task_group_id,
+        user_runtime=user_runtime(),
+        user_endpoint_config=_decoded(target.user_endpoint_config),
+        resource_specification=_decoded(target.resource_specification),
+        walltime_s=target.walltime_s,
+    )
+
+
+def _decoded(text: bytes) -> dict[str, Any] | None:
+    return msgspec.json.decode(text, type=dict[str, Any]) if text else None
+
+
+def _resolve(future: TaskFuture, value: Any, failure: BaseException | None) -> None:
+    if failure is None:
+        future.set_result(value)
+    else:
+        future.set_exception(failure)
+
+
+def _copy(error: MepError) -> MepError:
+    """Return an error of its own for each future: raising one adds to its traceback."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    twin.args = error.args
+    return twin
