@@ -1,0 +1,135 @@
+"""The same work on MEP: a relay, an endpoint and one person's account, made for the run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+from typing import Any
+
+from memory import descendants, pss_mb, rss_mb
+from sitekit.accounts import Account
+from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_mapping
+from sitekit.site import ADMIN, Person, Site
+
+from mep_sdk import Client, Executor
+
+TEMPLATE_TEXT = """\
+display_name: benchmark {{ number }}
+engine:
+{% if engine == "htex" %}
+  type: GlobusComputeEngine
+  max_workers_per_node: 2
+  provider: {type: LocalProvider, init_blocks: 1, min_blocks: 0, max_blocks: 1}
+  job_status_kwargs: {max_idletime: {{ idle_s }}, strategy_period: 1}
+{% else %}
+  type: ProcessPoolEngine
+  max_workers: 2
+{% endif %}
+"""
+SCHEMA_VALUE = {
+    "type": "object",
+    "properties": {
+        "number": {"type": "integer"},
+        "engine": {"enum": ["processes", "htex"]},
+        "idle_s": {"type": "number"},
+    },
+    "required": ["number", "engine", "idle_s"],
+    "additionalProperties": False,
+}
+_RESULT_S = 120
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+class Bench:
+    """One person at one endpoint."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._numbers = itertools.count()
+        self.account: Account = site.account(f"mepbench-{os.getpid()}") if site.multi_user else site.owner
+        site.start_relay()
+        self.person: Person = site.relay.add_person("person@example.edu")
+        owner = site.relay.add_person(ADMIN) if site.multi_user else self.person
+        self.endpoint: Endpoint = self._configured("bench", owner)
+        self.stopped: Endpoint = self._configured("stopped", owner)
+        self.endpoint.start()
+
+    def _configured(self, name: str, owner: Person) -> Endpoint:
+        endpoint = self._site.endpoint(name, owner)
+        endpoint.write(TEMPLATE, TEMPLATE_TEXT)
+        endpoint.write(SCHEMA, SCHEMA_VALUE)
+        if self._site.multi_user:
+            endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", self.account.name)))
+        return endpoint
+
+    def executor(self, engine: str, *, idle_s: float = 600, endpoint: Endpoint | None = None) -> Executor:
+        """Return an executor with values nobody has used: its first task starts a user endpoint."""
+        config: dict[str, Any] = {"number": next(self._numbers), "engine": engine, "idle_s": idle_s}
+        client = Client(relay_url=self.person.relay_url, token=self.person.token)
+        return Executor(endpoint_id=(endpoint or self.endpoint).id, client=client, user_endpoint_config=config)
+
+    def first_result_s(self, engine: str, repeat: int) -> float:
+        """Return the median time from a new Executor to its first result with no user endpoint running."""
+        times = []
+        for _ in range(repeat):
+            started = time.perf_counter()
+            with self.executor(engine) as executor:
+                executor.submit(nothing).result(timeout=_RESULT_S)
+                times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def warm_and_rate(self, engine: str, *, singles: int, tasks: int) -> tuple[float, float]:
+        """Return the median warm round trip in seconds, and tasks per second."""
+        with self.executor(engine) as executor:
+            executor.submit(nothing).result(timeout=_RESULT_S)
+            times = []
+            for _ in range(singles):
+                started = time.perf_counter()
+                executor.submit(nothing).result(timeout=_RESULT_S)
+                times.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            for future in [executor.submit(nothing) for _ in range(tasks)]:
+                future.result(timeout=_RESULT_S)
+            return statistics.median(times), tasks / (time.perf_counter() - started)
+
+    def idle_pss_mb(self, engine: str) -> float | None:
+        """Return the memory of a user endpoint that has run one task and is idle, or None if it is not found."""
+        before = set(self._user_endpoints())
+        with self.executor(engine, idle_s=1) as executor:
+            executor.submit(nothing).result(timeout=_RESULT_S)
+            new = set(self._user_endpoints()) - before
+            if len(new) != 1:
+                return None
+            time.sleep(8 if engine == "htex" else 1)  # until the idle block has ended
+            return pss_mb(descendants(new.pop()))
+
+    def _user_endpoints(self) -> list[int]:
+        return [int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])]
+
+    def monitor_rss_mb(self) -> float:
+        """Return the monitor's resident memory."""
+        return rss_mb(int(self.endpoint.status()["pid"]))
+
+    def queued(self, tasks: int, chunk: int = 10_000) -> tuple[float, float, float]:
+        """Queue tasks for an endpoint that is stopped.
+
+        Returns how much slower the last chunk went than the first in percent, the rate of the last chunk, and
+        how many MB the relay grew by after the first chunk.
+        """
+        pid = self._site.relay.pid
+        rates, sizes = [], []
+        with self.executor("processes", endpoint=self.stopped) as executor:
+            for _ in range(tasks // chunk):
+                started = time.perf_counter()
+                futures = [executor.submit(nothing) for _ in range(chunk)]
+                while futures[-1].task_id is None:
+                    time.sleep(0.001)
+                rates.append(chunk / (time.perf_counter() - started))
+                sizes.append(rss_mb(pid))
+            executor.shutdown(wait=False, cancel_futures=True)
+        return (1 - rates[-1] / rates[0]) * 100, rates[-1], sizes[-1] - sizes[0]
