@@ -1,0 +1,1 @@
+"""The command line `mep` (also installed as `globus-compute-endpoint`)."""

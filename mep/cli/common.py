@@ -1,0 +1,125 @@
+"""What the commands share: arguments, options, and how a failure becomes a text and an exit code.
+
+Imports nothing heavier than click, since every command pays for it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mep.cli.failures import EXIT_TEXT, CliFailed, Exit
+from mep.errors import ConfigRefused
+
+if TYPE_CHECKING:
+    from mep.config.paths import EndpointPaths, Roots
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_MAX_TOKEN_BYTES = 16 * 1024
+
+
+class Failure(click.ClickException):
+    """A failure as click prints it."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.code = exit_code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]  # click reads it from the instance; its stub says class
+        """The process's exit code."""
+        return self.code
+
+    def show(self, file: Any = None) -> None:
+        """Print one text to standard error."""
+        click.echo(f"mep: {self.message}", err=True, file=file)
+
+
+class MepGroup(click.Group):
+    """The command group: turns our named errors into texts and documented exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises Failure."""
+        try:
+            return super().invoke(ctx)
+        except CliFailed as error:
+            raise Failure(error.text, error.exit_code) from None
+        except ConfigRefused as error:
+            raise Failure(str(error), Exit.CONFIG) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}", Exit.FAILED) from None
+
+
+def _complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from mep.config.paths import here, list_names
+
+    return [name for name in list_names(here()) if name.startswith(incomplete)]
+
+
+def name_argument(command: _F) -> _F:
+    """Add the endpoint's name; `default` where it is absent, as in Globus Compute."""
+    return click.argument("name", default="default", shell_complete=_complete_name)(command)
+
+
+def json_option(command: _F) -> _F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def token_option(command: _F) -> _F:
+    """Add --token-file."""
+    return click.option(
+        "--token-file",
+        metavar="FILE",
+        help="File with your access token at the relay (`-`: standard input). Otherwise MEP_TOKEN, or a prompt.",
+    )(command)
+
+
+def epilog(*examples: str) -> str:
+    """Return a help page's end: examples and exit codes."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) + "\n\n" + EXIT_TEXT
+
+
+def locate(name: str) -> tuple[EndpointPaths, Roots]:
+    """Return where endpoint `name` is, for the account that runs this. Raises ConfigRefused for a bad name."""
+    from mep.config.paths import endpoint_paths, here
+
+    roots = here()
+    return endpoint_paths(roots, name), roots
+
+
+def read_token(token_file: str | None) -> str:
+    """Return the access token from a file, from MEP_TOKEN or from a prompt. Raises CliFailed. Never an argument."""
+    if token_file is not None:
+        token = _token_from_file(token_file)
+    elif "MEP_TOKEN" in os.environ:
+        token = os.environ["MEP_TOKEN"]
+    elif sys.stdin.isatty():
+        token = click.prompt("Access token at the relay", hide_input=True, err=True)
+    else:
+        raise CliFailed("no access token: give --token-file FILE, or set MEP_TOKEN", Exit.USAGE)
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise CliFailed("the access token is empty or has characters that no token has", Exit.USAGE)
+    return token
+
+
+def _token_from_file(name: str) -> str:
+    if name == "-":
+        return sys.stdin.read(_MAX_TOKEN_BYTES)
+    try:
+        with Path(name).open(encoding="utf-8", errors="replace") as file:
+            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise CliFailed(f"{name} can be read by other accounts; run: chmod 600 {name}", Exit.USAGE)
+            return file.read(_MAX_TOKEN_BYTES)
+    except OSError as error:
+        raise CliFailed(f"{name}: {error.strerror}", Exit.USAGE) from None

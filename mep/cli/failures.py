@@ -1,0 +1,37 @@
+"""Exit codes of `mep`, and the errors that lead to them. The texts are for the administrator at the terminal."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """What `mep` exits with. 2 (wrong usage) is click's own."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+    CONFIG = 4
+    RELAY = 5
+    TIMEOUT = 6
+
+
+EXIT_TEXT = """\b
+Exit codes:
+  0  done
+  1  it failed (the text says why)
+  2  wrong usage
+  3  the endpoint is not running
+  4  a configuration file is refused (file, line and key are named)
+  5  the relay cannot be reached or refuses
+  6  it did not happen in time
+"""
+
+
+class CliFailed(Exception):
+    """A command failed: `text` says why and what to do, `exit_code` is the process's."""
+
+    def __init__(self, text: str, exit_code: Exit = Exit.FAILED) -> None:
+        self.text, self.exit_code = text, exit_code
+        super().__init__(text)

@@ -1,0 +1,52 @@
+"""What `mep` prints: JSON where asked for, tables on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def emit(value: Any, text: str, *, as_json: bool) -> None:
+    """Print `value` as JSON, or `text`."""
+    click.echo(json.dumps(value, indent=2) if as_json else text)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Print warnings to standard error."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def fields_text(value: Mapping[str, Any]) -> str:
+    """Return a mapping as aligned lines, without what is empty."""
+    shown = {key: item for key, item in value.items() if item not in ("", None, [], {})}
+    width = max((len(key) for key in shown), default=0)
+    return "\n".join(f"{key.replace('_', ' '):<{width}}  {item}" for key, item in shown.items())
+
+
+def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+    """Print rows as JSON, as a table on a terminal, or as tab-separated lines."""
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=2))
+    elif not rows:
+        click.echo(empty)
+    elif sys.stdout.isatty():
+        _table(rows, columns)
+    else:
+        for row in rows:
+            click.echo("\t".join(str(row[column]) for column in columns))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(str(row[column])) for column in columns))
+    Console().print(table)

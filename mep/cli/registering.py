@@ -1,0 +1,186 @@
+"""Registering an endpoint with its relay: keys, the request, and what the relay answers, in an order that can resume.
+
+The state directory gets its keys and the id to ask for first; registration.json, last, makes the endpoint
+registered. Whatever fails in between, `mep register NAME` goes on with the same keys and the same id, so that the
+relay never has a second endpoint of it. Keys and requests are made in children without privilege.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mep import __version__
+from mep.cli.dropped import run_module
+from mep.cli.failures import CliFailed, Exit
+from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
+from mep.config import paths as names
+from mep.config.bundle import find_file, read_schema
+from mep.config.options import EndpointOptions
+from mep.config.paths import EndpointPaths
+from mep.config.registration import Registration
+from mep_wire.api import ErrorAnswer, RegisterAnswer
+
+_IDENTITY_FILE = "identity.json"
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What an endpoint asks to be known by: made once, kept in identity.json."""
+
+    endpoint_id: str
+    link_public_key: str
+    """Z85, 40 characters."""
+    unseal_public_key: str
+    """64 hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Whom the children become; None means: as we are (a person's own endpoint)."""
+
+    manager: pwd.struct_passwd | None
+    mapper: pwd.struct_passwd | None
+
+
+def accounts_for(where: EndpointPaths) -> Accounts:
+    """Return the accounts for the children. Raises CliFailed where one is missing."""
+    if not where.privileged:
+        return Accounts(None, None)
+    return Accounts(_account(names.MANAGER_ACCOUNT), _account(names.MAPPER_ACCOUNT))
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise CliFailed(
+            f"the system account {name} does not exist; run: "
+            f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}"
+        ) from None
+
+
+def ensure_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
+    """Return the endpoint's keys, made now if the state directory has none yet. Raises CliFailed."""
+    path = where.state_dir / _IDENTITY_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=KeyRecord)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CliFailed(f"{path}: {error}") from None
+    try:
+        make_parents(where.state_dir.parent, privileged=where.privileged)
+        with new_directory(where.state_dir, mode=0o755 if where.privileged else 0o700) as staging:
+            record = KeyRecord(
+                endpoint_id=str(uuid.uuid4()),
+                link_public_key=_make_key("link", staging / names.LINK_KEY, accounts.manager),
+                unseal_public_key=_make_key("unseal", staging / names.UNSEAL_KEY, accounts.mapper),
+            )
+            write_new(staging / _IDENTITY_FILE, msgspec.json.encode(record), mode=0o644)
+    except OSError as error:
+        raise CliFailed(f"{where.state_dir}: {error.strerror}") from None
+    return record
+
+
+def _make_key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
+    """Have a child of `account` make a key pair; the secret goes to `path` through a descriptor."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
+    try:
+        if account is not None:
+            os.fchown(descriptor, account.pw_uid, account.pw_gid)
+        os.fchmod(descriptor, 0o400)
+        public = run_module("mep.cli.keygen", [kind, str(descriptor)], account=account, descriptor=descriptor)
+    finally:
+        os.close(descriptor)
+    return public.decode("ascii")
+
+
+def _body(where: EndpointPaths, options: EndpointOptions, keys: KeyRecord) -> dict[str, Any]:
+    schema_path = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
+    return {
+        "endpoint_name": where.name,
+        "display_name": options.display_name or where.name,
+        "endpoint_uuid": keys.endpoint_id,
+        "metadata": {"endpoint_version": __version__},
+        "multi_user": options.multi_user and where.privileged,
+        "public": options.public,
+        "allowed_functions": options.allowed_functions,
+        "admins": options.admins or None,
+        "user_config_schema": read_schema(schema_path, required=False, owner=os.geteuid()),
+        "link_public_key": keys.link_public_key,
+        "unseal_public_key": keys.unseal_public_key,
+    }
+
+
+def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str) -> Registration:
+    """Register the endpoint, or register it again with what changed. Raises CliFailed, ConfigRefused."""
+    accounts = accounts_for(where)
+    keys = ensure_keys(where, accounts)
+    body = _body(where, options, keys)
+    again = where.registration.exists()
+    method, path = ("PUT", f"/v3/endpoints/{keys.endpoint_id}") if again else ("POST", "/v3/endpoints")
+    text = call_relay(accounts, relay_url, method, path, token, body)
+    try:
+        answer = msgspec.json.decode(text, type=RegisterAnswer)
+    except msgspec.MsgspecError as error:
+        raise CliFailed(f"relay {relay_url}: an answer that is no registration: {error}", Exit.RELAY) from None
+    registration = _pinned(answer, relay_url, keys)
+    replace_file(where.registration, msgspec.json.format(msgspec.json.encode(registration)) + b"\n", mode=0o644)
+    return registration
+
+
+def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord) -> Registration:
+    if answer.endpoint_id != keys.endpoint_id:
+        raise CliFailed(f"relay {relay_url}: registered {answer.endpoint_id}, not {keys.endpoint_id}", Exit.RELAY)
+    for key in (answer.link_public_key, answer.signing_public_key):
+        try:
+            length = len(bytes.fromhex(key))
+        except ValueError:
+            length = 0
+        if length != 32:
+            raise CliFailed(f"relay {relay_url}: answered a key that is not 32 bytes in hexadecimal", Exit.RELAY)
+    return Registration(
+        endpoint_id=answer.endpoint_id,
+        relay_url=relay_url,
+        link_address=answer.link_address,
+        link_public_key=answer.link_public_key,
+        signing_public_key=answer.signing_public_key,
+        owner=answer.owner,
+        registered_at=time.time(),
+    )
+
+
+def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str, body: dict[str, Any] | None) -> str:
+    """Ask the relay in a child without privilege and return its answer's body. Raises CliFailed."""
+    call = {"url": url, "method": method, "path": path, "token": token, "body": body}
+    output = run_module("mep.cli.relay_call", [], account=accounts.manager, stdin=json.dumps(call).encode())
+    answer = json.loads(output)
+    if reason := answer.get("failed"):
+        raise CliFailed(f"relay {url} cannot be reached: {reason}", Exit.RELAY)
+    if not 200 <= answer["status"] < 300:
+        raise CliFailed(f"relay {url} refuses: {_reason(answer)}", Exit.RELAY)
+    text: str = answer["body"]
+    return text
+
+
+def _reason(answer: dict[str, Any]) -> str:
+    try:
+        error = msgspec.json.decode(answer["body"], type=ErrorAnswer)
+    except msgspec.MsgspecError:
+        return f"HTTP status {answer['status']}"
+    return f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
+
+
+def forget(where: EndpointPaths) -> None:
+    """Remove the registration, so that nothing starts on it any more."""
+    where.registration.unlink(missing_ok=True)
+    if where.state_dir.exists():
+        sync_directory(where.state_dir)

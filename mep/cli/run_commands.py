@@ -1,0 +1,172 @@
+"""start, stop, restart, list, status and the hidden resolve. Heavy imports happen in the commands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mep.cli.common import epilog, json_option, locate, name_argument
+from mep.cli.failures import CliFailed, Exit
+from mep.cli.output import emit, emit_rows, fields_text, warn
+
+if TYPE_CHECKING:
+    from mep.config.paths import EndpointPaths, Roots
+    from mep.config.resolver import Resolution
+
+STOP_TIMEOUT_S = 60.0
+
+
+def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool) -> Resolution:
+    from mep.cli.preflight import check_installation
+    from mep.cli.running import refuse_second
+    from mep.config.resolver import resolve
+
+    refuse_second(where)
+    resolution = resolve(where, roots, log_to_file=detach)
+    if where.privileged:
+        check_installation()
+    warn(resolution.warnings)
+    return resolution
+
+
+def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool) -> None:
+    from mep.cli.running import run_here, start_detached
+
+    resolution = _prepare(where, roots, detach=detach)
+    if not detach:
+        run_here(where, resolution)
+    status = start_detached(where, resolution)
+    value = {"name": where.name, "pid": status.pid, "endpoint_id": resolution.registration.endpoint_id}
+    link = f", relay link {status.link_state}" if status.link_state else ""
+    emit(value, f"Endpoint {where.name} is up (monitor pid {status.pid}{link}).", as_json=as_json)
+
+
+@click.command(epilog=epilog("mep start site --detach", "systemctl start mep@site"))
+@name_argument
+@click.option("--detach", is_flag=True, help="Return once it is up, and leave it running.")
+@json_option
+def start(name: str, detach: bool, as_json: bool) -> None:  # click passes options by name
+    """Start endpoint NAME, in the foreground unless --detach is given."""
+    where, roots = locate(name)
+    _start(where, roots, detach=detach, as_json=as_json)
+
+
+@click.command(epilog=epilog("mep stop site", "mep stop site --timeout 120"))
+@name_argument
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
+              help="Seconds to wait for its end.")  # fmt: skip
+@click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended by then.")
+@json_option
+def stop(name: str, timeout_s: float, kill: bool, as_json: bool) -> None:
+    """Stop endpoint NAME and its user endpoints."""
+    from mep.cli.running import stop as stop_monitor
+
+    where, _ = locate(name)
+    _require_endpoint(where)
+    pid = stop_monitor(where, timeout_s, kill=kill)
+    text = f"Endpoint {name} is stopped." if pid else f"Endpoint {name} was not running."
+    emit({"name": name, "was_running": pid is not None, "pid": pid}, text, as_json=as_json)
+
+
+@click.command(epilog=epilog("mep restart site"))
+@name_argument
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
+              help="Seconds to wait for its end.")  # fmt: skip
+@json_option
+def restart(name: str, timeout_s: float, as_json: bool) -> None:
+    """Stop endpoint NAME if it runs, and start it detached."""
+    from mep.cli.running import stop as stop_monitor
+    from mep.config.resolver import resolve
+
+    where, roots = locate(name)
+    resolve(where, roots, log_to_file=True)  # a configuration that is refused must not cost a running endpoint
+    stop_monitor(where, timeout_s)
+    _start(where, roots, detach=True, as_json=as_json)
+
+
+def _require_endpoint(where: EndpointPaths) -> None:
+    if not where.config.exists() and not where.runtime_dir.exists():
+        raise CliFailed(f"there is no endpoint {where.name} in {where.config_dir}")
+
+
+def _describe(where: EndpointPaths) -> dict[str, Any]:
+    from mep.boundary.runtime import read_status, running_monitor
+    from mep.config.registration import read_registration
+    from mep.errors import ConfigRefused
+
+    pid = running_monitor(where.runtime_dir)
+    status = read_status(where.runtime_dir) if pid is not None else None
+    try:
+        registration = read_registration(where.registration, where.name)
+        endpoint_id, relay = registration.endpoint_id, registration.relay_url
+    except ConfigRefused:
+        endpoint_id, relay = "not registered", ""
+    return {
+        "name": where.name,
+        "state": status.state if status is not None else "running" if pid is not None else "stopped",
+        "endpoint_id": endpoint_id,
+        "relay": relay,
+        "pid": pid or "",
+        "link": status.link_state if status is not None else "",
+        "link_detail": status.link_detail if status is not None else "",
+        "mapping": status.mapping_loaded if status is not None else "",
+        "mapping_problem": status.mapping_problem if status is not None else "",
+        "user_endpoints": status.user_endpoints if status is not None else [],
+    }
+
+
+@click.command("list", epilog=epilog("mep list", "mep list --json"))
+@json_option
+def list_endpoints(as_json: bool) -> None:
+    """List the endpoints that are configured here."""
+    from mep.config.paths import endpoint_paths, here, list_names
+
+    roots = here()
+    rows = [_describe(endpoint_paths(roots, name)) for name in list_names(roots)]
+    columns = ("name", "state", "endpoint_id", "link", "relay")
+    empty = f"No endpoint is configured in {roots.etc}. Make one with: mep configure NAME --relay URL"
+    emit_rows(rows, columns, as_json=as_json, empty=empty)
+
+
+@click.command(epilog=epilog("mep status site", "mep status site --json"))
+@name_argument
+@json_option
+@click.pass_context
+def status(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show what endpoint NAME is doing; exits with 3 where it does not run."""
+    where, _ = locate(name)
+    _require_endpoint(where)
+    value = _describe(where)
+    running = value["user_endpoints"]
+    text = fields_text({**value, "user_endpoints": len(running)})
+    lines = [
+        f"  {one.get('local_user')}  {one.get('uep_id')}  {one.get('state')}  pid {one.get('pid')}" for one in running
+    ]
+    emit(value, "\n".join([text, *lines]), as_json=as_json)
+    if value["state"] == "stopped":
+        ctx.exit(Exit.NOT_RUNNING)
+
+
+@click.command(hidden=True)
+@click.argument("name")
+@click.option("--etc", required=True, type=click.Path(path_type=Path))
+@click.option("--var", required=True, type=click.Path(path_type=Path))
+@click.option("--run", required=True, type=click.Path(path_type=Path))
+@click.option("--log-to-file", is_flag=True)
+@click.option("--config-fd", required=True, type=int)
+@click.option("--bundle-fd", required=True, type=int)
+def resolve(name: str, etc: Path, var: Path, run: Path, log_to_file: bool, config_fd: int, bundle_fd: int) -> None:
+    """Write the resolved configuration to two descriptors: how the monitor is given a new one on SIGHUP."""
+    from mep.boundary.resolved import to_json
+    from mep.config.paths import Roots, endpoint_paths
+    from mep.config.resolver import resolve as resolve_endpoint
+
+    roots = Roots(etc, var, run, os.geteuid() == 0)
+    resolution = resolve_endpoint(endpoint_paths(roots, name), roots, log_to_file=log_to_file)
+    warn(resolution.warnings)
+    for descriptor, data in ((config_fd, to_json(resolution.resolved)), (bundle_fd, resolution.bundle)):
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)

@@ -1,0 +1,229 @@
+"""configure, register, check and delete: what makes and unmakes an endpoint. Heavy imports happen in the commands."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mep.cli.common import epilog, json_option, locate, name_argument, read_token, token_option
+from mep.cli.failures import CliFailed, Exit
+from mep.cli.output import emit, fields_text, warn
+
+if TYPE_CHECKING:
+    from mep.config.document import Document
+    from mep.config.paths import EndpointPaths
+    from mep.config.registration import Registration
+
+
+def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # click's signature
+    if not value or ctx.resilient_parsing:
+        return
+    from mep.config.describe import help_text
+
+    click.echo(help_text())
+    ctx.exit()
+
+
+@click.command(
+    epilog=epilog(
+        "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
+        "MEP_TOKEN=... mep configure laptop --relay http://127.0.0.1:8650",
+    )
+)
+@name_argument
+@click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
+@click.option("--relay", "relay_url", metavar="URL", help="The relay, https except on this machine.")
+@token_option
+@click.option("--display-name", help="The name that people see.")
+@click.option(
+    "--endpoint-config", type=click.Path(exists=True, dir_okay=False), help="A config.yaml to use instead of a new one."
+)
+@click.option("--help-config", is_flag=True, is_eager=True, expose_value=False, callback=_help_config,
+              help="List the keys of config.yaml and exit.")  # fmt: skip
+@json_option
+def configure(
+    name: str,
+    multi_user: bool,  # click passes options by name
+    relay_url: str | None,
+    token_file: str | None,
+    display_name: str | None,
+    endpoint_config: str | None,
+    as_json: bool,
+) -> None:
+    """Make endpoint NAME: write its five files and register it with the relay."""
+    from mep.cli.files import write_five_files
+    from mep.cli.registering import accounts_for
+
+    where, _ = locate(name)
+    _check_who(where, multi_user=multi_user)
+    document, text = _new_config(where, multi_user, relay_url, display_name, endpoint_config)
+    relay = _relay_of(where, document, relay_url)
+    accounts_for(where)
+    token = read_token(token_file)
+    write_five_files(where, text)
+    warn(document.warnings)
+    try:
+        registration = _register(where, document, relay, token)
+    except CliFailed as error:
+        raise CliFailed(
+            f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
+            f"When the cause is mended: mep register {name}",
+            error.exit_code,
+        ) from None
+    value = {"name": name, "endpoint_id": registration.endpoint_id, "config_dir": str(where.config_dir)}
+    emit(value, _configured_text(where, registration, multi_user=multi_user), as_json=as_json)
+
+
+def _check_who(where: EndpointPaths, *, multi_user: bool) -> None:
+    if multi_user and not where.privileged:
+        raise CliFailed(
+            "a multi-user endpoint must be able to become other accounts: run this as root. "
+            "Without --multi-user you get an endpoint that serves you alone.",
+            Exit.USAGE,
+        )
+    if not multi_user and where.privileged:
+        raise CliFailed(
+            "a single-user endpoint of root would run functions as root: add --multi-user, or run this as the person "
+            "whose endpoint it is.",
+            Exit.USAGE,
+        )
+
+
+def _new_config(
+    where: EndpointPaths, multi_user: bool, relay_url: str | None, display_name: str | None, given: str | None
+) -> tuple[Document, str]:
+    from mep.config.describe import commented_config
+    from mep.config.document import read_document
+
+    if given is not None:
+        text = Path(given).read_text(encoding="utf-8", errors="strict")
+        document = read_document(text, given)
+        if document.options.multi_user != multi_user:
+            raise CliFailed(f"{given}: multi_user: is {document.options.multi_user}, and --multi-user says otherwise")
+        return document, text
+    values = {"relay_url": relay_url, "display_name": display_name, "multi_user": multi_user or None}
+    text = commented_config({key: value for key, value in values.items() if value is not None})
+    return read_document(text, str(where.config)), text
+
+
+def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -> str:
+    from mep.config.options import relay_url_problem
+
+    relay = relay_url or document.options.relay_url
+    if relay is None:
+        raise CliFailed(f"which relay? Give --relay URL, or set relay_url in {where.config}", Exit.USAGE)
+    if problem := relay_url_problem(relay):
+        raise CliFailed(f"--relay {relay}: {problem}", Exit.USAGE)
+    return relay
+
+
+def _register(where: EndpointPaths, document: Document, relay: str, token: str) -> Registration:
+    from mep.cli.registering import register as register_endpoint
+
+    return register_endpoint(where, document.options, relay, token)
+
+
+def _configured_text(where: EndpointPaths, registration: Registration, *, multi_user: bool) -> str:
+    lines = [
+        f"Endpoint {where.name} is registered: {registration.endpoint_id}",
+        f"Its files are in {where.config_dir}. Next:",
+    ]
+    if multi_user:
+        lines.append("  say in identity_mapping.json whose identity is which local account (nobody's is, so far);")
+    lines += [
+        "  look through user_config_template.yaml.j2, which says how tasks run;",
+        f"  mep check {where.name}",
+        f"  mep start {where.name} --detach",
+    ]
+    return "\n".join(lines)
+
+
+@click.command(epilog=epilog("mep register site --token-file ~/token", "mep register site --again"))
+@name_argument
+@token_option
+@click.option("--relay", "relay_url", metavar="URL", help="The relay, where config.yaml does not say it.")
+@click.option("--again", is_flag=True, help="Tell the relay what has changed in the configuration since.")
+@json_option
+def register(name: str, token_file: str | None, relay_url: str | None, again: bool, as_json: bool) -> None:
+    """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
+    from mep.config.resolver import read_config
+
+    where, _ = locate(name)
+    document = read_config(where)
+    if where.registration.exists() and not again:
+        raise CliFailed(
+            f"endpoint {name} is registered already; to tell the relay of changes: mep register {name} --again"
+        )
+    relay = _relay_of(where, document, relay_url)
+    warn(document.warnings)
+    registration = _register(where, document, relay, read_token(token_file))
+    emit(
+        {"name": name, "endpoint_id": registration.endpoint_id},
+        f"Endpoint {name} is registered: {registration.endpoint_id}",
+        as_json=as_json,
+    )
+
+
+@click.command(epilog=epilog("mep check site", "mep check site --json"))
+@name_argument
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Read and check everything that endpoint NAME would start with, without starting it."""
+    from mep.cli.preflight import check_installation
+    from mep.config.resolver import resolve, summary
+
+    where, roots = locate(name)
+    resolution = resolve(where, roots, log_to_file=False)
+    if where.privileged:
+        check_installation()
+    value = summary(resolution)
+    warn(resolution.warnings)
+    emit(value, f"{where.config_dir}: no problem found\n" + fields_text(value), as_json=as_json)
+
+
+@click.command(epilog=epilog("mep delete site --token-file ~/token", "mep delete site --local-only --yes"))
+@name_argument
+@token_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Stop it if it runs; delete it here even if the relay cannot be told.")
+@click.option("--local-only", is_flag=True, help="Do not tell the relay.")
+@json_option
+def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only: bool, as_json: bool) -> None:
+    """Delete endpoint NAME at the relay and here, with its configuration."""
+    from mep.boundary.runtime import running_monitor
+    from mep.cli.running import stop
+
+    where, _ = locate(name)
+    if not where.config_dir.exists() and not where.state_dir.exists():
+        raise CliFailed(f"there is no endpoint {name} in {where.config_dir}")
+    if running_monitor(where.runtime_dir) is not None and not force:
+        raise CliFailed(f"endpoint {name} is running: run `mep stop {name}` first, or give --force")
+    if not yes:
+        click.confirm(f"Delete endpoint {name} and all files in {where.config_dir}?", abort=True, err=True)
+    if not local_only and where.registration.exists():
+        _unregister(where, token_file, force=force)
+    stop(where, 60.0, kill=True)
+    for directory in (where.runtime_dir, where.state_dir, where.config_dir):
+        if directory.exists():
+            shutil.rmtree(directory)
+    emit({"name": name, "deleted": True}, f"Endpoint {name} is deleted.", as_json=as_json)
+
+
+def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
+    from mep.cli.registering import accounts_for, call_relay
+    from mep.config.registration import read_registration
+
+    registration = read_registration(where.registration, where.name)
+    path = f"/v2/endpoints/{registration.endpoint_id}"
+    try:
+        call_relay(accounts_for(where), registration.relay_url, "DELETE", path, read_token(token_file), None)
+    except CliFailed as error:
+        if "ENDPOINT_NOT_FOUND" in error.text:
+            return
+        if not force:
+            remedy = "Nothing was deleted. To delete it here alone: --local-only"
+            raise CliFailed(f"{error.text}\n{remedy}", error.exit_code) from None
+        warn([f"{error.text}; deleted here alone"])

@@ -1,0 +1,229 @@
+"""Every key of config.yaml, declared once: type, default, unit, check and text.
+
+Defaults, checks, help, the commented config.yaml of `mep configure` and the table in docs/configuration.md all
+come from here. Names follow Globus Compute where the same thing exists there. Holds no I/O; used by
+mep/config/document.py (checks) and mep/config/describe.py (text).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+Check = Callable[[Any], str]
+"""Returns why a value is not accepted, or an empty string."""
+
+
+def about(doc: str, *, check: Check | None = None, example: Any = None, unit: str = "") -> dict[str, Any]:
+    """Return what is declared of a key besides type and default. `doc` is what an administrator reads."""
+    return {"doc": doc, "check": check, "example": example, "unit": unit}
+
+
+def option(doc: str, default: Any, *, check: Check | None = None, example: Any = None, unit: str = "") -> Any:
+    """Declare one key with its default."""
+    return field(default=default, metadata=about(doc, check=check, example=example, unit=unit))
+
+
+def at_least(low: float) -> Check:
+    """Accept numbers from `low` on."""
+    return lambda value: "" if value is None or value >= low else f"must be at least {low:g}"
+
+
+def between(low: float, high: float) -> Check:
+    """Accept numbers from `low` to `high`."""
+    return lambda value: "" if low <= value <= high else f"must be between {low:g} and {high:g}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def relay_url_problem(value: str | None) -> str:
+    """Return why `value` is no acceptable relay URL, or an empty string."""
+    if value is None:
+        return ""
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        return "must be like https://relay.example.org or http://127.0.0.1:8650"
+    if parts.username or parts.password:
+        return "must not hold a user name or a password"
+    if parts.query or parts.fragment:
+        return "must not have a query or a fragment"
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        return "must be https, since it would carry a token in clear (http is accepted for this machine alone)"
+    return ""
+
+
+def _uuids(value: list[str] | None) -> str:
+    for item in value or []:
+        try:
+            uuid.UUID(item)
+        except ValueError:
+            return f"{item!r} is not a UUID"
+    return ""
+
+
+def _absolute_or_home(value: str | None) -> str:
+    return "" if value is None or value.startswith("/") else "must be an absolute path ({user} stands for the account)"
+
+
+def _search_path(value: str) -> str:
+    bad = [part for part in value.split(":") if not part.startswith("/")]
+    return f"every part must be an absolute path, and {bad[0]!r} is not" if bad else ""
+
+
+def _names(value: list[str]) -> str:
+    bad = [name for name in value if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.$@-]{0,63}", name)]
+    return f"{bad[0]!r} is not a name" if bad else ""
+
+
+def _display_name(value: str | None) -> str:
+    if value is None:
+        return ""
+    return "" if value.isprintable() and 0 < len(value) <= 256 else "must be 1 to 256 printable characters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOptions:
+    """Which accounts a user endpoint may run as, whatever the mapping says. Root and the endpoint's own never."""
+
+    min_uid: int = option("Lowest uid that may have a user endpoint.", 1000, check=at_least(1))
+    max_uid: int = option("Highest uid that may have a user endpoint.", 2**31 - 1, check=at_least(1))
+    denied_users: list[str] = field(
+        default_factory=list, metadata=about("Accounts that never get one.", check=_names, example=["guest"])
+    )
+    allowed_groups: list[str] = field(
+        default_factory=list,
+        metadata=about("If not empty: only members of one of these UNIX groups.", check=_names, example=["hpc-users"]),
+    )
+    denied_groups: list[str] = field(
+        default_factory=list, metadata=about("Members of these UNIX groups never get one.", check=_names)
+    )
+    require_valid_shell: bool = option("Refuse accounts whose shell is not in /etc/shells.", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapsOptions:
+    """How many user endpoints there may be, and how long a start may take."""
+
+    max_user_endpoints: int = option("Most user endpoints of all people together.", 1000, check=between(1, 1_000_000))
+    max_user_endpoints_per_user: int = option("Most user endpoints of one account.", 10, check=between(1, 100_000))
+    max_starting: int = option("Most starts under way at once.", 16, check=between(1, 10_000))
+    start_timeout_s: float = option(
+        "A user endpoint that is not ready by then is ended.", 60.0, unit="seconds", check=between(1, 3600)
+    )
+    stop_grace_s: float = option(
+        "Time between asking a user endpoint to end and killing it.", 10.0, unit="seconds", check=between(0, 3600)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointOptions:
+    """The keys of config.yaml."""
+
+    relay_url: str | None = option(
+        "The relay that people send their tasks to.", None, check=relay_url_problem, example="https://relay.example.org"
+    )
+    display_name: str | None = option(
+        "The name that people see. The directory's name where it is absent.", None, check=_display_name
+    )
+    multi_user: bool = option(
+        "Serve everybody whom identity_mapping.json maps to a local account. Needs root. Otherwise the endpoint "
+        "serves the identities of the person who registered it, and nobody else.",
+        default=False,
+    )
+    public: bool = option("Show the endpoint to everybody in the relay's list (no matter of access).", default=False)
+    admins: list[str] = field(
+        default_factory=list,
+        metadata=about("Ids of identities that may manage the endpoint at the relay.", check=_uuids),
+    )
+    allowed_functions: list[str] | None = field(
+        default=None, metadata=about("Ids of the only functions that may run here. Absent: any function.", check=_uuids)
+    )
+    user_config_template_path: str | None = option(
+        "Template of a user endpoint's configuration. Absent: user_config_template.yaml.j2 beside this file.", None
+    )
+    user_config_schema_path: str | None = option(
+        "JSON schema that a person's user_endpoint_config must fit. Absent: user_config_schema.json beside this file.",
+        None,
+    )
+    identity_mapping_config_path: str | None = option(
+        "Which identity is which local account. Absent: identity_mapping.json beside this file.", None
+    )
+    audit_log_path: str | None = option(
+        "Where each start and end of a user endpoint is recorded. Absent: audit.log in the state directory.", None
+    )
+    log_path: str | None = option(
+        "Where a detached endpoint logs. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
+    )
+    debug: bool = option("Log more.", default=False)
+    user_search_path: str = option(
+        "PATH that user endpoints start with.",
+        "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        check=_search_path,
+    )
+    user_state_dir: str | None = option(
+        "Where user endpoints keep log, spool and run directory, for sites whose home directories need a ticket. "
+        "Absent: ~/.mep/uep of each account.",
+        None,
+        check=_absolute_or_home,
+        example="/var/tmp/mep-{user}",  # noqa: S108  # the user endpoint makes it 0700 and checks whose it is
+    )
+    clock_skew_s: float = option(
+        "How far the relay's clock and this host's may be apart.", 30.0, unit="seconds", check=between(0, 3600)
+    )
+    policy: PolicyOptions = field(default_factory=PolicyOptions, metadata=about(""))
+    caps: CapsOptions = field(default_factory=CapsOptions, metadata=about(""))
+
+
+IGNORED_KEYS: dict[str, str] = {
+    "amqp_port": "the link to the relay is not AMQP; its address comes with the registration",
+    "heartbeat_period": "the relay sets the interval of the manager's heartbeats",
+    "heartbeat_threshold": "the link's silence limit is the same everywhere",
+    "environment": "relay_url says which relay it is",
+    "local_compute_services": "relay_url says which relay it is",
+    "subscription_id": "a relay has no subscriptions",
+    "force_mu_allow_same_user": "root never runs tasks here",
+    "mu_child_ep_grace_period_s": "the relay asks again by itself when a user endpoint has ended",
+    "detach_endpoint": "use `mep start --detach`",
+    "log_dir": "use log_path; user endpoints log in ~/.mep/uep of their accounts",
+    "stdout": "use log_path",
+    "stderr": "use log_path",
+    "funcx_service_address": "use relay_url",
+}
+"""Keys of Globus Compute that do not apply here: accepted, and named in a warning."""
+
+MOVED_KEYS = frozenset(
+    {"engine", "executors", "idle_heartbeats_soft", "idle_heartbeats_hard", "endpoint_setup", "endpoint_teardown"}
+)
+"""Keys of Globus Compute that stand in another file here: refused, saying where they belong."""
+
+UNENFORCED_KEYS: dict[str, str] = {
+    "authentication_policy": "this relay has no authentication policies, and the endpoint would be open to more "
+    "people than the key says; remove it, and limit access by identity_mapping.json and `policy`",
+    "high_assurance": "there is no high-assurance mode here; remove the key or set it to false",
+    "pam": "PAM is not called yet; remove the key or set `enable: false`",
+}
+"""Keys of Globus Compute that restrict access and are not enforced here: refused unless they restrict nothing."""
+
+
+def restricts_nothing(key: str, value: Any) -> bool:
+    """Whether an `UNENFORCED_KEYS` value asks for nothing."""
+    if key == "pam" and isinstance(value, dict):
+        return value.get("enable", True) is False
+    return value is None or value is False

@@ -1,0 +1,220 @@
+"""From an endpoint's directory to the two documents that the monitor works from.
+
+Run by `mep start`, `mep check` and, on SIGHUP, by the monitor as a child of its own: the only code that parses
+YAML as root, on files that only root can have written. Nothing here is kept running.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import stat
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved
+from mep.config import paths as names
+from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
+from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
+from mep.config.files import check_trusted, read_trusted
+from mep.config.options import EndpointOptions
+from mep.config.paths import EndpointPaths, Roots
+from mep.config.registration import Registration, read_registration
+from mep.errors import ConfigRefused
+from mep_wire.bundle import UepBundle
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The documents, and what the administrator should be told."""
+
+    resolved: Resolved
+    bundle: bytes
+    warnings: list[str]
+    endpoint: EndpointOptions
+    registration: Registration
+
+
+def read_config(where: EndpointPaths) -> Document:
+    """Return the endpoint's config.yaml. Raises ConfigRefused."""
+    if not where.config.exists():
+        raise ConfigRefused(
+            str(where.config), "", f"there is no endpoint {where.name} here: run `mep configure {where.name}`"
+        )
+    text = read_trusted(where.config, cap=MAX_CONFIG_BYTES, owner=os.geteuid())
+    return read_document(text, str(where.config))
+
+
+def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
+    """Return what the monitor needs for the endpoint. Raises ConfigRefused naming file, key and reason."""
+    document = read_config(where)
+    options = document.options
+    warnings = list(document.warnings)
+    multi_user = _multi_user(where, options, warnings)
+    registration = read_registration(where.registration, where.name)
+    bundle = _bundle(where, document, registration, multi_user=multi_user)
+    resolved = Resolved(
+        name=where.name,
+        multi_user=multi_user,
+        python=sys.executable,
+        user_endpoint_main=user_endpoint_main(),
+        state_dir=str(where.state_dir),
+        runtime_dir=str(where.runtime_dir),
+        log_path=_log_path(where, options) if log_to_file else "",
+        audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
+        user_environment_path=options.user_search_path,
+        own_accounts=[names.MANAGER_ACCOUNT, names.MAPPER_ACCOUNT, names.RELAY_ACCOUNT],
+        policy=Policy(**asdict(options.policy)),
+        caps=Caps(**asdict(options.caps)),
+        manager=_manager_section(where, options, registration, multi_user=multi_user),
+        mapper=_mapper_section(where, options, registration, multi_user=multi_user),
+        resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
+    )
+    return Resolution(resolved, bundle, warnings, options, registration)
+
+
+def _multi_user(where: EndpointPaths, options: EndpointOptions, warnings: list[str]) -> bool:
+    if where.privileged and not options.multi_user:
+        raise ConfigRefused(
+            str(where.config),
+            "multi_user",
+            "a single-user endpoint would run people's functions as root: set multi_user: true, or start it as the "
+            "person whose endpoint it is",
+        )
+    if options.multi_user and not where.privileged:
+        warnings.append(
+            f"{where.config}: multi_user: needs root to become other accounts; "
+            "serving the identities of the person who registered it, and nobody else"
+        )
+    return options.multi_user and where.privileged
+
+
+def _log_path(where: EndpointPaths, options: EndpointOptions) -> str:
+    return str(find_file(where.state_dir, options.log_path, "endpoint.log"))
+
+
+def _bundle(where: EndpointPaths, document: Document, registration: Registration, *, multi_user: bool) -> bytes:
+    options, owner = document.options, os.geteuid()
+    template = find_file(where.config_dir, options.user_config_template_path, names.TEMPLATE, names.TEMPLATE_OLD)
+    schema = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
+    declared = {f.name for f in fields(EndpointOptions)}
+    bundle = UepBundle(
+        endpoint_id=registration.endpoint_id,
+        endpoint_name=where.name,
+        relay_link_address=registration.link_address,
+        relay_link_key=bytes.fromhex(registration.link_public_key),
+        template_name=template.name,
+        templates=read_templates(template, where.config_dir, owner),
+        schema=read_schema(schema, required=options.user_config_schema_path is not None, owner=owner),
+        user_environment=read_environment(where.config_dir / names.ENVIRONMENT, owner),
+        parent_config={key: value for key, value in document.values.items() if key in declared},
+        allowed_functions=options.allowed_functions,
+        multi_user=multi_user,
+        debug=options.debug,
+        user_state_dir=options.user_state_dir,
+    )
+    return encode_bundle(bundle, where.config_dir)
+
+
+def _manager_section(
+    where: EndpointPaths, options: EndpointOptions, registration: Registration, *, multi_user: bool
+) -> ManagerSection:
+    return ManagerSection(
+        endpoint_id=registration.endpoint_id,
+        relay_link_address=registration.link_address,
+        relay_link_key=registration.link_public_key,
+        account=_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
+        link_key_path=_key_path(where, names.LINK_KEY),
+        log_level="DEBUG" if options.debug else "INFO",
+    )
+
+
+def _mapper_section(
+    where: EndpointPaths, options: EndpointOptions, registration: Registration, *, multi_user: bool
+) -> MapperSection:
+    return MapperSection(
+        endpoint_id=registration.endpoint_id,
+        relay_signing_key=registration.signing_public_key,
+        account=_account(names.MAPPER_ACCOUNT).pw_name if multi_user else "",
+        unseal_key_path=_key_path(where, names.UNSEAL_KEY),
+        mapping_path=str(_checked_mapping(where, options)) if multi_user else "",
+        owner_identities=[] if multi_user else [one.id for one in registration.owner],
+        own_user="" if multi_user else pwd.getpwuid(os.geteuid()).pw_name,
+        clock_skew_s=options.clock_skew_s,
+        log_level="DEBUG" if options.debug else "INFO",
+    )
+
+
+def _key_path(where: EndpointPaths, name: str) -> str:
+    path = where.state_dir / name
+    if not path.is_file():
+        raise ConfigRefused(str(path), "", f"is missing: run `mep register {where.name} --again`")
+    return str(path)
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigRefused(
+            "system accounts",
+            name,
+            f"does not exist; run: useradd --system --no-create-home --shell /usr/sbin/nologin {name}",
+        ) from None
+
+
+def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
+    import identity.config
+
+    import identity.errors
+
+    path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
+    check_trusted(path, os.geteuid())
+    _check_readable_by(path, _account(names.MAPPER_ACCOUNT))
+    try:
+        identity.config.load(path)
+    except identity.errors.MappingFileInvalid as error:
+        raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
+    return path
+
+
+def _check_readable_by(path: Path, account: pwd.struct_passwd) -> None:
+    real = path.resolve()
+    for one in [*reversed(real.parents), real]:
+        info = one.stat()
+        shift = 6 if info.st_uid == account.pw_uid else 3 if info.st_gid == account.pw_gid else 0
+        wanted = 0o1 if stat.S_ISDIR(info.st_mode) else 0o4
+        if not (info.st_mode >> shift) & wanted:
+            remedy = f"chmod o+x {one}" if wanted == 0o1 else f"chgrp {account.pw_name} {one} && chmod 0640 {one}"
+            raise ConfigRefused(str(one), "", f"cannot be read by account {account.pw_name}; run: {remedy}")
+
+
+def user_endpoint_main() -> str:
+    """Return the absolute path of the file that user endpoints execute. Raises ConfigRefused."""
+    spec = importlib.util.find_spec("user_endpoint")
+    if spec is None or spec.origin is None:
+        raise ConfigRefused("installation", "user_endpoint", "the package is not installed")
+    return str(Path(spec.origin).resolve().with_name("__main__.py"))
+
+
+def _resolver_argv(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> list[str]:
+    argv = [sys.executable, "-I", "-m", "mep.cli", "resolve", where.name]
+    argv += ["--etc", str(roots.etc), "--var", str(roots.var), "--run", str(roots.run)]
+    return [*argv, "--log-to-file"] if log_to_file else argv
+
+
+def summary(resolution: Resolution) -> dict[str, Any]:
+    """Return what `mep check` shows."""
+    resolved = resolution.resolved
+    return {
+        "name": resolved.name,
+        "endpoint_id": resolution.registration.endpoint_id,
+        "multi_user": resolved.multi_user,
+        "relay_url": resolution.registration.relay_url,
+        "relay_link": resolution.registration.link_address,
+        "bundle_bytes": len(resolution.bundle),
+        "warnings": resolution.warnings,
+    }
