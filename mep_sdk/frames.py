@@ -118,7 +118,8 @@ def loads(data: bytes, what: str) -> Any:
     """
     kind, body = unframe(data, what)
     if kind == CLOUDPICKLE:
-        tag, body = bytes(body[1 : 1 + body[0]]).decode("ascii", "replace"), body[1 + body[0] :]
+        end = 1 + (body[0] if body else 0)
+        tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
         if tag != PYTHON:
             raise DataUnreadable(what=what, reason=f"it holds code made by {tag} and this is {PYTHON}")
     elif kind != PICKLE:
