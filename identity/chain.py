@@ -8,9 +8,8 @@ then delays nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from identity import names
 from identity.errors import AmbiguousMapping, MapperUnavailable, MappingError, NameRefused, NoMapping
@@ -66,11 +65,10 @@ class Explanation:
 
 
 class Chain:
-    """The mappers of one mapping file. `files` are the other files it depends on (passwords, CAs)."""
+    """The mappers of one mapping file."""
 
-    def __init__(self, links: Sequence[Link], files: Iterable[Path] = ()) -> None:
+    def __init__(self, links: Sequence[Link]) -> None:
         self._links = tuple(links)
-        self.files = tuple(files)
         self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
 
     def map(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False) -> LocalUser:

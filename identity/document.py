@@ -8,7 +8,7 @@ from typing import Any
 _ABSENT: Any = object()
 
 
-class DocumentInvalid(ValueError):
+class DocumentInvalid(Exception):
     """The document is refused; the text names the key and the reason."""
 
 

@@ -7,6 +7,7 @@ whose `output` does is a rule that gives no name, and the person is refused.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from identity.document import Document
 from identity.errors import NameRefused
 from identity.mapper import Answer, Identity, Trace, label
 from identity.pattern import Pattern, PatternInvalid, compile_literal, compile_pattern
+from identity.rule_index import RuleIndex
 from identity.template import Missing, Template, TemplateInvalid
 
 DATA_TYPE = "expression_identity_mapping#1.0.0"
@@ -41,11 +43,14 @@ class ExpressionMapper:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
+        self._sources: dict[str, tuple[Template, RuleIndex]] = {}
+        for place, rule in enumerate(rules):
+            self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(place, rule.pattern)
         self.description = f"expression mapping of {len(rules)} rules"
 
     def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
         """Return what the first rule that matches says of each identity that it matches."""
-        for rule in self._rules:
+        for rule in self._rules if trace else self._candidates(identities):
             found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]
             if found:
                 return found
@@ -53,6 +58,15 @@ class ExpressionMapper:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _candidates(self, identities: Sequence[Identity]) -> list[Rule]:
+        """Return the rules that are worth trying, in order."""
+        places: set[int] = set()
+        for source, index in self._sources.values():
+            for identity in identities:
+                with contextlib.suppress(Missing):
+                    places |= index.candidates(source.fill(identity))
+        return [self._rules[place] for place in sorted(places)]
 
 
 def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> Answer | None:

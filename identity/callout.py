@@ -1,0 +1,129 @@
+"""external_identity_mapping#1.0.0: a program of the site's that is asked who a person is.
+
+It runs as the account of the process that asks, which is the mapper's and must not be root. It gets
+`identity_mapping_input#1.0.0` on its standard input, the arguments `-c CONNECTOR -s GATEWAY -a` after its own, and
+answers `identity_mapping_output#1.0.0` on its standard output. Nothing at all, or an empty `result`, is the answer
+that it maps nobody. Anything else than a good answer is a failed mapper, never a match: a status other than 0, the
+time limit, too much output, malformed output, an id that was not asked about.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from identity import command
+from identity.document import Document
+from identity.errors import MapperUnavailable
+from identity.mapper import Answer, Identity, Trace
+
+DATA_TYPE = "external_identity_mapping#1.0.0"
+INPUT_TYPE = "identity_mapping_input#1.0.0"
+OUTPUT_TYPE = "identity_mapping_output#1.0.0"
+POSIX_CONNECTOR = "145812c8-decc-41f1-83cf-bb2a85a2a70b"
+"""The id of the POSIX connector in Globus Connect Server's guide, which existing callouts know."""
+NO_GATEWAY = "00000000-0000-0000-0000-000000000000"
+_log = logging.getLogger(__name__)
+
+
+class CalloutMapper:
+    """One program. At most `limit` of its runs go on at once; one more waits for as long as a run may take."""
+
+    def __init__(self, argv: Sequence[str], timeout_s: float, limit: int) -> None:
+        self._argv = tuple(argv)
+        self._timeout_s = timeout_s
+        self._places = threading.BoundedSemaphore(limit)
+        self._limit = limit
+        self.description = f"callout {argv[0]}"
+
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+        """Return what the program says, in the order of the identities. Raises MapperUnavailable."""
+        if os.geteuid() == 0:
+            raise MapperUnavailable("a callout must not run as root")
+        output = self._run(identities)
+        _report_stderr(self._argv[0], output.stderr, trace)
+        by_id = {identity["id"].lower(): identity for identity in identities}
+        found = [Answer(by_id[key], name, "callout") for key, name in _parse(output.stdout, frozenset(by_id))]
+        if trace:
+            trace(f"answered {output.stdout[:1000].decode(errors='replace')!r}")
+        order = {key: place for place, key in enumerate(by_id)}
+        return sorted(found, key=lambda answer: order[answer.identity["id"].lower()])
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _run(self, identities: Sequence[Identity]) -> command.Output:
+        data = json.dumps({"DATA_TYPE": INPUT_TYPE, "identities": [dict(identity) for identity in identities]})
+        if not self._places.acquire(timeout=self._timeout_s):
+            raise MapperUnavailable(f"{self._limit} runs of it were under way for {self._timeout_s:g} s: no place")
+        try:
+            return command.run(self._argv, data.encode(), self._timeout_s)
+        except command.CommandFailed as error:
+            _report_stderr(self._argv[0], error.stderr, None)
+            said = error.stderr[-500:].decode(errors="replace")
+            raise MapperUnavailable(
+                f"{shlex.join(self._argv)} {error}" + (f"; it said {said!r}" if said else "")
+            ) from None
+        finally:
+            self._places.release()
+
+
+def _report_stderr(program: str, stderr: bytes, trace: Trace | None) -> None:
+    for line in stderr.decode(errors="replace").splitlines()[:50]:
+        _log.warning("callout %s: %r", program, line[:500])
+        if trace:
+            trace(f"wrote to standard error: {line[:500]!r}")
+
+
+def _parse(data: bytes, asked: frozenset[str]) -> list[tuple[str, str]]:
+    """Return (id, user name) as the program gave them. Raises MapperUnavailable."""
+    if not data.strip():
+        return []
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MapperUnavailable(f"its output is not JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("DATA_TYPE", OUTPUT_TYPE) != OUTPUT_TYPE:
+        raise MapperUnavailable(f"its output is not {OUTPUT_TYPE}")
+    result = value.get("result", [])
+    if not isinstance(result, list):
+        raise MapperUnavailable("its output's result is not a list")
+    return [_parse_entry(entry, asked) for entry in result]
+
+
+def _parse_entry(entry: Any, asked: frozenset[str]) -> tuple[str, str]:
+    key, name = (entry.get("id"), entry.get("output")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(key, str) or not isinstance(name, str):
+        raise MapperUnavailable(f"its output has a result that is not an id and an output: {str(entry)[:200]!r}")
+    if key.lower() not in asked:
+        raise MapperUnavailable(f"it answered for {key[:100]!r}, which it was not asked about")
+    return key.lower(), name
+
+
+def from_document(document: Document, connector: str, gateway: str) -> CalloutMapper:
+    """Return the mapper for `document`. Raises DocumentInvalid."""
+    words = document.take_list("command")
+    if any(isinstance(word, bool) or not isinstance(word, str | int | float) for word in words):
+        raise document.refuse("command", "not a list of texts and numbers")
+    argv = [str(word) for word in words]
+    if any("\0" in word for word in argv):
+        raise document.refuse("command", "has a NUL character in it")
+    argv[0] = _program(document, argv[0])
+    timeout_s = document.take_number("timeout_s", 5.0, 0.1, 300.0)
+    limit = int(document.take_number("max_concurrent", 8, 1, 1000))
+    return CalloutMapper([*argv, "-c", connector, "-s", gateway, "-a"], timeout_s, limit)
+
+
+def _program(document: Document, name: str) -> str:
+    if "/" in name and not name.startswith("/"):
+        raise document.refuse("command", f"{name!r} is a relative path: give an absolute one")
+    found = shutil.which(name, path=command.PATH)
+    if found is None:
+        raise document.refuse("command", f"there is no program {name!r} that this account may run")
+    return found

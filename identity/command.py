@@ -1,0 +1,169 @@
+"""Runs one program with a deadline, no shell, and nothing of ours but its input; for callouts.
+
+The program gets its own session (so its own process group), a clean environment, `/` as its directory, and no
+descriptor but its three. Whatever it leaves running in its group is killed when it ends, at the deadline, or when it
+writes too much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_OUTPUT_BYTES = 1024 * 1024
+MAX_STDERR_BYTES = 16 * 1024
+_CHUNK_BYTES = 65536
+
+
+class CommandFailed(Exception):
+    """The program could not be run to a good end; the text says why, `stderr` what it wrote there."""
+
+    def __init__(self, reason: str, stderr: bytes = b"") -> None:
+        self.stderr = stderr
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a program wrote before it ended with status 0."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MAX_OUTPUT_BYTES) -> Output:
+    """Run `argv` with `data` on its standard input and return what it wrote. Raises CommandFailed.
+
+    More than `max_output` bytes of output are an error; of standard error the rest is dropped. Thread-safe.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env={"PATH": PATH, "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"cannot be run: {error}") from None
+    exchange = _Exchange(process, data, max_output)
+    try:
+        exchange.talk(deadline, timeout_s)
+    finally:
+        _kill_group(process)
+        process.wait()
+        exchange.close()
+    if process.returncode < 0:
+        raise CommandFailed(f"was ended by {signal.Signals(-process.returncode).name}", bytes(exchange.stderr))
+    if process.returncode:
+        raise CommandFailed(f"ended with status {process.returncode}", bytes(exchange.stderr))
+    return Output(bytes(exchange.stdout), bytes(exchange.stderr))
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the program's group.
+
+    Until the program is reaped its pid, which is its group's number too, cannot belong to anybody else.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Exchange:
+    """Feeds a program and takes its output until it has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], data: bytes, max_output: int) -> None:
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self._process = process
+        self._left = memoryview(data)
+        self._max_output = max_output
+        self._ended = os.pidfd_open(process.pid)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._ended, selectors.EVENT_READ, self._note_end)
+        self._over = False
+        assert process.stdin and process.stdout and process.stderr
+        for stream, event, act in (
+            (process.stdin, selectors.EVENT_WRITE, self._feed),
+            (process.stdout, selectors.EVENT_READ, self._take_stdout),
+            (process.stderr, selectors.EVENT_READ, self._take_stderr),
+        ):
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, event, act)
+
+    def talk(self, deadline: float, timeout_s: float) -> None:
+        """Return when the program has ended and what it wrote has been read. Raises CommandFailed."""
+        while not self._over:
+            left = deadline - time.monotonic()
+            ready = self._selector.select(left) if left > 0 else []
+            if not ready:
+                raise CommandFailed(f"did not end within {timeout_s:g} s and was killed", bytes(self.stderr))
+            for key, _ in sorted(ready, key=lambda pair: pair[0].data == self._note_end):
+                key.data()
+
+    def close(self) -> None:
+        """Close every descriptor of ours."""
+        self._selector.close()
+        os.close(self._ended)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _note_end(self) -> None:
+        """The program has ended: take what is in the pipes, but do not wait for whoever else holds them open."""
+        self._over = True
+        _kill_group(self._process)
+        while self._take_stdout():
+            pass
+        while len(self.stderr) < MAX_STDERR_BYTES and self._take_stderr():
+            pass
+
+    def _feed(self) -> None:
+        assert self._process.stdin
+        try:
+            self._left = self._left[os.write(self._process.stdin.fileno(), self._left[:_CHUNK_BYTES]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._left = self._left[:0]
+        if not self._left:
+            self._selector.unregister(self._process.stdin)
+            self._process.stdin.close()
+
+    def _take_stdout(self) -> bool:
+        chunk = self._read(self._process.stdout)
+        self.stdout += chunk
+        if len(self.stdout) > self._max_output:
+            raise CommandFailed(f"wrote more than {self._max_output} bytes and was killed", bytes(self.stderr))
+        return bool(chunk)
+
+    def _take_stderr(self) -> bool:
+        chunk = self._read(self._process.stderr)
+        self.stderr += chunk[: MAX_STDERR_BYTES - len(self.stderr)]
+        return bool(chunk)
+
+    def _read(self, stream: IO[bytes] | None) -> bytes:
+        """Return what can be read at once; nothing at the end of the stream, which is then left alone."""
+        assert stream
+        if stream.closed:
+            return b""
+        try:
+            chunk = os.read(stream.fileno(), _CHUNK_BYTES)
+        except BlockingIOError:
+            return b""
+        if not chunk:
+            self._selector.unregister(stream)
+            stream.close()
+        return chunk
