@@ -8,8 +8,9 @@ then delays nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from identity import names
 from identity.errors import AmbiguousMapping, MapperUnavailable, MappingError, NameRefused, NoMapping
@@ -65,10 +66,11 @@ class Explanation:
 
 
 class Chain:
-    """The mappers of one mapping file."""
+    """The mappers of one mapping file. `files` are the other files it was made of (passwords, CAs)."""
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(self, links: Sequence[Link], files: Iterable[Path] = ()) -> None:
         self._links = tuple(links)
+        self.files = tuple(files)
         self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
 
     def map(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False) -> LocalUser:

@@ -42,7 +42,7 @@ def load(
             links.append(_link(value, makers))
         except DocumentInvalid as error:
             raise MappingFileInvalid(path, index, str(error)) from None
-    return Chain(links)
+    return Chain(links, [other for other in files.signatures if other != path])
 
 
 def _link(value: Any, makers: dict[str, _Maker]) -> Link:
