@@ -59,19 +59,19 @@ class Log:
     def __init__(self, out: BoundedFile, *, debug: bool = False) -> None:
         self._out, self._debug = out, debug
 
-    def info(self, text: str, **fields: object) -> None:
+    def info(self, text: str, /, **fields: object) -> None:
         """Something that an administrator wants to know."""
         self._line("INFO", text, fields)
 
-    def warning(self, text: str, **fields: object) -> None:
+    def warning(self, text: str, /, **fields: object) -> None:
         """Something that is not as it should be, and that this process goes on with."""
         self._line("WARNING", text, fields)
 
-    def error(self, text: str, **fields: object) -> None:
+    def error(self, text: str, /, **fields: object) -> None:
         """Something that ends this process, or a task, or a link."""
         self._line("ERROR", text, fields)
 
-    def debug(self, text: str, **fields: object) -> None:
+    def debug(self, text: str, /, **fields: object) -> None:
         """Something that only the author of a template or of this code wants to know."""
         if self._debug:
             self._line("DEBUG", text, fields)

@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from user_endpoint.logfile import BoundedFile
@@ -225,13 +226,15 @@ class Server:
             return True
 
 
-def fork_server() -> Server:
-    """Fork a fork server from this process. Call before any thread exists."""
+def fork_server(close: Sequence[int] = ()) -> Server:
+    """Fork a fork server from this process, without the descriptors `close`. Call before any thread exists."""
     ours, theirs = frames.pair()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
+        for descriptor in close:
+            os.close(descriptor)
         serve_forks(theirs, parent)
     theirs.close()
     return Server(ours, pid)

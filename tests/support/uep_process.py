@@ -1,0 +1,157 @@
+"""A user endpoint started as a keeper starts it: real sealed memfds, a real report socket, its own process.
+
+Tests that run as root drop to `nobody` in the child, since a user endpoint refuses to be root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+import pwd
+import signal
+import socket
+import sys
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from mep.boundary.memfd import sealed_memfd
+from mep_wire.bundle import UepBundle
+from mep_wire.identity import Identity, IdentitySet
+from mep_wire.start import StartRequest, VerifiedStart, encode_start
+from tests.support.fake_relay import FakeRelay
+
+MAIN = pathlib.Path(__file__).parents[2] / "user_endpoint" / "__main__.py"
+TEMPLATE = "engine:\n  type: ProcessPoolEngine\n  max_workers: 2\n"
+
+
+def account() -> pwd.struct_passwd:
+    """The account that user endpoints of tests run as."""
+    return pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+
+
+class UepProcess:
+    """One user endpoint. `kill` and `__exit__` end it and what it left."""
+
+    def __init__(
+        self,
+        relay: FakeRelay,
+        home: pathlib.Path,
+        *,
+        template: str = TEMPLATE,
+        uep_id: str | None = None,
+        config: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        **bundle: Any,
+    ) -> None:
+        self.uep_id = uep_id or str(uuid.uuid4())
+        self.home = home
+        self.state = home / ".mep" / "uep" / self.uep_id
+        start = sealed_memfd("start", msgspec.msgpack.encode(self._verified(config or {})))
+        documents = UepBundle(
+            **{
+                "endpoint_id": str(uuid.uuid4()), "endpoint_name": "test", "relay_link_address": relay.address,
+                "relay_link_key": relay.raw_key, "template_name": "t", "templates": {"t": template}, "schema": None,
+                "user_environment": environment or {}, "parent_config": {}, **bundle,
+            }
+        )  # fmt: skip
+        packed = sealed_memfd("bundle", msgspec.msgpack.encode(documents))
+        self.report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.started_at = time.perf_counter()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._exec(start, packed, theirs.fileno())
+        theirs.close()
+        os.close(start)
+        os.close(packed)
+        self.status: int | None = None
+
+    def _verified(self, config: dict[str, Any]) -> VerifiedStart:
+        now = time.time()
+        person = IdentitySet("account", (Identity(str(uuid.uuid4()), "alice@example.edu"),))
+        request = StartRequest(
+            endpoint_id=str(uuid.uuid4()), uep_id=self.uep_id, identity_set=person, user_endpoint_config=config,
+            user_runtime={}, issued_at=now, expires_at=now + 60, nonce=b"n" * 16, epoch=b"e" * 16,
+            sealed_join_token=b"", correlation_id=str(uuid.uuid4()),
+        )  # fmt: skip
+        return VerifiedStart(
+            request=encode_start(request), join_token=b"j" * 32, local_user=account().pw_name, mapped_identity={}
+        )
+
+    def _exec(self, start: int, bundle: int, report: int) -> None:
+        try:
+            who = account()
+            null = os.open("/dev/null", os.O_RDWR)
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in (null, null, null, start, bundle, report)]
+            for target, source in enumerate(high):
+                os.dup2(source, target)
+            os.closerange(6, 1024)
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)
+                os.setresuid(who.pw_uid, who.pw_uid, who.pw_uid)
+            os.umask(0o077)
+            os.chdir("/")
+            environment = {"HOME": str(self.home), "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": "/bin/sh",
+                           "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}  # fmt: skip
+            os.execve(sys.executable, [sys.executable, "-I", str(MAIN)], environment)
+        finally:
+            os._exit(127)
+
+    def next_report(self, timeout_s: float = 20.0) -> list[str]:
+        """Return the lines of the next report, or [] at end-of-file."""
+        self.report.settimeout(timeout_s)
+        return self.report.recv(8192).decode().splitlines()
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        """Return the exit code, negative for a signal."""
+        deadline = time.monotonic() + timeout_s
+        while self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                raise AssertionError(f"the user endpoint does not end; log:\n{self.log()}")
+            else:
+                time.sleep(0.01)
+        return self.status
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def log(self) -> str:
+        """What it has logged."""
+        path = self.state / "endpoint.log"
+        return path.read_text() if path.exists() else ""
+
+    def children(self) -> list[int]:
+        """Every living descendant."""
+        found, look = [], [self.pid]
+        while look:
+            pid = look.pop()
+            try:
+                direct = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            except FileNotFoundError:
+                continue
+            found += [int(child) for child in direct]
+            look += [int(child) for child in direct]
+        return found
+
+    def __enter__(self) -> UepProcess:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        left = self.children()
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.report.close()

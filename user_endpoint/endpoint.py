@@ -1,0 +1,297 @@
+"""The user endpoint itself: what each message of the relay and each event of the engine means.
+
+Every task that comes is either given back unstarted or ends in one result, which stays spooled until the relay
+has it on its disk. Messages of one turn of the loop leave together. It trusts the relay (pinned key) to send
+its own person's tasks; it still checks the allow-list and the size of results. Called by the loop alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from mep_wire import PROTOCOL_VERSION, messages
+from mep_wire.errors import FunctionNotAllowed, FunctionUnloadable, JoinRefused, MepError, ResultTooLarge
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.ledger import MAX_HELD_BYTES, Credit, Ledger
+from user_endpoint.lifecycle.idle import IdleRule
+from user_endpoint.lifecycle.stopping import Stopping
+from user_endpoint.link import Link
+from user_endpoint.logfile import Log
+from user_endpoint.report import Reporter, StartFailure
+from user_endpoint.spool import Spool
+
+RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
+RESULT_BATCH: Final = 4096
+
+
+class UserEndpoint:
+    """See the module. The loop calls `take`, `collect` and `flush` in each turn, and `tick` when time passes."""
+
+    def __init__(
+        self,
+        *,
+        uep_id: str,
+        join_token: bytes,
+        endpoint_id: str,
+        allowed_functions: frozenset[str] | None,
+        engine: Engine,
+        spool: Spool,
+        idle: IdleRule,
+        reporter: Reporter,
+        log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._uep_id, self._token, self._endpoint_id = uep_id, join_token, endpoint_id
+        self._allowed = allowed_functions
+        self._engine, self._spool, self._idle = engine, spool, idle
+        self._reporter, self._log, self._clock = reporter, log, clock
+        self.link: Link | None = None
+        self._ledger, self._credit = Ledger(), Credit()
+        self._functions: dict[str, bytes] = {}
+        self._max_result_bytes = MAX_PAYLOAD_BYTES
+        self._joins_sent, self._enrolled, self._ready = 0, False, False
+        self.stopping: Stopping | None = None
+        self._to_run: list[EngineTask] = []
+        self._started: dict[int, None] = {}
+        self._returned: list[int] = []
+        self._results: list[messages.ResultItem] = []
+
+    # --- the relay ------------------------------------------------------------------------------------
+
+    def hello(self) -> messages.Join | messages.UepHello:
+        """Return the first message of a connection: the join token until it has worked, then who we are."""
+        self._credit.reset()
+        if self._enrolled:
+            held = list(dict.fromkeys([*self._ledger.held, *self._spool.rows]))
+            return messages.UepHello(protocol=PROTOCOL_VERSION, uep_id=self._uep_id, held=held)
+        self._joins_sent += 1
+        return messages.Join(protocol=PROTOCOL_VERSION, uep_id=self._uep_id, token=self._token, held=self._spool.rows)
+
+    def take(self, received: Iterable[messages.ToUep]) -> None:
+        """Act on what the relay has said."""
+        for message in received:
+            match message:
+                case messages.Tasks():
+                    self._take_tasks(message)
+                case messages.ResultsDurable():
+                    self._spool.durable(message.rows)
+                    self._idle.moved(self._clock())
+                case messages.CancelTasks():
+                    self._submit()
+                    self._engine.cancel(message.rows)
+                case messages.UepWelcome():
+                    self._welcomed(message)
+                case messages.StopUep():
+                    self.stop(message.code or "STOPPED", message.text)
+                case messages.Refused():
+                    self._refused(message)
+                case messages.Ping() | messages.Pong():
+                    pass
+        self._submit()
+
+    def _welcomed(self, welcome: messages.UepWelcome) -> None:
+        self._enrolled = True
+        self._max_result_bytes = welcome.max_result_bytes
+        self._log.info("joined the relay", held=len(self._ledger), spooled=len(self._spool))
+        for batch in in_batches(self._spool.unconfirmed()):
+            self._send(messages.Results(items=batch))
+        if not self._ready:
+            self._ready = True
+            self._reporter.ready()
+
+    def _refused(self, refused: messages.Refused) -> None:
+        self._log.error("the relay refused", code=refused.code, text=refused.text, final=refused.final)
+        link = self.link
+        if link is None:
+            return
+        if refused.code == JoinRefused.code and not self._enrolled and self._joins_sent > 1:
+            # The relay may have taken an earlier Join whose welcome was lost with its connection.
+            self._enrolled = True
+            link.disconnect("the join token was refused the second time")
+        elif refused.final:
+            self.stop(refused.code, refused.text, grace_s=0.0)
+        else:
+            link.disconnect(f"refused: {refused.code}")
+
+    def _take_tasks(self, message: messages.Tasks) -> None:
+        for function in message.functions:
+            self._functions[function.function_id] = function.code
+        self._credit.used(len(message.tasks))
+        self._idle.moved(self._clock())
+        for task in message.tasks:
+            if task.row in self._spool:
+                self._resend(task.row)
+            elif self.stopping is not None:
+                self._returned.append(task.row)
+            elif self._ledger.take(task):
+                self._admit(task)
+
+    def _resend(self, row: int) -> None:
+        items = [item for item in self._spool.unconfirmed() if item.row == row]
+        self._send(messages.Results(items=items))
+
+    def _admit(self, task: messages.TaskItem) -> None:
+        code = self._functions.get(task.function_id)
+        if self._allowed is not None and task.function_id not in self._allowed:
+            self._fail(task, FunctionNotAllowed(endpoint_id=self._endpoint_id, function_id=task.function_id))
+        elif code is None:
+            self._fail(task, FunctionUnloadable(reason="the relay sent the task without its function"))
+        else:
+            self._to_run.append(
+                EngineTask(
+                    task.row, task.task_id, task.function_id, code, task.payload, task.resource_spec, task.walltime_s
+                )
+            )
+
+    def _submit(self) -> None:
+        if self._to_run:
+            tasks, self._to_run = self._to_run, []
+            self._engine.submit(tasks)
+
+    def _fail(self, task: messages.TaskItem, error: MepError) -> None:
+        self._finish(messages.ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    # --- the engine -----------------------------------------------------------------------------------
+
+    def collect(self) -> bool:
+        """Take what the engine has to say; return whether there was anything."""
+        events = self._engine.collect()
+        for event in events:
+            if isinstance(event, messages.ResultItem):
+                self._finish(event)
+            elif isinstance(event, TaskStarted):
+                self._started[event.row] = None
+            elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
+                self._started.pop(event.row, None)
+                self._returned.append(event.row)
+        if events:
+            self._idle.moved(self._clock())
+        return bool(events)
+
+    def _finish(self, item: messages.ResultItem) -> None:
+        if not self._ledger.release(item.row):
+            self._log.error("the engine ended a task twice", row=item.row, code=item.code)
+            return
+        self._started.pop(item.row, None)  # the result says as much
+        if len(item.payload) > self._max_result_bytes:
+            error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
+            times = (item.started_at, item.ended_at)
+            item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
+        self._results.append(item)
+
+    # --- what leaves ----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what this turn has brought, and put its results on the disk."""
+        results, self._results = self._results, []
+        if self._returned:
+            self._send(messages.Returned(rows=self._returned))
+            self._returned = []
+        if self._started:
+            self._send(messages.Started(rows=list(self._started)))
+            self._started = {}
+        for batch in in_batches(results):
+            self._send(messages.Results(items=batch))
+        if results:
+            self._spool.add(results)
+        self._grant()
+
+    def _send(self, message: messages.ToRelay) -> None:
+        """Say it if the relay has welcomed us; otherwise the next hello and the spool say it."""
+        if self.link is not None and self.link.welcomed:
+            self.link.send(message)
+
+    def _grant(self) -> None:
+        if self.link is None or not self.link.welcomed or self.stopping is not None:
+            return
+        if self._spool.is_full or self._ledger.bytes > MAX_HELD_BYTES:
+            return
+        if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
+            self.link.send(messages.Credit(grant=more))
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def stop(self, code: str, text: str, grace_s: float | None = None) -> None:
+        """Begin to end: give back what has not started, let the rest finish within the grace."""
+        if self.stopping is None:
+            self._log.info("ending", code=code, text=text, held=len(self._ledger))
+            self.stopping = Stopping(code, text, self._clock(), grace_s)
+            self._submit()
+            self._engine.drain()
+        elif grace_s is not None:
+            self.stopping.hurry(self._clock() + grace_s)
+
+    def tick(self) -> bool:
+        """Do what is due; return True once there is nothing more to do and the process may end."""
+        now = self._clock()
+        self._spool.tick()
+        if self.stopping is None:
+            if reason := self._idle.verdict(now, busy=self._busy):
+                self.stop("IDLE", reason)
+            return False
+        if not self._engine_stopped_by(now):
+            return False
+        unsent = bool(self._spool) and self.link is not None and self.link.welcomed
+        return not unsent or now >= self.stopping.flush_until
+
+    def _engine_stopped_by(self, now: float) -> bool:
+        """Return whether all tasks have ended, ending them by force when their time is over."""
+        assert self.stopping is not None
+        if self._ledger and now < self.stopping.run_until:
+            return False
+        if not self.stopping.engine_stopped:
+            self.stopping.engine_stopped = True
+            self._engine.stop(self.stopping.kill_s)
+            for task in list(self._ledger.held.values()):
+                self._fail(task, self.stopping.error())
+            self.flush()
+            self.stopping.flush_from(self._clock())
+        return True
+
+    def goodbye(self) -> None:
+        """Say that this process ends and holds no task."""
+        assert self.stopping is not None
+        self._send(messages.Goodbye(code=self.stopping.code, text=self.stopping.text))
+
+    def report_end(self) -> None:
+        """Tell the keeper why this process ends."""
+        assert self.stopping is not None
+        if self._ready:
+            self._reporter.ended(self.stopping.code, self.stopping.text)
+        else:
+            self._reporter.failed(StartFailure(self.stopping.code, self.stopping.text))
+
+    @property
+    def held(self) -> int:
+        """How many tasks have come and not ended."""
+        return len(self._ledger)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._ledger) or bool(self._spool)
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` must be called next, by the clock, or None."""
+        due = [self._spool.sync_due]
+        if self.stopping is None:
+            due.append(self._idle.deadline(busy=self._busy))
+        else:
+            due.append(self.stopping.next_deadline())
+        return min((when for when in due if when is not None), default=None)
+
+
+def in_batches(items: Iterable[messages.ResultItem]) -> Iterable[list[messages.ResultItem]]:
+    """Yield the results in lists that fit a message."""
+    batch: list[messages.ResultItem] = []
+    size = 0
+    for item in items:
+        if batch and (size + len(item.payload) > RESULT_BATCH_BYTES or len(batch) >= RESULT_BATCH):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.payload)
+    if batch:
+        yield batch

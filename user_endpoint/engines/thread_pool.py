@@ -1,0 +1,144 @@
+"""ThreadPoolEngine: tasks in threads of the user endpoint's own process.
+
+For tasks that mostly wait, or must share memory. A running task cannot be killed: a cancelled one, or one over
+its walltime, ends for the person at once while its thread goes on until the function returns, and counts
+against max_workers until then. Whatever a function does to its process, it does to the user endpoint.
+Called by the user endpoint's loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mep_wire.errors import MepError, TaskCancelled, WalltimeExceeded
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.messages import ResultItem
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+
+
+class ThreadPoolEngine:
+    """See the module. Threads start as tasks need them, and are daemons: the process does not wait for them."""
+
+    def __init__(
+        self,
+        *,
+        max_workers: int | None = None,
+        max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_workers = max_workers or len(os.sched_getaffinity(0))
+        self.capacity = 4 * self._max_workers
+        self._max_result_bytes, self._clock = max_result_bytes, clock
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._changed = threading.Condition()
+        self._queue: deque[EngineTask] = deque()
+        self._running: dict[int, tuple[EngineTask, float]] = {}  # row -> task, when it began
+        self._events: list[Event] = []
+        self._threads = self._waiting = 0
+        self._ending = False
+
+    def start(self) -> None:
+        """Import the runner now, so that the first task does not wait for it."""
+        import mep_sdk.runner  # noqa: F401
+
+    def fileno(self) -> int:
+        """A pipe that threads write a byte to."""
+        return self._read
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        """Queue these tasks, and start threads for them where there may be more."""
+        with self._changed:
+            if self._ending:
+                self._events += [TaskReturned(task.row) for task in tasks]
+                return
+            self._queue.extend(tasks)
+            wanted = min(len(self._queue) - self._waiting, self._max_workers - self._threads)
+            for _ in range(wanted):
+                self._threads += 1
+                threading.Thread(target=self._work, daemon=True).start()
+            self._changed.notify(len(tasks))
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End queued tasks; end running ones for the person, though their threads go on."""
+        wanted = set(rows)
+        with self._changed:
+            for task in [task for task in self._queue if task.row in wanted]:
+                self._end(task, TaskCancelled())
+            self._queue = deque(task for task in self._queue if task.row not in wanted)
+            for row in wanted & self._running.keys():
+                self._end(self._running.pop(row)[0], TaskCancelled())
+        self._wake()
+
+    def collect(self) -> list[Event]:
+        """Return what threads have reported; end tasks that are over their walltime."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 65536)
+        now = self._clock()
+        with self._changed:
+            over = [t for t, began in self._running.values() if t.walltime_s and now - began > t.walltime_s]
+            for task in over:
+                del self._running[task.row]
+                self._end(task, WalltimeExceeded(walltime_s=task.walltime_s))
+            events, self._events = self._events, []
+        return events
+
+    def drain(self) -> None:
+        """Give back what is queued; threads end after what they run."""
+        with self._changed:
+            self._ending = True
+            self._events += [TaskReturned(task.row) for task in self._queue]
+            self._queue.clear()
+            self._changed.notify_all()
+        self._wake()
+
+    def stop(self, grace_s: float) -> None:
+        """Let threads end that can within `grace_s` seconds. Those that cannot end with the process."""
+        self.drain()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._threads, timeout=grace_s)
+            if not self._threads:
+                os.close(self._read)
+                os.close(self._write)
+
+    # --- in the threads -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        from mep_sdk.runner import FunctionCache, run_task
+
+        cache: FunctionCache = {}
+        while (task := self._next()) is not None:
+            began = time.time()
+            outcome = run_task(task.function, task.payload, max_result_bytes=self._max_result_bytes, cache=cache)
+            item = ResultItem(task.row, task.task_id, outcome.code, outcome.text, outcome.payload, began, time.time())
+            with self._changed:
+                if self._running.pop(task.row, None) is not None:  # else it has been ended for the person already
+                    self._events.append(item)
+            self._wake()
+
+    def _next(self) -> EngineTask | None:
+        with self._changed:
+            self._waiting += 1
+            while not self._queue and not self._ending:
+                self._changed.wait()
+            self._waiting -= 1
+            if not self._queue:
+                self._threads -= 1
+                self._changed.notify_all()
+                return None
+            task = self._queue.popleft()
+            self._running[task.row] = (task, self._clock())
+            self._events.append(TaskStarted(task.row))
+        self._wake()
+        return task
+
+    def _end(self, task: EngineTask, error: MepError) -> None:
+        self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full, which wakes as well, or closed after `stop`
+            os.write(self._write, b"\0")

@@ -1,0 +1,1 @@
+"""When a user endpoint begins, idles and ends."""

@@ -1,0 +1,34 @@
+"""When a user endpoint has nothing left to live for: the soft and the hard limit of Globus Compute's endpoints.
+
+Soft: no task held and no result unconfirmed for so long. Hard: nothing moved for so long, tasks or not, which
+ends user endpoints whose tasks hang. What is on the disk then is sent by the next process. Both are off
+where the soft limit is. The clock is the caller's.
+"""
+
+from __future__ import annotations
+
+
+class IdleRule:
+    """Both limits in seconds, None for never."""
+
+    def __init__(self, soft_s: float | None, hard_s: float | None, now: float) -> None:
+        self._soft, self._hard = soft_s, hard_s
+        self._moved_at = now
+
+    def moved(self, now: float) -> None:
+        """A task came, started or ended, or a result was confirmed."""
+        self._moved_at = now
+
+    def deadline(self, *, busy: bool) -> float | None:
+        """Return when this user endpoint should end if nothing moves until then, or None."""
+        limit = self._hard if busy else self._soft
+        return None if limit is None else self._moved_at + limit
+
+    def verdict(self, now: float, *, busy: bool) -> str | None:
+        """Return why to end now, or None. `busy`: tasks are held or results unconfirmed."""
+        due = self.deadline(busy=busy)
+        if due is None or now < due:
+            return None
+        if busy:
+            return f"nothing moved for {self._hard:g} s, though tasks are outstanding"
+        return f"no task for {self._soft:g} s"

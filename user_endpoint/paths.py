@@ -1,0 +1,112 @@
+"""Where a user endpoint keeps log, spool and run directory: ~/.mep/uep/UEP_ID, mode 0700.
+
+The home directory is the user's own, and others may be able to write there: each level is opened without
+following links and must belong to this user, so that nobody can steer these files elsewhere. Called by main.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import stat
+
+from user_endpoint.report import StartFailure
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+LOCK_WAIT_S = 5.0
+
+
+def home_unusable(reason: str, detail: str = "") -> StartFailure:
+    """Return the failure for a home directory that cannot hold our files."""
+    text = f"Your home directory at the site cannot hold the process's files: {reason}"
+    return StartFailure("HOME_UNUSABLE", text, detail)
+
+
+class Paths:
+    """The directory of one user endpoint, by name; made and checked by `make_paths`."""
+
+    def __init__(self, root: str, descriptor: int) -> None:
+        self.root = root
+        self.descriptor = descriptor
+        """The open root directory: what was checked, whatever happens to its name later."""
+        self.log = f"{root}/endpoint.log"
+        self.worker_log = f"{root}/worker.log"
+        self.spool = f"{root}/spool"
+        self.run = f"{root}/run"
+
+
+def make_paths(uep_id: str, home: str, user_state_dir: str | None, user: str) -> Paths:
+    """Return the user endpoint's directory, made where it was missing. Raises StartFailure (HOME_UNUSABLE)."""
+    if not _UUID.fullmatch(uep_id):
+        raise StartFailure("START_REQUEST_REFUSED", "The user endpoint's id is not a UUID.", repr(uep_id))
+    base = user_state_dir.replace("{user}", user) if user_state_dir else home
+    below = (uep_id,) if user_state_dir else (".mep", "uep", uep_id)
+    if not base.startswith("/"):
+        raise home_unusable("it has no absolute path", f"base={base!r}")
+    return _make_below(base, below)
+
+
+def _make_below(base: str, below: tuple[str, ...]) -> Paths:
+    name = base.rstrip("/")
+    try:
+        current = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise home_unusable(f"{error.strerror}", f"open {base}") from None
+    for part in below:
+        name = f"{name}/{part}"
+        parent, current = current, _enter(current, part, name)
+        os.close(parent)
+    os.fchmod(current, 0o700)
+    for part in ("spool", "run"):
+        os.close(_enter(current, part, f"{name}/{part}"))
+    return Paths(name, current)
+
+
+def _enter(parent: int, part: str, name: str) -> int:
+    """Return the open directory `part` of `parent`, made if need be. Refuses links and other people's."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=parent)
+        descriptor = os.open(part, _DIRECTORY, dir_fd=parent)
+    except OSError as error:
+        link = _is_link(parent, part)
+        reason = f"{name} is a symbolic link" if link else f"{name}: {error.strerror}"
+        raise home_unusable(reason) from None
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise home_unusable(f"{name} belongs to somebody else", f"uid {status.st_uid}")
+    if status.st_mode & 0o022:
+        os.close(descriptor)
+        raise home_unusable(f"{name} can be written by others (mode {stat.S_IMODE(status.st_mode):o})")
+    return descriptor
+
+
+def _is_link(parent: int, part: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def take_lock(paths: Paths) -> int | None:
+    """Return the descriptor of this user endpoint's lock, or None where another process has it.
+
+    A file system without locks (ENOLCK) is used without one: the relay already keeps to one process.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open("lock", flags, 0o600, dir_fd=paths.descriptor)
+    except OSError as error:
+        raise home_unusable(f"{paths.root}/lock: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        return descriptor
+    return descriptor

@@ -1,0 +1,117 @@
+"""Rendering in a child that exits: jinja2, YAML and JSON schema leave no memory behind, and a template that
+does not end can be killed.
+
+Begun before anything else is imported, since it takes longest; its answer is one frame on a pipe. Called by
+main.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from user_endpoint.report import StartFailure
+
+if TYPE_CHECKING:
+    from user_endpoint.settings import UepSettings
+
+DEADLINE_S = 20.0
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+
+
+class Rendering:
+    """A child that renders; `result` waits for it."""
+
+    def __init__(self, start: bytes, bundle: bytes, close: Sequence[int]) -> None:
+        self._read, write = os.pipe2(os.O_CLOEXEC)
+        self._began = time.monotonic()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for descriptor in (self._read, *close):
+                os.close(descriptor)
+            _child(write, start, bundle)
+        os.close(write)
+
+    def fileno(self) -> int:
+        """The pipe's reading end, which other children must not keep."""
+        return self._read
+
+    def result(self) -> UepSettings:
+        """Return the settings. Raises StartFailure with the renderer's reason."""
+        import msgspec
+
+        from user_endpoint.settings import UepSettings
+
+        try:
+            data = self._answer()
+        finally:
+            os.close(self._read)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)  # it has answered, or has had its time
+            os.waitpid(self._pid, 0)
+        try:
+            if data[:1] == b"S":
+                return msgspec.msgpack.decode(data[1:], type=UepSettings)
+            code, public, detail = msgspec.msgpack.decode(data[1:], type=tuple[str, str, str])
+        except msgspec.MsgspecError as error:
+            raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering gave no answer: {error}") from None
+        raise StartFailure(code, public, detail)
+
+    def _answer(self) -> bytes:
+        parts: list[bytes] = []
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        while sum(map(len, parts)) <= _MAX_ANSWER_BYTES:
+            left = self._began + DEADLINE_S - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering took over {DEADLINE_S:g} s")
+            part = os.read(self._read, 1 << 16)
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _child(write: int, start: bytes, bundle: bytes) -> NoReturn:
+    status = 1
+    try:
+        gc.disable()
+        answer = memoryview(_render(start, bundle))
+        while answer:
+            answer = answer[os.write(write, answer) :]
+        status = 0
+    except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the parent's code
+        with contextlib.suppress(OSError):
+            sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def _render(start: bytes, bundle: bytes) -> bytes:
+    import msgspec
+
+    from mep_wire.bundle import UepBundle
+    from mep_wire.errors import MepError
+    from mep_wire.start import VerifiedStart, decode_start
+    from user_endpoint.render import render_settings
+
+    verified = msgspec.msgpack.decode(start, type=VerifiedStart)
+    document = msgspec.msgpack.decode(bundle, type=UepBundle)
+    try:
+        settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
+    except MepError as error:
+        return b"E" + msgspec.msgpack.encode((error.code, error.text, error.detail))
+    except Exception as error:  # noqa: BLE001  # outermost loop of the child: a fault of the renderer is reported whole
+        import traceback
+
+        detail = " | ".join(traceback.format_exception(error))
+        return b"E" + msgspec.msgpack.encode(("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, detail))
+    return b"S" + msgspec.msgpack.encode(settings)

@@ -1,0 +1,263 @@
+"""Results that the relay has not yet on its disk, kept on ours: an append-only log in small segment files.
+
+A result is written to its segment in the turn of the loop in which it is sent, which is enough to survive the
+death of this process; only one that the relay has not confirmed after a moment is also forced to the disk,
+to survive the host's. So a lone task waits for no disk, and nothing is lost while the relay is away. What an
+earlier process of the same user endpoint left is found and sent again: results are keyed by task, and the
+relay confirms those it has already. Segments whose results are all confirmed are removed.
+
+A full disk (or quota) is no error: results stay in memory and `is_full` says that no more tasks may come.
+The directory is this user's alone (paths.py). Called by the user endpoint, which is the only writer.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from mep_wire.messages import ResultItem
+
+SEGMENT_BYTES: Final = 8 * 1024 * 1024
+LIMIT_BYTES: Final = 512 * 1024 * 1024
+"""Bytes of unconfirmed results beyond which no more tasks are asked for."""
+MEMORY_LIMIT_BYTES: Final = 64 * 1024 * 1024
+"""The same for results that the disk did not take."""
+SYNC_AFTER_S: Final = 0.25
+"""A result unconfirmed for this long is forced to the disk."""
+_HEADER: Final = 8
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ResultItem)
+
+
+def encode_record(item: ResultItem) -> bytes:
+    """Return one record: length, CRC-32, MessagePack."""
+    body = _encoder.encode(item)
+    return len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def read_records(data: bytes) -> tuple[list[tuple[int, ResultItem]], int]:
+    """Return (offset, result) of every whole record in `data`, and where the first broken one begins."""
+    found: list[tuple[int, ResultItem]] = []
+    at = 0
+    while at + _HEADER <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        body = data[at + _HEADER : at + _HEADER + size]
+        if len(body) != size or zlib.crc32(body) != int.from_bytes(data[at + 4 : at + _HEADER], "big"):
+            break
+        try:
+            found.append((at, _decoder.decode(body)))
+        except msgspec.MsgspecError:
+            break
+        at += _HEADER + size
+    return found, at
+
+
+class _Segment:
+    def __init__(self, path: str, *, create: bool) -> None:
+        self.path = path
+        self.descriptor = os.open(path, _FLAGS | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        self.size = os.fstat(self.descriptor).st_size
+        self.pending = 0
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data` at the end, or none of it. Raises OSError."""
+        view, at = memoryview(data), self.size
+        try:
+            while view:
+                written = os.pwrite(self.descriptor, view, at)
+                view, at = view[written:], at + written
+        except OSError:
+            os.ftruncate(self.descriptor, self.size)
+            raise
+        self.size = at
+
+    def read(self, offset: int, size: int) -> ResultItem:
+        data = os.pread(self.descriptor, size, offset)
+        return _decoder.decode(data[_HEADER:])
+
+    def remove(self) -> None:
+        os.close(self.descriptor)
+        try:
+            os.unlink(self.path)  # noqa: PTH108  # pathlib costs 9 ms at start
+        except FileNotFoundError:
+            return
+
+
+class Spool:
+    """See the module. `report` is told, once each time, when the disk begins to refuse results."""
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        report: Callable[[str], None] = lambda _text: None,
+        clock: Callable[[], float] = time.monotonic,
+        limit_bytes: int = LIMIT_BYTES,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    ) -> None:
+        self._directory, self._report, self._clock = directory, report, clock
+        self._limits = (limit_bytes, memory_limit_bytes)
+        self._where: dict[int, tuple[_Segment, int, int]] = {}  # row -> segment, offset, size of record
+        self._memory: dict[int, ResultItem] = {}
+        self._disk_bytes = self._memory_bytes = 0
+        self._segments: list[_Segment] = []
+        self._active: _Segment | None = None
+        self._unsynced_since: float | None = None
+
+    # --- state ----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._where) + len(self._memory)
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._where or row in self._memory
+
+    @property
+    def rows(self) -> list[int]:
+        """Every row whose result is not confirmed."""
+        return [*self._where, *self._memory]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more tasks should be asked for until some results are confirmed."""
+        return self._disk_bytes > self._limits[0] or self._memory_bytes > self._limits[1]
+
+    @property
+    def sync_due(self) -> float | None:
+        """When `tick` should be called, by the clock, or None."""
+        return None if self._unsynced_since is None else self._unsynced_since + SYNC_AFTER_S
+
+    # --- results --------------------------------------------------------------------------------------
+
+    def recover(self) -> int:
+        """Take over what earlier processes left; return how many results. Raises OSError."""
+        names = sorted(name for name in os.listdir(self._directory) if name.endswith(".seg"))  # noqa: PTH208  # as above
+        for name in names:
+            segment = _Segment(f"{self._directory}/{name}", create=False)
+            records, end = read_records(os.pread(segment.descriptor, segment.size, 0))
+            if end < segment.size:
+                os.ftruncate(segment.descriptor, end)
+                segment.size = end
+            self._segments.append(segment)
+            bounds = [offset for offset, _ in records[1:]] + [end]
+            for (offset, item), after in zip(records, bounds, strict=True):
+                self._index(item.row, segment, offset, after - offset)
+        self._remove_confirmed()
+        return len(self)
+
+    def add(self, items: Sequence[ResultItem]) -> None:
+        """Keep these results until they are confirmed. Never raises: what the disk refuses stays in memory."""
+        records = [encode_record(item) for item in items]
+        try:
+            segment = self._writable()
+            offset = segment.size
+            segment.append(b"".join(records))
+        except OSError as error:
+            self._keep_in_memory(items, error)
+            return
+        for item, record in zip(items, records, strict=True):
+            self._index(item.row, segment, offset, len(record))
+            offset += len(record)
+        if self._unsynced_since is None:
+            self._unsynced_since = self._clock()
+
+    def durable(self, rows: Sequence[int]) -> None:
+        """The relay has these results on its disk."""
+        for row in rows:
+            self._forget(row)
+        if not self._where:
+            self._unsynced_since = None
+            if self._active is not None and self._active.size > SEGMENT_BYTES // 8:
+                self._remove_confirmed()
+        elif self._segments:
+            self._remove_confirmed()
+
+    def unconfirmed(self) -> Iterator[ResultItem]:
+        """Every unconfirmed result, oldest first, to be sent again. Raises OSError."""
+        for segment, offset, size in list(self._where.values()):
+            yield segment.read(offset, size)
+        yield from list(self._memory.values())
+
+    def tick(self) -> None:
+        """Force to the disk what is unconfirmed for too long; move what memory holds to a disk that has room."""
+        due = self.sync_due
+        if due is None or self._clock() < due:
+            return
+        self._unsynced_since = None
+        try:
+            if self._active is not None:
+                os.fdatasync(self._active.descriptor)
+            if self._memory:
+                self._retry_memory()
+        except OSError as error:
+            self._report(f"results cannot be forced to the disk: {error.strerror}")
+
+    def close(self) -> None:
+        """Remove what is confirmed and close the files; unconfirmed results stay for the next process."""
+        if self._where and self._active is not None:
+            os.fdatasync(self._active.descriptor)
+        self._retire_active()
+        self._remove_confirmed()
+        for segment in self._segments:
+            os.close(segment.descriptor)
+        self._segments.clear()
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _writable(self) -> _Segment:
+        if self._active is not None and self._active.size >= SEGMENT_BYTES:
+            os.fdatasync(self._active.descriptor)
+            self._retire_active()
+        if self._active is None:
+            path = f"{self._directory}/{time.time_ns():020d}.seg"
+            self._active = _Segment(path, create=True)
+        return self._active
+
+    def _retire_active(self) -> None:
+        if self._active is not None:
+            self._segments.append(self._active)
+            self._active = None
+
+    def _index(self, row: int, segment: _Segment, offset: int, size: int) -> None:
+        self._forget(row)
+        self._where[row] = (segment, offset, size)
+        segment.pending += 1
+        self._disk_bytes += size
+
+    def _forget(self, row: int) -> None:
+        place = self._where.pop(row, None)
+        if place is not None:
+            place[0].pending -= 1
+            self._disk_bytes -= place[2]
+        item = self._memory.pop(row, None)
+        if item is not None:
+            self._memory_bytes -= len(item.payload)
+
+    def _remove_confirmed(self) -> None:
+        if self._active is not None and not self._active.pending and self._active.size:
+            self._retire_active()
+        for segment in [segment for segment in self._segments if not segment.pending]:
+            segment.remove()
+            self._segments.remove(segment)
+
+    def _keep_in_memory(self, items: Sequence[ResultItem], error: OSError) -> None:
+        if not self._memory:
+            self._report(f"results cannot be written to disk and stay in memory: {error.strerror}")
+        for item in items:
+            self._forget(item.row)
+            self._memory[item.row] = item
+            self._memory_bytes += len(item.payload)
+        self._unsynced_since = self._clock()
+
+    def _retry_memory(self) -> None:
+        items = list(self._memory.values())
+        self._memory.clear()
+        self._memory_bytes = 0
+        self.add(items)

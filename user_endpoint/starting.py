@@ -1,0 +1,170 @@
+"""From the inherited documents to a running loop: directories, engine, link, in the order that costs least.
+
+Called by main, in a process of the user's own. A failure is a StartFailure with what the person may read
+apart from what only the administrator may.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mep_wire.bundle import UepBundle
+from mep_wire.errors import MepError
+from mep_wire.start import StartRequest, VerifiedStart, decode_start
+from user_endpoint.logfile import BoundedFile, Log
+from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
+from user_endpoint.rendering import Rendering
+from user_endpoint.report import Reporter, StartFailure
+from user_endpoint.workers.forkserver import Server, exec_server, fork_server
+
+if TYPE_CHECKING:
+    from user_endpoint.spool import Spool
+
+_GC_THRESHOLD = 50_000
+
+
+class Servers:
+    """Fork servers for the engine: the one forked at the start, while there were no threads, then new ones."""
+
+    def __init__(self, first: Server) -> None:
+        self._first: Server | None = first
+
+    def __call__(self) -> Server:
+        """Return one for the caller to keep."""
+        server, self._first = self._first, None
+        return server or exec_server()
+
+    def discard(self) -> None:
+        """End the first one if nobody has taken it."""
+        if self._first is not None:
+            self._first.stop(0)
+            self._first = None
+
+
+class Starting:
+    """One user endpoint on its way up."""
+
+    def __init__(self, start: bytes, bundle: bytes, rendering: Rendering, reporter: Reporter) -> None:
+        self._rendering, self._reporter = rendering, reporter
+        self._servers = Servers(fork_server(close=(reporter.fileno(), rendering.fileno())))
+        try:
+            self._verified = msgspec.msgpack.decode(start, type=VerifiedStart)
+            self._request: StartRequest = decode_start(self._verified.request)
+            self._bundle = msgspec.msgpack.decode(bundle, type=UepBundle)
+        except msgspec.MsgspecError as error:
+            raise StartFailure("START_FAILED", "The site could not start your process.", str(error)) from error
+
+    def serve(self) -> None:
+        """Start, run until the end, and report it. Raises StartFailure."""
+        paths = make_paths(
+            self._request.uep_id,
+            os.environ.get("HOME", ""),
+            self._bundle.user_state_dir,
+            self._verified.local_user,
+        )
+        log = open_log(paths, debug=self._bundle.debug)
+        log.info("starting", endpoint=self._bundle.endpoint_name, correlation_id=self._request.correlation_id)
+        try:
+            self._serve(paths, log)
+        except StartFailure as failure:
+            log.error("cannot start", code=failure.code, public=failure.public, detail=failure.detail)
+            raise
+        except MepError as error:
+            log.error("cannot start", code=error.code, public=error.text, detail=error.detail)
+            raise StartFailure(error.code, error.text, error.detail) from error
+
+    def _serve(self, paths: Paths, log: Log) -> None:
+        from user_endpoint.endpoint import UserEndpoint
+        from user_endpoint.engines import EnginePlace, make_engine
+        from user_endpoint.lifecycle.idle import IdleRule
+        from user_endpoint.link import Link
+        from user_endpoint.loop import Loop, Signals
+
+        os.environ.update(self._bundle.user_environment)
+        link = Link(self._bundle.relay_link_address, self._bundle.relay_link_key)
+        link.connect()
+        lock = wait_for_lock(paths)
+        spool = open_spool(paths, log)
+        settings = self._rendering.result()
+        for key in settings.not_applicable:
+            log.warning("a key of the template means nothing here", key=key)
+        engine = make_engine(settings.engine, EnginePlace(paths.run, paths.worker_log, self._servers))
+        signals = Signals()
+        engine.start()
+        self._servers.discard()
+        endpoint = UserEndpoint(
+            uep_id=self._request.uep_id,
+            join_token=self._verified.join_token,
+            endpoint_id=self._request.endpoint_id,
+            allowed_functions=allowed(self._bundle.allowed_functions, settings.allowed_functions),
+            engine=engine,
+            spool=spool,
+            idle=IdleRule(settings.idle_soft_s, settings.idle_hard_s, time.monotonic()),
+            reporter=self._reporter,
+            log=log,
+        )
+        link.hello = endpoint.hello
+        endpoint.link = link
+        link.greet()
+        loop = Loop(endpoint, link, engine, signals, self._reporter.fileno(), log)
+        settle_memory()
+        loop.run()
+        link.close(1.0)
+        spool.close()
+        os.close(lock)
+        endpoint.report_end()
+
+
+def open_log(paths: Paths, *, debug: bool) -> Log:
+    """Return the log; what anything else here prints goes to it as well. Raises StartFailure."""
+    try:
+        out = BoundedFile(paths.log)
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    except OSError as error:
+        raise home_unusable(f"{paths.log}: {error.strerror}") from error
+    return Log(out, debug=debug)
+
+
+def wait_for_lock(paths: Paths) -> int:
+    """Return the lock's descriptor once an earlier process of this user endpoint has ended. Raises StartFailure."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while (lock := take_lock(paths)) is None:
+        if time.monotonic() > deadline:
+            text = "An earlier process of this user endpoint is still ending. Try again in a moment."
+            raise StartFailure("START_FAILED", text, f"{paths.root}/lock is held")
+        time.sleep(0.05)
+    return lock
+
+
+def open_spool(paths: Paths, log: Log) -> Spool:
+    """Return the spool with what earlier processes left. Raises StartFailure."""
+    from user_endpoint.spool import Spool
+
+    spool = Spool(paths.spool, report=log.warning)
+    try:
+        found = spool.recover()
+    except OSError as error:
+        raise home_unusable(f"{paths.spool}: {error.strerror}") from error
+    if found:
+        log.info("found results of an earlier process", results=found)
+    return spool
+
+
+def allowed(by_endpoint: list[str] | None, by_template: list[str] | None) -> frozenset[str] | None:
+    """Return the functions that both lists allow, None for any."""
+    lists = [frozenset(names) for names in (by_endpoint, by_template) if names is not None]
+    return frozenset.intersection(*lists) if lists else None
+
+
+def settle_memory() -> None:
+    """Keep what was made so far out of the garbage collector's way; it never becomes garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(_GC_THRESHOLD, 20, 50)
