@@ -30,21 +30,22 @@ class Log:
 
     def debug(self, text: str, /, **fields: object) -> None:
         """Write for developers."""
-        self._write("DEBUG", text, fields)
+        self.write("DEBUG", text, **fields)
 
     def info(self, text: str, /, **fields: object) -> None:
         """Write what happened."""
-        self._write("INFO", text, fields)
+        self.write("INFO", text, **fields)
 
     def warning(self, text: str, /, **fields: object) -> None:
         """Write what an administrator may want to look at."""
-        self._write("WARNING", text, fields)
+        self.write("WARNING", text, **fields)
 
     def error(self, text: str, /, **fields: object) -> None:
         """Write what an administrator must look at."""
-        self._write("ERROR", text, fields)
+        self.write("ERROR", text, **fields)
 
-    def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
+    def write(self, level: str, text: str, /, **fields: object) -> None:
+        """Write one line of `level`, one of LEVELS."""
         if LEVELS.index(level) < self._threshold:
             return
         now = time.time()

@@ -168,16 +168,20 @@ def _account(name: str) -> pwd.struct_passwd:
 
 def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.config
-
     import identity.errors
+    import identity.files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
+    mapper = _account(names.MAPPER_ACCOUNT)
     check_trusted(path, os.geteuid())
-    _check_readable_by(path, _account(names.MAPPER_ACCOUNT))
+    files = identity.files.Files()
     try:
-        identity.config.load(path)
+        identity.config.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
         raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
+    for one in {path, *files.signatures}:
+        check_trusted(one, mapper.pw_uid if one != path else os.geteuid())
+        _check_readable_by(one, mapper)
     return path
 
 

@@ -31,6 +31,8 @@ def main() -> None:
     log = Log("mapper", section.log_level)
 
     # Imported only now, so that no library runs before the process has made itself safe.
+    from mep.mapper.library_log import forward_library_log
     from mep.mapper.service import Mapper
 
+    forward_library_log(log)
     Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16)).run()

@@ -6,7 +6,7 @@ mep/mapper/service.py. Raises mep_wire's named errors, with what was tried in `d
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import msgspec
 
 import identity.config
 import identity.errors
-from identity.chain import Chain
+from identity.reload import Reloader
 from mep_wire.errors import IdentityAmbiguous, IdentityNotMapped, MapperUnavailable
 from mep_wire.identity import Identity, IdentitySet
 
@@ -39,6 +39,9 @@ class Mapping(Protocol):
 
     def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
+
+    def refresh(self) -> None:
+        """Notice what has changed since."""
 
 
 def fields_of(one: Identity) -> dict[str, str]:
@@ -63,6 +66,9 @@ class OwnerMapping:
         self._owner = frozenset(owner_identities)
         self._own_user = own_user
 
+    def refresh(self) -> None:
+        """Do nothing: who owns the endpoint changes with its registration, at a new start."""
+
     def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
         """Return the own user for the owner. Raises IdentityNotMapped for everybody else."""
         for fields in usable(who):
@@ -74,67 +80,39 @@ class OwnerMapping:
 
 
 class FileMapping:
-    """Multi-user mode: the administrator's mapping file, read again whenever it changes on disk.
+    """Multi-user mode: the administrator's mapping file, read again whenever it, or a file it names, changes.
 
     A file that is broken when it changes leaves the mapping before it in force; `report(loaded, problem)` says so.
     """
 
-    def __init__(self, path: Path, report: Callable[[str, str], None]) -> None:
-        self._path = path
+    def __init__(self, path: Path, endpoint_id: str, report: Callable[[str, str], None]) -> None:
         self._report = report
-        self._chain: Chain | None = None
-        self._seen: tuple[int, int, int] | None = None
-        self._loaded = ""
-        self._problem = ""
-        self.refresh()
+        self._reloader = Reloader(path, load=functools.partial(identity.config.load, gateway=endpoint_id))
+        self._tell()
 
     def refresh(self) -> None:
-        """Read the file if it is not the one that was read last; report when that changed anything."""
-        try:
-            stat = self._path.stat()
-        except OSError as error:
-            self._seen = None
-            self._tell(f"{self._path}: {error.strerror}")
-            return
-        version = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if version == self._seen:
-            return
-        self._seen = version
-        try:
-            self._chain = identity.config.load(self._path)
-        except (identity.errors.MappingFileInvalid, OSError) as error:
-            self._tell(str(error))
-            return
-        self._loaded = f"{self._path} of {_utc(stat.st_mtime)}"
-        self._problem = ""
-        self._report(self._loaded, "")
+        """Read what changed; report when that changed anything. Called now and then, and before each mapping."""
+        if self._reloader.check():
+            self._tell()
 
-    def _tell(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            self._report(self._loaded, problem)
+    def _tell(self) -> None:
+        self._report(self._reloader.status.loaded, self._reloader.status.problem)
 
     def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
         self.refresh()
-        if self._chain is None:
-            raise MapperUnavailable(detail=self._problem, correlation_id=correlation_id)
         try:
-            user = self._chain.map(usable(who))
+            user = self._reloader.chain.map([fields_of(one) for one in who.identities])
         except identity.errors.NoMapping as error:
             raise IdentityNotMapped(detail=f"{error}; tried {describe(who)}", correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:
             raise IdentityAmbiguous(detail=f"{error}; tried {describe(who)}", correlation_id=correlation_id) from None
         except identity.errors.MapperUnavailable as error:
             raise MapperUnavailable(detail=str(error), correlation_id=correlation_id) from None
-        if not 1 <= len(user.name.encode()) <= MAX_USER_NAME_BYTES:
+        if not 1 <= len(user.name.encode("utf-8", "replace")) <= MAX_USER_NAME_BYTES or not user.name.isprintable():
             raise IdentityNotMapped(
-                detail=f"{user.mapper} gave the user name {user.name!r}, which is empty or longer than "
-                f"{MAX_USER_NAME_BYTES} bytes; tried {describe(who)}",
+                detail=f"{user.mapper} gave {user.name!r}, no user name of at most {MAX_USER_NAME_BYTES} bytes; "
+                f"tried {describe(who)}",
                 correlation_id=correlation_id,
             )
         return MappedUser(user.name, dict(user.identity), str(user.mapper))
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

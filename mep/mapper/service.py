@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,8 @@ from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+REFRESH_MS = 2000
+"""How often a mapping file that nobody asks about is looked at."""
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
 
 
@@ -52,7 +55,7 @@ class Mapper:
     def _mapping_for(self, section: MapperSection) -> Mapping:
         if not section.mapping_path:
             return OwnerMapping(section.owner_identities, section.own_user)
-        return FileMapping(Path(section.mapping_path), self._report_mapping)
+        return FileMapping(Path(section.mapping_path), section.endpoint_id, self._report_mapping)
 
     def _report_mapping(self, loaded: str, problem: str) -> None:
         if problem:
@@ -64,10 +67,15 @@ class Mapper:
     def run(self) -> None:
         """Answer until the monitor closes the channel or says Shutdown, or the epoch is spent."""
         self._channel.send(MapperReady(epoch=self._epoch))
-        while (received := self._channel.receive()) is not None:
-            message, descriptors = received
-            if isinstance(message, Shutdown):
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            while not poll.poll(REFRESH_MS):
+                self._mapping.refresh()
+            received = self._channel.receive()
+            if received is None or isinstance(received[0], Shutdown):
                 return
+            message, descriptors = received
             if not isinstance(message, MapRequest):
                 raise BoundaryViolation(f"{type(message).__name__} to the mapper")
             try:
