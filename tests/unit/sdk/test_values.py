@@ -95,7 +95,7 @@ def test_classes_of_a_script_travel_and_come_back_as_themselves():
 
 
 def test_what_does_not_pickle_is_named():
-    with pytest.raises(ArgumentsUnserializable, match="f cannot be sent.*lock"):
+    with pytest.raises(ArgumentsUnserializable, match=r"f cannot be sent.*lock"):
         serialize_arguments((threading.Lock(),), {}, name="f")
 
 
