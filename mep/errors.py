@@ -54,6 +54,24 @@ class Refusal(enum.StrEnum):
     SITE_BUSY = "SITE_BUSY"
 
 
+PUBLIC_TEXTS: dict[Refusal, str] = {
+    Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
+    "Ask its administrators, with the correlation id.",
+    Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
+    Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
+    "Tell its administrators, with the correlation id.",
+    Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
+    "Tell its administrators, with the correlation id.",
+    Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
+}
+"""The sentences of mep_wire.errors that monitor and keeper say themselves; the others come from the mapper."""
+
+
+def public_text(code: Refusal, **fields: object) -> str:
+    """Return what a person reads about `code`, one of PUBLIC_TEXTS."""
+    return PUBLIC_TEXTS[code].format(**fields)
+
+
 class SpawnFailed(Exception):
     """A stage of a start failed. `errno` is 0 where no system call was at fault."""
 

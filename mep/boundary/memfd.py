@@ -25,12 +25,17 @@ def sealed_memfd(name: str, data: bytes) -> int:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        fcntl.fcntl(descriptor, _F_ADD_SEALS, _ALL)
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        seal(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def seal(descriptor: int) -> None:
+    """Seal the memfd against every change and go back to its start. Raises OSError."""
+    fcntl.fcntl(descriptor, _F_ADD_SEALS, _ALL)
+    os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 def check_sealed(descriptor: int, cap: int) -> int:

@@ -18,6 +18,11 @@ MAX_FRAME_BYTES = 16 * 1024
 MAX_TEXT = 4096
 """Longest text field, in bytes of UTF-8, unless its declaration says less."""
 
+MAX_DOCUMENT_BYTES = 512 * 1024
+"""Largest document that travels as a sealed memfd between manager, monitor and mapper."""
+MAX_STARTS_OUTSTANDING = 1024
+"""Most StartEndpoint that a manager may have unanswered; one more is a violation."""
+
 
 def text(cap: int = MAX_TEXT) -> Any:
     """Declare a text field of at most `cap` bytes of UTF-8 without NUL."""

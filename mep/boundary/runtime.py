@@ -51,6 +51,7 @@ def write_status(directory: Path, status: MonitorStatus) -> None:
     """Replace `status.json` atomically. Raises OSError."""
     temporary = directory / f".{STATUS_FILE}.{os.getpid()}"
     temporary.write_text(json.dumps(asdict(status)) + "\n")
+    temporary.chmod(0o644)
     temporary.replace(directory / STATUS_FILE)
 
 

@@ -1,0 +1,105 @@
+"""Which local account a start may become: the keeper's look-up and the site's policy.
+
+Called by the keeper alone, since NSS may block for as long as a directory server likes. Trusts NSS; trusts the
+mapper for nothing but the name: whatever it says, root and the endpoint's own accounts are refused.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mep.boundary.resolved import Policy
+from mep.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.monitor.spawn import Account
+
+_SHELLS = "/etc/shells"
+
+
+class StartRefused(Exception):
+    """A start is refused at `stage` with `code`; `public` may leave the host, `detail` may not."""
+
+    def __init__(self, stage: Stage, code: Refusal, public: str, detail: str) -> None:
+        self.stage, self.code, self.public, self.detail = stage, code, public, detail
+        super().__init__(f"{stage.name}: {code}: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRules:
+    """What decides whether an account may be used."""
+
+    policy: Policy
+    own_accounts: tuple[str, ...]
+    own_uids: tuple[int, ...]
+    only_uid: int | None
+    """Single-user mode: the uid that everything runs as."""
+
+
+def lookup(name: str) -> Account:
+    """Return the account `name` with its groups, from NSS. Raises StartRefused, SpawnFailed."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise _refused(Stage.LOOKUP_USER, f"there is no account {name!r} on this host") from None
+    try:
+        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except OSError as error:
+        raise SpawnFailed(Stage.LOOKUP_USER, error.errno or 0, f"groups of {name!r}") from None
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell)
+
+
+def check_policy(account: Account, rules: AccountRules) -> None:
+    """Raise StartRefused(POLICY) unless `rules` admit `account`."""
+    if rules.only_uid is not None:
+        objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
+    else:
+        objection = _objection(account, rules)
+    if objection:
+        raise _refused(Stage.POLICY, objection)
+
+
+def _objection(account: Account, rules: AccountRules) -> str:
+    policy, name = rules.policy, account.name
+    if account.uid == 0 or account.gid == 0 or name == "root":
+        return f"{name} has uid {account.uid} and gid {account.gid}: root is never used"
+    if name in rules.own_accounts or account.uid in rules.own_uids:
+        return f"{name} is one of the endpoint's own accounts"
+    if not policy.min_uid <= account.uid <= policy.max_uid:
+        return f"{name} has uid {account.uid}, allowed are {policy.min_uid} to {policy.max_uid}"
+    if name in policy.denied_users:
+        return f"{name} is in denied_users"
+    if denied := _members(account, policy.denied_groups):
+        return f"{name} is in the denied group {denied}"
+    if policy.allowed_groups and not _members(account, policy.allowed_groups):
+        return f"{name} is in none of allowed_groups"
+    if policy.require_valid_shell and account.shell not in _valid_shells():
+        return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
+    return ""
+
+
+def _members(account: Account, groups: Sequence[str]) -> str:
+    """Return the first of `groups` that the account is in; one that does not exist has no members."""
+    mine = {account.gid, *account.groups}
+    for group in groups:
+        try:
+            if grp.getgrnam(group).gr_gid in mine:
+                return group
+        except KeyError:
+            continue
+    return ""
+
+
+def _valid_shells() -> set[str]:
+    try:
+        with open(_SHELLS) as file:
+            lines = [line.split("#")[0].strip() for line in file]
+    except FileNotFoundError:
+        return {"/bin/sh", "/bin/bash"}
+    return {line for line in lines if line and not line.endswith(("/nologin", "/false"))}
+
+
+def _refused(stage: Stage, detail: str) -> StartRefused:
+    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)

@@ -1,0 +1,54 @@
+"""Adoption: a new monitor takes over the keepers that a former one left, and reads how others ended.
+
+Trusts the records (root's own directory) for what happened, and the kernel for what still runs: a pid counts only
+with its start time and this boot's id, and is held by a pidfd before it is believed. Called once, at the start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mep.monitor.endpoints import UserEndpoint
+from mep.monitor.records import ENDED, KeeperRecord, boot_id, kill_process, open_process
+
+if TYPE_CHECKING:
+    from mep.monitor.monitor import Monitor
+
+
+def adopt_keepers(monitor: Monitor) -> None:
+    """Adopt every living keeper; report the end of every other recorded user endpoint."""
+    boot = boot_id()
+    for uep_id in monitor.records.ids():
+        record = monitor.records.read(uep_id)
+        if record is None or record.uep_id != uep_id:
+            monitor.log.error("a keeper's record cannot be read", uep=uep_id)
+            monitor.records.remove(uep_id)
+            continue
+        pidfd = open_process(record.keeper_pid, record.keeper_start) if record.boot_id == boot else None
+        if pidfd is None:
+            _bury(monitor, record, same_boot=record.boot_id == boot)
+        else:
+            _adopt(monitor, record, pidfd)
+
+
+def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
+    endpoint = UserEndpoint(
+        record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
+        pidfd=pidfd, uid=record.uid, pid=record.uep_pid, ready=True,
+    )  # fmt: skip
+    monitor.endpoints[record.uep_id] = endpoint
+    monitor.loop.watch(pidfd, lambda: monitor.keepers.gone(endpoint))
+    monitor.audit.write("adopt", uep_id=record.uep_id, keeper_pid=record.keeper_pid, pid=record.uep_pid, uid=record.uid)
+    monitor.log.info("adopted a keeper", uep=record.uep_id, user=record.local_user, keeper=record.keeper_pid)
+
+
+def _bury(monitor: Monitor, record: KeeperRecord, *, same_boot: bool) -> None:
+    """Report the end of a user endpoint whose keeper is gone."""
+    endpoint = UserEndpoint(
+        record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
+        uid=record.uid, pid=record.uep_pid, ready=True,
+    )  # fmt: skip
+    if record.state != ENDED and same_boot:
+        kill_process(record.uep_pid, record.uep_start)
+    monitor.endpoints[record.uep_id] = endpoint
+    monitor.keepers.gone(endpoint)

@@ -1,0 +1,44 @@
+"""The audit log: one JSON object a line, appended, for every start, refusal and end of a user endpoint.
+
+What comes from outside (identities, reasons) is data inside JSON strings, with every control character and every
+character that is not ASCII escaped: it cannot forge a line. Called by the monitor alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from mep.boundary.log import Log
+
+
+class Audit:
+    """The open audit log; an empty path means none."""
+
+    def __init__(self, path: str, log: Log) -> None:
+        self._path, self._log = path, log
+        self._descriptor = -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file again by its name, as logrotate wants it. Raises OSError."""
+        if not self._path:
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def write(self, event: str, **fields: object) -> None:
+        """Append a record of `event`. A record that cannot be written is logged as an error."""
+        if self._descriptor < 0:
+            return
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        line = json.dumps({"time": stamp, "event": event, **fields}) + "\n"
+        try:
+            os.write(self._descriptor, line.encode())
+        except OSError as error:
+            self._log.error("the audit log cannot be written", path=self._path, error=error.strerror)

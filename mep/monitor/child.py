@@ -1,0 +1,130 @@
+"""One child of the monitor as the monitor sees it: its channel, its phase, what it has said and how fast.
+
+Trusts nothing about the child. Sending never blocks: what the child does not read waits in a bounded queue, and
+a child that lets it fill up, or talks too fast, gets a `fault`, for which the monitor ends it.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mep.boundary.channel import Channel
+from mep.boundary.messages import Message
+from mep.monitor.loop import READ, WRITE, Loop
+
+MAX_QUEUED = 2048
+MAX_RATE = 1000.0
+"""Messages a second that a child may send for long; manager and mapper know of it."""
+MAX_BURST = 4000.0
+
+
+class Kind(enum.StrEnum):
+    """What a child is."""
+
+    MANAGER = "manager"
+    MAPPER = "mapper"
+    KEEPER = "keeper"
+
+
+class Phase(enum.Flag):
+    """Where a child is in its life; a message is allowed in some phases only."""
+
+    BEGINNING = enum.auto()
+    """Manager or mapper: exec'd, not ready."""
+    SERVING = enum.auto()
+    """Manager or mapper: ready."""
+    ADMITTING = enum.auto()
+    """Keeper: looking the account up."""
+    SPAWNING = enum.auto()
+    """Keeper: admitted, its user endpoint not exec'd."""
+    STARTING = enum.auto()
+    """Keeper: its user endpoint exec'd, not ready."""
+    RUNNING = enum.auto()
+    """Keeper: its user endpoint ready."""
+    ENDING = enum.auto()
+    """Said its last: nothing more is allowed."""
+
+
+class Bucket:
+    """A token bucket: `rate` a second, `burst` at once."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens, self._at = burst, clock()
+
+    def take(self) -> bool:
+        """Use one up; False where there is none."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Child:
+    """A running manager, mapper or keeper."""
+
+    def __init__(self, kind: Kind, pid: int, channel: Channel, phase: Phase, loop: Loop) -> None:
+        self.kind, self.pid, self.channel, self.phase = kind, pid, channel, phase
+        self.name = f"{kind}[{pid}]"
+        self.seen: set[type[Message]] = set()
+        self.bucket = Bucket(MAX_RATE, MAX_BURST, loop.clock)
+        self.fault = ""
+        self.uep_id = ""
+        self.open = True
+        self._loop = loop
+        self._queue: deque[tuple[Message, list[int]]] = deque()
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send, or queue, a message; `descriptors` become the child's to close."""
+        if not self.open or self.fault:
+            _close(descriptors)
+        elif len(self._queue) >= MAX_QUEUED:
+            _close(descriptors)
+            self.fault = f"does not read: {MAX_QUEUED} messages wait for it"
+        else:
+            self._queue.append((message, list(descriptors)))
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued as far as the child reads."""
+        while self._queue and self.open:
+            message, descriptors = self._queue[0]
+            try:
+                self.channel.send(message, descriptors)
+            except BlockingIOError:
+                self._loop.want(self.channel.fileno(), READ | WRITE)
+                return
+            except OSError:
+                self.close()  # it ended or closed its end: SIGCHLD follows, or the monitor ends it
+                return
+            self._queue.popleft()
+            _close(descriptors)
+        if self.open:
+            self._loop.want(self.channel.fileno(), READ)
+
+    def close(self) -> None:
+        """Close the channel and drop what was queued."""
+        if not self.open:
+            return
+        self.open = False
+        self._loop.unwatch(self.channel.fileno())
+        self.channel.close()
+        for _, descriptors in self._queue:
+            _close(descriptors)
+        self._queue.clear()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the child. Only while it is not reaped: its pid is its own until then."""
+        os.kill(self.pid, number)
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

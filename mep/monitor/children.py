@@ -1,0 +1,156 @@
+"""Manager and mapper: launched by drop and exec, ended when they misbehave, launched again with back-off.
+
+Trusts the resolved configuration. Called by the monitor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from typing import TYPE_CHECKING
+
+from mep.boundary.channel import Channel
+from mep.boundary.memfd import sealed_memfd
+from mep.boundary.messages import Shutdown
+from mep.boundary.resolved import ManagerSection, MapperSection, section_json
+from mep.errors import ConfigRefused, SpawnFailed
+from mep.monitor.child import Child, Kind, Phase
+from mep.monitor.local_accounts import invoking_account, system_account
+from mep.monitor.loop import Timer
+from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
+
+if TYPE_CHECKING:
+    from mep.monitor.monitor import Monitor
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
+STEADY_S = 60.0
+"""A child that ran this long starts again without delay: its back-off is forgotten."""
+SHUTDOWN_GRACE_S = 5.0
+
+
+class Helper:
+    """The one manager or the one mapper, whichever process that is at the time."""
+
+    def __init__(self, kind: Kind, monitor: Monitor) -> None:
+        self.kind = kind
+        self.child: Child | None = None
+        self._monitor = monitor
+        self._failures = 0
+        self._launched_at = 0.0
+        self._relaunch: Timer | None = None
+        self._stages: StageReport | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has said that it is ready."""
+        return self.child is not None and self.child.phase is Phase.SERVING and not self.child.fault
+
+    def launch(self) -> None:
+        """Start it; where that fails, try again later."""
+        self._relaunch = None
+        self._launched_at = self._monitor.loop.clock()
+        try:
+            self._launch()
+        except (ConfigRefused, SpawnFailed, OSError) as error:
+            self._monitor.log.error(f"cannot start the {self.kind}", reason=str(error))
+            self._again()
+
+    def _launch(self) -> None:
+        ours, theirs = Channel.pair()
+        opened = [theirs.fileno()]
+        try:
+            opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
+            opened.append(open_secret(self._secret_path()))
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                pid, stages = spawn(self._plan([null, 2, 2, *opened]))
+            finally:
+                os.close(null)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in opened[1:]:
+                os.close(descriptor)
+        self.child = self._monitor.add_child(Child(self.kind, pid, ours, Phase.BEGINNING, self._monitor.loop))
+        self._stages = stages
+        self._monitor.loop.watch(stages.fileno(), self._take_stages)
+
+    def _section(self) -> ManagerSection | MapperSection:
+        resolved = self._monitor.resolved
+        return resolved.manager if self.kind is Kind.MANAGER else resolved.mapper
+
+    def _secret_path(self) -> str:
+        resolved = self._monitor.resolved
+        return resolved.manager.link_key_path if self.kind is Kind.MANAGER else resolved.mapper.unseal_key_path
+
+    def _account(self) -> Account:
+        if self._monitor.resolved.multi_user:
+            return system_account(self._section().account)
+        return invoking_account(self._monitor.resolved.mapper.own_user)
+
+    def _plan(self, descriptors: list[int]) -> SpawnPlan:
+        resolved, account = self._monitor.resolved, self._account()
+        return SpawnPlan(
+            account=account,
+            switch=resolved.multi_user,
+            argv=[resolved.python, "-I", "-m", f"mep.{self.kind}"],
+            environment={"HOME": account.home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            descriptors=descriptors,
+            directory="/",
+            open_files=self._monitor.open_files,
+        )
+
+    def _take_stages(self) -> None:
+        stages = self._stages
+        if stages is None:
+            return
+        try:
+            if not stages.finished():
+                return
+        except SpawnFailed as failure:
+            self._monitor.log.error(f"cannot start the {self.kind}", reason=str(failure))
+        self._monitor.loop.unwatch(stages.fileno())
+        stages.close()
+        self._stages = None
+
+    def ended(self, how: str) -> None:
+        """Take note that its process is gone, and launch it again unless the monitor is stopping."""
+        self._take_stages()
+        self.child = None
+        if self._monitor.stopping:
+            return
+        self._monitor.log.warning(f"the {self.kind} ended", how=how)
+        self._again()
+
+    def _again(self) -> None:
+        if self._monitor.loop.clock() - self._launched_at >= STEADY_S:
+            self._failures = 0
+        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._failures)
+        self._failures += 1
+        self._relaunch = self._monitor.loop.after(delay, self.launch)
+
+    def shut_down(self, reason: str) -> None:
+        """Ask it to end, and end it where it does not. A launch that is due is called off by `stopping`."""
+        child = self.child
+        if self._relaunch is not None and self._monitor.stopping:
+            self._relaunch.cancel()
+        if child is None:
+            return
+        child.send(Shutdown(reason=reason))
+        self._monitor.loop.after(SHUTDOWN_GRACE_S, lambda: self._end(child))
+
+    def _end(self, child: Child) -> None:
+        if self.child is child:
+            child.signal(signal.SIGKILL)
+
+
+def open_secret(path: str) -> int:
+    """Return a descriptor of the key file at `path`. Raises ConfigRefused where it is no regular file, OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigRefused(path, "", "is not a regular file")
+    return descriptor

@@ -1,0 +1,51 @@
+"""The user endpoints of this host: those whose keepers the monitor forked, and those it adopted.
+
+Nothing here starts or stops anything; it is what the monitor knows. Called by the monitor's other modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mep.monitor.child import Child
+
+
+@dataclass(slots=True, eq=False)
+class UserEndpoint:
+    """One user endpoint from the fork of its keeper until that keeper is gone."""
+
+    uep_id: str
+    local_user: str
+    correlation_id: str
+    keeper_pid: int
+    keeper: Child | None
+    """None for an adopted one: there is no channel to it, only `pidfd`."""
+    pidfd: int = -1
+    uid: int = -1
+    pid: int = 0
+    ready: bool = False
+    ending: bool = False
+    told: bool = False
+    """Whether its end has been reported."""
+
+    def public(self) -> dict[str, Any]:
+        """What status.json, which everybody may read, says of it."""
+        state = "stopping" if self.ending else "running" if self.ready else "starting"
+        return {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+
+
+class Endpoints(dict[str, UserEndpoint]):
+    """User endpoints by their id."""
+
+    def of_uid(self, uid: int) -> int:
+        """Return how many the account with `uid` has."""
+        return sum(one.uid == uid for one in self.values())
+
+    def starting(self) -> int:
+        """Return how many are being started."""
+        return sum(not one.ready and not one.ending and one.keeper is not None for one in self.values())
+
+    def by_keeper(self, pid: int) -> UserEndpoint | None:
+        """Return the one whose keeper has `pid`."""
+        return next((one for one in self.values() if one.keeper_pid == pid), None)

@@ -1,0 +1,232 @@
+"""A keeper: the process, forked by the monitor, that starts one user endpoint and outlives the monitor with it.
+
+It runs as root (single-user mode: as the owner). It is the only code that calls NSS, and later PAM and hooks;
+what of that hangs, hangs here, under a deadline. It becomes the user only in its child (spawn.py), is that
+child's parent and the subreaper of all its descendants, and leaves a record of it (records.py). It trusts its
+order and the monitor. It trusts nothing the user endpoint reports: text is clipped and only passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from mep.boundary.channel import Channel
+from mep.boundary.log import Log
+from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
+from mep.boundary.runtime import start_ticks
+from mep.errors import BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
+from mep.monitor import syscalls
+from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
+from mep.monitor.records import ENDED, RUNNING, Records, new_record
+from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
+from mep.monitor.supervise import Ending, Supervisor
+from mep.monitor.wakeup import Wakeup, wait_readable
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperOrder:
+    """What a keeper is to start. Descriptors are the monitor's own, inherited by fork."""
+
+    uep_id: str
+    local_user: str
+    correlation_id: str
+    start_descriptor: int
+    bundle_descriptor: int
+    rules: AccountRules
+    switch: bool
+    python: str
+    user_endpoint_main: str
+    path: str
+    runtime_dir: str
+    start_timeout_s: float
+    stop_grace_s: float
+    open_files: tuple[int, int]
+
+
+class MonitorGone(Exception):
+    """The monitor ended before it had allowed the start: nothing was started."""
+
+
+def keeper_main(order: KeeperOrder, channel: Channel) -> NoReturn:
+    """Run as the keeper of `order`, in the process that was just forked for it. Never returns."""
+    log = Log("keeper")
+    status = 1
+    try:
+        os.setsid()
+        syscalls.set_process_name("mep-keeper")
+        syscalls.become_subreaper()
+        syscalls.close_all_but([0, 1, 2, channel.fileno(), order.start_descriptor, order.bundle_descriptor])
+        wakeup = Wakeup(signal.SIGTERM, signal.SIGCHLD)
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_IGN)
+        Keeper(order, channel, wakeup, log).run()
+        status = 0
+    except Exception as error:  # noqa: BLE001 - the outermost loop of this process: the monitor reads the exit
+        log.error("ended by a mistake of its own", uep=order.uep_id, error=repr(error))
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+class Keeper:
+    """The start of one user endpoint, stage by stage, and its supervision."""
+
+    def __init__(self, order: KeeperOrder, channel: Channel, wakeup: Wakeup, log: Log) -> None:
+        self._order, self._wakeup, self._log = order, wakeup, log
+        self._channel: Channel | None = channel
+        self._deadline = time.monotonic() + order.start_timeout_s
+        self._records = Records(order.runtime_dir)
+        self._record = new_record(order.uep_id, order.local_user, order.correlation_id)
+
+    def run(self) -> None:
+        """Start, supervise, clean up, write the exit record."""
+        self._records.write(self._record)
+        try:
+            account = self._admitted_account()
+            pid, report = self._spawn(account)
+        except StartRefused as refusal:
+            self._give_up(Ending(refusal.code, refusal.public, refusal.detail, stage=refusal.stage))
+        except SpawnFailed as failure:
+            public = public_text(Refusal.START_FAILED, stage=failure.stage.name)
+            stage, number = failure.stage, failure.errno
+            self._give_up(Ending(Refusal.START_FAILED, public, str(failure), stage=stage, errno=number))
+        except MonitorGone:
+            self._log.warning("the monitor ended before it allowed the start", uep=self._order.uep_id)
+            self._records.remove(self._order.uep_id)
+        else:
+            self._supervise(pid, report)
+
+    def _admitted_account(self) -> Account:
+        account = lookup(self._order.local_user)
+        check_policy(account, self._order.rules)
+        self._tell(AskCaps(uid=account.uid))
+        answer = self._hear()
+        if isinstance(answer, CapsDenied):
+            text = public_text(Refusal.SITE_BUSY, limit=answer.limit)
+            raise StartRefused(Stage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
+        if isinstance(answer, StopUserEndpoint):
+            raise StartRefused(Stage.CAPS, Refusal.START_FAILED, answer.public, "stopped before it started")
+        if not isinstance(answer, CapsGranted):
+            raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
+        return account
+
+    def _spawn(self, account: Account) -> tuple[int, socket.socket]:
+        """Fork, drop and exec the user endpoint; return its pid and our end of its report channel."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        order = self._order
+        documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
+        inherited = [null, null, null, *documents, theirs.fileno()]
+        try:
+            pid, stages = spawn(_plan(order, account, inherited))
+        finally:
+            theirs.close()
+            for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
+                os.close(descriptor)
+        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0)
+        self._await_exec(pid, stages)
+        ours.setblocking(False)
+        return pid, ours
+
+    def _await_exec(self, pid: int, stages: StageReport) -> None:
+        """Return once exec has worked. Raises SpawnFailed, having reaped the child."""
+        try:
+            while not stages.finished():
+                if not wait_readable([stages.fileno()], self._left()):
+                    raise SpawnFailed(Stage.EXEC, 0, f"not done in {self._order.start_timeout_s:g} s")
+        except SpawnFailed:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        finally:
+            stages.close()
+
+    def _supervise(self, pid: int, report: socket.socket) -> None:
+        self._tell(Spawned(pid=pid))
+        supervisor = Supervisor(
+            pid, report, self._channel, self._wakeup, self._log, stop_grace_s=self._order.stop_grace_s
+        )
+        ending = supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING))
+        self._end(ending)
+        supervisor.tell(ending.message())
+
+    def _end(self, ending: Ending) -> None:
+        how = {"status": ending.status, "code": ending.code, "public": ending.public, "detail": ending.detail}
+        self._update(state=ENDED, ended_at=time.time(), **how)
+
+    def _give_up(self, ending: Ending) -> None:
+        self._end(ending)
+        self._tell(ending.message())
+
+    def _update(self, **changes: Any) -> None:
+        """Change the record. A full disk must not end a user endpoint: it is logged."""
+        self._record = replace(self._record, **changes)
+        try:
+            self._records.write(self._record)
+        except OSError as error:
+            self._log.error("cannot write the record", uep=self._order.uep_id, error=error.strerror)
+
+    # --- the channel before there is a user endpoint -------------------------------------------------
+
+    def _tell(self, message: Message) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(message)
+        except OSError:
+            self._channel = None
+
+    def _hear(self) -> Message:
+        """Return the monitor's next message. Raises MonitorGone, StartRefused at the deadline or on SIGTERM."""
+        while self._channel is not None:
+            wait_readable([self._channel.fileno(), self._wakeup.fileno()], self._left())
+            if signal.SIGTERM in self._wakeup.take():
+                raise StartRefused(Stage.CAPS, Refusal.START_FAILED, "The endpoint is being stopped.", "SIGTERM")
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                if self._left() > 0:
+                    continue
+                text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
+                raise StartRefused(Stage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor") from None
+            except OSError:
+                break
+            if received is None:
+                break
+            return received[0]
+        raise MonitorGone
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+
+def _plan(order: KeeperOrder, account: Account, inherited: list[int]) -> SpawnPlan:
+    return SpawnPlan(
+        account=account,
+        switch=order.switch,
+        argv=[order.python, "-I", order.user_endpoint_main],
+        environment={
+            "HOME": account.home,
+            "USER": account.name,
+            "LOGNAME": account.name,
+            "SHELL": account.shell or "/bin/sh",
+            "PATH": order.path,
+            "LANG": "C.UTF-8",
+        },
+        descriptors=inherited,
+        directory=account.home or "/",
+        open_files=order.open_files,
+    )
+
+
+def _reopened(descriptor: int) -> int:
+    """Return the same memfd read-only with an offset of its own, so that user endpoints share nothing of it."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,224 @@
+"""What the monitor does with keepers: fork one for a start, grant caps, hear how it went, stop it, bury it.
+
+Keepers are root's own processes, yet their messages are checked like everybody's. Called by answers.py, starts.py
+and monitor.py; adoption of keepers that a former monitor forked is in adopt.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from mep.boundary import messages as m
+from mep.boundary.channel import Channel
+from mep.errors import Refusal, Stage, public_text
+from mep.monitor.accounts import AccountRules
+from mep.monitor.child import Child, Kind, Phase
+from mep.monitor.endpoints import UserEndpoint
+from mep.monitor.keeper import KeeperOrder, keeper_main
+from mep.monitor.records import ENDED, KeeperRecord, kill_process
+from mep.monitor.starts import Start, outcome_of
+from mep.monitor.supervise import STOPPED
+
+if TYPE_CHECKING:
+    from mep.monitor.monitor import Monitor
+
+LATE_S = 5.0
+"""How much longer than its own deadline a keeper may take before the monitor ends it."""
+
+
+class Keepers:
+    """The monitor's hand over its keepers."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._endpoints = monitor.endpoints
+
+    def may_start(self) -> bool:
+        """Whether one more start may be under way; one beyond max_user_endpoints is answered in `fork`."""
+        return self._endpoints.starting() < self._monitor.resolved.caps.max_starting
+
+    def fork(self, start: Start, descriptor: int) -> None:
+        """Fork the keeper of a mapped start; `descriptor` is its document."""
+        limit = self._monitor.resolved.caps.max_user_endpoints
+        try:
+            if len(self._endpoints) >= limit:
+                text = public_text(Refusal.SITE_BUSY, limit=limit)
+                self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, stage="CAPS")
+                return
+            self._fork(start, descriptor)
+        except OSError as error:
+            text = public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
+            self._monitor.starts.kept(
+                start.uep_id, m.Outcome.REFUSED, Refusal.START_FAILED, text,
+                stage=Stage.FORK_KEEPER.name, detail=str(error),
+            )  # fmt: skip
+        finally:
+            os.close(descriptor)
+
+    def _fork(self, start: Start, descriptor: int) -> None:
+        ours, theirs = Channel.pair()
+        order = self._order(start, descriptor)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            keeper_main(order, theirs)
+        theirs.close()
+        child = self._monitor.add_child(Child(Kind.KEEPER, pid, ours, Phase.ADMITTING, self._monitor.loop))
+        child.uep_id = start.uep_id
+        self._endpoints[start.uep_id] = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, pid, child)
+        self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
+        self._monitor.status.changed()
+
+    def _order(self, start: Start, descriptor: int) -> KeeperOrder:
+        resolved = self._monitor.resolved
+        return KeeperOrder(
+            uep_id=start.uep_id,
+            local_user=start.local_user,
+            correlation_id=start.correlation_id,
+            start_descriptor=descriptor,
+            bundle_descriptor=self._monitor.bundle,
+            rules=AccountRules(
+                policy=resolved.policy,
+                own_accounts=tuple(resolved.own_accounts),
+                own_uids=self._monitor.own_uids,
+                only_uid=None if resolved.multi_user else os.getuid(),
+            ),
+            switch=resolved.multi_user,
+            python=resolved.python,
+            user_endpoint_main=resolved.user_endpoint_main,
+            path=resolved.user_environment_path,
+            runtime_dir=resolved.runtime_dir,
+            start_timeout_s=resolved.caps.start_timeout_s,
+            stop_grace_s=resolved.caps.stop_grace_s,
+            open_files=self._monitor.open_files,
+        )
+
+    def _late(self, child: Child) -> None:
+        """A keeper hangs, in NSS or PAM: end it. Its child has the keeper's death as its own."""
+        endpoint = self._endpoints.get(child.uep_id)
+        if endpoint is not None and endpoint.keeper is child and not endpoint.ready:
+            seconds = self._monitor.resolved.caps.start_timeout_s
+            text = public_text(Refusal.START_TIMEOUT, seconds=f"{seconds:g}")
+            self._answer(endpoint, Refusal.START_TIMEOUT, text, stage=child.phase.name, detail="the keeper hangs")
+            endpoint.told = endpoint.ending = True
+            child.signal(signal.SIGKILL)
+
+    def _answer(self, endpoint: UserEndpoint, code: str, public: str, **audit: object) -> None:
+        self._monitor.starts.kept(endpoint.uep_id, outcome_of(code), code, public, uid=endpoint.uid, **audit)
+
+    # --- what keepers say -------------------------------------------------------------------------------
+
+    def grant_or_deny(self, child: Child, uid: int) -> None:
+        """Answer AskCaps."""
+        endpoint = self._endpoints[child.uep_id]
+        limit = self._monitor.resolved.caps.max_user_endpoints_per_user
+        if self._endpoints.of_uid(uid) >= limit:
+            child.send(m.CapsDenied(limit=limit))
+            return
+        endpoint.uid = uid
+        child.send(m.CapsGranted())
+
+    def spawned(self, child: Child, pid: int) -> None:
+        """Remember the pid of a user endpoint that was exec'd."""
+        self._endpoints[child.uep_id].pid = pid
+        self._monitor.status.changed()
+
+    def ready(self, child: Child) -> None:
+        """Answer the start of a user endpoint that is ready."""
+        endpoint = self._endpoints[child.uep_id]
+        endpoint.ready = True
+        pids = {"uid": endpoint.uid, "pid": endpoint.pid, "keeper_pid": endpoint.keeper_pid}
+        self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", **pids)
+        self._monitor.status.changed()
+        self._monitor.starts.pump()
+
+    def failed(self, child: Child, message: m.KeeperFailed) -> None:
+        """Answer a start that failed."""
+        endpoint = self._endpoints[child.uep_id]
+        endpoint.told = endpoint.ending = True
+        stage = Stage(message.stage).name if message.stage in set(Stage) else str(message.stage)
+        self._answer(endpoint, message.code, message.public, stage=stage, errno=message.errno, detail=message.detail)
+
+    def exited(self, child: Child, message: m.UepExited) -> None:
+        """Report the end of a user endpoint that had been ready."""
+        self._report_end(self._endpoints[child.uep_id], message.code, message.public, message.detail)
+
+    def _report_end(self, endpoint: UserEndpoint, code: str, public: str, detail: str) -> None:
+        if endpoint.told:
+            return
+        endpoint.told = endpoint.ending = True
+        self._monitor.tell_ended(endpoint.uep_id, code, public, endpoint.correlation_id)
+        self._monitor.audit.write(
+            "end", code=code, uep_id=endpoint.uep_id, local_user=endpoint.local_user, uid=endpoint.uid,
+            pid=endpoint.pid, keeper_pid=endpoint.keeper_pid, detail=detail, correlation_id=endpoint.correlation_id,
+        )  # fmt: skip
+        self._monitor.log.info(
+            "user endpoint ended", code=code, uep=endpoint.uep_id, user=endpoint.local_user, detail=detail
+        )
+
+    # --- ends -------------------------------------------------------------------------------------------
+
+    def gone(self, endpoint: UserEndpoint) -> None:
+        """The keeper's process is gone: say what it could not say, and forget it."""
+        record = self._monitor.records.read(endpoint.uep_id)
+        if not endpoint.told:
+            self._speak_for(endpoint, record)
+        self._monitor.records.remove(endpoint.uep_id)
+        if endpoint.pidfd >= 0:
+            self._monitor.loop.unwatch(endpoint.pidfd)
+            os.close(endpoint.pidfd)
+        del self._endpoints[endpoint.uep_id]
+        self._monitor.status.changed()
+        self._monitor.starts.gone(endpoint.uep_id)
+
+    def _speak_for(self, endpoint: UserEndpoint, record: KeeperRecord | None) -> None:
+        if record is not None and record.state == ENDED:
+            code, public, detail = record.code, record.public, record.detail
+        else:
+            if record is not None:
+                kill_process(record.uep_pid, record.uep_start)
+            code, public = "USER_ENDPOINT_LOST", "The user endpoint's keeper was killed."
+            detail = "the keeper ended without a record; what was left was killed"
+        if endpoint.ready:
+            self._report_end(endpoint, code, public, detail)
+            return
+        endpoint.told = endpoint.ending = True
+        if code == "USER_ENDPOINT_LOST":
+            code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
+        self._answer(endpoint, code, public, detail=detail)
+
+    def stop(self, endpoint: UserEndpoint, public: str) -> None:
+        """Ask the keeper to end its user endpoint, with the configured grace."""
+        endpoint.ending = True
+        self._monitor.status.changed()
+        if endpoint.keeper is not None:
+            grace_ms = int(self._monitor.resolved.caps.stop_grace_s * 1000)
+            endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=STOPPED, public=public))
+        else:
+            self._signal(endpoint, signal.SIGTERM)
+
+    def stop_all(self, public: str) -> None:
+        """Stop every user endpoint."""
+        for endpoint in list(self._endpoints.values()):
+            if not endpoint.ending:
+                self.stop(endpoint, public)
+
+    def kill_all(self) -> None:
+        """End the keepers that did not end their user endpoints in time, and those user endpoints."""
+        for endpoint in self._endpoints.values():
+            self._monitor.log.error("a keeper does not end: killing it", uep=endpoint.uep_id)
+            self._signal(endpoint, signal.SIGKILL)
+
+    def _signal(self, endpoint: UserEndpoint, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if endpoint.keeper is not None:
+                endpoint.keeper.signal(number)
+            else:
+                signal.pidfd_send_signal(endpoint.pidfd, number)

@@ -1,0 +1,32 @@
+"""The endpoint's own system accounts, read from /etc/passwd: the monitor never calls NSS, which may block."""
+
+from __future__ import annotations
+
+import os
+
+from mep.errors import ConfigRefused
+from mep.monitor.spawn import Account
+
+ACCOUNTS_FILE = "/etc/passwd"
+
+
+def system_account(name: str) -> Account:
+    """Return the account `name`, without supplementary groups. Raises ConfigRefused where it is unusable."""
+    with open(ACCOUNTS_FILE, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.rstrip("\n").split(":")
+            if fields[0] == name and len(fields) == 7:
+                return _checked(Account(name, int(fields[2]), int(fields[3]), (), fields[5], fields[6]))
+    raise ConfigRefused(ACCOUNTS_FILE, name, "there is no such account: `make install` or the package creates it")
+
+
+def _checked(account: Account) -> Account:
+    if account.uid == 0 or account.gid == 0:
+        raise ConfigRefused(ACCOUNTS_FILE, account.name, "is root: the endpoint's own processes must not be")
+    return account
+
+
+def invoking_account(name: str) -> Account:
+    """Return the account that this process runs as (single-user mode)."""
+    home = os.environ.get("HOME", "/")
+    return Account(name, os.getuid(), os.getgid(), tuple(os.getgroups()), home, "/bin/sh")

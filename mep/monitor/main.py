@@ -1,0 +1,102 @@
+"""The monitor's start: `python -I -m mep.monitor --config-fd N --bundle-fd M`.
+
+It must be root for a multi-user endpoint, and must not be for a single-user one. It touches: two sealed memfds
+from the resolver; its runtime directory, log and audit log; the key files, which it opens and hands on without
+reading; socketpairs to its children. It has no network, and imports the standard library, mep.boundary and
+mep.errors only. PRIVSEP.md says what each process of an endpoint may do.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+
+from mep.boundary.log import Log
+from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
+from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
+from mep.errors import ConfigRefused
+from mep.monitor import syscalls
+from mep.monitor.adopt import adopt_keepers
+from mep.monitor.audit import Audit
+from mep.monitor.endpoints import Endpoints
+from mep.monitor.local_accounts import system_account
+from mep.monitor.monitor import Monitor
+from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
+from mep.monitor.runtime import RuntimeDir, check_reachable, ensure_directory
+from mep.monitor.status import Status
+
+_USAGE = "usage: python -I -m mep.monitor --config-fd N --bundle-fd M"
+
+
+def main(argv: list[str]) -> int:
+    """Run the monitor; return its exit status."""
+    os.umask(0o077)
+    try:
+        config, bundle = _descriptors(argv)
+        resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
+        check_sealed(bundle, MAX_BUNDLE_BYTES)
+        os.close(config)
+        os.set_inheritable(bundle, False)
+        refuse_wrong_user(multi_user=resolved.multi_user)
+        run(resolved, bundle)
+    except (ConfigRefused, NotSealed, OSError) as error:
+        sys.stderr.write(f"mep monitor: {error}\n")
+        return 1
+    return 0
+
+
+def _descriptors(argv: list[str]) -> tuple[int, int]:
+    if len(argv) != 4 or argv[0] != "--config-fd" or argv[2] != "--bundle-fd" or not (argv[1] + argv[3]).isdecimal():
+        raise ConfigRefused("command line", "", _USAGE)
+    return int(argv[1]), int(argv[3])
+
+
+def refuse_wrong_user(*, multi_user: bool) -> None:
+    """Raise ConfigRefused unless this process is whom the configuration wants it to be."""
+    if multi_user and os.getresuid() != (0, 0, 0):
+        raise ConfigRefused("monitor", "multi_user", "must run as root: it starts processes as other accounts")
+    if not multi_user and 0 in os.getresuid():
+        raise ConfigRefused("monitor", "multi_user", "a single-user endpoint runs as its owner, never as root")
+
+
+def run(resolved: Resolved, bundle: int) -> None:
+    """Set everything up, then serve. Raises ConfigRefused and OSError for what is wrong at the start."""
+    runtime = RuntimeDir(resolved.runtime_dir, private=not resolved.multi_user)
+    endpoints = Endpoints()
+    status = Status(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
+    try:
+        monitor = _monitor(resolved, bundle, status, endpoints)
+        adopt_keepers(monitor)
+    except (ConfigRefused, OSError) as error:
+        status.state, status.problem = "failed", str(error)
+        status.write()
+        raise
+    gc.collect()
+    gc.freeze()
+    monitor.run()
+    monitor.log.info("stopped")
+    runtime.release(keep_records=monitor.keep_user_endpoints)
+
+
+def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoints) -> Monitor:
+    if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
+        os.setsid()
+    open_log(resolved.log_path)
+    log = Log("monitor")
+    if resolved.audit_path:
+        ensure_directory(os.path.dirname(resolved.audit_path), None)
+    audit = Audit(resolved.audit_path, log)
+    own_uids: tuple[int, ...] = ()
+    if resolved.multi_user:
+        for path in (resolved.python, resolved.user_endpoint_main):
+            check_reachable(path)
+        own_uids = tuple(system_account(name).uid for name in resolved.own_accounts)
+    syscalls.set_process_name("mep-monitor")
+    syscalls.become_subreaper()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    log.info("started", endpoint=resolved.name, pid=os.getpid(), multi_user=resolved.multi_user)
+    return Monitor(resolved, bundle, log, audit, status, endpoints, own_uids, before)

@@ -1,0 +1,217 @@
+"""The monitor: forks, watches, reaps. A list of what it does with signals, children and time.
+
+Trusts its resolved configuration and the kernel. One thread, one poll loop; nothing in it waits for anything but
+that poll: what may hang (NSS, PAM, hooks) is the keepers', and no channel is ever blocking. Called by main.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+
+from mep.boundary.channel import clip
+from mep.boundary.log import Log
+from mep.boundary.messages import EndpointEnded, EndpointRunning, MapperEpoch
+from mep.boundary.resolved import Resolved
+from mep.errors import BoundaryViolation
+from mep.monitor import dispatch
+from mep.monitor.audit import Audit
+from mep.monitor.child import Child, Kind
+from mep.monitor.children import Helper
+from mep.monitor.endpoints import Endpoints
+from mep.monitor.keepers import Keepers
+from mep.monitor.loop import Loop
+from mep.monitor.records import Records
+from mep.monitor.reload import Reload
+from mep.monitor.starts import Starts
+from mep.monitor.status import Status
+from mep.monitor.supervise import children, describe_status
+from mep.monitor.wakeup import Wakeup
+
+_KILL_AFTER_S = 10.0
+"""How much longer than the user endpoints' grace a stop waits before it kills keepers."""
+_MAX_UNTOLD = 4096
+
+
+class Monitor:
+    """Everything the monitor knows; its other modules are its hands."""
+
+    def __init__(
+        self, resolved: Resolved, bundle: int, log: Log, audit: Audit, status: Status, endpoints: Endpoints,
+        own_uids: tuple[int, ...], open_files: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self.resolved, self.bundle, self.log, self.audit = resolved, bundle, log, audit
+        self.status, self.endpoints, self.own_uids, self.open_files = status, endpoints, own_uids, open_files
+        self.loop = Loop()
+        self.records = Records(resolved.runtime_dir)
+        self.starts = Starts(self)
+        self.keepers = Keepers(self)
+        self.helpers = {Kind.MAPPER: Helper(Kind.MAPPER, self), Kind.MANAGER: Helper(Kind.MANAGER, self)}
+        self.reload = Reload(self)
+        self.epoch = b""
+        self.stopping = False
+        self.keep_user_endpoints = False
+        self._helpers_told = False
+        self._children: dict[int, Child] = {}
+        self._untold: deque[EndpointEnded] = deque(maxlen=_MAX_UNTOLD)
+        self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+
+    def run(self) -> None:
+        """Serve until told to stop, and everything has ended."""
+        self.loop.watch(self._wakeup.fileno(), self._take_signals)
+        self.status.attach(self.loop, self.log)
+        for helper in self.helpers.values():
+            helper.launch()
+        while not self._ended():
+            self.loop.turn()
+            self._end_faulty()
+
+    # --- children ---------------------------------------------------------------------------------------
+
+    def add_child(self, child: Child) -> Child:
+        """Watch a child that was just forked."""
+        self._children[child.pid] = child
+        self.loop.watch(child.channel.fileno(), lambda: self._readable(child))
+        return child
+
+    def _readable(self, child: Child) -> None:
+        child.flush()
+        try:
+            dispatch.take_messages(self, child)
+        except BoundaryViolation as violation:
+            child.fault = str(violation)
+
+    def _end_faulty(self) -> None:
+        """Kill every child that has broken the rules of the boundary."""
+        for child in [child for child in self._children.values() if child.fault and child.open]:
+            phase = child.phase.name
+            self.log.error("boundary violation: killing the child", child=child.name, phase=phase, fault=child.fault)
+            self.audit.write("violation", child=child.name, phase=phase, fault=child.fault)
+            child.close()
+            child.signal(signal.SIGKILL)
+        for helper in self.helpers.values():
+            # A channel closed by a child that lives on: it is of no use any more.
+            if helper.child is not None and not helper.child.open and not helper.child.fault:
+                helper.child.fault = "it closed its channel"
+                helper.child.signal(signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._reaped(pid, describe_status(status), status)
+
+    def _reaped(self, pid: int, how: str, status: int) -> None:
+        child = self._children.pop(pid, None)
+        if child is None:
+            self.reload.reaped(pid, status)
+            return
+        if not child.fault:
+            self._drain(child)
+        child.close()
+        if child.kind is Kind.KEEPER:
+            if (endpoint := self.endpoints.by_keeper(pid)) is not None:
+                self.keepers.gone(endpoint)
+        else:
+            self._helper_ended(child.kind, how)
+        self._kill_orphans()
+
+    def _drain(self, child: Child) -> None:
+        """Take what a child said before it ended."""
+        for _ in range(dispatch.AT_ONCE):
+            if not child.open:
+                return
+            with contextlib.suppress(BoundaryViolation):
+                dispatch.take_messages(self, child)
+
+    def _helper_ended(self, kind: Kind, how: str) -> None:
+        self.helpers[kind].ended(how)
+        if kind is Kind.MAPPER:
+            self.epoch = b""
+            self.starts.mapper_lost()
+        else:
+            self.status.link_state, self.status.link_detail = "gone", "the manager is not running"
+            self.starts.manager_lost()
+        self.status.changed()
+
+    def _kill_orphans(self) -> None:
+        """End what a child that was killed left behind: as their subreaper the monitor is now their parent."""
+        known = {*self._children, self.reload.pid}
+        for pid in children():
+            if pid not in known:
+                self.log.warning("killing a process that a child left behind", pid=pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    # --- what manager and mapper are told -----------------------------------------------------------------
+
+    def introduce(self) -> None:
+        """Tell the manager the epoch and what runs here, once both manager and mapper are ready."""
+        manager = self.helpers[Kind.MANAGER].child
+        if manager is None or not self.helpers[Kind.MANAGER].serving or not self.helpers[Kind.MAPPER].serving:
+            return
+        if not self.stopping:
+            self.status.state = "up"
+        manager.send(MapperEpoch(epoch=self.epoch))
+        for endpoint in self.endpoints.values():
+            if endpoint.ready and not endpoint.told:
+                manager.send(EndpointRunning(uep_id=endpoint.uep_id))
+        while self._untold:
+            manager.send(self._untold.popleft())
+        self.status.changed()
+
+    def tell_ended(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
+        """Tell the manager, now or when there is one, that a user endpoint has ended."""
+        message = EndpointEnded(uep_id, clip(code, 64), clip(public, 1024), clip(correlation_id, 64))
+        manager = self.helpers[Kind.MANAGER].child
+        if manager is not None and self.helpers[Kind.MANAGER].serving:
+            manager.send(message)
+        else:
+            self._untold.append(message)
+
+    # --- signals ------------------------------------------------------------------------------------------
+
+    def _take_signals(self) -> None:
+        caught = self._wakeup.take()
+        actions: list[tuple[signal.Signals, Callable[[], None]]] = [
+            (signal.SIGCHLD, self._reap),
+            (signal.SIGHUP, self.reload.start),
+            (signal.SIGUSR1, lambda: self.stop(keep_user_endpoints=True)),
+            (signal.SIGTERM, lambda: self.stop(keep_user_endpoints=False)),
+            (signal.SIGINT, lambda: self.stop(keep_user_endpoints=False)),
+        ]
+        for number, action in actions:
+            if number in caught:
+                action()
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def stop(self, *, keep_user_endpoints: bool) -> None:
+        """Begin to end: user endpoints first (unless they are kept), then manager and mapper."""
+        if self.stopping:
+            return
+        self.stopping, self.keep_user_endpoints = True, keep_user_endpoints
+        self.log.info("stopping", keep_user_endpoints=keep_user_endpoints)
+        self.status.state = "stopping"
+        self.status.changed()
+        self.starts.abort("The endpoint is being stopped. Your tasks wait until it runs again.")
+        if not keep_user_endpoints:
+            self.keepers.stop_all("The endpoint was stopped by its administrator.")
+            self.loop.after(self.resolved.caps.stop_grace_s + _KILL_AFTER_S, self.keepers.kill_all)
+
+    def _ended(self) -> bool:
+        """Whether all is over; manager and mapper are asked to end once no user endpoint is left to report on."""
+        if not self.stopping or (self.endpoints and not self.keep_user_endpoints):
+            return False
+        if not self._helpers_told:
+            self._helpers_told = True
+            for helper in self.helpers.values():
+                helper.shut_down("the endpoint is being stopped")
+        return all(helper.child is None for helper in self.helpers.values())

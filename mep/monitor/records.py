@@ -1,0 +1,133 @@
+"""A keeper's record, RUN/keepers/UEP_ID.json: what a later monitor adopts it by, and at last how it ended.
+
+Only root (in single-user mode: the owner) can read or write the directory, so its content is trusted; what
+processes it names is checked all the same, by start time, because pids are used again. Written by keepers,
+read and removed by the monitor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+
+from mep.boundary.resolved import read_section
+from mep.boundary.runtime import KEEPERS_DIR, start_ticks
+from mep.errors import ConfigRefused
+
+_MAX_RECORD_BYTES = 32 * 1024
+_SUFFIX = ".json"
+
+STARTING, RUNNING, ENDED = "starting", "running", "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperRecord:
+    """One keeper and its user endpoint. Start times are field 22 of /proc/PID/stat; pid 0 is none yet."""
+
+    uep_id: str
+    local_user: str
+    correlation_id: str
+    boot_id: str
+    started_at: float
+    keeper_pid: int
+    keeper_start: int
+    state: str = STARTING
+    uid: int = -1
+    uep_pid: int = 0
+    uep_start: int = 0
+    status: int = 0
+    """As from waitpid, once `state` is ended."""
+    code: str = ""
+    public: str = ""
+    detail: str = ""
+    ended_at: float = 0.0
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot: pids and start times of another one mean nothing."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def new_record(uep_id: str, local_user: str, correlation_id: str) -> KeeperRecord:
+    """Return the record of the calling process, a keeper at its start."""
+    pid = os.getpid()
+    return KeeperRecord(uep_id, local_user, correlation_id, boot_id(), time.time(), pid, start_ticks(pid) or 0)
+
+
+class Records:
+    """The directory of records. Methods raise OSError."""
+
+    def __init__(self, runtime_dir: str) -> None:
+        self._directory = os.path.join(runtime_dir, KEEPERS_DIR)
+
+    def _path(self, uep_id: str) -> str:
+        return os.path.join(self._directory, uep_id + _SUFFIX)
+
+    def write(self, record: KeeperRecord) -> None:
+        """Replace the record of `record.uep_id` atomically."""
+        path = self._path(record.uep_id)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, json.dumps(asdict(record)).encode())
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+
+    def read(self, uep_id: str) -> KeeperRecord | None:
+        """Return the record of `uep_id`, or None where there is none that can be read."""
+        try:
+            with open(self._path(uep_id), "rb") as file:
+                return read_section(KeeperRecord, file.read(_MAX_RECORD_BYTES))
+        except (OSError, ConfigRefused):
+            return None
+
+    def remove(self, uep_id: str) -> None:
+        """Remove the record of `uep_id`; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(uep_id))
+
+    def ids(self) -> list[str]:
+        """Return the id of every record; leftovers of an interrupted write are removed."""
+        found = []
+        for name in os.listdir(self._directory):
+            if name.endswith(_SUFFIX):
+                found.append(name.removesuffix(_SUFFIX))
+            else:
+                os.unlink(os.path.join(self._directory, name))
+        return found
+
+
+def open_process(pid: int, started: int) -> int | None:
+    """Return a pidfd of the process that has `pid` and started at `started`, or None where it is gone.
+
+    The descriptor is opened first and the start time read after: so it cannot be another process's.
+    """
+    if pid <= 1:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_ticks(pid) != started:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def kill_process(pid: int, started: int) -> None:
+    """SIGKILL the process that has `pid` and started at `started`, if it still is there."""
+    pidfd = open_process(pid, started)
+    if pidfd is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,233 @@
+"""From fork to exec: the steps by which a child drops root, and nothing else.
+
+Trusts its plan, which the keeper (for a user endpoint) or the monitor (for manager and mapper) made. A step that
+fails ends the child and says which one over a close-on-exec pipe; end-of-file on that pipe means exec worked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mep.errors import SpawnFailed, Stage
+from mep.monitor import syscalls
+
+_REPORT = struct.Struct("!BI")
+_MAX_REPORT = 512
+_HIGH = 64  # descriptors are moved above this first, so that none is overwritten while they are put in place
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom a child becomes. `groups` are the supplementary groups, the primary one included or not."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnPlan:
+    """What a child becomes and runs."""
+
+    account: Account
+    switch: bool
+    """False in single-user mode: there is no other account to become and no root to drop."""
+    argv: Sequence[str]
+    environment: dict[str, str]
+    descriptors: Sequence[int]
+    """What becomes descriptor 0, 1, 2 and so on; every other one is closed."""
+    directory: str
+    """Where it starts, if it may be entered by then; else `/`."""
+    open_files: tuple[int, int] | None = None
+    """RLIMIT_NOFILE to give back, where the monitor raised its own."""
+
+
+class StageReport:
+    """The parent's end of the report pipe: what the child said, once it has exec'd or ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+        self._data = b""
+
+    def fileno(self) -> int:
+        """The pipe's descriptor, for polling."""
+        return self._descriptor
+
+    def finished(self) -> bool:
+        """Take what is there; True at end-of-file. Raises SpawnFailed where the child named a stage."""
+        while True:
+            try:
+                piece = os.read(self._descriptor, _MAX_REPORT)
+            except BlockingIOError:
+                return False
+            if not piece:
+                self._raise_failure()
+                return True
+            self._data = (self._data + piece)[:_MAX_REPORT]
+
+    def _raise_failure(self) -> None:
+        if len(self._data) < _REPORT.size:
+            return
+        stage, number = _REPORT.unpack_from(self._data)
+        raise SpawnFailed(Stage(stage), number, self._data[_REPORT.size :].decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._descriptor)
+
+
+def spawn(plan: SpawnPlan) -> tuple[int, StageReport]:
+    """Fork a child that follows `plan`; return its pid and the report of its stages. Raises SpawnFailed(FORK)."""
+    theirs, parent = -1, os.getpid()
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+    except OSError as error:
+        if theirs >= 0:
+            os.close(ours)
+            os.close(theirs)
+        raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+    if pid == 0:
+        _child(plan, theirs, parent)
+    os.close(theirs)
+    return pid, StageReport(ours)
+
+
+def _child(plan: SpawnPlan, pipe: int, parent: int) -> NoReturn:
+    try:
+        reset_signals()
+        pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        for stage, step in _steps(plan, pipe, parent):
+            _take(stage, step)
+    except SpawnFailed as failure:
+        _report(pipe, failure.stage, failure.errno, failure.detail)
+    finally:
+        os._exit(127)
+
+
+def _take(stage: Stage, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except OSError as error:
+        raise SpawnFailed(stage, error.errno or 0, str(error.filename or "")) from None
+
+
+def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:
+    os.write(pipe, (_REPORT.pack(stage, number) + detail.encode("utf-8", "replace"))[:_MAX_REPORT])
+
+
+def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callable[[], None]]]:
+    """The order matters: bounding set and securebits can only be changed before the uid, groups likewise."""
+    account = plan.account
+    become: list[tuple[Stage, Callable[[], None]]] = [
+        (Stage.CAPABILITIES, _give_up_capabilities),
+        (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
+        (Stage.SETGID, lambda: os.setresgid(account.gid, account.gid, account.gid)),
+        (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
+    ]
+    return [
+        (Stage.RLIMITS, lambda: _limits(plan)),
+        *(become if plan.switch else []),
+        (Stage.SETUID, lambda: _closed_and_bound_to(parent)),
+        (Stage.CAPABILITIES, syscalls.clear_capabilities),
+        (Stage.KEYRING, syscalls.join_new_session_keyring),
+        (Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs),
+        (Stage.PROVE_DROP, lambda: prove_drop(account, switched=plan.switch)),
+        (Stage.SETSID, os.setsid),
+        (Stage.CHDIR, lambda: _enter(plan.directory)),
+        (Stage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
+        (Stage.EXEC, lambda: os.execve(plan.argv[0], list(plan.argv), plan.environment)),
+    ]
+
+
+def reset_signals() -> None:
+    """Give every signal its default action, and block none: ignored ones would stay ignored over exec."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in {signal.SIGKILL, signal.SIGSTOP} and signal.getsignal(number) is not None:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _limits(plan: SpawnPlan) -> None:
+    os.umask(0o077)
+    if plan.open_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, plan.open_files)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        if int(file.read()) < 0:
+            file.write(b"0")
+
+
+def _give_up_capabilities() -> None:
+    syscalls.empty_bounding_set()
+    syscalls.lock_securebits()
+
+
+def _closed_and_bound_to(parent: int) -> None:
+    """Let nobody look into what is still the parent's memory; end when the parent ends. Both: a new uid resets them."""
+    syscalls.set_dumpable(False)
+    syscalls.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SpawnFailed(Stage.SETUID, errno.ESRCH, "the parent ended")
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError:
+        os.chdir("/")
+
+
+def _place_descriptors(wanted: Sequence[int], pipe: int) -> None:
+    """Make `wanted[n]` descriptor n, keep the report pipe (close-on-exec, above them), close all others."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in wanted]
+    for number, descriptor in enumerate(high):
+        os.dup2(descriptor, number, inheritable=True)
+    syscalls.close_all_but([*range(len(wanted)), pipe])
+
+
+def prove_drop(account: Account, *, switched: bool) -> None:
+    """Prove that root is gone and cannot come back. Raises SpawnFailed(PROVE_DROP) saying what is left."""
+    uids, gids = (account.uid,) * 3, (account.gid,) * 3
+    proofs = [
+        ("no_new_privs is off", syscalls.no_new_privs()),
+        ("capabilities are left", syscalls.capabilities_are_empty()),
+        ("uid", os.getresuid() == uids),
+        ("root's uid", account.uid != 0),
+        ("setuid(0) works", _refused(lambda: os.setuid(0))),
+        ("seteuid(0) works", _refused(lambda: os.seteuid(0))),
+    ]
+    if switched:
+        proofs += [
+            ("gid", os.getresgid() == gids),
+            ("root's gid", account.gid != 0),
+            ("groups", set(os.getgroups()) == set(account.groups)),
+            ("setgid(0) works", _refused(lambda: os.setgid(0))),
+            ("setgroups works", _refused(lambda: os.setgroups([]))),
+            ("the bounding set is not empty", syscalls.bounding_set_is_empty()),
+            ("securebits", syscalls.securebits() == syscalls.SECUREBITS_LOCKED),
+        ]
+    for what, proven in proofs:
+        if not proven:
+            raise SpawnFailed(Stage.PROVE_DROP, 0, what)
+
+
+def _refused(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False

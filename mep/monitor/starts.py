@@ -1,0 +1,307 @@
+"""Starts on their way: from the manager's StartEndpoint over the mapper to a keeper, and the answer back.
+
+What the manager sent is never read here: it is a sealed memfd that goes to the mapper, and what the mapper sends
+back is another one, which goes to the keeper. Each start ends in exactly one answer to every one of its askers,
+or in none where the manager that asked is gone. Called by answers.py and keepers.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mep.boundary import messages as m
+from mep.boundary.channel import clip
+from mep.boundary.memfd import NotSealed, check_sealed
+from mep.errors import BoundaryViolation, Refusal, public_text
+from mep.monitor.child import Kind
+from mep.monitor.loop import Timer
+
+if TYPE_CHECKING:
+    from mep.monitor.monitor import Monitor
+
+MAX_MAPPING = 32
+"""Requests that the mapper has at a time; the others wait here."""
+MAX_HELD_BYTES = 64 * 1024 * 1024
+"""Documents of waiting starts, all together; beyond, starts are `unavailable`."""
+_TRY_AGAIN = frozenset(
+    {
+        Refusal.SITE_BUSY, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
+        "STOPPED", "RELAY_UNREACHABLE", "RELAY_UNAVAILABLE", "JOIN_REFUSED",
+    }
+)  # fmt: skip
+
+
+class State(enum.Enum):
+    """Where a start is."""
+
+    WAITING = "waiting for the mapper"
+    MAPPING = "with the mapper"
+    MAPPED = "waiting for a keeper"
+    PARKED = "waiting for the end of the user endpoint before it"
+    KEPT = "with its keeper"
+
+
+@dataclass(slots=True, eq=False)
+class Start:
+    """One start. `askers` are the manager's numbers that wait for the answer."""
+
+    ref: int
+    askers: list[int]
+    descriptor: int
+    """The document we hold for it: first the manager's, then the mapper's; -1 for none."""
+    size: int
+    state: State = State.WAITING
+    timer: Timer | None = None
+    uep_id: str = ""
+    local_user: str = ""
+    identities: str = ""
+    correlation_id: str = ""
+    audit: dict[str, object] = field(default_factory=dict)
+
+
+def outcome_of(code: str) -> m.Outcome:
+    """Return whether a start that failed with `code` is worth another try."""
+    return m.Outcome.UNAVAILABLE if code in _TRY_AGAIN else m.Outcome.REFUSED
+
+
+class Starts:
+    """Every start that is not answered yet."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._refs = itertools.count(1)
+        self._all: dict[int, Start] = {}
+        self._waiting: deque[Start] = deque()
+        self._mapping: dict[int, Start] = {}
+        self._abandoned: set[int] = set()
+        self._mapped: deque[Start] = deque()
+        self._by_uep: dict[str, Start] = {}
+        self._parked: dict[str, list[Start]] = {}
+        self._askers: set[int] = set()
+        self._held = 0
+        self._heard_of_mapper = 0
+
+    # --- from the manager -----------------------------------------------------------------------------
+
+    def ask(self, asker: int, descriptor: int) -> None:
+        """Take the manager's request number `asker`. Raises BoundaryViolation."""
+        try:
+            size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
+        except NotSealed as error:
+            self.discard([descriptor])
+            raise BoundaryViolation(f"StartEndpoint: {error}") from None
+        if asker in self._askers or len(self._askers) >= m.MAX_STARTS_OUTSTANDING:
+            self.discard([descriptor])
+            raise BoundaryViolation(f"StartEndpoint: ref {asker} repeated, or too many starts outstanding")
+        self._askers.add(asker)
+        start = Start(next(self._refs), [asker], descriptor, size)
+        self._all[start.ref] = start
+        self._held += size
+        refusal = self._cannot_map()
+        if refusal is not None:
+            self.finish(start, m.Outcome.UNAVAILABLE, refusal[0], refusal[1])
+            return
+        start.timer = self._monitor.loop.after(self._timeout_s(), lambda: self._overdue(start))
+        self._waiting.append(start)
+        self.pump()
+
+    def _timeout_s(self) -> float:
+        return self._monitor.resolved.caps.start_timeout_s
+
+    def _cannot_map(self) -> tuple[Refusal, str] | None:
+        if self._monitor.stopping:
+            return Refusal.SITE_BUSY, "The endpoint is being stopped. Your tasks wait until it runs again."
+        if not self._monitor.helpers[Kind.MAPPER].serving:
+            return Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE)
+        if self._held > MAX_HELD_BYTES:
+            return Refusal.SITE_BUSY, "The site has more start requests than it can take just now. Your tasks wait."
+        return None
+
+    def pump(self) -> None:
+        """Hand on what can go on: requests to the mapper, mapped ones to keepers."""
+        mapper = self._monitor.helpers[Kind.MAPPER].child
+        while mapper is not None and self._waiting and len(self._mapping) < MAX_MAPPING:
+            start = self._waiting.popleft()
+            start.state, self._mapping[start.ref] = State.MAPPING, start
+            mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
+        while self._mapped and self._monitor.keepers.may_start():
+            start = self._mapped.popleft()
+            start.state = State.KEPT
+            if start.timer is not None:
+                start.timer.cancel()
+            self._monitor.keepers.fork(start, self._release(start))
+
+    def _release(self, start: Start) -> int:
+        """Return the descriptor of `start`, now the caller's."""
+        descriptor, start.descriptor = start.descriptor, -1
+        self._held -= start.size
+        start.size = 0
+        return descriptor
+
+    # --- from the mapper ------------------------------------------------------------------------------
+
+    def _answered_by_mapper(self, ref: int, name: str) -> Start | None:
+        """Return the start that the mapper was asked about as `ref`; None where it was given up since."""
+        self._heard_of_mapper = ref
+        if ref in self._abandoned:
+            self._abandoned.discard(ref)
+            return None
+        start = self._mapping.pop(ref, None)
+        if start is None:
+            raise BoundaryViolation(f"{name}: nothing was asked with ref {ref}")
+        return start
+
+    def mapped(self, message: m.Mapped, descriptor: int) -> None:
+        """Go on with a request that is genuine and means `message.local_user`. Raises BoundaryViolation."""
+        try:
+            size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
+            start = self._answered_by_mapper(message.ref, "Mapped")
+        except (NotSealed, BoundaryViolation) as error:
+            self.discard([descriptor])
+            raise BoundaryViolation(f"Mapped: {error}") from None
+        if start is None:
+            self.discard([descriptor])
+            return
+        start.descriptor, start.size = descriptor, size
+        self._held += size
+        start.uep_id, start.local_user = message.uep_id, message.local_user
+        start.identities, start.correlation_id = message.identities, message.correlation_id
+        self._place(start)
+        self.pump()
+
+    def _place(self, start: Start) -> None:
+        """Decide what a mapped start means here: a new user endpoint, one that runs, or one on its way."""
+        running = self._monitor.endpoints.get(start.uep_id)
+        if other := self._by_uep.get(start.uep_id):
+            other.askers += start.askers
+            start.askers = []
+            self._drop(start)
+        elif running is None:
+            start.state = State.MAPPED
+            self._by_uep[start.uep_id] = start
+            self._mapped.append(start)
+        elif running.ending or running.local_user != start.local_user:
+            if not running.ending:
+                # The administrator has mapped this person to another account since.
+                self._monitor.keepers.stop(running, "The mapping of your identity has changed.")
+            start.state = State.PARKED
+            self._parked.setdefault(start.uep_id, []).append(start)
+        else:
+            self.finish(start, m.Outcome.ALREADY_RUNNING, "", "")
+
+    def not_mapped(self, message: m.NotMapped) -> None:
+        """Answer a request that the mapper refused. Raises BoundaryViolation."""
+        start = self._answered_by_mapper(message.ref, "NotMapped")
+        if start is None:
+            return
+        start.uep_id, start.correlation_id = clip(message.uep_id, 36), message.correlation_id
+        start.audit["detail"] = message.detail
+        self.finish(start, outcome_of(message.code), message.code, message.public)
+        self.pump()
+
+    # --- from the keepers -----------------------------------------------------------------------------
+
+    def kept(self, uep_id: str, outcome: m.Outcome, code: str, public: str, **audit: object) -> None:
+        """Answer the start that the keeper of `uep_id` worked on, if there still is one."""
+        start = self._by_uep.get(uep_id)
+        if start is not None and start.state is State.KEPT:
+            start.audit.update(audit)
+            self.finish(start, outcome, code, public)
+
+    def gone(self, uep_id: str) -> None:
+        """Go on with what waited for the end of `uep_id`."""
+        for start in self._parked.pop(uep_id, []):
+            self._place(start)
+        self.pump()
+
+    # --- ends -------------------------------------------------------------------------------------------
+
+    def finish(self, start: Start, outcome: m.Outcome, code: str, public: str) -> None:
+        """Give every asker its answer and the audit log its record."""
+        manager = self._monitor.helpers[Kind.MANAGER].child
+        for asker in start.askers:
+            self._askers.discard(asker)
+            if manager is not None:
+                manager.send(
+                    m.StartAnswered(
+                        ref=asker, outcome=outcome, uep_id=start.uep_id, code=clip(code, 64),
+                        public=clip(public, 1024), correlation_id=clip(start.correlation_id, 64),
+                    )
+                )  # fmt: skip
+        self._monitor.audit.write(
+            "start", outcome=outcome, code=code, uep_id=start.uep_id, local_user=start.local_user,
+            identities=start.identities, correlation_id=start.correlation_id, **start.audit,
+        )  # fmt: skip
+        self._monitor.log.info(
+            "start answered", outcome=outcome, code=code, uep=start.uep_id, user=start.local_user,
+            correlation_id=start.correlation_id, **start.audit,
+        )  # fmt: skip
+        self._drop(start)
+
+    def _drop(self, start: Start) -> None:
+        """Forget `start`."""
+        if start.timer is not None:
+            start.timer.cancel()
+        if start.descriptor >= 0:
+            self.discard([self._release(start)])
+        if self._by_uep.get(start.uep_id) is start:
+            del self._by_uep[start.uep_id]
+        self._all.pop(start.ref, None)
+
+    def _overdue(self, start: Start) -> None:
+        """A start has waited for as long as it may."""
+        if start.state is State.MAPPING:
+            del self._mapping[start.ref]
+            self._abandoned.add(start.ref)
+            if self._heard_of_mapper < start.ref and (mapper := self._monitor.helpers[Kind.MAPPER].child):
+                mapper.fault = f"has not answered since request {start.ref}"
+        self._forget_queued(start)
+        code = Refusal.MAPPER_UNAVAILABLE if start.state in {State.WAITING, State.MAPPING} else Refusal.SITE_BUSY
+        text = public_text(code, limit=self._monitor.resolved.caps.max_starting)
+        self.finish(start, m.Outcome.UNAVAILABLE, code, text)
+
+    def _forget_queued(self, start: Start) -> None:
+        for queue in (self._waiting, self._mapped, self._parked.get(start.uep_id, [])):
+            if start in queue:
+                queue.remove(start)
+
+    def mapper_lost(self) -> None:
+        """The mapper is gone: what it had, and what it was to get, was signed for its epoch."""
+        lost = [*self._mapping.values(), *self._waiting]
+        self._mapping.clear()
+        self._waiting.clear()
+        self._abandoned.clear()
+        for start in lost:
+            text = public_text(Refusal.MAPPER_UNAVAILABLE)
+            self.finish(start, m.Outcome.UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, text)
+
+    def manager_lost(self) -> None:
+        """The manager is gone: nobody waits for answers. What is with a keeper goes on; the rest is dropped."""
+        self._askers.clear()
+        self._abandoned.update(self._mapping)
+        self._mapping.clear()
+        for start in list(self._all.values()):
+            start.askers = []
+            if start.state is not State.KEPT:
+                self._forget_queued(start)
+                self._drop(start)
+
+    def abort(self, public: str) -> None:
+        """Answer everything that no keeper has yet: the endpoint is being stopped."""
+        self._abandoned.update(self._mapping)
+        self._mapping.clear()
+        for start in list(self._all.values()):
+            if start.state is not State.KEPT:
+                self._forget_queued(start)
+                self.finish(start, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, public)
+
+    def discard(self, descriptors: Sequence[int]) -> None:
+        """Close descriptors that nobody needs."""
+        for descriptor in descriptors:
+            os.close(descriptor)

@@ -1,0 +1,250 @@
+"""The keeper's second half: a user endpoint's life from exec to the last of its descendants.
+
+Trusts nothing that the user endpoint reports; its datagrams are clipped and passed on as text. Goes on when the
+monitor is gone. Called by keeper.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mep.boundary.channel import Channel, clip
+from mep.boundary.log import Log
+from mep.boundary.messages import KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
+from mep.errors import BoundaryViolation, Refusal, Stage, public_text
+from mep.monitor.wakeup import Wakeup, wait_readable
+
+_MAX_REPORT_BYTES = 4096
+_CODE = re.compile(r"[A-Z_]{1,64}")
+_FAILED_EXIT_S = 5.0
+_DATAGRAMS_AT_ONCE = 16
+STOPPED = "STOPPED"
+_LOST = "USER_ENDPOINT_LOST"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a start failed, or a user endpoint that was ready ended. `stage` is None for the latter."""
+
+    code: str
+    public: str = ""
+    detail: str = ""
+    status: int = 0
+    stage: Stage | None = None
+    errno: int = 0
+
+    def message(self) -> Message:
+        """What the monitor is told."""
+        public, detail = clip(self.public, 1024), clip(self.detail, 4096)
+        if self.stage is None:
+            return UepExited(status=self.status, code=self.code, public=public, detail=detail)
+        return KeeperFailed(stage=self.stage, errno=self.errno, code=self.code, public=public, detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One datagram of the user endpoint's: READY, FAILED or ENDED."""
+
+    kind: str
+    code: str = ""
+    public: str = ""
+    detail: str = ""
+
+
+def parse_report(datagram: bytes) -> Report | None:
+    """Return what a datagram of the user endpoint's says, clipped; None where it is no report."""
+    lines = datagram[:_MAX_REPORT_BYTES].decode("utf-8", "replace").split("\n")
+    kind, rest = lines[0], [*lines[1:4], "", "", ""]
+    if kind == "READY":
+        return Report(kind)
+    if kind not in {"FAILED", "ENDED"} or not _CODE.fullmatch(rest[0]):
+        return None
+    return Report(kind, rest[0], clip(rest[1], 1024), clip(rest[2], 2048))
+
+
+class Supervisor:
+    """Waits for one user endpoint, its reports, the monitor's orders and signals."""
+
+    def __init__(
+        self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *, stop_grace_s: float
+    ) -> None:
+        self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
+        self._grace_s = stop_grace_s
+        self._ready = False
+        self._status: int | None = None
+        self._said: Report | None = None
+        self._stopped: Ending | None = None
+        self._kill_at = float("inf")
+        self._report_open = True
+
+    def run(self, ready_by: float, timeout_s: float, on_ready: Callable[[], None]) -> Ending:
+        """Return how it ended, once no descendant is left. `ready_by` is on the monotonic clock."""
+        while self._status is None:
+            now = time.monotonic()
+            if not self._ready and self._stopped is None and self._said is None and now >= ready_by:
+                text = public_text(Refusal.START_TIMEOUT, seconds=f"{timeout_s:g}")
+                self._stop(0.0, Ending(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
+            if now >= self._kill_at:
+                self._kill_at = float("inf")
+                self._signal(signal.SIGKILL)
+            decided = self._ready or self._stopped is not None or self._said is not None
+            until = self._kill_at if decided else min(ready_by, self._kill_at)
+            wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now))
+            self._take_signals()
+            self._take_reports(on_ready)
+            self._take_orders()
+        self._take_reports(on_ready, last=True)
+        kill_descendants()
+        return self._ending(self._status)
+
+    def tell(self, message: Message) -> None:
+        """Tell the monitor, if there still is one."""
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(message)
+        except OSError:
+            self._monitor_gone()
+
+    def _descriptors(self) -> list[int]:
+        found = [self._wakeup.fileno()]
+        if self._report_open:
+            found.append(self._report.fileno())
+        if self._channel is not None:
+            found.append(self._channel.fileno())
+        return found
+
+    def _monitor_gone(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    def _take_signals(self) -> None:
+        caught = self._wakeup.take()
+        if signal.SIGTERM in caught:
+            self._stop(self._grace_s, Ending(STOPPED, "The endpoint's administrator stopped it.", "SIGTERM"))
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                self._status = status
+
+    def _take_reports(self, on_ready: Callable[[], None], *, last: bool = False) -> None:
+        for _ in range(_DATAGRAMS_AT_ONCE * (64 if last else 1)):
+            if not self._report_open:
+                return
+            try:
+                datagram = self._report.recv(_MAX_REPORT_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                datagram = b""
+            if not datagram:
+                self._report_open = False
+                self._report.close()
+                return
+            self._take_report(parse_report(datagram), on_ready)
+
+    def _take_report(self, report: Report | None, on_ready: Callable[[], None]) -> None:
+        if report is None:
+            self._log.warning("a report of the user endpoint that is none was dropped", pid=self._pid)
+        elif report.kind == "READY":
+            if not self._ready and self._stopped is None:
+                self._ready = True
+                on_ready()
+                self.tell(UepReady())
+        elif self._said is None:
+            self._said = report
+            self._kill_at = min(self._kill_at, time.monotonic() + max(_FAILED_EXIT_S, self._grace_s))
+
+    def _take_orders(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            received = self._channel.receive()
+        except BlockingIOError:
+            return
+        except (OSError, BoundaryViolation):
+            received = None
+        if received is None:
+            self._monitor_gone()
+        elif isinstance(order := received[0], StopUserEndpoint):
+            self._stop(order.grace_ms / 1000, Ending(order.code, order.public, "stopped by the monitor"))
+
+    def _stop(self, grace_s: float, why: Ending) -> None:
+        if self._stopped is None:
+            self._stopped = why
+            self._signal(signal.SIGTERM)
+        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._status is None:  # not reaped yet, so the pid is still its own
+            os.kill(self._pid, number)
+
+    def _ending(self, status: int) -> Ending:
+        detail = describe_status(status)
+        if self._stopped is not None:
+            why = self._stopped
+            stage = None if self._ready else Stage.READY
+            return Ending(why.code, why.public, f"{why.detail}; {detail}", status, stage)
+        if self._said is not None:
+            stage = None if self._ready else Stage.READY
+            return Ending(self._said.code, self._said.public, f"{self._said.detail}; {detail}", status, stage)
+        if not self._ready:
+            text = public_text(Refusal.START_FAILED, stage=Stage.READY.name)
+            return Ending(Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, Stage.READY)
+        return Ending(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
+
+
+def describe_status(status: int) -> str:
+    """Return in words how a process with waitpid's `status` ended."""
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def children() -> list[int]:
+    """Return the pids of this process's own children, adopted orphans included, zombies included."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return _children_by_parent()
+
+
+def _children_by_parent() -> list[int]:
+    """The same on a kernel without CONFIG_PROC_CHILDREN."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
+def kill_descendants() -> None:
+    """SIGKILL and reap until nothing is left of what this process is subreaper of.
+
+    Only direct children are killed: those cannot be another process's pid, since nobody else reaps them. Their
+    own children then come to this process.
+    """
+    while pids := children():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for _ in pids:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)

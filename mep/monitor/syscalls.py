@@ -1,0 +1,150 @@
+"""System calls that the standard library does not have: prctl(2), capget(2), capset(2), keyctl(2).
+
+Numbers are those of the kernel's headers (linux/prctl.h, linux/capability.h, linux/securebits.h, linux/keyctl.h).
+Every function raises OSError. Called by monitor, keeper and by their children between fork and exec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 27, 28
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 36, 38, 39
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+_LAST_CAPABILITY = 63
+
+# NOROOT and NO_CAP_AMBIENT_RAISE on; NO_SETUID_FIXUP and KEEP_CAPS off, so that setuid takes the capabilities
+# away; each with its lock bit.
+SECUREBITS_LOCKED = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x80
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
+def _prctl(option: int, second: int = 0, third: int = 0) -> int:
+    arguments = [ctypes.c_ulong(value) for value in (second, third, 0, 0)]
+    return _checked(_libc.prctl(option, *arguments), f"prctl({option})")
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Have the kernel send this process signal `number` when its parent ends. A change of uid clears it."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Allow or forbid core files, ptrace and /proc/PID/mem for the process's own account, until exec."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_process_name(name: str) -> None:
+    """Set what `ps -o comm` shows: at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _checked(_libc.prctl(_PR_SET_NAME, buffer, 0, 0, 0), "prctl(PR_SET_NAME)")
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants come back to this process instead of init."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_no_new_privs() -> None:
+    """Make exec of setuid programs and of file capabilities give nothing, for good."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def no_new_privs() -> bool:
+    """Tell whether no_new_privs is set."""
+    return _prctl(_PR_GET_NO_NEW_PRIVS) == 1
+
+
+def _has_bounding(capability: int) -> bool | None:
+    try:
+        return _prctl(_PR_CAPBSET_READ, capability) == 1
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+
+
+def empty_bounding_set() -> None:
+    """Drop every capability that this kernel knows from the bounding set. Needs CAP_SETPCAP."""
+    for capability in range(_LAST_CAPABILITY + 1):
+        present = _has_bounding(capability)
+        if present is None:
+            return
+        if present:
+            _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def bounding_set_is_empty() -> bool:
+    """Tell whether no capability is left in the bounding set."""
+    return not any(_has_bounding(capability) for capability in range(_LAST_CAPABILITY + 1))
+
+
+def lock_securebits() -> None:
+    """Make uid 0 give no capabilities from now on, and lock that. Needs CAP_SETPCAP."""
+    _prctl(_PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+
+
+def securebits() -> int:
+    """Return this process's securebits."""
+    return _prctl(_PR_GET_SECUREBITS)
+
+
+def clear_capabilities() -> None:
+    """Empty the ambient, effective, permitted and inheritable sets."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header, data = _CapHeader(_CAPABILITY_VERSION_3, 0), (_CapData * 2)()
+    _checked(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def capabilities_are_empty() -> bool:
+    """Tell whether the effective, permitted and inheritable sets are all empty."""
+    header, data = _CapHeader(_CAPABILITY_VERSION_3, 0), (_CapData * 2)()
+    _checked(_libc.capget(ctypes.byref(header), ctypes.byref(data)), "capget")
+    return not any(half.effective | half.permitted | half.inheritable for half in data)
+
+
+def join_new_session_keyring() -> None:
+    """Leave root's session keyring for a new, empty one. Nothing happens on a kernel or in a container without."""
+    number = _NR_KEYCTL.get(os.uname().machine)
+    if number is None:
+        return
+    try:
+        arguments = [ctypes.c_long(value) for value in (_KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)]
+        _checked(_libc.syscall(ctypes.c_long(number), *arguments), "keyctl(JOIN_SESSION_KEYRING)")
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}:
+            raise
+
+
+def close_all_but(keep: Iterable[int]) -> None:
+    """Close every descriptor that is not in `keep`; by way of /proc, since kernels before 5.9 have no close_range."""
+    wanted = set(keep)
+    for name in os.listdir("/proc/self/fd"):
+        if (descriptor := int(name)) not in wanted:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Signals as readable bytes: the self-pipe, by signal.set_wakeup_fd. Used by monitor and keeper."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Sequence
+
+
+class Wakeup:
+    """Catches `signals` and makes `fileno()` readable; `take` says which came."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._ours, self._theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._theirs, warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, _ignored)
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return self._ours
+
+    def take(self) -> set[int]:
+        """Return the signals that came since the last call."""
+        try:
+            return set(os.read(self._ours, 4096))
+        except BlockingIOError:
+            return set()
+
+
+def _ignored(_number: int, _frame: object) -> None:
+    """The byte in the pipe is all that is wanted."""
+
+
+def wait_readable(descriptors: Sequence[int], seconds: float | None) -> bool:
+    """Wait until one of `descriptors` is readable or at its end; False after `seconds` (None: for ever)."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(None if seconds is None else seconds * 1000))
