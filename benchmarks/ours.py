@@ -65,6 +65,7 @@ class Bench:
         endpoint.write(SCHEMA, SCHEMA_VALUE)
         if self._site.multi_user:
             endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", self.account.name)))
+        endpoint.register_again()
         return endpoint
 
     def executor(self, engine: str, *, idle_s: float = 600, endpoint: Endpoint | None = None) -> Executor:
@@ -122,14 +123,15 @@ class Bench:
         how many MB the relay grew by after the first chunk.
         """
         pid = self._site.relay.pid
+        client = Client(relay_url=self.person.relay_url, token=self.person.token)
+        function_id = client.register_function(nothing)
         rates, sizes = [], []
-        with self.executor("processes", endpoint=self.stopped) as executor:
-            for _ in range(tasks // chunk):
-                started = time.perf_counter()
-                futures = [executor.submit(nothing) for _ in range(chunk)]
-                while futures[-1].task_id is None:
-                    time.sleep(0.001)
-                rates.append(chunk / (time.perf_counter() - started))
-                sizes.append(rss_mb(pid))
-            executor.shutdown(wait=False, cancel_futures=True)
+        for _ in range(tasks // chunk):
+            batch = client.create_batch(user_endpoint_config={"number": 0, "engine": "processes", "idle_s": 1})
+            for _ in range(chunk):
+                batch.add(function_id)
+            started = time.perf_counter()
+            client.batch_run(self.stopped.id, batch)
+            rates.append(chunk / (time.perf_counter() - started))
+            sizes.append(rss_mb(pid))
         return (1 - rates[-1] / rates[0]) * 100, rates[-1], sizes[-1] - sizes[0]

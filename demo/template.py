@@ -41,3 +41,4 @@ def configure(endpoint: Endpoint, *, multi_user: bool) -> None:
     endpoint.write(SCHEMA, SCHEMA_VALUE)
     if multi_user:
         endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", "mepdemo-{0}")))
+    endpoint.register_again()

@@ -31,6 +31,7 @@ class Endpoint:
         self._site = site
         self.name = name
         self.log = site.root / "logs" / f"{name}.log"
+        self._token_file = site.root / f"{name}.token"
         self._daemon: Daemon | None = None
 
     @property
@@ -50,19 +51,21 @@ class Endpoint:
         return str(json.loads(file.read_text())["endpoint_id"])
 
     def configure(self, owner: Person) -> None:
-        """Write the files and register with the relay."""
-        token = self._site.root / f"{self.name}.token"
-        token.write_text(owner.token)
-        token.chmod(0o600)
+        """Write the files and register with the relay in the name of `owner`."""
+        self._token_file.write_text(owner.token)
+        self._token_file.chmod(0o600)
         if self._site.run_as is not None:
-            os.chown(token, self._site.run_as.uid, self._site.run_as.gid)
+            os.chown(self._token_file, self._site.run_as.uid, self._site.run_as.gid)
         kind = ["--multi-user"] if self._site.multi_user else []
-        self._mep("configure", self.name, *kind, "--relay", owner.relay_url, "--token-file", str(token))
-        token.unlink()
+        self._mep("configure", self.name, *kind, "--relay", owner.relay_url, "--token-file", str(self._token_file))
 
     def write(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> None:
         """Replace one of the administrator's files: text as it is, anything else as JSON."""
         (self.config_dir / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    def register_again(self) -> None:
+        """Tell the relay what changed in the files (the schema, which it checks itself)."""
+        self._mep("register", self.name, "--again", "--token-file", str(self._token_file))
 
     def start(self) -> None:
         """Start it and wait until its link to the relay is up."""
