@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 from user_endpoint import inherited
+from user_endpoint.outermost import run_and_exit
 from user_endpoint.rendering import Rendering
 from user_endpoint.report import Reporter, StartFailure
 
@@ -29,11 +30,10 @@ def main() -> NoReturn:
     except inherited.NotInherited as error:
         sys.stderr.write(f"user endpoint: {error}: this program is started by an endpoint, not by hand\n")
         sys.exit(1)
-    status = 1
-    try:
-        status = _run(reporter)
-    finally:
-        os._exit(status)  # threads of an engine's that cannot be ended must not keep the process
+    run_and_exit(
+        lambda: _run(reporter),  # exits at once: threads of an engine's that cannot be ended must not keep the process
+        lambda detail: reporter.failed(StartFailure("START_FAILED", _NOT_STARTED, detail[-3000:])),
+    )
 
 
 def _run(reporter: Reporter) -> int:
@@ -41,14 +41,6 @@ def _run(reporter: Reporter) -> int:
         _start_and_serve(reporter)
     except StartFailure as failure:
         reporter.failed(failure)
-        return 1
-    except Exception as error:  # noqa: BLE001  # the process's outermost frame: the keeper is told, then it ends
-        import traceback
-
-        sys.stderr.write("".join(traceback.format_exception(error)))
-        sys.stderr.flush()
-        detail = " | ".join(traceback.format_exception(error))
-        reporter.failed(StartFailure("START_FAILED", _NOT_STARTED, detail[-3000:]))
         return 1
     return 0
 

@@ -12,11 +12,11 @@ import gc
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from user_endpoint.outermost import run_and_exit
 from user_endpoint.report import StartFailure
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ class Rendering:
         if self._pid == 0:
             for descriptor in (self._read, *close):
                 os.close(descriptor)
-            _child(write, start, bundle)
+            run_and_exit(
+                lambda: _child(write, start, bundle),
+                lambda detail: _write_all(write, _failure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, detail)),
+            )
         os.close(write)
 
     def fileno(self) -> int:
@@ -80,19 +83,22 @@ class Rendering:
         return b"".join(parts)
 
 
-def _child(write: int, start: bytes, bundle: bytes) -> NoReturn:
-    status = 1
-    try:
-        gc.disable()
-        answer = memoryview(_render(start, bundle))
-        while answer:
-            answer = answer[os.write(write, answer) :]
-        status = 0
-    except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the parent's code
-        with contextlib.suppress(OSError):
-            sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(status)
+def _child(write: int, start: bytes, bundle: bytes) -> int:
+    gc.disable()
+    _write_all(write, _render(start, bundle))
+    return 0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _failure(code: str, public: str, detail: str) -> bytes:
+    import msgspec
+
+    return b"E" + msgspec.msgpack.encode((code, public, detail))
 
 
 def _render(start: bytes, bundle: bytes) -> bytes:
@@ -108,10 +114,5 @@ def _render(start: bytes, bundle: bytes) -> bytes:
     try:
         settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
     except MepError as error:
-        return b"E" + msgspec.msgpack.encode((error.code, error.text, error.detail))
-    except Exception as error:  # noqa: BLE001  # outermost loop of the child: a fault of the renderer is reported whole
-        import traceback
-
-        detail = " | ".join(traceback.format_exception(error))
-        return b"E" + msgspec.msgpack.encode(("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, detail))
+        return _failure(error.code, error.text, error.detail)
     return b"S" + msgspec.msgpack.encode(settings)

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import uuid
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -141,7 +141,7 @@ class UepProcess:
             look += [int(child) for child in direct]
         return found
 
-    def __enter__(self) -> UepProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

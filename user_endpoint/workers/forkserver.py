@@ -20,9 +20,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from user_endpoint.logfile import BoundedFile
+from user_endpoint.outermost import run_and_exit
 from user_endpoint.workers import frames
 
 _CHUNK = 65536
@@ -106,44 +107,29 @@ class ForkServer:
             self._report("ended", number, -1, f"cannot fork: {error.strerror}")
             return
         if pid == 0:
-            self._become_worker(parent, descriptor)
+            run_and_exit(lambda: self._be_worker(parent, descriptor))
         os.close(descriptor)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         self._workers[pid] = number
         self._report("spawned", number, pid)
 
-    def _become_worker(self, parent: int, descriptor: int) -> NoReturn:
-        status = 1
-        try:
-            with contextlib.suppress(PermissionError):
-                os.setpgid(0, 0)
-            die_with_parent(parent)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(self._out_write, 1)
-            os.dup2(self._out_write, 2)
-            for inherited in (
-                self._control.detach(),
-                self._wake_read,
-                self._wake_write,
-                self._out_read,
-                self._out_write,
-            ):
-                os.close(inherited)
-            if self._output is not None:
-                self._output.close()
-            from user_endpoint.workers.worker import serve
+    def _be_worker(self, parent: int, descriptor: int) -> int:
+        with contextlib.suppress(PermissionError):
+            os.setpgid(0, 0)
+        die_with_parent(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(self._out_write, 1)
+        os.dup2(self._out_write, 2)
+        for inherited in (self._control.detach(), self._wake_read, self._wake_write, self._out_read, self._out_write):
+            os.close(inherited)
+        if self._output is not None:
+            self._output.close()
+        from user_endpoint.workers.worker import serve
 
-            serve(_socket.socket(fileno=descriptor), self._max_result_bytes)
-            status = 0
-        except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the server's loop
-            with contextlib.suppress(OSError):
-                sys.excepthook(*sys.exc_info())
-        finally:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                sys.stdout.flush()
-            os._exit(status)
+        serve(_socket.socket(fileno=descriptor), self._max_result_bytes)
+        return 0
 
     def _kill(self, number: int, signum: int) -> None:
         for pid, known in self._workers.items():
@@ -180,24 +166,17 @@ class ForkServer:
             frames.send(self._control, report)
 
 
-def serve_forks(control: _socket.socket, parent_pid: int) -> NoReturn:
-    """Be the fork server on `control` for the rest of this process."""
-    status = 1
-    try:
-        die_with_parent(parent_pid)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        import mep_sdk.runner  # noqa: F401  # imported once, here, for every worker
-        import user_endpoint.workers.worker  # noqa: F401
+def serve_forks(control: _socket.socket, parent_pid: int) -> int:
+    """Be the fork server on `control` until its engine is gone."""
+    die_with_parent(parent_pid)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    import mep_sdk.runner  # noqa: F401  # imported once, here, for every worker
+    import user_endpoint.workers.worker  # noqa: F401
 
-        gc.collect()
-        gc.freeze()
-        ForkServer(control).run()
-        status = 0
-    except BaseException:  # noqa: BLE001  # a process's outermost frame: nothing may return into the parent's code
-        with contextlib.suppress(OSError):
-            sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(status)
+    gc.collect()
+    gc.freeze()
+    ForkServer(control).run()
+    return 0
 
 
 class Server:
@@ -232,10 +211,9 @@ def fork_server(close: Sequence[int] = ()) -> Server:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        ours.close()
-        for descriptor in close:
+        for descriptor in (ours.detach(), *close):
             os.close(descriptor)
-        serve_forks(theirs, parent)
+        run_and_exit(lambda: serve_forks(theirs, parent))
     theirs.close()
     return Server(ours, pid)
 
@@ -257,4 +235,4 @@ def exec_server() -> Server:
 
 
 if __name__ == "__main__":
-    serve_forks(_socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    run_and_exit(lambda: serve_forks(_socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))

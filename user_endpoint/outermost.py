@@ -1,0 +1,32 @@
+"""The outermost frame of every process that a user endpoint is made of: nothing goes past it, nothing returns.
+
+A forked child that let an exception escape would go on in its parent's code, and one that returned would run
+its parent's clean-up. Called by main and by whatever forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None = None) -> NoReturn:
+    """Run `work` and exit with what it returns. If it raises: tell `failed` in one line, print all, exit with 1."""
+    status = 1
+    try:
+        status = work()
+    except BaseException as error:  # noqa: BLE001  # said above
+        import traceback
+
+        lines = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):
+            os.write(2, lines.encode("utf-8", "replace"))
+        if failed is not None:
+            failed(" | ".join(lines.splitlines()))
+    finally:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        os._exit(status)
