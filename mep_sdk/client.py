@@ -187,11 +187,15 @@ class Client:
         return str(task_id) in self.cancel_many([task_id])
 
     def cancel_many(self, task_ids: Iterable[UuidLike], *, retry_for_s: float | None = None) -> set[str]:
-        """Cancel tasks, waiting or running; return the ids of those that had not ended already."""
+        """Cancel tasks, waiting or running; return the ids of those that had not ended already.
+
+        A running one ends as soon as its user endpoint has stopped it.
+        """
         cancelled: set[str] = set()
         for ids in _chunks([str(each) for each in task_ids], _STATUS_CHUNK):
-            answer = self.transport.post("/v3/tasks/cancel", api.CancelBody(task_ids=ids), retry_for_s=retry_for_s)
-            cancelled.update(self._read(answer, api.CancelAnswer).cancelled)
+            body = self.transport.post("/v3/tasks/cancel", api.CancelBody(task_ids=ids), retry_for_s=retry_for_s)
+            answer = self._read(body, api.CancelAnswer)
+            cancelled.update(answer.cancelled, answer.asked)
         return cancelled
 
     # --- endpoints --------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from mep_wire.errors import MepError
 log = logging.getLogger("mep_sdk")
 
 _LONGEST_PAUSE_S = 15.0
+_KEEP_UNUSED_S = 15.0
+"""How long a connection is kept for a group that the relay does not have yet; the relay itself gives it 30 s."""
 
 
 class ResultListener(threading.Thread):
@@ -73,6 +75,7 @@ class ResultListener(threading.Thread):
         while not self._stopping:
             try:
                 self._stream_once(backoff)
+                self._await_group(None)
             except OSError as error:
                 self._pause(error, backoff)
             except MepError as error:
@@ -90,9 +93,9 @@ class ResultListener(threading.Thread):
         try:
             with self._change:
                 self._stream = stream
-                self._change.wait_for(lambda: self._known or self._stopping)
-                if self._stopping:
-                    return
+            # The first connection is made while the first submission is on its way, to save its time.
+            if not self._await_group(_KEEP_UNUSED_S):
+                return
             stream.subscribe(self.task_group_id, self._cursor)
             self._up(backoff)
             self._follow(stream)
@@ -100,6 +103,12 @@ class ResultListener(threading.Thread):
             with self._change:
                 self._stream = None
             stream.close()
+
+    def _await_group(self, timeout_s: float | None) -> bool:
+        """Wait until the relay has the group or the thread is to stop; return whether to go on."""
+        with self._change:
+            self._change.wait_for(lambda: self._known or self._stopping, timeout_s)
+            return self._known and not self._stopping
 
     def _follow(self, stream: ResultStream) -> None:
         while not self._stopping:

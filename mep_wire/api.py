@@ -131,10 +131,11 @@ class CancelBody(msgspec.Struct, kw_only=True):
 
 
 class CancelAnswer(msgspec.Struct, kw_only=True):
-    """The answer to POST /v3/tasks/cancel: `cancelled` had not ended and end as cancelled (a running one once its
-    worker is stopped); `ended` had ended before; unknown ids are in `missing`."""
+    """The answer to POST /v3/tasks/cancel, by task id: those that are cancelled, those that a user endpoint was
+    asked to stop, those that had ended before, and those that are no tasks of the person's."""
 
     cancelled: list[str]
+    asked: list[str] = []
     ended: list[str] = []
     missing: list[str] = []
 

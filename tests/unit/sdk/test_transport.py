@@ -66,7 +66,7 @@ def serve():
 
     def start(*answers):
         server = Script(*answers)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         started.append(server)
         return server
 
