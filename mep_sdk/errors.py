@@ -103,7 +103,7 @@ class ForkedExecutor(MepError):
 
 
 class RelayAnswerMissing(MepError):
-    """Shutdown gave up on {count} tasks: {url} has not been reachable for {waited_s:.0f} s.
+    """Shutdown gave up on {count} tasks: {url} has not been reachable for {waited_s} s.
     The tasks go on. Once the relay is back, Executor(task_group_id="{task_group_id}").reload_tasks() gets the results.
     """
 

@@ -306,7 +306,7 @@ class Session:
             if waited_s < self._lost_relay_timeout_s or not lost or self._queue or self._sending:
                 continue
             url = self.client.settings.relay_url
-            error = RelayAnswerMissing(count=len(lost), url=url, waited_s=waited_s, task_group_id=group_id)
+            error = RelayAnswerMissing(count=len(lost), url=url, waited_s=round(waited_s), task_group_id=group_id)
             self._group_refused(group_id, error)
             raise error
 
