@@ -1,0 +1,104 @@
+"""The installer: which interpreters it takes, what it says otherwise, and that it does nothing twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def install() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mep_install", ROOT / "packaging" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def _in_private_home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    return home
+
+
+def test_an_interpreter_inside_a_private_home_is_refused_with_the_closed_directory(
+    install: ModuleType, tmp_path: Path
+) -> None:
+    python = _in_private_home(tmp_path) / "python3"
+    library = tmp_path / "home" / "lib"
+    library.mkdir()
+    (library / "os.py").write_text("")
+    answer = _script(python, f"printf '%s\\n' 3 12 {python} {library}/os.py")
+    reason = install.objection(answer, shared=True)
+    assert reason is not None
+    assert "other accounts cannot enter or read" in reason
+    assert install.objection(answer, shared=False) is None
+
+
+def test_one_that_is_too_old_or_does_not_run_is_refused(install: ModuleType, tmp_path: Path) -> None:
+    old = _script(tmp_path / "old", "printf '%s\\n' 3 9 /usr/bin/python3.9 /usr/lib/python3.9/os.py")
+    assert "3.9" in install.objection(old, shared=False)
+    assert install.objection(_script(tmp_path / "bad", "exit 1"), shared=False) == "it does not run"
+
+
+def test_the_asked_for_interpreter_is_never_replaced_silently(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEP_PYTHON", _script(tmp_path / "python3", "exit 1"))
+    with pytest.raises(install.CannotInstall, match=r"MEP_PYTHON=.* cannot be used"):
+        install.choose_python(shared=False)
+
+
+def test_without_any_usable_one_it_says_what_to_do(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEP_PYTHON", raising=False)
+    monkeypatch.setattr(install, "CANDIDATES", (_script(tmp_path / "python3", "exit 1"),))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(install.CannotInstall) as caught:
+        install.choose_python(shared=True)
+    assert "apt-get install python3 python3-venv" in str(caught.value)
+    assert "MEP_PYTHON=" in str(caught.value)
+
+
+def test_an_ordinary_user_without_venv_is_told_what_to_ask_for(install: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(install.CannotInstall, match="apt-get install python3-venv"):
+        install.prepare_system(_script(tmp_path / "python3", "exit 1"), root=False, tests=False)
+
+
+def test_a_directory_that_is_no_environment_is_never_emptied(install: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    with pytest.raises(install.CannotInstall, match="choose another PREFIX"):
+        install.empty(tmp_path)
+    assert (tmp_path / "precious").exists()
+
+
+def test_what_runs_here_was_installed_by_it_and_is_open_to_everybody(install: ModuleType) -> None:
+    prefix = Path(sys.prefix)
+    if os.geteuid() == 0:
+        assert install.closed_to_others(prefix / "bin" / "python") is None
+        packages = next(prefix.glob("lib/python*/site-packages"))
+        assert install.closed_to_others(packages / "msgspec" / "__init__.py") is None
+    assert install.objection(str(prefix / "bin" / "python"), shared=os.geteuid() == 0) is None
+
+
+def test_every_requirement_is_pinned(install: ModuleType) -> None:
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-") for line in install.CONSTRAINTS.read_text().splitlines()
+    }
+    needed = {name.split(">")[0].split("[")[0].strip().lower().replace("_", "-") for name in install.requirements()}
+    assert needed <= pinned
