@@ -42,7 +42,7 @@ unit:
 	@"$(BIN)/pytest" -q tests/unit
 
 demo: install ## the main job: two people's functions run as their own accounts
-	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/run.py
+	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py
 
 bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
 	@PYTHONPATH="$(CURDIR)/demo:$(CURDIR)/benchmarks" "$(BIN)/python" benchmarks/run.py $(BENCH_ARGS)
