@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import socket
 import ssl
@@ -10,6 +11,7 @@ import urllib.request
 from urllib.parse import unquote, urlsplit
 
 CONNECT_TIMEOUT_S = 10.0
+_MAX_HEAD_BYTES = 16384
 
 
 class ProxyRefused(OSError):
@@ -31,12 +33,12 @@ def open_connection(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.so
     port = parts.port or (443 if secure else 80)
     proxy = _proxy_for(parts.scheme, host, port)
     sock = _through_proxy(proxy, host, port, timeout_s) if proxy else socket.create_connection((host, port), timeout_s)
-    try:
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(sock.close)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _tls().wrap_socket(sock, server_hostname=host) if secure else sock
-    except BaseException:
-        sock.close()
-        raise
+        ready = _tls().wrap_socket(sock, server_hostname=host) if secure else sock
+        on_failure.pop_all()
+    return ready
 
 
 def _proxy_for(scheme: str, host: str, port: int) -> str | None:
@@ -54,18 +56,21 @@ def _through_proxy(proxy: str, host: str, port: int, timeout_s: float) -> socket
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
-    try:
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(sock.close)
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        head = b""
-        while b"\r\n\r\n" not in head:
-            byte = sock.recv(1)  # no more than the head: what follows is TLS's own
-            if not byte or len(head) > 16384:
-                raise ProxyRefused(f"proxy {parts.hostname} broke off")
-            head += byte
-        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        status = _read_head(sock, parts.hostname or "").split(b"\r\n", 1)[0].decode("latin-1")
         if status.split(" ")[1:2] != ["200"]:
             raise ProxyRefused(f"proxy {parts.hostname} answered {status!r}")
-    except BaseException:
-        sock.close()
-        raise
+        on_failure.pop_all()
     return sock
+
+
+def _read_head(sock: socket.socket, proxy: str) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        byte = sock.recv(1)  # no more than the head: what follows is TLS's own
+        if not byte or len(head) > _MAX_HEAD_BYTES:
+            raise ProxyRefused(f"proxy {proxy} broke off")
+        head += byte
+    return head

@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -72,29 +73,58 @@ class _LocalPickler(_Pickler):
     local_by_value = True
 
 
+class NotSerializable(Exception):
+    """A value cannot be made into bytes; the text says why."""
+
+
 def dumps(value: object, *, local_by_value: bool) -> bytes:
     """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle.
 
     What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
-    are not installed (a script's neighbours). Raises whatever the value's own pickling raises, when both fail.
+    are not installed (a script's neighbours). Raises NotSerializable.
     """
+    plain = _dumps_locally_plain if local_by_value else _dumps_plain
+    return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value), value=value)
+
+
+def dumps_by_value(value: object, module: ModuleType) -> bytes:
+    """Return a frame in which everything of this module, and of local ones, travels by value. Raises
+    NotSerializable."""
+    return _first_that_works(functools.partial(_dumps_by_value, local=True, also=(module,)), value=value)
+
+
+def _first_that_works(*ways: Callable[[object], bytes], value: object) -> bytes:
+    reason = ""
+    for way in ways:
+        try:
+            return way(value)
+        except Exception as error:  # noqa: BLE001 - the value's own code pickles itself, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+    raise NotSerializable(reason)
+
+
+def _dumps_plain(value: object) -> bytes:
     buffer = io.BytesIO()
-    try:
-        (_LocalPickler if local_by_value else _Pickler)(buffer, 5).dump(value)
-    except Exception:  # noqa: BLE001 - the value's own code ran; cloudpickle may know better and raises if not
-        return _dumps_by_value(value, local_modules() if local_by_value else ())
+    _Pickler(buffer, 5).dump(value)
+    return frame(PICKLE, buffer.getvalue())
+
+
+def _dumps_locally_plain(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _LocalPickler(buffer, 5).dump(value)
     return frame(PICKLE, buffer.getvalue())
 
 
 _registering = threading.Lock()
 
 
-def _dumps_by_value(value: object, modules: tuple[ModuleType, ...]) -> bytes:
+def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = ()) -> bytes:
     import cloudpickle  # 5 ms that most workers never need
 
     with _registering:  # cloudpickle's register is one for the whole process
         already = cloudpickle.list_registry_pickle_by_value()
-        mine = [module for module in modules if module.__name__ not in already]
+        modules = {module.__name__: module for module in (*also, *(local_modules() if local else ()))}
+        mine = [module for name, module in modules.items() if name not in already]
         for module in mine:
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -104,11 +134,6 @@ def _dumps_by_value(value: object, modules: tuple[ModuleType, ...]) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
     tag = PYTHON.encode()
     return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
-
-
-def dumps_by_value(value: object, *modules: ModuleType) -> bytes:
-    """Return a frame in which everything of these modules, and of local ones, travels by value."""
-    return _dumps_by_value(value, (*modules, *local_modules()))
 
 
 def loads(data: bytes, what: str) -> Any:

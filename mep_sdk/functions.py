@@ -184,8 +184,8 @@ def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
 def _dump(value: object, name: str) -> bytes:
     try:
         return frames.dumps(value, local_by_value=True)
-    except Exception as error:
-        raise FunctionUnserializable(name=name, reason=f"{type(error).__name__}: {error}") from error
+    except frames.NotSerializable as error:
+        raise FunctionUnserializable(name=name, reason=str(error)) from error
 
 
 def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]:
@@ -195,8 +195,8 @@ def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]
         return []
     try:
         data = frames.dumps_by_value(function, module)
-    except Exception:  # noqa: BLE001 - other people's code pickles itself here; the reference still stands
-        return []
+    except frames.NotSerializable:
+        return []  # the reference still stands
     return [data] if len(data) <= _MAX_FALLBACK_BYTES else []
 
 
@@ -204,7 +204,11 @@ def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]
 
 
 def load_function(data: bytes) -> LoadedFunction:
-    """Return the function in `data`. Raises FunctionUnloadable, with both Pythons where they differ."""
+    """Return the function in `data`.
+
+    Raises FunctionUnloadable, with both Pythons where they differ, and whatever the modules that it needs raise when
+    they are imported.
+    """
     try:
         kind, body = frames.unframe(data, "function")
         if kind != frames.FUNCTION:
@@ -213,12 +217,7 @@ def load_function(data: bytes) -> LoadedFunction:
     except (MepError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = error.text if isinstance(error, MepError) else f"its record is damaged: {error}"
         raise FunctionUnloadable(reason=reason) from error
-    try:
-        return _from_code(record) if record.code else _from_pickles(record)
-    except MepError:
-        raise
-    except Exception as error:
-        raise FunctionUnloadable(reason=f"{record.name}: {type(error).__name__}: {error}") from error
+    return _from_code(record) if record.code else _from_pickles(record)
 
 
 def _from_code(record: SerializedFunction) -> LoadedFunction:

@@ -7,6 +7,7 @@ cloudpickle nor anything that holds a socket.
 
 from __future__ import annotations
 
+import enum
 import linecache
 import pathlib
 
@@ -17,6 +18,14 @@ from mep_sdk.functions import LoadedFunction, load_function
 from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
 
 _MAX_CACHED = 256
+
+
+class Stage(enum.Enum):
+    """How far a task has come."""
+
+    LOAD = 1
+    CALL = 2
+    RETURN = 3
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -38,19 +47,18 @@ def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: F
     Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
     DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
     """
+    stage, loaded = Stage.LOAD, None
     try:
         loaded = _load(function, cache)
         args, kwargs = serialize.load_arguments(payload)
-    except MepError as error:
-        return Outcome(error.code, error.text, b"")
-    except BaseException as error:  # noqa: BLE001 - imports run the person's modules, which may even exit
-        unloadable = FunctionUnloadable(reason=serialize.failure_text(error))
-        return Outcome(unloadable.code, unloadable.text, b"")
-    try:
+        stage = Stage.CALL
         value = loaded.call(*args, **kwargs)
+        stage = Stage.RETURN
+        return _returned(value, max_result_bytes)
     except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
-        return _failed(loaded, error, max_result_bytes)
-    return _returned(value, max_result_bytes)
+        if loaded is not None and stage is Stage.CALL:
+            return _failed(loaded, error, max_result_bytes)
+        return _not_run(stage, error)
 
 
 def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
@@ -65,15 +73,19 @@ def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
 
 
 def _returned(value: object, max_result_bytes: int) -> Outcome:
-    try:
-        payload = serialize.serialize_result(value)
-    except BaseException as error:  # noqa: BLE001 - the value's own pickling code runs here
-        unserializable = ResultUnserializable(reason=serialize.failure_text(error))
-        return Outcome(unserializable.code, unserializable.text, b"")
+    payload = serialize.serialize_result(value)
     if len(payload) > max_result_bytes:
-        too_large = ResultTooLarge(size=len(payload), limit=max_result_bytes)
-        return Outcome(too_large.code, too_large.text, b"")
+        raise ResultTooLarge(size=len(payload), limit=max_result_bytes)
     return Outcome("", "", payload)
+
+
+def _not_run(stage: Stage, error: BaseException) -> Outcome:
+    """Return the outcome where it was not the call that failed, but what comes before or after it."""
+    if not isinstance(error, MepError):
+        # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
+        reason = serialize.failure_text(error)
+        error = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
+    return Outcome(error.code, error.text, b"")
 
 
 def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:

@@ -16,7 +16,7 @@ import msgspec
 from mep_sdk import frames
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, DataUnreadable, RemoteError, RemoteTraceback
 from mep_sdk.functions import LoadedFunction, load_function, serialize_function
-from mep_wire.errors import MepError
+from mep_wire.errors import MepError, ResultUnserializable
 
 __all__ = [
     "ExceptionRecord",
@@ -41,8 +41,8 @@ def serialize_arguments(
     """Return the bytes of one call's arguments. Raises ArgumentsUnserializable."""
     try:
         return frames.dumps((args, dict(kwargs)), local_by_value=local_by_value)
-    except Exception as error:
-        raise ArgumentsUnserializable(name=name, reason=f"{type(error).__name__}: {error}") from error
+    except frames.NotSerializable as error:
+        raise ArgumentsUnserializable(name=name, reason=str(error)) from error
 
 
 def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -55,8 +55,11 @@ def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def serialize_result(value: object) -> bytes:
-    """Return the bytes of a function's value. Raises whatever its pickling raises."""
-    return frames.dumps(value, local_by_value=False)
+    """Return the bytes of a function's value. Raises ResultUnserializable."""
+    try:
+        return frames.dumps(value, local_by_value=False)
+    except frames.NotSerializable as error:
+        raise ResultUnserializable(reason=str(error)) from error
 
 
 def load_result(data: bytes) -> Any:
@@ -112,8 +115,8 @@ def serialize_exception(error: BaseException, *, skip_frames: int = 0, max_bytes
 def _dump_if_possible(value: object, max_bytes: int) -> bytes:
     try:
         pickled = frames.dumps(value, local_by_value=False)
-    except Exception:  # noqa: BLE001 - the exception's own code; its name and text travel all the same
-        return b""
+    except frames.NotSerializable:
+        return b""  # its name and text travel all the same
     return pickled if len(pickled) <= max_bytes else b""
 
 
@@ -121,10 +124,7 @@ def _traceback_text(error: BaseException, skip_frames: int) -> str:
     trace = error.__traceback__
     for _ in range(skip_frames):
         trace = trace.tb_next if trace is not None else None
-    try:
-        text = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception:  # noqa: BLE001 - formatting calls the exception's own code
-        text = "".join(traceback.format_tb(trace)) + f"{type_name(error)}\n"
+    text = "".join(traceback.format_exception(type(error), error, trace))
     text = text.encode("utf-8", "backslashreplace").decode()
     half = _MAX_TRACEBACK_CHARS // 2
     return text if len(text) <= _MAX_TRACEBACK_CHARS else f"{text[:half]}\n  ...\n{text[-half:]}"

@@ -6,6 +6,7 @@ result costs no hop between threads.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import ssl
@@ -47,16 +48,14 @@ class ResultStream:
         self._heard = self._pinged = time.monotonic()
         self._awake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        try:
-            for each in (self._socket, self._awake):
-                self._selector.register(each, selectors.EVENT_READ)
-            self._protocol = ClientProtocol(
-                parse_uri("ws" + url.removeprefix("http")), max_size=_MAX_FRAME_BYTES, extensions=None
-            )
+        for each in (self._socket, self._awake):
+            self._selector.register(each, selectors.EVENT_READ)
+        uri = parse_uri("ws" + url.removeprefix("http"))
+        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME_BYTES, extensions=None)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             self._shake_hands(settings.token)
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def _shake_hands(self, token: str) -> None:
         from websockets.http11 import Response

@@ -6,6 +6,7 @@ SDK chose). Redirects are never followed, so the token goes nowhere but to the r
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -143,18 +144,15 @@ class Transport:
 
     def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> Answer:
         headers = self._headers if body is None else {**self._headers, "Content-Type": api.MSGPACK}
-        try:
+        with contextlib.ExitStack() as unless_kept:
+            unless_kept.callback(connection.close)
             connection.request(method, self._base_path + path, body, headers)
             response = connection.getresponse()
             answer = Answer(response)
-        except BaseException:
-            connection.close()
-            raise
-        if response.will_close:
-            connection.close()
-        else:
-            with self._lock:
-                self._idle.append(connection)
+            if not response.will_close:
+                unless_kept.pop_all()
+                with self._lock:
+                    self._idle.append(connection)
         return answer
 
     def _connect(self) -> http.client.HTTPConnection:
