@@ -21,6 +21,7 @@ from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
+    MAX_STARTS_OUTSTANDING,
     EndpointEnded,
     EndpointRunning,
     LinkStatus,
@@ -43,7 +44,7 @@ from mep_wire.codec import decode_to_manager, encode
 from mep_wire.errors import LinkMessageInvalid, SiteBusy, StartRequestRefused
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 
-MAX_PENDING = 1024
+MAX_PENDING = MAX_STARTS_OUTSTANDING
 """Start requests that the monitor has not answered yet; further ones are `unavailable` for the moment."""
 GREETING_S = 15.0
 """How long connecting and greeting may take together."""

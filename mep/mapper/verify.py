@@ -119,9 +119,7 @@ class Verifier:
                 reason=f"it names {len(who.identities)} identities, and 1 to {MAX_IDENTITIES} are allowed",
                 correlation_id=request.correlation_id,
             )
-        expected = user_endpoint_id(
-            request.endpoint_id, who.account_id, request.user_endpoint_config, request.user_runtime
-        )
+        expected = _user_endpoint_id(request)
         if request.uep_id != expected:
             raise StartRequestRefused(
                 reason="its user endpoint id does not belong to it",
@@ -146,6 +144,19 @@ def _decode(data: bytes) -> StartRequest:
         return decode_start(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StartRequestRefused(reason="it is malformed", detail=str(error)) from None
+
+
+def _user_endpoint_id(request: StartRequest) -> str:
+    who, config, runtime = request.identity_set, request.user_endpoint_config, request.user_runtime
+    try:
+        return user_endpoint_id(request.endpoint_id, who.account_id, config, runtime)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        # MessagePack has values that JSON, in which the id is computed, has not.
+        raise StartRequestRefused(
+            reason="its configuration has a value that JSON has not",
+            detail=str(error),
+            correlation_id=request.correlation_id,
+        ) from None
 
 
 def _utc(seconds: float) -> str:
