@@ -1,0 +1,320 @@
+"""A real monitor with stand-ins for what it execs: the test itself plays manager and mapper, in raw bytes if it likes.
+
+The monitor runs `Resolved.python`, here a shell script: for manager and mapper it starts a puppet that hands its
+three inherited descriptors to the test and sleeps; for user endpoints it starts `uep_standin.py`, which does what
+the start document (written by the test as the mapper) says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+from mep.boundary.channel import Channel
+from mep.boundary.memfd import sealed_memfd
+from mep.boundary.messages import (
+    ManagerReady,
+    Mapped,
+    MapperReady,
+    MapRequest,
+    Message,
+    StartAnswered,
+    StartEndpoint,
+)
+from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved, to_json
+from mep.boundary.runtime import start_ticks
+from tests.support.accounts import is_root
+
+HERE = pathlib.Path(__file__).parent
+WAIT_S = 15.0
+_M = TypeVar("_M", bound=Message)
+
+_INTERPRETER = """#!/bin/sh
+case "$3" in
+mep.manager) exec {python} -I {here}/puppet.py manager {control} ;;
+mep.mapper) exec {python} -I {here}/puppet.py mapper {control} ;;
+esac
+exec {python} -I "$2"
+"""
+
+
+def new_uep_id() -> str:
+    """Return an id for a user endpoint."""
+    return str(uuid.uuid4())
+
+
+def until(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
+    """Return the first true value of `condition`; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def gone(pid: int, started: int) -> bool:
+    """Tell whether a process has ended: it is a zombie, or there is none, or another one has its pid."""
+    if start_ticks(pid) != started:
+        return True
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return True
+
+
+class Puppet:
+    """A manager or mapper that the monitor started, played by the test."""
+
+    def __init__(self, kind: str, pid: int, descriptors: list[int]) -> None:
+        self.kind, self.pid = kind, pid
+        self.started = start_ticks(pid) or 0
+        self.section, self.secret = descriptors[1], descriptors[2]
+        self.socket = socket.socket(fileno=os.dup(descriptors[0]))
+        self.channel = Channel.from_descriptor(descriptors[0], blocking=True)
+        timeout = struct.pack("ll", int(WAIT_S), 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+
+    def close(self) -> None:
+        """Let go of its descriptors: the monitor reads end-of-file."""
+        if self.socket.fileno() < 0:
+            return
+        self.channel.close()
+        self.socket.close()
+        os.close(self.section)
+        os.close(self.secret)
+
+    def send(self, message: Message, *descriptors: int) -> None:
+        """Send a well-formed message; closes the descriptors here."""
+        self.channel.send(message, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def raw(self, frame: bytes, *descriptors: int) -> None:
+        """Send any bytes with any descriptors."""
+        socket.send_fds(self.socket, [frame], list(descriptors))
+
+    def take(self, cls: type[_M]) -> tuple[_M, list[int]]:
+        """Return the next message of class `cls`, dropping others."""
+        while True:
+            received = self.channel.receive()
+            assert received is not None, f"{self.kind}: end of file instead of {cls.__name__}"
+            if isinstance(received[0], cls):
+                return received[0], received[1]
+
+    def is_gone(self) -> bool:
+        """Tell whether its process has ended."""
+        return gone(self.pid, self.started)
+
+    def kill(self) -> None:
+        """SIGKILL it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class MonitorRun:
+    """One running monitor, in a directory of its own that every account can reach."""
+
+    def __init__(self, *, policy: Policy | None = None, caps: Caps | None = None, **changes: Any) -> None:
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="meptest-monitor-", dir="/tmp"))
+        self.root.chmod(0o755)
+        self.run, self.audit, self.log = self.root / "run", self.root / "audit.jsonl", self.root / "log"
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.bind(str(self.root / "control"))
+        (self.root / "control").chmod(0o777)
+        self._control.listen(64)
+        self._control.settimeout(WAIT_S)
+        self._write_files()
+        caps = caps or Caps(start_timeout_s=20.0, stop_grace_s=1.0)
+        self.resolved = replace(self._resolved(policy or Policy(), caps), **changes)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.puppets: list[Puppet] = []
+        self._early: list[Puppet] = []
+
+    def _write_files(self) -> None:
+        interpreter = self.root / "python"
+        text = _INTERPRETER.format(python=sys.executable, here=self.root, control=self.root / "control")
+        interpreter.write_text(text)
+        interpreter.chmod(0o755)
+        for name in ("puppet.py", "uep_standin.py"):
+            shutil.copy(HERE / name, self.root / name)
+            (self.root / name).chmod(0o644)
+        for name in ("link.key", "unseal.key"):
+            (self.root / name).write_bytes(secrets.token_bytes(32))
+            (self.root / name).chmod(0o400)
+
+    def _resolved(self, policy: Policy, caps: Caps) -> Resolved:
+        multi = is_root()
+        endpoint_id = new_uep_id()
+        manager = ManagerSection(
+            endpoint_id=endpoint_id, relay_link_address="tcp://127.0.0.1:1", relay_link_key="00" * 32,
+            account="mep" if multi else "", link_key_path=str(self.root / "link.key"),
+        )  # fmt: skip
+        mapper = MapperSection(
+            endpoint_id=endpoint_id, relay_signing_key="00" * 32, account="mep-idmap" if multi else "",
+            unseal_key_path=str(self.root / "unseal.key"), mapping_path="", owner_identities=[], own_user="",
+        )  # fmt: skip
+        return Resolved(
+            name="test", multi_user=multi, python=str(self.root / "python"),
+            user_endpoint_main=str(self.root / "uep_standin.py"), state_dir=str(self.root),
+            runtime_dir=str(self.run), log_path="", audit_path=str(self.audit), user_environment_path="/usr/bin:/bin",
+            own_accounts=["mep", "mep-idmap"] if multi else [], policy=policy, caps=caps,
+            manager=manager, mapper=mapper, resolver_argv=[],
+        )  # fmt: skip
+
+    # --- the process ------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start the monitor and wait for nothing."""
+        config = sealed_memfd("config", to_json(self.resolved))
+        bundle = sealed_memfd("bundle", b"the bundle")
+        argv = [sys.executable, "-I", "-m", "mep.monitor", "--config-fd", str(config), "--bundle-fd", str(bundle)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, pass_fds=(config, bundle), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        os.close(config)
+        os.close(bundle)
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The monitor's pid."""
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = WAIT_S) -> int:
+        """Signal the monitor, let manager and mapper go, and return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        for puppet in self.puppets:
+            puppet.close()
+        return self.process.wait(seconds)
+
+    def log_text(self) -> str:
+        """Everything logged so far, by the monitor and its keepers."""
+        return self.log.read_text(errors="replace")
+
+    def audit_records(self) -> list[dict[str, Any]]:
+        """The audit log, parsed."""
+        return [json.loads(line) for line in self.audit.read_text().splitlines()] if self.audit.exists() else []
+
+    def status(self) -> dict[str, Any]:
+        """status.json, or an empty mapping."""
+        with contextlib.suppress(OSError):
+            return dict(json.loads((self.run / "status.json").read_text()))
+        return {}
+
+    def record(self, uep_id: str) -> dict[str, Any]:
+        """A keeper's record, or an empty mapping."""
+        with contextlib.suppress(OSError):
+            return dict(json.loads((self.run / "keepers" / f"{uep_id}.json").read_text()))
+        return {}
+
+    # --- its children ---------------------------------------------------------------------------------
+
+    def puppet(self, kind: str) -> Puppet:
+        """Return the next manager or mapper that the monitor starts."""
+        for early in self._early:
+            if early.kind == kind:
+                self._early.remove(early)
+                return early
+        while True:
+            connection = self._control.accept()[0]
+            hello, descriptors, _, _ = socket.recv_fds(connection, 256, 8)
+            connection.close()
+            name, pid = hello.decode().split()
+            puppet = Puppet(name, int(pid), descriptors)
+            self.puppets.append(puppet)
+            if name == kind:
+                return puppet
+            self._early.append(puppet)
+
+    def ready(self) -> tuple[Puppet, Puppet]:
+        """Return manager and mapper, both having said that they are ready."""
+        mapper, manager = self.puppet("mapper"), self.puppet("manager")
+        mapper.send(MapperReady(epoch=secrets.token_bytes(16)))
+        manager.send(ManagerReady(version="test"))
+        return manager, mapper
+
+    def close(self) -> None:
+        """End the monitor and everything that it left."""
+        if self.process is not None and self.process.poll() is None:
+            try:
+                self.stop(seconds=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._kill_recorded()
+        for puppet in self.puppets:
+            if not puppet.is_gone():
+                puppet.kill()
+            puppet.close()
+        self._control.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _kill_recorded(self) -> None:
+        """Kill what a monitor that was killed has left: keepers and user endpoints, by pid and start time."""
+        keepers = self.run / "keepers"
+        for path in keepers.glob("*.json") if keepers.exists() else ():
+            record = json.loads(path.read_text())
+            for kind in ("keeper", "uep"):
+                pid = record[f"{kind}_pid"]
+                if pid and not gone(pid, record[f"{kind}_start"]):
+                    os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if sys.exc_info()[0] is not None:
+            print(self.log_text())
+        self.close()
+
+
+def ask(manager: Puppet, ref: int, document: bytes = b"request") -> None:
+    """As the manager, ask for a start."""
+    manager.send(StartEndpoint(ref=ref), sealed_memfd("request", document))
+
+
+def map_next(mapper: Puppet, user: str, *, uep_id: str = "", **behaviour: Any) -> str:
+    """As the mapper, map the next request to `user`; the stand-in does what `behaviour` says. Return the uep id."""
+    request, descriptors = mapper.take(MapRequest)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    uep_id = uep_id or new_uep_id()
+    document = sealed_memfd("verified", json.dumps({"mode": "ready", **behaviour}).encode())
+    who = json.dumps({"username": "alice@example.edu"})
+    mapper.send(Mapped(request.ref, uep_id, user, who, f"corr-{request.ref}"), document)
+    return uep_id
+
+
+def start_as(
+    manager: Puppet, mapper: Puppet, user: str, *, ref: int = 1, uep_id: str = "", **behaviour: Any
+) -> tuple[str, StartAnswered]:
+    """Play a whole start and return the user endpoint's id and the answer."""
+    ask(manager, ref)
+    uep_id = map_next(mapper, user, uep_id=uep_id, **behaviour)
+    return uep_id, manager.take(StartAnswered)[0]
+
+
+@contextlib.contextmanager
+def running_monitor(**options: Any) -> Iterator[tuple[MonitorRun, Puppet, Puppet]]:
+    """A monitor with manager and mapper ready, for the length of a `with` block."""
+    with MonitorRun(**options) as run:
+        manager, mapper = run.ready()
+        yield run, manager, mapper

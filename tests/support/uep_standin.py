@@ -1,0 +1,47 @@
+"""Stands in for a user endpoint: does what the start document says, as the mapped user."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+order = json.loads(os.pread(3, 65536, 0))
+report = socket.socket(fileno=5)
+mode = order["mode"]
+
+if "write" in order:
+    with open(order["write"], "w") as file:
+        json.dump({"pid": os.getpid(), "cwd": os.getcwd(), "bundle": os.pread(4, 100, 0).decode()}, file)
+if mode == "exit":
+    sys.exit(order.get("status", 3))
+if mode == "fail":
+    report.send(b"FAILED\nENDPOINT_MISCONFIGURED\npublic\x1b[31m text\ndetail for the administrator")
+    sys.exit(1)
+if mode == "silent":
+    time.sleep(3600)
+if mode == "garbage":
+    for datagram in (b"\xff" * 4096, b"FAILED\nlower case\nx\ny", b"READY now", b"\0", b"ENDED\n" + b"A" * 65 + b"\nx"):
+        report.send(datagram)
+if mode == "ignore-term":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "orphans":
+    # Twice forked, in a session of its own, closed to the outside: it must not survive.
+    for _ in range(3):
+        subprocess.Popen(
+            [sys.executable, "-I", "-c", "import os,time\nif os.fork() == 0:\n os.setsid()\n time.sleep(3600)"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
+        ).wait()  # fmt: skip
+if mode == "term-ends":
+
+    def end(_number: int, _frame: object) -> None:
+        report.send(b"ENDED\nIDLE\nnothing to do")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+report.send(b"READY")
+time.sleep(order.get("life_s", 3600))
+if "ended" in order:
+    report.send(("ENDED\n" + order["ended"] + "\nnothing to do").encode())
