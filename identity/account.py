@@ -31,19 +31,17 @@ class Account:
 def resolve(name: str) -> Account:
     """Return the account `name`. Raises NameRefused, AccountMissing.
 
-    A directory that ignores case may answer with another spelling; that is refused too, since what starts must be
-    the user that the mapping says.
+    A directory that ignores case may answer with another spelling, and the account then has that one.
     """
     names.check(name)
     try:
         record = pwd.getpwnam(name)
     except KeyError:
         raise AccountMissing(f"this host has no account {name!r}") from None
-    if record.pw_name != name:
-        raise AccountMissing(f"this host has no account {name!r}, only {record.pw_name!r}")
-    gids = [record.pw_gid, *(gid for gid in os.getgrouplist(name, record.pw_gid) if gid != record.pw_gid)]
+    others = sorted(set(os.getgrouplist(record.pw_name, record.pw_gid)) - {record.pw_gid})
+    gids = [record.pw_gid, *others]
     groups = tuple((gid, _group_name(gid)) for gid in gids)
-    return Account(name, record.pw_uid, record.pw_gid, groups, record.pw_dir, record.pw_shell)
+    return Account(record.pw_name, record.pw_uid, record.pw_gid, groups, record.pw_dir, record.pw_shell)
 
 
 def _group_name(gid: int) -> str:

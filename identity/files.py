@@ -62,12 +62,19 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
+    """Refuse a file that others may read: it is ours or root's, and its group, if it may read, is ours.
+
+    Root, which only checks files for the mapper's account, leaves the group to that.
+    """
     euid = os.geteuid()
-    if status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
-        raise FileRefused(f"{path} has mode {mode:04o}: accounts other than its owner may read it; use chmod 0400")
-    if euid not in (status.st_uid, 0):
-        raise FileRefused(f"{path} belongs to uid {status.st_uid}, not to the mapper's account (uid {euid})")
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o037 or (mode & 0o040 and euid != 0 and status.st_gid != os.getegid()):
+        raise FileRefused(
+            f"{path} has mode {mode:04o} and group {status.st_gid}: the mapper's account alone may read it; "
+            "make it root's with the mapper's group, mode 0640"
+        )
+    if euid != 0 and status.st_uid not in (0, euid):
+        raise FileRefused(f"{path} belongs to uid {status.st_uid}, neither root nor the mapper's account")
 
 
 def _reason(error: Exception) -> str:

@@ -183,6 +183,7 @@ class Directory:
             password=access.password or None,
             authentication=_authentication(access),
             sasl_mechanism=ldap3.EXTERNAL if access.sasl_external else None,
+            sasl_credentials="" if access.sasl_external else None,
             client_strategy=ldap3.SYNC,
             receive_timeout=access.operation_timeout_s,
             auto_referrals=False,
