@@ -1,0 +1,1 @@
+"""The relay's HTTP API: routes, bodies, answers and the result stream."""

@@ -1,0 +1,78 @@
+"""The ASGI application: finds the route, asks who is there, reads the body, calls the handler, answers.
+
+Called by uvicorn for every request. The one place that turns an error into an answer, and an unforeseen
+exception into a 500 with a correlation id.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mep_wire.errors import MepError, PayloadTooLarge, RouteNotFound, TokenUnknown
+from relay.api import http
+from relay.api.http import Receive, Request, Scope, Send
+from relay.api.routes import Route, Router
+from relay.api.service import Service
+from relay.api.stream import serve_stream
+from relay.api.table import ROUTES
+from relay.log import logger
+from relay.store.records import Caller
+
+STREAM_PATH = "/v3/stream"
+_NOBODY = Caller("", "")
+
+
+class App:
+    """The relay's HTTP API over one `Service`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._router = Router()
+        for route in ROUTES:
+            self._router.add(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or stream."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await serve_stream(self._service, scope, receive, send, known=scope["path"] == STREAM_PATH)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        packed = http.is_packed(http.header(scope, b"accept") or http.header(scope, b"content-type"))
+        close = False
+        try:
+            route, body = await self._answer(scope, receive, packed=packed)
+            status = route.status
+        except MepError as error:
+            status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
+            # What is left of the body is not read: the connection cannot be used again.
+            close = isinstance(error, (PayloadTooLarge, TokenUnknown)) and scope["method"] in ("POST", "PUT")
+            if status >= 500:
+                logger.error("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
+        except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
+            wrapped = MepError(detail=repr(unforeseen))
+            logger.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
+            status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
+        await http.answer(send, status, body, packed=packed, close=close)
+
+    async def _answer(self, scope: Scope, receive: Receive, *, packed: bool) -> tuple[Route, bytes]:
+        found = self._router.find(scope["method"], scope["path"])
+        if found is None:
+            raise RouteNotFound(method=scope["method"], path=scope["path"][:200])
+        route, values = found
+        caller = _NOBODY if route.open else self._service.auth.caller(http.header(scope, b"authorization"))
+        body = None
+        if route.body is not None:
+            data = await http.read_body(scope, receive)
+            body = http.decode(data, route.body, packed=http.is_packed(http.header(scope, b"content-type")))
+        request = Request(caller, tuple(map(_id, values)), http.query(scope), body, packed)
+        return route, http.encode(await route.handler(self._service, request), packed=packed)
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _id(value: str) -> str:
+    """Return an id of a path as it is stored; what is no UUID is found nowhere and shortened for the answer."""
+    return value.lower() if _UUID.fullmatch(value) else value[:64]

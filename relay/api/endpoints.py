@@ -1,0 +1,200 @@
+"""Endpoints over HTTP: register, change, look up, delete."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from zmq.utils import z85
+
+from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
+from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, IdConflict, NotOwner, TokenUnknown
+from relay.api.http import Request
+from relay.api.service import Service
+from relay.api.user_config import check_schema
+from relay.dispatch.board import durable
+from relay.store.records import Caller, EndpointRecord
+
+KEY_BYTES = 32
+MAX_NAME = 128
+MAX_METADATA_BYTES = 64 * 1024
+_IGNORED = ("authentication_policy", "subscription_uuid", "admins")
+
+
+class EndpointInfo(msgspec.Struct, kw_only=True):
+    """GET /v2/endpoints/ID: what people may know of an endpoint."""
+
+    uuid: str
+    name: str
+    display_name: str
+    multi_user: bool
+    public: bool
+    owner_id: str
+    allowed_functions: list[str] | None = None
+    user_config_schema: dict[str, Any] | None = None
+    metadata: dict[str, Any] = {}
+
+
+class EndpointStatus(msgspec.Struct, kw_only=True):
+    """GET /v2/endpoints/ID/status: `online` while the endpoint's manager has a link to the relay."""
+
+    status: str
+    details: dict[str, Any] = {}
+
+
+class Deleted(msgspec.Struct, kw_only=True):
+    """The answer to a removal."""
+
+    result: int = 200
+
+
+def _key(value: object, name: str, text_form: str) -> bytes:
+    """Return a 32-byte public key of a body. Raises BodyInvalid."""
+    try:
+        if isinstance(value, str) and len(value) == 2 * KEY_BYTES:
+            raw = bytes.fromhex(value)
+        elif isinstance(value, str) and len(value) == 40:
+            raw = z85.decode(value.encode())
+        else:
+            raw = opaque_bytes(value)
+    except (ValueError, KeyError, UnicodeEncodeError) as error:
+        raise BodyInvalid(reason=f"{name}: {error}") from error
+    if len(raw) != KEY_BYTES:
+        raise BodyInvalid(reason=f"{name}: expected {KEY_BYTES} bytes (in JSON: {text_form}), got {len(raw)}")
+    return raw
+
+
+def _check_body(body: RegisterBody) -> None:
+    if not body.endpoint_name or len(body.endpoint_name) > MAX_NAME or not body.endpoint_name.isprintable():
+        raise BodyInvalid(reason=f"endpoint_name: 1 to {MAX_NAME} printable characters")
+    if body.display_name is not None and len(body.display_name) > MAX_NAME:
+        raise BodyInvalid(reason=f"display_name: at most {MAX_NAME} characters")
+    if body.metadata is not None and len(msgspec.msgpack.encode(body.metadata)) > MAX_METADATA_BYTES:
+        raise BodyInvalid(reason=f"metadata: at most {MAX_METADATA_BYTES} bytes")
+    if body.user_config_schema is not None:
+        check_schema(body.user_config_schema)
+
+
+def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointRecord | None) -> EndpointRecord:
+    link, unseal = body.link_public_key, body.unseal_public_key
+    keep = old is not None and not link and not unseal
+    return EndpointRecord(
+        endpoint_id=endpoint_id,
+        owner=caller.account_id,
+        name=body.endpoint_name,
+        display_name=body.display_name or body.endpoint_name,
+        multi_user=body.multi_user,
+        public=body.public,
+        allowed_functions=None if body.allowed_functions is None else [f.lower() for f in body.allowed_functions],
+        user_config_schema=body.user_config_schema,
+        metadata=body.metadata or {},
+        link_key=old.link_key if keep and old else _key(link, "link_public_key", "40 characters of Z85"),
+        unseal_key=old.unseal_key if keep and old else _key(unseal, "unseal_public_key", "64 hexadecimal digits"),
+        created_at=old.created_at if old else time.time(),
+    )
+
+
+async def register(service: Service, request: Request) -> RegisterAnswer:
+    """POST /v3/endpoints."""
+    body: RegisterBody = request.body
+    endpoint_id = _uuid(body.endpoint_uuid, "endpoint_uuid") if body.endpoint_uuid else str(uuid.uuid4())
+    old = service.store.endpoint(endpoint_id)
+    if old is not None and (old.owner != request.caller.account_id or old.deleted_at):
+        raise IdConflict(id=endpoint_id)
+    return await _put(service, request, endpoint_id, old)
+
+
+async def update(service: Service, request: Request) -> RegisterAnswer:
+    """PUT /v3/endpoints/ID."""
+    old = existing(service, request.path[0])
+    if old.owner != request.caller.account_id:
+        raise NotOwner(kind="endpoint", id=old.endpoint_id)
+    return await _put(service, request, old.endpoint_id, old)
+
+
+async def _put(service: Service, request: Request, endpoint_id: str, old: EndpointRecord | None) -> RegisterAnswer:
+    body: RegisterBody = request.body
+    _check_body(body)
+    record = _record(endpoint_id, body, request.caller, old)
+    owner = service.store.identity_set(request.caller.account_id, request.caller.identity_id)
+    if owner is None:
+        raise TokenUnknown
+    await durable(service.store.submit(lambda tx: tx.put_endpoint(record)))
+    if old is not None:
+        await service.dispatcher.endpoint_changed(record, old)
+    return RegisterAnswer(
+        endpoint_id=endpoint_id,
+        link_address=service.link_address,
+        link_public_key=service.link_public_key,
+        signing_public_key=service.signing_public_key,
+        owner=list(owner.identities),
+        warnings=[f"{name} is not used by this relay" for name in _IGNORED if getattr(body, name)],
+    )
+
+
+def _uuid(text: str, name: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as error:
+        raise BodyInvalid(reason=f"{name}: not a UUID") from error
+
+
+def existing(service: Service, endpoint_id: str) -> EndpointRecord:
+    """Return the endpoint. Raises EndpointNotFound."""
+    found = service.store.endpoint(endpoint_id)
+    if found is None or found.deleted_at:
+        raise EndpointNotFound(endpoint_id=endpoint_id)
+    return found
+
+
+def usable(service: Service, endpoint_id: str, caller: Caller) -> EndpointRecord:
+    """Return an endpoint that `caller` may use. Raises EndpointNotFound or EndpointForbidden."""
+    found = existing(service, endpoint_id)
+    if not found.multi_user and found.owner != caller.account_id:
+        raise EndpointForbidden(endpoint_id=endpoint_id)
+    return found
+
+
+def _info(record: EndpointRecord) -> EndpointInfo:
+    return EndpointInfo(
+        uuid=record.endpoint_id,
+        name=record.name,
+        display_name=record.display_name,
+        multi_user=record.multi_user,
+        public=record.public,
+        owner_id=record.owner,
+        allowed_functions=record.allowed_functions,
+        user_config_schema=record.user_config_schema,
+        metadata=record.metadata,
+    )
+
+
+async def listing(service: Service, request: Request) -> list[EndpointInfo]:
+    """GET /v2/endpoints: one's own; with `role=any` also those that are open to everybody."""
+    me = request.caller.account_id
+    if request.query.get("role") != "any":
+        return [_info(record) for record in service.store.endpoints(me)]
+    return [_info(r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
+
+
+async def look_up(service: Service, request: Request) -> EndpointInfo:
+    """GET /v2/endpoints/ID."""
+    return _info(usable(service, request.path[0], request.caller))
+
+
+async def status(service: Service, request: Request) -> EndpointStatus:
+    """GET /v2/endpoints/ID/status."""
+    record = usable(service, request.path[0], request.caller)
+    return EndpointStatus(status="online" if service.dispatcher.online(record.endpoint_id) else "offline")
+
+
+async def delete(service: Service, request: Request) -> Deleted:
+    """DELETE /v2/endpoints/ID."""
+    record = existing(service, request.path[0])
+    if record.owner != request.caller.account_id:
+        raise NotOwner(kind="endpoint", id=record.endpoint_id)
+    await durable(service.store.submit(lambda tx: tx.delete_endpoint(record.endpoint_id, time.time())))
+    await service.dispatcher.endpoint_deleted(record.endpoint_id)
+    return Deleted()

@@ -1,0 +1,98 @@
+"""Functions over HTTP: register, look up, delete."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from mep_wire.api import FunctionAnswer, FunctionBody, opaque_bytes, opaque_to_text
+from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, NotOwner, PayloadTooLarge
+from mep_wire.limits import MAX_FUNCTION_BYTES
+from relay.api.endpoints import Deleted
+from relay.api.http import Request
+from relay.api.service import Service
+from relay.dispatch.board import durable
+from relay.store.records import FunctionRecord, FunctionRef
+
+MAX_NAME = 1024
+MAX_METADATA_BYTES = 64 * 1024
+
+
+class FunctionInfo(msgspec.Struct, kw_only=True):
+    """GET /v2/functions/ID."""
+
+    function_uuid: str
+    function_name: str
+    function_code: bytes | str
+    description: str
+    public: bool
+    owner_id: str
+    metadata: dict[str, Any] = {}
+
+
+async def register(service: Service, request: Request) -> FunctionAnswer:
+    """POST /v3/functions."""
+    body: FunctionBody = request.body
+    try:
+        code = opaque_bytes(body.function_code)
+    except ValueError as error:
+        raise BodyInvalid(reason=f"function_code: {error}") from error
+    if len(code) > MAX_FUNCTION_BYTES:
+        raise PayloadTooLarge(what="function_code", size=len(code), limit=MAX_FUNCTION_BYTES)
+    metadata = body.metadata or body.meta or {}
+    if len(msgspec.msgpack.encode(metadata)) > MAX_METADATA_BYTES:
+        raise BodyInvalid(reason=f"metadata: at most {MAX_METADATA_BYTES} bytes")
+    function = FunctionRecord(
+        function_id=str(uuid.uuid4()),
+        owner=request.caller.account_id,
+        name=body.function_name[:MAX_NAME],
+        code=code,
+        public=body.public,
+        description=(body.description or "")[:MAX_METADATA_BYTES],
+        metadata=metadata,
+        created_at=time.time(),
+    )
+    await durable(service.store.submit(lambda tx: tx.put_function(function)))
+    return FunctionAnswer(function_uuid=function.function_id)
+
+
+async def look_up(service: Service, request: Request) -> FunctionInfo:
+    """GET /v2/functions/ID."""
+    function = service.store.function(request.path[0])
+    if function is None:
+        raise FunctionNotFound(function_id=request.path[0])
+    if function.owner != request.caller.account_id and not function.public:
+        raise FunctionForbidden(function_id=request.path[0])
+    return FunctionInfo(
+        function_uuid=function.function_id,
+        function_name=function.name,
+        function_code=function.code if request.packed else opaque_to_text(function.code),
+        description=function.description,
+        public=function.public,
+        owner_id=function.owner,
+        metadata=function.metadata,
+    )
+
+
+async def delete(service: Service, request: Request) -> Deleted:
+    """DELETE /v2/functions/ID."""
+    function = service.store.function_ref(request.path[0])
+    if function is None:
+        raise FunctionNotFound(function_id=request.path[0])
+    if function.owner != request.caller.account_id:
+        raise NotOwner(kind="function", id=function.function_id)
+    await durable(service.store.submit(lambda tx: tx.delete_function(function.function_id, time.time())))
+    return Deleted()
+
+
+def usable(service: Service, function_id: str, account_id: str) -> FunctionRef:
+    """Return a function that this person may run. Raises FunctionNotFound or FunctionForbidden."""
+    function = service.store.function_ref(function_id)
+    if function is None:
+        raise FunctionNotFound(function_id=function_id[:64])
+    if function.owner != account_id and not function.public:
+        raise FunctionForbidden(function_id=function_id)
+    return function

@@ -1,0 +1,120 @@
+"""Between ASGI and the handlers: requests as typed values, answers and errors as bodies, JSON or MessagePack.
+
+Trusts nothing that came in: sizes are checked before a body is read, bodies are decoded into declared
+structs, and whatever goes wrong becomes an `ErrorAnswer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qs
+
+import msgspec
+
+from mep_wire.api import JSON, MSGPACK, ErrorAnswer
+from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge
+from mep_wire.limits import MAX_BODY_BYTES
+from relay.store.records import Caller
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+
+_json_encoder = msgspec.json.Encoder()
+_msgpack_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[tuple[type[Any], bool], Any] = {}
+
+
+class Request(msgspec.Struct):
+    """One authenticated request, its body decoded."""
+
+    caller: Caller
+    path: tuple[str, ...]
+    """The values of the route's variables."""
+    query: dict[str, str]
+    body: Any
+    packed: bool
+    """Whether the answer is to be MessagePack."""
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Return a header's value, empty where there is none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return ""
+
+
+def query(scope: Scope) -> dict[str, str]:
+    """Return the query's variables, the first of each."""
+    raw = scope.get("query_string", b"")
+    return {key: values[0] for key, values in parse_qs(raw.decode("latin-1")).items()} if raw else {}
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Return the request's body. Raises PayloadTooLarge as soon as its size is known to be over the limit."""
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise PayloadTooLarge(what="the request body", size=int(declared), limit=MAX_BODY_BYTES)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyInvalid(reason="the connection ended before the body did")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
+        if size > MAX_BODY_BYTES:
+            raise PayloadTooLarge(what="the request body", size=size, limit=MAX_BODY_BYTES)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def decode(data: bytes, kind: type[T], *, packed: bool) -> T:
+    """Return the body in `data`. Raises BodyInvalid, which names the field where it can."""
+    decoder = _decoders.get((kind, packed))
+    if decoder is None:
+        decoder = msgspec.msgpack.Decoder(kind) if packed else msgspec.json.Decoder(kind)
+        _decoders[kind, packed] = decoder
+    try:
+        value: T = decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise BodyInvalid(reason=str(error) or type(error).__name__) from error
+    return value
+
+
+def is_packed(content_type: str) -> bool:
+    """Return whether this media type is MessagePack (anything else is taken for JSON)."""
+    return MSGPACK in content_type or "application/x-msgpack" in content_type
+
+
+def encode(value: object, *, packed: bool) -> bytes:
+    """Return the body for `value`."""
+    return _msgpack_encoder.encode(value) if packed else _json_encoder.encode(value)
+
+
+async def answer(send: Send, status: int, body: bytes, *, packed: bool, close: bool = False) -> None:
+    """Send a whole answer; `close` ends the connection after it."""
+    headers = [
+        (b"content-type", (MSGPACK if packed else JSON).encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if close:
+        headers.append((b"connection", b"close"))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_answer(error: MepError) -> ErrorAnswer:
+    """Return the body that tells of `error`."""
+    return ErrorAnswer(
+        reason=error.text,
+        code=error.code,
+        http_status_code=error.http_status,
+        correlation_id=error.correlation_id,
+        error_args=[str(value) for value in error.fields.values()],
+    )

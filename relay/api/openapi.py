@@ -1,0 +1,80 @@
+"""Writes the OpenAPI 3.1 specification from the route table and the structs that the table names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mep_wire.api import JSON, MSGPACK, ErrorAnswer
+from mep_wire.errors import MepError
+from relay.api.routes import Route
+
+_REF = "#/components/schemas/{name}"
+
+
+def specification(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """Return the specification as a JSON-serializable object."""
+    types: list[Any] = [ErrorAnswer]
+    for route in routes:
+        types += [kind for kind in (route.body, route.answer) if kind is not None and kind is not Any]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    by_type = {str(kind): schema for kind, schema in zip(types, schemas, strict=True)}
+    paths: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for route in routes:
+        paths[route.path][route.method.lower()] = _operation(route, by_type)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "MEP relay", "version": version, "description": inspect.cleandoc(__doc__ or "")},
+        "paths": dict(paths),
+        "components": {
+            "schemas": dict(components),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route, by_type: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).strip('_')}",
+        "summary": route.summary,
+        "parameters": _parameters(route),
+        "responses": {
+            str(route.status): _content(by_type.get(str(route.answer), {}), "Done"),
+            **_errors(route, by_type),
+        },
+        "security": [] if route.open else [{"token": []}],
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, **_content(by_type[str(route.body)], "")}
+        del operation["requestBody"]["description"]
+    return operation
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    inside = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    return inside + [{"name": name, "in": "query", "schema": {"type": "string"}} for name in route.query]
+
+
+def _content(schema: Any, description: str) -> dict[str, Any]:
+    return {"description": description, "content": {media: {"schema": schema} for media in (JSON, MSGPACK)}}
+
+
+def _errors(route: Route, by_type: dict[str, Any]) -> dict[str, Any]:
+    by_status: defaultdict[int, list[type[MepError]]] = defaultdict(list)
+    for error in route.all_errors:
+        by_status[error.http_status].append(error)
+    return {
+        str(status): _content(
+            by_type[str(ErrorAnswer)],
+            "; ".join(f"{error.code}: {inspect.cleandoc(error.__doc__ or '')}" for error in errors),
+        )
+        for status, errors in sorted(by_status.items())
+    }

@@ -1,0 +1,25 @@
+"""What the handlers share: the store, the dispatcher, the accounts, the relay's own keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from relay.api.user_config import UserConfigChecks
+from relay.auth.tokens import TokenAuth
+from relay.dispatch.dispatcher import Dispatcher
+from relay.store.base import Store
+
+
+@dataclass(slots=True)
+class Service:
+    """One relay, as its HTTP API sees it. The keys are hexadecimal."""
+
+    store: Store
+    dispatcher: Dispatcher
+    auth: TokenAuth
+    link_address: str
+    link_public_key: str
+    signing_public_key: str
+    max_open_tasks: int = 2_000_000
+    """Unfinished tasks that one person may have."""
+    checks: UserConfigChecks = field(default_factory=UserConfigChecks)

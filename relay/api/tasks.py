@@ -1,0 +1,253 @@
+"""Tasks over HTTP: submit, ask, cancel."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mep_wire.api import (
+    BatchStatusAnswer,
+    BatchStatusBody,
+    SubmitAnswer,
+    SubmitBody,
+    TaskGroupAnswer,
+    TaskStatus,
+    opaque_bytes,
+    opaque_to_text,
+)
+from mep_wire.errors import (
+    BodyInvalid,
+    FunctionNotAllowed,
+    PayloadTooLarge,
+    TaskGroupNotFound,
+    TaskNotFound,
+    TooManyTasks,
+)
+from mep_wire.ids import user_endpoint_id, uuid7
+from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT, MAX_USER_CONFIG_BYTES
+from mep_wire.states import API_STATUS, TaskState
+from relay.api import endpoints, functions
+from relay.api.http import Request
+from relay.api.service import Service
+from relay.dispatch.board import Uep, durable
+from relay.dispatch.delivery import uuid_text
+from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskRecord, UepRecord
+
+MAX_WALLTIME_S = 366 * 86400.0
+
+
+async def submit(service: Service, request: Request) -> SubmitAnswer:
+    """POST /v3/endpoints/ID/submit. The answer is given once every task is on disk."""
+    body: SubmitBody = request.body
+    endpoint = endpoints.usable(service, request.path[0], request.caller)
+    config, runtime = body.user_endpoint_config or {}, body.user_runtime or {}
+    service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
+    _check_small(runtime, "user_runtime")
+    tasks, names = _new_tasks(service, request.caller, endpoint, body)
+    account = request.caller.account_id
+    _check_room(service, account, len(tasks))
+    group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
+    uep = await _user_endpoint(service, request.caller, endpoint, config, runtime)
+    added = await service.dispatcher.delivery.add(uep, account, group_id, tasks)
+    service.dispatcher.board.open_tasks[account] += added.new
+    service.dispatcher.starts.want(uep)
+    return SubmitAnswer(
+        request_id=str(uuid.uuid4()), task_group_id=group_id, endpoint_id=endpoint.endpoint_id, tasks=names
+    )
+
+
+async def _user_endpoint(
+    service: Service, caller: Caller, endpoint: EndpointRecord, config: dict[str, Any], runtime: dict[str, Any]
+) -> Uep:
+    """Return the user endpoint that serves this person with this configuration, known from now on."""
+    board = service.dispatcher.board
+    uep_id = user_endpoint_id(endpoint.endpoint_id, caller.account_id, config, runtime)
+    known = board.ueps.get(uep_id)
+    if known is not None:
+        return known
+    record = service.store.uep(uep_id)
+    if record is None:
+        wanted = UepRecord(
+            row=0,
+            uep_id=uep_id,
+            endpoint_id=endpoint.endpoint_id,
+            account_id=caller.account_id,
+            identity_id=caller.identity_id,
+            config=config,
+            runtime=runtime,
+        )
+        record = await durable(service.store.submit(lambda tx: tx.put_uep(wanted)))
+    return board.uep(record)
+
+
+def _check_room(service: Service, account_id: str, count: int) -> None:
+    """Raises TooManyTasks where `count` more would be too many for this person."""
+    counts = service.dispatcher.board.open_tasks
+    if account_id not in counts:
+        counts[account_id] = service.store.open_tasks(account_id)
+    if counts[account_id] + count > service.max_open_tasks:
+        raise TooManyTasks(count=counts[account_id], limit=service.max_open_tasks)
+
+
+def _check_small(value: Mapping[str, Any] | None, name: str) -> bytes:
+    data = msgspec.msgpack.encode(value) if value else b""
+    if len(data) > MAX_USER_CONFIG_BYTES:
+        raise PayloadTooLarge(what=name, size=len(data), limit=MAX_USER_CONFIG_BYTES)
+    return data
+
+
+def _new_tasks(
+    service: Service, caller: Caller, endpoint: EndpointRecord, body: SubmitBody
+) -> tuple[list[NewTask], dict[str, list[str]]]:
+    """Return the tasks of a submission and their ids by function. Raises what is wrong with them."""
+    count = sum(map(len, body.tasks.values()))
+    if not 0 < count <= MAX_TASKS_PER_SUBMIT:
+        raise BodyInvalid(reason=f"tasks: expected 1 to {MAX_TASKS_PER_SUBMIT} tasks, got {count}")
+    spec, walltime = _check_small(body.resource_specification, "resource_specification"), body.walltime_s or 0.0
+    if not 0 <= walltime <= MAX_WALLTIME_S:
+        raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")
+    tasks: list[NewTask] = []
+    names: dict[str, list[str]] = {}
+    for name, payloads in body.tasks.items():
+        function = functions.usable(service, name.lower(), caller.account_id)
+        if endpoint.allowed_functions is not None and function.function_id not in endpoint.allowed_functions:
+            raise FunctionNotAllowed(endpoint_id=endpoint.endpoint_id, function_id=function.function_id)
+        ids = _task_ids(body.task_ids, name, len(payloads))
+        _append(tasks, function, payloads, ids, spec, walltime)
+        names[name] = [uuid_text(task_id) for task_id in ids]
+    if body.task_ids and len({task.task_id for task in tasks}) < count:
+        raise BodyInvalid(reason="task_ids: the same id twice")
+    return tasks, names
+
+
+def _append(
+    tasks: list[NewTask], function: FunctionRef, payloads: Sequence[Any], ids: Sequence[bytes], spec: bytes, wall: float
+) -> None:
+    for number, (payload, task_id) in enumerate(zip(payloads, ids, strict=True)):
+        try:
+            data = payload if type(payload) is bytes else opaque_bytes(payload)
+        except ValueError as error:
+            raise BodyInvalid(reason=f"tasks.{function.function_id}[{number}]: {error}") from error
+        if len(data) > MAX_PAYLOAD_BYTES:
+            what = f"tasks.{function.function_id}[{number}]"
+            raise PayloadTooLarge(what=what, size=len(data), limit=MAX_PAYLOAD_BYTES)
+        tasks.append(NewTask(task_id, function, data, spec, wall))
+
+
+def _task_ids(chosen: Mapping[str, list[str]] | None, name: str, count: int) -> list[bytes]:
+    """Return the ids that the client chose for a function's tasks, or new ones."""
+    if not chosen:
+        return [uuid7().bytes for _ in range(count)]
+    ids = chosen.get(name, [])
+    if len(ids) != count:
+        raise BodyInvalid(reason=f"task_ids.{name[:64]}: expected {count} ids, got {len(ids)}")
+    return [_raw_uuid(text, f"task_ids.{name[:64]}") for text in ids]
+
+
+def _raw_uuid(text: str, name: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text.replace("-", ""))
+    except ValueError as error:
+        raise BodyInvalid(reason=f"{name}: not a UUID") from error
+    if len(raw) != 16:
+        raise BodyInvalid(reason=f"{name}: not a UUID")
+    return raw
+
+
+def _as_uuid(text: str, name: str) -> str:
+    return uuid_text(_raw_uuid(text, name))
+
+
+# --- asking -----------------------------------------------------------------------------------------
+
+
+def _status(task: TaskRecord, *, packed: bool) -> TaskStatus:
+    payload: bytes | str | None = None
+    if task.state.is_terminal:
+        payload = task.payload if packed else opaque_to_text(task.payload)
+    success = task.state is TaskState.SUCCESS
+    ended = datetime.fromtimestamp(task.ended_at, UTC).isoformat() if task.ended_at else None
+    times = {"submitted_t": task.submitted_at, "started_t": task.started_at or None, "ended_t": task.ended_at or None}
+    return TaskStatus(
+        task_id=uuid_text(task.task_id),
+        status=API_STATUS[task.state],
+        result=payload if success else None,
+        exception=payload if task.state.is_terminal and not success else None,
+        completion_t=ended,
+        details=times,
+        code=task.code or None,
+        reason=task.text or None,
+        correlation_id=task.correlation_id or None,
+    )
+
+
+async def look_up(service: Service, request: Request) -> TaskStatus:
+    """GET /v2/tasks/ID."""
+    try:
+        found = service.store.tasks([uuid.UUID(request.path[0]).bytes])
+    except ValueError:
+        found = []
+    if not found or found[0].owner != request.caller.account_id:
+        raise TaskNotFound(task_id=request.path[0])
+    return _status(found[0], packed=request.packed)
+
+
+def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> tuple[dict[str, TaskRecord], list[str]]:
+    """Return the person's tasks among these ids as they were written, and the ids of no task of theirs."""
+    if len(texts) > MAX_TASKS_PER_SUBMIT:
+        raise BodyInvalid(reason=f"task_ids: at most {MAX_TASKS_PER_SUBMIT} ids")
+    ids = {_raw_uuid(text, "task_ids"): text for text in texts}
+    found = {ids[t.task_id]: t for t in service.store.tasks(list(ids)) if t.owner == caller.account_id}
+    return found, [text for text in ids.values() if text not in found]
+
+
+async def batch_status(service: Service, request: Request) -> BatchStatusAnswer:
+    """POST /v2/batch_status."""
+    body: BatchStatusBody = request.body
+    found, missing = _own_tasks(service, request.caller, body.task_ids)
+    return BatchStatusAnswer(
+        results={text: _status(task, packed=request.packed) for text, task in found.items()}, missing=missing
+    )
+
+
+async def group(service: Service, request: Request) -> TaskGroupAnswer:
+    """GET /v2/taskgroup/ID."""
+    found = service.store.group(request.path[0])
+    if found is None or found.owner != request.caller.account_id:
+        raise TaskGroupNotFound(task_group_id=request.path[0])
+    ids = service.store.group_tasks(found.row)
+    return TaskGroupAnswer(taskgroup_id=found.group_id, tasks=[{"id": uuid_text(task_id)} for task_id in ids])
+
+
+class CancelBody(msgspec.Struct, kw_only=True):
+    """POST /v3/tasks/cancel (this project's own)."""
+
+    task_ids: list[str]
+
+
+class CancelAnswer(msgspec.Struct, kw_only=True):
+    """The answer to a cancellation, by task id: those that are cancelled, those that a user endpoint was asked
+    to stop, those that had ended before, and those that are no tasks of the person's."""
+
+    cancelled: list[str]
+    asked: list[str]
+    ended: list[str]
+    missing: list[str]
+
+
+async def cancel(service: Service, request: Request) -> CancelAnswer:
+    """POST /v3/tasks/cancel."""
+    body: CancelBody = request.body
+    found, missing = _own_tasks(service, request.caller, body.task_ids)
+    open_tasks = {text: task for text, task in found.items() if not task.state.is_terminal}
+    asked = await service.dispatcher.cancel(list(open_tasks.values()))
+    return CancelAnswer(
+        cancelled=[text for text, task in open_tasks.items() if task.row not in asked],
+        asked=[text for text, task in open_tasks.items() if task.row in asked],
+        ended=[text for text, task in found.items() if task.state.is_terminal],
+        missing=missing,
+    )

@@ -1,0 +1,258 @@
+"""The command `mep-relay`: run the relay, and look after its accounts.
+
+As root every command becomes the account mep-relay before it opens anything; as anyone else it works on that
+person's own state. Accounts can be changed while the relay serves: it sees the change within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mep_wire.errors import IdConflict
+from mep_wire.identity import Identity, IdentitySet
+from relay import log
+from relay.auth.tokens import new_token, token_hash
+from relay.server import Settings, serve
+from relay.state import State, StateRefused, become_relay_account, default_dir
+from relay.store.records import Caller
+from relay.store.sqlite import SqliteStore
+
+_DEFAULTS = Settings()
+MAX_USERNAME = 256
+
+
+def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--state",
+        "directory",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="State directory.  [default: /var/lib/mep-relay as root, ~/.mep/relay otherwise]",
+    )(command)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _open(directory: Path | None) -> State:
+    path = (directory or default_dir()).absolute()
+    try:
+        become_relay_account(path)
+        return State.open(path)
+    except StateRefused as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _store(directory: Path | None) -> Iterator[SqliteStore]:
+    store = SqliteStore(_open(directory).database)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _show(value: Any, text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(value) if as_json else text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mep")
+def main() -> None:
+    """The MEP relay: stands between people's scripts and the endpoints, and keeps their tasks and results.
+
+    \b
+    Examples:
+      mep-relay user add alice@example.edu      # prints an access token, once
+      mep-relay serve                           # HTTP on 127.0.0.1:8650, endpoint link on :8651
+    """
+
+
+@main.command(name="serve")
+@_state_option
+@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address for HTTP.")
+@click.option("--port", default=_DEFAULTS.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free.")
+@click.option("--link-host", default=_DEFAULTS.link_host, show_default=True, help="Address for endpoints.")
+@click.option("--link-port", default=_DEFAULTS.link_port, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--link-address", help="What endpoints connect to, if not that (tcp://relay.example.edu:8651).")
+@click.option("--retention-days", default=_DEFAULTS.retention_days, show_default=True, type=click.FloatRange(0.0))
+@click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
+def serve_command(directory: Path | None, **options: Any) -> None:
+    """Run the relay in the foreground until SIGTERM.
+
+    \b
+    Examples:
+      mep-relay serve
+      mep-relay serve --state ./relay --port 0 --link-port 0   # free ports, written to ./relay/relay.json
+    """
+    state = _open(directory)
+    log.set_up()
+    try:
+        state.lock()
+        asyncio.run(serve(state, Settings(**options)))
+    except (StateRefused, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.group()
+def user() -> None:
+    """People who may use the relay, by the built-in accounts."""
+
+
+def _identity(username: str, name: str, email: str) -> Identity:
+    if not username or len(username) > MAX_USERNAME or not username.isprintable() or " " in username:
+        raise click.BadParameter(f"a username is 1 to {MAX_USERNAME} printable characters without spaces")
+    return Identity(
+        id=str(uuid.uuid4()), username=username, name=name, email=email or (username if "@" in username else "")
+    )
+
+
+def _add_token(store: SqliteStore, caller: Caller) -> str:
+    token = new_token()
+    _wait(store.submit(lambda tx: tx.add_token(token_hash(token), caller, time.time())))
+    return token
+
+
+def _wait(future: Future[Any]) -> Any:
+    return future.result(timeout=60)
+
+
+def _known(store: SqliteStore, username: str) -> Caller:
+    caller = store.account_of(username)
+    if caller is None:
+        raise click.ClickException(f"there is no user {username}; `mep-relay user list` shows who there is")
+    return caller
+
+
+@user.command(name="add")
+@click.argument("username")
+@click.option("--name", default="", help="The person's name.")
+@click.option("--email", default="", help="Their address, if it is not the username.")
+@_state_option
+@_json_option
+def add(username: str, name: str, email: str, directory: Path | None, *, as_json: bool) -> None:
+    """Add a person and print their access token: it is shown this once, and only its hash is stored.
+
+    \b
+    Example:
+      mep-relay user add alice@example.edu --name "Alice Example"
+    """
+    identity = _identity(username, name, email)
+    with _store(directory) as store:
+        caller = Caller(str(uuid.uuid4()), identity.id)
+        try:
+            _wait(store.submit(lambda tx: tx.add_account(caller.account_id, identity)))
+        except IdConflict as error:
+            raise click.ClickException(
+                f"there is a user {username} already; `mep-relay user token` makes a new token"
+            ) from error
+        token = _add_token(store, caller)
+    answer = {"username": username, "account_id": caller.account_id, "identity_id": identity.id, "token": token}
+    _show(answer, token, as_json=as_json)
+
+
+@user.command(name="token")
+@click.argument("username")
+@click.option("--keep", is_flag=True, help="Leave the earlier tokens valid.")
+@_state_option
+@_json_option
+def token_command(username: str, directory: Path | None, *, keep: bool, as_json: bool) -> None:
+    """Print a new access token for a person; the earlier ones stop working.
+
+    \b
+    Example:
+      mep-relay user token alice@example.edu
+    """
+    with _store(directory) as store:
+        caller = _known(store, username)
+        if not keep:
+            _wait(store.submit(lambda tx: tx.remove_tokens(caller.identity_id)))
+        token = _add_token(store, caller)
+    _show({"username": username, "token": token}, token, as_json=as_json)
+
+
+@user.command(name="list")
+@_state_option
+@_json_option
+def list_users(directory: Path | None, *, as_json: bool) -> None:
+    """List people: one line a person, their linked identities in one line."""
+    with _store(directory) as store:
+        people = store.accounts()
+    value = [{"account_id": p.account_id, "usernames": [i.username for i in p.identities]} for p in people]
+    _show(value, "\n".join(_line(person) for person in people) or "nobody yet", as_json=as_json)
+
+
+def _line(person: IdentitySet) -> str:
+    return f"{person.account_id}  " + ", ".join(sorted(identity.username for identity in person.identities))
+
+
+@user.command(name="remove")
+@click.argument("username")
+@_state_option
+def remove(username: str, directory: Path | None) -> None:
+    """Remove a person with all linked identities and tokens. Their tasks' records stay until they expire."""
+    with _store(directory) as store:
+        caller = _known(store, username)
+        owned = store.endpoints(caller.account_id)
+        if owned:
+            names = ", ".join(f"{one.name} ({one.endpoint_id})" for one in owned)
+            raise click.ClickException(f"{username} still owns endpoints: {names}. Delete those first.")
+        _wait(store.submit(lambda tx: tx.remove_account(caller.account_id)))
+    click.echo(f"removed {username}", err=True)
+
+
+@user.command(name="link")
+@click.argument("username")
+@click.argument("other")
+@_state_option
+def link(username: str, other: str, directory: Path | None) -> None:
+    """Make OTHER's identities the same person as USERNAME, whose account stays.
+
+    \b
+    Example:
+      mep-relay user link alice@example.edu alice@lab.example.org
+    """
+    with _store(directory) as store:
+        keep, gone = _known(store, username), _known(store, other)
+        if keep.account_id == gone.account_id:
+            raise click.ClickException(f"{username} and {other} are the same person already")
+        _wait(store.submit(lambda tx: tx.merge_accounts(keep.account_id, gone.account_id)))
+    click.echo(f"linked {other} to {username}", err=True)
+
+
+@main.group()
+def endpoint() -> None:
+    """Endpoints registered with the relay."""
+
+
+@endpoint.command(name="list")
+@_state_option
+@_json_option
+def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
+    """List every registered endpoint: id, kind, name, owner."""
+    with _store(directory) as store:
+        found = store.endpoints()
+        owners = {person.account_id: person.identities[0].username for person in store.accounts()}
+    value = [
+        {"id": e.endpoint_id, "name": e.name, "multi_user": e.multi_user, "owner": owners.get(e.owner, e.owner)}
+        for e in found
+    ]
+    lines = [
+        f"{v['id']}  {'multi-user ' if v['multi_user'] else 'single-user'}  {v['name']}  {v['owner']}" for v in value
+    ]
+    _show(value, "\n".join(lines) or "no endpoint yet", as_json=as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Brings tasks to user endpoints and results back: links, starts, delivery, result streams."""

@@ -1,0 +1,132 @@
+"""What the relay knows at this moment of managers and user endpoints. All of it can be lost: the store has
+what matters. Memory here goes with the number of live links, never with the number of tasks.
+
+Used by the other modules of this package, always in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mep_wire.states import UepState, next_uep_state
+from relay.log import logger
+from relay.plane.base import Peer, Plane
+from relay.store.base import Store
+from relay.store.records import UepRecord
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class ManagerLink:
+    """A manager whose link is up."""
+
+    endpoint_id: str
+    peer: Peer
+    epoch: bytes
+    running: set[str] = field(default_factory=set)
+    """Ids of the user endpoints that have a process there, as far as it has said."""
+    reported: bool = False
+    """Whether it has said since this link came up which user endpoints run."""
+
+
+@dataclass(eq=False, slots=True)
+class Uep:
+    """A user endpoint with tasks, a link or a start under way."""
+
+    record: UepRecord
+    state: UepState = UepState.ABSENT
+    peer: Peer | None = None
+    credit: int = 0
+    functions_sent: set[str] = field(default_factory=set)
+    has_queued: bool = False
+    pumping: bool = False
+    starting: bool = False
+    """A start request is being made or waits for its answer or its join."""
+    attempts: int = 0
+    """Starts that came to nothing since the last link."""
+    losses: int = 0
+    """Processes lost in a row with no task ended in between."""
+    last_code: str = ""
+    timer: asyncio.TimerHandle | None = None
+    """The start's deadline, or the next try."""
+
+    @property
+    def row(self) -> int:
+        """The store's key."""
+        return self.record.row
+
+    def go(self, then: UepState) -> None:
+        """Change state by the table. Raises IllegalTransition."""
+        if then is not self.state:
+            self.state = next_uep_state(self.state, then)
+
+    def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        """Replace the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+
+@dataclass(eq=False, slots=True)
+class Board:
+    """Everything shared inside this package."""
+
+    store: Store
+    plane: Plane
+    loop: asyncio.AbstractEventLoop
+    managers: dict[str, ManagerLink] = field(default_factory=dict)
+    ueps: dict[str, Uep] = field(default_factory=dict)
+    """By id: every user endpoint with unfinished tasks, a link or a start under way."""
+    by_row: dict[int, Uep] = field(default_factory=dict)
+    """The same, by the store's row."""
+    open_tasks: dict[str, int] = field(default_factory=dict)
+    """Unfinished tasks by account, for accounts that have submitted since the relay started."""
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def uep(self, record: UepRecord) -> Uep:
+        """Return the live record of a user endpoint, made anew where there is none."""
+        known = self.ueps.get(record.uep_id)
+        if known is None:
+            known = self.ueps[record.uep_id] = self.by_row[record.row] = Uep(record)
+            known.has_queued = self.store.has_queued(record.row)
+        return known
+
+    def forget_idle(self, uep: Uep) -> None:
+        """Drop the live record of a user endpoint that has nothing to remember."""
+        if uep.state is UepState.ABSENT and not uep.has_queued and not uep.starting and uep.peer is None:
+            uep.set_timer(None)
+            self.ueps.pop(uep.record.uep_id, None)
+            self.by_row.pop(uep.row, None)
+
+    def count_ended(self, account_id: str, ended: int) -> None:
+        """Note that tasks of an account have ended."""
+        if account_id in self.open_tasks:
+            self.open_tasks[account_id] -= ended
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the side; a failure is logged."""
+        task = self.loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("dispatch: a step failed", exc_info=task.exception())
+
+    def when_durable(self, future: Future[T], then: Callable[[T], None]) -> None:
+        """Call `then` with the result in this thread: at once where the commit is done already."""
+        if future.done():
+            then(future.result())
+        else:
+            future.add_done_callback(lambda done: self.loop.call_soon_threadsafe(lambda: then(done.result())))
+
+
+async def durable(future: Future[T]) -> T:
+    """Wait until a change is on disk and return its result."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)

@@ -1,0 +1,71 @@
+"""Makes signed start requests: a fresh join token sealed to the mapper's key, signed with the relay's.
+
+The formats are those of mep_wire.start. Pure: time and randomness come from arguments or the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+from mep_wire.identity import IdentitySet
+from mep_wire.limits import MAX_START_REQUEST_BYTES, START_REQUEST_LIFETIME_S
+from mep_wire.messages import SignedStart
+from mep_wire.start import (
+    JOIN_TOKEN_BYTES,
+    NONCE_BYTES,
+    SEAL_CONTEXT,
+    SIGNATURE_CONTEXT,
+    StartRequest,
+    encode_start,
+)
+from relay.store.records import UepRecord
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeStart:
+    """A signed start with what the relay keeps of it."""
+
+    message: SignedStart
+    join_hash: bytes
+    expires_at: float
+    correlation_id: str
+
+
+def join_hash(token: bytes) -> bytes:
+    """Return what is stored of a join token."""
+    return hashlib.sha256(token).digest()
+
+
+def make_start(
+    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float
+) -> MadeStart:
+    """Return a start request for `uep`, signed for `epoch`. Raises ValueError for a bad key or a request too large."""
+    token = os.urandom(JOIN_TOKEN_BYTES)
+    sealed = _SUITE.encrypt(token, X25519PublicKey.from_public_bytes(unseal_key), SEAL_CONTEXT + uep.uep_id.encode())
+    request = StartRequest(
+        endpoint_id=uep.endpoint_id,
+        uep_id=uep.uep_id,
+        identity_set=identities,
+        user_endpoint_config=uep.config,
+        user_runtime=uep.runtime,
+        issued_at=now,
+        expires_at=now + START_REQUEST_LIFETIME_S,
+        nonce=os.urandom(NONCE_BYTES),
+        epoch=epoch,
+        sealed_join_token=sealed,
+        correlation_id=str(uuid.uuid4()),
+    )
+    data = encode_start(request)
+    if len(data) > MAX_START_REQUEST_BYTES:
+        raise ValueError(f"the start request has {len(data)} bytes, more than {MAX_START_REQUEST_BYTES}")
+    message = SignedStart(uep_id=uep.uep_id, request=data, signature=key.sign(SIGNATURE_CONTEXT + data))
+    return MadeStart(message, join_hash(token), request.expires_at, request.correlation_id)

@@ -1,0 +1,171 @@
+"""Has user endpoints started: asks their manager, waits for answer and join, and tries again with back-off.
+
+One request a user endpoint at a time, no more than `MAX_UNDER_WAY` an endpoint, and none while the manager
+is away: its next hello asks for everything that waits. What the relay decides here is only whether to ask
+again; who may run as whom is the endpoint's business.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mep_wire import codec
+from mep_wire.errors import SiteBusy, StartRequestRefused, StartRequestStale, StartTimeout, rebuild
+from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
+from mep_wire.messages import StartAnswer
+from mep_wire.states import UepState
+from relay.dispatch.board import Board, ManagerLink, Uep, durable
+from relay.dispatch.delivery import Delivery
+from relay.dispatch.signing import MadeStart, make_start
+from relay.log import logger
+
+MAX_UNDER_WAY = 32
+"""Start requests that one endpoint has unanswered or unjoined at once."""
+FIRST_RETRY_S = 0.25
+MAX_RETRY_S = 60.0
+MAX_SILENT_STARTS = 3
+"""Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
+_NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
+
+
+class Starts:
+    """Start requests: when, and what follows from their answers."""
+
+    def __init__(self, board: Board, delivery: Delivery, key: Ed25519PrivateKey) -> None:
+        self._board, self._delivery, self._key = board, delivery, key
+
+    def want(self, uep: Uep) -> None:
+        """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
+        link = self._board.managers.get(uep.record.endpoint_id)
+        if link is None or not uep.has_queued or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
+            return
+        if self._under_way(uep.record.endpoint_id) >= MAX_UNDER_WAY:
+            return
+        uep.starting = True
+        self._board.run(self._ask(uep, link))
+
+    def want_all(self, endpoint_id: str, *, at_once: bool) -> None:
+        """Ask for whatever waits at this endpoint; `at_once` does not wait for back-off."""
+        for uep in [uep for uep in self._board.ueps.values() if uep.record.endpoint_id == endpoint_id]:
+            if at_once and not uep.starting and uep.state in _NOT_RUNNING:
+                uep.set_timer(None)
+            self.want(uep)
+
+    def _under_way(self, endpoint_id: str) -> int:
+        return sum(uep.starting and uep.record.endpoint_id == endpoint_id for uep in self._board.ueps.values())
+
+    async def _ask(self, uep: Uep, link: ManagerLink) -> None:
+        made = self._make(uep, link)
+        if made is None:
+            await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
+            return
+        await durable(self._board.store.submit(lambda tx: tx.set_join(uep.row, made.join_hash, made.expires_at)))
+        if uep.state not in _NOT_RUNNING or self._board.managers.get(link.endpoint_id) is not link:
+            uep.starting = False
+            self.want(uep)
+            return
+        uep.go(UepState.STARTING)
+        uep.set_timer(self._board.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
+        self._board.plane.send(link.peer, codec.encode(made.message))
+        logger.info(
+            "start of %s asked of endpoint %s, correlation id %s",
+            uep.record.uep_id,
+            link.endpoint_id,
+            made.correlation_id,
+        )
+
+    def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
+        record = uep.record
+        endpoint = self._board.store.endpoint(record.endpoint_id)
+        identities = self._board.store.identity_set(record.account_id, record.identity_id)
+        if endpoint is None or identities is None:
+            logger.error("start of %s: its endpoint or its account is gone", record.uep_id)
+            return None
+        try:
+            return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
+        except ValueError as error:
+            logger.error("start of %s: %s", record.uep_id, error)
+            return None
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
+        """The manager says what became of a start request."""
+        uep = self._board.ueps.get(answer.uep_id)
+        if answer.outcome in ("started", "already_running"):
+            link.running.add(answer.uep_id)
+        if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
+            return  # joined before its answer came, or an answer to something long given up
+        uep.last_code = answer.code
+        if answer.outcome == "started":
+            return  # its join ends the wait, or the deadline does
+        if answer.outcome == "refused":
+            error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
+            self._board.run(self._refuse(uep, error))
+            return
+        logger.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
+        self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def _again_later(self, uep: Uep, *, at_once: bool = False) -> None:
+        """Give this try up and set the time of the next."""
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting = False
+        delay = 0.0 if at_once else min(MAX_RETRY_S, FIRST_RETRY_S * 2**uep.attempts) * random.uniform(0.8, 1.2)  # noqa: S311
+        uep.attempts = min(uep.attempts + 1, 16)
+        uep.set_timer(self._board.loop.call_later(delay, self._timer_up, uep))
+        self.want_all(uep.record.endpoint_id, at_once=False)
+
+    def _timer_up(self, uep: Uep) -> None:
+        uep.timer = None
+        self.want(uep)
+        self._board.forget_idle(uep)
+
+    def _overdue(self, uep: Uep) -> None:
+        """The deadline of a start has passed without a join."""
+        uep.timer = None
+        if uep.state is not UepState.STARTING:
+            return
+        logger.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
+        if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._board.managers:
+            self._board.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
+        else:
+            self._again_later(uep)
+
+    async def _refuse(self, uep: Uep, error: Exception) -> None:
+        """The start will not be: the tasks that wait for it fail with the reason."""
+        assert isinstance(error, (StartRequestRefused, StartTimeout)) or hasattr(error, "code")
+        logger.warning("start of %s refused: %s", uep.record.uep_id, error)
+        uep.set_timer(None)
+        await self._delivery.end_queue(uep, error)  # type: ignore[arg-type]
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting, uep.attempts = False, 0
+        self.want_all(uep.record.endpoint_id, at_once=False)
+        self._board.forget_idle(uep)
+
+    # --- what else ends a start -------------------------------------------------------------------
+
+    def joined(self, uep: Uep) -> None:
+        """Its link is up: the start, if there was one, is done."""
+        uep.set_timer(None)
+        uep.starting, uep.attempts = False, 0
+        self.want_all(uep.record.endpoint_id, at_once=False)
+
+    def room(self, endpoint_id: str) -> None:
+        """A process ended at this endpoint: those that were refused a place there may be asked for again."""
+        for uep in [u for u in self._board.ueps.values() if u.record.endpoint_id == endpoint_id]:
+            if uep.last_code == SiteBusy.code and not uep.starting:
+                uep.set_timer(None)
+                self.want(uep)
+
+    def manager_gone(self, endpoint_id: str) -> None:
+        """Starts asked of a manager whose link is down: they may still come to join; asked anew at its hello."""
+        for uep in [u for u in self._board.ueps.values() if u.record.endpoint_id == endpoint_id]:
+            if uep.state is UepState.STARTING:
+                uep.set_timer(None)
+                uep.go(UepState.ABSENT)
+                uep.starting = False

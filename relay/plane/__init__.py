@@ -1,0 +1,1 @@
+"""The endpoint link: how managers and user endpoints reach the relay."""

@@ -1,0 +1,59 @@
+"""The contract of a plane: it moves frames between the relay and its peers and knows each peer by its key.
+
+One backend is one file beside this one. A plane decodes nothing: what a frame says, and what its sender
+may say, is the dispatcher's to decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """One link of one peer. A peer that connects again is another Peer with the same key.
+
+    `session` is the dispatcher's to use; the plane never looks at it.
+    """
+
+    key: bytes
+    """The peer's proven public key, 32 bytes."""
+    address: bytes
+    """Where answers go: chosen by the plane, not to be trusted as an identity."""
+    last_seen: float
+    session: Any = None
+    waiting: list[bytes] = field(default_factory=list)
+    waiting_bytes: int = 0
+
+
+class PlaneHandler(Protocol):
+    """What a plane calls, always in the event loop's thread."""
+
+    def on_frame(self, peer: Peer, frame: bytes) -> None:
+        """A peer sent a frame."""
+
+    def on_gone(self, peer: Peer, reason: str) -> None:
+        """A peer with a session is silent, too slow, or was replaced by another link with the same address."""
+
+
+class Plane(Protocol):
+    """What every plane offers. All methods are called from the event loop's thread."""
+
+    address: str
+    """Where peers connect to."""
+
+    def start(self, handler: PlaneHandler) -> None:
+        """Begin to listen. Raises OSError when the address cannot be had."""
+
+    def send(self, peer: Peer, frame: bytes) -> bool:
+        """Send a frame, or keep it for a moment while the peer is slow. False where the peer is gone."""
+
+    def writable(self, peer: Peer) -> bool:
+        """Whether nothing waits for this peer: bulk is sent only then."""
+
+    def drop(self, peer: Peer) -> None:
+        """Forget a peer: nothing is sent to it any more. `on_gone` is not called."""
+
+    def stop(self) -> None:
+        """Stop listening, after what was sent has left (for up to a second)."""

@@ -1,0 +1,134 @@
+"""Runs the relay: opens the state, listens on HTTP and on the endpoint link, serves until it is told to stop.
+
+One process, one event loop, and the store's writer thread. Called by `mep-relay serve`, after it has become
+the relay's account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import time
+from dataclasses import dataclass
+
+import uvicorn
+
+from relay.api.app import App
+from relay.api.service import Service
+from relay.auth.tokens import TokenAuth
+from relay.dispatch.board import durable
+from relay.dispatch.dispatcher import Dispatcher
+from relay.log import logger
+from relay.plane.zmq_plane import ZmqPlane
+from relay.state import State
+from relay.store.sqlite import SqliteStore
+
+SWEEP_INTERVAL_S = 60.0
+SWEEP_PAGE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a relay is to run. A port of 0 is any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8650
+    link_host: str = "127.0.0.1"
+    link_port: int = 8651
+    link_address: str | None = None
+    """What endpoints are told to connect to, where it differs from what is bound."""
+    retention_days: float = 14.0
+    """How long ended tasks and their results are kept."""
+    max_open_tasks: int = 2_000_000
+    """Unfinished tasks that one person may have."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with the process's signals left alone."""
+
+    def install_signal_handlers(self) -> None:
+        """Signals are handled in `serve`."""
+
+
+async def serve(state: State, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OSError for an address that cannot be had, StateRefused."""
+    keys = state.keys()
+    store = SqliteStore(state.database)
+    listener = _listen(settings.host, settings.port)
+    plane = ZmqPlane(settings.link_host, settings.link_port, keys.link_secret)
+    dispatcher = Dispatcher(store, plane, keys.signing)
+    plane.start(dispatcher)
+    service = Service(
+        store=store,
+        dispatcher=dispatcher,
+        auth=TokenAuth(store),
+        link_address=settings.link_address or plane.address,
+        link_public_key=keys.link_public.hex(),
+        signing_public_key=keys.signing_public.hex(),
+        max_open_tasks=settings.max_open_tasks,
+    )
+    dispatcher.recover()
+    server = _Server(_http_config(App(service)))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, server)
+    sweeper = loop.create_task(_sweep(store, settings.retention_days * 86400))
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    state.write_listening(url, service.link_address)
+    logger.info("serving %s, endpoint link %s, state %s", url, service.link_address, state.directory)
+    gc.freeze()
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        state.remove_listening()
+        sweeper.cancel()
+        dispatcher.delivery.flush_started()
+        plane.stop()
+        store.close()
+        logger.info("ended")
+
+
+def _stop(server: uvicorn.Server) -> None:
+    server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    listener.listen(1024)
+    return listener
+
+
+def _http_config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        loop="asyncio",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        ws_max_size=64 * 1024,
+        ws_per_message_deflate=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+    )
+
+
+async def _sweep(store: SqliteStore, retention_s: float) -> None:
+    """Remove old records, a few at a time."""
+    while True:
+        await asyncio.sleep(SWEEP_INTERVAL_S)
+        before = time.time() - retention_s
+        while await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False)) == SWEEP_PAGE:  # type: ignore[misc]
+            await asyncio.sleep(0.1)

@@ -1,0 +1,206 @@
+"""The contract of a store. One backend is one file beside this one; one suite in tests/contract runs on all.
+
+Reads are direct calls. Writes are functions over a `Tx`, handed to `Store.submit`: each is atomic, several
+may share one commit, and the returned future is done once the change is durable. The store trusts its
+callers with everything but concurrency: who may do what is decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from mep_wire.identity import Identity, IdentitySet
+from relay.store.records import (
+    Added,
+    Caller,
+    Completion,
+    Ending,
+    EndpointRecord,
+    FunctionRecord,
+    FunctionRef,
+    GroupRef,
+    Held,
+    NewTask,
+    QueuedTask,
+    Settled,
+    TaskRecord,
+    UepRecord,
+)
+
+T = TypeVar("T")
+
+
+class AccountTx(Protocol):
+    """Changes to people: accounts, their identities and their tokens."""
+
+    def add_account(self, account_id: str, identity: Identity) -> None:
+        """Add a person with one identity. Raises IdConflict where the username is taken."""
+
+    def merge_accounts(self, keep: str, other: str) -> None:
+        """Give `other`'s identities, tokens, endpoints, functions and task groups to `keep`."""
+
+    def remove_account(self, account_id: str) -> None:
+        """Remove the person's identities and tokens. What they own stays and belongs to nobody."""
+
+    def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
+        """Let the token with this SHA-256 speak for `caller`."""
+
+    def remove_tokens(self, identity_id: str) -> int:
+        """Revoke every token made for this identity; return how many there were."""
+
+
+class RegistryTx(Protocol):
+    """Changes to endpoints, functions and user endpoints."""
+
+    def put_endpoint(self, endpoint: EndpointRecord) -> None:
+        """Add or replace an endpoint. Raises IdConflict where its link key belongs to another."""
+
+    def delete_endpoint(self, endpoint_id: str, now: float) -> None:
+        """Mark an endpoint as deleted."""
+
+    def put_function(self, function: FunctionRecord) -> None:
+        """Add a function."""
+
+    def delete_function(self, function_id: str, now: float) -> None:
+        """Mark a function as deleted: nobody finds it any more; tasks that have it still run."""
+
+    def put_uep(self, uep: UepRecord) -> UepRecord:
+        """Add a user endpoint, or find the one with this `uep_id`; `row` is the store's to choose."""
+
+    def set_join(self, uep_row: int, join_hash: bytes, expires: float) -> None:
+        """Remember the join token of a start; it replaces an earlier one."""
+
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes) -> bool:
+        """Spend the join token for a link key. False where the token is not (or no longer) the one."""
+
+    def clear_link(self, uep_row: int, link_key: bytes) -> None:
+        """Forget the process that had this link key, if it is still the one."""
+
+
+class TaskTx(Protocol):
+    """Changes to tasks. Every state is set by the tables of mep_wire.states."""
+
+    def add_tasks(
+        self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float
+    ) -> Added:
+        """Store tasks, the first `dispatched` of them as already sent.
+
+        A task whose id is known with the same group, function and user endpoint is left as it is. Raises
+        IdConflict for a task id or group id that is taken by something else; then nothing is stored.
+        """
+
+    def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
+        """Mark the oldest queued tasks as dispatched and return them: at least one (if there is one), then
+        no more than `limit` tasks or `max_bytes` of payload."""
+
+    def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
+        """Mark dispatched tasks of this user endpoint as running; others are left alone."""
+
+    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
+        """End tasks of this user endpoint; those that have ended already, or are not its own, are left alone."""
+
+    def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:
+        """Put tasks back into the queue: these rows, or (None) those dispatched and not started. Return how many."""
+
+    def reconcile(self, uep_row: int, held: Sequence[int]) -> Held:
+        """After a reconnection: queued rows that it holds are marked as dispatched, dispatched rows that it
+        does not hold are queued again."""
+
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+        """End up to `limit` queued tasks alike (the row in `ending` is not looked at)."""
+
+    def running_rows(self, uep_row: int) -> list[int]:
+        """Return the rows of this user endpoint that have started and not ended."""
+
+    def sweep(self, ended_before: float, limit: int) -> int:
+        """Remove up to `limit` records of tasks that ended before this time; return how many."""
+
+
+class Tx(AccountTx, RegistryTx, TaskTx, Protocol):
+    """Everything that a write may do."""
+
+
+class AccountReads(Protocol):
+    """Questions about people."""
+
+    def caller(self, token_hash: bytes) -> Caller | None:
+        """Return whose token this is."""
+
+    def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
+        """Return a person's identities, the one with id `first` in front."""
+
+    def account_of(self, username: str) -> Caller | None:
+        """Return the account and identity of a username."""
+
+    def accounts(self) -> list[IdentitySet]:
+        """Return everybody, in order of their first username."""
+
+
+class RegistryReads(Protocol):
+    """Questions about endpoints, functions and user endpoints. Deleted functions are not found."""
+
+    def endpoint(self, endpoint_id: str) -> EndpointRecord | None:
+        """Return an endpoint, deleted ones too (see `deleted_at`)."""
+
+    def endpoints(self, owner: str | None = None) -> list[EndpointRecord]:
+        """Return the endpoints that exist, all or one owner's, by name."""
+
+    def function(self, function_id: str) -> FunctionRecord | None:
+        """Return a function with its code."""
+
+    def function_ref(self, function_id: str) -> FunctionRef | None:
+        """Return what a submission needs of a function."""
+
+    def function_code(self, function_id: str) -> bytes | None:
+        """Return a function's code, a deleted function's too: tasks submitted before may still need it."""
+
+    def uep(self, uep_id: str) -> UepRecord | None:
+        """Return a user endpoint by its id."""
+
+    def uep_by_link_key(self, link_key: bytes) -> UepRecord | None:
+        """Return the user endpoint that this key is enrolled for."""
+
+    def ueps_in_use(self, endpoint_id: str | None = None) -> list[UepRecord]:
+        """Return user endpoints that have a link key or unfinished tasks."""
+
+
+class TaskReads(Protocol):
+    """Questions about tasks and results."""
+
+    def has_queued(self, uep_row: int) -> bool:
+        """Return whether any task waits for this user endpoint."""
+
+    def has_active(self, uep_row: int) -> bool:
+        """Return whether this user endpoint has any task dispatched or running."""
+
+    def open_tasks(self, account_id: str) -> int:
+        """Return how many unfinished tasks a person's user endpoints have."""
+
+    def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
+        """Return the tasks that exist among these."""
+
+    def group(self, group_id: str) -> GroupRef | None:
+        """Return a task group."""
+
+    def group_tasks(self, group_row: int) -> list[bytes]:
+        """Return a group's task ids in order of submission."""
+
+    def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
+        """Return a group's endings with a sequence number above `after`, in order: at least one (if there is
+        one), then no more than `limit` or `max_bytes` of payload."""
+
+
+class Store(AccountReads, RegistryReads, TaskReads, Protocol):
+    """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
+
+    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+        """Run `change` atomically; the future is done when it is durable, or carries what it raised.
+
+        A lone change may be committed in the caller's thread, at once, where commits are quick;
+        `inline=False` never does that.
+        """
+
+    def close(self) -> None:
+        """Finish what was submitted and close."""

@@ -1,0 +1,173 @@
+"""The typed records that a store takes and gives. Plain values: nothing here knows SQL or the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mep_wire.states import TaskState
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who a token belongs to: the person's stable account and the identity that the token was made for."""
+
+    account_id: str
+    identity_id: str
+
+
+class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered endpoint. The keys are 32 raw bytes; `deleted_at` is 0 while it exists."""
+
+    endpoint_id: str
+    owner: str
+    name: str
+    display_name: str
+    multi_user: bool
+    public: bool
+    allowed_functions: list[str] | None
+    user_config_schema: dict[str, Any] | None
+    metadata: dict[str, Any]
+    link_key: bytes
+    unseal_key: bytes
+    created_at: float
+    deleted_at: float = 0.0
+
+
+class FunctionRef(msgspec.Struct, frozen=True):
+    """What a submission needs to know of a registered function; its code stays in the store."""
+
+    row: int
+    function_id: str
+    owner: str
+    public: bool
+
+
+class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered function."""
+
+    function_id: str
+    owner: str
+    name: str
+    code: bytes
+    public: bool
+    description: str
+    metadata: dict[str, Any]
+    created_at: float
+
+
+class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One user endpoint: four values that identify it, and how its process proves who it is.
+
+    `link_key` is its enrolled CURVE key, empty while no process is known; `join_hash` is the SHA-256 of
+    the join token of a start that has not been joined yet, empty when there is none.
+    """
+
+    row: int
+    uep_id: str
+    endpoint_id: str
+    account_id: str
+    identity_id: str
+    config: dict[str, Any]
+    runtime: dict[str, Any]
+    link_key: bytes = b""
+    join_hash: bytes = b""
+    join_expires: float = 0.0
+
+
+class NewTask(msgspec.Struct, frozen=True):
+    """A task to be stored. `task_id` is the UUID's 16 bytes."""
+
+    task_id: bytes
+    function: FunctionRef
+    payload: bytes
+    resource_spec: bytes = b""
+    walltime_s: float = 0.0
+
+
+class QueuedTask(msgspec.Struct, frozen=True):
+    """A task on its way to a user endpoint."""
+
+    row: int
+    task_id: bytes
+    function_id: str
+    payload: bytes
+    resource_spec: bytes
+    walltime_s: float
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How one task ended, as it is to be stored."""
+
+    row: int
+    state: TaskState
+    code: str = ""
+    text: str = ""
+    payload: bytes = b""
+    correlation_id: str = ""
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A stored ending as readers of the result stream see it."""
+
+    seq: int
+    task_id: bytes
+    state: TaskState
+    code: str
+    text: str
+    payload: bytes
+    correlation_id: str
+
+
+class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A task and, once it has one, its end."""
+
+    row: int
+    task_id: bytes
+    owner: str
+    uep_row: int
+    state: TaskState
+    submitted_at: float
+    started_at: float
+    ended_at: float
+    code: str = ""
+    text: str = ""
+    payload: bytes = b""
+    correlation_id: str = ""
+
+
+class GroupRef(msgspec.Struct, frozen=True):
+    """A task group."""
+
+    row: int
+    group_id: str
+    owner: str
+
+
+class Added(msgspec.Struct, frozen=True):
+    """What became of a submission. `rows[i]` is the row of task i; `repeated` says that some were there before
+    (then none was marked as dispatched)."""
+
+    rows: list[int]
+    group: GroupRef
+    new: int
+    repeated: bool
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What a change of task states did: the group rows in which tasks ended, and how many ended."""
+
+    groups: frozenset[int]
+    ended: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """How a user endpoint's own list of rows compares with the store's, after putting it right."""
+
+    requeued: int
+    lost: list[int]
+    """Rows that had started and that it has no more."""
+    over: list[int]
+    """Rows that it holds and that have ended, or are not its own: to be cancelled there."""

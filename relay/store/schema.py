@@ -1,0 +1,75 @@
+"""The SQLite schema and its versions. `migrate` brings a database up to the newest; called when a store opens."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from mep_wire.states import TaskState
+
+_END = int(TaskState.SUCCESS)
+
+MIGRATIONS: tuple[str, ...] = (
+    f"""
+    CREATE TABLE accounts (account_id TEXT PRIMARY KEY, created_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE identities (
+        identity_id TEXT PRIMARY KEY, account_id TEXT NOT NULL REFERENCES accounts,
+        username TEXT NOT NULL UNIQUE COLLATE NOCASE, body BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX identities_account ON identities (account_id);
+    CREATE TABLE tokens (
+        token_hash BLOB PRIMARY KEY, account_id TEXT NOT NULL, identity_id TEXT NOT NULL, created_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX tokens_identity ON tokens (identity_id);
+
+    CREATE TABLE endpoints (
+        endpoint_id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, link_key BLOB NOT NULL,
+        deleted_at REAL NOT NULL DEFAULT 0, body BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX endpoints_link_key ON endpoints (link_key) WHERE deleted_at = 0;
+    CREATE INDEX endpoints_owner ON endpoints (owner);
+    CREATE TABLE functions (
+        function_row INTEGER PRIMARY KEY, function_id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
+        public INTEGER NOT NULL, deleted_at REAL NOT NULL DEFAULT 0, code BLOB NOT NULL, body BLOB NOT NULL
+    );
+    CREATE TABLE ueps (
+        uep_row INTEGER PRIMARY KEY, uep_id TEXT NOT NULL UNIQUE, endpoint_id TEXT NOT NULL, account_id TEXT NOT NULL,
+        identity_id TEXT NOT NULL, config BLOB NOT NULL, runtime BLOB NOT NULL,
+        link_key BLOB, join_hash BLOB NOT NULL DEFAULT x'', join_expires REAL NOT NULL DEFAULT 0
+    );
+    CREATE UNIQUE INDEX ueps_link_key ON ueps (link_key) WHERE link_key IS NOT NULL;
+    CREATE INDEX ueps_endpoint ON ueps (endpoint_id);
+    CREATE INDEX ueps_account ON ueps (account_id);
+
+    CREATE TABLE task_groups (group_row INTEGER PRIMARY KEY, group_id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL);
+    CREATE TABLE tasks (
+        row INTEGER PRIMARY KEY, task_id BLOB NOT NULL UNIQUE, group_row INTEGER NOT NULL, uep_row INTEGER NOT NULL,
+        function_row INTEGER NOT NULL, state INTEGER NOT NULL, submitted_at REAL NOT NULL,
+        started_at REAL NOT NULL DEFAULT 0, ended_at REAL NOT NULL DEFAULT 0, seq INTEGER
+    );
+    CREATE INDEX tasks_active ON tasks (uep_row, state, row) WHERE state < {_END};
+    CREATE INDEX tasks_group ON tasks (group_row, row);
+    CREATE TABLE inputs (
+        row INTEGER PRIMARY KEY, payload BLOB NOT NULL, resource_spec BLOB NOT NULL, walltime_s REAL NOT NULL
+    );
+    CREATE TABLE results (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, group_row INTEGER NOT NULL,
+        stored_at REAL NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL, payload BLOB NOT NULL,
+        correlation_id TEXT NOT NULL
+    );
+    CREATE INDEX results_group ON results (group_row, seq);
+    """,
+)
+"""One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
+
+
+class StateTooNew(RuntimeError):
+    """The relay's state was written by a newer version of the relay: upgrade this one."""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the database to the newest version, each step in a transaction. Raises StateTooNew."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StateTooNew(f"the state has schema version {version}, this relay knows {len(MIGRATIONS)}")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")

@@ -1,0 +1,235 @@
+"""The changes of the SQLite store. Each method runs inside a transaction that `Writer` opens and commits."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from mep_wire.errors import IdConflict
+from mep_wire.identity import Identity
+from mep_wire.states import TaskState
+from relay.store import statements as sql
+from relay.store.records import (
+    Added,
+    Caller,
+    Ending,
+    EndpointRecord,
+    FunctionRecord,
+    GroupRef,
+    Held,
+    NewTask,
+    QueuedTask,
+    Settled,
+    UepRecord,
+)
+
+
+class _Part:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+
+class _AccountTx(_Part):
+    def add_account(self, account_id: str, identity: Identity) -> None:
+        body = msgspec.msgpack.encode(identity)
+        try:
+            self._db.execute(sql.ADD_ACCOUNT, (account_id, time.time()))
+            self._db.execute(sql.ADD_IDENTITY, (identity.id, account_id, identity.username, body))
+        except sqlite3.IntegrityError as error:
+            raise IdConflict(id=identity.username) from error
+
+    def merge_accounts(self, keep: str, other: str) -> None:
+        for statement in sql.MERGE_ACCOUNTS:
+            self._db.execute(statement, {"keep": keep, "other": other})
+
+    def remove_account(self, account_id: str) -> None:
+        for statement in sql.REMOVE_ACCOUNT:
+            self._db.execute(statement, (account_id,))
+
+    def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
+        self._db.execute(sql.ADD_TOKEN, (token_hash, caller.account_id, caller.identity_id, now))
+
+    def remove_tokens(self, identity_id: str) -> int:
+        return self._db.execute(sql.REMOVE_TOKENS, (identity_id,)).rowcount
+
+
+class _RegistryTx(_Part):
+    def put_endpoint(self, endpoint: EndpointRecord) -> None:
+        body = msgspec.msgpack.encode(endpoint)
+        try:
+            self._db.execute(
+                sql.PUT_ENDPOINT, (endpoint.endpoint_id, endpoint.owner, endpoint.name, endpoint.link_key, body)
+            )
+        except sqlite3.IntegrityError as error:
+            raise IdConflict(id=f"link_public_key {endpoint.link_key.hex()}") from error
+
+    def delete_endpoint(self, endpoint_id: str, now: float) -> None:
+        self._db.execute(sql.DELETE_ENDPOINT, (now, endpoint_id))
+
+    def put_function(self, function: FunctionRecord) -> None:
+        body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
+        self._db.execute(
+            sql.ADD_FUNCTION, (function.function_id, function.owner, int(function.public), function.code, body)
+        )
+
+    def delete_function(self, function_id: str, now: float) -> None:
+        self._db.execute(sql.DELETE_FUNCTION, (now, function_id))
+
+    def put_uep(self, uep: UepRecord) -> UepRecord:
+        config, runtime = msgspec.json.encode(uep.config), msgspec.json.encode(uep.runtime)
+        self._db.execute(sql.ADD_UEP, (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime))
+        row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
+        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", join_hash=row[8], join_expires=row[9])
+
+    def set_join(self, uep_row: int, join_hash: bytes, expires: float) -> None:
+        self._db.execute(sql.SET_JOIN, (join_hash, expires, uep_row))
+
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes) -> bool:
+        try:
+            return self._db.execute(sql.ENROL, (link_key, uep_row, join_hash)).rowcount == 1
+        except sqlite3.IntegrityError:  # the key is enrolled for another user endpoint
+            return False
+
+    def clear_link(self, uep_row: int, link_key: bytes) -> None:
+        self._db.execute(sql.CLEAR_LINK, (uep_row, link_key))
+
+
+class SqliteTx(_AccountTx, _RegistryTx):
+    """`relay.store.base.Tx` over one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self._next_row = 0
+        self._groups: dict[str, GroupRef] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was remembered of the database: called after a rollback."""
+        (self._next_row,) = self._db.execute(sql.NEXT_ROW).fetchone()
+        self._groups.clear()
+
+    # --- submitting -------------------------------------------------------------------------------
+
+    def add_tasks(  # noqa: D102 - the contract has the text
+        self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float
+    ) -> Added:
+        group = self._group(group_id, owner)
+        first = self._next_row
+        rows = list(range(first, first + len(tasks)))
+        states = [int(TaskState.DISPATCHED)] * dispatched + [int(TaskState.QUEUED)] * (len(tasks) - dispatched)
+        self._db.execute("SAVEPOINT tasks")
+        try:
+            self._db.executemany(
+                sql.ADD_TASK,
+                [
+                    (row, task.task_id, group.row, uep_row, task.function.row, state, now)
+                    for row, task, state in zip(rows, tasks, states, strict=True)
+                ],
+            )
+        except sqlite3.IntegrityError:  # some id is known: a repeated submission, or a clash
+            self._db.execute("ROLLBACK TO tasks")
+            return self._add_unknown(group, uep_row, tasks, now)
+        finally:
+            self._db.execute("RELEASE tasks")
+        self._add_inputs(rows, tasks)
+        return Added(rows, group, len(tasks), repeated=False)
+
+    def _add_unknown(self, group: GroupRef, uep_row: int, tasks: Sequence[NewTask], now: float) -> Added:
+        rows, new = [], 0
+        for task in tasks:
+            known = self._db.execute(sql.KNOWN_TASK, (task.task_id,)).fetchone()
+            if known is None:
+                row, new = self._next_row, new + 1
+                self._db.execute(
+                    sql.ADD_TASK, (row, task.task_id, group.row, uep_row, task.function.row, int(TaskState.QUEUED), now)
+                )
+                self._add_inputs([row], [task])
+                known = (row, group.row, uep_row, task.function.row)
+            if known[1:] != (group.row, uep_row, task.function.row):
+                raise IdConflict(id=task.task_id.hex())
+            rows.append(known[0])
+        return Added(rows, group, new, repeated=True)
+
+    def _add_inputs(self, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
+        self._db.executemany(
+            sql.ADD_INPUT,
+            [(row, t.payload, t.resource_spec, t.walltime_s) for row, t in zip(rows, tasks, strict=True)],
+        )
+        self._next_row = max(self._next_row, rows[-1] + 1) if rows else self._next_row
+
+    def _group(self, group_id: str, owner: str) -> GroupRef:
+        group = self._groups.get(group_id)
+        if group is None:
+            self._db.execute(sql.ADD_GROUP, (group_id, owner))
+            group = GroupRef(*self._db.execute(sql.GROUP, (group_id,)).fetchone())
+        if group.owner != owner:
+            raise IdConflict(id=group_id)
+        return group
+
+    # --- dispatching ------------------------------------------------------------------------------
+
+    def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:  # noqa: D102
+        taken: list[QueuedTask] = []
+        size = 0
+        cursor = self._db.execute(sql.QUEUED_TASKS, (uep_row, limit))
+        for row in cursor:
+            size += len(row[3])
+            if taken and size > max_bytes:
+                break
+            taken.append(QueuedTask(*row))
+        cursor.close()
+        self._db.executemany(sql.MARK_DISPATCHED, [(task.row, uep_row) for task in taken])
+        return taken
+
+    def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:  # noqa: D102
+        self._db.executemany(sql.MARK_STARTED, [(now, row, uep_row) for row in rows])
+
+    def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:  # noqa: D102
+        if rows is None:
+            return self._db.execute(sql.REQUEUE_NOT_STARTED, (uep_row,)).rowcount
+        return max(0, self._db.executemany(sql.REQUEUE, [(row, uep_row) for row in rows]).rowcount)
+
+    def reconcile(self, uep_row: int, held: Sequence[int]) -> Held:  # noqa: D102
+        holds = set(held)
+        self._db.executemany(sql.MARK_DISPATCHED, [(row, uep_row) for row in holds])
+        active = dict(self._db.execute(sql.ACTIVE_ROWS, (uep_row,)).fetchall())
+        away = [row for row, state in active.items() if row not in holds and state == TaskState.DISPATCHED]
+        lost = [row for row, state in active.items() if row not in holds and state == TaskState.RUNNING]
+        requeued = self.requeue(uep_row, away) if away else 0
+        return Held(requeued, lost, [row for row in holds if row not in active])
+
+    def running_rows(self, uep_row: int) -> list[int]:  # noqa: D102
+        return [row[0] for row in self._db.execute(sql.RUNNING_ROWS, (uep_row,))]
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:  # noqa: D102
+        groups: set[int] = set()
+        ended, now = 0, time.time()
+        execute = self._db.execute
+        for one in endings:
+            found = execute(sql.OPEN_TASK, (one.row, uep_row)).fetchone()
+            if found is None:
+                continue
+            groups.add(found[0])
+            seq = execute(
+                sql.ADD_RESULT, (one.row, found[0], now, one.code, one.text, one.payload, one.correlation_id)
+            ).lastrowid
+            execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
+            ended += 1
+        return Settled(frozenset(groups), ended)
+
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:  # noqa: D102
+        rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
+        return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row[0]) for row in rows])
+
+    def sweep(self, ended_before: float, limit: int) -> int:  # noqa: D102
+        oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()
+        old = [(seq, row) for seq, row, stored_at in oldest if stored_at < ended_before]
+        for statement in sql.SWEEP:
+            self._db.executemany(statement, [(row,) for _, row in old])
+        self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, _ in old])
+        return len(old)

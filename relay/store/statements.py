@@ -1,0 +1,159 @@
+"""Every SQL statement of the SQLite store, by name, each with a line on what it is for.
+
+The only thing formatted into them is the numbers of states, from the tables of mep_wire.states.
+"""
+# ruff: noqa: S608 - see above
+
+from __future__ import annotations
+
+from typing import Final
+
+from mep_wire.states import TASK_TRANSITIONS, TaskState
+
+
+def _may_become(then: TaskState) -> str:
+    """SQL list of the states from which a task may go to `then`."""
+    return "(" + ",".join(str(int(now)) for now, after in TASK_TRANSITIONS.items() if then in after) + ")"
+
+
+_QUEUED: Final = int(TaskState.QUEUED)
+_DISPATCHED: Final = int(TaskState.DISPATCHED)
+_RUNNING: Final = int(TaskState.RUNNING)
+_END: Final = int(TaskState.SUCCESS)
+
+# --- people -----------------------------------------------------------------------------------------
+
+ADD_ACCOUNT = "INSERT INTO accounts VALUES (?, ?)"
+ADD_IDENTITY = "INSERT INTO identities VALUES (?, ?, ?, ?)"
+ADD_TOKEN = "INSERT INTO tokens VALUES (?, ?, ?, ?)"  # noqa: S105 - SQL, not a secret
+REMOVE_TOKENS = "DELETE FROM tokens WHERE identity_id = ?"
+REMOVE_ACCOUNT = (
+    "DELETE FROM tokens WHERE account_id = ?",
+    "DELETE FROM identities WHERE account_id = ?",
+    "DELETE FROM accounts WHERE account_id = ?",
+)
+# Everything that one person has becomes another's.
+MERGE_ACCOUNTS = (
+    "UPDATE identities SET account_id = :keep WHERE account_id = :other",
+    "UPDATE tokens SET account_id = :keep WHERE account_id = :other",
+    "UPDATE endpoints SET owner = :keep WHERE owner = :other",
+    "UPDATE functions SET owner = :keep WHERE owner = :other",
+    "UPDATE ueps SET account_id = :keep WHERE account_id = :other",
+    "UPDATE task_groups SET owner = :keep WHERE owner = :other",
+    "DELETE FROM accounts WHERE account_id = :other",
+)
+CALLER = "SELECT account_id, identity_id FROM tokens WHERE token_hash = ?"
+IDENTITIES = "SELECT body FROM identities WHERE account_id = ? ORDER BY identity_id"
+ACCOUNT_OF = "SELECT account_id, identity_id FROM identities WHERE username = ?"
+ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY account_id ORDER BY first"
+
+# --- endpoints, functions, user endpoints -----------------------------------------------------------
+
+# Add or replace an endpoint; its link key must be its own.
+PUT_ENDPOINT = (
+    "INSERT INTO endpoints (endpoint_id, owner, name, link_key, body) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (endpoint_id) DO UPDATE SET name = excluded.name, link_key = excluded.link_key, "
+    "body = excluded.body, deleted_at = 0"
+)
+DELETE_ENDPOINT = "UPDATE endpoints SET deleted_at = ? WHERE endpoint_id = ? AND deleted_at = 0"
+ENDPOINT = "SELECT owner, deleted_at, body FROM endpoints WHERE endpoint_id = ?"
+ENDPOINTS = "SELECT owner, deleted_at, body FROM endpoints WHERE deleted_at = 0 ORDER BY name, endpoint_id"
+ENDPOINTS_OF = (
+    "SELECT owner, deleted_at, body FROM endpoints WHERE deleted_at = 0 AND owner = ? ORDER BY name, endpoint_id"
+)
+
+ADD_FUNCTION = "INSERT INTO functions (function_id, owner, public, code, body) VALUES (?, ?, ?, ?, ?)"
+DELETE_FUNCTION = "UPDATE functions SET deleted_at = ? WHERE function_id = ?"
+FUNCTION = "SELECT owner, body, code FROM functions WHERE function_id = ? AND deleted_at = 0"
+FUNCTION_REF = "SELECT function_row, function_id, owner, public FROM functions WHERE function_id = ? AND deleted_at = 0"
+FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
+
+ADD_UEP = (
+    "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime) VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (uep_id) DO NOTHING"
+)
+SET_JOIN = "UPDATE ueps SET join_hash = ?, join_expires = ? WHERE uep_row = ?"
+# Spend a join token: only while it is the stored one.
+ENROL = "UPDATE ueps SET link_key = ?, join_hash = x'', join_expires = 0 WHERE uep_row = ? AND join_hash = ?"
+CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
+_UEP = (
+    "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, join_hash, join_expires "
+    "FROM ueps "
+)
+UEP = _UEP + "WHERE uep_id = ?"
+UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
+# User endpoints that may have a process or that tasks wait for.
+UEPS_IN_USE = _UEP + (
+    f"WHERE (link_key IS NOT NULL OR EXISTS (SELECT 1 FROM tasks WHERE tasks.uep_row = ueps.uep_row AND state < {_END}))"
+)
+UEPS_IN_USE_OF = UEPS_IN_USE + " AND endpoint_id = ?"
+
+# --- tasks: changes ---------------------------------------------------------------------------------
+
+NEXT_ROW = "SELECT coalesce(max(row), 0) + 1 FROM tasks"
+ADD_GROUP = "INSERT INTO task_groups (group_id, owner) VALUES (?, ?) ON CONFLICT (group_id) DO NOTHING"
+ADD_TASK = (
+    "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+ADD_INPUT = "INSERT INTO inputs VALUES (?, ?, ?, ?)"
+# What a task id stands for already, to tell a repeated submission from a clash.
+KNOWN_TASK = "SELECT row, group_row, uep_row, function_row FROM tasks WHERE task_id = ?"
+QUEUED_TASKS = (
+    "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s "
+    "FROM tasks t JOIN inputs i ON i.row = t.row JOIN functions f ON f.function_row = t.function_row "
+    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} ORDER BY t.row LIMIT ?"
+)
+MARK_DISPATCHED = (
+    f"UPDATE tasks SET state = {_DISPATCHED} WHERE row = ? AND uep_row = ? "
+    f"AND state IN {_may_become(TaskState.DISPATCHED)}"
+)
+MARK_STARTED = (
+    f"UPDATE tasks SET state = {_RUNNING}, started_at = ? WHERE row = ? AND uep_row = ? "
+    f"AND state IN {_may_become(TaskState.RUNNING)}"
+)
+REQUEUE = (
+    f"UPDATE tasks SET state = {_QUEUED} WHERE row = ? AND uep_row = ? AND state IN {_may_become(TaskState.QUEUED)}"
+)
+REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED}"
+ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING})"
+RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} ORDER BY row"
+QUEUED_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} ORDER BY row LIMIT ?"
+# The group of a task that may still end, and proof that it is this user endpoint's.
+OPEN_TASK = f"SELECT group_row FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
+ADD_RESULT = (
+    "INSERT INTO results (row, group_row, stored_at, code, text, payload, correlation_id) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+END_TASK = (
+    "UPDATE tasks SET state = ?, seq = ?, started_at = max(started_at, ?), ended_at = ? "
+    f"WHERE row = ? AND state < {_END}"
+)
+# Results are stored in the order of their ends. The newest task stays, so that its row is never given again.
+OLDEST_RESULTS = (
+    "SELECT seq, row, stored_at FROM results WHERE row <> (SELECT max(row) FROM tasks) ORDER BY seq LIMIT ?"
+)
+SWEEP = (
+    "DELETE FROM inputs WHERE row = ?",
+    "DELETE FROM tasks WHERE row = ?",
+)
+SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
+
+# --- tasks: questions -------------------------------------------------------------------------------
+
+HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED})"
+HAS_ACTIVE = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}))"
+OPEN_TASKS = (
+    f"SELECT count(*) FROM ueps u JOIN tasks t ON t.uep_row = u.uep_row WHERE u.account_id = ? AND t.state < {_END}"
+)
+TASK = (
+    "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, t.ended_at, "
+    "r.code, r.text, r.payload, r.correlation_id "
+    "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
+    "WHERE t.task_id = ?"
+)
+GROUP = "SELECT group_row, group_id, owner FROM task_groups WHERE group_id = ?"
+GROUP_TASKS = "SELECT task_id FROM tasks WHERE group_row = ? ORDER BY row"
+COMPLETIONS = (
+    "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id "
+    "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"
+)
