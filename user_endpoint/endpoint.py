@@ -275,7 +275,7 @@ class UserEndpoint:
 
     def next_deadline(self) -> float | None:
         """Return when `tick` must be called next, by the clock, or None."""
-        due = [self._spool.sync_due]
+        due = [self._spool.tick_at]
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         else:

@@ -12,6 +12,7 @@ The directory is this user's alone (paths.py). Called by the user endpoint, whic
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
@@ -29,6 +30,8 @@ MEMORY_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """The same for results that the disk did not take."""
 SYNC_AFTER_S: Final = 0.25
 """A result unconfirmed for this long is forced to the disk."""
+RETRY_S: Final = 5.0
+"""Pause before a disk that refused results is tried again."""
 _HEADER: Final = 8
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -109,7 +112,8 @@ class Spool:
         self._disk_bytes = self._memory_bytes = 0
         self._segments: list[_Segment] = []
         self._active: _Segment | None = None
-        self._unsynced_since: float | None = None
+        self._tick_at: float | None = None
+        self._refusing = False
 
     # --- state ----------------------------------------------------------------------------------------
 
@@ -130,9 +134,9 @@ class Spool:
         return self._disk_bytes > self._limits[0] or self._memory_bytes > self._limits[1]
 
     @property
-    def sync_due(self) -> float | None:
+    def tick_at(self) -> float | None:
         """When `tick` should be called, by the clock, or None."""
-        return None if self._unsynced_since is None else self._unsynced_since + SYNC_AFTER_S
+        return self._tick_at
 
     # --- results --------------------------------------------------------------------------------------
 
@@ -165,15 +169,17 @@ class Spool:
         for item, record in zip(items, records, strict=True):
             self._index(item.row, segment, offset, len(record))
             offset += len(record)
-        if self._unsynced_since is None:
-            self._unsynced_since = self._clock()
+        self._refusing = False
+        if self._tick_at is None:
+            self._tick_at = self._clock() + SYNC_AFTER_S
 
     def durable(self, rows: Sequence[int]) -> None:
         """The relay has these results on its disk."""
         for row in rows:
             self._forget(row)
+        if not len(self):
+            self._tick_at = None
         if not self._where:
-            self._unsynced_since = None
             if self._active is not None and self._active.size > SEGMENT_BYTES // 8:
                 self._remove_confirmed()
         elif self._segments:
@@ -187,22 +193,26 @@ class Spool:
 
     def tick(self) -> None:
         """Force to the disk what is unconfirmed for too long; move what memory holds to a disk that has room."""
-        due = self.sync_due
-        if due is None or self._clock() < due:
+        if self._tick_at is None or self._clock() < self._tick_at:
             return
-        self._unsynced_since = None
+        self._tick_at = None
+        if self._memory:
+            items = list(self._memory.values())
+            self._memory.clear()
+            self._memory_bytes = 0
+            self.add(items)
+            return
         try:
             if self._active is not None:
                 os.fdatasync(self._active.descriptor)
-            if self._memory:
-                self._retry_memory()
         except OSError as error:
             self._report(f"results cannot be forced to the disk: {error.strerror}")
 
     def close(self) -> None:
         """Remove what is confirmed and close the files; unconfirmed results stay for the next process."""
         if self._where and self._active is not None:
-            os.fdatasync(self._active.descriptor)
+            with contextlib.suppress(OSError):
+                os.fdatasync(self._active.descriptor)
         self._retire_active()
         self._remove_confirmed()
         for segment in self._segments:
@@ -248,16 +258,11 @@ class Spool:
             self._segments.remove(segment)
 
     def _keep_in_memory(self, items: Sequence[ResultItem], error: OSError) -> None:
-        if not self._memory:
+        if not self._refusing:
+            self._refusing = True
             self._report(f"results cannot be written to disk and stay in memory: {error.strerror}")
         for item in items:
             self._forget(item.row)
             self._memory[item.row] = item
             self._memory_bytes += len(item.payload)
-        self._unsynced_since = self._clock()
-
-    def _retry_memory(self) -> None:
-        items = list(self._memory.values())
-        self._memory.clear()
-        self._memory_bytes = 0
-        self.add(items)
+        self._tick_at = self._clock() + RETRY_S

@@ -32,6 +32,10 @@ _MOST_WAITING: Final = 256
 _TURN: Final = 64
 _MAX_FAILED_STARTS: Final = 5
 _RESTART_DELAY_S: Final = 0.5
+_SPARE_S: Final = 10.0
+"""A worker that never had a task is ended after this: another takes a millisecond or two to fork."""
+_WARM_S: Final = 300.0
+"""One that had is kept longer, for the modules that the person's functions have imported."""
 
 
 class ProcessPoolEngine:
@@ -118,6 +122,7 @@ class ProcessPoolEngine:
                 self._read_server()
         self._enforce_walltimes()
         self._dispatch()
+        self._retire()
         events, self._events = self._events, []
         return events
 
@@ -141,7 +146,13 @@ class ProcessPoolEngine:
     # --- handing out ----------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        queue, now = self._queue, self._clock()
+        now = self._clock()
+        self._hand_out(now)
+        if not self._draining and self._take_from_busy(now):
+            self._hand_out(now)
+
+    def _hand_out(self, now: float) -> None:
+        queue = self._queue
         while queue:
             worker = self._idle_worker(now) or self._short_worker(queue[0])
             if worker is None or not worker.send(queue[0], now):
@@ -149,8 +160,16 @@ class ProcessPoolEngine:
             task = queue.popleft()
             if len(worker.sent) == 1:
                 self._events.append(TaskStarted(task.row))
-        if not self._draining:
-            self._steal_for_idle(now)
+
+    def _take_from_busy(self, now: float) -> bool:
+        """Take what waits behind one worker's running task, if another has nothing to do; return whether there was."""
+        if self._queue:
+            return False
+        victims = [worker for worker in self._workers.values() if len(worker.sent) > 1]
+        if not victims or self._idle_worker(now) is None:
+            return False
+        self._take_back(max(victims, key=lambda worker: len(worker.sent)))
+        return bool(self._queue)
 
     def _idle_worker(self, now: float) -> WorkerHandle | None:
         for worker in self._workers.values():
@@ -166,31 +185,14 @@ class ProcessPoolEngine:
             return None
         best: WorkerHandle | None = None
         for worker in self._workers.values():
-            if worker.ending is not None or len(worker.sent) >= DEPTH:
+            if worker.ending is not None or not 0 < len(worker.sent) < DEPTH:
                 continue
-            if (best is None or len(worker.sent) < len(best.sent)) and self._only_short(worker):
+            if (best is None or len(worker.sent) < len(best.sent)) and self._all_short(worker):
                 best = worker
         return best
 
-    def _only_short(self, worker: WorkerHandle) -> bool:
-        return self._pace.is_short(worker.sent[-1].function_id)
-
-    def _steal_for_idle(self, now: float) -> None:
-        """Let a worker with nothing to do have what waits behind another's running task."""
-        victims = [worker for worker in self._workers.values() if len(worker.sent) > 1]
-        if not victims:
-            return
-        idle = self._idle_worker(now)
-        if idle is None:
-            return
-        self._take_back(max(victims, key=lambda worker: len(worker.sent)))
-        if self._queue and idle.send(self._queue[0], now):
-            self._events.append(TaskStarted(self._queue.popleft().row))
-        while self._queue:
-            worker = self._short_worker(self._queue[0])
-            if worker is None or not worker.send(self._queue[0], now):
-                return
-            self._queue.popleft()
+    def _all_short(self, worker: WorkerHandle) -> bool:
+        return all(self._pace.is_short(task.function_id) for task in worker.sent)
 
     def _take_back(self, worker: WorkerHandle) -> None:
         self._queue.extendleft(reversed(worker.take_back()))
@@ -290,6 +292,13 @@ class ProcessPoolEngine:
             worker.ending = code
             self._order(("kill", worker.number, int(signal.SIGKILL)))
 
+    def _retire(self) -> None:
+        """Give back the memory of workers that nobody has needed for a while."""
+        now = self._clock()
+        for worker in list(self._workers.values()):
+            if not worker.sent and now - worker.began > (_WARM_S if worker.served else _SPARE_S):
+                self._forget(worker)
+
     def _forget(self, worker: WorkerHandle) -> None:
         del self._workers[worker.number]
         del self._by_descriptor[worker.sock.fileno()]
@@ -308,7 +317,7 @@ class ProcessPoolEngine:
     def _spawn(self) -> WorkerHandle | None:
         self._last_number += 1
         try:
-            worker = WorkerHandle(self._last_number)
+            worker = WorkerHandle(self._last_number, self._clock())
         except OSError as error:
             self._start_failed(f"no socket: {error.strerror}")
             return None

@@ -20,14 +20,14 @@ DEPTH = 16
 class WorkerHandle:
     """A worker that was asked for; it may not have been forked yet, which makes no difference to its socket."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, now: float) -> None:
         self.number = number
         self.sock, self.worker_end = frames.pair()
         self.sock.setblocking(False)
         self.sent: deque[EngineTask] = deque()
         """Tasks sent and not answered: the first one runs, the others wait in the socket."""
-        self.began = 0.0
-        """When the first of `sent` began, by time.monotonic()."""
+        self.began = now
+        """When the first of `sent` began, or when there was last nothing to do, by the engine's clock."""
         self.functions: set[str] = set()
         self.ending: str | None = None
         """The error code with which its task ends once it is dead, where we are killing it."""
