@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from types import FrameType
 
 from refusals import show_refusals
@@ -23,6 +24,8 @@ from sitekit.site import ADMIN, Person, Site
 from template import configure
 from tutorial import estimate_pi, run_tutorial
 from visitor import Visitor, measure, show_who
+
+from mep_wire.errors import MepError
 
 
 def _accounts(site: Site) -> list[Account]:
@@ -56,6 +59,14 @@ def run(console: Console, site: Site) -> None:
     report.note(f"relay {site.relay.url}, endpoint {endpoint.id}, {'multi' if site.multi_user else 'single'}-user")
 
     visitors = _visitors(site, endpoint, people, accounts)
+    with ExitStack() as closing:
+        for visitor in visitors:
+            closing.callback(visitor.close)
+        use(report, site, visitors)
+
+
+def use(report: Report, site: Site, visitors: list[Visitor]) -> None:
+    """What the people do with the endpoint."""
     report.step("Each person's function runs as that person's account, with the value that the person chose")
     for visitor in visitors:
         show_who(report, visitor)
@@ -64,10 +75,18 @@ def run(console: Console, site: Site) -> None:
     show_refusals(report, site, visitors[0])
     report.step("Measuring")
     rows = [measure(visitor) for visitor in visitors]
-    rows.append(measure(visitors[0].with_config(engine="GlobusComputeEngine"), tasks=500))
-    for visitor in visitors:
-        visitor.close()
+    parsl = visitors[0].with_config(engine="GlobusComputeEngine")
+    rows.append(measure(parsl, tasks=1000))
+    parsl.close()
     report.table(rows)
+
+
+def _run_or_explain(console: Console, site: Site) -> None:
+    try:
+        run(console, site)
+    except (SiteError, MepError, TimeoutError):
+        console.print(site.logs(), markup=False)
+        raise
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -84,11 +103,11 @@ def main() -> int:
     started = time.monotonic()
     try:
         with Site("mepdemo") as site:
-            run(console, site)
+            _run_or_explain(console, site)
             console.print("\nStopping everything and removing what was made ...", end=" ")
         console.print(f"done, after {time.monotonic() - started:.0f} s in all.")
-    except SiteError as error:
-        console.print(f"[red]{error}[/red]")
+    except (SiteError, MepError, TimeoutError) as error:
+        console.print(f"the demo failed: {error or type(error).__name__}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
         console.print("\ninterrupted; everything was stopped and removed")

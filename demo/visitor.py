@@ -60,9 +60,9 @@ class Visitor:
         return found
 
     def close(self) -> None:
-        """Close the executor."""
+        """Close the executor without waiting for anything."""
         if self._executor is not None:
-            self._executor.shutdown()
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def show_who(report: Report, visitor: Visitor) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from sitekit import accounts
 from sitekit.accounts import Account
-from sitekit.daemon import BIN, Daemon, command
+from sitekit.daemon import BIN, Daemon, command, tail
 from sitekit.endpoint import Endpoint
 from sitekit.ledger import Ledger
 
@@ -50,7 +50,7 @@ class Relay:
         http, link = self._ports
         self._daemon = Daemon(
             *(BIN / "mep-relay", "serve", "--state", self.state),
-            *("--listen", f"127.0.0.1:{http}", "--link", f"tcp://127.0.0.1:{link}"),
+            *("--port", str(http), "--link-port", str(link)),
             env={},
             log=self._log,
             ledger=self._ledger,
@@ -85,8 +85,8 @@ class Relay:
 
     def add_person(self, username: str) -> Person:
         """Add somebody and return them with their token."""
-        said = self.run("user", "add", username)
-        return Person(username, said.split()[-1], self.url)
+        said = json.loads(self.run("user", "add", username, "--json"))
+        return Person(username, said["token"], self.url)
 
     def run(self, *words: str) -> str:
         """Run a subcommand of mep-relay on this relay's state; returns what it printed."""
@@ -150,6 +150,11 @@ class Site:
         endpoint.configure(owner)
         self._stack.callback(endpoint.stop)
         return endpoint
+
+    def logs(self) -> str:
+        """Return the end of every log of the site and of its people's user endpoints."""
+        files = [*self.root.glob("logs/*.log"), *self.root.glob("home/*/.mep/uep/*/*.log")]
+        return "\n".join(f"--- {file.relative_to(self.root)}\n{tail(file)}" for file in files)
 
     def close(self) -> None:
         """Stop and remove everything."""
