@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that say what the code declares: states and errors (`make docs`).
+"""Writes the pages of docs/ that say what the code declares: states, errors and configuration (`make docs`).
 
 A test compares the pages with what this prints, so that neither can change without the other.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mep.config.describe import docs_table
 from mep_wire import errors, states
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +85,24 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"states.md": states_page, "errors.md": errors_page}
+def configuration_page() -> str:
+    """Return docs/configuration.md."""
+    lines = [
+        NOTE,
+        "# The endpoint's configuration\n",
+        "`/etc/mep/NAME/config.yaml` (a person's own endpoint: `~/.mep/NAME/config.yaml`). `mep configure NAME` writes",
+        "it with every key and its default, `mep check NAME` checks it, and `kill -HUP` of the monitor reads it again.",
+        "Paths may be relative to the file. A key that is not in this table is refused, with file and line.\n",
+        docs_table(),
+    ]
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "states.md": states_page,
+    "errors.md": errors_page,
+    "configuration.md": configuration_page,
+}
 
 
 def main() -> None:

@@ -12,16 +12,11 @@ import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 
 from mep.cli.failures import CliFailed
-from mep.config.paths import FIVE_FILES, MAPPER_ACCOUNT, MAPPING, EndpointPaths
-
-
-def default_file(name: str) -> str:
-    """Return the text of a default of one of the five files (config.yaml has none: it is generated)."""
-    return resources.files("mep.config").joinpath("defaults", name).read_text()
+from mep.config.example import default_file
+from mep.config.paths import CONFIG, FIVE_FILES, MAPPER_ACCOUNT, MAPPING, EndpointPaths
 
 
 def write_new(path: Path, data: bytes, *, mode: int, owner: int = -1, group: int = -1) -> None:
@@ -90,8 +85,7 @@ def write_five_files(where: EndpointPaths, config: str) -> None:
             f"To use these files: mep register {where.name}. To begin anew: mep delete {where.name} first."
         )
     make_parents(where.config_dir.parent, privileged=where.privileged)
-    files = {name: default_file(name) for name in FIVE_FILES if name != FIVE_FILES[0]}
-    files[FIVE_FILES[0]] = config
+    files = {name: config if name == CONFIG else default_file(name) for name in FIVE_FILES}
     try:
         with new_directory(where.config_dir, mode=0o755 if where.privileged else 0o700) as staging:
             _fill(staging, files, privileged=where.privileged)

@@ -13,6 +13,7 @@ from mep.cli.failures import CliFailed, Exit
 from mep.cli.output import emit, emit_rows, fields_text, warn
 
 if TYPE_CHECKING:
+    from mep.boundary.runtime import MonitorStatus
     from mep.config.paths import EndpointPaths, Roots
     from mep.config.resolver import Resolution
 
@@ -92,6 +93,12 @@ def _require_endpoint(where: EndpointPaths) -> None:
         raise CliFailed(f"there is no endpoint {where.name} in {where.config_dir}")
 
 
+def _state(pid: int | None, status: MonitorStatus | None, endpoint_id: str) -> str:
+    if pid is not None:
+        return status.state if status is not None else "starting"
+    return "stopped" if endpoint_id else "not registered"
+
+
 def _describe(where: EndpointPaths) -> dict[str, Any]:
     from mep.boundary.runtime import read_status, running_monitor
     from mep.config.registration import read_registration
@@ -103,13 +110,13 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
         registration = read_registration(where.registration, where.name)
         endpoint_id, relay = registration.endpoint_id, registration.relay_url
     except ConfigRefused:
-        endpoint_id, relay = "not registered", ""
+        endpoint_id, relay = "", ""
     return {
         "name": where.name,
-        "state": status.state if status is not None else "running" if pid is not None else "stopped",
+        "state": _state(pid, status, endpoint_id),
         "endpoint_id": endpoint_id,
         "relay": relay,
-        "pid": pid or "",
+        "pid": pid,
         "link": status.link_state if status is not None else "",
         "link_detail": status.link_detail if status is not None else "",
         "mapping": status.mapping_loaded if status is not None else "",
@@ -146,7 +153,7 @@ def status(ctx: click.Context, name: str, as_json: bool) -> None:
         f"  {one.get('local_user')}  {one.get('uep_id')}  {one.get('state')}  pid {one.get('pid')}" for one in running
     ]
     emit(value, "\n".join([text, *lines]), as_json=as_json)
-    if value["state"] == "stopped":
+    if value["pid"] is None:
         ctx.exit(Exit.NOT_RUNNING)
 
 
