@@ -126,9 +126,10 @@ def _http_config(app: App) -> uvicorn.Config:
 
 
 async def _sweep(store: SqliteStore, retention_s: float) -> None:
-    """Remove old records, a few at a time."""
+    """Remove old records, a page at a time, and soon again while there are more."""
+    pause = SWEEP_INTERVAL_S
     while True:
-        await asyncio.sleep(SWEEP_INTERVAL_S)
+        await asyncio.sleep(pause)
         before = time.time() - retention_s
-        while await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False)) == SWEEP_PAGE:  # type: ignore[misc]
-            await asyncio.sleep(0.1)
+        removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
+        pause = SWEEP_INTERVAL_S if removed < SWEEP_PAGE else 0.1

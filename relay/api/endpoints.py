@@ -123,7 +123,7 @@ async def _put(service: Service, request: Request, endpoint_id: str, old: Endpoi
         raise TokenUnknown
     await durable(service.store.submit(lambda tx: tx.put_endpoint(record)))
     if old is not None:
-        await service.dispatcher.endpoint_changed(record, old)
+        service.dispatcher.endpoint_changed(record, old)
     return RegisterAnswer(
         endpoint_id=endpoint_id,
         link_address=service.link_address,

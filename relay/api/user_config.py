@@ -16,9 +16,10 @@ import jsonschema
 import re2
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend, validator_for
+from jsonschema_specifications import REGISTRY as SPECIFICATIONS  # type: ignore[import-untyped]  # it has no stubs
 from referencing import Resource
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
+from referencing.jsonschema import DRAFT202012
 
 from mep_wire.errors import BodyInvalid, PayloadTooLarge, UserConfigInvalid, UserConfigReserved
 from mep_wire.ids import canonical_json
@@ -89,7 +90,8 @@ _OWN: Mapping[str, Keyword] = {
 
 def _validator_class(base: Any) -> Any:
     keywords = {**base.VALIDATORS, **{name: own for name, own in _OWN.items() if name in base.VALIDATORS}}
-    return extend(base, {name: _timed(keyword) for name, keyword in keywords.items()})
+    timed = {name: _timed(keyword) for name, keyword in keywords.items()}
+    return extend(base, timed)  # type: ignore[no-untyped-call]  # the stubs give it no types
 
 
 _classes: dict[Any, Any] = {}

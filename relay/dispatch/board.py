@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
+
 from mep_wire.states import UepState, next_uep_state
 from relay.log import logger
 from relay.plane.base import Peer, Plane
@@ -65,11 +67,31 @@ class Uep:
         if then is not self.state:
             self.state = next_uep_state(self.state, then)
 
+    def unlink(self) -> None:
+        """Forget the link, and what went over it."""
+        if self.peer is not None:
+            self.peer.session = None
+        self.peer, self.credit = None, 0
+        self.functions_sent.clear()
+
+    def set_link_key(self, key: bytes) -> None:
+        """Note which process this is, none with an empty key."""
+        self.record = msgspec.structs.replace(self.record, link_key=key, join_hash=b"", join_expires=0.0)
+
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
+
+
+@dataclass(eq=False, slots=True)
+class Joining:
+    """The session of a peer whose join is being stored: what it says meanwhile waits."""
+
+    record: UepRecord
+    offered: bytes
+    early: list[bytes] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -95,6 +117,10 @@ class Board:
             known = self.ueps[record.uep_id] = self.by_row[record.row] = Uep(record)
             known.has_queued = self.store.has_queued(record.row)
         return known
+
+    def of_endpoint(self, endpoint_id: str) -> list[Uep]:
+        """Return the live user endpoints of one endpoint."""
+        return [uep for uep in self.ueps.values() if uep.record.endpoint_id == endpoint_id]
 
     def forget_idle(self, uep: Uep) -> None:
         """Drop the live record of a user endpoint that has nothing to remember."""

@@ -198,6 +198,14 @@ class Delivery:
         """A user endpoint gives rows back that it has not started."""
         self._put_back(uep, rows)
 
+    def take_back(self, uep: Uep) -> None:
+        """Queue again everything that was sent and not started."""
+
+        def requeued(count: int) -> None:
+            uep.has_queued = uep.has_queued or bool(count)
+
+        self._board.when_durable(self._board.store.submit(lambda tx: tx.requeue(uep.row, None)), requeued)
+
     async def end_rows(self, uep: Uep, endings: Sequence[Ending]) -> None:
         """End these rows."""
         if endings:

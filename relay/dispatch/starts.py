@@ -13,9 +13,17 @@ import time
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mep_wire import codec
-from mep_wire.errors import SiteBusy, StartRequestRefused, StartRequestStale, StartTimeout, rebuild
+from mep_wire.errors import (
+    MepError,
+    SiteBusy,
+    StartRequestRefused,
+    StartRequestStale,
+    StartTimeout,
+    UserEndpointLost,
+    rebuild,
+)
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
-from mep_wire.messages import StartAnswer
+from mep_wire.messages import StartAnswer, UepEnded
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep, durable
 from relay.dispatch.delivery import Delivery
@@ -28,6 +36,8 @@ FIRST_RETRY_S = 0.25
 MAX_RETRY_S = 60.0
 MAX_SILENT_STARTS = 3
 """Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
+MAX_LOSSES = 3
+"""Processes lost in a row, with no task ended, after which the tasks that wait fail."""
 _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 
 
@@ -49,13 +59,13 @@ class Starts:
 
     def want_all(self, endpoint_id: str, *, at_once: bool) -> None:
         """Ask for whatever waits at this endpoint; `at_once` does not wait for back-off."""
-        for uep in [uep for uep in self._board.ueps.values() if uep.record.endpoint_id == endpoint_id]:
+        for uep in self._board.of_endpoint(endpoint_id):
             if at_once and not uep.starting and uep.state in _NOT_RUNNING:
                 uep.set_timer(None)
             self.want(uep)
 
     def _under_way(self, endpoint_id: str) -> int:
-        return sum(uep.starting and uep.record.endpoint_id == endpoint_id for uep in self._board.ueps.values())
+        return sum(uep.starting for uep in self._board.of_endpoint(endpoint_id))
 
     async def _ask(self, uep: Uep, link: ManagerLink) -> None:
         made = self._make(uep, link)
@@ -135,12 +145,11 @@ class Starts:
         else:
             self._again_later(uep)
 
-    async def _refuse(self, uep: Uep, error: Exception) -> None:
+    async def _refuse(self, uep: Uep, error: MepError) -> None:
         """The start will not be: the tasks that wait for it fail with the reason."""
-        assert isinstance(error, (StartRequestRefused, StartTimeout)) or hasattr(error, "code")
         logger.warning("start of %s refused: %s", uep.record.uep_id, error)
         uep.set_timer(None)
-        await self._delivery.end_queue(uep, error)  # type: ignore[arg-type]
+        await self._delivery.end_queue(uep, error)
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
         uep.starting, uep.attempts = False, 0
@@ -155,16 +164,33 @@ class Starts:
         uep.starting, uep.attempts = False, 0
         self.want_all(uep.record.endpoint_id, at_once=False)
 
+    async def died_unjoined(self, uep: Uep, message: UepEnded) -> None:
+        """A process ended before it joined."""
+        uep.set_timer(None)
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting = False
+        await self.count_loss(uep, message.code, message.text)
+        self.want(uep)
+
+    async def count_loss(self, uep: Uep, code: str, text: str) -> None:
+        """A process was lost: tasks must not start processes that die at once for ever."""
+        uep.losses += 1
+        if uep.losses >= MAX_LOSSES:
+            uep.losses = 0
+            reason = f"{MAX_LOSSES} processes ended in a row before any task did; the last: {text or code}"
+            await self._delivery.end_queue(uep, UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT]))
+
     def room(self, endpoint_id: str) -> None:
         """A process ended at this endpoint: those that were refused a place there may be asked for again."""
-        for uep in [u for u in self._board.ueps.values() if u.record.endpoint_id == endpoint_id]:
+        for uep in self._board.of_endpoint(endpoint_id):
             if uep.last_code == SiteBusy.code and not uep.starting:
                 uep.set_timer(None)
                 self.want(uep)
 
     def manager_gone(self, endpoint_id: str) -> None:
         """Starts asked of a manager whose link is down: they may still come to join; asked anew at its hello."""
-        for uep in [u for u in self._board.ueps.values() if u.record.endpoint_id == endpoint_id]:
+        for uep in self._board.of_endpoint(endpoint_id):
             if uep.state is UepState.STARTING:
                 uep.set_timer(None)
                 uep.go(UepState.ABSENT)

@@ -84,7 +84,8 @@ UEP = _UEP + "WHERE uep_id = ?"
 UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
 # User endpoints that may have a process or that tasks wait for.
 UEPS_IN_USE = _UEP + (
-    f"WHERE (link_key IS NOT NULL OR EXISTS (SELECT 1 FROM tasks WHERE tasks.uep_row = ueps.uep_row AND state < {_END}))"
+    "WHERE (link_key IS NOT NULL OR EXISTS "
+    f"(SELECT 1 FROM tasks WHERE tasks.uep_row = ueps.uep_row AND state < {_END}))"
 )
 UEPS_IN_USE_OF = UEPS_IN_USE + " AND endpoint_id = ?"
 

@@ -1,0 +1,66 @@
+"""Ends of user endpoints' processes: what they had not started waits again, what they had started is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from mep_wire.errors import EndpointDeleted, UserEndpointLost
+from mep_wire.limits import MAX_PUBLIC_TEXT
+from mep_wire.states import TaskState, UepState
+from relay.dispatch.board import Board, Uep, durable
+from relay.dispatch.delivery import Delivery
+from relay.dispatch.starts import Starts
+from relay.store.base import Tx
+from relay.store.records import Ending
+
+
+class Endings:
+    """Settles the tasks of processes that are gone."""
+
+    def __init__(self, board: Board, delivery: Delivery, starts: Starts) -> None:
+        self._board, self._delivery, self._starts = board, delivery, starts
+
+    def conclude_if_ended(self, uep: Uep) -> None:
+        """If its link is down and its manager says that it has no process, it has ended."""
+        link = self._board.managers.get(uep.record.endpoint_id)
+        gone = link is not None and link.reported and uep.record.uep_id not in link.running
+        if gone and uep.state is UepState.DISCONNECTED and not uep.starting:
+            self._board.run(self.conclude(uep, "", "its process has ended"))
+
+    async def conclude(self, uep: Uep, code: str, text: str) -> None:
+        """The process is gone."""
+        if uep.peer is not None:
+            self._board.plane.drop(uep.peer)
+        uep.unlink()
+        key = uep.record.link_key
+        uep.set_link_key(b"")
+        uep.go(UepState.ABSENT)
+        uep.set_timer(None)
+        self._delivery.flush_started()
+        requeued, lost = await durable(self._board.store.submit(lambda tx: _release(tx, uep.row, key)))
+        uep.has_queued = uep.has_queued or bool(requeued)
+        await self.lose(uep, lost, text or code)
+        endpoint = self._board.store.endpoint(uep.record.endpoint_id)
+        if endpoint is None or endpoint.deleted_at:
+            await self._delivery.end_queue(uep, EndpointDeleted(endpoint_id=uep.record.endpoint_id))
+        elif requeued or lost:
+            await self._starts.count_loss(uep, code, text)
+        self._starts.want(uep)
+        self._board.forget_idle(uep)
+
+    async def lose(self, uep: Uep, rows: Sequence[int], reason: str) -> None:
+        """End tasks that had started in a process that is gone; those that have ended meanwhile are left alone."""
+        error = UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT] or "its process is gone")
+        now = time.time()
+        endings = [
+            Ending(row, TaskState.FAILED, error.code, error.text, b"", error.correlation_id, ended_at=now)
+            for row in rows
+        ]
+        await self._delivery.end_rows(uep, endings)
+
+
+def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[int, list[int]]:
+    """Forget a process; queue again what it had not started; return that count and what it had."""
+    tx.clear_link(uep_row, link_key)
+    return tx.requeue(uep_row, None), tx.running_rows(uep_row)

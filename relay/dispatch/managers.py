@@ -1,0 +1,85 @@
+"""What managers say on the endpoint link, and what follows: who is there, which starts worked, who ended."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+
+from mep_wire import codec, messages
+from mep_wire.errors import EndpointDeleted, LinkForbidden
+from mep_wire.limits import HEARTBEAT_S
+from mep_wire.states import UepState
+from relay.dispatch.board import Board, ManagerLink, Uep
+from relay.dispatch.endings import Endings
+from relay.dispatch.starts import Starts
+from relay.log import logger
+from relay.plane.base import Peer
+
+SETTLE_S = 0.5
+"""How long after the news of a process's end its last results may still arrive on its own link."""
+
+
+class Managers:
+    """Handlers of managers' messages. `peer.session` is the ManagerLink in all but `hello`."""
+
+    def __init__(self, board: Board, starts: Starts, endings: Endings) -> None:
+        self._board, self._starts, self._endings = board, starts, endings
+
+    def hello(self, peer: Peer, message: messages.ManagerHello) -> None:
+        """A manager's link is up, or its mapper's epoch changed. Raises LinkForbidden."""
+        board = self._board
+        endpoint = board.store.endpoint(message.endpoint_id)
+        if endpoint is None or not hmac.compare_digest(endpoint.link_key, peer.key):
+            raise LinkForbidden(what=f"endpoint {message.endpoint_id[:64]!r}")
+        if endpoint.deleted_at:
+            error = EndpointDeleted(endpoint_id=endpoint.endpoint_id)
+            board.plane.send(peer, codec.encode(messages.EndpointGone(text=error.text)))
+            return
+        link = board.managers.get(message.endpoint_id)
+        if link is None or link.peer is not peer:
+            if link is not None:  # an older link of the same manager
+                link.peer.session = None
+                board.plane.drop(link.peer)
+            link = board.managers[message.endpoint_id] = ManagerLink(message.endpoint_id, peer, message.epoch)
+            logger.info("manager of endpoint %s is here", message.endpoint_id)
+        link.epoch, peer.session = message.epoch, link
+        board.plane.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))
+        self._starts.want_all(message.endpoint_id, at_once=True)
+
+    def gone(self, link: ManagerLink, reason: str) -> None:
+        """A manager's link is down."""
+        if self._board.managers.get(link.endpoint_id) is link:
+            del self._board.managers[link.endpoint_id]
+            self._starts.manager_gone(link.endpoint_id)
+            logger.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
+
+    def start_answer(self, peer: Peer, message: messages.StartAnswer) -> None:
+        """What became of a start request."""
+        self._starts.answered(peer.session, message)
+
+    def running(self, peer: Peer, message: messages.RunningUeps) -> None:
+        """Every user endpoint that has a process there: those that should and do not have ended."""
+        link: ManagerLink = peer.session
+        link.running, link.reported = set(message.uep_ids), True
+        for uep in self._board.of_endpoint(link.endpoint_id):
+            self._endings.conclude_if_ended(uep)
+
+    def uep_ended(self, peer: Peer, message: messages.UepEnded) -> None:
+        """A user endpoint's process has ended."""
+        link: ManagerLink = peer.session
+        link.running.discard(message.uep_id)
+        uep = self._board.ueps.get(message.uep_id)
+        if uep is not None and uep.record.endpoint_id == link.endpoint_id:
+            logger.info("user endpoint %s ended: %s", message.uep_id, message.code)
+            self._board.run(self._process_ended(uep, message, uep.record.link_key))
+        self._starts.room(link.endpoint_id)
+
+    async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
+        if uep.state is UepState.STARTING:
+            await self._starts.died_unjoined(uep, message)
+            return
+        if self._board.store.has_active(uep.row):
+            await asyncio.sleep(SETTLE_S)
+        if uep.record.link_key == link_key:  # else another process has joined, and its join settled this one's tasks
+            await self._endings.conclude(uep, message.code, message.text)
