@@ -41,7 +41,7 @@ from mep.manager.link import Link, LinkEvent
 from mep.manager.outbox import Outbox
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager, encode
-from mep_wire.errors import LinkMessageInvalid, SiteBusy, StartRequestRefused
+from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 
 MAX_PENDING = MAX_STARTS_OUTSTANDING
@@ -231,10 +231,17 @@ class Manager:
             case messages.SignedStart():
                 self._start_endpoint(message)
             case messages.Refused():
-                reason = f"{message.code}: {message.text}"
-                self._lose_link(reason, now, REFUSED_RETRY_S if message.final else None)
+                self._refused(message, now)
             case messages.EndpointGone():
                 self._endpoint_gone(message.text)
+
+    def _refused(self, refused: messages.Refused, now: float) -> None:
+        if refused.code == HelloNeeded.code and self._state is State.UP:
+            self._log.info("the relay asks who this is: saying hello again")
+            self._greet(now)
+            return
+        reason = f"{refused.code}: {refused.text}"
+        self._lose_link(reason, now, REFUSED_RETRY_S if refused.final else None)
 
     def _welcomed(self, welcome: messages.ManagerWelcome, now: float) -> None:
         skew = time.time() - welcome.relay_time

@@ -58,10 +58,6 @@ class Mapper:
         return FileMapping(Path(section.mapping_path), section.endpoint_id, self._report_mapping)
 
     def _report_mapping(self, loaded: str, problem: str) -> None:
-        if problem:
-            self._log.error("the mapping file cannot be used", problem=problem, in_force=loaded or "none")
-        else:
-            self._log.info("mapping file read", file=loaded)
         self._channel.send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
 
     def run(self) -> None:

@@ -272,6 +272,13 @@ def test_a_final_refusal_is_not_repeated_at_once(manager: Running, relay_end: Re
     assert not relay_end.socket.poll(300)
 
 
+def test_a_relay_that_has_forgotten_is_greeted_again(manager: Running, relay_end: RelayEnd) -> None:
+    up(manager, relay_end)
+    relay_end.say(messages.Refused(code="HELLO_NEEDED", text="who?", final=False))
+    relay_end.welcome()
+    relay_end.next(messages.RunningUeps)
+
+
 def test_a_deleted_endpoint_stops_and_stays_away(manager: Running, relay_end: RelayEnd) -> None:
     up(manager, relay_end)
     relay_end.say(messages.EndpointGone(text="deleted by its owner"))
