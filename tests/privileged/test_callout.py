@@ -1,0 +1,277 @@
+"""Callouts through the whole chain, as an account that is not root: programs that answer, lie, fail and dawdle."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import os
+import pathlib
+import pwd
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from identity import config
+from identity.chain import Chain
+from identity.errors import (
+    AmbiguousMapping,
+    MapperUnavailable,
+    MappingError,
+    MappingFileInvalid,
+    NameRefused,
+    NoMapping,
+)
+from tests.support.dropped import as_nobody
+
+ALICE = {
+    "id": "5cde4d0e-0000-4000-8000-00000000000a", "username": "alice@example.edu", "status": "used",
+    "email": "alice@example.edu", "identity_provider": "1f8ba017-6224-43ad-a42f-03059574ba38",
+}  # fmt: skip
+BOB = {"id": "5cde4d0e-0000-4000-8000-00000000000b", "username": "bob@example.edu", "status": "private"}
+CLOSED = {"id": "5cde4d0e-0000-4000-8000-00000000000c", "username": "c@example.edu", "status": "closed"}
+GENERAL = {"DATA_TYPE": "domain_identity_mapping#1.0.0", "domain": "example.edu"}
+HEAD = f"""#!{sys.executable} -I
+import json, os, sys, time
+asked = json.load(sys.stdin)
+ids = [identity["id"] for identity in asked["identities"]]
+def answer(*pairs, **more):
+    result = [{{"id": key, "output": name}} for key, name in pairs]
+    print(json.dumps({{"DATA_TYPE": "identity_mapping_output#1.0.0", "result": result, **more}}))
+"""
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A directory that any account may read and write."""
+    directory = tmp_path_factory.mktemp("callout")
+    directory.chmod(0o777)
+    for parent in directory.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != pathlib.Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    yield directory
+
+
+Loader = Callable[..., Chain]
+
+
+@pytest.fixture
+def load(place: pathlib.Path) -> Loader:
+    """A loader of a mapping file with one callout (its Python text after HEAD) and perhaps more documents."""
+    counter = iter(range(1000))
+
+    def make(
+        text: str, *others: dict[str, Any], arguments: tuple[Any, ...] = (), head: str = HEAD, **keys: Any
+    ) -> Chain:
+        number = next(counter)
+        program = place / f"callout{number}"
+        program.write_text(head + text)
+        program.chmod(0o755)
+        path = place / f"mapping{number}.json"
+        command = [str(program), *arguments]
+        path.write_text(
+            json.dumps([{"DATA_TYPE": "external_identity_mapping#1.0.0", "command": command, **keys}, *others])
+        )
+        return config.load(path, gateway="5cde4d0e-0000-4000-8000-0000000000ee")
+
+    return make
+
+
+def map_as_nobody(chain: Chain, *identities: dict[str, str]) -> str:
+    return as_nobody(lambda: chain.map(identities or [ALICE]).name)
+
+
+def test_the_answer_is_the_user(load: Loader) -> None:
+    assert map_as_nobody(load("answer((ids[0], 'alice'))")) == "alice"
+    assert map_as_nobody(load("answer((ids[0].upper(), 'alice'))")) == "alice"
+
+
+def test_input_arguments_account_and_environment(load: Loader, place: pathlib.Path) -> None:
+    seen = place / "seen"
+    text = f"""
+json.dump([asked, sys.argv[1:], os.getresuid(), os.getresgid(), os.getgroups(), dict(os.environ), os.getcwd(),
+    os.getpgid(0) == os.getpid(), sorted(os.listdir("/proc/self/fd"))[:3]], open({str(seen)!r}, "w"))
+answer((ids[1], "bob"))
+"""
+    chain = load(text, arguments=("--table", 7))
+    assert map_as_nobody(chain, ALICE, BOB, CLOSED) == "bob"
+    asked, arguments, uids, gids, groups, environment, directory, own_group, _ = json.loads(seen.read_text())
+    assert asked == {"DATA_TYPE": "identity_mapping_input#1.0.0", "identities": [ALICE, BOB]}
+    connector = "145812c8-decc-41f1-83cf-bb2a85a2a70b"
+    assert arguments == ["--table", "7", "-c", connector, "-s", "5cde4d0e-0000-4000-8000-0000000000ee", "-a"]
+    nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    assert set(uids) == {nobody.pw_uid}
+    assert set(gids) == {nobody.pw_gid}
+    assert groups == [] or os.geteuid() != 0
+    assert set(environment) <= {"PATH", "LANG", "LC_CTYPE"}
+    assert directory == "/"
+    assert own_group
+
+
+@pytest.mark.root
+def test_never_as_root(load: Loader, place: pathlib.Path) -> None:
+    chain = load(f"open({str(place / 'ran')!r}, 'w'); answer((ids[0], 'alice'))")
+    with pytest.raises(MapperUnavailable, match="must not run as root"):
+        chain.map([ALICE])
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["answer()", "pass", "print()", "print('{}')"])
+def test_no_answer_goes_on_to_the_next_mapper(load: Loader, text: str) -> None:
+    assert map_as_nobody(load(text, GENERAL)) == "alice"
+    with pytest.raises(NoMapping):
+        map_as_nobody(load(text))
+
+
+FAILURES = {
+    "status": ("answer((ids[0], 'alice')); sys.exit(1)", "status 1"),
+    "signal": ("answer((ids[0], 'alice')); sys.stdout.flush(); os.abort()", "SIGABRT"),
+    "slow": ("time.sleep(60)", "did not end within 0.5 s"),
+    "huge": ("sys.stdout.write('x' * 50_000_000)", "wrote more than"),
+    "endless": ("while True: print('x' * 1000)", "wrote more than"),
+    "garbage": ("print('alice')", "not JSON"),
+    "binary": ("os.write(1, bytes(range(256)))", "not JSON"),
+    "deep": ("print('[' * 100_000)", "not JSON"),
+    "list": ("print('[]')", "not identity_mapping_output"),
+    "type": ("answer((ids[0], 'alice'), DATA_TYPE='identity_mapping_output#2.0.0')", "not identity_mapping_output"),
+    "result": ("answer(result={})", "not a list"),
+    "entry": ("answer(result=[7])", "not an id and an output"),
+    "no output": ("answer(result=[{'id': ids[0]}])", "not an id and an output"),
+    "number": ("answer((ids[0], 7))", "not an id and an output"),
+    "none": ("answer((ids[0], None))", "not an id and an output"),
+    "foreign id": ("answer((ids[0], 'alice'), ('00000000-0000-4000-8000-000000000000', 'root'))", "not asked about"),
+    "half": ('print(\'{"DATA_TYPE": "identity_mapping_output#1.0.0", "result": [\')', "not JSON"),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_broken_callout_is_a_failure_and_never_a_match(load: Loader, what: str) -> None:
+    text, reason = FAILURES[what]
+    with pytest.raises(MapperUnavailable, match=reason):
+        map_as_nobody(load(text, GENERAL, timeout_s=0.5 if what == "slow" else 10))
+    if what != "slow":
+        assert map_as_nobody(load(text, GENERAL, on_error="next", timeout_s=10)) == "alice"
+
+
+def test_one_that_vanishes_after_the_load_is_a_failure(load: Loader, place: pathlib.Path) -> None:
+    chain = load("answer((ids[0], 'alice'))")
+    (place / "callout0").unlink()
+    with pytest.raises(MapperUnavailable, match="cannot be run"):
+        map_as_nobody(chain)
+
+
+@pytest.mark.parametrize("name", ["", "-rf", "../root", "a b", "alice\n", "root:x", "é", "x" * 33, "0", "."])
+def test_what_is_no_user_name_is_refused(load: Loader, name: str) -> None:
+    with pytest.raises(NameRefused):
+        map_as_nobody(load(f"answer((ids[0], {name!r}))", GENERAL))
+
+
+def test_several_users_are_ambiguous(load: Loader) -> None:
+    for text in ("answer((ids[0], 'a'), (ids[1], 'b'))", "answer((ids[0], 'a'), (ids[0], 'b'))"):
+        with pytest.raises(AmbiguousMapping):
+            map_as_nobody(load(text), ALICE, BOB)
+    text = "answer((ids[1], 'b'), (ids[0], 'a'))"
+    assert map_as_nobody(load(text, ambiguous="first"), ALICE, BOB) == "a"
+    assert map_as_nobody(load("answer((ids[1], 'same'), (ids[0], 'same'))"), ALICE, BOB) == "same"
+
+
+def test_what_it_says_goes_to_the_log(load: Loader, caplog: pytest.LogCaptureFixture) -> None:
+    chain = load("print('table\\x1b[2J is old\\n' * 2, file=sys.stderr); answer((ids[0], 'alice'))")
+
+    def logged() -> list[str]:
+        with caplog.at_level(logging.WARNING):
+            chain.map([ALICE])
+        return [record.getMessage() for record in caplog.records]
+
+    lines = as_nobody(logged)
+    assert len([line for line in lines if "table\\x1b[2J is old" in line]) == 2
+
+
+def test_a_child_that_outlives_it_delays_nothing(load: Loader) -> None:
+    began = time.monotonic()
+    text = "answer((ids[0], 'alice')); sys.stdout.flush()\nif os.fork() == 0:\n    os.setsid(); time.sleep(3)\n"
+    assert map_as_nobody(load(text, timeout_s=30)) == "alice"
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_slow_callout_delays_nobody_else_and_its_number_is_limited(load: Loader, place: pathlib.Path) -> None:
+    slow = "open(os.path.join(sys.argv[1], str(os.getpid())), 'w').close(); time.sleep(1); answer((ids[0], 'slow'))"
+    running = place / "running"
+    running.mkdir(mode=0o777)
+    running.chmod(0o777)
+    chain = load(slow, arguments=(str(running),), timeout_s=3, max_concurrent=2)
+    quick = load("answer((ids[0], 'quick'))")
+
+    def scenario() -> tuple[int, float, list[str]]:
+        with concurrent.futures.ThreadPoolExecutor(5) as pool:
+            slow_ones = [pool.submit(chain.map, [ALICE]) for _ in range(4)]
+            while not list(running.iterdir()):
+                time.sleep(0.01)
+            began = time.monotonic()
+            assert pool.submit(quick.map, [ALICE]).result().name == "quick"
+            took = time.monotonic() - began
+            time.sleep(0.3)
+            at_once = len(list(running.iterdir()))
+            return at_once, took, [future.result().name for future in slow_ones]
+
+    at_once, took, names = as_nobody(scenario)
+    assert at_once == 2
+    assert took < 0.8
+    assert names == ["slow"] * 4
+
+
+def test_no_place_within_the_time_is_a_failure(load: Loader) -> None:
+    chain = load("time.sleep(0.4); answer((ids[0], 'x'))", timeout_s=0.5, max_concurrent=1)
+
+    def scenario() -> list[str]:
+        outcomes: list[str] = []
+        lock = threading.Lock()
+
+        def one() -> None:
+            try:
+                outcome = chain.map([ALICE]).name
+            except MappingError as error:
+                outcome = str(error)
+            with lock:
+                outcomes.append(outcome)
+
+        threads = [threading.Thread(target=one) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outcomes
+
+    outcomes = as_nobody(scenario)
+    assert "x" in outcomes
+    assert any("no place" in outcome for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"command": []}, "command: not a list"),
+        ({"command": "/bin/true"}, "command: not a list"),
+        ({"command": [["/bin/true"]]}, "texts and numbers"),
+        ({"command": [True]}, "texts and numbers"),
+        ({"command": ["bin/true"]}, "relative path"),
+        ({"command": ["/nonexistent/mapper"]}, "no program"),
+        ({"command": ["/etc/passwd"]}, "no program"),
+        ({"command": ["/bin/true", "a\0b"]}, "NUL"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": "5"}, "timeout_s"),
+        ({"max_concurrent": 0}, "max_concurrent"),
+        ({"shell": True}, "shell: unknown key"),
+    ],
+)
+def test_a_bad_document_is_refused_at_load(place: pathlib.Path, keys: dict[str, Any], reason: str) -> None:
+    path = place / "bad.json"
+    document = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": ["/bin/true"], **keys}
+    path.write_text(json.dumps([GENERAL, document]))
+    with pytest.raises(MappingFileInvalid, match=reason) as caught:
+        config.load(path)
+    assert caught.value.index == 1

@@ -1,0 +1,173 @@
+"""Running a callout's program: real processes that are slow, loud, broken, or leave others behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from identity import command
+
+
+def script(tmp_path: pathlib.Path, text: str) -> str:
+    """Return the path of a shell script. It takes its name from its text, so that none is written while it runs."""
+    path = tmp_path / f"script-{abs(hash(text))}"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 5
+    while is_alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.01)
+
+
+def test_input_and_output(tmp_path: pathlib.Path) -> None:
+    output = command.run([script(tmp_path, 'cat; echo "$@"; echo oops >&2'), "a b", "c"], b"in\n", 5)
+    assert output == command.Output(b"in\na b c\n", b"oops\n")
+
+
+def test_large_input_and_output_pass_at_once(tmp_path: pathlib.Path) -> None:
+    data = os.urandom(700_000)
+    assert command.run([script(tmp_path, "cat")], data, 10).stdout == data
+
+
+def test_input_that_nobody_reads_is_no_error(tmp_path: pathlib.Path) -> None:
+    assert command.run([script(tmp_path, "exec <&-; echo done")], b"x" * 700_000, 5).stdout == b"done\n"
+
+
+def test_nothing_of_ours_is_inherited(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEP_SECRET", "secret")
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        text = 'env | sort; pwd; ls /proc/$$/fd | tr "\\n" " "; echo; cat /proc/$$/stat'
+        lines = command.run([script(tmp_path, text)], b"", 5).stdout.decode().split("\n")
+    assert [line for line in lines if "=" in line] == ["LANG=C.UTF-8", f"PATH={command.PATH}", "PWD=/"]
+    assert "/" in lines
+    assert {"0", "1", "2"} <= set(lines[-3].split()) <= {"0", "1", "2", "3", "10", "255"}
+    pid, _, _, _, group, session = lines[-2].split()[:6]
+    assert pid == group == session != str(os.getsid(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("echo no >&2; exit 3", "status 3"), ("kill -SEGV $$", "SIGSEGV"), ("kill -9 $$", "SIGKILL")],
+)
+def test_a_bad_end_is_a_failure(tmp_path: pathlib.Path, text: str, reason: str) -> None:
+    with pytest.raises(command.CommandFailed, match=reason):
+        command.run([script(tmp_path, text)], b"", 5)
+
+
+def test_what_it_said_comes_with_the_failure(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(command.CommandFailed) as caught:
+        command.run([script(tmp_path, "echo no such table >&2; exit 1")], b"", 5)
+    assert caught.value.stderr == b"no such table\n"
+
+
+def test_what_cannot_be_run_is_a_failure(tmp_path: pathlib.Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("not a program")
+    for argv in ([str(tmp_path / "nothing")], [str(plain)], ["a\0b"], [str(tmp_path)]):
+        with pytest.raises(command.CommandFailed, match="cannot be run"):
+            command.run(argv, b"", 5)
+
+
+def test_a_slow_one_is_killed_with_its_whole_group(tmp_path: pathlib.Path) -> None:
+    pids = tmp_path / "pids"
+    began = time.monotonic()
+    with pytest.raises(command.CommandFailed, match=r"within 0\.3 s"):
+        command.run([script(tmp_path, f"trap '' TERM; sleep 60 & echo $! $$ > {pids}; wait")], b"", 0.3)
+    assert time.monotonic() - began < 2
+    for pid in map(int, pids.read_text().split()):
+        wait_until_gone(pid)
+
+
+def test_one_that_stops_itself_is_killed(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(command.CommandFailed, match="within"):
+        command.run([script(tmp_path, "kill -STOP $$")], b"", 0.3)
+
+
+def test_too_much_output_is_a_failure_at_once(tmp_path: pathlib.Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(command.CommandFailed, match="more than 100000 bytes"):
+        command.run([script(tmp_path, "exec yes")], b"", 30, max_output=100_000)
+    assert time.monotonic() - began < 5
+
+
+def test_endless_standard_error_is_cut_and_ends_with_the_time(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(command.CommandFailed, match="within") as caught:
+        command.run([script(tmp_path, "exec yes >&2")], b"", 0.3)
+    assert len(caught.value.stderr) == command.MAX_STDERR_BYTES
+
+
+def test_closing_its_output_is_not_its_end(tmp_path: pathlib.Path) -> None:
+    began = time.monotonic()
+    text = "echo out; exec >&- 2>&-; sleep 0.3"
+    assert command.run([script(tmp_path, text)], b"", 5).stdout == b"out\n"
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_child_that_outlives_it_in_its_group_is_killed(tmp_path: pathlib.Path) -> None:
+    pid_file = tmp_path / "pid"
+    began = time.monotonic()
+    output = command.run([script(tmp_path, f"sleep 60 & echo $! > {pid_file}; echo done")], b"", 30)
+    assert output.stdout == b"done\n"
+    assert time.monotonic() - began < 2
+    wait_until_gone(int(pid_file.read_text()))
+
+
+@pytest.mark.parametrize("loud", ["sleep 60", "exec yes", "exec yes >&2"])
+def test_a_child_that_left_the_group_and_keeps_the_output_open_delays_nothing(
+    tmp_path: pathlib.Path, loud: str
+) -> None:
+    pid_file = tmp_path / "pid"
+    child = script(tmp_path, f"echo $$ > {pid_file}; sleep 0.2; {loud}")
+    began = time.monotonic()
+    output = command.run(
+        [script(tmp_path, f"setsid {child} & while [ ! -s {pid_file} ]; do :; done; echo done")], b"", 30
+    )
+    assert output.stdout == b"done\n"
+    assert time.monotonic() - began < 2
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+def zombies() -> list[str]:
+    """Return our children that have ended and were not reaped."""
+    statuses = [path.read_text() for path in pathlib.Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    ours = [status.rpartition(")")[2].split()[:2] for status in statuses]
+    return [state for state, parent in ours if state == "Z" and int(parent) == os.getpid()]
+
+
+def test_no_descriptor_and_no_zombie_is_left(tmp_path: pathlib.Path) -> None:
+    good, bad, slow = (script(tmp_path, text) for text in ("echo x", "exit 1", "sleep 60"))
+    before = len(os.listdir("/proc/self/fd"))
+    for argv0, timeout_s in ((good, 5), (bad, 5), (slow, 0.05), ("/nonexistent", 1)) * 5:
+        try:
+            command.run([argv0], b"", timeout_s)
+        except command.CommandFailed:
+            continue
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not zombies()
+
+
+def test_many_at_once(tmp_path: pathlib.Path) -> None:
+    path = script(tmp_path, 'sleep 0.2; echo "$1"')
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda i: command.run([path, str(i)], b"", 10).stdout, range(10)))
+    assert answers == [f"{i}\n".encode() for i in range(10)]
+    assert time.monotonic() - began < 1.5
