@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mep.monitor.endpoints import UserEndpoint
-from mep.monitor.records import ENDED, KeeperRecord, boot_id, kill_process, open_process
+from mep.monitor.records import KeeperRecord, boot_id, open_process
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
@@ -26,7 +26,7 @@ def adopt_keepers(monitor: Monitor) -> None:
             continue
         pidfd = open_process(record.keeper_pid, record.keeper_start) if record.boot_id == boot else None
         if pidfd is None:
-            _bury(monitor, record, same_boot=record.boot_id == boot)
+            _bury(monitor, record)
         else:
             _adopt(monitor, record, pidfd)
 
@@ -42,13 +42,11 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
     monitor.log.info("adopted a keeper", uep=record.uep_id, user=record.local_user, keeper=record.keeper_pid)
 
 
-def _bury(monitor: Monitor, record: KeeperRecord, *, same_boot: bool) -> None:
-    """Report the end of a user endpoint whose keeper is gone."""
+def _bury(monitor: Monitor, record: KeeperRecord) -> None:
+    """Report the end of a user endpoint whose keeper is gone; what may be left of it is killed."""
     endpoint = UserEndpoint(
         record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
         uid=record.uid, pid=record.uep_pid, ready=True,
     )  # fmt: skip
-    if record.state != ENDED and same_boot:
-        kill_process(record.uep_pid, record.uep_start)
     monitor.endpoints[record.uep_id] = endpoint
     monitor.keepers.gone(endpoint)

@@ -18,7 +18,7 @@ from mep.monitor.accounts import AccountRules
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
-from mep.monitor.records import ENDED, KeeperRecord, kill_process
+from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
 from mep.monitor.starts import Start, outcome_of
 from mep.monitor.supervise import STOPPED
 
@@ -183,7 +183,7 @@ class Keepers:
             code, public, detail = record.code, record.public, record.detail
         else:
             if record is not None:
-                kill_process(record.uep_pid, record.uep_start)
+                kill_user_endpoint(record)
             code, public = "USER_ENDPOINT_LOST", "The user endpoint's keeper was killed."
             detail = "the keeper ended without a record; what was left was killed"
         if endpoint.ready:

@@ -120,9 +120,11 @@ def open_process(pid: int, started: int) -> int | None:
     return pidfd
 
 
-def kill_process(pid: int, started: int) -> None:
-    """SIGKILL the process that has `pid` and started at `started`, if it still is there."""
-    pidfd = open_process(pid, started)
+def kill_user_endpoint(record: KeeperRecord) -> None:
+    """SIGKILL the user endpoint of a keeper that is gone, if it is of this boot and still there."""
+    if record.boot_id != boot_id():
+        return
+    pidfd = open_process(record.uep_pid, record.uep_start)
     if pidfd is None:
         return
     try:

@@ -223,25 +223,25 @@ class Starts:
     # --- ends -------------------------------------------------------------------------------------------
 
     def finish(self, start: Start, outcome: m.Outcome, code: str, public: str) -> None:
-        """Give every asker its answer and the audit log its record."""
+        """Give the audit log its record and every asker its answer, in this order."""
+        said = {"outcome": outcome, "code": code, "correlation_id": start.correlation_id}
+        who = {"uep_id": start.uep_id, "local_user": start.local_user}
+        self._monitor.audit.write("start", **said, **who, identities=start.identities, **start.audit)
+        self._monitor.log.info("start answered", **said, **who, **start.audit)
         manager = self._monitor.helpers[Kind.MANAGER].child
         for asker in start.askers:
             self._askers.discard(asker)
             if manager is not None:
                 manager.send(
                     m.StartAnswered(
-                        ref=asker, outcome=outcome, uep_id=start.uep_id, code=clip(code, 64),
-                        public=clip(public, 1024), correlation_id=clip(start.correlation_id, 64),
+                        ref=asker,
+                        outcome=outcome,
+                        uep_id=start.uep_id,
+                        code=clip(code, 64),
+                        public=clip(public, 1024),
+                        correlation_id=clip(start.correlation_id, 64),
                     )
-                )  # fmt: skip
-        self._monitor.audit.write(
-            "start", outcome=outcome, code=code, uep_id=start.uep_id, local_user=start.local_user,
-            identities=start.identities, correlation_id=start.correlation_id, **start.audit,
-        )  # fmt: skip
-        self._monitor.log.info(
-            "start answered", outcome=outcome, code=code, uep=start.uep_id, user=start.local_user,
-            correlation_id=start.correlation_id, **start.audit,
-        )  # fmt: skip
+                )
         self._drop(start)
 
     def _drop(self, start: Start) -> None:

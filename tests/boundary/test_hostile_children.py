@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import socket
@@ -288,7 +289,7 @@ def test_back_off_grows() -> None:
         for _ in range(4):
             run.puppet("manager").raw(b"\xff")
             times.append(time.monotonic())
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert 0.15 < gaps[0] < gaps[1] < gaps[2]
 
 
