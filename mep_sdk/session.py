@@ -316,9 +316,14 @@ class Session:
 
 
 def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
+    tasks: dict[str, list[bytes]] = {}
+    task_ids: dict[str, list[str]] = {}
+    for group in groups:  # several groups can name one function: each call by id has a Function of its own
+        tasks.setdefault(group[0].function.id, []).extend(item.payload for item in group)
+        task_ids.setdefault(group[0].function.id, []).extend(item.future.task_id for item in group)
     return api.SubmitBody(
-        tasks={group[0].function.id: [item.payload for item in group] for group in groups},
-        task_ids={group[0].function.id: [item.future.task_id for item in group] for group in groups},
+        tasks=tasks,
+        task_ids=task_ids,
         task_group_id=target.task_group_id,
         user_runtime=user_runtime(),
         user_endpoint_config=_decoded(target.user_endpoint_config),
