@@ -32,6 +32,8 @@ SYNC_AFTER_S: Final = 0.25
 """A result unconfirmed for this long is forced to the disk."""
 RETRY_S: Final = 5.0
 """Pause before a disk that refused results is tried again."""
+_WORTH_REMOVING_BYTES: Final = 1024 * 1024
+"""A file with less than this is written on rather than removed, though all in it is confirmed."""
 _HEADER: Final = 8
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -179,10 +181,9 @@ class Spool:
             self._forget(row)
         if not len(self):
             self._tick_at = None
-        if not self._where:
-            if self._active is not None and self._active.size > SEGMENT_BYTES // 8:
-                self._remove_confirmed()
-        elif self._segments:
+        if self._active is not None and not self._active.pending and self._active.size > _WORTH_REMOVING_BYTES:
+            self._retire_active()
+        if self._segments:
             self._remove_confirmed()
 
     def unconfirmed(self) -> Iterator[ResultItem]:
@@ -251,8 +252,6 @@ class Spool:
             self._memory_bytes -= len(item.payload)
 
     def _remove_confirmed(self) -> None:
-        if self._active is not None and not self._active.pending and self._active.size:
-            self._retire_active()
         for segment in [segment for segment in self._segments if not segment.pending]:
             segment.remove()
             self._segments.remove(segment)

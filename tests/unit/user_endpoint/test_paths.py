@@ -1,0 +1,88 @@
+"""The user endpoint's directory: made safely, or refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import uuid
+
+import pytest
+
+from user_endpoint.paths import make_paths, take_lock
+from user_endpoint.report import StartFailure
+
+UEP = str(uuid.UUID(int=7))
+
+
+def refusal(home: pathlib.Path, uep_id: str = UEP, state_dir: str | None = None) -> StartFailure:
+    with pytest.raises(StartFailure) as caught:
+        make_paths(uep_id, str(home), state_dir, "alice")
+    return caught.value
+
+
+def test_made_private_and_found_again(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        paths = make_paths(UEP, str(tmp_path), None, "alice")
+        assert paths.root == str(tmp_path / ".mep" / "uep" / UEP)
+        for part in (".mep", ".mep/uep", f".mep/uep/{UEP}", f".mep/uep/{UEP}/spool", f".mep/uep/{UEP}/run"):
+            assert (tmp_path / part).stat().st_mode & 0o777 == 0o700
+
+
+def test_moved_by_the_site(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "alice").mkdir()
+    paths = make_paths(UEP, "/nonexistent", f"{tmp_path}/{{user}}", "alice")
+    assert paths.root == str(tmp_path / "alice" / UEP)
+
+
+@pytest.mark.parametrize("at", [".mep", ".mep/uep", f".mep/uep/{UEP}", f".mep/uep/{UEP}/spool"])
+def test_a_symbolic_link_is_refused_at_every_level(tmp_path: pathlib.Path, at: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / at).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / at).symlink_to(elsewhere)
+    failure = refusal(tmp_path)
+    assert failure.code == "HOME_UNUSABLE"
+    assert "symbolic link" in failure.public
+    assert not list(elsewhere.iterdir())
+
+
+def test_writable_by_others_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / ".mep").mkdir()
+    (tmp_path / ".mep").chmod(0o770)
+    assert "can be written by others" in refusal(tmp_path).public
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs somebody else's directory")
+def test_somebody_elses_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / ".mep").mkdir()
+    os.chown(tmp_path / ".mep", 12345, 12345)
+    failure = refusal(tmp_path)
+    assert "belongs to somebody else" in failure.public
+    assert "12345" in failure.detail
+    assert "12345" not in failure.public
+
+
+def test_no_home(tmp_path: pathlib.Path) -> None:
+    assert "No such file" in refusal(tmp_path / "none").public
+    assert refusal(pathlib.Path("relative")).code == "HOME_UNUSABLE"
+
+
+def test_a_file_in_the_way(tmp_path: pathlib.Path) -> None:
+    (tmp_path / ".mep").write_text("")
+    assert "Not a directory" in refusal(tmp_path).public
+
+
+@pytest.mark.parametrize("uep_id", ["", "..", "../../etc", "x" * 36, UEP + "/..", UEP.upper() + "\n"])
+def test_an_id_that_is_no_uuid_is_refused(tmp_path: pathlib.Path, uep_id: str) -> None:
+    assert refusal(tmp_path, uep_id).code == "START_REQUEST_REFUSED"
+
+
+def test_one_process_at_a_time(tmp_path: pathlib.Path) -> None:
+    paths = make_paths(UEP, str(tmp_path), None, "alice")
+    first = take_lock(paths)
+    assert first is not None
+    assert take_lock(paths) is None
+    os.close(first)
+    again = take_lock(paths)
+    assert again is not None
+    os.close(again)

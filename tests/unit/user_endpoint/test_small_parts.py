@@ -1,0 +1,134 @@
+"""Reports, logs, descriptors, back-off, pace: the parts with a rule of their own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+
+import pytest
+
+from mep.boundary.memfd import sealed_memfd
+from mep_wire.messages import ResultItem
+from user_endpoint import inherited
+from user_endpoint.endpoint import RESULT_BATCH_BYTES, in_batches
+from user_endpoint.engines.pace import Pace
+from user_endpoint.engines.process_pool import describe_status
+from user_endpoint.link import Backoff
+from user_endpoint.logfile import BoundedFile, Log
+from user_endpoint.report import MAX_REPORT_BYTES, Reporter, StartFailure
+from user_endpoint.starting import allowed
+from user_endpoint.workers.worker import FunctionCache
+
+
+def test_reports_are_one_datagram_of_clean_lines() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reporter = Reporter(theirs.fileno())
+    reporter.ready()
+    assert ours.recv(9999) == b"READY"
+    reporter.failed(StartFailure("HOME_UNUSABLE", "bad\nhome\x1b[1m", "x" * 9999))
+    data = ours.recv(9999)
+    assert len(data) <= MAX_REPORT_BYTES
+    assert data.split(b"\n")[:3] == [b"FAILED", b"HOME_UNUSABLE", b"bad home [1m"]
+    assert len(data.split(b"\n")) == 4
+    reporter.ended("IDLE", "no task")
+    assert ours.recv(9999) == b"ENDED\nIDLE\nno task"
+    ours.close()
+    reporter.ready()  # nobody reads: nothing happens
+    theirs.close()
+
+
+def test_sealed_documents_are_read_and_others_refused(tmp_path: pathlib.Path) -> None:
+    assert inherited.read_and_close(sealed_memfd("x", b"data"), 10) == b"data"
+    with pytest.raises(inherited.NotInherited, match="cap 3"):
+        inherited.read_and_close(sealed_memfd("x", b"data"), 3)
+    with pytest.raises(inherited.NotInherited, match="seals"):
+        inherited.read_and_close(os.memfd_create("x", os.MFD_ALLOW_SEALING), 10)
+    (tmp_path / "file").write_bytes(b"data")
+    plain = os.open(tmp_path / "file", os.O_RDONLY)
+    with pytest.raises(inherited.NotInherited):
+        inherited.read_and_close(plain, 10)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(plain)  # closed either way
+    with pytest.raises(inherited.NotInherited):
+        inherited.check_report_channel(999)
+
+
+def test_log_lines_cannot_be_forged(tmp_path: pathlib.Path) -> None:
+    log = Log(BoundedFile(str(tmp_path / "log")))
+    log.info("hello\nworld", name="a\nb\x1b")
+    log.debug("not wanted")
+    text = (tmp_path / "log").read_text()
+    assert text.count("\n") == 1
+    assert "hello\\nworld name=a\\nb\\x1b" in text
+    assert f"mep-uep[{os.getpid()}]" in text
+
+
+def test_a_log_takes_no_more_than_twice_its_limit(tmp_path: pathlib.Path) -> None:
+    out = BoundedFile(str(tmp_path / "log"), limit=1000)
+    for number in range(200):
+        out.write(b"%050d\n" % number)
+    out.write(b"x" * 5000)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+
+
+def test_a_log_is_no_way_to_another_file(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic"):
+        BoundedFile(str(tmp_path / "log"))
+
+
+def test_backoff_doubles_to_a_limit_and_starts_again() -> None:
+    backoff = Backoff(0.2, 3.0)
+    assert [backoff.pause(lambda: 1.0) for _ in range(6)] == [0.2, 0.4, 0.8, 1.6, 3.0, 3.0]
+    backoff.reset()
+    assert backoff.pause(lambda: 0.0) == 0.1
+
+
+def test_pace_needs_a_measurement_before_it_calls_anything_short() -> None:
+    pace = Pace()
+    assert not pace.is_short("f")
+    pace.measured("f", 0.001)
+    assert pace.is_short("f")
+    for _ in range(20):
+        pace.measured("f", 1.0)
+    assert not pace.is_short("f")
+
+
+def test_look_ahead_grows_for_short_tasks_only() -> None:
+    pace = Pace()
+    assert pace.look_ahead(2, 256) == 4
+    for _ in range(200):
+        pace.measured("f", 0.00001)
+    assert pace.look_ahead(2, 256) == 512
+
+
+def test_function_cache_forgets_the_oldest_but_never_the_newest() -> None:
+    cache = FunctionCache(limit_bytes=10)
+    cache.add("a", b"x" * 6)
+    cache.add("b", b"x" * 6)
+    assert cache.get("a") is None
+    cache.add("c", b"x" * 50)
+    assert cache.get("c") == b"x" * 50
+
+
+def test_results_are_batched_by_size() -> None:
+    big = ResultItem(1, "t", "", "", b"x" * (RESULT_BATCH_BYTES // 2 + 1))
+    assert [len(batch) for batch in in_batches([big] * 3)] == [1, 1, 1]
+    small = ResultItem(1, "t", "", "", b"x")
+    assert [len(batch) for batch in in_batches([small] * 3)] == [3]
+    assert list(in_batches([])) == []
+
+
+def test_allow_lists_intersect() -> None:
+    assert allowed(None, None) is None
+    assert allowed(["a", "b"], None) == {"a", "b"}
+    assert allowed(["a", "b"], ["b", "c"]) == {"b"}
+    assert allowed([], None) == frozenset()
+
+
+def test_wait_statuses_are_told_to_people() -> None:
+    assert describe_status(3 << 8) == "it exited with status 3"
+    assert describe_status(11) == "it was killed by SIGSEGV (11)"
+    assert "out of memory" in describe_status(9)
