@@ -1,42 +1,15 @@
 """The command line's entry: `mep`, also installed as `globus-compute-endpoint`.
 
-Runs as root for a multi-user endpoint, or as the person whose endpoint it is. As root it first rids itself of
-PYTHON* variables. Loads nothing but click until a command needs more.
+Runs as root for a multi-user endpoint, or as the person whose endpoint it is. As root it first rids itself of the
+caller's PYTHON* variables, before it imports anything that they could have put in its way.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-
-import click
-
-from mep import __version__
-from mep.cli.common import MepGroup, epilog
-from mep.cli.run_commands import list_endpoints, resolve, restart, start, status, stop
-from mep.cli.setup_commands import check, configure, delete, register
 
 _PROGRAM = "MEP_PROGRAM_NAME"
-
-
-@click.group(
-    cls=MepGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog=epilog(
-        "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
-        "mep start site --detach",
-        "mep status site",
-        'eval "$(_MEP_COMPLETE=bash_source mep)"     # shell completion; also zsh_source, fish_source',
-    ),
-)
-@click.version_option(__version__, "-V", "--version", prog_name="mep")
-def cli() -> None:
-    """Offer this machine as an endpoint that runs people's functions, each as their own account."""
-
-
-for _command in (configure, register, check, start, stop, restart, list_endpoints, status, delete, resolve):
-    cli.add_command(_command)
 
 
 def _isolate_root() -> None:
@@ -45,7 +18,7 @@ def _isolate_root() -> None:
     if os.geteuid() != 0 or sys.flags.isolated or not foreign:
         return
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    kept[_PROGRAM] = Path(sys.argv[0]).name
+    kept[_PROGRAM] = sys.argv[0].rpartition("/")[2]
     argv = [sys.executable, "-I", "-m", "mep.cli", *sys.argv[1:]]
     os.execve(sys.executable, argv, kept)  # noqa: S606  # our own interpreter, by absolute path
 
@@ -53,5 +26,7 @@ def _isolate_root() -> None:
 def main() -> None:
     """Run the command that the arguments name."""
     _isolate_root()
-    name = os.environ.pop(_PROGRAM, Path(sys.argv[0]).name)
+    from mep.cli.app import cli
+
+    name = os.environ.pop(_PROGRAM, sys.argv[0].rpartition("/")[2])
     cli(prog_name="mep" if name.startswith("__main__") else name)

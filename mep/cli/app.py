@@ -1,0 +1,29 @@
+"""The command group of `mep`. Loads nothing but click until a command needs more."""
+
+from __future__ import annotations
+
+import click
+
+from mep import __version__
+from mep.cli.common import MepGroup, epilog
+from mep.cli.run_commands import list_endpoints, resolve, restart, start, status, stop
+from mep.cli.setup_commands import check, configure, delete, register
+
+
+@click.group(
+    cls=MepGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=epilog(
+        "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
+        "mep start site --detach",
+        "mep status site",
+        'eval "$(_MEP_COMPLETE=bash_source mep)"     # shell completion; also zsh_source, fish_source',
+    ),
+)
+@click.version_option(__version__, "-V", "--version", prog_name="mep")
+def cli() -> None:
+    """Offer this machine as an endpoint that runs people's functions, each as their own account."""
+
+
+for _command in (configure, register, check, start, stop, restart, list_endpoints, status, delete, resolve):
+    cli.add_command(_command)
