@@ -32,21 +32,31 @@ class Files:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
             raise FileRefused(f"{path} cannot be read: {_reason(error)}") from None
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(descriptor)
             self.signatures[path] = _signature(status)
             if not stat.S_ISREG(status.st_mode):
                 raise FileRefused(f"{path} is not a regular file")
             if secret:
                 _check_private(path, status)
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise FileRefused(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        return data
+            return _content(path, descriptor)
+        finally:
+            os.close(descriptor)
 
     def changed(self) -> bool:
         """Return whether any of the files is no longer what was read."""
         return any(signature_of(path) != signature for path, signature in self.signatures.items())
+
+
+def _content(path: Path, descriptor: int) -> bytes:
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {_reason(error)}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise FileRefused(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def signature_of(path: Path) -> Signature:

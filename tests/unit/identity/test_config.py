@@ -1,0 +1,125 @@
+"""Reading mapping files: what is accepted, and that every slip is named with file, index and reason."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from identity import config
+from identity.errors import MappingFileInvalid
+
+RULE = {"source": "{username}", "match": "(.*)@example\\.edu", "output": "{0}"}
+DOCUMENT: dict[str, Any] = {"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [RULE]}
+DOMAIN: dict[str, Any] = {"DATA_TYPE": "domain_identity_mapping#1.0.0", "domain": "example.edu"}
+ALICE = {"id": "1", "username": "alice@example.edu", "status": "used"}
+
+
+def write(tmp_path: pathlib.Path, content: Any, name: str = "identity_mapping.json") -> pathlib.Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_the_shipped_example_loads() -> None:
+    example = pathlib.Path(__file__).parents[3] / "mep" / "config" / "defaults" / "identity_mapping.json"
+    config.load(example)
+
+
+@pytest.mark.parametrize("content", [[DOCUMENT], DOCUMENT, [{"comment": "as Globus Compute's example", **DOCUMENT}]])
+def test_lists_and_single_documents(tmp_path: pathlib.Path, content: Any) -> None:
+    assert config.load(write(tmp_path, content)).map([ALICE]).name == "alice"
+
+
+def test_yaml(tmp_path: pathlib.Path) -> None:
+    text = b"""
+# people of the university
+- DATA_TYPE: expression_identity_mapping#1.0.0
+  mappings:
+    - {source: "{username}", match: '(.*)@example\\.edu', output: "{0}", ignore_case: yes}
+"""
+    for name in ("identity_mapping.json", "identity_mapping.yaml"):
+        assert config.load(write(tmp_path, text, name)).map([ALICE]).name == "alice"
+
+
+BAD_FILES = [
+    (b"", "not a list"),
+    (b"[]", "not a list"),
+    (b"null", "not a list"),
+    (b'"x"', "not a list"),
+    (b"[{]", "not JSON"),
+    (b'[{"a": 1, "a": 2}]', "a: given twice"),
+    (b"- a: 1\n  a: 2\n", "a: given twice"),
+    (b"\xff\xfe\x00", "neither JSON nor YAML"),
+    (b"a: [", "neither JSON nor YAML"),
+    (b"- !!python/object/apply:os.system [id]", "neither JSON nor YAML"),
+    (b"[" * 100_000, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD_FILES, ids=range(len(BAD_FILES)))
+def test_a_bad_file(tmp_path: pathlib.Path, content: bytes, reason: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(MappingFileInvalid, match=reason) as caught:
+        config.load(path)
+    assert (caught.value.file, caught.value.index) == (path, None)
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (7, "not a mapping"),
+        ({}, "DATA_TYPE: missing"),
+        ({"DATA_TYPE": "expression_identity_mapping"}, "'expression_identity_mapping' is unknown"),
+        ({"DATA_TYPE": "expression_identity_mapping#2.0.0"}, "is unknown; known are expression_identity_mapping#1.0.0"),
+        ({"DATA_TYPE": ["x"]}, "DATA_TYPE: not a text"),
+        ({**DOCUMENT, "mapping": []}, "mapping: unknown key"),
+        ({**DOCUMENT, "ambiguous": "last"}, "ambiguous: 'last' is none of refuse, first"),
+        ({**DOCUMENT, "on_error": "ignore"}, "on_error"),
+        ({**DOCUMENT, "mappings": []}, "mappings: not a list with something in it"),
+        ({**DOCUMENT, "mappings": {}}, "mappings: not a list"),
+        ({**DOCUMENT, "mappings": [RULE, {**RULE, "output": 7}]}, r"mappings\[1\]\.output: not a text"),
+        ({**DOCUMENT, "mappings": [{"source": "x", "match": "x"}]}, r"mappings\[0\]\.output: missing"),
+        ({**DOCUMENT, "mappings": [{**RULE, "ignorecase": True}]}, r"mappings\[0\]\.ignorecase: unknown key"),
+        ({**DOCUMENT, "mappings": [{**RULE, "ignore_case": "true"}]}, "ignore_case: neither true nor false"),
+        ({**DOCUMENT, "mappings": [{**RULE, "match": "*x"}]}, r"mappings\[0\]\.match: pattern '\*x'"),
+        ({**DOCUMENT, "mappings": [{**RULE, "output": "{1}"}]}, r"mappings\[0\]\.output: \{1\} refers"),
+        ({**DOCUMENT, "mappings": [{**RULE, "literal": True}]}, r"mappings\[0\]\.output: \{0\} refers"),
+        ({**DOCUMENT, "mappings": [{**RULE, "source": "{0}"}]}, r"mappings\[0\]\.source"),
+        ({**DOCUMENT, "mappings": [{**RULE, "source": "{}"}]}, r"mappings\[0\]\.source"),
+        ({**DOCUMENT, "mappings": [{**RULE, "match": "\ud800"}]}, "not valid Unicode"),
+        ({**DOMAIN, "domain": ""}, "domain"),
+        ({**DOMAIN, "domain": []}, "domain"),
+        ({**DOMAIN, "domain": "@example.edu"}, "is not a domain"),
+        ({**DOMAIN, "domain": ["example.edu", 7]}, "domain"),
+        ({**DOMAIN, "identity_provider": 7}, "identity_provider"),
+    ],
+)
+def test_a_bad_document(tmp_path: pathlib.Path, document: Any, reason: str) -> None:
+    path = write(tmp_path, [DOMAIN, document])
+    with pytest.raises(MappingFileInvalid, match=reason) as caught:
+        config.load(path)
+    assert (caught.value.file, caught.value.index) == (path, 1)
+    assert str(caught.value).startswith(f"{path}: document 1: ")
+
+
+def test_a_file_that_is_not_there_or_not_a_file(tmp_path: pathlib.Path) -> None:
+    for path, reason in ((tmp_path / "nothing", "No such file"), (tmp_path, "not a regular file")):
+        with pytest.raises(MappingFileInvalid, match=reason):
+            config.load(path)
+
+
+def test_ldap3_and_yaml_are_imported_only_where_they_are_used(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, [DOCUMENT, DOMAIN])
+    program = f"""
+import pathlib, sys
+from identity import config
+config.load(pathlib.Path({str(path)!r}))
+print(sorted({{"ldap3", "yaml", "pyasn1", "ssl", "msgspec"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
