@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from types import FrameType
 
 from refusals import show_refusals
@@ -59,9 +59,9 @@ def run(console: Console, site: Site) -> None:
     report.note(f"relay {site.relay.url}, endpoint {endpoint.id}, {'multi' if site.multi_user else 'single'}-user")
 
     visitors = _visitors(site, endpoint, people, accounts)
-    with ExitStack() as closing:
+    with ExitStack() as stack:
         for visitor in visitors:
-            closing.callback(visitor.close)
+            stack.callback(visitor.close)
         use(report, site, visitors)
 
 
@@ -75,9 +75,8 @@ def use(report: Report, site: Site, visitors: list[Visitor]) -> None:
     show_refusals(report, site, visitors[0])
     report.step("Measuring")
     rows = [measure(visitor) for visitor in visitors]
-    parsl = visitors[0].with_config(engine="GlobusComputeEngine")
-    rows.append(measure(parsl, tasks=1000))
-    parsl.close()
+    with closing(visitors[0].with_config(engine="GlobusComputeEngine")) as parsl:
+        rows.append(measure(parsl, tasks=1000))
     report.table(rows)
 
 
@@ -85,7 +84,7 @@ def _run_or_explain(console: Console, site: Site) -> None:
     try:
         run(console, site)
     except (SiteError, MepError, TimeoutError):
-        console.print(site.logs(), markup=False)
+        console.print(site.logs(), markup=False, soft_wrap=True)
         raise
 
 

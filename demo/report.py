@@ -36,7 +36,7 @@ class Report:
 
     def note(self, text: str) -> None:
         """Say one thing that happened."""
-        self.console.print(f"   {text}", markup=False)
+        self.console.print(f"   {text}", markup=False, soft_wrap=True)
 
     def progress(self) -> Progress:
         """Return a progress bar."""

@@ -7,9 +7,11 @@ checkout, and what is installed is what people get.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,12 @@ import pytest
 from sitekit import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
+if importlib.util.find_spec("tests") is None:
+    # What tests share lives in tests.support; the checkout itself must stay off sys.path.
+    _package = types.ModuleType("tests")
+    _package.__path__ = [str(ROOT / "tests")]
+    sys.modules["tests"] = _package
+
 IS_ROOT = os.geteuid() == 0
 _LEFT_OUT = pytest.StashKey[int]()
 
