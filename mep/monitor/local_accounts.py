@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 
 from mep.errors import ConfigRefused
 from mep.monitor.spawn import Account
@@ -18,6 +20,15 @@ def system_account(name: str) -> Account:
             if fields[0] == name and len(fields) == 7:
                 return _checked(Account(name, int(fields[2]), int(fields[3]), (), fields[5], fields[6]))
     raise ConfigRefused(ACCOUNTS_FILE, name, "there is no such account: `make install` or the package creates it")
+
+
+def uids_of(names: Sequence[str]) -> tuple[int, ...]:
+    """Return the uids of those of `names` that this host has."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ConfigRefused):
+            found.append(system_account(name).uid)
+    return tuple(found)
 
 
 def _checked(account: Account) -> Account:

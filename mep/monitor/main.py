@@ -22,7 +22,7 @@ from mep.monitor import syscalls
 from mep.monitor.adopt import adopt_keepers
 from mep.monitor.audit import Audit
 from mep.monitor.endpoints import Endpoints
-from mep.monitor.local_accounts import system_account
+from mep.monitor.local_accounts import uids_of
 from mep.monitor.monitor import Monitor
 from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
 from mep.monitor.runtime import RuntimeDir, check_reachable, ensure_directory
@@ -93,7 +93,7 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):
             check_reachable(path)
-        own_uids = tuple(system_account(name).uid for name in resolved.own_accounts)
+        own_uids = uids_of(resolved.own_accounts)
     syscalls.set_process_name("mep-monitor")
     syscalls.become_subreaper()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
