@@ -1,0 +1,310 @@
+"""GlobusComputeEngine: tasks in blocks of workers that Parsl's providers start, by Parsl's HighThroughputExecutor.
+
+This module is the engine's side on the user endpoint's one thread: tasks out, reports in, and whose fate is
+what when something dies. Starting and watching blocks is user_endpoint.htex.blocks, on a thread. Imports Parsl,
+so it is itself imported only when a template asks for it.
+
+A task whose start no node has reported is never lost: it is sent again. One that had started is run again only
+max_retries_on_system_failure times, else it ends with WORKER_LOST.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WorkerLost
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.messages import ResultItem
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.pace import Pace
+from user_endpoint.htex import protocol
+from user_endpoint.htex.blocks import BlockGone, Blocks, Broken, Ready, Restarted
+from user_endpoint.htex.client import Client
+from user_endpoint.htex.provider import Plan
+from user_endpoint.settings import GlobusComputeEngine as Settings
+
+_TURN: Final = 256
+_MOST_WAITING: Final = 64
+_MOST_UNSTARTED_LOSSES: Final = 5
+"""Times a task may be lost before any node reported its start; then it is taken to be what ends the nodes."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A task that the interchange or a node has."""
+
+    task: EngineTask
+    started: bool = False
+    losses: int = 0
+    retries: int = 0
+
+
+class GlobusComputeEngine:
+    """See the module. `run_directory` is the user endpoint's own; blocks on other hosts must see it too."""
+
+    def __init__(self, settings: Settings, *, run_directory: str, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._settings = settings
+        self._max_result_bytes = max_result_bytes
+        self._directory = Path(run_directory).resolve() / "htex"
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._plan = Plan(settings)
+        self._blocks = Blocks(settings, self._plan, self._directory, self._ring)
+        self._client: Client | None = None
+        self._waiting: list[_Held] = []
+        self._held: dict[int, _Held] = {}  # by our number
+        self._numbers: dict[int, int] = {}  # row -> our number
+        self._last_number = 0
+        self._events: list[Event] = []
+        self._pace = Pace()
+        self._slots = self._plan.expected_slots(settings)
+        self._draining = False
+        self._broken: MepError | None = None
+
+    # --- the contract ---------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """What every block together can run, and as many waiting as they finish in about 50 ms."""
+        return self._slots + self._pace.look_ahead(self._slots, _MOST_WAITING)
+
+    def start(self) -> None:
+        """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._blocks.start()
+
+    def fileno(self) -> int:
+        """The descriptor of an epoll set over the executor's results and the blocks' news."""
+        return self._epoll.fileno()
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        """Send these tasks on, or keep them until the executor is ready."""
+        if self._draining:
+            self._events += [TaskReturned(task.row) for task in tasks]
+            self._ring()
+            return
+        self._send([_Held(task) for task in tasks])
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End these tasks: at once where they wait, by killing the worker where they run."""
+        wanted = set(rows)
+        kept = []
+        for held in self._waiting:
+            if held.task.row in wanted:
+                self._end(held, TaskCancelled())
+            else:
+                kept.append(held)
+        self._waiting = kept
+        numbers = [self._numbers[row] for row in wanted if row in self._numbers]
+        if numbers and self._client is not None:
+            self._client.say(protocol.Cancel(numbers))
+        if self._events:
+            self._ring()
+
+    def collect(self) -> list[Event]:
+        """Return what nodes have reported and what has become of blocks."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        for news in self._blocks.take_news():
+            self._heed(news)
+        if self._client is not None:
+            frames = self._client.hear(_TURN)
+            for frame in frames:
+                self._understand(frame)
+            if len(frames) == _TURN:
+                self._ring()
+        events, self._events = self._events, []
+        if events:
+            self._blocks.want(len(self._waiting) + len(self._held))
+        return events
+
+    def drain(self) -> None:
+        """Give back everything that has not started."""
+        self._draining = True
+        self._events += [TaskReturned(held.task.row) for held in self._waiting]
+        self._waiting = []
+        if self._client is not None:
+            self._client.say(protocol.Drain())
+        self._ring()
+
+    def stop(self, grace_s: float) -> None:
+        """End every block and the interchange."""
+        if self._client is not None:
+            self._client.say(protocol.Leave())
+            self._epoll.unregister(self._client.descriptor())
+            self._client = None
+        self._blocks.stop(grace_s)
+        self._epoll.close()
+        os.close(self._bell)
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        """Make the descriptor readable. Called from the blocks' thread too."""
+        with contextlib.suppress(OSError):  # after stop, from a thread that is ending
+            os.eventfd_write(self._bell, 1)
+
+    def _send(self, tasks: list[_Held]) -> None:
+        if self._broken is not None:
+            for held in tasks:
+                self._end(held, self._broken)
+            self._ring()
+            return
+        if self._client is None:
+            self._waiting += tasks
+        else:
+            self._hand_over(self._client, tasks)
+        self._blocks.want(len(self._waiting) + len(self._held))
+
+    def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
+        packed = []
+        for held in tasks:
+            self._last_number += 1
+            number = self._last_number
+            self._held[number], self._numbers[held.task.row] = held, number
+            packed.append((number, self._packed(number, held.task)))
+        if packed:
+            client.say(protocol.Queue(packed))
+
+    def _packed(self, number: int, task: EngineTask) -> bytes:
+        return protocol.encode(
+            protocol.Task(
+                number,
+                task.row,
+                task.task_id,
+                task.function_id,
+                task.function,
+                task.payload,
+                task.walltime_s,
+                self._max_result_bytes,
+            )
+        )
+
+    # --- in -------------------------------------------------------------------------------------------
+
+    def _understand(self, frame: bytes) -> None:
+        if not protocol.is_ours(frame):
+            self._stock(pickle.loads(frame))  # noqa: S301 - from our own interchange, encrypted
+            return
+        message = protocol.decode_to_client(frame)
+        if isinstance(message, protocol.Registered):
+            self._blocks.registered(message.block_id)
+            return
+        for number in message.started:
+            if (held := self._held.get(number)) is not None and not held.started:
+                held.started = True
+                self._events.append(TaskStarted(held.task.row))
+        for result in message.results:
+            self._result(result)
+        for number in message.returned:
+            if (held := self._forget(number)) is not None:
+                self._again(held)
+        for number in message.lost:
+            if (held := self._forget(number)) is not None:
+                self._lost(held, "the node or block that had it is gone")
+
+    def _result(self, result: protocol.Result) -> None:
+        held = self._forget(result.id)
+        if held is None:
+            return
+        task = held.task
+        if result.started_at:
+            self._pace.measured(task.function_id, result.ended_at - result.started_at)
+        text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
+        self._events.append(
+            ResultItem(task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at)
+        )
+
+    def _stock(self, message: dict[str, Any]) -> None:
+        """Take what Parsl's own worker pool answers. It reports no starts: a task it had may have run."""
+        from parsl.serialize import deserialize
+
+        number = message["task_id"]
+        if "result" in message:
+            self._result(protocol.decode_result(deserialize(message["result"])))
+            return
+        held = self._forget(number)
+        if held is not None:
+            held.started = True
+            self._lost(held, str(getattr(deserialize(message["exception"]), "e_value", "its worker failed")))
+
+    def _forget(self, number: int) -> _Held | None:
+        held = self._held.pop(number, None)
+        if held is not None:
+            self._numbers.pop(held.task.row, None)
+        return held
+
+    # --- ends -----------------------------------------------------------------------------------------
+
+    def _lost(self, held: _Held, reason: str) -> None:
+        """A task is gone with what had it: decide by whether it had started."""
+        if not held.started:
+            held.losses += 1
+            if held.losses < _MOST_UNSTARTED_LOSSES:
+                self._again(held)
+                return
+        elif held.retries < self._settings.max_retries_on_system_failure and not self._draining:
+            held.retries += 1
+            held.started = False
+            self._send([held])
+            return
+        self._end(held, WorkerLost(reason=reason))
+
+    def _again(self, held: _Held) -> None:
+        if self._draining:
+            self._events.append(TaskReturned(held.task.row))
+        else:
+            self._send([held])
+
+    def _end(self, held: _Held, error: MepError) -> None:
+        task = held.task
+        self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    # --- news of blocks -------------------------------------------------------------------------------
+
+    def _heed(self, news: object) -> None:
+        match news:
+            case Ready(client):
+                self._client = client
+                self._epoll.register(client.descriptor(), select.EPOLLIN)
+                waiting, self._waiting = self._waiting, []
+                self._hand_over(client, waiting)
+            case BlockGone(block_id):
+                if self._client is not None:
+                    self._client.say(protocol.BlockEnded(block_id))
+            case Restarted():
+                self._interchange_died()
+            case Broken(error, final):
+                self._give_up(error, final=final)
+
+    def _interchange_died(self) -> None:
+        if self._client is not None:
+            self._epoll.unregister(self._client.descriptor())
+            self._client = None
+        for number in list(self._held):
+            if (held := self._forget(number)) is not None:
+                self._lost(held, "Parsl's interchange was killed")
+
+    def _give_up(self, error: MepError, *, final: bool) -> None:
+        """End what waits, and where nothing can ever run, what comes."""
+        if final:
+            self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
+            self._client = None
+        waiting, self._waiting = self._waiting, []
+        unstarted = [number for number, held in self._held.items() if final or not held.started]
+        if unstarted and self._client is not None:
+            self._client.say(protocol.Cancel(unstarted))
+        for number in unstarted:
+            if (held := self._forget(number)) is not None:
+                waiting.append(held)
+        for held in waiting:
+            self._end(held, error)

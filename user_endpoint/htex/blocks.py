@@ -1,0 +1,329 @@
+"""Blocks of workers: started when tasks wait, watched, and ended when they idle. On a thread of its own.
+
+Schedulers' commands take seconds, so they are never run on the user endpoint's thread. The two threads share
+what is behind `_lock`, and nothing else: the engine says how many tasks there are and which blocks have
+registered, and takes the news. Parsl's exceptions end here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from mep_wire.errors import EngineFailed, MepError
+from user_endpoint.htex import provider as providers
+from user_endpoint.htex.client import Client
+from user_endpoint.htex.light import light_parsl
+from user_endpoint.settings import GlobusComputeEngine, StrategySettings
+
+with light_parsl():
+    from parsl.errors import ParslError
+    from parsl.jobs.states import JobState
+
+_log = logging.getLogger(__name__)
+
+PARSL_RAISES = (ParslError, zmq.ZMQError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+"""What providers raise: their own errors, and what commands and their output can lead to."""
+MAX_FAILED_BLOCKS = 3
+"""Blocks in a row that end before their workers have registered, after which no more are started."""
+HOLD_OFF_S = 60.0
+"""Seconds after which, when tasks still come, one more block is tried."""
+MAX_RESTARTS = 3
+_LOCAL_POLL_S = 0.5
+_TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The executor takes tasks."""
+
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGone:
+    """The job of a block has ended."""
+
+    block_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """No task that waits can run, for this reason. Where `final`, none ever will."""
+
+    error: MepError
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The interchange has died, and with it every block; Ready follows."""
+
+
+News = Ready | BlockGone | Broken | Restarted
+
+
+@dataclass(slots=True)
+class _Block:
+    job_id: Any
+    since: float
+    """When the job was first seen to run, or was submitted."""
+    running: bool = False
+    registered: bool = False
+
+
+class Blocks:
+    """See the module. `notify` is called, from the thread, when there is news."""
+
+    def __init__(
+        self, settings: GlobusComputeEngine, plan: providers.Plan, directory: Path, notify: Callable[[], None]
+    ) -> None:
+        self._settings, self._plan, self._directory, self._notify = settings, plan, directory, notify
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self._news: list[News] = []
+        self._outstanding = 0
+        self._registered: list[str] = []
+        self._grace_s = 5.0
+        self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
+        # From here on: the thread's own.
+        self._client: Client | None = None
+        self._blocks: dict[str, _Block] = {}
+        self._failed, self._hold_until, self._restarts = 0, 0.0, 0
+        self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
+
+    # --- the engine's side ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def want(self, outstanding: int) -> None:
+        """Say how many tasks there are, running ones included."""
+        with self._lock:
+            first = outstanding and not self._outstanding
+            self._outstanding = outstanding
+        if first:
+            self._wake.set()
+
+    def registered(self, block_id: str) -> None:
+        """Say that workers of this block have registered."""
+        with self._lock:
+            self._registered.append(block_id)
+
+    def take_news(self) -> list[News]:
+        """Return what has happened since the last call."""
+        with self._lock:
+            news, self._news = self._news, []
+        return news
+
+    def stop(self, grace_s: float) -> None:
+        """End every block and the interchange, and the thread."""
+        self._grace_s = grace_s
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(grace_s + 10.0)
+
+    # --- the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._start_client()
+            while not self._ending.is_set():
+                self._wake.wait(self._interval())
+                self._wake.clear()
+                if not self._ending.is_set():
+                    self._look()
+        except MepError as error:
+            self._tell(Broken(error, final=True))
+        except PARSL_RAISES as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._tell(Broken(EngineFailed(reason=reason), final=True))
+        finally:
+            self._end()
+
+    def _tell(self, *news: News) -> None:
+        with self._lock:
+            self._news += news
+        self._notify()
+
+    def _start_client(self) -> None:
+        addresses = providers.worker_addresses(self._settings, local=self._plan.is_local)
+        provider = self._plan.make()
+        many = provider.nodes_per_block * provider.max_blocks > 1
+        given = self._settings.prefetch_capacity
+        prefetch = given if given is not None else (0 if many else 64)
+        client = Client(self._settings, provider, addresses, prefetch, self._directory)
+        self._client = client
+        client.meanwhile = self._first_blocks
+        client.start()  # type: ignore[no-untyped-call] # Parsl's
+        if not self._blocks:
+            self._first_blocks()
+        self._tell(Ready(client))
+
+    def _first_blocks(self) -> None:
+        """Start what is wanted at the start, while the interchange is still loading."""
+        assert self._client is not None, "called while it starts"
+        with self._lock:
+            waiting = self._outstanding > 0
+        wanted = min(self._client.jobs.max_blocks, max(self._client.jobs.init_blocks, int(waiting)))
+        self._scale_out(wanted)
+
+    def _interval(self) -> float:
+        if not self._blocks and self._plan.is_local:
+            return 5.0
+        return _LOCAL_POLL_S if self._plan.is_local else 1.0
+
+    def _look(self) -> None:
+        client, now = self._client, time.monotonic()
+        assert client is not None, "started"
+        if client.interchange_proc is None or client.interchange_proc.poll() is not None:
+            self._restart()
+            return
+        with self._lock:
+            registered, self._registered = self._registered, []
+        for block_id in registered:
+            if (block := self._blocks.get(block_id)) is not None:
+                block.registered = True
+                self._failed = 0
+        if now >= self._next_status:
+            self._next_status = now + (_LOCAL_POLL_S if self._plan.is_local else client.status_polling_interval)
+            self._watch(client, now)
+        self._scale(client, now)
+
+    def _restart(self) -> None:
+        """The interchange has died: end its blocks, begin again."""
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
+        self._tell(Restarted())
+        self._end()
+        self._start_client()
+
+    def _end(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if self._blocks:
+            self._await_local_ends(client)
+            self._cancel(client, list(self._blocks))
+        client.close(max(1.0, self._grace_s))
+
+    def _await_local_ends(self, client: Client) -> None:
+        """Give pools on this host, which have been told to leave, a moment to do so by themselves."""
+        deadline = time.monotonic() + min(1.0, self._grace_s)
+        while self._plan.is_local and self._blocks and time.monotonic() < deadline:
+            self._watch(client, time.monotonic(), ending=True)
+            time.sleep(0.01)
+
+    # --- watching -------------------------------------------------------------------------------------
+
+    def _watch(self, client: Client, now: float, *, ending: bool = False) -> None:
+        """Ask the scheduler for the state of every block. What it does not know is left as it is."""
+        if not self._blocks:
+            return
+        ids = list(self._blocks)
+        try:
+            statuses = client.jobs.status([self._blocks[block_id].job_id for block_id in ids])
+        except PARSL_RAISES:
+            return
+        for block_id, status in zip(ids, statuses, strict=True):
+            block = self._blocks[block_id]
+            if status.state in _TERMINAL:
+                del self._blocks[block_id]
+                if not ending:
+                    self._block_ended(block_id, block, status)
+            elif status.state == JobState.RUNNING:
+                if not block.running:
+                    block.running, block.since = True, now
+                if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
+                    self._cancel(client, [block_id])
+                    limit = self._settings.block_start_timeout_s
+                    self._block_failed(f"its workers had not registered after {limit:.0f} s", status)
+
+    def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
+        if block.registered:
+            self._tell(BlockGone(block_id))
+        else:
+            self._block_failed(f"it ended ({status.state.name.lower()}) before its workers had registered", status)
+
+    def _block_failed(self, what: str, status: Any) -> None:
+        self._failed += 1
+        self._wake.set()
+        if self._failed < MAX_FAILED_BLOCKS:
+            return
+        self._hold_until = time.monotonic() + HOLD_OFF_S
+        last_words = (status.stderr_summary or status.message or "").strip()[-600:]
+        reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
+        self._tell(Broken(EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason), final=False))
+
+    # --- how many -------------------------------------------------------------------------------------
+
+    def _scale(self, client: Client, now: float) -> None:
+        with self._lock:
+            outstanding = self._outstanding
+        if outstanding:
+            self._idle_since = now
+        if (not self._blocks and outstanding) or now >= self._next_strategy:
+            self._next_strategy = now + self._settings.job_status_kwargs.strategy_period
+            missing = self._wanted(client, outstanding) - len(self._blocks)
+            if missing > 0 and now >= self._hold_until:
+                self._scale_out(1 if self._failed else missing)
+            elif missing < 0:
+                self._scale_in(client, -missing, outstanding, now)
+
+    def _wanted(self, client: Client, outstanding: int) -> int:
+        jobs = client.jobs
+        if self._settings.strategy == "none":
+            return int(min(jobs.max_blocks, max(jobs.init_blocks, len(self._blocks), 1 if outstanding else 0)))
+        slots = max(1, int(jobs.nodes_per_block * client.workers_per_node))
+        needed = math.ceil(outstanding * jobs.parallelism / slots)
+        return int(min(jobs.max_blocks, max(jobs.min_blocks, needed, 1 if outstanding else 0)))
+
+    def _scale_out(self, count: int) -> None:
+        assert self._client is not None, "started"
+        for block_id in self._client.scale_out_facade(count):
+            self._blocks[block_id] = _Block(self._client.blocks_to_job_id[block_id], time.monotonic())
+            count -= 1
+        for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
+            self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
+
+    def _scale_in(self, client: Client, count: int, outstanding: int, now: float) -> None:
+        """End blocks that have had nothing to do for long enough."""
+        strategy = self._settings.strategy
+        limit = (
+            strategy.max_idletime
+            if isinstance(strategy, StrategySettings)
+            else self._settings.job_status_kwargs.max_idletime
+        )
+        if strategy != "htex_auto_scale" and (outstanding or now - self._idle_since < limit):
+            return
+        idle = [block_id for block_id in self._blocks if self._is_idle(client, block_id, limit)][:count]
+        for block_id in idle:
+            client.hold(block_id)  # so that no task is sent there in the meantime
+        self._cancel(client, [block_id for block_id in idle if self._is_idle(client, block_id, 0.0)])
+
+    def _is_idle(self, client: Client, block_id: str, seconds: float) -> bool:
+        try:
+            nodes = [node for node in client.nodes() if node["block_id"] == block_id]
+        except PARSL_RAISES:
+            return False
+        return bool(nodes) and all(not node["tasks"] and node["idle_duration"] >= seconds for node in nodes)
+
+    def _cancel(self, client: Client, block_ids: list[str]) -> None:
+        if not block_ids:
+            return
+        jobs = [self._blocks.pop(block_id).job_id for block_id in block_ids]
+        try:
+            client.jobs.cancel(jobs)
+        except PARSL_RAISES as error:
+            _log.warning("jobs=%s could not be ended error=%s", jobs, error)

@@ -1,0 +1,240 @@
+"""Parsl's HighThroughputExecutor, driven without the DataFlowKernel and without a thread of its own.
+
+Started by `blocks`, on its thread; once started, tasks are sent and reports received by the engine, on the user
+endpoint's thread, and commands and scaling stay with `blocks`. No socket is used from two threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import secrets
+import shlex
+import socket as socket_module
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from mep_wire.errors import EngineFailed
+from user_endpoint.htex import protocol
+from user_endpoint.htex.light import light_parsl
+from user_endpoint.settings import GlobusComputeEngine
+
+with light_parsl():
+    from parsl.executors.high_throughput.executor import HighThroughputExecutor
+
+_HERE = Path(__file__).resolve().parent
+_INTERCHANGE_START_S = 30.0
+_COMMAND_S = 10.0
+POLL_MS = 1000
+"""How often Parsl's parts look whether they should end. Messages wake them at once whatever it is."""
+
+
+class Client(HighThroughputExecutor):
+    """The executor. `settings` must have been checked; `addresses` are where workers look for this host."""
+
+    def __init__(
+        self, settings: GlobusComputeEngine, provider: Any, addresses: Sequence[str], prefetch: int, directory: Path
+    ) -> None:
+        ports = free_ports()
+        loopback = list(addresses) == ["127.0.0.1"]
+        super().__init__(
+            label="htex",
+            provider=provider,
+            address=addresses[0] if loopback else None,
+            loopback_address=settings.loopback_address,
+            worker_port=settings.worker_port or (None if settings.worker_port_range else free_port(ports)),
+            worker_port_range=settings.worker_port_range or ports,
+            interchange_port_range=settings.interchange_port_range or ports,
+            interchange_launch_cmd=[sys.executable, "-I", str(_HERE / "interchange_main.py")],
+            launch_cmd=settings.launch_cmd,
+            worker_debug=settings.worker_debug,
+            cores_per_worker=settings.cores_per_worker,
+            mem_per_worker=settings.mem_per_worker,
+            max_workers_per_node=settings.max_workers_per_node,
+            cpu_affinity=settings.cpu_affinity,
+            available_accelerators=_names(settings.available_accelerators),
+            prefetch_capacity=prefetch,
+            heartbeat_threshold=settings.heartbeat_threshold,
+            heartbeat_period=settings.heartbeat_period,
+            drain_period=settings.drain_period,
+            poll_period=POLL_MS,
+            address_probe_timeout=settings.address_probe_timeout,
+            worker_logdir_root=settings.worker_logdir_root,
+            encrypted=settings.encrypted,
+        )
+        self._settings = settings
+        self.all_addresses = set(addresses)
+        self.run_dir, self.run_id = str(directory), str(uuid.uuid4())
+        self.jobs = provider
+        self.jobs.script_dir = str(directory / "submit_scripts")
+        self.working_directory = str(directory / (settings.working_dir or "tasks"))
+        for needed in (self.logdir, self.jobs.script_dir, self.working_directory):
+            Path(needed).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    # --- start, on the blocks' thread -----------------------------------------------------------------
+
+    def _start_result_queue_thread(self) -> None:
+        """Start none: the engine reads the socket itself."""
+
+    def _start_local_interchange_process(self) -> None:
+        """Start the interchange and, while it loads, whatever `meanwhile` does: the first block.
+
+        Raises EngineFailed where it does not come up.
+        """
+        config = {
+            "client_address": self.loopback_address,
+            "client_ports": (self.outgoing_q.port, self.incoming_q.port, self.command_client.port),
+            "interchange_address": self.address,
+            "worker_port": self.worker_port,
+            "worker_port_range": self.worker_port_range,
+            "hub_address": None,
+            "hub_zmq_port": None,
+            "logdir": self.logdir,
+            "heartbeat_threshold": self.heartbeat_threshold,
+            "poll_period": self.poll_period,
+            "logging_level": logging.DEBUG if self.worker_debug else logging.WARNING,
+            "cert_dir": self.cert_dir,
+            "manager_selector": self.manager_selector,
+            "run_id": self.run_id,
+            "log_config": None,
+            "_check_python_mismatch": False,  # workers may have another Python: each task says what it needs
+        }
+        for socket in (self.outgoing_q.zmq_socket, self.incoming_q.results_receiver):
+            socket.linger = 0
+        self.interchange_proc = subprocess.Popen(self.interchange_launch_cmd, stdin=subprocess.PIPE)
+        assert self.interchange_proc.stdin is not None, "asked for"
+        with self.interchange_proc.stdin as pipe:
+            pipe.write(pickle.dumps(config))
+        if self.worker_port is not None:
+            self.meanwhile()
+        self.worker_port = self._port_of_interchange()
+
+    def _port_of_interchange(self) -> int:
+        socket, deadline = self.command_client.zmq_socket, time.monotonic() + _INTERCHANGE_START_S
+        socket.send_pyobj("WORKER_BINDS")
+        while not socket.poll(100):
+            if self.interchange_proc is None or self.interchange_proc.poll() is not None:
+                raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}")
+            if time.monotonic() > deadline:
+                raise EngineFailed(reason=f"Parsl's interchange is not up after {_INTERCHANGE_START_S} s")
+        return int(socket.recv_pyobj())
+
+    def initialize_scaling(self) -> None:
+        """Compose the launch command, where it is the site's own. Ours is composed for each block."""
+        if self._settings.launch_cmd is not None:
+            super().initialize_scaling()  # type: ignore[no-untyped-call] # Parsl's
+
+    def _get_launch_command(self, block_id: str) -> str:
+        if self._settings.launch_cmd is not None:
+            return str(super()._get_launch_command(block_id))
+        settings = self._settings
+        options: dict[str, object] = {
+            "addresses": ",".join(sorted(self.all_addresses)),
+            "port": self.worker_port,
+            "cert_dir": self.cert_dir or "",
+            "logdir": self.worker_logdir,
+            "block_id": block_id,
+            "cores_per_worker": settings.cores_per_worker,
+            "mem_per_worker": settings.mem_per_worker or 0,
+            "max_workers_per_node": settings.max_workers_per_node or 0,
+            "prefetch_capacity": self.prefetch_capacity,
+            "hb_period": settings.heartbeat_period,
+            "hb_threshold": settings.heartbeat_threshold,
+            "drain_period": settings.drain_period or 0,
+            "address_probe_timeout": settings.address_probe_timeout or 30,
+            "cpu_affinity": settings.cpu_affinity,
+            "accelerators": ",".join(self.available_accelerators),
+            "max_retries": settings.max_retries_on_system_failure,
+            "working_dir": self.working_directory,
+        }
+        words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
+        python = f"${{MEP_PYTHON:-{shlex.quote(sys.executable)}}}"  # which worker_init may have set: see provider
+        return " ".join([python, shlex.quote(str(_HERE / "pool_main.py")), *words])
+
+    # --- tasks, on the user endpoint's thread ---------------------------------------------------------
+
+    def say(self, message: protocol.ToInterchange) -> None:
+        """Send one message to the interchange. Never blocks: there is no limit to what is queued."""
+        self.outgoing_q.zmq_socket.send(protocol.encode(message))
+
+    def descriptor(self) -> int:
+        """Return the descriptor that becomes readable when `hear` has something."""
+        return int(self.incoming_q.results_receiver.fileno())
+
+    def hear(self, limit: int) -> list[bytes]:
+        """Return at most `limit` frames that have come, ours or pickled."""
+        frames: list[bytes] = []
+        socket = self.incoming_q.results_receiver
+        try:
+            while len(frames) < limit:
+                frames.append(socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            pass
+        return frames
+
+    # --- nodes, on the blocks' thread -----------------------------------------------------------------
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return what the interchange knows of each node: block_id, tasks, idle_duration and more."""
+        return list(self.command_client.run("MANAGERS", timeout_s=_COMMAND_S))  # type: ignore[no-untyped-call] # Parsl's
+
+    def hold(self, block_id: str) -> None:
+        """Have no more tasks sent to this block."""
+        self._hold_block(block_id)  # type: ignore[no-untyped-call] # Parsl's
+
+    # --- the end, on the blocks' thread ---------------------------------------------------------------
+
+    def close(self, grace_s: float) -> None:
+        """End the interchange and close every socket, within about `grace_s` seconds."""
+        process = self.interchange_proc
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(timeout=grace_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for name in ("outgoing_q", "incoming_q", "command_client"):
+            end = getattr(self, name, None)
+            if end is not None:
+                end.close()
+
+
+def _names(accelerators: int | list[int | str]) -> list[str]:
+    names = range(accelerators) if isinstance(accelerators, int) else accelerators
+    return [str(name) for name in names]
+
+
+def free_ports() -> tuple[int, int]:
+    """Return a range of ports that the kernel does not give to outgoing connections.
+
+    Inside that range a socket that connects to a port nobody listens on can be given that very port, and
+    connects to itself.
+    """
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    below, above = (max(10_000, low - 12_000), low - 1), (high + 1, 65_535)
+    return below if below[1] - below[0] >= above[1] - above[0] else above
+
+
+def free_port(ports: tuple[int, int]) -> int:
+    """Return a port of the range that nobody listens on just now. Raises EngineFailed."""
+    for _ in range(100):
+        port = secrets.randbelow(ports[1] - ports[0]) + ports[0]
+        with socket_module.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise EngineFailed(reason=f"no free port between {ports[0]} and {ports[1]}")

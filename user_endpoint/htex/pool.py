@@ -1,0 +1,234 @@
+"""A node's worker pool: takes tasks from the interchange and runs them with ProcessPoolEngine.
+
+A program of its own, started in each node of a block by Parsl's provider and launcher, in place of Parsl's
+process_worker_pool and with its options. One thread and no Parsl, so that it is up in 60 ms; its workers are
+forked before ZeroMQ is loaded, and which task each of them runs is always known. It trusts the interchange,
+whose key it has from the user's own directory, and nothing that tasks do. It runs as the mapped user.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+
+import zmq
+
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.process_pool import ProcessPoolEngine
+from user_endpoint.htex import protocol
+from user_endpoint.htex.pool_options import Options, parse_options, worker_count
+from user_endpoint.workers.forkserver import Server, exec_server
+
+HEARTBEAT = (1 << 32) - 1
+SHUTDOWN = (1 << 32) - 2
+_LINGER_S = 0.002
+_FEW = 2
+
+
+class InterchangeUnreachable(Exception):
+    """None of the addresses {addresses} answered within {seconds} s."""
+
+
+def reach(context: zmq.Context[zmq.Socket[bytes]], options: Options, name: str) -> zmq.Socket[bytes]:
+    """Return a socket connected to the first address that answers. Raises InterchangeUnreachable.
+
+    The socket that got the answer is the one that is kept, so that there are never two by one name.
+    """
+    poller, tried = zmq.Poller(), list[zmq.Socket[bytes]]()
+    for index, address in enumerate(options.addresses):
+        socket = context.socket(zmq.DEALER)
+        socket.linger, socket.ipv6, socket.rcvhwm, socket.sndhwm = 0, True, 0, 0
+        socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 1000
+        socket.identity = f"{name}-{index}".encode()
+        if options.cert_dir:
+            _encrypt(socket, options.cert_dir)
+        socket.connect(f"tcp://{address}:{options.port}")
+        socket.send(pickle.dumps({"type": "connection_probe"}))
+        poller.register(socket, zmq.POLLIN)
+        tried.append(socket)
+    answered = poller.poll(int(options.address_probe_timeout * 1000))
+    if not answered:
+        raise InterchangeUnreachable(f"no answer from {', '.join(options.addresses)}, port {options.port}")
+    chosen: zmq.Socket[bytes] = answered[0][0]
+    chosen.recv()
+    for socket in tried:
+        if socket is not chosen:
+            socket.close()
+    return chosen
+
+
+def _encrypt(socket: zmq.Socket[bytes], cert_dir: str) -> None:
+    import zmq.auth
+
+    socket.curve_publickey, secret = zmq.auth.load_certificate(f"{cert_dir}/client.key_secret")
+    assert secret is not None, "the file holds both keys"
+    socket.curve_secretkey = secret
+    socket.curve_serverkey = zmq.auth.load_certificate(f"{cert_dir}/server.key")[0]
+
+
+class Pool:
+    """Between one interchange and the workers of one node. One thread, one poll loop."""
+
+    def __init__(self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], Server]) -> None:
+        self._options, self._socket = options, socket
+        self._workers = worker_count(options)
+        self._engine = ProcessPoolEngine(
+            server=servers,
+            max_workers=self._workers,
+            max_retries=options.max_retries,
+            worker_log=f"{options.directory}/workers.log",
+            directory=options.working_dir,
+        )
+        self._engine.start()
+        self._numbers: dict[int, int] = {}  # the relay's row -> the executor's number
+        self._rows: dict[int, int] = {}
+        self._leaving = False
+        self._report_started: list[int] = []
+        self._report_results: list[protocol.Result] = []
+        self._report_returned: list[int] = []
+        self._report_since = 0.0
+
+    def register(self, name: str) -> None:
+        """Tell the interchange who this is and how many tasks it takes."""
+        version = ".".join(map(str, sys.version_info[:3]))
+        message = {
+            "type": "registration",
+            "mep": True,
+            "parsl_v": "none",
+            "python_v": version,
+            "packages": {},
+            "worker_count": self._workers,
+            "uid": name,
+            "block_id": self._options.block_id,
+            "start_time": time.time(),
+            "drain_time": time.time() + (self._options.drain_period or float("inf")),
+            "prefetch_capacity": self._options.prefetch_capacity,
+            "max_capacity": self._workers + self._options.prefetch_capacity,
+            "os": platform.system(),
+            "hostname": platform.node(),
+            "dir": os.getcwd(),
+            "cpu_count": os.cpu_count(),
+        }
+        self._socket.send(pickle.dumps(message))
+
+    def run(self) -> None:
+        """Serve until the interchange says to end, or is silent for too long."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._engine.fileno(), zmq.POLLIN)
+        heard = beat = time.monotonic()
+        while not self._leaving:
+            ready = dict(poller.poll(self._timeout_ms(beat)))
+            now = time.monotonic()
+            if self._socket in ready:
+                heard = now
+                self._hear()
+            self._collect(self._engine.collect(), now)
+            if self._due(now):
+                self._send_report()
+            if now - beat >= self._options.hb_period:
+                beat = now
+                self._socket.send(pickle.dumps({"type": "heartbeat"}))
+            if now - heard > self._options.hb_threshold:
+                break
+        self._engine.stop(1.0)
+
+    def _timeout_ms(self, beat: float) -> int:
+        if self._report_results or self._report_started or self._report_returned:
+            return 1
+        walltimes = 1000 if self._numbers else 60_000  # the engine looks at walltimes when it is asked
+        return min(walltimes, max(1, int(1000 * (beat + self._options.hb_period - time.monotonic()))))
+
+    # --- from the interchange -------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        try:
+            while True:
+                frame = self._socket.recv(zmq.NOBLOCK)
+                if protocol.is_ours(frame):
+                    self._obey(protocol.decode_to_pool(frame))
+                    continue
+                message = pickle.loads(frame)  # noqa: S301 - from our own interchange, encrypted
+                if message == SHUTDOWN:
+                    self._leaving = True
+                elif message != HEARTBEAT:
+                    self._take([protocol.decode_task(task["buffer"]) for task in message])
+        except zmq.Again:
+            return
+
+    def _take(self, tasks: list[protocol.Task]) -> None:
+        for task in tasks:
+            self._numbers[task.row], self._rows[task.id] = task.id, task.row
+        self._engine.submit(
+            [EngineTask(t.row, t.task_id, t.function_id, t.function, t.payload, b"", t.walltime_s) for t in tasks]
+        )
+
+    def _obey(self, order: protocol.ToPool) -> None:
+        match order:
+            case protocol.Cancel(ids):
+                self._engine.cancel([self._rows[number] for number in ids if number in self._rows])
+            case protocol.Drain():
+                self._engine.drain()
+            case protocol.Leave():
+                self._leaving = True
+
+    # --- to the interchange ---------------------------------------------------------------------------
+
+    def _collect(self, events: list[Event], now: float) -> None:
+        if events and not (self._report_results or self._report_started or self._report_returned):
+            self._report_since = now
+        for event in events:
+            number = self._numbers.get(event.row)
+            if number is None:
+                continue
+            if isinstance(event, TaskStarted):
+                self._report_started.append(number)
+                continue
+            self._forget(event.row)
+            if isinstance(event, TaskReturned):
+                self._report_returned.append(number)
+            else:
+                self._report_results.append(
+                    protocol.Result(number, event.code, event.text, event.payload, event.started_at, event.ended_at)
+                )
+
+    def _forget(self, row: int) -> None:
+        del self._rows[self._numbers.pop(row)]
+
+    def _due(self, now: float) -> bool:
+        """Tell whether to report now: at once while little is going on, else what has gathered in 2 ms."""
+        if self._report_results or self._report_returned:
+            return len(self._numbers) < _FEW or now - self._report_since >= _LINGER_S
+        return bool(self._report_started) and now - self._report_since >= _LINGER_S
+
+    def _send_report(self) -> None:
+        ended = {result.id for result in self._report_results}
+        started = [number for number in self._report_started if number not in ended]
+        report = protocol.Report(started, self._report_results, self._report_returned)
+        self._report_started, self._report_results, self._report_returned = [], [], []
+        self._socket.send(protocol.encode(report))
+
+
+def run(arguments: list[str], server: Server) -> int:
+    """Run this node's pool with a fork server that is there already. Returns the exit status."""
+    options = parse_options(arguments)
+    os.makedirs(options.directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - no pathlib here
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    name = uuid.uuid4().hex[:12]
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        socket = reach(context, options, name)
+    except InterchangeUnreachable as error:
+        print(f"{platform.node()}: the user endpoint cannot be reached: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    first = [server]
+    pool = Pool(options, socket, lambda: first.pop() if first else exec_server())
+    pool.register(name)
+    pool.run()
+    return 0

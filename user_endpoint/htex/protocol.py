@@ -1,0 +1,101 @@
+"""What client, interchange and pools say to each other beyond Parsl's own pickled dicts.
+
+Each message is one frame of MessagePack that begins with an array marker, by which it is told from a pickle
+(which begins with 0x80). The interchange hands tasks to pools in Parsl's form, with a Task in `buffer`, so that
+Parsl's own worker pool can be used as well.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Task(msgspec.Struct, frozen=True, array_like=True):
+    """One task. `id` is the executor's number for it, `row` and `task_id` are the relay's."""
+
+    id: int
+    row: int
+    task_id: str
+    function_id: str
+    function: bytes
+    payload: bytes
+    walltime_s: float
+    max_result_bytes: int
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """How a task ended, as in mep_wire.messages.ResultItem."""
+
+    id: int
+    code: str
+    text: str
+    payload: bytes
+    started_at: float
+    ended_at: float
+
+
+class Queue(_Message, frozen=True):
+    """Client to interchange: run these. Each is an encoded Task, which the interchange does not open."""
+
+    tasks: list[tuple[int, bytes]]
+
+
+class Cancel(_Message, frozen=True):
+    """Client to interchange to pools: end these."""
+
+    ids: list[int]
+
+
+class Drain(_Message, frozen=True):
+    """Client to interchange to pools: give back what has not started, and take nothing more."""
+
+
+class BlockEnded(_Message, frozen=True):
+    """Client to interchange: the job of this block has ended, whatever its nodes last said."""
+
+    block_id: str
+
+
+class Leave(_Message, frozen=True):
+    """Client to interchange to pools: end now."""
+
+
+class Report(_Message, frozen=True):
+    """Pool to interchange to client: what has become of tasks since the last report."""
+
+    started: list[int] = []
+    results: list[Result] = []
+    returned: list[int] = []
+    """Not started, and given back."""
+    lost: list[int] = []
+    """Gone with their node."""
+
+
+class Registered(_Message, frozen=True):
+    """Interchange to client: a node of this block has registered its workers."""
+
+    block_id: str
+    workers: int
+
+
+ToInterchange = Queue | Cancel | Drain | BlockEnded | Leave
+ToPool = Cancel | Drain | Leave
+ToClient = Report | Registered
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_task = msgspec.msgpack.Decoder(Task).decode
+decode_result = msgspec.msgpack.Decoder(Result).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_to_interchange = msgspec.msgpack.Decoder(ToInterchange).decode
+decode_to_pool = msgspec.msgpack.Decoder(ToPool).decode
+decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
+
+
+def is_ours(frame: bytes) -> bool:
+    """Tell a message of this module from a pickle."""
+    return frame[:1] != b"\x80"

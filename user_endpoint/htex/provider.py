@@ -1,0 +1,167 @@
+"""From a template's `provider` and `launcher` mappings to Parsl's objects, and the addresses workers look at.
+
+The keys are checked against the signature of the class that `type` names, before anything is started.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any
+
+from mep_wire.errors import EndpointMisconfigured
+from user_endpoint.htex.light import light_parsl
+from user_endpoint.settings import AddressSettings, GlobusComputeEngine, unknown_key_reason
+
+with light_parsl():
+    import parsl.addresses
+    import parsl.launchers
+    import parsl.launchers.base
+    import parsl.providers
+    import parsl.providers.base
+
+_WORKER_PYTHON = """
+MEP_PYTHON="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"; MEP_PYTHON="${MEP_PYTHON:+$MEP_PYTHON/bin/python}"; export MEP_PYTHON
+"""
+"""Added to worker_init: an environment that it has activated is the one in which tasks run."""
+
+
+class Plan:
+    """A provider that can be made: its class and arguments have been checked, nothing has been run."""
+
+    def __init__(self, settings: GlobusComputeEngine) -> None:
+        """Raises EndpointMisconfigured for a provider or launcher, or one of their keys, that Parsl does not have."""
+        options = dict(settings.provider)
+        self._kind = _class_of(options.pop("type"), parsl.providers, parsl.providers.base.ExecutionProvider, "provider")
+        launcher = options.pop("launcher", None)
+        for key in ("nodes_per_block", "worker_init"):
+            if getattr(settings, key) is not None:
+                options.setdefault(key, getattr(settings, key))
+        if options.get("worker_init"):
+            options["worker_init"] += _WORKER_PYTHON
+        _check(self._kind, options, "engine.provider", besides="launcher")
+        self._options = options
+        self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
+        self.is_local = self._kind.__name__ == "LocalProvider"
+
+    def expected_slots(self, settings: GlobusComputeEngine) -> int:
+        """Return about how many tasks run at once when every block is up."""
+        cores = self._options.get("cores_per_node") or len(os.sched_getaffinity(0))
+        limits = [max(1, int(cores / settings.cores_per_worker))]
+        if settings.max_workers_per_node:
+            limits.append(settings.max_workers_per_node)
+        accelerators = settings.available_accelerators
+        if count := accelerators if isinstance(accelerators, int) else len(accelerators):
+            limits.append(count)
+        nodes = self._option("nodes_per_block", 1) * self._option("max_blocks", 1)
+        return int(min(limits) * nodes)
+
+    def _option(self, name: str, default: int) -> int:
+        if name in self._options:
+            return int(self._options[name])
+        parameter = inspect.signature(self._kind).parameters.get(name)
+        return int(parameter.default) if parameter is not None and isinstance(parameter.default, int) else default
+
+    def make(self) -> Any:
+        """Return the provider. May run the scheduler's commands; raises what Parsl raises."""
+        options = dict(self._options)
+        if self._launcher is not None:
+            kind, arguments = self._launcher
+            options["launcher"] = kind(**arguments)
+        elif self.is_local and options.get("nodes_per_block", 1) == 1:
+            options["launcher"] = parsl.launchers.SimpleLauncher()  # the usual one starts four processes more
+        return self._kind(**options)
+
+    def _checked_launcher(self, launcher: Any) -> tuple[type, dict[str, Any]] | None:
+        if launcher is None:
+            return None
+        if not isinstance(launcher, Mapping) or not isinstance(launcher.get("type"), str):
+            raise EndpointMisconfigured(detail="engine.provider.launcher: needs a `type`, e.g. SrunLauncher")
+        options = dict(launcher)
+        kind = _class_of(options.pop("type"), parsl.launchers, parsl.launchers.base.Launcher, "provider.launcher")
+        _check(kind, options, "engine.provider.launcher")
+        return kind, options
+
+
+def _class_of(name: str, package: Any, base: type, where: str) -> type:
+    found = getattr(package, name, None) if name.isidentifier() and not name.startswith("_") else None
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
+        return found
+    known = tuple(sorted(known for known in getattr(package, "__all__", ())))
+    reason = unknown_key_reason(name, known).replace("unknown key", f"Parsl has no {name}")
+    raise EndpointMisconfigured(detail=f"engine.{where}.type: {reason}")
+
+
+def _check(kind: type, options: Mapping[str, Any], where: str, besides: str = "") -> None:
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in ("self", besides) and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    for key, value in options.items():
+        parameter = parameters.get(key)
+        if parameter is None:
+            accepted = tuple(parameters) + ((besides,) if besides else ())
+            raise EndpointMisconfigured(detail=f"{where}.{key}: {unknown_key_reason(key, accepted)}")
+        expected = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else None
+        if not _fits(value, expected, parameter.default):
+            wanted = getattr(expected, "__name__", None) or str(expected or type(parameter.default).__name__)
+            raise EndpointMisconfigured(detail=f"{where}.{key}: expected {wanted}, got {type(value).__name__}")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise EndpointMisconfigured(detail=f"{where}.{name}: missing")
+
+
+def _fits(value: Any, expected: Any, default: Any) -> bool:
+    """Tell whether a value fits an annotation; where there is none, whether it is of the default's kind."""
+    if expected is None or expected is Any or isinstance(expected, str):
+        expected = type(default) if isinstance(default, str | int | float) else None
+        return expected is None or isinstance(value, _widened(expected))
+    origin = typing.get_origin(expected)
+    if origin in (typing.Union, UnionType):
+        return any(_fits(value, part, None) for part in typing.get_args(expected))
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple)
+    kind = origin or expected
+    return not isinstance(kind, type) or isinstance(value, _widened(kind))
+
+
+def _widened(kind: type) -> tuple[type, ...]:
+    return (int, float) if kind is float else (kind,)
+
+
+def worker_addresses(settings: GlobusComputeEngine, *, local: bool) -> list[str]:
+    """Return the addresses at which workers look for this host. Raises EndpointMisconfigured.
+
+    Nobody outside is asked (Parsl's own way asks a public service for this host's address).
+    """
+    given = settings.address
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, AddressSettings):
+        arguments = {} if given.ifname is None else {"ifname": given.ifname}
+        try:
+            return [str(getattr(parsl.addresses, given.type)(**arguments))]
+        except OSError as error:
+            name = given.ifname or given.type
+            raise EndpointMisconfigured(detail=f"engine.address: {name}: {error.strerror or error}") from error
+    return ["127.0.0.1"] if local else _own_addresses()
+
+
+def _own_addresses() -> list[str]:
+    import socket
+
+    import psutil  # type: ignore[import-untyped] # comes with Parsl
+
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+    if not found:
+        raise EndpointMisconfigured(detail="engine.address: this host has no address that workers could reach")
+    return found
