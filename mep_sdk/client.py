@@ -216,10 +216,6 @@ class Client:
         """Return the relay's version."""
         return self._read(self.transport.get("/v2/version"), Any)
 
-    def whoami(self) -> dict[str, Any]:
-        """Return the identities that the relay knows you by."""
-        return self._get("/v3/whoami")
-
     # --- reading answers --------------------------------------------------------------------------------
 
     def _get(self, path: str) -> dict[str, Any]:

@@ -206,8 +206,9 @@ class Executor(concurrent.futures.Executor):
         def iterate() -> Iterator[Any]:
             try:
                 while futures:
-                    # No reference to a yielded result is kept.
-                    yield futures.pop().result(None if ends is None else ends - time.monotonic())
+                    value = futures[-1].result(None if ends is None else ends - time.monotonic())
+                    futures.pop()
+                    yield value
             finally:
                 if futures:
                     self._session.cancel_futures(futures)

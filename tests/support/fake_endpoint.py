@@ -7,12 +7,10 @@ It starts nothing as anybody: every user endpoint is a link of its own in this p
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -57,9 +55,7 @@ class FakeEndpoint:
             "secret": self.secret.decode(),
             "unseal": self.unseal.private_bytes_raw().hex(),
         }
-        root = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONPATH": root}
-        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, env=environment)
+        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(given).encode() + b"\n")
         self._process.stdin.flush()

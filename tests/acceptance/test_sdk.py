@@ -1,0 +1,496 @@
+"""What a person's script sees: a real relay, and a stand-in endpoint that runs tasks for real."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, as_completed
+from typing import Any, NamedTuple
+
+import pytest
+
+from mep_sdk import Client, Executor
+from mep_sdk.errors import FunctionUnserializable, RelayAnswerMissing, RemoteTraceback, TaskPending
+from mep_wire.errors import (
+    BodyInvalid,
+    EndpointNotFound,
+    FunctionNotFound,
+    NotConfigured,
+    PayloadTooLarge,
+    RelayUnreachable,
+    ResultUnserializable,
+    TaskGroupNotFound,
+    TaskNotFound,
+    TokenUnknown,
+    UserConfigInvalid,
+)
+from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.relay import RelayProcess
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+WAIT_S = 30
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
+
+
+class Place(NamedTuple):
+    relay: RelayProcess
+    token: str
+    endpoint: FakeEndpoint
+    idle: FakeEndpoint
+    """An endpoint that nobody serves: tasks for it wait."""
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.relay.url, self.token, **options)
+
+    def executor(self, **options: Any) -> Executor:
+        options.setdefault("endpoint_id", self.endpoint.endpoint_id)
+        options.setdefault("client", self.client())
+        return Executor(**options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    with RelayProcess(tmp_path_factory.mktemp("relay")) as relay:
+        token = relay.add_user("ada@example.edu")
+        idle = FakeEndpoint(relay, token, serve=False)
+        with FakeEndpoint(relay, token, user_config_schema=SCHEMA) as endpoint:
+            yield Place(relay, token, endpoint, idle)
+
+
+@pytest.fixture
+def executor(place) -> Iterator[Executor]:
+    with place.executor() as made:
+        yield made
+
+
+def add(a, b):
+    return a + b
+
+
+def sleep_then(value, seconds):
+    import time
+
+    time.sleep(seconds)
+    return value
+
+
+class NoSuchMolecule(Exception):
+    def __init__(self, name, *, code):
+        super().__init__(f"{name} ({code})")
+        self.name, self.code = name, code
+
+
+def look_up(name):
+    raise NoSuchMolecule(name, code=7)
+
+
+# --- submitting -----------------------------------------------------------------------------------------
+
+
+def test_results_belong_to_their_futures(executor):
+    futures = [executor.submit(add, number, b=1) for number in range(300)]
+    assert [future.result(WAIT_S) for future in futures] == list(range(1, 301))
+    assert len({future.task_id for future in futures}) == 300
+
+
+def test_futures_work_with_the_standard_library(executor):
+    futures = {executor.submit(add, number, 0): number for number in range(20)}
+    assert {future.result(): futures[future] for future in as_completed(futures, WAIT_S)} == dict(enumerate(range(20)))
+    done, left = concurrent.futures.wait(futures, WAIT_S)
+    assert (len(done), len(left)) == (20, 0)
+
+
+def test_callbacks_are_called(executor):
+    called = threading.Event()
+    executor.submit(add, 1, 1).add_done_callback(lambda future: future.result() == 2 and called.set())
+    assert called.wait(WAIT_S)
+
+
+def test_ten_thousand_tasks(executor):
+    futures = [executor.submit(add, number, number) for number in range(10_000)]
+    assert sum(future.result(60) for future in futures) == 9999 * 10_000
+
+
+def test_many_threads_may_submit(executor):
+    totals = []
+
+    def work(start):
+        totals.append(sum(executor.submit(add, start, number).result(WAIT_S) for number in range(20)))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(totals) == [190 + 20 * start for start in range(8)]
+
+
+def test_map(executor):
+    assert list(executor.map(add, range(50), range(50))) == [2 * number for number in range(50)]
+    assert list(executor.map(add, range(50), range(100, 200), chunksize=7)) == [100 + 2 * n for n in range(50)]
+    assert list(executor.map(add, [], [])) == []
+
+
+def test_map_times_out_and_cancels_the_rest(place):
+    with place.executor(endpoint_id=place.idle.endpoint_id) as executor:
+        results = executor.map(add, range(3), range(3), timeout=0.2)
+        with pytest.raises(TimeoutError):
+            next(results)
+    # The shutdown has returned, so what was left is cancelled.
+
+
+def test_a_function_is_registered_once(executor):
+    for _ in range(2):
+        executor.submit(add, 1, 2).result(WAIT_S)
+    assert executor.register_function(add) == executor.register_function(add)
+    assert executor.submit(lambda: 1).result(WAIT_S) == executor.submit(lambda: 1).result(WAIT_S)
+
+
+def test_the_three_calls_of_a_registered_function(place, executor):
+    client = place.client()
+    function_id = client.register_function(add, public=True)
+    assert client.get_function(function_id)
+    assert executor.submit_to_registered_function(function_id, args=[1, 2]).result(WAIT_S) == 3
+    assert executor.submit_to_registered_function(function_id, (1,), {"b": 5}).result(WAIT_S) == 6
+    task_id = client.run(4, b=5, endpoint_id=place.endpoint.endpoint_id, function_id=function_id)
+    assert _result_of(client, task_id) == 9
+
+
+def _result_of(client, task_id):
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return client.get_result(task_id)
+        except TaskPending:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_batch(place):
+    client = place.client()
+    function_id = client.register_function(add)
+    batch = client.create_batch(user_endpoint_config={"n": 1})
+    ids = [batch.add(function_id, args=(number,), kwargs={"b": 1}) for number in range(5)]
+    answer = client.batch_run(place.endpoint.endpoint_id, batch)
+    assert answer["tasks"] == {function_id: ids}
+    assert client.batch_run(place.endpoint.endpoint_id, batch)["tasks"] == {function_id: ids}  # and nothing runs twice
+    assert [_result_of(client, task_id) for task_id in ids] == [1, 2, 3, 4, 5]
+    found = client.get_batch_result([*ids, NOBODY])
+    assert {key: task["result"] for key, task in found.items()} == dict(zip(ids, range(1, 6), strict=True))
+    assert client.get_task_group(answer["task_group_id"]) == ids
+
+
+def test_endpoints_can_be_looked_at(place):
+    client = place.client()
+    assert client.get_endpoint_status(place.endpoint.endpoint_id)["status"] == "online"
+    assert client.get_endpoint_status(place.idle.endpoint_id)["status"] == "offline"
+    assert client.get_endpoint_metadata(place.endpoint.endpoint_id)["name"] == "stand-in"
+    assert {each["uuid"] for each in client.get_endpoints()} >= {place.endpoint.endpoint_id, place.idle.endpoint_id}
+
+
+# --- failing --------------------------------------------------------------------------------------------
+
+
+def test_an_exception_arrives_as_its_own_type(executor):
+    future = executor.submit(look_up, "H3O")
+    error = future.exception(WAIT_S)
+    assert type(error) is NoSuchMolecule
+    assert (str(error), error.name, error.code) == ("H3O (7)", "H3O", 7)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in look_up" in "".join(error.__notes__)
+    with pytest.raises(NoSuchMolecule):
+        future.result()
+
+
+def test_a_failed_task_through_the_client(place, executor):
+    future = executor.submit(look_up, "H3O")
+    future.exception(WAIT_S)
+    client = place.client()
+    task = client.get_task(future.task_id)
+    assert (task["pending"], task["status"], task["code"]) == (False, "failed", "TASK_FAILED")
+    with pytest.raises(NoSuchMolecule):
+        client.get_result(future.task_id)
+
+
+def test_a_result_that_cannot_travel(executor):
+    with pytest.raises(ResultUnserializable, match="lock"):
+        executor.submit(threading.Lock).result(WAIT_S)
+
+
+def test_too_large_arguments_are_refused_at_once(executor):
+    with pytest.raises(PayloadTooLarge, match="add"):
+        executor.submit(add, bytes(11 << 20), 1)
+    with pytest.raises(PayloadTooLarge, match="user_endpoint_config"):
+        executor.user_endpoint_config = {"x": "y" * 100_000}
+
+
+async def asynchronous():
+    pass
+
+
+def test_what_cannot_run_is_refused_at_once(executor):
+    with pytest.raises(FunctionUnserializable):
+        executor.submit(asynchronous)
+    with pytest.raises(TypeError, match="dict"):
+        executor.user_endpoint_config = ["a"]
+    with pytest.raises(TypeError, match="JSON"):
+        executor.user_endpoint_config = {"a": object()}
+
+
+def test_no_endpoint(place):
+    with place.executor() as executor, pytest.raises(NotConfigured, match="endpoint_id"):
+        executor.endpoint_id = None
+        executor.submit(add, 1, 2)
+
+
+def test_a_refused_submission_fails_its_own_futures_only(place, executor):
+    good = executor.submit(add, 1, 2)
+    executor.endpoint_id = NOBODY
+    lost = executor.submit(add, 1, 2)
+    executor.endpoint_id = place.endpoint.endpoint_id
+    unknown = executor.submit_to_registered_function(NOBODY, (1, 2))
+    last = executor.submit(add, 3, 4)
+    assert (good.result(WAIT_S), last.result(WAIT_S)) == (3, 7)
+    with pytest.raises(EndpointNotFound, match=NOBODY):
+        lost.result(WAIT_S)
+    with pytest.raises(FunctionNotFound, match=NOBODY):
+        unknown.result(WAIT_S)
+
+
+def test_one_unknown_function_in_a_request_fails_alone(executor):
+    executor.submit(add, 0, 0).result(WAIT_S)
+    futures = []
+    for number in range(50):
+        futures.append(executor.submit(add, number, 0))
+        futures.append(executor.submit_to_registered_function(NOBODY))
+    assert [future.result(WAIT_S) for future in futures[::2]] == list(range(50))
+    assert {type(future.exception(WAIT_S)) for future in futures[1::2]} == {FunctionNotFound}
+
+
+def test_each_submit_takes_a_copy_of_the_configuration(executor):
+    config: dict[str, Any] = {"n": 1}
+    executor.user_endpoint_config = config
+    good = executor.submit(add, 1, 2)
+    config["n"] = "one"
+    bad = executor.submit(add, 1, 2)
+    config["n"] = 2
+    also_good = executor.submit(add, 1, 2)
+    assert (good.result(WAIT_S), also_good.result(WAIT_S)) == (3, 3)
+    with pytest.raises(UserConfigInvalid, match="n"):
+        bad.result(WAIT_S)
+
+
+def test_an_unknown_token(place):
+    client = Client(place.relay.url, "mep_wrong")
+    with pytest.raises(TokenUnknown):
+        client.get_endpoints()
+    with place.executor(client=client) as executor, pytest.raises(TokenUnknown):
+        executor.submit(add, 1, 2).result(WAIT_S)
+
+
+def test_unknown_ids(place):
+    client = place.client()
+    for ask in (client.get_task, client.get_result):
+        with pytest.raises(TaskNotFound, match=NOBODY):
+            ask(NOBODY)
+    with pytest.raises(TaskGroupNotFound):
+        client.get_task_group(NOBODY)
+    with pytest.raises(EndpointNotFound):
+        client.get_endpoint_status(NOBODY)
+    with pytest.raises(ValueError, match="empty"):
+        client.batch_run(place.endpoint.endpoint_id, client.create_batch())
+    with pytest.raises(BodyInvalid):
+        client.get_batch_result(["not an id"])
+
+
+# --- cancelling -----------------------------------------------------------------------------------------
+
+
+def test_a_waiting_task_is_cancelled(place):
+    with place.executor(endpoint_id=place.idle.endpoint_id) as executor:
+        future = executor.submit(add, 1, 2)
+        assert executor._session.flush(WAIT_S)
+        assert future.cancel()
+        assert future.cancel()
+        assert future.cancelled()
+        with pytest.raises(CancelledError):
+            future.result(0)
+        assert concurrent.futures.wait([future], 0).done == {future}
+    assert place.client().get_task(future.task_id)["status"] == "cancelled"
+
+
+def test_an_ended_task_is_not_cancelled(executor):
+    future = executor.submit(add, 1, 2)
+    assert future.result(WAIT_S) == 3
+    assert not future.cancel()
+    assert not future.cancelled()
+
+
+def test_shutdown_cancels(place):
+    executor = place.executor(endpoint_id=place.idle.endpoint_id)
+    futures = [executor.submit(add, number, 0) for number in range(500)]
+    executor.shutdown(cancel_futures=True)
+    assert all(future.cancelled() for future in futures)
+    statuses = place.client().get_batch_result([future.task_id for future in futures])
+    assert {task["status"] for task in statuses.values()} <= {"cancelled"}
+
+
+def test_cancelled_through_the_client(place):
+    client = place.client()
+    task_id = client.run(1, 2, endpoint_id=place.idle.endpoint_id, function_id=client.register_function(add))
+    with pytest.raises(TaskPending):
+        client.get_result(task_id)
+    assert client.cancel(task_id)
+    assert not client.cancel(task_id)
+    with pytest.raises(Exception, match="cancelled"):
+        client.get_result(task_id)
+
+
+# --- ending ---------------------------------------------------------------------------------------------
+
+
+def test_shutdown_waits_and_closes(place):
+    executor = place.executor()
+    future = executor.submit(sleep_then, 5, 0.3)
+    executor.shutdown()
+    assert future.done()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        executor.submit(add, 1, 2)
+    executor.shutdown()
+
+
+def test_shutdown_without_waiting(place):
+    executor = place.executor()
+    future = executor.submit(sleep_then, 5, 0.3)
+    executor.shutdown(wait=False)
+    assert future.result(WAIT_S) == 5
+
+
+def test_threads_end_with_their_executor(place):
+    def ours():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("mep-")]
+
+    executor = place.executor()
+    future = executor.submit(add, 1, 2)
+    del executor
+    gc.collect()
+    assert future.result(WAIT_S) == 3
+    deadline = time.monotonic() + WAIT_S
+    while ours():
+        assert time.monotonic() < deadline, ours()
+        time.sleep(0.02)
+
+
+def test_a_forked_child_is_told(place, executor):
+    future = executor.submit(sleep_then, 1, 0.2)
+    child = os.fork()
+    if child == 0:
+        try:
+            executor.submit(add, 1, 2)
+        except Exception as error:
+            executor.shutdown()  # must neither hang nor disturb the parent
+            with place.executor() as mine:
+                os._exit(0 if "Make a new one" in str(error) and mine.submit(add, 1, 2).result(WAIT_S) == 3 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert future.result(WAIT_S) == 1
+
+
+def test_a_script_that_just_ends_has_sent_its_tasks(place):
+    script = f"""
+        from mep_sdk import Client, Executor
+        executor = Executor("{place.idle.endpoint_id}", client=Client("{place.relay.url}", "{place.token}"))
+        futures = [executor.submit(pow, 2, number) for number in range(100)]
+        print(executor.task_group_id)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=WAIT_S
+    )
+    assert "100 tasks go on" in run.stderr
+    group = run.stdout.strip()
+    assert len(place.client().get_task_group(group)) == 100
+    with place.executor(task_group_id=group) as executor:
+        for future in executor.reload_tasks():
+            future.cancel()
+
+
+def test_tasks_are_reloaded(place):
+    with place.executor() as executor:
+        ids = [executor.submit(add, number, 1).task_id for number in range(20)]
+        ids.append(executor.submit(look_up, "X").task_id)
+    with place.executor(task_group_id=executor.task_group_id) as another:
+        futures = another.reload_tasks()
+        assert [future.task_id for future in futures] == ids
+        assert [future.result(WAIT_S) for future in futures[:-1]] == list(range(1, 21))
+        assert type(futures[-1].exception(WAIT_S)) is NoSuchMolecule
+        assert another.submit(add, 1, 1).result(WAIT_S) == 2
+        assert len(another.reload_tasks()) == 22
+    with place.executor() as empty, pytest.raises(TaskGroupNotFound):
+        empty.reload_tasks(NOBODY)
+
+
+# --- when the relay goes away ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path) -> Iterator[Place]:
+    with RelayProcess(tmp_path) as relay:
+        token = relay.add_user("ada@example.edu")
+        with FakeEndpoint(relay, token) as endpoint:
+            yield Place(relay, token, endpoint, endpoint)
+
+
+def test_a_killed_relay_loses_nothing(own):
+    with own.executor() as executor:
+        assert executor.submit(add, 1, 1).result(WAIT_S) == 2
+        futures = [executor.submit(sleep_then, number, 0.002) for number in range(400)]
+        futures[50].result(WAIT_S)
+        own.relay.kill()
+        futures += [executor.submit(add, number, 0) for number in range(400, 500)]
+        own.relay.start()
+        assert [future.result(60) for future in futures] == list(range(500))
+
+
+def test_tasks_wait_for_an_endpoint_that_is_away(own):
+    own.endpoint.stop()
+    with own.executor() as executor:
+        future = executor.submit(add, 1, 2)
+        with pytest.raises(TimeoutError):
+            future.result(0.3)
+        own.endpoint.start()
+        assert future.result(WAIT_S) == 3
+
+
+def test_an_unreachable_relay_is_said_and_then_raised(own, caplog):
+    own.relay.kill()
+    with caplog.at_level(logging.WARNING, "mep_sdk"), own.executor(client=own.client(retry_for_s=0.5)) as executor:
+        future = executor.submit(add, 1, 2)
+        with pytest.raises(RelayUnreachable, match="refused"):
+            future.result(WAIT_S)
+    said = [record.message for record in caplog.records if "unreachable" in record.message]
+    assert said == [f"relay {own.relay.url} unreachable (Connection refused), retrying (1)"]
+    own.relay.start()
+
+
+def test_shutdown_gives_up_on_a_relay_that_stays_away(own):
+    own.endpoint.stop()
+    executor = own.executor(client=own.client(retry_for_s=0.5), lost_relay_timeout_s=0.5)
+    future = executor.submit(add, 1, 2)
+    assert executor._session.flush(WAIT_S)
+    own.relay.kill()
+    with pytest.raises(RelayAnswerMissing, match=str(executor.task_group_id)):
+        executor.shutdown()
+    assert isinstance(future.exception(0), RelayAnswerMissing)
+    own.relay.start()
+    own.endpoint.start()
+    with own.executor(task_group_id=executor.task_group_id) as another:
+        assert [each.result(WAIT_S) for each in another.reload_tasks()] == [3]
