@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from mep.config.files import read_trusted, walk_tree
+from mep.config.files import check_inside, read_trusted, walk_tree
 from mep.errors import ConfigRefused
 from mep_wire.bundle import UepBundle
 from mep_wire.limits import MAX_BUNDLE_BYTES, RESERVED_TEMPLATE_VARIABLES
@@ -40,6 +40,7 @@ def read_templates(template: Path, config_dir: Path, owner: int) -> dict[str, st
     for path in walk_tree(top):
         if path == template or (own_directory and path.suffix not in _JINJA_SUFFIXES):
             continue
+        check_inside(path, top)
         text = read_trusted(path, cap=MAX_BUNDLE_BYTES, owner=owner)
         total += len(text)
         if total > MAX_BUNDLE_BYTES:

@@ -65,17 +65,17 @@ def read_trusted(path: Path, *, cap: int, owner: int) -> str:
 
 
 def walk_tree(top: Path) -> Iterator[Path]:
-    """Yield every file under `top`, in order, without hidden ones and editors' leftovers, never leaving it.
-
-    Raises ConfigRefused for a link that points outside `top`.
-    """
-    real_top = top.resolve()
+    """Yield every file under `top`, in order, without hidden ones and editors' leftovers."""
     for directory, subdirectories, names in os.walk(top, followlinks=False):
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         for name in sorted(names):
             path = Path(directory) / name
             if name.startswith((".", "#")) or name.endswith(("~", ".swp", ".bak", ".rpmsave", ".dpkg-old")):
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(real_top):
-                raise ConfigRefused(str(path), "", f"a link that leaves {top}: copy the file instead")
             yield path
+
+
+def check_inside(path: Path, top: Path) -> None:
+    """Raise ConfigRefused where `path` is a link that leads out of `top`."""
+    if not path.resolve().is_relative_to(top.resolve()):
+        raise ConfigRefused(str(path), "", f"a link that leaves {top}: copy the file instead")

@@ -1,0 +1,77 @@
+"""The command `mep` as a test calls it, with an endpoint's three roots in a directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Cli:
+    """`mep` as root with its roots in `directory`, or as `account` in that person's home directory."""
+
+    directory: Path
+    account: pwd.struct_passwd | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the command is run with."""
+        base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(self.directory)}
+        if self.account is not None:
+            return {**base, "HOME": self.account.pw_dir, **self.variables}
+        if os.geteuid() != 0:
+            return {**base, **self.variables}
+        roots = {f"MEP_{name}": str(self.directory / name.lower()) for name in ("ETC", "VAR", "RUN")}
+        return {**base, **roots, **self.variables}
+
+    def path(self, kind: str, name: str, *more: str) -> Path:
+        """Return a path in the endpoint's `etc`, `var` or `run` directory."""
+        if self.account is None and os.geteuid() == 0:
+            return self.directory.joinpath(kind, name, *more)
+        home = Path(self.account.pw_dir) if self.account is not None else self.directory
+        return home.joinpath(".mep", name, *({"etc": [], "var": ["state"], "run": ["run"]}[kind]), *more)
+
+    def __call__(self, *words: str, expect: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `mep WORDS` and check its exit code."""
+        identity: dict[str, Any] = {}
+        if self.account is not None:
+            identity = {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "mep.cli", *words],
+            env={**self.environment, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            cwd="/",
+            check=False,
+            **identity,
+        )
+        assert done.returncode == expect, f"mep {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def json(self, *words: str, expect: int = 0, **variables: str) -> Any:
+        """Run `mep WORDS --json` and return what it printed."""
+        return json.loads(self(*words, "--json", expect=expect, **variables).stdout)
+
+
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """A new directory that every account may enter, for the length of a `with` block."""
+    path = Path(tempfile.mkdtemp(prefix="meptest-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
