@@ -6,6 +6,7 @@ import click
 
 from mep import __version__
 from mep.cli.common import MepGroup, epilog
+from mep.cli.map import map_command
 from mep.cli.run_commands import list_endpoints, resolve, restart, start, status, stop
 from mep.cli.setup_commands import check, configure, delete, register
 
@@ -25,5 +26,17 @@ def cli() -> None:
     """Offer this machine as an endpoint that runs people's functions, each as their own account."""
 
 
-for _command in (configure, register, check, start, stop, restart, list_endpoints, status, delete, resolve):
+for _command in (
+    configure,
+    register,
+    check,
+    start,
+    stop,
+    restart,
+    list_endpoints,
+    status,
+    map_command,
+    delete,
+    resolve,
+):
     cli.add_command(_command)

@@ -39,7 +39,10 @@ RULES = {
     "identity": Rule(("identity",), _libraries("re2", "ldap3", "pyasn1", "yaml")),
     "user_endpoint": Rule(
         ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.runner"),
-        _libraries("jinja2", "jsonschema", "markupsafe", "msgspec", "parsl", "yaml", "zmq"),
+        _libraries(
+            *("jinja2", "jsonschema", "jsonschema_specifications", "markupsafe", "msgspec"),
+            *("parsl", "referencing", "yaml", "zmq"),
+        ),
     ),
     "mep": Rule(()),
     "mep.errors": Rule(()),
@@ -48,7 +51,9 @@ RULES = {
     "mep.manager": Rule(("mep.manager", "mep_wire", *SHARED), _libraries("msgspec", "zmq", "prometheus_client")),
     "mep.mapper": Rule(("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec")),
     "mep.config": Rule(("mep.config", "mep_wire", "identity", *SHARED), None),
-    "mep.cli": Rule(("mep.cli", "mep.config", "identity", "mep_wire", "mep.__version__", *SHARED), None),
+    "mep.cli": Rule(
+        ("mep.cli", "mep.config", "identity", "mep.monitor.accounts", "mep_wire", "mep.__version__", *SHARED), None
+    ),
 }
 
 

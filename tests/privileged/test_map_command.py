@@ -1,0 +1,65 @@
+"""`mep map` as root: real accounts and groups, an endpoint's policy, a callout run as the mapper's account."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import pwd
+from collections.abc import Iterator
+
+import pytest
+from sitekit import accounts
+
+from tests.unit.identity.test_map_command import file, mep_map  # noqa: F401  # a fixture
+
+NAME, GROUP = "meptest-mapped", "meptest-mapgroup"
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[accounts.Account]:
+    accounts.make_group(GROUP)
+    account = accounts.make(NAME, tmp_path_factory.mktemp("home") / NAME, [GROUP])
+    yield account
+    accounts.remove(NAME)
+    accounts.remove(GROUP)
+
+
+def test_one_usable_account(person: accounts.Account, file: str) -> None:  # noqa: F811  # the fixture
+    done = mep_map("--file", file, "--json", "--identity", f"{NAME}@example.org")
+    value = json.loads(done.stdout)
+    assert (done.returncode, value["usable"], value["problem"]) == (0, True, "")
+    assert value["account"]["uid"] == person.uid
+    assert GROUP in [group["name"] for group in value["account"]["groups"]]
+    assert f"uid {person.uid}, groups {NAME}" in mep_map("--file", file, "--identity", f"{NAME}@example.org").stdout
+
+
+def test_the_policy_of_an_endpoint(person: accounts.Account, tmp_path: pathlib.Path) -> None:
+    for parent in (tmp_path, *list(tmp_path.parents)[:-2]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    directory = tmp_path / "site"
+    directory.mkdir()
+    mapping = [{"DATA_TYPE": "domain_identity_mapping#1.0.0", "domain": "example.org"}]
+    (directory / "identity_mapping.json").write_text(json.dumps(mapping))
+    for groups, code in ((GROUP, 0), ("meptest-other", 1)):
+        config = f"multi_user: true\nrelay_url: https://relay.example.org\npolicy:\n  allowed_groups: [{groups}]\n"
+        (directory / "config.yaml").write_text(config)
+        done = mep_map(
+            "site", "--identity", f"{NAME}@example.org", MEP_ETC=str(tmp_path), MEP_VAR=str(tmp_path / "var")
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+    assert "none of allowed_groups" in done.stdout
+
+
+def test_a_callout_runs_as_the_mapper(file: str) -> None:  # noqa: F811  # the fixture
+    try:
+        mapper = pwd.getpwnam("mep-idmap")
+    except KeyError:
+        pytest.fail("the account mep-idmap is missing: run `make install`")
+    program = pathlib.Path(file).with_name("callout")
+    program.write_text("#!/bin/sh\necho uid $(id -u) groups $(id -G) >&2\necho '{}'\n")
+    program.chmod(0o755)
+    path = pathlib.Path(file).with_name("callout.json")
+    path.write_text(json.dumps([{"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}]))
+    path.chmod(0o644)
+    done = mep_map("--file", str(path), "--identity", "a@example.org")
+    assert f"wrote to standard error: 'uid {mapper.pw_uid} groups {mapper.pw_gid}'" in done.stdout

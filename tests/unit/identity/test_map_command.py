@@ -1,0 +1,123 @@
+"""`mep map` as a process: what it prints and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+RULES = [
+    {"source": "{username}", "match": r"(root|nobody-has-this-name)@example\.edu", "output": "{0}"},
+    {"source": "{username}", "match": r"(.*)@example\.org", "output": "{0}"},
+]
+
+
+def mep_map(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `mep map` with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-I", "-m", "mep.cli", "map", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A mapping file that the mapper's account can read."""
+    directory = tmp_path_factory.mktemp("map")
+    for parent in (directory, *directory.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != pathlib.Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    path = directory / "mapping.json"
+    path.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": RULES}]))
+    path.chmod(0o644)
+    return str(path)
+
+
+def identity(username: str, **fields: Any) -> dict[str, Any]:
+    return {"id": f"id of {username}", "username": username, "status": "used", **fields}
+
+
+def test_nobody(file: str) -> None:
+    done = mep_map("--file", file, "--identity", "x@example.net")
+    assert done.returncode == 1
+    assert "mappings[1]: x@example.net: 'x@example.net' does not match" in done.stdout
+    assert "Refused       NoMapping" in done.stdout
+
+
+def test_an_account_that_is_not_there_and_one_that_policy_refuses(file: str) -> None:
+    done = mep_map("--file", file, "--identity", "nobody-has-this-name@example.edu")
+    assert (done.returncode, "this host has no account" in done.stdout) == (1, True)
+    done = mep_map("--file", file, "--identity", "root@example.edu")
+    assert (done.returncode, "root is never used" in done.stdout) == (1, True)
+
+
+def test_linked_identities_and_json(file: str) -> None:
+    done = mep_map("--file", file, "--json", "--identity", "a@example.org", "--identity", "b@example.org")
+    value = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert value["usable"] is False
+    assert "AmbiguousMapping" in value["problem"]
+    assert [answer["name"] for answer in value["mappers"][0]["answers"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("wrap", [lambda ids: ids, lambda ids: {"identities": ids}])
+def test_identity_sets_as_the_globus_cli_prints_them(file: str, tmp_path: pathlib.Path, wrap: Any) -> None:
+    people = wrap([identity("c@example.org", status="closed"), identity("root@example.edu", last_authentication=1)])
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(people))
+    for arguments, stdin in ((("-i", str(path)), ""), (("-i", "-"), json.dumps(people)), ((), json.dumps(people))):
+        done = mep_map("-c", file, *arguments, stdin=stdin)
+        assert "Ignored       c@example.org: its status is closed" in done.stdout
+        assert "Local user    root" in done.stdout
+
+
+def test_an_identity_in_json(file: str) -> None:
+    done = mep_map("--file", file, "--identity", json.dumps(identity("root@example.edu")))
+    assert "Local user    root" in done.stdout
+
+
+def test_foreign_text_cannot_write_to_the_terminal(file: str) -> None:
+    done = mep_map("--file", file, "--identity", json.dumps(identity("a\x1b[2J\n\u202e@example.net")))
+    assert "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
+
+
+def test_check(file: str, tmp_path: pathlib.Path) -> None:
+    done = mep_map("--check", file)
+    assert (done.returncode, done.stdout) == (0, f"{file} is good.\n  document 0: expression mapping of 2 rules\n")
+    broken = pathlib.Path(file).with_name("broken.json")
+    broken.write_text('[{"DATA_TYPE": "x#1"}]')
+    broken.chmod(0o644)
+    done = mep_map("--check", str(broken))
+    assert done.returncode == 4
+    assert f"{broken}: document 0: DATA_TYPE: 'x#1' is unknown" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code"),
+    [
+        ([], "", 2),
+        (["site", "--file", "FILE"], "", 2),
+        (["--file", "FILE"], "[]", 2),
+        (["--file", "FILE"], "[", 2),
+        (["--file", "FILE"], "7", 2),
+        (["--file", "/nonexistent"], "[]", 2),
+        (["--file", "FILE", "--identity", "{"], "", 2),
+        (["nosuchendpoint", "--identity", "a@b"], "", 4),
+    ],
+)
+def test_wrong_usage(file: str, tmp_path: pathlib.Path, arguments: list[str], stdin: str, code: int) -> None:
+    given = [file if argument == "FILE" else argument for argument in arguments]
+    done = mep_map(*given, stdin=stdin, MEP_ETC=str(tmp_path))
+    assert done.returncode == code, done.stderr
+    assert done.stderr
+    assert "Traceback" not in done.stderr
