@@ -1,0 +1,325 @@
+"""The command line with a real relay: an endpoint's life from configure to delete, and what is said of failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Cli, open_directory
+from tests.support.relay import RelayProcess
+
+KIND = ["--multi-user"] if os.geteuid() == 0 else []
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def token(relay: RelayProcess) -> str:
+    return relay.add_user("admin@example.edu")
+
+
+@pytest.fixture
+def mep(token: str) -> Iterator[Cli]:
+    with open_directory() as directory:
+        cli = Cli(directory, variables={"MEP_TOKEN": token})
+        yield cli
+        for name in ("site", "other"):
+            if cli.path("run", name).exists():
+                cli("stop", name, "--kill")
+
+
+@pytest.fixture
+def site(mep: Cli, relay: RelayProcess) -> Cli:
+    mep("configure", "site", *KIND, "--relay", relay.url)
+    return mep
+
+
+def until(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 15
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def test_the_life_of_an_endpoint(mep: Cli, relay: RelayProcess, token: str) -> None:
+    assert mep.json("list") == []
+    made = mep.json("configure", "site", *KIND, "--relay", relay.url, "--display-name", "A site")
+    endpoint = made["endpoint_id"]
+    status, answer = relay.request("GET", f"/v2/endpoints/{endpoint}", token)
+    assert status == 200
+    assert answer["display_name"] == "A site"
+    assert mep.json("check", "site")["endpoint_id"] == endpoint
+
+    assert mep.json("status", "site", expect=3)["state"] == "stopped"
+    pid = mep.json("start", "site", "--detach")["pid"]
+    assert os.getpgid(pid) == os.getsid(pid) == pid
+    found = until(lambda: (s := mep.json("status", "site"))["link"] == "up" and s)
+    assert (found["state"], found["pid"], found["endpoint_id"]) == ("up", pid, endpoint)
+    (row,) = mep.json("list")
+    assert (row["name"], row["state"]) == ("site", "up")
+    status, answer = relay.request("GET", f"/v2/endpoints/{endpoint}/status", token)
+    assert (status, answer["status"]) == (200, "online")
+
+    assert "running already" in mep("start", "site", "--detach", expect=1).stderr
+    assert "is running" in mep("delete", "site", "--yes", expect=1).stderr
+    again = mep.json("restart", "site")["pid"]
+    assert again != pid
+    assert mep.json("stop", "site") == {"name": "site", "was_running": True, "pid": again}
+    assert mep.json("stop", "site")["was_running"] is False
+    mep("delete", "site", "--yes")
+    assert not mep.path("etc", "site").exists()
+    assert relay.request("GET", f"/v2/endpoints/{endpoint}", token)[0] == 404
+
+
+def test_globus_computes_command_line(site: Cli) -> None:
+    code = "import sys; sys.argv[0] = '/x/globus-compute-endpoint'\nfrom mep.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, "list"],
+        env=site.environment, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("site\tstopped\t")
+
+
+def test_in_the_foreground_it_becomes_the_monitor_and_ends_at_sigterm(site: Cli) -> None:
+    command = [sys.executable, "-I", "-m", "mep.cli", "start", "site"]
+    process = subprocess.Popen(command, env=site.environment, stderr=subprocess.PIPE, cwd="/")
+    try:
+        until(lambda: site.path("run", "site", "status.json").exists() and site.json("status", "site")["link"] == "up")
+        assert site.json("status", "site")["pid"] == process.pid
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert b" INFO monitor[" in said
+
+
+def test_a_changed_configuration_is_taken_at_hang_up_and_a_bad_one_is_not(site: Cli) -> None:
+    pid = site.json("start", "site", "--detach")["pid"]
+    log = site.path("var", "site", "endpoint.log")
+    config = site.path("etc", "site", "config.yaml")
+    good = config.read_text()
+    config.write_text(good + "caps:\n  max_startin: 1\n")
+    os.kill(pid, signal.SIGHUP)
+    until(lambda: "did you mean caps.max_starting?" in log.read_text())
+    assert site.json("status", "site")["pid"] == pid
+    assert "config.yaml:" in site("restart", "site", expect=4).stderr
+    assert site.json("status", "site")["pid"] == pid
+    config.write_text(good + "caps:\n  max_starting: 1\n")
+    os.kill(pid, signal.SIGHUP)
+    until(lambda: "configuration reloaded" in log.read_text())
+
+
+def test_a_token_that_the_relay_does_not_know(mep: Cli, relay: RelayProcess) -> None:
+    said = mep("configure", "site", *KIND, "--relay", relay.url, expect=5, MEP_TOKEN="mep_nothing").stderr
+    assert "TOKEN_UNKNOWN" in said
+    assert "mep register site" in said
+    mep("register", "site")
+    mep("check", "site")
+
+
+@pytest.mark.parametrize("bad", ["", "two words", "tab\there", "übel"])
+def test_a_token_that_is_none(mep: Cli, relay: RelayProcess, bad: str) -> None:
+    mep("configure", "site", *KIND, "--relay", relay.url, expect=2, MEP_TOKEN=bad)
+    assert not mep.path("etc", "site").exists()
+
+
+def test_no_token(mep: Cli, relay: RelayProcess) -> None:
+    del mep.variables["MEP_TOKEN"]
+    assert "--token-file" in mep("configure", "site", *KIND, "--relay", relay.url, expect=2).stderr
+
+
+def test_a_relay_that_is_not_there(mep: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    said = mep("configure", "site", *KIND, "--relay", url, expect=5).stderr
+    assert said.count("trying again in") == 3
+    assert "cannot be reached: Connection refused" in said
+    assert "mep register site" in said
+
+
+def test_another_persons_endpoint_cannot_be_deleted(site: Cli, relay: RelayProcess) -> None:
+    other = relay.add_user("mallory@example.edu")
+    said = site("delete", "site", "--yes", expect=5, MEP_TOKEN=other).stderr
+    assert "Nothing was deleted" in said
+    site("check", "site")
+
+
+def test_an_endpoint_that_the_relay_has_forgotten_can_be_deleted(site: Cli, relay: RelayProcess, token: str) -> None:
+    endpoint = site.json("check", "site")["endpoint_id"]
+    assert relay.request("DELETE", f"/v2/endpoints/{endpoint}", token)[0] == 200
+    site("delete", "site", "--yes")
+
+
+def test_what_is_told_to_the_relay_again(site: Cli, relay: RelayProcess, token: str) -> None:
+    endpoint = site.json("check", "site")["endpoint_id"]
+    config = site.path("etc", "site", "config.yaml")
+    config.write_text(config.read_text() + "display_name: Another name\n")
+    assert site.json("register", "site", "--again")["endpoint_id"] == endpoint
+    assert relay.request("GET", f"/v2/endpoints/{endpoint}", token)[1]["display_name"] == "Another name"
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a b", "-x", "x" * 64, "", "uep", "relay", "a\nb"])
+def test_names_that_no_endpoint_has(mep: Cli, name: str) -> None:
+    said = mep("status", "--", name, expect=4).stderr
+    assert "endpoint name" in said
+
+
+def test_an_endpoint_that_does_not_exist(mep: Cli) -> None:
+    assert "mep configure nowhere" in mep("start", "nowhere", expect=4).stderr
+    assert "there is no endpoint" in mep("stop", "nowhere", expect=1).stderr
+    assert "there is no endpoint" in mep("delete", "nowhere", "--yes", expect=1).stderr
+
+
+def test_delete_asks_first(site: Cli) -> None:
+    site("delete", "site", expect=1)
+    site("check", "site")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("user_config_schema.json", '{"type":\n 5}', "type"),
+        ("user_config_schema.json", '{"type":\n "object",}', ":2"),
+        ("user_config_schema.json", '{"properties": {"x": {"$ref": "https://example.org/x"}}}', "nothing is fetched"),
+        ("user_config_schema.json", '{"properties": {"parent_config": {}}}', "parent_config"),
+        ("user_config_schema.json", "[]", "JSON object"),
+        ("user_environment.yaml", "A: 1\nB: [\n", ":3"),
+        ("user_environment.yaml", "A B: 1\n", "A B"),
+        ("user_environment.yaml", "A: true\n", "put it in quotes"),
+        ("user_environment.yaml", "- A\n", "mapping"),
+        ("user_config_template.yaml.j2", b"\xff\xfe", "not UTF-8"),
+        ("config.yaml", "multi_usr: true\n", "config.yaml:1: multi_usr: unknown key; did you mean multi_user?"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_place(site: Cli, name: str, text: str | bytes, where: str) -> None:
+    path = site.path("etc", "site", name)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = site("check", "site", expect=4).stderr
+    assert name in said
+    assert where in said
+    assert said == site("start", "site", "--detach", expect=4).stderr
+
+
+def test_a_template_directory_that_is_too_large(site: Cli) -> None:
+    site.path("etc", "site", "large.j2").write_text("x" * (9 << 20))
+    assert "larger than" in site("check", "site", expect=4).stderr
+
+
+def test_a_start_that_fails_says_why(site: Cli) -> None:
+    config = site.path("etc", "site", "config.yaml")
+    config.write_text(config.read_text() + "audit_log_path: /proc/nowhere/audit.log\n")
+    said = site("start", "site", "--detach", expect=1).stderr
+    assert "did not start" in said
+    assert "/proc/nowhere" in said
+    assert site.json("status", "site", expect=3)["pid"] is None
+
+
+def test_a_missing_key_says_how_to_get_another(site: Cli) -> None:
+    site.path("var", "site", "unseal.key").unlink()
+    assert "mep register site --again" in site("start", "site", expect=4).stderr
+
+
+def test_a_pid_file_that_nobody_holds_means_nothing(site: Cli) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        site.path("run", "site").mkdir(parents=True)
+        site.path("run", "site", "monitor.pid").write_text(f"{bystander.pid} 1\n")
+        assert site.json("stop", "site")["was_running"] is False
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_killed_monitor_leaves_an_endpoint_that_can_start(site: Cli) -> None:
+    pid = site.json("start", "site", "--detach")["pid"]
+    descriptor = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: site.json("list")[0]["pid"] is None)
+    os.close(descriptor)
+    assert site.json("start", "site", "--detach")["pid"] != pid
+
+
+def test_an_existing_globus_compute_directory_works(mep: Cli, relay: RelayProcess, token: str) -> None:
+    directory = mep.path("etc", "other")
+    directory.mkdir(parents=True)
+    directory.chmod(0o755)
+    multi_user = "true" if KIND else "false"
+    (directory / "config.yaml").write_text(
+        f"display_name: From elsewhere\nmulti_user: {multi_user}\namqp_port: 443\n"
+        f"identity_mapping_config_path: {directory}/example_identity_mapping_config.json\n"
+    )
+    (directory / "user_config_template.yaml").write_text("engine:\n  type: ThreadPoolEngine\n")
+    mapping = [{"DATA_TYPE": "expression_identity_mapping#1.0.0",
+                "mappings": [{"source": "{username}", "match": "(.*)@example.org", "output": "{0}"}]}]  # fmt: skip
+    (directory / "example_identity_mapping_config.json").write_text(json.dumps(mapping))
+    said = mep("register", "other", "--relay", relay.url)
+    assert "amqp_port: does not apply here" in said.stderr
+    assert mep.json("start", "other", "--detach")["endpoint_id"]
+
+
+def test_help_is_there_and_loads_little() -> None:
+    code = (
+        "import sys\nfrom mep.cli.main import main\nsys.argv = ['mep', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'yaml', 'zmq', 'msgspec', 'cryptography', 'rich', 'jsonschema', 'identity'} & set(sys.modules)\n"
+        "print('LOADED', sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert "LOADED []" in done.stdout
+    assert "Exit codes:" in done.stdout
+    assert "Examples:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["configure", "register", "check", "start", "stop", "restart", "list", "status", "delete"]
+)
+def test_every_command_has_help_with_examples(mep: Cli, command: str) -> None:
+    said = mep(command, "--help").stdout
+    assert "Examples:" in said
+    assert "Exit codes:" in said
+
+
+def test_shell_completion_knows_commands_and_endpoints(site: Cli) -> None:
+    def complete(words: str) -> list[str]:
+        asked = {"_MEP_COMPLETE": "bash_complete", "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", "import sys; sys.argv = ['mep']\nfrom mep.cli.main import main; main()"],
+            env={**site.environment, **asked, "COMP_WORDS": words},
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("mep re") == ["register", "restart"]
+    assert complete("mep start si") == ["site"]
+
+
+def test_the_log_and_the_state_are_private_enough(site: Cli) -> None:
+    site("start", "site", "--detach")
+    for name in ("endpoint.log", "audit.log"):
+        assert not stat.S_IMODE(site.path("var", "site", name).stat().st_mode) & 0o007
+    for path in (site.path("var", "site", "link.key"), site.path("var", "site", "unseal.key")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o400
+
+
+def test_help_config_lists_every_key(mep: Cli) -> None:
+    said = mep("configure", "--help-config").stdout
+    for key in ("relay_url", "policy.min_uid", "caps.start_timeout_s", "amqp_port"):
+        assert key in said
