@@ -16,13 +16,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import TICK_S, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool import ProcessPoolEngine
+from user_endpoint.engines.worker_handle import WorkerHandle
 from user_endpoint.htex import protocol
-from user_endpoint.htex.pool_options import Options, parse_options, worker_count
+from user_endpoint.htex.places import Place, places
+from user_endpoint.htex.pool_options import Options, OptionsInvalid, parse_options, worker_count
 from user_endpoint.workers.forkserver import Server, exec_server
 
 HEARTBEAT = (1 << 32) - 1
@@ -72,15 +75,38 @@ def _encrypt(socket: zmq.Socket[bytes], cert_dir: str) -> None:
     socket.curve_serverkey = zmq.auth.load_certificate(f"{cert_dir}/server.key")[0]
 
 
+class PlacedEngine(ProcessPoolEngine):
+    """The process engine, with each worker in a place of its own on the node."""
+
+    def __init__(self, places: list[Place], **options: Any) -> None:
+        super().__init__(max_workers=len(places), **options)
+        self._free = list(range(len(places)))[::-1]
+        self._taken: dict[int, int] = {}  # worker's number -> rank
+        self._places = places
+
+    def _spawn(self) -> WorkerHandle | None:
+        rank = self._free.pop()
+        self._taken[self._last_number + 1] = rank
+        self._order(("place", self._last_number + 1, self._places[rank].variables, self._places[rank].processors))
+        worker = super()._spawn()
+        if worker is None:
+            self._free.append(self._taken.pop(self._last_number))
+        return worker
+
+    def _forget(self, worker: WorkerHandle) -> None:
+        self._free.append(self._taken.pop(worker.number))
+        super()._forget(worker)
+
+
 class Pool:
     """Between one interchange and the workers of one node. One thread, one poll loop."""
 
-    def __init__(self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], Server]) -> None:
-        self._options, self._socket = options, socket
+    def __init__(self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], Server], name: str) -> None:
+        self._options, self._socket, self._name = options, socket, name
         self._workers = worker_count(options)
-        self._engine = ProcessPoolEngine(
+        self._engine = PlacedEngine(
+            places(options, self._workers, list(os.sched_getaffinity(0)), name),
             server=servers,
-            max_workers=self._workers,
             max_retries=options.max_retries,
             worker_log=f"{options.directory}/workers.log",
             directory=options.working_dir,
@@ -94,7 +120,7 @@ class Pool:
         self._report_returned: list[int] = []
         self._report_since = 0.0
 
-    def register(self, name: str) -> None:
+    def register(self) -> None:
         """Tell the interchange who this is and how many tasks it takes."""
         version = ".".join(map(str, sys.version_info[:3]))
         message = {
@@ -104,7 +130,7 @@ class Pool:
             "python_v": version,
             "packages": {},
             "worker_count": self._workers,
-            "uid": name,
+            "uid": self._name,
             "block_id": self._options.block_id,
             "start_time": time.time(),
             "drain_time": time.time() + (self._options.drain_period or float("inf")),
@@ -142,7 +168,7 @@ class Pool:
     def _timeout_ms(self, beat: float) -> int:
         if self._report_results or self._report_started or self._report_returned:
             return 1
-        walltimes = 1000 if self._numbers else 60_000  # the engine looks at walltimes when it is asked
+        walltimes = int(1000 * TICK_S) if self._numbers else 60_000  # which the engine looks at when it is asked
         return min(walltimes, max(1, int(1000 * (beat + self._options.hb_period - time.monotonic()))))
 
     # --- from the interchange -------------------------------------------------------------------------
@@ -225,10 +251,14 @@ def run(arguments: list[str], server: Server) -> int:
     try:
         socket = reach(context, options, name)
     except InterchangeUnreachable as error:
-        print(f"{platform.node()}: the user endpoint cannot be reached: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{platform.node()}: the user endpoint cannot be reached: {error}", file=sys.stderr)  # noqa: T201 - this is the block's log
         return 1
     first = [server]
-    pool = Pool(options, socket, lambda: first.pop() if first else exec_server())
-    pool.register(name)
+    try:
+        pool = Pool(options, socket, lambda: first.pop() if first else exec_server(), name)
+    except OptionsInvalid as error:
+        print(f"{platform.node()}: {error}", file=sys.stderr)  # noqa: T201 - this is the block's log
+        return 1
+    pool.register()
     pool.run()
     return 0

@@ -11,11 +11,11 @@ def main() -> int:
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - no pathlib: the start is measured
     sys.path[:] = [entry for entry in sys.path if entry != here]
     try:
-        import mep_sdk
+        import mep_sdk.runner
     except ImportError:  # another Python than the user endpoint's, on a file system that both share
         sys.path.append(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120 - as above
-        import mep_sdk
-    assert mep_sdk, "found, or an error that names it"
+        import mep_sdk.runner
+    assert mep_sdk.runner, "loaded once, here, for every worker"
     from user_endpoint.workers.forkserver import fork_server
 
     server = fork_server()  # before ZeroMQ is loaded, and before there are threads

@@ -85,8 +85,3 @@ def _memory_gb() -> float:
     if given := os.environ.get("PARSL_MEMORY_GB"):
         return float(given)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def worker_places(options: Options, workers: int) -> list[dict[str, str]]:
-    """Return, for each worker, the environment variables that give it its place on the node."""
-    return []

@@ -5,8 +5,10 @@ The keys are checked against the signature of the class that `type` names, befor
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import socket
 import typing
 from collections.abc import Mapping
 from types import UnionType
@@ -152,16 +154,11 @@ def worker_addresses(settings: GlobusComputeEngine, *, local: bool) -> list[str]
 
 
 def _own_addresses() -> list[str]:
-    import socket
-
-    import psutil  # type: ignore[import-untyped] # comes with Parsl
-
-    found = [
-        address.address
-        for addresses in psutil.net_if_addrs().values()
-        for address in addresses
-        if address.family == socket.AF_INET and not address.address.startswith("127.")
-    ]
-    if not found:
+    found = []
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError):  # an interface that has no IPv4 address
+            found.append(str(parsl.addresses.address_by_interface(name)))
+    outside = [address for address in found if not address.startswith("127.")]
+    if not outside:
         raise EndpointMisconfigured(detail="engine.address: this host has no address that workers could reach")
-    return found
+    return outside

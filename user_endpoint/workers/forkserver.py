@@ -5,6 +5,7 @@ and no thread exists that a fork could catch holding a lock. It also reads what 
 bounded log of it. It trusts the engine that orders it about (same user), and nothing that tasks do.
 
 Orders:  ("configure", environment, directory, log path, max result bytes)
+         ("place", number, variables, processors): what the worker of this number gets beyond the rest
          ("spawn", number) with the worker's socket      ("kill", number, signal)
 Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)
 """
@@ -54,6 +55,7 @@ class ForkServer:
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
         self._max_result_bytes = 0
+        self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
 
     def run(self) -> None:
         """Serve until the engine closes its end, then kill every worker."""
@@ -82,6 +84,8 @@ class ForkServer:
         match order:
             case ("configure", environment, directory, log_path, max_result_bytes):
                 self._configure(environment, directory, log_path, max_result_bytes)
+            case ("place", number, variables, processors):
+                self._places[number] = (variables, processors)
             case ("spawn", number):
                 self._spawn(number, descriptor)
             case ("kill", number, signum):
@@ -100,6 +104,7 @@ class ForkServer:
 
     def _spawn(self, number: int, descriptor: int) -> None:
         parent = os.getpid()
+        place = self._places.pop(number, ({}, []))
         try:
             pid = os.fork()
         except OSError as error:
@@ -107,17 +112,20 @@ class ForkServer:
             self._report("ended", number, -1, f"cannot fork: {error.strerror}")
             return
         if pid == 0:
-            run_and_exit(lambda: self._be_worker(parent, descriptor))
+            run_and_exit(lambda: self._be_worker(parent, descriptor, *place))
         os.close(descriptor)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         self._workers[pid] = number
         self._report("spawned", number, pid)
 
-    def _be_worker(self, parent: int, descriptor: int) -> int:
+    def _be_worker(self, parent: int, descriptor: int, variables: dict[str, str], processors: list[int]) -> int:
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
         die_with_parent(parent)
+        os.environ.update(variables)
+        if processors:
+            os.sched_setaffinity(0, processors)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(self._out_write, 1)
