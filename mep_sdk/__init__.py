@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mep_sdk.client import Client
     from mep_sdk.executor import Executor
+    from mep_sdk.shell import MPIFunction, ShellFunction, ShellResult
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Executor"]
+__all__ = ["Client", "Executor", "MPIFunction", "ShellFunction", "ShellResult"]
 
-_HOMES = {"Client": "mep_sdk.client", "Executor": "mep_sdk.executor"}
+_HOMES = {
+    "Client": "mep_sdk.client",
+    "Executor": "mep_sdk.executor",
+    "MPIFunction": "mep_sdk.shell",
+    "ShellFunction": "mep_sdk.shell",
+    "ShellResult": "mep_sdk.shell",
+}
 
 
 def __getattr__(name: str) -> Any:

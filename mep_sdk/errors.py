@@ -109,3 +109,9 @@ class RelayAnswerMissing(MepError):
 
     code = "RELAY_ANSWER_MISSING"
     http_status = 503
+
+
+class MpiUnavailable(MepError):
+    """This endpoint's engine runs no MPI tasks: it has no launcher. Use an endpoint whose engine is for MPI."""
+
+    code = "MPI_UNAVAILABLE"

@@ -227,6 +227,11 @@ class Executor(concurrent.futures.Executor):
 
     # --- ending -----------------------------------------------------------------------------------------
 
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything submitted is on the relay's disk (or refused); return whether it is, after at most
+        `timeout_s` seconds. From then on this process is not needed for the tasks to run."""
+        return self._session.flush(timeout_s)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; with `wait`, return when every task has ended.
 
@@ -246,7 +251,7 @@ class Executor(concurrent.futures.Executor):
             log.error("exit with tasks that could not be sent to relay %s", self.client.settings.relay_url)
         if left:
             log.warning(
-                '%d tasks go on; Executor(task_group_id="%s").reload_tasks() gets them', left, self.task_group_id
+                'tasks still to end: %d; Executor(task_group_id="%s").reload_tasks() gets them', left, self.task_group_id
             )
 
     # --- within -----------------------------------------------------------------------------------------

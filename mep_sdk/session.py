@@ -294,7 +294,7 @@ class Session:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
 
-    def flush(self, timeout_s: float) -> bool:
+    def flush(self, timeout_s: float | None) -> bool:
         """Wait until everything queued is sent, at most this long; return whether it is."""
         with self._change:
             return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
