@@ -11,6 +11,8 @@ import gc
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
@@ -46,10 +48,12 @@ class Settings:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with the process's signals left alone."""
+    """uvicorn's server with the process's signals left alone: `serve` handles them."""
 
-    def install_signal_handlers(self) -> None:
-        """Signals are handled in `serve`."""
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
 
 
 async def serve(state: State, settings: Settings) -> None:

@@ -164,8 +164,8 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v3/tasks/cancel",
         tasks.cancel,
-        tasks.CancelAnswer,
+        api.CancelAnswer,
         "Cancel tasks",
-        body=tasks.CancelBody,
+        body=api.CancelBody,
     ),
 )

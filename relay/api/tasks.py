@@ -12,6 +12,8 @@ import msgspec
 from mep_wire.api import (
     BatchStatusAnswer,
     BatchStatusBody,
+    CancelAnswer,
+    CancelBody,
     SubmitAnswer,
     SubmitBody,
     TaskGroupAnswer,
@@ -221,22 +223,6 @@ async def group(service: Service, request: Request) -> TaskGroupAnswer:
         raise TaskGroupNotFound(task_group_id=request.path[0])
     ids = service.store.group_tasks(found.row)
     return TaskGroupAnswer(taskgroup_id=found.group_id, tasks=[{"id": uuid_text(task_id)} for task_id in ids])
-
-
-class CancelBody(msgspec.Struct, kw_only=True):
-    """POST /v3/tasks/cancel (this project's own)."""
-
-    task_ids: list[str]
-
-
-class CancelAnswer(msgspec.Struct, kw_only=True):
-    """The answer to a cancellation, by task id: those that are cancelled, those that a user endpoint was asked
-    to stop, those that had ended before, and those that are no tasks of the person's."""
-
-    cancelled: list[str]
-    asked: list[str]
-    ended: list[str]
-    missing: list[str]
 
 
 async def cancel(service: Service, request: Request) -> CancelAnswer:

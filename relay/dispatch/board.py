@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from mep_wire.errors import RelayUnavailable
 from mep_wire.states import UepState, next_uep_state
 from relay.log import logger
 from relay.plane.base import Peer, Plane
-from relay.store.base import Store
+from relay.store.base import Store, Tx
 from relay.store.records import UepRecord
 
 T = TypeVar("T")
+
+STORE_RETRY_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -47,8 +50,12 @@ class Uep:
     functions_sent: set[str] = field(default_factory=set)
     has_queued: bool = False
     pumping: bool = False
+    unsettled: bool = False
+    """Its process is gone and had started tasks whose results may be in its spool: the next process will tell."""
     starting: bool = False
     """A start request is being made or waits for its answer or its join."""
+    start_answered: bool = False
+    """The manager says that the process of the start under way runs."""
     attempts: int = 0
     """Starts that came to nothing since the last link."""
     losses: int = 0
@@ -61,6 +68,11 @@ class Uep:
     def row(self) -> int:
         """The store's key."""
         return self.record.row
+
+    @property
+    def needed(self) -> bool:
+        """Whether it has to run: tasks wait for it, or its spool has to be asked."""
+        return self.has_queued or self.unsettled
 
     def go(self, then: UepState) -> None:
         """Change state by the table. Raises IllegalTransition."""
@@ -76,7 +88,7 @@ class Uep:
 
     def set_link_key(self, key: bytes) -> None:
         """Note which process this is, none with an empty key."""
-        self.record = msgspec.structs.replace(self.record, link_key=key, join_hash=b"", join_expires=0.0)
+        self.record = msgspec.structs.replace(self.record, link_key=key)
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer."""
@@ -91,6 +103,7 @@ class Joining:
 
     record: UepRecord
     offered: bytes
+    held: list[int]
     early: list[bytes] = field(default_factory=list)
 
 
@@ -101,6 +114,8 @@ class Board:
     store: Store
     plane: Plane
     loop: asyncio.AbstractEventLoop
+    cut: Callable[[Peer, str], None]
+    """Ends a link, as when it is silent."""
     managers: dict[str, ManagerLink] = field(default_factory=dict)
     ueps: dict[str, Uep] = field(default_factory=dict)
     """By id: every user endpoint with unfinished tasks, a link or a start under way."""
@@ -116,6 +131,7 @@ class Board:
         if known is None:
             known = self.ueps[record.uep_id] = self.by_row[record.row] = Uep(record)
             known.has_queued = self.store.has_queued(record.row)
+            known.unsettled = not record.link_key and self.store.has_active(record.row)
         return known
 
     def of_endpoint(self, endpoint_id: str) -> list[Uep]:
@@ -124,7 +140,8 @@ class Board:
 
     def forget_idle(self, uep: Uep) -> None:
         """Drop the live record of a user endpoint that has nothing to remember."""
-        if uep.state is UepState.ABSENT and not uep.has_queued and not uep.starting and uep.peer is None:
+        idle = not (uep.has_queued or uep.unsettled or uep.starting or uep.pumping)
+        if idle and uep.state is UepState.ABSENT and uep.peer is None:
             uep.set_timer(None)
             self.ueps.pop(uep.record.uep_id, None)
             self.by_row.pop(uep.row, None)
@@ -145,12 +162,34 @@ class Board:
         if not task.cancelled() and task.exception() is not None:
             logger.error("dispatch: a step failed", exc_info=task.exception())
 
-    def when_durable(self, future: Future[T], then: Callable[[T], None]) -> None:
-        """Call `then` with the result in this thread: at once where the commit is done already."""
+    def when_durable(self, peer: Peer | None, future: Future[T], then: Callable[[T], None]) -> None:
+        """Call `then` with the result in this thread: at once where the commit is done already.
+
+        Where it failed, the link that it came from is cut: the peer comes back and says again what counts.
+        """
+
+        def finish() -> None:
+            failure = future.exception()
+            if failure is None:
+                then(future.result())
+                return
+            logger.error("dispatch: not stored: %r", failure)
+            if peer is not None:
+                self.cut(peer, "what it said could not be stored")
+
         if future.done():
-            then(future.result())
+            finish()
         else:
-            future.add_done_callback(lambda done: self.loop.call_soon_threadsafe(lambda: then(done.result())))
+            future.add_done_callback(lambda _: self.loop.call_soon_threadsafe(finish))
+
+    async def insist(self, change: Callable[[Tx], T]) -> T:
+        """Have a change stored, however long the store cannot write."""
+        while True:
+            try:
+                return await durable(self.store.submit(change))
+            except RelayUnavailable as error:
+                logger.error("dispatch: %s %s", error, error.detail)
+                await asyncio.sleep(STORE_RETRY_S)
 
 
 async def durable(future: Future[T]) -> T:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 
 from mep_wire import codec, messages
-from mep_wire.errors import MepError, ResultTooLarge, TaskCancelled, TaskExpired
+from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
-from relay.dispatch.board import Board, Uep, durable
+from relay.dispatch.board import STORE_RETRY_S, Board, Uep, durable
 from relay.dispatch.streams import Streams
+from relay.log import logger
 from relay.store.base import Tx
 from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
 
@@ -30,6 +31,8 @@ STARTED_DELAY_S = 0.02
 MAX_CREDIT = 100_000
 MAX_TEXT = 64 * 1024
 MAX_CODE = 64
+MAX_TIME = 1e11
+"""Seconds since the epoch: beyond the year 5000."""
 _STATES = {"": TaskState.SUCCESS, TaskCancelled.code: TaskState.CANCELLED, TaskExpired.code: TaskState.EXPIRED}
 
 
@@ -95,7 +98,7 @@ class Delivery:
             uep.has_queued = True
             self.pump(uep)
 
-        self._board.when_durable(self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
+        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
 
     def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
         if uep.peer is None:
@@ -128,22 +131,30 @@ class Delivery:
 
     async def _pump(self, uep: Uep) -> None:
         try:
-            while self._may_pump(uep):
-                peer, limit = uep.peer, min(uep.credit, PAGE_TASKS)
-                uep.credit -= limit
-                # Before the store is asked: what is added while it answers sets this again.
-                uep.has_queued = False
-                tasks = await durable(
-                    self._board.store.submit(lambda tx, n=limit: tx.take_queued(uep.row, n, PAGE_BYTES))  # type: ignore[misc]
-                )
-                self._give_back(uep, peer, limit - len(tasks))
-                if tasks:
-                    uep.has_queued = True  # there may be more
-                if tasks and (uep.peer is not peer or not self._send_tasks(uep, tasks)):
-                    self._put_back(uep, [task.row for task in tasks])
-                    return
+            while self._may_pump(uep) and await self._send_page(uep):
+                pass
+        except RelayUnavailable as error:
+            logger.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+            uep.has_queued = True
+            self._board.loop.call_later(STORE_RETRY_S, self.pump, uep)
         finally:
             uep.pumping = False
+
+    async def _send_page(self, uep: Uep) -> bool:
+        """Take tasks from the queue and send them; False where they could not be sent."""
+        peer, limit = uep.peer, min(uep.credit, PAGE_TASKS)
+        uep.credit -= limit
+        # Before the store is asked: what is added while it answers sets this again.
+        uep.has_queued = False
+        tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
+        self._give_back(uep, peer, limit - len(tasks))
+        if not tasks:
+            return True
+        uep.has_queued = True  # there may be more
+        if uep.peer is peer and self._send_tasks(uep, tasks):
+            return True
+        self._put_back(uep, [task.row for task in tasks])
+        return False
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -186,9 +197,8 @@ class Delivery:
             if peer is not None:
                 self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
 
-        self._board.when_durable(
-            self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=len(items) <= 8), stored
-        )
+        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=len(items) <= 8)
+        self._board.when_durable(peer, change, stored)
 
     def _ended(self, uep: Uep, settled: Settled) -> None:
         self._board.count_ended(uep.record.account_id, settled.ended)
@@ -204,12 +214,23 @@ class Delivery:
         def requeued(count: int) -> None:
             uep.has_queued = uep.has_queued or bool(count)
 
-        self._board.when_durable(self._board.store.submit(lambda tx: tx.requeue(uep.row, None)), requeued)
+        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, None)), requeued)
 
     async def end_rows(self, uep: Uep, endings: Sequence[Ending]) -> None:
         """End these rows."""
         if endings:
-            self._ended(uep, await durable(self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings))))
+            self._ended(uep, await self._board.insist(lambda tx: tx.record_endings(uep.row, endings)))
+
+    async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
+        """End these rows with an error."""
+        now = time.time()
+        await self.end_rows(
+            uep,
+            [
+                Ending(row, TaskState.FAILED, error.code, error.text, b"", error.correlation_id, ended_at=now)
+                for row in rows
+            ],
+        )
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
@@ -223,9 +244,7 @@ class Delivery:
             ended_at=now,
         )
         while True:
-            settled = await durable(
-                self._board.store.submit(lambda tx: tx.end_queued(uep.row, ending, END_PAGE), inline=False)
-            )
+            settled = await self._board.insist(lambda tx: tx.end_queued(uep.row, ending, END_PAGE))
             self._ended(uep, settled)
             if settled.ended < END_PAGE:
                 break
@@ -250,6 +269,11 @@ def _ending(item: messages.ResultItem) -> Ending:
         item.text[:MAX_TEXT],
         item.payload,
         "",
-        item.started_at,
-        item.ended_at,
+        _time(item.started_at),
+        _time(item.ended_at) or time.time(),
     )
+
+
+def _time(stamp: float) -> float:
+    """Return a peer's time stamp, 0 where it cannot be one."""
+    return stamp if 0.0 <= stamp < MAX_TIME else 0.0

@@ -50,7 +50,7 @@ class Dispatcher:
 
     def __init__(self, store: Store, plane: Plane, signing_key: Ed25519PrivateKey) -> None:
         self.streams = Streams()
-        self.board = Board(store, plane, asyncio.get_running_loop())
+        self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
         self.delivery = Delivery(self.board, self.streams)
         self.starts = Starts(self.board, self.delivery, signing_key)
         self._endings = Endings(self.board, self.delivery, self.starts)
@@ -110,6 +110,9 @@ class Dispatcher:
             self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=False)))
         except (LinkMessageInvalid, LinkForbidden, JoinRefused, ProtocolMismatch) as error:
             self._refuse(peer, error)
+        except Exception:  # noqa: BLE001 - the outermost frame of a link: the other peers are to be served
+            logger.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
+            self._cut(peer, "its message failed")
 
     def _handler(self, peer: Peer, kind: type[Any]) -> Handler:
         """Return what answers this message from this peer. Raises HelloNeeded or LinkForbidden."""
@@ -177,8 +180,9 @@ class Dispatcher:
     # --- asked by the HTTP API --------------------------------------------------------------------
 
     def online(self, endpoint_id: str) -> bool:
-        """Whether the endpoint's manager has a link."""
-        return endpoint_id in self.board.managers
+        """Whether the endpoint's manager has a link. Asking also has the plane notice a closed one."""
+        link = self.board.managers.get(endpoint_id)
+        return link is not None and self._plane.send(link.peer, codec.encode(messages.Ping(sent_at=time.time())))
 
     async def cancel(self, tasks: Sequence[TaskRecord]) -> set[int]:
         """Cancel unfinished tasks: at once, or (the rows returned) by asking the user endpoint that has them."""

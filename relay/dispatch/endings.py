@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from mep_wire.errors import EndpointDeleted, UserEndpointLost
 from mep_wire.limits import MAX_PUBLIC_TEXT
-from mep_wire.states import TaskState, UepState
-from relay.dispatch.board import Board, Uep, durable
+from mep_wire.states import UepState
+from relay.dispatch.board import Board, Uep
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.starts import Starts
 from relay.store.base import Tx
-from relay.store.records import Ending
 
 
 class Endings:
@@ -35,15 +33,18 @@ class Endings:
         uep.unlink()
         key = uep.record.link_key
         uep.set_link_key(b"")
-        uep.go(UepState.ABSENT)
-        uep.set_timer(None)
+        if not uep.starting:  # else the news comes after the request for the next process
+            uep.go(UepState.ABSENT)
+            uep.set_timer(None)
         self._delivery.flush_started()
-        requeued, lost = await durable(self._board.store.submit(lambda tx: _release(tx, uep.row, key)))
+        requeued, lost = await self._board.insist(lambda tx: _release(tx, uep.row, key))
         uep.has_queued = uep.has_queued or bool(requeued)
-        await self.lose(uep, lost, text or code)
+        uep.unsettled = bool(lost)
         endpoint = self._board.store.endpoint(uep.record.endpoint_id)
         if endpoint is None or endpoint.deleted_at:
+            await self.lose(uep, lost, "the endpoint was deleted")
             await self._delivery.end_queue(uep, EndpointDeleted(endpoint_id=uep.record.endpoint_id))
+            uep.unsettled = False
         elif requeued or lost:
             await self._starts.count_loss(uep, code, text)
         self._starts.want(uep)
@@ -52,12 +53,7 @@ class Endings:
     async def lose(self, uep: Uep, rows: Sequence[int], reason: str) -> None:
         """End tasks that had started in a process that is gone; those that have ended meanwhile are left alone."""
         error = UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT] or "its process is gone")
-        now = time.time()
-        endings = [
-            Ending(row, TaskState.FAILED, error.code, error.text, b"", error.correlation_id, ended_at=now)
-            for row in rows
-        ]
-        await self._delivery.end_rows(uep, endings)
+        await self._delivery.fail_rows(uep, rows, error)
 
 
 def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[int, list[int]]:

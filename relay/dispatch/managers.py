@@ -39,6 +39,7 @@ class Managers:
         link = board.managers.get(message.endpoint_id)
         if link is None or link.peer is not peer:
             if link is not None:  # an older link of the same manager
+                self._starts.manager_gone(message.endpoint_id)
                 link.peer.session = None
                 board.plane.drop(link.peer)
             link = board.managers[message.endpoint_id] = ManagerLink(message.endpoint_id, peer, message.epoch)
@@ -76,9 +77,10 @@ class Managers:
         self._starts.room(link.endpoint_id)
 
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
-        if uep.state is UepState.STARTING:
-            await self._starts.died_unjoined(uep, message)
-            return
+        if uep.state is UepState.STARTING and not link_key:
+            if uep.start_answered:
+                await self._starts.died_unjoined(uep, message)
+            return  # else the news is of an earlier process, and settled
         if self._board.store.has_active(uep.row):
             await asyncio.sleep(SETTLE_S)
         if uep.record.link_key == link_key:  # else another process has joined, and its join settled this one's tasks

@@ -25,7 +25,7 @@ from mep_wire.errors import (
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import StartAnswer, UepEnded
 from mep_wire.states import UepState
-from relay.dispatch.board import Board, ManagerLink, Uep, durable
+from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.signing import MadeStart, make_start
 from relay.log import logger
@@ -50,11 +50,11 @@ class Starts:
     def want(self, uep: Uep) -> None:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
         link = self._board.managers.get(uep.record.endpoint_id)
-        if link is None or not uep.has_queued or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
+        if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
             return
         if self._under_way(uep.record.endpoint_id) >= MAX_UNDER_WAY:
             return
-        uep.starting = True
+        uep.starting, uep.start_answered = True, False
         self._board.run(self._ask(uep, link))
 
     def want_all(self, endpoint_id: str, *, at_once: bool) -> None:
@@ -72,7 +72,7 @@ class Starts:
         if made is None:
             await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
             return
-        await durable(self._board.store.submit(lambda tx: tx.set_join(uep.row, made.join_hash, made.expires_at)))
+        await self._board.insist(lambda tx: tx.add_join(uep.row, made.join_hash, made.expires_at, time.time()))
         if uep.state not in _NOT_RUNNING or self._board.managers.get(link.endpoint_id) is not link:
             uep.starting = False
             self.want(uep)
@@ -111,6 +111,7 @@ class Starts:
             return  # joined before its answer came, or an answer to something long given up
         uep.last_code = answer.code
         if answer.outcome == "started":
+            uep.start_answered = True
             return  # its join ends the wait, or the deadline does
         if answer.outcome == "refused":
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
@@ -149,12 +150,20 @@ class Starts:
         """The start will not be: the tasks that wait for it fail with the reason."""
         logger.warning("start of %s refused: %s", uep.record.uep_id, error)
         uep.set_timer(None)
-        await self._delivery.end_queue(uep, error)
+        await self._give_up(uep, error)
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
         uep.starting, uep.attempts = False, 0
         self.want_all(uep.record.endpoint_id, at_once=False)
         self._board.forget_idle(uep)
+
+    async def _give_up(self, uep: Uep, error: MepError) -> None:
+        """Fail what waits, and what a process had that is gone: its spool will not be asked."""
+        if uep.unsettled:
+            rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
+            await self._delivery.fail_rows(uep, rows, UserEndpointLost(reason=error.text[:MAX_PUBLIC_TEXT]))
+            uep.unsettled = False
+        await self._delivery.end_queue(uep, error)
 
     # --- what else ends a start -------------------------------------------------------------------
 
@@ -179,7 +188,7 @@ class Starts:
         if uep.losses >= MAX_LOSSES:
             uep.losses = 0
             reason = f"{MAX_LOSSES} processes ended in a row before any task did; the last: {text or code}"
-            await self._delivery.end_queue(uep, UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT]))
+            await self._give_up(uep, UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT]))
 
     def room(self, endpoint_id: str) -> None:
         """A process ended at this endpoint: those that were refused a place there may be asked for again."""

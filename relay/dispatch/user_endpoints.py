@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 
 from mep_wire import codec, messages
-from mep_wire.errors import JoinRefused, LinkForbidden
+from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
 from mep_wire.limits import HEARTBEAT_S, MAX_PAYLOAD_BYTES
 from mep_wire.states import UepState
-from relay.dispatch.board import Board, Joining, Uep, durable
+from relay.dispatch.board import Board, Joining, Uep
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.endings import Endings
 from relay.dispatch.signing import join_hash
 from relay.dispatch.starts import Starts
 from relay.log import logger
 from relay.plane.base import Peer
-from relay.store.base import Tx
 from relay.store.records import Held
 
-SPOOL_S = 5.0
-"""How long a process that joins or comes back may take to return results that it, or the one before it, has in
-the spool, before what had started and is missing is given up."""
+MAX_ROW = 2**63
 
 
 class UserEndpoints:
@@ -39,26 +35,21 @@ class UserEndpoints:
         if record is None:
             raise JoinRefused
         if record.link_key and hmac.compare_digest(record.link_key, peer.key):
-            self._link_up(self._board.uep(record), peer, held=None)  # its join was stored, the welcome lost
+            self._link_up(self._board.uep(record), peer)  # its join was stored, the welcome lost
+            self._settle(self._board.uep(record), peer, _rows(message.held))
             return None
-        offered = join_hash(message.token)
-        if not hmac.compare_digest(offered, record.join_hash) or time.time() > record.join_expires:
-            raise JoinRefused
-        return Joining(record, offered)
+        return Joining(record, join_hash(message.token), _rows(message.held))
 
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
-        """Store a join; False where the token was spent meanwhile."""
-        record = joining.record
-        running = await durable(self._board.store.submit(lambda tx: _enrol(tx, record.row, joining.offered, peer.key)))
-        if running is None:
-            return False
-        uep = self._board.uep(record)
-        uep.set_link_key(peer.key)
-        uep.has_queued = self._board.store.has_queued(uep.row)
-        self._link_up(uep, peer, held=None)
-        if running:
-            self._board.run(self._lose_later(uep, running, "its process was replaced by another"))
-        return True
+        """Store a join; False where the token is unknown, spent or expired."""
+        record, now = joining.record, time.time()
+        enrolled = await self._board.insist(lambda tx: tx.enrol(record.row, joining.offered, peer.key, now))
+        if enrolled:
+            uep = self._board.uep(record)
+            uep.set_link_key(peer.key)
+            self._link_up(uep, peer)
+            self._settle(uep, peer, joining.held)
+        return enrolled
 
     def hello(self, peer: Peer, message: messages.UepHello) -> None:
         """An enrolled process has a new link. Raises JoinRefused or LinkForbidden."""
@@ -67,9 +58,11 @@ class UserEndpoints:
             raise JoinRefused
         if record.uep_id != message.uep_id:
             raise LinkForbidden(what=f"user endpoint {message.uep_id[:64]!r}")
-        self._link_up(self._board.uep(record), peer, held=message.held)
+        held, uep = _rows(message.held), self._board.uep(record)
+        self._link_up(uep, peer)
+        self._settle(uep, peer, held)
 
-    def _link_up(self, uep: Uep, peer: Peer, held: list[int] | None) -> None:
+    def _link_up(self, uep: Uep, peer: Peer) -> None:
         if uep.peer is not None and uep.peer is not peer:
             self._board.plane.drop(uep.peer)
         uep.unlink()
@@ -81,27 +74,25 @@ class UserEndpoints:
         logger.info("user endpoint %s is here", uep.record.uep_id)
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
-        if held is None:
-            self._delivery.pump(uep)
-            return
+
+    def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
+        """Compare what it holds with the store, before it is sent anything."""
         self._delivery.flush_started()
+        uep.pumping = True
         self._board.when_durable(
+            peer,
             self._board.store.submit(lambda tx: tx.reconcile(uep.row, held)),
             lambda found: self._compare(uep, peer, found),
         )
 
     def _compare(self, uep: Uep, peer: Peer, found: Held) -> None:
-        """Act on what a returning user endpoint holds."""
+        uep.pumping = uep.unsettled = False
         uep.has_queued = uep.has_queued or bool(found.requeued)
         if found.over:
             self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=found.over)))
         if found.lost:
-            self._board.run(self._lose_later(uep, found.lost, "its process no longer has the task"))
+            self._board.run(self._endings.lose(uep, found.lost, "its process ended and left no result of the task"))
         self._delivery.pump(uep)
-
-    async def _lose_later(self, uep: Uep, rows: list[int], reason: str) -> None:
-        await asyncio.sleep(SPOOL_S)
-        await self._endings.lose(uep, rows, reason)
 
     def gone(self, uep: Uep, peer: Peer, reason: str) -> None:
         """A user endpoint's link is down."""
@@ -129,20 +120,20 @@ class UserEndpoints:
 
     def started(self, peer: Peer, message: messages.Started) -> None:
         """Its workers have started these."""
-        self._delivery.started(peer.session, message.rows)
+        self._delivery.started(peer.session, _rows(message.rows))
 
     def results(self, peer: Peer, message: messages.Results) -> None:
         """These ended."""
+        _rows([item.row for item in message.items])
         self._delivery.results(peer.session, message.items)
 
     def returned(self, peer: Peer, message: messages.Returned) -> None:
         """It has not started these and will not."""
-        self._delivery.returned(peer.session, message.rows)
+        self._delivery.returned(peer.session, _rows(message.rows))
 
 
-def _enrol(tx: Tx, uep_row: int, offered: bytes, link_key: bytes) -> list[int] | None:
-    """Spend the join token; queue again what a predecessor had not started and return what it had, else None."""
-    if not tx.enrol(uep_row, offered, link_key):
-        return None
-    tx.requeue(uep_row, None)
-    return tx.running_rows(uep_row)
+def _rows(rows: list[int]) -> list[int]:
+    """Return rows as they came. Raises LinkMessageInvalid for what no row can be."""
+    if any(not 0 < row < MAX_ROW for row in rows):
+        raise LinkMessageInvalid(reason="a row that no task has")
+    return rows

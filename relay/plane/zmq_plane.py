@@ -127,7 +127,8 @@ class ZmqPlane:
         self._loop.call_later(HEARTBEAT_S / 2, self._check_silence)
 
     def _lose(self, peer: Peer, reason: str) -> None:
-        self.drop(peer)
+        if self._peers.get(peer.address) is peer:
+            self.drop(peer)
         if peer.session is not None:
             self._handler.on_gone(peer, reason)
 
@@ -139,18 +140,23 @@ class ZmqPlane:
             return False
         if peer.waiting:
             return self._wait(peer, frame)
-        return self._try(peer, frame) or self._wait(peer, frame)
+        if self._try(peer, frame):
+            return True
+        return self._peers.get(peer.address) is peer and self._wait(peer, frame)
 
     def writable(self, peer: Peer) -> bool:
         """See `relay.plane.base.Plane.writable`."""
         return not peer.waiting
 
     def _try(self, peer: Peer, frame: bytes) -> bool:
-        """Send now. False where the peer's queue is full (or it has just gone, which its silence will show)."""
+        """Send now. False where the peer's queue is full or its connection closed."""
         try:
             self._socket.send_multipart((peer.address, frame), zmq.NOBLOCK, copy=len(frame) < 65536)
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            if error.errno == zmq.EHOSTUNREACH:
+                self.drop(peer)
+                self._loop.call_soon(self._lose, peer, "its connection is closed")
+            elif error.errno != zmq.EAGAIN:
                 raise
             return False
         finally:

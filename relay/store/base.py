@@ -69,11 +69,11 @@ class RegistryTx(Protocol):
     def put_uep(self, uep: UepRecord) -> UepRecord:
         """Add a user endpoint, or find the one with this `uep_id`; `row` is the store's to choose."""
 
-    def set_join(self, uep_row: int, join_hash: bytes, expires: float) -> None:
-        """Remember the join token of a start; it replaces an earlier one."""
+    def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
+        """Remember a start's join token; earlier ones stay good until they expire or one of them is spent."""
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes) -> bool:
-        """Spend the join token for a link key. False where the token is not (or no longer) the one."""
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
+        """Spend a join token for a link key. False where it is unknown, spent or expired."""
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         """Forget the process that had this link key, if it is still the one."""
@@ -196,7 +196,8 @@ class Store(AccountReads, RegistryReads, TaskReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
-        """Run `change` atomically; the future is done when it is durable, or carries what it raised.
+        """Run `change` atomically; the future is done when it is durable, or carries what it raised
+        (RelayUnavailable where the store cannot write).
 
         A lone change may be committed in the caller's thread, at once, where commits are quick;
         `inline=False` never does that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -57,11 +58,8 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One user endpoint: four values that identify it, and how its process proves who it is.
-
-    `link_key` is its enrolled CURVE key, empty while no process is known; `join_hash` is the SHA-256 of
-    the join token of a start that has not been joined yet, empty when there is none.
-    """
+    """One user endpoint: four values that identify it, and the enrolled CURVE key of its process (empty while
+    none is known)."""
 
     row: int
     uep_id: str
@@ -71,8 +69,6 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     runtime: dict[str, Any]
     link_key: bytes = b""
-    join_hash: bytes = b""
-    join_expires: float = 0.0
 
 
 class NewTask(msgspec.Struct, frozen=True):
@@ -107,6 +103,8 @@ class Ending(msgspec.Struct, frozen=True):
     correlation_id: str = ""
     started_at: float = 0.0
     ended_at: float = 0.0
+    stored_at: float = msgspec.field(default_factory=time.time)
+    """By the relay's clock; the other two are by the endpoint's."""
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -34,8 +34,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE ueps (
         uep_row INTEGER PRIMARY KEY, uep_id TEXT NOT NULL UNIQUE, endpoint_id TEXT NOT NULL, account_id TEXT NOT NULL,
         identity_id TEXT NOT NULL, config BLOB NOT NULL, runtime BLOB NOT NULL,
-        link_key BLOB, join_hash BLOB NOT NULL DEFAULT x'', join_expires REAL NOT NULL DEFAULT 0
+        link_key BLOB
     );
+    CREATE TABLE joins (join_hash BLOB PRIMARY KEY, uep_row INTEGER NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX joins_uep ON joins (uep_row);
     CREATE UNIQUE INDEX ueps_link_key ON ueps (link_key) WHERE link_key IS NOT NULL;
     CREATE INDEX ueps_endpoint ON ueps (endpoint_id);
     CREATE INDEX ueps_account ON ueps (account_id);

@@ -4,6 +4,7 @@ Reads run on their own connection in the caller's thread (they see every commit 
 done); writes go through `Writer`. The command line's own short changes share the file: SQLite's lock and a
 busy timeout keep them apart.
 """
+# ruff: noqa: D102 - relay.store.base has the text of every method
 
 from __future__ import annotations
 
@@ -63,8 +64,6 @@ def uep_from_row(row: Sequence[Any]) -> UepRecord:
         config=msgspec.json.decode(row[5]),
         runtime=msgspec.json.decode(row[6]),
         link_key=row[7] or b"",
-        join_hash=row[8],
-        join_expires=row[9],
     )
 
 
@@ -110,85 +109,85 @@ class SqliteStore:
 
     # --- people -----------------------------------------------------------------------------------
 
-    def caller(self, token_hash: bytes) -> Caller | None:  # noqa: D102 - the contract has the text
+    def caller(self, token_hash: bytes) -> Caller | None:
         row = self._one(sql.CALLER, token_hash)
         return Caller(*row) if row else None
 
-    def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:  # noqa: D102
+    def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         rows = self._read.execute(sql.IDENTITIES, (account_id,)).fetchall()
         identities = [msgspec.msgpack.decode(row[0], type=Identity) for row in rows]
         identities.sort(key=lambda identity: identity.id != first)
         return IdentitySet(account_id, tuple(identities)) if identities else None
 
-    def account_of(self, username: str) -> Caller | None:  # noqa: D102
+    def account_of(self, username: str) -> Caller | None:
         row = self._one(sql.ACCOUNT_OF, username)
         return Caller(*row) if row else None
 
-    def accounts(self) -> list[IdentitySet]:  # noqa: D102
+    def accounts(self) -> list[IdentitySet]:
         found = (self.identity_set(row[0]) for row in self._read.execute(sql.ACCOUNTS).fetchall())
         return [one for one in found if one is not None]
 
     # --- endpoints, functions, user endpoints -------------------------------------------------------
 
-    def endpoint(self, endpoint_id: str) -> EndpointRecord | None:  # noqa: D102
+    def endpoint(self, endpoint_id: str) -> EndpointRecord | None:
         row = self._one(sql.ENDPOINT, endpoint_id)
         return _endpoint(row) if row else None
 
-    def endpoints(self, owner: str | None = None) -> list[EndpointRecord]:  # noqa: D102
+    def endpoints(self, owner: str | None = None) -> list[EndpointRecord]:
         found = self._read.execute(sql.ENDPOINTS) if owner is None else self._read.execute(sql.ENDPOINTS_OF, (owner,))
         return [_endpoint(row) for row in found]
 
-    def function(self, function_id: str) -> FunctionRecord | None:  # noqa: D102
+    def function(self, function_id: str) -> FunctionRecord | None:
         row = self._one(sql.FUNCTION, function_id)
         if row is None:
             return None
         record = msgspec.msgpack.decode(row[1], type=FunctionRecord)
         return msgspec.structs.replace(record, owner=row[0], code=row[2])
 
-    def function_ref(self, function_id: str) -> FunctionRef | None:  # noqa: D102
+    def function_ref(self, function_id: str) -> FunctionRef | None:
         row = self._one(sql.FUNCTION_REF, function_id)
         return FunctionRef(row[0], row[1], row[2], bool(row[3])) if row else None
 
-    def function_code(self, function_id: str) -> bytes | None:  # noqa: D102
+    def function_code(self, function_id: str) -> bytes | None:
         row = self._one(sql.FUNCTION_CODE, function_id)
         return row[0] if row else None
 
-    def uep(self, uep_id: str) -> UepRecord | None:  # noqa: D102
+    def uep(self, uep_id: str) -> UepRecord | None:
         row = self._one(sql.UEP, uep_id)
         return uep_from_row(row) if row else None
 
-    def uep_by_link_key(self, link_key: bytes) -> UepRecord | None:  # noqa: D102
+    def uep_by_link_key(self, link_key: bytes) -> UepRecord | None:
         row = self._one(sql.UEP_BY_LINK_KEY, link_key)
         return uep_from_row(row) if row else None
 
-    def ueps_in_use(self, endpoint_id: str | None = None) -> list[UepRecord]:  # noqa: D102
+    def ueps_in_use(self, endpoint_id: str | None = None) -> list[UepRecord]:
         if endpoint_id is None:
             return [uep_from_row(row) for row in self._read.execute(sql.UEPS_IN_USE)]
         return [uep_from_row(row) for row in self._read.execute(sql.UEPS_IN_USE_OF, (endpoint_id,))]
 
     # --- tasks ------------------------------------------------------------------------------------
 
-    def has_queued(self, uep_row: int) -> bool:  # noqa: D102
+    def has_queued(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_QUEUED, uep_row)[0])
 
-    def has_active(self, uep_row: int) -> bool:  # noqa: D102
+    def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])
 
-    def open_tasks(self, account_id: str) -> int:  # noqa: D102
+    def open_tasks(self, account_id: str) -> int:
         return int(self._one(sql.OPEN_TASKS, account_id)[0])
 
-    def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:  # noqa: D102
+    def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
         return [_task(row) for row in rows if row is not None]
 
-    def group(self, group_id: str) -> GroupRef | None:  # noqa: D102
+    def group(self, group_id: str) -> GroupRef | None:
         row = self._one(sql.GROUP, group_id)
         return GroupRef(*row) if row else None
 
-    def group_tasks(self, group_row: int) -> list[bytes]:  # noqa: D102
+    def group_tasks(self, group_row: int) -> list[bytes]:
         return [row[0] for row in self._read.execute(sql.GROUP_TASKS, (group_row,))]
 
-    def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:  # noqa: D102
+    def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         cursor = self._read.execute(sql.COMPLETIONS, (group_row, after, limit))
         rows = within(cursor, lambda row: len(row[5]) + len(row[4]), max_bytes)
         cursor.close()

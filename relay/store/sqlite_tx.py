@@ -1,4 +1,5 @@
 """The changes of the SQLite store. Each method runs inside a transaction that `Writer` opens and commits."""
+# ruff: noqa: D102 - relay.store.base has the text of every method
 
 from __future__ import annotations
 
@@ -82,16 +83,21 @@ class _RegistryTx(_Part):
         config, runtime = msgspec.json.encode(uep.config), msgspec.json.encode(uep.runtime)
         self._db.execute(sql.ADD_UEP, (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime))
         row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
-        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", join_hash=row[8], join_expires=row[9])
+        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"")
 
-    def set_join(self, uep_row: int, join_hash: bytes, expires: float) -> None:
-        self._db.execute(sql.SET_JOIN, (join_hash, expires, uep_row))
+    def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
+        self._db.execute(sql.DROP_JOINS, (uep_row, now))
+        self._db.execute(sql.ADD_JOIN, (join_hash, uep_row, expires))
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes) -> bool:
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
+        if self._db.execute(sql.SPEND_JOIN, (join_hash, uep_row, now)).rowcount != 1:
+            return False
+        self._db.execute(sql.DROP_ALL_JOINS, (uep_row,))
         try:
-            return self._db.execute(sql.ENROL, (link_key, uep_row, join_hash)).rowcount == 1
+            self._db.execute(sql.SET_LINK, (link_key, uep_row))
         except sqlite3.IntegrityError:  # the key is enrolled for another user endpoint
             return False
+        return True
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         self._db.execute(sql.CLEAR_LINK, (uep_row, link_key))
@@ -113,7 +119,7 @@ class SqliteTx(_AccountTx, _RegistryTx):
 
     # --- submitting -------------------------------------------------------------------------------
 
-    def add_tasks(  # noqa: D102 - the contract has the text
+    def add_tasks(
         self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float
     ) -> Added:
         group = self._group(group_id, owner)
@@ -171,7 +177,7 @@ class SqliteTx(_AccountTx, _RegistryTx):
 
     # --- dispatching ------------------------------------------------------------------------------
 
-    def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:  # noqa: D102
+    def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         taken: list[QueuedTask] = []
         size = 0
         cursor = self._db.execute(sql.QUEUED_TASKS, (uep_row, limit))
@@ -184,15 +190,15 @@ class SqliteTx(_AccountTx, _RegistryTx):
         self._db.executemany(sql.MARK_DISPATCHED, [(task.row, uep_row) for task in taken])
         return taken
 
-    def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:  # noqa: D102
+    def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
         self._db.executemany(sql.MARK_STARTED, [(now, row, uep_row) for row in rows])
 
-    def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:  # noqa: D102
+    def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:
         if rows is None:
             return self._db.execute(sql.REQUEUE_NOT_STARTED, (uep_row,)).rowcount
         return max(0, self._db.executemany(sql.REQUEUE, [(row, uep_row) for row in rows]).rowcount)
 
-    def reconcile(self, uep_row: int, held: Sequence[int]) -> Held:  # noqa: D102
+    def reconcile(self, uep_row: int, held: Sequence[int]) -> Held:
         holds = set(held)
         self._db.executemany(sql.MARK_DISPATCHED, [(row, uep_row) for row in holds])
         active = dict(self._db.execute(sql.ACTIVE_ROWS, (uep_row,)).fetchall())
@@ -201,14 +207,14 @@ class SqliteTx(_AccountTx, _RegistryTx):
         requeued = self.requeue(uep_row, away) if away else 0
         return Held(requeued, lost, [row for row in holds if row not in active])
 
-    def running_rows(self, uep_row: int) -> list[int]:  # noqa: D102
+    def running_rows(self, uep_row: int) -> list[int]:
         return [row[0] for row in self._db.execute(sql.RUNNING_ROWS, (uep_row,))]
 
     # --- ending -----------------------------------------------------------------------------------
 
-    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:  # noqa: D102
+    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
         groups: set[int] = set()
-        ended, now = 0, time.time()
+        ended = 0
         execute = self._db.execute
         for one in endings:
             found = execute(sql.OPEN_TASK, (one.row, uep_row)).fetchone()
@@ -216,17 +222,17 @@ class SqliteTx(_AccountTx, _RegistryTx):
                 continue
             groups.add(found[0])
             seq = execute(
-                sql.ADD_RESULT, (one.row, found[0], now, one.code, one.text, one.payload, one.correlation_id)
+                sql.ADD_RESULT, (one.row, found[0], one.stored_at, one.code, one.text, one.payload, one.correlation_id)
             ).lastrowid
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
         return Settled(frozenset(groups), ended)
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:  # noqa: D102
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
         return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row[0]) for row in rows])
 
-    def sweep(self, ended_before: float, limit: int) -> int:  # noqa: D102
+    def sweep(self, ended_before: float, limit: int) -> int:
         oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()
         old = [(seq, row) for seq, row, stored_at in oldest if stored_at < ended_before]
         for statement in sql.SWEEP:

@@ -72,14 +72,14 @@ ADD_UEP = (
     "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime) VALUES (?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (uep_id) DO NOTHING"
 )
-SET_JOIN = "UPDATE ueps SET join_hash = ?, join_expires = ? WHERE uep_row = ?"
-# Spend a join token: only while it is the stored one.
-ENROL = "UPDATE ueps SET link_key = ?, join_hash = x'', join_expires = 0 WHERE uep_row = ? AND join_hash = ?"
+ADD_JOIN = "INSERT INTO joins VALUES (?, ?, ?)"
+DROP_JOINS = "DELETE FROM joins WHERE uep_row = ? AND expires < ?"
+# Spend a join token, and with it every other one of the same user endpoint.
+SPEND_JOIN = "DELETE FROM joins WHERE join_hash = ? AND uep_row = ? AND expires >= ?"
+DROP_ALL_JOINS = "DELETE FROM joins WHERE uep_row = ?"
+SET_LINK = "UPDATE ueps SET link_key = ? WHERE uep_row = ?"
 CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
-_UEP = (
-    "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, join_hash, join_expires "
-    "FROM ueps "
-)
+_UEP = "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key FROM ueps "
 UEP = _UEP + "WHERE uep_id = ?"
 UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
 # User endpoints that may have a process or that tasks wait for.

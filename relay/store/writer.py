@@ -16,9 +16,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from mep_wire.errors import MepError
+from mep_wire.errors import MepError, RelayUnavailable
 
 T = TypeVar("T")
+_OWN_FAILURES = (MepError, ValueError, LookupError, TypeError, ArithmeticError, sqlite3.IntegrityError)
+"""What a change does wrong itself; anything else of SQLite's is the disk's, and the whole group's."""
 
 MAX_GROUP = 256
 """Most changes that share one commit."""
@@ -87,10 +89,11 @@ class Writer:
             self._commit_s += 0.1 * (time.monotonic() - before - self._commit_s)
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
             self._roll_back()
-            outcomes = [(future, None, error) for _, future in group]
-        for future, value, failure in outcomes:
-            if failure is not None:
-                future.set_exception(failure)
+            failure = RelayUnavailable(reason="its store cannot write", detail=repr(error))
+            outcomes = [(future, None, failure) for _, future in group]
+        for future, value, wrong in outcomes:
+            if wrong is not None:
+                future.set_exception(wrong)
             else:
                 future.set_result(value)
 
@@ -99,7 +102,7 @@ class Writer:
         self._connection.execute("SAVEPOINT change")
         try:
             value = change(self._tx)
-        except (MepError, ValueError, LookupError, TypeError) as error:
+        except _OWN_FAILURES as error:
             self._connection.execute("ROLLBACK TO change")
             self._connection.execute("RELEASE change")
             return None, error
