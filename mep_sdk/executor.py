@@ -250,9 +250,8 @@ class Executor(concurrent.futures.Executor):
         if not sent:
             log.error("exit with tasks that could not be sent to relay %s", self.client.settings.relay_url)
         if left:
-            log.warning(
-                'tasks still to end: %d; Executor(task_group_id="%s").reload_tasks() gets them', left, self.task_group_id
-            )
+            again = f'Executor(task_group_id="{self.task_group_id}").reload_tasks()'
+            log.warning("tasks still to end: %d; %s gets their results", left, again)
 
     # --- within -----------------------------------------------------------------------------------------
 
