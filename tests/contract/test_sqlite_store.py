@@ -1,0 +1,82 @@
+"""What only the SQLite store promises: durability across processes, versions, a disk that fails."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from mep_wire.errors import IdConflict, RelayUnavailable
+from mep_wire.identity import Identity
+from relay.store.schema import MIGRATIONS, StateTooNew
+from relay.store.sqlite import SqliteStore
+
+
+def test_it_is_all_there_after_opening_again(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice"))).result()
+    store.close()
+    again = SqliteStore(tmp_path / "relay.db")
+    assert again.account_of("alice") is not None
+    again.close()
+
+
+def test_commits_are_synchronous_and_the_version_is_set(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    assert store._write.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._write.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._write.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    store.close()
+
+
+def test_a_state_of_a_newer_relay_is_refused(tmp_path: Path) -> None:
+    SqliteStore(tmp_path / "relay.db").close()
+    with sqlite3.connect(tmp_path / "relay.db") as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(StateTooNew, match="version"):
+        SqliteStore(tmp_path / "relay.db")
+
+
+def test_one_changes_failure_is_not_its_neighbours(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    gate = threading.Event()
+    store.submit(lambda tx: gate.wait(10), inline=False)
+    same = Identity(id="i", username="alice")
+    good = store.submit(lambda tx: tx.add_account("a", same), inline=False)
+    bad = store.submit(lambda tx: tx.add_account("b", same), inline=False)
+    huge = store.submit(lambda tx: tx.record_started(1, [2**70], 0.0), inline=False)
+    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")), inline=False)
+    gate.set()
+    good.result(timeout=10)
+    fine.result(timeout=10)
+    with pytest.raises(IdConflict):
+        bad.result(timeout=10)
+    with pytest.raises(OverflowError):
+        huge.result(timeout=10)
+    assert [p.identities[0].username for p in store.accounts()] == ["alice", "carol"]
+    store.close()
+
+
+def test_a_full_disk_refuses_the_change_and_the_store_goes_on(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    pages = store._write.execute("PRAGMA page_count").fetchone()[0]
+    store._write.execute(f"PRAGMA max_page_count = {pages + 1}")
+    big = Identity(id="i", username="alice", name="x" * 100_000)
+    with pytest.raises(RelayUnavailable, match="cannot write"):
+        store.submit(lambda tx: tx.add_account("a", big)).result()
+    store._write.execute("PRAGMA max_page_count = 1000000")
+    store.submit(lambda tx: tx.add_account("a", big), inline=False).result(timeout=10)
+    assert store.account_of("alice") is not None
+    store.close()
+
+
+def test_a_second_process_may_change_accounts_meanwhile(tmp_path: Path) -> None:
+    server, command = SqliteStore(tmp_path / "relay.db"), SqliteStore(tmp_path / "relay.db")
+    command.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice"))).result()
+    assert server.account_of("alice") is not None
+    server.submit(lambda tx: tx.remove_account("a")).result()
+    assert command.account_of("alice") is None
+    server.close()
+    command.close()

@@ -1,0 +1,481 @@
+"""The contract of a store: one suite, every backend."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mep_wire.errors import IdConflict
+from mep_wire.identity import Identity
+from mep_wire.ids import uuid7
+from mep_wire.states import TaskState
+from relay.store.base import Store
+from relay.store.memory import MemoryStore
+from relay.store.records import (
+    Caller,
+    Ending,
+    EndpointRecord,
+    FunctionRecord,
+    FunctionRef,
+    NewTask,
+    UepRecord,
+)
+from relay.store.sqlite import SqliteStore
+
+S = TaskState
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made: Store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "relay.db")
+    yield made
+    made.close()
+
+
+def do(store: Store, change: Callable[[Any], Any], *, inline: bool = True) -> Any:
+    return store.submit(change, inline=inline).result(timeout=20)
+
+
+def identity(username: str) -> Identity:
+    return Identity(id=str(uuid.uuid4()), username=username)
+
+
+def add_person(store: Store, username: str) -> Caller:
+    one = identity(username)
+    caller = Caller(str(uuid.uuid4()), one.id)
+    do(store, lambda tx: tx.add_account(caller.account_id, one))
+    return caller
+
+
+def endpoint(owner: str = "a", **fields: Any) -> EndpointRecord:
+    values: dict[str, Any] = {
+        "endpoint_id": str(uuid.uuid4()),
+        "owner": owner,
+        "name": "lab",
+        "display_name": "Lab",
+        "multi_user": True,
+        "public": False,
+        "allowed_functions": None,
+        "user_config_schema": {"type": "object"},
+        "metadata": {"x": 1},
+        "link_key": os.urandom(32),
+        "unseal_key": os.urandom(32),
+        "created_at": 1.0,
+    }
+    return EndpointRecord(**{**values, **fields})
+
+
+def add_function(store: Store, owner: str = "a", code: bytes = b"code") -> FunctionRef:
+    record = FunctionRecord(
+        function_id=str(uuid.uuid4()),
+        owner=owner,
+        name="f",
+        code=code,
+        public=False,
+        description="d",
+        metadata={"k": [1]},
+        created_at=1.0,
+    )
+    do(store, lambda tx: tx.put_function(record))
+    ref = store.function_ref(record.function_id)
+    assert ref is not None
+    return ref
+
+
+def add_uep(store: Store, endpoint_id: str = "e", account: str = "a") -> UepRecord:
+    record = UepRecord(
+        row=0,
+        uep_id=str(uuid.uuid4()),
+        endpoint_id=endpoint_id,
+        account_id=account,
+        identity_id="i",
+        config={"Q": "gpu", "n": [1, None]},
+        runtime={"python": "3.11"},
+    )
+    made: UepRecord = do(store, lambda tx: tx.put_uep(record))
+    return made
+
+
+class Work:
+    """A store with a user endpoint, a function and a task group."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.function = add_function(store)
+        self.uep = add_uep(store)
+        self.group_id = str(uuid.uuid4())
+
+    def new(self, count: int, payload: bytes = b"p") -> list[NewTask]:
+        return [NewTask(uuid7().bytes, self.function, payload) for _ in range(count)]
+
+    def add(self, tasks: list[NewTask], dispatched: int = 0) -> list[int]:
+        added = do(
+            self.store, lambda tx: tx.add_tasks("a", self.group_id, self.uep.row, tasks, dispatched, time.time())
+        )
+        rows: list[int] = added.rows
+        return rows
+
+    def take(self, limit: int = 100, max_bytes: int = 1 << 20) -> list[int]:
+        taken = do(self.store, lambda tx: tx.take_queued(self.uep.row, limit, max_bytes))
+        return [task.row for task in taken]
+
+    def end(self, rows: list[int], state: TaskState = S.SUCCESS, payload: bytes = b"r") -> Any:
+        endings = [Ending(row, state, "", "", payload) for row in rows]
+        return do(self.store, lambda tx: tx.record_endings(self.uep.row, endings))
+
+    def states(self, tasks: list[NewTask]) -> list[TaskState]:
+        return [record.state for record in self.store.tasks([task.task_id for task in tasks])]
+
+    @property
+    def group_row(self) -> int:
+        group = self.store.group(self.group_id)
+        assert group is not None
+        return group.row
+
+    def completions(self, after: int = 0, limit: int = 100, max_bytes: int = 1 << 20) -> list[Any]:
+        return self.store.completions(self.group_row, after, limit, max_bytes)
+
+
+@pytest.fixture
+def work(store: Store) -> Work:
+    return Work(store)
+
+
+# --- people -----------------------------------------------------------------------------------------
+
+
+def test_a_token_leads_to_its_person_until_it_is_revoked(store: Store) -> None:
+    alice = add_person(store, "alice@example.edu")
+    do(store, lambda tx: tx.add_token(b"h" * 32, alice, 1.0))
+    assert store.caller(b"h" * 32) == alice
+    assert store.caller(b"x" * 32) is None
+    assert do(store, lambda tx: tx.remove_tokens(alice.identity_id)) == 1
+    assert store.caller(b"h" * 32) is None
+
+
+def test_a_username_is_taken_once_whatever_its_case(store: Store) -> None:
+    add_person(store, "alice@example.edu")
+    with pytest.raises(IdConflict):
+        add_person(store, "Alice@Example.edu")
+    assert len(store.accounts()) == 1
+
+
+def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Store) -> None:
+    alice, lab = add_person(store, "alice@example.edu"), add_person(store, "alice@lab.example.org")
+    do(store, lambda tx: tx.add_token(b"1" * 32, alice, 1.0))
+    do(store, lambda tx: tx.add_token(b"2" * 32, lab, 1.0))
+    mine = endpoint(lab.account_id)
+    do(store, lambda tx: tx.put_endpoint(mine))
+    function = add_function(store, lab.account_id)
+    uep = add_uep(store, account=lab.account_id)
+    new = [NewTask(uuid7().bytes, function, b"")]
+    do(store, lambda tx: tx.add_tasks(lab.account_id, "g", uep.row, new, 0, 1.0))
+
+    do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
+
+    assert store.caller(b"2" * 32) == Caller(alice.account_id, lab.identity_id)
+    people = store.identity_set(alice.account_id, first=lab.identity_id)
+    assert people is not None
+    assert [one.username for one in people.identities] == ["alice@lab.example.org", "alice@example.edu"]
+    assert store.identity_set(lab.account_id) is None
+    assert store.endpoints(alice.account_id)[0].endpoint_id == mine.endpoint_id
+    assert store.function_ref(function.function_id).owner == alice.account_id  # type: ignore[union-attr]
+    assert store.tasks([new[0].task_id])[0].owner == alice.account_id
+    assert store.open_tasks(alice.account_id) == 1
+
+
+def test_a_removed_person_has_no_identity_and_no_token(store: Store) -> None:
+    alice = add_person(store, "alice@example.edu")
+    do(store, lambda tx: tx.add_token(b"h" * 32, alice, 1.0))
+    do(store, lambda tx: tx.remove_account(alice.account_id))
+    assert store.caller(b"h" * 32) is None
+    assert store.account_of("alice@example.edu") is None
+    assert store.accounts() == []
+
+
+# --- endpoints and functions ------------------------------------------------------------------------
+
+
+def test_an_endpoint_comes_back_as_it_was_put(store: Store) -> None:
+    record = endpoint()
+    do(store, lambda tx: tx.put_endpoint(record))
+    assert store.endpoint(record.endpoint_id) == record
+    assert store.endpoint("no") is None
+
+
+def test_a_link_key_belongs_to_one_endpoint(store: Store) -> None:
+    first = endpoint()
+    do(store, lambda tx: tx.put_endpoint(first))
+    second = endpoint(link_key=first.link_key)
+    with pytest.raises(IdConflict):
+        do(store, lambda tx: tx.put_endpoint(second))
+    do(store, lambda tx: tx.delete_endpoint(first.endpoint_id, 5.0))
+    do(store, lambda tx: tx.put_endpoint(second))
+
+
+def test_a_deleted_endpoint_is_remembered_and_not_listed(store: Store) -> None:
+    record = endpoint()
+    do(store, lambda tx: tx.put_endpoint(record))
+    do(store, lambda tx: tx.delete_endpoint(record.endpoint_id, 5.0))
+    known = store.endpoint(record.endpoint_id)
+    assert known is not None
+    assert known.deleted_at == 5.0
+    assert store.endpoints() == []
+
+
+def test_a_function_is_found_until_it_is_deleted_and_its_code_still_then(store: Store) -> None:
+    ref = add_function(store, code=b"\x00\xffcode")
+    found = store.function(ref.function_id)
+    assert found is not None
+    assert (found.code, found.metadata) == (b"\x00\xffcode", {"k": [1]})
+    do(store, lambda tx: tx.delete_function(ref.function_id, 5.0))
+    assert store.function(ref.function_id) is None
+    assert store.function_ref(ref.function_id) is None
+    assert store.function_code(ref.function_id) == b"\x00\xffcode"
+
+
+# --- user endpoints ---------------------------------------------------------------------------------
+
+
+def test_a_user_endpoint_is_one_by_its_id(store: Store) -> None:
+    one = add_uep(store)
+    again = do(store, lambda tx: tx.put_uep(one))
+    assert again.row == one.row
+    assert store.uep(one.uep_id) == one
+    assert add_uep(store).row != one.row
+
+
+def test_a_join_token_is_spent_once(store: Store) -> None:
+    uep = add_uep(store)
+    do(store, lambda tx: tx.add_join(uep.row, b"j1", 100.0, 0.0))
+    do(store, lambda tx: tx.add_join(uep.row, b"j2", 100.0, 0.0))
+    assert not do(store, lambda tx: tx.enrol(uep.row, b"other", b"k" * 32, 50.0))
+    assert do(store, lambda tx: tx.enrol(uep.row, b"j1", b"k" * 32, 50.0))
+    assert not do(store, lambda tx: tx.enrol(uep.row, b"j1", b"l" * 32, 50.0))
+    assert not do(store, lambda tx: tx.enrol(uep.row, b"j2", b"l" * 32, 50.0))
+    assert store.uep_by_link_key(b"k" * 32).row == uep.row  # type: ignore[union-attr]
+
+
+def test_a_join_token_expires_and_is_good_for_its_user_endpoint_alone(store: Store) -> None:
+    one, other = add_uep(store), add_uep(store)
+    do(store, lambda tx: tx.add_join(one.row, b"j", 100.0, 0.0))
+    assert not do(store, lambda tx: tx.enrol(other.row, b"j", b"k" * 32, 50.0))
+    assert not do(store, lambda tx: tx.enrol(one.row, b"j", b"k" * 32, 101.0))
+    assert store.uep_by_link_key(b"k" * 32) is None
+
+
+def test_a_link_key_is_forgotten_only_for_the_process_that_had_it(store: Store) -> None:
+    uep = add_uep(store)
+    do(store, lambda tx: tx.add_join(uep.row, b"j", 100.0, 0.0))
+    do(store, lambda tx: tx.enrol(uep.row, b"j", b"k" * 32, 50.0))
+    do(store, lambda tx: tx.clear_link(uep.row, b"z" * 32))
+    assert store.uep_by_link_key(b"k" * 32) is not None
+    assert [one.row for one in store.ueps_in_use("e")] == [uep.row]
+    do(store, lambda tx: tx.clear_link(uep.row, b"k" * 32))
+    assert store.uep_by_link_key(b"k" * 32) is None
+    assert store.ueps_in_use() == []
+
+
+# --- tasks: submitting ------------------------------------------------------------------------------
+
+
+def test_added_tasks_are_there_in_order(work: Work) -> None:
+    tasks = work.new(3)
+    rows = work.add(tasks, dispatched=1)
+    assert rows == sorted(set(rows))
+    assert work.states(tasks) == [S.DISPATCHED, S.QUEUED, S.QUEUED]
+    assert work.store.group_tasks(work.group_row) == [task.task_id for task in tasks]
+    assert work.store.open_tasks("a") == 3
+    assert [uep.row for uep in work.store.ueps_in_use()] == [work.uep.row]
+
+
+def test_a_repeated_submission_changes_nothing_and_adds_what_was_missing(work: Work) -> None:
+    tasks = work.new(2)
+    rows = work.add(tasks, dispatched=2)
+    more = work.new(1)
+    added = do(work.store, lambda tx: tx.add_tasks("a", work.group_id, work.uep.row, [*tasks, *more], 3, 1.0))
+    assert (added.rows[:2], added.new, added.repeated) == (rows, 1, True)
+    assert work.states([*tasks, *more]) == [S.DISPATCHED, S.DISPATCHED, S.QUEUED]
+
+
+def test_a_task_id_that_is_taken_by_something_else_stores_nothing(work: Work) -> None:
+    tasks = work.new(1)
+    work.add(tasks)
+    other = Work(work.store)
+    fresh = work.new(1)
+    with pytest.raises(IdConflict):
+        do(work.store, lambda tx: tx.add_tasks("a", other.group_id, work.uep.row, [*fresh, *tasks], 0, 1.0))
+    assert work.store.tasks([fresh[0].task_id]) == []
+    assert work.store.group(other.group_id) is None
+
+
+def test_another_persons_group_is_taken(work: Work) -> None:
+    work.add(work.new(1))
+    with pytest.raises(IdConflict):
+        do(work.store, lambda tx: tx.add_tasks("b", work.group_id, work.uep.row, work.new(1), 0, 1.0))
+
+
+def test_failed_changes_leave_the_store_in_use(work: Work) -> None:
+    """What a store remembers of its own must be right again after a change that failed."""
+    tasks = work.new(1)
+    work.add(tasks)
+
+    def fails(tx: Any) -> None:
+        tx.add_tasks("a", "another-group", work.uep.row, work.new(3), 0, 1.0)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        do(work.store, fails)
+    assert work.store.group("another-group") is None
+    more = work.new(2)
+    work.add(more)
+    assert work.states(more) == [S.QUEUED, S.QUEUED]
+
+
+# --- tasks: dispatching -----------------------------------------------------------------------------
+
+
+def test_the_oldest_are_taken_first_within_number_and_size(work: Work) -> None:
+    rows = work.add(work.new(5, payload=b"x" * 100))
+    assert work.take(limit=2) == rows[:2]
+    assert work.take(max_bytes=250) == rows[2:4]
+    assert work.take(max_bytes=1) == rows[4:]  # at least one, whatever its size
+    assert work.take() == []
+    assert not work.store.has_queued(work.uep.row)
+    assert work.store.has_active(work.uep.row)
+
+
+def test_what_is_taken_says_everything_that_a_user_endpoint_needs(work: Work) -> None:
+    task = NewTask(uuid7().bytes, work.function, b"\x00payload", b"spec", 2.5)
+    rows = work.add([task])
+    (taken,) = do(work.store, lambda tx: tx.take_queued(work.uep.row, 9, 999))
+    assert (taken.row, taken.task_id, taken.function_id) == (rows[0], task.task_id, work.function.function_id)
+    assert (taken.payload, taken.resource_spec, taken.walltime_s) == (b"\x00payload", b"spec", 2.5)
+
+
+def test_only_dispatched_tasks_of_the_user_endpoint_start(work: Work) -> None:
+    tasks = work.new(2)
+    rows = work.add(tasks, dispatched=1)
+    other = add_uep(work.store)
+    do(work.store, lambda tx: tx.record_started(other.row, rows, 5.0))
+    assert work.states(tasks) == [S.DISPATCHED, S.QUEUED]
+    do(work.store, lambda tx: tx.record_started(work.uep.row, rows, 5.0))
+    assert work.states(tasks) == [S.RUNNING, S.QUEUED]
+    assert do(work.store, lambda tx: tx.running_rows(work.uep.row)) == rows[:1]
+
+
+def test_requeueing_spares_what_has_started_unless_it_is_named(work: Work) -> None:
+    tasks = work.new(3)
+    rows = work.add(tasks, dispatched=3)
+    do(work.store, lambda tx: tx.record_started(work.uep.row, rows[:1], 5.0))
+    assert do(work.store, lambda tx: tx.requeue(work.uep.row, None)) == 2
+    assert work.states(tasks) == [S.RUNNING, S.QUEUED, S.QUEUED]
+    assert do(work.store, lambda tx: tx.requeue(work.uep.row, rows)) == 1
+    assert work.take() == rows
+
+
+def test_reconciling_puts_right_what_a_user_endpoint_holds(work: Work) -> None:
+    tasks = work.new(6)
+    queued, kept, away, started, lost, ended = work.add(tasks, dispatched=0)
+    do(work.store, lambda tx: tx.take_queued(work.uep.row, 100, 1 << 20))
+    do(work.store, lambda tx: tx.requeue(work.uep.row, [queued]))
+    do(work.store, lambda tx: tx.record_started(work.uep.row, [started, lost], 5.0))
+    work.end([ended])
+    foreign = Work(work.store).add(work.new(1), dispatched=1)[0]
+
+    found = do(work.store, lambda tx: tx.reconcile(work.uep.row, [queued, kept, started, ended, foreign, 10**9]))
+
+    assert found.requeued == 1
+    assert found.lost == [lost]
+    assert sorted(found.over) == sorted([ended, foreign, 10**9])
+    expected = [S.DISPATCHED, S.DISPATCHED, S.QUEUED, S.RUNNING, S.RUNNING, S.SUCCESS]
+    assert work.states(tasks) == expected
+    assert work.take() == [away]
+
+
+# --- tasks: ending ----------------------------------------------------------------------------------
+
+
+def test_an_ending_is_stored_once_and_in_order(work: Work) -> None:
+    tasks = work.new(3)
+    rows = work.add(tasks, dispatched=3)
+    settled = work.end([rows[2], rows[0]])
+    assert (settled.groups, settled.ended) == (frozenset({work.group_row}), 2)
+    assert work.end([rows[2]], S.FAILED).ended == 0
+    found = work.completions()
+    assert [c.task_id for c in found] == [tasks[2].task_id, tasks[0].task_id]
+    assert found[0].seq < found[1].seq
+    assert work.states(tasks) == [S.SUCCESS, S.DISPATCHED, S.SUCCESS]
+
+
+def test_a_queued_task_may_end_and_another_user_endpoints_may_not(work: Work) -> None:
+    tasks = work.new(1)
+    rows = work.add(tasks)
+    other = add_uep(work.store)
+    ending = Ending(rows[0], S.SUCCESS)
+    assert do(work.store, lambda tx: tx.record_endings(other.row, [ending])).ended == 0
+    assert do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending])).ended == 1
+    assert work.take() == []
+
+
+def test_an_ending_comes_back_as_it_went(work: Work) -> None:
+    tasks = work.new(1)
+    rows = work.add(tasks, dispatched=1)
+    ending = Ending(rows[0], S.FAILED, "TASK_FAILED", "why — ü", b"\x00\xff", "c-1", 3.0, 4.0)
+    do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
+    (record,) = work.store.tasks([tasks[0].task_id])
+    assert (record.state, record.code, record.text) == (S.FAILED, "TASK_FAILED", "why — ü")
+    assert (record.payload, record.correlation_id) == (b"\x00\xff", "c-1")
+    assert (record.started_at, record.ended_at, record.owner) == (3.0, 4.0, "a")
+
+
+def test_completions_are_paged_by_cursor_number_and_size(work: Work) -> None:
+    rows = work.add(work.new(6), dispatched=6)
+    work.end(rows, payload=b"x" * 100)
+    first = work.completions(limit=2)
+    assert len(first) == 2
+    second = work.completions(first[-1].seq, max_bytes=250)
+    assert len(second) == 2
+    rest = work.completions(second[-1].seq, max_bytes=1)
+    assert len(rest) == 1
+    assert len({c.seq for c in [*first, *second, *rest]}) == 5
+    assert work.completions(10**9) == []
+
+
+def test_a_whole_queue_ends_alike_a_page_at_a_time(work: Work) -> None:
+    tasks = work.new(5)
+    work.add(tasks, dispatched=1)
+    ending = Ending(0, S.FAILED, "ENDPOINT_DELETED", "gone")
+    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 3
+    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 1
+    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 0
+    assert work.states(tasks) == [S.DISPATCHED, *[S.FAILED] * 4]
+    assert {c.code for c in work.completions()} == {"ENDPOINT_DELETED"}
+
+
+def test_sweeping_removes_old_endings_and_never_gives_a_row_again(work: Work) -> None:
+    tasks = work.new(4)
+    rows = work.add(tasks, dispatched=4)
+    work.end([rows[0], rows[1], rows[3]])
+    assert do(work.store, lambda tx: tx.sweep(time.time() - 60, 10)) == 0
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the newest row stays
+    assert work.store.tasks([task.task_id for task in tasks[:2]]) == []
+    assert work.states(tasks[2:]) == [S.DISPATCHED, S.SUCCESS]
+    assert work.add(work.new(1))[0] > rows[3]
+
+
+def test_many_changes_at_once_all_become_durable(work: Work) -> None:
+    futures = []
+    for _ in range(300):
+        tasks = work.new(2)
+        change = lambda tx, t=tasks: tx.add_tasks("a", work.group_id, work.uep.row, t, 0, 1.0)  # noqa: E731
+        futures.append(work.store.submit(change, inline=False))
+    rows = [row for future in futures for row in future.result(timeout=20).rows]
+    assert rows == sorted(set(rows))
+    assert len(work.store.group_tasks(work.group_row)) == 600
