@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
 from mep.config.describe import docs_table
 from mep_wire import errors, states
 
