@@ -11,7 +11,7 @@ import array
 import dataclasses
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mep.boundary.messages import DESCRIPTORS, MAX_FRAME_BYTES, WIRE_TYPES, Message
 from mep.errors import BoundaryViolation
@@ -19,7 +19,7 @@ from mep.errors import BoundaryViolation
 _NUMBERS = {cls: number for number, cls in WIRE_TYPES.items()}
 _INT_BYTES = 8
 _LENGTH_BYTES = 2
-_MAX_DESCRIPTORS = 4  # read more than any message has, so that a surplus is seen rather than truncated
+_MAX_DESCRIPTORS = 253  # SCM_MAX_FD: a surplus is received, not truncated, since the kernel would close it here
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,11 +97,21 @@ def _decode_field(message: str, spec: _Field, frame: bytes, at: int) -> tuple[ob
     return value, at + size
 
 
+def close_descriptors(descriptors: Iterable[int]) -> None:
+    """Close `descriptors`."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class Channel:
-    """One end of a boundary socketpair. Non-blocking unless `blocking`; never buffers a part of a message."""
+    """One end of a boundary socketpair. Non-blocking unless `blocking`; never buffers a part of a message.
+
+    `dispose` closes what a peer sent and should not have: the monitor's does so where it cannot block.
+    """
 
     def __init__(self, sock: socket.socket, *, blocking: bool = False) -> None:
         self._sock = sock
+        self.dispose: Callable[[Iterable[int]], None] = close_descriptors
         sock.setblocking(blocking)
 
     @classmethod
@@ -121,8 +131,9 @@ class Channel:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close this end; the peer reads end-of-file."""
-        self._sock.close()
+        """Close this end, and whatever in it was not received; the peer reads end-of-file."""
+        if (descriptor := self._sock.detach()) >= 0:
+            self.dispose([descriptor])
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send one message whole. Raises BlockingIOError when the peer does not read, OSError when it is gone."""
@@ -148,8 +159,7 @@ class Channel:
             if len(descriptors) != DESCRIPTORS.get(type(message), 0):
                 raise BoundaryViolation(f"{type(message).__name__}: {len(descriptors)} descriptors")
         except BoundaryViolation:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self.dispose(descriptors)
             raise
         return message, descriptors
 

@@ -10,9 +10,13 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import traceback
+from types import TracebackType
 from typing import TypeVar
 
 from mep.boundary.channel import Channel
+from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, ManagerSection, MapperSection, read_section
 
@@ -62,3 +66,13 @@ def take_secret() -> bytes:
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"the key on descriptor {SECRET_DESCRIPTOR} has {len(secret)} bytes, not {SECRET_BYTES}")
     return secret
+
+
+def log_uncaught(log: Log) -> None:
+    """Have whatever ends this process, or a thread of it, logged as one line, since its text may be foreign."""
+
+    def hook(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        log.error("ended by an error", error=f"{kind.__name__}: {error}", where="".join(traceback.format_tb(trace)))
+
+    sys.excepthook = hook
+    threading.excepthook = lambda found: hook(found.exc_type, found.exc_value, found.exc_traceback)

@@ -6,12 +6,16 @@ not plain is written as a JSON string.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
+import select
 import time
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_STDERR = 2
+_MAX_LINE = 4096
+"""A pipe that is ready takes as much without blocking (PIPE_BUF)."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@+,%*")
 
 
@@ -53,5 +57,16 @@ class Log:
         flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         words = [f"{key}={field_text(value)}" for key, value in fields.items()]
         line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", flat, *words])
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        _emit((line + "\n").encode("utf-8", "backslashreplace"))
+
+
+def _emit(line: bytes) -> None:
+    """Write to standard error unless that would block (a stopped terminal, a full pipe) or fail (a full disk).
+
+    A line that is lost is better than a monitor that hangs.
+    """
+    ready = select.poll()
+    ready.register(_STDERR, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if ready.poll(0):
+            os.write(_STDERR, line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + b"\n")

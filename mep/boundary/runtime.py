@@ -1,7 +1,8 @@
 """What monitor and command line agree on in the runtime directory (/run/mep/NAME): file names and formats.
 
-Standard library only. The monitor writes; `mep start|stop|status` read, and trust the files because the
-directory belongs to root (or to the person, for a single-user endpoint).
+Standard library only, and no pathlib, which would cost the monitor half a megabyte. The monitor writes;
+`mep start|stop|status` read, and trust the files because the directory belongs to root (or to the person, for a
+single-user endpoint).
 
 `monitor.pid`: one line `PID START`, START being field 22 (start time in clock ticks) of /proc/PID/stat, held
 under an exclusive flock(2) for the monitor's whole life, so that a stale file is told from a running monitor.
@@ -19,8 +20,10 @@ import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PID_FILE = "monitor.pid"
 STATUS_FILE = "status.json"
@@ -47,18 +50,19 @@ class MonitorStatus:
     """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`."""
 
 
-def write_status(directory: Path, status: MonitorStatus) -> None:
+def write_status(directory: Path | str, status: MonitorStatus) -> None:
     """Replace `status.json` atomically. Raises OSError."""
-    temporary = directory / f".{STATUS_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(status)) + "\n")
-    temporary.chmod(0o644)
-    temporary.replace(directory / STATUS_FILE)
+    temporary = f"{directory}/.{STATUS_FILE}.{os.getpid()}"
+    with open(temporary, "w") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(json.dumps(asdict(status)) + "\n")
+    os.replace(temporary, f"{directory}/{STATUS_FILE}")
 
 
-def read_status(directory: Path) -> MonitorStatus | None:
+def read_status(directory: Path | str) -> MonitorStatus | None:
     """Return the last status written, or None where there is none that can be read."""
     try:
-        with (directory / STATUS_FILE).open("rb") as file:
+        with open(f"{directory}/{STATUS_FILE}", "rb") as file:
             value = json.loads(file.read(_MAX_STATUS_BYTES))
         return MonitorStatus(**{f.name: value[f.name] for f in fields(MonitorStatus) if f.name in value})
     except (OSError, ValueError, TypeError):
@@ -68,7 +72,8 @@ def read_status(directory: Path) -> MonitorStatus | None:
 def start_ticks(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
     except OSError:
         return None
     return int(stat.rpartition(b")")[2].split()[19])
@@ -79,10 +84,10 @@ def pid_line(pid: int) -> str:
     return f"{pid} {start_ticks(pid)}\n"
 
 
-def running_monitor(directory: Path) -> int | None:
+def running_monitor(directory: Path | str) -> int | None:
     """Return the pid of the monitor that holds `monitor.pid`, or None where none runs."""
     try:
-        descriptor = os.open(directory / PID_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(f"{directory}/{PID_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

@@ -72,7 +72,7 @@ def answer_mapping_status(monitor: Monitor, child: Child, message: m.MappingStat
 def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors: list[int]) -> None:
     """The mapper has verified a request and says which user it means. The id becomes a file name: check it."""
     if not _UEP_ID.fullmatch(message.uep_id) or not _LOCAL_USER.fullmatch(message.local_user):
-        monitor.starts.discard(descriptors)
+        child.channel.dispose(descriptors)
         raise BoundaryViolation("Mapped: uep_id or local_user is malformed")
     monitor.starts.mapped(message, descriptors[0])
 

@@ -12,7 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from mep.boundary.channel import Channel
+from mep.boundary.channel import Channel, close_descriptors
 from mep.boundary.messages import Message
 from mep.monitor.loop import READ, WRITE, Loop
 
@@ -80,13 +80,15 @@ class Child:
         self.open = True
         self._loop = loop
         self._queue: deque[tuple[Message, list[int]]] = deque()
+        self._waiting = False
+        self._deaf = False
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send, or queue, a message; `descriptors` become the child's to close."""
-        if not self.open or self.fault:
-            _close(descriptors)
+        if not self.open or self.fault or self._deaf:
+            close_descriptors(descriptors)
         elif len(self._queue) >= MAX_QUEUED:
-            _close(descriptors)
+            close_descriptors(descriptors)
             self.fault = f"does not read: {MAX_QUEUED} messages wait for it"
         else:
             self._queue.append((message, list(descriptors)))
@@ -99,15 +101,22 @@ class Child:
             try:
                 self.channel.send(message, descriptors)
             except BlockingIOError:
-                self._loop.want(self.channel.fileno(), READ | WRITE)
-                return
+                break
             except OSError:
-                self.close()  # it ended or closed its end: SIGCHLD follows, or the monitor ends it
-                return
+                # It has ended or closed its end. What it said before is still to be read.
+                self._deaf = True
+                self._drop_queue()
+                break
             self._queue.popleft()
-            _close(descriptors)
-        if self.open:
-            self._loop.want(self.channel.fileno(), READ)
+            close_descriptors(descriptors)
+        if self.open and self._waiting != bool(self._queue):
+            self._waiting = bool(self._queue)
+            self._loop.want(self.channel.fileno(), READ | WRITE if self._waiting else READ)
+
+    def _drop_queue(self) -> None:
+        for _, descriptors in self._queue:
+            close_descriptors(descriptors)
+        self._queue.clear()
 
     def close(self) -> None:
         """Close the channel and drop what was queued."""
@@ -116,15 +125,8 @@ class Child:
         self.open = False
         self._loop.unwatch(self.channel.fileno())
         self.channel.close()
-        for _, descriptors in self._queue:
-            _close(descriptors)
-        self._queue.clear()
+        self._drop_queue()
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child. Only while it is not reaped: its pid is its own until then."""
         os.kill(self.pid, number)
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -53,11 +53,17 @@ class Helper:
         try:
             self._launch()
         except (ConfigRefused, SpawnFailed, OSError) as error:
-            self._monitor.log.error(f"cannot start the {self.kind}", reason=str(error))
+            self._cannot_start(str(error))
             self._again()
+
+    def _cannot_start(self, reason: str) -> None:
+        self._monitor.log.error(f"cannot start the {self.kind}", reason=reason)
+        self._monitor.status.problem = f"cannot start the {self.kind}: {reason}"
+        self._monitor.status.changed()
 
     def _launch(self) -> None:
         ours, theirs = Channel.pair()
+        ours.dispose = self._monitor.closer.close
         opened = [theirs.fileno()]
         try:
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
@@ -111,7 +117,7 @@ class Helper:
             if not stages.finished():
                 return
         except SpawnFailed as failure:
-            self._monitor.log.error(f"cannot start the {self.kind}", reason=str(failure))
+            self._cannot_start(str(failure))
         self._monitor.loop.unwatch(stages.fileno())
         stages.close()
         self._stages = None

@@ -7,7 +7,6 @@ names message and phase. Trusts nothing that it reads. Called by the monitor for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,7 @@ def take_messages(monitor: Monitor, child: Child) -> None:
             child.close()
             return
         if not child.bucket.take():
-            _close(received[1])
+            child.channel.dispose(received[1])
             raise BoundaryViolation(f"{type(received[0]).__name__}: too many messages a second")
         _dispatch(monitor, child, *received)
 
@@ -80,14 +79,9 @@ def take_messages(monitor: Monitor, child: Child) -> None:
 def _dispatch(monitor: Monitor, child: Child, message: m.Message, descriptors: list[int]) -> None:
     power = _POWERS.get((child.kind, type(message)))
     if power is None or not child.phase & power.phase or (power.once and power.message in child.seen):
-        _close(descriptors)
+        child.channel.dispose(descriptors)
         raise BoundaryViolation(f"{type(message).__name__} is not allowed to it in this phase")
     child.seen.add(power.message)
     if power.then is not None:
         child.phase = power.then
     power.handler(monitor, child, message, descriptors)
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -21,9 +21,11 @@ from mep.monitor import dispatch
 from mep.monitor.audit import Audit
 from mep.monitor.child import Child, Kind
 from mep.monitor.children import Helper
+from mep.monitor.closing import Closer
 from mep.monitor.endpoints import Endpoints
 from mep.monitor.keepers import Keepers
 from mep.monitor.loop import Loop
+from mep.monitor.notify import notify
 from mep.monitor.records import Records
 from mep.monitor.reload import Reload
 from mep.monitor.starts import Starts
@@ -46,6 +48,7 @@ class Monitor:
         self.resolved, self.bundle, self.log, self.audit = resolved, bundle, log, audit
         self.status, self.endpoints, self.own_uids, self.open_files = status, endpoints, own_uids, open_files
         self.loop = Loop()
+        self.closer = Closer()
         self.records = Records(resolved.runtime_dir)
         self.starts = Starts(self)
         self.keepers = Keepers(self)
@@ -111,6 +114,7 @@ class Monitor:
     def _reaped(self, pid: int, how: str, status: int) -> None:
         child = self._children.pop(pid, None)
         if child is None:
+            self.closer.reaped(pid)
             self.reload.reaped(pid, status)
             return
         if not child.fault:
@@ -143,7 +147,7 @@ class Monitor:
 
     def _kill_orphans(self) -> None:
         """End what a child that was killed left behind: as their subreaper the monitor is now their parent."""
-        known = {*self._children, self.reload.pid}
+        known = {*self._children, *self.closer.pids, self.reload.pid}
         for pid in children():
             if pid not in known:
                 self.log.warning("killing a process that a child left behind", pid=pid)
@@ -158,7 +162,8 @@ class Monitor:
         if manager is None or not self.helpers[Kind.MANAGER].serving or not self.helpers[Kind.MAPPER].serving:
             return
         if not self.stopping:
-            self.status.state = "up"
+            self.status.state, self.status.problem = "up", ""
+            notify("READY=1")
         manager.send(MapperEpoch(epoch=self.epoch))
         for endpoint in self.endpoints.values():
             if endpoint.ready and not endpoint.told:
@@ -200,6 +205,7 @@ class Monitor:
         self.stopping, self.keep_user_endpoints = True, keep_user_endpoints
         self.log.info("stopping", keep_user_endpoints=keep_user_endpoints)
         self.status.state = "stopping"
+        notify("STOPPING=1")
         self.status.changed()
         self.starts.abort("The endpoint is being stopped. Your tasks wait until it runs again.")
         if not keep_user_endpoints:

@@ -125,6 +125,7 @@ def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:
         reset_signals()
         for descriptor in (config, bundle):
             os.set_inheritable(descriptor, True)
+        os.environ.pop("NOTIFY_SOCKET", None)
         os.execv(argv[0], [*argv, "--config-fd", str(config), "--bundle-fd", str(bundle)])
     finally:
         os._exit(127)

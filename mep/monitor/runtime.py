@@ -97,6 +97,8 @@ class RuntimeDir:
             keepers = os.path.join(self.path, KEEPERS_DIR)
             for name in os.listdir(keepers):
                 _unlink(os.path.join(keepers, name))
+        # Said, not left to close: a child of closing.py may still share the descriptor.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
 

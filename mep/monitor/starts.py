@@ -10,8 +10,7 @@ from __future__ import annotations
 import enum
 import itertools
 import os
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -94,10 +93,10 @@ class Starts:
         try:
             size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
         except NotSealed as error:
-            self.discard([descriptor])
+            self._monitor.closer.close([descriptor])
             raise BoundaryViolation(f"StartEndpoint: {error}") from None
         if asker in self._askers or len(self._askers) >= m.MAX_STARTS_OUTSTANDING:
-            self.discard([descriptor])
+            os.close(descriptor)
             raise BoundaryViolation(f"StartEndpoint: ref {asker} repeated, or too many starts outstanding")
         self._askers.add(asker)
         start = Start(next(self._refs), [asker], descriptor, size)
@@ -131,11 +130,18 @@ class Starts:
             start.state, self._mapping[start.ref] = State.MAPPING, start
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
         while self._mapped and self._monitor.keepers.may_start():
-            start = self._mapped.popleft()
+            start = self._fairest()
             start.state = State.KEPT
             if start.timer is not None:
                 start.timer.cancel()
             self._monitor.keepers.fork(start, self._release(start))
+
+    def _fairest(self) -> Start:
+        """Take the oldest start of whoever has the fewest under way: one person's burst delays nobody else."""
+        under_way = Counter(start.local_user for start in self._by_uep.values() if start.state is State.KEPT)
+        start = min(self._mapped, key=lambda start: under_way[start.local_user])
+        self._mapped.remove(start)
+        return start
 
     def _release(self, start: Start) -> int:
         """Return the descriptor of `start`, now the caller's."""
@@ -163,10 +169,10 @@ class Starts:
             size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
             start = self._answered_by_mapper(message.ref, "Mapped")
         except (NotSealed, BoundaryViolation) as error:
-            self.discard([descriptor])
+            self._monitor.closer.close([descriptor])
             raise BoundaryViolation(f"Mapped: {error}") from None
         if start is None:
-            self.discard([descriptor])
+            os.close(descriptor)
             return
         start.descriptor, start.size = descriptor, size
         self._held += size
@@ -249,7 +255,7 @@ class Starts:
         if start.timer is not None:
             start.timer.cancel()
         if start.descriptor >= 0:
-            self.discard([self._release(start)])
+            os.close(self._release(start))
         if self._by_uep.get(start.uep_id) is start:
             del self._by_uep[start.uep_id]
         self._all.pop(start.ref, None)
@@ -300,8 +306,3 @@ class Starts:
             if start.state is not State.KEPT:
                 self._forget_queued(start)
                 self.finish(start, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, public)
-
-    def discard(self, descriptors: Sequence[int]) -> None:
-        """Close descriptors that nobody needs."""
-        for descriptor in descriptors:
-            os.close(descriptor)

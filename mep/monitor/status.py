@@ -6,7 +6,6 @@ So no identity, no configuration and no reason of a refusal is in it. Written at
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from mep.boundary.log import Log
 from mep.boundary.runtime import MonitorStatus, write_status
@@ -24,7 +23,7 @@ class Status:
         self.problem = ""
         self.link_state, self.link_detail = "", ""
         self.mapping_loaded, self.mapping_problem = "", ""
-        self._directory, self._endpoint_id, self._started_at = Path(directory), endpoint_id, started_at
+        self._directory, self._endpoint_id, self._started_at = directory, endpoint_id, started_at
         self._endpoints = endpoints
         self._loop: Loop | None = None
         self._log: Log | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -27,6 +29,7 @@ from mep.boundary.messages import (
     StartEndpoint,
     StopAll,
 )
+from mep.boundary.resolved import Caps
 from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, running_monitor, until
 
 READY = encode(ManagerReady(version="x"))
@@ -160,26 +163,22 @@ def test_same_reference_twice() -> None:
 
 def test_too_many_starts_outstanding() -> None:
     with running_monitor() as (run, manager, _):
-        with pytest.raises(OSError):
+        with contextlib.suppress(OSError):
             for ref in range(1100):
                 ask(manager, ref)
-            time.sleep(5)
-            manager.raw(READY)
         killed(run, manager, "too many starts outstanding")
 
 
 def test_manager_that_does_not_read() -> None:
     """It is ended once its queue is full; nothing waits for it, and nothing grows without end."""
     with running_monitor() as (run, manager, mapper):
+        mapper.wait_at_most(1)
         with pytest.raises(OSError):
             for ref in range(20_000):
                 ask(manager, ref)
                 request, descriptors = mapper.take(MapRequest)
                 os.close(descriptors[0])
-                refusal = NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "p" * 1000, "", "")
-                mapper.send(refusal)
-                if ref % 500 == 499:
-                    time.sleep(0.5)
+                mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "p" * 1000, "", ""))
         killed(run, manager, "does not read")
         assert not mapper.is_gone()
 
@@ -274,8 +273,6 @@ def test_document_of_the_mapper_that_is_not_sealed() -> None:
 
 
 def test_mapper_that_never_answers_is_replaced() -> None:
-    from mep.boundary.resolved import Caps
-
     with running_monitor(caps=Caps(start_timeout_s=0.5)) as (run, manager, mapper):
         ask(manager, 1)
         answer = manager.take(StartAnswered)[0]
@@ -298,3 +295,58 @@ def test_stop_all_may_be_said_once() -> None:
         manager.send(StopAll(reason="deleted"))
         manager.send(StopAll(reason="deleted"))
         killed(run, manager, "StopAll is not allowed")
+
+
+# --- nothing may block the monitor ------------------------------------------------------------------------------
+
+
+def socket_whose_close_waits() -> socket.socket:
+    """Return a TCP socket with unsent data and SO_LINGER: its last close waits for half a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver = server.accept()[0]
+    RECEIVERS.append(receiver)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+    sender.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(b"x" * 65536)
+    return sender
+
+
+RECEIVERS: list[socket.socket] = []
+
+
+@pytest.fixture
+def _release_receivers() -> Iterator[None]:
+    yield
+    for receiver in RECEIVERS:
+        receiver.close()
+    RECEIVERS.clear()
+
+
+WAITING_CLOSES = {
+    "as a document": (START, 1),
+    "with a message that has none": (encode(LinkStatus(state="up", detail="")), 1),
+    "many": (START, 40),
+    "with an unknown message": (b"\xff", 2),
+}
+
+
+@pytest.mark.usefixtures("_release_receivers")
+@pytest.mark.parametrize(("frame", "count"), WAITING_CLOSES.values(), ids=WAITING_CLOSES.keys())
+def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, count: int) -> None:
+    with running_monitor() as (run, manager, mapper):
+        doomed = [socket_whose_close_waits() for _ in range(min(count, 3))]
+        numbers = [doomed[n % len(doomed)].fileno() for n in range(count)]
+        manager.raw(frame, *numbers)
+        manager.raw(frame, *numbers)  # this one is never received: it goes down with the channel
+        for one in doomed:
+            one.close()  # not the last reference, so this does not wait
+        killed(run, manager)
+        began = time.monotonic()
+        again = run.puppet("manager")
+        again.send(ManagerReady(version="again"))
+        ask(again, 1)
+        os.close(mapper.take(MapRequest)[1][0])
+        assert time.monotonic() - began < 5

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -87,8 +88,11 @@ class Puppet:
         self.section, self.secret = descriptors[1], descriptors[2]
         self.socket = socket.socket(fileno=os.dup(descriptors[0]))
         self.channel = Channel.from_descriptor(descriptors[0], blocking=True)
-        timeout = struct.pack("ll", int(WAIT_S), 0)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self.wait_at_most(int(WAIT_S))
+
+    def wait_at_most(self, seconds: int) -> None:
+        """Have `take` raise BlockingIOError after so long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
     def close(self) -> None:
         """Let go of its descriptors: the monitor reads end-of-file."""
@@ -203,7 +207,14 @@ class MonitorRun:
         self.process.send_signal(number)
         for puppet in self.puppets:
             puppet.close()
-        return self.process.wait(seconds)
+        while self.process.poll() is None:
+            # A puppet that no test took waits to hand over its descriptors.
+            if select.select([self._control], [], [], 0.02)[0]:
+                self._accept().close()
+            seconds -= 0.02
+            if seconds < 0:
+                raise subprocess.TimeoutExpired("monitor", WAIT_S)
+        return self.process.returncode
 
     def log_text(self) -> str:
         """Everything logged so far, by the monitor and its keepers."""
@@ -234,15 +245,18 @@ class MonitorRun:
                 self._early.remove(early)
                 return early
         while True:
-            connection = self._control.accept()[0]
-            hello, descriptors, _, _ = socket.recv_fds(connection, 256, 8)
-            connection.close()
-            name, pid = hello.decode().split()
-            puppet = Puppet(name, int(pid), descriptors)
+            puppet = self._accept()
             self.puppets.append(puppet)
-            if name == kind:
+            if puppet.kind == kind:
                 return puppet
             self._early.append(puppet)
+
+    def _accept(self) -> Puppet:
+        connection = self._control.accept()[0]
+        hello, descriptors, _, _ = socket.recv_fds(connection, 256, 8)
+        connection.close()
+        name, pid = hello.decode().split()
+        return Puppet(name, int(pid), descriptors)
 
     def ready(self) -> tuple[Puppet, Puppet]:
         """Return manager and mapper, both having said that they are ready."""
