@@ -278,8 +278,10 @@ class UserEndpoint:
         due = [self._spool.tick_at]
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
-        else:
+        elif self._ledger or self.stopping.engine_stopped:
             due.append(self.stopping.next_deadline())
+        else:
+            due.append(self._clock())
         return min((when for when in due if when is not None), default=None)
 
 

@@ -88,11 +88,10 @@ class _Segment:
         return _decoder.decode(data[_HEADER:])
 
     def remove(self) -> None:
+        """Close and delete. A file that cannot be deleted is sent again by the next process, which harms nothing."""
         os.close(self.descriptor)
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(self.path)  # noqa: PTH108  # pathlib costs 9 ms at start
-        except FileNotFoundError:
-            return
 
 
 class Spool:

@@ -58,6 +58,9 @@ class ProcessPoolEngine:
         self._max_retries, self._lost_before = max_retries, dict[int, int]()
         self._server: Server | None = None
         self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._rung = False
+        self._epoll.register(self._bell, select.EPOLLIN)
         self._queue: deque[EngineTask] = deque()
         self._workers: dict[int, WorkerHandle] = {}  # by number
         self._by_descriptor: dict[int, WorkerHandle] = {}
@@ -90,9 +93,10 @@ class ProcessPoolEngine:
         """Queue these tasks and send workers what they can take."""
         if self._draining:
             self._events += [TaskReturned(task.row) for task in tasks]
-            return
-        self._queue.extend(tasks)
-        self._dispatch()
+        else:
+            self._queue.extend(tasks)
+            self._dispatch()
+        self._ring()
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End queued tasks at once, and running ones by killing their worker."""
@@ -111,6 +115,7 @@ class ProcessPoolEngine:
             if worker.sent and worker.sent[0].row in wanted:
                 self._kill_running(worker, TaskCancelled.code)
         self._dispatch()
+        self._ring()
 
     def collect(self) -> list[Event]:
         """Read what workers and fork server have said; enforce walltimes; hand out what waits."""
@@ -124,7 +129,16 @@ class ProcessPoolEngine:
         self._dispatch()
         self._retire()
         events, self._events = self._events, []
+        if self._rung:
+            self._rung = False
+            os.eventfd_read(self._bell)
         return events
+
+    def _ring(self) -> None:
+        """Make the descriptor readable for events that a call has made."""
+        if self._events and not self._rung:
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
 
     def drain(self) -> None:
         """Give back everything that has not started."""
@@ -133,6 +147,7 @@ class ProcessPoolEngine:
             self._take_back(worker)
         self._events += [TaskReturned(task.row) for task in self._queue]
         self._queue.clear()
+        self._ring()
 
     def stop(self, grace_s: float) -> None:
         """Kill every worker, then the fork server."""
@@ -142,6 +157,7 @@ class ProcessPoolEngine:
             self._server.stop(grace_s)
             self._server = None
         self._epoll.close()
+        os.close(self._bell)
 
     # --- handing out ----------------------------------------------------------------------------------
 

@@ -1,0 +1,429 @@
+"""One suite over every engine: what user_endpoint/engines/base.py promises, with real workers."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
+from mep_wire.messages import ResultItem
+from user_endpoint.engines import EnginePlace, make_engine
+from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
+from user_endpoint.workers.forkserver import exec_server
+
+SETTINGS: dict[str, Callable[[], EngineSettings]] = {
+    "htex": lambda: GlobusComputeEngine(max_workers_per_node=2),
+    "process": lambda: ProcessPoolEngine(max_workers=2),
+    "thread": lambda: ThreadPoolEngine(max_workers=2),
+}
+KILLS = ["htex", "process"]
+"""Engines whose running tasks can be killed and whose workers can die."""
+
+
+# --- what is run ----------------------------------------------------------------------------------------
+
+
+def echo(value: object) -> object:
+    return value
+
+
+def nap(seconds: float) -> float:
+    import time
+
+    time.sleep(seconds)
+    return seconds
+
+
+def fail(text: str) -> None:
+    raise KeyError(text)
+
+
+def unpicklable() -> object:
+    import threading
+
+    return threading.Lock()
+
+
+def big(size: int) -> bytes:
+    return b"x" * size
+
+
+def leave(status: int) -> None:
+    import os
+
+    os._exit(status)
+
+
+def quit_politely() -> None:
+    raise SystemExit(3)
+
+
+def die_by(number: int) -> None:
+    import os
+
+    os.kill(os.getpid(), number)
+
+
+def note_and_nap(path: str, seconds: float) -> None:
+    import pathlib
+    import time
+
+    with pathlib.Path(path).open("a") as file:
+        file.write("ran\n")
+    time.sleep(seconds)
+
+
+def shout(size: int) -> str:
+    import sys
+
+    line = "x" * 1023 + "\n"
+    for _ in range(size // 1024):
+        sys.stdout.write(line)
+    sys.stdout.flush()
+    return "done"
+
+
+def fork_and_linger() -> int:
+    import os
+    import time
+
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(3)
+        os._exit(0)
+    return pid
+
+
+def fork_and_return() -> int:
+    import os
+
+    os.fork()
+    return 7
+
+
+def close_everything() -> None:
+    import os
+
+    os.closerange(3, 256)
+
+
+class Bench:
+    """An engine and what has come out of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.row = 0
+        self.ended: dict[int, ResultItem] = {}
+        self.returned: list[int] = []
+        self.started: set[int] = set()
+        self.functions: dict[Callable[..., object], bytes] = {}
+
+    def task(self, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> EngineTask:
+        self.row += 1
+        code = self.functions.setdefault(function, serialize_function(function))
+        payload = serialize_arguments(args, {})
+        return EngineTask(self.row, f"task-{self.row}", function.__name__, code, payload, b"", walltime_s)
+
+    def submit(self, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> int:
+        task = self.task(function, *args, walltime_s=walltime_s)
+        self.engine.submit([task])
+        return task.row
+
+    def turn(self, timeout_s: float = TICK_S) -> list[Event]:
+        select.select([self.engine], [], [], timeout_s)
+        events = self.engine.collect()
+        for event in events:
+            match event:
+                case ResultItem():
+                    assert event.row not in self.ended
+                    assert event.row not in self.returned
+                    self.ended[event.row] = event
+                case TaskReturned():
+                    assert event.row not in self.ended
+                    self.returned.append(event.row)
+                case TaskStarted():
+                    assert event.row not in self.ended
+                    self.started.add(event.row)
+        return events
+
+    def until(self, done: Callable[[], bool], timeout_s: float = 15.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < deadline, (self.ended, self.started)
+            self.turn()
+
+    def wait(self, *rows: int, timeout_s: float = 15.0) -> list[ResultItem]:
+        self.until(lambda: all(row in self.ended for row in rows), timeout_s)
+        return [self.ended[row] for row in rows]
+
+    def value(self, row: int) -> object:
+        (item,) = self.wait(row)
+        assert not item.code, item
+        return load_result(item.payload)
+
+
+def place(tmp_path: pathlib.Path) -> EnginePlace:
+    return EnginePlace(str(tmp_path), str(tmp_path / "worker.log"), exec_server)
+
+
+@pytest.fixture(params=sorted(SETTINGS))
+def bench(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Bench]:
+    engine = make_engine(SETTINGS[request.param](), place(tmp_path))
+    engine.start()
+    yield Bench(engine)
+    engine.stop(2.0)
+
+
+@pytest.fixture(params=KILLS)
+def killing(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Bench]:
+    engine = make_engine(SETTINGS[request.param](), place(tmp_path))
+    engine.start()
+    yield Bench(engine)
+    engine.stop(2.0)
+
+
+# --- every engine -----------------------------------------------------------------------------------------
+
+
+def test_returns_values_with_times(bench: Bench) -> None:
+    before = time.time()
+    row = bench.submit(echo, {"a": [1, 2.5, None]})
+    assert bench.value(row) == {"a": [1, 2.5, None]}
+    item = bench.ended[row]
+    assert item.task_id == f"task-{row}"
+    assert before - 1 < item.started_at <= item.ended_at < time.time() + 1
+    assert row in bench.started
+
+
+def test_an_exception_comes_back_as_one(bench: Bench) -> None:
+    (item,) = bench.wait(bench.submit(fail, "no such thing"))
+    assert item.code == "TASK_FAILED"
+    assert "no such thing" in item.text
+    error = load_exception(item.payload)
+    assert isinstance(error, KeyError)
+
+
+def test_a_function_that_is_none(bench: Bench) -> None:
+    task = EngineTask(1, "t", "broken", b"not a function", serialize_arguments((), {}), b"", 0.0)
+    bench.engine.submit([task])
+    (item,) = bench.wait(1)
+    assert item.code == "FUNCTION_UNLOADABLE"
+
+
+def test_a_result_that_cannot_be_serialized(bench: Bench) -> None:
+    (item,) = bench.wait(bench.submit(unpicklable))
+    assert item.code == "RESULT_UNSERIALIZABLE"
+    assert "lock" in item.text
+
+
+def test_a_result_over_the_limit(bench: Bench) -> None:
+    (item,) = bench.wait(bench.submit(big, 11 << 20))
+    assert item.code == "RESULT_TOO_LARGE"
+    assert item.payload == b""
+
+
+def test_large_arguments_and_results_come_through(bench: Bench) -> None:
+    data = os.urandom(3 << 20)
+    rows = [bench.submit(echo, data) for _ in range(4)]
+    for row in rows:
+        assert bench.value(row) == data
+
+
+def test_system_exit_is_the_tasks_own_failure(bench: Bench) -> None:
+    (item,) = bench.wait(bench.submit(quit_politely))
+    assert item.code == "TASK_FAILED"
+
+
+def test_many_tasks_each_end_once(bench: Bench) -> None:
+    tasks = [bench.task(echo, number) for number in range(1000)]
+    for at in range(0, 1000, 100):
+        bench.engine.submit(tasks[at : at + 100])
+        bench.turn(0)
+    bench.wait(*(task.row for task in tasks))
+    assert [load_result(bench.ended[task.row].payload) for task in tasks] == list(range(1000))
+    assert bench.turn(0.05) == []
+
+
+def test_workers_run_side_by_side(bench: Bench) -> None:
+    began = time.monotonic()
+    bench.wait(*[bench.submit(nap, 0.5) for _ in range(2)])
+    assert time.monotonic() - began < 0.95
+
+
+def test_nothing_waits_behind_a_long_task_while_a_worker_is_idle(bench: Bench) -> None:
+    bench.wait(*[bench.submit(echo, 1) for _ in range(50)])  # measured as short
+    bench.wait(*[bench.submit(nap, 0.0) for _ in range(50)])
+    tasks = [bench.task(nap, 0.0) for _ in range(20)]
+    tasks += [bench.task(nap, 3.0)]  # unlike what was measured
+    tasks += [bench.task(nap, 0.0) for _ in range(100)]
+    long = tasks[20].row
+    began = time.monotonic()
+    bench.engine.submit(tasks)
+    bench.wait(*[task.row for task in tasks if task.row != long])
+    assert time.monotonic() - began < 2.0
+    assert long not in bench.ended
+    bench.engine.cancel([long])
+
+
+def test_cancel_of_a_waiting_task(bench: Bench, tmp_path: pathlib.Path) -> None:
+    mark = tmp_path / "mark"
+    busy = [bench.submit(nap, 0.6) for _ in range(2)]
+    waiting = bench.submit(note_and_nap, str(mark), 0.0)
+    bench.turn(0.05)
+    bench.engine.cancel([waiting, 99999])
+    began = time.monotonic()
+    (item,) = bench.wait(waiting)
+    assert item.code == "TASK_CANCELLED"
+    assert time.monotonic() - began < 0.3
+    bench.wait(*busy)
+    bench.turn(0.1)
+    assert not mark.exists()
+
+
+def test_cancel_of_a_running_task_ends_it_for_the_person_at_once(bench: Bench) -> None:
+    row = bench.submit(nap, 20.0)
+    bench.until(lambda: row in bench.started)
+    bench.turn(0.1)
+    bench.engine.cancel([row])
+    began = time.monotonic()
+    (item,) = bench.wait(row)
+    assert item.code == "TASK_CANCELLED"
+    assert time.monotonic() - began < 2.0
+    assert bench.value(bench.submit(echo, 5)) == 5
+
+
+def test_walltime(bench: Bench) -> None:
+    began = time.monotonic()
+    (item,) = bench.wait(bench.submit(nap, 20.0, walltime_s=0.4))
+    assert item.code == "WALLTIME_EXCEEDED"
+    assert "0.4 s" in item.text
+    assert 0.35 < time.monotonic() - began < 3.0
+
+
+def test_drain_gives_back_what_has_not_started(bench: Bench, tmp_path: pathlib.Path) -> None:
+    marks = [tmp_path / "a", tmp_path / "b"]
+    running = [bench.submit(note_and_nap, str(mark), 0.5) for mark in marks]
+    bench.until(lambda: all(mark.exists() for mark in marks))
+    waiting = [bench.submit(nap, 0.5) for _ in range(4)]
+    bench.engine.drain()
+    bench.until(lambda: sorted(bench.returned) == waiting)
+    late = bench.submit(echo, 1)
+    bench.until(lambda: late in bench.returned)
+    bench.wait(*running)
+    assert not any(bench.ended[row].code for row in running)
+
+
+def test_capacity_is_enough_to_keep_workers_busy(bench: Bench) -> None:
+    assert bench.engine.capacity >= 2
+    for _ in range(3):
+        bench.wait(*[bench.submit(echo, 1) for _ in range(bench.engine.capacity)])
+    assert bench.engine.capacity >= 2
+
+
+def test_stop_leaves_no_process(bench: Bench) -> None:
+    row = bench.submit(nap, 30.0)
+    bench.until(lambda: row in bench.started)
+    began = time.monotonic()
+    bench.engine.stop(0.5)
+    bench.engine.stop = lambda grace_s: None  # type: ignore[method-assign]
+    assert time.monotonic() - began < 5.0
+    children = pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    assert not children
+
+
+# --- engines with processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "says"),
+    [(leave, 3, "status 3"), (die_by, signal.SIGSEGV, "SIGSEGV"), (die_by, signal.SIGKILL, "SIGKILL")],
+)
+def test_a_worker_that_dies_fails_its_task_and_no_other(
+    killing: Bench, function: Callable[..., object], argument: int, says: str
+) -> None:
+    killing.wait(*[killing.submit(echo, 1) for _ in range(20)])
+    tasks = [killing.task(echo, number) for number in range(40)]
+    lethal = killing.task(function, int(argument))
+    killing.engine.submit([*tasks[:20], lethal, *tasks[20:]])
+    rows = [task.row for task in tasks]
+    items = killing.wait(*rows, lethal.row)
+    assert items[-1].code == "WORKER_LOST"
+    assert says in items[-1].text
+    assert [load_result(item.payload) for item in items[:-1]] == list(range(40))
+
+
+def test_a_lost_task_is_not_run_again(killing: Bench, tmp_path: pathlib.Path) -> None:
+    mark = tmp_path / "mark"
+    row = killing.submit(note_and_nap, str(mark), 30.0)
+    killing.until(mark.exists)
+    worker = worker_of(killing, row)
+    os.kill(worker, signal.SIGKILL)
+    (item,) = killing.wait(row)
+    assert item.code == "WORKER_LOST"
+    killing.wait(killing.submit(echo, 1))
+    assert mark.read_text() == "ran\n"
+
+
+def worker_of(bench: Bench, row: int) -> int:
+    """The pid of a worker: the youngest descendant of this process."""
+    found: list[int] = []
+    look = [os.getpid()]
+    while look:
+        pid = look.pop()
+        for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            direct = [int(child) for child in path.read_text().split()]
+            found += direct
+            look += direct
+    for pid in found:
+        if b"note" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    stat = {pid: int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]) for pid in found}
+    sleeping = [pid for pid in found if "hrtimer" in pathlib.Path(f"/proc/{pid}/wchan").read_text()]
+    return max(sleeping or found, key=lambda pid: stat[pid])
+
+
+def test_a_gigabyte_of_output_harms_nobody(killing: Bench, tmp_path: pathlib.Path) -> None:
+    loud = killing.submit(shout, 256 << 20)
+    assert killing.value(killing.submit(echo, 1)) == 1
+    killing.wait(loud, timeout_s=60)
+    assert sum(path.stat().st_size for path in tmp_path.glob("worker.log*")) <= 2 << 20
+
+
+def test_a_child_that_lingers_holds_nothing_up(killing: Bench) -> None:
+    rows = [killing.submit(fork_and_linger) for _ in range(4)]
+    began = time.monotonic()
+    killing.wait(*rows)
+    assert killing.value(killing.submit(echo, 1)) == 1
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_child_that_returns_is_no_second_worker(killing: Bench) -> None:
+    rows = [killing.submit(fork_and_return) for _ in range(10)]
+    assert [killing.value(row) for row in rows] == [7] * 10
+    assert killing.value(killing.submit(echo, 1)) == 1
+
+
+def test_a_task_that_closes_the_workers_socket(killing: Bench) -> None:
+    (item,) = killing.wait(killing.submit(close_everything))
+    assert item.code == "WORKER_LOST"
+    assert killing.value(killing.submit(echo, 1)) == 1
+
+
+def test_cancel_and_walltime_kill_the_process(killing: Bench, tmp_path: pathlib.Path) -> None:
+    marks = [tmp_path / "a", tmp_path / "b"]
+    rows = [killing.submit(note_and_nap, str(marks[0]), 30.0),
+            killing.submit(note_and_nap, str(marks[1]), 30.0, walltime_s=0.3)]  # fmt: skip
+    killing.until(lambda: all(mark.exists() for mark in marks))
+    killing.engine.cancel(rows[:1])
+    assert [item.code for item in killing.wait(*rows)] == ["TASK_CANCELLED", "WALLTIME_EXCEEDED"]
+    began = time.monotonic()
+    killing.wait(*[killing.submit(nap, 0.2) for _ in range(2)])  # both workers are free again
+    assert time.monotonic() - began < 1.5
