@@ -26,7 +26,7 @@ from mep.config import paths as names
 from mep.config.bundle import find_file, read_schema
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths
-from mep.config.registration import Registration
+from mep.config.registration import Registration, digest, facts
 from mep_wire.api import ErrorAnswer, RegisterAnswer
 
 _IDENTITY_FILE = "identity.json"
@@ -103,28 +103,24 @@ def _make_key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
     return public.decode("ascii")
 
 
-def _body(where: EndpointPaths, options: EndpointOptions, keys: KeyRecord) -> dict[str, Any]:
+def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
     schema_path = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
-    return {
-        "endpoint_name": where.name,
-        "display_name": options.display_name or where.name,
-        "endpoint_uuid": keys.endpoint_id,
-        "metadata": {"endpoint_version": __version__},
-        "multi_user": options.multi_user and where.privileged,
-        "public": options.public,
-        "allowed_functions": options.allowed_functions,
-        "admins": options.admins or None,
-        "user_config_schema": read_schema(schema_path, required=False, owner=os.geteuid()),
-        "link_public_key": keys.link_public_key,
-        "unseal_public_key": keys.unseal_public_key,
-    }
+    schema = read_schema(schema_path, required=False, owner=os.geteuid())
+    return facts(where.name, options, schema, multi_user=options.multi_user and where.privileged)
 
 
 def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str) -> Registration:
     """Register the endpoint, or register it again with what changed. Raises CliFailed, ConfigRefused."""
     accounts = accounts_for(where)
     keys = ensure_keys(where, accounts)
-    body = _body(where, options, keys)
+    told = _facts(where, options)
+    body = {
+        **told,
+        "endpoint_uuid": keys.endpoint_id,
+        "metadata": {"endpoint_version": __version__},
+        "link_public_key": keys.link_public_key,
+        "unseal_public_key": keys.unseal_public_key,
+    }
     again = where.registration.exists()
     method, path = ("PUT", f"/v3/endpoints/{keys.endpoint_id}") if again else ("POST", "/v3/endpoints")
     text = call_relay(accounts, relay_url, method, path, token, body)
@@ -132,12 +128,12 @@ def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, tok
         answer = msgspec.json.decode(text, type=RegisterAnswer)
     except msgspec.MsgspecError as error:
         raise CliFailed(f"relay {relay_url}: an answer that is no registration: {error}", Exit.RELAY) from None
-    registration = _pinned(answer, relay_url, keys)
+    registration = _pinned(answer, relay_url, keys, digest(told))
     replace_file(where.registration, msgspec.json.format(msgspec.json.encode(registration)) + b"\n", mode=0o644)
     return registration
 
 
-def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord) -> Registration:
+def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) -> Registration:
     if answer.endpoint_id != keys.endpoint_id:
         raise CliFailed(f"relay {relay_url}: registered {answer.endpoint_id}, not {keys.endpoint_id}", Exit.RELAY)
     for key in (answer.link_public_key, answer.signing_public_key):
@@ -155,6 +151,7 @@ def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord) -> Registra
         signing_public_key=answer.signing_public_key,
         owner=answer.owner,
         registered_at=time.time(),
+        told=told,
     )
 
 

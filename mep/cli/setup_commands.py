@@ -35,7 +35,8 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 )
 @name_argument
 @click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
-@click.option("--relay", "relay_url", metavar="URL", help="The relay, https except on this machine.")
+@click.option("--relay", "relay_url", metavar="URL", envvar="MEP_RELAY_URL", show_envvar=True,
+              help="The relay, https except on this machine.")  # fmt: skip
 @token_option
 @click.option("--display-name", help="The name that people see.")
 @click.option(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from mep.config.options import EndpointOptions
 from mep.errors import ConfigRefused
 from mep_wire.identity import Identity
+from mep_wire.ids import canonical_json
 
 _MAX_BYTES = 1024 * 1024
 
@@ -25,6 +29,26 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     owner: list[Identity]
     registered_at: float
     """Seconds since the epoch."""
+    told: str = ""
+    """Digest of what the relay was told of the configuration, so that a later change is noticed."""
+
+
+def facts(name: str, options: EndpointOptions, schema: dict[str, Any] | None, *, multi_user: bool) -> dict[str, Any]:
+    """Return what the relay is told of the configuration, in the names of its API."""
+    return {
+        "endpoint_name": name,
+        "display_name": options.display_name or name,
+        "multi_user": multi_user,
+        "public": options.public,
+        "allowed_functions": options.allowed_functions,
+        "admins": options.admins or None,
+        "user_config_schema": schema,
+    }
+
+
+def digest(told: dict[str, Any]) -> str:
+    """Return the digest of `facts`."""
+    return hashlib.sha256(canonical_json(told)).hexdigest()
 
 
 def read_registration(path: Path, name: str) -> Registration:

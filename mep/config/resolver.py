@@ -22,7 +22,7 @@ from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths, Roots
-from mep.config.registration import Registration, read_registration
+from mep.config.registration import Registration, digest, facts, read_registration
 from mep.errors import ConfigRefused
 from mep_wire.bundle import UepBundle
 
@@ -55,7 +55,9 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
     warnings = list(document.warnings)
     multi_user = _multi_user(where, options, warnings)
     registration = read_registration(where.registration, where.name)
-    bundle = _bundle(where, document, registration, multi_user=multi_user)
+    schema = _schema(where, options)
+    warnings += _drift(where, registration, facts(where.name, options, schema, multi_user=multi_user))
+    bundle = _bundle(where, document, registration, schema, multi_user=multi_user)
     resolved = Resolved(
         name=where.name,
         multi_user=multi_user,
@@ -74,6 +76,13 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
     )
     return Resolution(resolved, bundle, warnings, options, registration)
+
+
+def _drift(where: EndpointPaths, registration: Registration, now: dict[str, Any]) -> list[str]:
+    if not registration.told or registration.told == digest(now):
+        return []
+    what = "what the relay checks and shows (names, schema, allowed_functions, admins) has changed since it was told"
+    return [f"{where.config_dir}: {what}: run `mep register {where.name} --again`"]
 
 
 def _multi_user(where: EndpointPaths, options: EndpointOptions, warnings: list[str]) -> bool:
@@ -96,10 +105,21 @@ def _log_path(where: EndpointPaths, options: EndpointOptions) -> str:
     return str(find_file(where.state_dir, options.log_path, "endpoint.log"))
 
 
-def _bundle(where: EndpointPaths, document: Document, registration: Registration, *, multi_user: bool) -> bytes:
+def _schema(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any] | None:
+    path = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
+    return read_schema(path, required=options.user_config_schema_path is not None, owner=os.geteuid())
+
+
+def _bundle(
+    where: EndpointPaths,
+    document: Document,
+    registration: Registration,
+    schema: dict[str, Any] | None,
+    *,
+    multi_user: bool,
+) -> bytes:
     options, owner = document.options, os.geteuid()
     template = find_file(where.config_dir, options.user_config_template_path, names.TEMPLATE, names.TEMPLATE_OLD)
-    schema = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
     declared = {f.name for f in fields(EndpointOptions)}
     bundle = UepBundle(
         endpoint_id=registration.endpoint_id,
@@ -108,7 +128,7 @@ def _bundle(where: EndpointPaths, document: Document, registration: Registration
         relay_link_key=bytes.fromhex(registration.link_public_key),
         template_name=template.name,
         templates=read_templates(template, where.config_dir, owner),
-        schema=read_schema(schema, required=options.user_config_schema_path is not None, owner=owner),
+        schema=schema,
         user_environment=read_environment(where.config_dir / names.ENVIRONMENT, owner),
         parent_config={key: value for key, value in document.values.items() if key in declared},
         allowed_functions=options.allowed_functions,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from mep.boundary.child import (
     forbid_core_and_ptrace,
     ignore_terminal_signals,
+    log_uncaught,
     refuse_root,
     take_channel,
     take_secret,
@@ -27,6 +28,7 @@ def main() -> None:
     section = take_section(ManagerSection)
     secret = take_secret()
     log = Log("manager", section.log_level)
+    log_uncaught(log)
 
     # Imported only now, so that no library runs before the process has checked what it is.
     from mep.manager.service import Manager

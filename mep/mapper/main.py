@@ -12,6 +12,7 @@ import os
 from mep.boundary.child import (
     forbid_core_and_ptrace,
     ignore_terminal_signals,
+    log_uncaught,
     refuse_root,
     take_channel,
     take_secret,
@@ -29,6 +30,7 @@ def main() -> None:
     section = take_section(MapperSection)
     secret = take_secret()
     log = Log("mapper", section.log_level)
+    log_uncaught(log)
 
     # Imported only now, so that no library runs before the process has made itself safe.
     from mep.mapper.library_log import forward_library_log

@@ -1,4 +1,4 @@
-"""The mapper's loop: one request at a time from the monitor, one answer each.
+"""The mapper's loop: requests from the monitor, verified in their order, each answered once when it is mapped.
 
 Trusts the monitor's messages; the descriptor that comes with a request was made by the manager and may be
 anything. What was verified goes on as bytes in a sealed memfd, so that neither monitor nor keeper reads it and
@@ -10,6 +10,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -20,7 +24,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
-from mep.boundary.messages import Mapped, MapperReady, MappingStatus, MapRequest, NotMapped, Shutdown
+from mep.boundary.messages import Mapped, MapperReady, MappingStatus, MapRequest, Message, NotMapped, Shutdown
 from mep.boundary.resolved import MapperSection
 from mep.errors import BoundaryViolation, Refusal
 from mep.mapper.mapping import FileMapping, MappedUser, Mapping, OwnerMapping
@@ -31,6 +35,8 @@ from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+MAX_MAPPING_THREADS = 8
+"""How many people may be looked up at once: a directory that is slow about one must not keep the others waiting."""
 REFRESH_MS = 2000
 """How often a mapping file that nobody asks about is looked at."""
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
@@ -43,6 +49,8 @@ class Mapper:
         self._channel = channel
         self._log = log
         self._epoch = epoch
+        self._sending = threading.Lock()
+        self._threads = ThreadPoolExecutor(MAX_MAPPING_THREADS, thread_name_prefix="mapping")
         self._unseal_key = X25519PrivateKey.from_private_bytes(secret)
         self._verifier = Verifier(
             endpoint_id=section.endpoint_id,
@@ -58,38 +66,48 @@ class Mapper:
         return FileMapping(Path(section.mapping_path), section.endpoint_id, self._report_mapping)
 
     def _report_mapping(self, loaded: str, problem: str) -> None:
-        self._channel.send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
+        self._send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
+
+    def _send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        with self._sending:
+            self._channel.send(message, descriptors)
 
     def run(self) -> None:
         """Answer until the monitor closes the channel or says Shutdown, or the epoch is spent."""
-        self._channel.send(MapperReady(epoch=self._epoch))
+        self._send(MapperReady(epoch=self._epoch))
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
-        while True:
-            while not poll.poll(REFRESH_MS):
-                self._mapping.refresh()
-            received = self._channel.receive()
-            if received is None or isinstance(received[0], Shutdown):
-                return
-            message, descriptors = received
-            if not isinstance(message, MapRequest):
-                raise BoundaryViolation(f"{type(message).__name__} to the mapper")
-            try:
-                self._answer_map_request(message.ref, descriptors[0])
-            except EpochSpent:
-                self._log.warning("this epoch has seen all the requests it may: starting anew")
-                return
-            finally:
-                os.close(descriptors[0])
-
-    def _answer_map_request(self, ref: int, descriptor: int) -> None:
-        uep_id = ""
         try:
-            data, request = self._verifier.verify(_read(descriptor))
-            uep_id = request.uep_id
+            while True:
+                while not poll.poll(REFRESH_MS):
+                    self._mapping.refresh()
+                received = self._channel.receive()
+                if received is None or isinstance(received[0], Shutdown):
+                    return
+                self._take(*received)
+        except EpochSpent:
+            self._log.warning("this epoch has seen all the requests it may: starting anew")
+        finally:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _take(self, message: Message, descriptors: list[int]) -> None:
+        if not isinstance(message, MapRequest):
+            raise BoundaryViolation(f"{type(message).__name__} to the mapper")
+        try:
+            data, request = self._verifier.verify(_read(descriptors[0]))
+        except MepError as error:
+            self._refuse(message.ref, "", error)
+            return
+        finally:
+            os.close(descriptors[0])
+        self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
+
+    def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
+        """Map a verified request and answer it. Runs in a thread, since directories may block."""
+        try:
             verified = self._map(data, request)
         except MepError as error:
-            self._refuse(ref, uep_id, error)
+            self._refuse(ref, request.uep_id, error)
             return
         self._accept(ref, request, verified)
 
@@ -127,7 +145,7 @@ class Mapper:
         )
         descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
         try:
-            self._channel.send(answer, [descriptor])
+            self._send(answer, [descriptor])
         finally:
             os.close(descriptor)
         self._log.info(
@@ -147,7 +165,7 @@ class Mapper:
             uep=uep_id,
             correlation_id=error.correlation_id,
         )
-        self._channel.send(
+        self._send(
             NotMapped(
                 ref=ref,
                 uep_id=uep_id,
@@ -157,6 +175,15 @@ class Mapper:
                 correlation_id=clip(error.correlation_id, _MAX_ID),
             )
         )
+
+
+def _check(done: Future[None]) -> None:
+    """End the process where answering failed: the monitor starts another, and the relay asks again."""
+    if done.cancelled() or (error := done.exception()) is None:
+        return
+    if not isinstance(error, BrokenPipeError | ConnectionError):  # the monitor is gone: the loop sees that itself
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(1)
 
 
 def _read(descriptor: int) -> bytes:

@@ -170,9 +170,12 @@ def test_an_endpoint_that_the_relay_has_forgotten_can_be_deleted(site: Cli, rela
 def test_what_is_told_to_the_relay_again(site: Cli, relay: RelayProcess, token: str) -> None:
     endpoint = site.json("check", "site")["endpoint_id"]
     config = site.path("etc", "site", "config.yaml")
+    assert "--again" not in site("check", "site").stderr
     config.write_text(config.read_text() + "display_name: Another name\n")
+    assert "mep register site --again" in site("check", "site").stderr
     assert site.json("register", "site", "--again")["endpoint_id"] == endpoint
     assert relay.request("GET", f"/v2/endpoints/{endpoint}", token)[1]["display_name"] == "Another name"
+    assert "--again" not in site("check", "site").stderr
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a b", "-x", "x" * 64, "", "uep", "relay", "a\nb"])

@@ -1,0 +1,134 @@
+"""What a started endpoint's manager and mapper are and hold, and that either may die without a loss."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Cli, open_directory
+from tests.support.relay import RelayProcess
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    with open_directory() as directory, RelayProcess(tmp_path_factory.mktemp("relay")) as relay:
+        mep = Cli(directory, variables={"MEP_TOKEN": relay.add_user("admin@example.edu")})
+        mep("configure", "site", "--multi-user", "--relay", relay.url)
+        mep("start", "site", "--detach")
+        yield mep
+        mep("stop", "site", "--kill")
+
+
+def until(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 15
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def child(site: Cli, module: str) -> int | None:
+    """Return the pid of the monitor's child that runs `module`."""
+    monitor = site.json("status", "site")["pid"]
+    for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split():
+        if module in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            return int(pid)
+    return None
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def is_up(site: Cli) -> bool:
+    return bool(site.json("status", "site")["link"] == "up")
+
+
+CHILDREN = pytest.mark.parametrize(("module", "account"), [("mep.manager", "mep"), ("mep.mapper", "mep-idmap")])
+
+
+@CHILDREN
+def test_who_they_are(site: Cli, module: str, account: str) -> None:
+    pid = until(lambda: child(site, module))
+    entry = pwd.getpwnam(account)
+    status = status_of(pid)
+    assert status["Uid"].split() == [str(entry.pw_uid)] * 4
+    assert status["Gid"].split() == [str(entry.pw_gid)] * 4
+    assert set(status["Groups"].split()) <= {str(entry.pw_gid)}
+    for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["NoNewPrivs"] == "1"
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"MEP_TOKEN" not in environment
+
+
+@CHILDREN
+def test_their_own_account_cannot_look_into_them(site: Cli, module: str, account: str) -> None:
+    pid = until(lambda: child(site, module))
+    until(lambda: os.stat(f"/proc/{pid}/environ").st_uid == 0)
+    entry = pwd.getpwnam(account)
+    code = f"open('/proc/{pid}/mem', 'rb')"
+    done = subprocess.run([sys.executable, "-I", "-c", code], user=entry.pw_uid, group=entry.pw_gid, extra_groups=[],
+                          capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
+    assert "PermissionError" in done.stderr
+
+
+@CHILDREN
+def test_what_they_hold(site: Cli, module: str, account: str) -> None:
+    pid = until(lambda: child(site, module))
+    until(lambda: is_up(site))
+    targets = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    for target in targets:
+        assert not target.endswith((".key", ".json", ".yaml")), target
+        assert "memfd" not in target
+    internet = [t for t in targets if t.startswith("socket:") and is_internet(t)]
+    assert len(internet) == (1 if module == "mep.manager" else 0)
+
+
+def is_internet(target: str) -> bool:
+    inode = target.removeprefix("socket:[").removesuffix("]")
+    tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6", "udp", "udp6")]
+    return any(f" {inode} " in table for table in tables)
+
+
+@CHILDREN
+def test_one_that_dies_is_replaced_and_the_link_comes_back(site: Cli, module: str, account: str) -> None:
+    until(lambda: is_up(site))
+    before = until(lambda: child(site, module))
+    os.kill(before, signal.SIGKILL)
+    after = until(lambda: (pid := child(site, module)) != before and pid)
+    assert pwd.getpwuid(os.stat(f"/proc/{after}").st_uid).pw_name in {account, "root"}
+    until(lambda: is_up(site))
+
+
+def test_the_files_of_a_running_endpoint(site: Cli) -> None:
+    assert stat.S_IMODE(site.path("run", "site").stat().st_mode) == 0o755
+    for name in ("status.json", "monitor.pid"):
+        found = site.path("run", "site", name).stat()
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o644)
+    for name in ("endpoint.log", "audit.log"):
+        found = site.path("var", "site", name).stat()
+        assert (found.st_uid, stat.S_IMODE(found.st_mode) & 0o007) == (0, 0)
+
+
+def test_a_log_cannot_be_led_elsewhere(site: Cli) -> None:
+    site("stop", "site")
+    log = site.path("var", "site", "endpoint.log")
+    log.unlink()
+    log.symlink_to("/etc/passwd")
+    before = Path("/etc/passwd").read_bytes()
+    site("start", "site", "--detach", expect=1)
+    assert Path("/etc/passwd").read_bytes() == before
+    log.unlink()
+    site("start", "site", "--detach")
