@@ -145,7 +145,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     worker_debug: bool = False
     worker_logdir_root: str | None = None
     working_dir: str | None = None
-    """Directory in which workers run, relative to the user endpoint's run directory."""
+    """Directory in which workers run, relative to the user endpoint's run directory; tasks_working_dir there."""
     launch_cmd: str | None = None
     """Command that starts a node's workers, in place of the built-in one. Parsl's placeholders apply."""
     block_start_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0

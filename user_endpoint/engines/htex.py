@@ -14,6 +14,7 @@ import contextlib
 import os
 import pickle
 import select
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class GlobusComputeEngine:
 
     def start(self) -> None:
         """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
+        shutil.rmtree(self._directory, ignore_errors=True)  # scripts, keys and logs of an earlier process
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._blocks.start()
 

@@ -7,8 +7,12 @@ registered, and takes the news. Parsl's exceptions end here.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -206,24 +210,35 @@ class Blocks:
         if self._restarts > MAX_RESTARTS:
             raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
         self._tell(Restarted())
-        self._end()
+        self._end(told=False)
         self._start_client()
 
-    def _end(self) -> None:
+    def _end(self, *, told: bool = True) -> None:
+        """End everything. `told`: pools have been told to leave."""
         client, self._client = self._client, None
         if client is None:
             return
-        if self._blocks:
-            self._await_local_ends(client)
-            self._cancel(client, list(self._blocks))
+        groups = self._local_groups()
+        if told and self._plan.is_local and self._blocks:
+            _until(lambda: self._all_gone(client), min(1.0, self._grace_s))
+        self._cancel(client, list(self._blocks))
         client.close(max(1.0, self._grace_s))
+        for group in groups:
+            if not _until(functools.partial(_gone, group), 1.0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
 
-    def _await_local_ends(self, client: Client) -> None:
-        """Give pools on this host, which have been told to leave, a moment to do so by themselves."""
-        deadline = time.monotonic() + min(1.0, self._grace_s)
-        while self._plan.is_local and self._blocks and time.monotonic() < deadline:
-            self._watch(client, time.monotonic(), ending=True)
-            time.sleep(0.01)
+    def _local_groups(self) -> list[int]:
+        """Return the process groups of blocks on this host."""
+        found = []
+        for block in self._blocks.values() if self._plan.is_local else ():
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                found.append(os.getpgid(int(block.job_id)))
+        return found
+
+    def _all_gone(self, client: Client) -> bool:
+        self._watch(client, time.monotonic(), ending=True)
+        return not self._blocks
 
     # --- watching -------------------------------------------------------------------------------------
 
@@ -327,3 +342,24 @@ class Blocks:
             client.jobs.cancel(jobs)
         except PARSL_RAISES as error:
             _log.warning("jobs=%s could not be ended error=%s", jobs, error)
+
+
+def _until(done: Callable[[], bool], seconds: float) -> bool:
+    """Return whether `done` came true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _gone(group: int) -> bool:
+    """Tell whether every process of a group has ended; zombies have."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                state, _, its_group = Path(entry.path, "stat").read_text().rsplit(")", 1)[1].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    return False
+    return True

@@ -74,7 +74,7 @@ class Client(HighThroughputExecutor):
         self.run_dir, self.run_id = str(directory), str(uuid.uuid4())
         self.jobs = provider
         self.jobs.script_dir = str(directory / "submit_scripts")
-        self.working_directory = str(directory / (settings.working_dir or "tasks"))
+        self.working_directory = str(directory.parent / (settings.working_dir or "tasks_working_dir"))
         for needed in (self.logdir, self.jobs.script_dir, self.working_directory):
             Path(needed).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.meanwhile: Callable[[], object] = lambda: None

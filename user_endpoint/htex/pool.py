@@ -31,6 +31,8 @@ from user_endpoint.workers.forkserver import Server, exec_server
 HEARTBEAT = (1 << 32) - 1
 SHUTDOWN = (1 << 32) - 2
 _LINGER_S = 0.002
+_LINK_DOWN_S = 15.0
+"""Seconds without a connection to the interchange after which the node is given back to its scheduler."""
 _FEW = 2
 
 
@@ -115,6 +117,7 @@ class Pool:
         self._numbers: dict[int, int] = {}  # the relay's row -> the executor's number
         self._rows: dict[int, int] = {}
         self._leaving = False
+        self._down_since: float | None = None
         self._report_started: list[int] = []
         self._report_results: list[protocol.Result] = []
         self._report_returned: list[int] = []
@@ -148,6 +151,8 @@ class Pool:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._engine.fileno(), zmq.POLLIN)
+        link = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        poller.register(link, zmq.POLLIN)
         heard = beat = time.monotonic()
         while not self._leaving:
             ready = dict(poller.poll(self._timeout_ms(beat)))
@@ -155,20 +160,28 @@ class Pool:
             if self._socket in ready:
                 heard = now
                 self._hear()
+            if link in ready:
+                up = int.from_bytes(link.recv_multipart()[0][:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                self._down_since = None if up else self._down_since or now
             self._collect(self._engine.collect(), now)
             if self._due(now):
                 self._send_report()
             if now - beat >= self._options.hb_period:
                 beat = now
                 self._socket.send(pickle.dumps({"type": "heartbeat"}))
-            if now - heard > self._options.hb_threshold:
+            if now - heard > self._options.hb_threshold or self._abandoned(now):
                 break
         self._engine.stop(1.0)
+
+    def _abandoned(self, now: float) -> bool:
+        """Tell whether the interchange is gone for good: its port does not come back after it has died."""
+        return self._down_since is not None and now - self._down_since > _LINK_DOWN_S
 
     def _timeout_ms(self, beat: float) -> int:
         if self._report_results or self._report_started or self._report_returned:
             return 1
-        walltimes = int(1000 * TICK_S) if self._numbers else 60_000  # which the engine looks at when it is asked
+        # The engine looks at walltimes when it is asked, which must be often while it has tasks.
+        walltimes = int(1000 * TICK_S) if self._numbers or self._down_since else 60_000
         return min(walltimes, max(1, int(1000 * (beat + self._options.hb_period - time.monotonic()))))
 
     # --- from the interchange -------------------------------------------------------------------------

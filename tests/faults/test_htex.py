@@ -1,0 +1,339 @@
+"""GlobusComputeEngine when something dies: the worker, the pool, the interchange, the user endpoint; and blocks
+that never come up. Real Parsl, real processes, LocalProvider."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
+from mep_wire.errors import EndpointMisconfigured
+from mep_wire.messages import ResultItem
+from user_endpoint.engines.base import TICK_S, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.engines.htex import GlobusComputeEngine
+from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.settings import JobStatusSettings
+
+
+def echo(value: object) -> object:
+    return value
+
+
+def note(path: str, seconds: float) -> int:
+    import os
+    import time
+
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def variables() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "processors": str(sorted(os.sched_getaffinity(0))), "cwd": os.getcwd()}
+
+
+def where() -> str:
+    import sys
+
+    return sys.executable
+
+
+class Bench:
+    """An engine, and what has come out of it."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.directory = directory
+        self.engine = GlobusComputeEngine(
+            Settings(**{"max_workers_per_node": 2, **options}), run_directory=str(directory)
+        )
+        self.engine.start()
+        self.row = 0
+        self.ended: dict[int, ResultItem] = {}
+        self.started: list[int] = []
+        self.returned: list[int] = []
+
+    def submit(self, function: Callable[..., object], *args: object) -> int:
+        self.row += 1
+        code, payload = serialize_function(function), serialize_arguments(args, {})
+        self.engine.submit([EngineTask(self.row, f"t{self.row}", function.__name__, code, payload, b"", 0.0)])
+        return self.row
+
+    def until(self, done: Callable[[], bool], timeout_s: float = 15.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < deadline, (self.ended, self.started, self.returned)
+            select.select([self.engine], [], [], TICK_S)
+            for event in self.engine.collect():
+                if isinstance(event, ResultItem):
+                    assert event.row not in self.ended
+                    self.ended[event.row] = event
+                elif isinstance(event, TaskStarted):
+                    self.started.append(event.row)
+                elif isinstance(event, TaskReturned):
+                    self.returned.append(event.row)
+
+    def wait(self, *rows: int, timeout_s: float = 15.0) -> list[ResultItem]:
+        self.until(lambda: all(row in self.ended for row in rows), timeout_s)
+        return [self.ended[row] for row in rows]
+
+    def value(self, row: int, timeout_s: float = 15.0) -> Any:
+        (item,) = self.wait(row, timeout_s=timeout_s)
+        assert not item.code, item
+        return load_result(item.payload)
+
+    def processes(self, name: str) -> list[int]:
+        """The pids of this engine's own processes whose command line has `name`."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    owner = line + (entry / "environ").read_bytes().decode(errors="replace")
+                except OSError:
+                    continue
+                if name in line and (str(self.directory) in owner or self._is_ours(int(entry.name))):
+                    found.append(int(entry.name))
+        return found
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid()
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def build(**options: Any) -> Bench:
+        made.append(Bench(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        bench.engine.stop(2.0)
+        for name in ("pool_main", "interchange_main"):
+            assert bench.processes(name) == []
+
+
+# --- what dies --------------------------------------------------------------------------------------------
+
+
+def test_the_pool_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(max_workers_per_node=1)
+    running = bench.submit(note, str(tmp_path / "ran"), 30.0)
+    waiting = [bench.submit(echo, number) for number in range(20)]
+    bench.until(lambda: running in bench.started and (tmp_path / "ran").exists())
+    for pid in bench.processes("pool_main"):
+        os.kill(pid, signal.SIGKILL)
+    (item,) = bench.wait(running)
+    assert item.code == "WORKER_LOST"
+    assert "gone" in item.text
+    assert [bench.value(row) for row in waiting] == list(range(20))
+    assert len((tmp_path / "ran").read_text().split()) == 1
+
+
+def test_the_interchange_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(max_workers_per_node=1)
+    running = bench.submit(note, str(tmp_path / "ran"), 30.0)
+    waiting = [bench.submit(echo, number) for number in range(20)]
+    bench.until(lambda: running in bench.started and (tmp_path / "ran").exists())
+    for pid in bench.processes("interchange_main"):
+        os.kill(pid, signal.SIGKILL)
+    (item,) = bench.wait(running)
+    assert item.code == "WORKER_LOST"
+    assert "interchange" in item.text
+    assert [bench.value(row) for row in waiting] == list(range(20))
+
+
+def test_a_lost_task_is_run_again_as_often_as_is_allowed(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(max_workers_per_node=1, max_retries_on_system_failure=1)
+    mark = tmp_path / "ran"
+    row = bench.submit(note, str(mark), 30.0)
+    for attempt in (1, 2):
+        bench.until(lambda: mark.exists() and len(mark.read_text().split()) == attempt)  # noqa: B023
+        bench.until(lambda: row in bench.started)
+        for pid in bench.processes("pool_main"):
+            os.kill(pid, signal.SIGKILL)
+    (item,) = bench.wait(row)
+    assert item.code == "WORKER_LOST"
+
+
+def test_nothing_outlives_a_user_endpoint_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import select, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_htex import Bench, note\n"
+        f"bench = Bench(Path({str(tmp_path)!r}))\n"
+        "row = bench.submit(note, sys.argv[1], 60.0)\n"
+        "bench.until(lambda: row in bench.started)\n"
+        "print('running', flush=True)\n"
+        "bench.until(lambda: False, 60.0)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "ran")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"running\n"
+    worker = int((tmp_path / "ran").read_text())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 25.0
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# --- blocks that do not come up ---------------------------------------------------------------------------
+
+
+def test_a_block_that_ends_at_once_fails_what_waits_with_its_own_words(make: Callable[..., Bench]) -> None:
+    bench = make(provider={"type": "LocalProvider", "worker_init": "echo no such module: quux >&2; exit 3"})
+    rows = [bench.submit(echo, number) for number in range(5)]
+    items = bench.wait(*rows)
+    assert {item.code for item in items} == {"ENGINE_FAILED"}
+    assert "no such module: quux" in items[0].text
+    scripts = list((bench.directory / "htex" / "submit_scripts").glob("*.sh"))
+    assert len(scripts) == 3
+
+
+def test_a_block_whose_workers_never_register(make: Callable[..., Bench]) -> None:
+    bench = make(launch_cmd="sleep 77", block_start_timeout_s=0.3)
+    began = time.monotonic()
+    (item,) = bench.wait(bench.submit(echo, 1))
+    assert item.code == "ENGINE_FAILED"
+    assert "had not registered" in item.text
+    assert time.monotonic() - began < 12.0
+
+
+def test_cancel_before_any_block_is_up(make: Callable[..., Bench]) -> None:
+    bench = make(launch_cmd="sleep 77")
+    rows = [bench.submit(echo, 1) for _ in range(3)]
+    bench.engine.cancel(rows)
+    assert {item.code for item in bench.wait(*rows)} == {"TASK_CANCELLED"}
+
+
+# --- blocks as they should be -----------------------------------------------------------------------------
+
+
+def test_idle_blocks_end_and_come_back(make: Callable[..., Bench]) -> None:
+    bench = make(job_status_kwargs=JobStatusSettings(max_idletime=0.5, strategy_period=0.2))
+    assert bench.value(bench.submit(echo, 1)) == 1
+    bench.until(lambda: not bench.processes("pool_main"))
+    assert bench.value(bench.submit(echo, 2)) == 2
+
+
+def test_no_block_is_started_before_there_is_a_task_where_none_is_asked_for(make: Callable[..., Bench]) -> None:
+    bench = make(provider={"type": "LocalProvider", "init_blocks": 0, "max_blocks": 2})
+    bench.until(lambda: bool(bench.processes("interchange_main")))
+    time.sleep(0.5)
+    assert not bench.processes("pool_main")
+    assert bench.value(bench.submit(echo, 1)) == 1
+
+
+def test_workers_have_their_place(make: Callable[..., Bench]) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    bench = make(
+        max_workers_per_node=1,
+        available_accelerators=["7"],
+        cpu_affinity="list:" + str(processors[0]),
+        working_dir="here",
+    )
+    seen = bench.value(bench.submit(variables))
+    assert seen["PARSL_WORKER_RANK"] == "0"
+    assert seen["CUDA_VISIBLE_DEVICES"] == "7"
+    assert seen["ROCR_VISIBLE_DEVICES"] == "7"
+    assert seen["OMP_NUM_THREADS"] == "1"
+    assert seen["processors"] == str(processors[:1])
+    assert seen["cwd"] == str(bench.directory / "here")
+
+
+def test_an_activated_environment_is_the_one_that_runs_tasks(make: Callable[..., Bench], tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    (env / "bin").mkdir(parents=True)
+    (env / "bin" / "python").write_text(f'#!/bin/sh\nMARK=activated exec {sys.executable} "$@"\n')
+    (env / "bin" / "python").chmod(0o755)
+    bench = make(provider={"type": "LocalProvider", "worker_init": f"export VIRTUAL_ENV={env}"})
+    assert bench.value(bench.submit(variables))["MARK"] == "activated"
+
+
+def test_parsls_own_worker_pool_can_be_used(make: Callable[..., Bench]) -> None:
+    from user_endpoint.htex.light import light_parsl
+
+    with light_parsl():
+        from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+
+    bench = make(launch_cmd=f"PATH={Path(sys.executable).parent}:$PATH {DEFAULT_LAUNCH_CMD}", max_workers_per_node=1)
+    assert [bench.value(bench.submit(echo, number), timeout_s=30) for number in range(3)] == [0, 1, 2]
+
+
+def test_ports_are_outside_of_the_ephemeral_range_and_keys_are_private(make: Callable[..., Bench]) -> None:
+    bench = make()
+    assert bench.value(bench.submit(echo, 1)) == 1
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    (command,) = {
+        line
+        for pid in bench.processes("pool_main")
+        for line in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if line.startswith("--port=")
+    }
+    assert not low <= int(command.removeprefix("--port=")) <= high
+    keys = bench.directory / "htex" / "htex" / "certificates"
+    assert keys.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_stranger_is_not_let_in(make: Callable[..., Bench]) -> None:
+    import zmq
+
+    bench = make()
+    assert bench.value(bench.submit(echo, 1)) == 1
+    (pid, *_) = bench.processes("pool_main")
+    options = dict(
+        part.removeprefix("--").split("=", 1)
+        for part in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if part.startswith("--")
+    )
+    server_key = next(
+        line.split('"')[1]
+        for line in (bench.directory / "htex/htex/certificates/server.key").read_text().splitlines()
+        if "public-key" in line
+    )
+    public, secret = zmq.curve_keypair()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = server_key.encode(), public, secret
+        socket.connect(f"tcp://127.0.0.1:{options['port']}")
+        socket.send(__import__("pickle").dumps({"type": "connection_probe"}))
+        assert not socket.poll(500)
+    context.term()
+
+
+@pytest.mark.parametrize(
+    ("provider", "says"),
+    [
+        ({"type": "LocalProvidr"}, "LocalProvider"),
+        ({"type": "LocalProvider", "max_block": 1}, "max_blocks"),
+        ({"type": "LocalProvider", "max_blocks": "two"}, "engine.provider.max_blocks: expected int"),
+        ({"type": "SlurmProvider", "account": 7}, "engine.provider.account"),
+        ({"type": "LocalProvider", "launcher": {"type": "SrunLauncher", "overide": "x"}}, "overrides"),
+        ({"type": "LocalProvider", "launcher": "SrunLauncher"}, "launcher"),
+        ({"type": "__builtins__"}, "Parsl has no"),
+    ],
+)
+def test_a_provider_that_parsl_does_not_have(tmp_path: Path, provider: dict[str, object], says: str) -> None:
+    with pytest.raises(EndpointMisconfigured) as caught:
+        GlobusComputeEngine(Settings(provider=provider), run_directory=str(tmp_path))
+    assert says in caught.value.detail
