@@ -49,7 +49,8 @@ class TaskIds:
 
     def __init__(self) -> None:
         self.reseed()
-        os.register_at_fork(after_in_child=self.reseed)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.reseed)
 
     def reseed(self) -> None:
         """Draw a new random part: a forked child must not repeat its parent's ids."""

@@ -107,8 +107,7 @@ class Session:
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
                 self._sender.start()
-            if target.task_group_id not in self._listeners:
-                self._listen(target.task_group_id)
+            self._listen(target.task_group_id)
             if self._sender_waits:
                 self._change.notify_all()
         return future
@@ -137,7 +136,7 @@ class Session:
 
     def _listen(self, task_group_id: str) -> ResultListener:
         listener = self._listeners.get(task_group_id)
-        if listener is None or not listener.is_alive():
+        if listener is None:
             listener = ResultListener(self.client.settings, task_group_id, self._deliver, self._group_refused)
             self._listeners[task_group_id] = listener
             listener.start()
@@ -208,7 +207,9 @@ class Session:
             for group in groups:  # one function's refusal is no other's
                 self._send_to(target, [group])
         else:
-            self._listeners[target.task_group_id].group_known()
+            listener = self._listeners.get(target.task_group_id)
+            if listener is not None:
+                listener.group_known()
 
     # --- resolving --------------------------------------------------------------------------------------
 
@@ -226,8 +227,13 @@ class Session:
         self._settled()
 
     def _group_refused(self, task_group_id: str, error: MepError) -> None:
-        for task_id, future in list(self._pending.items()):
-            if future.task_group_id == task_group_id and self._pending.pop(task_id, None) is not None:
+        with self._change:
+            listener = self._listeners.pop(task_group_id, None)  # the next submission gets a new one
+            lost = [future for future in self._pending.values() if future.task_group_id == task_group_id]
+        if listener is not None:
+            listener.stop()
+        for future in lost:
+            if self._pending.pop(future.task_id, None) is not None:
                 _resolve(future, None, _copy(error))
         self._settled()
 
@@ -300,7 +306,7 @@ class Session:
             return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
 
     def _look_for_lost_relay(self) -> None:
-        for group_id, listener in self._listeners.items():
+        for group_id, listener in list(self._listeners.items()):
             waited_s = listener.down_for_s()
             lost = [future for future in self._pending.values() if future.task_group_id == group_id]
             if waited_s < self._lost_relay_timeout_s or not lost or self._queue or self._sending:
@@ -311,7 +317,7 @@ class Session:
             raise error
 
     def _stop_listeners(self) -> None:
-        for listener in self._listeners.values():
+        for listener in list(self._listeners.values()):
             listener.stop()
 
 

@@ -69,8 +69,8 @@ def _same_relay(one: str, other: str | None) -> bool:
 
 def _checked(url: str, *, allow_insecure: bool) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NotConfigured(what="A usable relay address", remedy=f"{url!r} is not an http or https URL.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise NotConfigured(what="A usable relay address", remedy=f"{url!r} is not a plain http or https URL.")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not allow_insecure:
         raise InsecureRelay(url=url)
     return url.rstrip("/")
@@ -80,7 +80,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             info = os.fstat(file.fileno())
-            if info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0):
+            # Elsewhere than on POSIX the mode says nothing.
+            if os.name == "posix" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
                 raise SettingsFileUnsafe(path=path)
             return tomllib.load(file)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ result costs no hop between threads.
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import ssl
@@ -19,12 +20,15 @@ from mep_sdk.connect import CONNECT_TIMEOUT_S, open_connection
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
-from mep_wire.errors import MepError, rebuild
+from mep_wire.errors import rebuild
 
 PING_EVERY_S = 20.0
 SILENT_TOO_LONG_S = 50.0
 _RECEIVE_BYTES = 1 << 18
 _MAX_FRAME_BYTES = 128 * 1024 * 1024
+
+_quiet = logging.getLogger("mep_sdk.stream")
+_quiet.setLevel(logging.WARNING)  # the protocol object would write the token into a debug log
 
 _decoder: msgspec.msgpack.Decoder[api.StreamFrame] = msgspec.msgpack.Decoder(api.StreamFrame)
 
@@ -51,7 +55,7 @@ class ResultStream:
         for each in (self._socket, self._awake):
             self._selector.register(each, selectors.EVENT_READ)
         uri = parse_uri("ws" + url.removeprefix("http"))
-        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME_BYTES, extensions=None)
+        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME_BYTES, extensions=None, logger=_quiet)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._shake_hands(settings.token)
@@ -84,11 +88,11 @@ class ResultStream:
         try:
             told = decode(body, type=api.ErrorAnswer)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            if status in (429, 502, 503, 504):
+            if _may_pass(status):
                 return StreamClosed(f"the relay answered {status}")
             reason = f"{status} for the result stream {urlsplit(self._relay_url).path}/v3/stream"
             return RelayAnswerInvalid(url=self._relay_url, reason=reason)
-        if status in (429, 503):
+        if _may_pass(status):
             return StreamClosed(told.reason)
         return rebuild(told.code, told.reason, told.correlation_id)
 
@@ -165,6 +169,12 @@ class ResultStream:
                 self._socket.sendall(data)
 
 
-def refusal_of(frame: api.StreamRefused) -> MepError:
-    """Return the error that the relay ended the stream with."""
-    return rebuild(frame.code, frame.text)
+def _may_pass(status: int) -> bool:
+    """Return whether this HTTP status says no for now, rather than for good."""
+    return status == 429 or status >= 500
+
+
+def refusal_of(frame: api.StreamRefused) -> Exception:
+    """Return what the relay ended the stream with: the error itself, or StreamClosed where it may pass."""
+    error = rebuild(frame.code, frame.text)
+    return StreamClosed(error.text) if _may_pass(error.http_status) else error

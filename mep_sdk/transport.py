@@ -146,7 +146,9 @@ class Transport:
         headers = self._headers if body is None else {**self._headers, "Content-Type": api.MSGPACK}
         with contextlib.ExitStack() as unless_kept:
             unless_kept.callback(connection.close)
-            connection.request(method, self._base_path + path, body, headers)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # A relay that refuses a request may answer and close before it has read the whole body.
+                connection.request(method, self._base_path + path, body, headers)
             response = connection.getresponse()
             answer = Answer(response)
             if not response.will_close:

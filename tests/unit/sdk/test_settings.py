@@ -62,7 +62,7 @@ def test_what_is_missing_is_named(url, token, says, file):
         find_settings(url, token, environ={}, file=file)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "relay.example.edu", "https://"])
+@pytest.mark.parametrize("url", ["ftp://x", "relay.example.edu", "https://", "https://me:pw@relay.example.edu"])
 def test_what_is_no_address(url, file):
     with pytest.raises(NotConfigured, match="URL"):
         find_settings(url, "t", environ={}, file=file)

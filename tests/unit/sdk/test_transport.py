@@ -184,6 +184,25 @@ def test_an_unknown_token(serve):
         asking(server.url).get("/")
 
 
+def test_an_answer_before_the_body_was_read_counts():
+    status, headers, body = refusal(TokenUnknown())
+    head = f"HTTP/1.1 {status} No\r\nConnection: close\r\nContent-Type: {headers['Content-Type']}\r\n"
+    answer = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def refuse(listener):
+        with listener.accept()[0] as connection:
+            connection.recv(1024)
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=refuse, args=(listener,))
+        thread.start()
+        with pytest.raises(TokenUnknown):
+            asking(f"http://127.0.0.1:{listener.getsockname()[1]}", retry_for_s=0.0).post("/", bytes(20 << 20))
+        thread.join()
+
+
 def test_a_forked_child_uses_its_own_connection(serve):
     server = serve(OK)
     transport = asking(server.url)
