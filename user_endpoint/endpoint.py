@@ -15,6 +15,7 @@ from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import FunctionNotAllowed, FunctionUnloadable, JoinRefused, MepError, ResultTooLarge
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.functions import Functions
 from user_endpoint.ledger import MAX_HELD_BYTES, Credit, Ledger
 from user_endpoint.lifecycle.idle import IdleRule
 from user_endpoint.lifecycle.stopping import Stopping
@@ -38,6 +39,7 @@ class UserEndpoint:
         endpoint_id: str,
         allowed_functions: frozenset[str] | None,
         engine: Engine,
+        functions: Functions,
         spool: Spool,
         idle: IdleRule,
         reporter: Reporter,
@@ -50,7 +52,7 @@ class UserEndpoint:
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: Link | None = None
         self._ledger, self._credit = Ledger(), Credit()
-        self._functions: dict[str, bytes] = {}
+        self._functions = functions
         self._max_result_bytes = MAX_PAYLOAD_BYTES
         self._joins_sent, self._enrolled, self._ready = 0, False, False
         self.stopping: Stopping | None = None
@@ -118,20 +120,16 @@ class UserEndpoint:
 
     def _take_tasks(self, message: messages.Tasks) -> None:
         for function in message.functions:
-            self._functions[function.function_id] = function.code
+            self._functions.add(function.function_id, function.code)
         self._credit.used(len(message.tasks))
         self._idle.moved(self._clock())
         for task in message.tasks:
-            if task.row in self._spool:
-                self._resend(task.row)
+            if (ended := self._spool.get(task.row)) is not None:
+                self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
             elif self.stopping is not None:
                 self._returned.append(task.row)
             elif self._ledger.take(task):
                 self._admit(task)
-
-    def _resend(self, row: int) -> None:
-        items = [item for item in self._spool.unconfirmed() if item.row == row]
-        self._send(messages.Results(items=items))
 
     def _admit(self, task: messages.TaskItem) -> None:
         code = self._functions.get(task.function_id)

@@ -121,9 +121,6 @@ class Spool:
     def __len__(self) -> int:
         return len(self._where) + len(self._memory)
 
-    def __contains__(self, row: object) -> bool:
-        return row in self._where or row in self._memory
-
     @property
     def rows(self) -> list[int]:
         """Every row whose result is not confirmed."""
@@ -184,6 +181,11 @@ class Spool:
             self._retire_active()
         if self._segments:
             self._remove_confirmed()
+
+    def get(self, row: int) -> ResultItem | None:
+        """Return the unconfirmed result of `row`, if there is one. Raises OSError."""
+        place = self._where.get(row)
+        return place[0].read(*place[1:]) if place is not None else self._memory.get(row)
 
     def unconfirmed(self) -> Iterator[ResultItem]:
         """Every unconfirmed result, oldest first, to be sent again. Raises OSError."""

@@ -81,6 +81,8 @@ class Starting:
     def _serve(self, paths: Paths, log: Log) -> None:
         from user_endpoint.endpoint import UserEndpoint
         from user_endpoint.engines import EnginePlace, make_engine
+        from user_endpoint.functions import Functions
+        from user_endpoint.lifecycle.commands import SETUP_S, TEARDOWN_S, run_commands
         from user_endpoint.lifecycle.idle import IdleRule
         from user_endpoint.link import Link
         from user_endpoint.loop import Loop, Signals
@@ -89,10 +91,11 @@ class Starting:
         link = Link(self._bundle.relay_link_address, self._bundle.relay_link_key)
         link.connect()
         lock = wait_for_lock(paths)
-        spool = open_spool(paths, log)
+        spool, functions = open_spool(paths, log), Functions(paths.run)
         settings = self._rendering.result()
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
+        run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
         engine = make_engine(settings.engine, EnginePlace(paths.run, paths.worker_log, self._servers))
         signals = Signals()
         engine.start()
@@ -103,6 +106,7 @@ class Starting:
             endpoint_id=self._request.endpoint_id,
             allowed_functions=allowed(self._bundle.allowed_functions, settings.allowed_functions),
             engine=engine,
+            functions=functions,
             spool=spool,
             idle=IdleRule(settings.idle_soft_s, settings.idle_hard_s, time.monotonic()),
             reporter=self._reporter,
@@ -116,7 +120,9 @@ class Starting:
         loop.run()
         link.close(1.0)
         spool.close()
+        functions.close()
         os.close(lock)
+        run_commands("endpoint_teardown", settings.endpoint_teardown, paths.run, TEARDOWN_S)
         endpoint.report_end()
 
 

@@ -18,13 +18,14 @@ from typing import Any, Self
 
 import msgspec
 
+import user_endpoint
 from mep.boundary.memfd import sealed_memfd
 from mep_wire.bundle import UepBundle
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.start import StartRequest, VerifiedStart, encode_start
 from tests.support.fake_relay import FakeRelay
 
-MAIN = pathlib.Path(__file__).parents[2] / "user_endpoint" / "__main__.py"
+MAIN = pathlib.Path(user_endpoint.__file__).parent / "__main__.py"
 TEMPLATE = "engine:\n  type: ProcessPoolEngine\n  max_workers: 2\n"
 
 

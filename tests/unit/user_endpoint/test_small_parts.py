@@ -9,11 +9,14 @@ import socket
 import pytest
 
 from mep.boundary.memfd import sealed_memfd
+from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited
 from user_endpoint.endpoint import RESULT_BATCH_BYTES, in_batches
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.process_pool import describe_status
+from user_endpoint.functions import Functions
+from user_endpoint.lifecycle.commands import run_commands
 from user_endpoint.link import Backoff
 from user_endpoint.logfile import BoundedFile, Log
 from user_endpoint.report import MAX_REPORT_BYTES, Reporter, StartFailure
@@ -132,3 +135,33 @@ def test_wait_statuses_are_told_to_people() -> None:
     assert describe_status(3 << 8) == "it exited with status 3"
     assert describe_status(11) == "it was killed by SIGSEGV (11)"
     assert "out of memory" in describe_status(9)
+
+
+def test_no_function_is_forgotten_however_many_come(tmp_path: pathlib.Path) -> None:
+    functions = Functions(str(tmp_path), memory_bytes=100)
+    for number in range(20):
+        functions.add(str(number), b"%d" % number * 30)
+    assert functions.get("0") == b"0" * 30
+    assert [functions.get(str(number)) for number in range(20)] == [b"%d" % number * 30 for number in range(20)]
+    assert functions.get("other") is None
+    functions.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_functions_stay_in_memory_where_the_disk_refuses(tmp_path: pathlib.Path) -> None:
+    functions = Functions(str(tmp_path / "none"), memory_bytes=100)
+    for number in range(20):
+        functions.add(str(number), b"%d" % number * 30)
+    assert [functions.get(str(number)) for number in range(20)] == [b"%d" % number * 30 for number in range(20)]
+
+
+def test_commands_run_in_their_directory_and_failures_say_which(tmp_path: pathlib.Path) -> None:
+    run_commands("endpoint_setup", None, str(tmp_path), 1)
+    run_commands("endpoint_setup", "pwd > here\nexit 0", str(tmp_path), 5)
+    assert (tmp_path / "here").read_text().strip() == str(tmp_path)
+    with pytest.raises(EndpointMisconfigured) as failed:
+        run_commands("endpoint_setup", "exit 7", str(tmp_path), 5)
+    assert failed.value.detail.startswith("endpoint_setup: ended with status 7")
+    with pytest.raises(EndpointMisconfigured) as slow:
+        run_commands("endpoint_teardown", "sleep 60", str(tmp_path), 0.1)
+    assert "took over 0.1 s" in slow.value.detail

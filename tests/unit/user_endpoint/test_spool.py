@@ -42,7 +42,8 @@ def test_unconfirmed_results_are_found_by_the_next_process(tmp_path: pathlib.Pat
     again = Spool(str(tmp_path))
     assert again.recover() == 3  # confirmations are not written down: the relay confirms a repeat
     assert list(again.unconfirmed()) == [item(1), item(2), item(3)]
-    assert 2 in again
+    assert again.get(2) == item(2)
+    assert again.get(4) is None
     again.durable([1, 2, 3])
     again.close()
     assert not list(tmp_path.iterdir())
