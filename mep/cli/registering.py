@@ -29,11 +29,11 @@ from mep.config.paths import EndpointPaths
 from mep.config.registration import Registration, digest, facts
 from mep_wire.api import ErrorAnswer, RegisterAnswer
 
-_IDENTITY_FILE = "identity.json"
+_KEYS_FILE = "keys.json"
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What an endpoint asks to be known by: made once, kept in identity.json."""
+    """What an endpoint asks to be known by: the id and the public keys, kept in keys.json."""
 
     endpoint_id: str
     link_public_key: str
@@ -68,39 +68,74 @@ def _account(name: str) -> pwd.struct_passwd:
 
 
 def ensure_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
-    """Return the endpoint's keys, made now if the state directory has none yet. Raises CliFailed."""
-    path = where.state_dir / _IDENTITY_FILE
+    """Return the endpoint's id and public keys; what is missing of its keys is made. Raises CliFailed."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=KeyRecord)
-    except FileNotFoundError:
-        pass
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CliFailed(f"{path}: {error}") from None
-    try:
+        if where.state_dir.exists():
+            return _complete_keys(where, accounts)
         make_parents(where.state_dir.parent, privileged=where.privileged)
         with new_directory(where.state_dir, mode=0o755 if where.privileged else 0o700) as staging:
-            record = KeyRecord(
-                endpoint_id=str(uuid.uuid4()),
-                link_public_key=_make_key("link", staging / names.LINK_KEY, accounts.manager),
-                unseal_public_key=_make_key("unseal", staging / names.UNSEAL_KEY, accounts.mapper),
-            )
-            write_new(staging / _IDENTITY_FILE, msgspec.json.encode(record), mode=0o644)
+            record = _key_record(staging, accounts, str(uuid.uuid4()))
+            write_new(staging / _KEYS_FILE, msgspec.json.encode(record), mode=0o644)
     except OSError as error:
         raise CliFailed(f"{where.state_dir}: {error.strerror}") from None
     return record
 
 
-def _make_key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
-    """Have a child of `account` make a key pair; the secret goes to `path` through a descriptor."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
+def _complete_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
+    path = where.state_dir / _KEYS_FILE
+    known = None
+    if path.exists():
+        try:
+            known = msgspec.json.decode(path.read_bytes(), type=KeyRecord)
+        except msgspec.MsgspecError as error:
+            raise CliFailed(f"{path}: damaged: {error}") from None
+    if known and all((where.state_dir / name).exists() for name in (names.LINK_KEY, names.UNSEAL_KEY)):
+        return known
+    record = _key_record(where.state_dir, accounts, known.endpoint_id if known else str(uuid.uuid4()))
+    replace_file(path, msgspec.json.encode(record), mode=0o644)
+    return record
+
+
+def _key_record(directory: Path, accounts: Accounts, endpoint_id: str) -> KeyRecord:
+    return KeyRecord(
+        endpoint_id=endpoint_id,
+        link_public_key=_key("link", directory / names.LINK_KEY, accounts.manager),
+        unseal_public_key=_key("unseal", directory / names.UNSEAL_KEY, accounts.mapper),
+    )
+
+
+def _key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
+    """Return the public key to `path`, from a child of `account`, which makes the pair where there is none."""
+    if path.exists():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return _keygen(account, descriptor, kind, "--existing")
+        finally:
+            os.close(descriptor)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
     try:
         if account is not None:
             os.fchown(descriptor, account.pw_uid, account.pw_gid)
         os.fchmod(descriptor, 0o400)
-        public = run_module("mep.cli.keygen", [kind, str(descriptor)], account=account, descriptor=descriptor)
+        public = _keygen(account, descriptor, kind)
     finally:
         os.close(descriptor)
-    return public.decode("ascii")
+    temporary.replace(path)
+    sync_directory(path.parent)
+    return public
+
+
+def _keygen(account: pwd.struct_passwd | None, descriptor: int, kind: str, *more: str) -> str:
+    output = run_module("mep.cli.keygen", [kind, str(descriptor), *more], account=account, descriptor=descriptor)
+    return output.decode("ascii")
+
+
+def forget_keys(where: EndpointPaths) -> None:
+    """Remove both secret keys, so that registering makes new ones."""
+    for name in (names.LINK_KEY, names.UNSEAL_KEY):
+        (where.state_dir / name).unlink(missing_ok=True)
 
 
 def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
@@ -174,10 +209,3 @@ def _reason(answer: dict[str, Any]) -> str:
     except msgspec.MsgspecError:
         return f"HTTP status {answer['status']}"
     return f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
-
-
-def forget(where: EndpointPaths) -> None:
-    """Remove the registration, so that nothing starts on it any more."""
-    where.registration.unlink(missing_ok=True)
-    if where.state_dir.exists():
-        sync_directory(where.state_dir)

@@ -147,20 +147,29 @@ def _configured_text(where: EndpointPaths, registration: Registration, *, multi_
 @token_option
 @click.option("--relay", "relay_url", metavar="URL", help="The relay, where config.yaml does not say it.")
 @click.option("--again", is_flag=True, help="Tell the relay what has changed in the configuration since.")
+@click.option("--new-keys", is_flag=True, help="Register again with new keys (the endpoint must be stopped).")
 @json_option
-def register(name: str, token_file: str | None, relay_url: str | None, again: bool, as_json: bool) -> None:
+def register(
+    name: str, token_file: str | None, relay_url: str | None, again: bool, new_keys: bool, as_json: bool
+) -> None:
     """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
+    from mep.cli.registering import forget_keys
+    from mep.cli.running import refuse_second
     from mep.config.resolver import read_config
 
     where, _ = locate(name)
     document = read_config(where)
-    if where.registration.exists() and not again:
+    if where.registration.exists() and not again and not new_keys:
         raise CliFailed(
             f"endpoint {name} is registered already; to tell the relay of changes: mep register {name} --again"
         )
     relay = _relay_of(where, document, relay_url)
     warn(document.warnings)
-    registration = _register(where, document, relay, read_token(token_file))
+    token = read_token(token_file)
+    if new_keys:
+        refuse_second(where)
+        forget_keys(where)
+    registration = _register(where, document, relay, token)
     emit(
         {"name": name, "endpoint_id": registration.endpoint_id},
         f"Endpoint {name} is registered: {registration.endpoint_id}",

@@ -236,7 +236,24 @@ def test_a_start_that_fails_says_why(site: Cli) -> None:
 
 def test_a_missing_key_says_how_to_get_another(site: Cli) -> None:
     site.path("var", "site", "unseal.key").unlink()
+    link = site.path("var", "site", "link.key").read_bytes()
     assert "mep register site --again" in site("start", "site", expect=4).stderr
+    site("register", "site", "--again")
+    assert site.path("var", "site", "link.key").read_bytes() == link
+    site("start", "site", "--detach")
+    until(lambda: site.json("status", "site")["link"] == "up")
+
+
+def test_new_keys(site: Cli) -> None:
+    endpoint = site.json("start", "site", "--detach")["endpoint_id"]
+    link = site.path("var", "site", "link.key").read_bytes()
+    assert "running already" in site("register", "site", "--new-keys", expect=1).stderr
+    assert site.path("var", "site", "link.key").read_bytes() == link
+    site("stop", "site")
+    assert site.json("register", "site", "--new-keys")["endpoint_id"] == endpoint
+    assert site.path("var", "site", "link.key").read_bytes() != link
+    site("start", "site", "--detach")
+    until(lambda: site.json("status", "site")["link"] == "up")
 
 
 def test_a_pid_file_that_nobody_holds_means_nothing(site: Cli) -> None:

@@ -135,7 +135,7 @@ def test_whose_every_file_is(mep: Cli, registrar: Registrar) -> None:
         "etc/site/identity_mapping.json": ("root", "0640"),
         "var": ("root", "0755"),
         "var/site": ("root", "0755"),
-        "var/site/identity.json": ("root", "0644"),
+        "var/site/keys.json": ("root", "0644"),
         "var/site/registration.json": ("root", "0644"),
         "var/site/link.key": ("mep", "0400"),
         "var/site/unseal.key": ("mep-idmap", "0400"),
@@ -237,7 +237,7 @@ def test_a_relay_that_hands_out_another_id_or_half_a_key_is_refused(mep: Cli, re
     good = {"link_address": "tcp://x:1", "link_public_key": "11" * 32, "signing_public_key": "22" * 32, "owner": []}
     registrar.answer = (200, {**good, "endpoint_id": "8d3a3c0e-5b1e-4b5f-9d0a-111111111111"})
     assert "registered 8d3a3c0e" in configure(mep, registrar, expect=5).stderr
-    identity = json.loads(mep.path("var", "site", "identity.json").read_text())
+    identity = json.loads(mep.path("var", "site", "keys.json").read_text())
     registrar.answer = (200, {**good, "endpoint_id": identity["endpoint_id"], "signing_public_key": "22"})
     assert "32 bytes" in mep("register", "site", "--token-file", str(mep.directory / "token"), expect=5).stderr
 
