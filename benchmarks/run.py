@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import identity_mapping
 import ssh
 from memory import pythons
 from ours import Bench
@@ -80,7 +81,8 @@ def _queued(count: int) -> Callable[[Bench, Site, dict[str, float]], Iterator[Ro
 
 def measure(console: Console, queued: int) -> list[Row]:
     """Return every row; says on `console` what is being measured."""
-    rows: list[Row] = []
+    console.print("identity mapping ...")
+    rows = list(identity_mapping.rows())
     console.print("bare Parsl ...")
     parsl = bare_parsl()
     with Site("mepbench") as site:

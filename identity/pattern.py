@@ -36,6 +36,9 @@ class Token:
     literal: bool
 
 
+_WILDCARDS = (Token("?", literal=False), Token("*", literal=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A compiled pattern. Immutable; google-re2's objects may be used by several threads at once."""
@@ -47,6 +50,8 @@ class Pattern:
     """What every matching string begins with, folded where `ignore_case`; may be empty."""
     suffix: str
     """What every matching string ends with, likewise."""
+    within: str
+    """What every matching string has somewhere in it, likewise."""
     exact: bool
     """Whether `prefix` is the whole: a string matches exactly when it equals it (folded, likewise)."""
     ignore_case: bool
@@ -73,7 +78,7 @@ def _fold_char(char: str) -> str:
 def compile_literal(text: str, ignore_case: bool) -> Pattern:
     """Return the pattern that equals `text` and nothing else."""
     folded = fold(text) if ignore_case else text
-    return Pattern(text, 0, folded, folded, exact=True, ignore_case=ignore_case)
+    return Pattern(text, 0, folded, folded, folded, exact=True, ignore_case=ignore_case)
 
 
 def compile_pattern(text: str, ignore_case: bool) -> Pattern:
@@ -92,11 +97,11 @@ def compile_pattern(text: str, ignore_case: bool) -> Pattern:
         compiled = re2.compile("".join(_as_re2(token, ignore_case) for token in tokens), options)
     except (re2.error, UnicodeEncodeError) as error:
         raise PatternInvalid(f"pattern {text!r}: {_plain(error)}") from None
-    prefix, suffix = _fixed_prefix(tokens), _fixed_suffix(tokens)
-    if ignore_case:
-        prefix, suffix = fold(prefix), fold(suffix)
+    fixed = [fold(piece) if ignore_case else piece for piece in _fixed_pieces(tokens)]
     groups = sum(token == Token("(", literal=False) for token in tokens)
-    return Pattern(text, groups, prefix, suffix, exact=False, ignore_case=ignore_case, _compiled=compiled)
+    return Pattern(
+        text, groups, fixed[0], fixed[-1], max(fixed, key=len), exact=False, ignore_case=ignore_case, _compiled=compiled
+    )
 
 
 def _tokens(text: str) -> Iterator[Token]:
@@ -153,31 +158,25 @@ def _escape(char: str) -> str:
     return re.escape(char) if char.isascii() else char
 
 
-def _fixed_prefix(tokens: list[Token]) -> str:
-    """Return the text that any match must begin with: literals up to the first that may be repeated or left out."""
+def _fixed_pieces(tokens: list[Token]) -> list[str]:
+    """Return the texts that any match has in it, in order: it begins with the first of them and ends with the last.
+
+    They are what stands outside parentheses and is not repeated; an empty one says nothing.
+    """
     if _has_top_level_choice(tokens):
-        return ""
-    fixed: list[str] = []
-    for token in tokens:
-        if token.literal:
-            fixed.append(token.char)
+        return [""]
+    pieces = [""]
+    depth = 0
+    for place, token in enumerate(tokens):
+        repeated = place + 1 < len(tokens) and tokens[place + 1] in _WILDCARDS
+        if token.literal and depth == 0 and not repeated:
+            pieces[-1] += token.char
             continue
-        if token.char in "?*" and fixed:
-            fixed.pop()
-        break
-    return "".join(fixed)
-
-
-def _fixed_suffix(tokens: list[Token]) -> str:
-    """Return the text that any match must end with."""
-    if _has_top_level_choice(tokens):
-        return ""
-    fixed: list[str] = []
-    for token in reversed(tokens):
+        if pieces[-1] or len(pieces) == 1:
+            pieces.append("")
         if not token.literal:
-            break
-        fixed.append(token.char)
-    return "".join(reversed(fixed))
+            depth += {"(": 1, ")": -1}.get(token.char, 0)
+    return pieces
 
 
 def _has_top_level_choice(tokens: list[Token]) -> bool:

@@ -112,6 +112,7 @@ def test_the_fixed_ends_of_a_pattern_leave_out_nothing_that_matches(
     compared = fold(string) if ignore_case else string
     assert compared.startswith(compiled.prefix)
     assert compared.endswith(compiled.suffix)
+    assert compiled.within in compared
     assert not compiled.exact or compared == compiled.prefix
 
 

@@ -92,21 +92,25 @@ def test_a_literal_is_only_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "prefix", "suffix"),
+    ("pattern", "prefix", "suffix", "within"),
     [
-        (r"(.*)@example\.edu", "", "@example.edu"),
-        ("alice@(.*)", "alice@", ""),
-        ("ab*c", "a", "c"),
-        ("ab?", "a", ""),
-        ("(a|b)c", "", "c"),
-        ("ab|cb", "", ""),
-        ("a(b)", "a", ""),
-        ("abc", "abc", "abc"),
+        (r"(.*)@example\.edu", "", "@example.edu", "@example.edu"),
+        ("alice@(.*)", "alice@", "", "alice@"),
+        ("ab*c", "a", "c", "a"),
+        ("ab?", "a", "", "a"),
+        ("(a|b)c", "", "c", "c"),
+        ("ab|cb", "", "", ""),
+        ("a(b)", "a", "", "a"),
+        ("abc", "abc", "abc", "abc"),
+        (".*middle.*", "", "", "middle"),
+        ("x.(long)*-middle-?(b)y", "x", "y", "-middle"),
+        ("(abc)", "", "", ""),
+        ("a.b", "a", "b", "a"),
     ],
 )
-def test_the_fixed_text_that_the_index_uses(pattern: str, prefix: str, suffix: str) -> None:
+def test_the_fixed_text_that_the_index_uses(pattern: str, prefix: str, suffix: str, within: str) -> None:
     compiled = compile_pattern(pattern, ignore_case=False)
-    assert (compiled.prefix, compiled.suffix) == (prefix, suffix)
+    assert (compiled.prefix, compiled.suffix, compiled.within) == (prefix, suffix, within)
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "((a*)*)*b", "(a|a)*b", "(a|a?)*b", "(.*)(.*)(.*)(.*)(.*)b"])
