@@ -1,9 +1,10 @@
 """Functions to self-describing bytes and back.
 
-Most functions that people send use built-ins, modules and themselves only. Those travel as their marshalled
-code object, which a worker of the same Python loads in microseconds, with their source text for a worker of
-another Python (and for tracebacks). Everything else is cloudpickled, tagged with the Python that made it. Functions
-of installed modules travel by reference, with their value behind it for workers that lack the module.
+Most functions that people send use built-ins, modules, other plain functions of the same script and plain values.
+Those travel as marshalled code objects, which a worker of the same Python loads in microseconds, with their source
+text for a worker of another Python (and for tracebacks). Everything else is cloudpickled, tagged with the Python
+that made it. Functions of installed modules travel by reference, with their value behind it for workers that lack the
+module.
 
 Loading runs no code of the person's besides what pickles and module imports do; the worker is theirs anyway.
 """
@@ -16,7 +17,7 @@ import marshal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,21 +29,31 @@ _MAX_SOURCE_CHARS = 64 * 1024
 _MAX_FALLBACK_BYTES = 256 * 1024
 
 
+class Code(msgspec.Struct, frozen=True, array_like=True):
+    """One plain function."""
+
+    name: str
+    code: bytes
+    """Marshalled code object."""
+    defaults: bytes = b""
+    """Frame of (defaults, keyword-only defaults)."""
+    source: str = ""
+
+
 class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
-    """What the frame of a function holds. Either `code` is set, or `pickled`."""
+    """What the frame of a function holds. Either `codes` is set, or `pickled`."""
 
     name: str
     module: str
     python: str
-    code: bytes = b""
-    """Marshalled code object, for the Python named in `python`."""
-    defaults: bytes = b""
-    """Frame of (defaults, keyword-only defaults)."""
+    codes: tuple[Code, ...] = ()
+    """The function and those that it uses, for the Python named in `python`."""
+    names: tuple[tuple[str, int], ...] = ()
+    """Which of `codes` the code finds among its globals, and under which name."""
     imports: tuple[tuple[str, str], ...] = ()
-    """Modules that the code finds among its globals: (name there, module), and submodules as ("", module)."""
-    itself: bool = False
-    """Whether the code calls the function by its own name."""
-    source: str = ""
+    """Modules that it finds there: (name there, module), and submodules as ("", module)."""
+    values: bytes = b""
+    """Frame of a dict: plain values that it finds there."""
     pickled: tuple[bytes, ...] = ()
     """Frames of the whole callable, in the order in which to try them."""
 
@@ -50,14 +61,20 @@ class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
 _decoder = msgspec.msgpack.Decoder(SerializedFunction)
 
 
+class Source(NamedTuple):
+    """Lines of a file on the person's machine."""
+
+    filename: str
+    first_line: int
+    text: str
+
+
 class LoadedFunction(msgspec.Struct, frozen=True):
-    """A function that can be called, with what its tracebacks need."""
+    """A function that can be called, with the lines that its tracebacks show."""
 
     call: Callable[..., Any]
     name: str
-    source: str = ""
-    filename: str = ""
-    first_line: int = 0
+    sources: tuple[Source, ...] = ()
 
 
 # --- to bytes, in the person's script -----------------------------------------------------------------
@@ -84,44 +101,75 @@ def _refuse_what_cannot_run(function: object, name: str) -> None:
         raise FunctionUnserializable(name=name, reason="it is a generator; return a list instead")
 
 
+class _Needs:
+    """What a function needs of its module: other functions, modules, values. `plain` says whether that is all
+    that can travel as code."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.functions = [function]
+        self.names: dict[str, int] = {}
+        self.imports: dict[tuple[str, str], None] = {}
+        self.values: dict[str, Any] = {}
+        self._space = function.__globals__
+        self.plain = all(self._add_needs_of(each) for each in self.functions)  # which grows meanwhile
+
+    def _add_needs_of(self, function: types.FunctionType) -> bool:
+        if function.__closure__ or function.__dict__ or function.__globals__ is not self._space:
+            return False
+        attributes = set(_attribute_names(function.__code__))
+        for name in sorted(set(_global_names(function.__code__)) & self._space.keys() - {"__name__"}):
+            value = self._space[name]
+            if isinstance(value, types.FunctionType) and value.__globals__ is self._space:
+                self._add_function(name, value)
+            elif isinstance(value, types.ModuleType):
+                if not _travels_by_name(value):
+                    return False
+                self.imports |= dict.fromkeys([(name, value.__name__)])
+                self.imports |= dict.fromkeys(("", each) for each in _submodules(value, attributes))
+            elif getattr(builtins, name, self._space) is not value:
+                self.values[name] = value
+        return True
+
+    def _add_function(self, name: str, function: types.FunctionType) -> None:
+        found = (number for number, each in enumerate(self.functions) if each is function)
+        number = next(found, len(self.functions))
+        if number == len(self.functions):
+            self.functions.append(function)
+        self.names[name] = number
+
+
 def _by_code(function: types.FunctionType) -> SerializedFunction | None:
-    """Return the function as its code object, or None where it needs more than that."""
-    if function.__closure__ or function.__dict__ or not frames.needs_value(function.__module__ or "", local=True):
+    """Return the function as its code object, or None where it needs more than can travel with that."""
+    if not frames.needs_value(function.__module__ or "", local=True):
         return None
-    needs = _global_needs(function)
-    if needs is None:
+    needs = _Needs(function)
+    if not needs.plain:
         return None
-    imports, itself = needs
-    values = (function.__defaults__, function.__kwdefaults__)
+    try:
+        values = frames.dumps(needs.values, local_by_value=True) if needs.values else b""
+    except frames.NotSerializable:
+        return None
+    if values[3:4] not in (b"", frames.PICKLE):
+        return None
     return SerializedFunction(
         name=function.__qualname__,
         module=function.__module__ or "__main__",
         python=frames.PYTHON,
-        code=marshal.dumps(function.__code__),
-        defaults=_dump(values, function.__qualname__) if any(values) else b"",
-        imports=tuple(imports),
-        itself=itself,
-        source=_source(function.__code__),
+        codes=tuple(_code_of(each) for each in needs.functions),
+        names=tuple(needs.names.items()),
+        imports=tuple(needs.imports),
+        values=values,
     )
 
 
-def _global_needs(function: types.FunctionType) -> tuple[list[tuple[str, str]], bool] | None:
-    """Return the modules among the globals that a function uses, and whether it uses itself; None for any more."""
-    space = function.__globals__
-    names = set(_global_names(function.__code__))
-    attributes = set(_attribute_names(function.__code__))
-    imports: list[tuple[str, str]] = []
-    itself = False
-    for name in sorted(names & space.keys() - {"__name__"}):
-        value = space[name]
-        if value is function and name == function.__code__.co_name:
-            itself = True
-        elif isinstance(value, types.ModuleType) and _travels_by_name(value):
-            imports.append((name, value.__name__))
-            imports += [("", each) for each in _submodules(value, attributes)]
-        elif getattr(builtins, name, space) is not value:
-            return None
-    return imports, itself
+def _code_of(function: types.FunctionType) -> Code:
+    defaults = (function.__defaults__, function.__kwdefaults__)
+    return Code(
+        name=function.__qualname__,
+        code=marshal.dumps(function.__code__),
+        defaults=_dump(defaults, function.__qualname__) if any(defaults) else b"",
+        source=_source(function.__code__),
+    )
 
 
 def _travels_by_name(module: types.ModuleType) -> bool:
@@ -217,46 +265,60 @@ def load_function(data: bytes) -> LoadedFunction:
     except (MepError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = error.text if isinstance(error, MepError) else f"its record is damaged: {error}"
         raise FunctionUnloadable(reason=reason) from error
-    return _from_code(record) if record.code else _from_pickles(record)
+    return _from_codes(record) if record.codes else _from_pickles(record)
 
 
-def _from_code(record: SerializedFunction) -> LoadedFunction:
+def _from_codes(record: SerializedFunction) -> LoadedFunction:
     space: dict[str, Any] = {"__builtins__": builtins, "__name__": record.module, "__doc__": None}
     for name, module in record.imports:
         loaded = importlib.import_module(module)
         if name:
             space[name] = loaded
-    if record.python == frames.PYTHON:
+    if record.values:
+        space |= frames.loads(record.values, "function's globals")
+    functions = [_function(each, record.python, space) for each in record.codes]
+    space |= {name: functions[number] for name, number in record.names}
+    sources = tuple(
+        Source(function.__code__.co_filename, function.__code__.co_firstlineno, each.source)
+        for function, each in zip(functions, record.codes, strict=True)
+        if each.source
+    )
+    return LoadedFunction(functions[0], record.name, sources)
+
+
+def _function(record: Code, python: str, space: dict[str, Any]) -> types.FunctionType:
+    if python == frames.PYTHON:
         code: types.CodeType = marshal.loads(record.code)  # noqa: S302 - checksummed, and the worker is the person's own
     else:
-        code = _compile(record)
+        code = _compile(record, python)
     positional, keyword = frames.loads(record.defaults, "defaults") if record.defaults else (None, None)
     function = types.FunctionType(code, space, code.co_name, positional)
     function.__kwdefaults__ = keyword
     function.__qualname__ = record.name
-    if record.itself:
-        space[code.co_name] = function
-    return LoadedFunction(function, record.name, record.source, code.co_filename, code.co_firstlineno)
+    return function
 
 
-def _compile(record: SerializedFunction) -> types.CodeType:
+def _compile(record: Code, python: str) -> types.CodeType:
     """Return the code of a function that another Python serialized, from its source text."""
     import ast
 
-    both = f"it was serialized by {record.python} and this worker runs {frames.PYTHON}"
+    both = f"{record.name}: it was serialized by {python} and this worker runs {frames.PYTHON}"
     if not record.source:
-        raise FunctionUnloadable(reason=f"{record.name}: {both}, and its source text is not known")
-    node = ast.parse(record.source).body[0]
-    if not isinstance(node, ast.FunctionDef):
-        raise FunctionUnloadable(reason=f"{record.name}: {both}, and its source is not a plain def")
+        raise FunctionUnloadable(reason=f"{both}, and its source text is not known")
+    try:
+        node = ast.parse(record.source).body[0]
+    except SyntaxError as error:
+        raise FunctionUnloadable(reason=f"{both}, which cannot read its source: {error}") from error
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        raise FunctionUnloadable(reason=f"{both}, and its source is not a plain def")
     node.decorator_list, node.returns = [], None
-    arguments = node.args
-    for each in ast.walk(arguments):
+    for each in ast.walk(node.args):
         if isinstance(each, ast.arg):
             each.annotation = None
     # Defaults come with the record; here they only have to be there.
-    arguments.defaults = [ast.Constant(None, lineno=1, col_offset=0) for _ in arguments.defaults]
-    arguments.kw_defaults = [value and ast.Constant(None, lineno=1, col_offset=0) for value in arguments.kw_defaults]
+    nothing = ast.Constant(None, lineno=1, col_offset=0)
+    node.args.defaults = [nothing for _ in node.args.defaults]
+    node.args.kw_defaults = [value and nothing for value in node.args.kw_defaults]
     compiled = compile(ast.Module([node], []), f"<{record.name}>", "exec", dont_inherit=True)
     return next(each for each in compiled.co_consts if isinstance(each, types.CodeType))
 

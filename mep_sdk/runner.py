@@ -97,7 +97,11 @@ def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int)
 
 def _show_source(loaded: LoadedFunction) -> None:
     """Let tracebacks show the function's lines, which are in a file on the person's own machine."""
-    if not loaded.source or pathlib.Path(loaded.filename).exists():
-        return
-    lines = [""] * (loaded.first_line - 1) + loaded.source.splitlines(keepends=True)
-    linecache.cache[loaded.filename] = (len(loaded.source), None, lines, loaded.filename)
+    for filename in {source.filename for source in loaded.sources}:
+        if pathlib.Path(filename).exists():
+            continue
+        lines: list[str] = []
+        for source in sorted(each for each in loaded.sources if each.filename == filename):
+            lines += [""] * (source.first_line - 1 - len(lines))
+            lines += source.text.splitlines(keepends=True)
+        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)

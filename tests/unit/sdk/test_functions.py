@@ -25,6 +25,7 @@ from mep_wire.errors import FunctionUnloadable
 
 LIMIT = 1 << 20
 OFFSET = 7
+SEEN: list[int] = []
 
 
 def plain(a, b=2, *, c=3):
@@ -55,6 +56,36 @@ def uses_global(x):
 
 def uses_helper(x):
     return uses_global(x) * 2
+
+
+def is_even(n):
+    return n == 0 or is_odd(n - 1)
+
+
+def is_odd(n):
+    return n != 0 and is_even(n - 1)
+
+
+async def double_later(x):
+    await asyncio.sleep(0)
+    return 2 * x
+
+
+def runs_async(x):
+    return asyncio.run(double_later(x))
+
+
+def counts():
+    SEEN.append(len(SEEN))
+    return SEEN
+
+
+def uses_class(n):
+    return Counter(n).plus(1)
+
+
+def uses_decorated(x):
+    return decorated(x)
 
 
 def shadows_nothing():
@@ -121,6 +152,11 @@ CASES = [
     pytest.param(imports_inside, ([1],), "[1]", id="import inside"),
     pytest.param(uses_global, (1,), 8, id="global"),
     pytest.param(uses_helper, (1,), 16, id="helper"),
+    pytest.param(is_even, (10,), True, id="each other"),
+    pytest.param(runs_async, (3,), 6, id="async helper"),
+    pytest.param(counts, (), [0], id="mutable global"),
+    pytest.param(uses_class, (1,), 2, id="class of the script"),
+    pytest.param(uses_decorated, (1,), 4, id="decorated helper"),
     pytest.param(shadows_nothing, (), 3, id="class inside"),
     pytest.param(decorated, (1,), 4, id="decorated"),
     pytest.param(registered, (2,), 14, id="registered"),
@@ -158,12 +194,26 @@ def test_runs_in_a_fresh_python(function, args, expected):
     assert load_result(bytes.fromhex(run.stdout)) == expected
 
 
-@pytest.mark.parametrize("function", [plain, recursive, uses_module, imports_inside, registered, lambda: 1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        plain,
+        recursive,
+        uses_module,
+        imports_inside,
+        registered,
+        uses_global,
+        uses_helper,
+        is_even,
+        runs_async,
+        lambda: 1,
+    ],
+)
 def test_plain_functions_travel_as_code(function):
-    assert _record(function).code
+    assert _record(function).codes
 
 
-@pytest.mark.parametrize("function", [uses_global, uses_helper, decorated, closure(1)])
+@pytest.mark.parametrize("function", [uses_class, uses_decorated, decorated, closure(1), lambda: Counter(1)])
 def test_what_needs_more_is_pickled(function):
     assert _record(function).pickled
 
@@ -175,6 +225,8 @@ def _record(function) -> functions.SerializedFunction:
 
 def _as_if_from(function, python: str, **changes) -> bytes:
     record = msgspec.structs.replace(_record(function), python=python, **changes)
+    codes = tuple(msgspec.structs.replace(each, code=b"not for us") for each in record.codes)
+    record = msgspec.structs.replace(record, codes=codes)
     return frames.frame(frames.FUNCTION, msgspec.msgpack.encode(record))
 
 
@@ -195,9 +247,16 @@ def test_plain_functions_need_no_pickling_library():
 
 
 def test_another_python_compiles_the_source():
-    loaded = load_function(_as_if_from(registered, "cpython-3.99", code=b"not for us"))
+    loaded = load_function(_as_if_from(registered, "cpython-3.99"))
     assert loaded.call(2) == 14
     assert loaded.call(2, 3) == 6
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "expected"), [(uses_helper, (1,), 16), (is_even, (10,), True), (runs_async, (3,), 6)]
+)
+def test_another_python_compiles_what_the_function_uses_too(function, args, expected):
+    assert load_function(_as_if_from(function, "cpython-3.99")).call(*args) == expected
 
 
 def test_another_python_without_source_names_both():
@@ -208,10 +267,10 @@ def test_another_python_without_source_names_both():
 
 
 def test_a_cloudpickle_of_another_python_names_both():
-    body = cloudpickle.dumps(uses_global)
+    body = cloudpickle.dumps(uses_class)
     foreign = frames.frame(frames.CLOUDPICKLE, bytes([12]) + b"cpython-3.99" + body)
     with pytest.raises(FunctionUnloadable) as caught:
-        load_function(_as_if_from(uses_global, "cpython-3.99", pickled=(foreign,)))
+        load_function(_as_if_from(uses_class, "cpython-3.99", pickled=(foreign,)))
     assert "cpython-3.99" in caught.value.text
     assert frames.PYTHON in caught.value.text
 
@@ -234,7 +293,7 @@ def test_a_scripts_neighbour_module_comes_by_value(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     import neighbour
 
-    code = serialize_function(neighbour.work)
+    code = serialize_function(lambda x: neighbour.work(x))
     monkeypatch.delitem(sys.modules, "neighbour")
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(tmp_path)])
     assert load_function(code).call(4) == 40
@@ -294,6 +353,11 @@ def test_flipped_bit_is_noticed():
 
 def test_module_name_is_kept():
     assert load_function(serialize_function(knows_its_module)).call() == __name__
+
+
+def test_a_script_keeps_its_own_globals():
+    assert load_function(serialize_function(counts)).call() == [0]
+    assert SEEN == []
 
 
 def test_functions_are_cached_by_their_bytes():
