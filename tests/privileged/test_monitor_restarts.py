@@ -18,7 +18,7 @@ from mep.boundary.resolved import to_json
 from mep.boundary.runtime import running_monitor as holder_of
 from mep.boundary.runtime import start_ticks
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, gone, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, gone, processes_of, running_monitor, start_as, until
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_keeper_killed_takes_its_user_endpoint_along(alice: LocalAccount) -> Non
         ended = manager.take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code) == (uep_id, "USER_ENDPOINT_LOST")
         until("the user endpoint is gone", lambda: gone(record["uep_pid"], record["uep_start"]))
-        until("its orphans are gone", lambda: subprocess.run(["pgrep", "-u", alice.name], check=False).returncode == 1)
+        until("its orphans are gone", lambda: not processes_of(alice.uid))
 
 
 def test_sigterm_to_a_keeper_stops_its_user_endpoint(alice: LocalAccount) -> None:
@@ -184,7 +184,7 @@ def test_stop_leaves_nothing(alice: LocalAccount) -> None:
         assert run.stop() == 0
         for record in records:
             assert gone(record["uep_pid"], record["uep_start"]) and gone(record["keeper_pid"], record["keeper_start"])
-        assert subprocess.run(["pgrep", "-u", alice.name], check=False).returncode == 1
+        assert not processes_of(alice.uid)
         assert [path.name for path in run.run.rglob("*")] == ["keepers"]
         assert holder_of(run.run) is None
 

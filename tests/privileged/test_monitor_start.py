@@ -22,6 +22,7 @@ from tests.support.monitor import (
     gone,
     map_next,
     new_uep_id,
+    processes_of,
     running_monitor,
     start_as,
     until,
@@ -356,14 +357,3 @@ def test_double_forked_descendants_do_not_survive(alice: LocalAccount) -> None:
         _uep_id, _ = start_as(manager, mapper, alice.name, mode="orphans", life_s=0.2, ended="IDLE")
         assert manager.take(EndpointEnded)[0].code == "IDLE"
         assert not processes_of(alice.uid)
-
-
-def processes_of(uid: int) -> list[str]:
-    found = []
-    for entry in pathlib.Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and entry.stat().st_uid == uid and status_of(int(entry.name))["State"][0] != "Z":
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found

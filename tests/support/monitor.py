@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import pwd
 import secrets
 import select
 import shutil
@@ -39,7 +40,7 @@ from mep.boundary.messages import (
 )
 from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved, to_json
 from mep.boundary.runtime import start_ticks
-from tests.support.accounts import is_root
+from tests.support.accounts import LocalAccount, is_root
 
 HERE = pathlib.Path(__file__).parent
 WAIT_S = 15.0
@@ -77,6 +78,17 @@ def gone(pid: int, started: int) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
     except OSError:
         return True
+
+
+def processes_of(uid: int) -> list[int]:
+    """Return the processes of an account, without those that have ended and wait for init."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
+                found += [] if state == b"Z" else [int(entry.name)]
+    return found
 
 
 class Puppet:
@@ -133,7 +145,17 @@ class Puppet:
 class MonitorRun:
     """One running monitor, in a directory of its own that every account can reach."""
 
-    def __init__(self, *, policy: Policy | None = None, caps: Caps | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Policy | None = None,
+        caps: Caps | None = None,
+        owner: LocalAccount | None = None,
+        **changes: Any,
+    ) -> None:
+        self.owner = owner
+        """Run as this account, in single-user mode (as root; anybody else is the owner anyway)."""
+        self.multi_user = is_root() and owner is None
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="meptest-monitor-", dir="/tmp"))
         self.root.chmod(0o755)
         self.run, self.audit, self.log = self.root / "run", self.root / "audit.jsonl", self.root / "log"
@@ -146,6 +168,9 @@ class MonitorRun:
         caps = caps or Caps(start_timeout_s=20.0, stop_grace_s=1.0)
         self.resolved = replace(self._resolved(policy or Policy(), caps), **changes)
         self.process: subprocess.Popen[bytes] | None = None
+        if owner is not None:
+            for path in (self.root, *self.root.iterdir()):
+                os.chown(path, owner.uid, owner.gid)
         self.puppets: list[Puppet] = []
         self._early: list[Puppet] = []
 
@@ -162,7 +187,7 @@ class MonitorRun:
             (self.root / name).chmod(0o400)
 
     def _resolved(self, policy: Policy, caps: Caps) -> Resolved:
-        multi = is_root()
+        multi = self.multi_user
         endpoint_id = new_uep_id()
         manager = ManagerSection(
             endpoint_id=endpoint_id, relay_link_address="tcp://127.0.0.1:1", relay_link_key="00" * 32,
@@ -170,7 +195,8 @@ class MonitorRun:
         )  # fmt: skip
         mapper = MapperSection(
             endpoint_id=endpoint_id, relay_signing_key="00" * 32, account="mep-idmap" if multi else "",
-            unseal_key_path=str(self.root / "unseal.key"), mapping_path="", owner_identities=[], own_user="",
+            unseal_key_path=str(self.root / "unseal.key"), mapping_path="", owner_identities=[],
+            own_user="" if multi else self._owner_name(),
         )  # fmt: skip
         return Resolved(
             name="test", multi_user=multi, python=str(self.root / "python"),
@@ -180,6 +206,9 @@ class MonitorRun:
             manager=manager, mapper=mapper, resolver_argv=[],
         )  # fmt: skip
 
+    def _owner_name(self) -> str:
+        return self.owner.name if self.owner is not None else pwd.getpwuid(os.getuid()).pw_name
+
     # --- the process ------------------------------------------------------------------------------------
 
     def start(self) -> Self:
@@ -187,9 +216,12 @@ class MonitorRun:
         config = sealed_memfd("config", to_json(self.resolved))
         bundle = sealed_memfd("bundle", b"the bundle")
         argv = [sys.executable, "-I", "-m", "mep.monitor", "--config-fd", str(config), "--bundle-fd", str(bundle)]
+        who: dict[str, Any] = {}
+        if self.owner is not None:
+            who = {"user": self.owner.uid, "group": self.owner.gid, "extra_groups": []}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, pass_fds=(config, bundle), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                argv, pass_fds=(config, bundle), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **who
             )
         os.close(config)
         os.close(bundle)

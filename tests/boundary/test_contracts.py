@@ -1,0 +1,169 @@
+"""What the boundary declares once and two sides rely on: messages, table, sentences, channel, memfds, documents."""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import json
+import os
+import socket
+
+import pytest
+
+from mep.boundary.channel import Channel, encode
+from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal, sealed_memfd
+from mep.boundary.messages import DESCRIPTORS, WIRE_TYPES, CapsGranted, Mapped, MapRequest, Message, Outcome
+from mep.boundary.resolved import Caps, ManagerSection, Policy, from_json, read_section, section_json, to_json
+from mep.errors import PUBLIC_TEXTS, ConfigRefused, Refusal
+from mep.monitor import answers
+from mep.monitor.child import Kind
+from mep.monitor.dispatch import TABLE
+from mep.monitor.starts import outcome_of
+from mep_wire.errors import by_code
+from tests.support.monitor import MonitorRun
+
+
+def test_every_refusal_is_an_error_that_people_know() -> None:
+    assert set(Refusal) <= set(by_code())
+
+
+@pytest.mark.parametrize("code", PUBLIC_TEXTS)
+def test_the_root_side_says_the_same_sentence(code: Refusal) -> None:
+    assert PUBLIC_TEXTS[code] == inspect.cleandoc(by_code()[code].__doc__ or "")
+
+
+def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
+    to_monitor = {power.message for power in TABLE}
+    from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning"}
+    from_monitor |= {"CapsGranted", "CapsDenied", "StopUserEndpoint", "Shutdown"}
+    assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
+    assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
+    for power in TABLE:
+        assert power.handler is getattr(answers, power.handler.__name__)
+        words = "".join("_" + c.lower() if c.isupper() else c for c in power.message.__name__)
+        assert power.handler.__name__ == "answer" + words
+
+
+def test_only_documents_travel_with_descriptors() -> None:
+    assert {cls.__name__: number for cls, number in DESCRIPTORS.items()} == {
+        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("SITE_BUSY", Outcome.UNAVAILABLE),
+        ("MAPPER_UNAVAILABLE", Outcome.UNAVAILABLE),
+        ("START_REQUEST_STALE", Outcome.UNAVAILABLE),
+        ("ACCOUNT_REFUSED", Outcome.REFUSED),
+        ("START_FAILED", Outcome.REFUSED),
+        ("ENDPOINT_MISCONFIGURED", Outcome.REFUSED),
+    ],
+)
+def test_which_failures_are_worth_another_try(code: str, outcome: Outcome) -> None:
+    assert outcome_of(code) is outcome
+
+
+def test_kinds_name_their_modules() -> None:
+    assert {Kind.MANAGER, Kind.MAPPER} == {"manager", "mapper"}
+
+
+# --- channel ------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_arrive_close_on_exec() -> None:
+    ours, theirs = Channel.pair()
+    document = sealed_memfd("x", b"content")
+    theirs.send(MapRequest(ref=1), [document])
+    received = ours.receive()
+    assert received is not None
+    message, (descriptor,) = received
+    assert message == MapRequest(ref=1) and not os.get_inheritable(descriptor)
+    assert read_sealed(descriptor, 100) == b"content"
+    for one in (document, descriptor):
+        os.close(one)
+    theirs.close()
+    assert ours.receive() is None
+    ours.close()
+
+
+@pytest.mark.parametrize("message", [Mapped(1, "x" * 37, "u", "{}", "c"), Mapped(1, "i", "u" * 33, "{}", "c")])
+def test_caps_hold_for_the_sender_too(message: Message) -> None:
+    with pytest.raises(ValueError, match="cap"):
+        encode(message)
+
+
+def test_wrong_number_of_descriptors_is_not_sent() -> None:
+    ours, theirs = Channel.pair()
+    with pytest.raises(ValueError, match="descriptors"):
+        ours.send(MapRequest(ref=1))
+    with pytest.raises(ValueError, match="descriptors"):
+        ours.send(CapsGranted(), [0])
+    ours.close()
+    theirs.close()
+
+
+# --- memfds ------------------------------------------------------------------------------------------------
+
+
+def test_a_sealed_memfd_cannot_change() -> None:
+    descriptor = sealed_memfd("x", b"content")
+    with pytest.raises(PermissionError):
+        os.pwrite(descriptor, b"other", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, 0)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, 1033, 0)
+    assert check_sealed(descriptor, 7) == 7
+    with pytest.raises(NotSealed, match="7 bytes, cap 6"):
+        check_sealed(descriptor, 6)
+    os.close(descriptor)
+
+
+def test_partly_sealed_is_not_sealed() -> None:
+    descriptor = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    for seals in (0, 2, 2 | 4, 2 | 4 | 8):
+        fcntl.fcntl(descriptor, 1033, seals)
+        with pytest.raises(NotSealed):
+            check_sealed(descriptor, 100)
+    seal(descriptor)
+    assert check_sealed(descriptor, 100) == 0
+    os.close(descriptor)
+
+
+def test_things_that_are_no_memfds() -> None:
+    left, right = socket.socketpair()
+    with left, right, pytest.raises(NotSealed):
+        check_sealed(left.fileno(), 100)
+    with open("/etc/passwd") as file, pytest.raises(NotSealed):
+        check_sealed(file.fileno(), 1 << 30)
+
+
+# --- documents -----------------------------------------------------------------------------------------------
+
+
+def test_documents_come_back() -> None:
+    run = MonitorRun()
+    try:
+        assert from_json(to_json(run.resolved)) == run.resolved
+        assert read_section(ManagerSection, section_json(run.resolved.manager)) == run.resolved.manager
+        value = json.loads(to_json(run.resolved))
+    finally:
+        run.close()
+    for key, change, reason in (
+        ("surprise", 1, "unknown key"),
+        ("name", 7, "not str"),
+        ("multi_user", 1, "not bool"),
+        ("own_accounts", "mep", "not a list"),
+        ("own_accounts", [1], r"own_accounts\[0\]"),
+        ("policy", [], "not a mapping"),
+        ("caps", {"max_starting": "many"}, "missing|not int"),
+    ):
+        with pytest.raises(ConfigRefused, match=reason):
+            from_json(json.dumps({**value, key: change}).encode())
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert Policy().min_uid == 1000
+    assert Caps().max_starting == 16

@@ -1,0 +1,92 @@
+"""What the root side costs: its lines, imports and memory, printed; and that starts and stops leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import mep.monitor
+from mep.boundary.messages import EndpointEnded
+from mep.boundary.resolved import Caps
+from tests.support.accounts import LocalAccount, account
+from tests.support.monitor import MonitorRun, running_monitor, start_as, until
+
+STARTS = 100
+KEEPERS = 10
+MONITOR_RSS_KB = 17_000
+KEEPER_PSS_KB = 4_000
+
+
+@pytest.fixture(scope="module")
+def alice() -> Iterator[LocalAccount]:
+    with account() as made:
+        yield made
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=30)
+    return set(done.stdout.split())
+
+
+def test_root_imports_the_standard_library_and_the_boundary_only() -> None:
+    imported = modules_after("import mep.monitor.main") - modules_after("pass")
+    ours = {name for name in imported if name.split(".")[0] == "mep"}
+    assert {name.split(".")[0] for name in imported - ours} <= sys.stdlib_module_names
+    allowed = ("mep.monitor", "mep.boundary", "mep.errors")
+    assert {name for name in ours if name != "mep" and not name.startswith(allowed)} == set()
+    # Big, or able to do what the root side must not: threads of its own, networks, other programs.
+    assert not imported & {"asyncio", "subprocess", "multiprocessing", "threading", "ssl", "http", "pickle", "pathlib"}
+
+
+def test_lines_of_code() -> None:
+    root = pathlib.Path(mep.monitor.__file__).parent
+    counts = {path.name: len(path.read_text().splitlines()) for path in sorted(root.glob("*.py"))}
+    print(f"mep/monitor: {sum(counts.values())} lines in {len(counts)} files: {counts}")
+    assert max(counts.values()) < 450
+
+
+def memory_kb(pid: int, key: str) -> int:
+    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise AssertionError(key)
+
+
+def test_memory(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        keepers = [
+            run.record(start_as(manager, mapper, alice.name, ref=ref)[0])["keeper_pid"] for ref in range(KEEPERS)
+        ]
+        rss = memory_kb(run.pid, "Rss")
+        shares = sorted(memory_kb(pid, "Pss") for pid in keepers)
+        private = sorted(memory_kb(pid, "Private_Dirty") for pid in keepers)
+        share, own = shares[KEEPERS // 2], private[KEEPERS // 2]
+        print(f"monitor RSS {rss} kB; each of {KEEPERS} keepers PSS {share} kB, of which its own {own} kB")
+        assert rss < MONITOR_RSS_KB
+        assert share < KEEPER_PSS_KB
+
+
+def state_of(run: MonitorRun) -> tuple[int, list[str]]:
+    children = pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    return len(os.listdir(f"/proc/{run.pid}/fd")), children
+
+
+def test_starts_and_stops_leave_nothing_behind(alice: LocalAccount) -> None:
+    with running_monitor(caps=Caps(start_timeout_s=20, max_user_endpoints_per_user=STARTS)) as (run, manager, mapper):
+        before, memory = None, 0
+        for ref in range(STARTS):
+            uep_id, answer = start_as(manager, mapper, alice.name, ref=ref, life_s=0, ended="IDLE")
+            assert answer.outcome == "started"
+            assert manager.take(EndpointEnded)[0].uep_id == uep_id
+            until("the record is gone", lambda uep_id=uep_id: not run.record(uep_id))
+            if ref == STARTS // 2:
+                before, memory = state_of(run), memory_kb(run.pid, "Rss")
+        until("nothing more is open than halfway", lambda: state_of(run) == before)
+        assert memory_kb(run.pid, "Rss") - memory < 200
+        assert not list((run.run / "keepers").iterdir())
