@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -123,3 +124,18 @@ print(sorted({{"ldap3", "yaml", "pyasn1", "ssl", "msgspec"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_documents_in_the_docs_load(tmp_path: pathlib.Path) -> None:
+    page = (pathlib.Path(__file__).parents[3] / "docs" / "identity-mapping.md").read_text()
+    blocks = [json.loads(block) for block in re.findall(r"^```json\n(\[.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    assert len(blocks) == 3
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text("secret\n")
+    here = {"command": ["/bin/true"], "password_file": str(password)}
+    for documents in blocks:
+        for document in documents:
+            document.pop("ca_file", None)
+            document.update({key: value for key, value in here.items() if key in document})
+        config.load(write(tmp_path, documents))
