@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,7 +13,7 @@ import pytest
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.uep_process import TEMPLATE, UepProcess, account
+from tests.support.uep_process import TEMPLATE, UepProcess, private_home
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
 
@@ -64,10 +62,8 @@ def relay() -> Iterator[FakeRelay]:
 
 @pytest.fixture
 def home() -> Iterator[pathlib.Path]:
-    made = pathlib.Path(tempfile.mkdtemp(prefix="mep-home-"))  # pytest's own directories are closed to other users
-    os.chown(made, account().pw_uid, account().pw_gid)
-    yield made
-    shutil.rmtree(made)
+    with private_home() as made:
+        yield made
 
 
 def task(row: int, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> messages.TaskItem:

@@ -5,15 +5,19 @@ Tests that run as root drop to `nobody` in the child, since a user endpoint refu
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
 import pwd
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Self
 
 import msgspec
@@ -32,6 +36,17 @@ TEMPLATE = "engine:\n  type: ProcessPoolEngine\n  max_workers: 2\n"
 def account() -> pwd.struct_passwd:
     """The account that user endpoints of tests run as."""
     return pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+
+
+@contextlib.contextmanager
+def private_home() -> Iterator[pathlib.Path]:
+    """Yield a home directory of that account. (pytest's own directories are closed to other users.)"""
+    made = pathlib.Path(tempfile.mkdtemp(prefix="mep-home-"))
+    os.chown(made, account().pw_uid, account().pw_gid)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
 
 
 class UepProcess:
@@ -133,13 +148,13 @@ class UepProcess:
         """Every living descendant."""
         found, look = [], [self.pid]
         while look:
-            pid = look.pop()
-            try:
-                direct = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            except FileNotFoundError:
-                continue
-            found += [int(child) for child in direct]
-            look += [int(child) for child in direct]
+            for thread in pathlib.Path(f"/proc/{look.pop()}/task").glob("*"):
+                try:
+                    direct = [int(child) for child in (thread / "children").read_text().split()]
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                found += direct
+                look += direct
         return found
 
     def __enter__(self) -> Self:
