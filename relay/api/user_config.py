@@ -118,21 +118,33 @@ _CHECK_FAILURES = (_TooSlow, RecursionError, Unresolvable, re2.error)
 """What a hostile or broken schema can make of a check."""
 
 
-def _dead_reference(schema: Mapping[str, Any]) -> str | None:
-    """Return a reference in `schema` that does not resolve inside it. Nothing is ever fetched."""
+def _fault(schema: Mapping[str, Any]) -> str | None:
+    """Return what is wrong inside `schema`: a reference that leads out of it, or a pattern that re2 cannot take."""
     resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
     waiting = [(resource, SPECIFICATIONS.resolver_with_root(resource))]
     while waiting:
         one, resolver = waiting.pop()
         if isinstance(one.contents, Mapping):
-            for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
-                target = one.contents.get(keyword)
-                try:
-                    if isinstance(target, str):
-                        resolver.lookup(target)
-                except Unresolvable:
-                    return target
+            fault = _fault_here(one.contents, resolver)
+            if fault is not None:
+                return fault
         waiting.extend((sub, resolver.in_subresource(sub)) for sub in one.subresources())
+    return None
+
+
+def _fault_here(contents: Mapping[str, Any], resolver: Any) -> str | None:
+    for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+        target = contents.get(keyword)
+        try:
+            if isinstance(target, str):
+                resolver.lookup(target)
+        except Unresolvable:
+            return f"the reference {str(target)[:200]!r} leads nowhere in it (nothing is ever fetched)"
+    for pattern in [contents.get("pattern", ""), *contents.get("patternProperties", {})]:
+        try:
+            re2.compile(pattern)
+        except re2.error as error:
+            return f"the pattern {pattern[:200]!r} cannot be used (no look-around or back-reference): {error}"
     return None
 
 
@@ -145,9 +157,9 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         kind = _class_for(schema)
         error = _first_error(kind(kind.META_SCHEMA, registry=SPECIFICATIONS), schema)
         if error is None:
-            dead = _dead_reference(schema)
-            if dead is not None:
-                raise BodyInvalid(reason=f"user_config_schema: the reference {dead[:200]!r} leads nowhere in it")
+            fault = _fault(schema)
+            if fault is not None:
+                raise BodyInvalid(reason=f"user_config_schema: {fault}")
             _first_error(kind(schema, registry=SPECIFICATIONS), {})
             return
         reason = f"user_config_schema: {_where(error)}: {error.message[:MAX_REASON]}"
