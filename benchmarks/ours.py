@@ -6,6 +6,8 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from memory import descendants, pss_mb, rss_mb
@@ -17,6 +19,8 @@ from mep_sdk import Client, Executor
 
 TEMPLATE_TEXT = """\
 display_name: benchmark {{ number }}
+heartbeat_period: 5
+idle_heartbeats_soft: {{ 1 if short else 0 }}
 engine:
 {% if engine == "htex" %}
   type: GlobusComputeEngine
@@ -34,11 +38,16 @@ SCHEMA_VALUE = {
         "number": {"type": "integer"},
         "engine": {"enum": ["processes", "htex"]},
         "idle_s": {"type": "number"},
+        "short": {"type": "boolean"},
     },
-    "required": ["number", "engine", "idle_s"],
+    "required": ["number", "engine", "idle_s", "short"],
     "additionalProperties": False,
 }
-_RESULT_S = 120
+CAPS_TEXT = """
+caps:
+  max_user_endpoints_per_user: 100
+"""
+_RESULT_S = 60
 
 
 def nothing() -> None:
@@ -61,6 +70,8 @@ class Bench:
 
     def _configured(self, name: str, owner: Person) -> Endpoint:
         endpoint = self._site.endpoint(name, owner)
+        with (endpoint.config_dir / "config.yaml").open("a") as config:
+            config.write(CAPS_TEXT)
         endpoint.write(TEMPLATE, TEMPLATE_TEXT)
         endpoint.write(SCHEMA, SCHEMA_VALUE)
         if self._site.multi_user:
@@ -68,18 +79,26 @@ class Bench:
         endpoint.register_again()
         return endpoint
 
-    def executor(self, engine: str, *, idle_s: float = 600, endpoint: Endpoint | None = None) -> Executor:
-        """Return an executor with values nobody has used: its first task starts a user endpoint."""
-        config: dict[str, Any] = {"number": next(self._numbers), "engine": engine, "idle_s": idle_s}
+    @contextmanager
+    def executor(self, engine: str, *, idle_s: float = 600, short: bool = False) -> Iterator[Executor]:
+        """An executor with values nobody has used: its first task starts a user endpoint.
+
+        `idle_s`: how long a block may idle; `short`: the user endpoint ends when it has been idle for a while.
+        """
+        config: dict[str, Any] = {"number": next(self._numbers), "engine": engine, "idle_s": idle_s, "short": short}
         client = Client(relay_url=self.person.relay_url, token=self.person.token)
-        return Executor(endpoint_id=(endpoint or self.endpoint).id, client=client, user_endpoint_config=config)
+        executor = Executor(endpoint_id=self.endpoint.id, client=client, user_endpoint_config=config)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def first_result_s(self, engine: str, repeat: int) -> float:
         """Return the median time from a new Executor to its first result with no user endpoint running."""
         times = []
         for _ in range(repeat):
             started = time.perf_counter()
-            with self.executor(engine) as executor:
+            with self.executor(engine, short=True) as executor:
                 executor.submit(nothing).result(timeout=_RESULT_S)
                 times.append(time.perf_counter() - started)
         return statistics.median(times)
@@ -100,14 +119,13 @@ class Bench:
 
     def idle_pss_mb(self, engine: str) -> float | None:
         """Return the memory of a user endpoint that has run one task and is idle, or None if it is not found."""
+        time.sleep(1)
         before = set(self._user_endpoints())
         with self.executor(engine, idle_s=1) as executor:
             executor.submit(nothing).result(timeout=_RESULT_S)
+            time.sleep(8 if engine == "htex" else 2)  # until the status is written and an idle block has ended
             new = set(self._user_endpoints()) - before
-            if len(new) != 1:
-                return None
-            time.sleep(8 if engine == "htex" else 1)  # until the idle block has ended
-            return pss_mb(descendants(new.pop()))
+            return pss_mb(descendants(new.pop())) if len(new) == 1 else None
 
     def _user_endpoints(self) -> list[int]:
         return [int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])]
@@ -127,7 +145,8 @@ class Bench:
         function_id = client.register_function(nothing)
         rates, sizes = [], []
         for _ in range(tasks // chunk):
-            batch = client.create_batch(user_endpoint_config={"number": 0, "engine": "processes", "idle_s": 1})
+            config = {"number": 0, "engine": "processes", "idle_s": 1, "short": True}
+            batch = client.create_batch(user_endpoint_config=config)
             for _ in range(chunk):
                 batch.add(function_id)
             started = time.perf_counter()

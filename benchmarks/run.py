@@ -22,8 +22,10 @@ from ours import Bench
 from rich.console import Console
 from rows import Row, table
 from sitekit import ledger
-from sitekit.daemon import SiteError
+from sitekit.daemon import SiteError, stop_on_signals
 from sitekit.site import Site
+
+from mep_wire.errors import MepError
 
 HTEX_TASKS, TASKS, SINGLES = 3_000, 30_000, 300
 
@@ -102,13 +104,17 @@ def main() -> int:
     parser.add_argument("--queued", type=int, default=100_000, help="tasks to queue for a stopped endpoint")
     options = parser.parse_args()
     progress = Console(stderr=True, highlight=False)
+    stop_on_signals()
     ledger.sweep()
     surroundings = {"cores": os.cpu_count(), "other_pythons": pythons() - 1, "python": sys.version.split()[0]}
     try:
         rows = measure(progress, options.queued)
-    except SiteError as error:
-        progress.print(f"[red]{error}[/red]")
+    except (SiteError, MepError, TimeoutError) as error:
+        progress.print(f"the benchmark failed: {error or type(error).__name__}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        progress.print("interrupted; everything was stopped and removed")
+        return 130
     if options.json:
         values = [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows]
         print(json.dumps(surroundings | {"rows": values}, indent=2))

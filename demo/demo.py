@@ -7,18 +7,16 @@ endpoint of whoever runs it. Everything goes through what anybody can use: `mep-
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from contextlib import ExitStack, closing
-from types import FrameType
 
 from refusals import show_refusals
 from report import Report
 from rich.console import Console
 from sitekit import ledger
 from sitekit.accounts import Account
-from sitekit.daemon import SiteError
+from sitekit.daemon import SiteError, stop_on_signals
 from sitekit.endpoint import Endpoint
 from sitekit.site import ADMIN, Person, Site
 from template import configure
@@ -88,15 +86,10 @@ def _run_or_explain(console: Console, site: Site) -> None:
         raise
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the demo, and remove everything it made, even when it is interrupted."""
     console = Console(highlight=False)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _stop)
+    stop_on_signals()
     for line in ledger.sweep():
         console.print(line)
     started = time.monotonic()

@@ -48,7 +48,9 @@ def make(name: str, home: Path, groups: list[str] | None = None) -> Account:
     _check(name)
     remove(name)
     more = ["--groups", ",".join(groups)] if groups else []
-    _run("useradd", "--create-home", "--home-dir", str(home), "--shell", "/bin/bash", "--user-group", *more, name)
+    closed = ["--password", "*"]  # no password fits; ssh takes the usual "!" for a locked account
+    where = ["--create-home", "--home-dir", str(home), "--shell", "/bin/bash"]
+    _run("useradd", *where, "--user-group", *closed, *more, name)
     return existing(name)
 
 

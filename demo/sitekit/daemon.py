@@ -19,6 +19,12 @@ BIN = Path(sys.prefix, "bin")
 _T = TypeVar("_T")
 
 
+def stop_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end this run as Ctrl-C does: by KeyboardInterrupt, so that it clears up."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)
+
+
 class SiteError(Exception):
     """Something of the site does not do what it should: the text says what, with the end of its log."""
 
