@@ -35,8 +35,9 @@ from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
-MAX_MAPPING_THREADS = 8
-"""How many people may be looked up at once: a directory that is slow about one must not keep the others waiting."""
+MAX_MAPPING_THREADS = 32
+"""How many people may be looked up at once: a directory or callout that is slow about some must not keep the others
+waiting. More than the monitor starts at once, and several times what one callout or directory may have under way."""
 REFRESH_MS = 2000
 """How often a mapping file that nobody asks about is looked at."""
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
