@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -22,14 +24,18 @@ from mep import __version__
 from mep.cli.dropped import run_module
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
+from mep.cli.output import warn
 from mep.config import paths as names
 from mep.config.bundle import find_file, read_schema
-from mep.config.options import EndpointOptions
+from mep.config.options import EndpointOptions, is_loopback
 from mep.config.paths import EndpointPaths
-from mep.config.registration import Registration, digest, facts
+from mep.config.registration import Registration, digest, facts, read_registration
 from mep_wire.api import ErrorAnswer, RegisterAnswer
+from mep_wire.errors import EndpointNotFound, IdConflict
 
 _KEYS_FILE = "keys.json"
+_LINK_ADDRESS = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}")
+_NEW_ID = "mep register {} --new-id"
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +46,14 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Z85, 40 characters."""
     unseal_public_key: str
     """64 hexadecimal digits."""
+
+
+class RelayRefuses(CliFailed):
+    """The relay answered with an error; `code` is its stable code, empty where it gave none."""
+
+    def __init__(self, url: str, code: str, reason: str) -> None:
+        self.code = code
+        super().__init__(f"relay {url} refuses: {reason}", Exit.RELAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +152,13 @@ def forget_keys(where: EndpointPaths) -> None:
         (where.state_dir / name).unlink(missing_ok=True)
 
 
+def forget_id(where: EndpointPaths) -> None:
+    """Remove keys, id and registration, so that registering makes another endpoint of these files."""
+    for path in (where.registration, where.state_dir / _KEYS_FILE):
+        path.unlink(missing_ok=True)
+    forget_keys(where)
+
+
 def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
     schema_path = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
     schema = read_schema(schema_path, required=False, owner=os.geteuid())
@@ -156,9 +177,7 @@ def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, tok
         "link_public_key": keys.link_public_key,
         "unseal_public_key": keys.unseal_public_key,
     }
-    again = where.registration.exists()
-    method, path = ("PUT", f"/v3/endpoints/{keys.endpoint_id}") if again else ("POST", "/v3/endpoints")
-    text = call_relay(accounts, relay_url, method, path, token, body)
+    text = _tell(where, accounts, relay_url, token, body)
     try:
         answer = msgspec.json.decode(text, type=RegisterAnswer)
     except msgspec.MsgspecError as error:
@@ -166,6 +185,24 @@ def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, tok
     registration = _pinned(answer, relay_url, keys, digest(told))
     replace_file(where.registration, msgspec.json.format(msgspec.json.encode(registration)) + b"\n", mode=0o644)
     return registration
+
+
+def _tell(where: EndpointPaths, accounts: Accounts, relay_url: str, token: str, body: dict[str, Any]) -> str:
+    """Return the relay's answer to a new registration, or to a change where it knows the endpoint already."""
+    if where.registration.exists() and read_registration(where.registration, where.name).relay_url == relay_url:
+        try:
+            return call_relay(accounts, relay_url, "PUT", f"/v3/endpoints/{body['endpoint_uuid']}", token, body)
+        except RelayRefuses as error:
+            if error.code != EndpointNotFound.code:
+                raise  # else the relay has lost or deleted it, and may have it again under its id
+    try:
+        return call_relay(accounts, relay_url, "POST", "/v3/endpoints", token, body)
+    except RelayRefuses as error:
+        if error.code == IdConflict.code:
+            error.text += (
+                f"\nIts id was deleted there, or is another's. As a new endpoint: {_NEW_ID.format(where.name)}"
+            )
+        raise
 
 
 def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) -> Registration:
@@ -178,6 +215,11 @@ def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) 
             length = 0
         if length != 32:
             raise CliFailed(f"relay {relay_url}: answered a key that is not 32 bytes in hexadecimal", Exit.RELAY)
+    if not _LINK_ADDRESS.fullmatch(answer.link_address):
+        raise CliFailed(f"relay {relay_url}: answered {answer.link_address!r}, which is no tcp:// address", Exit.RELAY)
+    warn([f"relay {relay_url}: {warning}" for warning in answer.warnings])
+    if is_loopback(_host(answer.link_address)) and not is_loopback(_host(relay_url)):
+        warn([f"relay {relay_url} says that its link is {answer.link_address}, which is this machine's own address"])
     return Registration(
         endpoint_id=answer.endpoint_id,
         relay_url=relay_url,
@@ -190,6 +232,10 @@ def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) 
     )
 
 
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
 def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str, body: dict[str, Any] | None) -> str:
     """Ask the relay in a child without privilege and return its answer's body. Raises CliFailed."""
     call = {"url": url, "method": method, "path": path, "token": token, "body": body}
@@ -198,14 +244,14 @@ def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str,
     if reason := answer.get("failed"):
         raise CliFailed(f"relay {url} cannot be reached: {reason}", Exit.RELAY)
     if not 200 <= answer["status"] < 300:
-        raise CliFailed(f"relay {url} refuses: {_reason(answer)}", Exit.RELAY)
+        raise _refusal(url, answer)
     text: str = answer["body"]
     return text
 
 
-def _reason(answer: dict[str, Any]) -> str:
+def _refusal(url: str, answer: dict[str, Any]) -> RelayRefuses:
     try:
         error = msgspec.json.decode(answer["body"], type=ErrorAnswer)
     except msgspec.MsgspecError:
-        return f"HTTP status {answer['status']}"
-    return f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
+        return RelayRefuses(url, "", f"HTTP status {answer['status']}")
+    return RelayRefuses(url, error.code, f"{error.reason} [{error.code}, correlation id {error.correlation_id}]")

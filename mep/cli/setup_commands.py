@@ -148,27 +148,34 @@ def _configured_text(where: EndpointPaths, registration: Registration, *, multi_
 @click.option("--relay", "relay_url", metavar="URL", help="The relay, where config.yaml does not say it.")
 @click.option("--again", is_flag=True, help="Tell the relay what has changed in the configuration since.")
 @click.option("--new-keys", is_flag=True, help="Register again with new keys (the endpoint must be stopped).")
+@click.option("--new-id", is_flag=True, help="Register as a new endpoint with another id (it must be stopped).")
 @json_option
 def register(
-    name: str, token_file: str | None, relay_url: str | None, again: bool, new_keys: bool, as_json: bool
+    name: str,
+    token_file: str | None,
+    relay_url: str | None,
+    again: bool,
+    new_keys: bool,
+    new_id: bool,
+    as_json: bool,
 ) -> None:
     """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
-    from mep.cli.registering import forget_keys
+    from mep.cli.registering import forget_id, forget_keys
     from mep.cli.running import refuse_second
     from mep.config.resolver import read_config
 
     where, _ = locate(name)
     document = read_config(where)
-    if where.registration.exists() and not again and not new_keys:
+    if where.registration.exists() and not (again or new_keys or new_id):
         raise CliFailed(
             f"endpoint {name} is registered already; to tell the relay of changes: mep register {name} --again"
         )
     relay = _relay_of(where, document, relay_url)
     warn(document.warnings)
     token = read_token(token_file)
-    if new_keys:
+    if new_keys or new_id:
         refuse_second(where)
-        forget_keys(where)
+        (forget_id if new_id else forget_keys)(where)
     registration = _register(where, document, relay, token)
     emit(
         {"name": name, "endpoint_id": registration.endpoint_id},
@@ -223,15 +230,16 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
 
 
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
-    from mep.cli.registering import accounts_for, call_relay
+    from mep.cli.registering import RelayRefuses, accounts_for, call_relay
     from mep.config.registration import read_registration
+    from mep_wire.errors import EndpointNotFound
 
     registration = read_registration(where.registration, where.name)
     path = f"/v2/endpoints/{registration.endpoint_id}"
     try:
         call_relay(accounts_for(where), registration.relay_url, "DELETE", path, read_token(token_file), None)
     except CliFailed as error:
-        if "ENDPOINT_NOT_FOUND" in error.text:
+        if isinstance(error, RelayRefuses) and error.code == EndpointNotFound.code:
             return
         if not force:
             remedy = "Nothing was deleted. To delete it here alone: --local-only"

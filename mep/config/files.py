@@ -49,13 +49,16 @@ def read_trusted(path: Path, *, cap: int, owner: int) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigRefused(str(path), "", error.strerror or str(error)) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise ConfigRefused(str(path), "", "not a regular file")
         if problem := _problem(path, info, owner):
             raise ConfigRefused(str(path), "", problem)
-        data = file.read(cap + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(cap + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > cap:
         raise ConfigRefused(str(path), "", f"larger than {cap} bytes")
     try:

@@ -56,7 +56,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
     multi_user = _multi_user(where, options, warnings)
     registration = read_registration(where.registration, where.name)
     schema = _schema(where, options)
-    warnings += _drift(where, registration, facts(where.name, options, schema, multi_user=multi_user))
+    warnings += _drift(where, options, registration, facts(where.name, options, schema, multi_user=multi_user))
     bundle = _bundle(where, document, registration, schema, multi_user=multi_user)
     resolved = Resolved(
         name=where.name,
@@ -78,11 +78,15 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
     return Resolution(resolved, bundle, warnings, options, registration)
 
 
-def _drift(where: EndpointPaths, registration: Registration, now: dict[str, Any]) -> list[str]:
-    if not registration.told or registration.told == digest(now):
-        return []
-    what = "what the relay checks and shows (names, schema, allowed_functions, admins) has changed since it was told"
-    return [f"{where.config_dir}: {what}: run `mep register {where.name} --again`"]
+def _drift(
+    where: EndpointPaths, options: EndpointOptions, registration: Registration, now: dict[str, Any]
+) -> list[str]:
+    found = []
+    if options.relay_url not in {None, registration.relay_url}:
+        found.append(f"relay_url is {options.relay_url}, and it is registered with {registration.relay_url}")
+    if registration.told and registration.told != digest(now):
+        found.append("names, schema, allowed_functions or admins have changed since the relay was told")
+    return [f"{where.config}: {what}: run `mep register {where.name} --again`" for what in found]
 
 
 def _multi_user(where: EndpointPaths, options: EndpointOptions, warnings: list[str]) -> bool:

@@ -51,6 +51,8 @@ GREETING_S = 15.0
 REFUSED_RETRY_S = 300.0
 """The wait after a final refusal: an administrator has to act, and a relay may be mended without us."""
 CLOCK_SKEW_WARN_S = 5.0
+RETRY_S = 0.2
+"""When to try again what a full queue did not take."""
 SHUTDOWN_LINGER_MS = 500
 
 
@@ -110,8 +112,8 @@ class Manager:
         if not self._epoch or self._state is State.GONE:
             return -1
         wake = min(self._deadline, self._next_ping) if self._state is State.UP else self._deadline
-        if self._status is not None:
-            wake = min(wake, time.monotonic() + 0.5)
+        if self._status is not None or (self._state is State.UP and self._outbox.peek() is not None):
+            wake = min(wake, time.monotonic() + RETRY_S)
         return max(0, int((wake - time.monotonic()) * 1000) + 1)
 
     def _tick(self, now: float) -> None:

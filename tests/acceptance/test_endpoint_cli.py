@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +166,34 @@ def test_an_endpoint_that_the_relay_has_forgotten_can_be_deleted(site: Cli, rela
     endpoint = site.json("check", "site")["endpoint_id"]
     assert relay.request("DELETE", f"/v2/endpoints/{endpoint}", token)[0] == 200
     site("delete", "site", "--yes")
+
+
+def test_an_endpoint_that_was_deleted_at_the_relay_comes_back_as_a_new_one(
+    site: Cli, relay: RelayProcess, token: str
+) -> None:
+    endpoint = site.json("check", "site")["endpoint_id"]
+    assert relay.request("DELETE", f"/v2/endpoints/{endpoint}", token)[0] == 200
+    assert "mep register site --new-id" in site("register", "site", "--again", expect=5).stderr
+    assert site.json("check", "site")["endpoint_id"] == endpoint
+    new = site.json("register", "site", "--new-id")["endpoint_id"]
+    assert new != endpoint
+    assert relay.request("GET", f"/v2/endpoints/{new}", token)[0] == 200
+
+
+def test_moving_to_another_relay(site: Cli, tmp_path: Path) -> None:
+    with RelayProcess(tmp_path) as other:
+        config = site.path("etc", "site", "config.yaml")
+        config.write_text(
+            "\n".join(line for line in config.read_text().splitlines() if not line.startswith("relay_url"))
+        )
+        with config.open("a") as file:
+            file.write(f"\nrelay_url: {other.url}\n")
+        assert "is registered with" in site("check", "site").stderr
+        site("register", "site", "--again", MEP_TOKEN=other.add_user("admin@example.edu"))
+        assert "is registered with" not in site("check", "site").stderr
+        site("start", "site", "--detach")
+        until(lambda: site.json("status", "site")["link"] == "up")
+        site("stop", "site")
 
 
 def test_what_is_told_to_the_relay_again(site: Cli, relay: RelayProcess, token: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.support.accounts import account
 from tests.support.cli import Cli, open_directory
 
+REFUSAL = {"reason": "no", "code": "TOKEN_UNKNOWN", "http_status_code": 401, "correlation_id": "c"}
 TOKEN = "a-token-that-must-show-up-nowhere"
 
 
@@ -53,6 +54,7 @@ class Registrar(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.calls: list[dict[str, Any]] = []
         self.answer: tuple[int, dict[str, Any]] | None = None
+        self.forgetful = False
 
     @property
     def url(self) -> str:
@@ -71,6 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )  # fmt: skip
         status, answer = self.server.answer or (200, self._registered(body))
+        if self.server.forgetful and self.command == "PUT":
+            status, answer = 404, {**REFUSAL, "code": "ENDPOINT_NOT_FOUND"}
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
@@ -179,7 +183,7 @@ def test_the_public_keys_belong_to_the_secret_ones(mep: Cli, registrar: Registra
 
 
 def test_a_refusal_leaves_what_register_can_go_on_with(mep: Cli, registrar: Registrar) -> None:
-    registrar.answer = (401, {"reason": "no", "code": "TOKEN_UNKNOWN", "http_status_code": 401, "correlation_id": "c"})
+    registrar.answer = (401, REFUSAL)
     said = configure(mep, registrar, expect=5).stderr
     assert "TOKEN_UNKNOWN" in said
     assert "mep register site" in said
@@ -202,6 +206,14 @@ def test_registered_twice_only_when_asked(mep: Cli, registrar: Registrar) -> Non
     mep("register", "site", "--again", "--token-file", token)
     assert registrar.calls[1]["method"] == "PUT"
     assert registrar.calls[1]["path"].endswith(registrar.calls[0]["body"]["endpoint_uuid"])
+
+
+def test_a_relay_that_has_lost_the_endpoint_gets_it_again_under_its_id(mep: Cli, registrar: Registrar) -> None:
+    configure(mep, registrar)
+    registrar.forgetful = True
+    mep("register", "site", "--again", "--token-file", str(mep.directory / "token"))
+    assert [call["method"] for call in registrar.calls] == ["POST", "PUT", "POST"]
+    assert registrar.calls[0]["body"] == registrar.calls[2]["body"]
 
 
 def test_nothing_is_overwritten(mep: Cli, registrar: Registrar) -> None:

@@ -76,6 +76,11 @@ class RelayEnd:
         return hello
 
     def close(self) -> None:
+        """Close, and wait until the port is free: libzmq closes in its own thread."""
+        monitor = self.socket.get_monitor_socket(zmq.Event.CLOSED)
+        self.socket.unbind(self.address)
+        assert monitor.poll(WAIT_MS)
+        self.socket.disable_monitor()
         self.socket.close(linger=0)
 
 
