@@ -89,6 +89,8 @@ def _run_or_explain(console: Console, site: Site) -> None:
 def main() -> int:
     """Run the demo, and remove everything it made, even when it is interrupted."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
     stop_on_signals()
     for line in ledger.sweep():
         console.print(line)

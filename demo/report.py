@@ -32,7 +32,7 @@ class Report:
     def step(self, title: str) -> None:
         """Begin a step."""
         self._steps += 1
-        self.console.print(f"\n[bold]{self._steps}. {title}[/bold]")
+        self.console.print(f"\n[bold]{self._steps}. {title}[/bold]", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Say one thing that happened."""
@@ -45,10 +45,10 @@ class Report:
 
     def table(self, rows: Sequence[Row]) -> None:
         """Print the closing table."""
-        table = Table(title="\nWhat it took", title_justify="left")
+        table = Table(title="\nWhat it took (tasks per second: no-op tasks)", title_justify="left")
         for heading in ("who", "ran as", "engine"):
-            table.add_column(heading)
-        for heading in ("cold start", "warm median", "tasks per second"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("cold start", "warm median", "tasks per s"):
             table.add_column(heading, justify="right")
         for row in rows:
             numbers = f"{row.cold_s * 1000:.0f} ms", f"{row.warm_s * 1000:.2f} ms", f"{row.tasks_per_s:,.0f}"
