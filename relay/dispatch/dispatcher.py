@@ -89,7 +89,8 @@ class Dispatcher:
             uep = self.board.uep(record)
             if record.link_key:
                 uep.state = UepState.DISCONNECTED
-                self.board.loop.call_later(LINK_DEAD_S, self._still_away, uep)
+                uep.grace_until = self.board.loop.time() + LINK_DEAD_S
+                self.board.loop.call_at(uep.grace_until, self._still_away, uep)
 
     def _still_away(self, uep: Uep) -> None:
         """The grace time after the relay's start is over."""

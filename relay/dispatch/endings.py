@@ -23,6 +23,8 @@ class Endings:
         """If its link is down and its manager says that it has no process, it has ended."""
         link = self._board.managers.get(uep.record.endpoint_id)
         gone = link is not None and link.reported and uep.record.uep_id not in link.running
+        if self._board.loop.time() < uep.grace_until:
+            return
         if gone and uep.state is UepState.DISCONNECTED and not uep.starting:
             self._board.run(self.conclude(uep, "", "its process has ended"))
 

@@ -71,6 +71,9 @@ class UserEndpoints:
             uep.go(UepState.ABSENT)
         uep.go(UepState.ONLINE)
         self._starts.joined(uep)
+        link = self._board.managers.get(uep.record.endpoint_id)
+        if link is not None:
+            link.running.add(uep.record.uep_id)  # whatever its manager has said so far
         logger.info("user endpoint %s is here", uep.record.uep_id)
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
