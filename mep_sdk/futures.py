@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any, Protocol
 
 
@@ -16,17 +18,75 @@ class Canceller(Protocol):
         """Cancel what has not ended; return how many that were."""
 
 
+_making = threading.Lock()
+"""Held while a future gets its condition, or is resolved without one."""
+
+
+def _unlock_in_child() -> None:
+    global _making
+    _making = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
+
+
 class TaskFuture(Future[Any]):
     """A concurrent.futures.Future with the task's id.
 
     `running()` is always False: that a worker has begun is not reported to the script.
+
+    A Future makes a condition, a lock and three containers when it is made. Of many thousand futures most are
+    never waited for while pending, and the garbage collector would spend more time on these than all else here
+    takes. So they are made when somebody first asks for the condition.
     """
 
+    _lazy_condition: threading.Condition | None = None
+
     def __init__(self, task_id: str, task_group_id: str, canceller: Canceller) -> None:
-        super().__init__()
+        # Not the base's __init__, which makes everything: see above.
+        self._state: str = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
         self.task_id = task_id
         self.task_group_id = task_group_id
         self._canceller = canceller
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # the base only reads it
+        made = self._lazy_condition
+        if made is None:
+            with _making:
+                made = self._lazy_condition
+                if made is None:
+                    self._waiters: list[Any] = []
+                    self._done_callbacks: list[Any] = []
+                    made = self._lazy_condition = threading.Condition()
+        return made
+
+    def done(self) -> bool:
+        """Return whether the task has ended or was cancelled."""
+        return self._state not in (PENDING, RUNNING)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the task's value, or raise what it raised. Waits `timeout` seconds at most; raises TimeoutError,
+        CancelledError."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        return super().result(timeout)
+
+    def resolve(self, value: Any, failure: BaseException | None) -> None:
+        """End with this value or failure. For the session alone."""
+        with _making:
+            if self._lazy_condition is None and self._state == PENDING:
+                # Nobody can be waiting, and whoever begins to will find this.
+                self._result, self._exception = value, failure
+                self._state = FINISHED
+                return
+        if failure is None:
+            self.set_result(value)
+        else:
+            self.set_exception(failure)
 
     def cancel(self) -> bool:
         """Cancel the task, waiting or running; return False where it has ended already.
@@ -39,7 +99,7 @@ class TaskFuture(Future[Any]):
         return not self.done() and self._canceller.cancel_futures([self]) == 1
 
     def mark_cancelled(self) -> bool:
-        """Become cancelled without asking anybody, and wake whoever waits. For the canceller alone."""
+        """Become cancelled without asking anybody, and wake whoever waits. For the session alone."""
         return super().cancel() and not self.set_running_or_notify_cancel()
 
 

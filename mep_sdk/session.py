@@ -217,13 +217,13 @@ class Session:
         for result in results:
             future = self._pending.pop(result.task_id, None)
             if future is not None:
-                _resolve(future, *settle(result))
+                future.resolve(*settle(result))
         self._settled()
 
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
         for item in items:
             if self._pending.pop(item.future.task_id, None) is not None:
-                _resolve(item.future, None, _copy(error))
+                item.future.resolve(None, _copy(error))
         self._settled()
 
     def _group_refused(self, task_group_id: str, error: MepError) -> None:
@@ -234,7 +234,7 @@ class Session:
             listener.stop()
         for future in lost:
             if self._pending.pop(future.task_id, None) is not None:
-                _resolve(future, None, _copy(error))
+                future.resolve(None, _copy(error))
         self._settled()
 
     def _settled(self) -> None:
@@ -340,13 +340,6 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
 
 def _decoded(text: bytes) -> dict[str, Any] | None:
     return msgspec.json.decode(text, type=dict[str, Any]) if text else None
-
-
-def _resolve(future: TaskFuture, value: Any, failure: BaseException | None) -> None:
-    if failure is None:
-        future.set_result(value)
-    else:
-        future.set_exception(failure)
 
 
 def _copy(error: MepError) -> MepError:
