@@ -17,10 +17,10 @@ from relay.api.http import Receive, Scope, Send
 from relay.api.service import Service
 from relay.dispatch.delivery import uuid_text
 from relay.log import logger
-from relay.store.records import Caller, GroupRef
+from relay.store.records import Caller, Completion, GroupRef
 
 PAGE = 1000
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = 1024 * 1024
 FIRST_FRAME_S = 30.0
 """How long a client may take to say what it wants."""
 
@@ -43,7 +43,8 @@ async def serve_stream(service: Service, scope: Scope, receive: Receive, send: S
         group, cursor = await _first_frame(service, caller, receive)
         await _push(service, group, cursor, receive, send)
     except MepError as error:
-        await _send(send, StreamRefused(code=error.code, text=error.text))
+        frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
+        await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
         await send({"type": "websocket.close", "code": 4000 + error.http_status, "reason": error.code})
     except (OSError, _Gone):
         pass  # the client has gone; it asks again from its cursor
@@ -93,11 +94,10 @@ async def _push(service: Service, group: GroupRef, cursor: int, receive: Receive
                 await event.wait()
                 continue
             cursor = found[-1].seq
-            results = [
-                StreamedResult(uuid_text(c.task_id), int(c.state), c.code, c.text, c.payload, c.correlation_id)
-                for c in found
-            ]
-            await _send(send, StreamBatch(cursor=cursor, results=results))
+            frame = _encode(found)
+            del found  # a slow client holds one copy of its page
+            await send({"type": "websocket.send", "bytes": frame})
+            del frame
     finally:
         streams.leave(group.row, event)
         gone.cancel()
@@ -109,5 +109,9 @@ async def _until_gone(receive: Receive) -> None:
         logger.debug("stream: a frame after the first was ignored")
 
 
-async def _send(send: Send, frame: StreamFrame) -> None:
-    await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
+def _encode(found: list[Completion]) -> bytes:
+    results = [
+        StreamedResult(uuid_text(c.task_id), int(c.state), c.code, c.text, c.payload, c.correlation_id) for c in found
+    ]
+    frame: StreamFrame = StreamBatch(cursor=found[-1].seq, results=results)
+    return _encoder.encode(frame)
