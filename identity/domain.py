@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from identity.document import Document
@@ -40,6 +41,13 @@ class DomainMapper:
         if self._provider is not None and (provider is None or provider.lower() != self._provider):
             return None, f"comes from identity provider {provider}, not from {self._provider}"
         return name, f"in domain {domain}"
+
+
+def file_text(domains: Sequence[str]) -> str:
+    """Return a mapping file for people of `domains`. Raises DocumentInvalid for what is no domain."""
+    document = {"DATA_TYPE": DATA_TYPE, "domain": domains[0] if len(domains) == 1 else list(domains)}
+    from_document(Document(document))
+    return json.dumps([document], indent=2) + "\n"
 
 
 def from_document(document: Document) -> DomainMapper:

@@ -76,8 +76,11 @@ def new_directory(path: Path, *, mode: int) -> Iterator[Path]:
         raise
 
 
-def write_five_files(where: EndpointPaths, config: str) -> None:
-    """Write the endpoint's five files, all or none. Raises CliFailed where one of them exists."""
+def write_five_files(where: EndpointPaths, config: str, mapping: str | None = None) -> None:
+    """Write the endpoint's five files, all or none, with `mapping` in place of the example of a mapping file.
+
+    Raises CliFailed where one of them exists.
+    """
     existing = [name for name in FIVE_FILES if (where.config_dir / name).exists()]
     if existing:
         raise CliFailed(
@@ -85,7 +88,8 @@ def write_five_files(where: EndpointPaths, config: str) -> None:
             f"To use these files: mep register {where.name}. To begin anew: mep delete {where.name} first."
         )
     make_parents(where.config_dir.parent, privileged=where.privileged)
-    files = {name: config if name == CONFIG else default_file(name) for name in FIVE_FILES}
+    given = {CONFIG: config, MAPPING: mapping}
+    files = {name: given.get(name) or default_file(name) for name in FIVE_FILES}
     try:
         with new_directory(where.config_dir, mode=0o755 if where.privileged else 0o700) as staging:
             _fill(staging, files, privileged=where.privileged)

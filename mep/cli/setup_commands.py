@@ -30,11 +30,14 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @click.command(
     epilog=epilog(
         "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
+        "mep configure site --multi-user --domain example.edu --relay https://relay.example.org",
         "MEP_TOKEN=... mep configure laptop --relay http://127.0.0.1:8650",
     )
 )
 @name_argument
 @click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
+@click.option("--domain", "domains", multiple=True, metavar="DOMAIN",
+              help="name@DOMAIN is the account `name`; with --multi-user. Repeat it for several domains.")  # fmt: skip
 @click.option("--relay", "relay_url", metavar="URL", envvar="MEP_RELAY_URL", show_envvar=True,
               help="The relay, https except on this machine.")  # fmt: skip
 @token_option
@@ -48,6 +51,7 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 def configure(
     name: str,
     multi_user: bool,  # click passes options by name
+    domains: tuple[str, ...],
     relay_url: str | None,
     token_file: str | None,
     display_name: str | None,
@@ -60,11 +64,12 @@ def configure(
 
     where, _ = locate(name)
     _check_who(where, multi_user=multi_user)
+    mapping = _domain_mapping(domains, multi_user=multi_user)
     document, text = _new_config(where, multi_user, relay_url, display_name, endpoint_config)
     relay = _relay_of(where, document, relay_url)
     accounts_for(where)
     token = read_token(token_file)
-    write_five_files(where, text)
+    write_five_files(where, text, mapping)
     warn(document.warnings)
     try:
         registration = _register(where, document, relay, token)
@@ -75,7 +80,7 @@ def configure(
             error.exit_code,
         ) from None
     value = {"name": name, "endpoint_id": registration.endpoint_id, "config_dir": str(where.config_dir)}
-    emit(value, _configured_text(where, registration, multi_user=multi_user), as_json=as_json)
+    emit(value, _configured_text(where, registration, multi_user=multi_user, domains=domains), as_json=as_json)
 
 
 def _check_who(where: EndpointPaths, *, multi_user: bool) -> None:
@@ -91,6 +96,20 @@ def _check_who(where: EndpointPaths, *, multi_user: bool) -> None:
             "whose endpoint it is.",
             Exit.USAGE,
         )
+
+
+def _domain_mapping(domains: tuple[str, ...], *, multi_user: bool) -> str | None:
+    from identity.document import DocumentInvalid
+    from identity.domain import file_text
+
+    if not domains:
+        return None
+    if not multi_user:
+        raise CliFailed("--domain maps many people to accounts: it goes with --multi-user", Exit.USAGE)
+    try:
+        return file_text(domains)
+    except DocumentInvalid as error:
+        raise CliFailed(f"--domain: {error}", Exit.USAGE) from None
 
 
 def _new_config(
@@ -127,13 +146,17 @@ def _register(where: EndpointPaths, document: Document, relay: str, token: str) 
     return register_endpoint(where, document.options, relay, token)
 
 
-def _configured_text(where: EndpointPaths, registration: Registration, *, multi_user: bool) -> str:
+def _configured_text(
+    where: EndpointPaths, registration: Registration, *, multi_user: bool, domains: tuple[str, ...]
+) -> str:
     lines = [
         f"Endpoint {where.name} is registered: {registration.endpoint_id}",
         f"Its files are in {where.config_dir}. Next:",
     ]
-    if multi_user:
+    if multi_user and not domains:
         lines.append("  say in identity_mapping.json whose identity is which local account (nobody's is, so far);")
+    if multi_user:
+        lines.append(f"  mep map {where.name} --identity name@{(domains or ('example.edu',))[0]}, to try it;")
     lines += [
         "  look through user_config_template.yaml.j2, which says how tasks run;",
         f"  mep check {where.name}",

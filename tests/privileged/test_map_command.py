@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from sitekit import accounts
 
+from tests.privileged.test_configure import Registrar, configure, mep, registrar  # noqa: F401  # fixtures
+from tests.support.cli import Cli
 from tests.unit.identity.test_map_command import file, mep_map  # noqa: F401  # a fixture
 
 NAME, GROUP = "meptest-mapped", "meptest-mapgroup"
@@ -63,3 +65,23 @@ def test_a_callout_runs_as_the_mapper(file: str) -> None:  # noqa: F811  # the f
     path.chmod(0o644)
     done = mep_map("--file", str(path), "--identity", "a@example.org")
     assert f"wrote to standard error: 'uid {mapper.pw_uid} groups {mapper.pw_gid}'" in done.stdout
+
+
+@pytest.mark.parametrize("domains", [("example.org",), ("example.org", "example.net")])
+def test_configure_writes_the_mapping_of_a_domain(
+    mep: Cli,  # noqa: F811  # the fixture
+    registrar: Registrar,  # noqa: F811  # the fixture
+    person: accounts.Account,
+    domains: tuple[str, ...],
+) -> None:
+    done = configure(mep, registrar, *(word for domain in domains for word in ("--domain", domain)))
+    assert "mep map site --identity name@example.org" in done.stdout
+    for domain in domains:
+        assert mep.json("map", "site", "--identity", f"{NAME}@{domain}")["account"]["uid"] == person.uid
+    mep("map", "site", "--identity", f"{NAME}@example.edu", expect=1)
+
+
+def test_configure_refuses_what_is_no_domain(mep: Cli, registrar: Registrar) -> None:  # noqa: F811  # the fixtures
+    assert "is not a domain" in configure(mep, registrar, "--domain", "a@b", expect=2).stderr
+    assert registrar.calls == []
+    assert not (mep.directory / "etc").exists()
