@@ -34,8 +34,7 @@ from mep.manager.outbox import Outbox
 from mep.manager.service import Manager
 from mep_wire import messages
 from mep_wire.codec import decode_to_relay, encode
-
-from .conftest import ENDPOINT, EPOCH
+from tests.support.start_requests import ENDPOINT, EPOCH
 
 _M = TypeVar("_M")
 WAIT_MS = 5000

@@ -31,8 +31,7 @@ from mep.errors import BoundaryViolation
 from mep.mapper.service import Mapper
 from mep_wire.identity import IdentitySet
 from mep_wire.start import VerifiedStart, decode_start
-
-from .conftest import ENDPOINT, EPOCH, RelaySide, alice
+from tests.support.start_requests import ENDPOINT, EPOCH, RelaySide, alice
 
 MAPPING = [
     {

@@ -15,8 +15,7 @@ from mep.mapper.verify import EpochSpent, Verifier
 from mep_wire.errors import MepError, StartRequestRefused, StartRequestStale
 from mep_wire.identity import IdentitySet
 from mep_wire.start import SIGNATURE_CONTEXT, decode_start, encode_start
-
-from .conftest import ENDPOINT, EPOCH, NOW, RelaySide, alice
+from tests.support.start_requests import ENDPOINT, EPOCH, NOW, RelaySide, alice
 
 
 def verifier(relay: RelaySide, now: float = NOW, **changes: Any) -> Verifier:
