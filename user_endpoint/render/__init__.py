@@ -66,7 +66,7 @@ def _blamed(
     names = {
         name
         for place, read in sources.items()
-        if place[: len(path)] == path or path[: len(place)] == place
+        if error.path and (place[: len(path)] == path or path[: len(place)] == place)
         for name in read
         if name in config
     }

@@ -72,7 +72,8 @@ def document_from(fragment: Fragment) -> Document:
         return Document(None if root is None else builder.build(root, ()), builder.sources)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _invalid(text, placeholder, error.problem or error.context or "", mark) from error
+        reason = ": ".join(part for part in (error.context, error.problem) if part)
+        raise _invalid(text, placeholder, reason, mark) from error
     except yaml.reader.ReaderError as error:
         raise _invalid(text, placeholder, f"{error.reason} (character {error.character!r})", None) from error
     except RecursionError as error:

@@ -7,9 +7,10 @@ Templates are the administrator's and trusted to be well meant; the variables ar
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import FunctionLoader, StrictUndefined, TemplateRuntimeError, UndefinedError, nodes
@@ -62,17 +63,40 @@ class PieceCodeGenerator(CodeGenerator):
         return f"environment.text({''.join(group)!r})"
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> Any:
-        """Fold template text only: a constant expression is a value like any other."""
+        """Fold template text, and text literals, which are the template's own text as well."""
         if isinstance(node, nodes.TemplateData):
             return node.data
+        if _is_literal_text(node) and isinstance(node, nodes.Const):
+            return node.value
         raise nodes.Impossible
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if _is_literal_text(node):
+            self.write("environment.text(")
+            return
         names = sorted({name.name for name in _names_in(node) if name.ctx == "load"})
         self.write(f"environment.value({tuple(names)!r}, ")
 
     def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
         self.write(")")
+
+
+def _is_literal_text(node: nodes.Expr) -> bool:
+    """Tell whether an expression is a text literal, or chooses between several by a condition."""
+    if isinstance(node, nodes.CondExpr):
+        return node.expr2 is not None and _is_literal_text(node.expr1) and _is_literal_text(node.expr2)
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
+
+
+def _says_all_itself(node: nodes.Filter) -> bool:
+    """Tell whether every argument of a filter is a constant, so that no value decides what it does."""
+    arguments = [*node.args, *(keyword.value for keyword in node.kwargs)]
+    return not node.dyn_args and not node.dyn_kwargs and all(isinstance(part, nodes.Const) for part in arguments)
+
+
+def _keeping(name: str) -> str:
+    """Return the name of a filter's variant that keeps pieces: none that a template could write."""
+    return f"{name} keeping pieces"
 
 
 def _names_in(node: nodes.Expr) -> list[nodes.Name]:
@@ -88,8 +112,19 @@ class PieceEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(undefined=NamingUndefined, loader=FunctionLoader(functools.partial(_source, templates)))
         self.filters["shell_escape"] = shell_escape
         self.filters["tojson"] = to_json
+        for name, keeping in _LAYOUT_FILTERS.items():
+            self.filters[_keeping(name)] = functools.partial(keeping, self.filters[name])
         self.filters["safe"] = _as_it_is  # there is no HTML here, and marking would turn template text into a value
         del self.globals["lipsum"]
+
+    def _generate(
+        self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
+    ) -> str:
+        """Use the variants of `indent` and `trim` that keep pieces, wherever the template alone says how."""
+        for node in source.find_all(nodes.Filter):
+            if node.name in _LAYOUT_FILTERS and _says_all_itself(node):
+                node.name = _keeping(node.name)
+        return super()._generate(source, name, filename, defer_init)
 
     text = Text
 
@@ -100,8 +135,6 @@ class PieceEnvironment(ImmutableSandboxedEnvironment):
             return data
         if isinstance(data, TemplateModule):
             return _joined(vars(data)["_body_stream"])
-        if isinstance(data, Undefined):
-            str(data)  # raises MissingVariable
         return Value(data if isinstance(data, Json) else plain(data), names)
 
     @staticmethod
@@ -145,3 +178,44 @@ def to_json(value: Any, indent: int | None = None) -> Json:
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _indent(
+    usual: Callable[..., str], text: Any, width: int | str = 4, first: bool = False, blank: bool = False
+) -> Any:
+    """Indent the lines of template text; what a value holds is left alone, and counts as not blank."""
+    if not isinstance(text, Fragment):
+        return usual(text, width, first, blank)
+    margin = width if isinstance(width, str) else " " * width
+    pieces: list[Text | Value] = [Text(margin)] if first else []
+    for piece, after in itertools.zip_longest(pieces_of(text), pieces_of(text)[1:]):
+        if isinstance(piece, Value):
+            pieces.append(piece)
+            continue
+        lines = str(piece).split("\n")
+        last = len(lines) - 1
+        for index, line in enumerate(lines[1:], 1):
+            begins_value = index == last and isinstance(after, Value)
+            lines[index] = margin + line if line or blank or begins_value else line
+        pieces.append(Text("\n".join(lines)))
+    return Fragment(tuple(pieces))
+
+
+def _trim(usual: Callable[..., str], text: Any, chars: str | None = None) -> Any:
+    """Strip template text at both ends; a value at an end is left alone."""
+    if not isinstance(text, Fragment):
+        return usual(text, chars)
+    pieces = list(pieces_of(text))
+    while pieces and isinstance(pieces[0], Text) and not pieces[0].strip(chars):
+        del pieces[0]
+    while pieces and isinstance(pieces[-1], Text) and not pieces[-1].strip(chars):
+        del pieces[-1]
+    if pieces and isinstance(pieces[0], Text):
+        pieces[0] = Text(pieces[0].lstrip(chars))
+    if pieces and isinstance(pieces[-1], Text):
+        pieces[-1] = Text(pieces[-1].rstrip(chars))
+    return Fragment(tuple(pieces))
+
+
+_LAYOUT_FILTERS: dict[str, Callable[..., Any]] = {"indent": _indent, "trim": _trim}
+"""Filters that lay out template text; of pieces they make pieces."""

@@ -7,13 +7,18 @@ a value; so is whatever a new version of the template engine might emit in a way
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Final, Self
+
+from jinja2.runtime import Undefined
 
 MAX_ITEMS = 100_000
 """Most items in one list or mapping that an expression gives."""
+
+
+_LISTS: Final = (list, tuple, set, frozenset, range, Iterator, KeysView, ValuesView, ItemsView)
 
 
 class UnusableValue(ValueError):
@@ -94,8 +99,10 @@ def plain(data: Any) -> Any:
             return exact.__str__(data) if exact is str else exact(data)
     if isinstance(data, Mapping):
         return {_key(key): plain(value) for key, value in _limited(data.items())}
-    if isinstance(data, (list | tuple | set | frozenset | range, Iterator)):
+    if isinstance(data, _LISTS):
         return [plain(value) for value in _limited(data)]
+    if isinstance(data, Undefined):
+        str(data)  # raises, with the variable's name
     raise UnusableValue(f"a {type(data).__name__}")
 
 
