@@ -22,7 +22,7 @@ _SHELLS = "/etc/shells"
 class StartRefused(Exception):
     """A start is refused at `stage` with `code`; `public` may leave the host, `detail` may not."""
 
-    def __init__(self, stage: Stage, code: Refusal, public: str, detail: str) -> None:
+    def __init__(self, stage: Stage, code: str, public: str, detail: str) -> None:
         self.stage, self.code, self.public, self.detail = stage, code, public, detail
         super().__init__(f"{stage.name}: {code}: {detail}")
 

@@ -21,8 +21,10 @@ class Audit:
         self._descriptor = -1
         self.reopen()
 
-    def reopen(self) -> None:
-        """Open the file again by its name, as logrotate wants it. Raises OSError."""
+    def reopen(self, path: str | None = None) -> None:
+        """Open the file again by its name, as logrotate wants it, or another one. Raises OSError."""
+        if path is not None:
+            self._path = path
         if not self._path:
             return
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -26,7 +26,7 @@ from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
-from mep.monitor.supervise import Ending, Supervisor
+from mep.monitor.supervise import STOPPED, Ending, Supervisor
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 
@@ -113,7 +113,7 @@ class Keeper:
             text = public_text(Refusal.SITE_BUSY, limit=answer.limit)
             raise StartRefused(Stage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
         if isinstance(answer, StopUserEndpoint):
-            raise StartRefused(Stage.CAPS, Refusal.START_FAILED, answer.public, "stopped before it started")
+            raise StartRefused(Stage.CAPS, answer.code, answer.public, "stopped before it started")
         if not isinstance(answer, CapsGranted):
             raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
         return account
@@ -189,7 +189,7 @@ class Keeper:
         while self._channel is not None:
             wait_readable([self._channel.fileno(), self._wakeup.fileno()], self._left())
             if signal.SIGTERM in self._wakeup.take():
-                raise StartRefused(Stage.CAPS, Refusal.START_FAILED, "The endpoint is being stopped.", "SIGTERM")
+                raise StartRefused(Stage.CAPS, STOPPED, "The endpoint is being stopped.", "SIGTERM")
             try:
                 received = self._channel.receive()
             except BlockingIOError:

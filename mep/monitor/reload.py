@@ -15,6 +15,7 @@ from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.errors import ConfigRefused
 from mep.monitor.child import Kind
+from mep.monitor.local_accounts import uids_of
 from mep.monitor.loop import Timer
 from mep.monitor.spawn import reset_signals
 from mep.monitor.supervise import describe_status
@@ -55,9 +56,10 @@ class Reload:
         monitor.log.info("reading the configuration again", resolver=self.pid)
 
     def _reopen_logs(self) -> None:
+        resolved = self._monitor.resolved
         try:
-            open_log(self._monitor.resolved.log_path)
-            self._monitor.audit.reopen()
+            open_log(resolved.log_path)
+            self._monitor.audit.reopen(resolved.audit_path)
         except OSError as error:
             self._monitor.log.error("cannot open a log again", error=str(error))
 
@@ -103,6 +105,8 @@ class Reload:
         monitor, old = self._monitor, self._monitor.resolved
         self._close(self._documents[0], monitor.bundle)
         monitor.resolved, monitor.bundle = resolved, self._documents[1]
+        monitor.own_uids = uids_of(resolved.own_accounts) if resolved.multi_user else ()
+        self._reopen_logs()
         monitor.log.info("configuration reloaded")
         monitor.audit.write("reload", outcome="taken over")
         if (resolved.manager, resolved.python) != (old.manager, old.python):

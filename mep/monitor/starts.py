@@ -82,6 +82,8 @@ class Starts:
         self._mapped: deque[Start] = deque()
         self._by_uep: dict[str, Start] = {}
         self._parked: dict[str, list[Start]] = {}
+        self._served: dict[str, int] = {}
+        """Our number of each local user's latest start that went to a keeper."""
         self._askers: set[int] = set()
         self._held = 0
         self._heard_of_mapper = 0
@@ -137,10 +139,14 @@ class Starts:
             self._monitor.keepers.fork(start, self._release(start))
 
     def _fairest(self) -> Start:
-        """Take the oldest start of whoever has the fewest under way: one person's burst delays nobody else."""
+        """Take the oldest start of whoever has the fewest under way, then of whoever had none for longest.
+
+        One person's burst so delays nobody else by more than one start.
+        """
         under_way = Counter(start.local_user for start in self._by_uep.values() if start.state is State.KEPT)
-        start = min(self._mapped, key=lambda start: under_way[start.local_user])
+        start = min(self._mapped, key=lambda one: (under_way[one.local_user], self._served.get(one.local_user, 0)))
         self._mapped.remove(start)
+        self._served[start.local_user] = start.ref
         return start
 
     def _release(self, start: Start) -> int:

@@ -65,7 +65,8 @@ class Status:
                 link_state=self.link_state,
                 link_detail=self.link_detail,
                 mapping_loaded=self.mapping_loaded,
-                mapping_problem=self.mapping_problem,
+                # What is wrong with it may quote an identity: that is for the log, which not everybody can read.
+                mapping_problem="the mapping file cannot be used: the log says why" if self.mapping_problem else "",
                 user_endpoints=[one.public() for one in self._endpoints.values()],
             ),
         )

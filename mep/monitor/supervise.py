@@ -24,7 +24,9 @@ from mep.monitor.wakeup import Wakeup, wait_readable
 _MAX_REPORT_BYTES = 4096
 _CODE = re.compile(r"[A-Z_]{1,64}")
 _FAILED_EXIT_S = 5.0
-_DATAGRAMS_AT_ONCE = 16
+_MAX_REPORTS = 64
+"""A user endpoint says three things in its life: one that says more is not listened to any longer."""
+_LOOK_AGAIN_S = 0.001
 STOPPED = "STOPPED"
 _LOST = "USER_ENDPOINT_LOST"
 
@@ -83,6 +85,7 @@ class Supervisor:
         self._stopped: Ending | None = None
         self._kill_at = float("inf")
         self._report_open = True
+        self._reports_left = _MAX_REPORTS
 
     def run(self, ready_by: float, timeout_s: float, on_ready: Callable[[], None]) -> Ending:
         """Return how it ended, once no descendant is left. `ready_by` is on the monotonic clock."""
@@ -100,7 +103,7 @@ class Supervisor:
             self._take_signals()
             self._take_reports(on_ready)
             self._take_orders()
-        self._take_reports(on_ready, last=True)
+        self._take_reports(on_ready)
         kill_descendants()
         return self._ending(self._status)
 
@@ -142,20 +145,19 @@ class Supervisor:
             if pid == self._pid:
                 self._status = status
 
-    def _take_reports(self, on_ready: Callable[[], None], *, last: bool = False) -> None:
-        for _ in range(_DATAGRAMS_AT_ONCE * (64 if last else 1)):
-            if not self._report_open:
-                return
+    def _take_reports(self, on_ready: Callable[[], None]) -> None:
+        while self._report_open:
             try:
                 datagram = self._report.recv(_MAX_REPORT_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 datagram = b""
-            if not datagram:
+            if not datagram or self._reports_left == 0:
                 self._report_open = False
                 self._report.close()
                 return
+            self._reports_left -= 1
             self._take_report(parse_report(datagram), on_ready)
 
     def _take_report(self, report: Report | None, on_ready: Callable[[], None]) -> None:
@@ -239,12 +241,17 @@ def kill_descendants() -> None:
     """SIGKILL and reap until nothing is left of what this process is subreaper of.
 
     Only direct children are killed: those cannot be another process's pid, since nobody else reaps them. Their
-    own children then come to this process.
+    own children then come to this process. The list may miss one that is born or orphaned while it is read; that
+    none is left is what waitpid says.
     """
-    while pids := children():
-        for pid in pids:
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            continue
+        for pid in children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for _ in pids:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, 0)
+        time.sleep(_LOOK_AGAIN_S)

@@ -18,7 +18,17 @@ from mep.boundary.resolved import to_json
 from mep.boundary.runtime import running_monitor as holder_of
 from mep.boundary.runtime import start_ticks
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, gone, processes_of, running_monitor, start_as, until
+from tests.support.monitor import (
+    MonitorRun,
+    Puppet,
+    ask,
+    gone,
+    map_next,
+    processes_of,
+    running_monitor,
+    start_as,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +287,31 @@ def test_what_cannot_change_while_it_runs(alice: LocalAccount) -> None:
         run.ready()
         reload(run, to_json(replace(run.resolved, runtime_dir="/elsewhere")))
         until("refused", lambda: "runtime_dir: cannot change" in run.log_text())
+
+
+# --- the monitor killed in the middle of a start -----------------------------------------------------------------
+
+
+def test_start_goes_on_without_the_monitor_and_is_adopted(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        ask(manager, 1)
+        uep_id = map_next(mapper, alice.name, delay_s=0.5)
+        until("it is spawned", lambda: run.record(uep_id).get("uep_pid"))
+        run.stop(signal.SIGKILL)
+        until("it is ready", lambda: run.record(uep_id)["state"] == "running")
+        run.start()
+        assert run.ready()[0].take(EndpointRunning)[0].uep_id == uep_id
+
+
+def test_start_that_fails_without_the_monitor_leaves_a_record(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        ask(manager, 1)
+        uep_id = map_next(mapper, alice.name, mode="fail", delay_s=0.5)
+        until("it is spawned", lambda: run.record(uep_id).get("uep_pid"))
+        run.stop(signal.SIGKILL)
+        record = until("the exit record", lambda: run.record(uep_id).get("state") == "ended" and run.record(uep_id))
+        assert record["code"] == "ENDPOINT_MISCONFIGURED"
+        until("the keeper is gone", lambda: gone(record["keeper_pid"], record["keeper_start"]))
+        run.start()
+        ended = run.ready()[0].take(EndpointEnded)[0]
+        assert (ended.uep_id, ended.code) == (uep_id, "ENDPOINT_MISCONFIGURED")

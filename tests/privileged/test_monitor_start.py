@@ -357,3 +357,43 @@ def test_double_forked_descendants_do_not_survive(alice: LocalAccount) -> None:
         _uep_id, _ = start_as(manager, mapper, alice.name, mode="orphans", life_s=0.2, ended="IDLE")
         assert manager.take(EndpointEnded)[0].code == "IDLE"
         assert not processes_of(alice.uid)
+
+
+def test_chain_of_forks_does_not_survive(alice: LocalAccount) -> None:
+    with running_monitor() as (_, manager, mapper):
+        start_as(manager, mapper, alice.name, mode="respawn", life_s=0.2, ended="IDLE")
+        assert manager.take(EndpointEnded)[0].code == "IDLE"
+        assert not processes_of(alice.uid)
+
+
+def test_flood_of_reports_is_not_listened_to(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        uep_id, answer = start_as(manager, mapper, alice.name, mode="flood")
+        assert answer.outcome == "started"
+        keeper = run.record(uep_id)["keeper_pid"]
+        until("the report channel is closed", lambda: len(os.listdir(f"/proc/{keeper}/fd")) <= 6)
+        assert run.log_text().count("that is none was dropped") < 100
+
+
+def test_burst_of_one_person_delays_nobody(alice: LocalAccount) -> None:
+    with account() as bob, running_monitor(caps=Caps(max_starting=1)) as (_, manager, mapper):
+        for ref in range(5):
+            ask(manager, ref)
+            map_next(mapper, alice.name, delay_s=0.2)
+        ask(manager, 5)
+        map_next(mapper, bob.name)
+        order = [manager.take(StartAnswered)[0].ref for _ in range(6)]
+        assert order.index(5) <= 2
+        manager.kill()
+
+
+def test_stop_while_a_start_is_under_way(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        ask(manager, 1)
+        uep_id = map_next(mapper, alice.name, mode="silent")
+        record = until("it is spawned", lambda: run.record(uep_id).get("uep_pid") and run.record(uep_id))
+        os.kill(run.pid, signal.SIGTERM)
+        answer = manager.take(StartAnswered)[0]
+        assert (answer.outcome, answer.code) == ("unavailable", "STOPPED")
+        assert run.stop() == 0
+        assert gone(record["uep_pid"], record["uep_start"]) and gone(record["keeper_pid"], record["keeper_start"])

@@ -12,6 +12,7 @@ order = json.loads(os.pread(3, 65536, 0))
 report = socket.socket(fileno=5)
 mode = order["mode"]
 
+time.sleep(order.get("delay_s", 0))
 if "write" in order:
     with open(order["write"], "w") as file:
         json.dump({"pid": os.getpid(), "cwd": os.getcwd(), "bundle": os.pread(4, 100, 0).decode()}, file)
@@ -25,6 +26,20 @@ if mode == "silent":
 if mode == "garbage":
     for datagram in (b"\xff" * 4096, b"FAILED\nlower case\nx\ny", b"READY now", b"\0", b"ENDED\n" + b"A" * 65 + b"\nx"):
         report.send(datagram)
+if mode == "flood":
+    report.send(b"READY")
+    while True:
+        try:
+            report.send(b"nonsense")
+        except OSError:
+            time.sleep(3600)
+if mode == "respawn":
+    # A chain that forks and ends as fast as it can: its pid changes all the time.
+    first = os.fork()
+    while first == 0 and os.fork() == 0:
+        pass
+    if first == 0:
+        os._exit(0)
 if mode == "ignore-term":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "orphans":
