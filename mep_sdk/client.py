@@ -77,12 +77,12 @@ class Client:
         """
         for name in [*unrecognized, *(["searchable"] if searchable is not None else [])]:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
-        name = function_name or _name_of(function)
+        name = function_name or name_of(function)
         return self.register_serialized(
             api.FunctionBody(
                 function_name=name,
                 function_code=serialize_function(function),
-                description=description if description is not None else inspect.getdoc(function),
+                description=description if description is not None else doc_of(function),
                 container_uuid=str(container_uuid) if container_uuid else None,
                 metadata=metadata,
                 public=public,
@@ -255,8 +255,14 @@ def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:
     )
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what a function or other callable is called."""
     return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+def doc_of(function: Callable[..., Any]) -> str | None:
+    """Return a function's docstring; other callables have only their class's."""
+    return inspect.getdoc(function) if inspect.isroutine(function) else None
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -28,7 +28,7 @@ class DataCorrupt(MepError):
 
 
 class DataUnreadable(MepError):
-    """The serialized {what} cannot be read here: {reason}"""
+    """The {what} cannot be read {where}: {reason}"""
 
     code = "DATA_UNREADABLE"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import hashlib
-import inspect
 import itertools
 import logging
 import time
@@ -20,7 +19,7 @@ import msgspec
 
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.chunks import run_chunk
-from mep_sdk.client import Client
+from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_function
 from mep_sdk.session import Function, Session, Target
@@ -68,6 +67,7 @@ class Executor(concurrent.futures.Executor):
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        self._made_client = client is None
         self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
         self.endpoint_id = endpoint_id
         self.container_id = container_id
@@ -155,7 +155,7 @@ class Executor(concurrent.futures.Executor):
         then. Raises FunctionUnserializable, ArgumentsUnserializable, PayloadTooLarge, NotConfigured without an
         endpoint_id, RuntimeError after shutdown. Everything else arrives in the future.
         """
-        return self._submit(self._function(fn), args, kwargs, _name_of(fn))
+        return self._submit(self._function(fn), args, kwargs, name_of(fn))
 
     def submit_to_registered_function(
         self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
@@ -170,7 +170,7 @@ class Executor(concurrent.futures.Executor):
         """
         known = self._by_object.get(fn) if isinstance(fn, types.FunctionType) else None
         if known is not None and known.id and str(function_id or known.id) != known.id:
-            raise ValueError(f"{_name_of(fn)} is registered already, as {known.id}")
+            raise ValueError(f"{name_of(fn)} is registered already, as {known.id}")
         if known is None or not known.id:
             new_id = str(function_id) if function_id else self.client.register_function(fn, **options)
             known = Function(id=new_id)
@@ -241,6 +241,8 @@ class Executor(concurrent.futures.Executor):
         self._session.stop(cancel_futures=cancel_futures)
         if wait:
             self._session.wait()
+            if self._made_client:
+                self.client.close()
 
     def _flush_at_exit(self) -> None:
         if not self._session.unfinished():
@@ -286,18 +288,14 @@ class Executor(concurrent.futures.Executor):
 
     def _function_body(self, fn: Callable[..., Any], code: bytes) -> api.FunctionBody:
         if len(code) > limits.MAX_FUNCTION_BYTES:
-            what = f"Function {_name_of(fn)}"
+            what = f"Function {name_of(fn)}"
             raise PayloadTooLarge(what=what, size=len(code), limit=limits.MAX_FUNCTION_BYTES)
         return api.FunctionBody(
-            function_name=_name_of(fn),
+            function_name=name_of(fn),
             function_code=code,
-            description=inspect.getdoc(fn) if isinstance(fn, types.FunctionType) else None,
+            description=doc_of(fn),
             container_uuid=str(self._container_id) if self._container_id else None,
         )
-
-
-def _name_of(fn: Callable[..., Any]) -> str:
-    return str(getattr(fn, "__name__", None) or type(fn).__name__)
 
 
 def _digest(code: bytes) -> bytes:

@@ -136,8 +136,8 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
     return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
 
 
-def loads(data: bytes, what: str) -> Any:
-    """Return the value of a frame that `dumps` made. `what` names it in errors.
+def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
+    """Return the value of a frame that `dumps` made. `what` and `where` this is read are named in errors.
 
     Raises DataCorrupt, and DataUnreadable where the frame is whole and its value cannot be made here.
     """
@@ -146,13 +146,13 @@ def loads(data: bytes, what: str) -> Any:
         end = 1 + (body[0] if body else 0)
         tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
         if tag != PYTHON:
-            raise DataUnreadable(what=what, reason=f"it holds code made by {tag} and this is {PYTHON}")
+            raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {tag} and this is {PYTHON}")
     elif kind != PICKLE:
         raise DataCorrupt(what=what, reason=f"its kind is {kind!r}")
     try:
         return pickle.loads(body)  # noqa: S301 - see the module's docstring
     except Exception as error:
-        raise DataUnreadable(what=what, reason=f"{type(error).__name__}: {error}") from error
+        raise DataUnreadable(what=what, where=where, reason=f"{type(error).__name__}: {error}") from error
 
 
 def needs_value(module_name: str, *, local: bool) -> bool:

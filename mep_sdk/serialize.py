@@ -64,7 +64,7 @@ def serialize_result(value: object) -> bytes:
 
 def load_result(data: bytes) -> Any:
     """Return the value of a task. Raises DataCorrupt or DataUnreadable."""
-    return frames.loads(data, "result")
+    return frames.loads(data, "result", "here")
 
 
 class ExceptionRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -151,11 +151,11 @@ def load_exception(data: bytes) -> Exception:
 
 def _rebuild(record: ExceptionRecord) -> Exception:
     with contextlib.suppress(DataCorrupt, DataUnreadable):
-        value = frames.loads(record.pickled, "exception")
+        value = frames.loads(record.pickled, "exception", "here")
         if isinstance(value, Exception):
             return value
     with contextlib.suppress(DataCorrupt, DataUnreadable, TypeError, ValueError):
-        kind, args, attributes = frames.loads(record.parts, "exception")
+        kind, args, attributes = frames.loads(record.parts, "exception", "here")
         if issubclass(kind, Exception):
             bare: Exception = kind.__new__(kind, *args)
             bare.args = args

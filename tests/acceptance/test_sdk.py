@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mep_sdk import Client, Executor
-from mep_sdk.errors import FunctionUnserializable, RelayAnswerMissing, RemoteTraceback, TaskPending
+from mep_sdk.errors import DataUnreadable, FunctionUnserializable, RelayAnswerMissing, RemoteTraceback, TaskPending
 from mep_wire.errors import (
     BodyInvalid,
     EndpointNotFound,
@@ -150,7 +150,13 @@ def test_map_times_out_and_cancels_the_rest(place):
 def test_a_function_is_registered_once(executor):
     for _ in range(2):
         executor.submit(add, 1, 2).result(WAIT_S)
-    assert executor.register_function(add) == executor.register_function(add)
+    function_id = executor.register_function(add)
+    assert executor.register_function(add) == function_id
+    with pytest.raises(ValueError, match=function_id):
+        executor.register_function(add, NOBODY)
+    with Executor(executor.endpoint_id, client=executor.client) as another:
+        another.register_function(add, function_id)
+        assert another.submit(add, 2, 3).result(WAIT_S) == 5
     assert executor.submit(lambda: 1).result(WAIT_S) == executor.submit(lambda: 1).result(WAIT_S)
 
 
@@ -230,6 +236,17 @@ def test_too_large_arguments_are_refused_at_once(executor):
         executor.submit(add, bytes(11 << 20), 1)
     with pytest.raises(PayloadTooLarge, match="user_endpoint_config"):
         executor.user_endpoint_config = {"x": "y" * 100_000}
+
+
+def test_an_argument_that_the_endpoint_cannot_read_says_so(executor, tmp_path, monkeypatch):
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "only_on_this_side.py").write_text("class Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(str(package))
+    import only_on_this_side
+
+    with pytest.raises(DataUnreadable, match=r"on the endpoint: ModuleNotFoundError.*only_on_this_side"):
+        executor.submit(add, only_on_this_side.Thing(), 1).result(WAIT_S)
 
 
 async def asynchronous():
