@@ -43,10 +43,6 @@ SCHEMA_VALUE = {
     "required": ["number", "engine", "idle_s", "short"],
     "additionalProperties": False,
 }
-CAPS_TEXT = """
-caps:
-  max_user_endpoints_per_user: 100
-"""
 _RESULT_S = 60
 
 
@@ -70,8 +66,7 @@ class Bench:
 
     def _configured(self, name: str, owner: Person) -> Endpoint:
         endpoint = self._site.endpoint(name, owner)
-        with (endpoint.config_dir / "config.yaml").open("a") as config:
-            config.write(CAPS_TEXT)
+        endpoint.add_config("caps:\n  max_user_endpoints_per_user: 100\n")
         endpoint.write(TEMPLATE, TEMPLATE_TEXT)
         endpoint.write(SCHEMA, SCHEMA_VALUE)
         if self._site.multi_user:

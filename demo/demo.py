@@ -37,7 +37,7 @@ def _accounts(site: Site) -> list[Account]:
 def _visitors(site: Site, endpoint: Endpoint, people: list[Person], accounts: list[Account]) -> list[Visitor]:
     projects = ["turbines", "galaxies"]
     return [
-        Visitor(person, account, endpoint.id, {"project": project, "workers": 2})
+        Visitor(person, account, endpoint.id, site.workplace, {"project": project, "workers": 2})
         for person, account, project in zip(people, accounts, projects, strict=False)
     ]
 
@@ -52,7 +52,7 @@ def run(console: Console, site: Site) -> None:
     people = [site.relay.add_person(username) for username in usernames]
     owner = site.relay.add_person(ADMIN) if site.multi_user else people[0]
     endpoint = site.endpoint(f"demo-{os.getpid()}", owner)
-    configure(endpoint, multi_user=site.multi_user)
+    configure(endpoint, site.workplace, multi_user=site.multi_user)
     endpoint.start()
     report.note(f"relay {site.relay.url}, endpoint {endpoint.id}, {'multi' if site.multi_user else 'single'}-user")
 

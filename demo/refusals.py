@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from report import Report
 from scripts import add_func
 from sitekit.daemon import SiteError
@@ -31,6 +33,6 @@ def show_refusals(report: Report, site: Site, visitor: Visitor) -> None:
     _show(report, f"{visitor.name} asks for 64 workers", {"USER_CONFIG_INVALID"}, forbidden)
 
     stranger = site.relay.add_person("carol@example.org")
-    unmapped = Visitor(stranger, visitor.account, visitor.endpoint_id, visitor.config).another_executor()
+    unmapped = replace(visitor, person=stranger, _executor=None).another_executor()
     codes = {"IDENTITY_NOT_MAPPED", "ENDPOINT_FORBIDDEN"}
     _show(report, f"{stranger.username}, whom the site maps to no account", codes, unmapped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def who_am_i() -> dict[str, Any]:
+def who_am_i(project_file: str) -> dict[str, Any]:
     """Report as whom a task runs, and the value its person chose in user_endpoint_config."""
     import os
     import pwd
@@ -17,7 +17,7 @@ def who_am_i() -> dict[str, Any]:
         "gid": os.getgid(),
         "groups": sorted({os.getgid(), *os.getgroups()}),
         "home": os.environ["HOME"],
-        "project": Path.home().joinpath("project").read_text(),
+        "project": Path(os.path.expandvars(project_file)).read_text(),
     }
 
 

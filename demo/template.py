@@ -19,7 +19,7 @@ engine:
   max_workers: {{ workers | default(2) }}
 {% endif %}
 endpoint_setup: |
-  printf %s {{ project | shell_escape }} > "$HOME/project"
+  printf %s {{ project | shell_escape }} > "WORKPLACE/project"
 """
 
 SCHEMA_VALUE = {
@@ -35,9 +35,9 @@ SCHEMA_VALUE = {
 }
 
 
-def configure(endpoint: Endpoint, *, multi_user: bool) -> None:
-    """Replace the files that `mep configure` wrote with the demo's."""
-    endpoint.write(TEMPLATE, TEMPLATE_TEXT)
+def configure(endpoint: Endpoint, workplace: str, *, multi_user: bool) -> None:
+    """Replace the files that `mep configure` wrote with the demo's. `workplace`: where tasks may write."""
+    endpoint.write(TEMPLATE, TEMPLATE_TEXT.replace("WORKPLACE", workplace))
     endpoint.write(SCHEMA, SCHEMA_VALUE)
     if multi_user:
         endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", "mepdemo-{0}")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 
 from report import Report
 from scripts import add_func, hello_affinity, pi
@@ -23,7 +23,7 @@ def run_tutorial(report: Report, visitor: Visitor) -> None:
     report.note(f"registered hello_affinity: {function_id}")
 
     submit = visitor.executor.submit_to_registered_function
-    tasks = [submit(function_id, args=(f"$HOME/run/{number}",)) for number in range(4)]
+    tasks = [submit(function_id, args=(f"{visitor.workplace}/run/{number}",)) for number in range(4)]
     for task in tasks:
         status, output, _ = task.result(timeout=60)
         report.note(f"exit {status}: {output.strip()}")
@@ -36,7 +36,7 @@ def estimate_pi(report: Report, visitor: Visitor) -> None:
     report.step(f"{visitor.name} estimates pi with {ESTIMATES:,} tasks of {POINTS:,} points")
     with report.progress() as progress:
         bar = progress.add_task("pi", total=ESTIMATES)
-        futures = [visitor.executor.submit(pi, POINTS) for _ in range(ESTIMATES)]
+        futures: list[Future[float]] = [visitor.executor.submit(pi, POINTS) for _ in range(ESTIMATES)]
         for _ in as_completed(futures, timeout=120):
             progress.advance(bar)
     estimates = [future.result() for future in futures]

@@ -24,6 +24,7 @@ class Visitor:
     person: Person
     account: Account
     endpoint_id: str
+    workplace: str
     config: dict[str, Any]
     cold_s: float = 0.0
     _executor: Executor | None = field(default=None, repr=False)
@@ -55,7 +56,7 @@ class Visitor:
     def first_result(self) -> dict[str, Any]:
         """Run the first task, which starts the user endpoint, and note how long that took."""
         started = time.perf_counter()
-        found: dict[str, Any] = self.executor.submit(who_am_i).result(timeout=60)
+        found: dict[str, Any] = self.executor.submit(who_am_i, f"{self.workplace}/project").result(timeout=60)
         self.cold_s = time.perf_counter() - started
         return found
 

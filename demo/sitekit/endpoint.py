@@ -58,6 +58,13 @@ class Endpoint:
             os.chown(self._token_file, self._site.run_as.uid, self._site.run_as.gid)
         kind = ["--multi-user"] if self._site.multi_user else []
         self._mep("configure", self.name, *kind, "--relay", owner.relay_url, "--token-file", str(self._token_file))
+        if not self._site.multi_user:  # nothing in the person's real home directory
+            self.add_config(f"user_state_dir: {self._site.root}/uep\n")
+
+    def add_config(self, text: str) -> None:
+        """Add lines to config.yaml."""
+        with (self.config_dir / "config.yaml").open("a") as config:
+            config.write(f"\n{text}")
 
     def write(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> None:
         """Replace one of the administrator's files: text as it is, anything else as JSON."""

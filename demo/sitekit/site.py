@@ -115,7 +115,7 @@ class Site:
         self._stack.callback(self.relay.stop)
 
     def _make_directories(self) -> None:
-        for name in ("", "etc", "var", "run", "home", "logs", "relay"):
+        for name in ("", "etc", "var", "run", "home", "uep", "logs", "relay"):
             path = self.root / name
             path.mkdir(mode=0o755)
             path.chmod(0o755)
@@ -129,6 +129,11 @@ class Site:
     def env(self) -> dict[str, str]:
         """The variables that keep an endpoint's files inside this site's directory."""
         return {"MEP_ETC": f"{self.root}/etc", "MEP_VAR": f"{self.root}/var", "MEP_RUN": f"{self.root}/run"}
+
+    @property
+    def workplace(self) -> str:
+        """Where tasks may write: people's homes; for a person's own endpoint a place that goes with the site."""
+        return "$HOME" if self.multi_user else str(self.root / "home")
 
     def account(self, name: str, groups: list[str] | None = None) -> Account:
         """Make a throw-away account that lasts as long as the site."""
@@ -153,7 +158,11 @@ class Site:
 
     def logs(self) -> str:
         """Return the end of every log of the site and of its people's user endpoints."""
-        files = [*self.root.glob("logs/*.log"), *self.root.glob("home/*/.mep/uep/*/*.log")]
+        files = [
+            *self.root.glob("logs/*.log"),
+            *self.root.glob("home/*/.mep/uep/*/*.log"),
+            *self.root.glob("uep/*/*.log"),
+        ]
         return "\n".join(f"--- {file.relative_to(self.root)}\n{tail(file)}" for file in files)
 
     def close(self) -> None:

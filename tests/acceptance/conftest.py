@@ -36,7 +36,7 @@ engine:
   max_workers: {{ workers | default(2) }}
 {% endif %}
 endpoint_setup: |
-  printf %s {{ project | default("none") | shell_escape }} > "$HOME/project"
+  printf %s {{ project | default("none") | shell_escape }} > "WORKPLACE/project"
 """
 SCHEMA_VALUE = {
     "type": "object",
@@ -140,7 +140,7 @@ def make_place(mode: str, name: str, template: str = TEMPLATE_TEXT) -> Iterator[
             owner = accounts_site.account(short("owner"))
         site = stack.enter_context(Site("meptest", owner))
         place = _multi_user(site, name) if mode == "multi" else _single_user(site, name)
-        place.endpoint.write(TEMPLATE, template)
+        place.endpoint.write(TEMPLATE, template.replace("WORKPLACE", site.workplace))
         place.endpoint.write(SCHEMA, SCHEMA_VALUE)
         place.endpoint.register_again()
         yield place

@@ -13,7 +13,7 @@ RESULT_S = 60
 ENGINES = ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"]
 
 
-def who_am_i() -> dict[str, Any]:
+def who_am_i(workplace: str) -> dict[str, Any]:
     import os
     import pathlib
     import pwd
@@ -24,14 +24,14 @@ def who_am_i() -> dict[str, Any]:
         "gids": os.getresgid(),
         "groups": sorted({os.getgid(), *os.getgroups()}),
         "home": os.environ["HOME"],
-        "project": pathlib.Path.home().joinpath("project").read_text(),
+        "project": pathlib.Path(os.path.expandvars(workplace), "project").read_text(),
     }
 
 
 @pytest.mark.root
 def test_two_people_run_as_two_accounts_with_the_values_they_chose(multi_user: Any) -> None:
     with multi_user.executor("alice", project="turbines") as a, multi_user.executor("bob", project="galaxies") as b:
-        futures = {"alice": a.submit(who_am_i), "bob": b.submit(who_am_i)}
+        futures = {"alice": a.submit(who_am_i, "$HOME"), "bob": b.submit(who_am_i, "$HOME")}
         found = {name: future.result(timeout=RESULT_S) for name, future in futures.items()}
     for name, project in (("alice", "turbines"), ("bob", "galaxies")):
         account = multi_user.accounts[name]
@@ -48,7 +48,7 @@ def test_two_people_run_as_two_accounts_with_the_values_they_chose(multi_user: A
 
 def test_a_single_user_endpoint_runs_as_its_owner(single_user: Any) -> None:
     with single_user.executor("me", project="mine") as executor:
-        found = executor.submit(who_am_i).result(timeout=RESULT_S)
+        found = executor.submit(who_am_i, single_user.site.workplace).result(timeout=RESULT_S)
     assert found["uids"] == (single_user.accounts["me"].uid,) * 3
     assert found["home"] == str(single_user.accounts["me"].home)
     assert found["project"] == "mine"
