@@ -58,7 +58,12 @@ def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MA
         )
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot be run: {error}") from None
-    exchange = _Exchange(process, data, max_output)
+    try:
+        exchange = _Exchange(process, data, max_output)
+    except OSError as error:
+        _kill_group(process)
+        process.wait()
+        raise CommandFailed(f"cannot be talked to: {error}") from None
     try:
         exchange.talk(deadline, timeout_s)
     finally:
@@ -66,10 +71,17 @@ def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MA
         process.wait()
         exchange.close()
     if process.returncode < 0:
-        raise CommandFailed(f"was ended by {signal.Signals(-process.returncode).name}", bytes(exchange.stderr))
+        raise CommandFailed(f"was ended by {_signal_name(-process.returncode)}", bytes(exchange.stderr))
     if process.returncode:
         raise CommandFailed(f"ended with status {process.returncode}", bytes(exchange.stderr))
     return Output(bytes(exchange.stdout), bytes(exchange.stderr))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

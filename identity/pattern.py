@@ -21,7 +21,7 @@ import re2
 MAX_PATTERN_CHARS = 65536
 _ESCAPABLE = frozenset('.?*|()\\"')
 _META = frozenset(".?*|()")
-_MAX_MEMORY_BYTES = 16 * 1024 * 1024
+_MEMORY_BYTES, _MEMORY_BYTES_A_CHAR = 1024 * 1024, 128
 
 
 class PatternInvalid(ValueError):
@@ -91,7 +91,7 @@ def compile_pattern(text: str, ignore_case: bool) -> Pattern:
         literal = "".join(token.char for token in tokens)
         return compile_literal(literal, ignore_case)
     options = re2.Options()
-    options.max_mem = _MAX_MEMORY_BYTES
+    options.max_mem = _MEMORY_BYTES + _MEMORY_BYTES_A_CHAR * len(text)
     options.log_errors = False
     try:
         compiled = re2.compile("".join(_as_re2(token, ignore_case) for token in tokens), options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import pwd
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from sitekit import accounts
 
 from tests.privileged.test_configure import Registrar, configure, mep, registrar  # noqa: F401  # fixtures
 from tests.support.cli import Cli
+from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, tree
+from tests.support.slapd import person as ldif_person
 from tests.unit.identity.test_map_command import file, mep_map  # noqa: F401  # a fixture
 
 NAME, GROUP = "meptest-mapped", "meptest-mapgroup"
@@ -85,3 +88,36 @@ def test_configure_refuses_what_is_no_domain(mep: Cli, registrar: Registrar) -> 
     assert "is not a domain" in configure(mep, registrar, "--domain", "a@b", expect=2).stderr
     assert registrar.calls == []
     assert not (mep.directory / "etc").exists()
+
+
+def test_a_directory_with_a_password_that_the_mapper_alone_may_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    mep: Cli,  # noqa: F811  # the fixture
+    registrar: Registrar,  # noqa: F811  # the fixture
+    person: accounts.Account,
+) -> None:
+    directory = tmp_path_factory.mktemp("slapd")
+    authority = Authority(directory)
+    ldif = tree() + ldif_person(NAME, f"{NAME}@example.edu", unit="closed")
+    with Slapd(directory / "server", ldif, authority) as slapd:
+        configure(mep, registrar)
+        site = mep.directory / "etc" / "site"
+        (site / "ca.pem").write_bytes(authority.file.read_bytes())
+        password = site / "ldap.password"
+        password.touch(mode=0o600)
+        password.write_text(READER_PASSWORD + "\n")
+        document = {
+            "DATA_TYPE": "ldap_identity_mapping#1.0.0", "servers": [slapd.ldaps], "ca_file": str(site / "ca.pem"),
+            "bind_dn": READER, "password_file": str(password), "base": f"ou=closed,{SUFFIX}",
+            "filter": "(mail={email})",
+        }  # fmt: skip
+        (site / "identity_mapping.json").write_text(json.dumps([document]))
+        person_asked = ("map", "site", "--identity", f"{NAME}@example.edu")
+        assert "ldap.password cannot be read: Permission denied" in mep(*person_asked, expect=4).stderr
+        mep("check", "site", expect=4)
+        os.chown(password, 0, pwd.getpwnam("mep-idmap").pw_gid)
+        password.chmod(0o640)
+        mep("check", "site")
+        assert mep.json(*person_asked)["account"]["uid"] == person.uid
+        password.chmod(0o644)
+        assert "the mapper's account alone may read it" in mep(*person_asked, expect=4).stderr

@@ -65,7 +65,12 @@ def test_nothing_of_ours_is_inherited(tmp_path: pathlib.Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("echo no >&2; exit 3", "status 3"), ("kill -SEGV $$", "SIGSEGV"), ("kill -9 $$", "SIGKILL")],
+    [
+        ("echo no >&2; exit 3", "status 3"),
+        ("kill -SEGV $$", "SIGSEGV"),
+        ("kill -9 $$", "SIGKILL"),
+        ("kill -40 $$", "signal 40"),
+    ],
 )
 def test_a_bad_end_is_a_failure(tmp_path: pathlib.Path, text: str, reason: str) -> None:
     with pytest.raises(command.CommandFailed, match=reason):

@@ -119,3 +119,11 @@ def test_no_pattern_takes_more_than_linear_time(pattern: str) -> None:
     began = time.monotonic()
     assert compiled.match("a" * 100_000) is None
     assert time.monotonic() - began < 1
+
+
+def test_a_list_of_thousands_of_people_in_one_pattern() -> None:
+    people = [f"user{i:05}" for i in range(5500)]
+    compiled = compile_pattern("(" + "|".join(people) + r")@example\.edu", ignore_case=True)
+    assert compiled.match("user05499@example.edu") == ("user05499",)
+    assert compiled.match("USER00000@EXAMPLE.edu") == ("USER00000",)
+    assert compiled.match("user05500@example.edu") is None
