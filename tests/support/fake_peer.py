@@ -32,7 +32,7 @@ class FakeLink:
         self, address: str, relay_key: bytes, decode: Any, secret: bytes | None = None, routing_id: bytes | None = None
     ) -> None:
         self._address, self._relay_key, self._decode = address, relay_key, decode
-        public, made = zmq.curve_keypair()
+        _, made = zmq.curve_keypair()
         self._secret = z85.encode(secret) if secret else made
         self.public_key = z85.decode(zmq.curve_public(self._secret))
         self._routing_id = routing_id
