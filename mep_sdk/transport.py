@@ -15,6 +15,7 @@ import random
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +84,7 @@ class Transport:
         }
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._idle).atexit = False
         self._pid = os.getpid()
         self._unreachable = False
 
@@ -129,9 +131,7 @@ class Transport:
     def close(self) -> None:
         """Close the idle connections. The transport stays usable."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle)
 
     def _once(self, method: str, path: str, body: bytes | None) -> Answer:
         connection = self._take_idle()
@@ -167,7 +167,8 @@ class Transport:
     def _take_idle(self) -> http.client.HTTPConnection | None:
         if self._pid != os.getpid():
             # After a fork these sockets and this lock are the parent's.
-            self._lock, self._idle, self._pid = threading.Lock(), [], os.getpid()
+            self._lock, self._pid = threading.Lock(), os.getpid()
+            _close_all(self._idle)  # which closes them in this process alone
         with self._lock:
             return self._idle.pop() if self._idle else None
 
@@ -195,6 +196,11 @@ class Transport:
             reason = f"{answer.status} {answer.reason} for {path}"
             return RelayAnswerInvalid(url=self.settings.relay_url, reason=reason)
         return rebuild(told.code, told.reason, told.correlation_id)
+
+
+def _close_all(connections: list[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def describe(error: Exception) -> str:
