@@ -4,8 +4,9 @@ Standard library only, and no pathlib, which would cost the monitor half a megab
 `mep start|stop|status` read, and trust the files because the directory belongs to root (or to the person, for a
 single-user endpoint).
 
-`monitor.pid`: one line `PID START`, START being field 22 (start time in clock ticks) of /proc/PID/stat, held
-under an exclusive flock(2) for the monitor's whole life, so that a stale file is told from a running monitor.
+`monitor.pid`: one line `PID START BOOT`, START being field 22 (start time in clock ticks) of /proc/PID/stat and BOOT
+the kernel's boot id, so that a stale file is told from a running monitor. The monitor holds an exclusive flock(2) on
+it for its whole life, so that there is one; readers take no lock, which could keep a monitor from starting.
 `status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes.
 
 The resolver (`Resolved.resolver_argv`), which the monitor runs on SIGHUP: the monitor appends
@@ -16,7 +17,6 @@ exits with another status, having written the reason to standard error.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -69,39 +69,48 @@ def read_status(directory: Path | str) -> MonitorStatus | None:
         return None
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
+def boot_id() -> str:
+    """Return the kernel's id of this boot: pids and start times of another one mean nothing."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """Return the fields of /proc/PID/stat from the third (the state) on, or None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
         return None
-    return int(stat.rpartition(b")")[2].split()[19])
+    return stat.rpartition(b")")[2].split()
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
+    found = _stat_fields(pid)
+    return int(found[19]) if found else None
 
 
 def pid_line(pid: int) -> str:
     """Return the content of `monitor.pid` for process `pid`."""
-    return f"{pid} {start_ticks(pid)}\n"
+    return f"{pid} {start_ticks(pid)} {boot_id()}\n"
 
 
 def running_monitor(directory: Path | str) -> int | None:
-    """Return the pid of the monitor that holds `monitor.pid`, or None where none runs."""
+    """Return the pid of the monitor that wrote `monitor.pid`, or None where it does not run (any more)."""
     try:
-        descriptor = os.open(f"{directory}/{PID_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(f"{directory}/{PID_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _pid_of(os.read(descriptor, 64))
+        words = os.read(descriptor, 256).split()
+    except OSError:
+        return None
     finally:
         os.close(descriptor)
-    return None
-
-
-def _pid_of(line: bytes) -> int | None:
-    words = line.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    if len(words) != 3 or not words[0].isdigit() or words[2] != boot_id().encode():
         return None
-    pid, started = int(words[0]), int(words[1])
-    return pid if start_ticks(pid) == started else None
+    found = _stat_fields(int(words[0]))
+    if not found or found[0] in (b"Z", b"X") or found[19] != words[1]:
+        return None
+    return int(words[0])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mep.boundary.runtime import boot_id
 from mep.monitor.endpoints import UserEndpoint
-from mep.monitor.records import KeeperRecord, boot_id, open_process
+from mep.monitor.records import KeeperRecord, open_process
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor

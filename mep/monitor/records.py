@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from mep.boundary.resolved import read_section
-from mep.boundary.runtime import KEEPERS_DIR, start_ticks
+from mep.boundary.runtime import KEEPERS_DIR, boot_id, start_ticks
 from mep.errors import ConfigRefused
 
 _MAX_RECORD_BYTES = 32 * 1024
@@ -45,12 +45,6 @@ class KeeperRecord:
     public: str = ""
     detail: str = ""
     ended_at: float = 0.0
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this boot: pids and start times of another one mean nothing."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
 
 
 def new_record(uep_id: str, local_user: str, correlation_id: str) -> KeeperRecord:
