@@ -31,6 +31,9 @@ OLDEST = (3, 11)
 STAMP = ".installed.json"
 LOCK = ".install.lock"
 CONSTRAINTS = ROOT / "packaging" / "constraints.txt"
+NO_SERVICES = (
+    "#!/bin/sh\n# Made by MEP's installer for the time it takes: remove this file if that has ended.\nexit 101\n"
+)
 PROBE = (
     "import sys, sysconfig, os; print(*sys.version_info[:2], os.path.realpath(sys.executable), os.__file__, sep='\\n')"
 )
@@ -126,16 +129,31 @@ def can_make_venv(python: str) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
+@contextlib.contextmanager
+def no_service_starts(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
+    """Keep packages from starting daemons (slapd would listen to the network), unless the site has its own policy."""
+    if policy.exists() and policy.read_text() != NO_SERVICES:
+        yield
+        return
+    policy.write_text(NO_SERVICES)  # over one that a killed installation left
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
 def apt_install(packages: list[str]) -> None:
     """Install Debian packages, refreshing the package lists only if that is what is missing."""
     command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     say(f"apt-get install {' '.join(packages)}")
-    try:
-        run(*command)
-    except CannotInstall:
-        run("apt-get", "update", "-q")
-        run(*command)
+    with no_service_starts():
+        try:
+            run(*command)
+        except CannotInstall:
+            run("apt-get", "update", "-q")
+            run(*command)
 
 
 def missing_debian_packages(file: Path) -> list[str]:

@@ -102,3 +102,18 @@ def test_every_requirement_is_pinned(install: ModuleType) -> None:
     }
     needed = {name.split(">")[0].split("[")[0].strip().lower().replace("_", "-") for name in install.requirements()}
     assert needed <= pinned
+
+
+def test_packages_start_no_service_and_a_sites_own_policy_stays(install: ModuleType, tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    for left in (False, True):
+        if left:
+            policy.write_text(install.NO_SERVICES)
+        with install.no_service_starts(policy):
+            assert "exit 101" in policy.read_text()
+            assert policy.stat().st_mode & 0o777 == 0o755
+        assert not policy.exists()
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    with install.no_service_starts(policy):
+        assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+    assert policy.read_text() == "#!/bin/sh\nexit 0\n"
