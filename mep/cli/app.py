@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from mep import __version__
@@ -22,8 +25,12 @@ from mep.cli.setup_commands import check, configure, delete, register
     ),
 )
 @click.version_option(__version__, "-V", "--version", prog_name="mep")
-def cli() -> None:
+@click.option("-c", "--config-dir", type=click.Path(file_okay=False), metavar="DIR",
+              help="Where the endpoints' directories are, instead of /etc/mep or ~/.mep.")  # fmt: skip
+def cli(config_dir: str | None) -> None:
     """Offer this machine as an endpoint that runs people's functions, each as their own account."""
+    if config_dir is not None:
+        os.environ["MEP_ETC"] = str(Path(config_dir).absolute())
 
 
 for _command in (

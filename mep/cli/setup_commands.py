@@ -119,7 +119,7 @@ def _new_config(
     from mep.config.document import read_document
 
     if given is not None:
-        text = Path(given).read_text(encoding="utf-8", errors="strict")
+        text = _read_config(given)
         document = read_document(text, given)
         if document.options.multi_user != multi_user:
             raise CliFailed(f"{given}: multi_user: is {document.options.multi_user}, and --multi-user says otherwise")
@@ -127,6 +127,13 @@ def _new_config(
     values = {"relay_url": relay_url, "display_name": display_name, "multi_user": multi_user or None}
     text = commented_config({key: value for key, value in values.items() if value is not None})
     return read_document(text, str(where.config)), text
+
+
+def _read_config(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CliFailed(f"{path}: not UTF-8 text (byte {error.start})", Exit.CONFIG) from None
 
 
 def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -> str:

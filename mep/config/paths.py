@@ -88,9 +88,10 @@ def check_name(name: str) -> str:
 def endpoint_paths(roots: Roots, name: str) -> EndpointPaths:
     """Return the directories of endpoint `name`. Raises ConfigRefused for a name that none may have."""
     check_name(name)
-    # A person's three roots are one directory, so state and run need a place of their own in it.
-    state = roots.var / name / "state" if roots.var == roots.etc else roots.var / name
-    run = roots.run / name / "run" if roots.run == roots.etc else roots.run / name
+    # A person's roots are one directory, so that state and run need a place of their own in it.
+    shared = len({roots.etc, roots.var, roots.run}) < 3
+    state = roots.var / name / "state" if shared else roots.var / name
+    run = roots.run / name / "run" if shared else roots.run / name
     return EndpointPaths(name, roots.etc / name, state, run, roots.privileged)
 
 

@@ -26,7 +26,7 @@ from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
 from mep.boundary.messages import Mapped, MapperReady, MappingStatus, MapRequest, Message, NotMapped, Shutdown
 from mep.boundary.resolved import MapperSection
-from mep.errors import BoundaryViolation, Refusal
+from mep.errors import BoundaryViolation, ConfigRefused, Refusal
 from mep.mapper.mapping import FileMapping, MappedUser, Mapping, OwnerMapping
 from mep.mapper.verify import MAX_DOCUMENT_BYTES, EpochSpent, Verifier
 from mep_wire.errors import MepError, StartRequestRefused
@@ -62,6 +62,8 @@ class Mapper:
         self._mapping = self._mapping_for(section)
 
     def _mapping_for(self, section: MapperSection) -> Mapping:
+        if section.account and not section.mapping_path:
+            raise ConfigRefused("mapper", "mapping_path", "a multi-user endpoint needs a mapping file")
         if not section.mapping_path:
             return OwnerMapping(section.owner_identities, section.own_user)
         return FileMapping(Path(section.mapping_path), section.endpoint_id, self._report_mapping)

@@ -96,6 +96,18 @@ def test_globus_computes_command_line(site: Cli) -> None:
     assert done.stdout.startswith("site\tstopped\t")
 
 
+def test_another_configuration_directory(mep: Cli, relay: RelayProcess) -> None:
+    with open_directory() as elsewhere:
+        mep("-c", str(elsewhere), "configure", "site", *KIND, "--relay", relay.url)
+        assert (elsewhere / "site" / "config.yaml").exists()
+        assert mep.json("list") == []
+        (row,) = mep.json("-c", str(elsewhere), "list")
+        mep("-c", str(elsewhere), "start", "site", "--detach")
+        assert mep.json("-c", str(elsewhere), "status", "site")["endpoint_id"] == row["endpoint_id"]
+        mep("-c", str(elsewhere), "delete", "site", "--yes", "--force")
+        assert list(elsewhere.iterdir()) == []
+
+
 def test_in_the_foreground_it_becomes_the_monitor_and_ends_at_sigterm(site: Cli) -> None:
     command = [sys.executable, "-I", "-m", "mep.cli", "start", "site"]
     process = subprocess.Popen(command, env=site.environment, stderr=subprocess.PIPE, cwd="/")

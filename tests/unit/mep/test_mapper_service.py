@@ -53,7 +53,7 @@ class Running:
         self.monitor, theirs = Channel.pair(blocking=True)
         section = MapperSection(
             **{
-                "endpoint_id": ENDPOINT, "relay_signing_key": relay.public_key.hex(), "account": "mep-idmap",
+                "endpoint_id": ENDPOINT, "relay_signing_key": relay.public_key.hex(), "account": "mep-idmap" if "mapping_path" in changes else "",
                 "unseal_key_path": "", "mapping_path": "", "owner_identities": [], "own_user": "", **changes,
             }
         )  # fmt: skip
