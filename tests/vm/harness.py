@@ -27,19 +27,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CACHE = Path(os.environ.get("MEP_TEST_VM_CACHE", "/var/cache/mep-test-vm"))
-PACKAGES = [
-    "systemd",
-    "systemd-sysv",
+PACKAGES = (
     "dbus",
+    "iproute2",
     "libpam-systemd",
     "linux-image-cloud-amd64",
-    "python3",
-    "python3-venv",
-    "iproute2",
     "passwd",
     "procps",
+    "python3",
+    "python3-venv",
+    "systemd",
+    "systemd-sysv",
     "udev",
-]
+)
 IMAGE_SIZE = "3G"
 BOOTSTRAP_LIMIT_S = 900
 OUT_BYTES = 64 * 1024 * 1024
