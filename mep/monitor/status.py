@@ -1,6 +1,7 @@
 """The status file: what `mep status` and `mep list` show, and everybody on the host may read.
 
-So no identity, no configuration and no reason of a refusal is in it. Written at most every half second.
+So no identity, no configuration and no reason of a refusal is in it. Written at once, but the less often the more
+there is to write.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from mep.boundary.runtime import MonitorStatus, write_status
 from mep.monitor.endpoints import Endpoints
 from mep.monitor.loop import Loop, Timer
 
-INTERVAL_S = 0.5
+INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
 class Status:
@@ -36,10 +37,11 @@ class Status:
         self.changed()
 
     def changed(self) -> None:
-        """Have the file written: now, or half a second after the last time."""
+        """Have the file written: now, or a while after the last time."""
         if self._loop is None or self._due is not None:
             return
-        wait = max(0.0, self._written_at + INTERVAL_S - self._loop.clock())
+        interval = INTERVAL_S + INTERVAL_FOR_EACH_S * len(self._endpoints)
+        wait = max(0.0, self._written_at + interval - self._loop.clock())
         self._due = self._loop.after(wait, self._write_due)
 
     def _write_due(self) -> None:
