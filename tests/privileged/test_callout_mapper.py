@@ -12,7 +12,7 @@ from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Mapped, MapRequest
 from mep_wire.identity import IdentitySet
 from tests.support.dropped import as_nobody
-from tests.unit.mep.conftest import RelaySide, alice
+from tests.support.start_requests import RelaySide, alice
 from tests.unit.mep.test_mapper_service import Running
 
 SLOW_CALLOUT = """#!/bin/sh
