@@ -199,7 +199,8 @@ class GlobusComputeEngine:
             return
         message = protocol.decode_to_client(frame)
         if isinstance(message, protocol.Registered):
-            self._blocks.registered(message.block_id)
+            self._blocks.registered(message.block_id, message.workers)
+            self._slots = message.workers * self._plan.most_nodes
             return
         for number in message.started:
             if (held := self._held.get(number)) is not None and not held.started:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,10 @@ with light_parsl():
 
 _log = logging.getLogger(__name__)
 
-PARSL_RAISES = (ParslError, zmq.ZMQError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+PARSL_RAISES = (
+    *(ParslError, subprocess.SubprocessError, zmq.ZMQError, OSError),
+    *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
 """What providers raise: their own errors, and what commands and their output can lead to."""
 MAX_FAILED_BLOCKS = 3
 """Blocks in a row that end before their workers have registered, after which no more are started."""
@@ -97,6 +101,7 @@ class Blocks:
         self._news: list[News] = []
         self._outstanding = 0
         self._registered: list[str] = []
+        self._workers_per_node = settings.max_workers_per_node or 0
         self._grace_s = 5.0
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
         # From here on: the thread's own.
@@ -119,10 +124,11 @@ class Blocks:
         if first:
             self._wake.set()
 
-    def registered(self, block_id: str) -> None:
-        """Say that workers of this block have registered."""
+    def registered(self, block_id: str, workers: int) -> None:
+        """Say that a node of this block has registered so many workers."""
         with self._lock:
             self._registered.append(block_id)
+            self._workers_per_node = workers
 
     def take_news(self) -> list[News]:
         """Return what has happened since the last call."""
@@ -149,9 +155,9 @@ class Blocks:
                     self._look()
         except MepError as error:
             self._tell(Broken(error, final=True))
-        except PARSL_RAISES as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._tell(Broken(EngineFailed(reason=reason), final=True))
+        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: tasks wait for what it has to say
+            _log.exception("blocks can no longer be looked after")
+            self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), final=True))
         finally:
             self._end()
 
@@ -277,6 +283,8 @@ class Blocks:
         if self._failed < MAX_FAILED_BLOCKS:
             return
         self._hold_until = time.monotonic() + HOLD_OFF_S
+        if any(block.registered for block in self._blocks.values()):
+            return  # what waits can run there
         last_words = (status.stderr_summary or status.message or "").strip()[-600:]
         reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
         self._tell(Broken(EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason), final=False))
@@ -290,18 +298,18 @@ class Blocks:
             self._idle_since = now
         if (not self._blocks and outstanding) or now >= self._next_strategy:
             self._next_strategy = now + self._settings.job_status_kwargs.strategy_period
-            missing = self._wanted(client, outstanding) - len(self._blocks)
+            missing = self._wanted(client.jobs, outstanding) - len(self._blocks)
             if missing > 0 and now >= self._hold_until:
                 self._scale_out(1 if self._failed else missing)
             elif missing < 0:
                 self._scale_in(client, -missing, outstanding, now)
 
-    def _wanted(self, client: Client, outstanding: int) -> int:
-        jobs = client.jobs
+    def _wanted(self, jobs: Any, outstanding: int) -> int:
         if self._settings.strategy == "none":
             return int(min(jobs.max_blocks, max(jobs.init_blocks, len(self._blocks), 1 if outstanding else 0)))
-        slots = max(1, int(jobs.nodes_per_block * client.workers_per_node))
-        needed = math.ceil(outstanding * jobs.parallelism / slots)
+        with self._lock:
+            slots = int(jobs.nodes_per_block * self._workers_per_node)
+        needed = math.ceil(outstanding * jobs.parallelism / slots) if slots else 1  # the first node will tell
         return int(min(jobs.max_blocks, max(jobs.min_blocks, needed, 1 if outstanding else 0)))
 
     def _scale_out(self, count: int) -> None:
@@ -322,17 +330,24 @@ class Blocks:
         )
         if strategy != "htex_auto_scale" and (outstanding or now - self._idle_since < limit):
             return
-        idle = [block_id for block_id in self._blocks if self._is_idle(client, block_id, limit)][:count]
-        for block_id in idle:
-            client.hold(block_id)  # so that no task is sent there in the meantime
-        self._cancel(client, [block_id for block_id in idle if self._is_idle(client, block_id, 0.0)])
-
-    def _is_idle(self, client: Client, block_id: str, seconds: float) -> bool:
         try:
-            nodes = [node for node in client.nodes() if node["block_id"] == block_id]
+            idle = self._idle(client, limit, now)[:count]
+            for block_id in idle:
+                client.hold(block_id)  # so that no task is sent there in the meantime
+            still = set(self._idle(client, 0.0, now))
         except PARSL_RAISES:
-            return False
-        return bool(nodes) and all(not node["tasks"] and node["idle_duration"] >= seconds for node in nodes)
+            return  # the interchange does not answer; whether it lives is looked at elsewhere
+        self._cancel(client, [block_id for block_id in idle if block_id in still])
+
+    def _idle(self, client: Client, seconds: float, now: float) -> list[str]:
+        """Return the blocks whose nodes have had nothing to do for so long, and those that have waited in vain."""
+        nodes = client.nodes()
+        busy = {node["block_id"] for node in nodes if node["tasks"] or node["idle_duration"] < seconds}
+        return [
+            block_id
+            for block_id, block in self._blocks.items()
+            if block_id not in busy and (block.registered or now - block.since >= seconds)
+        ]
 
     def _cancel(self, client: Client, block_ids: list[str]) -> None:
         if not block_ids:

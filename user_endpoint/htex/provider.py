@@ -58,8 +58,12 @@ class Plan:
         accelerators = settings.available_accelerators
         if count := accelerators if isinstance(accelerators, int) else len(accelerators):
             limits.append(count)
-        nodes = self._option("nodes_per_block", 1) * self._option("max_blocks", 1)
-        return int(min(limits) * nodes)
+        return int(min(limits) * self.most_nodes)
+
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes there are when every block is up."""
+        return self._option("nodes_per_block", 1) * self._option("max_blocks", 1)
 
     def _option(self, name: str, default: int) -> int:
         if name in self._options:
