@@ -78,17 +78,20 @@ class _LateFinder:
         return spec
 
 
+_NONE_YET = _LatePackage("none yet")
+
+
 def _untouched(function: Any = None, **_: Any) -> Any:
     return function if function is not None else _untouched
 
 
 @contextmanager
 def light_parsl(authenticator: Any = None) -> Iterator[None]:
-    """Within this, Parsl's modules can be imported one by one. Does nothing where Parsl is imported already.
+    """Within this, Parsl's modules can be imported one by one. Does nothing where Parsl as a whole is imported already.
 
     `authenticator` is used in place of ZeroMQ's own ThreadAuthenticator; only the interchange needs one.
     """
-    if "parsl" in sys.modules:
+    if type(sys.modules.get("parsl", _NONE_YET)) is not _LatePackage:
         yield
         return
     finder = _LateFinder()

@@ -113,6 +113,8 @@ def _check(kind: type, options: Mapping[str, Any], where: str, besides: str = ""
             accepted = tuple(parameters) + ((besides,) if besides else ())
             raise EndpointMisconfigured(detail=f"{where}.{key}: {unknown_key_reason(key, accepted)}")
         expected = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else None
+        if key == "parallelism":
+            expected = float  # where Parsl says nothing, its default is a whole number
         if not _fits(value, expected, parameter.default):
             wanted = getattr(expected, "__name__", None) or str(expected or type(parameter.default).__name__)
             raise EndpointMisconfigured(detail=f"{where}.{key}: expected {wanted}, got {type(value).__name__}")
