@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mep.cli.failures import CliFailed
+from mep.config.accounts import system_account
 from mep.config.example import default_file
 from mep.config.paths import CONFIG, FIVE_FILES, MAPPER_ACCOUNT, MAPPING, EndpointPaths
 
@@ -98,7 +98,7 @@ def write_five_files(where: EndpointPaths, config: str, mapping: str | None = No
 
 
 def _fill(staging: Path, files: Mapping[str, str], *, privileged: bool) -> None:
-    mapper_group = pwd.getpwnam(MAPPER_ACCOUNT).pw_gid if privileged else -1
+    mapper_group = system_account(MAPPER_ACCOUNT).pw_gid if privileged else -1
     for name, text in files.items():
         readable = privileged and name == MAPPING
         write_new(

@@ -26,6 +26,7 @@ from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
 from mep.cli.output import warn
 from mep.config import paths as names
+from mep.config.accounts import system_account
 from mep.config.bundle import find_file, read_schema
 from mep.config.options import EndpointOptions, is_loopback
 from mep.config.paths import EndpointPaths
@@ -65,20 +66,10 @@ class Accounts:
 
 
 def accounts_for(where: EndpointPaths) -> Accounts:
-    """Return the accounts for the children. Raises CliFailed where one is missing."""
+    """Return the accounts for the children. Raises ConfigRefused where one is missing."""
     if not where.privileged:
         return Accounts(None, None)
-    return Accounts(_account(names.MANAGER_ACCOUNT), _account(names.MAPPER_ACCOUNT))
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise CliFailed(
-            f"the system account {name} does not exist; run: "
-            f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}"
-        ) from None
+    return Accounts(system_account(names.MANAGER_ACCOUNT), system_account(names.MAPPER_ACCOUNT))
 
 
 def ensure_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:

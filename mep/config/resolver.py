@@ -17,6 +17,7 @@ from typing import Any
 
 from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved
 from mep.config import paths as names
+from mep.config.accounts import system_account
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
 from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
@@ -150,7 +151,7 @@ def _manager_section(
         endpoint_id=registration.endpoint_id,
         relay_link_address=registration.link_address,
         relay_link_key=registration.link_public_key,
-        account=_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
+        account=system_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
         link_key_path=_key_path(where, names.LINK_KEY),
         log_level="DEBUG" if options.debug else "INFO",
     )
@@ -162,7 +163,7 @@ def _mapper_section(
     return MapperSection(
         endpoint_id=registration.endpoint_id,
         relay_signing_key=registration.signing_public_key,
-        account=_account(names.MAPPER_ACCOUNT).pw_name if multi_user else "",
+        account=system_account(names.MAPPER_ACCOUNT).pw_name if multi_user else "",
         unseal_key_path=_key_path(where, names.UNSEAL_KEY),
         mapping_path=str(_checked_mapping(where, options)) if multi_user else "",
         owner_identities=[] if multi_user else [one.id for one in registration.owner],
@@ -179,24 +180,13 @@ def _key_path(where: EndpointPaths, name: str) -> str:
     return str(path)
 
 
-def _account(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise ConfigRefused(
-            "system accounts",
-            name,
-            f"does not exist; run: useradd --system --no-create-home --shell /usr/sbin/nologin {name}",
-        ) from None
-
-
 def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.config
     import identity.errors
     import identity.files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
-    mapper = _account(names.MAPPER_ACCOUNT)
+    mapper = system_account(names.MAPPER_ACCOUNT)
     check_trusted(path, os.geteuid())
     files = identity.files.Files()
     try:
