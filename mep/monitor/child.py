@@ -17,9 +17,9 @@ from mep.boundary.messages import Message
 from mep.monitor.loop import READ, WRITE, Loop
 
 MAX_QUEUED = 2048
-MAX_RATE = 1000.0
-"""Messages a second that a child may send for long; manager and mapper know of it."""
-MAX_BURST = 4000.0
+MAX_RATE, MAX_BURST = 100.0, 4000.0
+"""Messages a second that a child may send for long, and at once. Each may be a line in the audit log: one that
+talks faster would fill the disk."""
 
 
 class Kind(enum.StrEnum):

@@ -25,7 +25,7 @@ from mep.monitor.endpoints import Endpoints
 from mep.monitor.local_accounts import uids_of
 from mep.monitor.monitor import Monitor
 from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
-from mep.monitor.runtime import RuntimeDir, check_reachable, ensure_directory
+from mep.monitor.runtime import OTHERS_WRITE, RuntimeDir, check_reachable, ensure_directory
 from mep.monitor.status import Status
 
 _USAGE = "usage: python -I -m mep.monitor --config-fd N --bundle-fd M"
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         os.close(config)
         os.set_inheritable(bundle, False)
         refuse_wrong_user(multi_user=resolved.multi_user)
+        refuse_old_kernel()
         run(resolved, bundle)
     except (ConfigRefused, NotSealed, OSError) as error:
         sys.stderr.write(f"mep monitor: {error}\n")
@@ -60,6 +61,14 @@ def refuse_wrong_user(*, multi_user: bool) -> None:
         raise ConfigRefused("monitor", "multi_user", "must run as root: it starts processes as other accounts")
     if not multi_user and 0 in os.getresuid():
         raise ConfigRefused("monitor", "multi_user", "a single-user endpoint runs as its owner, never as root")
+
+
+def refuse_old_kernel() -> None:
+    """Raise ConfigRefused on a kernel without pidfds: without them a recycled pid could be signalled."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        raise ConfigRefused("monitor", "", f"needs Linux 5.3 or later (pidfd_open: {error.strerror})") from None
 
 
 def run(resolved: Resolved, bundle: int) -> None:
@@ -84,10 +93,11 @@ def run(resolved: Resolved, bundle: int) -> None:
 def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoints) -> Monitor:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
         os.setsid()
+    for path in (resolved.log_path, resolved.audit_path):
+        if path:
+            ensure_directory(os.path.dirname(path), None, OTHERS_WRITE)
     open_log(resolved.log_path)
     log = Log("monitor")
-    if resolved.audit_path:
-        ensure_directory(os.path.dirname(resolved.audit_path), None)
     audit = Audit(resolved.audit_path, log)
     own_uids: tuple[int, ...] = ()
     if resolved.multi_user:

@@ -13,11 +13,14 @@ import stat
 from mep.boundary.runtime import KEEPERS_DIR, PID_FILE, STATUS_FILE, pid_line
 from mep.errors import ConfigRefused
 
+OTHERS_WRITE, GROUP_OR_OTHERS_WRITE = 0o002, 0o022
 
-def ensure_directory(path: str, mode: int | None) -> None:
+
+def ensure_directory(path: str, mode: int | None, forbidden: int = GROUP_OR_OTHERS_WRITE) -> None:
     """Make `path` a directory of ours with `mode` (None: as it is, 0700 if new); what is missing above gets 0755.
 
-    Raises ConfigRefused where another account owns a directory on the way or may write to it, OSError.
+    Raises ConfigRefused where another account owns a directory on the way, or may write to it by the bits in
+    `forbidden` (a distribution's /var/log may belong to its log group), OSError.
     """
     real = os.path.realpath(path)
     at = "/"
@@ -28,18 +31,18 @@ def ensure_directory(path: str, mode: int | None) -> None:
             os.chmod(at, 0o755 if at != real else 0o700 if mode is None else mode)
         except FileExistsError:
             pass
-        _check_directory(at)
+        _check_directory(at, forbidden)
     if mode is not None and stat.S_IMODE(os.stat(real).st_mode) != mode:
         os.chmod(real, mode)
 
 
-def _check_directory(path: str) -> None:
+def _check_directory(path: str, forbidden: int) -> None:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigRefused(path, "", "is not a directory")
     if found.st_uid not in {0, os.geteuid()}:
         raise ConfigRefused(path, "", f"belongs to uid {found.st_uid}: it must be root's or the endpoint's owner's")
-    if os.geteuid() == 0 and found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+    if os.geteuid() == 0 and found.st_mode & forbidden and not found.st_mode & stat.S_ISVTX:
         raise ConfigRefused(path, "", f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import inspect
 import json
 import os
+import pathlib
 import socket
+import stat
 
 import pytest
 
@@ -18,6 +21,7 @@ from mep.errors import PUBLIC_TEXTS, ConfigRefused, Refusal
 from mep.monitor import answers
 from mep.monitor.child import Kind
 from mep.monitor.dispatch import TABLE
+from mep.monitor.runtime import GROUP_OR_OTHERS_WRITE, OTHERS_WRITE, ensure_directory
 from mep.monitor.starts import outcome_of
 from mep_wire.errors import by_code
 from tests.support.monitor import MonitorRun
@@ -167,3 +171,39 @@ def test_documents_come_back() -> None:
 def test_defaults_are_the_documented_ones() -> None:
     assert Policy().min_uid == 1000
     assert Caps().max_starting == 16
+
+
+# --- directories -----------------------------------------------------------------------------------------------
+
+
+def test_missing_directories_are_made(tmp_path: pathlib.Path) -> None:
+    ensure_directory(str(tmp_path / "a" / "b"), 0o750)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o755, 0o750]
+    ensure_directory(str(tmp_path / "a" / "b"), 0o700)
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(ConfigRefused, match="is not a directory"):
+        ensure_directory(str(tmp_path / "a"), 0o700)
+
+
+@pytest.mark.root
+def test_a_way_that_others_can_change_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "a")
+    for mode, forbidden, refused in (
+        (0o775, GROUP_OR_OTHERS_WRITE, True),
+        (0o775, OTHERS_WRITE, False),
+        (0o777, OTHERS_WRITE, True),
+        (0o1777, GROUP_OR_OTHERS_WRITE, False),
+    ):
+        (tmp_path / "a").chmod(mode)
+        for way in ("a", "there"):
+            with pytest.raises(ConfigRefused, match="others may write") if refused else contextlib.nullcontext():
+                ensure_directory(str(tmp_path / way / "run"), 0o700, forbidden)
+    (tmp_path / "a").chmod(0o755)
+    os.chown(tmp_path / "a", 12345, 0)
+    with pytest.raises(ConfigRefused, match="belongs to uid 12345"):
+        ensure_directory(str(tmp_path / "there" / "run"), 0o700)
