@@ -34,11 +34,11 @@ class WorkerHandle:
         self.served = 0
 
     def send(self, task: EngineTask, now: float) -> bool:
-        """Send one task. Returns whether there was room for it (never False for a worker without tasks)."""
+        """Send one task. Returns whether it went: there may be no room, or no descriptor left for a large one."""
         code = None if task.function_id in self.functions else task.function
         try:
             frames.send(self.sock, (task.row, task.function_id, code, task.payload))
-        except BlockingIOError:
+        except OSError:
             return False
         self.functions.add(task.function_id)
         if not self.sent:
