@@ -26,12 +26,13 @@ import zmq
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
+from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.settings import GlobusComputeEngine, StrategySettings
 
 with light_parsl():
     from parsl.errors import ParslError
-    from parsl.jobs.states import JobState
+    from parsl.jobs.states import JobState, JobStatus
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class Blocks:
         self._grace_s = 5.0
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
         # From here on: the thread's own.
+        self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
         self._client: Client | None = None
         self._blocks: dict[str, _Block] = {}
         self._failed, self._hold_until, self._restarts = 0, 0.0, 0
@@ -169,6 +171,8 @@ class Blocks:
     def _start_client(self) -> None:
         addresses = providers.worker_addresses(self._settings, local=self._plan.is_local)
         provider = self._plan.make()
+        if self._record is not None:
+            self._cancel_left_over(provider, self._record)
         many = provider.nodes_per_block * provider.max_blocks > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
@@ -179,6 +183,21 @@ class Blocks:
         if not self._blocks:
             self._first_blocks()
         self._tell(Ready(client))
+
+    def _cancel_left_over(self, provider: Any, record: JobRecord) -> None:
+        """End jobs of an earlier process of this user endpoint, which was killed."""
+        for job in record.left_over():
+            provider.resources[job] = {"job_id": job, "status": JobStatus(JobState.UNKNOWN)}  # as if it were its own
+            try:
+                provider.cancel([job])
+            except PARSL_RAISES as error:
+                _log.warning("job=%s of an earlier process could not be ended error=%s", job, error)
+            provider.resources.pop(job, None)
+        record.write([])
+
+    def _write_record(self) -> None:
+        if self._record is not None:
+            self._record.write(str(block.job_id) for block in self._blocks.values())
 
     def _first_blocks(self) -> None:
         """Start what is wanted at the start, while the interchange is still loading."""
@@ -261,6 +280,7 @@ class Blocks:
             block = self._blocks[block_id]
             if status.state in _TERMINAL:
                 del self._blocks[block_id]
+                self._write_record()
                 if not ending:
                     self._block_ended(block_id, block, status)
             elif status.state == JobState.RUNNING:
@@ -316,7 +336,7 @@ class Blocks:
         assert self._client is not None, "started"
         for block_id in self._client.scale_out_facade(count):
             self._blocks[block_id] = _Block(self._client.blocks_to_job_id[block_id], time.monotonic())
-            count -= 1
+        self._write_record()
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
             self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
 
@@ -357,6 +377,8 @@ class Blocks:
             client.jobs.cancel(jobs)
         except PARSL_RAISES as error:
             _log.warning("jobs=%s could not be ended error=%s", jobs, error)
+        else:
+            self._write_record()
 
 
 def _until(done: Callable[[], bool], seconds: float) -> bool:

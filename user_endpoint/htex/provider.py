@@ -47,7 +47,8 @@ class Plan:
         _check(self._kind, options, "engine.provider", besides="launcher")
         self._options = options
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
-        self.is_local = self._kind.__name__ == "LocalProvider"
+        self.name = self._kind.__name__
+        self.is_local = self.name == "LocalProvider"
 
     def expected_slots(self, settings: GlobusComputeEngine) -> int:
         """Return about how many tasks run at once when every block is up."""

@@ -1,0 +1,35 @@
+"""Which scheduler jobs this user endpoint has started, on disk, so that none outlives it for long.
+
+Where the user endpoint is killed, its blocks would wait in the scheduler's queue, or idle until their nodes give
+up. The next user endpoint of the same person and configuration ends them. The file is the user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class JobRecord:
+    """The jobs of one user endpoint, by the id the scheduler gave them. Errors of the disk are not worth failing."""
+
+    def __init__(self, path: Path, provider: str) -> None:
+        self._path, self._provider = path, provider
+
+    def left_over(self) -> list[str]:
+        """Return the jobs that an earlier process has recorded with the same provider, and not ended."""
+        try:
+            found = json.loads(self._path.read_text())
+            jobs = found["jobs"] if found["provider"] == self._provider else []
+            return [job for job in jobs if isinstance(job, str)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def write(self, jobs: Iterable[str]) -> None:
+        """Record that these jobs exist, and no others."""
+        with contextlib.suppress(OSError):
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps({"provider": self._provider, "jobs": list(jobs)}))
+            new.replace(self._path)
