@@ -51,9 +51,10 @@ class Running:
 
     def __init__(self, relay: RelaySide, **changes: Any) -> None:
         self.monitor, theirs = Channel.pair(blocking=True)
+        account = "mep-idmap" if "mapping_path" in changes else ""
         section = MapperSection(
             **{
-                "endpoint_id": ENDPOINT, "relay_signing_key": relay.public_key.hex(), "account": "mep-idmap" if "mapping_path" in changes else "",
+                "endpoint_id": ENDPOINT, "relay_signing_key": relay.public_key.hex(), "account": account,
                 "unseal_key_path": "", "mapping_path": "", "owner_identities": [], "own_user": "", **changes,
             }
         )  # fmt: skip
