@@ -83,15 +83,14 @@ class Place:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def pids(self) -> dict[str, int]:
-        """Return the pid of every user endpoint by its id."""
+        """Return the pid of every user endpoint by its id, as it is now."""
+        time.sleep(0.6)  # the status file follows within half a second
         return {each["uep_id"]: int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])}
 
     def new_pids(self, before: dict[str, int]) -> dict[str, int]:
-        """Return what `pids` has beyond `before`, waiting for it: the status follows within half a second."""
-        deadline = time.monotonic() + 10
-        while not (new := {uep: pid for uep, pid in self.pids().items() if before.get(uep) != pid}):
-            assert time.monotonic() < deadline, "no new user endpoint"
-            time.sleep(0.02)
+        """Return what `pids` has beyond `before`, which must be something."""
+        new = {uep: pid for uep, pid in self.pids().items() if before.get(uep) != pid}
+        assert new, "no new user endpoint"
         return new
 
     def starts(self) -> int:
@@ -144,6 +143,16 @@ def make_place(mode: str, name: str, template: str = TEMPLATE_TEXT) -> Iterator[
         place.endpoint.write(SCHEMA, SCHEMA_VALUE)
         place.endpoint.register_again()
         yield place
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show the site's logs with a failure."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    places = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Place)]
+    if report.failed and places:
+        report.sections.append(("logs of the site", places[0].site.logs()))
 
 
 MODES = [pytest.param("multi", marks=pytest.mark.root), "single"]
