@@ -218,16 +218,19 @@ class Blocks:
         if client.interchange_proc is None or client.interchange_proc.poll() is not None:
             self._restart()
             return
-        with self._lock:
-            registered, self._registered = self._registered, []
-        for block_id in registered:
-            if (block := self._blocks.get(block_id)) is not None:
-                block.registered = True
-                self._failed = 0
+        self._note_registered()
         if now >= self._next_status:
             self._next_status = now + (_LOCAL_POLL_S if self._plan.is_local else client.status_polling_interval)
             self._watch(client, now)
         self._scale(client, now)
+
+    def _note_registered(self) -> None:
+        with self._lock:
+            registered, self._registered = self._registered, []
+        for block_id in registered:
+            self._failed = 0
+            if (block := self._blocks.get(block_id)) is not None:
+                block.registered = True
 
     def _restart(self) -> None:
         """The interchange has died: end its blocks, begin again."""
@@ -279,10 +282,11 @@ class Blocks:
         for block_id, status in zip(ids, statuses, strict=True):
             block = self._blocks[block_id]
             if status.state in _TERMINAL:
+                if not ending:
+                    self._note_registered()  # it may have done so while the scheduler was asked
+                    self._block_ended(block_id, block, status)
                 del self._blocks[block_id]
                 self._write_record()
-                if not ending:
-                    self._block_ended(block_id, block, status)
             elif status.state == JobState.RUNNING:
                 if not block.running:
                     block.running, block.since = True, now
@@ -292,9 +296,8 @@ class Blocks:
                     self._block_failed(f"its workers had not registered after {limit:.0f} s", status)
 
     def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
-        if block.registered:
-            self._tell(BlockGone(block_id))
-        else:
+        self._tell(BlockGone(block_id))
+        if not block.registered:
             self._block_failed(f"it ended ({status.state.name.lower()}) before its workers had registered", status)
 
     def _block_failed(self, what: str, status: Any) -> None:
