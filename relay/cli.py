@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import sys
 import time
 import uuid
@@ -26,10 +27,13 @@ from relay.auth.tokens import new_token, token_hash
 from relay.server import Settings, serve
 from relay.state import State, StateRefused, become_relay_account, default_dir
 from relay.store.records import Caller
+from relay.store.schema import StateTooNew
 from relay.store.sqlite import SqliteStore
 
 _DEFAULTS = Settings()
 MAX_USERNAME = 256
+_UNUSABLE = (StateTooNew, sqlite3.DatabaseError)
+"""What opening a database may say: of a newer relay, damaged, or locked for too long."""
 
 
 def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +60,11 @@ def _open(directory: Path | None) -> State:
 
 @contextmanager
 def _store(directory: Path | None) -> Iterator[SqliteStore]:
-    store = SqliteStore(_open(directory).database)
+    state = _open(directory)
+    try:
+        store = SqliteStore(state.database)
+    except _UNUSABLE as error:
+        raise click.ClickException(f"{state.database}: {error}") from error
     try:
         yield store
     finally:
@@ -101,7 +109,7 @@ def serve_command(directory: Path | None, **options: Any) -> None:
     try:
         state.lock()
         asyncio.run(serve(state, Settings(**options)))
-    except (StateRefused, OSError) as error:
+    except (StateRefused, OSError, *_UNUSABLE) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import signal
 import socket
 import time
@@ -83,6 +84,8 @@ async def serve(state: State, settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     state.write_listening(url, service.link_address)
     logger.info("serving %s, endpoint link %s, state %s", url, service.link_address, state.directory)
+    if not ipaddress.ip_address(host).is_loopback:
+        logger.warning("tokens travel over %s unencrypted: put a TLS proxy in front, and listen on loopback", url)
     gc.freeze()
     try:
         await server.serve(sockets=[listener])

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mep_wire.api import FunctionAnswer, FunctionBody, opaque_bytes, opaque_to_text
+from mep_wire.api import FunctionAnswer, FunctionBody, Opaque, opaque_bytes, opaque_to_text
 from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, NotOwner, PayloadTooLarge
 from mep_wire.limits import MAX_FUNCTION_BYTES
 from relay.api.endpoints import Deleted
@@ -26,7 +26,7 @@ class FunctionInfo(msgspec.Struct, kw_only=True):
 
     function_uuid: str
     function_name: str
-    function_code: bytes | str
+    function_code: Opaque
     description: str
     public: bool
     owner_id: str

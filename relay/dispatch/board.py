@@ -142,7 +142,7 @@ class Board:
 
     def forget_idle(self, uep: Uep) -> None:
         """Drop the live record of a user endpoint that has nothing to remember."""
-        idle = not (uep.has_queued or uep.unsettled or uep.starting or uep.pumping)
+        idle = not (uep.has_queued or uep.unsettled or uep.starting or uep.pumping or uep.record.link_key)
         if idle and uep.state is UepState.ABSENT and uep.peer is None:
             uep.set_timer(None)
             self.ueps.pop(uep.record.uep_id, None)

@@ -24,6 +24,8 @@ PAGE_TASKS = 1000
 """Most tasks in one message to a user endpoint."""
 PAGE_BYTES = 2 * 1024 * 1024
 """Payload after which a message holds no further task."""
+PAGE_FUNCTION_BYTES = 16 * 1024 * 1024
+"""Code of functions after which another function goes into another message."""
 END_PAGE = 2000
 """Queued tasks ended in one transaction when a whole queue is."""
 STARTED_DELAY_S = 0.02
@@ -101,18 +103,28 @@ class Delivery:
         self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
 
     def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
-        if uep.peer is None:
-            return False
-        functions = []
-        for function_id in {task.function_id for task in tasks} - uep.functions_sent:
-            code = self._board.store.function_code(function_id)
-            functions.append(messages.FunctionItem(function_id, code or b""))
-            uep.functions_sent.add(function_id)
-        items = [
-            messages.TaskItem(t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s)
-            for t in tasks
-        ]
-        return self._board.plane.send(uep.peer, codec.encode(messages.Tasks(functions=functions, tasks=items)))
+        """Send tasks, with the functions that were not sent on this link before; False where the link is gone."""
+        functions: list[messages.FunctionItem] = []
+        items: list[messages.TaskItem] = []
+        size = 0
+        for t in tasks:
+            if t.function_id not in uep.functions_sent:
+                code = self._board.store.function_code(t.function_id) or b""
+                if size and size + len(code) > PAGE_FUNCTION_BYTES:
+                    if not self._send(uep, functions, items):
+                        return False
+                    functions, items, size = [], [], 0
+                functions.append(messages.FunctionItem(t.function_id, code))
+                uep.functions_sent.add(t.function_id)
+                size += len(code)
+            items.append(
+                messages.TaskItem(t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s)
+            )
+        return self._send(uep, functions, items)
+
+    def _send(self, uep: Uep, functions: list[messages.FunctionItem], tasks: list[messages.TaskItem]) -> bool:
+        message = messages.Tasks(functions=functions, tasks=tasks)
+        return uep.peer is not None and self._board.plane.send(uep.peer, codec.encode(message))
 
     def pump(self, uep: Uep) -> None:
         """Send queued tasks as far as credit goes."""

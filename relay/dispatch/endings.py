@@ -25,7 +25,8 @@ class Endings:
         gone = link is not None and link.reported and uep.record.uep_id not in link.running
         if self._board.loop.time() < uep.grace_until:
             return
-        if gone and uep.state is UepState.DISCONNECTED and not uep.starting:
+        known = bool(uep.record.link_key) and uep.peer is None
+        if gone and known and not uep.starting:
             self._board.run(self.conclude(uep, "", "its process has ended"))
 
     async def conclude(self, uep: Uep, code: str, text: str) -> None:

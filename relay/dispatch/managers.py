@@ -70,8 +70,9 @@ class Managers:
         """A user endpoint's process has ended."""
         link: ManagerLink = peer.session
         link.running.discard(message.uep_id)
-        uep = self._board.ueps.get(message.uep_id)
-        if uep is not None and uep.record.endpoint_id == link.endpoint_id:
+        record = self._board.store.uep(message.uep_id)
+        if record is not None and record.endpoint_id == link.endpoint_id:
+            uep = self._board.uep(record)
             logger.info("user endpoint %s ended: %s", message.uep_id, message.code)
             self._board.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
@@ -83,5 +84,6 @@ class Managers:
             return  # else the news is of an earlier process, and settled
         if self._board.store.has_active(uep.row):
             await asyncio.sleep(SETTLE_S)
-        if uep.record.link_key == link_key:  # else another process has joined, and its join settled this one's tasks
+        # Without a key there is nothing to settle; with another, the process that joined has settled it.
+        if link_key and uep.record.link_key == link_key:
             await self._endings.conclude(uep, message.code, message.text)

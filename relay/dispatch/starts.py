@@ -88,7 +88,7 @@ class Starts:
         )
 
     def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
-        record = uep.record
+        record = self._board.store.uep(uep.record.uep_id) or uep.record  # its account may have been linked
         endpoint = self._board.store.endpoint(record.endpoint_id)
         identities = self._board.store.identity_set(record.account_id, record.identity_id)
         if endpoint is None or identities is None:

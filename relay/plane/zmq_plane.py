@@ -113,6 +113,7 @@ class ZmqPlane:
             peer = None
         if peer is None:
             if len(self._peers) >= MAX_PEERS:
+                logger.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
                 return
             peer = self._peers[address] = Peer(key, address, 0.0)
         peer.last_seen = time.monotonic()

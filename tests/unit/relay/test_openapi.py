@@ -1,0 +1,96 @@
+"""The specification says what the server does: made from one table, and complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mep_wire.errors import by_code
+from relay.api.openapi import specification
+from relay.api.routes import Route, Router
+from relay.api.table import ROUTES
+
+SPEC: dict[str, Any] = json.loads(json.dumps(specification(ROUTES, "1")))
+
+REQUIRED = [
+    "GET /v2/version",
+    "POST /v3/endpoints",
+    "PUT /v3/endpoints/{}",
+    "GET /v2/endpoints",
+    "GET /v2/endpoints/{}",
+    "GET /v2/endpoints/{}/status",
+    "DELETE /v2/endpoints/{}",
+    "POST /v3/functions",
+    "GET /v2/functions/{}",
+    "DELETE /v2/functions/{}",
+    "POST /v3/endpoints/{}/submit",
+    "GET /v2/tasks/{}",
+    "POST /v2/batch_status",
+    "GET /v2/taskgroup/{}",
+    "POST /v3/tasks/cancel",
+    "GET /openapi.json",
+]
+
+
+def refs(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for inner in value.values():
+            yield from refs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from refs(inner)
+
+
+def test_the_routes_are_those_that_the_api_has_to_have() -> None:
+    served = {f"{route.method} {re.sub(r'{[^}]*}', '{}', route.path)}" for route in ROUTES}
+    assert set(REQUIRED) <= served
+
+
+def test_the_specification_has_exactly_the_served_routes() -> None:
+    specified = {(method.upper(), path) for path, methods in SPEC["paths"].items() for method in methods}
+    assert specified == {(route.method, route.path) for route in ROUTES}
+
+
+def test_every_reference_resolves() -> None:
+    for ref in refs(SPEC):
+        assert ref.removeprefix("#/components/schemas/") in SPEC["components"]["schemas"]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_an_operation_says_its_body_answer_and_errors(route: Route) -> None:
+    operation = SPEC["paths"][route.path][route.method.lower()]
+    assert ("requestBody" in operation) == (route.body is not None)
+    assert str(route.status) in operation["responses"]
+    for error in route.all_errors:
+        assert error.code in by_code()
+        assert error.code in operation["responses"][str(error.http_status)]["description"]
+    variables = re.findall(r"{(\w+)}", route.path)
+    assert [one["name"] for one in operation["parameters"] if one["in"] == "path"] == variables
+    assert operation["security"] == ([] if route.open else [{"token": []}])
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for methods in SPEC["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_router_finds_what_the_table_has_and_nothing_else() -> None:
+    router = Router()
+    for route in ROUTES:
+        router.add(route)
+    for route in ROUTES:
+        path = re.sub(r"{\w+}", "some-id", route.path)
+        found = router.find(route.method, path)
+        assert found is not None
+        assert found[0] is route
+        assert set(found[1]) <= {"some-id"}
+        assert router.find(route.method, path + "/and/more/than/that") is None
+    assert router.find("PATCH", "/v2/endpoints") is None
+    assert router.find("GET", "/v2/tasks/") is None
+    assert router.find("GET", "/v2/tasks/a/b") is None

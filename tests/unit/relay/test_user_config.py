@@ -1,0 +1,135 @@
+"""Checks of user_endpoint_config: same verdict as plain jsonschema, on hostile schemas a quick refusal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mep_wire.errors import BodyInvalid, PayloadTooLarge, UserConfigInvalid, UserConfigReserved
+from mep_wire.limits import MAX_USER_CONFIG_BYTES
+from relay.api.user_config import KEPT, MAX_SCHEMA_BYTES, UserConfigChecks, check_schema
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["a", "ab", "B", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "xa"]), inner, max_size=3),
+    max_leaves=8,
+)
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": {"type": ["integer", "string", "null"], "minimum": 0, "pattern": "^a"},
+        "b": {"type": "array", "uniqueItems": True, "items": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/s"}]}},
+    },
+    "patternProperties": {"^x": {"type": "object", "additionalProperties": {"type": "boolean"}}},
+    "additionalProperties": False,
+    "$defs": {"s": {"type": "string", "maxLength": 1}},
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(["a", "b", "c", "xa"]), VALUES, max_size=3))
+def test_the_verdict_is_that_of_jsonschema(config: dict[str, Any]) -> None:
+    plain = jsonschema.Draft202012Validator(SCHEMA).is_valid(config)
+    try:
+        UserConfigChecks().check("e", SCHEMA, config)
+        ours = True
+    except UserConfigInvalid as error:
+        ours = False
+        assert error.fields["key"]
+    assert ours == plain
+
+
+def test_nested_keys_are_named() -> None:
+    with pytest.raises(UserConfigInvalid, match=r": b\.1: "):
+        UserConfigChecks().check("e", SCHEMA, {"b": [1, "long"]})
+
+
+def test_another_draft_means_what_it_says() -> None:
+    draft4 = {"$schema": "http://json-schema.org/draft-04/schema#", "properties": {"n": {"maximum": 3}}}
+    draft4["properties"]["n"]["exclusiveMaximum"] = True  # type: ignore[index]
+    check_schema(draft4)
+    with pytest.raises(UserConfigInvalid):
+        UserConfigChecks().check("e", draft4, {"n": 3})
+    with pytest.raises(BodyInvalid):
+        check_schema({**draft4, "$schema": "https://json-schema.org/draft/2020-12/schema"})
+
+
+def test_reserved_names_and_size_come_before_the_schema() -> None:
+    checks = UserConfigChecks()
+    with pytest.raises(UserConfigReserved, match="mapped_identity"):
+        checks.check("e", None, {"mapped_identity": {}})
+    with pytest.raises(PayloadTooLarge):
+        checks.check("e", SCHEMA, {"a": "x" * MAX_USER_CONFIG_BYTES})
+    checks.check("e", None, {"anything": ["goes"]})
+
+
+def test_a_changed_schema_is_noticed_and_memory_is_bounded() -> None:
+    checks = UserConfigChecks()
+    checks.check("e", {"properties": {"a": {"type": "string"}}}, {"a": "x"})
+    with pytest.raises(UserConfigInvalid):
+        checks.check("e", {"properties": {"a": {"type": "integer"}}}, {"a": "x"})
+    for number in range(KEPT + 10):
+        checks.check(f"e{number}", {}, {})
+    assert len(checks._kept) == KEPT
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://example.org/schema.json"},
+        {"properties": {"a": {"items": {"$ref": "other.json#/x"}}}},
+        {"$ref": "#/$defs/missing"},
+        {"$dynamicRef": "https://example.org/x#y"},
+        {"properties": {"a": {"pattern": "("}}},
+        {"patternProperties": {"(?=x)": {}}},
+        {"properties": {"a": 3}},
+        {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+        {"enum": ["x" * MAX_SCHEMA_BYTES]},
+    ],
+)
+def test_schemas_that_are_not_taken(schema: dict[str, Any]) -> None:
+    with pytest.raises((BodyInvalid, PayloadTooLarge)):
+        check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        SCHEMA,
+        {"$id": "https://example.edu/own", "properties": {"a": {"$ref": "/own#/$defs/x"}}, "$defs": {"x": {}}},
+        {"properties": {"$ref": {"type": "string"}}, "const": {"$ref": "elsewhere"}},
+        {"properties": {"next": {"$ref": "#"}}},
+        {"properties": {"of": {"$ref": "https://json-schema.org/draft/2020-12/schema"}}},
+    ],
+)
+def test_schemas_that_are(schema: dict[str, Any]) -> None:
+    check_schema(schema)
+
+
+def costly() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    doubling = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    wide = {"properties": {"a": {"items": {"anyOf": [{"const": n} for n in range(3000)]}}}}
+    return [
+        ({"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**doubling, "d40": {}}}, {"a": 1}),
+        (wide, {"a": ["x"] * 10_000}),
+        ({"properties": {"a": {"pattern": "^(a+)+$"}}}, {"a": "a" * 50_000 + "b"}),
+        ({"properties": {"a": {"uniqueItems": True}}}, {"a": [[n] if n % 2 else n for n in range(8000)] + [0]}),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, {"a": 1}),
+    ]
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_a_costly_check_is_a_quick_refusal(case: int) -> None:
+    schema, config = costly()[case]
+    before = time.monotonic()
+    with pytest.raises(UserConfigInvalid):
+        UserConfigChecks().check("e", schema, config)
+    assert time.monotonic() - before < 3
