@@ -6,17 +6,14 @@ checkout, and what is installed is what people get.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import sys
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sitekit import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 if importlib.util.find_spec("tests") is None:
@@ -24,6 +21,8 @@ if importlib.util.find_spec("tests") is None:
     _package = types.ModuleType("tests")
     _package.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = _package
+
+from tests.support import leftovers  # noqa: E402  # after what makes it importable
 
 IS_ROOT = os.geteuid() == 0
 _LEFT_OUT = pytest.StashKey[int]()
@@ -61,38 +60,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"not root: {left_out} privileged tests left out; `make test` as root runs them")
 
 
-def _our_processes() -> set[tuple[int, int]]:
-    """Return (pid, start ticks) of every process of the installed project."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            ours = words[0].startswith(os.fsencode(sys.prefix) + b"/")
-            if ours and (ticks := ledger.start_ticks(int(entry.name))) is not None:
-                found.add((int(entry.name), ticks))
-    return found
-
-
-def _describe(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')}"
-    return str(pid)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def leave_nothing() -> Iterator[None]:
-    """Clear up after a run that was killed; at the end fail if this one has left a process."""
-    for line in ledger.sweep():
-        print(line)
-    before = _our_processes()
-    yield
-    if _is_development():
-        return
-    deadline = time.monotonic() + 5
-    while (left := _our_processes() - before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    descriptions = [_describe(pid) for pid, _ in left]
-    ledger.end_processes(left)
-    assert not left, f"processes left behind by the tests: {descriptions}"
+    """Clear up after a run that was killed; at the end fail if this one has left anything."""
+    with leftovers.session(sys.prefix) as session:
+        for line in session.clear_up():
+            print(line)
+        yield
+        left = [] if _is_development() else session.left_behind()
+    assert not left, f"left behind by the tests: {left}"

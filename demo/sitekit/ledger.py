@@ -46,7 +46,8 @@ def end_processes(processes: Iterable[tuple[int, int]], grace_s: float = 3.0) ->
                 time.sleep(0.02)
 
 
-def _directory() -> Path:
+def directory() -> Path:
+    """Return this user's own directory for ledgers. Raises PermissionError where somebody else has made it."""
     path = Path(tempfile.gettempdir(), f"mep-sites-{os.geteuid()}")
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
@@ -70,7 +71,7 @@ class Ledger:
     def __init__(self) -> None:
         me = os.getpid()
         self._entries = Entries(owner=(me, start_ticks(me) or 0), processes=[], accounts=[], paths=[])
-        self._file = _directory() / f"{me}-{id(self):x}.json"
+        self._file = directory() / f"{me}-{id(self):x}.json"
         self._save()
 
     def process(self, pid: int) -> None:
@@ -119,7 +120,7 @@ def _remove_path(path: Path) -> None:
 def sweep() -> list[str]:
     """Clear up after runs that were killed. Returns one line for each."""
     cleared = []
-    for file in _directory().glob("*.json"):
+    for file in directory().glob("*.json"):
         try:
             entries: Entries = json.loads(file.read_text())
             pid, ticks = entries["owner"]

@@ -1,0 +1,112 @@
+"""What a test session finds of an earlier one that was killed, and what it must not leave itself.
+
+Sessions may overlap on one machine. Each holds a shared lock for its life; only one that can have the lock
+for itself alone judges or removes what bears the tests' names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sitekit import accounts, ledger
+
+WAIT_S = 5.0
+
+
+def _processes(prefix: str) -> set[tuple[int, int]]:
+    """Return (pid, start ticks) of every process that runs from `prefix`."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+            ticks = ledger.start_ticks(int(entry.name))
+            if program.startswith(os.fsencode(prefix) + b"/") and ticks is not None:
+                found.add((int(entry.name), ticks))
+    return found
+
+
+def _describe(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(bytes(1), b" ")
+        return f"process {pid}: {words.decode(errors='replace')}"
+    return f"process {pid}"
+
+
+def _directories() -> set[str]:
+    here = Path(tempfile.gettempdir()).glob("meptest-*")
+    return {str(path) for path in here if path.is_dir() and path.lstat().st_uid == os.geteuid()}
+
+
+class Session:
+    """One test session, with what there was at its beginning."""
+
+    def __init__(self, lock: int, prefix: str) -> None:
+        self._lock, self._prefix = lock, prefix
+        self._before: set[tuple[int, int]] = set()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other session goes on; none can begin to judge meanwhile."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            yield False
+            return
+        yield True
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def clear_up(self) -> list[str]:
+        """Remove what killed runs have left; returns one line for each thing."""
+        cleared = ledger.sweep()
+        with self._alone() as alone:
+            if alone:
+                cleared += _remove_leftovers()
+        self._before = _processes(self._prefix)
+        return cleared
+
+    def left_behind(self) -> list[str]:
+        """Return what this session has not removed, and end its processes."""
+        deadline = time.monotonic() + WAIT_S
+        with self._alone() as alone:
+            if not alone:
+                return []
+            while (left := _processes(self._prefix) - self._before) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            found = [_describe(pid) for pid, _ in left]
+            ledger.end_processes(left)
+            return found + [f"account {name}" for name in _test_accounts()] + sorted(_directories())
+
+
+def _remove_leftovers() -> list[str]:
+    names = _test_accounts() if os.geteuid() == 0 else []
+    for name in names:
+        accounts.remove(name)
+    paths = _directories()
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+    return [f"removed {what}, which a killed run left" for what in [*names, *paths]]
+
+
+def _test_accounts() -> list[str]:
+    return [name for name in accounts.throwaway_names() if name.startswith("meptest-")]
+
+
+@contextlib.contextmanager
+def session(prefix: str) -> Iterator[Session]:
+    """Hold the shared lock for as long as the tests run."""
+    lock = os.open(ledger.directory() / "tests.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield Session(lock, prefix)
+    finally:
+        os.close(lock)
