@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -637,3 +638,30 @@ def test_an_update_with_a_new_key_cuts_the_old_link(relay: RelayProcess, alice: 
     alice.ok("PUT", f"/v3/endpoints/{old.endpoint_id}", {**body, **keys})
     assert refused(old).final
     assert alice.ok("GET", f"/v2/endpoints/{old.endpoint_id}/status")["status"] == "offline"
+
+
+def test_a_peer_that_does_not_read_costs_little_memory_and_disturbs_no_other(
+    relay: RelayProcess, alice: Person, lab: FakeManager, function: str
+) -> None:
+    def resident_mb() -> int:
+        text = Path(f"/proc/{relay.pid}/status").read_text()
+        return int(text.partition("VmRSS:")[2].split()[0]) // 1024
+
+    for _ in range(10):
+        alice.submit(lab.endpoint_id, function, ["x" * 400_000] * 50)  # 200 MB
+    request, token = lab.take_start()
+    lab.answer(request.uep_id, "started")
+    deaf = FakeUep(lab, request, token)
+    deaf.socket.close()
+    deaf.connect(rcvhwm=1)
+    deaf.join()
+    before = resident_mb()
+    deaf.credit(100_000)
+    answer = alice.submit(lab.endpoint_id, function, ["p"], user_endpoint_config={"other": 1})
+    other = lab.start()
+    other.credit(1)
+    other.finish(other.take(1))
+    assert status_of(alice, answer) == ["success"]
+    time.sleep(1.0)
+    assert resident_mb() - before < 130
+    assert len({task.row for task in deaf.take(500)}) == 500  # nothing was dropped

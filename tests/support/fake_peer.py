@@ -39,10 +39,11 @@ class FakeLink:
         self._kept: list[Any] = []
         self.connect()
 
-    def connect(self) -> None:
-        """Open a new link with the same key."""
+    def connect(self, rcvhwm: int = 1000) -> None:
+        """Open a new link with the same key; ZeroMQ takes about `rcvhwm` messages that nobody asks for."""
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.rcvhwm = rcvhwm
         self.socket.curve_secretkey, self.socket.curve_publickey = self._secret, zmq.curve_public(self._secret)
         self.socket.curve_serverkey = z85.encode(self._relay_key)
         if self._routing_id:
