@@ -16,6 +16,7 @@ from mep.boundary.resolved import Policy
 from mep.errors import Refusal, SpawnFailed, Stage, public_text
 from mep.monitor.spawn import Account
 
+_UNCHANGED = 2**32 - 1
 _SHELLS = "/etc/shells"
 
 
@@ -65,6 +66,8 @@ def _objection(account: Account, rules: AccountRules) -> str:
     policy, name = rules.policy, account.name
     if account.uid == 0 or account.gid == 0 or name == "root":
         return f"{name} has uid {account.uid} and gid {account.gid}: root is never used"
+    if _UNCHANGED in (account.uid, account.gid):
+        return f"{name} has uid {account.uid} and gid {account.gid}: to the kernel that means no change"
     if name in rules.own_accounts or account.uid in rules.own_uids:
         return f"{name} is one of the endpoint's own accounts"
     if not policy.min_uid <= account.uid <= policy.max_uid:

@@ -122,6 +122,8 @@ def _take(stage: Stage, step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         raise SpawnFailed(stage, error.errno or 0, str(error.filename or "")) from None
+    except (ValueError, OverflowError) as error:
+        raise SpawnFailed(stage, errno.EINVAL, str(error)) from None
 
 
 def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:

@@ -1,0 +1,93 @@
+"""The site's policy on accounts that no host should have, and on those that every host has."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pwd
+
+import pytest
+
+from mep.boundary.resolved import Policy
+from mep.errors import Refusal, Stage
+from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
+from mep.monitor.spawn import Account
+
+OPEN = Policy(min_uid=0, max_uid=2**32)
+ALICE = Account("alice", 2000, 2000, (2000,), "/home/alice", "/bin/bash")
+
+
+def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = None) -> str:
+    rules = AccountRules(policy, ("mep", "mep-idmap"), (999,), only_uid)
+    try:
+        check_policy(account, rules)
+    except StartRefused as refusal:
+        assert (refusal.stage, refusal.code) == (Stage.POLICY, Refusal.ACCOUNT_REFUSED)
+        assert account.name not in refusal.public
+        return refusal.detail
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"uid": 0}, "root is never used"),
+        ({"gid": 0}, "root is never used"),
+        ({"name": "root"}, "root is never used"),
+        ({"uid": 2**32 - 1}, "no change"),
+        ({"gid": 2**32 - 1}, "no change"),
+        ({"name": "mep"}, "own accounts"),
+        ({"uid": 999}, "own accounts"),
+        ({}, ""),
+    ],
+)
+def test_whatever_the_policy_says(change: dict[str, object], reason: str) -> None:
+    found = objection(dataclasses.replace(ALICE, **change))
+    assert reason in found and bool(reason) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Policy(), ""),
+        (Policy(min_uid=2001), "allowed are 2001"),
+        (Policy(max_uid=1999), "to 1999"),
+        (Policy(min_uid=2000, max_uid=2000), ""),
+        (Policy(denied_users=["alice"]), "denied_users"),
+        (Policy(denied_users=["alic", "alice2"]), ""),
+        (Policy(allowed_groups=["no-such-group-here"]), "none of allowed_groups"),
+        (Policy(denied_groups=["no-such-group-here"]), ""),
+        (Policy(require_valid_shell=True), ""),
+    ],
+)
+def test_what_the_policy_says(policy: Policy, reason: str) -> None:
+    found = objection(ALICE, policy)
+    assert reason in found and bool(reason) == bool(found)
+
+
+def test_shells_that_are_none() -> None:
+    for shell in ("/usr/sbin/nologin", "/bin/false", "/opt/odd", ""):
+        assert "shell" in objection(dataclasses.replace(ALICE, shell=shell), Policy(require_valid_shell=True))
+
+
+@pytest.mark.parametrize(("only_uid", "refused"), [(2000, False), (2001, True), (0, True)])
+def test_single_user_mode_knows_its_owner_only(only_uid: int, refused: bool) -> None:
+    assert bool(objection(ALICE, only_uid=only_uid)) is refused
+
+
+def test_root_is_no_owner() -> None:
+    assert objection(dataclasses.replace(ALICE, uid=0), only_uid=0)
+
+
+def test_lookup_takes_the_groups_from_nss() -> None:
+    me = pwd.getpwuid(os.getuid())
+    account = lookup(me.pw_name)
+    assert (account.uid, account.gid, account.home) == (me.pw_uid, me.pw_gid, me.pw_dir)
+    assert set(account.groups) == set(os.getgrouplist(me.pw_name, me.pw_gid))
+
+
+def test_account_that_is_missing() -> None:
+    with pytest.raises(StartRefused) as caught:
+        lookup("meptest-is-not-there")
+    assert caught.value.stage is Stage.LOOKUP_USER
+    assert "meptest" not in caught.value.public
