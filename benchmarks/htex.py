@@ -22,7 +22,7 @@ from rows import Row, table
 
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_wire.messages import ResultItem
-from user_endpoint.engines.base import EngineTask
+from user_endpoint.engines.base import Engine, EngineTask
 
 TASKS, SINGLES = 10_000, 200
 
@@ -39,10 +39,10 @@ def task(row: int) -> EngineTask:
     return EngineTask(row, f"task-{row}", "nothing", FUNCTION, PAYLOAD, b"", 0.0)
 
 
-def ended(engine: object) -> int:
+def ended(engine: Engine) -> int:
     """Wait for a moment, and return how many tasks have ended."""
     select.select([engine], [], [], 1.0)
-    return sum(isinstance(event, ResultItem) for event in engine.collect())  # type: ignore[attr-defined] # an engine
+    return sum(isinstance(event, ResultItem) for event in engine.collect())
 
 
 def measure(directory: str) -> dict[str, float]:
