@@ -55,6 +55,7 @@ class AddressSettings(_Section, frozen=True):
     """How to find the address at which workers reach the user endpoint's host."""
 
     type: Literal["address_by_interface", "address_by_hostname", "address_by_route"]
+    """By the address of an interface, by this host's name, or by the route to the outside."""
     ifname: str | None = None
     """Network interface, for address_by_interface."""
 
@@ -77,33 +78,42 @@ class StrategySettings(_Section, frozen=True):
     """The older way to say when blocks are removed."""
 
     type: Literal["SimpleStrategy"] = "SimpleStrategy"
+    """The only one there is."""
     max_idletime: Seconds = 300.0
+    """Seconds for which a block above min_blocks may be idle before it is ended."""
     interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """Accepted for old configurations; see job_status_kwargs."""
     threshold: NonNegative = 20
+    """Accepted for old configurations; means nothing here."""
 
 
 class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
     """Tasks run in worker processes on the user endpoint's own host."""
 
     label: str = "ProcessPoolEngine"
+    """A name for logs."""
     max_workers: Count | None = None
     """Worker processes; as many as there are processors where it is not given."""
     max_retries_on_system_failure: NonNegative = 0
+    """Times a task that was lost with its worker is run again."""
 
 
 class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
     """Tasks run in threads of one process on the user endpoint's own host; a running one cannot be killed."""
 
     label: str = "ThreadPoolEngine"
+    """A name for logs."""
     max_workers: Count | None = None
     """Threads; as many as there are processors where it is not given."""
     max_retries_on_system_failure: NonNegative = 0
+    """Accepted, and without effect: threads are lost only with the whole user endpoint."""
 
 
 class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
     """Tasks run in blocks of workers that a Parsl provider starts: Parsl's HighThroughputExecutor."""
 
     label: str = "GlobusComputeEngine"
+    """A name for logs and for the scheduler's jobs."""
     provider: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "LocalProvider"})
     """A Parsl provider: `type` and the keyword arguments of that class; `launcher` likewise."""
     nodes_per_block: Count | None = None
@@ -113,14 +123,19 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     address: str | AddressSettings | None = None
     """Address at which workers reach this host; all of its addresses are offered where it is not given."""
     loopback_address: str = "127.0.0.1"
+    """Address on which the user endpoint and its interchange speak to each other."""
     worker_port: Port | None = None
+    """The one port workers connect to."""
     worker_port_range: tuple[Port, Port] | None = None
-    """Ports workers connect to; one outside the kernel's ephemeral range where it is not given."""
+    """First and last port of which one is chosen for workers; outside the kernel's ephemeral range if not given."""
     interchange_port_range: tuple[Port, Port] | None = None
+    """First and last port of which three are chosen on the loopback address; likewise."""
     cores_per_worker: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Cores for each worker; less than 1 puts several on one."""
     mem_per_worker: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Gigabytes of memory for each worker."""
     max_workers_per_node: Count | None = None
+    """Most workers on one node; otherwise as many as its cores, memory and accelerators allow."""
     cpu_affinity: str = "none"
     """none, block, alternating, block-reverse, or list:0-3:4-7 with one part for each worker."""
     available_accelerators: NonNegative | list[int | str] = msgspec.field(default_factory=list)
@@ -131,19 +146,24 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     max_retries_on_system_failure: NonNegative = 0
     """Times a task that was lost with its worker or node is run again."""
     strategy: Literal["simple", "htex_auto_scale", "none"] | StrategySettings | None = None
-    """How blocks are removed: simple keeps them while there are tasks; none keeps them always."""
+    """How many blocks there are: simple (the default) adds them as tasks need them and removes them when there have
+    been no tasks for max_idletime, htex_auto_scale removes each that is idle, none keeps to init_blocks."""
     job_status_kwargs: JobStatusSettings = msgspec.field(default_factory=JobStatusSettings)
+    """When blocks are added and removed."""
     heartbeat_period: Count = 30
-    """Seconds between heartbeats of nodes, and between looks for dead workers."""
+    """Seconds between heartbeats of nodes."""
     heartbeat_threshold: Count = 120
     """Seconds without a heartbeat after which a node is taken for lost."""
     drain_period: Count | None = None
     """Seconds after its start at which a node takes no more tasks."""
     address_probe_timeout: Count | None = None
+    """Seconds for which a node tries to reach this host; 30 where it is not given."""
     encrypted: bool = True
     """Encrypt between user endpoint and workers. A multi-user endpoint refuses false."""
     worker_debug: bool = False
+    """Log everything that the interchange does."""
     worker_logdir_root: str | None = None
+    """Where nodes write their logs, if not in the user endpoint's run directory."""
     working_dir: str | None = None
     """Directory in which workers run, relative to the user endpoint's run directory; tasks_working_dir there."""
     launch_cmd: str | None = None
@@ -169,8 +189,11 @@ class UepSettings(_Section, frozen=True):
     """The whole of a rendered template."""
 
     engine: EngineSettings
+    """What runs the tasks: a mapping with `type` and that engine's keys."""
     display_name: str | None = None
+    """A name for people."""
     debug: bool = False
+    """Log more."""
     heartbeat_period: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     """Seconds: the unit in which the two limits below count. At least 5."""
     idle_heartbeats_soft: NonNegative = 0

@@ -290,7 +290,7 @@ def test_ports_are_outside_of_the_ephemeral_range_and_keys_are_private(make: Cal
         if line.startswith("--port=")
     }
     assert not low <= int(command.removeprefix("--port=")) <= high
-    keys = bench.directory / "htex" / "htex" / "certificates"
+    keys = bench.directory / "htex" / "GlobusComputeEngine" / "certificates"
     assert keys.stat().st_mode & 0o777 == 0o700
 
 
@@ -307,7 +307,7 @@ def test_a_stranger_is_not_let_in(make: Callable[..., Bench]) -> None:
     )
     server_key = next(
         line.split('"')[1]
-        for line in (bench.directory / "htex/htex/certificates/server.key").read_text().splitlines()
+        for line in (bench.directory / "htex/GlobusComputeEngine/certificates/server.key").read_text().splitlines()
         if "public-key" in line
     )
     public, secret = zmq.curve_keypair()

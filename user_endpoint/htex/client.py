@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import secrets
 import shlex
 import socket as socket_module
@@ -45,7 +46,7 @@ class Client(HighThroughputExecutor):
         ports = free_ports()
         loopback = list(addresses) == ["127.0.0.1"]
         super().__init__(
-            label="htex",
+            label=re.sub(r"[^A-Za-z0-9_.-]", "_", settings.label)[:64],
             provider=provider,
             address=addresses[0] if loopback else None,
             loopback_address=settings.loopback_address,
