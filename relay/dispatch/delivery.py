@@ -7,6 +7,7 @@ crowd is taken from the store a page at a time, so memory goes with credit and n
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
 
 PAGE_TASKS = 1000
 """Most tasks in one message to a user endpoint."""
+SLOW_PEER_S = 0.02
+"""Pause before a user endpoint that was slow to read is looked at again."""
 PAGE_BYTES = 2 * 1024 * 1024
 """Payload after which a message holds no further task."""
 PAGE_FUNCTION_BYTES = 16 * 1024 * 1024
@@ -133,18 +136,15 @@ class Delivery:
             self._board.run(self._pump(uep))
 
     def _may_pump(self, uep: Uep) -> bool:
-        return (
-            uep.has_queued
-            and uep.credit > 0
-            and uep.state is UepState.ONLINE
-            and uep.peer is not None
-            and self._board.plane.writable(uep.peer)
-        )
+        return uep.has_queued and uep.credit > 0 and uep.state is UepState.ONLINE and uep.peer is not None
 
     async def _pump(self, uep: Uep) -> None:
         try:
-            while self._may_pump(uep) and await self._send_page(uep):
-                pass
+            while self._may_pump(uep):
+                if uep.peer is not None and not self._board.plane.writable(uep.peer):
+                    await asyncio.sleep(SLOW_PEER_S)  # nothing else would begin again: its credit is given already
+                elif not await self._send_page(uep):
+                    break
         except RelayUnavailable as error:
             logger.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
             uep.has_queued = True
