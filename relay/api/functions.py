@@ -15,6 +15,7 @@ from relay.api.endpoints import Deleted
 from relay.api.http import Request
 from relay.api.service import Service
 from relay.dispatch.board import durable
+from relay.store.base import INLINE_BYTES
 from relay.store.records import FunctionRecord, FunctionRef
 
 MAX_NAME = 1024
@@ -55,7 +56,7 @@ async def register(service: Service, request: Request) -> FunctionAnswer:
         metadata=metadata,
         created_at=time.time(),
     )
-    await durable(service.store.submit(lambda tx: tx.put_function(function)))
+    await durable(service.store.submit(lambda tx: tx.put_function(function), inline=len(code) <= INLINE_BYTES))
     return FunctionAnswer(function_uuid=function.function_id)
 
 

@@ -18,7 +18,7 @@ from mep_wire.states import TaskState, UepState
 from relay.dispatch.board import STORE_RETRY_S, Board, Uep, durable
 from relay.dispatch.streams import Streams
 from relay.log import logger
-from relay.store.base import Tx
+from relay.store.base import INLINE_BYTES, INLINE_TASKS, Tx
 from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
 
 PAGE_TASKS = 1000
@@ -52,13 +52,15 @@ class Delivery:
 
     async def add(self, uep: Uep, owner: str, group_id: str, tasks: Sequence[NewTask]) -> Added:
         """Store tasks and send those that `uep` has credit for. Raises IdConflict."""
-        direct = self._reserve(uep, tasks)
+        size = sum(len(task.payload) for task in tasks)
+        direct = self._reserve(uep, len(tasks), size)
         peer = uep.peer
         now = time.time()
         try:
             added = await durable(
                 self._board.store.submit(
-                    lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now), inline=len(tasks) <= 8
+                    lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now),
+                    inline=_small(len(tasks), size),
                 )
             )
         except MepError:
@@ -74,13 +76,13 @@ class Delivery:
             self.pump(uep)
         return added
 
-    def _reserve(self, uep: Uep, tasks: Sequence[NewTask]) -> int:
-        """Take credit for as many of `tasks` as may be sent at once."""
+    def _reserve(self, uep: Uep, count: int, size: int) -> int:
+        """Take credit for as many of `count` tasks, of `size` bytes together, as may be sent at once."""
         if uep.state is not UepState.ONLINE or uep.has_queued or uep.pumping or uep.peer is None:
             return 0
-        if not self._board.plane.writable(uep.peer) or sum(len(task.payload) for task in tasks) > PAGE_BYTES:
+        if not self._board.plane.writable(uep.peer) or size > PAGE_BYTES:
             return 0
-        direct = min(len(tasks), uep.credit)
+        direct = min(count, uep.credit)
         uep.credit -= direct
         return direct
 
@@ -209,7 +211,8 @@ class Delivery:
             if peer is not None:
                 self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
 
-        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=len(items) <= 8)
+        inline = _small(len(items), sum(len(item.payload) for item in items))
+        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=inline)
         self._board.when_durable(peer, change, stored)
 
     def _ended(self, uep: Uep, settled: Settled) -> None:
@@ -261,6 +264,10 @@ class Delivery:
             if settled.ended < END_PAGE:
                 break
         uep.has_queued = self._board.store.has_queued(uep.row)
+
+
+def _small(count: int, size: int) -> bool:
+    return count <= INLINE_TASKS and size <= INLINE_BYTES
 
 
 def uuid_text(raw: bytes) -> str:

@@ -31,6 +31,11 @@ from relay.store.records import (
 
 T = TypeVar("T")
 
+INLINE_BYTES = 256 * 1024
+"""Payload up to which a change is small enough to be run in the event loop's thread."""
+INLINE_TASKS = 8
+"""The same as a number of tasks."""
+
 
 class AccountTx(Protocol):
     """Changes to people: accounts, their identities and their tokens."""

@@ -1,0 +1,202 @@
+"""The embedded plane on real sockets: who a peer is, when it is gone, and what waits for a slow one."""
+
+# ruff: noqa: ASYNC110 - what is waited for happens in other threads and sockets
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import zmq
+from zmq.utils import z85
+
+from relay.plane import zmq_plane
+from relay.plane.base import Peer
+from relay.plane.zap import answer
+from relay.plane.zmq_plane import ZmqPlane
+
+
+class Handler:
+    """Notes what the plane says. A peer has a session from its first frame on."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Peer, bytes]] = []
+        self.gone: list[tuple[Peer, str]] = []
+
+    def on_frame(self, peer: Peer, frame: bytes) -> None:
+        peer.session = peer.session or "session"
+        self.frames.append((peer, frame))
+
+    def on_gone(self, peer: Peer, reason: str) -> None:
+        peer.session = None
+        self.gone.append((peer, reason))
+
+
+class Dealer:
+    """A peer."""
+
+    def __init__(self, plane: ZmqPlane, relay_public: bytes, routing_id: bytes | None = None) -> None:
+        public, secret = zmq.curve_keypair()
+        self.key = z85.decode(public)
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
+        self.socket.curve_serverkey = relay_public
+        if routing_id is not None:
+            self.socket.routing_id = routing_id
+        self.socket.connect(plane.address)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def run(scenario: Callable[[ZmqPlane, Handler, bytes], Awaitable[None]]) -> None:
+    async def main() -> None:
+        public, secret = zmq.curve_keypair()
+        plane, handler = ZmqPlane("127.0.0.1", 0, z85.decode(secret)), Handler()
+        plane.start(handler)
+        try:
+            await scenario(plane, handler, public)
+        finally:
+            plane.stop()
+
+    asyncio.run(main())
+
+
+def test_a_peer_is_known_by_its_key_and_answered() -> None:
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        dealers = [Dealer(plane, public) for _ in range(3)]
+        for number, dealer in enumerate(dealers):
+            dealer.socket.send(b"hello %d" % number)
+        await until(lambda: len(handler.frames) == 3)
+        for peer, frame in handler.frames:
+            assert dealers[int(frame[6:])].key == peer.key
+            assert plane.send(peer, b"to " + frame)
+        for number, dealer in enumerate(dealers):
+            await until(lambda d=dealer: d.socket.poll(0))
+            assert dealer.socket.recv() == b"to hello %d" % number
+            dealer.socket.close()
+
+    run(scenario)
+
+
+def test_a_silent_peer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq_plane, "LINK_DEAD_S", 0.5)
+    monkeypatch.setattr(zmq_plane, "HEARTBEAT_S", 0.1)
+
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        silent, talking = Dealer(plane, public), Dealer(plane, public)
+        silent.socket.send(b"once")
+        async with asyncio.timeout(5):
+            while not handler.gone:
+                talking.socket.send(b"again")
+                await asyncio.sleep(0.05)
+        ((peer, reason),) = handler.gone
+        assert peer.key == silent.key
+        assert "silent" in reason
+        assert not plane.send(peer, b"x")
+        silent.socket.close()
+        talking.socket.close()
+
+    run(scenario)
+
+
+def test_a_closed_connection_is_noticed_when_something_is_sent() -> None:
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(plane, public)
+        dealer.socket.send(b"hello")
+        await until(lambda: handler.frames)
+        peer = handler.frames[0][0]
+        dealer.socket.close()
+        await until(lambda: not plane.send(peer, b"x"))
+        await until(lambda: handler.gone)
+        assert "closed" in handler.gone[0][1]
+
+    run(scenario)
+
+
+def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        first = Dealer(plane, public, b"name")
+        first.socket.send(b"first")
+        await until(lambda: handler.frames)
+        old = handler.frames[0][0]
+        second = Dealer(plane, public, b"name")
+        second.socket.send(b"second")
+        await asyncio.sleep(0.3)
+        assert len(handler.frames) == 1  # ROUTER does not hand a connected name over
+        first.socket.close()
+        second.socket.close()
+        third = Dealer(plane, public, b"name")
+        third.socket.send(b"third")
+        await until(lambda: len(handler.frames) == 2)
+        new = handler.frames[1][0]
+        assert new is not old
+        assert (new.key, new.session) == (third.key, "session")
+        assert handler.gone[0][0] is old
+        assert not plane.send(old, b"for the first alone")
+        await asyncio.sleep(0.1)
+        assert not third.socket.poll(0)
+        third.socket.close()
+
+    run(scenario)
+
+
+def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq_plane, "MAX_WAITING_BYTES", 4 * 1024 * 1024)
+
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(plane, public)
+        dealer.socket.rcvhwm = 1
+        dealer.socket.send(b"hello")
+        await until(lambda: handler.frames)
+        peer = handler.frames[0][0]
+        sent = 0
+        while plane.writable(peer) and sent < 1000:
+            assert plane.send(peer, b"%07d" % sent + bytes(500_000))
+            sent += 1
+            await asyncio.sleep(0)
+        assert not plane.writable(peer)
+        for number in range(sent):  # and nothing of it is lost or out of order
+            await until(lambda: dealer.socket.poll(0))
+            assert dealer.socket.recv()[:7] == b"%07d" % number
+        await until(lambda: plane.writable(peer))
+        while plane.send(peer, bytes(500_000)):
+            await asyncio.sleep(0)
+        await until(lambda: handler.gone)
+        assert "does not read" in handler.gone[0][1]
+        dealer.socket.close()
+
+    run(scenario)
+
+
+def test_an_address_that_is_taken_is_an_os_error() -> None:
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        other = ZmqPlane("127.0.0.1", int(plane.address.rpartition(":")[2]), bytes(32))
+        with pytest.raises(OSError, match="cannot listen"):
+            other.start(handler)
+        other.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_parts", "status"),
+    [
+        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"200"),
+        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"NULL"], b"400"),
+        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"PLAIN", b"user", b"pass"], b"400"),
+        ([b"1.0", b"7", b"other", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"400"),
+        ([b"2.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"400"),
+        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(31)], b"400"),
+    ],
+)
+def test_only_a_curve_key_is_let_in(request_parts: list[bytes], status: bytes) -> None:
+    reply = answer([b"envelope", b"", *request_parts])
+    assert reply[:2] == [b"envelope", b""]
+    assert (reply[2], reply[3], reply[4]) == (b"1.0", b"7", status)
+    assert reply[6] == (bytes(32).hex().encode() if status == b"200" else b"")
