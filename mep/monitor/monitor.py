@@ -59,6 +59,8 @@ class Monitor:
         self.keep_user_endpoints = False
         self._helpers_told = False
         self._children: dict[int, Child] = {}
+        self._found = set(children())
+        """Children of the program that became the monitor by exec: they are left alone."""
         self._untold: deque[EndpointEnded] = deque(maxlen=_MAX_UNTOLD)
         self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
@@ -114,6 +116,7 @@ class Monitor:
     def _reaped(self, pid: int, how: str, status: int) -> None:
         child = self._children.pop(pid, None)
         if child is None:
+            self._found.discard(pid)
             self.closer.reaped(pid)
             self.reload.reaped(pid, status)
             return
@@ -147,7 +150,7 @@ class Monitor:
 
     def _kill_orphans(self) -> None:
         """End what a child that was killed left behind: as their subreaper the monitor is now their parent."""
-        known = {*self._children, *self.closer.pids, self.reload.pid}
+        known = {*self._children, *self._found, *self.closer.pids, self.reload.pid}
         for pid in children():
             if pid not in known:
                 self.log.warning("killing a process that a child left behind", pid=pid)

@@ -315,3 +315,16 @@ def test_start_that_fails_without_the_monitor_leaves_a_record(alice: LocalAccoun
         run.start()
         ended = run.ready()[0].take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code) == (uep_id, "ENDPOINT_MISCONFIGURED")
+
+
+def test_what_was_there_before_the_monitor_is_left_alone() -> None:
+    """A shell that had a child and then became the monitor by exec."""
+    run = MonitorRun()
+    run.before = ["sh", "-c", 'sleep 60 & echo $! > "$0"; exec "$@"', str(run.root / "sleeper")]
+    with run:
+        manager, _ = run.ready()
+        sleeper = int((run.root / "sleeper").read_text())
+        manager.kill()
+        run.puppet("manager")
+        assert not gone(sleeper, start_ticks(sleeper) or 0)
+        os.kill(sleeper, signal.SIGKILL)

@@ -171,6 +171,8 @@ class MonitorRun:
         if owner is not None:
             for path in (self.root, *self.root.iterdir()):
                 os.chown(path, owner.uid, owner.gid)
+        self.before: list[str] = []
+        """Command in front of the monitor's own, which it execs."""
         self.puppets: list[Puppet] = []
         self._early: list[Puppet] = []
 
@@ -215,7 +217,17 @@ class MonitorRun:
         """Start the monitor and wait for nothing."""
         config = sealed_memfd("config", to_json(self.resolved))
         bundle = sealed_memfd("bundle", b"the bundle")
-        argv = [sys.executable, "-I", "-m", "mep.monitor", "--config-fd", str(config), "--bundle-fd", str(bundle)]
+        argv = [
+            *self.before,
+            sys.executable,
+            "-I",
+            "-m",
+            "mep.monitor",
+            "--config-fd",
+            str(config),
+            "--bundle-fd",
+            str(bundle),
+        ]
         who: dict[str, Any] = {}
         if self.owner is not None:
             who = {"user": self.owner.uid, "group": self.owner.gid, "extra_groups": []}
