@@ -8,7 +8,7 @@ its own person's tasks; it still checks the allow-list and the size of results. 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from mep_wire import PROTOCOL_VERSION, messages
@@ -26,6 +26,8 @@ from user_endpoint.spool import Spool
 
 RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 RESULT_BATCH: Final = 4096
+RESEND_BATCHES: Final = 4
+"""Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
 
 
 class UserEndpoint:
@@ -56,6 +58,8 @@ class UserEndpoint:
         self._max_result_bytes = MAX_PAYLOAD_BYTES
         self._joins_sent, self._enrolled, self._ready = 0, False, False
         self.stopping: Stopping | None = None
+        self._resending: Iterator[list[messages.ResultItem]] = iter(())
+        self._was_full = False
         self._to_run: list[EngineTask] = []
         self._started: dict[int, None] = {}
         self._returned: list[int] = []
@@ -80,6 +84,7 @@ class UserEndpoint:
                     self._take_tasks(message)
                 case messages.ResultsDurable():
                     self._spool.durable(message.rows)
+                    self._resend()
                     self._idle.moved(self._clock())
                 case messages.CancelTasks():
                     self._submit()
@@ -98,11 +103,22 @@ class UserEndpoint:
         self._enrolled = True
         self._max_result_bytes = welcome.max_result_bytes
         self._log.info("joined the relay", held=len(self._ledger), spooled=len(self._spool))
-        for batch in in_batches(self._spool.unconfirmed()):
-            self._send(messages.Results(items=batch))
+        self._resending = in_batches(self._spool.unconfirmed())
+        for _ in range(RESEND_BATCHES):
+            self._resend()
         if not self._ready:
             self._ready = True
             self._reporter.ready()
+
+    def _resend(self) -> None:
+        """Send the next batch of results that an earlier connection or process left."""
+        try:
+            batch = next(self._resending, None)
+        except OSError as error:
+            self._log.error("spooled results cannot be read", reason=error.strerror)
+            return
+        if batch is not None:
+            self._send(messages.Results(items=batch))
 
     def _refused(self, refused: messages.Refused) -> None:
         self._log.error("the relay refused", code=refused.code, text=refused.text, final=refused.final)
@@ -205,7 +221,11 @@ class UserEndpoint:
     def _grant(self) -> None:
         if self.link is None or not self.link.welcomed or self.stopping is not None:
             return
-        if self._spool.is_full or self._ledger.bytes > MAX_HELD_BYTES:
+        full = self._spool.is_full
+        if full and not self._was_full:
+            self._log.warning("no more tasks are asked for until the relay confirms results", spooled=len(self._spool))
+        self._was_full = full
+        if full or self._ledger.bytes > MAX_HELD_BYTES:
             return
         if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
             self.link.send(messages.Credit(grant=more))
@@ -283,7 +303,7 @@ class UserEndpoint:
         return min((when for when in due if when is not None), default=None)
 
 
-def in_batches(items: Iterable[messages.ResultItem]) -> Iterable[list[messages.ResultItem]]:
+def in_batches(items: Iterable[messages.ResultItem]) -> Iterator[list[messages.ResultItem]]:
     """Yield the results in lists that fit a message."""
     batch: list[messages.ResultItem] = []
     size = 0

@@ -14,7 +14,7 @@ import sys
 from typing import NoReturn
 
 from user_endpoint import inherited
-from user_endpoint.outermost import run_and_exit
+from user_endpoint.outermost import name_process, run_and_exit
 from user_endpoint.rendering import Rendering
 from user_endpoint.report import Reporter, StartFailure
 
@@ -25,6 +25,7 @@ def main() -> NoReturn:
     """Run one user endpoint and exit. Exit codes carry no meaning: the report does."""
     gc.disable()
     os.umask(0o077)
+    name_process("mep-uep")
     try:
         reporter = Reporter(inherited.check_report_channel(inherited.REPORT_FD))
     except inherited.NotInherited as error:

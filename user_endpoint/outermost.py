@@ -13,6 +13,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+def name_process(name: str) -> None:
+    """Set the name (at most 15 characters) that ps and top show."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(name)
+
+
 def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None = None) -> NoReturn:
     """Run `work` and exit with what it returns. If it raises: tell `failed` in one line, print all, exit with 1."""
     status = 1

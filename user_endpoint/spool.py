@@ -188,10 +188,11 @@ class Spool:
         return place[0].read(*place[1:]) if place is not None else self._memory.get(row)
 
     def unconfirmed(self) -> Iterator[ResultItem]:
-        """Every unconfirmed result, oldest first, to be sent again. Raises OSError."""
-        for segment, offset, size in list(self._where.values()):
-            yield segment.read(offset, size)
-        yield from list(self._memory.values())
+        """Every unconfirmed result, oldest first, to be sent again: read one at a time. Raises OSError."""
+        for row in self.rows:
+            item = self.get(row)
+            if item is not None:  # else it was confirmed meanwhile
+                yield item
 
     def tick(self) -> None:
         """Force to the disk what is unconfirmed for too long; move what memory holds to a disk that has room."""

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from user_endpoint.logfile import BoundedFile
-from user_endpoint.outermost import run_and_exit
+from user_endpoint.outermost import name_process, run_and_exit
 from user_endpoint.workers import frames
 
 _CHUNK = 65536
@@ -123,6 +123,7 @@ class ForkServer:
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
         die_with_parent(parent)
+        name_process("mep-worker")
         os.environ.update(variables)
         if processors:
             os.sched_setaffinity(0, processors)
@@ -177,6 +178,7 @@ class ForkServer:
 def serve_forks(control: _socket.socket, parent_pid: int) -> int:
     """Be the fork server on `control` until its engine is gone."""
     die_with_parent(parent_pid)
+    name_process("mep-forkserver")
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     import mep_sdk.runner  # noqa: F401  # imported once, here, for every worker
     import user_endpoint.workers.worker  # noqa: F401

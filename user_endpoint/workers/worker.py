@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import _socket
 import os
+import sys
 import time
 
 from user_endpoint.workers import frames
 
+if TYPE_CHECKING:
+    from user_endpoint.workers.begun import BegunLog
+
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
+BEGUN_VARIABLE = "MEP_BEGUN"
+"""Environment variable with the path of the file in which a worker notes what it begins; not passed on to tasks."""
 _CACHE_BYTES = 64 * 1024 * 1024
 
 
@@ -45,6 +51,7 @@ def serve(sock: _socket.socket, max_result_bytes: int) -> None:
 
     functions = FunctionCache()
     loaded: Loaded = {}
+    log = _begun_log()
     own_pid = os.getpid()
     while True:
         try:
@@ -57,8 +64,31 @@ def serve(sock: _socket.socket, max_result_bytes: int) -> None:
         if function is None:
             frames.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
+        if log is not None:
+            log.note(row)
         started = time.time()
         outcome = run_task(function, payload, max_result_bytes=max_result_bytes, cache=loaded)
+        _flush_output()
         if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
         frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, time.time()))
+
+
+def _flush_output() -> None:
+    """What a task printed goes to the log when it ends, not when the worker does. The task may have closed it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        return
+
+
+def _begun_log() -> BegunLog | None:
+    path = os.environ.pop(BEGUN_VARIABLE, "")
+    if not path:
+        return None
+    from user_endpoint.workers.begun import BegunLog
+
+    try:
+        return BegunLog(path)
+    except OSError:  # a full disk: tasks run nevertheless
+        return None

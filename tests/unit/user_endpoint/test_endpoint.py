@@ -1,0 +1,328 @@
+"""What each message and event means, with a link and an engine that only take notes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mep_wire import messages
+from mep_wire.messages import ResultItem, TaskItem
+from user_endpoint.endpoint import RESEND_BATCHES, UserEndpoint
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.functions import Functions
+from user_endpoint.lifecycle.idle import IdleRule
+from user_endpoint.lifecycle.stopping import KILL_S, RUN_GRACE_S
+from user_endpoint.logfile import BoundedFile, Log
+from user_endpoint.report import Reporter
+from user_endpoint.spool import Spool
+
+
+class NotingEngine:
+    capacity = 8
+
+    def __init__(self) -> None:
+        self.given: list[EngineTask] = []
+        self.cancelled: list[int] = []
+        self.events: list[Event] = []
+        self.drained = False
+        self.stopped: float | None = None
+
+    def start(self) -> None: ...
+    def fileno(self) -> int:
+        return -1
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        self.given += tasks
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        self.cancelled += rows
+
+    def collect(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def drain(self) -> None:
+        self.drained = True
+
+    def stop(self, grace_s: float) -> None:
+        self.stopped = grace_s
+
+
+class NotingLink:
+    welcomed = True
+
+    def __init__(self) -> None:
+        self.said: list[messages.ToRelay] = []
+        self.dropped: list[str] = []
+
+    def send(self, message: messages.ToRelay) -> None:
+        self.said.append(message)
+
+    def disconnect(self, reason: str) -> None:
+        self.dropped.append(reason)
+        self.welcomed = False
+
+    def take(self, kind: type[Any]) -> list[Any]:
+        found = [message for message in self.said if isinstance(message, kind)]
+        self.said = [message for message in self.said if not isinstance(message, kind)]
+        return found
+
+
+class Stage:
+    """A user endpoint, its clock and everything around it."""
+
+    def __init__(self, directory: pathlib.Path, **settings: Any) -> None:
+        self.now = 1000.0
+        self.engine, self.link = NotingEngine(), NotingLink()
+        (directory / "spool").mkdir(exist_ok=True)
+        self.log = directory / "log"
+        self.spool = Spool(str(directory / "spool"), clock=self.clock, **settings.pop("spool", {}))
+        self.uep = UserEndpoint(
+            uep_id="u", join_token=b"t", endpoint_id="e", engine=self.engine, functions=Functions(str(directory)),
+            spool=self.spool, idle=IdleRule(60.0, 600.0, self.now), reporter=Reporter(-1),
+            log=Log(BoundedFile(str(self.log))), clock=self.clock,
+            **{"allowed_functions": None, **settings},
+        )  # fmt: skip
+        self.uep.link = self.link  # type: ignore[assignment]  # it takes notes
+
+    def clock(self) -> float:
+        return self.now
+
+    def welcome(self, max_result_bytes: int = 1000) -> None:
+        self.link.welcomed = True
+        self.uep.take([messages.UepWelcome(heartbeat_s=10, max_result_bytes=max_result_bytes)])
+
+    def tasks(self, *rows: int, function: str = "f", payload: bytes = b"") -> None:
+        items = [TaskItem(row, str(row), function, payload) for row in rows]
+        self.uep.take([messages.Tasks(functions=[messages.FunctionItem("f", b"code")], tasks=items)])
+
+    def happens(self, *events: Event) -> None:
+        self.engine.events += events
+        self.uep.collect()
+        self.uep.flush()
+
+
+def result(row: int, payload: bytes = b"v") -> ResultItem:
+    return ResultItem(row, str(row), "", "", payload, 1.0, 2.0)
+
+
+@pytest.fixture
+def stage(tmp_path: pathlib.Path) -> Stage:
+    made = Stage(tmp_path)
+    made.uep.hello()
+    made.welcome()
+    return made
+
+
+def test_joins_with_the_token_then_says_what_it_holds(stage: Stage) -> None:
+    stage.tasks(1, 2)
+    stage.happens(result(2))
+    hello = stage.uep.hello()
+    assert isinstance(hello, messages.UepHello)
+    assert sorted(hello.held) == [1, 2]
+
+
+def test_starts_and_results_of_one_turn_leave_together(stage: Stage) -> None:
+    stage.tasks(1, 2, 3)
+    stage.happens(TaskStarted(1), result(1), TaskStarted(2), result(3))
+    assert [message.rows for message in stage.link.take(messages.Started)] == [[2]]  # 1 has ended: that says as much
+    assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 3]]
+
+
+def test_a_task_that_comes_twice_runs_once(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.tasks(1)
+    assert [task.row for task in stage.engine.given] == [1]
+    stage.happens(result(1))
+    stage.link.take(messages.Results)
+    stage.tasks(1)
+    assert [message.items for message in stage.link.take(messages.Results)] == [[result(1)]]
+    assert len(stage.engine.given) == 1
+
+
+def test_results_stay_until_they_are_confirmed(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.link.welcomed = False
+    stage.happens(result(1))
+    assert not stage.link.take(messages.Results)
+    stage.welcome()
+    assert [message.items for message in stage.link.take(messages.Results)] == [[result(1)]]
+    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    assert len(stage.spool) == 0
+
+
+def test_a_long_outage_is_sent_in_pieces(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("user_endpoint.endpoint.RESULT_BATCH", 2)
+    stage = Stage(tmp_path)
+    stage.spool.add([result(row) for row in range(1, 21)])
+    stage.uep.hello()
+    stage.welcome()
+    first = stage.link.take(messages.Results)
+    assert len(first) == RESEND_BATCHES
+    seen = [item.row for message in first for item in message.items]
+    while first:
+        stage.uep.take([messages.ResultsDurable(rows=[item.row for item in message.items]) for message in first])
+        first = stage.link.take(messages.Results)
+        seen += [item.row for message in first for item in message.items]
+    assert seen == list(range(1, 21))
+
+
+def test_credit_follows_capacity_and_what_is_held(stage: Stage) -> None:
+    stage.uep.flush()
+    assert [message.grant for message in stage.link.take(messages.Credit)] == [8]
+    stage.tasks(*range(1, 9))
+    stage.uep.flush()
+    assert not stage.link.take(messages.Credit)
+    stage.happens(result(1))
+    assert [message.grant for message in stage.link.take(messages.Credit)] == [1]
+
+
+def test_a_full_spool_asks_for_no_more_and_says_so_once(tmp_path: pathlib.Path) -> None:
+    stage = Stage(tmp_path, spool={"limit_bytes": 10})
+    stage.uep.hello()
+    stage.welcome()
+    stage.tasks(1)
+    stage.happens(result(1, b"x" * 100))
+    stage.link.take(messages.Credit)
+    stage.uep.flush()
+    stage.uep.flush()
+    assert not stage.link.take(messages.Credit)
+    assert stage.log.read_text().count("no more tasks are asked for") == 1
+    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    stage.uep.flush()
+    assert stage.link.take(messages.Credit)
+
+
+def test_much_payload_asks_for_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("user_endpoint.endpoint.MAX_HELD_BYTES", 1000)
+    stage.tasks(1, payload=b"x" * 2000)
+    stage.uep.flush()
+    assert not stage.link.take(messages.Credit)
+    stage.happens(result(1))
+    assert stage.link.take(messages.Credit)
+
+
+def test_what_this_endpoint_may_not_run(tmp_path: pathlib.Path) -> None:
+    stage = Stage(tmp_path, allowed_functions=frozenset({"f"}))
+    stage.uep.hello()
+    stage.welcome()
+    stage.tasks(1)
+    stage.tasks(2, function="g")
+    stage.uep.flush()
+    assert [task.row for task in stage.engine.given] == [1]
+    (message,) = stage.link.take(messages.Results)
+    assert [(item.row, item.code) for item in message.items] == [(2, "FUNCTION_NOT_ALLOWED")]
+
+
+def test_a_task_without_its_function(stage: Stage) -> None:
+    stage.tasks(1, function="unknown")
+    stage.uep.flush()
+    (message,) = stage.link.take(messages.Results)
+    assert message.items[0].code == "FUNCTION_UNLOADABLE"
+
+
+def test_a_result_over_the_relays_limit(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.happens(result(1, b"x" * 1001))
+    (message,) = stage.link.take(messages.Results)
+    assert (message.items[0].code, message.items[0].payload) == ("RESULT_TOO_LARGE", b"")
+
+
+def test_cancel_reaches_the_engine_after_the_task_did(stage: Stage) -> None:
+    items = [TaskItem(1, "1", "f", b"")]
+    stage.uep.take(
+        [messages.Tasks(functions=[messages.FunctionItem("f", b"")], tasks=items), messages.CancelTasks(rows=[1])]
+    )
+    assert [task.row for task in stage.engine.given] == [1]
+    assert stage.engine.cancelled == [1]
+
+
+def test_idle_ends_it(stage: Stage) -> None:
+    stage.now += 59
+    assert not stage.uep.tick()
+    assert stage.uep.stopping is None
+    stage.now += 2
+    stage.uep.tick()
+    assert stage.uep.stopping is not None
+    assert stage.uep.stopping.code == "IDLE"
+    assert stage.uep.tick()
+    assert stage.engine.stopped is not None
+    stage.uep.goodbye()
+    assert stage.link.take(messages.Goodbye)[0].code == "IDLE"
+
+
+def test_an_unconfirmed_result_is_no_idleness(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.happens(result(1))
+    stage.now += 61
+    assert not stage.uep.tick()
+    assert stage.uep.stopping is None
+    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    stage.now += 59
+    stage.uep.tick()
+    assert stage.uep.stopping is None
+    stage.now += 2
+    stage.uep.tick()
+    assert stage.uep.stopping is not None
+
+
+def test_a_hung_task_ends_with_the_hard_limit(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.now += 601
+    stage.uep.tick()
+    assert stage.uep.stopping is not None
+    assert stage.engine.drained
+    assert stage.engine.stopped is None
+    stage.now += RUN_GRACE_S
+    stage.uep.tick()
+    assert stage.engine.stopped == KILL_S
+    (message,) = stage.link.take(messages.Results)
+    assert message.items[0].code == "USER_ENDPOINT_LOST"
+
+
+def test_stopping_gives_back_and_waits_for_confirmation(stage: Stage) -> None:
+    stage.tasks(1, 2)
+    stage.uep.take([messages.StopUep(code="STOPPED", text="by the relay")])
+    stage.happens(TaskReturned(2))
+    assert [message.rows for message in stage.link.take(messages.Returned)] == [[2]]
+    assert not stage.uep.tick()
+    stage.tasks(3)
+    stage.uep.flush()
+    assert [message.rows for message in stage.link.take(messages.Returned)] == [[3]]
+    stage.happens(result(1))
+    assert not stage.link.take(messages.Credit)
+    assert not stage.uep.tick()
+    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    assert stage.uep.tick()
+
+
+def test_an_end_does_not_wait_for_a_relay_that_is_away(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.link.welcomed = False
+    stage.happens(result(1))
+    stage.uep.stop("STOPPED", "by SIGTERM")
+    assert stage.uep.tick()
+    assert len(stage.spool) == 1
+
+
+def test_refusals(stage: Stage) -> None:
+    stage.uep.take([messages.Refused(code="HELLO_NEEDED", text="who?", final=False)])
+    assert stage.link.dropped
+    assert stage.uep.stopping is None
+    stage.uep.take([messages.Refused(code="JOIN_REFUSED", text="unknown", final=True)])
+    assert stage.uep.stopping is not None
+    stage.tasks(9)
+    stage.uep.tick()
+    assert stage.engine.stopped is not None
+
+
+def test_an_engine_that_ends_a_task_twice_is_not_believed(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.happens(result(1))
+    stage.link.take(messages.Results)
+    stage.happens(result(1))
+    assert not stage.link.take(messages.Results)
+    assert "twice" in stage.log.read_text()
