@@ -11,6 +11,7 @@ import _socket
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from user_endpoint.workers import frames
 
