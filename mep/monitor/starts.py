@@ -86,7 +86,8 @@ class Starts:
         """Our number of each local user's latest start that went to a keeper."""
         self._askers: set[int] = set()
         self._held = 0
-        self._heard_of_mapper = 0
+        self._mapper_moved_at = 0.0
+        """When the mapper last answered, or was given something to do after it had nothing."""
 
     # --- from the manager -----------------------------------------------------------------------------
 
@@ -129,6 +130,8 @@ class Starts:
         mapper = self._monitor.helpers[Kind.MAPPER].child
         while mapper is not None and self._waiting and len(self._mapping) < MAX_MAPPING:
             start = self._waiting.popleft()
+            if not self._mapping:
+                self._mapper_moved_at = self._monitor.loop.clock()
             start.state, self._mapping[start.ref] = State.MAPPING, start
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
         while self._mapped and self._monitor.keepers.may_start():
@@ -160,7 +163,7 @@ class Starts:
 
     def _answered_by_mapper(self, ref: int, name: str) -> Start | None:
         """Return the start that the mapper was asked about as `ref`; None where it was given up since."""
-        self._heard_of_mapper = ref
+        self._mapper_moved_at = self._monitor.loop.clock()
         if ref in self._abandoned:
             self._abandoned.discard(ref)
             return None
@@ -271,8 +274,9 @@ class Starts:
         if start.state is State.MAPPING:
             del self._mapping[start.ref]
             self._abandoned.add(start.ref)
-            if self._heard_of_mapper < start.ref and (mapper := self._monitor.helpers[Kind.MAPPER].child):
-                mapper.fault = f"has not answered since request {start.ref}"
+            silent_s = self._monitor.loop.clock() - self._mapper_moved_at
+            if silent_s >= 0.9 * self._timeout_s() and (mapper := self._monitor.helpers[Kind.MAPPER].child):
+                mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._forget_queued(start)
         code = Refusal.MAPPER_UNAVAILABLE if start.state in {State.WAITING, State.MAPPING} else Refusal.SITE_BUSY
         text = public_text(code, limit=self._monitor.resolved.caps.max_starting)

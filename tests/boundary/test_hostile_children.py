@@ -351,3 +351,17 @@ def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, co
         ask(again, 1)
         os.close(mapper.take(MapRequest)[1][0])
         assert time.monotonic() - began < 5
+
+
+def test_slow_mapper_that_makes_progress_is_left_alone() -> None:
+    with running_monitor(caps=Caps(start_timeout_s=0.6)) as (_, manager, mapper):
+        for ref in range(6):
+            ask(manager, ref)
+        for _ in range(6):
+            request, descriptors = mapper.take(MapRequest)
+            os.close(descriptors[0])
+            time.sleep(0.2)
+            mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "", "", ""))
+        answers = [manager.take(StartAnswered)[0].code for _ in range(6)]
+        assert {"IDENTITY_NOT_MAPPED", "MAPPER_UNAVAILABLE"} == set(answers)
+        assert not mapper.is_gone()
