@@ -17,6 +17,8 @@ from tests.support.uep_process import TEMPLATE, UepProcess, private_home
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
 
+BLOCKS = "engine:\n  type: GlobusComputeEngine\n  max_workers_per_node: 2\n"
+
 
 def echo(value: object) -> object:
     return value
@@ -143,6 +145,18 @@ def test_thread_engine(relay: FakeRelay, home: pathlib.Path) -> None:
         assert relay.results(1, confirm=True)[20].code == "USER_ENDPOINT_LOST"
         relay.expect(messages.Goodbye)
         assert uep.wait() == 0
+
+
+def test_block_engine(relay: FakeRelay, home: pathlib.Path) -> None:
+    with UepProcess(relay, home, template=BLOCKS) as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [task(row, echo, row) for row in range(1, 9)])
+        assert {row: load_result(item.payload) for row, item in relay.results(8).items()} == {n: n for n in range(1, 9)}
+        assert uep.children()
+        uep.signal(signal.SIGTERM)
+        relay.expect(messages.Goodbye)
+        assert uep.wait() == 0
+        assert not uep.children()
 
 
 def test_allowed_functions_are_enforced_here_too(relay: FakeRelay, home: pathlib.Path) -> None:

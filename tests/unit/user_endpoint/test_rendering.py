@@ -1,0 +1,75 @@
+"""The child that renders: it answers, fails with a reason, or is killed; and it is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+
+from mep_wire.bundle import UepBundle
+from mep_wire.identity import Identity, IdentitySet
+from mep_wire.start import StartRequest, VerifiedStart, encode_start
+from user_endpoint import rendering
+from user_endpoint.rendering import Rendering
+from user_endpoint.report import StartFailure
+from user_endpoint.settings import ProcessPoolEngine
+
+
+def documents(template: str, config: dict[str, Any] | None = None, schema: Any = None) -> tuple[bytes, bytes]:
+    request = StartRequest(
+        endpoint_id="e", uep_id=str(uuid.uuid4()), identity_set=IdentitySet("a", (Identity("i", "a@example.edu"),)),
+        user_endpoint_config=config or {}, user_runtime={}, issued_at=0.0, expires_at=0.0, nonce=b"", epoch=b"",
+        sealed_join_token=b"", correlation_id="c",
+    )  # fmt: skip
+    start = VerifiedStart(request=encode_start(request), join_token=b"", local_user="alice", mapped_identity={})
+    bundle = UepBundle(
+        endpoint_id="e", endpoint_name="n", relay_link_address="", relay_link_key=b"", template_name="t",
+        templates={"t": template}, schema=schema, user_environment={}, parent_config={},
+    )  # fmt: skip
+    return msgspec.msgpack.encode(start), msgspec.msgpack.encode(bundle)
+
+
+def failure(template: str, config: dict[str, Any] | None = None, schema: Any = None) -> StartFailure:
+    with pytest.raises(StartFailure) as caught:
+        Rendering(*documents(template, config, schema), close=()).result()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    return caught.value
+
+
+def test_settings_come_out_typed() -> None:
+    template = "engine: {type: ProcessPoolEngine, max_workers: {{ WORKERS }}}"
+    settings = Rendering(*documents(template, {"WORKERS": 3}), close=()).result()
+    assert settings.engine == ProcessPoolEngine(max_workers=3)
+
+
+def test_the_persons_mistake_and_the_administrators() -> None:
+    schema = {"type": "object", "properties": {"N": {"type": "integer"}}}
+    theirs = failure("engine: {type: ProcessPoolEngine}", {"N": "x"}, schema)
+    assert (theirs.code, "N" in theirs.public) == ("USER_CONFIG_INVALID", True)
+    ours = failure("engine: {type: NoSuchEngine}")
+    assert ours.code == "ENDPOINT_MISCONFIGURED"
+    assert "NoSuchEngine" in ours.detail
+    assert "NoSuchEngine" not in ours.public
+
+
+def test_a_template_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "DEADLINE_S", 0.5)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}"
+    began = time.monotonic()
+    said = failure(endless + "{% endfor %}\nengine: {type: ProcessPoolEngine}")
+    assert time.monotonic() - began < 5
+    assert said.code == "ENDPOINT_MISCONFIGURED"
+
+
+def test_a_renderer_that_dies_or_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "_render", lambda *_documents: os.kill(os.getpid(), 9))
+    assert "no answer" in failure("").detail
+    monkeypatch.setattr(rendering, "_render", lambda *_documents: 1 / 0)
+    said = failure("")
+    assert "ZeroDivisionError" in said.detail
+    assert "ZeroDivisionError" not in said.public
