@@ -239,6 +239,28 @@ def link(username: str, other: str, directory: Path | None) -> None:
     click.echo(f"linked {other} to {username}", err=True)
 
 
+@user.command(name="unlink")
+@click.argument("username")
+@_state_option
+def unlink(username: str, directory: Path | None) -> None:
+    """Take the identity USERNAME out of the person it is linked to: it becomes a person of its own.
+
+    What the two had together stays with the other identities; USERNAME's access tokens go with it. Endpoints notice
+    when they next re-check their running user endpoints.
+
+    \b
+    Example:
+      mep-relay user unlink alice@lab.example.org
+    """
+    with _store(directory) as store:
+        caller = _known(store, username)
+        person = store.identity_set(caller.account_id)
+        if person is None or len(person.identities) < 2:
+            raise click.ClickException(f"{username} is linked to no other identity")
+        _wait(store.submit(lambda tx: tx.move_identity(caller.identity_id, str(uuid.uuid4()))))
+    click.echo(f"unlinked {username}", err=True)
+
+
 @main.group()
 def endpoint() -> None:
     """Endpoints registered with the relay."""

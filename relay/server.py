@@ -60,7 +60,7 @@ class _Server(uvicorn.Server):
 async def serve(state: State, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError for an address that cannot be had, StateRefused."""
     keys = state.keys()
-    store = SqliteStore(state.database)
+    store = SqliteStore(state.database, for_server=True)
     listener = _listen(settings.host, settings.port)
     plane = ZmqPlane(settings.link_host, settings.link_port, keys.link_secret)
     dispatcher = Dispatcher(store, plane, keys.signing)

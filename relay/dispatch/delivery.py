@@ -164,7 +164,7 @@ class Delivery:
         self._give_back(uep, peer, limit - len(tasks))
         if not tasks:
             return True
-        uep.has_queued = True  # there may be more
+        uep.has_queued = uep.has_queued or self._board.store.has_queued(uep.row)
         if uep.peer is peer and self._send_tasks(uep, tasks):
             return True
         self._put_back(uep, [task.row for task in tasks])

@@ -71,6 +71,8 @@ class Dispatcher:
             messages.ManagerHello: self._manager_hello,
             messages.StartAnswer: self._managers.start_answer,
             messages.UepEnded: self._managers.uep_ended,
+            messages.UepRevoked: self._managers.uep_revoked,
+            messages.Recheck: self._managers.recheck,
             messages.RunningUeps: self._managers.running,
         }
         uep: Handlers = {

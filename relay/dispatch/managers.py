@@ -7,8 +7,8 @@ import hmac
 import time
 
 from mep_wire import codec, messages
-from mep_wire.errors import EndpointDeleted, LinkForbidden
-from mep_wire.limits import HEARTBEAT_S
+from mep_wire.errors import REVOCATIONS, EndpointDeleted, LinkForbidden, MepError, rebuild
+from mep_wire.limits import HEARTBEAT_S, MAX_PUBLIC_TEXT, MAX_RECHECKS
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.endings import Endings
@@ -77,6 +77,19 @@ class Managers:
             self._board.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
 
+    def uep_revoked(self, peer: Peer, message: messages.UepRevoked) -> None:
+        """A user endpoint is being ended: its person may not have it any more."""
+        link: ManagerLink = peer.session
+        record = self._board.store.uep(message.uep_id)
+        if record is None or record.endpoint_id != link.endpoint_id or message.code not in REVOCATIONS:
+            return
+        logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
+        self._board.run(self._starts.revoke(self._board.uep(record), _reason(message)))
+
+    def recheck(self, peer: Peer, message: messages.Recheck) -> None:
+        """The manager asks who the people of its user endpoints are now."""
+        self._starts.say_who(peer.session, message.uep_ids[:MAX_RECHECKS])
+
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
         if uep.state is UepState.STARTING and not link_key:
             if uep.start_answered:
@@ -86,4 +99,10 @@ class Managers:
             await asyncio.sleep(SETTLE_S)
         # Without a key there is nothing to settle; with another, the process that joined has settled it.
         if link_key and uep.record.link_key == link_key:
+            if message.code in REVOCATIONS:
+                await self._starts.revoke(uep, _reason(message))
             await self._endings.conclude(uep, message.code, message.text)
+
+
+def _reason(message: messages.UepEnded | messages.UepRevoked) -> MepError:
+    return rebuild(message.code, message.text[:MAX_PUBLIC_TEXT], message.correlation_id[:64] or None)

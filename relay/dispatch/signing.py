@@ -64,8 +64,33 @@ def make_start(
         sealed_join_token=sealed,
         correlation_id=str(uuid.uuid4()),
     )
+    return MadeStart(_signed(key, request), join_hash(token), request.expires_at, request.correlation_id)
+
+
+def make_recheck(
+    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float
+) -> SignedStart:
+    """Return who the person of `uep` is now, signed for `epoch`. Raises ValueError where that is too large."""
+    request = StartRequest(
+        endpoint_id=uep.endpoint_id,
+        uep_id=uep.uep_id,
+        identity_set=identities,
+        user_endpoint_config={},
+        user_runtime={},
+        issued_at=now,
+        expires_at=now + START_REQUEST_LIFETIME_S,
+        nonce=os.urandom(NONCE_BYTES),
+        epoch=epoch,
+        sealed_join_token=b"",
+        correlation_id=str(uuid.uuid4()),
+        recheck=True,
+    )
+    return _signed(key, request)
+
+
+def _signed(key: Ed25519PrivateKey, request: StartRequest) -> SignedStart:
     data = encode_start(request)
     if len(data) > MAX_START_REQUEST_BYTES:
         raise ValueError(f"the start request has {len(data)} bytes, more than {MAX_START_REQUEST_BYTES}")
-    message = SignedStart(uep_id=uep.uep_id, request=data, signature=key.sign(SIGNATURE_CONTEXT + data))
-    return MadeStart(message, join_hash(token), request.expires_at, request.correlation_id)
+    signature = key.sign(SIGNATURE_CONTEXT + data)
+    return SignedStart(uep_id=request.uep_id, request=data, signature=signature, recheck=request.recheck)

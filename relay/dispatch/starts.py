@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mep_wire import codec
 from mep_wire.errors import (
+    IdentityRemapped,
     MepError,
     SiteBusy,
     StartRequestRefused,
@@ -22,12 +24,13 @@ from mep_wire.errors import (
     UserEndpointLost,
     rebuild,
 )
+from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import StartAnswer, UepEnded
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.delivery import Delivery
-from relay.dispatch.signing import MadeStart, make_start
+from relay.dispatch.signing import MadeStart, make_recheck, make_start
 from relay.log import logger
 
 MAX_UNDER_WAY = 32
@@ -100,6 +103,21 @@ class Starts:
             logger.error("start of %s: %s", record.uep_id, error)
             return None
 
+    def say_who(self, link: ManagerLink, uep_ids: Sequence[str]) -> None:
+        """Tell a manager who the people of its user endpoints are now: nobody, where an account is gone."""
+        for uep_id in uep_ids:
+            record = self._board.store.uep(uep_id)
+            if record is None or record.endpoint_id != link.endpoint_id:
+                continue
+            identities = self._board.store.identity_set(record.account_id, record.identity_id)
+            identities = identities or IdentitySet(record.account_id, ())
+            try:
+                message = make_recheck(self._key, record, identities, link.epoch, time.time())
+            except ValueError as error:
+                logger.error("re-check of %s: %s", uep_id, error)
+                continue
+            self._board.plane.send(link.peer, codec.encode(message))
+
     # --- answers ----------------------------------------------------------------------------------
 
     def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
@@ -164,6 +182,23 @@ class Starts:
             await self._delivery.fail_rows(uep, rows, UserEndpointLost(reason=error.text[:MAX_PUBLIC_TEXT]))
             uep.unsettled = False
         await self._delivery.end_queue(uep, error)
+
+    async def revoke(self, uep: Uep, error: MepError) -> None:
+        """Its person may not have it any more: its tasks end with the reason, not with that of its process's end.
+
+        What waits for somebody who maps to another account now can run there.
+        """
+        if uep.state is UepState.ONLINE:
+            uep.go(UepState.DRAINING)
+        uep.credit = 0
+        self._delivery.flush_started()
+        remapped = error.code == IdentityRemapped.code
+        rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
+        await self._delivery.fail_rows(uep, rows, error)
+        uep.unsettled = False
+        if not remapped:
+            await self._board.insist(lambda tx: tx.requeue(uep.row, None))
+            await self._delivery.end_queue(uep, error)
 
     # --- what else ends a start -------------------------------------------------------------------
 

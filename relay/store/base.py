@@ -46,6 +46,9 @@ class AccountTx(Protocol):
     def merge_accounts(self, keep: str, other: str) -> None:
         """Give `other`'s identities, tokens, endpoints, functions and task groups to `keep`."""
 
+    def move_identity(self, identity_id: str, account_id: str) -> None:
+        """Make an identity, with its tokens, a person of its own, with this new account."""
+
     def remove_account(self, account_id: str) -> None:
         """Remove the person's identities and tokens. What they own stays and belongs to nobody."""
 

@@ -100,6 +100,11 @@ class _MemoryTx:
         for task in d.tasks.values():
             task.group = d.groups[task.group.group_id]
 
+    def move_identity(self, identity_id: str, account_id: str) -> None:
+        self._d.identities[identity_id] = (account_id, self._d.identities[identity_id][1])
+        tokens = self._d.tokens.items()
+        self._d.tokens = {k: Caller(account_id, identity_id) if c.identity_id == identity_id else c for k, c in tokens}
+
     def remove_account(self, account_id: str) -> None:
         self._d.identities = {k: v for k, v in self._d.identities.items() if v[0] != account_id}
         self._d.tokens = {k: c for k, c in self._d.tokens.items() if c.account_id != account_id}
@@ -248,7 +253,7 @@ class _MemoryTx:
 
     def sweep(self, ended_before: float, limit: int) -> int:
         old = [t for t in self._d.tasks.values() if t.ending is not None and t.ending.stored_at < ended_before]
-        old = [t for t in sorted(old, key=lambda t: t.seq)[:limit] if t.row != self._d.row]
+        old = [t for t in sorted(old, key=lambda t: t.seq)[:limit] if t.row != self._d.row and t.seq != self._d.seq]
         for task in old:
             del self._d.tasks[task.row]
         return len(old)

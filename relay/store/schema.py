@@ -54,11 +54,12 @@ MIGRATIONS: tuple[str, ...] = (
         row INTEGER PRIMARY KEY, payload BLOB NOT NULL, resource_spec BLOB NOT NULL, walltime_s REAL NOT NULL
     );
     CREATE TABLE results (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, group_row INTEGER NOT NULL,
+        seq INTEGER PRIMARY KEY, row INTEGER NOT NULL, group_row INTEGER NOT NULL,
         stored_at REAL NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL, payload BLOB NOT NULL,
         correlation_id TEXT NOT NULL
     );
     CREATE INDEX results_group ON results (group_row, seq);
+    CREATE TABLE padding (body BLOB);
     """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""

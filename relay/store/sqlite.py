@@ -20,6 +20,7 @@ from mep_wire.identity import Identity, IdentitySet
 from mep_wire.states import TaskState
 from relay.store import statements as sql
 from relay.store.base import Tx
+from relay.store.checkpointer import Checkpointer
 from relay.store.records import (
     Caller,
     Completion,
@@ -39,7 +40,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 20.0
 """How long a change waits for another process (the command line) to finish its own."""
 WAL_PAGES = 8000
-"""Pages of write-ahead log (32 MB) after which a commit also writes back into the database."""
+"""Pages of write-ahead log (32 MB) after which a commit itself writes back into the database."""
+PADDED_BYTES = 8 * 1024 * 1024
+"""Length that a server gives the log at its start."""
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -87,12 +90,19 @@ def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]],
 class SqliteStore:
     """`relay.store.base.Store` in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, for_server: bool = False) -> None:
+        """Open or make the file; `for_server` prepares it for many commits. Raises StateTooNew, sqlite3.Error."""
         self._write = _connect(path)
         migrate(self._write)
+        if for_server:
+            pad, *rest = sql.PAD_LOG
+            self._write.execute(pad, (PADDED_BYTES,))
+            for statement in rest:
+                self._write.execute(statement).fetchall()
         self._read = _connect(path)
         self._read.execute("PRAGMA query_only = 1")
-        self._writer = Writer(self._write, SqliteTx(self._write))
+        self._checkpointer = Checkpointer(_connect(path)) if for_server else None
+        self._writer = Writer(self._write, SqliteTx(self._write), self._checkpointer)
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
@@ -101,6 +111,8 @@ class SqliteStore:
     def close(self) -> None:
         """Finish what was submitted and close."""
         self._writer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
         self._read.close()
         self._write.close()
 

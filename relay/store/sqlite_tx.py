@@ -46,6 +46,11 @@ class _AccountTx(_Part):
         for statement in sql.MERGE_ACCOUNTS:
             self._db.execute(statement, {"keep": keep, "other": other})
 
+    def move_identity(self, identity_id: str, account_id: str) -> None:
+        self._db.execute(sql.ADD_ACCOUNT, (account_id, time.time()))
+        for statement in sql.MOVE_IDENTITY:
+            self._db.execute(statement, (account_id, identity_id))
+
     def remove_account(self, account_id: str) -> None:
         for statement in sql.REMOVE_ACCOUNT:
             self._db.execute(statement, (account_id,))
@@ -108,13 +113,14 @@ class SqliteTx(_AccountTx, _RegistryTx):
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        self._next_row = 0
+        self._next_row = self._next_seq = 0
         self._groups: dict[str, GroupRef] = {}
         self.forget()
 
     def forget(self) -> None:
         """Drop what was remembered of the database: called after a rollback."""
         (self._next_row,) = self._db.execute(sql.NEXT_ROW).fetchone()
+        (self._next_seq,) = self._db.execute(sql.NEXT_SEQ).fetchone()
         self._groups.clear()
 
     # --- submitting -------------------------------------------------------------------------------
@@ -221,9 +227,12 @@ class SqliteTx(_AccountTx, _RegistryTx):
             if found is None:
                 continue
             groups.add(found[0])
-            seq = execute(
-                sql.ADD_RESULT, (one.row, found[0], one.stored_at, one.code, one.text, one.payload, one.correlation_id)
-            ).lastrowid
+            seq = self._next_seq
+            self._next_seq += 1
+            execute(
+                sql.ADD_RESULT,
+                (seq, one.row, found[0], one.stored_at, one.code, one.text, one.payload, one.correlation_id),
+            )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
         return Settled(frozenset(groups), ended)

@@ -27,6 +27,11 @@ ADD_ACCOUNT = "INSERT INTO accounts VALUES (?, ?)"
 ADD_IDENTITY = "INSERT INTO identities VALUES (?, ?, ?, ?)"
 ADD_TOKEN = "INSERT INTO tokens VALUES (?, ?, ?, ?)"  # noqa: S105 - SQL, not a secret
 REMOVE_TOKENS = "DELETE FROM tokens WHERE identity_id = ?"
+# An identity goes to another account, and what its tokens may do with it.
+MOVE_IDENTITY = (
+    "UPDATE identities SET account_id = ? WHERE identity_id = ?",
+    "UPDATE tokens SET account_id = ? WHERE identity_id = ?",
+)
 REMOVE_ACCOUNT = (
     "DELETE FROM tokens WHERE account_id = ?",
     "DELETE FROM identities WHERE account_id = ?",
@@ -92,6 +97,7 @@ UEPS_IN_USE_OF = UEPS_IN_USE + " AND endpoint_id = ?"
 # --- tasks: changes ---------------------------------------------------------------------------------
 
 NEXT_ROW = "SELECT coalesce(max(row), 0) + 1 FROM tasks"
+NEXT_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM results"
 ADD_GROUP = "INSERT INTO task_groups (group_id, owner) VALUES (?, ?) ON CONFLICT (group_id) DO NOTHING"
 ADD_TASK = (
     "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at) "
@@ -123,15 +129,18 @@ QUEUED_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} OR
 # The group of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (
-    "INSERT INTO results (row, group_row, stored_at, code, text, payload, correlation_id) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO results (seq, row, group_row, stored_at, code, text, payload, correlation_id) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 END_TASK = (
     "UPDATE tasks SET state = ?, seq = ?, started_at = max(started_at, ?), ended_at = ? "
     f"WHERE row = ? AND state < {_END}"
 )
-# Results are stored in the order of their ends. The newest task stays, so that its row is never given again.
+# Results are stored in the order of their ends. The newest task and the newest result stay, so that their
+# numbers are never given again.
 OLDEST_RESULTS = (
-    "SELECT seq, row, stored_at FROM results WHERE row <> (SELECT max(row) FROM tasks) ORDER BY seq LIMIT ?"
+    "SELECT seq, row, stored_at FROM results "
+    "WHERE row <> (SELECT max(row) FROM tasks) AND seq <> (SELECT max(seq) FROM results) ORDER BY seq LIMIT ?"
 )
 SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
@@ -157,4 +166,13 @@ GROUP_TASKS = "SELECT task_id FROM tasks WHERE group_row = ? ORDER BY row"
 COMPLETIONS = (
     "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id "
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"
+)
+
+# --- the write-ahead log ----------------------------------------------------------------------------
+
+# Make the log as long as it gets: a commit that overwrites is 80 microseconds quicker than one that appends.
+PAD_LOG = (
+    "INSERT INTO padding VALUES (zeroblob(?))",
+    "DELETE FROM padding",
+    "PRAGMA wal_checkpoint(RESTART)",
 )

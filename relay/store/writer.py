@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from mep_wire.errors import MepError, RelayUnavailable
+from relay.store.checkpointer import Checkpointer
 
 T = TypeVar("T")
 _OWN_FAILURES = (MepError, ValueError, LookupError, TypeError, ArithmeticError, sqlite3.IntegrityError)
@@ -31,8 +32,8 @@ QUICK_COMMIT_S = 0.002
 class Writer:
     """Runs changes over `tx` on `connection`, which must be in autocommit mode and used by nobody else."""
 
-    def __init__(self, connection: sqlite3.Connection, tx: Any) -> None:
-        self._connection, self._tx = connection, tx
+    def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
+        self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
         self._waiting: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._wake = threading.Condition(threading.Lock())
         self._writing = threading.Lock()
@@ -87,6 +88,8 @@ class Writer:
             before = time.monotonic()
             self._connection.execute("COMMIT")
             self._commit_s += 0.1 * (time.monotonic() - before - self._commit_s)
+            if self._checkpointer is not None:
+                self._checkpointer.changed()
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
             self._roll_back()
             failure = RelayUnavailable(reason="its store cannot write", detail=repr(error))
