@@ -315,6 +315,26 @@ def test_relay_gone_and_back(relay: FakeRelay, home: pathlib.Path) -> None:
         back.close()
 
 
+def test_a_relay_that_comes_later(relay: FakeRelay, home: pathlib.Path) -> None:
+    relay.close()
+    with UepProcess(relay, home) as uep:
+        wait_for(lambda: "relay link is down" in uep.log())
+        back = relay.restarted()
+        up(back, uep)
+        back.close()
+
+
+def test_somebody_else_at_the_relays_address_hears_nothing(relay: FakeRelay, home: pathlib.Path) -> None:
+    relay.close()
+    impostor = FakeRelay(relay.port)
+    with UepProcess(relay, home) as uep:
+        assert impostor.receive(2.0) is None  # above all, not the join token
+        impostor.close()
+        back = relay.restarted()
+        up(back, uep)
+        back.close()
+
+
 def test_a_silent_relay_is_noticed(relay: FakeRelay, home: pathlib.Path) -> None:
     with UepProcess(relay, home) as uep:
         relay.welcome(heartbeat_s=0.2)

@@ -98,11 +98,13 @@ def test_workers_and_fork_server_die(home: pathlib.Path) -> None:
     with UepProcess(relay, home, template=MANY) as uep:
         play = Play(relay, home / "ran")
         kills = collections.Counter[str]()
+        descriptors = 0
         killed_at, deadline = time.monotonic(), time.monotonic() + 60
         while play.turn():
             assert time.monotonic() < deadline, (len(play.results), uep.log())
             if time.monotonic() - killed_at > 0.03 and sum(kills.values()) < 25 and len(play.results) > 5:
                 killed_at = time.monotonic()
+                descriptors = descriptors or count_descriptors(uep)
                 server, *workers = uep.children()
                 if not workers:
                     continue
@@ -117,8 +119,13 @@ def test_workers_and_fork_server_die(home: pathlib.Path) -> None:
         runs = play.runs()
         assert max(runs.values()) == 1
         assert all(runs[row] == 1 for row, item in play.results.items() if not item.code)
+        assert count_descriptors(uep) <= descriptors + 8
         wait_for_quiet(uep)
     relay.close()
+
+
+def count_descriptors(uep: UepProcess) -> int:
+    return len(os.listdir(f"/proc/{uep.pid}/fd"))
 
 
 def wait_for_quiet(uep: UepProcess) -> None:
