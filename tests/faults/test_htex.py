@@ -38,6 +38,16 @@ def note(path: str, seconds: float) -> int:
     return os.getpid()
 
 
+def brief(path: str, number: int) -> None:
+    import os
+    import time
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{number}\n".encode())
+    os.close(descriptor)
+    time.sleep(0.001)
+
+
 def variables() -> dict[str, str]:
     import os
 
@@ -146,6 +156,24 @@ def test_the_pool_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
     assert len((tmp_path / "ran").read_text().split()) == 1
 
 
+@pytest.mark.parametrize("victim", ["pool_main", "interchange_main"])
+def test_a_thousand_tasks_each_end_once_and_none_runs_twice(
+    make: Callable[..., Bench], tmp_path: Path, victim: str
+) -> None:
+    bench, mark = make(), tmp_path / "ran"
+    rows = [bench.submit(brief, str(mark), number) for number in range(1000)]
+    bench.until(lambda: len(bench.ended) > 300)
+    for pid in bench.processes(victim):
+        os.kill(pid, signal.SIGKILL)
+    items = bench.wait(*rows)
+    lost = {number for number, item in enumerate(items) if item.code}
+    assert {item.code for item in items} <= {"", "WORKER_LOST"}
+    assert len(lost) < 300
+    ran = [int(number) for number in mark.read_text().split()]
+    assert len(ran) == len(set(ran))
+    assert {*ran} | lost == set(range(1000))
+
+
 def test_the_interchange_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
     bench = make(max_workers_per_node=1)
     running = bench.submit(note, str(tmp_path / "ran"), 30.0)
@@ -180,7 +208,7 @@ def test_nothing_outlives_a_user_endpoint_that_is_killed(tmp_path: Path) -> None
         "from test_htex import Bench, note\n"
         f"bench = Bench(Path({str(tmp_path)!r}))\n"
         "row = bench.submit(note, sys.argv[1], 60.0)\n"
-        "bench.until(lambda: row in bench.started)\n"
+        "bench.until(lambda: row in bench.started and Path(sys.argv[1]).exists())\n"
         "print('running', flush=True)\n"
         "bench.until(lambda: False, 60.0)\n"
     )

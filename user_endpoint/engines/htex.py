@@ -4,8 +4,9 @@ This module is the engine's side on the user endpoint's one thread: tasks out, r
 what when something dies. Starting and watching blocks is user_endpoint.htex.blocks, on a thread. Imports Parsl,
 so it is itself imported only when a template asks for it.
 
-A task whose start no node has reported is never lost: it is sent again. One that had started is run again only
-max_retries_on_system_failure times, else it ends with WORKER_LOST.
+A task that no worker has begun is never lost: it is sent again. One that was begun is run again only
+max_retries_on_system_failure times, else it ends with WORKER_LOST. What workers have begun is known from reports
+and, where those did not get away, from the workers' own notes, as far as this host sees the node's files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from user_endpoint.htex.blocks import BlockGone, Blocks, Broken, Ready, Restarte
 from user_endpoint.htex.client import Client
 from user_endpoint.htex.provider import Plan
 from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.workers.begun import begun_rows
 
 _TURN: Final = 256
 _MOST_WAITING: Final = 64
@@ -142,9 +144,11 @@ class GlobusComputeEngine:
         """End every block and the interchange."""
         if self._client is not None:
             self._client.say(protocol.Leave())
-            self._epoll.unregister(self._client.descriptor())
-            self._client = None
         self._blocks.stop(grace_s)
+        self._drop_client()
+        for news in self._blocks.take_news():
+            if isinstance(news, Ready):
+                news.client.close_task_sockets()
         self._epoll.close()
         os.close(self._bell)
 
@@ -181,7 +185,6 @@ class GlobusComputeEngine:
         return protocol.encode(
             protocol.Task(
                 number,
-                task.row,
                 task.task_id,
                 task.function_id,
                 task.function,
@@ -211,9 +214,8 @@ class GlobusComputeEngine:
         for number in message.returned:
             if (held := self._forget(number)) is not None:
                 self._again(held)
-        for number in message.lost:
-            if (held := self._forget(number)) is not None:
-                self._lost(held, "the node or block that had it is gone")
+        if message.lost:
+            self._lost_together(message.lost, "the node or block that had it is gone")
 
     def _result(self, result: protocol.Result) -> None:
         held = self._forget(result.id)
@@ -247,6 +249,14 @@ class GlobusComputeEngine:
         return held
 
     # --- ends -----------------------------------------------------------------------------------------
+
+    def _lost_together(self, numbers: list[int], reason: str) -> None:
+        """Tasks are gone with what had them, which may have begun more of them than its last report says."""
+        begun = {number for path in self._directory.glob("**/begun-*") for number in begun_rows(str(path))}
+        for number in numbers:
+            if (held := self._forget(number)) is not None:
+                held.started = held.started or number in begun
+                self._lost(held, reason)
 
     def _lost(self, held: _Held, reason: str) -> None:
         """A task is gone with what had it: decide by whether it had started."""
@@ -289,19 +299,21 @@ class GlobusComputeEngine:
             case Broken(error, final):
                 self._give_up(error, final=final)
 
-    def _interchange_died(self) -> None:
+    def _drop_client(self) -> None:
         if self._client is not None:
             self._epoll.unregister(self._client.descriptor())
+            self._client.close_task_sockets()
             self._client = None
-        for number in list(self._held):
-            if (held := self._forget(number)) is not None:
-                self._lost(held, "Parsl's interchange was killed")
+
+    def _interchange_died(self) -> None:
+        self._drop_client()
+        self._lost_together(list(self._held), "Parsl's interchange was killed")
 
     def _give_up(self, error: MepError, *, final: bool) -> None:
         """End what waits, and where nothing can ever run, what comes."""
         if final:
             self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
-            self._client = None
+            self._drop_client()
         waiting, self._waiting = self._waiting, []
         unstarted = [number for number, held in self._held.items() if final or not held.started]
         if unstarted and self._client is not None:

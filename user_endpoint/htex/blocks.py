@@ -52,7 +52,7 @@ _TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The executor takes tasks."""
+    """The executor takes tasks. Whoever takes this news closes its task sockets."""
 
     client: Client
 
@@ -108,6 +108,7 @@ class Blocks:
         # From here on: the thread's own.
         self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
         self._client: Client | None = None
+        self._handed_over = False
         self._blocks: dict[str, _Block] = {}
         self._failed, self._hold_until, self._restarts = 0, 0.0, 0
         self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
@@ -178,10 +179,12 @@ class Blocks:
         prefetch = given if given is not None else (0 if many else 64)
         client = Client(self._settings, provider, addresses, prefetch, self._directory)
         self._client = client
+        self._handed_over = False
         client.meanwhile = self._first_blocks
         client.start()  # type: ignore[no-untyped-call] # Parsl's
         if not self._blocks:
             self._first_blocks()
+        self._handed_over = True
         self._tell(Ready(client))
 
     def _cancel_left_over(self, provider: Any, record: JobRecord) -> None:
@@ -250,7 +253,9 @@ class Blocks:
         if told and self._plan.is_local and self._blocks:
             _until(lambda: self._all_gone(client), min(1.0, self._grace_s))
         self._cancel(client, list(self._blocks))
-        client.close(max(1.0, self._grace_s))
+        client.end_interchange(max(1.0, self._grace_s))
+        if not self._handed_over:
+            client.close_task_sockets()
         for group in groups:
             if not _until(functools.partial(_gone, group), 1.0):
                 with contextlib.suppress(ProcessLookupError):

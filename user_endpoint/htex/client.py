@@ -1,7 +1,8 @@
 """Parsl's HighThroughputExecutor, driven without the DataFlowKernel and without a thread of its own.
 
 Started by `blocks`, on its thread; once started, tasks are sent and reports received by the engine, on the user
-endpoint's thread, and commands and scaling stay with `blocks`. No socket is used from two threads.
+endpoint's thread, which closes those sockets too; commands and scaling stay with `blocks`. No socket is ever used
+from two threads at once.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ class Client(HighThroughputExecutor):
 
     # --- the end, on the blocks' thread ---------------------------------------------------------------
 
-    def close(self, grace_s: float) -> None:
-        """End the interchange and close every socket, within about `grace_s` seconds."""
+    def end_interchange(self, grace_s: float) -> None:
+        """End the interchange, by force if it has not ended after `grace_s` seconds, and the way to command it."""
         process = self.interchange_proc
         if process is not None:
             process.terminate()
@@ -203,10 +204,16 @@ class Client(HighThroughputExecutor):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for name in ("outgoing_q", "incoming_q", "command_client"):
-            end = getattr(self, name, None)
-            if end is not None:
-                end.close()
+        if hasattr(self, "command_client"):
+            self.command_client.close()  # type: ignore[no-untyped-call] # Parsl's
+
+    # --- the end of tasks, on whichever thread has had their sockets ----------------------------------
+
+    def close_task_sockets(self) -> None:
+        """Close what `say` and `hear` use; what has not been sent is dropped."""
+        for name in ("outgoing_q", "incoming_q"):
+            if hasattr(self, name):
+                getattr(self, name).close()
 
 
 def _names(accelerators: int | list[int | str]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from user_endpoint.htex.pool_options import Options, OptionsInvalid
+from user_endpoint.workers.worker import BEGUN_VARIABLE
 
 _PROBE_S = 20
 
@@ -35,6 +36,7 @@ def places(options: Options, workers: int, processors: Sequence[int], pool: str)
             "PARSL_WORKER_COUNT": str(workers),
             "PARSL_WORKER_POOL_ID": pool,
             "PARSL_WORKER_BLOCK_ID": options.block_id,
+            BEGUN_VARIABLE: f"{options.directory}/begun-{rank}",
         }
         if shares:
             variables |= _thread_variables(shares[rank])

@@ -114,8 +114,7 @@ class Pool:
             directory=options.working_dir,
         )
         self._engine.start()
-        self._numbers: dict[int, int] = {}  # the relay's row -> the executor's number
-        self._rows: dict[int, int] = {}
+        self._held: set[int] = set()
         self._leaving = False
         self._down_since: float | None = None
         self._report_started: list[int] = []
@@ -181,7 +180,7 @@ class Pool:
         if self._report_results or self._report_started or self._report_returned:
             return 1
         # The engine looks at walltimes when it is asked, which must be often while it has tasks.
-        walltimes = int(1000 * TICK_S) if self._numbers or self._down_since else 60_000
+        walltimes = int(1000 * TICK_S) if self._held or self._down_since else 60_000
         return min(walltimes, max(1, int(1000 * (beat + self._options.hb_period - time.monotonic()))))
 
     # --- from the interchange -------------------------------------------------------------------------
@@ -202,16 +201,16 @@ class Pool:
             return
 
     def _take(self, tasks: list[protocol.Task]) -> None:
-        for task in tasks:
-            self._numbers[task.row], self._rows[task.id] = task.id, task.row
+        """Give tasks to the workers, by the executor's numbers, which differ from one attempt to the next."""
+        self._held.update(task.id for task in tasks)
         self._engine.submit(
-            [EngineTask(t.row, t.task_id, t.function_id, t.function, t.payload, b"", t.walltime_s) for t in tasks]
+            [EngineTask(t.id, t.task_id, t.function_id, t.function, t.payload, b"", t.walltime_s) for t in tasks]
         )
 
     def _obey(self, order: protocol.ToPool) -> None:
         match order:
             case protocol.Cancel(ids):
-                self._engine.cancel([self._rows[number] for number in ids if number in self._rows])
+                self._engine.cancel(ids)
             case protocol.Drain():
                 self._engine.drain()
             case protocol.Leave():
@@ -223,27 +222,22 @@ class Pool:
         if events and not (self._report_results or self._report_started or self._report_returned):
             self._report_since = now
         for event in events:
-            number = self._numbers.get(event.row)
-            if number is None:
+            if event.row not in self._held:
                 continue
             if isinstance(event, TaskStarted):
-                self._report_started.append(number)
+                self._report_started.append(event.row)
                 continue
-            self._forget(event.row)
+            self._held.discard(event.row)
             if isinstance(event, TaskReturned):
-                self._report_returned.append(number)
-            else:
-                self._report_results.append(
-                    protocol.Result(number, event.code, event.text, event.payload, event.started_at, event.ended_at)
-                )
-
-    def _forget(self, row: int) -> None:
-        del self._rows[self._numbers.pop(row)]
+                self._report_returned.append(event.row)
+                continue
+            times = (event.started_at, event.ended_at)
+            self._report_results.append(protocol.Result(event.row, event.code, event.text, event.payload, *times))
 
     def _due(self, now: float) -> bool:
         """Tell whether to report now: at once while little is going on, else what has gathered in 2 ms."""
         if self._report_results or self._report_returned:
-            return len(self._numbers) < _FEW or now - self._report_since >= _LINGER_S
+            return len(self._held) < _FEW or now - self._report_since >= _LINGER_S
         return bool(self._report_started) and now - self._report_since >= _LINGER_S
 
     def _send_report(self) -> None:

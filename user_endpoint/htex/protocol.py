@@ -15,10 +15,9 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """One task. `id` is the executor's number for it, `row` and `task_id` are the relay's."""
+    """One attempt at one task. `id` is the executor's number for the attempt, `task_id` is the relay's."""
 
     id: int
-    row: int
     task_id: str
     function_id: str
     function: bytes
