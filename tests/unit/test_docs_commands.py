@@ -1,0 +1,44 @@
+"""Every command that README and docs show exists, with every option shown."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from mep.cli.app import cli as mep
+from relay.cli import main as mep_relay
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "mep").rglob("*.md"))]
+COMMANDS: dict[str, click.Command] = {"mep": mep, "globus-compute-endpoint": mep, "mep-relay": mep_relay}
+# A line of a block, or code in a sentence that has more than the command's name.
+SHOWN = re.compile(rf"(?:^(?: {{4}})?\$? ?|`)((?:{'|'.join(COMMANDS)}) [a-z][^`\n]*)", re.MULTILINE)
+
+
+def _shown() -> list[tuple[str, str]]:
+    return [(page.name, text) for page in PAGES for text in SHOWN.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "text"), _shown())
+def test_a_command_shown_exists_with_its_options(page: str, text: str) -> None:
+    name, *words = shlex.split(text.split("  #")[0], comments=True)
+    command = COMMANDS[name]
+    while isinstance(command, click.Group) and words and "|" not in words[0]:
+        sub = command.commands.get(words[0])
+        assert sub is not None, f"{page}: {text}: there is no {words[0]}"
+        command, words = sub, words[1:]
+    if isinstance(command, click.Group):
+        missing = [word for word in words[0].split("|") if word not in command.commands] if words else []
+        assert not missing, f"{page}: {text}: there is no {missing}"
+        return
+    known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+    unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - known - {"--help"}
+    assert not unknown, f"{page}: {text}: there is no {unknown}"
+
+
+def test_the_pages_show_commands() -> None:
+    assert _shown()
