@@ -12,8 +12,9 @@ from zmq.utils import z85
 from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
 from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, IdConflict, NotOwner, TokenUnknown
 from relay.api.http import Request
+from relay.api.plain import plain
 from relay.api.service import Service
-from relay.api.user_config import check_schema
+from relay.api.user_config import MAX_SCHEMA_BYTES, check_schema
 from relay.dispatch.board import durable
 from relay.store.records import Caller, EndpointRecord
 
@@ -67,13 +68,14 @@ def _key(value: object, name: str, text_form: str) -> bytes:
 
 
 def _check_body(body: RegisterBody) -> None:
+    """Check a registration and make its free-form parts plain. Raises BodyInvalid or PayloadTooLarge."""
     if not body.endpoint_name or len(body.endpoint_name) > MAX_NAME or not body.endpoint_name.isprintable():
         raise BodyInvalid(reason=f"endpoint_name: 1 to {MAX_NAME} printable characters")
     if body.display_name is not None and len(body.display_name) > MAX_NAME:
         raise BodyInvalid(reason=f"display_name: at most {MAX_NAME} characters")
-    if body.metadata is not None and len(msgspec.msgpack.encode(body.metadata)) > MAX_METADATA_BYTES:
-        raise BodyInvalid(reason=f"metadata: at most {MAX_METADATA_BYTES} bytes")
+    body.metadata = plain(body.metadata, "metadata", MAX_METADATA_BYTES)
     if body.user_config_schema is not None:
+        body.user_config_schema = plain(body.user_config_schema, "user_config_schema", MAX_SCHEMA_BYTES)
         check_schema(body.user_config_schema)
 
 

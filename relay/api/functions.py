@@ -13,6 +13,7 @@ from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, No
 from mep_wire.limits import MAX_FUNCTION_BYTES
 from relay.api.endpoints import Deleted
 from relay.api.http import Request
+from relay.api.plain import plain
 from relay.api.service import Service
 from relay.dispatch.board import durable
 from relay.store.base import INLINE_BYTES
@@ -43,9 +44,7 @@ async def register(service: Service, request: Request) -> FunctionAnswer:
         raise BodyInvalid(reason=f"function_code: {error}") from error
     if len(code) > MAX_FUNCTION_BYTES:
         raise PayloadTooLarge(what="function_code", size=len(code), limit=MAX_FUNCTION_BYTES)
-    metadata = body.metadata or body.meta or {}
-    if len(msgspec.msgpack.encode(metadata)) > MAX_METADATA_BYTES:
-        raise BodyInvalid(reason=f"metadata: at most {MAX_METADATA_BYTES} bytes")
+    metadata = plain(body.metadata or body.meta, "metadata", MAX_METADATA_BYTES)
     function = FunctionRecord(
         function_id=str(uuid.uuid4()),
         owner=request.caller.account_id,

@@ -34,6 +34,7 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT, MAX_USER_CO
 from mep_wire.states import API_STATUS, TaskState
 from relay.api import endpoints, functions
 from relay.api.http import Request
+from relay.api.plain import plain
 from relay.api.service import Service
 from relay.dispatch.board import Uep, durable
 from relay.dispatch.delivery import uuid_text
@@ -46,9 +47,9 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     """POST /v3/endpoints/ID/submit. The answer is given once every task is on disk."""
     body: SubmitBody = request.body
     endpoint = endpoints.usable(service, request.path[0], request.caller)
-    config, runtime = body.user_endpoint_config or {}, body.user_runtime or {}
+    config = plain(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
+    runtime = plain(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
     service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
-    _check_small(runtime, "user_runtime")
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
     account = request.caller.account_id
     _check_room(service, account, len(tasks))
@@ -95,11 +96,9 @@ def _check_room(service: Service, account_id: str, count: int) -> None:
         raise TooManyTasks(count=counts[account_id], limit=service.max_open_tasks)
 
 
-def _check_small(value: Mapping[str, Any] | None, name: str) -> bytes:
-    data = msgspec.msgpack.encode(value) if value else b""
-    if len(data) > MAX_USER_CONFIG_BYTES:
-        raise PayloadTooLarge(what=name, size=len(data), limit=MAX_USER_CONFIG_BYTES)
-    return data
+def _resource_spec(body: SubmitBody) -> bytes:
+    value = plain(body.resource_specification, "resource_specification", MAX_USER_CONFIG_BYTES)
+    return msgspec.msgpack.encode(value) if value else b""
 
 
 def _new_tasks(
@@ -109,7 +108,7 @@ def _new_tasks(
     count = sum(map(len, body.tasks.values()))
     if not 0 < count <= MAX_TASKS_PER_SUBMIT:
         raise BodyInvalid(reason=f"tasks: expected 1 to {MAX_TASKS_PER_SUBMIT} tasks, got {count}")
-    spec, walltime = _check_small(body.resource_specification, "resource_specification"), body.walltime_s or 0.0
+    spec, walltime = _resource_spec(body), body.walltime_s or 0.0
     if not 0 <= walltime <= MAX_WALLTIME_S:
         raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")
     tasks: list[NewTask] = []

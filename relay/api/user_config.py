@@ -1,4 +1,4 @@
-"""Checks a person's user_endpoint_config before anything is queued: size, reserved names, the endpoint's schema.
+"""Checks a person's user_endpoint_config before anything is queued: reserved names, the endpoint's schema.
 
 Schemas come from endpoint owners and values from anybody, so neither is trusted: a `$ref` never leaves the
 schema, patterns run on re2 (linear time), and a check that takes too long is a refusal.
@@ -21,9 +21,9 @@ from referencing import Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from mep_wire.errors import BodyInvalid, PayloadTooLarge, UserConfigInvalid, UserConfigReserved
+from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
 from mep_wire.ids import canonical_json
-from mep_wire.limits import MAX_USER_CONFIG_BYTES, RESERVED_TEMPLATE_VARIABLES
+from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
 
 MAX_SCHEMA_BYTES = 256 * 1024
 CHECK_S = 0.5
@@ -149,10 +149,7 @@ def _fault_here(contents: Mapping[str, Any], resolver: Any) -> str | None:
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Check an endpoint's user_config_schema at its registration. Raises BodyInvalid or PayloadTooLarge."""
-    size = len(canonical_json(schema))
-    if size > MAX_SCHEMA_BYTES:
-        raise PayloadTooLarge(what="user_config_schema", size=size, limit=MAX_SCHEMA_BYTES)
+    """Check an endpoint's user_config_schema, made plain, at its registration. Raises BodyInvalid."""
     try:
         kind = _class_for(schema)
         error = _first_error(kind(kind.META_SCHEMA, registry=SPECIFICATIONS), schema)
@@ -179,10 +176,7 @@ class UserConfigChecks:
         self._kept: OrderedDict[str, tuple[Mapping[str, Any], Any]] = OrderedDict()
 
     def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-        """Raises PayloadTooLarge, UserConfigReserved or UserConfigInvalid."""
-        size = len(canonical_json(config))
-        if size > MAX_USER_CONFIG_BYTES:
-            raise PayloadTooLarge(what="user_endpoint_config", size=size, limit=MAX_USER_CONFIG_BYTES)
+        """Raises UserConfigReserved or UserConfigInvalid. `config` is plain (see relay.api.plain)."""
         for key in config:
             if key in RESERVED_TEMPLATE_VARIABLES:
                 raise UserConfigReserved(key=key)

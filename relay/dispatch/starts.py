@@ -99,7 +99,7 @@ class Starts:
             return None
         try:
             return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             logger.error("start of %s: %s", record.uep_id, error)
             return None
 
@@ -113,7 +113,7 @@ class Starts:
             identities = identities or IdentitySet(record.account_id, ())
             try:
                 message = make_recheck(self._key, record, identities, link.epoch, time.time())
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 logger.error("re-check of %s: %s", uep_id, error)
                 continue
             self._board.plane.send(link.peer, codec.encode(message))

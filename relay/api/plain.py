@@ -1,0 +1,32 @@
+"""Free-form values of bodies (configurations, metadata, schemas) made plain: what JSON can say, of a bounded size.
+
+MessagePack can say more than JSON (bytes, keys that are no strings, not-a-number) and JSON more than MessagePack
+(whole numbers of any size). What is stored, compared, signed and sent on is the part that both can say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mep_wire.errors import BodyInvalid, PayloadTooLarge
+from mep_wire.ids import canonical_json
+
+
+def plain(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]:
+    """Return `value` (an empty dictionary for None) as it comes back from canonical JSON.
+
+    Raises PayloadTooLarge where that has more than `limit` bytes, BodyInvalid where there is no such JSON.
+    """
+    if not value:
+        return {}
+    try:
+        text = canonical_json(value)
+        if len(text) > limit:
+            raise PayloadTooLarge(what=name, size=len(text), limit=limit)
+        made: dict[str, Any] = msgspec.json.decode(text)
+        msgspec.msgpack.encode(made)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BodyInvalid(reason=f"{name}: {error}") from error
+    return made

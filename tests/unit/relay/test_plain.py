@@ -1,0 +1,45 @@
+"""Free-form values: what JSON and MessagePack can both say, or a refusal that names the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mep_wire.errors import BodyInvalid, PayloadTooLarge
+from mep_wire.ids import canonical_json
+from relay.api.plain import plain
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text() | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=9,
+)
+
+
+@given(st.dictionaries(st.text(), ANYTHING, max_size=4))
+def test_what_comes_out_is_plain_or_nothing_does(value: dict[str, Any]) -> None:
+    try:
+        made = plain(value, "field", 10_000)
+    except BodyInvalid as error:
+        assert "field: " in error.text
+        return
+    assert plain(made, "field", 10_000) == made
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(made)) == made
+    assert msgspec.json.decode(canonical_json(made)) == made
+
+
+@pytest.mark.parametrize("value", [{"a": 2**64}, {"a": {1: 2}}, {"a": object()}])
+def test_what_has_no_plain_form(value: dict[str, Any]) -> None:
+    with pytest.raises(BodyInvalid, match="field: "):
+        plain(value, "field", 100)
+
+
+def test_size_and_nothing() -> None:
+    assert plain(None, "field", 0) == {}
+    assert plain({"a": b"x", "b": float("nan")}, "field", 100) == {"a": "eA==", "b": None}
+    with pytest.raises(PayloadTooLarge, match="field has 9 bytes"):
+        plain({"a": "b"}, "field", 8)
