@@ -157,11 +157,15 @@ def engines_page() -> str:
         ", ".join(f"`{key}`" for key in sorted(settings.NOT_APPLICABLE)) + ".\n",
         *_options_table(settings.UepSettings),
     ]
-    engines = (settings.ProcessPoolEngine, settings.ThreadPoolEngine, settings.GlobusComputeEngine)
+    engines: tuple[type[msgspec.Struct], ...] = (
+        settings.ProcessPoolEngine,
+        settings.ThreadPoolEngine,
+        settings.GlobusComputeEngine,
+    )
     for kind in engines:
         lines += [f"## engine: type: {kind.__name__}\n", inspect.cleandoc(kind.__doc__ or "") + "\n"]
         lines += _options_table(kind)
-    parts = {
+    parts: dict[str, type[msgspec.Struct]] = {
         "address": settings.AddressSettings,
         "job_status_kwargs": settings.JobStatusSettings,
         "strategy, as a mapping": settings.StrategySettings,
