@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP end this run as Ctrl-C does: by KeyboardInterrupt, so that it clears up."""
-    for signum in (signal.SIGTERM, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)
 
 
