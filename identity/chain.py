@@ -9,7 +9,7 @@ then delays nobody else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from identity import names
@@ -73,15 +73,20 @@ class Chain:
         self.files = tuple(files)
         self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
 
-    def map(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False) -> LocalUser:
+    def map(
+        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False, certain: bool = False
+    ) -> LocalUser:
         """Return the one local user that `identities` (one person's) mean; its name is checked.
 
-        `bypass_cache` asks directories anew. Raises NoMapping (NameRefused where a rule applies but its result
-        cannot be a user name), AmbiguousMapping, MapperUnavailable; nothing else, whatever the identities hold.
+        `bypass_cache` asks directories anew. `certain` does too, and a mapper that fails stops the chain whatever its
+        `on_error` says: the answer then holds for a chain in which everything works. Raises NoMapping (NameRefused
+        where a rule applies but its result cannot be a user name), AmbiguousMapping, MapperUnavailable; nothing else,
+        whatever the identities hold.
         """
         counted, _ = considered(identities)
         for place, link in enumerate(self._links):
-            user = self._ask(place, link, counted, None, bypass_cache)
+            strict = replace(link, pass_on_error=False) if certain else link
+            user = self._ask(place, strict, counted, None, bypass_cache or certain)
             if user is not None:
                 return user
         raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")

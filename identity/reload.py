@@ -66,14 +66,14 @@ class Reloader:
         return self._chain
 
     def check(self) -> bool:
-        """Load what has changed. Return whether `status` is another than before."""
+        """Load what has changed. Return whether something new is in force, or `status` is another than before."""
         with self._lock:
             due = bool(self.status.problem) and self._clock() - self._tried_at >= RETRY_S
             if not due and not self._files.changed():
                 return False
-            before = self.status
+            before = (self.status, self._chain)
             self._reload()
-            return self.status != before
+            return (self.status, self._chain) != before
 
     def _reload(self) -> None:
         files = Files()

@@ -45,6 +45,7 @@ class Refusal(enum.StrEnum):
 
     IDENTITY_NOT_MAPPED = "IDENTITY_NOT_MAPPED"
     IDENTITY_AMBIGUOUS = "IDENTITY_AMBIGUOUS"
+    IDENTITY_REMAPPED = "IDENTITY_REMAPPED"
     ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
     MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
@@ -55,6 +56,8 @@ class Refusal(enum.StrEnum):
 
 
 PUBLIC_TEXTS: dict[Refusal, str] = {
+    Refusal.IDENTITY_REMAPPED: "This site maps you to another local account now, and the process of the former one "
+    "was ended. Submit again.",
     Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
     "Ask its administrators, with the correlation id.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
@@ -65,6 +68,12 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
 }
 """The sentences of mep_wire.errors that monitor and keeper say themselves; the others come from the mapper."""
+
+
+REVOCATIONS = frozenset(
+    {Refusal.IDENTITY_NOT_MAPPED, Refusal.IDENTITY_AMBIGUOUS, Refusal.IDENTITY_REMAPPED, Refusal.ACCOUNT_REFUSED}
+)
+"""Codes with which a running user endpoint is ended because its person may not have it any more."""
 
 
 def public_text(code: Refusal, **fields: object) -> str:

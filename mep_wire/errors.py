@@ -188,6 +188,13 @@ class IdentityAmbiguous(MepError):
     http_status = 403
 
 
+class IdentityRemapped(MepError):
+    """This site maps you to another local account now, and the process of the former one was ended. Submit again."""
+
+    code = "IDENTITY_REMAPPED"
+    http_status = 403
+
+
 class AccountRefused(MepError):
     """You are not permitted by this site's policy. Ask its administrators, with the correlation id."""
 
@@ -342,6 +349,10 @@ class TaskExpired(MepError):
     """The task was not finished within its deadline."""
 
     code = "TASK_EXPIRED"
+
+
+REVOCATIONS = frozenset({IdentityNotMapped.code, IdentityAmbiguous.code, IdentityRemapped.code, AccountRefused.code})
+"""Codes with which a user endpoint is ended because its person may not have it any more."""
 
 
 def _all_subclasses(base: type[MepError]) -> list[type[MepError]]:

@@ -24,6 +24,8 @@ MAX_IDENTITIES: Final = 64
 """Most linked identities in one identity set."""
 MAX_PUBLIC_TEXT: Final = 1024
 """Longest text, in characters, that an endpoint may send a person about a refusal."""
+MAX_RECHECKS: Final = 64
+"""Most user endpoints that one Recheck may name."""
 START_REQUEST_LIFETIME_S: Final = 60
 """How long a signed start request may be acted upon."""
 HEARTBEAT_S: Final = 10.0

@@ -67,6 +67,8 @@ class SignedStart(_Msg, frozen=True):
     uep_id: str
     request: bytes
     signature: bytes
+    recheck: bool = False
+    """What the request says too, where it counts: here it tells the manager what it asked for."""
 
 
 class StartAnswer(_Msg, frozen=True):
@@ -90,6 +92,25 @@ class UepEnded(_Msg, frozen=True):
     code: str
     text: str
     correlation_id: str
+
+
+class UepRevoked(_Msg, frozen=True):
+    """Manager to relay: this user endpoint is being ended, since its person may not have it any more (a code of
+    mep_wire.errors.REVOCATIONS). UepEnded follows."""
+
+    uep_id: str
+    code: str
+    text: str
+    correlation_id: str
+
+
+class Recheck(_Msg, frozen=True):
+    """Manager to relay: say anew, by a SignedStart with `recheck` for each, who the people of these user endpoints are.
+
+    At most MAX_RECHECKS ids; those that the relay does not know as this endpoint's get no answer.
+    """
+
+    uep_ids: list[str]
 
 
 class RunningUeps(_Msg, frozen=True):
@@ -233,6 +254,8 @@ ToRelay = (
     | ManagerHello
     | StartAnswer
     | UepEnded
+    | UepRevoked
+    | Recheck
     | RunningUeps
     | Join
     | UepHello

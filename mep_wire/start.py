@@ -23,7 +23,7 @@ NONCE_BYTES = 16
 JOIN_TOKEN_BYTES = 32
 
 
-class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A relay's order to start (or show to be running) one user endpoint for one person.
 
     Times are seconds since the epoch by the relay's clock. `epoch` is the value that the endpoint's
@@ -41,6 +41,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     epoch: bytes
     sealed_join_token: bytes
     correlation_id: str
+    recheck: bool = False
+    """Starts nothing: it says who the person is now whose user endpoint runs. Configuration, runtime and join token
+    are empty, and so is the identity set of somebody whom the relay does not know any more."""
 
 
 class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,6 +79,29 @@ class NotMapped:
 
 
 @dataclass(frozen=True, slots=True)
+class StillMapped:
+    """The request with `ref` is a genuine and fresh re-check, and its person maps to this user now."""
+
+    ref: int
+    uep_id: str = text(36)
+    local_user: str = text(32)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class NoLongerMapped:
+    """The request with `ref` is a genuine and fresh re-check, and its person maps to nobody now (the other fields as in
+    NotMapped), or that cannot be said at the moment (`code` MAPPER_UNAVAILABLE)."""
+
+    ref: int
+    uep_id: str = text(36)
+    code: str = text(64)
+    public: str = text(1024)
+    detail: str = text(4096)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
 class MappingStatus:
     """What the mapper's mapping file is like now, for the log and `mep status`: empty `problem` is good."""
 
@@ -169,14 +192,31 @@ class EndpointRunning:
     uep_id: str = text(36)
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointRevoked:
+    """A user endpoint is being ended: its person may not have it any more. EndpointEnded follows."""
+
+    uep_id: str = text(36)
+    code: str = text(64)
+    public: str = text(1024)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class RecheckNow:
+    """Configuration or mapping have changed: have every user endpoint re-checked soon."""
+
+
 # --- keeper -> monitor ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class AskCaps:
-    """The account exists and policy admits it: may this uid have one more user endpoint?"""
+    """The account exists and policy admits it: may this uid have one more user endpoint? `source` is `files` for an
+    account of this host's own, else empty."""
 
     uid: int
+    source: str = text(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +249,28 @@ class UepExited:
     status: int
     code: str = text(64)
     public: str = text(1024)
+    detail: str = text(4096)
+
+
+# --- checker -> monitor ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StillAdmitted:
+    """The account that the checker was forked for exists as it was, and policy admits it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoLongerAdmitted:
+    """The account is gone, another one, locked, expired, or refused by policy; `detail` says which."""
+
+    detail: str = text(4096)
+
+
+@dataclass(frozen=True, slots=True)
+class NotChecked:
+    """Whether the account may still be used cannot be said at the moment."""
+
     detail: str = text(4096)
 
 
@@ -249,17 +311,19 @@ class Shutdown:
 Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | MapRequest | ManagerReady | StartEndpoint | LinkStatus | StopAll
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
-    | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown
+    | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
+    | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted | NotChecked
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
-    1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus,
+    1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus, 5: StillMapped, 6: NoLongerMapped,
     10: MapRequest,
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
-    30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning,
+    30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
     50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint,
     60: Shutdown,
+    70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
 }  # fmt: skip
 """The first byte of a frame. Numbers are never reused, since keepers outlive an upgrade of the monitor."""
 

@@ -53,6 +53,8 @@ class ManagerSection:
     """System account it runs as; empty in single-user mode."""
     link_key_path: str
     """Where its CURVE secret key is: opened by the monitor, read by the manager from descriptor 5."""
+    recheck_interval_s: float = 300.0
+    """How often a running user endpoint is re-checked, by manager and monitor; 0 is never."""
     log_level: str = "INFO"
 
 

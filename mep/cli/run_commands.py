@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,12 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
     }
 
 
+def _checked(one: dict[str, Any]) -> str:
+    """Say when mapping and account of a user endpoint were last found good."""
+    at = one.get("checked_at")
+    return f"  checked {max(0, round(time.time() - at))} s ago" if isinstance(at, int | float) else ""
+
+
 @click.command("list", epilog=epilog("mep list", "mep list --json"))
 @json_option
 def list_endpoints(as_json: bool) -> None:
@@ -150,7 +157,8 @@ def status(ctx: click.Context, name: str, as_json: bool) -> None:
     running = value["user_endpoints"]
     text = fields_text({**value, "user_endpoints": len(running)})
     lines = [
-        f"  {one.get('local_user')}  {one.get('uep_id')}  {one.get('state')}  pid {one.get('pid')}" for one in running
+        f"  {one.get('local_user')}  {one.get('uep_id')}  {one.get('state')}  pid {one.get('pid')}{_checked(one)}"
+        for one in running
     ]
     emit(value, "\n".join([text, *lines]), as_json=as_json)
     if value["pid"] is None:

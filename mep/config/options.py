@@ -187,6 +187,13 @@ class EndpointOptions:
     clock_skew_s: float = option(
         "How far the relay's clock and this host's may be apart.", 30.0, unit="seconds", check=between(0, 3600)
     )
+    recheck_interval_s: float = option(
+        "How often it is checked that the person of a running user endpoint still maps to its account, and that the "
+        "account may still be used; it is ended otherwise. 0: never.",
+        300.0,
+        unit="seconds",
+        check=between(0, 86400),
+    )
     policy: PolicyOptions = field(default_factory=PolicyOptions, metadata=about(""))
     caps: CapsOptions = field(default_factory=CapsOptions, metadata=about(""))
 

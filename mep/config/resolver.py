@@ -153,6 +153,7 @@ def _manager_section(
         relay_link_key=registration.link_public_key,
         account=system_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
         link_key_path=_key_path(where, names.LINK_KEY),
+        recheck_interval_s=options.recheck_interval_s,
         log_level="DEBUG" if options.debug else "INFO",
     )
 

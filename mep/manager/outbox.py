@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from mep_wire.messages import StartAnswer, UepEnded
+from mep_wire.messages import StartAnswer, UepEnded, UepRevoked
 
-Kept = StartAnswer | UepEnded
+Kept = StartAnswer | UepEnded | UepRevoked
 MAX_KEPT = 4096
 
 

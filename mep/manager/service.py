@@ -23,12 +23,14 @@ from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     MAX_STARTS_OUTSTANDING,
     EndpointEnded,
+    EndpointRevoked,
     EndpointRunning,
     LinkStatus,
     ManagerReady,
     MapperEpoch,
     Message,
     Outcome,
+    RecheckNow,
     Shutdown,
     StartAnswered,
     StartEndpoint,
@@ -38,7 +40,8 @@ from mep.boundary.resolved import ManagerSection
 from mep.errors import BoundaryViolation
 from mep.manager.backoff import Backoff
 from mep.manager.link import Link, LinkEvent
-from mep.manager.outbox import Outbox
+from mep.manager.outbox import Kept, Outbox
+from mep.manager.rechecks import Rechecks
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager, encode
 from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
@@ -87,6 +90,8 @@ class Manager:
         self._epoch = b""
         self._running: set[str] = set()
         self._pending: dict[int, str] = {}
+        self._pending_rechecks: dict[int, str] = {}
+        self._rechecks = Rechecks(section.recheck_interval_s)
         self._refs = itertools.count(1)
         self._deadline = 0.0  # of the state: next attempt, end of greeting, or the peer taken for dead
         self._heartbeat_s = HEARTBEAT_S
@@ -111,7 +116,9 @@ class Manager:
     def _wait_ms(self) -> int:
         if not self._epoch or self._state is State.GONE:
             return -1
-        wake = min(self._deadline, self._next_ping) if self._state is State.UP else self._deadline
+        wake = self._deadline
+        if self._state is State.UP:
+            wake = min(wake, self._next_ping, self._rechecks.next_at())
         if self._status is not None or (self._state is State.UP and self._outbox.peek() is not None):
             wake = min(wake, time.monotonic() + RETRY_S)
         return max(0, int((wake - time.monotonic()) * 1000) + 1)
@@ -126,6 +133,7 @@ class Manager:
                 self._send(messages.Ping(sent_at=now))
             if now < self._deadline:
                 self._flush_outbox(now)
+                self._ask_rechecks(now)
         if now < self._deadline or self._state is State.GONE:
             return
         if self._state in {State.DOWN, State.REFUSED}:
@@ -159,6 +167,7 @@ class Manager:
     def _lose_link(self, reason: str, now: float, wait_s: float | None = None) -> None:
         self._close_link()
         self._outbox.link_lost()
+        self._rechecks.link_lost()
         final = wait_s is not None
         wait = self._backoff.next_s() if wait_s is None else wait_s
         address = self._section.relay_link_address
@@ -218,6 +227,10 @@ class Manager:
         while (message := self._outbox.peek()) is not None and self._send(message):
             self._outbox.sent(now)
 
+    def _ask_rechecks(self, now: float) -> None:
+        if uep_ids := self._rechecks.take(now):
+            self._send(messages.Recheck(uep_ids=uep_ids))
+
     # --- from the relay -------------------------------------------------------------------------------
 
     def _take_relay_message(self, message: messages.ToManager, now: float) -> None:
@@ -265,12 +278,23 @@ class Manager:
             self._answer(start.uep_id, Outcome.REFUSED, error.code, error.text, error.correlation_id)
             return
         ref = next(self._refs)
-        if len(self._pending) >= MAX_PENDING or not self._ask_monitor(ref, start):
+        if start.recheck:
+            self._pass_on_recheck(ref, start)
+            return
+        if len(self._pending) + len(self._pending_rechecks) >= MAX_PENDING or not self._ask_monitor(ref, start):
             busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
             self._answer(start.uep_id, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
             return
         self._pending[ref] = start.uep_id
         self._log.debug("start request", uep=start.uep_id, ref=ref)
+
+    def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
+        """What it says is between relay, mapper and monitor; where it cannot be passed on, the next one is."""
+        outstanding = len(self._pending) + len(self._pending_rechecks)
+        if outstanding < MAX_PENDING and self._ask_monitor(ref, start):
+            self._pending_rechecks[ref] = start.uep_id
+        else:
+            self._rechecks.answered(start.uep_id, time.monotonic(), said=False)
 
     def _ask_monitor(self, ref: int, start: messages.SignedStart) -> bool:
         document = msgspec.msgpack.encode([start.request, start.signature])
@@ -288,11 +312,15 @@ class Manager:
             raise BoundaryViolation("the monitor does not read")
 
     def _answer(self, uep_id: str, outcome: str, code: str, text: str, correlation_id: str) -> None:
-        self._outbox.add(
+        self._keep(
             messages.StartAnswer(
                 uep_id=uep_id, outcome=outcome, code=code, text=text[:MAX_PUBLIC_TEXT], correlation_id=correlation_id
             )
         )
+
+    def _keep(self, message: Kept) -> None:
+        """Say it to the relay, now or when the link is up."""
+        self._outbox.add(message)
         if self._state is State.UP:
             self._flush_outbox(time.monotonic())
 
@@ -332,7 +360,11 @@ class Manager:
             case MapperEpoch():
                 self._new_epoch(message.epoch)
             case EndpointRunning():
-                self._running.add(message.uep_id)
+                self._runs(message.uep_id)
+            case RecheckNow():
+                self._rechecks.all_now(time.monotonic())
+            case EndpointRevoked():
+                self._endpoint_revoked(message)
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():
@@ -351,20 +383,29 @@ class Manager:
             self._say_hello()
 
     def _start_answered(self, answer: StartAnswered) -> None:
+        if rechecked := self._pending_rechecks.pop(answer.ref, ""):
+            said = answer.outcome != Outcome.UNAVAILABLE
+            self._rechecks.answered(rechecked, time.monotonic(), said=said)
+            return
         uep_id = self._pending.pop(answer.ref, "")
         if not uep_id:
             self._log.warning("an answer to nothing that was asked", ref=answer.ref)
             return
         if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
-            self._running.add(uep_id)
+            self._runs(uep_id)
         self._answer(uep_id, answer.outcome, answer.code, answer.public, answer.correlation_id)
 
     def _endpoint_ended(self, ended: EndpointEnded) -> None:
         self._running.discard(ended.uep_id)
-        self._outbox.add(
-            messages.UepEnded(
-                uep_id=ended.uep_id, code=ended.code, text=ended.public, correlation_id=ended.correlation_id
-            )
-        )
-        if self._state is State.UP:
-            self._flush_outbox(time.monotonic())
+        self._rechecks.remove(ended.uep_id)
+        code, text, correlation_id = ended.code, ended.public, ended.correlation_id
+        self._keep(messages.UepEnded(uep_id=ended.uep_id, code=code, text=text, correlation_id=correlation_id))
+
+    def _endpoint_revoked(self, revoked: EndpointRevoked) -> None:
+        self._rechecks.remove(revoked.uep_id)
+        code, text, correlation_id = revoked.code, revoked.public, revoked.correlation_id
+        self._keep(messages.UepRevoked(uep_id=revoked.uep_id, code=code, text=text, correlation_id=correlation_id))
+
+    def _runs(self, uep_id: str) -> None:
+        self._running.add(uep_id)
+        self._rechecks.add(uep_id, time.monotonic())

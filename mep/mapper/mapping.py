@@ -37,8 +37,12 @@ class MappedUser:
 class Mapping(Protocol):
     """How identity sets become local users."""
 
-    def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
-        """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
+        """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable.
+
+        `certain`: from no cache, and with MapperUnavailable for any mapper that fails on the way, whatever `on_error`
+        says of it: an outage must not end what runs.
+        """
 
     def refresh(self) -> None:
         """Notice what has changed since."""
@@ -69,7 +73,7 @@ class OwnerMapping:
     def refresh(self) -> None:
         """Do nothing: who owns the endpoint changes with its registration, at a new start."""
 
-    def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
         """Return the own user for the owner. Raises IdentityNotMapped for everybody else."""
         for fields in usable(who):
             if fields["id"] in self._owner:
@@ -98,11 +102,11 @@ class FileMapping:
     def _tell(self) -> None:
         self._report(self._reloader.status.loaded, self._reloader.status.problem)
 
-    def map(self, who: IdentitySet, correlation_id: str) -> MappedUser:
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
         self.refresh()
         try:
-            user = self._reloader.chain.map([fields_of(one) for one in who.identities])
+            user = self._reloader.chain.map([fields_of(one) for one in who.identities], certain=certain)
         except identity.errors.NoMapping as error:
             raise IdentityNotMapped(detail=f"{error}; tried {describe(who)}", correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:

@@ -24,7 +24,17 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
-from mep.boundary.messages import Mapped, MapperReady, MappingStatus, MapRequest, Message, NotMapped, Shutdown
+from mep.boundary.messages import (
+    Mapped,
+    MapperReady,
+    MappingStatus,
+    MapRequest,
+    Message,
+    NoLongerMapped,
+    NotMapped,
+    Shutdown,
+    StillMapped,
+)
 from mep.boundary.resolved import MapperSection
 from mep.errors import BoundaryViolation, ConfigRefused, Refusal
 from mep.mapper.mapping import FileMapping, MappedUser, Mapping, OwnerMapping
@@ -103,7 +113,11 @@ class Mapper:
             return
         finally:
             os.close(descriptors[0])
-        self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
+        if request.recheck:
+            done = self._threads.submit(self._answer_recheck, message.ref, request)
+        else:
+            done = self._threads.submit(self._answer_map_request, message.ref, data, request)
+        done.add_done_callback(_check)
 
     def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
         """Map a verified request and answer it. Runs in a thread, since directories may block."""
@@ -113,6 +127,18 @@ class Mapper:
             self._refuse(ref, request.uep_id, error)
             return
         self._accept(ref, request, verified)
+
+    def _answer_recheck(self, ref: int, request: StartRequest) -> None:
+        """Say who the person of a running user endpoint maps to now. Runs in a thread, since directories may block."""
+        correlation_id = clip(request.correlation_id, _MAX_ID)
+        try:
+            user = self._mapping.map(request.identity_set, request.correlation_id, certain=True)
+        except MepError as error:
+            self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id)
+            public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
+            self._send(NoLongerMapped(ref, request.uep_id, Refusal(error.code).value, public, detail, correlation_id))
+            return
+        self._send(StillMapped(ref, request.uep_id, user.name, correlation_id))
 
     def _map(self, data: bytes, request: StartRequest) -> VerifiedStart:
         token = self._join_token(request)

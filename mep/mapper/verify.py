@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import time
+import uuid
 from collections.abc import Callable
 
 import msgspec
@@ -113,12 +114,17 @@ class Verifier:
         )
 
     def _check_user_endpoint(self, request: StartRequest) -> None:
-        who = request.identity_set
-        if not 1 <= len(who.identities) <= MAX_IDENTITIES:
+        who, least = request.identity_set, 0 if request.recheck else 1
+        if not least <= len(who.identities) <= MAX_IDENTITIES:
             raise StartRequestRefused(
-                reason=f"it names {len(who.identities)} identities, and 1 to {MAX_IDENTITIES} are allowed",
+                reason=f"it names {len(who.identities)} identities, and {least} to {MAX_IDENTITIES} are allowed",
                 correlation_id=request.correlation_id,
             )
+        if request.recheck:
+            # Who the person is now may be another account than the one that the id was made of: nothing starts here.
+            if not _is_uuid(request.uep_id):
+                raise StartRequestRefused(reason="its user endpoint id is none", correlation_id=request.correlation_id)
+            return
         expected = _user_endpoint_id(request)
         if request.uep_id != expected:
             raise StartRequestRefused(
@@ -157,6 +163,13 @@ def _user_endpoint_id(request: StartRequest) -> str:
             detail=str(error),
             correlation_id=request.correlation_id,
         ) from None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def _utc(seconds: float) -> str:

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 from mep.boundary.resolved import Policy
 from mep.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.monitor import nss
 from mep.monitor.spawn import Account
 
 _UNCHANGED = 2**32 - 1
 _SHELLS = "/etc/shells"
+_OVERFLOW_UID_FILE = "/proc/sys/kernel/overflowuid"
+_NOBODY = 65534
 
 
 class StartRefused(Exception):
@@ -52,12 +55,18 @@ def lookup(name: str) -> Account:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell)
 
 
+def source_of(name: str) -> str:
+    """Return where the account `name` comes from: `files` where /etc/passwd has it, else an empty string."""
+    return nss.LOCAL if nss.is_listed(name, nss.PASSWD_FILE) else ""
+
+
 def check_policy(account: Account, rules: AccountRules) -> None:
-    """Raise StartRefused(POLICY) unless `rules` admit `account`."""
+    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open."""
     if rules.only_uid is not None:
         objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
     else:
         objection = _objection(account, rules)
+    objection = objection or nss.closed(account.name)
     if objection:
         raise _refused(Stage.POLICY, objection)
 
@@ -68,6 +77,8 @@ def _objection(account: Account, rules: AccountRules) -> str:
         return f"{name} has uid {account.uid} and gid {account.gid}: root is never used"
     if _UNCHANGED in (account.uid, account.gid):
         return f"{name} has uid {account.uid} and gid {account.gid}: to the kernel that means no change"
+    if name == "nobody" or account.uid in {_NOBODY, _overflow_uid()}:
+        return f"{name} has uid {account.uid}, which stands for nobody in particular"
     if name in rules.own_accounts or account.uid in rules.own_uids:
         return f"{name} is one of the endpoint's own accounts"
     if not policy.min_uid <= account.uid <= policy.max_uid:
@@ -81,6 +92,15 @@ def _objection(account: Account, rules: AccountRules) -> str:
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
     return ""
+
+
+def _overflow_uid() -> int:
+    """Return the uid that the kernel shows for one that it cannot: what belongs to it may be anybody's."""
+    try:
+        with open(_OVERFLOW_UID_FILE) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _NOBODY
 
 
 def _members(account: Account, groups: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ def answer_start_endpoint(monitor: Monitor, child: Child, message: m.StartEndpoi
 def answer_link_status(monitor: Monitor, child: Child, message: m.LinkStatus, _: list[int]) -> None:
     """The manager says how its link to the relay is: for `mep status`."""
     monitor.status.link_state, monitor.status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
+    monitor.rechecks.link_is(message.state)
     monitor.status.changed()
 
 
@@ -67,6 +68,8 @@ def answer_mapping_status(monitor: Monitor, child: Child, message: m.MappingStat
         clip(message.problem, 4096),
     )
     monitor.status.changed()
+    if not message.problem:
+        monitor.rechecks.all_now()
 
 
 def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors: list[int]) -> None:
@@ -84,12 +87,42 @@ def answer_not_mapped(monitor: Monitor, child: Child, message: m.NotMapped, _: l
     monitor.starts.not_mapped(message)
 
 
+def answer_still_mapped(monitor: Monitor, child: Child, message: m.StillMapped, _: list[int]) -> None:
+    """The mapper says to whom the person of a user endpoint maps now."""
+    monitor.starts.rechecked(message)
+
+
+def answer_no_longer_mapped(monitor: Monitor, child: Child, message: m.NoLongerMapped, _: list[int]) -> None:
+    """The mapper says that the person of a user endpoint maps to nobody now, or that it cannot say."""
+    if message.code not in set(Refusal):
+        raise BoundaryViolation("NoLongerMapped: unknown code")
+    monitor.starts.rechecked(message)
+
+
+# --- checker --------------------------------------------------------------------------------------------
+
+
+def answer_still_admitted(monitor: Monitor, child: Child, message: m.StillAdmitted, _: list[int]) -> None:
+    """The account of a user endpoint may still be used."""
+    monitor.rechecks.account_checked(child, "")
+
+
+def answer_no_longer_admitted(monitor: Monitor, child: Child, message: m.NoLongerAdmitted, _: list[int]) -> None:
+    """The account of a user endpoint may not be used any more."""
+    monitor.rechecks.account_checked(child, message.detail or "refused")
+
+
+def answer_not_checked(monitor: Monitor, child: Child, message: m.NotChecked, _: list[int]) -> None:
+    """Nothing can be said about the account just now: what runs, runs on."""
+    monitor.rechecks.not_checked(child, message.detail)
+
+
 # --- keeper ---------------------------------------------------------------------------------------------
 
 
 def answer_ask_caps(monitor: Monitor, child: Child, message: m.AskCaps, _: list[int]) -> None:
     """A keeper has found and admitted the account: may this uid have one more?"""
-    monitor.keepers.grant_or_deny(child, message.uid)
+    monitor.keepers.grant_or_deny(child, message)
 
 
 def answer_spawned(monitor: Monitor, child: Child, message: m.Spawned, _: list[int]) -> None:

@@ -28,6 +28,7 @@ class Kind(enum.StrEnum):
     MANAGER = "manager"
     MAPPER = "mapper"
     KEEPER = "keeper"
+    CHECKER = "checker"
 
 
 class Phase(enum.Flag):
@@ -38,7 +39,7 @@ class Phase(enum.Flag):
     SERVING = enum.auto()
     """Manager or mapper: ready."""
     ADMITTING = enum.auto()
-    """Keeper: looking the account up."""
+    """Keeper or checker: looking the account up."""
     SPAWNING = enum.auto()
     """Keeper: admitted, its user endpoint not exec'd."""
     STARTING = enum.auto()

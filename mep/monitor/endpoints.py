@@ -5,6 +5,7 @@ Nothing here starts or stops anything; it is what the monitor knows. Called by t
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,27 @@ class UserEndpoint:
     ending: bool = False
     told: bool = False
     """Whether its end has been reported."""
+    cause: tuple[str, str] = ("", "")
+    """Code and public text of the end, where the monitor has decided on it."""
+    source: str = ""
+    """Where the account was found at the start: `files` for this host's own, else empty."""
+    mapped_at: float = 0.0
+    """By the loop's clock, when it was last said that its person maps to this account."""
+    admitted_at: float = 0.0
+    """When the account was last found fit."""
+    check_due: float = 0.0
+    """When the account is to be looked at again."""
+    warned_at: float = 0.0
 
     def public(self) -> dict[str, Any]:
         """What status.json, which everybody may read, says of it."""
         state = "stopping" if self.ending else "running" if self.ready else "starting"
-        return {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+        value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+        if self.ready:
+            # Both are by the monotonic clock; what is shown goes by the calendar.
+            checked = min(self.mapped_at, self.admitted_at)
+            value["checked_at"] = round(time.time() - (time.monotonic() - checked), 1)
+        return value
 
 
 class Endpoints(dict[str, UserEndpoint]):

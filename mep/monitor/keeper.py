@@ -23,7 +23,7 @@ from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spa
 from mep.boundary.runtime import start_ticks
 from mep.errors import BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import syscalls
-from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
+from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
 from mep.monitor.supervise import STOPPED, Ending, Supervisor
@@ -107,7 +107,9 @@ class Keeper:
     def _admitted_account(self) -> Account:
         account = lookup(self._order.local_user)
         check_policy(account, self._order.rules)
-        self._tell(AskCaps(uid=account.uid))
+        source = source_of(account.name)
+        self._record = replace(self._record, source=source)
+        self._tell(AskCaps(uid=account.uid, source=source))
         answer = self._hear()
         if isinstance(answer, CapsDenied):
             text = public_text(Refusal.SITE_BUSY, limit=answer.limit)

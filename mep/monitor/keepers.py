@@ -84,12 +84,7 @@ class Keepers:
             correlation_id=start.correlation_id,
             start_descriptor=descriptor,
             bundle_descriptor=self._monitor.bundle,
-            rules=AccountRules(
-                policy=resolved.policy,
-                own_accounts=tuple(resolved.own_accounts),
-                own_uids=self._monitor.own_uids,
-                only_uid=None if resolved.multi_user else os.getuid(),
-            ),
+            rules=self.rules(),
             switch=resolved.multi_user,
             python=resolved.python,
             user_endpoint_main=resolved.user_endpoint_main,
@@ -98,6 +93,16 @@ class Keepers:
             start_timeout_s=resolved.caps.start_timeout_s,
             stop_grace_s=resolved.caps.stop_grace_s,
             open_files=self._monitor.open_files,
+        )
+
+    def rules(self) -> AccountRules:
+        """Return what decides, by the configuration in force, whether an account may be used."""
+        resolved = self._monitor.resolved
+        return AccountRules(
+            policy=resolved.policy,
+            own_accounts=tuple(resolved.own_accounts),
+            own_uids=self._monitor.own_uids,
+            only_uid=None if resolved.multi_user else os.getuid(),
         )
 
     def _late(self, child: Child) -> None:
@@ -115,14 +120,14 @@ class Keepers:
 
     # --- what keepers say -------------------------------------------------------------------------------
 
-    def grant_or_deny(self, child: Child, uid: int) -> None:
+    def grant_or_deny(self, child: Child, message: m.AskCaps) -> None:
         """Answer AskCaps."""
-        endpoint = self._endpoints[child.uep_id]
+        endpoint, uid = self._endpoints[child.uep_id], message.uid
         limit = self._monitor.resolved.caps.max_user_endpoints_per_user
         if self._endpoints.of_uid(uid) >= limit:
             child.send(m.CapsDenied(limit=limit))
             return
-        endpoint.uid = uid
+        endpoint.uid, endpoint.source = uid, message.source
         child.send(m.CapsGranted())
 
     def spawned(self, child: Child, pid: int) -> None:
@@ -134,6 +139,8 @@ class Keepers:
         """Answer the start of a user endpoint that is ready."""
         endpoint = self._endpoints[child.uep_id]
         endpoint.ready = True
+        endpoint.mapped_at = endpoint.admitted_at = self._monitor.loop.clock()
+        endpoint.check_due = endpoint.admitted_at + self._monitor.resolved.manager.recheck_interval_s
         pids = {"uid": endpoint.uid, "pid": endpoint.pid, "keeper_pid": endpoint.keeper_pid}
         self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", **pids)
         self._monitor.status.changed()
@@ -154,6 +161,9 @@ class Keepers:
         if endpoint.told:
             return
         endpoint.told = endpoint.ending = True
+        if endpoint.cause[0]:
+            detail = f"{code}: {detail}"
+            code, public = endpoint.cause
         self._monitor.tell_ended(endpoint.uep_id, code, public, endpoint.correlation_id)
         self._monitor.audit.write(
             "end", code=code, uep_id=endpoint.uep_id, local_user=endpoint.local_user, uid=endpoint.uid,
@@ -194,13 +204,18 @@ class Keepers:
             code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
         self._answer(endpoint, code, public, detail=detail)
 
-    def stop(self, endpoint: UserEndpoint, public: str) -> None:
+    def revoke(self, endpoint: UserEndpoint, code: str, public: str) -> None:
+        """End a user endpoint that its person may not have any more."""
+        endpoint.cause = (code, public)
+        self.stop(endpoint, public, code)
+
+    def stop(self, endpoint: UserEndpoint, public: str, code: str = STOPPED) -> None:
         """Ask the keeper to end its user endpoint, with the configured grace."""
         endpoint.ending = True
         self._monitor.status.changed()
         if endpoint.keeper is not None:
             grace_ms = int(self._monitor.resolved.caps.stop_grace_s * 1000)
-            endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=STOPPED, public=public))
+            endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=code, public=public))
         else:
             self._signal(endpoint, signal.SIGTERM)
 

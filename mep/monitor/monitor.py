@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from mep.boundary.channel import clip
 from mep.boundary.log import Log
-from mep.boundary.messages import EndpointEnded, EndpointRunning, MapperEpoch
+from mep.boundary.messages import EndpointEnded, EndpointRevoked, EndpointRunning, MapperEpoch
 from mep.boundary.resolved import Resolved
 from mep.errors import BoundaryViolation
 from mep.monitor import dispatch
@@ -26,6 +26,7 @@ from mep.monitor.endpoints import Endpoints
 from mep.monitor.keepers import Keepers
 from mep.monitor.loop import Loop
 from mep.monitor.notify import notify
+from mep.monitor.rechecks import Rechecks
 from mep.monitor.records import Records
 from mep.monitor.reload import Reload
 from mep.monitor.starts import Starts
@@ -54,6 +55,7 @@ class Monitor:
         self.keepers = Keepers(self)
         self.helpers = {Kind.MAPPER: Helper(Kind.MAPPER, self), Kind.MANAGER: Helper(Kind.MANAGER, self)}
         self.reload = Reload(self)
+        self.rechecks = Rechecks(self)
         self.epoch = b""
         self.stopping = False
         self.keep_user_endpoints = False
@@ -70,6 +72,7 @@ class Monitor:
         self.status.attach(self.loop, self.log)
         for helper in self.helpers.values():
             helper.launch()
+        self.rechecks.start()
         while not self._ended():
             self.loop.turn()
             self._end_faulty()
@@ -126,6 +129,8 @@ class Monitor:
         if child.kind is Kind.KEEPER:
             if (endpoint := self.endpoints.by_keeper(pid)) is not None:
                 self.keepers.gone(endpoint)
+        elif child.kind is Kind.CHECKER:
+            self.rechecks.checker_ended(child)
         else:
             self._helper_ended(child.kind, how)
         self._kill_orphans()
@@ -174,6 +179,13 @@ class Monitor:
         while self._untold:
             manager.send(self._untold.popleft())
         self.status.changed()
+        self.rechecks.all_now()
+
+    def tell_revoked(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
+        """Tell the manager, if there is one, that a user endpoint is being ended; its end is told in any case."""
+        manager = self.helpers[Kind.MANAGER].child
+        if manager is not None and self.helpers[Kind.MANAGER].serving:
+            manager.send(EndpointRevoked(uep_id, clip(code, 64), clip(public, 1024), clip(correlation_id, 64)))
 
     def tell_ended(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
         """Tell the manager, now or when there is one, that a user endpoint has ended."""

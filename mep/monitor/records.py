@@ -37,6 +37,7 @@ class KeeperRecord:
     keeper_start: int
     state: str = STARTING
     uid: int = -1
+    source: str = ""
     uep_pid: int = 0
     uep_start: int = 0
     status: int = 0

@@ -113,6 +113,7 @@ class Reload:
             monitor.helpers[Kind.MANAGER].shut_down("its configuration has changed")
         if (resolved.mapper, resolved.python) != (old.mapper, old.python):
             monitor.helpers[Kind.MAPPER].shut_down("its configuration has changed")
+        monitor.rechecks.all_now()
 
     def _close(self, *descriptors: int) -> None:
         for descriptor in descriptors:

@@ -220,6 +220,18 @@ class Starts:
         self.finish(start, outcome_of(message.code), message.code, message.public)
         self.pump()
 
+    def rechecked(self, message: m.StillMapped | m.NoLongerMapped) -> None:
+        """The mapper has answered a re-check: that is a matter of what runs, and the asker is done. Nothing starts."""
+        start = self._answered_by_mapper(message.ref, type(message).__name__)
+        if start is None:
+            return
+        unavailable = isinstance(message, m.NoLongerMapped) and message.code in _TRY_AGAIN
+        outcome = m.Outcome.UNAVAILABLE if unavailable else m.Outcome.ALREADY_RUNNING
+        self._answer(start, outcome, message.uep_id, "", "", message.correlation_id)
+        self._drop(start)
+        self._monitor.rechecks.mapper_says(message)
+        self.pump()
+
     # --- from the keepers -----------------------------------------------------------------------------
 
     def kept(self, uep_id: str, outcome: m.Outcome, code: str, public: str, **audit: object) -> None:
@@ -243,6 +255,12 @@ class Starts:
         who = {"uep_id": start.uep_id, "local_user": start.local_user}
         self._monitor.audit.write("start", **said, **who, identities=start.identities, **start.audit)
         self._monitor.log.info("start answered", **said, **who, **start.audit)
+        self._answer(start, outcome, start.uep_id, code, public, start.correlation_id)
+        self._drop(start)
+
+    def _answer(
+        self, start: Start, outcome: m.Outcome, uep_id: str, code: str, public: str, correlation_id: str
+    ) -> None:
         manager = self._monitor.helpers[Kind.MANAGER].child
         for asker in start.askers:
             self._askers.discard(asker)
@@ -251,13 +269,12 @@ class Starts:
                     m.StartAnswered(
                         ref=asker,
                         outcome=outcome,
-                        uep_id=start.uep_id,
+                        uep_id=uep_id,
                         code=clip(code, 64),
                         public=clip(public, 1024),
-                        correlation_id=clip(start.correlation_id, 64),
+                        correlation_id=clip(correlation_id, 64),
                     )
                 )
-        self._drop(start)
 
     def _drop(self, start: Start) -> None:
         """Forget `start`."""

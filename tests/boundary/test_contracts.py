@@ -39,7 +39,7 @@ def test_the_root_side_says_the_same_sentence(code: Refusal) -> None:
 def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
     to_monitor = {power.message for power in TABLE}
     from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning"}
-    from_monitor |= {"CapsGranted", "CapsDenied", "StopUserEndpoint", "Shutdown"}
+    from_monitor |= {"EndpointRevoked", "RecheckNow", "CapsGranted", "CapsDenied", "StopUserEndpoint", "Shutdown"}
     assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
     assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
     for power in TABLE:

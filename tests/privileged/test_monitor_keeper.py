@@ -97,7 +97,7 @@ class KeeperRun:
 
 def test_whole_life(alice: LocalAccount) -> None:
     with KeeperRun(alice.name) as keeper:
-        assert keeper.hear() == AskCaps(uid=alice.uid)
+        assert keeper.hear() == AskCaps(uid=alice.uid, source="files")
         keeper.channel.send(CapsGranted())
         spawned = keeper.hear()
         assert isinstance(spawned, Spawned) and os.stat(f"/proc/{spawned.pid}").st_uid == alice.uid

@@ -1,0 +1,206 @@
+"""Revocation: what runs is checked again, now and then, and ended where its person may not have it any more.
+
+Two things are checked. Whether the person still maps to the account: the manager has the relay say anew who they are,
+the mapper verifies and maps that, and its answer comes here. And whether the account may still be used: a checker
+(checker.py) looks, which needs neither relay nor manager. What cannot be said just now ends nothing. Called by
+monitor.py, answers.py, starts.py and reload.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mep.boundary import messages as m
+from mep.boundary.channel import Channel
+from mep.errors import REVOCATIONS, Refusal, public_text
+from mep.monitor.checker import Subject, checker_main
+from mep.monitor.child import Child, Kind, Phase
+from mep.monitor.endpoints import UserEndpoint
+
+if TYPE_CHECKING:
+    from mep.monitor.monitor import Monitor
+
+MAX_CHECKERS = 4
+PACE_S = 0.02
+"""Between two checkers, so that a thousand that fall due together are no burst."""
+LONGEST_PAUSE_S = 5.0
+CHECK_DEADLINE_S = 20.0
+STATUS_DELAY_S = 2.0
+OVERDUE_INTERVALS = 4
+
+
+class Rechecks:
+    """When what is checked again, and what follows."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._queue: deque[Subject] = deque()
+        self._checkers: dict[int, Subject] = {}
+        self._link_up_at = float("inf")
+        self._status_due = False
+
+    @property
+    def _interval_s(self) -> float:
+        return self._monitor.resolved.manager.recheck_interval_s
+
+    def start(self) -> None:
+        """Begin to look now and then."""
+        self._tick()
+
+    def link_is(self, state: str) -> None:
+        """Note how the manager says that its link is: while it is down it cannot have anything re-checked."""
+        if state != "up":
+            self._link_up_at = float("inf")
+        elif self._link_up_at == float("inf"):
+            self._link_up_at = self._monitor.loop.clock()
+
+    def all_now(self) -> None:
+        """Configuration or mapping may have changed: check everything soon."""
+        running = [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]
+        if not running or not self._interval_s or self._monitor.stopping:
+            return
+        for endpoint in running:
+            endpoint.check_due = 0.0
+        manager = self._monitor.helpers[Kind.MANAGER]
+        if manager.child is not None and manager.serving:
+            manager.child.send(m.RecheckNow())
+        self._tick_at_once()
+
+    # --- accounts -----------------------------------------------------------------------------------------
+
+    def _tick_at_once(self) -> None:
+        self._monitor.loop.after(0.0, self._look)
+
+    def _tick(self) -> None:
+        interval = self._interval_s
+        self._look()
+        self._warn_of_overdue()
+        pause = min(LONGEST_PAUSE_S, max(0.1, interval / 8)) if interval else LONGEST_PAUSE_S
+        self._monitor.loop.after(pause, self._tick)
+
+    def _look(self) -> None:
+        """Queue the accounts that are due, each once."""
+        now, interval = self._monitor.loop.clock(), self._interval_s
+        if not interval or self._monitor.stopping:
+            return
+        pumping = bool(self._queue)
+        for endpoint in self._monitor.endpoints.values():
+            if not endpoint.ready or endpoint.ending or endpoint.check_due > now:
+                continue
+            endpoint.check_due = now + interval
+            subject = Subject(endpoint.local_user, endpoint.uid, endpoint.source)
+            if subject not in self._queue:
+                self._queue.append(subject)
+        if self._queue and not pumping:
+            self._pump()
+
+    def _pump(self) -> None:
+        if len(self._checkers) < MAX_CHECKERS:
+            self._fork(self._queue.popleft())
+        if self._queue:
+            self._monitor.loop.after(PACE_S, self._pump)
+
+    def _fork(self, subject: Subject) -> None:
+        ours, theirs = Channel.pair()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
+            return
+        if pid == 0:
+            checker_main(subject, self._monitor.keepers.rules(), theirs)
+        theirs.close()
+        child = self._monitor.add_child(Child(Kind.CHECKER, pid, ours, Phase.ADMITTING, self._monitor.loop))
+        self._checkers[pid] = subject
+        self._monitor.loop.after(CHECK_DEADLINE_S, lambda: self._late(child))
+
+    def _late(self, child: Child) -> None:
+        if self._checkers.get(child.pid) is not None and child.open:
+            child.signal(signal.SIGKILL)
+
+    def account_checked(self, child: Child, problem: str) -> None:
+        """A checker has answered; an empty `problem` is good."""
+        now = self._monitor.loop.clock()
+        for endpoint in self._of(self._checkers[child.pid]):
+            if problem:
+                code = Refusal.ACCOUNT_REFUSED
+                self._revoke(endpoint, code, public_text(code), problem, endpoint.correlation_id)
+            else:
+                endpoint.admitted_at = now
+        self._show()
+
+    def not_checked(self, child: Child, reason: str) -> None:
+        """A checker cannot say: what runs, runs on."""
+        user = self._checkers[child.pid].local_user
+        self._monitor.log.warning("an account cannot be checked now; what it runs goes on", user=user, reason=reason)
+
+    def checker_ended(self, child: Child) -> None:
+        """Its process is gone; one that has said nothing was killed."""
+        if child.phase is not Phase.ENDING:
+            self.not_checked(child, f"no answer within {CHECK_DEADLINE_S:g} s, or its checker failed")
+        del self._checkers[child.pid]
+
+    def _of(self, subject: Subject) -> list[UserEndpoint]:
+        running = [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]
+        return [one for one in running if (one.local_user, one.uid) == (subject.local_user, subject.uid)]
+
+    # --- mapping ------------------------------------------------------------------------------------------
+
+    def mapper_says(self, message: m.StillMapped | m.NoLongerMapped) -> None:
+        """The mapper has answered a re-check."""
+        endpoint = self._monitor.endpoints.get(message.uep_id)
+        if endpoint is None or not endpoint.ready or endpoint.ending:
+            return
+        if isinstance(message, m.StillMapped):
+            if message.local_user == endpoint.local_user:
+                endpoint.mapped_at = self._monitor.loop.clock()
+                self._show()
+                return
+            code = Refusal.IDENTITY_REMAPPED
+            detail = f"the person maps to {message.local_user} now"
+            self._revoke(endpoint, code, public_text(code), detail, message.correlation_id)
+        elif message.code in REVOCATIONS:
+            self._revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
+        else:
+            self._monitor.log.warning(
+                "a mapping cannot be checked now; what runs goes on",
+                uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
+            )  # fmt: skip
+
+    def _warn_of_overdue(self) -> None:
+        """Say so where the manager, which may be in foreign hands, does not have people re-checked."""
+        now, allowed = self._monitor.loop.clock(), OVERDUE_INTERVALS * self._interval_s
+        for endpoint in self._monitor.endpoints.values():
+            since = max(endpoint.mapped_at, endpoint.warned_at, self._link_up_at)
+            if allowed and endpoint.ready and not endpoint.ending and now - since > allowed:
+                endpoint.warned_at = now
+                self._monitor.log.warning(
+                    "nobody has said for long whether this person still maps to this account, though the link is up",
+                    uep=endpoint.uep_id, user=endpoint.local_user, seconds=round(now - endpoint.mapped_at),
+                )  # fmt: skip
+
+    # --- the end of it ------------------------------------------------------------------------------------
+
+    def _revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+        who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
+        said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
+        self._monitor.audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
+        self._monitor.log.warning("ending a user endpoint that may not be any more", **said, **who)
+        endpoint.correlation_id = correlation_id
+        self._monitor.tell_revoked(endpoint.uep_id, code, public, correlation_id)
+        self._monitor.keepers.revoke(endpoint, code, public)
+
+    def _show(self) -> None:
+        """Have the status file say when things were checked, not at once: that happens often."""
+        if not self._status_due:
+            self._status_due = True
+            self._monitor.loop.after(STATUS_DELAY_S, self._show_now)
+
+    def _show_now(self) -> None:
+        self._status_due = False
+        self._monitor.status.changed()
