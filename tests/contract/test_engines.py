@@ -81,6 +81,16 @@ def note_and_nap(path: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def sign_and_nap(path: str, seconds: float) -> None:
+    import os
+    import pathlib
+    import time
+
+    with pathlib.Path(path).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+
+
 def shout(size: int) -> str:
     import sys
 
@@ -361,32 +371,14 @@ def test_a_worker_that_dies_fails_its_task_and_no_other(
 
 def test_a_lost_task_is_not_run_again(killing: Bench, tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "mark"
-    row = killing.submit(note_and_nap, str(mark), 30.0)
-    killing.until(mark.exists)
-    worker = worker_of(killing, row)
+    row = killing.submit(sign_and_nap, str(mark), 30.0)
+    killing.until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    worker = int(mark.read_text())
     os.kill(worker, signal.SIGKILL)
     (item,) = killing.wait(row)
     assert item.code == "WORKER_LOST"
     killing.wait(killing.submit(echo, 1))
-    assert mark.read_text() == "ran\n"
-
-
-def worker_of(bench: Bench, row: int) -> int:
-    """The pid of a worker: the youngest descendant of this process."""
-    found: list[int] = []
-    look = [os.getpid()]
-    while look:
-        pid = look.pop()
-        for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            direct = [int(child) for child in path.read_text().split()]
-            found += direct
-            look += direct
-    for pid in found:
-        if b"note" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    stat = {pid: int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]) for pid in found}
-    sleeping = [pid for pid in found if "hrtimer" in pathlib.Path(f"/proc/{pid}/wchan").read_text()]
-    return max(sleeping or found, key=lambda pid: stat[pid])
+    assert mark.read_text() == f"{worker}\n"
 
 
 def test_a_gigabyte_of_output_harms_nobody(killing: Bench, tmp_path: pathlib.Path) -> None:
