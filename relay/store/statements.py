@@ -109,7 +109,7 @@ KNOWN_TASK = "SELECT row, group_row, uep_row, function_row FROM tasks WHERE task
 QUEUED_TASKS = (
     "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s "
     "FROM tasks t JOIN inputs i ON i.row = t.row JOIN functions f ON f.function_row = t.function_row "
-    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} ORDER BY t.row LIMIT ?"
+    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) ORDER BY t.row LIMIT ?"
 )
 MARK_DISPATCHED = (
     f"UPDATE tasks SET state = {_DISPATCHED} WHERE row = ? AND uep_row = ? "
@@ -122,10 +122,13 @@ MARK_STARTED = (
 REQUEUE = (
     f"UPDATE tasks SET state = {_QUEUED} WHERE row = ? AND uep_row = ? AND state IN {_may_become(TaskState.QUEUED)}"
 )
-REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED}"
-ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING})"
-RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} ORDER BY row"
-QUEUED_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} ORDER BY row LIMIT ?"
+# The index on open tasks is partial, and SQLite takes it only where its own condition stands in the query; bare, that
+# condition would be taken for the range to search, in place of the state that is asked for.
+_OPEN = f"likely(state < {_END})"
+REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED} AND {_OPEN}"
+ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN}"
+RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND {_OPEN} ORDER BY row"
+QUEUED_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY row LIMIT ?"
 # The group of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (
@@ -150,8 +153,10 @@ SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
 
 # --- tasks: questions -------------------------------------------------------------------------------
 
-HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED})"
-HAS_ACTIVE = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}))"
+HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN})"
+HAS_ACTIVE = (
+    f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN})"
+)
 OPEN_TASKS = (
     f"SELECT count(*) FROM ueps u JOIN tasks t ON t.uep_row = u.uep_row WHERE u.account_id = ? AND t.state < {_END}"
 )
