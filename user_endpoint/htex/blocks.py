@@ -170,14 +170,13 @@ class Blocks:
         self._notify()
 
     def _start_client(self) -> None:
-        addresses = providers.worker_addresses(self._settings, local=self._plan.is_local)
         provider = self._plan.make()
         if self._record is not None:
             self._cancel_left_over(provider, self._record)
         many = provider.nodes_per_block * provider.max_blocks > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
-        client = Client(self._settings, provider, addresses, prefetch, self._directory)
+        client = Client(self._settings, provider, self._plan.addresses, prefetch, self._directory)
         self._client = client
         self._handed_over = False
         client.meanwhile = self._first_blocks

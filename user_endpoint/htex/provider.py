@@ -35,7 +35,7 @@ class Plan:
     """A provider that can be made: its class and arguments have been checked, nothing has been run."""
 
     def __init__(self, settings: GlobusComputeEngine) -> None:
-        """Raises EndpointMisconfigured for a provider or launcher, or one of their keys, that Parsl does not have."""
+        """Raises EndpointMisconfigured for a provider, launcher, key or network interface that there is not."""
         options = dict(settings.provider)
         self._kind = _class_of(options.pop("type"), parsl.providers, parsl.providers.base.ExecutionProvider, "provider")
         launcher = options.pop("launcher", None)
@@ -49,6 +49,7 @@ class Plan:
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
         self.name = self._kind.__name__
         self.is_local = self.name == "LocalProvider"
+        self.addresses = worker_addresses(settings, local=self.is_local)
 
     def expected_slots(self, settings: GlobusComputeEngine) -> int:
         """Return about how many tasks run at once when every block is up."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, JobStatusSettings, ProcessPoolEngine
 
 from .test_refusals import settings
@@ -164,3 +167,17 @@ def test_keys_that_mean_nothing_here_are_accepted_and_listed() -> None:
     assert found.engine == ProcessPoolEngine()
     assert found.not_applicable == ("amqp_port", "detach_endpoint", "high_assurance")
     assert (found.idle_soft_s, found.idle_hard_s) == (None, None)
+
+
+def test_the_example_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "templates.md").read_text()
+    example = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    engine = settings(example, {"ACCOUNT": "a", "GPUS": 1, "DATA": "/my data"}).engine
+    assert isinstance(engine, GlobusComputeEngine)
+    assert engine.provider == {
+        "type": "SlurmProvider",
+        "partition": "gpu",
+        "account": "a",
+        "walltime": "00:30:00",
+        "worker_init": "module load python\nexport DATA='/my data'\n",
+    }
