@@ -194,7 +194,12 @@ def token_command(username: str, directory: Path | None, *, keep: bool, as_json:
 @_state_option
 @_json_option
 def list_users(directory: Path | None, *, as_json: bool) -> None:
-    """List people: one line a person, their linked identities in one line."""
+    """List people: one line a person, their linked identities in one line.
+
+    \b
+    Example:
+      mep-relay user list --json
+    """
     with _store(directory) as store:
         people = store.accounts()
     value = [{"account_id": p.account_id, "usernames": [i.username for i in p.identities]} for p in people]
@@ -209,7 +214,12 @@ def _line(person: IdentitySet) -> str:
 @click.argument("username")
 @_state_option
 def remove(username: str, directory: Path | None) -> None:
-    """Remove a person with all linked identities and tokens. Their tasks' records stay until they expire."""
+    """Remove a person with all linked identities and tokens. Their tasks' records stay until they expire.
+
+    \b
+    Example:
+      mep-relay user remove alice@example.edu
+    """
     with _store(directory) as store:
         caller = _known(store, username)
         owned = store.endpoints(caller.account_id)
@@ -270,7 +280,12 @@ def endpoint() -> None:
 @_state_option
 @_json_option
 def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
-    """List every registered endpoint: id, kind, name, owner."""
+    """List every registered endpoint: id, kind, name, owner.
+
+    \b
+    Example:
+      mep-relay endpoint list
+    """
     with _store(directory) as store:
         found = store.endpoints()
         owners = {person.account_id: person.identities[0].username for person in store.accounts()}

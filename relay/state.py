@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from zmq import curve_public
 from zmq.utils import z85
 
 ACCOUNT = "mep-relay"
@@ -46,7 +47,10 @@ def become_relay_account(directory: Path) -> None:
         ) from error
     if not directory.exists():
         directory.mkdir(parents=True, mode=0o700)
-        os.chown(directory, account.pw_uid, account.pw_gid)
+        # By descriptor: nobody may put something else in its place in between.
+        made = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchown(made, account.pw_uid, account.pw_gid)
+        os.close(made)
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
@@ -111,9 +115,6 @@ class State:
     def keys(self) -> Keys:
         """Return the relay's keys, made at first use."""
         link = self._secret("link.key")
-        # pyzmq's curve_public wants and gives Z85.
-        from zmq import curve_public
-
         public = z85.decode(curve_public(z85.encode(link)))
         return Keys(link, public, Ed25519PrivateKey.from_private_bytes(self._secret("signing.key")))
 

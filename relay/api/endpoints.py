@@ -21,7 +21,7 @@ from relay.store.records import Caller, EndpointRecord
 KEY_BYTES = 32
 MAX_NAME = 128
 MAX_METADATA_BYTES = 64 * 1024
-_IGNORED = ("authentication_policy", "subscription_uuid", "admins")
+_IGNORED = ("authentication_policy", "subscription_uuid", "high_assurance")
 
 
 class EndpointInfo(msgspec.Struct, kw_only=True):
@@ -84,7 +84,7 @@ def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointR
     keep = old is not None and not link and not unseal
     return EndpointRecord(
         endpoint_id=endpoint_id,
-        owner=caller.account_id,
+        owner=old.owner if old else caller.account_id,
         name=body.endpoint_name,
         display_name=body.display_name or body.endpoint_name,
         multi_user=body.multi_user,
@@ -95,6 +95,7 @@ def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointR
         link_key=old.link_key if keep and old else _key(link, "link_public_key", "40 characters of Z85"),
         unseal_key=old.unseal_key if keep and old else _key(unseal, "unseal_public_key", "64 hexadecimal digits"),
         created_at=old.created_at if old else time.time(),
+        admins=body.admins or [],
     )
 
 
@@ -110,9 +111,7 @@ async def register(service: Service, request: Request) -> RegisterAnswer:
 
 async def update(service: Service, request: Request) -> RegisterAnswer:
     """PUT /v3/endpoints/ID."""
-    old = existing(service, request.path[0])
-    if old.owner != request.caller.account_id:
-        raise NotOwner(kind="endpoint", id=old.endpoint_id)
+    old = _managed(service, request)
     return await _put(service, request, old.endpoint_id, old)
 
 
@@ -120,7 +119,7 @@ async def _put(service: Service, request: Request, endpoint_id: str, old: Endpoi
     body: RegisterBody = request.body
     _check_body(body)
     record = _record(endpoint_id, body, request.caller, old)
-    owner = service.store.identity_set(request.caller.account_id, request.caller.identity_id)
+    owner = service.store.identity_set(record.owner, request.caller.identity_id)
     if owner is None:
         raise TokenUnknown
     await durable(service.store.submit(lambda tx: tx.put_endpoint(record)))
@@ -148,6 +147,16 @@ def existing(service: Service, endpoint_id: str) -> EndpointRecord:
     found = service.store.endpoint(endpoint_id)
     if found is None or found.deleted_at:
         raise EndpointNotFound(endpoint_id=endpoint_id)
+    return found
+
+
+def _managed(service: Service, request: Request) -> EndpointRecord:
+    """Return an endpoint that the caller may change. Raises EndpointNotFound or NotOwner."""
+    found = existing(service, request.path[0])
+    if found.owner != request.caller.account_id:
+        person = service.store.identity_set(request.caller.account_id)
+        if person is None or not any(identity.id in found.admins for identity in person.identities):
+            raise NotOwner(kind="endpoint", id=found.endpoint_id)
     return found
 
 
@@ -194,9 +203,7 @@ async def status(service: Service, request: Request) -> EndpointStatus:
 
 async def delete(service: Service, request: Request) -> Deleted:
     """DELETE /v2/endpoints/ID."""
-    record = existing(service, request.path[0])
-    if record.owner != request.caller.account_id:
-        raise NotOwner(kind="endpoint", id=record.endpoint_id)
+    record = _managed(service, request)
     await durable(service.store.submit(lambda tx: tx.delete_endpoint(record.endpoint_id, time.time())))
     await service.dispatcher.endpoint_deleted(record.endpoint_id)
     return Deleted()

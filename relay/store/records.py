@@ -33,6 +33,8 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     unseal_key: bytes
     created_at: float
     deleted_at: float = 0.0
+    admins: list[str] = []
+    """Ids of identities that may change and delete it, as its owner may."""
 
 
 class FunctionRef(msgspec.Struct, frozen=True):

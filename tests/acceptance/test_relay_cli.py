@@ -109,7 +109,20 @@ def test_a_serving_relay_sees_new_people_at_once(served: RelayProcess) -> None:
     assert new.ok("GET", "/v2/endpoints") == []
 
 
-@pytest.mark.parametrize("words", [(), ("user",), ("serve",), ("user", "add"), ("user", "link"), ("user", "token")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("user",),
+        ("serve",),
+        ("user", "add"),
+        ("user", "link"),
+        ("user", "token"),
+        ("user", "list"),
+        ("user", "remove"),
+        ("endpoint", "list"),
+    ],
+)
 def test_help_says_what_it_does(relay: RelayProcess, words: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", "from relay.cli import main; main()", *words, "--help"],

@@ -112,6 +112,19 @@ def test_only_the_owner_changes_or_deletes(bob: Person, lab: FakeManager, functi
     bob.refused(403, "NOT_OWNER", "DELETE", f"/v2/functions/{function}")
 
 
+def test_an_administrator_named_by_the_owner_may_change_and_the_owner_stays(
+    relay: RelayProcess, alice: Person, bob: Person
+) -> None:
+    listed = msgspec.json.decode(relay.cli("user", "add", f"{uuid.uuid4()}@example.edu", "--json").stdout)
+    shared = FakeManager(relay, alice.token, admins=[listed["identity_id"]])
+    path, body = f"/v3/endpoints/{shared.endpoint_id}", {"endpoint_name": "renamed", "multi_user": False}
+    status, answer = relay.request("PUT", path, listed["token"], body)
+    assert status == 200
+    assert [one["username"] for one in answer["owner"]] == [alice.username]
+    bob.refused(403, "NOT_OWNER", "PUT", path, body)
+    alice.submit(shared.endpoint_id, alice.function(), ["x"])  # single-user now, and still hers
+
+
 def test_another_persons_function_runs_only_if_it_is_public(
     alice: Person, bob: Person, lab: FakeManager, function: str
 ) -> None:
