@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
@@ -103,6 +104,10 @@ class Bench:
         assert not item.code, item
         return load_result(item.payload)
 
+    def blocks(self) -> list[str]:
+        """The blocks that have a pool."""
+        return sorted({part for pid in self.processes("pool_main") for part in _arguments(pid) if "--block_id" in part})
+
     def processes(self, name: str) -> list[int]:
         """The pids of this engine's own processes whose command line has `name`."""
         found = []
@@ -122,6 +127,13 @@ class Bench:
             return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid()
         except OSError:
             return False
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 @pytest.fixture
@@ -269,6 +281,44 @@ def test_no_block_is_started_before_there_is_a_task_where_none_is_asked_for(make
     time.sleep(0.5)
     assert not bench.processes("pool_main")
     assert bench.value(bench.submit(echo, 1)) == 1
+
+
+def test_blocks_are_added_while_tasks_wait_and_each_idle_one_is_removed(
+    make: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = make(
+        max_workers_per_node=1,
+        strategy="htex_auto_scale",
+        job_status_kwargs=JobStatusSettings(max_idletime=0.3, strategy_period=0.2),
+        provider={"type": "LocalProvider", "max_blocks": 3, "min_blocks": 0},
+    )
+    marks = [tmp_path / f"mark{number}" for number in range(3)]
+    rows = [bench.submit(note, str(mark), 1.0 if number else 4.0) for number, mark in enumerate(marks)]
+    bench.until(lambda: all(mark.exists() for mark in marks))
+    assert not bench.ended
+    bench.wait(*rows[1:])
+    bench.until(lambda: len(bench.blocks()) == 1)
+    assert rows[0] not in bench.ended
+    bench.value(rows[0])
+    bench.until(lambda: not bench.blocks())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encrypted": False},
+        {"worker_port_range": (21000, 22000), "interchange_port_range": (22001, 23000)},
+        {"strategy": "none"},
+        {"strategy": {"type": "SimpleStrategy"}},
+        {"address": "127.0.0.1", "heartbeat_period": 1, "heartbeat_threshold": 3, "worker_debug": True},
+        {"cores_per_worker": 0.5, "mem_per_worker": 0.01, "prefetch_capacity": 0, "drain_period": 3600},
+        {"label": "a b/../c"},
+    ],
+    ids=str,
+)
+def test_options_in_use(make: Callable[..., Bench], options: dict[str, Any]) -> None:
+    bench = make(**msgspec.structs.asdict(msgspec.convert({"type": "GlobusComputeEngine", **options}, Settings)))
+    assert [bench.value(bench.submit(echo, number)) for number in range(3)] == [0, 1, 2]
 
 
 def test_workers_have_their_place(make: Callable[..., Bench]) -> None:
