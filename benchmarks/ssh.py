@@ -6,7 +6,6 @@ one; anybody else goes without this column.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -14,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from sitekit.accounts import Account
@@ -22,33 +20,15 @@ from sitekit.daemon import Daemon, command
 from sitekit.site import Site
 
 SSHD = Path("/usr/sbin/sshd")
-POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def available() -> bool:
-    """Return whether there is an ssh server and client, installing the server as root where it is missing."""
+    """Return whether there is an ssh server and client, installing them as root where they are missing."""
     if not SSHD.exists() and os.geteuid() == 0 and shutil.which("apt-get"):
-        with _no_service_starts():
-            install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "openssh-server", "openssh-client"]
-            env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            if subprocess.run(install, env=env, capture_output=True, check=False).returncode:
-                subprocess.run(["apt-get", "update", "-q"], env=env, capture_output=True, check=False)
-                subprocess.run(install, env=env, capture_output=True, check=False)
+        installer = Path(__file__).resolve().parents[1] / "packaging" / "install.py"
+        packages = ["--packages", "openssh-server", "openssh-client"]  # which starts no service
+        subprocess.run([sys.executable, str(installer), *packages], stdout=sys.stderr, check=False)
     return SSHD.exists() and shutil.which("ssh") is not None
-
-
-@contextlib.contextmanager
-def _no_service_starts() -> Iterator[None]:
-    """Keep the package from starting the system's ssh service."""
-    if POLICY.exists():
-        yield
-        return
-    POLICY.write_text("#!/bin/sh\nexit 101\n")
-    POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        POLICY.unlink()
 
 
 def _free_port() -> int:

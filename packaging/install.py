@@ -274,8 +274,10 @@ def install_dependencies(prefix: Path) -> None:
 def install_project(prefix: Path) -> None:
     """Install the project's own packages: a copy, never a reference to the checkout."""
     say("installing mep")
-    for leftover in prefix.glob("lib/python*/site-packages/mep-dev.pth"):
-        leftover.unlink()
+    # A developer's way to the checkout, and setuptools' shim for distutils, which every start would pay for.
+    for name in ("mep-dev.pth", "distutils-precedence.pth"):
+        for file in prefix.glob(f"lib/python*/site-packages/{name}"):
+            file.unlink()
     with tempfile.TemporaryDirectory(prefix="mep-build-") as build:
         for name in PACKAGES:
             shutil.copytree(ROOT / name, Path(build, name), ignore=shutil.ignore_patterns("__pycache__"))
@@ -326,14 +328,19 @@ def install(prefix: Path, python: str) -> None:
 def main() -> int:
     """Install, or say in one message why not and what to do."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", type=Path, required=True, help="where the virtual environment goes")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--prefix", type=Path, help="where the virtual environment goes")
+    where.add_argument("--packages", nargs="+", metavar="NAME", help="only install Debian packages; starts no service")
     parser.add_argument("--tests", action="store_true", help="as root: also what only the tests need")
     options = parser.parse_args()
     root = os.geteuid() == 0
     os.umask(0o022)
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # useradd; absent after a plain su
-    prefix = options.prefix.absolute()
     try:
+        if options.packages:
+            apt_install(options.packages)
+            return 0
+        prefix = options.prefix.absolute()
         python = choose_python(shared=root)
         if sys.version_info < OLDEST:
             os.execv(python, [python, *sys.argv])
