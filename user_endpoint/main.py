@@ -1,9 +1,9 @@
 """The user endpoint: a process of the mapped user's, started by a keeper, with nothing of root's left.
 
 It must not be root, and touches the user's own files under ~/.mep/uep, the relay (outbound) and its workers.
-What it trusts: the sealed documents that its keeper left on descriptors 3 and 4. Before anything large is
-imported it forks the child that renders the template and the server that forks workers; while the child
-renders, it connects to the relay. It joins once its engine stands.
+What it trusts: the sealed documents that its keeper left on descriptors 3 and 4. With nothing imported but what
+all of them need, it forks the child that renders the template and the server that forks workers; while the
+child renders, it connects to the relay. It joins once its engine stands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NoReturn
 
 from user_endpoint import inherited
 from user_endpoint.outermost import name_process, run_and_exit
-from user_endpoint.rendering import Rendering
 from user_endpoint.report import Reporter, StartFailure
 
 _NOT_STARTED = "The site could not start your process. Tell its administrators."
@@ -54,8 +53,6 @@ def _start_and_serve(reporter: Reporter) -> None:
         bundle = inherited.read_and_close(inherited.BUNDLE_FD, inherited.MAX_BUNDLE_BYTES)
     except inherited.NotInherited as error:
         raise StartFailure("START_FAILED", _NOT_STARTED, str(error)) from error
-    rendering = Rendering(start, bundle, close=(reporter.fileno(),))
+    from user_endpoint.starting import Starting
 
-    from user_endpoint.starting import Starting  # msgspec, on one core while the child imports on the other
-
-    Starting(start, bundle, rendering, reporter).serve()
+    Starting(start, bundle, reporter).serve()

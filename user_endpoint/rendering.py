@@ -1,8 +1,8 @@
 """Rendering in a child that exits: jinja2, YAML and JSON schema leave no memory behind, and a template that
 does not end can be killed.
 
-Begun before anything else is imported, since it takes longest; its answer is one frame on a pipe. Called by
-main.
+Begun as soon as there is what both need, since it takes longest; its answer is one frame on a pipe. Called by
+starting.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import select
 import signal
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import msgspec
+
+from mep_wire.bundle import UepBundle
+from mep_wire.errors import MepError
+from mep_wire.start import VerifiedStart, decode_start
 from user_endpoint.outermost import run_and_exit
 from user_endpoint.report import StartFailure
-
-if TYPE_CHECKING:
-    from user_endpoint.settings import UepSettings
+from user_endpoint.settings import UepSettings
 
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -49,10 +51,6 @@ class Rendering:
 
     def result(self) -> UepSettings:
         """Return the settings. Raises StartFailure with the renderer's reason."""
-        import msgspec
-
-        from user_endpoint.settings import UepSettings
-
         try:
             data = self._answer()
         finally:
@@ -96,18 +94,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _failure(code: str, public: str, detail: str) -> bytes:
-    import msgspec
-
     return b"E" + msgspec.msgpack.encode((code, public, detail))
 
 
 def _render(start: bytes, bundle: bytes) -> bytes:
-    import msgspec
-
-    from mep_wire.bundle import UepBundle
-    from mep_wire.errors import MepError
-    from mep_wire.start import VerifiedStart, decode_start
-    from user_endpoint.render import render_settings
+    from user_endpoint.render import render_settings  # the parent never pays for these
 
     verified = msgspec.msgpack.decode(start, type=VerifiedStart)
     document = msgspec.msgpack.decode(bundle, type=UepBundle)

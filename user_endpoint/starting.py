@@ -49,9 +49,10 @@ class Servers:
 class Starting:
     """One user endpoint on its way up."""
 
-    def __init__(self, start: bytes, bundle: bytes, rendering: Rendering, reporter: Reporter) -> None:
-        self._rendering, self._reporter = rendering, reporter
-        self._servers = Servers(fork_server(close=(reporter.fileno(), rendering.fileno())))
+    def __init__(self, start: bytes, bundle: bytes, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._rendering = Rendering(start, bundle, close=(reporter.fileno(),))
+        self._servers = Servers(fork_server(close=(reporter.fileno(), self._rendering.fileno())))
         try:
             self._verified = msgspec.msgpack.decode(start, type=VerifiedStart)
             self._request: StartRequest = decode_start(self._verified.request)
