@@ -35,6 +35,8 @@ class UserEndpoint:
     """Where the account was found at the start: `files` for this host's own, else empty."""
     mapped_at: float = 0.0
     """By the loop's clock, when it was last said that its person maps to this account."""
+    heard_at: float = 0.0
+    """When anything was last said of that."""
     admitted_at: float = 0.0
     """When the account was last found fit."""
     check_due: float = 0.0

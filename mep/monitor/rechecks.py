@@ -156,6 +156,7 @@ class Rechecks:
         endpoint = self._monitor.endpoints.get(message.uep_id)
         if endpoint is None or not endpoint.ready or endpoint.ending:
             return
+        endpoint.heard_at = self._monitor.loop.clock()
         if isinstance(message, m.StillMapped):
             if message.local_user == endpoint.local_user:
                 endpoint.mapped_at = self._monitor.loop.clock()
@@ -176,7 +177,7 @@ class Rechecks:
         """Say so where the manager, which may be in foreign hands, does not have people re-checked."""
         now, allowed = self._monitor.loop.clock(), OVERDUE_INTERVALS * self._interval_s
         for endpoint in self._monitor.endpoints.values():
-            since = max(endpoint.mapped_at, endpoint.warned_at, self._link_up_at)
+            since = max(endpoint.mapped_at, endpoint.heard_at, endpoint.warned_at, self._link_up_at)
             if allowed and endpoint.ready and not endpoint.ending and now - since > allowed:
                 endpoint.warned_at = now
                 self._monitor.log.warning(

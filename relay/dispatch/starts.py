@@ -26,7 +26,7 @@ from mep_wire.errors import (
 )
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
-from mep_wire.messages import StartAnswer, UepEnded
+from mep_wire.messages import CancelTasks, StartAnswer, UepEnded
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.delivery import Delivery
@@ -196,6 +196,8 @@ class Starts:
         rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
         await self._delivery.fail_rows(uep, rows, error)
         uep.unsettled = False
+        if uep.peer is not None and rows:  # so that its end need not wait for them
+            self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
         if not remapped:
             await self._board.insist(lambda tx: tx.requeue(uep.row, None))
             await self._delivery.end_queue(uep, error)
