@@ -258,6 +258,31 @@ def test_a_block_whose_workers_never_register(make: Callable[..., Bench]) -> Non
     assert time.monotonic() - began < 12.0
 
 
+def test_a_cancelled_task_is_not_run_again_where_its_node_dies(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(max_workers_per_node=1, max_retries_on_system_failure=3)
+    row = bench.submit(note, str(tmp_path / "ran"), 30.0)
+    bench.until(lambda: row in bench.started and (tmp_path / "ran").exists())
+    pools = bench.processes("pool_main")
+    for pid in pools:
+        os.kill(pid, signal.SIGSTOP)  # so that it does not hear of the cancellation
+    bench.engine.cancel([row])
+    for pid in pools:
+        os.kill(pid, signal.SIGKILL)
+    (item,) = bench.wait(row)
+    assert item.code == "TASK_CANCELLED"
+    assert bench.value(bench.submit(echo, 1)) == 1
+
+
+def test_cancel_in_parsls_own_pool_is_at_once(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(launch_cmd=stock_launch_command(), max_workers_per_node=1)
+    row = bench.submit(note, str(tmp_path / "ran"), 1.0)
+    bench.until((tmp_path / "ran").exists)
+    bench.engine.cancel([row])
+    (item,) = bench.wait(row)
+    assert item.code == "TASK_CANCELLED"
+    assert bench.value(bench.submit(echo, 1)) == 1
+
+
 def test_cancel_before_any_block_is_up(make: Callable[..., Bench]) -> None:
     bench = make(launch_cmd="sleep 77")
     rows = [bench.submit(echo, 1) for _ in range(3)]
@@ -347,13 +372,17 @@ def test_an_activated_environment_is_the_one_that_runs_tasks(make: Callable[...,
     assert bench.value(bench.submit(variables))["MARK"] == "activated"
 
 
-def test_parsls_own_worker_pool_can_be_used(make: Callable[..., Bench]) -> None:
+def stock_launch_command() -> str:
     from user_endpoint.htex.light import light_parsl
 
     with light_parsl():
         from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 
-    bench = make(launch_cmd=f"PATH={Path(sys.executable).parent}:$PATH {DEFAULT_LAUNCH_CMD}", max_workers_per_node=1)
+    return f"PATH={Path(sys.executable).parent}:$PATH {DEFAULT_LAUNCH_CMD}"
+
+
+def test_parsls_own_worker_pool_can_be_used(make: Callable[..., Bench]) -> None:
+    bench = make(launch_cmd=stock_launch_command(), max_workers_per_node=1)
     assert [bench.value(bench.submit(echo, number), timeout_s=30) for number in range(3)] == [0, 1, 2]
 
 

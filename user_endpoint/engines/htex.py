@@ -46,6 +46,7 @@ class _Held:
 
     task: EngineTask
     started: bool = False
+    cancelled: bool = False
     losses: int = 0
     retries: int = 0
 
@@ -111,6 +112,11 @@ class GlobusComputeEngine:
         numbers = [self._numbers[row] for row in wanted if row in self._numbers]
         if numbers and self._client is not None:
             self._client.say(protocol.Cancel(numbers))
+        for number in numbers:
+            self._held[number].cancelled = True
+            if self._settings.launch_cmd is not None:  # Parsl's own pool cannot end it: what it answers is dropped
+                self._end(self._held[number], TaskCancelled())
+                self._forget(number)
         if self._events:
             self._ring()
 
@@ -260,6 +266,9 @@ class GlobusComputeEngine:
 
     def _lost(self, held: _Held, reason: str) -> None:
         """A task is gone with what had it: decide by whether it had started."""
+        if held.cancelled:
+            self._end(held, TaskCancelled())
+            return
         if not held.started:
             held.losses += 1
             if held.losses < _MOST_UNSTARTED_LOSSES:
@@ -273,7 +282,9 @@ class GlobusComputeEngine:
         self._end(held, WorkerLost(reason=reason))
 
     def _again(self, held: _Held) -> None:
-        if self._draining:
+        if held.cancelled:
+            self._end(held, TaskCancelled())
+        elif self._draining:
             self._events.append(TaskReturned(held.task.row))
         else:
             self._send([held])

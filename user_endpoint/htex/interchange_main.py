@@ -18,7 +18,9 @@ def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - no pathlib: the start is measured
     sys.path[:] = [entry for entry in sys.path if entry != here]
     from user_endpoint.htex.interchange import BatchInterchange
+    from user_endpoint.outermost import name_process
 
+    name_process("mep-interchange")
     config = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent, by a pipe
     BatchInterchange(**config).start()
 

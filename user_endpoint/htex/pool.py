@@ -26,6 +26,7 @@ from user_endpoint.engines.worker_handle import WorkerHandle
 from user_endpoint.htex import protocol
 from user_endpoint.htex.places import Place, places
 from user_endpoint.htex.pool_options import Options, OptionsInvalid, parse_options, worker_count
+from user_endpoint.outermost import name_process
 from user_endpoint.workers.forkserver import Server, exec_server
 
 HEARTBEAT = (1 << 32) - 1
@@ -250,6 +251,7 @@ class Pool:
 
 def run(arguments: list[str], server: Server) -> int:
     """Run this node's pool with a fork server that is there already. Returns the exit status."""
+    name_process("mep-pool")
     options = parse_options(arguments)
     os.makedirs(options.directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - no pathlib here
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
