@@ -14,6 +14,7 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
 from tests.support.uep_process import TEMPLATE, UepProcess, private_home
+from user_endpoint.spool import read_records
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
 
@@ -79,6 +80,10 @@ def up(relay: FakeRelay, uep: UepProcess) -> messages.ToRelay:
     assert uep.next_report() == ["READY"], uep.log()
     relay.expect(messages.Credit)
     return hello
+
+
+def spooled(uep: UepProcess) -> int:
+    return sum(len(read_records(path.read_bytes())[0]) for path in (uep.state / "spool").iterdir())
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -295,10 +300,10 @@ def test_workers_do_not_outlive_it(relay: FakeRelay, home: pathlib.Path) -> None
 def test_relay_gone_and_back(relay: FakeRelay, home: pathlib.Path) -> None:
     with UepProcess(relay, home) as uep:
         up(relay, uep)
-        relay.submit(FUNCTIONS, [task(1, nap, 0.5), task(2, nap, 2.5)])
+        relay.submit(FUNCTIONS, [task(1, nap, 0.5), task(2, nap, 3.0)])
         relay.expect(messages.Started)
         relay.close()
-        time.sleep(1.2)  # the first result has nowhere to go
+        wait_for(lambda: spooled(uep) == 1)  # the first result has nowhere to go
         back = relay.restarted()
         hello = back.welcome()
         assert isinstance(hello, messages.UepHello)
@@ -352,6 +357,7 @@ def test_results_unconfirmed_at_a_crash_come_from_the_next_process(relay: FakeRe
         up(relay, first)
         relay.submit(FUNCTIONS, [task(row, echo, row) for row in (1, 2, 3)])
         relay.results(3, confirm=False)
+        wait_for(lambda: spooled(first) == 3)
         first.signal(signal.SIGKILL)
         first.wait()
     with UepProcess(relay, home, uep_id=first.uep_id) as second:
