@@ -39,6 +39,11 @@ def between(low: float, high: float) -> Check:
     return lambda value: "" if low <= value <= high else f"must be between {low:g} and {high:g}"
 
 
+def one_of(*words: str) -> Check:
+    """Accept one of `words`."""
+    return lambda value: "" if value in words else f"must be {' or '.join(words)}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine."""
     if host == "localhost":
@@ -80,6 +85,14 @@ def _uuids(value: list[str] | None) -> str:
 
 def _absolute_or_home(value: str | None) -> str:
     return "" if value is None or value.startswith("/") else "must be an absolute path ({user} stands for the account)"
+
+
+def _absolute(value: str | None) -> str:
+    return "" if value is None or value.startswith("/") else "must be an absolute path"
+
+
+def _service_name(value: str) -> str:
+    return "" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value) else "must be the name of a file in /etc/pam.d"
 
 
 def _search_path(value: str) -> str:
@@ -130,6 +143,30 @@ class CapsOptions:
     stop_grace_s: float = option(
         "Time between asking a user endpoint to end and killing it.", 10.0, unit="seconds", check=between(0, 3600)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PamOptions:
+    """Give every user endpoint a PAM session: account checks, limits, environment (docs/privileges.md). Needs root."""
+
+    enable: bool = option("Whether PAM is asked at all.", default=False)
+    service_name: str = option("Name of the file in /etc/pam.d.", "mep", check=_service_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreStartHookOptions:
+    """A program of root's that is run before each start, and may refuse it (docs/privileges.md)."""
+
+    path: str | None = option("Absolute path; nobody but root may be able to write to it.", None, check=_absolute)
+    timeout_s: float = option("It is killed after this time.", 30.0, unit="seconds", check=between(0.1, 3600))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostStopHookOptions:
+    """A program of root's that is run after each end, whenever pre_start_hook had not refused (docs/privileges.md)."""
+
+    path: str | None = option("Absolute path; nobody but root may be able to write to it.", None, check=_absolute)
+    timeout_s: float = option("It is killed after this time.", 30.0, unit="seconds", check=between(0.1, 3600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +231,16 @@ class EndpointOptions:
         unit="seconds",
         check=between(0, 86400),
     )
+    setuid_programs: str = option(
+        "Whether setuid programs and file capabilities work in user endpoints: `deny` (no_new_privs, an empty bounding "
+        "set, locked securebits) or `allow`, for schedulers whose commands are setuid (PBS). The same with and "
+        "without PAM.",
+        "deny",
+        check=one_of("deny", "allow"),
+    )
+    pam: PamOptions = field(default_factory=PamOptions, metadata=about(""))
+    pre_start_hook: PreStartHookOptions = field(default_factory=PreStartHookOptions, metadata=about(""))
+    post_stop_hook: PostStopHookOptions = field(default_factory=PostStopHookOptions, metadata=about(""))
     policy: PolicyOptions = field(default_factory=PolicyOptions, metadata=about(""))
     caps: CapsOptions = field(default_factory=CapsOptions, metadata=about(""))
 
@@ -224,13 +271,10 @@ UNENFORCED_KEYS: dict[str, str] = {
     "authentication_policy": "this relay has no authentication policies, and the endpoint would be open to more "
     "people than the key says; remove it, and limit access by identity_mapping.json and `policy`",
     "high_assurance": "there is no high-assurance mode here; remove the key or set it to false",
-    "pam": "PAM is not called yet; remove the key or set `enable: false`",
 }
 """Keys of Globus Compute that restrict access and are not enforced here: refused unless they restrict nothing."""
 
 
 def restricts_nothing(key: str, value: Any) -> bool:
     """Whether an `UNENFORCED_KEYS` value asks for nothing."""
-    if key == "pam" and isinstance(value, dict):
-        return value.get("enable", True) is False
     return value is None or value is False

@@ -23,6 +23,7 @@ from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths, Roots
+from mep.config.privileges import checked_hook, checked_pam
 from mep.config.registration import Registration, digest, facts, read_registration
 from mep.errors import ConfigRefused
 from mep_wire.bundle import UepBundle
@@ -75,6 +76,10 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, multi_user=multi_user),
         resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
+        pam=checked_pam(where, options, warnings, multi_user=multi_user),
+        setuid_programs=options.setuid_programs == "allow",
+        pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),
+        post_stop_hook=checked_hook(where, "post_stop_hook", options.post_stop_hook),
     )
     return Resolution(resolved, bundle, warnings, options, registration)
 

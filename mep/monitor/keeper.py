@@ -1,7 +1,7 @@
 """A keeper: the process, forked by the monitor, that starts one user endpoint and outlives the monitor with it.
 
-It runs as root (single-user mode: as the owner). It is the only code that calls NSS, and later PAM and hooks;
-what of that hangs, hangs here, under a deadline. It becomes the user only in its child (spawn.py), is that
+It runs as root (single-user mode: as the owner). It is the only code that calls NSS, PAM (session.py) and hooks
+(hooks.py); what of that hangs, hangs here, under a deadline. It becomes the user only in its child (spawn.py), is that
 child's parent and the subreaper of all its descendants, and leaves a record of it (records.py). It trusts its
 order and the monitor. It trusts nothing the user endpoint reports: text is clipped and only passed on.
 """
@@ -9,22 +9,26 @@ order and the monitor. It trusts nothing the user endpoint reports: text is clip
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from mep.boundary.channel import Channel
+from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
+from mep.boundary.resolved import Hook
 from mep.boundary.runtime import start_ticks
 from mep.errors import BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
+from mep.monitor.hooks import STOPPING, HookResult, run_hook
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
+from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
 from mep.monitor.supervise import STOPPED, Ending, Supervisor
 from mep.monitor.wakeup import Wakeup, wait_readable
@@ -48,6 +52,19 @@ class KeeperOrder:
     start_timeout_s: float
     stop_grace_s: float
     open_files: tuple[int, int]
+    pam_service: str = ""
+    """Empty: no PAM."""
+    setuid_programs: bool = False
+    pre_start_hook: Hook = field(default_factory=Hook)
+    post_stop_hook: Hook = field(default_factory=Hook)
+    endpoint: str = ""
+    identities: str = ""
+    """For hooks: what the mapper wrote for the audit log."""
+
+
+_STOPPING = "The endpoint is being stopped."
+_MAX_REASON = 256
+_NO_DEADLINE = float("inf")
 
 
 class MonitorGone(Exception):
@@ -85,6 +102,9 @@ class Keeper:
         self._deadline = time.monotonic() + order.start_timeout_s
         self._records = Records(order.runtime_dir)
         self._record = new_record(order.uep_id, order.local_user, order.correlation_id)
+        self._session: Session | None = None
+        self._prepared: Account | None = None
+        """The account of a start that post_stop_hook has to hear of."""
 
     def run(self) -> None:
         """Start, supervise, clean up, write the exit record."""
@@ -103,10 +123,13 @@ class Keeper:
             self._records.remove(self._order.uep_id)
         else:
             self._supervise(pid, report)
+        finally:
+            self._undo()
 
     def _admitted_account(self) -> Account:
         account = lookup(self._order.local_user)
         check_policy(account, self._order.rules)
+        self._prepare(account)
         source = source_of(account.name)
         self._record = replace(self._record, source=source)
         self._tell(AskCaps(uid=account.uid, source=source))
@@ -128,15 +151,93 @@ class Keeper:
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
         inherited = [null, null, null, *documents, theirs.fileno()]
         try:
-            pid, stages = spawn(_plan(order, account, inherited))
+            account = self._log_in(account)
+            pid, stages = spawn(_plan(order, account, inherited, self._session))
         finally:
+            if self._session is not None:
+                self._session.keep()
             theirs.close()
             for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
                 os.close(descriptor)
-        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0)
+        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="")
         self._await_exec(pid, stages)
         ours.setblocking(False)
         return pid, ours
+
+    def _log_in(self, account: Account) -> Account:
+        """Open the PAM session, where PAM is enabled; return the account with the groups that PAM added."""
+        if not self._order.pam_service:
+            return account
+        self._session = Session(self._order.pam_service, account, self._log)
+        return self._session.open(self._begin, self._left(), self._order.open_files)
+
+    def _begin(self, stage: Stage) -> None:
+        """Begin a stage that may never end: say which, for whoever ends this process then."""
+        if signal.SIGTERM in self._wakeup.take():
+            raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
+        if self._left() <= 0:
+            text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
+            raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left for {stage.name}")
+        self._update(detail=f"at {stage.name}")
+
+    def _undo(self) -> None:
+        """When all is over: close the session, and tell the administrator's hook."""
+        if self._session is not None:
+            self._session.close()
+        if self._prepared is not None and self._order.post_stop_hook.path:
+            how = {"code": self._record.code, "status": self._record.status}
+            request = self._request("post_stop", self._prepared, **how)
+            self._log_hook("post_stop", run_hook(self._order.post_stop_hook, "post_stop", request, left_s=_NO_DEADLINE))
+
+    # --- hooks ----------------------------------------------------------------------------------------
+
+    def _prepare(self, account: Account) -> None:
+        """Run pre_start_hook. Raises StartRefused where it says no, SpawnFailed where it does not work."""
+        if not self._order.pre_start_hook.path:
+            self._prepared = account
+            return
+        self._begin(Stage.HOOK)
+        heard = [self._wakeup.fileno(), *([self._channel.fileno()] if self._channel is not None else [])]
+        result = run_hook(
+            self._order.pre_start_hook, "pre_start", self._request("pre_start", account), left_s=self._left(),
+            watch=heard, stop=self._asked_to_stop,
+        )  # fmt: skip
+        self._log_hook("pre_start", result)
+        if result.said_no:
+            reason = clip(result.output.partition("\n")[0], _MAX_REASON)
+            public = f"The site refuses to start your process: {reason}" if reason else ""
+            detail = f"pre_start_hook: {result.problem}: {result.errors}"
+            raise StartRefused(
+                Stage.HOOK, Refusal.ACCOUNT_REFUSED, public or public_text(Refusal.ACCOUNT_REFUSED), detail
+            )
+        if result.problem == STOPPING:
+            raise StartRefused(Stage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
+        if result.problem:
+            raise SpawnFailed(Stage.HOOK, 0, f"pre_start_hook: {result.problem}: {result.errors}")
+        self._prepared = account
+
+    def _asked_to_stop(self) -> bool:
+        """Tell whether SIGTERM came, or anything from the monitor: at this stage that can only be the end."""
+        if signal.SIGTERM in self._wakeup.take():
+            return True
+        return self._channel is not None and wait_readable([self._channel.fileno()], 0)
+
+    def _request(self, event: str, account: Account, **more: object) -> bytes:
+        """Return what a hook reads. No secrets: the start document is never opened here."""
+        order = self._order
+        who = {"local_user": account.name, "uid": account.uid, "gid": account.gid, "home": account.home}
+        known = {"event": event, "endpoint": order.endpoint, "uep_id": order.uep_id, **who}
+        return json.dumps(
+            {**known, "identities": order.identities, "correlation_id": order.correlation_id, **more}
+        ).encode()
+
+    def _log_hook(self, name: str, result: HookResult) -> None:
+        level = "WARNING" if result.problem else "INFO"
+        words = {"problem": result.problem, "output": clip(result.output, 1024), "errors": clip(result.errors, 1024)}
+        said = {key: value for key, value in words.items() if value}
+        self._log.write(level, f"{name}_hook ended", uep=self._order.uep_id, **said)
+
+    # --- from exec on -----------------------------------------------------------------------------------
 
     def _await_exec(self, pid: int, stages: StageReport) -> None:
         """Return once exec has worked. Raises SpawnFailed, having reaped the child."""
@@ -191,7 +292,7 @@ class Keeper:
         while self._channel is not None:
             wait_readable([self._channel.fileno(), self._wakeup.fileno()], self._left())
             if signal.SIGTERM in self._wakeup.take():
-                raise StartRefused(Stage.CAPS, STOPPED, "The endpoint is being stopped.", "SIGTERM")
+                raise StartRefused(Stage.CAPS, STOPPED, _STOPPING, "SIGTERM")
             try:
                 received = self._channel.receive()
             except BlockingIOError:
@@ -210,7 +311,7 @@ class Keeper:
         return max(0.0, self._deadline - time.monotonic())
 
 
-def _plan(order: KeeperOrder, account: Account, inherited: list[int]) -> SpawnPlan:
+def _plan(order: KeeperOrder, account: Account, inherited: list[int], session: Session | None) -> SpawnPlan:
     return SpawnPlan(
         account=account,
         switch=order.switch,
@@ -222,10 +323,14 @@ def _plan(order: KeeperOrder, account: Account, inherited: list[int]) -> SpawnPl
             "SHELL": account.shell or "/bin/sh",
             "PATH": order.path,
             "LANG": "C.UTF-8",
+            **(session.environment if session is not None else {}),
         },
         descriptors=inherited,
         directory=account.home or "/",
         open_files=order.open_files,
+        setuid_programs=order.setuid_programs,
+        prepared=session is not None,
+        keyring=session is not None and session.keyring,
     )
 
 

@@ -19,6 +19,7 @@ from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
 from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
+from mep.monitor.session import CLOSE_S
 from mep.monitor.starts import Start, outcome_of
 from mep.monitor.supervise import STOPPED
 
@@ -93,6 +94,12 @@ class Keepers:
             start_timeout_s=resolved.caps.start_timeout_s,
             stop_grace_s=resolved.caps.stop_grace_s,
             open_files=self._monitor.open_files,
+            pam_service=resolved.pam.service_name if resolved.pam.enable else "",
+            setuid_programs=resolved.setuid_programs,
+            pre_start_hook=resolved.pre_start_hook,
+            post_stop_hook=resolved.post_stop_hook,
+            endpoint=resolved.name,
+            identities=start.identities,
         )
 
     def rules(self) -> AccountRules:
@@ -108,10 +115,12 @@ class Keepers:
     def _late(self, child: Child) -> None:
         """A keeper hangs, in NSS or PAM: end it. Its child has the keeper's death as its own."""
         endpoint = self._endpoints.get(child.uep_id)
-        if endpoint is not None and endpoint.keeper is child and not endpoint.ready:
+        if endpoint is not None and endpoint.keeper is child and not endpoint.ready and not endpoint.told:
+            record = self._monitor.records.read(child.uep_id)
+            detail = f"the keeper hangs {record.detail if record is not None else ''}"
             seconds = self._monitor.resolved.caps.start_timeout_s
             text = public_text(Refusal.START_TIMEOUT, seconds=f"{seconds:g}")
-            self._answer(endpoint, Refusal.START_TIMEOUT, text, stage=child.phase.name, detail="the keeper hangs")
+            self._answer(endpoint, Refusal.START_TIMEOUT, text, stage=child.phase.name, detail=detail)
             endpoint.told = endpoint.ending = True
             child.signal(signal.SIGKILL)
 
@@ -218,6 +227,12 @@ class Keepers:
             endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=code, public=public))
         else:
             self._signal(endpoint, signal.SIGTERM)
+
+    def undoing_s(self) -> float:
+        """Return how long a keeper may take to close a session and run a hook once its user endpoint is gone."""
+        resolved = self._monitor.resolved
+        hook = resolved.post_stop_hook.timeout_s if resolved.post_stop_hook.path else 0.0
+        return hook + (CLOSE_S if resolved.pam.enable else 0.0)
 
     def stop_all(self, public: str) -> None:
         """Stop every user endpoint."""

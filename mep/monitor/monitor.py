@@ -225,7 +225,8 @@ class Monitor:
         self.starts.abort("The endpoint is being stopped. Your tasks wait until it runs again.")
         if not keep_user_endpoints:
             self.keepers.stop_all("The endpoint was stopped by its administrator.")
-            self.loop.after(self.resolved.caps.stop_grace_s + _KILL_AFTER_S, self.keepers.kill_all)
+            patience = self.resolved.caps.stop_grace_s + self.keepers.undoing_s() + _KILL_AFTER_S
+            self.loop.after(patience, self.keepers.kill_all)
 
     def _ended(self) -> bool:
         """Whether all is over; manager and mapper are asked to end once no user endpoint is left to report on."""

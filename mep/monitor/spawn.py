@@ -51,6 +51,12 @@ class SpawnPlan:
     """Where it starts, if it may be entered by then; else `/`."""
     open_files: tuple[int, int] | None = None
     """RLIMIT_NOFILE to give back, where the monitor raised its own."""
+    setuid_programs: bool = False
+    """Whether setuid programs and file capabilities may work in it."""
+    prepared: bool = False
+    """Whether limits and umask are PAM's by now, and stay."""
+    keyring: bool = False
+    """Whether PAM made a session keyring for it."""
 
 
 class StageReport:
@@ -133,20 +139,21 @@ def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:
 def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callable[[], None]]]:
     """The order matters: bounding set and securebits can only be changed before the uid, groups likewise."""
     account = plan.account
+    deny = not plan.setuid_programs
     become: list[tuple[Stage, Callable[[], None]]] = [
-        (Stage.CAPABILITIES, _give_up_capabilities),
+        *([(Stage.CAPABILITIES, _give_up_capabilities)] if deny else []),
         (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
         (Stage.SETGID, lambda: os.setresgid(account.gid, account.gid, account.gid)),
         (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
     ]
     return [
-        (Stage.RLIMITS, lambda: _limits(plan)),
+        *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
         *(become if plan.switch else []),
         (Stage.SETUID, lambda: _closed_and_bound_to(parent)),
         (Stage.CAPABILITIES, syscalls.clear_capabilities),
-        (Stage.KEYRING, syscalls.join_new_session_keyring),
-        (Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs),
-        (Stage.PROVE_DROP, lambda: prove_drop(account, switched=plan.switch)),
+        *([] if plan.keyring else [(Stage.KEYRING, syscalls.join_new_session_keyring)]),
+        *([(Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny else []),
+        (Stage.PROVE_DROP, lambda: prove_drop(account, switched=plan.switch, setuid_programs=plan.setuid_programs)),
         (Stage.SETSID, os.setsid),
         (Stage.CHDIR, lambda: _enter(plan.directory)),
         (Stage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
@@ -163,10 +170,11 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _limits(plan: SpawnPlan) -> None:
+def prepare(open_files: tuple[int, int] | None) -> None:
+    """Give this process umask and limits for a user endpoint: what PAM starts from, where it is enabled."""
     os.umask(0o077)
-    if plan.open_files is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, plan.open_files)
+    if open_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
         if int(file.read()) < 0:
@@ -201,11 +209,14 @@ def _place_descriptors(wanted: Sequence[int], pipe: int) -> None:
     syscalls.close_all_but([*range(len(wanted)), pipe])
 
 
-def prove_drop(account: Account, *, switched: bool) -> None:
-    """Prove that root is gone and cannot come back. Raises SpawnFailed(PROVE_DROP) saying what is left."""
+def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False) -> None:
+    """Prove that root is gone and cannot come back, unless by a setuid program where these are allowed.
+
+    Raises SpawnFailed(PROVE_DROP) saying what is left.
+    """
     uids, gids = (account.uid,) * 3, (account.gid,) * 3
     proofs = [
-        ("no_new_privs is off", syscalls.no_new_privs()),
+        ("no_new_privs is off", setuid_programs or syscalls.no_new_privs()),
         ("capabilities are left", syscalls.capabilities_are_empty()),
         ("uid", os.getresuid() == uids),
         ("root's uid", account.uid != 0),
@@ -219,8 +230,8 @@ def prove_drop(account: Account, *, switched: bool) -> None:
             ("groups", set(os.getgroups()) == set(account.groups)),
             ("setgid(0) works", _refused(lambda: os.setgid(0))),
             ("setgroups works", _refused(lambda: os.setgroups([]))),
-            ("the bounding set is not empty", syscalls.bounding_set_is_empty()),
-            ("securebits", syscalls.securebits() == syscalls.SECUREBITS_LOCKED),
+            ("the bounding set is not empty", setuid_programs or syscalls.bounding_set_is_empty()),
+            ("securebits", setuid_programs or syscalls.securebits() == syscalls.SECUREBITS_LOCKED),
         ]
     for what, proven in proofs:
         if not proven:

@@ -21,7 +21,8 @@ _PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 27, 28
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 36, 38, 39
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
-_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL_GET_KEYRING_ID, _KEYCTL_JOIN_SESSION_KEYRING = 0, 1
+_KEY_SPEC_SESSION_KEYRING = -3
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
 _NR_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 _CLONE_FILES = 0x400
@@ -131,17 +132,31 @@ def capabilities_are_empty() -> bool:
     return not any(half.effective | half.permitted | half.inheritable for half in data)
 
 
-def join_new_session_keyring() -> None:
-    """Leave root's session keyring for a new, empty one. Nothing happens on a kernel or in a container without."""
+def _keyctl(operation: int, second: int = 0) -> int | None:
+    """Return keyctl's result, or None on a kernel or in a container without."""
     number = _NR_KEYCTL.get(os.uname().machine)
     if number is None:
-        return
+        return None
     try:
-        arguments = [ctypes.c_long(value) for value in (_KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)]
-        _checked(_libc.syscall(ctypes.c_long(number), *arguments), "keyctl(JOIN_SESSION_KEYRING)")
+        arguments = [ctypes.c_long(value) for value in (operation, second, 0, 0, 0)]
+        return _checked(_libc.syscall(ctypes.c_long(number), *arguments), f"keyctl({operation})")
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}:
             raise
+    return None
+
+
+def join_new_session_keyring() -> None:
+    """Leave root's session keyring for a new, empty one. Nothing happens on a kernel or in a container without."""
+    _keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
+
+
+def session_keyring() -> int | None:
+    """Return the number of this process's session keyring; None where there is none."""
+    try:
+        return _keyctl(_KEYCTL_GET_KEYRING_ID, _KEY_SPEC_SESSION_KEYRING)
+    except OSError:
+        return None
 
 
 def close_all_but(keep: Iterable[int]) -> None:
