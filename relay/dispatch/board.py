@@ -61,6 +61,8 @@ class Uep:
     losses: int = 0
     """Processes lost in a row with no task ended in between."""
     last_code: str = ""
+    last_end: str = ""
+    """What the manager said of the end of its last process."""
     grace_until: float = 0.0
     """By the loop's clock: until then its absence from its manager's list proves nothing."""
     timer: asyncio.TimerHandle | None = None

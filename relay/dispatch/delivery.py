@@ -91,21 +91,15 @@ class Delivery:
             uep.credit += credit
 
     def _send_direct(self, uep: Uep, peer: object, added: Added, tasks: Sequence[NewTask]) -> None:
-        queued = [
-            QueuedTask(row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s)
-            for row, t in zip(added.rows, tasks, strict=False)
-        ]
-        if uep.peer is not peer or uep.state is not UepState.ONLINE or not self._send_tasks(uep, queued):
-            self._put_back(uep, [task.row for task in queued])
-
-    def _put_back(self, uep: Uep, rows: list[int]) -> None:
-        """Queue rows again that were marked as dispatched and were not sent."""
-
-        def queued(_count: int) -> None:
-            uep.has_queued = True
-            self.pump(uep)
-
-        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
+        """Send what was just stored as dispatched. Where the link has gone meanwhile nobody has to take the tasks
+        back: the store compares with what the user endpoint holds after each hello, join, goodbye and end, and
+        every one of those comes after this in the writer's order."""
+        if uep.peer is peer and uep.state is UepState.ONLINE:
+            queued = [
+                QueuedTask(row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s)
+                for row, t in zip(added.rows, tasks, strict=False)
+            ]
+            self._send_tasks(uep, queued)
 
     def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
         """Send tasks, with the functions that were not sent on this link before; False where the link is gone."""
@@ -155,7 +149,7 @@ class Delivery:
             uep.pumping = False
 
     async def _send_page(self, uep: Uep) -> bool:
-        """Take tasks from the queue and send them; False where they could not be sent."""
+        """Take tasks from the queue and send them; False where the link has gone (see `_send_direct`)."""
         peer, limit = uep.peer, min(uep.credit, PAGE_TASKS)
         uep.credit -= limit
         # Before the store is asked: what is added while it answers sets this again.
@@ -165,10 +159,7 @@ class Delivery:
         if not tasks:
             return True
         uep.has_queued = uep.has_queued or self._board.store.has_queued(uep.row)
-        if uep.peer is peer and self._send_tasks(uep, tasks):
-            return True
-        self._put_back(uep, [task.row for task in tasks])
-        return False
+        return uep.peer is peer and uep.state is UepState.ONLINE and self._send_tasks(uep, tasks)
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -221,7 +212,12 @@ class Delivery:
 
     def returned(self, uep: Uep, rows: list[int]) -> None:
         """A user endpoint gives rows back that it has not started."""
-        self._put_back(uep, rows)
+
+        def queued(_count: int) -> None:
+            uep.has_queued = True
+            self.pump(uep)
+
+        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
 
     def take_back(self, uep: Uep) -> None:
         """Queue again everything that was sent and not started."""

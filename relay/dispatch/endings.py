@@ -42,7 +42,7 @@ class Endings:
         self._delivery.flush_started()
         requeued, lost = await self._board.insist(lambda tx: _release(tx, uep.row, key))
         uep.has_queued = uep.has_queued or bool(requeued)
-        uep.unsettled = bool(lost)
+        uep.unsettled, uep.last_end = bool(lost), text
         endpoint = self._board.store.endpoint(uep.record.endpoint_id)
         if endpoint is None or endpoint.deleted_at:
             await self.lose(uep, lost, "the endpoint was deleted")
