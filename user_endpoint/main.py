@@ -13,7 +13,10 @@ import os
 import sys
 from typing import NoReturn
 
-from user_endpoint import inherited
+from user_endpoint import (
+    inherited,
+    light,  # noqa: F401  # before anything imports msgspec
+)
 from user_endpoint.outermost import name_process, run_and_exit
 from user_endpoint.report import Reporter, StartFailure
 

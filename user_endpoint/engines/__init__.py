@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mep_wire.errors import EngineFailed
 from user_endpoint import settings
@@ -11,8 +11,7 @@ from user_endpoint.engines.base import Engine
 from user_endpoint.workers.forkserver import Server
 
 
-@dataclass(frozen=True, slots=True)
-class EnginePlace:
+class EnginePlace(NamedTuple):
     """What an engine may use of its user endpoint's: directories, and where its first worker processes come from."""
 
     run_directory: str

@@ -1,0 +1,20 @@
+"""Imported first: lets msgspec load without typing_extensions.
+
+msgspec takes from there only what Python's own typing has since 3.11, and goes without if it cannot be
+imported. It brings inspect, ast, dis and tokenize along: 10 ms of each start and 2 MB of each user endpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_NAME = "typing_extensions"
+_modules: dict[str, Any] = sys.modules
+
+if _NAME not in _modules and "msgspec" not in _modules:
+    _modules[_NAME] = None  # an import of it raises ImportError
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        del _modules[_NAME]  # others may import it
