@@ -245,4 +245,6 @@ def exec_server() -> Server:
 
 
 if __name__ == "__main__":
+    import user_endpoint.light  # noqa: F401  # before anything imports msgspec
+
     run_and_exit(lambda: serve_forks(_socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))
