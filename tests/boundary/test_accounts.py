@@ -36,6 +36,8 @@ def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = No
         ({"name": "root"}, "root is never used"),
         ({"uid": 2**32 - 1}, "no change"),
         ({"gid": 2**32 - 1}, "no change"),
+        ({"uid": 65534}, "nobody in particular"),
+        ({"name": "nobody"}, "nobody in particular"),
         ({"name": "mep"}, "own accounts"),
         ({"uid": 999}, "own accounts"),
         ({}, ""),

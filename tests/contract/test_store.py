@@ -190,6 +190,24 @@ def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Sto
     assert store.open_tasks(alice.account_id) == 1
 
 
+def test_an_unlinked_identity_is_a_person_of_its_own_and_takes_its_tokens_along(store: Store) -> None:
+    alice, lab = add_person(store, "alice@example.edu"), add_person(store, "alice@lab.example.org")
+    do(store, lambda tx: tx.add_token(b"1" * 32, alice, 1.0))
+    do(store, lambda tx: tx.add_token(b"2" * 32, lab, 1.0))
+    do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
+    uep = add_uep(store, account=alice.account_id)
+
+    do(store, lambda tx: tx.move_identity(lab.identity_id, "new-account"))
+
+    assert store.caller(b"1" * 32) == alice
+    assert store.caller(b"2" * 32) == Caller("new-account", lab.identity_id)
+    for account_id, username in ((alice.account_id, "alice@example.edu"), ("new-account", "alice@lab.example.org")):
+        people = store.identity_set(account_id)
+        assert people is not None
+        assert [one.username for one in people.identities] == [username]
+    assert store.uep(uep.uep_id).account_id == alice.account_id  # type: ignore[union-attr]
+
+
 def test_a_removed_person_has_no_identity_and_no_token(store: Store) -> None:
     alice = add_person(store, "alice@example.edu")
     do(store, lambda tx: tx.add_token(b"h" * 32, alice, 1.0))
