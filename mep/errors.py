@@ -53,6 +53,9 @@ class Refusal(enum.StrEnum):
     START_FAILED = "START_FAILED"
     START_TIMEOUT = "START_TIMEOUT"
     SITE_BUSY = "SITE_BUSY"
+    AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TOO_MANY_PROCESSES = "TOO_MANY_PROCESSES"
 
 
 PUBLIC_TEXTS: dict[Refusal, str] = {
@@ -66,6 +69,11 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
     "Tell its administrators, with the correlation id.",
     Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
+    Refusal.AUDIT_UNAVAILABLE: "The site cannot record starts just now, and starts nothing that it cannot record. "
+    "Your tasks wait.",
+    Refusal.OUT_OF_MEMORY: "Your process at the site ran out of memory ({limit}). Use less, or ask its administrators.",
+    Refusal.TOO_MANY_PROCESSES: "Your process at the site reached its number of processes and threads ({limit}). "
+    "Start fewer.",
 }
 """The sentences of mep_wire.errors that monitor and keeper say themselves; the others come from the mapper."""
 

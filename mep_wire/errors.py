@@ -245,6 +245,13 @@ class SiteBusy(MepError):
     http_status = 503
 
 
+class AuditUnavailable(MepError):
+    """The site cannot record starts just now, and starts nothing that it cannot record. Your tasks wait."""
+
+    code = "AUDIT_UNAVAILABLE"
+    http_status = 503
+
+
 class EndpointMisconfigured(MepError):
     """The endpoint's configuration is at fault, not your request. Tell its administrators, with the correlation id."""
 
@@ -318,6 +325,18 @@ class ResultTooLarge(MepError):
     """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path."""
 
     code = "RESULT_TOO_LARGE"
+
+
+class OutOfMemory(MepError):
+    """Your process at the site ran out of memory ({limit}). Use less, or ask its administrators."""
+
+    code = "OUT_OF_MEMORY"
+
+
+class TooManyProcesses(MepError):
+    """Your process at the site reached its number of processes and threads ({limit}). Start fewer."""
+
+    code = "TOO_MANY_PROCESSES"
 
 
 class WorkerLost(MepError):

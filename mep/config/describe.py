@@ -36,6 +36,8 @@ def type_text(kind: Any) -> str:
         return " or ".join(type_text(one) for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is list:
         return "list of texts"
+    if get_origin(kind) is dict:
+        return "mapping of names"
     return {bool: "true/false", int: "whole number", float: "number", str: "text"}[kind]
 
 
@@ -47,8 +49,8 @@ def _note(declared: Field[Any]) -> str:
 
 def _scalar(value: Any) -> str:
     """Return a value as YAML in one line (YAML 1.2 takes JSON as it is)."""
-    if isinstance(value, list) and not value:
-        return "[]"
+    if isinstance(value, list | dict) and not value:
+        return "[]" if isinstance(value, list) else "{}"
     return json.dumps(value)
 
 
@@ -69,7 +71,7 @@ def commented_config(values: Mapping[str, Any]) -> str:
         else:
             default = _default(declared)
             example = declared.metadata["example"]
-            shown = example if example is not None and default in (None, []) else default
+            shown = example if example is not None and default in (None, [], {}) else default
             lines.append(f"{indent or '#'}{name}: {_scalar(shown)}")
     return "\n".join(lines) + "\n"
 

@@ -112,6 +112,8 @@ class _Reader:
         raise ConfigRefused(where, prefix + key, f"unknown key{hint}")
 
     def _value(self, node: yaml.Node, kind: Any, key: str) -> Any:
+        if get_origin(kind) is dict:
+            return self._named(node, get_args(kind)[1], key)
         if isinstance(kind, type) and is_dataclass(kind):
             if isinstance(node, yaml.MappingNode):
                 return self.section(node, kind, f"{key}.")
@@ -124,6 +126,18 @@ class _Reader:
                 return converted
         wanted = " or ".join(_describe(one) for one in kinds)
         raise ConfigRefused(self._where(node), key, f"must be {wanted}, and is {_shown(value)}")
+
+    def _named(self, node: yaml.Node, kind: type[Any], key: str) -> dict[str, Any]:
+        """Read a mapping of names, which are not declared, to sections of one kind."""
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigRefused(self._where(node), key, "must be a mapping of names to values")
+        found: dict[str, Any] = {}
+        for name_node, value in node.value:
+            name = self.plain(name_node)
+            if not isinstance(name, str) or name in found:
+                raise ConfigRefused(self._where(name_node), key, "every name must be a text, and stand once")
+            found[name] = self._value(value, kind, f"{key}.{name}")
+        return found
 
 
 def _convert(value: Any, kind: Any) -> tuple[bool, Any]:

@@ -44,6 +44,20 @@ def one_of(*words: str) -> Check:
     return lambda value: "" if value in words else f"must be {' or '.join(words)}"
 
 
+SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _size(value: int | str | None) -> str:
+    ok = value is None or (
+        value > 0 if isinstance(value, int) else re.fullmatch(r"[1-9][0-9]*(\.[0-9]+)?[KMGT]?", value)
+    )
+    return "" if ok else "must be a number of bytes, or one with K, M, G or T (512M, 1.5G)"
+
+
+def _groups(value: dict[str, Any]) -> str:
+    return _names(list(value))
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine."""
     if host == "localhost":
@@ -170,6 +184,79 @@ class PostStopHookOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitValues:
+    """What user endpoints may use; what is absent is not limited."""
+
+    memory_max: int | str | None = option(
+        "Memory of one user endpoint; beyond, the kernel kills.", None, unit="bytes", check=_size, example="4G"
+    )
+    memory_high: int | str | None = option(
+        "Memory of one user endpoint; beyond, the kernel slows it down.", None, unit="bytes", check=_size, example="3G"
+    )
+    cpu_max: float | None = option(
+        "Processors of one user endpoint.", None, unit="processors", check=at_least(0.01), example=2.0
+    )
+    tasks_max: int | None = option(
+        "Processes and threads of one user endpoint.", None, check=at_least(16), example=1000
+    )
+    io_weight: int | None = option(
+        "Share of disks of one user endpoint, 1 to 10000, where everybody else has 100.",
+        None,
+        check=lambda value: "" if value is None else between(1, 10000)(value),
+        example=50,
+    )
+    person_memory_max: int | str | None = option(
+        "memory_max of all user endpoints of one account together.", None, unit="bytes", check=_size, example="16G"
+    )
+    person_memory_high: int | str | None = option(
+        "memory_high of all user endpoints of one account together.", None, unit="bytes", check=_size, example="12G"
+    )
+    person_cpu_max: float | None = option(
+        "cpu_max of all user endpoints of one account together.",
+        None,
+        unit="processors",
+        check=at_least(0.01),
+        example=4.0,
+    )
+    person_tasks_max: int | None = option(
+        "tasks_max of all user endpoints of one account together.", None, check=at_least(16), example=4000
+    )
+    person_io_weight: int | None = option(
+        "io_weight of all user endpoints of one account together.",
+        None,
+        check=lambda value: "" if value is None else between(1, 10000)(value),
+        example=50,
+    )
+    open_files: int | None = option(
+        "Open files of each process (RLIMIT_NOFILE).", None, check=at_least(64), example=65536
+    )
+    file_size: int | str | None = option(
+        "Largest file that a process may write (RLIMIT_FSIZE).", None, unit="bytes", check=_size, example="100G"
+    )
+    processes: int | None = option(
+        "Processes and threads of the account, wherever they came from (RLIMIT_NPROC).",
+        None,
+        check=at_least(16),
+        example=4000,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsOptions(LimitValues):
+    """What user endpoints may use. memory, cpu, tasks and io need cgroup v2 with systemd, or without it, and root."""
+
+    by_group: dict[str, LimitValues] = field(
+        default_factory=dict,
+        metadata=about(
+            "Values of this section for the members of UNIX groups, in place of everybody's. The first group that an "
+            "account is in decides.",
+            check=_groups,
+            example={"staff": {"memory_max": "16G"}},
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointOptions:
     """The keys of config.yaml."""
 
@@ -204,6 +291,10 @@ class EndpointOptions:
     )
     audit_log_path: str | None = option(
         "Where each start and end of a user endpoint is recorded. Absent: audit.log in the state directory.", None
+    )
+    audit_required: bool = option(
+        "Start no user endpoint whose start cannot be recorded in the audit log (a full disk, for instance).",
+        default=False,
     )
     log_path: str | None = option(
         "Where a detached endpoint logs. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
@@ -243,6 +334,7 @@ class EndpointOptions:
     post_stop_hook: PostStopHookOptions = field(default_factory=PostStopHookOptions, metadata=about(""))
     policy: PolicyOptions = field(default_factory=PolicyOptions, metadata=about(""))
     caps: CapsOptions = field(default_factory=CapsOptions, metadata=about(""))
+    limits: LimitsOptions = field(default_factory=LimitsOptions, metadata=about(""))
 
 
 IGNORED_KEYS: dict[str, str] = {

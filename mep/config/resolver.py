@@ -21,6 +21,7 @@ from mep.config.accounts import system_account
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
 from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
+from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths, Roots
 from mep.config.privileges import checked_hook, checked_pam
@@ -60,6 +61,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
     schema = _schema(where, options)
     warnings += _drift(where, options, registration, facts(where.name, options, schema, multi_user=multi_user))
     bundle = _bundle(where, document, registration, schema, multi_user=multi_user)
+    limits, group_limits = resolved_limits(where, options)
     resolved = Resolved(
         name=where.name,
         multi_user=multi_user,
@@ -76,6 +78,9 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, multi_user=multi_user),
         resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
+        limits=limits,
+        group_limits=group_limits,
+        audit_required=options.audit_required,
         pam=checked_pam(where, options, warnings, multi_user=multi_user),
         setuid_programs=options.setuid_programs == "allow",
         pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),

@@ -19,6 +19,7 @@ class Audit:
     def __init__(self, path: str, log: Log) -> None:
         self._path, self._log = path, log
         self._descriptor = -1
+        self._torn = False
         self.reopen()
 
     def reopen(self, path: str | None = None) -> None:
@@ -33,14 +34,22 @@ class Audit:
             os.close(self._descriptor)
         self._descriptor = descriptor
 
-    def write(self, event: str, **fields: object) -> None:
-        """Append a record of `event`. A record that cannot be written is logged as an error."""
+    def write(self, event: str, **fields: object) -> bool:
+        """Append a record of `event`; False where that cannot be done, which is logged as an error."""
         if self._descriptor < 0:
-            return
+            return False
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        line = json.dumps({"time": stamp, "event": event, **fields}) + "\n"
+        line = json.dumps({"time": stamp, "event": event, **fields}).encode() + b"\n"
+        if self._torn:
+            line = b"\n" + line
         try:
-            os.write(self._descriptor, line.encode())
+            written = os.write(self._descriptor, line)
         except OSError as error:
             self._log.error("the audit log cannot be written", path=self._path, error=error.strerror)
+            return False
+        # On a disk that is full the beginning of a record may be there: the next begins on a line of its own.
+        self._torn = written < len(line)
+        if self._torn:
+            self._log.error("the audit log cannot be written", path=self._path, error="the disk is full")
+        return not self._torn

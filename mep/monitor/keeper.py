@@ -15,18 +15,21 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
-from mep.boundary.resolved import Hook
+from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
 from mep.errors import BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
+from mep.monitor.cgroup import Cgroup
 from mep.monitor.hooks import STOPPING, HookResult, run_hook
+from mep.monitor.placing import Placing, limits_of
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
@@ -57,6 +60,8 @@ class KeeperOrder:
     setuid_programs: bool = False
     pre_start_hook: Hook = field(default_factory=Hook)
     post_stop_hook: Hook = field(default_factory=Hook)
+    limits: Limits = field(default_factory=Limits)
+    group_limits: Sequence[GroupLimits] = ()
     endpoint: str = ""
     identities: str = ""
     """For hooks: what the mapper wrote for the audit log."""
@@ -103,6 +108,7 @@ class Keeper:
         self._records = Records(order.runtime_dir)
         self._record = new_record(order.uep_id, order.local_user, order.correlation_id)
         self._session: Session | None = None
+        self._group: Cgroup | None = None
         self._prepared: Account | None = None
         """The account of a start that post_stop_hook has to hear of."""
 
@@ -150,9 +156,14 @@ class Keeper:
         order = self._order
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
         inherited = [null, null, null, *documents, theirs.fileno()]
+        limits = limits_of(account, order.limits, order.group_limits)
+        placing = Placing(order.endpoint, order.uep_id, account, limits)
         try:
             account = self._log_in(account)
-            pid, stages = spawn(_plan(order, account, inherited, self._session))
+            pid, stages = spawn(_plan(order, account, inherited, self._session, placing))
+        except BaseException:
+            placing.close()
+            raise
         finally:
             if self._session is not None:
                 self._session.keep()
@@ -160,7 +171,7 @@ class Keeper:
             for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
                 os.close(descriptor)
         self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="")
-        self._await_exec(pid, stages)
+        self._await_exec(pid, stages, placing)
         ours.setblocking(False)
         return pid, ours
 
@@ -181,7 +192,9 @@ class Keeper:
         self._update(detail=f"at {stage.name}")
 
     def _undo(self) -> None:
-        """When all is over: close the session, and tell the administrator's hook."""
+        """When all is over: let go of group and session, and tell the administrator's hook."""
+        if self._group is not None:
+            self._group.close()
         if self._session is not None:
             self._session.close()
         if self._prepared is not None and self._order.post_stop_hook.path:
@@ -239,9 +252,12 @@ class Keeper:
 
     # --- from exec on -----------------------------------------------------------------------------------
 
-    def _await_exec(self, pid: int, stages: StageReport) -> None:
-        """Return once exec has worked. Raises SpawnFailed, having reaped the child."""
+    def _await_exec(self, pid: int, stages: StageReport, placing: Placing) -> None:
+        """Put the child into its group; return once exec has worked. Raises SpawnFailed, having reaped the child."""
         try:
+            self._group = placing.admit(pid, self._left)
+            if self._group is not None:
+                self._update(cgroup=self._group.path)
             while not stages.finished():
                 if not wait_readable([stages.fileno()], self._left()):
                     raise SpawnFailed(Stage.EXEC, 0, f"not done in {self._order.start_timeout_s:g} s")
@@ -250,13 +266,15 @@ class Keeper:
             os.waitpid(pid, 0)
             raise
         finally:
+            placing.close()
             stages.close()
 
     def _supervise(self, pid: int, report: socket.socket) -> None:
         self._tell(Spawned(pid=pid))
         supervisor = Supervisor(
-            pid, report, self._channel, self._wakeup, self._log, stop_grace_s=self._order.stop_grace_s
-        )
+            pid, report, self._channel, self._wakeup, self._log,
+            stop_grace_s=self._order.stop_grace_s, group=self._group,
+        )  # fmt: skip
         ending = supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING))
         self._end(ending)
         supervisor.tell(ending.message())
@@ -311,7 +329,9 @@ class Keeper:
         return max(0.0, self._deadline - time.monotonic())
 
 
-def _plan(order: KeeperOrder, account: Account, inherited: list[int], session: Session | None) -> SpawnPlan:
+def _plan(
+    order: KeeperOrder, account: Account, inherited: list[int], session: Session | None, placing: Placing
+) -> SpawnPlan:
     return SpawnPlan(
         account=account,
         switch=order.switch,
@@ -331,6 +351,8 @@ def _plan(order: KeeperOrder, account: Account, inherited: list[int], session: S
         setuid_programs=order.setuid_programs,
         prepared=session is not None,
         keyring=session is not None and session.keyring,
+        gate=placing.gate,
+        rlimits=placing.rlimits,
     )
 
 

@@ -12,9 +12,11 @@ import signal
 from typing import TYPE_CHECKING
 
 from mep.boundary import messages as m
+from mep.boundary.cgroups import ROOT
 from mep.boundary.channel import Channel
 from mep.errors import Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
+from mep.monitor.cgroup import kill, remove
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 LATE_S = 5.0
 """How much longer than its own deadline a keeper may take before the monitor ends it."""
+
+BURY_S = 1.0
+"""After how long a group whose processes were killed is removed."""
 
 
 class Keepers:
@@ -49,6 +54,10 @@ class Keepers:
                 text = public_text(Refusal.SITE_BUSY, limit=limit)
                 self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, stage="CAPS")
                 return
+            if not self._recorded(start) and self._monitor.resolved.audit_required:
+                code = Refusal.AUDIT_UNAVAILABLE
+                self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, code, public_text(code), stage="CAPS")
+                return
             self._fork(start, descriptor)
         except OSError as error:
             text = public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
@@ -58,6 +67,13 @@ class Keepers:
             )  # fmt: skip
         finally:
             os.close(descriptor)
+
+    def _recorded(self, start: Start) -> bool:
+        """Record what is about to be tried: later a user endpoint would run of which there may be no record."""
+        return self._monitor.audit.write(
+            "request", uep_id=start.uep_id, local_user=start.local_user, identities=start.identities,
+            correlation_id=start.correlation_id,
+        )  # fmt: skip
 
     def _fork(self, start: Start, descriptor: int) -> None:
         ours, theirs = Channel.pair()
@@ -98,6 +114,8 @@ class Keepers:
             setuid_programs=resolved.setuid_programs,
             pre_start_hook=resolved.pre_start_hook,
             post_stop_hook=resolved.post_stop_hook,
+            limits=resolved.limits,
+            group_limits=resolved.group_limits,
             endpoint=resolved.name,
             identities=start.identities,
         )
@@ -151,7 +169,7 @@ class Keepers:
         endpoint.mapped_at = endpoint.admitted_at = self._monitor.loop.clock()
         endpoint.check_due = endpoint.admitted_at + self._monitor.resolved.manager.recheck_interval_s
         pids = {"uid": endpoint.uid, "pid": endpoint.pid, "keeper_pid": endpoint.keeper_pid}
-        self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", **pids)
+        self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", policy="admitted", **pids)
         self._monitor.status.changed()
         self._monitor.starts.pump()
 
@@ -203,6 +221,7 @@ class Keepers:
         else:
             if record is not None:
                 kill_user_endpoint(record)
+                self._bury(record.cgroup)
             code, public = "USER_ENDPOINT_LOST", "The user endpoint's keeper was killed."
             detail = "the keeper ended without a record; what was left was killed"
         if endpoint.ready:
@@ -212,6 +231,13 @@ class Keepers:
         if code == "USER_ENDPOINT_LOST":
             code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
         self._answer(endpoint, code, public, detail=detail)
+
+    def _bury(self, path: str) -> None:
+        """End what is left in the group of a user endpoint whose keeper was killed."""
+        if not path.startswith(ROOT + "/"):
+            return
+        kill(path)
+        self._monitor.loop.after(BURY_S, lambda: remove(path, tries=1))
 
     def revoke(self, endpoint: UserEndpoint, code: str, public: str) -> None:
         """End a user endpoint that its person may not have any more."""

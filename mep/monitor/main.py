@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 
+from mep.boundary import cgroups
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
@@ -93,6 +94,8 @@ def run(resolved: Resolved, bundle: int) -> None:
 def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoints) -> Monitor:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
         os.setsid()
+    if problem := cgroups.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):
+        raise ConfigRefused(resolved.name, "limits", problem)
     for path in (resolved.log_path, resolved.audit_path):
         if path:
             ensure_directory(os.path.dirname(path), None, OTHERS_WRITE)

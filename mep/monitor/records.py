@@ -38,6 +38,8 @@ class KeeperRecord:
     state: str = STARTING
     uid: int = -1
     source: str = ""
+    cgroup: str = ""
+    """The path of its control group, where it has one of its own."""
     uep_pid: int = 0
     uep_start: int = 0
     status: int = 0

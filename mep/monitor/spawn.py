@@ -57,6 +57,10 @@ class SpawnPlan:
     """Whether limits and umask are PAM's by now, and stay."""
     keyring: bool = False
     """Whether PAM made a session keyring for it."""
+    gate: tuple[int, int] | None = None
+    """A pipe at which it waits until its parent has put it into its control group, and has written so."""
+    rlimits: Sequence[tuple[int, int]] = ()
+    """Limits of the site's, each as number and value, over whatever else there is."""
 
 
 class StageReport:
@@ -140,6 +144,10 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
     """The order matters: bounding set and securebits can only be changed before the uid, groups likewise."""
     account = plan.account
     deny = not plan.setuid_programs
+    waiting: list[tuple[Stage, Callable[[], None]]] = []
+    if plan.gate is not None:
+        ours, theirs = plan.gate
+        waiting = [(Stage.CGROUP, lambda: _wait_at(ours, theirs))]
     become: list[tuple[Stage, Callable[[], None]]] = [
         *([(Stage.CAPABILITIES, _give_up_capabilities)] if deny else []),
         (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
@@ -147,7 +155,9 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
         (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
     ]
     return [
+        *waiting,
         *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
+        *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
         *(become if plan.switch else []),
         (Stage.SETUID, lambda: _closed_and_bound_to(parent)),
         (Stage.CAPABILITIES, syscalls.clear_capabilities),
@@ -168,6 +178,20 @@ def reset_signals() -> None:
         if number not in {signal.SIGKILL, signal.SIGSTOP} and signal.getsignal(number) is not None:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _wait_at(ours: int, theirs: int) -> None:
+    os.close(theirs)  # so that the parent's end is end-of-file here
+    if os.read(ours, 1) != b"\1":
+        raise SpawnFailed(Stage.CGROUP, errno.ESRCH, "the parent did not let it go on")
+    os.close(ours)
+
+
+def _limit(rlimits: Sequence[tuple[int, int]]) -> None:
+    for number, value in rlimits:
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
 
 
 def prepare(open_files: tuple[int, int] | None) -> None:

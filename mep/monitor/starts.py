@@ -30,7 +30,7 @@ MAX_HELD_BYTES = 64 * 1024 * 1024
 """Documents of waiting starts, all together; beyond, starts are `unavailable`."""
 _TRY_AGAIN = frozenset(
     {
-        Refusal.SITE_BUSY, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
+        Refusal.SITE_BUSY, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
         "STOPPED", "RELAY_UNREACHABLE", "RELAY_UNAVAILABLE", "JOIN_REFUSED",
     }
 )  # fmt: skip

@@ -19,6 +19,7 @@ from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
 from mep.boundary.messages import KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.errors import BoundaryViolation, Refusal, Stage, public_text
+from mep.monitor.cgroup import Cgroup
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 _MAX_REPORT_BYTES = 4096
@@ -75,10 +76,11 @@ class Supervisor:
     """Waits for one user endpoint, its reports, the monitor's orders and signals."""
 
     def __init__(
-        self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *, stop_grace_s: float
-    ) -> None:
+        self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
+        stop_grace_s: float, group: Cgroup | None = None,
+    ) -> None:  # fmt: skip
         self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
-        self._grace_s = stop_grace_s
+        self._grace_s, self._group = stop_grace_s, group
         self._ready = False
         self._status: int | None = None
         self._said: Report | None = None
@@ -99,11 +101,15 @@ class Supervisor:
                 self._signal(signal.SIGKILL)
             decided = self._ready or self._stopped is not None or self._said is not None
             until = self._kill_at if decided else min(ready_by, self._kill_at)
-            wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now))
+            wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now), self._urgent())
+            if self._group is not None:
+                self._group.look()
             self._take_signals()
             self._take_reports(on_ready)
             self._take_orders()
         self._take_reports(on_ready)
+        if self._group is not None:
+            self._group.end()
         kill_descendants()
         return self._ending(self._status)
 
@@ -123,6 +129,9 @@ class Supervisor:
         if self._channel is not None:
             found.append(self._channel.fileno())
         return found
+
+    def _urgent(self) -> list[int]:
+        return self._group.urgent() if self._group is not None else []
 
     def _monitor_gone(self) -> None:
         if self._channel is not None:
@@ -202,6 +211,8 @@ class Supervisor:
             why = self._stopped
             stage = None if self._ready else Stage.READY
             return Ending(why.code, why.public, f"{why.detail}; {detail}", status, stage)
+        if self._group is not None and (over := self._group.excess()) and not self._ended_well():
+            return Ending(*over, f"{over[1]}; {detail}", status, None if self._ready else Stage.READY)
         if self._said is not None:
             stage = None if self._ready else Stage.READY
             return Ending(self._said.code, self._said.public, f"{self._said.detail}; {detail}", status, stage)
@@ -209,6 +220,10 @@ class Supervisor:
             text = public_text(Refusal.START_FAILED, stage=Stage.READY.name)
             return Ending(Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, Stage.READY)
         return Ending(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
+
+    def _ended_well(self) -> bool:
+        """Whether it ended in good order, in which case a limit that was met before is no reason."""
+        return self._said is not None and self._said.kind == "ENDED"
 
 
 def describe_status(status: int) -> str:

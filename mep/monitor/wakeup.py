@@ -33,9 +33,14 @@ def _ignored(_number: int, _frame: object) -> None:
     """The byte in the pipe is all that is wanted."""
 
 
-def wait_readable(descriptors: Sequence[int], seconds: float | None) -> bool:
-    """Wait until one of `descriptors` is readable or at its end; False after `seconds` (None: for ever)."""
+def wait_readable(descriptors: Sequence[int], seconds: float | None, urgent: Sequence[int] = ()) -> bool:
+    """Wait until one of `descriptors` is readable or at its end; False after `seconds` (None: for ever).
+
+    `urgent` are files of the kernel's that say by POLLPRI that their content has changed.
+    """
     poller = select.poll()
     for descriptor in descriptors:
         poller.register(descriptor, select.POLLIN)
+    for descriptor in urgent:
+        poller.register(descriptor, select.POLLPRI)
     return bool(poller.poll(None if seconds is None else seconds * 1000))

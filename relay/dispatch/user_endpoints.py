@@ -94,7 +94,7 @@ class UserEndpoints:
         if found.over:
             self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=found.over)))
         if found.lost:
-            reason = f"{uep.last_end or 'its process ended'} It left no result of the task."
+            reason = f"{uep.last_end or 'Its process ended.'} It left no result of the task."
             self._board.run(self._endings.lose(uep, found.lost, reason))
         self._delivery.pump(uep)
 

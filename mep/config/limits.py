@@ -1,0 +1,40 @@
+"""The `limits` of config.yaml: what is accepted, and what the monitor is given. Used by options.py and the resolver."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from mep.boundary import cgroups
+from mep.boundary.resolved import GroupLimits, Limits
+from mep.config.options import SIZE_UNITS, EndpointOptions, LimitValues
+from mep.config.paths import EndpointPaths
+from mep.errors import ConfigRefused
+
+_SIZES = frozenset({"memory_max", "memory_high", "person_memory_max", "person_memory_high", "file_size"})
+
+
+def size(value: int | str) -> int:
+    """Return the bytes that a checked size means: a number, or one with K, M, G or T."""
+    if isinstance(value, int):
+        return value
+    number, unit = re.fullmatch(r"([0-9.]+)([KMGT]?)", value).groups()  # type: ignore[union-attr]  # was checked
+    return int(float(number) * SIZE_UNITS[unit])
+
+
+def _values(options: LimitValues) -> dict[str, Any]:
+    found = {one.name: getattr(options, one.name) for one in fields(LimitValues)}
+    return {name: size(value) if name in _SIZES else value for name, value in found.items() if value is not None}
+
+
+def resolved_limits(where: EndpointPaths, options: EndpointOptions) -> tuple[Limits, list[GroupLimits]]:
+    """Return everybody's limits and those of groups. Raises ConfigRefused where this host cannot."""
+    common = _values(options.limits)
+    limits = Limits(**common)
+    groups = [
+        GroupLimits(group, Limits(**{**common, **_values(own)})) for group, own in options.limits.by_group.items()
+    ]
+    if problem := cgroups.problem([limits, *(one.limits for one in groups)]):
+        raise ConfigRefused(str(where.config), "limits", problem)
+    return limits, groups
