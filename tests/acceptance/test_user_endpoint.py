@@ -420,6 +420,27 @@ def test_template_at_fault(relay: FakeRelay, home: pathlib.Path) -> None:
         assert "ENDPOINT_MISCONFIGURED" in uep.log()
 
 
+def test_setup_and_teardown(relay: FakeRelay, home: pathlib.Path) -> None:
+    commands = f"endpoint_setup: touch {home}/up\nendpoint_teardown: echo bye > {home}/down\n"
+    with UepProcess(relay, home, template=TEMPLATE + commands) as uep:
+        up(relay, uep)
+        assert (home / "up").exists()
+        assert not (home / "down").exists()
+        uep.signal(signal.SIGTERM)
+        relay.expect(messages.Goodbye)
+        uep.wait()
+        assert (home / "down").read_text() == "bye\n"
+
+
+def test_setup_that_fails(relay: FakeRelay, home: pathlib.Path) -> None:
+    with UepProcess(relay, home, template=TEMPLATE + "endpoint_setup: echo no module >&2; exit 3\n") as uep:
+        report = uep.next_report()
+        assert report[:2] == ["FAILED", "ENDPOINT_MISCONFIGURED"]
+        assert "status 3" in report[3]
+        uep.wait()
+        assert "no module" in uep.log()
+
+
 def test_config_at_fault(relay: FakeRelay, home: pathlib.Path) -> None:
     schema = {"type": "object", "properties": {"WORKERS": {"type": "integer"}}}
     with UepProcess(relay, home, schema=schema, config={"WORKERS": "many"}) as uep:
