@@ -93,41 +93,6 @@ class GroupLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one user endpoint may use, and (`person_`) one account with all of its user endpoints. 0 is no limit."""
-
-    memory_max: int = 0
-    """Bytes: beyond, the kernel kills."""
-    memory_high: int = 0
-    """Bytes: beyond, the kernel slows down and takes memory back."""
-    cpu_max: float = 0.0
-    """Processors."""
-    tasks_max: int = 0
-    """Processes and threads."""
-    io_weight: int = 0
-    """1 to 10000; everybody else has 100."""
-    person_memory_max: int = 0
-    person_memory_high: int = 0
-    person_cpu_max: float = 0.0
-    person_tasks_max: int = 0
-    person_io_weight: int = 0
-    open_files: int = 0
-    """RLIMIT_NOFILE of each process."""
-    file_size: int = 0
-    """RLIMIT_FSIZE, in bytes."""
-    processes: int = 0
-    """RLIMIT_NPROC: of the account, wherever it came from."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLimits:
-    """The limits of the members of one UNIX group, in place of everybody's."""
-
-    group: str
-    limits: Limits
-
-
-@dataclass(frozen=True, slots=True)
 class ManagerSection:
     """The manager's configuration: what it is told at its start, and nothing else of the endpoint's."""
 
@@ -190,11 +155,6 @@ class Resolved:
     mapper: MapperSection
     resolver_argv: list[str]
     """What the monitor runs on SIGHUP to be given a new document."""
-    limits: Limits = field(default_factory=Limits)
-    group_limits: list[GroupLimits] = field(default_factory=list)
-    """The first group that an account is in decides."""
-    audit_required: bool = False
-    """Whether a start that cannot be recorded is refused."""
     limits: Limits = field(default_factory=Limits)
     group_limits: list[GroupLimits] = field(default_factory=list)
     """The first group that an account is in decides."""

@@ -63,8 +63,6 @@ class Uep:
     last_code: str = ""
     last_end: str = ""
     """What the manager said of the end of its last process."""
-    last_end: str = ""
-    """What the manager said of the end of its last process."""
     grace_until: float = 0.0
     """By the loop's clock: until then its absence from its manager's list proves nothing."""
     timer: asyncio.TimerHandle | None = None
