@@ -1,0 +1,138 @@
+"""Changes of a running endpoint's files as its administrator sees them in `mep status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.cli import Cli, open_directory
+from tests.support.relay import RelayProcess
+
+SOON_S = 10.0
+RULE = {"source": "{username}", "match": "x", "output": "x"}
+
+
+def document(count: int = 1) -> list[dict[str, Any]]:
+    return [{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [RULE]}] * count
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    with open_directory() as directory, RelayProcess(tmp_path_factory.mktemp("relay")) as relay:
+        mep = Cli(directory, variables={"MEP_TOKEN": relay.add_user("admin@example.edu")})
+        mep("configure", "site", "--multi-user", "--relay", relay.url)
+        mapping(mep).write_text(json.dumps(document()))
+        mep("start", "site", "--detach")
+        yield mep
+        mep("stop", "site", "--kill")
+
+
+def mapping(site: Cli) -> Path:
+    return site.path("etc", "site", "identity_mapping.json")
+
+
+def log(site: Cli) -> str:
+    return site.path("var", "site", "endpoint.log").read_text()
+
+
+def soon(what: Callable[[], Any]) -> float:
+    """Wait for it; return how long that took."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < SOON_S, "it did not happen"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def status(site: Cli) -> dict[str, Any]:
+    return dict(site.json("status", "site"))
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_name("new")
+    new.write_text(text)
+    new.chmod(0o644)
+    new.replace(path)
+
+
+@pytest.mark.parametrize("write", [Path.write_text, replace], ids=["in place", "renamed"])
+def test_a_changed_mapping_is_in_force_within_seconds(site: Cli, write: Callable[[Path, str], Any]) -> None:
+    count = 2 if write is replace else 3
+    write(mapping(site), json.dumps(document(count)))
+    took = soon(lambda: f"{count} documents" in status(site)["mapping"])
+    print(f"in force after {took:.1f} s")
+    assert status(site)["mapping_problem"] == ""
+    assert f"{count} documents" in log(site)
+
+
+@pytest.mark.parametrize("text", ["{", '[{"DATA_TYPE": "no_such_type#1.0.0"}]'])
+def test_a_broken_mapping_is_refused_and_the_old_one_stays(site: Cli, text: str) -> None:
+    before = status(site)["mapping"]
+    mapping(site).write_text(text)
+    soon(lambda: status(site)["mapping_problem"])
+    assert status(site)["mapping"] == before
+    assert "mapping refused, the one before stays" in log(site)
+    assert "cannot be used" in site("status", "site").stdout
+    mapping(site).write_text(json.dumps(document()))
+    soon(lambda: not status(site)["mapping_problem"])
+    assert status(site)["mapping"] != before
+
+
+def test_a_file_that_the_mapping_names(site: Cli) -> None:
+    account = pwd.getpwnam("mep-idmap")
+    secret = site.path("etc", "site", "ldap.password")
+    secret.write_text("one")
+    os.chown(secret, 0, account.pw_gid)
+    secret.chmod(0o640)
+    directory = {
+        "DATA_TYPE": "ldap_identity_mapping#1.0.0", "servers": ["ldaps://127.0.0.1:1"], "base": "dc=x",
+        "filter": "(mail={email})", "bind_dn": "cn=x", "password_file": str(secret),
+    }  # fmt: skip
+    replace(mapping(site), json.dumps([directory, *document()]))
+    soon(lambda: "2 documents" in status(site)["mapping"])
+    before = status(site)["mapping"]
+    time.sleep(1.1)  # the status has the time of loading in seconds
+    secret.write_text("another")
+    soon(lambda: status(site)["mapping"] != before)
+    secret.chmod(0o644)
+    soon(lambda: status(site)["mapping_problem"])
+    secret.chmod(0o640)
+    replace(mapping(site), json.dumps(document()))
+    soon(lambda: not status(site)["mapping_problem"])
+
+
+def test_sighup_takes_a_good_configuration_over_and_refuses_a_bad_one(site: Cli) -> None:
+    path = site.path("etc", "site", "config.yaml")
+    good = path.read_text()
+    pid = status(site)["pid"]
+    path.write_text(yaml.safe_dump({**yaml.safe_load(good), "policy": {"min_uid": 1234}}))
+    os.kill(pid, signal.SIGHUP)
+    soon(lambda: "configuration reloaded" in log(site))
+    for bad in ("policy: {min_uid: nonsense}\n", "recheck_interval_s: -1\n", "[", "no_such_key: 1\n"):
+        before = log(site).count("was not reloaded")
+        path.write_text(good + bad)
+        os.kill(pid, signal.SIGHUP)
+        soon(lambda n=before: log(site).count("was not reloaded") > n)
+    assert (status(site)["pid"], status(site)["state"]) == (pid, "up")
+    path.write_text(good)
+    os.kill(pid, signal.SIGHUP)
+    soon(lambda: log(site).count("configuration reloaded") == 2)
+
+
+def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
+    path, other = site.path("etc", "site", "config.yaml"), site.path("etc", "site", "other.json")
+    other.write_text(json.dumps(document(4)))
+    good = path.read_text()
+    path.write_text(good + f"identity_mapping_config_path: {other}\n")
+    os.kill(status(site)["pid"], signal.SIGHUP)
+    soon(lambda: "4 documents" in status(site)["mapping"])
+    soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
