@@ -107,7 +107,7 @@ class TaskGroupNotFound(MepError):
 
 
 class RouteNotFound(MepError):
-    """There is nothing at {method} {path}. See /docs or GET /openapi.json for what there is."""
+    """There is nothing at {method} {path}. See GET /openapi.json for what there is."""
 
     code = "ROUTE_NOT_FOUND"
     http_status = 404
