@@ -58,7 +58,8 @@ SCHEMA_VALUE = {
 def where() -> dict[str, Any]:
     import os
 
-    status = dict(line.split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
     return {
         "uids": os.getresuid(),
         "groups": sorted(os.getgroups()),

@@ -12,6 +12,7 @@ and, where those did not get away, from the workers' own notes, as far as this h
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import select
@@ -73,6 +74,7 @@ class GlobusComputeEngine:
         self._slots = self._plan.expected_slots(settings)
         self._draining = False
         self._broken: MepError | None = None
+        self._broken_until = 0.0
 
     # --- the contract ---------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class GlobusComputeEngine:
             os.eventfd_write(self._bell, 1)
 
     def _send(self, tasks: list[_Held]) -> None:
-        if self._broken is not None:
+        if self._broken is not None and time.monotonic() < self._broken_until:
             for held in tasks:
                 self._end(held, self._broken)
             self._ring()
@@ -209,6 +211,7 @@ class GlobusComputeEngine:
         message = protocol.decode_to_client(frame)
         if isinstance(message, protocol.Registered):
             self._blocks.registered(message.block_id, message.workers)
+            self._broken = None
             self._slots = message.workers * self._plan.most_nodes
             return
         for number in message.started:
@@ -221,7 +224,10 @@ class GlobusComputeEngine:
             if (held := self._forget(number)) is not None:
                 self._again(held)
         if message.lost:
-            self._lost_together(message.lost, "the node or block that had it is gone")
+            why = "its block was ended by the scheduler" if message.leaving else "the node or block that had it is gone"
+            self._lost_together(message.lost, why)
+        if message.leaving:
+            self._blocks.node_left()
 
     def _result(self, result: protocol.Result) -> None:
         held = self._forget(result.id)
@@ -307,8 +313,8 @@ class GlobusComputeEngine:
                     self._client.say(protocol.BlockEnded(block_id))
             case Restarted():
                 self._interchange_died()
-            case Broken(error, final):
-                self._give_up(error, final=final)
+            case Broken(error, until):
+                self._give_up(error, until)
 
     def _drop_client(self) -> None:
         if self._client is not None:
@@ -320,10 +326,11 @@ class GlobusComputeEngine:
         self._drop_client()
         self._lost_together(list(self._held), "Parsl's interchange was killed")
 
-    def _give_up(self, error: MepError, *, final: bool) -> None:
-        """End what waits, and where nothing can ever run, what comes."""
-        if final:
-            self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
+    def _give_up(self, error: MepError, until: float) -> None:
+        """End what waits, and what comes before `until`."""
+        self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
+        self._broken_until = until
+        if final := math.isinf(until):
             self._drop_client()
         waiting, self._waiting = self._waiting, []
         unstarted = [number for number, held in self._held.items() if final or not held.started]

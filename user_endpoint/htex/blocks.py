@@ -47,6 +47,8 @@ HOLD_OFF_S = 60.0
 """Seconds after which, when tasks still come, one more block is tried."""
 MAX_RESTARTS = 3
 _LOCAL_POLL_S = 0.5
+_SOONEST_POLL_S = 1.0
+"""Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
 _TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
 
 
@@ -66,10 +68,10 @@ class BlockGone:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """No task that waits can run, for this reason. Where `final`, none ever will."""
+    """No task that waits can run, nor any that comes before `until` (on time.monotonic), for this reason."""
 
     error: MepError
-    final: bool
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Blocks:
         self._news: list[News] = []
         self._outstanding = 0
         self._registered: list[str] = []
+        self._node_left = False
         self._workers_per_node = settings.max_workers_per_node or 0
         self._grace_s = 5.0
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
@@ -112,6 +115,8 @@ class Blocks:
         self._blocks: dict[str, _Block] = {}
         self._failed, self._hold_until, self._restarts = 0, 0.0, 0
         self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
+        self._changed = 0.0
+        """When a job was last submitted, seen to begin, or known to be ending."""
 
     # --- the engine's side ----------------------------------------------------------------------------
 
@@ -132,6 +137,12 @@ class Blocks:
         with self._lock:
             self._registered.append(block_id)
             self._workers_per_node = workers
+
+    def node_left(self) -> None:
+        """Say that a node has taken its leave: its job is ending."""
+        with self._lock:
+            self._node_left = True
+        self._wake.set()
 
     def take_news(self) -> list[News]:
         """Return what has happened since the last call."""
@@ -157,10 +168,10 @@ class Blocks:
                 if not self._ending.is_set():
                     self._look()
         except MepError as error:
-            self._tell(Broken(error, final=True))
+            self._tell(Broken(error, math.inf))
         except Exception as error:  # noqa: BLE001 - a thread's outermost frame: tasks wait for what it has to say
             _log.exception("blocks can no longer be looked after")
-            self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), final=True))
+            self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), math.inf))
         finally:
             self._end()
 
@@ -221,10 +232,27 @@ class Blocks:
             self._restart()
             return
         self._note_registered()
+        self._note_node_left(now)
         if now >= self._next_status:
-            self._next_status = now + (_LOCAL_POLL_S if self._plan.is_local else client.status_polling_interval)
             self._watch(client, now)
+            self._next_status = now + self._until_next_status(client, now)
         self._scale(client, now)
+
+    def _until_next_status(self, client: Client, now: float) -> float:
+        """Return the seconds until the scheduler is asked again: soon after a change, then ever more rarely."""
+        if self._plan.is_local:
+            return _LOCAL_POLL_S
+        return float(min(client.status_polling_interval, max(_SOONEST_POLL_S, (now - self._changed) / 4)))
+
+    def _note_change(self, now: float) -> None:
+        self._changed = now
+        self._next_status = min(self._next_status, now + _SOONEST_POLL_S)
+
+    def _note_node_left(self, now: float) -> None:
+        with self._lock:
+            left, self._node_left = self._node_left, False
+        if left:
+            self._note_change(now)
 
     def _note_registered(self) -> None:
         with self._lock:
@@ -294,6 +322,7 @@ class Blocks:
             elif status.state == JobState.RUNNING:
                 if not block.running:
                     block.running, block.since = True, now
+                    self._note_change(now)
                 if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
                     self._cancel(client, [block_id])
                     limit = self._settings.block_start_timeout_s
@@ -314,7 +343,8 @@ class Blocks:
             return  # what waits can run there
         last_words = (status.stderr_summary or status.message or "").strip()[-600:]
         reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
-        self._tell(Broken(EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason), final=False))
+        error = EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason)
+        self._tell(Broken(error, self._hold_until))
 
     # --- how many -------------------------------------------------------------------------------------
 
@@ -341,9 +371,11 @@ class Blocks:
 
     def _scale_out(self, count: int) -> None:
         assert self._client is not None, "started"
-        for block_id in self._client.scale_out_facade(count):
-            self._blocks[block_id] = _Block(self._client.blocks_to_job_id[block_id], time.monotonic())
-        self._write_record()
+        for _ in range(count):
+            for block_id in self._client.scale_out_facade(1):
+                self._blocks[block_id] = _Block(self._client.blocks_to_job_id[block_id], time.monotonic())
+            self._write_record()
+        self._note_change(time.monotonic())
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
             self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
 

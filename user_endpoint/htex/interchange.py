@@ -131,7 +131,7 @@ class BatchInterchange(Interchange):
             if manager.get("mep"):
                 self._managers_real.send_multipart([manager_id, frame])
 
-    def _report(self, **what: list[Any]) -> None:
+    def _report(self, **what: Any) -> None:
         if any(what.values()):
             self.results_outgoing.send(protocol.encode(protocol.Report(**what)))
 
@@ -141,8 +141,10 @@ class BatchInterchange(Interchange):
         for manager_id, frame in _frames(self._managers_real.recv_multipart):
             manager = self._ready_managers.get(manager_id)
             if protocol.is_ours(frame):
-                if manager is not None:
-                    self._from_pool(manager, frame)
+                if manager is not None and self._from_pool(manager, frame):
+                    del self._ready_managers[manager_id]
+                    interesting.discard(manager_id)
+                elif manager is not None:
                     interesting.add(manager_id)
                 continue
             self._one_message.give([manager_id, frame])
@@ -152,7 +154,8 @@ class BatchInterchange(Interchange):
                 registered = protocol.Registered(str(new["block_id"]), int(new["worker_count"]))
                 self.results_outgoing.send(protocol.encode(registered))
 
-    def _from_pool(self, manager: Any, frame: bytes) -> None:
+    def _from_pool(self, manager: Any, frame: bytes) -> bool:
+        """Pass a report on; returns whether it was the pool's last."""
         report = protocol.decode_report(frame)
         manager["last_heartbeat"] = time.time()
         ended = {result.id for result in report.results}.union(report.returned)
@@ -161,6 +164,7 @@ class BatchInterchange(Interchange):
             if not manager["tasks"]:
                 manager["idle_since"] = time.time()
         self.results_outgoing.send(frame)
+        return report.leaving
 
     def expire_bad_managers(self, interesting: set[bytes], radio: Any) -> None:
         """Give up nodes that have gone silent, and say which tasks went with them."""

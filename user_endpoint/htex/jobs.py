@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,5 +32,8 @@ class JobRecord:
         """Record that these jobs exist, and no others."""
         with contextlib.suppress(OSError):
             new = self._path.with_suffix(".new")
-            new.write_text(json.dumps({"provider": self._provider, "jobs": list(jobs)}))
+            with new.open("w") as file:
+                json.dump({"provider": self._provider, "jobs": list(jobs)}, file)
+                file.flush()
+                os.fsync(file.fileno())
             new.replace(self._path)

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -35,6 +35,7 @@ _LINGER_S = 0.002
 _LINK_DOWN_S = 15.0
 """Seconds without a connection to the interchange after which the node is given back to its scheduler."""
 _FEW = 2
+_GOODBYE_MS = 1000
 
 
 class InterchangeUnreachable(Exception):
@@ -153,10 +154,15 @@ class Pool:
         poller.register(self._engine.fileno(), zmq.POLLIN)
         link = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         poller.register(link, zmq.POLLIN)
+        ended = _told_to_end()
+        poller.register(ended, zmq.POLLIN)
         heard = beat = time.monotonic()
         while not self._leaving:
             ready = dict(poller.poll(self._timeout_ms(beat)))
             now = time.monotonic()
+            if ended in ready:
+                self._say_goodbye()
+                break
             if self._socket in ready:
                 heard = now
                 self._hear()
@@ -172,6 +178,13 @@ class Pool:
             if now - heard > self._options.hb_threshold or self._abandoned(now):
                 break
         self._engine.stop(1.0)
+
+    def _say_goodbye(self) -> None:
+        """The scheduler ends this node: give back what has not started, and give up the rest."""
+        self._engine.drain()
+        self._collect(self._engine.collect(), time.monotonic())
+        self._send_report(lost=sorted(self._held), leaving=True)
+        self._socket.linger = _GOODBYE_MS
 
     def _abandoned(self, now: float) -> bool:
         """Tell whether the interchange is gone for good: its port does not come back after it has died."""
@@ -241,10 +254,10 @@ class Pool:
             return len(self._held) < _FEW or now - self._report_since >= _LINGER_S
         return bool(self._report_started) and now - self._report_since >= _LINGER_S
 
-    def _send_report(self) -> None:
+    def _send_report(self, lost: Sequence[int] = (), *, leaving: bool = False) -> None:
         ended = {result.id for result in self._report_results}
         started = [number for number in self._report_started if number not in ended]
-        report = protocol.Report(started, self._report_results, self._report_returned)
+        report = protocol.Report(started, self._report_results, self._report_returned, list(lost), leaving)
         self._report_started, self._report_results, self._report_returned = [], [], []
         self._socket.send(protocol.encode(report))
 
@@ -270,4 +283,13 @@ def run(arguments: list[str], server: Server) -> int:
         return 1
     pool.register()
     pool.run()
+    context.destroy()  # waits for a last report to get away
     return 0
+
+
+def _told_to_end() -> int:
+    """Return a descriptor that becomes readable when SIGTERM comes, which no longer ends this process by itself."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    return read

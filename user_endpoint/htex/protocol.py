@@ -72,6 +72,8 @@ class Report(_Message, frozen=True):
     """Not started, and given back."""
     lost: list[int] = []
     """Gone with their node."""
+    leaving: bool = False
+    """The node is being ended by its scheduler: this is the last report of its pool."""
 
 
 class Registered(_Message, frozen=True):

@@ -81,7 +81,12 @@ class Plan:
             options["launcher"] = kind(**arguments)
         elif self.is_local and options.get("nodes_per_block", 1) == 1:
             options["launcher"] = parsl.launchers.SimpleLauncher()  # the usual one starts four processes more
-        return self._kind(**options)
+        provider = self._kind(**options)
+        if self.name == "SlurmProvider" and provider._cmd.startswith("squeue"):  # noqa: SLF001 - where there is no sacct
+            # Asked for one job alone that it has forgotten, squeue fails as it does when it gets no answer, and the
+            # job would never be known to have ended. Asked for two, it leaves out what it does not know.
+            provider._cmd = provider._cmd.replace("'{0}'", "'{0},{0}'")  # noqa: SLF001
+        return provider
 
     def _checked_launcher(self, launcher: Any) -> tuple[type, dict[str, Any]] | None:
         if launcher is None:

@@ -1,0 +1,71 @@
+"""GlobusComputeEngine and a real Slurm that forgets, does not answer, or still has jobs of a killed predecessor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.slurm import Slurm
+
+from .test_htex import Bench, echo, note
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    with Slurm(min_job_age_s=2) as made:
+        monkeypatch.setenv("SLURM_CONF", str(made.conf))
+        yield made
+        made.wait_for("end of every job", lambda: not made.jobs(), 10)
+
+
+def bench_on(directory: Path, **provider: Any) -> Bench:
+    options = {"type": "SlurmProvider", "partition": "cpu", "exclusive": False, "init_blocks": 0, **provider}
+    return Bench(directory, provider=options, address="127.0.0.1", max_workers_per_node=1)
+
+
+def test_a_job_that_the_controller_has_forgotten_is_known_to_have_ended(slurm: Slurm, tmp_path: Path) -> None:
+    bench = bench_on(tmp_path / "uep")
+    try:
+        running = bench.submit(note, str(tmp_path / "ran"), 60.0)
+        bench.until(lambda: running in bench.started)
+        slurm.daemons["slurmctld"].send_signal(signal.SIGSTOP)  # nobody answers, which says nothing
+        for pid in bench.processes("pool_main"):
+            os.kill(pid, signal.SIGTERM)
+        (item,) = bench.wait(running)
+        assert item.code == "WORKER_LOST"
+        waiting = bench.submit(echo, 1)
+        slurm.daemons["slurmctld"].send_signal(signal.SIGCONT)
+        assert bench.value(waiting, timeout_s=40) == 1
+    finally:
+        slurm.daemons["slurmctld"].send_signal(signal.SIGCONT)
+        bench.engine.stop(2.0)
+
+
+def test_jobs_that_wait_in_the_queue_for_a_killed_user_endpoint_are_ended_by_the_next(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    for node in ("n1", "n2"):
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    child = os.fork()
+    if child == 0:
+        try:
+            first = bench_on(tmp_path / "uep")
+            first.submit(echo, 1)
+            first.until(lambda: (tmp_path / "uep" / "htex-jobs.json").exists() and bool(slurm.jobs()))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    (orphan,) = slurm.jobs()
+    for node in ("n1", "n2"):
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    bench = bench_on(tmp_path / "uep")
+    assert bench.value(bench.submit(echo, 1), timeout_s=30) == 1
+    assert orphan not in slurm.jobs()
+    bench.engine.stop(2.0)
