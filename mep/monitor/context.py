@@ -45,15 +45,15 @@ class Context:
 
     def restore(self, log: Log) -> None:
         """Put everything back. What cannot be is logged: the start is the child's matter by then."""
-        for what, step in self._steps():
+        for what, step in self._steps(log):
             try:
                 step()
             except OSError as error:
                 log.error("cannot put back what PAM changed", what=what, error=error.strerror)
 
-    def _steps(self) -> Iterator[tuple[str, Callable[[], None]]]:
+    def _steps(self, log: Log) -> Iterator[tuple[str, Callable[[], None]]]:
         (uids, gids, groups) = self._ids
-        yield "limits", self._restore_limits
+        yield "limits", lambda: self._restore_limits(log)
         yield "uid", lambda: os.setresuid(*uids)
         yield "gid", lambda: os.setresgid(*gids)
         yield "groups", lambda: os.setgroups(groups)
@@ -66,10 +66,16 @@ class Context:
         yield "cgroup", lambda: move_back(self._groups)
         yield "keyring", self._leave_keyring
 
-    def _restore_limits(self) -> None:
+    def _restore_limits(self, log: Log) -> None:
         for number, limits in self._limits.items():
-            if resource.getrlimit(number) != limits:
+            hard = resource.getrlimit(number)[1]
+            if resource.getrlimit(number) == limits:
+                continue
+            try:
                 resource.setrlimit(number, limits)
+            except ValueError:  # Python's word for EPERM: a hard limit only rises with CAP_SYS_RESOURCE
+                resource.setrlimit(number, (hard, hard))
+                log.error("the keeper keeps a limit of PAM's: raising it needs CAP_SYS_RESOURCE", limit=number)
 
     def _restore_directory(self) -> None:
         if self._directory >= 0:

@@ -8,6 +8,7 @@ read and removed by the monitor.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -71,7 +72,9 @@ class Records:
         temporary = f"{path}.{os.getpid()}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.write(descriptor, json.dumps(asdict(record)).encode())
+            data = json.dumps(asdict(record)).encode()
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), temporary)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
