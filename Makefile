@@ -47,8 +47,9 @@ demo: install ## the main job: two people's functions run as their own accounts
 bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
 	@PYTHONPATH="$(CURDIR)/demo:$(CURDIR)/benchmarks" "$(BIN)/python" benchmarks/run.py $(BENCH_ARGS)
 
-docs: install ## write the generated pages of docs/ anew
+docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
+	@"$(BIN)/python" -m mep.config.example etc/mep/example
 
 clean: ## remove what building and testing left in the checkout
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv

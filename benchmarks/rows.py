@@ -59,7 +59,8 @@ def table(rows: Sequence[Row]) -> Table:
     """Return the table of all rows."""
     made = Table()
     for heading in ("work", "MEP", "beside", "", "ratio", "goal", "reached", ""):
-        made.add_column(heading, justify="right" if heading in {"MEP", "ratio"} else "left")
+        right = heading in {"MEP", "ratio"}
+        made.add_column(heading, justify="right" if right else "left", no_wrap=bool(heading))
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         reached = {True: "yes", False: "no", None: ""}[row.reached]

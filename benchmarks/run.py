@@ -119,7 +119,7 @@ def main() -> int:
         values = [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows]
         print(json.dumps(surroundings | {"rows": values}, indent=2))
         return 0
-    console = Console(highlight=False, width=max(Console().width, 150))
+    console = Console(highlight=False, width=max(Console().width, 190))
     console.print(table(rows))
     console.print(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in surroundings.items()))
     return 0
