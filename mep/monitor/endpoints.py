@@ -34,7 +34,7 @@ class UserEndpoint:
     source: str = ""
     """Where the account was found at the start: `files` for this host's own, else empty."""
     mapped_at: float = 0.0
-    """By the loop's clock, when it was last said that its person maps to this account."""
+    """By the loop's clock, when it was last said that its person maps to this account; 0 is not by this monitor."""
     heard_at: float = 0.0
     """When anything was last said of that."""
     admitted_at: float = 0.0
@@ -47,7 +47,7 @@ class UserEndpoint:
         """What status.json, which everybody may read, says of it."""
         state = "stopping" if self.ending else "running" if self.ready else "starting"
         value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
-        if self.ready:
+        if self.mapped_at and self.admitted_at:
             # Both are by the monotonic clock; what is shown goes by the calendar.
             checked = min(self.mapped_at, self.admitted_at)
             value["checked_at"] = round(time.time() - (time.monotonic() - checked), 1)

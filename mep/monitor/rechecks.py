@@ -182,7 +182,7 @@ class Rechecks:
                 endpoint.warned_at = now
                 self._monitor.log.warning(
                     "nobody has said for long whether this person still maps to this account, though the link is up",
-                    uep=endpoint.uep_id, user=endpoint.local_user, seconds=round(now - endpoint.mapped_at),
+                    uep=endpoint.uep_id, user=endpoint.local_user, seconds=round(now - since),
                 )  # fmt: skip
 
     # --- the end of it ------------------------------------------------------------------------------------
