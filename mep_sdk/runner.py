@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import linecache
-import pathlib
+import os
 
 import msgspec
 
@@ -98,10 +98,18 @@ def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int)
 def _show_source(loaded: LoadedFunction) -> None:
     """Let tracebacks show the function's lines, which are in a file on the person's own machine."""
     for filename in {source.filename for source in loaded.sources}:
-        if pathlib.Path(filename).exists():
+        if _readable(filename):
             continue
         lines: list[str] = []
         for source in sorted(each for each in loaded.sources if each.filename == filename):
             lines += [""] * (source.first_line - 1 - len(lines))
             lines += source.text.splitlines(keepends=True)
         linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
+
+
+def _readable(filename: str) -> bool:
+    """Whether the file can be read here. A directory that may not be entered is an answer, not an error."""
+    try:
+        return os.access(filename, os.R_OK)
+    except ValueError:  # a name with a NUL in it, as code can be compiled with
+        return False

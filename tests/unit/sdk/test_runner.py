@@ -205,3 +205,11 @@ def test_a_module_that_exits_when_imported(tmp_path, monkeypatch):
 @pytest.mark.parametrize("payload", [b"", b"junk", serialize_function(fail), serialize_arguments((), {})[:-1]])
 def test_damaged_arguments(payload):
     assert run_task(serialize_function(fail), payload, max_result_bytes=LIMIT).code == "DATA_CORRUPT"
+
+
+@pytest.mark.parametrize("filename", ["n" * 5000, "/proc/1/root/hidden/script.py", "<string>"])
+def test_a_source_file_that_cannot_be_looked_at_does_not_end_the_worker(filename):
+    # A checkout in a directory that the worker's account may not enter answers EACCES, a long name ENAMETOOLONG.
+    scope = {"__name__": "__main__"}
+    exec(compile("def broken():\n    return {}['elsewhere']\n", filename, "exec"), scope)
+    assert outcome_of(scope["broken"]).code == "TASK_FAILED"
