@@ -64,6 +64,15 @@ def test_it_says_who_somebody_is_now(relay: RelayProcess, lab: FakeManager, alic
     assert names(who(lab, uep.uep_id)) == []
 
 
+def test_unlinking_needs_something_to_unlink(relay: RelayProcess, alice: Person) -> None:
+    done = relay.cli("user", "unlink", alice.username, check=False)
+    assert done.returncode == 1
+    assert "linked to no other identity" in done.stderr
+    done = relay.cli("user", "unlink", "nobody@example.edu", check=False)
+    assert done.returncode == 1
+    assert "there is no user" in done.stderr
+
+
 def test_a_recheck_spends_no_token_and_leaves_the_link_alone(lab: FakeManager, alice: Person) -> None:
     function = alice.function()
     answer, uep = running_uep(alice, lab, function)
