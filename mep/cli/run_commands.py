@@ -61,16 +61,22 @@ def start(name: str, detach: bool, as_json: bool) -> None:  # click passes optio
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
               help="Seconds to wait for its end.")  # fmt: skip
 @click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended by then.")
+@click.option("--keep-user-endpoints", "keep", is_flag=True,
+              help="Leave the user endpoints running; the next start takes them over.")  # fmt: skip
 @json_option
-def stop(name: str, timeout_s: float, kill: bool, as_json: bool) -> None:
-    """Stop endpoint NAME and its user endpoints."""
+def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> None:
+    """Stop endpoint NAME and its user endpoints, also those that a former stop or a crash has left."""
+    from mep.cli.left_running import stop_keepers
     from mep.cli.running import stop as stop_monitor
 
     where, _ = locate(name)
     _require_endpoint(where)
-    pid = stop_monitor(where, timeout_s, kill=kill)
+    pid = stop_monitor(where, timeout_s, kill=kill, keep=keep)
+    left = 0 if keep else stop_keepers(where, timeout_s)
     text = f"Endpoint {name} is stopped." if pid else f"Endpoint {name} was not running."
-    emit({"name": name, "was_running": pid is not None, "pid": pid}, text, as_json=as_json)
+    if left:
+        text += f" {left} user endpoints that it had left were stopped."
+    emit({"name": name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
 
 
 @click.command(epilog=epilog("mep restart site"))
@@ -78,14 +84,18 @@ def stop(name: str, timeout_s: float, kill: bool, as_json: bool) -> None:
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
               help="Seconds to wait for its end.")  # fmt: skip
 @json_option
-def restart(name: str, timeout_s: float, as_json: bool) -> None:
-    """Stop endpoint NAME if it runs, and start it detached."""
+@click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
+def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
+    """Stop endpoint NAME if it runs, and start it detached; user endpoints run on."""
+    from mep.cli.left_running import stop_keepers
     from mep.cli.running import stop as stop_monitor
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
     resolve(where, roots, log_to_file=True)  # a configuration that is refused must not cost a running endpoint
-    stop_monitor(where, timeout_s)
+    stop_monitor(where, timeout_s, keep=not everything)
+    if everything:
+        stop_keepers(where, timeout_s)
     _start(where, roots, detach=True, as_json=as_json)
 
 

@@ -119,8 +119,11 @@ def _log_tail(path: Path, began: int) -> str:
     return "\n  ".join([f"the log {path} says:", *lines[-_LAST_LOG_LINES:]]) if lines else f"see {path}"
 
 
-def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False) -> int | None:
-    """End the endpoint's monitor and return its pid, or None where none ran. Raises CliFailed."""
+def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False, keep: bool = False) -> int | None:
+    """End the endpoint's monitor, and with it (unless `keep`) its user endpoints.
+
+    Returns its pid, or None where none ran. Raises CliFailed.
+    """
     pid = running_monitor(where.runtime_dir)
     if pid is None:
         return None
@@ -132,7 +135,7 @@ def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False) -> int |
         # The pidfd may be of a successor with the same number: the lock and the start time say whose it is now.
         if running_monitor(where.runtime_dir) != pid:
             return None
-        _signal(pidfd, signal.SIGTERM, where)
+        _signal(pidfd, signal.SIGUSR1 if keep else signal.SIGTERM, where)
         if _ended(pidfd, timeout_s):
             return pid
         if kill:

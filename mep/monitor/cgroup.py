@@ -218,6 +218,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
         ("Description", "s", f"User endpoint {member.uep_id} of {member.endpoint}"),
         ("Slice", "s", f"{slice_of_person}.slice"),
         ("CollectMode", "s", "inactive-or-failed"),
+        ("Delegate", "b", "true"),  # else systemd ends the whole scope when the kernel has killed one process in it
         *_properties(member.limits),
     ]
     try:

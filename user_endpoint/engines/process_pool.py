@@ -22,6 +22,7 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExcee
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.over_limit import MemoryWatch
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
 from user_endpoint.workers import frames
@@ -57,6 +58,7 @@ class ProcessPoolEngine:
         self._configuration = (worker_log, directory, max_result_bytes)
         self._max_retries, self._lost_before = max_retries, dict[int, int]()
         self._server: Server | None = None
+        self._memory = MemoryWatch()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._rung = False
@@ -252,7 +254,7 @@ class ProcessPoolEngine:
                 _, number, status, reason = report
                 worker = self._workers.get(number)
                 if worker is not None:
-                    self._worker_ended(worker, reason or describe_status(status))
+                    self._worker_ended(worker, reason or self._memory.explain(describe_status(status)))
 
     def _worker_ended(self, worker: WorkerHandle, reason: str) -> None:
         self._read_worker(worker)
