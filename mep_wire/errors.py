@@ -309,6 +309,12 @@ class TaskFailed(MepError):
     code = "TASK_FAILED"
 
 
+class ResourceSpecInvalid(MepError):
+    """The resource_specification cannot be used: {reason}."""
+
+    code = "RESOURCE_SPEC_INVALID"
+
+
 class FunctionUnloadable(MepError):
     """The function cannot be loaded on the endpoint: {reason}"""
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from mep_wire import PROTOCOL_VERSION, messages
-from mep_wire.errors import FunctionNotAllowed, FunctionUnloadable, JoinRefused, MepError, ResultTooLarge
+from mep_wire.errors import (
+    FunctionNotAllowed,
+    FunctionUnloadable,
+    JoinRefused,
+    MepError,
+    ResourceSpecInvalid,
+    ResultTooLarge,
+)
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.functions import Functions
@@ -40,6 +47,7 @@ class UserEndpoint:
         join_token: bytes,
         endpoint_id: str,
         allowed_functions: frozenset[str] | None,
+        check_resources: Callable[[bytes], None] = lambda _spec: None,
         engine: Engine,
         functions: Functions,
         spool: Spool,
@@ -49,7 +57,7 @@ class UserEndpoint:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uep_id, self._token, self._endpoint_id = uep_id, join_token, endpoint_id
-        self._allowed = allowed_functions
+        self._allowed, self._check_resources = allowed_functions, check_resources
         self._engine, self._spool, self._idle = engine, spool, idle
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: Link | None = None
@@ -148,6 +156,11 @@ class UserEndpoint:
                 self._admit(task)
 
     def _admit(self, task: messages.TaskItem) -> None:
+        try:
+            self._check_resources(task.resource_spec)
+        except ResourceSpecInvalid as error:
+            self._fail(task, error)
+            return
         code = self._functions.get(task.function_id)
         if self._allowed is not None and task.function_id not in self._allowed:
             self._fail(task, FunctionNotAllowed(endpoint_id=self._endpoint_id, function_id=task.function_id))

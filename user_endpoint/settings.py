@@ -96,6 +96,10 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     """Worker processes; as many as there are processors where it is not given."""
     max_retries_on_system_failure: NonNegative = 0
     """Times a task that was lost with its worker is run again."""
+    working_dir: str | None = None
+    """Directory in which tasks run, relative to the user endpoint's run directory; the home directory if not given."""
+    run_in_sandbox: bool = False
+    """Run each task in a directory of its own, named after the task, below working_dir (tasks_working_dir)."""
 
 
 class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
@@ -170,6 +174,8 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Command that starts a node's workers, in place of the built-in one. Parsl's placeholders apply."""
     block_start_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     """Seconds that a running block may take to register its workers before it is taken for broken."""
+    run_in_sandbox: bool = False
+    """Run each task in a directory of its own, named after the task, below working_dir."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the provider is not one."""
@@ -181,7 +187,29 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
             raise ValueError("`cpu_affinity` is none, block, alternating, block-reverse or list:0-3:4-7")
 
 
-EngineSettings = ProcessPoolEngine | ThreadPoolEngine | GlobusComputeEngine
+class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="GlobusMPIEngine"):
+    """MPI tasks of several shapes share the nodes of each block, as each task's resource_specification asks."""
+
+    label: str = "GlobusMPIEngine"
+    """A name for logs and for the scheduler's jobs."""
+    mpi_launcher: Literal["mpiexec", "srun", "aprun"] = "mpiexec"
+    """What starts the ranks of a task; its command is in PARSL_MPI_PREFIX."""
+    max_workers_per_block: Count = 1
+    """Most tasks at once in one block, however few nodes they take."""
+    run_in_sandbox: bool = True
+    """Run each task in a directory of its own, named after the task, below working_dir."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where blocks would not be shared as MPI tasks need it."""
+        super().__post_init__()
+        launcher = self.provider.get("launcher")
+        if isinstance(launcher, dict) and launcher.get("type") != "SimpleLauncher":
+            raise ValueError("`provider.launcher` is SimpleLauncher (the default here): mpi_launcher starts the ranks")
+        if self.max_workers_per_node is not None:
+            raise ValueError("`max_workers_per_node` has no meaning here; use `max_workers_per_block`")
+
+
+EngineSettings = ProcessPoolEngine | ThreadPoolEngine | GlobusComputeEngine | GlobusMPIEngine
 """Every engine a template may name in engine.type."""
 
 
@@ -229,6 +257,7 @@ _ENGINES: dict[str, type[msgspec.Struct]] = {
     "ProcessPoolEngine": ProcessPoolEngine,
     "ThreadPoolEngine": ThreadPoolEngine,
     "GlobusComputeEngine": GlobusComputeEngine,
+    "GlobusMPIEngine": GlobusMPIEngine,
 }
 
 

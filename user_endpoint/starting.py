@@ -87,6 +87,7 @@ class Starting:
         from user_endpoint.lifecycle.idle import IdleRule
         from user_endpoint.link import Link
         from user_endpoint.loop import Loop, Signals
+        from user_endpoint.resources import ResourceRule
 
         os.environ.update(self._bundle.user_environment)
         link = Link(self._bundle.relay_link_address, self._bundle.relay_link_key)
@@ -106,6 +107,7 @@ class Starting:
             join_token=self._verified.join_token,
             endpoint_id=self._request.endpoint_id,
             allowed_functions=allowed(self._bundle.allowed_functions, settings.allowed_functions),
+            check_resources=ResourceRule(settings.engine).check,
             engine=engine,
             functions=functions,
             spool=spool,

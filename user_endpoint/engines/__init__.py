@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,13 +31,27 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
                 max_workers=chosen.max_workers,
                 max_retries=chosen.max_retries_on_system_failure,
                 worker_log=place.worker_log,
+                directory=_working_directory(chosen, place.run_directory),
+                run_in_sandbox=chosen.run_in_sandbox,
             )
         case settings.ThreadPoolEngine():
             from user_endpoint.engines.thread_pool import ThreadPoolEngine
 
             return ThreadPoolEngine(max_workers=chosen.max_workers)
-        case settings.GlobusComputeEngine():
+        case settings.GlobusComputeEngine():  # and GlobusMPIEngine, which is one
             from user_endpoint.engines.htex import GlobusComputeEngine
 
             return GlobusComputeEngine(chosen, run_directory=place.run_directory)
     raise EngineFailed(reason=f"there is no engine {type(chosen).__name__}")
+
+
+def _working_directory(chosen: settings.ProcessPoolEngine, run_directory: str) -> str:
+    """Return where tasks run, made if it is not there; empty for where this process is. Raises EngineFailed."""
+    if chosen.working_dir is None and not chosen.run_in_sandbox:
+        return ""
+    directory = os.path.join(run_directory, os.path.expanduser(chosen.working_dir or "tasks_working_dir"))  # noqa: PTH111, PTH118 - no pathlib: the start is measured
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - as above
+    except OSError as error:
+        raise EngineFailed(reason=f"working_dir: {error.strerror}", detail=directory) from error
+    return directory

@@ -28,6 +28,8 @@ class EngineTask(msgspec.Struct, frozen=True):
     payload: bytes
     resource_spec: bytes
     walltime_s: float
+    variables: dict[str, str] | None = None
+    """Environment variables that this task finds beyond its worker's."""
 
 
 class TaskStarted(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WorkerLost
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
@@ -36,6 +36,8 @@ from user_endpoint.settings import GlobusComputeEngine as Settings
 from user_endpoint.workers.begun import begun_rows
 
 _TURN: Final = 256
+_ATTEMPT_BITS: Final = 15
+"""A task's number for the executor is its row and, in these lowest bits, which attempt it is."""
 _MOST_WAITING: Final = 64
 _MOST_UNSTARTED_LOSSES: Final = 5
 """Times a task may be lost before any node reported its start; then it is taken to be what ends the nodes."""
@@ -68,7 +70,9 @@ class GlobusComputeEngine:
         self._waiting: list[_Held] = []
         self._held: dict[int, _Held] = {}  # by our number
         self._numbers: dict[int, int] = {}  # row -> our number
-        self._last_number = 0
+        self._attempts = 0
+        self._before = self._directory.with_name("htex-before")
+        self._begun_before: set[int] = set()
         self._events: list[Event] = []
         self._pace = Pace()
         self._slots = self._plan.expected_slots(settings)
@@ -85,7 +89,10 @@ class GlobusComputeEngine:
 
     def start(self) -> None:
         """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
-        shutil.rmtree(self._directory, ignore_errors=True)  # scripts, keys and logs of an earlier process
+        before = self._before
+        if self._directory.exists():  # scripts, keys, logs and notes of an earlier process
+            shutil.rmtree(before, ignore_errors=True)
+            self._directory.rename(before)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._blocks.start()
 
@@ -182,8 +189,14 @@ class GlobusComputeEngine:
     def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
         packed = []
         for held in tasks:
-            self._last_number += 1
-            number = self._last_number
+            row = held.task.row
+            if row in self._begun_before:
+                self._begun_before.discard(row)
+                if self._settings.max_retries_on_system_failure == 0:
+                    self._end(held, UserEndpointLost(reason="it was killed"))
+                    continue
+            self._attempts += 1
+            number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
             self._held[number], self._numbers[held.task.row] = held, number
             packed.append((number, self._packed(number, held.task)))
         if packed:
@@ -199,6 +212,7 @@ class GlobusComputeEngine:
                 task.payload,
                 task.walltime_s,
                 self._max_result_bytes,
+                task.resource_spec,
             )
         )
 
@@ -212,7 +226,7 @@ class GlobusComputeEngine:
         if isinstance(message, protocol.Registered):
             self._blocks.registered(message.block_id, message.workers)
             self._broken = None
-            self._slots = message.workers * self._plan.most_nodes
+            self._slots = message.workers * self._plan.most_pools
             return
         for number in message.started:
             if (held := self._held.get(number)) is not None and not held.started:
@@ -305,6 +319,7 @@ class GlobusComputeEngine:
         match news:
             case Ready(client):
                 self._client = client
+                self._look_back()
                 self._epoll.register(client.descriptor(), select.EPOLLIN)
                 waiting, self._waiting = self._waiting, []
                 self._hand_over(client, waiting)
@@ -315,6 +330,12 @@ class GlobusComputeEngine:
                 self._interchange_died()
             case Broken(error, until):
                 self._give_up(error, until)
+
+    def _look_back(self) -> None:
+        """Learn which tasks the workers of a killed user endpoint had begun, whose starts the relay may not know."""
+        found = (number for path in self._before.glob("**/begun-*") for number in begun_rows(str(path)))
+        self._begun_before |= {number >> _ATTEMPT_BITS for number in found}
+        shutil.rmtree(self._before, ignore_errors=True)
 
     def _drop_client(self) -> None:
         if self._client is not None:

@@ -50,12 +50,13 @@ class ProcessPoolEngine:
         max_retries: int = 0,
         worker_log: str = "",
         directory: str = "",
+        run_in_sandbox: bool = False,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_server, self._clock = server, clock
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
-        self._configuration = (worker_log, directory, max_result_bytes)
+        self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox)
         self._max_retries, self._lost_before = max_retries, dict[int, int]()
         self._server: Server | None = None
         self._memory = MemoryWatch()
@@ -329,8 +330,7 @@ class ProcessPoolEngine:
         self._server = self._new_server()
         self._server.sock.setblocking(False)
         self._epoll.register(self._server.sock.fileno(), select.EPOLLIN)
-        log, directory, max_result_bytes = self._configuration
-        self._order(("configure", dict(os.environ), directory, log, max_result_bytes))
+        self._order(("configure", dict(os.environ), *self._configuration))
 
     def _spawn(self) -> WorkerHandle | None:
         self._last_number += 1

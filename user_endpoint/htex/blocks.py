@@ -184,7 +184,7 @@ class Blocks:
         provider = self._plan.make()
         if self._record is not None:
             self._cancel_left_over(provider, self._record)
-        many = provider.nodes_per_block * provider.max_blocks > 1
+        many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
         client = Client(self._settings, provider, self._plan.addresses, prefetch, self._directory)
@@ -365,7 +365,7 @@ class Blocks:
         if self._settings.strategy == "none":
             return int(min(jobs.max_blocks, max(jobs.init_blocks, len(self._blocks), 1 if outstanding else 0)))
         with self._lock:
-            slots = int(jobs.nodes_per_block * self._workers_per_node)
+            slots = int(self._plan.pools_per_block * self._workers_per_node)
         needed = math.ceil(outstanding * jobs.parallelism / slots) if slots else 1  # the first node will tell
         return int(min(jobs.max_blocks, max(jobs.min_blocks, needed, 1 if outstanding else 0)))
 

@@ -26,7 +26,7 @@ import zmq
 from mep_wire.errors import EngineFailed
 from user_endpoint.htex import protocol
 from user_endpoint.htex.light import light_parsl
-from user_endpoint.settings import GlobusComputeEngine
+from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
 
 with light_parsl():
     from parsl.executors.high_throughput.executor import HighThroughputExecutor
@@ -156,7 +156,10 @@ class Client(HighThroughputExecutor):
             "accelerators": ",".join(self.available_accelerators),
             "max_retries": settings.max_retries_on_system_failure,
             "working_dir": self.working_directory,
+            "run_in_sandbox": int(settings.run_in_sandbox),
         }
+        if isinstance(settings, GlobusMPIEngine):
+            options |= {"mpi_launcher": settings.mpi_launcher, "max_workers_per_node": settings.max_workers_per_block}
         words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
         python = f"${{MEP_PYTHON:-{shlex.quote(sys.executable)}}}"  # which worker_init may have set: see provider
         return " ".join([python, shlex.quote(str(_HERE / "pool_main.py")), *words])

@@ -20,7 +20,7 @@ from typing import Any
 
 import zmq
 
-from user_endpoint.engines.base import TICK_S, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool import ProcessPoolEngine
 from user_endpoint.engines.worker_handle import WorkerHandle
 from user_endpoint.htex import protocol
@@ -108,13 +108,15 @@ class Pool:
     def __init__(self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], Server], name: str) -> None:
         self._options, self._socket, self._name = options, socket, name
         self._workers = worker_count(options)
-        self._engine = PlacedEngine(
+        workers = PlacedEngine(
             places(options, self._workers, list(os.sched_getaffinity(0)), name),
             server=servers,
             max_retries=options.max_retries,
             worker_log=f"{options.directory}/workers.log",
             directory=options.working_dir,
+            run_in_sandbox=bool(options.run_in_sandbox),
         )
+        self._engine: Engine = _for_mpi(workers, options) if options.mpi_launcher else workers
         self._engine.start()
         self._held: set[int] = set()
         self._leaving = False
@@ -217,9 +219,7 @@ class Pool:
     def _take(self, tasks: list[protocol.Task]) -> None:
         """Give tasks to the workers, by the executor's numbers, which differ from one attempt to the next."""
         self._held.update(task.id for task in tasks)
-        self._engine.submit(
-            [EngineTask(t.id, t.task_id, t.function_id, t.function, t.payload, b"", t.walltime_s) for t in tasks]
-        )
+        self._engine.submit([_engine_task(task) for task in tasks])
 
     def _obey(self, order: protocol.ToPool) -> None:
         match order:
@@ -260,6 +260,16 @@ class Pool:
         report = protocol.Report(started, self._report_results, self._report_returned, list(lost), leaving)
         self._report_started, self._report_results, self._report_returned = [], [], []
         self._socket.send(protocol.encode(report))
+
+
+def _engine_task(t: protocol.Task) -> EngineTask:
+    return EngineTask(t.id, t.task_id, t.function_id, t.function, t.payload, t.resource_spec, t.walltime_s)
+
+
+def _for_mpi(workers: PlacedEngine, options: Options) -> Engine:
+    from user_endpoint.htex.mpi import make_engine  # only such pools need it
+
+    return make_engine(workers, worker_count(options), options.mpi_launcher)
 
 
 def run(arguments: list[str], server: Server) -> int:

@@ -35,6 +35,9 @@ class Options:
     accelerators: tuple[str, ...] = ()
     max_retries: int = 0
     working_dir: str = ""
+    run_in_sandbox: int = 0
+    mpi_launcher: str = ""
+    """Not empty: this pool runs MPI tasks, on all nodes of its block."""
 
     @property
     def directory(self) -> str:
@@ -70,6 +73,8 @@ def parse_options(arguments: list[str]) -> Options:
 
 def worker_count(options: Options) -> int:
     """Return how many workers this node gets: as its cores, memory, accelerators and the limit allow."""
+    if options.mpi_launcher:
+        return options.max_workers_per_node or 1
     cores = int(os.environ.get("PARSL_CORES") or len(os.sched_getaffinity(0)))
     limits = [max(1, int(cores / options.cores_per_worker))]
     if options.mem_per_worker > 0:

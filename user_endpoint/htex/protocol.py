@@ -24,6 +24,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
     walltime_s: float
     max_result_bytes: int
+    resource_spec: bytes = b""
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):

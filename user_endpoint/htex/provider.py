@@ -16,7 +16,7 @@ from typing import Any
 
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.htex.light import light_parsl
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine, unknown_key_reason
+from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, unknown_key_reason
 
 with light_parsl():
     import parsl.addresses
@@ -47,6 +47,7 @@ class Plan:
         _check(self._kind, options, "engine.provider", besides="launcher")
         self._options = options
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
+        self._is_mpi = isinstance(settings, GlobusMPIEngine)
         self.name = self._kind.__name__
         self.is_local = self.name == "LocalProvider"
         self.addresses = worker_addresses(settings, local=self.is_local)
@@ -60,12 +61,19 @@ class Plan:
         accelerators = settings.available_accelerators
         if count := accelerators if isinstance(accelerators, int) else len(accelerators):
             limits.append(count)
-        return int(min(limits) * self.most_nodes)
+        if isinstance(settings, GlobusMPIEngine):
+            limits = [settings.max_workers_per_block]
+        return int(min(limits) * self.most_pools)
 
     @property
-    def most_nodes(self) -> int:
-        """How many nodes there are when every block is up."""
-        return self._option("nodes_per_block", 1) * self._option("max_blocks", 1)
+    def pools_per_block(self) -> int:
+        """How many worker pools a block has: one on each node, or one for all of them where tasks are MPI's."""
+        return 1 if self._is_mpi else self._option("nodes_per_block", 1)
+
+    @property
+    def most_pools(self) -> int:
+        """How many worker pools there are when every block is up."""
+        return self.pools_per_block * self._option("max_blocks", 1)
 
     def _option(self, name: str, default: int) -> int:
         if name in self._options:
@@ -79,7 +87,7 @@ class Plan:
         if self._launcher is not None:
             kind, arguments = self._launcher
             options["launcher"] = kind(**arguments)
-        elif self.is_local and options.get("nodes_per_block", 1) == 1:
+        elif self._is_mpi or (self.is_local and options.get("nodes_per_block", 1) == 1):
             options["launcher"] = parsl.launchers.SimpleLauncher()  # the usual one starts four processes more
         provider = self._kind(**options)
         if self.name == "SlurmProvider" and provider._cmd.startswith("squeue"):  # noqa: SLF001 - where there is no sacct

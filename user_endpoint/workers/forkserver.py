@@ -4,7 +4,7 @@ It is forked from the user endpoint before ZeroMQ is imported, so that a worker 
 and no thread exists that a fork could catch holding a lock. It also reads what workers print, and keeps a
 bounded log of it. It trusts the engine that orders it about (same user), and nothing that tasks do.
 
-Orders:  ("configure", environment, directory, log path, max result bytes)
+Orders:  ("configure", environment, directory, log path, max result bytes, a sandbox for each task)
          ("place", number, variables, processors): what the worker of this number gets beyond the rest
          ("spawn", number) with the worker's socket      ("kill", number, signal)
 Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)
@@ -54,7 +54,7 @@ class ForkServer:
         self._out_read, self._out_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
-        self._max_result_bytes = 0
+        self._max_result_bytes, self._sandbox = 0, False
         self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
 
     def run(self) -> None:
@@ -82,8 +82,9 @@ class ForkServer:
         except frames.PeerGone:
             return False
         match order:
-            case ("configure", environment, directory, log_path, max_result_bytes):
-                self._configure(environment, directory, log_path, max_result_bytes)
+            case ("configure", environment, directory, log_path, max_result_bytes, sandbox):
+                self._configure(environment, directory, log_path)
+                self._max_result_bytes, self._sandbox = max_result_bytes, sandbox
             case ("place", number, variables, processors):
                 self._places[number] = (variables, processors)
             case ("spawn", number):
@@ -94,13 +95,12 @@ class ForkServer:
                 raise ValueError(f"unknown order {order[0]!r}")
         return True
 
-    def _configure(self, environment: dict[str, str], directory: str, log_path: str, max_result_bytes: int) -> None:
+    def _configure(self, environment: dict[str, str], directory: str, log_path: str) -> None:
         os.environ.clear()
         os.environ.update(environment)
         if directory:
             os.chdir(directory)
         self._output = BoundedFile(log_path) if log_path else None
-        self._max_result_bytes = max_result_bytes
 
     def _spawn(self, number: int, descriptor: int) -> None:
         parent = os.getpid()
@@ -137,14 +137,18 @@ class ForkServer:
             self._output.close()
         from user_endpoint.workers.worker import serve
 
-        serve(_socket.socket(fileno=descriptor), self._max_result_bytes)
+        serve(_socket.socket(fileno=descriptor), self._max_result_bytes, sandbox=self._sandbox)
         return 0
 
     def _kill(self, number: int, signum: int) -> None:
         for pid, known in self._workers.items():
             if known == number:
+                started = _descendants(pid)  # those in sessions of their own, e.g. a launcher and its ranks, too
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signum)
+                for each in started:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(each, signum)
 
     def _kill_all(self) -> None:
         for pid in self._workers:
@@ -161,6 +165,8 @@ class ForkServer:
                 return
             number = self._workers.pop(pid, None)
             if number is not None:  # others are orphans of tasks, which come here because we are their subreaper
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)  # what the task started and did not put into a session of its own
                 self._copy_output()
                 self._report("ended", number, status, "")
 
@@ -187,6 +193,21 @@ def serve_forks(control: _socket.socket, parent_pid: int) -> int:
     gc.freeze()
     ForkServer(control).run()
     return 0
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return every process below this one."""
+    found, look = [], [pid]
+    while look:
+        each = look.pop()
+        try:
+            with open(f"/proc/{each}/task/{each}/children") as file:
+                direct = [int(child) for child in file.read().split()]
+        except OSError:
+            continue
+        found += direct
+        look += direct
+    return found
 
 
 class Server:

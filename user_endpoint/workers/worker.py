@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from user_endpoint.workers import frames
+from user_endpoint.workers.tidy import Tidy
 
 if TYPE_CHECKING:
     from user_endpoint.workers.begun import BegunLog
@@ -45,18 +46,20 @@ class FunctionCache:
         return self._code.get(function_id)
 
 
-def serve(sock: _socket.socket, max_result_bytes: int) -> None:
-    """Run tasks until the engine closes its end. `sock` is blocking."""
+def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False) -> None:
+    """Run tasks until the engine closes its end, each in its own directory if `sandbox`. `sock` is blocking."""
     from mep_sdk.runner import FunctionCache as Loaded
-    from mep_sdk.runner import run_task
+    from mep_sdk.runner import Outcome, run_task
+    from mep_wire.errors import EngineFailed
 
     functions = FunctionCache()
     loaded: Loaded = {}
     log = _begun_log()
+    tidy = Tidy(sandbox=sandbox)
     own_pid = os.getpid()
     while True:
         try:
-            (row, function_id, code, payload), _ = frames.receive(sock)
+            (row, task_id, function_id, code, payload, variables), _ = frames.receive(sock)
         except frames.PeerGone:
             return
         if code is not None:
@@ -68,11 +71,23 @@ def serve(sock: _socket.socket, max_result_bytes: int) -> None:
         if log is not None:
             log.note(row)
         started = time.time()
-        outcome = run_task(function, payload, max_result_bytes=max_result_bytes, cache=loaded)
+        try:
+            tidy.before(task_id, variables)
+        except OSError as error:
+            outcome = Outcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
+        else:
+            outcome = run_task(function, payload, max_result_bytes=max_result_bytes, cache=loaded)
         _flush_output()
         if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
-        frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, time.time()))
+        ended = time.time()
+        try:
+            whole = tidy.after()
+        except OSError:
+            whole = False
+        frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
+        if not whole:  # and what was sent here meanwhile goes to another worker
+            return
 
 
 def _flush_output() -> None:

@@ -63,14 +63,14 @@ def test_what_parsl_does_not_have(provider: dict[str, Any], says: str) -> None:
 
 def test_conveniences_reach_the_provider() -> None:
     made = plan(nodes_per_block=3, worker_init="module load x", provider={"type": "LocalProvider", "max_blocks": 2})
-    assert made.most_nodes == 6
+    assert made.most_pools == 6
     assert made.expected_slots(GlobusComputeEngine(max_workers_per_node=1)) == 6
     provider = made.make()
     assert provider.nodes_per_block == 3
     assert provider.worker_init.startswith("module load x\n")
     assert "MEP_PYTHON" in provider.worker_init
     own = plan(nodes_per_block=3, provider={"type": "LocalProvider", "nodes_per_block": 2})
-    assert own.most_nodes == 2
+    assert own.most_pools == 2
 
 
 def test_a_launcher_is_made_with_its_options(tmp_path: Path) -> None:
