@@ -57,7 +57,7 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     uep = await _user_endpoint(service, request.caller, endpoint, config, runtime)
     added = await service.dispatcher.delivery.add(uep, account, group_id, tasks)
     service.dispatcher.board.open_tasks[account] += added.new
-    service.dispatcher.starts.want(uep)
+    service.dispatcher.added(uep)
     return SubmitAnswer(
         request_id=str(uuid.uuid4()), task_group_id=group_id, endpoint_id=endpoint.endpoint_id, tasks=names
     )

@@ -93,6 +93,8 @@ class Dispatcher:
                 uep.state = UepState.DISCONNECTED
                 uep.grace_until = self.board.loop.time() + LINK_DEAD_S
                 self.board.loop.call_at(uep.grace_until, self._still_away, uep)
+            else:
+                self._endings.conclude_if_deleted(uep)
 
     def _still_away(self, uep: Uep) -> None:
         """The grace time after the relay's start is over."""
@@ -225,6 +227,12 @@ class Dispatcher:
             if uep.state is UepState.ONLINE:
                 uep.go(UepState.DRAINING)
             await self.delivery.end_queue(uep, error)
+            self._endings.conclude_if_deleted(uep)
+
+    def added(self, uep: Uep) -> None:
+        """Tasks were added: have it started, or end them where its endpoint was deleted meanwhile."""
+        self._endings.conclude_if_deleted(uep)
+        self.starts.want(uep)
 
 
 def _check_protocol(theirs: int) -> None:

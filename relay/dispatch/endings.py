@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mep_wire.errors import EndpointDeleted, UserEndpointLost
-from mep_wire.limits import MAX_PUBLIC_TEXT
+from mep_wire.limits import LINK_DEAD_S, MAX_PUBLIC_TEXT
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, Uep
 from relay.dispatch.delivery import Delivery
@@ -20,14 +20,29 @@ class Endings:
         self._board, self._delivery, self._starts = board, delivery, starts
 
     def conclude_if_ended(self, uep: Uep) -> None:
-        """If its link is down and its manager says that it has no process, it has ended."""
+        """If its link is down and its manager says that it has no process, or nobody will ever say, it has ended."""
         link = self._board.managers.get(uep.record.endpoint_id)
         gone = link is not None and link.reported and uep.record.uep_id not in link.running
         if self._board.loop.time() < uep.grace_until:
             return
         known = bool(uep.record.link_key) and uep.peer is None
-        if gone and known and not uep.starting:
+        if known and not uep.starting and (gone or self._is_deleted(uep)):
             self._board.run(self.conclude(uep, "", "its process has ended"))
+
+    def _is_deleted(self, uep: Uep) -> bool:
+        """Whether its endpoint is no more: then nobody tells of its end, and nothing starts it again."""
+        endpoint = self._board.store.endpoint(uep.record.endpoint_id)
+        return endpoint is None or bool(endpoint.deleted_at)
+
+    def conclude_if_deleted(self, uep: Uep) -> None:
+        """If its endpoint is no more and it has no link: end what it had, in a moment where it may still come back."""
+        if uep.peer is not None or not self._is_deleted(uep):
+            return
+        if uep.record.link_key:
+            uep.grace_until = self._board.loop.time() + LINK_DEAD_S
+            self._board.loop.call_at(uep.grace_until, self.conclude_if_ended, uep)
+        else:
+            self._board.run(self.conclude(uep, "", "the endpoint was deleted"))
 
     async def conclude(self, uep: Uep, code: str, text: str) -> None:
         """The process is gone."""
@@ -43,8 +58,7 @@ class Endings:
         requeued, lost = await self._board.insist(lambda tx: _release(tx, uep.row, key))
         uep.has_queued = uep.has_queued or bool(requeued)
         uep.unsettled, uep.last_end = bool(lost), text
-        endpoint = self._board.store.endpoint(uep.record.endpoint_id)
-        if endpoint is None or endpoint.deleted_at:
+        if self._is_deleted(uep):
             await self.lose(uep, lost, "the endpoint was deleted")
             await self._delivery.end_queue(uep, EndpointDeleted(endpoint_id=uep.record.endpoint_id))
             uep.unsettled = False

@@ -106,6 +106,7 @@ class UserEndpoints:
         uep.unlink()
         uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)
         self._endings.conclude_if_ended(uep)
+        self._endings.conclude_if_deleted(uep)
         self._starts.want(uep)
 
     def goodbye(self, peer: Peer, message: messages.Goodbye) -> None:
