@@ -186,6 +186,17 @@ def prepare_system(python: str, *, root: bool, tests: bool) -> None:
         apt_install(missing)
     for account in ACCOUNTS:
         make_account(account)
+    install_pam_service()
+
+
+def install_pam_service(directory: Path = Path("/etc/pam.d")) -> None:
+    """Put the PAM service of user endpoints where PAM looks, unless the site has one; used where PAM is enabled."""
+    service = directory / "mep"
+    if service.exists() or not (directory / "common-account").exists():
+        return  # the shipped file includes Debian's stacks and says what to write elsewhere
+    say(f"installing {service}")
+    shutil.copyfile(ROOT / "etc" / "pam.d" / "mep", service)
+    service.chmod(0o644)
 
 
 def make_account(name: str) -> None:

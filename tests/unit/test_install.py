@@ -117,3 +117,15 @@ def test_packages_start_no_service_and_a_sites_own_policy_stays(install: ModuleT
     with install.no_service_starts(policy):
         assert policy.read_text() == "#!/bin/sh\nexit 0\n"
     assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_the_pam_service_is_installed_once_and_only_where_its_stacks_are(install: ModuleType, tmp_path: Path) -> None:
+    service = tmp_path / "mep"
+    install.install_pam_service(tmp_path)
+    assert not service.exists()
+    (tmp_path / "common-account").touch()
+    install.install_pam_service(tmp_path)
+    assert "@include common-account" in service.read_text()
+    service.write_text("the site's own")
+    install.install_pam_service(tmp_path)
+    assert service.read_text() == "the site's own"

@@ -1,0 +1,105 @@
+"""PAM, setuid_programs and hooks through the whole chain: a person's task finds what the administrator decided."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+from sitekit.daemon import SiteError
+
+from mep_wire.errors import MepError
+from tests.support.pam import Site as PamSite
+from tests.support.place import make_place
+
+pytestmark = pytest.mark.root
+RESULT_S = 60
+
+
+def look(program: str) -> dict[str, Any]:
+    import os
+    import pathlib
+    import resource
+    import subprocess
+
+    done = subprocess.run([program, "-u"], capture_output=True, text=True, check=False)
+    status = dict(
+        line.split(":\t", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines() if ":\t" in line
+    )
+    return {
+        "euid": done.stdout.strip(),
+        "uid": os.getuid(),
+        "status": status,
+        "place": os.environ.get("MEPTEST_PLACE"),
+        "loader": os.environ.get("LD_PRELOAD"),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_task_under_both(allow: bool) -> None:
+    pam = PamSite()
+    try:
+        env = pam.write("env", 'MEPTEST_PLACE DEFAULT="here"\nLD_PRELOAD DEFAULT="/nowhere.so"\n')
+        limits = pam.write("limits", "* - nofile 777\n")
+        lines = [
+            f"session required pam_env.so conffile={env} readenv=0",
+            f"session required pam_limits.so conf={limits}",
+        ]
+        pam.define(*lines, f"session required pam_exec.so quiet {pam.recorder()}")
+        hook = pam.script("hook", f'cat > {pam.root}/"$1".json')
+        program = pam.root / "id-as-root"
+        shutil.copy("/usr/bin/id", program)
+        program.chmod(0o4755)
+        with make_place("multi", "priv") as place:
+            config = (
+                f"pam: {{enable: true, service_name: {pam.service}}}\nsetuid_programs: {'allow' if allow else 'deny'}\n"
+            )
+            hooks = f"pre_start_hook: {{path: {hook}}}\npost_stop_hook: {{path: {hook}}}\n"
+            place.endpoint.add_config(config + hooks)
+            place.endpoint.start()
+            with place.executor("alice") as executor:
+                found = executor.submit(look, str(program)).result(timeout=RESULT_S)
+            uid = place.accounts["alice"].uid
+            assert (found["uid"], found["place"], found["loader"], found["files"]) == (uid, "here", None, 777)
+            assert found["euid"] == ("0" if allow else str(uid))
+            assert found["status"]["NoNewPrivs"] == ("0" if allow else "1")
+            for pid in place.pids().values():
+                bounding = pathlib.Path(f"/proc/{pid}/status").read_text().split("CapBnd:\t")[1].split()[0]
+                assert (int(bounding, 16) != 0) == allow
+            place.endpoint.stop()
+            assert pam.recorded() == ["open_session", "close_session"]
+            assert (pam.root / "pre_start.json").exists() and (pam.root / "post_stop.json").exists()
+    finally:
+        pam.close()
+
+
+def test_what_a_person_reads_of_a_refusal() -> None:
+    pam = PamSite()
+    try:
+        pam.define("account required pam_deny.so")
+        with make_place("multi", "deny") as place:
+            place.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
+            place.endpoint.start()
+            with place.executor("alice") as executor, pytest.raises(MepError) as caught:
+                executor.submit(look, "/usr/bin/id").result(timeout=RESULT_S)
+            assert "not permitted by this site's policy" in str(caught.value)
+            assert "pam_acct_mgmt" not in str(caught.value)
+            assert "PAM_ACCOUNT" in place.log() and "pam_acct_mgmt" in place.log()
+    finally:
+        pam.close()
+
+
+def test_a_service_file_that_is_missing() -> None:
+    with make_place("multi", "none") as place:
+        place.endpoint.add_config("pam: {enable: true, service_name: meptest-none}\n")
+        with pytest.raises(SiteError, match=r"/etc/pam\.d/meptest-none"):
+            place.endpoint._mep("check", "none")
+
+
+def test_a_single_user_endpoint_says_that_pam_is_not_used() -> None:
+    with make_place("single", "own") as place:
+        place.endpoint.add_config("pam: {enable: true}\n")
+        said = place.endpoint._mep("check", "own")
+        assert "PAM is not used" in said.replace("\n", " ")
