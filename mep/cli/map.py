@@ -64,7 +64,7 @@ def map_command(
         return
     identities = _identities(typed, set_file)
     site = mapping.endpoint_site(name) if name is not None else mapping.Site(Path(str(mapping_file)))
-    verdict = mapping.judge(_chain(site), identities, site.policy)
+    verdict = mapping.judge(_chain(site), identities, site)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:
         ctx.exit(Exit.FAILED)

@@ -25,12 +25,12 @@ from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
+from mep.config.paths import own_accounts
 from mep.errors import SpawnFailed
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
 from mep_wire.identity import Identity
 
 MAX_IDENTITIES_BYTES = 4 * 1024 * 1024
-_OWN_ACCOUNTS = ("mep", "mep-idmap", "mep-relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def endpoint_site(name: str) -> Site:
     except ConfigRefused:
         gateway = NO_GATEWAY
     file = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
-    return Site(file, gateway, Policy(**asdict(options.policy)), names.MAPPER_ACCOUNT)
+    return Site(file, gateway, Policy(**asdict(options.policy)), options.mapper_account)
 
 
 def become_mapper(site: Site) -> str:
@@ -118,7 +118,7 @@ def load(site: Site) -> Chain:
         raise CliFailed(str(error), Exit.CONFIG) from None
 
 
-def judge(chain: Chain, identities: Sequence[Mapping[str, str]], policy: Policy) -> Verdict:
+def judge(chain: Chain, identities: Sequence[Mapping[str, str]], site: Site) -> Verdict:
     """Map `identities`, look the account up, and ask the policy."""
     explanation = chain.explain(identities)
     if explanation.user is None:
@@ -127,9 +127,10 @@ def judge(chain: Chain, identities: Sequence[Mapping[str, str]], policy: Policy)
         found = account.resolve(explanation.user.name)
     except AccountMissing as error:
         return Verdict(explanation, None, str(error))
-    own_uids = tuple(entry.pw_uid for name in _OWN_ACCOUNTS if (entry := _entry(name)) is not None)
+    own = tuple(own_accounts(site.mapper_account))
+    own_uids = tuple(entry.pw_uid for name in own if (entry := _entry(name)) is not None)
     try:
-        check_policy(lookup(found.name), AccountRules(policy, _OWN_ACCOUNTS, own_uids, only_uid=None))
+        check_policy(lookup(found.name), AccountRules(site.policy, own, own_uids, only_uid=None))
     except (StartRefused, SpawnFailed) as error:
         return Verdict(explanation, found, error.detail)
     return Verdict(explanation, found, "")

@@ -315,6 +315,11 @@ class EndpointOptions:
     clock_skew_s: float = option(
         "How far the relay's clock and this host's may be apart.", 30.0, unit="seconds", check=between(0, 3600)
     )
+    mapper_account: str = option(
+        "Account of this host that the mapper runs as, and with it callouts: never root, and not `mep`.",
+        "mep-idmap",
+        check=lambda value: _names([value]),
+    )
     recheck_interval_s: float = option(
         "How often it is checked that the person of a running user endpoint still maps to its account, and that the "
         "account may still be used; it is ended otherwise. 0: never.",

@@ -102,3 +102,8 @@ def list_names(roots: Roots) -> list[str]:
     except OSError:
         return []
     return sorted(name for name in found if name not in _RESERVED and (roots.etc / name / CONFIG).exists())
+
+
+def own_accounts(mapper: str = MAPPER_ACCOUNT) -> list[str]:
+    """Return the endpoint's own accounts, to which nobody is mapped, where the mapper runs as `mapper`."""
+    return list(dict.fromkeys([MANAGER_ACCOUNT, mapper, MAPPER_ACCOUNT, RELAY_ACCOUNT]))

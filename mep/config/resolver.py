@@ -72,7 +72,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         log_path=_log_path(where, options) if log_to_file else "",
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
         user_environment_path=options.user_search_path,
-        own_accounts=[names.MANAGER_ACCOUNT, names.MAPPER_ACCOUNT, names.RELAY_ACCOUNT],
+        own_accounts=names.own_accounts(options.mapper_account),
         policy=Policy(**asdict(options.policy)),
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
@@ -174,7 +174,7 @@ def _mapper_section(
     return MapperSection(
         endpoint_id=registration.endpoint_id,
         relay_signing_key=registration.signing_public_key,
-        account=system_account(names.MAPPER_ACCOUNT).pw_name if multi_user else "",
+        account=_mapper_account(where, options).pw_name if multi_user else "",
         unseal_key_path=_key_path(where, names.UNSEAL_KEY),
         mapping_path=str(_checked_mapping(where, options)) if multi_user else "",
         owner_identities=[] if multi_user else [one.id for one in registration.owner],
@@ -182,6 +182,18 @@ def _mapper_section(
         clock_skew_s=options.clock_skew_s,
         log_level="DEBUG" if options.debug else "INFO",
     )
+
+
+def _mapper_account(where: EndpointPaths, options: EndpointOptions) -> pwd.struct_passwd:
+    """Return the account that the mapper runs as: whoever the site trusts with it, and nobody else's."""
+    found = system_account(options.mapper_account)
+    if 0 in (found.pw_uid, found.pw_gid):
+        raise ConfigRefused(str(where.config), "mapper_account", "has uid or gid 0: the mapper never is root")
+    if found.pw_uid == system_account(names.MANAGER_ACCOUNT).pw_uid:
+        raise ConfigRefused(
+            str(where.config), "mapper_account", "must not be the manager's: whoever takes that over could map anybody"
+        )
+    return found
 
 
 def _key_path(where: EndpointPaths, name: str) -> str:
@@ -197,7 +209,7 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
-    mapper = system_account(names.MAPPER_ACCOUNT)
+    mapper = _mapper_account(where, options)
     check_trusted(path, os.geteuid())
     files = identity.files.Files()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.accounts import account
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
 
@@ -88,10 +90,10 @@ def test_a_broken_mapping_is_refused_and_the_old_one_stays(site: Cli, text: str)
 
 
 def test_a_file_that_the_mapping_names(site: Cli) -> None:
-    account = pwd.getpwnam("mep-idmap")
+    mapper = pwd.getpwnam("mep-idmap")
     secret = site.path("etc", "site", "ldap.password")
     secret.write_text("one")
-    os.chown(secret, 0, account.pw_gid)
+    os.chown(secret, 0, mapper.pw_gid)
     secret.chmod(0o640)
     directory = {
         "DATA_TYPE": "ldap_identity_mapping#1.0.0", "servers": ["ldaps://127.0.0.1:1"], "base": "dc=x",
@@ -136,3 +138,41 @@ def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
     os.kill(status(site)["pid"], signal.SIGHUP)
     soon(lambda: "4 documents" in status(site)["mapping"])
     soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+
+
+def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
+    path, good = site.path("etc", "site", "config.yaml"), site.path("etc", "site", "config.yaml").read_text()
+    for bad, reason in (
+        ("root", "never is"),
+        ("mep", "must not be the manager's"),
+        ("no-such-account", "does not exist"),
+    ):
+        path.write_text(good + f"mapper_account: {bad}\n")
+        assert reason in site("check", "site", expect=4).stderr
+    mapping(site).chmod(0o644)
+    with account() as chosen:
+        path.write_text(good + f"mapper_account: {chosen.name}\n")
+        os.kill(status(site)["pid"], signal.SIGHUP)
+        soon(lambda: mapper_uid(site) == chosen.uid)
+        soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+        # Nobody is mapped to it, since it is the endpoint's own.
+        mine = site.path("etc", "site", "mine.json")
+        rule = {**RULE, "match": "me@example.edu", "output": chosen.name, "literal": True}
+        mine.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [rule]}]))
+        path.write_text(good + f"mapper_account: {chosen.name}\nidentity_mapping_config_path: {mine}\n")
+        refused = site("map", "site", "--identity", "me@example.edu", expect=1)
+        assert "one of the endpoint's own accounts" in refused.stdout + refused.stderr
+        path.write_text(good)
+        os.kill(status(site)["pid"], signal.SIGHUP)
+        soon(lambda: mapper_uid(site) == pwd.getpwnam("mep-idmap").pw_uid)
+
+
+def mapper_uid(site: Cli) -> int:
+    """Return the uid of the mapper's process, or -1 where there is none."""
+    monitor = status(site)["pid"]
+    for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if "mep.mapper" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                words = Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()
+                return int(words[0])
+    return -1
