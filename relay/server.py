@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from relay.api.app import App
+from relay.api.connection import BoundedConnection
 from relay.api.service import Service
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.board import durable
@@ -117,7 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _http_config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedConnection,
         ws="websockets-sansio",
         loop="asyncio",
         lifespan="off",

@@ -1,0 +1,78 @@
+"""One HTTP connection, with bounds on what somebody can make the relay hold before they have said who they are.
+
+uvicorn's own protocol keeps whatever comes before a request's blank line, for as long as it takes to come. Here a
+request's head may have MAX_HEAD_BYTES and HEAD_S, and its body BODY_S. Trusts nothing. Called by uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Longest request line and headers together."""
+HEAD_S = 30.0
+"""How long they may take to come, from the connection's or the request's first byte."""
+BODY_S = 600.0
+"""How long a body may take to come (MAX_BODY_BYTES at a megabit a second)."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """uvicorn's connection, within bounds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head, self._head_bytes = True, 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def _allow(self, seconds: float | None) -> None:
+        """Set the time by which the next stage must be reached; None for any."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._overdue)
+
+    def _overdue(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._allow(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._allow(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, and close where the head is too long."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's headers are too long.")
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over to the protocol for WebSockets."""
+        self._allow(None)
+        super().handle_websocket_upgrade()
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._allow(HEAD_S)
+
+    def on_headers_complete(self) -> None:
+        """The blank line."""
+        self._in_head = False
+        self._allow(BODY_S)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The last byte: what comes next is another request's head."""
+        self._in_head, self._head_bytes = True, 0
+        self._allow(None)
+        super().on_message_complete()

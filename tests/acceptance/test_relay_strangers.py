@@ -1,0 +1,99 @@
+"""What somebody without a token can make the relay hold: next to nothing, and not for long."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from relay.api.connection import MAX_HEAD_BYTES
+from tests.support.relay import RelayProcess
+from tests.support.relay_client import Person
+
+
+class HastyRelay(RelayProcess):
+    """A relay that waits half a second for the head of a request and one for its body."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        patch = "import relay.api.connection as c; c.HEAD_S, c.BODY_S = 0.5, 1.0;"
+        return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HastyRelay]:
+    with HastyRelay(tmp_path_factory.mktemp("relay")) as running:
+        yield running
+
+
+@pytest.fixture
+def stranger(relay: RelayProcess) -> Iterator[socket.socket]:
+    parts = urlsplit(relay.url)
+    with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as connection:
+        yield connection
+
+
+def heard(connection: socket.socket) -> bytes:
+    """Return everything until the relay closes the connection."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            found += data
+    return found
+
+
+def resident_kb(relay: RelayProcess) -> int:
+    text = Path(f"/proc/{relay.pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize("line", [b"a: " + b"x" * 1000 + b"\r\n", b"x" * 1000])
+def test_endless_headers_are_cut_off(relay: RelayProcess, stranger: socket.socket, line: bytes) -> None:
+    before = resident_kb(relay)
+    stranger.sendall(b"GET /v2/version HTTP/1.1\r\nhost: x\r\nb: ")
+    with contextlib.suppress(OSError):
+        for _ in range(20_000):
+            stranger.sendall(line)
+    assert resident_kb(relay) - before < 10 * 1024
+    assert heard(stranger)[:12] in (b"HTTP/1.1 400", b"")  # the answer may be lost with the connection
+
+
+def test_a_head_within_the_limit_is_read(stranger: socket.socket) -> None:
+    head = b"GET /v2/version HTTP/1.1\r\nhost: x\r\nconnection: close\r\nb: " + b"x" * (MAX_HEAD_BYTES - 1000)
+    stranger.sendall(head + b"\r\n\r\n")
+    assert heard(stranger).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /v2/version HTTP/1.1\r\n"])
+def test_a_head_that_does_not_come_is_not_waited_for(stranger: socket.socket, said: bytes) -> None:
+    stranger.sendall(said)
+    assert heard(stranger) == b""
+
+
+def test_nor_is_that_of_a_second_request(stranger: socket.socket) -> None:
+    stranger.sendall(b"GET /v2/version HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert stranger.recv(65536).startswith(b"HTTP/1.1 200")
+    stranger.sendall(b"GET /v2/ver")
+    heard(stranger)
+
+
+def test_a_body_that_nobody_reads_is_not_waited_for(stranger: socket.socket) -> None:
+    stranger.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nx")
+    assert heard(stranger).startswith(b"HTTP/1.1 404")
+
+
+def test_a_result_stream_outlives_these_limits(relay: RelayProcess) -> None:
+    alice = Person(relay, "alice")
+    endpoint = {"endpoint_name": "e", "link_public_key": "ab" * 32, "unseal_public_key": "cd" * 32}
+    endpoint_id = alice.ok("POST", "/v3/endpoints", endpoint)["endpoint_id"]
+    answer = alice.submit(endpoint_id, alice.function(), ["x"])
+    stream = alice.stream(answer["task_group_id"])
+    with contextlib.suppress(TimeoutError):
+        stream.results(1, 1.5)
+    ids = [task_id for ids in answer["tasks"].values() for task_id in ids]
+    alice.ok("POST", "/v3/tasks/cancel", {"task_ids": ids})
+    assert len(stream.results(1)) == 1
