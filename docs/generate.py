@@ -161,6 +161,7 @@ def engines_page() -> str:
         settings.ProcessPoolEngine,
         settings.ThreadPoolEngine,
         settings.GlobusComputeEngine,
+        settings.GlobusMPIEngine,
     )
     for kind in engines:
         lines += [f"## engine: type: {kind.__name__}\n", inspect.cleandoc(kind.__doc__ or "") + "\n"]

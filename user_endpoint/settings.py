@@ -188,7 +188,10 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
 
 
 class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="GlobusMPIEngine"):
-    """MPI tasks of several shapes share the nodes of each block, as each task's resource_specification asks."""
+    """MPI tasks of several shapes share the nodes of each block, as each task's resource_specification asks.
+
+    It takes every key of GlobusComputeEngine but max_workers_per_node; those here have defaults of their own.
+    """
 
     label: str = "GlobusMPIEngine"
     """A name for logs and for the scheduler's jobs."""
