@@ -1,0 +1,171 @@
+"""A thousand tasks in flight through the whole installed path, and one process of it is killed.
+
+Whatever is killed, every task ends once, a task that had not started runs, none runs twice (max_attempts is 1),
+and when the endpoint has stopped there is no process, spooled result or scheduler's job of it left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sitekit.accounts import processes_of
+
+from mep_wire.errors import MepError
+from tests.support.place import Place, make_place
+
+TASKS = 1000
+END_S = 60
+LOSSES = {"WORKER_LOST", "USER_ENDPOINT_LOST"}
+pytestmark = pytest.mark.root
+
+
+def mark(path: str, number: int) -> int:
+    import os
+    import time
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(descriptor, b"%d\n" % number)
+    os.close(descriptor)
+    time.sleep(0.002)
+    return number
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with make_place("multi", "faulty") as made:
+        made.endpoint.start()
+        yield made
+
+
+def named(word: str, uid: int) -> list[int]:
+    """The processes of an account whose name or command line has `word`."""
+    found = []
+    for pid in processes_of(uid):
+        try:
+            text = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if word in text:
+            found.append(pid)
+    return found
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                above = (entry / "stat").read_bytes().rpartition(b")")[2].split()[1]
+            except OSError:
+                continue
+            if int(above) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+def kill_worker(place: Place, uid: int) -> None:
+    pools = named("pool_main", uid)
+    leaves = [pid for pid in pools if not children(pid)]
+    assert leaves, pools
+    os.kill(leaves[-1], signal.SIGKILL)
+
+
+def kill_block(place: Place, uid: int) -> None:
+    for pid in named("pool_main", uid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_interchange(place: Place, uid: int) -> None:
+    (pid,) = named("interchange_main", uid)
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_user_endpoint(place: Place, uid: int) -> None:
+    (pid,) = place.pids().values()
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_manager(place: Place, uid: int) -> None:
+    monitor = int(place.endpoint.status()["pid"])
+    (pid,) = [pid for pid in children(monitor) if b"mep.manager" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_relay(place: Place, uid: int) -> None:
+    place.site.relay.kill()
+    place.site.relay.start()
+
+
+VICTIMS: list[Callable[[Place, int], None]] = [
+    kill_worker,
+    kill_block,
+    kill_interchange,
+    kill_user_endpoint,
+    kill_manager,
+    kill_relay,
+]
+
+
+def outcome(future: Any) -> str:
+    error = future.exception(timeout=0)
+    if error is None:
+        return ""
+    assert isinstance(error, MepError), error
+    return error.code
+
+
+def _count(resolved: Counter[int], number: int, _: object) -> None:
+    resolved.update([number])
+
+
+def left_files(home: Path) -> list[str]:
+    """Spooled results, job records that name jobs, and sockets in what user endpoints keep."""
+    spooled = [str(path) for path in home.glob(".mep/uep/*/spool/*") if path.is_file() and path.stat().st_size]
+    return spooled + [str(path) for path in home.glob(".mep/**/*") if path.is_socket()]
+
+
+@pytest.mark.parametrize("kill", VICTIMS, ids=lambda kill: kill.__name__)
+def test_every_task_ends_once(place: Place, kill: Callable[[Place, int], None]) -> None:
+    account = place.accounts["alice"]
+    ran = account.home / "ran"
+    resolved: Counter[int] = Counter()
+    with place.executor("alice", engine="GlobusComputeEngine", workers=2) as executor:
+        assert executor.submit(pow, 2, 3).result(timeout=30) == 8
+        futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
+        for number, future in enumerate(futures):
+            future.add_done_callback(partial(_count, resolved, number))
+        deadline = time.monotonic() + 30
+        while sum(resolved.values()) < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        killed_at = sum(resolved.values())
+        assert killed_at < TASKS, "too late"
+        kill(place, account.uid)
+        _, undone = wait(futures, timeout=END_S)
+        assert not undone, f"{len(undone)} tasks have no end\n{place.site.logs()}"
+        codes = [outcome(future) for future in futures]
+        client = place.client("alice")
+        states = {str(client.get_task(future.task_id)["status"]) for future in futures[::97]}
+    lost = {number for number, code in enumerate(codes) if code}
+    print(f"{kill.__name__}: {killed_at} done before, {len(lost)} lost {sorted({code for code in codes if code})}")
+    assert set(codes) <= {"", *LOSSES}
+    assert states <= {"success", "failed"}
+    assert len(lost) <= 200
+    assert set(resolved.values()) == {1}
+    assert len(resolved) == TASKS
+    times = Counter(int(line) for line in ran.read_text().split())
+    assert not [number for number, count in times.items() if count > 1], "run twice"
+    assert set(times) | lost == set(range(TASKS))
+    place.endpoint.stop()
+    assert processes_of(account.uid) == []
+    assert left_files(account.home) == []
+    assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []
