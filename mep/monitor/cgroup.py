@@ -27,6 +27,7 @@ _OURS = f"{ROOT}/mep"
 _BUS_LIMIT_S = 20.0
 _LOOK_AGAIN_S = 0.002
 _REMOVE_TRIES = 200
+_RECENT_S = 5.0
 _CPU_PERIOD_US = 100_000
 _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _KILL = "cgroup.kill"
@@ -76,6 +77,8 @@ class Cgroup:
         self.path, self._limits, self._ours = path, limits, ours
         self._memory, self._processes = self._events("memory"), self._events("pids")
         self._oom_kills = self._own_ooms = self._forks_denied = 0
+        self._killed_at = self._denied_at = float("-inf")
+        self._own_limit = False
 
     def _events(self, controller: str) -> int:
         """Open the controller's events, which can be read for as long as the group is there; -1 for none."""
@@ -85,8 +88,8 @@ class Cgroup:
             return -1
 
     def urgent(self) -> list[int]:
-        """Return what to poll for POLLPRI, then to `look`: something was killed, and later the group may be gone."""
-        return [self._memory] if self._memory >= 0 else []
+        """Return what to poll for POLLPRI, then to `look`: by the time that all is over, the group may be gone."""
+        return [descriptor for descriptor in (self._memory, self._processes) if descriptor >= 0]
 
     def look(self) -> None:
         """Take note of what went over a limit so far."""
@@ -95,23 +98,30 @@ class Cgroup:
             self._memory = _closed(self._memory)
         if processes is None:
             self._processes = _closed(self._processes)
-        memory, processes = memory or {}, processes or {}
-        self._oom_kills = max(self._oom_kills, memory.get("oom_kill", 0))
-        self._own_ooms = max(self._own_ooms, memory.get("oom", 0))
-        self._forks_denied = max(self._forks_denied, processes.get("max", 0))
+        memory, processes, now = memory or {}, processes or {}, time.monotonic()
+        if (kills := memory.get("oom_kill", 0)) > self._oom_kills:
+            self._oom_kills, self._killed_at = kills, now
+            self._own_limit = memory.get("oom", 0) > self._own_ooms
+            self._own_ooms = memory.get("oom", 0)
+        if (denied := processes.get("max", 0)) > self._forks_denied:
+            self._forks_denied, self._denied_at = denied, now
 
     def excess(self) -> tuple[Refusal, str] | None:
-        """Return code and public text of the limit that was gone over, if one was."""
-        if self._oom_kills:
+        """Return code and public text of the limit that was gone over just now, if one was.
+
+        What was before, and survived, is not why it ended.
+        """
+        since = time.monotonic() - _RECENT_S
+        if self._killed_at > since:
             code, limit = Refusal.OUT_OF_MEMORY, self._memory_limit()
-        elif self._forks_denied:
+        elif self._denied_at > since:
             code, limit = Refusal.TOO_MANY_PROCESSES, f"limit {self._limits.tasks_max}"
         else:
             return None
         return code, public_text(code, limit=limit)
 
     def _memory_limit(self) -> str:
-        if self._own_ooms and self._limits.memory_max:
+        if self._own_limit and self._limits.memory_max:
             return f"limit {size_text(self._limits.memory_max)}"
         if self._limits.person_memory_max:
             return f"limit of all your processes together {size_text(self._limits.person_memory_max)}"

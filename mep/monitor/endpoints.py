@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mep.monitor.child import Child
+from mep.monitor.loop import Timer
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +43,8 @@ class UserEndpoint:
     check_due: float = 0.0
     """When the account is to be looked at again."""
     warned_at: float = 0.0
+    late: Timer | None = None
+    """Ends a keeper that hangs."""
 
     def public(self) -> dict[str, Any]:
         """What status.json, which everybody may read, says of it."""

@@ -89,8 +89,9 @@ class Keepers:
         theirs.close()
         child = self._monitor.add_child(Child(Kind.KEEPER, pid, ours, Phase.ADMITTING, self._monitor.loop))
         child.uep_id = start.uep_id
-        self._endpoints[start.uep_id] = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, pid, child)
-        self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
+        endpoint = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, pid, child)
+        self._endpoints[start.uep_id] = endpoint
+        endpoint.late = self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
         self._monitor.status.changed()
 
     def _order(self, start: Start, descriptor: int) -> KeeperOrder:
@@ -208,6 +209,8 @@ class Keepers:
         if not endpoint.told:
             self._speak_for(endpoint, record)
         self._monitor.records.remove(endpoint.uep_id)
+        if endpoint.late is not None:
+            endpoint.late.cancel()
         if endpoint.pidfd >= 0:
             self._monitor.loop.unwatch(endpoint.pidfd)
             os.close(endpoint.pidfd)

@@ -213,7 +213,7 @@ def main():
     assert 10 < forked < 40, forked
     passed(f"fork refused after {forked}")
     said = failure(alice.submit(hog))
-    assert "out of memory (limit 160 MiB)" in said, said
+    assert "died: it was killed by SIGKILL (9): out of memory (limit 160 MiB)" in said, said
     passed(f"a worker that took too much: {said}")
     assert alice.submit(where).result(timeout=WAIT_S)[0] == path
     passed("the user endpoint lives on")

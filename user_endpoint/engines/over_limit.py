@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 _ROOT: Final = "/sys/fs/cgroup"
+_GUESS: Final = " - out of memory?"
+"""What is said of a SIGKILL as long as nobody knows."""
 
 
 def _read(path: str) -> str:
@@ -37,7 +39,7 @@ class MemoryWatch:
         """Return `reason`, with "out of memory" and the limit where the kernel has killed since it was last asked."""
         kills = self._kills()
         new, self._seen = kills > self._seen, max(self._seen, kills)
-        return f"{reason}: out of memory{self._limit()}" if new else reason
+        return f"{reason.removesuffix(_GUESS)}: out of memory{self._limit()}" if new else reason
 
     def _limit(self) -> str:
         limit = _read(f"{self._directory}/memory.max").strip()

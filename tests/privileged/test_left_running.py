@@ -1,0 +1,74 @@
+"""User endpoints without a monitor: `mep stop` ends them, by their keepers, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mep.cli.failures import CliFailed
+from mep.cli.left_running import stop_keepers
+from tests.support.accounts import LocalAccount, account
+from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as
+
+
+@pytest.fixture(scope="module")
+def alice() -> Iterator[LocalAccount]:
+    with account() as made:
+        yield made
+
+
+def place(run: MonitorRun) -> Any:
+    return SimpleNamespace(runtime_dir=run.run)
+
+
+def test_what_a_stop_has_left_is_stopped_later(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        ids = [start_as(manager, mapper, alice.name, ref=ref, mode="orphans")[0] for ref in (1, 2)]
+        run.stop(signal.SIGUSR1)
+        assert all(run.record(uep_id)["state"] == "running" for uep_id in ids)
+        assert stop_keepers(place(run), 20) == 2
+        assert not processes_of(alice.uid)
+        assert not list((run.run / "keepers").iterdir())
+        assert stop_keepers(place(run), 20) == 0
+
+
+def test_what_a_killed_monitor_has_left(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        start_as(manager, mapper, alice.name, mode="ignore-term")
+        assert run.process is not None
+        run.process.kill()
+        run.process.wait()
+        assert stop_keepers(place(run), 20) == 1
+        assert not processes_of(alice.uid)
+
+
+def test_a_keeper_that_does_not_end_is_named(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        run.stop(signal.SIGUSR1)
+        os.kill(run.record(uep_id)["keeper_pid"], signal.SIGSTOP)
+        with pytest.raises(CliFailed, match=uep_id):
+            stop_keepers(place(run), 0.2)
+        os.kill(run.record(uep_id)["keeper_pid"], signal.SIGCONT)
+        assert stop_keepers(place(run), 20) in {0, 1}
+
+
+def test_a_recycled_pid_is_not_signalled(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper), subprocess.Popen(["sleep", "60"]) as other:
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        record = run.run / "keepers" / f"{uep_id}.json"
+        keeper = run.record(uep_id)["keeper_pid"]
+        run.stop(signal.SIGUSR1)
+        text = record.read_text()
+        record.write_text(text.replace(f'"keeper_pid": {keeper}', f'"keeper_pid": {other.pid}'))
+        assert stop_keepers(place(run), 5) == 0
+        assert other.poll() is None
+        other.kill()
+        record.write_text(text)
+        assert stop_keepers(place(run), 20) == 1
