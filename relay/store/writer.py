@@ -16,12 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from mep_wire.errors import MepError, RelayUnavailable
+from mep_wire.errors import RelayUnavailable
 from relay.store.checkpointer import Checkpointer
 
 T = TypeVar("T")
-_OWN_FAILURES = (MepError, ValueError, LookupError, TypeError, ArithmeticError, sqlite3.IntegrityError)
-"""What a change does wrong itself; anything else of SQLite's is the disk's, and the whole group's."""
 
 MAX_GROUP = 256
 """Most changes that share one commit."""
@@ -45,6 +43,7 @@ class Writer:
     def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
         """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # who no longer waits must not take the answer from the others
         if inline and not self._waiting and self._commit_s < QUICK_COMMIT_S and self._writing.acquire(blocking=False):
             try:
                 if not self._waiting:
@@ -105,7 +104,9 @@ class Writer:
         self._connection.execute("SAVEPOINT change")
         try:
             value = change(self._tx)
-        except _OWN_FAILURES as error:
+        except Exception as error:  # whoever asked must hear of it, and the thread that serves all others goes on
+            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+                raise  # the disk's, and the whole group's
             self._connection.execute("ROLLBACK TO change")
             self._connection.execute("RELEASE change")
             return None, error

@@ -59,6 +59,22 @@ def test_one_changes_failure_is_not_its_neighbours(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_change_that_fails_unforeseen_or_is_given_up_stops_no_other(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    gate = threading.Event()
+    store.submit(lambda tx: gate.wait(10), inline=False)
+    broken = store.submit(lambda tx: getattr(tx, "no_such_change")(), inline=False)  # noqa: B009 - as a mistake would
+    given_up = store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice")), inline=False)
+    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")), inline=False)
+    given_up.cancel()
+    gate.set()
+    fine.result(timeout=10)
+    with pytest.raises(AttributeError):
+        broken.result(timeout=10)
+    store.submit(lambda tx: tx.remove_account("c"), inline=False).result(timeout=10)
+    store.close()
+
+
 def test_a_full_disk_refuses_the_change_and_the_store_goes_on(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "relay.db")
     pages = store._write.execute("PRAGMA page_count").fetchone()[0]
