@@ -120,6 +120,9 @@ class _MemoryTx:
     # --- endpoints, functions, user endpoints -------------------------------------------------------
 
     def put_endpoint(self, endpoint: EndpointRecord) -> None:
+        known = self._d.endpoints.get(endpoint.endpoint_id)
+        if known is not None and (known.owner != endpoint.owner or known.deleted_at):
+            raise IdConflict(id=endpoint.endpoint_id)
         for other in self._d.endpoints.values():
             clash = other.link_key == endpoint.link_key and other.endpoint_id != endpoint.endpoint_id
             if clash and not other.deleted_at:

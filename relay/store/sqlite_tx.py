@@ -65,12 +65,13 @@ class _AccountTx(_Part):
 class _RegistryTx(_Part):
     def put_endpoint(self, endpoint: EndpointRecord) -> None:
         body = msgspec.msgpack.encode(endpoint)
+        values = (endpoint.endpoint_id, endpoint.owner, endpoint.name, endpoint.link_key, body)
         try:
-            self._db.execute(
-                sql.PUT_ENDPOINT, (endpoint.endpoint_id, endpoint.owner, endpoint.name, endpoint.link_key, body)
-            )
+            changed = self._db.execute(sql.PUT_ENDPOINT, values).rowcount
         except sqlite3.IntegrityError as error:
             raise IdConflict(id=f"link_public_key {endpoint.link_key.hex()}") from error
+        if not changed:
+            raise IdConflict(id=endpoint.endpoint_id)
 
     def delete_endpoint(self, endpoint_id: str, now: float) -> None:
         self._db.execute(sql.DELETE_ENDPOINT, (now, endpoint_id))

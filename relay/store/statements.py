@@ -54,11 +54,11 @@ ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY a
 
 # --- endpoints, functions, user endpoints -----------------------------------------------------------
 
-# Add or replace an endpoint; its link key must be its own.
+# Add or replace an endpoint; its link key must be its own. Nobody else's is replaced, and no deleted one comes back.
 PUT_ENDPOINT = (
     "INSERT INTO endpoints (endpoint_id, owner, name, link_key, body) VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT (endpoint_id) DO UPDATE SET name = excluded.name, link_key = excluded.link_key, "
-    "body = excluded.body, deleted_at = 0"
+    "body = excluded.body WHERE owner = excluded.owner AND deleted_at = 0"
 )
 DELETE_ENDPOINT = "UPDATE endpoints SET deleted_at = ? WHERE endpoint_id = ? AND deleted_at = 0"
 ENDPOINT = "SELECT owner, deleted_at, body FROM endpoints WHERE endpoint_id = ?"

@@ -237,6 +237,19 @@ def test_a_link_key_belongs_to_one_endpoint(store: Store) -> None:
     do(store, lambda tx: tx.put_endpoint(second))
 
 
+def test_an_endpoint_is_replaced_by_its_owner_alone_and_never_once_it_is_deleted(store: Store) -> None:
+    mine = endpoint()
+    do(store, lambda tx: tx.put_endpoint(mine))
+    theirs = endpoint("b", endpoint_id=mine.endpoint_id)
+    with pytest.raises(IdConflict):
+        do(store, lambda tx: tx.put_endpoint(theirs))
+    assert store.endpoint(mine.endpoint_id) == mine
+    do(store, lambda tx: tx.put_endpoint(endpoint(endpoint_id=mine.endpoint_id, name="renamed")))
+    do(store, lambda tx: tx.delete_endpoint(mine.endpoint_id, 5.0))
+    with pytest.raises(IdConflict):
+        do(store, lambda tx: tx.put_endpoint(mine))
+
+
 def test_a_deleted_endpoint_is_remembered_and_not_listed(store: Store) -> None:
     record = endpoint()
     do(store, lambda tx: tx.put_endpoint(record))
