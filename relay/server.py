@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import resource
 import signal
 import socket
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from mep_wire.errors import RelayUnavailable
 from relay.api.app import App
 from relay.api.connection import BoundedConnection
 from relay.api.service import Service
@@ -60,6 +62,7 @@ class _Server(uvicorn.Server):
 
 async def serve(state: State, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError for an address that cannot be had, StateRefused."""
+    _allow_many_connections()
     keys = state.keys()
     store = SqliteStore(state.database, for_server=True)
     listener = _listen(settings.host, settings.port)
@@ -97,6 +100,12 @@ async def serve(state: State, settings: Settings) -> None:
         plane.stop()
         store.close()
         logger.info("ended")
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit on open files as far as it goes: every link and stream is one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stop(server: uvicorn.Server) -> None:
@@ -139,5 +148,9 @@ async def _sweep(store: SqliteStore, retention_s: float) -> None:
     while True:
         await asyncio.sleep(pause)
         before = time.time() - retention_s
-        removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
+        try:
+            removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
+        except RelayUnavailable as error:  # the disk may be full, and this is what makes room once it can be written
+            logger.error("old records stay: %s %s", error, error.detail)
+            removed = 0
         pause = SWEEP_INTERVAL_S if removed < SWEEP_PAGE else 0.1

@@ -41,6 +41,8 @@ from relay.store.records import Ending, EndpointRecord, TaskRecord
 
 MAX_EARLY_FRAMES = 64
 """Messages that a peer may send while its join is being stored."""
+MAX_STRANGER_BYTES = 8 * 1024 * 1024
+"""Most that a peer may say before it is welcome: room for a hello with a million rows, and no more to decode."""
 Handler = Callable[[Peer, Any], object]
 Handlers = Mapping[type[Any], Handler]
 
@@ -105,10 +107,9 @@ class Dispatcher:
 
     def on_frame(self, peer: Peer, frame: bytes) -> None:
         """See `relay.plane.base.PlaneHandler`."""
-        if isinstance(peer.session, Joining) and len(peer.session.early) < MAX_EARLY_FRAMES:
-            peer.session.early.append(frame)
-            return
         try:
+            if self._is_early(peer, frame):
+                return
             message = codec.decode_to_relay(frame)
             self._handler(peer, type(message))(peer, message)
         except HelloNeeded as error:
@@ -118,6 +119,17 @@ class Dispatcher:
         except Exception:  # noqa: BLE001 - the outermost frame of a link: the other peers are to be served
             logger.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
             self._cut(peer, "its message failed")
+
+    def _is_early(self, peer: Peer, frame: bytes) -> bool:
+        """Whether the frame waits for its sender's join. Raises LinkMessageInvalid where a stranger says too much."""
+        session = peer.session
+        if isinstance(session, Uep | ManagerLink):
+            return False
+        early = session.early if isinstance(session, Joining) else []
+        if len(early) >= MAX_EARLY_FRAMES or sum(map(len, early)) + len(frame) > MAX_STRANGER_BYTES:
+            raise LinkMessageInvalid(reason="it is too much from somebody who is not welcome yet")
+        early.append(frame)
+        return isinstance(session, Joining)
 
     def _handler(self, peer: Peer, kind: type[Any]) -> Handler:
         """Return what answers this message from this peer. Raises HelloNeeded or LinkForbidden."""

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mep_wire import PROTOCOL_VERSION, codec, messages
 from relay.api.connection import MAX_HEAD_BYTES
+from relay.dispatch.dispatcher import MAX_STRANGER_BYTES
+from tests.support.fake_peer import FakeLink, FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 
@@ -97,3 +100,21 @@ def test_a_result_stream_outlives_these_limits(relay: RelayProcess) -> None:
     ids = [task_id for ids in answer["tasks"].values() for task_id in ids]
     alice.ok("POST", "/v3/tasks/cancel", {"task_ids": ids})
     assert len(stream.results(1)) == 1
+
+
+def test_a_stranger_on_the_endpoint_link_may_not_say_much(relay: RelayProcess) -> None:
+    lab = FakeManager(relay, Person(relay, "owner").token)
+    stranger = FakeLink(lab._address, lab.relay_key, codec.decode_to_uep)
+    stranger.send(messages.UepHello(protocol=PROTOCOL_VERSION, uep_id="x", held=[2**60] * (MAX_STRANGER_BYTES // 10)))
+    assert stranger.expect(messages.Refused).code == "JOIN_REFUSED"
+    stranger.close()
+    stranger.connect()
+    stranger.send_raw(b"x" * (MAX_STRANGER_BYTES + 1))
+    told = stranger.expect(messages.Refused)
+    assert told.code == "LINK_MESSAGE_INVALID"
+    assert "not welcome yet" in told.text
+
+
+def test_the_relay_may_open_as_many_files_as_it_is_allowed(relay: RelayProcess) -> None:
+    limits = Path(f"/proc/{relay.pid}/limits").read_text().partition("Max open files")[2].split()
+    assert limits[0] == limits[1]
