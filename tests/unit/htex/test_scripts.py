@@ -1,0 +1,102 @@
+"""What PBS and LSF are asked, with our settings, and how their recorded answers are read: there is no server here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parsl.jobs.states import JobState
+
+from user_endpoint.htex.provider import Plan
+from user_endpoint.settings import GlobusComputeEngine as Settings
+
+QSTAT = """{
+    "timestamp":1700000000,
+    "pbs_version":"2022.1.1",
+    "pbs_server":"polaris-pbs-01",
+    "Jobs":{
+        "1234.polaris-pbs-01":{"Job_Name":"parsl","Job_Owner":"a@login","job_state":"%s","queue":"debug"}
+    }
+}"""
+
+
+class Commands:
+    """Commands on PATH that give recorded answers and note what they were asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir()
+
+    def answers(self, name: str, text: str) -> None:
+        """Let the command `name` say this."""
+        (self.directory / f"{name}.said").write_text(text)
+        script = self.directory / name
+        script.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.directory}/asked\ncat {self.directory}/{name}.said\n')
+        script.chmod(0o755)
+
+    @property
+    def asked(self) -> list[str]:
+        """Every command line so far."""
+        return (self.directory / "asked").read_text().splitlines()
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    made = Commands(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{made.directory}:/usr/bin:/bin")
+    return made
+
+
+def made_provider(tmp_path: Path, **options: Any) -> Any:
+    provider = Plan(Settings(provider=options)).make()
+    provider.script_dir = str(tmp_path)
+    return provider
+
+
+def script(tmp_path: Path) -> str:
+    (text,) = [path.read_text() for path in tmp_path.glob("block.*") if path.suffix not in (".stdout", ".stderr")]
+    return text
+
+
+def test_pbs(tmp_path: Path, commands: Commands) -> None:
+    commands.answers("qsub", "1234.polaris-pbs-01\n")
+    provider = made_provider(
+        tmp_path,
+        type="PBSProProvider",
+        account="catalyst",
+        queue="debug",
+        cpus_per_node=32,
+        walltime="01:00:00",
+        select_options="ngpus=4",
+        scheduler_options="#PBS -l filesystems=home:grand",
+        worker_init="module load conda",
+    )
+    job = provider.submit("run-workers", 1, "block")
+    text = script(tmp_path)
+    for line in ("#PBS -l walltime=01:00:00", "select=1:ncpus=32:ngpus=4", "#PBS -l filesystems=home:grand"):
+        assert line in text
+    for line in ("module load conda", "run-workers"):
+        assert line in text
+    assert "-A catalyst" in commands.asked[0] + text
+    for letter, state in (("Q", JobState.PENDING), ("R", JobState.RUNNING), ("F", JobState.COMPLETED)):
+        commands.answers("qstat", QSTAT % letter)
+        assert provider.status([job])[0].state == state
+
+
+def test_lsf(tmp_path: Path, commands: Commands) -> None:
+    commands.answers("bsub", "Job <77> is submitted to queue <batch>.\n")
+    provider = made_provider(
+        tmp_path, type="LSFProvider", queue="batch", project="mat123", nodes_per_block=2, walltime="00:30:00"
+    )
+    job = provider.submit("run-workers", 1, "block")
+    assert job == "77"
+    text = script(tmp_path)
+    for line in ("#BSUB -W 30", "#BSUB -nnodes 2", "#BSUB -P mat123", "run-workers"):
+        assert line in text
+    for word, state in (("PEND", JobState.PENDING), ("RUN", JobState.RUNNING), ("EXIT", JobState.FAILED)):
+        commands.answers("bjobs", f"77 {word}\n")
+        assert provider.status([job])[0].state == state
+    commands.answers("bkill", "Job <77> is being terminated\n")
+    provider.cancel([job])
+    assert commands.asked[-1] == "bkill 77"
