@@ -7,6 +7,7 @@ from two threads at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import re
@@ -167,8 +168,13 @@ class Client(HighThroughputExecutor):
     # --- tasks, on the user endpoint's thread ---------------------------------------------------------
 
     def say(self, message: protocol.ToInterchange) -> None:
-        """Send one message to the interchange. Never blocks: there is no limit to what is queued."""
-        self.outgoing_q.zmq_socket.send(protocol.encode(message))
+        """Send one message to the interchange. Never blocks: there is no limit to what is queued.
+
+        Where the interchange has died nothing can be queued. The message is dropped: `Restarted` follows, and with
+        it the decision about everything that the interchange was to have.
+        """
+        with contextlib.suppress(zmq.Again):
+            self.outgoing_q.zmq_socket.send(protocol.encode(message), zmq.NOBLOCK)
 
     def descriptor(self) -> int:
         """Return the descriptor that becomes readable when `hear` has something."""
