@@ -1,9 +1,10 @@
 """`python -I -m mep.cli.relay_call`: one request to the relay's HTTP API, as an account without privilege.
 
-Reads a JSON document from standard input (url, method, path, token, body), and prints one: `{"status", "body"}` for
-an answer, `{"failed": reason}` where there was none. Says on standard error when it tries again. The token comes on
-standard input, so that it is in no process list. Trusts the server only as far as TLS proves it; the answer is
-size-capped and parsed by the caller into a typed struct.
+Says `ready`, reads a JSON document from standard input (url, method, path, token, body), and prints one: `{"status",
+"body"}` for an answer, `{"failed": reason}` where there was none. Says on standard error when it tries again. The token
+comes on standard input, so that it is in no process list, and once no other process of this account can look into this
+one: it is an administrator's, and the account is that of the manager, which may be taken over. Trusts the server only
+as far as TLS proves it; the answer is size-capped and parsed by the caller into a typed struct.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
+
+from mep.boundary.child import forbid_core_and_ptrace
 
 TIMEOUT_S = 15.0
 ATTEMPTS = 4
@@ -75,6 +78,9 @@ def main() -> None:
     """Make the one request."""
     if 0 in os.getresuid() or 0 in os.getresgid():
         sys.exit("relay_call: refuses to run as root")
+    forbid_core_and_ptrace()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     sys.stdout.write(json.dumps(_ask_patiently(json.load(sys.stdin))))
 
 
