@@ -90,6 +90,11 @@ class StrategySettings(_Section, frozen=True):
 class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
     """Tasks run in worker processes on the user endpoint's own host."""
 
+    python: str | None = None
+    """The Python that runs tasks, if not the endpoint's own; where worker_init activates an environment, that one."""
+    worker_init: str | None = None
+    """Shell commands run before the workers start, in the shell that starts them."""
+
     label: str = "ProcessPoolEngine"
     """A name for logs."""
     max_workers: Count | None = None

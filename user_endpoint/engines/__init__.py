@@ -27,7 +27,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
             from user_endpoint.engines.process_pool import ProcessPoolEngine
 
             return ProcessPoolEngine(
-                server=place.fork_server,
+                server=_fork_servers(chosen, place),
                 max_workers=chosen.max_workers,
                 max_retries=chosen.max_retries_on_system_failure,
                 worker_log=place.worker_log,
@@ -43,6 +43,16 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
 
             return GlobusComputeEngine(chosen, run_directory=place.run_directory)
     raise EngineFailed(reason=f"there is no engine {type(chosen).__name__}")
+
+
+def _fork_servers(chosen: settings.ProcessPoolEngine, place: EnginePlace) -> Callable[[], Server]:
+    """Return what starts the processes that fork workers: the endpoint's own Python, or the person's."""
+    python, setup = chosen.python or "", chosen.worker_init or ""
+    if not python and not setup:
+        return place.fork_server
+    from user_endpoint.workers.staging import staged_server
+
+    return lambda: staged_server(os.path.expanduser(python), setup)  # noqa: PTH111 - no pathlib: the start is measured
 
 
 def _working_directory(chosen: settings.ProcessPoolEngine, run_directory: str) -> str:

@@ -330,7 +330,8 @@ class ProcessPoolEngine:
         self._server = self._new_server()
         self._server.sock.setblocking(False)
         self._epoll.register(self._server.sock.fileno(), select.EPOLLIN)
-        self._order(("configure", dict(os.environ), *self._configuration))
+        environment = None if self._server.own_environment else dict(os.environ)
+        self._order(("configure", environment, *self._configuration))
 
     def _spawn(self) -> WorkerHandle | None:
         self._last_number += 1

@@ -95,9 +95,10 @@ class ForkServer:
                 raise ValueError(f"unknown order {order[0]!r}")
         return True
 
-    def _configure(self, environment: dict[str, str], directory: str, log_path: str) -> None:
-        os.environ.clear()
-        os.environ.update(environment)
+    def _configure(self, environment: dict[str, str] | None, directory: str, log_path: str) -> None:
+        if environment is not None:  # else what worker_init has made of it
+            os.environ.clear()
+            os.environ.update(environment)
         if directory:
             os.chdir(directory)
         self._output = BoundedFile(log_path) if log_path else None
@@ -213,8 +214,8 @@ def _descendants(pid: int) -> list[int]:
 class Server:
     """A fork server as its engine sees it."""
 
-    def __init__(self, sock: _socket.socket, pid: int) -> None:
-        self.sock, self.pid = sock, pid
+    def __init__(self, sock: _socket.socket, pid: int, *, own_environment: bool = False) -> None:
+        self.sock, self.pid, self.own_environment = sock, pid, own_environment
 
     def stop(self, grace_s: float) -> None:
         """End it (it kills its workers first), by force if it has not ended after `grace_s` seconds."""

@@ -8,6 +8,7 @@ a millisecond to fork. Called by the worker around each task.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # no stub; `signal` itself costs ten times as much
 import contextlib
 import os
 import resource
@@ -32,9 +33,9 @@ class Tidy:
         self._directory, self._path = self._open_directory()
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._handlers = [signal.getsignal(number) for number in _SIGNALS]
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._limits = [resource.getrlimit(limit) for limit in _LIMITS]
+        self._handlers = list(map(_signal.getsignal, _SIGNALS))
+        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        self._limits = list(map(resource.getrlimit, _LIMITS))
         self._recursion = sys.getrecursionlimit()
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
 
@@ -61,11 +62,11 @@ class Tidy:
         self._restore_environment()
         os.fchdir(self._directory)
         os.umask(self._umask)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        for number, handler in zip(_SIGNALS, self._handlers, strict=True):
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
+        if list(map(_signal.getsignal, _SIGNALS)) != self._handlers:
+            for number, handler in zip(_SIGNALS, self._handlers, strict=True):
+                _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
         if sys.getrecursionlimit() != self._recursion:
             sys.setrecursionlimit(self._recursion)
         sys.stdin, sys.stdout, sys.stderr = self._streams
@@ -86,7 +87,7 @@ class Tidy:
         threading = sys.modules.get("threading")
         if threading is not None and threading.active_count() > 1:
             return False
-        return all(resource.getrlimit(limit) == was for limit, was in zip(_LIMITS, self._limits, strict=True))
+        return list(map(resource.getrlimit, _LIMITS)) == self._limits
 
 
 def _raw_environment() -> dict[bytes, bytes]:

@@ -1,0 +1,76 @@
+"""The process engine with the person's own Python and shell commands: nothing of MEP is installed there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mep_wire.errors import EngineFailed
+from tests.contract.test_engines import Bench, place
+from user_endpoint.engines import make_engine
+from user_endpoint.settings import ProcessPoolEngine
+
+
+def about() -> tuple[str, str | None]:
+    import os
+    import sys
+
+    return sys.prefix, os.environ.get("SET_BY_INIT")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("own") / "env"
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    subprocess.run([base, "-m", "venv", "--without-pip", made], check=True)
+    return made
+
+
+def value(tmp_path: Path, **options: Any) -> object:
+    engine = make_engine(ProcessPoolEngine(max_workers=1, **options), place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        return bench.value(bench.submit(about))
+    finally:
+        engine.stop(2.0)
+
+
+def test_another_python_runs_the_tasks(bare: Path, tmp_path: Path) -> None:
+    assert value(tmp_path, python=str(bare / "bin/python")) == (str(bare), None)
+
+
+def test_worker_init_chooses_the_environment(bare: Path, tmp_path: Path) -> None:
+    init = f"source {bare}/bin/activate\nexport SET_BY_INIT=yes"
+    assert value(tmp_path, worker_init=init) == (str(bare), "yes")
+
+
+def test_worker_init_alone_keeps_the_endpoints_python(tmp_path: Path) -> None:
+    assert value(tmp_path, worker_init="export SET_BY_INIT='it is'") == (sys.prefix, "it is")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"python": "/nowhere/python"}, "/nowhere/python: No such file"),
+        ({"worker_init": "echo no such module >&2; exit 3"}, "no such module"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    engine = make_engine(ProcessPoolEngine(**options), place(tmp_path))
+    with pytest.raises(EngineFailed, match=reason):
+        engine.start()
+    engine.stop(1.0)
+
+
+def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare: Path) -> None:
+    program = Path(__file__).parents[2] / "user_endpoint/workers/staged.py"
+    command = [str(bare / "bin/python"), "-I", str(program), "3", "1", "3.99", "/nowhere"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert answer.returncode == 1
+    assert f"is Python {own} and the endpoint's is 3.99: install mep-sdk[worker]" in answer.stderr

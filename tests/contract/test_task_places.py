@@ -1,0 +1,59 @@
+"""Where tasks run: working_dir, run_in_sandbox, and the variables that existing functions read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mep_wire.errors import EngineFailed
+from tests.contract.test_engines import Bench, place
+from user_endpoint.engines import make_engine
+from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine
+
+
+def where() -> tuple[str, str | None, str | None]:
+    import os
+
+    with open("left-behind", "w"):
+        pass
+    return os.getcwd(), os.environ.get("GC_TASK_SANDBOX_DIR"), os.environ.get("GC_TASK_UUID")
+
+
+def seen(settings: EngineSettings, tmp_path: Path) -> list[object]:
+    engine = make_engine(settings, place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        return [bench.value(bench.submit(where)) for _ in range(2)]
+    finally:
+        engine.stop(2.0)
+
+
+@pytest.mark.parametrize("kind", [ProcessPoolEngine, GlobusComputeEngine])
+def test_each_task_has_a_directory_of_its_own(
+    kind: type[ProcessPoolEngine | GlobusComputeEngine], tmp_path: Path
+) -> None:
+    base = tmp_path / "tasks_working_dir"
+    expected = [(str(base / f"task-{n}"), str(base / f"task-{n}"), f"task-{n}") for n in (1, 2)]
+    assert seen(kind(run_in_sandbox=True), tmp_path) == expected
+    assert (base / "task-1" / "left-behind").exists()
+
+
+@pytest.mark.parametrize("kind", [ProcessPoolEngine, GlobusComputeEngine])
+def test_working_dir_without_sandbox(kind: type[ProcessPoolEngine | GlobusComputeEngine], tmp_path: Path) -> None:
+    expected = [(str(tmp_path / "mine"), None, f"task-{n}") for n in (1, 2)]
+    assert seen(kind(working_dir="mine"), tmp_path) == expected
+
+
+def test_the_process_engine_runs_tasks_where_it_was_started_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert seen(ProcessPoolEngine(), tmp_path) == [(str(tmp_path), None, f"task-{n}") for n in (1, 2)]
+
+
+def test_a_working_dir_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineFailed, match="working_dir"):
+        make_engine(ProcessPoolEngine(working_dir="file/below"), place(tmp_path))
