@@ -136,6 +136,7 @@ class GlobusComputeEngine:
         for news in self._blocks.take_news():
             self._heed(news)
         if self._client is not None:
+            self._client.flush()
             frames = self._client.hear(_TURN)
             for frame in frames:
                 self._understand(frame)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Client(HighThroughputExecutor):
             encrypted=settings.encrypted,
         )
         self._settings = settings
+        self._unsent: deque[bytes] = deque()
         self.all_addresses = set(addresses)
         self.run_dir, self.run_id = str(directory), str(uuid.uuid4())
         self.jobs = provider
@@ -168,13 +170,20 @@ class Client(HighThroughputExecutor):
     # --- tasks, on the user endpoint's thread ---------------------------------------------------------
 
     def say(self, message: protocol.ToInterchange) -> None:
-        """Send one message to the interchange. Never blocks: there is no limit to what is queued.
+        """Send one message to the interchange. Never blocks: what cannot go yet waits for the next `flush`.
 
-        Where the interchange has died nothing can be queued. The message is dropped: `Restarted` follows, and with
-        it the decision about everything that the interchange was to have.
+        That is so while the interchange has not connected, or has died; then `Restarted` follows, and with it the
+        decision about everything that the interchange was to have.
         """
+        self._unsent.append(protocol.encode(message))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is waiting, as far as that can be done now."""
         with contextlib.suppress(zmq.Again):
-            self.outgoing_q.zmq_socket.send(protocol.encode(message), zmq.NOBLOCK)
+            while self._unsent:
+                self.outgoing_q.zmq_socket.send(self._unsent[0], zmq.NOBLOCK)
+                self._unsent.popleft()
 
     def descriptor(self) -> int:
         """Return the descriptor that becomes readable when `hear` has something."""
