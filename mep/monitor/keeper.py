@@ -108,6 +108,7 @@ class Keeper:
         self._records = Records(order.runtime_dir)
         self._record = new_record(order.uep_id, order.local_user, order.correlation_id)
         self._session: Session | None = None
+        self._placing: Placing | None = None
         self._group: Cgroup | None = None
         self._prepared: Account | None = None
         """The account of a start that post_stop_hook has to hear of."""
@@ -157,13 +158,10 @@ class Keeper:
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
         inherited = [null, null, null, *documents, theirs.fileno()]
         limits = limits_of(account, order.limits, order.group_limits)
-        placing = Placing(order.endpoint, order.uep_id, account, limits)
+        self._placing = placing = Placing(order.endpoint, order.uep_id, account, limits)
         try:
             account = self._log_in(account)
             pid, stages = spawn(_plan(order, account, inherited, self._session, placing))
-        except BaseException:
-            placing.close()
-            raise
         finally:
             if self._session is not None:
                 self._session.keep()
@@ -193,6 +191,8 @@ class Keeper:
 
     def _undo(self) -> None:
         """When all is over: let go of group and session, and tell the administrator's hook."""
+        if self._placing is not None:
+            self._placing.close()
         if self._group is not None:
             self._group.close()
         if self._session is not None:

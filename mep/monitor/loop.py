@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+_FEW = 64
 
 
 class Timer:
@@ -31,6 +32,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._tidy_at = _FEW
         self._numbers = itertools.count()
         self.clock = clock
 
@@ -51,8 +53,16 @@ class Loop:
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once, `seconds` from now."""
         timer = Timer(callback)
+        if len(self._timers) >= self._tidy_at:
+            self._tidy()
         heapq.heappush(self._timers, (self.clock() + seconds, next(self._numbers), timer))
         return timer
+
+    def _tidy(self) -> None:
+        """Forget cancelled timers: most are, long before their time."""
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._tidy_at = max(_FEW, 2 * len(self._timers))
 
     def turn(self) -> None:
         """Wait for something to happen and call what it calls for."""

@@ -60,7 +60,7 @@ def test_a_keeper_that_does_not_end_is_named(alice: LocalAccount) -> None:
 
 
 def test_a_recycled_pid_is_not_signalled(alice: LocalAccount) -> None:
-    with running_monitor() as (run, manager, mapper), subprocess.Popen(["sleep", "60"]) as other:
+    with subprocess.Popen(["sleep", "60"]) as other, running_monitor() as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
         record = run.run / "keepers" / f"{uep_id}.json"
         keeper = run.record(uep_id)["keeper_pid"]
