@@ -34,14 +34,15 @@ async def serve_stream(service: Service, scope: Scope, receive: Receive, send: S
     try:
         if not known:
             raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
-        caller = service.auth.caller(http.header(scope, b"authorization"))
+        token = http.header(scope, b"authorization")
+        caller = service.auth.caller(token)
     except MepError as error:
         await _reject(send, error)
         return
     await send({"type": "websocket.accept"})
     try:
         group, cursor = await _first_frame(service, caller, receive)
-        await _push(service, group, cursor, receive, send)
+        await _push(service, token, group, cursor, receive, send)
     except MepError as error:
         frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
         await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
@@ -81,7 +82,8 @@ async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tu
     return group, wanted.cursor
 
 
-async def _push(service: Service, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+async def _push(service: Service, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+    """Send what comes until the client has gone. Raises TokenUnknown once the token is good no more."""
     streams = service.dispatcher.streams
     event = streams.join(group.row)
     gone = asyncio.create_task(_until_gone(receive))
@@ -93,6 +95,7 @@ async def _push(service: Service, group: GroupRef, cursor: int, receive: Receive
             if not found:
                 await event.wait()
                 continue
+            service.auth.caller(token)
             cursor = found[-1].seq
             frame = _encode(found)
             del found  # a slow client holds one copy of its page

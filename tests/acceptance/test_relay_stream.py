@@ -210,3 +210,22 @@ def test_a_chatty_client_is_ignored_and_a_vanished_one_forgotten(group: Group, a
     again = alice.stream(group.group_id, cursor=stream.cursor)
     again.results(1)
     again.close()
+
+
+def test_a_stream_ends_with_its_token(relay: RelayProcess) -> None:
+    carol = Person(relay, "carol")
+    group = Group(relay, carol)
+    group.end(1)
+    stream = carol.stream(group.group_id)
+    assert len(stream.results(1)) == 1
+    carol.submit(group.lab.endpoint_id, group.function, ["p"], task_group_id=group.group_id)
+    relay.cli("user", "token", carol.username)
+    time.sleep(1.1)  # the relay keeps who a token belongs to for a second
+    assert group.uep is not None
+    group.uep.credit(1)
+    group.uep.finish(group.uep.take(1))
+    frame = stream.socket.recv(10)
+    assert isinstance(frame, bytes)
+    told: api.StreamFrame = msgspec.msgpack.decode(frame, type=api.StreamFrame)
+    assert isinstance(told, api.StreamRefused)
+    assert told.code == "TOKEN_UNKNOWN"
