@@ -208,9 +208,9 @@ class Dispatcher:
             mine = [task for task in tasks if task.uep_row == uep_row]
             uep = self.board.by_row.get(uep_row)
             away = [task.row for task in mine if task.state is not TaskState.QUEUED]
-            if uep is not None and uep.peer is not None and away:
-                self._plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
-                asked.update(away)
+            ask = codec.encode(messages.CancelTasks(rows=away))
+            if uep is not None and uep.peer is not None and away and self._plane.send(uep.peer, ask):
+                asked.update(away)  # else its link has just closed, and it hears of it when it is back
             await self._cancel_rows(uep_row, [task.row for task in mine if task.row not in asked])
         return asked
 

@@ -270,6 +270,22 @@ def test_waiting_tasks_are_cancelled_and_running_ones_asked_to_stop(
     assert [one.task_id for one in uep.take(1)] == [ids[2]]
 
 
+def test_a_task_whose_user_endpoint_has_just_gone_is_cancelled_at_once(
+    alice: Person, lab: FakeManager, function: str
+) -> None:
+    answer, uep = running_uep(alice, lab, function)
+    uep.credit(1)
+    (task,) = uep.take(1)
+    uep.close()
+    time.sleep(0.5)  # the relay's socket knows it then, and the relay does not
+    ids = answer["tasks"][function]
+    assert alice.ok("POST", "/v3/tasks/cancel", {"task_ids": ids})["cancelled"] == ids
+    assert status_of(alice, answer) == ["cancelled"]
+    uep.connect()
+    uep.hello([task.row])
+    assert uep.expect(messages.CancelTasks).rows == [task.row]
+
+
 def test_a_deleted_endpoint_fails_what_waits_and_its_manager_is_told(
     relay: RelayProcess, alice: Person, function: str
 ) -> None:
