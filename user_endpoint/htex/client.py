@@ -125,12 +125,18 @@ class Client(HighThroughputExecutor):
     def _port_of_interchange(self) -> int:
         socket, deadline = self.command_client.zmq_socket, time.monotonic() + _INTERCHANGE_START_S
         socket.send_pyobj("WORKER_BINDS")
-        while not socket.poll(100):
+        self._wait_for_interchange(socket, zmq.POLLIN, deadline)
+        port = int(socket.recv_pyobj())
+        # It may have answered before its connection for tasks is up, and what is said before that would be dropped.
+        self._wait_for_interchange(self.outgoing_q.zmq_socket, zmq.POLLOUT, deadline)
+        return port
+
+    def _wait_for_interchange(self, socket: Any, event: int, deadline: float) -> None:
+        while not socket.poll(100, event):
             if self.interchange_proc is None or self.interchange_proc.poll() is not None:
                 raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}")
             if time.monotonic() > deadline:
                 raise EngineFailed(reason=f"Parsl's interchange is not up after {_INTERCHANGE_START_S} s")
-        return int(socket.recv_pyobj())
 
     def initialize_scaling(self) -> None:
         """Compose the launch command, where it is the site's own. Ours is composed for each block."""
