@@ -181,6 +181,13 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Seconds that a running block may take to register its workers before it is taken for broken."""
     run_in_sandbox: bool = False
     """Run each task in a directory of its own, named after the task, below working_dir."""
+    container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
+    """What runs the workers of each node in a container."""
+    container_uri: str | None = None
+    """The image, whose python3 needs mep-sdk[worker]."""
+    container_cmd_options: str | None = None
+    """More options for it, as the shell reads them. For custom the whole command: {EXECUTOR_LAUNCH_CMD} stands for
+    the workers' own command, {EXECUTOR_RUNDIR} for the run directory."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the provider is not one."""
@@ -190,6 +197,20 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
             r"list(:[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)+", self.cpu_affinity
         ):
             raise ValueError("`cpu_affinity` is none, block, alternating, block-reverse or list:0-3:4-7")
+        self._check_container()
+
+    def _check_container(self) -> None:
+        if self.container_type is None:
+            if self.container_uri or self.container_cmd_options:
+                raise ValueError("`container_uri` and `container_cmd_options` need a `container_type`")
+            return
+        if self.launch_cmd is not None:
+            raise ValueError("`launch_cmd` and `container_type` exclude each other; use container_type: custom")
+        if self.container_type != "custom":
+            if not self.container_uri:
+                raise ValueError("`container_type` needs a `container_uri`")
+        elif "{EXECUTOR_LAUNCH_CMD}" not in (self.container_cmd_options or ""):
+            raise ValueError("`container_cmd_options` of container_type custom must hold {EXECUTOR_LAUNCH_CMD}")
 
 
 class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="GlobusMPIEngine"):

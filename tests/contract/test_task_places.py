@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def where() -> tuple[str, str | None, str | None]:
     with open("left-behind", "w"):
         pass
     return os.getcwd(), os.environ.get("GC_TASK_SANDBOX_DIR"), os.environ.get("GC_TASK_UUID")
+
+
+def inside() -> str | None:
+    import os
+
+    return os.environ.get("INSIDE")
 
 
 def seen(settings: EngineSettings, tmp_path: Path) -> list[object]:
@@ -57,3 +64,15 @@ def test_a_working_dir_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineFailed, match="working_dir"):
         make_engine(ProcessPoolEngine(working_dir="file/below"), place(tmp_path))
+
+
+def test_workers_run_inside_what_the_site_wraps_them_in(tmp_path: Path) -> None:
+    bin_directory = Path(sys.executable).parent
+    wrapped = f"env INSIDE={{EXECUTOR_RUNDIR}} PATH={bin_directory}:/usr/bin {{EXECUTOR_LAUNCH_CMD}}"
+    engine = make_engine(GlobusComputeEngine(container_type="custom", container_cmd_options=wrapped), place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        assert bench.value(bench.submit(inside)) == str(tmp_path)
+    finally:
+        engine.stop(2.0)

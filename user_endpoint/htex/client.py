@@ -26,7 +26,7 @@ from typing import Any
 import zmq
 
 from mep_wire.errors import EngineFailed
-from user_endpoint.htex import protocol
+from user_endpoint.htex import containers, protocol
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
 
@@ -171,7 +171,9 @@ class Client(HighThroughputExecutor):
             options |= {"mpi_launcher": settings.mpi_launcher, "max_workers_per_node": settings.max_workers_per_block}
         words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
         python = f"${{MEP_PYTHON:-{shlex.quote(sys.executable)}}}"  # which worker_init may have set: see provider
-        return " ".join([python, shlex.quote(str(_HERE / "pool_main.py")), *words])
+        inside = containers.PYTHON if settings.container_type else python
+        command = " ".join([inside, shlex.quote(str(_HERE / "pool_main.py")), *words])
+        return containers.in_container(settings, str(Path(self.run_dir).parent), command)
 
     # --- tasks, on the user endpoint's thread ---------------------------------------------------------
 
