@@ -75,7 +75,7 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
     left = 0 if keep else stop_keepers(where, timeout_s)
     text = f"Endpoint {name} is stopped." if pid else f"Endpoint {name} was not running."
     if left:
-        text += f" {left} user endpoints that it had left were stopped."
+        text += f" User endpoints stopped that it had left: {left}."
     emit({"name": name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
 
 

@@ -80,7 +80,7 @@ def test_the_life_of_an_endpoint(mep: Cli, relay: RelayProcess, token: str) -> N
     assert "is running" in mep("delete", "site", "--yes", expect=1).stderr
     again = mep.json("restart", "site")["pid"]
     assert again != pid
-    assert mep.json("stop", "site") == {"name": "site", "was_running": True, "pid": again}
+    assert mep.json("stop", "site") == {"name": "site", "was_running": True, "pid": again, "left": 0}
     assert mep.json("stop", "site")["was_running"] is False
     mep("delete", "site", "--yes")
     assert not mep.path("etc", "site").exists()

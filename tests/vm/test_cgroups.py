@@ -57,7 +57,8 @@ def script() -> str:
         [
             "set -e",
             "tar -xf /guest/environment.tar -C /",
-            "chmod -R a+rX /opt/mep",
+            f"mkdir -p /opt; test -e /opt/mep || ln -s {PREFIX} /opt/mep",  # where the unit has it
+            f"chmod -R a+rX {PREFIX}",
             "PYTHONDONTWRITEBYTECODE= exec /opt/mep/bin/python -I /guest/guest_cgroups.py",
         ]
     )

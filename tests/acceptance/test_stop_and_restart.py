@@ -1,0 +1,33 @@
+"""`mep restart` and `mep stop --keep-user-endpoints` disturb nobody; `mep stop` ends everything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sitekit.daemon import BIN, command
+
+RESULT_S = 60
+
+
+def mep(place: Any, *words: str) -> str:
+    """Run `mep` as whoever the site belongs to."""
+    site = place.site
+    return command(BIN / "mep", *words, env=site.env, run_as=site.run_as)
+
+
+def test_restart_keeps_and_stop_ends(own_place: Any) -> None:
+    own_place.endpoint.start()
+    name, who = own_place.endpoint.name, own_place.anybody
+    with own_place.executor(who) as executor:
+        pid = executor.submit(os.getppid).result(timeout=RESULT_S)
+        mep(own_place, "restart", name)
+        assert executor.submit(os.getppid).result(timeout=RESULT_S) == pid
+        mep(own_place, "stop", name, "--keep-user-endpoints")
+        assert Path(f"/proc/{pid}").exists()
+        waiting = executor.submit(pow, 2, 5)  # over its own link: it needs no manager
+        assert waiting.result(timeout=RESULT_S) == 32
+        assert "User endpoints stopped that it had left: 1." in mep(own_place, "stop", name)
+        assert not Path(f"/proc/{pid}").exists()
+    assert not list((own_place.endpoint.runtime_dir / "keepers").iterdir())
