@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 
 from mep.boundary.resolved import read_section
 from mep.boundary.runtime import KEEPERS_DIR, boot_id, start_ticks
@@ -51,6 +51,9 @@ class KeeperRecord:
     ended_at: float = 0.0
 
 
+_DEFAULTS = {one.name: one.default for one in fields(KeeperRecord) if one.default is not MISSING}
+
+
 def new_record(uep_id: str, local_user: str, correlation_id: str) -> KeeperRecord:
     """Return the record of the calling process, a keeper at its start."""
     pid = os.getpid()
@@ -83,8 +86,10 @@ class Records:
         """Return the record of `uep_id`, or None where there is none that can be read."""
         try:
             with open(self._path(uep_id), "rb") as file:
-                return read_section(KeeperRecord, file.read(_MAX_RECORD_BYTES))
-        except (OSError, ConfigRefused):
+                said = json.loads(file.read(_MAX_RECORD_BYTES))
+            # A keeper lives on over an upgrade: one of an older version does not write what is new.
+            return read_section(KeeperRecord, json.dumps({**_DEFAULTS, **said}).encode())
+        except (OSError, ValueError, TypeError, ConfigRefused):
             return None
 
     def remove(self, uep_id: str) -> None:
