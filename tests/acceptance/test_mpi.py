@@ -37,6 +37,7 @@ engine:
 """
 SUM_OF_RANKS = """\
 import ctypes, os, time
+began = time.time()
 mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
 mpi.MPI_Init(None, None)
 world, total = ctypes.addressof(ctypes.c_char.in_dll(mpi, "ompi_mpi_comm_world")), ctypes.c_int()
@@ -45,7 +46,6 @@ mpi.MPI_Comm_rank(ctypes.c_void_p(world), ctypes.byref(rank))
 add = ctypes.addressof(ctypes.c_char.in_dll(mpi, "ompi_mpi_op_sum"))
 pointers = [ctypes.c_void_p(each) for each in (kind, add, world)]
 mpi.MPI_Allreduce(ctypes.byref(rank), ctypes.byref(total), 1, *pointers)
-began = time.time()
 time.sleep(1.5)
 if rank.value == 0:
     print(total.value, os.getuid(), began, time.time(), os.environ["PARSL_MPI_NODELIST"])

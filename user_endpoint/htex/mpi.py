@@ -7,8 +7,11 @@ MPIFunction and people's own functions read. Called by the pool; runs as the map
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -91,6 +94,7 @@ class MpiEngine:
         self._open_mpi = launcher == "mpiexec" and is_open_mpi()
         self._waiting: list[tuple[EngineTask, Shape]] = []
         self._running: dict[int, list[str]] = {}  # row -> its nodes
+        self._scratch: dict[int, str] = {}
         self._overtaken = 0
         self._events: list[Event] = []
         self._draining = False
@@ -138,6 +142,7 @@ class MpiEngine:
         for event in found:
             if not isinstance(event, TaskStarted):
                 self._free += self._running.pop(event.row, [])
+                shutil.rmtree(self._scratch.pop(event.row, ""), ignore_errors=True)
         self._place()
         events, self._events = [*self._events, *found], []
         return events
@@ -152,6 +157,8 @@ class MpiEngine:
     def stop(self, grace_s: float) -> None:
         """End the workers."""
         self._workers.stop(grace_s)
+        for directory in self._scratch.values():
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _place(self) -> None:
         """Start every task for which there are nodes, the oldest first."""
@@ -171,6 +178,10 @@ class MpiEngine:
         nodes = [self._free.pop(0) for _ in range(shape.nodes)]
         self._running[task.row] = nodes
         variables = launch_variables(self._launcher, shape, nodes, open_mpi=self._open_mpi)
+        if self._open_mpi:  # whose launchers, started at once by one person, else trip over one directory of theirs
+            with contextlib.suppress(OSError):
+                self._scratch[task.row] = tempfile.mkdtemp(prefix="mep-mpi-")
+                variables["OMPI_MCA_orte_tmpdir_base"] = self._scratch[task.row]
         self._workers.submit([msgspec.structs.replace(task, variables=variables)])
 
     def _end(self, task: EngineTask, error: MepError) -> None:
