@@ -97,9 +97,10 @@ def exec_other() -> None:
 def recurse_without_limit() -> None:
     import ctypes
 
-    @ctypes.CFUNCTYPE(None)
     def again() -> None:
-        again()
+        through_c()
+
+    through_c: Any = ctypes.CFUNCTYPE(None)(again)
 
     import sys
 
@@ -165,7 +166,9 @@ def long_error() -> None:
 
 
 def bad_import() -> None:
-    import there_is_no_such_module  # noqa: F401
+    import importlib
+
+    importlib.import_module("there_is_no_such_module")
 
 
 # --- results ----------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def unpicklable(kind: str) -> object:
     import sys
     import threading
 
-    return {"lock": threading.Lock, "frame": sys._getframe, "generator": lambda: (each for each in [1])}[kind]()
+    return {"lock": threading.Lock(), "frame": sys._getframe(), "generator": (each for each in [1])}[kind]
 
 
 def pickles_badly(kind: str) -> object:
