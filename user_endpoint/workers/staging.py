@@ -10,9 +10,10 @@ import os
 import select
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
+
+import msgspec
 
 from user_endpoint.workers import frames
 from user_endpoint.workers.forkserver import Server
@@ -37,7 +38,7 @@ def staged_server(python: str, setup: str) -> Server:
     with contextlib.closing(theirs), tempfile.TemporaryFile() as errors:
         descriptor = theirs.fileno()
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        arguments = [str(descriptor), str(os.getpid()), version, sysconfig.get_path("platlib")]
+        arguments = [str(descriptor), str(os.getpid()), version, str(Path(msgspec.__file__).parents[1])]
         script = _SCRIPT.format(setup=setup, own=sys.executable)
         process = subprocess.Popen(
             ["/bin/bash", "-c", script, "bash", "-I", str(_PROGRAM), *arguments],
