@@ -148,7 +148,13 @@ class UserEndpoint:
         self._credit.used(len(message.tasks))
         self._idle.moved(self._clock())
         for task in message.tasks:
-            if (ended := self._spool.get(task.row)) is not None:
+            ended = self._spool.get(task.row)
+            if ended is not None and ended.task_id != task.task_id:
+                # A relay restored from a backup gives rows again: nobody waits for the old task's result.
+                self._log.warning("a spooled result is of no task the relay knows", row=task.row, task=ended.task_id)
+                self._spool.durable([task.row])
+                ended = None
+            if ended is not None:
                 self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
             elif self.stopping is not None:
                 self._returned.append(task.row)

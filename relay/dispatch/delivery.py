@@ -199,8 +199,17 @@ class Delivery:
         def stored(settled: Settled) -> None:
             uep.losses = 0
             self._ended(uep, settled)
-            if peer is not None:
+            if peer is not None:  # foreign ones too: its spool must let go of what no task waits for
                 self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
+            if settled.foreign:
+                logger.warning(
+                    "user endpoint %s: results of other tasks than the relay's for %d rows, the first %d: not taken",
+                    uep.record.uep_id,
+                    len(settled.foreign),
+                    settled.foreign[0],
+                )
+                uep.has_queued = True
+                self.pump(uep)
 
         inline = _small(len(items), sum(len(item.payload) for item in items))
         change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=inline)
@@ -276,7 +285,14 @@ def _ending(item: messages.ResultItem) -> Ending:
     """Return what is stored of a result: a peer's words are clipped, an oversized payload is refused."""
     if len(item.payload) > MAX_PAYLOAD_BYTES:
         error = ResultTooLarge(size=len(item.payload), limit=MAX_PAYLOAD_BYTES)
-        return Ending(item.row, TaskState.FAILED, error.code, error.text, correlation_id=error.correlation_id)
+        return Ending(
+            item.row,
+            TaskState.FAILED,
+            error.code,
+            error.text,
+            correlation_id=error.correlation_id,
+            task_id=_raw_id(item.task_id),
+        )
     return Ending(
         item.row,
         _STATES.get(item.code, TaskState.FAILED),
@@ -286,7 +302,16 @@ def _ending(item: messages.ResultItem) -> Ending:
         "",
         _time(item.started_at),
         _time(item.ended_at) or time.time(),
+        task_id=_raw_id(item.task_id),
     )
+
+
+def _raw_id(text: str) -> bytes:
+    """Return the bytes of a task id as a peer writes it; none, which is no task's, where it is no id."""
+    try:
+        return bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return b""
 
 
 def _time(stamp: float) -> float:

@@ -107,7 +107,8 @@ class TaskTx(Protocol):
         """Mark dispatched tasks of this user endpoint as running; others are left alone."""
 
     def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
-        """End tasks of this user endpoint; those that have ended already, or are not its own, are left alone."""
+        """End tasks of this user endpoint; those that have ended already, are not its own, or are not the tasks
+        that the endings are for (see `Settled.foreign`), are left alone."""
 
     def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:
         """Put tasks back into the queue: these rows, or (None) those dispatched and not started. Return how many."""

@@ -221,15 +221,20 @@ class _MemoryTx:
 
     def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
         groups, ended = set(), 0
+        foreign: list[int] = []
         for ending in endings:
             for task in self._mine(uep_row, [ending.row]):
                 if not task.may(ending.state):
+                    continue
+                if ending.task_id not in (None, task.new.task_id):
+                    task.state = TaskState.QUEUED if task.state is TaskState.DISPATCHED else task.state
+                    foreign.append(task.row)
                     continue
                 self._d.seq += 1
                 task.state, task.ending, task.seq = ending.state, ending, self._d.seq
                 groups.add(task.group.row)
                 ended += 1
-        return Settled(frozenset(groups), ended)
+        return Settled(frozenset(groups), ended, foreign)
 
     def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:
         tasks = self._of(uep_row, TaskState.DISPATCHED) if rows is None else self._mine(uep_row, rows)

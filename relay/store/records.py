@@ -107,6 +107,9 @@ class Ending(msgspec.Struct, frozen=True):
     ended_at: float = 0.0
     stored_at: float = msgspec.field(default_factory=time.time)
     """By the relay's clock; the other two are by the endpoint's."""
+    task_id: bytes | None = None
+    """What the row has to stand for, as a user endpoint says: rows are given again after a backup was restored.
+    None where the row is the store's own word."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -161,6 +164,9 @@ class Settled(msgspec.Struct, frozen=True):
 
     groups: frozenset[int]
     ended: int
+    foreign: list[int] = []
+    """Rows that stand for another task than the ending was for: left open, and queued again where they were
+    dispatched, since the user endpoint that named the row may have meant the other task."""
 
 
 class Held(msgspec.Struct, frozen=True):

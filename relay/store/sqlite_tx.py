@@ -221,11 +221,16 @@ class SqliteTx(_AccountTx, _RegistryTx):
 
     def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
         groups: set[int] = set()
+        foreign: list[int] = []
         ended = 0
         execute = self._db.execute
         for one in endings:
             found = execute(sql.OPEN_TASK, (one.row, uep_row)).fetchone()
             if found is None:
+                continue
+            if one.task_id is not None and one.task_id != found[1]:
+                execute(sql.REQUEUE_FOREIGN, (one.row, uep_row))
+                foreign.append(one.row)
                 continue
             groups.add(found[0])
             seq = self._next_seq
@@ -236,7 +241,7 @@ class SqliteTx(_AccountTx, _RegistryTx):
             )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
-        return Settled(frozenset(groups), ended)
+        return Settled(frozenset(groups), ended, foreign)
 
     def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()

@@ -104,6 +104,19 @@ def test_repeated_and_late_results_are_acknowledged_and_change_nothing(
     stream.close()
 
 
+def test_a_result_of_another_task_is_let_go_and_ends_nothing(alice: Person, lab: FakeManager, function: str) -> None:
+    answer, uep = running_uep(alice, lab, function)
+    uep.credit(2)
+    (task,) = uep.take(1)
+    for strange in (str(uuid.uuid4()), "no id", ""):
+        uep.finish([msgspec.structs.replace(task, task_id=strange)], b"of an older task")
+        uep.credit(1)
+        assert uep.take(1) == [task]  # the peer may never have had it
+    uep.finish([task], b"its own")
+    assert alice.task(task.task_id)["result"] == "its own"
+    assert status_of(alice, answer) == ["success"]
+
+
 def test_hostile_results_are_put_in_bounds(alice: Person, lab: FakeManager, function: str) -> None:
     answer, uep = running_uep(alice, lab, function, count=3)
     uep.credit(3)

@@ -510,3 +510,16 @@ def test_many_changes_at_once_all_become_durable(work: Work) -> None:
     rows = [row for future in futures for row in future.result(timeout=20).rows]
     assert rows == sorted(set(rows))
     assert len(work.store.group_tasks(work.group_row)) == 600
+
+
+def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: Work) -> None:
+    sent, started = work.new(2)
+    rows = work.add([sent, started], dispatched=2)
+    do(work.store, lambda tx: tx.record_started(work.uep.row, [rows[1]], 1.0))
+    strange = [Ending(row, S.SUCCESS, task_id=uuid7().bytes) for row in rows]
+    settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, strange))
+    assert (settled.ended, settled.foreign, settled.groups) == (0, rows, frozenset())
+    assert work.states([sent, started]) == [S.QUEUED, S.RUNNING]
+    own = [Ending(rows[0], S.SUCCESS, task_id=sent.task_id), Ending(rows[1], S.SUCCESS, task_id=started.task_id)]
+    settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, own))
+    assert (settled.ended, settled.foreign) == (2, [])

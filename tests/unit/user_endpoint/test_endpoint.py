@@ -326,3 +326,14 @@ def test_an_engine_that_ends_a_task_twice_is_not_believed(stage: Stage) -> None:
     stage.happens(result(1))
     assert not stage.link.take(messages.Results)
     assert "twice" in stage.log.read_text()
+
+
+def test_a_spooled_result_answers_for_its_own_task_alone(stage: Stage) -> None:
+    stage.spool.add([ResultItem(7, "an older task", "", "", b"v", 1.0, 2.0)])
+    stage.tasks(7)
+    stage.uep.flush()
+    assert stage.link.take(messages.Results) == []
+    assert stage.spool.rows == []
+    stage.happens(result(7))
+    (sent,) = stage.link.take(messages.Results)
+    assert [item.task_id for item in sent.items] == ["7"]
