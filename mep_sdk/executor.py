@@ -303,7 +303,12 @@ def _digest(code: bytes) -> bytes:
 
 
 def _uuid(value: UuidLike | None) -> UUID | None:
-    return value if value is None or isinstance(value, UUID) else UUID(str(value))
+    if value is None or isinstance(value, UUID):
+        return value
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an id: ids look like 4b116d3c-1703-4f8f-9f6f-39921e5864df") from None
 
 
 def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
