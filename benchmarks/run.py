@@ -22,7 +22,8 @@ from ours import Bench
 from rich.console import Console
 from rows import Row, table
 from sitekit import ledger
-from sitekit.daemon import SiteError, stop_on_signals
+from sitekit.daemon import stop_on_signals
+from sitekit.errors import SiteError
 from sitekit.site import Site
 
 from mep_wire.errors import MepError
@@ -105,9 +106,9 @@ def main() -> int:
     options = parser.parse_args()
     progress = Console(stderr=True, highlight=False)
     stop_on_signals()
-    ledger.sweep()
     surroundings = {"cores": os.cpu_count(), "other_pythons": pythons() - 1, "python": sys.version.split()[0]}
     try:
+        ledger.sweep()
         rows = measure(progress, options.queued)
     except (SiteError, MepError, TimeoutError) as error:
         progress.print(f"the benchmark failed: {error or type(error).__name__}", style="red", markup=False)

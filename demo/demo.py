@@ -16,8 +16,9 @@ from report import Report
 from rich.console import Console
 from sitekit import ledger
 from sitekit.accounts import Account
-from sitekit.daemon import SiteError, stop_on_signals
+from sitekit.daemon import stop_on_signals
 from sitekit.endpoint import Endpoint
+from sitekit.errors import SiteError
 from sitekit.site import ADMIN, Person, Site
 from template import configure
 from tutorial import estimate_pi, run_tutorial
@@ -26,12 +27,17 @@ from visitor import Visitor, measure, show_who
 from mep_wire.errors import MepError
 
 
+def _own(name: str) -> str:
+    """Return the name of an account or group of this run alone: two demos may run on one machine."""
+    return f"mepdemo-{os.getpid()}-{name}"
+
+
 def _accounts(site: Site) -> list[Account]:
     if not site.multi_user:
         return [site.owner]
-    group = f"mepdemo-lab-{os.getpid()}"
+    group = _own("lab")
     site.group(group)
-    return [site.account("mepdemo-alice", [group]), site.account("mepdemo-bob", [group])]
+    return [site.account(_own(name), [group]) for name in ("alice", "bob")]
 
 
 def _visitors(site: Site, endpoint: Endpoint, people: list[Person], accounts: list[Account]) -> list[Visitor]:
@@ -52,7 +58,7 @@ def run(console: Console, site: Site) -> None:
     people = [site.relay.add_person(username) for username in usernames]
     owner = site.relay.add_person(ADMIN) if site.multi_user else people[0]
     endpoint = site.endpoint(f"demo-{os.getpid()}", owner)
-    configure(endpoint, site.workplace, multi_user=site.multi_user)
+    configure(endpoint, site.workplace, mapped_to=_own("{0}") if site.multi_user else "")
     endpoint.start()
     report.note(f"relay {site.relay.url}, endpoint {endpoint.id}, {'multi' if site.multi_user else 'single'}-user")
 
@@ -92,10 +98,10 @@ def main() -> int:
     if not console.is_terminal:
         console.width = 100
     stop_on_signals()
-    for line in ledger.sweep():
-        console.print(line)
     started = time.monotonic()
     try:
+        for line in ledger.sweep():
+            console.print(line)
         with Site("mepdemo") as site:
             _run_or_explain(console, site)
             console.print("\nStopping everything and removing what was made ...", end=" ")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from report import Report
 from scripts import add_func
-from sitekit.daemon import SiteError
+from sitekit.errors import SiteError
 from sitekit.site import Site
 from visitor import Visitor
 

@@ -35,10 +35,11 @@ SCHEMA_VALUE = {
 }
 
 
-def configure(endpoint: Endpoint, workplace: str, *, multi_user: bool) -> None:
-    """Replace the files that `mep configure` wrote with the demo's. `workplace`: where tasks may write."""
+def configure(endpoint: Endpoint, workplace: str, *, mapped_to: str = "") -> None:
+    """Replace the files that `mep configure` wrote with the demo's. `workplace`: where tasks may write;
+    `mapped_to`: the accounts of Alice and Bob, with {0} for the name, where the endpoint is for many people."""
     endpoint.write(TEMPLATE, TEMPLATE_TEXT.replace("WORKPLACE", workplace))
     endpoint.write(SCHEMA, SCHEMA_VALUE)
-    if multi_user:
-        endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", "mepdemo-{0}")))
+    if mapped_to:
+        endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", mapped_to)))
     endpoint.register_again()

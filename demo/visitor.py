@@ -11,7 +11,7 @@ from typing import Any
 from report import Report, Row
 from scripts import nothing, who_am_i
 from sitekit.accounts import Account
-from sitekit.daemon import SiteError
+from sitekit.errors import SiteError
 from sitekit.site import Person
 
 from mep_sdk import Client, Executor

@@ -12,8 +12,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sitekit.errors import NameTaken, SiteError
+
 PREFIXES = ("mepdemo-", "meptest-", "mepbench-")
 """Only accounts with these names are ever made or removed here."""
+_NOT_UNIQUE = 9
+"""The exit status of useradd and groupadd for a name that is taken."""
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -44,9 +48,8 @@ def mine() -> Account:
 
 
 def make(name: str, home: Path, groups: list[str] | None = None) -> Account:
-    """Make an account with a home directory at `home` and these supplementary groups."""
-    _check(name)
-    remove(name)
+    """Make an account with a home directory at `home` and these supplementary groups. Raises NameTaken."""
+    check_free(name)
     more = ["--groups", ",".join(groups)] if groups else []
     closed = ["--password", "*"]  # no password fits; ssh takes the usual "!" for a locked account
     where = ["--create-home", "--home-dir", str(home), "--shell", "/bin/bash"]
@@ -55,12 +58,19 @@ def make(name: str, home: Path, groups: list[str] | None = None) -> Account:
 
 
 def make_group(name: str) -> int:
-    """Make a group; returns its id."""
-    _check(name)
-    with contextlib.suppress(KeyError):
-        return grp.getgrnam(name).gr_gid
+    """Make a group; returns its id. Raises NameTaken."""
+    check_free(name)
     _run("groupadd", name)
     return grp.getgrnam(name).gr_gid
+
+
+def check_free(name: str) -> None:
+    """Raises NameTaken where an account or group of that name exists: it is somebody else's, and is left alone."""
+    _check(name)
+    for what, find in (("account", pwd.getpwnam), ("group", grp.getgrnam)):
+        with contextlib.suppress(KeyError):
+            find(name)
+            raise NameTaken(f"there is {what} {name} already, and no run that is known made it: remove it yourself")
 
 
 def remove(name: str) -> None:
@@ -113,4 +123,5 @@ def _run(*argv: str, check: bool = True) -> None:
             break
         time.sleep(0.25)  # another run is changing accounts
     if check and done.returncode:
-        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
+        kind = NameTaken if done.returncode == _NOT_UNIQUE else SiteError
+        raise kind(f"{' '.join(argv)}: {done.stderr.strip()}")

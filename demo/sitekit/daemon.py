@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sitekit.accounts import Account
+from sitekit.errors import SiteError
 from sitekit.ledger import Ledger
 
 BIN = Path(sys.prefix, "bin")
@@ -23,10 +24,6 @@ def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP end this run as Ctrl-C does: by KeyboardInterrupt, so that it clears up."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)
-
-
-class SiteError(Exception):
-    """Something of the site does not do what it should: the text says what, with the end of its log."""
 
 
 def environment(extra: Mapping[str, str], run_as: Account | None = None) -> dict[str, str]:

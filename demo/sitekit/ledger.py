@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from sitekit import accounts
+from sitekit.errors import SiteError
 
 _WAIT_S = 10.0
 
@@ -25,10 +27,10 @@ _WAIT_S = 10.0
 def start_ticks(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot, or None if it is gone (or a zombie)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat.rpartition(b")")[2].split()
+    fields = line.rpartition(b")")[2].split()
     return None if fields[0] == b"Z" else int(fields[19])
 
 
@@ -47,13 +49,32 @@ def end_processes(processes: Iterable[tuple[int, int]], grace_s: float = 3.0) ->
 
 
 def directory() -> Path:
-    """Return this user's own directory for ledgers. Raises PermissionError where somebody else has made it."""
-    path = Path(tempfile.gettempdir(), f"mep-sites-{os.geteuid()}")
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{path} must be a directory of yours alone: remove it")
+    """Return this user's own directory for ledgers, made where there is none. Raises SiteError where it is not
+    theirs alone."""
+    path = _place()
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise SiteError(f"{path} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise SiteError(
+            f"{path} must be a directory of yours alone (mode 0700): it belongs to uid {found.st_uid} and has mode "
+            f"{stat.filemode(found.st_mode)}. Remove it, or have its owner remove it"
+        )
     return path
+
+
+def _place() -> Path:
+    """Return where the ledgers of this user are: where nobody else can make anything, if there is such a place."""
+    uid = os.geteuid()
+    if uid == 0:
+        return Path("/run/mep-sites")
+    own = Path(f"/run/user/{uid}")
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(own.lstat().st_mode) and own.lstat().st_uid == uid:
+            return own / "mep-sites"
+    return Path(tempfile.gettempdir(), f"mep-sites-{uid}")
 
 
 class Entries(TypedDict):
@@ -84,6 +105,11 @@ class Ledger:
     def account(self, name: str) -> None:
         """Record an account (or group) that this run is about to make."""
         self._entries["accounts"].append(name)
+        self._save()
+
+    def forget(self, name: str) -> None:
+        """Take back the record of an account or group that could not be made: it is not this run's to remove."""
+        self._entries["accounts"].remove(name)
         self._save()
 
     def path(self, path: Path) -> None:

@@ -11,7 +11,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from sitekit import accounts
 from sitekit.accounts import Account
 from sitekit.daemon import BIN, Daemon, command, tail
 from sitekit.endpoint import Endpoint
+from sitekit.errors import NameTaken
 from sitekit.ledger import Ledger
 
 ADMIN = "admin@example.edu"
@@ -136,14 +138,25 @@ class Site:
         return "$HOME" if self.multi_user else str(self.root / "home")
 
     def account(self, name: str, groups: list[str] | None = None) -> Account:
-        """Make a throw-away account that lasts as long as the site."""
-        self.ledger.account(name)
-        return accounts.make(name, self.root / "home" / name, groups)
+        """Make a throw-away account that lasts as long as the site. Raises NameTaken."""
+        with self._recorded(name):
+            return accounts.make(name, self.root / "home" / name, groups)
 
     def group(self, name: str) -> int:
-        """Make a throw-away group that lasts as long as the site; returns its id."""
+        """Make a throw-away group that lasts as long as the site; returns its id. Raises NameTaken."""
+        with self._recorded(name):
+            return accounts.make_group(name)
+
+    @contextmanager
+    def _recorded(self, name: str) -> Iterator[None]:
+        """Record an account or group before it is made, and never one that somebody else has made."""
+        accounts.check_free(name)
         self.ledger.account(name)
-        return accounts.make_group(name)
+        try:
+            yield
+        except NameTaken:
+            self.ledger.forget(name)
+            raise
 
     def start_relay(self) -> None:
         """Start the relay."""

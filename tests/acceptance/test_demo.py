@@ -24,7 +24,7 @@ def _start() -> subprocess.Popen[str]:
 
 def _left(pid: int) -> list[str]:
     places = [str(path) for path in Path(tempfile.gettempdir()).glob(f"mepdemo-{pid}-*")]
-    return places + [name for name in accounts.throwaway_names() if name.startswith("mepdemo-")]
+    return places + [name for name in accounts.throwaway_names() if name.startswith(f"mepdemo-{pid}-")]
 
 
 @pytest.mark.timeout(240)

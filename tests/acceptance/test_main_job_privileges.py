@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 import pytest
-from sitekit.daemon import SiteError
+from sitekit.errors import SiteError
 
 from mep_wire.errors import MepError
 from tests.support.pam import Site as PamSite

@@ -17,7 +17,7 @@ from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slap
 from tests.support.slapd import person as ldif_person
 from tests.unit.identity.test_map_command import file, mep_map  # noqa: F401  # a fixture
 
-NAME, GROUP = "meptest-mapped", "meptest-mapgroup"
+NAME, GROUP = f"meptest-{os.getpid()}-mapped", f"meptest-{os.getpid()}-mapgroup"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ may not have one.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -101,24 +102,28 @@ class Place:
         return self.endpoint.log.read_text(errors="replace")
 
 
-def short(name: str) -> str:
-    """Return the name of a throw-away account of this session."""
-    return f"meptest-{os.getpid() % 100000}-{name}"
+_numbers = itertools.count()
+
+
+def _prefix() -> str:
+    """Return what the names of one place's throw-away accounts begin with."""
+    return f"meptest-{os.getpid()}-{next(_numbers)}-"
 
 
 def _multi_user(site: Site, name: str) -> Place:
-    group = short("lab")
+    prefix = _prefix()
+    group = prefix + "lab"
     site.group(group)
-    found = {who: site.account(short(who), [group]) for who in ("alice", "bob")}
+    found = {who: site.account(prefix + who, [group]) for who in ("alice", "bob")}
     site.start_relay()
     endpoint = site.endpoint(name, site.relay.add_person(ADMIN))
     odd = [
         ("rooty@example\\.edu", "root"),
-        ("ghost@example\\.edu", short("nobody-there")),
+        ("ghost@example\\.edu", prefix + "ghost"),
         ("daemon@example\\.edu", "daemon"),
     ]
     own = [("manager@example\\.edu", "mep"), ("mapper@example\\.edu", "mep-idmap")]
-    endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", short("{0}")), *odd, *own))
+    endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", prefix + "{0}"), *odd, *own))
     return Place(site, endpoint, {}, found)
 
 
@@ -135,7 +140,7 @@ def make_place(mode: str, name: str, template: str = TEMPLATE_TEXT) -> Iterator[
         owner = None
         if mode == "single" and os.geteuid() == 0:
             accounts_site = stack.enter_context(Site("meptest-owner"))
-            owner = accounts_site.account(short("owner"))
+            owner = accounts_site.account(_prefix() + "owner")
         site = stack.enter_context(Site("meptest", owner))
         place = _multi_user(site, name) if mode == "multi" else _single_user(site, name)
         place.endpoint.write(TEMPLATE, template.replace("WORKPLACE", site.workplace))

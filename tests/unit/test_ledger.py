@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from sitekit import accounts, ledger
+from sitekit.errors import SiteError
+from sitekit.site import Site
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 RUN = """
@@ -68,4 +71,64 @@ def test_a_process_that_has_the_number_of_a_recorded_one_is_not_ended() -> None:
 @pytest.mark.parametrize("name", ["root", "alice", "meptest"])
 def test_only_throwaway_accounts_are_ever_removed(name: str) -> None:
     with pytest.raises(ValueError, match="throw-away"):
+        accounts.remove(name)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "ledgers"
+    monkeypatch.setattr(ledger, "_place", lambda: path)
+    return path
+
+
+def test_the_directory_is_made_for_its_owner_alone(place: Path) -> None:
+    assert ledger.directory() == place
+    assert (place.lstat().st_mode & 0o777, place.lstat().st_uid) == (0o700, os.geteuid())
+
+
+def test_a_directory_that_others_may_enter_is_refused_in_words(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o755)
+    with pytest.raises(SiteError, match=r"ledgers must be a directory of yours alone .* drwxr-xr-x"):
+        ledger.directory()
+
+
+def test_a_link_and_a_file_are_refused_in_words(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SiteError, match="yours alone"):
+        ledger.directory()
+    place.unlink()
+    place.write_text("")
+    with pytest.raises(SiteError, match="cannot be made: File exists"):
+        ledger.directory()
+
+
+@pytest.mark.root
+def test_a_directory_of_somebody_else_is_refused_in_words(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    os.chown(place, 65534, 65534)
+    with pytest.raises(SiteError, match="belongs to uid 65534"):
+        ledger.directory()
+
+
+def test_nobody_else_can_make_what_root_uses() -> None:
+    found = ledger._place()
+    if os.geteuid() == 0:
+        assert found == Path("/run/mep-sites")
+    else:
+        assert str(os.geteuid()) in str(found)
+
+
+@pytest.mark.root
+def test_an_account_that_no_run_made_is_left_alone() -> None:
+    name = f"meptest-{os.getpid()}-other"
+    subprocess.run(["useradd", "--no-create-home", name], check=True)
+    try:
+        with Site("meptest") as site:
+            for make in (site.account, site.group):
+                with pytest.raises(SiteError, match=f"there is account {name} already"):
+                    make(name)
+        assert accounts.existing(name)
+    finally:
         accounts.remove(name)
