@@ -238,6 +238,12 @@ class StartTimeout(MepError):
     code = "START_TIMEOUT"
 
 
+class UserEndpointSilent(MepError):
+    """Your process at the site runs but has not reached the relay for {seconds} s. Tell the site's administrators."""
+
+    code = "USER_ENDPOINT_SILENT"
+
+
 class SiteBusy(MepError):
     """The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends."""
 

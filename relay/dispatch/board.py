@@ -58,6 +58,8 @@ class Uep:
     """The manager says that the process of the start under way runs."""
     attempts: int = 0
     """Starts that came to nothing since the last link."""
+    unjoined_since: float = 0.0
+    """By the loop's clock: when its manager first said that it runs without there being a link; 0: it has not."""
     losses: int = 0
     """Processes lost in a row with no task ended in between."""
     last_code: str = ""

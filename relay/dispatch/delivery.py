@@ -63,7 +63,7 @@ class Delivery:
                     inline=_small(len(tasks), size),
                 )
             )
-        except MepError:
+        except BaseException:
             self._give_back(uep, peer, direct)
             raise
         if added.repeated:
@@ -135,18 +135,20 @@ class Delivery:
         return uep.has_queued and uep.credit > 0 and uep.state is UepState.ONLINE and uep.peer is not None
 
     async def _pump(self, uep: Uep) -> None:
+        failed = True
         try:
             while self._may_pump(uep):
                 if uep.peer is not None and not self._board.plane.writable(uep.peer):
                     await asyncio.sleep(SLOW_PEER_S)  # nothing else would begin again: its credit is given already
                 elif not await self._send_page(uep):
                     break
+            failed = False
         except RelayUnavailable as error:
             logger.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
-            uep.has_queued = True
-            self._board.loop.call_later(STORE_RETRY_S, self.pump, uep)
         finally:
             uep.pumping = False
+            if failed:  # whatever it was: nothing else would begin again
+                self._board.loop.call_later(STORE_RETRY_S, self.pump, uep)
 
     async def _send_page(self, uep: Uep) -> bool:
         """Take tasks from the queue and send them; False where the link has gone (see `_send_direct`)."""
@@ -154,7 +156,12 @@ class Delivery:
         uep.credit -= limit
         # Before the store is asked: what is added while it answers sets this again.
         uep.has_queued = False
-        tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
+        try:
+            tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
+        except BaseException:
+            uep.has_queued = True
+            self._give_back(uep, peer, limit)
+            raise
         self._give_back(uep, peer, limit - len(tasks))
         if not tasks:
             return True

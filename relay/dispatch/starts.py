@@ -22,6 +22,7 @@ from mep_wire.errors import (
     StartRequestStale,
     StartTimeout,
     UserEndpointLost,
+    UserEndpointSilent,
     rebuild,
 )
 from mep_wire.identity import IdentitySet
@@ -39,6 +40,8 @@ FIRST_RETRY_S = 0.25
 MAX_RETRY_S = 60.0
 MAX_SILENT_STARTS = 3
 """Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
+MAX_UNJOINED_S = 600
+"""How long tasks wait for a process that its manager says runs and that has no link."""
 MAX_LOSSES = 3
 """Processes lost in a row, with no task ended, after which the tasks that wait fail."""
 _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
@@ -71,6 +74,15 @@ class Starts:
         return sum(uep.starting for uep in self._board.of_endpoint(endpoint_id))
 
     async def _ask(self, uep: Uep, link: ManagerLink) -> None:
+        done = False
+        try:
+            await self._request(uep, link)
+            done = True
+        finally:
+            if not done and uep.starting:  # whatever it was: its place must not be lost, nor its tasks wait for ever
+                self._again_later(uep)
+
+    async def _request(self, uep: Uep, link: ManagerLink) -> None:
         made = self._make(uep, link)
         if made is None:
             await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
@@ -129,14 +141,23 @@ class Starts:
             return  # joined before its answer came, or an answer to something long given up
         uep.last_code = answer.code
         if answer.outcome == "started":
-            uep.start_answered = True
+            uep.start_answered, uep.unjoined_since = True, 0.0
             return  # its join ends the wait, or the deadline does
         if answer.outcome == "refused":
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
             self._board.run(self._refuse(uep, error))
             return
         logger.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
+        if answer.outcome == "already_running" and self._is_long_unjoined(uep):
+            self._board.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
+            return
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def _is_long_unjoined(self, uep: Uep) -> bool:
+        """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""
+        now = self._board.loop.time()
+        uep.unjoined_since = uep.unjoined_since or now
+        return now - uep.unjoined_since >= MAX_UNJOINED_S
 
     def _again_later(self, uep: Uep, *, at_once: bool = False) -> None:
         """Give this try up and set the time of the next."""
@@ -168,10 +189,16 @@ class Starts:
         """The start will not be: the tasks that wait for it fail with the reason."""
         logger.warning("start of %s refused: %s", uep.record.uep_id, error)
         uep.set_timer(None)
-        await self._give_up(uep, error)
+        given_up = False
+        try:
+            await self._give_up(uep, error)
+            given_up = True
+        finally:
+            if not given_up:
+                self._again_later(uep)
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
-        uep.starting, uep.attempts = False, 0
+        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
         self.want_all(uep.record.endpoint_id, at_once=False)
         self._board.forget_idle(uep)
 
@@ -207,7 +234,7 @@ class Starts:
     def joined(self, uep: Uep) -> None:
         """Its link is up: the start, if there was one, is done."""
         uep.set_timer(None)
-        uep.starting, uep.attempts = False, 0
+        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
         self.want_all(uep.record.endpoint_id, at_once=False)
 
     async def died_unjoined(self, uep: Uep, message: UepEnded) -> None:
@@ -216,8 +243,10 @@ class Starts:
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
         uep.starting = False
-        await self.count_loss(uep, message.code, message.text)
-        self.want(uep)
+        try:
+            await self.count_loss(uep, message.code, message.text)
+        finally:
+            self.want(uep)
 
     async def count_loss(self, uep: Uep, code: str, text: str) -> None:
         """A process was lost: tasks must not start processes that die at once for ever."""

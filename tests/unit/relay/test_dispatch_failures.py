@@ -1,0 +1,175 @@
+"""What goes on after a failure that nobody foresaw: no place is lost, no task waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from mep_wire import codec, messages
+from mep_wire.errors import UserEndpointSilent
+from mep_wire.identity import Identity
+from mep_wire.ids import uuid7
+from mep_wire.states import TaskState, UepState
+from relay.dispatch import delivery, starts
+from relay.dispatch.board import ManagerLink, Uep
+from relay.dispatch.dispatcher import Dispatcher
+from relay.plane.base import Peer, PlaneHandler
+from relay.store.base import Tx
+from relay.store.memory import MemoryStore
+from relay.store.records import EndpointRecord, FunctionRecord, NewTask, UepRecord
+
+T = TypeVar("T")
+
+
+class NotingPlane:
+    """A plane that takes notes of what is sent."""
+
+    address = "tcp://nowhere"
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.spoken = asyncio.Event()
+
+    def start(self, handler: PlaneHandler) -> None:
+        """Nothing to begin."""
+
+    def send(self, peer: Peer, frame: bytes) -> bool:
+        self.sent.append(frame)
+        self.spoken.set()
+        return True
+
+    def writable(self, peer: Peer) -> bool:
+        return True
+
+    def drop(self, peer: Peer) -> None:
+        """Nothing to forget."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class FailingStore(MemoryStore):
+    """A store whose next changes fail in a way that it should not."""
+
+    failures = 0
+
+    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+        if self.failures:
+            self.failures -= 1
+            future: Future[T] = Future()
+            future.set_exception(LookupError("nobody foresaw this"))
+            return future
+        return super().submit(change, inline=inline)
+
+
+class Scene:
+    """A dispatcher with one user endpoint, one task and a manager."""
+
+    def __init__(self) -> None:
+        self.store, self.plane = FailingStore(), NotingPlane()
+        self.dispatcher = Dispatcher(self.store, self.plane, Ed25519PrivateKey.generate())
+        endpoint_id = str(uuid.uuid4())
+        unseal = X25519PrivateKey.generate().public_key().public_bytes_raw()
+        endpoint = EndpointRecord(
+            endpoint_id=endpoint_id, owner="a", name="lab", display_name="", multi_user=True, public=False,
+            allowed_functions=None, user_config_schema=None, metadata={}, link_key=b"k" * 32, unseal_key=unseal,
+            created_at=1.0,
+        )  # fmt: skip
+        function = FunctionRecord(
+            function_id="f", owner="a", name="f", code=b"code", public=False, description="", metadata={}, created_at=1
+        )
+        record = UepRecord(
+            row=0, uep_id="u", endpoint_id=endpoint_id, account_id="a", identity_id="i", config={}, runtime={}
+        )
+        self.do(lambda tx: tx.add_account("a", Identity(id="i", username="alice")))
+        self.do(lambda tx: tx.put_endpoint(endpoint))
+        self.do(lambda tx: tx.put_function(function))
+        record = self.do(lambda tx: tx.put_uep(record))
+        ref = self.store.function_ref("f")
+        assert ref is not None
+        self.task = NewTask(uuid7().bytes, ref, b"p")
+        self.do(lambda tx: tx.add_tasks("a", "g", record.row, [self.task], 0, time.time()))
+        self.manager = ManagerLink(endpoint_id, Peer(b"m", b"m", 0.0), b"e" * 32)
+        self.dispatcher.board.managers[endpoint_id] = self.manager
+        self.uep: Uep = self.dispatcher.board.uep(record)
+
+    def do(self, change: Callable[[Tx], T]) -> T:
+        return self.store.submit(change).result()
+
+    @property
+    def state(self) -> TaskState:
+        return self.store.tasks([self.task.task_id])[0].state
+
+    def sent(self) -> list[Any]:
+        found, self.plane.sent = self.plane.sent, []
+        kinds = {messages.SignedStart: codec.decode_to_manager, messages.Tasks: codec.decode_to_uep}
+        return [kinds[messages.Tasks if b"\xa5Tasks" in frame[:8] else messages.SignedStart](frame) for frame in found]
+
+    async def spoken(self) -> None:
+        await asyncio.wait_for(self.plane.spoken.wait(), 5)
+        self.plane.spoken.clear()
+
+    def says_running(self) -> None:
+        answer = messages.StartAnswer(uep_id="u", outcome="already_running", code="", text="", correlation_id="")
+        self.dispatcher.starts.answered(self.manager, answer)
+
+
+def test_a_start_that_fails_unforeseen_is_tried_again(monkeypatch: Any) -> None:
+    monkeypatch.setattr(starts, "FIRST_RETRY_S", 0.01)
+
+    async def run() -> None:
+        scene = Scene()
+        scene.store.failures = 1
+        scene.dispatcher.starts.want(scene.uep)
+        await asyncio.sleep(0)
+        assert not scene.uep.starting
+        await scene.spoken()
+        assert [type(one) for one in scene.sent()] == [messages.SignedStart]
+
+    asyncio.run(run())
+
+
+def test_tasks_that_could_not_be_taken_from_the_queue_are_sent_later(monkeypatch: Any) -> None:
+    monkeypatch.setattr(delivery, "STORE_RETRY_S", 0.01)
+
+    async def run() -> None:
+        scene = Scene()
+        scene.uep.go(UepState.ONLINE)
+        scene.uep.peer = Peer(b"u", b"u", 0.0)
+        scene.store.failures = 1
+        scene.dispatcher.delivery.credit(scene.uep, 5)
+        await asyncio.sleep(0)
+        assert (scene.uep.has_queued, scene.uep.credit, scene.uep.pumping) == (True, 5, False)
+        await scene.spoken()
+        assert [len(one.tasks) for one in scene.sent()] == [1]
+        assert (scene.state, scene.uep.credit) == (TaskState.DISPATCHED, 4)
+
+    asyncio.run(run())
+
+
+def test_tasks_wait_for_a_process_without_a_link_for_a_while_and_no_longer(monkeypatch: Any) -> None:
+    monkeypatch.setattr(starts, "FIRST_RETRY_S", 0.01)
+
+    async def run() -> None:
+        scene = Scene()
+        scene.dispatcher.starts.want(scene.uep)
+        for _ in range(2):
+            await scene.spoken()
+            scene.says_running()
+            assert scene.state is TaskState.QUEUED
+        await scene.spoken()
+        scene.uep.unjoined_since -= starts.MAX_UNJOINED_S
+        scene.says_running()
+        await asyncio.sleep(0.02)
+        (task,) = scene.store.tasks([scene.task.task_id])
+        assert (task.state, task.code) == (TaskState.FAILED, UserEndpointSilent.code)
+        assert (scene.uep.state, scene.uep.starting, scene.uep.timer) == (UepState.ABSENT, False, None)
+
+    asyncio.run(run())
