@@ -221,9 +221,11 @@ def check(name: str, as_json: bool) -> None:
     """Read and check everything that endpoint NAME would start with, without starting it."""
     from mep.cli.preflight import check_installation
     from mep.config.resolver import resolve, summary
+    from mep.config.template_syntax import check_template
 
     where, roots = locate(name)
     resolution = resolve(where, roots, log_to_file=False)
+    check_template(where, resolution)
     if where.privileged:
         check_installation()
     value = summary(resolution)

@@ -1,0 +1,39 @@
+"""Whether the administrator's template can be read by Jinja at all: what `mep check` asks, and nobody else.
+
+A template is rendered as the mapped person alone, with their values. Here it is only parsed and turned into the text
+of a program that is never run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from jinja2 import TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mep.config import paths as names
+from mep.config.bundle import find_file
+from mep.config.paths import EndpointPaths
+from mep.config.resolver import Resolution
+from mep.errors import ConfigRefused
+from mep_wire.bundle import UepBundle
+
+
+def check_template(where: EndpointPaths, resolution: Resolution) -> None:
+    """Raise ConfigRefused, with file and line, if the template's syntax is wrong."""
+    bundle = msgspec.msgpack.decode(resolution.bundle, type=UepBundle)
+    configured = resolution.endpoint.user_config_template_path
+    path = find_file(where.config_dir, configured, names.TEMPLATE, names.TEMPLATE_OLD)
+    check_syntax(path, bundle.templates[path.name])
+
+
+def check_syntax(path: Path, text: str) -> None:
+    """Raise ConfigRefused, with file and line, if `text`, from the file `path`, is not a template."""
+    # Not optimized: otherwise expressions of constants would be worked out here.
+    environment = ImmutableSandboxedEnvironment(optimized=False)
+    environment.filters["shell_escape"] = str
+    try:
+        environment.compile(text, name=path.name, raw=True)
+    except TemplateSyntaxError as error:
+        raise ConfigRefused(f"{path}:{error.lineno}", "", f"not a valid template: {error.message}") from None
