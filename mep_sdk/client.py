@@ -177,6 +177,19 @@ class Client:
             found |= {key: self._status(status) for key, status in results.items()}
         return found
 
+    def endings(
+        self, task_ids: Sequence[str], *, retry_for_s: float | None = None
+    ) -> tuple[list[api.StreamedResult], list[str]]:
+        """Return those of these tasks that have ended, as the result stream tells them, and the ids of no task of
+        yours. Those still to end are in neither."""
+        body = api.BatchStatusBody(task_ids=list(task_ids))
+        answer = self._read(
+            self.transport.post("/v2/batch_status", body, retry_for_s=retry_for_s), api.BatchStatusAnswer
+        )
+        states = [(told, state_of(told.status)) for told in answer.results.values()]
+        ended = [_as_streamed(told, state) for told, state in states if state is not None and state.is_terminal]
+        return ended, answer.missing
+
     def get_task_group(self, task_group_id: UuidLike) -> list[str]:
         """Return the ids of a group's tasks in order of submission."""
         answer = self._read(self.transport.get(f"/v2/taskgroup/{task_group_id}"), api.TaskGroupAnswer)

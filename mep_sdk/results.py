@@ -30,13 +30,16 @@ class ResultListener(threading.Thread):
         task_group_id: str,
         deliver: Callable[[list[api.StreamedResult]], None],
         refused: Callable[[str, MepError], None],
+        back: Callable[[], None] | None = None,
     ) -> None:
+        """`back` is called whenever the stream is up again after a break."""
         super().__init__(name=f"mep-results-{task_group_id[:8]}", daemon=True)
         self.task_group_id = task_group_id
         self._settings, self._deliver, self._refused = settings, deliver, refused
         self._cursor = 0
         self._change = threading.Condition()
-        self._known = self._stopping = self._rewind = False
+        self._known = self._stopping = self._rewind = self._broken = False
+        self._back = back
         self._stream: ResultStream | None = None
         self._down_since: float | None = None
 
@@ -126,8 +129,13 @@ class ResultListener(threading.Thread):
             log.warning("result stream of relay %s is back", self._settings.relay_url)
         backoff.attempts = 0
         self._down_since = None
+        if self._broken:
+            self._broken = False
+            if self._back is not None:
+                self._back()
 
     def _pause(self, error: OSError, backoff: Backoff) -> None:
+        self._broken = True
         if self._down_since is None:
             self._down_since = time.monotonic()
         pause_s = backoff.next_pause_s()

@@ -1,7 +1,8 @@
 """What an Executor does behind its methods: registers functions, sends tasks in batches, resolves futures.
 
-Two kinds of thread: one sender, which sends whatever is queued when its previous request has returned, and
-one listener for each task group. Every future ends exactly once, by whoever takes it out of `_pending`.
+Three kinds of thread: one sender, which sends whatever is queued when its previous request has returned; one
+listener for each task group; and one that asks for tasks which the stream may never bring. Every future ends
+exactly once, by whoever takes it out of `_pending`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from mep_sdk.client import Client
 from mep_sdk.errors import ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.outcomes import settle
+from mep_sdk.recheck import Recheck
 from mep_sdk.results import ResultListener
 from mep_wire import api, limits
-from mep_wire.errors import MepError
+from mep_wire.errors import MepError, TaskNotFound
 
 log = logging.getLogger("mep_sdk")
 
@@ -88,6 +90,7 @@ class Session:
         self._pending: dict[str, TaskFuture] = {}
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
+        self._recheck: Recheck | None = None
         self._sender_waits = False
         self._stopping = False
 
@@ -137,7 +140,12 @@ class Session:
     def _listen(self, task_group_id: str) -> ResultListener:
         listener = self._listeners.get(task_group_id)
         if listener is None:
-            listener = ResultListener(self.client.settings, task_group_id, self._deliver, self._group_refused)
+            if self._recheck is None:
+                self._recheck = Recheck(self.client, self._on_relay, self._rechecked)
+                self._recheck.start()
+            listener = ResultListener(
+                self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
+            )
             self._listeners[task_group_id] = listener
             listener.start()
         return listener
@@ -243,6 +251,19 @@ class Session:
                 self._change.notify_all()
                 self._stop_listeners()
 
+    def _on_relay(self) -> list[str]:
+        """Return the pending tasks that the relay has confirmed, and must know."""
+        with self._change:
+            return [each for each in list(self._pending) if each not in self._unsent and each not in self._sending]
+
+    def _rechecked(self, ended: list[api.StreamedResult], missing: list[str]) -> None:
+        """Take what the relay has answered on pending tasks."""
+        for task_id in missing:
+            future = self._pending.pop(task_id, None)
+            if future is not None:
+                future.resolve(None, TaskNotFound(task_id=task_id))
+        self._deliver(ended)
+
     # --- cancelling -------------------------------------------------------------------------------------
 
     def cancel_futures(self, futures: list[TaskFuture]) -> int:
@@ -296,7 +317,7 @@ class Session:
             while self._pending:
                 self._change.wait(_LOOK_AGAIN_S)
                 self._look_for_lost_relay()
-        for thread in [self._sender, *self._listeners.values()]:
+        for thread in [self._sender, self._recheck, *self._listeners.values()]:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
 
@@ -317,8 +338,9 @@ class Session:
             raise error
 
     def _stop_listeners(self) -> None:
-        for listener in list(self._listeners.values()):
-            listener.stop()
+        for thread in [self._recheck, *self._listeners.values()]:
+            if thread is not None:
+                thread.stop()
 
 
 def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
