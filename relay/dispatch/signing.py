@@ -48,13 +48,17 @@ def join_hash(token: bytes) -> bytes:
 def make_start(
     key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float
 ) -> MadeStart:
-    """Return a start request for `uep`, signed for `epoch`. Raises ValueError for a bad key or a request too large."""
+    """Return a start request for `uep`, signed for `epoch`. Raises ValueError for a bad key or a request too large.
+
+    It names the account that the user endpoint's id was made of, by which the endpoint checks that id: `identities`
+    may be those of another, which that account was merged into.
+    """
     token = os.urandom(JOIN_TOKEN_BYTES)
     sealed = _SUITE.encrypt(token, X25519PublicKey.from_public_bytes(unseal_key), SEAL_CONTEXT + uep.uep_id.encode())
     request = StartRequest(
         endpoint_id=uep.endpoint_id,
         uep_id=uep.uep_id,
-        identity_set=identities,
+        identity_set=IdentitySet(uep.made_of or uep.account_id, identities.identities),
         user_endpoint_config=uep.config,
         user_runtime=uep.runtime,
         issued_at=now,

@@ -144,7 +144,9 @@ class _MemoryTx:
 
     def put_uep(self, uep: UepRecord) -> UepRecord:
         if uep.uep_id not in self._d.ueps:
-            self._d.ueps[uep.uep_id] = msgspec.structs.replace(uep, row=len(self._d.ueps) + 1, link_key=b"")
+            self._d.ueps[uep.uep_id] = msgspec.structs.replace(
+                uep, row=len(self._d.ueps) + 1, link_key=b"", made_of=uep.account_id
+            )
         return self._d.ueps[uep.uep_id]
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:

@@ -71,6 +71,8 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     runtime: dict[str, Any]
     link_key: bytes = b""
+    made_of: str = ""
+    """The account that `uep_id` was made of, the store's to set: `account_id` is another once accounts were merged."""
 
 
 class NewTask(msgspec.Struct, frozen=True):

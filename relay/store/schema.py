@@ -61,6 +61,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX results_group ON results (group_row, seq);
     CREATE TABLE padding (body BLOB);
     """,
+    """
+    ALTER TABLE ueps ADD COLUMN made_of TEXT NOT NULL DEFAULT '';
+    UPDATE ueps SET made_of = account_id;
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

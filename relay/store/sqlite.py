@@ -67,6 +67,7 @@ def uep_from_row(row: Sequence[Any]) -> UepRecord:
         config=msgspec.json.decode(row[5]),
         runtime=msgspec.json.decode(row[6]),
         link_key=row[7] or b"",
+        made_of=row[8],
     )
 
 

@@ -89,7 +89,7 @@ class _RegistryTx(_Part):
         config, runtime = msgspec.json.encode(uep.config), msgspec.json.encode(uep.runtime)
         self._db.execute(sql.ADD_UEP, (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime))
         row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
-        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"")
+        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", made_of=row[8])
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._db.execute(sql.DROP_JOINS, (uep_row, now))

@@ -74,7 +74,8 @@ FUNCTION_REF = "SELECT function_row, function_id, owner, public FROM functions W
 FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
 
 ADD_UEP = (
-    "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime) VALUES (?, ?, ?, ?, ?, ?) "
+    "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime, made_of) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?3) "
     "ON CONFLICT (uep_id) DO NOTHING"
 )
 ADD_JOIN = "INSERT INTO joins VALUES (?, ?, ?)"
@@ -84,7 +85,7 @@ SPEND_JOIN = "DELETE FROM joins WHERE join_hash = ? AND uep_row = ? AND expires 
 DROP_ALL_JOINS = "DELETE FROM joins WHERE uep_row = ?"
 SET_LINK = "UPDATE ueps SET link_key = ? WHERE uep_row = ?"
 CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
-_UEP = "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key FROM ueps "
+_UEP = "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, made_of FROM ueps "
 UEP = _UEP + "WHERE uep_id = ?"
 UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
 # User endpoints that may have a process or that tasks wait for.

@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
+from mep_wire.ids import user_endpoint_id
 from mep_wire.start import EPOCH_BYTES, NONCE_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
@@ -56,6 +57,25 @@ def test_a_start_request_says_who_and_what(alice: Person, lab: FakeManager, func
     assert len(request.nonce) == NONCE_BYTES
     assert 0 < request.expires_at - time.time() <= 60
     assert len(token) == 32
+
+
+def test_what_a_person_asked_for_before_their_accounts_were_linked_still_starts(relay: RelayProcess) -> None:
+    carol, kept = Person(relay, "carol"), Person(relay, "carol.lab")
+    lab = FakeManager(relay, carol.token)
+    function = carol.function()
+    answer = carol.submit(lab.endpoint_id, function, ["p"], user_endpoint_config={"A": 1})
+    relay.cli("user", "link", kept.username, carol.username)
+    request, token = lab.hello().take_start()
+    who = request.identity_set
+    assert [one.username for one in who.identities] == [carol.username, kept.username]
+    # The endpoint computes the same, and refuses what does not fit.
+    config, runtime = request.user_endpoint_config, request.user_runtime
+    assert user_endpoint_id(request.endpoint_id, who.account_id, config, runtime) == request.uep_id
+    lab.answer(request.uep_id, "started")
+    uep = FakeUep(lab, request, token).join()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    assert status_of(kept, answer) == ["success"]
 
 
 def test_the_same_values_have_one_user_endpoint_and_any_change_another(

@@ -39,6 +39,19 @@ def test_a_state_of_a_newer_relay_is_refused(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "relay.db")
 
 
+def test_user_endpoints_of_the_first_version_keep_the_account_that_their_id_was_made_of(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "relay.db") as connection:
+        connection.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
+        row = (1, "u", "e", "a", "i", b"{}", b"{}", None)
+        connection.execute("INSERT INTO ueps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    store = SqliteStore(tmp_path / "relay.db")
+    store.submit(lambda tx: tx.merge_accounts("kept", "a")).result()
+    uep = store.uep("u")
+    assert uep is not None
+    assert (uep.account_id, uep.made_of) == ("kept", "a")
+    store.close()
+
+
 def test_one_changes_failure_is_not_its_neighbours(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "relay.db")
     gate = threading.Event()

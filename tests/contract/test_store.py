@@ -188,6 +188,9 @@ def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Sto
     assert store.function_ref(function.function_id).owner == alice.account_id  # type: ignore[union-attr]
     assert store.tasks([new[0].task_id])[0].owner == alice.account_id
     assert store.open_tasks(alice.account_id) == 1
+    merged = store.uep(uep.uep_id)
+    assert merged is not None
+    assert (merged.account_id, merged.made_of, uep.made_of) == (alice.account_id, lab.account_id, lab.account_id)
 
 
 def test_an_unlinked_identity_is_a_person_of_its_own_and_takes_its_tokens_along(store: Store) -> None:
