@@ -230,7 +230,9 @@ def _check_readable_by(path: Path, account: pwd.struct_passwd) -> None:
         wanted = 0o1 if stat.S_ISDIR(info.st_mode) else 0o4
         if not (info.st_mode >> shift) & wanted:
             remedy = f"chmod o+x {one}" if wanted == 0o1 else f"chgrp {account.pw_name} {one} && chmod 0640 {one}"
-            raise ConfigRefused(str(one), "", f"cannot be read by account {account.pw_name}; run: {remedy}")
+            # Nobody should open root's home directory for this, where a migrated config.yaml often points.
+            closed = f"move {path} to the directory of config.yaml" if one == Path("/root") else f"run: {remedy}"
+            raise ConfigRefused(str(one), "", f"cannot be read by account {account.pw_name}; {closed}")
 
 
 def user_endpoint_main() -> str:
