@@ -86,8 +86,11 @@ class Recheck(threading.Thread):
         try:
             ended, missing = self._client.endings(task_ids, retry_for_s=_RETRY_S)
         except MepError as error:
-            if error.http_status != 413 or len(task_ids) == 1:
+            if error.http_status != 413:
                 raise
+            if len(task_ids) == 1:  # known, then, and ended: the stream brings it, and the others are still asked for
+                log.debug("task %s has ended, and its result is too large to be asked for: %s", task_ids[0], error)
+                return
             half = len(task_ids) // 2
             self._ask_page(task_ids[:half])
             self._ask_page(task_ids[half:])

@@ -24,12 +24,13 @@ class Relay:
         self.asked: queue.Queue[int] = queue.Queue()
         self.refusals: list[Exception] = []
         self.most = 10_000
+        self.large = ""
 
     def endings(self, task_ids: Sequence[str], *, retry_for_s: float) -> tuple[list[Any], list[str]]:
         self.asked.put(len(task_ids))
         if self.refusals:
             raise self.refusals.pop()
-        if len(task_ids) > self.most:
+        if len(task_ids) > self.most or self.large in task_ids:
             raise PayloadTooLarge(what="answer", size=2, limit=1)
         return [], list(task_ids)
 
@@ -82,6 +83,15 @@ def test_asks_for_fewer_where_the_answer_is_too_large(monkeypatch):
     assert [relay.asked.get(timeout=WAIT_S) for _ in range(7)] == [200, 100, 50, 50, 100, 50, 50]
     end(thread)
     assert found == [f"task-{number}" for number in range(200)]
+
+
+def test_one_result_that_is_too_large_keeps_no_other_waiting(monkeypatch):
+    relay = Relay()
+    relay.large = "task-1"
+    thread, found = start(relay, 3, monkeypatch, EVERY_S=0.05)
+    assert [relay.asked.get(timeout=WAIT_S) for _ in range(5)] == [3, 1, 2, 1, 1]
+    end(thread)
+    assert found[:2] == ["task-0", "task-2"]
 
 
 def test_a_relay_that_does_not_answer_is_asked_again_later(monkeypatch, caplog):
