@@ -64,8 +64,6 @@ class Recheck(threading.Thread):
                 self._ask(self._pending())
             except MepError as error:
                 log.debug("could not ask the relay for pending tasks: %s", error)
-            except Exception:  # the thread's outermost loop: what the stream brings arrives without it
-                log.exception("asking the relay for pending tasks failed")
 
     def _wait_until_due(self) -> bool:
         with self._change:
