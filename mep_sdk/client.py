@@ -172,9 +172,13 @@ class Client:
         """Return what `get_task` returns for many tasks at once, by id. Unknown ids are left out."""
         found: dict[str, dict[str, Any]] = {}
         for ids in _chunks(list(dict.fromkeys(str(each) for each in task_id_list)), _STATUS_CHUNK):
-            answer = self.transport.post("/v2/batch_status", api.BatchStatusBody(task_ids=ids))
-            results = self._read(answer, api.BatchStatusAnswer).results
-            found |= {key: self._status(status) for key, status in results.items()}
+            asked = ids
+            while asked:
+                body = self.transport.post("/v2/batch_status", api.BatchStatusBody(task_ids=asked))
+                answer = self._read(body, api.BatchStatusAnswer)
+                found |= {key: self._status(status) for key, status in answer.results.items()}
+                # What was too large for one answer is asked for again, as long as each brings some of it.
+                asked = answer.withheld if len(answer.withheld) < len(asked) else []
         return found
 
     def endings(

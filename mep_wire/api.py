@@ -122,6 +122,9 @@ class BatchStatusAnswer(msgspec.Struct, kw_only=True):
     results: dict[str, TaskStatus]
     response: str = "batch"
     missing: list[str] = []
+    withheld: list[str] = []
+    """This project's own: tasks that have ended and whose ends, too large for this answer, come when they are asked
+    for again. Until then they stand in `results` as if they still ran, so that no client takes them for empty."""
 
 
 class CancelBody(msgspec.Struct, kw_only=True):

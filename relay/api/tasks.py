@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -38,9 +39,13 @@ from relay.api.plain import plain
 from relay.api.service import Service
 from relay.dispatch.board import Uep, durable
 from relay.dispatch.delivery import uuid_text
-from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskRecord, UepRecord
+from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord, UepRecord
 
 MAX_WALLTIME_S = 366 * 86400.0
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""Results in one answer; a larger one comes alone."""
+READ_PAGE = 256
+"""Tasks looked up before other requests have their turn."""
 
 
 async def submit(service: Service, request: Request) -> SubmitAnswer:
@@ -197,21 +202,50 @@ async def look_up(service: Service, request: Request) -> TaskStatus:
     return _status(found[0], packed=request.packed)
 
 
-def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> tuple[dict[str, TaskRecord], list[str]]:
+async def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> tuple[dict[str, TaskBrief], list[str]]:
     """Return the person's tasks among these ids as they were written, and the ids of no task of theirs."""
     if len(texts) > MAX_TASKS_PER_SUBMIT:
         raise BodyInvalid(reason=f"task_ids: at most {MAX_TASKS_PER_SUBMIT} ids")
     ids = {_raw_uuid(text, "task_ids"): text for text in texts}
-    found = {ids[t.task_id]: t for t in service.store.tasks(list(ids)) if t.owner == caller.account_id}
+    found: dict[str, TaskBrief] = {}
+    wanted = list(ids)
+    for first in range(0, len(wanted), READ_PAGE):
+        page = service.store.briefs(wanted[first : first + READ_PAGE])
+        found |= {ids[t.task_id]: t for t in page if t.owner == caller.account_id}
+        await asyncio.sleep(0)  # others have their turn
     return found, [text for text in ids.values() if text not in found]
 
 
 async def batch_status(service: Service, request: Request) -> BatchStatusAnswer:
     """POST /v2/batch_status."""
     body: BatchStatusBody = request.body
-    found, missing = _own_tasks(service, request.caller, body.task_ids)
-    return BatchStatusAnswer(
-        results={text: _status(task, packed=request.packed) for text, task in found.items()}, missing=missing
+    found, missing = await _own_tasks(service, request.caller, body.task_ids)
+    results: dict[str, TaskStatus] = {}
+    withheld: list[str] = []
+    size = 0
+    for number, (text, task) in enumerate(found.items(), start=1):
+        if size and size + task.size > MAX_ANSWER_BYTES:
+            withheld.append(text)
+            results[text] = _status(_as_running(task), packed=request.packed)
+            continue
+        for one in service.store.tasks([task.task_id]):
+            size += len(one.payload) + len(one.text)
+            results[text] = _status(one, packed=request.packed)
+        if number % READ_PAGE == 0:
+            await asyncio.sleep(0)
+    return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)
+
+
+def _as_running(task: TaskBrief) -> TaskRecord:
+    return TaskRecord(
+        row=task.row,
+        task_id=task.task_id,
+        owner=task.owner,
+        uep_row=task.uep_row,
+        state=TaskState.RUNNING,
+        submitted_at=task.submitted_at,
+        started_at=task.started_at,
+        ended_at=0.0,
     )
 
 
@@ -227,7 +261,7 @@ async def group(service: Service, request: Request) -> TaskGroupAnswer:
 async def cancel(service: Service, request: Request) -> CancelAnswer:
     """POST /v3/tasks/cancel."""
     body: CancelBody = request.body
-    found, missing = _own_tasks(service, request.caller, body.task_ids)
+    found, missing = await _own_tasks(service, request.caller, body.task_ids)
     open_tasks = {text: task for text, task in found.items() if not task.state.is_terminal}
     asked = await service.dispatcher.cancel(list(open_tasks.values()))
     return CancelAnswer(

@@ -37,7 +37,7 @@ from relay.dispatch.user_endpoints import UserEndpoints
 from relay.log import logger
 from relay.plane.base import Peer, Plane
 from relay.store.base import Store
-from relay.store.records import Ending, EndpointRecord, TaskRecord
+from relay.store.records import Ending, EndpointRecord, TaskBrief
 
 MAX_EARLY_FRAMES = 64
 """Messages that a peer may send while its join is being stored."""
@@ -201,7 +201,7 @@ class Dispatcher:
         link = self.board.managers.get(endpoint_id)
         return link is not None and self._plane.send(link.peer, codec.encode(messages.Ping(sent_at=time.time())))
 
-    async def cancel(self, tasks: Sequence[TaskRecord]) -> set[int]:
+    async def cancel(self, tasks: Sequence[TaskBrief]) -> set[int]:
         """Cancel unfinished tasks: at once, or (the rows returned) by asking the user endpoint that has them."""
         asked: set[int] = set()
         for uep_row in {task.uep_row for task in tasks}:

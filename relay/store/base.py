@@ -25,6 +25,7 @@ from relay.store.records import (
     NewTask,
     QueuedTask,
     Settled,
+    TaskBrief,
     TaskRecord,
     UepRecord,
 )
@@ -189,6 +190,9 @@ class TaskReads(Protocol):
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         """Return the tasks that exist among these."""
+
+    def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
+        """Return the tasks that exist among these, whose payloads are not read."""
 
     def group(self, group_id: str) -> GroupRef | None:
         """Return a task group."""

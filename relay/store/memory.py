@@ -31,6 +31,7 @@ from relay.store.records import (
     NewTask,
     QueuedTask,
     Settled,
+    TaskBrief,
     TaskRecord,
     UepRecord,
 )
@@ -359,6 +360,21 @@ class MemoryStore:
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         known = {task.new.task_id: task for task in self._d.tasks.values()}
         return [_record(known[task_id]) for task_id in task_ids if task_id in known]
+
+    def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
+        return [
+            TaskBrief(
+                t.row,
+                t.task_id,
+                t.owner,
+                t.uep_row,
+                t.state,
+                t.submitted_at,
+                t.started_at,
+                len(t.payload) + len(t.text),
+            )
+            for t in self.tasks(task_ids)
+        ]
 
     def group(self, group_id: str) -> GroupRef | None:
         return self._d.groups.get(group_id)

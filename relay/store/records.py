@@ -143,6 +143,19 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str = ""
 
 
+class TaskBrief(msgspec.Struct, frozen=True):
+    """A task without its end: `size` is what that has, in bytes of payload and characters of text."""
+
+    row: int
+    task_id: bytes
+    owner: str
+    uep_row: int
+    state: TaskState
+    submitted_at: float
+    started_at: float
+    size: int
+
+
 class GroupRef(msgspec.Struct, frozen=True):
     """A task group."""
 

@@ -28,6 +28,7 @@ from relay.store.records import (
     FunctionRecord,
     FunctionRef,
     GroupRef,
+    TaskBrief,
     TaskRecord,
     UepRecord,
 )
@@ -192,6 +193,10 @@ class SqliteStore:
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
         return [_task(row) for row in rows if row is not None]
+
+    def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
+        rows = (self._one(sql.TASK_BRIEF, task_id) for task_id in task_ids)
+        return [TaskBrief(r[0], r[1], r[2], r[3], TaskState(r[4]), r[5], r[6], r[7]) for r in rows if r is not None]
 
     def group(self, group_id: str) -> GroupRef | None:
         row = self._one(sql.GROUP, group_id)

@@ -169,6 +169,13 @@ TASK = (
     "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
     "WHERE t.task_id = ?"
 )
+# A length is had from a row's head, without the payload's pages.
+TASK_BRIEF = (
+    "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, "
+    "coalesce(length(r.payload) + length(r.text), 0) "
+    "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
+    "WHERE t.task_id = ?"
+)
 GROUP = "SELECT group_row, group_id, owner FROM task_groups WHERE group_id = ?"
 GROUP_TASKS = "SELECT task_id FROM tasks WHERE group_row = ? ORDER BY row"
 COMPLETIONS = (

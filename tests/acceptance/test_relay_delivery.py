@@ -117,6 +117,27 @@ def test_a_result_of_another_task_is_let_go_and_ends_nothing(alice: Person, lab:
     assert status_of(alice, answer) == ["success"]
 
 
+def test_statuses_that_are_too_much_for_one_answer_come_when_asked_for_again(
+    alice: Person, lab: FakeManager, function: str
+) -> None:
+    answer, uep = running_uep(alice, lab, function, count=5)
+    uep.credit(5)
+    tasks = uep.take(5)
+    for task in tasks:
+        uep.finish([task], b"x" * (MAX_PAYLOAD_BYTES - 1))
+    found: dict[str, str] = {}
+    wanted, answers = answer["tasks"][function], 0
+    while wanted:
+        told = alice.ok("POST", "/v2/batch_status", {"task_ids": wanted})
+        assert set(told["results"]) == set(wanted)
+        assert {told["results"][each]["status"] for each in told["withheld"]} <= {"running"}
+        found |= {key: one["result"] for key, one in told["results"].items() if key not in told["withheld"]}
+        wanted, answers = told["withheld"], answers + 1
+    assert ([len(found[task.task_id]) for task in tasks], answers) == ([MAX_PAYLOAD_BYTES - 1] * 5, 2)
+    ended = alice.ok("POST", "/v3/tasks/cancel", {"task_ids": list(found)})["ended"]
+    assert len(ended) == 5
+
+
 def test_hostile_results_are_put_in_bounds(alice: Person, lab: FakeManager, function: str) -> None:
     answer, uep = running_uep(alice, lab, function, count=3)
     uep.credit(3)

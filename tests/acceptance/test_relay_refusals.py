@@ -172,6 +172,7 @@ def test_another_persons_tasks_and_groups_do_not_exist(
         "results": {},
         "response": "batch",
         "missing": [task_id, NOWHERE],
+        "withheld": [],
     }
     assert bob.ok("POST", "/v3/tasks/cancel", both)["missing"] == [task_id, NOWHERE]
     assert alice.task(task_id)["status"] == "waiting-for-ep"

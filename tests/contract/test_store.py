@@ -469,6 +469,17 @@ def test_an_ending_comes_back_as_it_went(work: Work) -> None:
     assert (record.started_at, record.ended_at, record.owner) == (3.0, 4.0, "a")
 
 
+def test_a_tasks_brief_has_the_size_of_its_end_and_not_the_end(work: Work) -> None:
+    ended, waiting = work.new(2)
+    rows = work.add([ended, waiting], dispatched=2)
+    ending = Ending(rows[0], S.FAILED, "TASK_FAILED", "why", b"x" * 1000)
+    do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
+    first, second = work.store.briefs([ended.task_id, waiting.task_id, uuid7().bytes])
+    assert (first.row, first.task_id, first.owner, first.uep_row) == (rows[0], ended.task_id, "a", work.uep.row)
+    assert (first.state, first.size) == (S.FAILED, 1003)
+    assert (second.state, second.size) == (S.DISPATCHED, 0)
+
+
 def test_completions_are_paged_by_cursor_number_and_size(work: Work) -> None:
     rows = work.add(work.new(6), dispatched=6)
     work.end(rows, payload=b"x" * 100)
