@@ -107,7 +107,7 @@ def main() -> int:
             console.print("\nStopping everything and removing what was made ...", end=" ")
         console.print(f"done, after {time.monotonic() - started:.0f} s in all.")
     except (SiteError, MepError, TimeoutError) as error:
-        console.print(f"the demo failed: {error or type(error).__name__}", style="red", markup=False)
+        console.print(f"the demo failed: {str(error) or type(error).__name__}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
         console.print("\ninterrupted; everything was stopped and removed")

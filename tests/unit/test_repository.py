@@ -68,6 +68,10 @@ def test_files_and_functions_stay_short_enough_to_read() -> None:
 
 
 def _catches_everything(handler: ast.ExceptHandler) -> bool:
+    """Whether the handler lets nothing through. One that cleans up and ends in a bare `raise` swallows nothing."""
+    last = handler.body[-1]
+    if isinstance(last, ast.Raise) and last.exc is None:
+        return False
     names = [node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)] if handler.type else []
     return handler.type is None or bool({"Exception", "BaseException"} & set(names))
 
@@ -80,7 +84,7 @@ def test_few_places_catch_everything() -> None:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.ExceptHandler) and _catches_everything(node)
     ]
-    assert len(found) <= 16, "\n".join(found)
+    assert len(found) <= 11, "\n".join(found)
 
 
 def test_continuous_integration_runs_the_test_command_and_no_more() -> None:
