@@ -183,16 +183,17 @@ class Client:
 
     def endings(
         self, task_ids: Sequence[str], *, retry_for_s: float | None = None
-    ) -> tuple[list[api.StreamedResult], list[str]]:
-        """Return those of these tasks that have ended, as the result stream tells them, and the ids of no task of
-        yours. Those still to end are in neither."""
+    ) -> tuple[list[api.StreamedResult], list[str], list[str]]:
+        """Return those of these tasks that have ended, as the result stream tells them; the ids of no task of
+        yours; and the ids of those to ask for again, whose ends were too much for one answer. Those still to end
+        are in none of these."""
         body = api.BatchStatusBody(task_ids=list(task_ids))
         answer = self._read(
             self.transport.post("/v2/batch_status", body, retry_for_s=retry_for_s), api.BatchStatusAnswer
         )
         states = [(told, state_of(told.status)) for told in answer.results.values()]
         ended = [_as_streamed(told, state) for told, state in states if state is not None and state.is_terminal]
-        return ended, answer.missing
+        return ended, answer.missing, answer.withheld
 
     def get_task_group(self, task_group_id: UuidLike) -> list[str]:
         """Return the ids of a group's tasks in order of submission."""

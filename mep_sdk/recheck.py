@@ -80,17 +80,8 @@ class Recheck(threading.Thread):
                     return
 
     def _ask_page(self, task_ids: Sequence[str]) -> None:
-        """Ask for these; for fewer at a time where the relay's answer would be too large. Raises MepError."""
-        try:
-            ended, missing = self._client.endings(task_ids, retry_for_s=_RETRY_S)
-        except MepError as error:
-            if error.http_status != 413:
-                raise
-            if len(task_ids) == 1:  # known, then, and ended: the stream brings it, and the others are still asked for
-                log.debug("task %s has ended, and its result is too large to be asked for: %s", task_ids[0], error)
-                return
-            half = len(task_ids) // 2
-            self._ask_page(task_ids[:half])
-            self._ask_page(task_ids[half:])
-        else:
+        """Ask for these, and again for what was too much for one answer. Raises MepError."""
+        while task_ids:
+            ended, missing, withheld = self._client.endings(task_ids, retry_for_s=_RETRY_S)
             self._found(ended, missing)
+            task_ids = withheld if len(withheld) < len(task_ids) else []

@@ -122,6 +122,6 @@ def test_the_endings_of_tasks(place: Place) -> None:
         executor.endpoint_id = place.idle.endpoint_id
         waiting = executor.submit(add, 1, 1)
         assert executor.flush(WAIT_S)
-        [ended], missing = executor.client.endings([done.task_id, waiting.task_id, NOBODY])
-        assert (ended.task_id, ended.state, missing) == (done.task_id, TaskState.SUCCESS, [NOBODY])
+        [ended], missing, withheld = executor.client.endings([done.task_id, waiting.task_id, NOBODY])
+        assert (ended.task_id, ended.state, missing, withheld) == (done.task_id, TaskState.SUCCESS, [NOBODY], [])
         waiting.cancel()

@@ -12,7 +12,7 @@ import pytest
 
 from mep_sdk import recheck
 from mep_sdk.recheck import Recheck
-from mep_wire.errors import PayloadTooLarge, RelayUnavailable
+from mep_wire.errors import RelayUnavailable
 
 WAIT_S = 10
 
@@ -24,15 +24,12 @@ class Relay:
         self.asked: queue.Queue[int] = queue.Queue()
         self.refusals: list[Exception] = []
         self.most = 10_000
-        self.large = ""
 
-    def endings(self, task_ids: Sequence[str], *, retry_for_s: float) -> tuple[list[Any], list[str]]:
+    def endings(self, task_ids: Sequence[str], *, retry_for_s: float) -> tuple[list[Any], list[str], list[str]]:
         self.asked.put(len(task_ids))
         if self.refusals:
             raise self.refusals.pop()
-        if len(task_ids) > self.most or self.large in task_ids:
-            raise PayloadTooLarge(what="answer", size=2, limit=1)
-        return [], list(task_ids)
+        return [], list(task_ids[: self.most]), list(task_ids[self.most :])
 
 
 def start(relay: Relay, count: int, monkeypatch: pytest.MonkeyPatch, **constants: float) -> tuple[Recheck, list[str]]:
@@ -76,22 +73,24 @@ def test_asks_soon_after_a_break_and_not_before(monkeypatch):
     end(thread)
 
 
-def test_asks_for_fewer_where_the_answer_is_too_large(monkeypatch):
+def test_asks_again_for_what_was_too_much_for_one_answer(monkeypatch):
     relay = Relay()
-    relay.most = 64
+    relay.most = 80
     thread, found = start(relay, 200, monkeypatch, EVERY_S=0.05)
-    assert [relay.asked.get(timeout=WAIT_S) for _ in range(7)] == [200, 100, 50, 50, 100, 50, 50]
+    assert [relay.asked.get(timeout=WAIT_S) for _ in range(3)] == [200, 120, 40]
     end(thread)
     assert found == [f"task-{number}" for number in range(200)]
 
 
-def test_one_result_that_is_too_large_keeps_no_other_waiting(monkeypatch):
+def test_a_relay_that_tells_nothing_is_not_asked_at_once(monkeypatch):
     relay = Relay()
-    relay.large = "task-1"
-    thread, found = start(relay, 3, monkeypatch, EVERY_S=0.05)
-    assert [relay.asked.get(timeout=WAIT_S) for _ in range(5)] == [3, 1, 2, 1, 1]
+    relay.most = 0
+    thread, found = start(relay, 3, monkeypatch, EVERY_S=0.3)
+    assert relay.asked.get(timeout=WAIT_S) == 3
+    time.sleep(0.1)
+    assert relay.asked.empty()
     end(thread)
-    assert found[:2] == ["task-0", "task-2"]
+    assert not found
 
 
 def test_a_relay_that_does_not_answer_is_asked_again_later(monkeypatch):
