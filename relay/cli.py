@@ -95,6 +95,13 @@ def main() -> None:
 @click.option("--link-port", default=_DEFAULTS.link_port, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--link-address", help="What endpoints connect to, if not that (tcp://relay.example.edu:8651).")
 @click.option("--retention-days", default=_DEFAULTS.retention_days, show_default=True, type=click.FloatRange(0.0))
+@click.option(
+    "--task-lifetime-days",
+    default=_DEFAULTS.task_lifetime_days,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="How long a task may wait to be taken before it expires; 0: for ever.",
+)
 @click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
 def serve_command(directory: Path | None, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.

@@ -29,6 +29,7 @@ from relay.dispatch.dispatcher import Dispatcher
 from relay.log import logger
 from relay.plane.zmq_plane import ZmqPlane
 from relay.state import State
+from relay.store.base import Store
 from relay.store.sqlite import SqliteStore
 
 SWEEP_INTERVAL_S = 60.0
@@ -47,6 +48,8 @@ class Settings:
     """What endpoints are told to connect to, where it differs from what is bound."""
     retention_days: float = 14.0
     """How long ended tasks and their results are kept."""
+    task_lifetime_days: float = 14.0
+    """How long a task may wait until a user endpoint takes it; 0: for ever."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
 
@@ -83,7 +86,9 @@ async def serve(state: State, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)
-    sweeper = loop.create_task(_sweep(store, settings.retention_days * 86400))
+    sweeper = loop.create_task(
+        _sweep(store, dispatcher, settings.retention_days * 86400, settings.task_lifetime_days * 86400)
+    )
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     state.write_listening(url, service.link_address)
@@ -142,14 +147,16 @@ def _http_config(app: App) -> uvicorn.Config:
     )
 
 
-async def _sweep(store: SqliteStore, retention_s: float) -> None:
-    """Remove old records, a page at a time, and soon again while there are more."""
+async def _sweep(store: Store, dispatcher: Dispatcher, retention_s: float, lifetime_s: float) -> None:
+    """Remove old records, a page at a time, and soon again while there are more; end tasks that waited too long."""
     pause = SWEEP_INTERVAL_S
     while True:
         await asyncio.sleep(pause)
         before = time.time() - retention_s
         try:
             removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
+            if lifetime_s:
+                await dispatcher.expire(lifetime_s)
         except RelayUnavailable as error:  # the disk may be full, and this is what makes room once it can be written
             logger.error("old records stay: %s %s", error, error.detail)
             removed = 0

@@ -277,6 +277,28 @@ class Delivery:
                 break
         uep.has_queued = self._board.store.has_queued(uep.row)
 
+    async def expire(self, uep: Uep, lifetime_s: float) -> None:
+        """End what waits for this user endpoint for longer than this. Raises RelayUnavailable."""
+        before = time.time() - lifetime_s
+        oldest = self._board.store.oldest_queued(uep.row)
+        if oldest is None or oldest >= before:
+            return
+        error = TaskExpired(
+            text=f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
+        )
+        ending = Ending(
+            0, TaskState.EXPIRED, error.code, error.text, correlation_id=error.correlation_id, ended_at=time.time()
+        )
+        logger.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
+        while True:
+            settled = await durable(
+                self._board.store.submit(lambda tx: tx.end_queued(uep.row, ending, END_PAGE, before), inline=False)
+            )
+            self._ended(uep, settled)
+            if settled.ended < END_PAGE:
+                break
+        uep.has_queued = self._board.store.has_queued(uep.row)
+
 
 def _small(count: int, size: int) -> bool:
     return count <= INLINE_TASKS and size <= INLINE_BYTES

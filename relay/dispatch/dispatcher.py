@@ -221,6 +221,12 @@ class Dispatcher:
         if uep is not None:
             await self.delivery.end_rows(uep, endings)
 
+    async def expire(self, lifetime_s: float) -> None:
+        """End queued tasks that have waited for longer than this. Raises RelayUnavailable."""
+        for uep in [uep for uep in self.board.ueps.values() if uep.has_queued]:
+            await self.delivery.expire(uep, lifetime_s)
+            self.board.forget_idle(uep)
+
     def endpoint_changed(self, endpoint: EndpointRecord, old: EndpointRecord) -> None:
         """A registration was updated: a link with the old key is cut."""
         link = self.board.managers.get(endpoint.endpoint_id)

@@ -118,8 +118,9 @@ class TaskTx(Protocol):
         """After a reconnection: queued rows that it holds are marked as dispatched, dispatched rows that it
         does not hold are queued again."""
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
-        """End up to `limit` queued tasks alike (the row in `ending` is not looked at)."""
+    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
+        """End the oldest queued tasks alike, up to `limit`, all or those submitted before a time (the row in
+        `ending` is not looked at)."""
 
     def running_rows(self, uep_row: int) -> list[int]:
         """Return the rows of this user endpoint that have started and not ended."""
@@ -181,6 +182,9 @@ class TaskReads(Protocol):
 
     def has_queued(self, uep_row: int) -> bool:
         """Return whether any task waits for this user endpoint."""
+
+    def oldest_queued(self, uep_row: int) -> float | None:
+        """Return when the task that waits for this user endpoint longest was submitted; None where none waits."""
 
     def has_active(self, uep_row: int) -> bool:
         """Return whether this user endpoint has any task dispatched or running."""

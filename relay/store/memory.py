@@ -255,8 +255,9 @@ class _MemoryTx:
         lost = [row for row, t in active.items() if row not in held and t.state is TaskState.RUNNING]
         return Held(self.requeue(uep_row, away), lost, [row for row in dict.fromkeys(held) if row not in active])
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
-        rows = [task.row for task in self._of(uep_row, TaskState.QUEUED)[:limit]]
+    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
+        oldest = self._of(uep_row, TaskState.QUEUED)[:limit]
+        rows = [t.row for t in oldest if submitted_before is None or t.submitted_at < submitted_before]
         return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for row in rows])
 
     def running_rows(self, uep_row: int) -> list[int]:
@@ -349,6 +350,10 @@ class MemoryStore:
 
     def has_queued(self, uep_row: int) -> bool:
         return any(t.uep_row == uep_row and t.state is TaskState.QUEUED for t in self._d.tasks.values())
+
+    def oldest_queued(self, uep_row: int) -> float | None:
+        waiting = (t for t in self._d.tasks.values() if t.uep_row == uep_row and t.state is TaskState.QUEUED)
+        return next((t.submitted_at for t in waiting), None)
 
     def has_active(self, uep_row: int) -> bool:
         return any(t.uep_row == uep_row and t.state in _ACTIVE for t in self._d.tasks.values())

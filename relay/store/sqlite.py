@@ -184,6 +184,10 @@ class SqliteStore:
     def has_queued(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_QUEUED, uep_row)[0])
 
+    def oldest_queued(self, uep_row: int) -> float | None:
+        row = self._one(sql.QUEUED_ROWS, uep_row, 1)
+        return row[1] if row else None
+
     def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])
 

@@ -243,9 +243,10 @@ class SqliteTx(_AccountTx, _RegistryTx):
             ended += 1
         return Settled(frozenset(groups), ended, foreign)
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
-        rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
-        return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row[0]) for row in rows])
+    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
+        oldest = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
+        rows = [row for row, at in oldest if submitted_before is None or at < submitted_before]
+        return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for row in rows])
 
     def sweep(self, ended_before: float, limit: int) -> int:
         oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()

@@ -129,7 +129,9 @@ _OPEN = f"likely(state < {_END})"
 REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED} AND {_OPEN}"
 ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN}"
 RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND {_OPEN} ORDER BY row"
-QUEUED_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY row LIMIT ?"
+QUEUED_ROWS = (
+    f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY row LIMIT ?"
+)
 # Queue again a task that its user endpoint turned out to have under the number of another.
 REQUEUE_FOREIGN = f"UPDATE tasks SET state = {_QUEUED} WHERE row = ? AND uep_row = ? AND state = {_DISPATCHED}"
 # The group and id of a task that may still end, and proof that it is this user endpoint's.

@@ -121,6 +121,9 @@ class Work:
         rows: list[int] = added.rows
         return rows
 
+    def add_at(self, task: NewTask, now: float, dispatched: int = 0) -> None:
+        do(self.store, lambda tx: tx.add_tasks("a", self.group_id, self.uep.row, [task], dispatched, now))
+
     def take(self, limit: int = 100, max_bytes: int = 1 << 20) -> list[int]:
         taken = do(self.store, lambda tx: tx.take_queued(self.uep.row, limit, max_bytes))
         return [task.row for task in taken]
@@ -502,6 +505,19 @@ def test_a_whole_queue_ends_alike_a_page_at_a_time(work: Work) -> None:
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 0
     assert work.states(tasks) == [S.DISPATCHED, *[S.FAILED] * 4]
     assert {c.code for c in work.completions()} == {"ENDPOINT_DELETED"}
+
+
+def test_only_what_waits_since_before_a_time_ends(work: Work) -> None:
+    tasks = work.new(4)
+    assert work.store.oldest_queued(work.uep.row) is None
+    work.add_at(tasks[0], 0.0, dispatched=1)
+    for at, task in enumerate(tasks[1:], start=1):
+        work.add_at(task, at * 10.0)
+    assert work.store.oldest_queued(work.uep.row) == 10.0
+    ending = Ending(0, S.EXPIRED, "TASK_EXPIRED", "late")
+    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 10, 10.0)).ended == 0
+    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 10, 30.0)).ended == 2
+    assert work.states(tasks) == [S.DISPATCHED, S.EXPIRED, S.EXPIRED, S.QUEUED]
 
 
 def test_sweeping_removes_old_endings_and_never_gives_a_row_again(work: Work) -> None:

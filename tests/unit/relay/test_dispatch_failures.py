@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from mep_wire import codec, messages
-from mep_wire.errors import UserEndpointSilent
+from mep_wire.errors import TaskExpired, UserEndpointSilent
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
+from relay import server
 from relay.dispatch import delivery, starts
 from relay.dispatch.board import ManagerLink, Uep
 from relay.dispatch.dispatcher import Dispatcher
@@ -150,6 +151,28 @@ def test_tasks_that_could_not_be_taken_from_the_queue_are_sent_later(monkeypatch
         await scene.spoken()
         assert [len(one.tasks) for one in scene.sent()] == [1]
         assert (scene.state, scene.uep.credit) == (TaskState.DISPATCHED, 4)
+
+    asyncio.run(run())
+
+
+def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: Any) -> None:
+    monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.01)
+
+    async def run() -> None:
+        scene = Scene()
+        group = scene.store.group("g")
+        assert group is not None
+        heard = scene.dispatcher.streams.join(group.row)
+        await scene.dispatcher.expire(60.0)
+        assert (scene.state, heard.is_set()) == (TaskState.QUEUED, False)
+        sweeper = asyncio.create_task(server._sweep(scene.store, scene.dispatcher, 86400.0, 1e-6))
+        await asyncio.wait_for(heard.wait(), 5)
+        sweeper.cancel()
+        (task,) = scene.store.tasks([scene.task.task_id])
+        assert (task.state, task.code) == (TaskState.EXPIRED, TaskExpired.code)
+        assert not scene.uep.has_queued
+        await asyncio.gather(sweeper, return_exceptions=True)
+        assert scene.dispatcher.board.ueps == {}
 
     asyncio.run(run())
 
