@@ -26,6 +26,7 @@ from mep_sdk.recheck import Recheck
 from mep_sdk.results import ResultListener
 from mep_wire import api, limits
 from mep_wire.errors import MepError, TaskNotFound
+from mep_wire.states import TaskState
 
 log = logging.getLogger("mep_sdk")
 
@@ -87,6 +88,7 @@ class Session:
         self._unsent: set[str] = set()
         """Ids in the queue: what can still be cancelled without the relay."""
         self._sending: set[str] = set()
+        self._cancelling: set[str] = set()
         self._pending: dict[str, TaskFuture] = {}
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
@@ -224,7 +226,11 @@ class Session:
     def _deliver(self, results: list[api.StreamedResult]) -> None:
         for result in results:
             future = self._pending.pop(result.task_id, None)
-            if future is not None:
+            if future is None:
+                continue
+            if result.state == TaskState.CANCELLED and result.task_id in self._cancelling:
+                future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
+            else:
                 future.resolve(*settle(result))
         self._settled()
 
@@ -280,12 +286,15 @@ class Session:
             # A request on its way must arrive first, or the relay would not know the tasks.
             self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_RETRY_S)
         if ask:
+            self._cancelling |= ask.keys()
             try:
                 cancelled = self.client.cancel_many(ask, retry_for_s=_CANCEL_RETRY_S)
             except MepError as error:
                 log.warning("could not cancel %d tasks: %s", len(ask), error)
                 cancelled = set()
-            count += sum(self._mark_cancelled(ask[task_id]) for task_id in cancelled & ask.keys())
+            told = [ask[task_id] for task_id in cancelled & ask.keys()]
+            count += sum(self._mark_cancelled(future) or future.cancelled() for future in told)
+            self._cancelling -= ask.keys()
         self._settled()
         return count
 

@@ -300,6 +300,23 @@ def test_ends_become_what_a_person_expects(relay):
     end(session)
 
 
+def test_a_cancellation_may_overtake_the_answer_to_its_request(relay):
+    quiet(relay)
+
+    class Cancelling(ScriptedClient):
+        def cancel_many(self, task_ids: Any, *, retry_for_s: float | None = None) -> set[str]:
+            ids = set(task_ids)
+            session._deliver([api.StreamedResult(each, TaskState.CANCELLED, "", "", b"") for each in ids])
+            return ids
+
+    session = Session(Cancelling(relay, lambda body: None), lost_relay_timeout_s=5)
+    future = session.submit(target(), Function(id="f"), b"")
+    assert session.flush(WAIT_S)
+    assert future.cancel()
+    assert future.cancelled()
+    end(session)
+
+
 def test_a_defect_while_sending_reaches_the_futures(relay, caplog):
     quiet(relay)
 
