@@ -230,7 +230,7 @@ class _MemoryTx:
                 if not task.may(ending.state):
                     continue
                 if ending.task_id not in (None, task.new.task_id):
-                    task.state = TaskState.QUEUED if task.state is TaskState.DISPATCHED else task.state
+                    self.requeue(uep_row, [task.row])
                     foreign.append(task.row)
                     continue
                 self._d.seq += 1

@@ -180,8 +180,8 @@ class Settled(msgspec.Struct, frozen=True):
     groups: frozenset[int]
     ended: int
     foreign: list[int] = []
-    """Rows that stand for another task than the ending was for: left open, and queued again where they were
-    dispatched, since the user endpoint that named the row may have meant the other task."""
+    """Rows that stand for another task than the ending was for: left open, and queued again, since the user endpoint
+    may have had only the other task (if it has both, it knows the row when it comes again)."""
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -229,7 +229,7 @@ class SqliteTx(_AccountTx, _RegistryTx):
             if found is None:
                 continue
             if one.task_id is not None and one.task_id != found[1]:
-                execute(sql.REQUEUE_FOREIGN, (one.row, uep_row))
+                execute(sql.REQUEUE, (one.row, uep_row))
                 foreign.append(one.row)
                 continue
             groups.add(found[0])

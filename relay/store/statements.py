@@ -132,8 +132,6 @@ RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} 
 QUEUED_ROWS = (
     f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY row LIMIT ?"
 )
-# Queue again a task that its user endpoint turned out to have under the number of another.
-REQUEUE_FOREIGN = f"UPDATE tasks SET state = {_QUEUED} WHERE row = ? AND uep_row = ? AND state = {_DISPATCHED}"
 # The group and id of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row, task_id FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (
