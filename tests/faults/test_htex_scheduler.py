@@ -94,6 +94,7 @@ def test_the_jobs_of_a_user_endpoint_that_was_killed_are_ended_by_the_next(
     os.waitpid(child, 0)
     (orphan,) = jobs.glob("job-*")
     bench = make()
+    bench.row = 1  # a relay gives each row once, and the first engine's task has this one
     assert bench.value(bench.submit(echo, 1)) == 1
     assert f"scancel {orphan.name.removeprefix('job-')}" in log_of(jobs)
     assert not orphan.exists()

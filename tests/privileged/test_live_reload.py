@@ -138,6 +138,10 @@ def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
     os.kill(status(site)["pid"], signal.SIGHUP)
     soon(lambda: "4 documents" in status(site)["mapping"])
     soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+    path.write_text(good)
+    os.kill(status(site)["pid"], signal.SIGHUP)
+    soon(lambda: "4 documents" not in status(site)["mapping"])
+    soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
 
 
 def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:

@@ -243,7 +243,7 @@ def test_audit_log_is_reopened(alice: LocalAccount) -> None:
         os.kill(run.pid, 1)
         until("reopened", run.audit.exists)
         start_as(manager, mapper, alice.name, ref=2)
-        assert [one["event"] for one in run.audit_records()] == ["start"]
+        assert [one["event"] for one in run.audit_records()] == ["request", "start"]
 
 
 def test_log_that_nobody_reads_stops_nothing(alice: LocalAccount) -> None:
