@@ -110,7 +110,7 @@ def test_joins_runs_and_ends_in_good_order(relay: FakeRelay, home: pathlib.Path)
         assert seen["environment"]["SITE_MODULES"] == "gcc"
         assert seen["environment"]["HOME"] == str(home)
         assert seen["umask"] == 0o077
-        # Standard three, its socket, where it came from (to go back there after a task), and the directory being listed.
+        # Standard three, its socket, where it started (to go back there after a task), the directory being listed.
         assert len(seen["fds"]) <= 6
         uep.signal(signal.SIGTERM)
         assert relay.expect(messages.Goodbye).code == "STOPPED"

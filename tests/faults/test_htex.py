@@ -212,7 +212,7 @@ def test_a_lost_task_is_run_again_as_often_as_is_allowed(make: Callable[..., Ben
         bench.until(lambda: row in bench.started)
         for pid in bench.processes("pool_main"):
             with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
-            os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
     (item,) = bench.wait(row)
     assert item.code == "WORKER_LOST"
 
