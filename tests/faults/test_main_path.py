@@ -6,6 +6,7 @@ and when the endpoint has stopped there is no process, spooled result or schedul
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -81,7 +82,8 @@ def kill_worker(place: Place, uid: int) -> None:
 
 def kill_block(place: Place, uid: int) -> None:
     for pid in named("pool_main", uid):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_interchange(place: Place, uid: int) -> None:
