@@ -177,6 +177,7 @@ def reset_signals() -> None:
     for number in signal.valid_signals():
         if number not in {signal.SIGKILL, signal.SIGSTOP} and signal.getsignal(number) is not None:
             signal.signal(number, signal.SIG_DFL)
+    syscalls.default_thread_library_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -175,3 +175,22 @@ def clone_sharing_descriptors() -> int | None:
         return None
     arguments = [ctypes.c_long(value) for value in (_CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)]
     return _checked(_libc.syscall(ctypes.c_long(number), *arguments), "clone")
+
+
+_NR_RT_SIGACTION = {"x86_64": 13, "aarch64": 134, "ppc64le": 173, "s390x": 174, "riscv64": 134}
+_THREAD_LIBRARY_SIGNALS = (32, 33)
+
+
+def default_thread_library_signals() -> None:
+    """Give the two signals that libc keeps for itself their default action.
+
+    libc's own sigaction refuses to touch them, yet its posix_spawn leaves them ignored in a child (make starts its
+    commands so), and what is ignored stays ignored over exec. rt_sigaction(2): a zeroed structure is SIG_DFL.
+    """
+    number = _NR_RT_SIGACTION.get(os.uname().machine)
+    if number is None:
+        return
+    default = ctypes.create_string_buffer(64)
+    for signum in _THREAD_LIBRARY_SIGNALS:
+        arguments = (ctypes.c_long(signum), default, None, ctypes.c_long(8))
+        _checked(_libc.syscall(ctypes.c_long(number), *arguments), "rt_sigaction")
