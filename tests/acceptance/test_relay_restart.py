@@ -195,7 +195,7 @@ def test_sigterm_ends_it_cleanly_with_streams_open(relay: RelayProcess) -> None:
     stream = scene.alice.stream(scene.answer["task_group_id"])
     before = time.monotonic()
     assert relay.stop() == 0
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 30
     assert not (relay.state / "relay.json").exists()
     assert "ended" in relay.log.read_text()
     stream.socket.close()

@@ -97,7 +97,7 @@ def test_a_push_comes_at_once(group: Group, alice: Person) -> None:
         before = time.monotonic()
         stream.results(1)
         times.append(time.monotonic() - before)
-    assert sorted(times)[15] < 0.1
+    assert sorted(times)[15] < 1.0  # no poll of a second or more stands between
     stream.close()
 
 

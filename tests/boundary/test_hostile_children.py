@@ -350,7 +350,7 @@ def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, co
         again.send(ManagerReady(version="again"))
         ask(again, 1)
         os.close(mapper.take(MapRequest)[1][0])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_slow_mapper_that_makes_progress_is_left_alone() -> None:

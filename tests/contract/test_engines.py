@@ -107,7 +107,7 @@ def fork_and_linger() -> int:
 
     pid = os.fork()
     if pid == 0:
-        time.sleep(3)
+        time.sleep(8)
         os._exit(0)
     return pid
 
@@ -164,13 +164,13 @@ class Bench:
                     self.started.add(event.row)
         return events
 
-    def until(self, done: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    def until(self, done: Callable[[], bool], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not done():
             assert time.monotonic() < deadline, (self.ended, self.started)
             self.turn()
 
-    def wait(self, *rows: int, timeout_s: float = 15.0) -> list[ResultItem]:
+    def wait(self, *rows: int, timeout_s: float = 60.0) -> list[ResultItem]:
         self.until(lambda: all(row in self.ended for row in rows), timeout_s)
         return [self.ended[row] for row in rows]
 
@@ -263,59 +263,59 @@ def test_many_tasks_each_end_once(bench: Bench) -> None:
 
 def test_workers_run_side_by_side(bench: Bench) -> None:
     bench.wait(bench.submit(echo, 1))
-    began = time.monotonic()
-    bench.wait(*[bench.submit(nap, 0.5) for _ in range(2)])
-    assert time.monotonic() - began < 0.95
+    rows = [bench.submit(nap, 60.0) for _ in range(2)]
+    bench.until(lambda: bench.started.issuperset(rows))
+    assert not bench.ended.keys() & set(rows)
+    bench.engine.cancel(rows)
+    bench.wait(*rows)
 
 
 def test_nothing_waits_behind_a_long_task_while_a_worker_is_idle(bench: Bench) -> None:
     bench.wait(*[bench.submit(echo, 1) for _ in range(50)])  # measured as short
     bench.wait(*[bench.submit(nap, 0.0) for _ in range(50)])
     tasks = [bench.task(nap, 0.0) for _ in range(20)]
-    tasks += [bench.task(nap, 3.0)]  # unlike what was measured
+    tasks += [bench.task(nap, 60.0)]  # unlike what was measured
     tasks += [bench.task(nap, 0.0) for _ in range(100)]
     long = tasks[20].row
-    began = time.monotonic()
     bench.engine.submit(tasks)
     bench.wait(*[task.row for task in tasks if task.row != long])
-    assert time.monotonic() - began < 2.0
     assert long not in bench.ended
     bench.engine.cancel([long])
 
 
 def test_cancel_of_a_waiting_task(bench: Bench, tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "mark"
-    busy = [bench.submit(nap, 0.6) for _ in range(2)]
+    busy = [bench.submit(nap, 60.0) for _ in range(2)]
     waiting = bench.submit(note_and_nap, str(mark), 0.0)
-    bench.turn(0.05)
+    bench.until(lambda: bench.started.issuperset(busy))
     bench.engine.cancel([waiting, 99999])
-    began = time.monotonic()
     (item,) = bench.wait(waiting)
     assert item.code == "TASK_CANCELLED"
-    assert time.monotonic() - began < 0.3
+    assert not bench.ended.keys() & set(busy), "at once, not when a worker is free"
+    bench.engine.cancel(busy)
     bench.wait(*busy)
     bench.turn(0.1)
     assert not mark.exists()
 
 
 def test_cancel_of_a_running_task_ends_it_for_the_person_at_once(bench: Bench) -> None:
-    row = bench.submit(nap, 20.0)
+    row = bench.submit(nap, 60.0)
     bench.until(lambda: row in bench.started)
     bench.turn(0.1)
     bench.engine.cancel([row])
     began = time.monotonic()
     (item,) = bench.wait(row)
     assert item.code == "TASK_CANCELLED"
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 30.0
     assert bench.value(bench.submit(echo, 5)) == 5
 
 
 def test_walltime(bench: Bench) -> None:
     began = time.monotonic()
-    (item,) = bench.wait(bench.submit(nap, 20.0, walltime_s=0.4))
+    (item,) = bench.wait(bench.submit(nap, 60.0, walltime_s=0.4))
     assert item.code == "WALLTIME_EXCEEDED"
     assert "0.4 s" in item.text
-    assert 0.35 < time.monotonic() - began < 3.0
+    assert 0.35 < time.monotonic() - began < 30.0
 
 
 def test_drain_gives_back_what_has_not_started(bench: Bench, tmp_path: pathlib.Path) -> None:
@@ -339,12 +339,12 @@ def test_capacity_is_enough_to_keep_workers_busy(bench: Bench) -> None:
 
 
 def test_stop_leaves_no_process(bench: Bench) -> None:
-    row = bench.submit(nap, 30.0)
+    row = bench.submit(nap, 60.0)
     bench.until(lambda: row in bench.started)
     began = time.monotonic()
     bench.engine.stop(0.5)
     bench.engine.stop = lambda grace_s: None  # type: ignore[method-assign]
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
     children = pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
     assert not children
 
@@ -394,7 +394,7 @@ def test_a_child_that_lingers_holds_nothing_up(killing: Bench) -> None:
     began = time.monotonic()
     killing.wait(*rows)
     assert killing.value(killing.submit(echo, 1)) == 1
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 7.0  # the children take 8
 
 
 def test_a_child_that_returns_is_no_second_worker(killing: Bench) -> None:
@@ -416,6 +416,7 @@ def test_cancel_and_walltime_kill_the_process(killing: Bench, tmp_path: pathlib.
     killing.until(lambda: all(mark.exists() for mark in marks))
     killing.engine.cancel(rows[:1])
     assert [item.code for item in killing.wait(*rows)] == ["TASK_CANCELLED", "WALLTIME_EXCEEDED"]
-    began = time.monotonic()
-    killing.wait(*[killing.submit(nap, 0.2) for _ in range(2)])  # both workers are free again
-    assert time.monotonic() - began < 1.5
+    rows = [killing.submit(nap, 60.0) for _ in range(2)]
+    killing.until(lambda: killing.started.issuperset(rows))  # both workers are free again
+    killing.engine.cancel(rows)
+    killing.wait(*rows)

@@ -108,7 +108,7 @@ def test_hook_that_is_stopped(alice: LocalAccount, site: Site) -> None:
         until("the hook runs", (site.root / "runs").exists)
         begun = time.monotonic()
         assert run.stop() == 0
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
 
 
 def test_hook_that_cannot_run(alice: LocalAccount, site: Site) -> None:

@@ -19,8 +19,8 @@ from tests.support.monitor import MonitorRun, running_monitor, start_as, until
 
 STARTS = 1000
 KEEPERS = 10
-# What a heavy import or a leak would pass, on any machine: how much of the interpreter is shared with other processes, and
-# so the figures themselves, differ from host to host. They are printed, and `make bench` measures them.
+# What a heavy import or a leak would pass, on any machine: how much of the interpreter is shared with other
+# processes, and so the figures themselves, differ from host to host. They are printed, and `make bench` measures them.
 MONITOR_RSS_KB = 24_000
 KEEPER_PSS_KB = 8_000
 

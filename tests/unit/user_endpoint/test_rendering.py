@@ -62,7 +62,7 @@ def test_a_template_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}"
     began = time.monotonic()
     said = failure(endless + "{% endfor %}\nengine: {type: ProcessPoolEngine}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
     assert said.code == "ENDPOINT_MISCONFIGURED"
 
 
