@@ -46,6 +46,7 @@ class Refusal(enum.StrEnum):
     IDENTITY_NOT_MAPPED = "IDENTITY_NOT_MAPPED"
     IDENTITY_AMBIGUOUS = "IDENTITY_AMBIGUOUS"
     IDENTITY_REMAPPED = "IDENTITY_REMAPPED"
+    MAPPING_UNCONFIRMED = "MAPPING_UNCONFIRMED"
     ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
     MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
@@ -61,6 +62,8 @@ class Refusal(enum.StrEnum):
 PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.IDENTITY_REMAPPED: "This site maps you to another local account now, and the process of the former one "
     "was ended. Submit again.",
+    Refusal.MAPPING_UNCONFIRMED: "This site could not confirm for too long which local account is yours, "
+    "and ended your process. Submit again.",
     Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
     "Ask its administrators, with the correlation id.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
@@ -79,8 +82,11 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
 
 
 REVOCATIONS = frozenset(
-    {Refusal.IDENTITY_NOT_MAPPED, Refusal.IDENTITY_AMBIGUOUS, Refusal.IDENTITY_REMAPPED, Refusal.ACCOUNT_REFUSED}
-)
+    {
+        Refusal.IDENTITY_NOT_MAPPED, Refusal.IDENTITY_AMBIGUOUS, Refusal.IDENTITY_REMAPPED,
+        Refusal.MAPPING_UNCONFIRMED, Refusal.ACCOUNT_REFUSED,
+    }
+)  # fmt: skip
 """Codes with which a running user endpoint is ended because its person may not have it any more."""
 
 

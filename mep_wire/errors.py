@@ -200,6 +200,13 @@ class IdentityRemapped(MepError):
     http_status = 403
 
 
+class MappingUnconfirmed(MepError):
+    """This site could not confirm for too long which local account is yours, and ended your process. Submit again."""
+
+    code = "MAPPING_UNCONFIRMED"
+    http_status = 403
+
+
 class AccountRefused(MepError):
     """You are not permitted by this site's policy. Ask its administrators, with the correlation id."""
 
@@ -375,6 +382,19 @@ class WalltimeExceeded(MepError):
     code = "WALLTIME_EXCEEDED"
 
 
+class WalltimeTooLong(MepError):
+    """The task's walltime of {walltime_s} s fits no block here: {reason}. Ask for less, or for longer blocks."""
+
+    code = "WALLTIME_TOO_LONG"
+
+
+class SerializerNotAllowed(MepError):
+    """The endpoint does not accept how the {what} was serialized ({given}). It accepts: {accepted}."""
+
+    code = "SERIALIZER_NOT_ALLOWED"
+    http_status = 422
+
+
 class TaskCancelled(MepError):
     """The task was cancelled."""
 
@@ -387,7 +407,12 @@ class TaskExpired(MepError):
     code = "TASK_EXPIRED"
 
 
-REVOCATIONS = frozenset({IdentityNotMapped.code, IdentityAmbiguous.code, IdentityRemapped.code, AccountRefused.code})
+REVOCATIONS = frozenset(
+    {
+        IdentityNotMapped.code, IdentityAmbiguous.code, IdentityRemapped.code, MappingUnconfirmed.code,
+        AccountRefused.code,
+    }
+)  # fmt: skip
 """Codes with which a user endpoint is ended because its person may not have it any more."""
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from mep.errors import ConfigRefused
 
 MAX_RESOLVED_BYTES = 1024 * 1024
+OVERDUE_INTERVALS = 4
+"""After how many intervals a re-check that has said nothing good is overdue, and is warned of."""
 _T = TypeVar("_T")
 
 
@@ -165,6 +167,8 @@ class Resolved:
     """Whether setuid programs may work in user endpoints."""
     pre_start_hook: Hook = field(default_factory=Hook)
     post_stop_hook: Hook = field(default_factory=Hook)
+    recheck_max_age_s: float = 1209600.0
+    """How long a user endpoint may run on after its person's mapping was last confirmed; 0 is for ever."""
 
 
 def to_json(resolved: Resolved) -> bytes:

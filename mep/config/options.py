@@ -327,6 +327,14 @@ class EndpointOptions:
         unit="seconds",
         check=between(0, 86400),
     )
+    recheck_max_age_s: float = option(
+        "For how long a user endpoint may run on where nobody confirms that its person still maps to its account, "
+        "because the relay, the mapper's directory or the manager is away or does not have it checked. It is warned of "
+        "after four intervals, and ended after this. Longer than any outage that is to cost nobody's work. 0: never.",
+        1209600.0,
+        unit="seconds",
+        check=between(0, 366 * 86400),
+    )
     setuid_programs: str = option(
         "Whether setuid programs and file capabilities work in user endpoints: `deny` (no_new_privs, an empty bounding "
         "set, locked securebits) or `allow`, for schedulers whose commands are setuid (PBS). The same with and "

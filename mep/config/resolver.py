@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved
+from mep.boundary.resolved import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
 from mep.config import paths as names
 from mep.config.accounts import system_account
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
@@ -85,8 +85,18 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         setuid_programs=options.setuid_programs == "allow",
         pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),
         post_stop_hook=checked_hook(where, "post_stop_hook", options.post_stop_hook),
+        recheck_max_age_s=_recheck_max_age(where, options),
     )
     return Resolution(resolved, bundle, warnings, options, registration)
+
+
+def _recheck_max_age(where: EndpointPaths, options: EndpointOptions) -> float:
+    """Return recheck_max_age_s, refused where one missed check or two would end what runs."""
+    least = OVERDUE_INTERVALS * options.recheck_interval_s
+    if 0 < options.recheck_max_age_s < least:
+        reason = f"must be 0, or at least {OVERDUE_INTERVALS} times recheck_interval_s: {least:g}"
+        raise ConfigRefused(str(where.config), "recheck_max_age_s", reason)
+    return options.recheck_max_age_s
 
 
 def _drift(

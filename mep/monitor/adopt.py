@@ -38,6 +38,7 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
         pidfd=pidfd, uid=record.uid, pid=record.uep_pid, ready=True,
     )  # fmt: skip
     endpoint.source = record.source
+    endpoint.mapped_at = monitor.records.mapped_at(record.uep_id)
     monitor.endpoints[record.uep_id] = endpoint
     monitor.loop.watch(pidfd, lambda: monitor.keepers.gone(endpoint))
     monitor.audit.write("adopt", uep_id=record.uep_id, keeper_pid=record.keeper_pid, pid=record.uep_pid, uid=record.uid)

@@ -39,7 +39,6 @@ def answer_start_endpoint(monitor: Monitor, child: Child, message: m.StartEndpoi
 def answer_link_status(monitor: Monitor, child: Child, message: m.LinkStatus, _: list[int]) -> None:
     """The manager says how its link to the relay is: for `mep status`."""
     monitor.status.link_state, monitor.status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
-    monitor.rechecks.link_is(message.state)
     monitor.status.changed()
 
 

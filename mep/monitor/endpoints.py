@@ -35,14 +35,18 @@ class UserEndpoint:
     source: str = ""
     """Where the account was found at the start: `files` for this host's own, else empty."""
     mapped_at: float = 0.0
-    """By the loop's clock, when it was last said that its person maps to this account; 0 is not by this monitor."""
-    heard_at: float = 0.0
-    """When anything was last said of that."""
+    """By the monotonic clock, when the mapper last said, of what the relay had signed, that its person maps to this
+    account. 0: not known, of one that was just adopted."""
+    mapping_said: str = ""
+    """The code of what the mapper has said since, where it could not say."""
+    overdue: bool = False
+    """Whether that is too long ago."""
+    warn_age: float = 0.0
+    """The age at which the next warning is due, once it is overdue."""
     admitted_at: float = 0.0
-    """When the account was last found fit."""
+    """When the account was last found fit; 0 is not by this monitor."""
     check_due: float = 0.0
     """When the account is to be looked at again."""
-    warned_at: float = 0.0
     late: Timer | None = None
     """Ends a keeper that hangs."""
 
@@ -50,11 +54,13 @@ class UserEndpoint:
         """What status.json, which everybody may read, says of it."""
         state = "stopping" if self.ending else "running" if self.ready else "starting"
         value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+        times = {"mapping_checked_at": self.mapped_at, "account_checked_at": self.admitted_at}
         if self.mapped_at and self.admitted_at:
-            # Both are by the monotonic clock; what is shown goes by the calendar.
-            checked = min(self.mapped_at, self.admitted_at)
-            value["checked_at"] = round(time.time() - (time.monotonic() - checked), 1)
-        return value
+            times["checked_at"] = min(self.mapped_at, self.admitted_at)
+        # They are by the monotonic clock; what is shown goes by the calendar.
+        now, calendar = time.monotonic(), time.time()
+        value |= {name: round(calendar - (now - at), 1) for name, at in times.items() if at}
+        return value | ({"overdue": True} if self.overdue else {})
 
 
 class Endpoints(dict[str, UserEndpoint]):

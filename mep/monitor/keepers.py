@@ -21,7 +21,7 @@ from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
 from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
-from mep.monitor.session import CLOSE_S
+from mep.monitor.pam_process import CLOSE_S
 from mep.monitor.starts import Start, outcome_of
 from mep.monitor.supervise import STOPPED
 
@@ -90,6 +90,7 @@ class Keepers:
         child = self._monitor.add_child(Child(Kind.KEEPER, pid, ours, Phase.ADMITTING, self._monitor.loop))
         child.uep_id = start.uep_id
         endpoint = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, pid, child)
+        self._monitor.rechecks.ages.confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
         endpoint.late = self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
         self._monitor.status.changed()
@@ -167,7 +168,7 @@ class Keepers:
         """Answer the start of a user endpoint that is ready."""
         endpoint = self._endpoints[child.uep_id]
         endpoint.ready = True
-        endpoint.mapped_at = endpoint.admitted_at = self._monitor.loop.clock()
+        endpoint.admitted_at = self._monitor.loop.clock()
         endpoint.check_due = endpoint.admitted_at + self._monitor.resolved.manager.recheck_interval_s
         pids = {"uid": endpoint.uid, "pid": endpoint.pid, "keeper_pid": endpoint.keeper_pid}
         self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", policy="admitted", **pids)

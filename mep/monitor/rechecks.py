@@ -1,9 +1,9 @@
 """Revocation: what runs is checked again, now and then, and ended where its person may not have it any more.
 
 Two things are checked. Whether the person still maps to the account: the manager has the relay say anew who they are,
-the mapper verifies and maps that, and its answer comes here. And whether the account may still be used: a checker
-(checker.py) looks, which needs neither relay nor manager. What cannot be said just now ends nothing. Called by
-monitor.py, answers.py, starts.py and reload.py.
+the mapper verifies and maps that, and its answer comes here; how long ago that was is watched by ages.py, which trusts
+no manager. And whether the account may still be used: a checker (checker.py) looks, which needs neither relay nor
+manager. What cannot be said just now ends nothing. Called by monitor.py, answers.py, starts.py and reload.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mep.boundary import messages as m
 from mep.boundary.channel import Channel
 from mep.errors import REVOCATIONS, Refusal, public_text
+from mep.monitor.ages import Ages
 from mep.monitor.checker import Subject, checker_main
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
@@ -29,7 +30,6 @@ PACE_S = 0.02
 LONGEST_PAUSE_S = 5.0
 CHECK_DEADLINE_S = 20.0
 STATUS_DELAY_S = 2.0
-OVERDUE_INTERVALS = 4
 
 
 class Rechecks:
@@ -39,8 +39,8 @@ class Rechecks:
         self._monitor = monitor
         self._queue: deque[Subject] = deque()
         self._checkers: dict[int, Subject] = {}
-        self._link_up_at = float("inf")
         self._status_due = False
+        self.ages = Ages(monitor, self.revoke)
 
     @property
     def _interval_s(self) -> float:
@@ -48,14 +48,8 @@ class Rechecks:
 
     def start(self) -> None:
         """Begin to look now and then."""
+        self.ages.start()
         self._tick()
-
-    def link_is(self, state: str) -> None:
-        """Note how the manager says that its link is: while it is down it cannot have anything re-checked."""
-        if state != "up":
-            self._link_up_at = float("inf")
-        elif self._link_up_at == float("inf"):
-            self._link_up_at = self._monitor.loop.clock()
 
     def all_now(self) -> None:
         """Configuration or mapping may have changed: check everything soon."""
@@ -77,7 +71,7 @@ class Rechecks:
     def _tick(self) -> None:
         interval = self._interval_s
         self._look()
-        self._warn_of_overdue()
+        self.ages.look()
         pause = min(LONGEST_PAUSE_S, max(0.1, interval / 8)) if interval else LONGEST_PAUSE_S
         self._monitor.loop.after(pause, self._tick)
 
@@ -129,7 +123,7 @@ class Rechecks:
         for endpoint in self._of(self._checkers[child.pid]):
             if problem:
                 code = Refusal.ACCOUNT_REFUSED
-                self._revoke(endpoint, code, public_text(code), problem, endpoint.correlation_id)
+                self.revoke(endpoint, code, public_text(code), problem, endpoint.correlation_id)
             else:
                 endpoint.admitted_at = now
         self._show()
@@ -156,38 +150,27 @@ class Rechecks:
         endpoint = self._monitor.endpoints.get(message.uep_id)
         if endpoint is None or not endpoint.ready or endpoint.ending:
             return
-        endpoint.heard_at = self._monitor.loop.clock()
         if isinstance(message, m.StillMapped):
             if message.local_user == endpoint.local_user:
-                endpoint.mapped_at = self._monitor.loop.clock()
+                self.ages.confirmed(endpoint, self._monitor.loop.clock())
                 self._show()
                 return
             code = Refusal.IDENTITY_REMAPPED
             detail = f"the person maps to {message.local_user} now"
-            self._revoke(endpoint, code, public_text(code), detail, message.correlation_id)
+            self.revoke(endpoint, code, public_text(code), detail, message.correlation_id)
         elif message.code in REVOCATIONS:
-            self._revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
-        else:
+            self.revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
+        elif message.code != endpoint.mapping_said:
+            endpoint.mapping_said = message.code
             self._monitor.log.warning(
                 "a mapping cannot be checked now; what runs goes on",
                 uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
             )  # fmt: skip
 
-    def _warn_of_overdue(self) -> None:
-        """Say so where the manager, which may be in foreign hands, does not have people re-checked."""
-        now, allowed = self._monitor.loop.clock(), OVERDUE_INTERVALS * self._interval_s
-        for endpoint in self._monitor.endpoints.values():
-            since = max(endpoint.mapped_at, endpoint.heard_at, endpoint.warned_at, self._link_up_at)
-            if allowed and endpoint.ready and not endpoint.ending and now - since > allowed:
-                endpoint.warned_at = now
-                self._monitor.log.warning(
-                    "nobody has said for long whether this person still maps to this account, though the link is up",
-                    uep=endpoint.uep_id, user=endpoint.local_user, seconds=round(now - since),
-                )  # fmt: skip
-
     # --- the end of it ------------------------------------------------------------------------------------
 
-    def _revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+    def revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+        """End a user endpoint with a code of REVOCATIONS, and tell log, audit log and manager why."""
         who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
         said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
         self._monitor.audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)

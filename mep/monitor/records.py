@@ -21,6 +21,7 @@ from mep.errors import ConfigRefused
 
 _MAX_RECORD_BYTES = 32 * 1024
 _SUFFIX = ".json"
+_MAPPED_SUFFIX = ".mapped"
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 
@@ -43,6 +44,9 @@ class KeeperRecord:
     """The path of its control group, where it has one of its own."""
     uep_pid: int = 0
     uep_start: int = 0
+    pam_pid: int = 0
+    """Who closes the PAM session, also where the keeper is killed; 0 where there is none."""
+    pam_start: int = 0
     status: int = 0
     """As from waitpid, once `state` is ended."""
     code: str = ""
@@ -94,18 +98,40 @@ class Records:
 
     def remove(self, uep_id: str) -> None:
         """Remove the record of `uep_id`; one that is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(uep_id))
+        for path in (self._path(uep_id), self._mapped_path(uep_id)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def ids(self) -> list[str]:
         """Return the id of every record; leftovers of an interrupted write are removed."""
-        found = []
-        for name in os.listdir(self._directory):
-            if name.endswith(_SUFFIX):
-                found.append(name.removesuffix(_SUFFIX))
-            else:
+        names = os.listdir(self._directory)
+        found = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+        for name in names:
+            if not name.endswith(_SUFFIX) and name.removesuffix(_MAPPED_SUFFIX) not in found:
                 os.unlink(os.path.join(self._directory, name))
-        return found
+        return sorted(found)
+
+    # Beside the record, which is the keeper's, the monitor keeps when it was last told to whom the person maps: a
+    # monitor that is started anew must not believe that it was just now.
+
+    def _mapped_path(self, uep_id: str) -> str:
+        return os.path.join(self._directory, uep_id + _MAPPED_SUFFIX)
+
+    def note_mapped(self, uep_id: str, at: float) -> None:
+        """Remember that the mapping of `uep_id` was confirmed `at`, by the monotonic clock."""
+        path = self._mapped_path(uep_id)
+        with open(f"{path}.tmp", "w") as file:
+            file.write(f"{boot_id()} {at}\n")
+        os.replace(f"{path}.tmp", path)
+
+    def mapped_at(self, uep_id: str) -> float:
+        """Return when it was, by the monotonic clock; 0 where that is not known, or was before the last boot."""
+        try:
+            with open(self._mapped_path(uep_id)) as file:
+                boot, at = file.read(256).split()
+            return min(float(at), time.monotonic()) if boot == boot_id() else 0.0
+        except (OSError, ValueError):
+            return 0.0
 
 
 def open_process(pid: int, started: int) -> int | None:

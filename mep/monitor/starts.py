@@ -59,6 +59,8 @@ class Start:
     timer: Timer | None = None
     uep_id: str = ""
     local_user: str = ""
+    mapped_at: float = 0.0
+    """By the loop's clock, when the mapper answered."""
     identities: str = ""
     correlation_id: str = ""
     audit: dict[str, object] = field(default_factory=dict)
@@ -187,6 +189,7 @@ class Starts:
         self._held += size
         start.uep_id, start.local_user = message.uep_id, message.local_user
         start.identities, start.correlation_id = message.identities, message.correlation_id
+        start.mapped_at = self._monitor.loop.clock()
         self._place(start)
         self.pump()
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mep_wire import codec
 from mep_wire.errors import (
     IdentityRemapped,
+    MappingUnconfirmed,
     MepError,
     SiteBusy,
     StartRequestRefused,
@@ -213,19 +214,20 @@ class Starts:
     async def revoke(self, uep: Uep, error: MepError) -> None:
         """Its person may not have it any more: its tasks end with the reason, not with that of its process's end.
 
-        What waits for somebody who maps to another account now can run there.
+        What waits for somebody who maps to another account now can run there, and what waits for somebody of whom
+        nothing could be said is asked about again.
         """
         if uep.state is UepState.ONLINE:
             uep.go(UepState.DRAINING)
         uep.credit = 0
         self._delivery.flush_started()
-        remapped = error.code == IdentityRemapped.code
+        may_start_again = error.code in {IdentityRemapped.code, MappingUnconfirmed.code}
         rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
         await self._delivery.fail_rows(uep, rows, error)
         uep.unsettled = False
         if uep.peer is not None and rows:  # so that its end need not wait for them
             self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
-        if not remapped:
+        if not may_start_again:
             await self._board.insist(lambda tx: tx.requeue(uep.row, None))
             await self._delivery.end_queue(uep, error)
 

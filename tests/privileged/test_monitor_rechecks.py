@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -183,22 +185,107 @@ def test_off_is_off(alice: LocalAccount) -> None:
         until("running", lambda: state(run) == "running")
 
 
-def test_a_manager_that_never_asks_is_noticed(alice: LocalAccount) -> None:
+@pytest.mark.parametrize("link", ["up", "down", ""])
+def test_a_manager_that_never_asks_is_noticed_whatever_it_says_of_its_link(alice: LocalAccount, link: str) -> None:
     with monitor(0.3) as (run, manager, mapper):
-        start_as(manager, mapper, alice.name)
-        manager.send(LinkStatus(state="up", detail=""))
-        until("warned", lambda: "nobody has said for long" in run.log_text())
-        until("running", lambda: state(run) == "running")
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        if link:
+            manager.send(LinkStatus(state=link, detail=""))
+        until("warned", lambda: "nobody has confirmed for long" in run.log_text())
+        record = until(
+            "recorded", lambda: next((one for one in run.audit_records() if one["event"] == "overdue"), None)
+        )
+        assert (record["uep_id"], record["local_user"]) == (uep_id, alice.name)
+        until("shown", lambda: run.status()["user_endpoints"][0].get("overdue"))
+        assert state(run) == "running"
+        answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
+        until("shown", lambda: "overdue" not in run.status()["user_endpoints"][0])
 
 
-def test_a_manager_without_a_link_is_not_blamed(alice: LocalAccount) -> None:
-    with monitor(0.2) as (run, manager, mapper):
+@pytest.mark.parametrize("code", ["MAPPER_UNAVAILABLE", "START_REQUEST_STALE"])
+def test_answers_that_say_nothing_keep_nothing_young(alice: LocalAccount, code: str) -> None:
+    with monitor(0.3, recheck_max_age_s=3.0) as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        manager.wait_at_most(30)
+        revoked = None
+        while revoked is None:
+            time.sleep(0.1)
+            ask(manager, 900)
+            request, descriptors = mapper.take(MapRequest)
+            os.close(descriptors[0])
+            mapper.send(NoLongerMapped(request.ref, uep_id, code, "", "away", "c-2"))
+            while revoked is None and not isinstance(said := manager.channel.receive()[0], StartAnswered):
+                revoked = said if isinstance(said, EndpointRevoked) else None
+        assert (revoked.uep_id, revoked.code) == (uep_id, "MAPPING_UNCONFIRMED")
+        record = next(one for one in run.audit_records() if one["event"] == "revoke")
+        assert code in record["detail"]
+        assert f"said={code}" in run.log_text()
+        assert run.log_text().count("a mapping cannot be checked now") == 1
+
+
+def test_asking_for_one_person_helps_no_other(alice: LocalAccount) -> None:
+    with account() as bob, monitor(0.3, recheck_max_age_s=4.0) as (run, manager, mapper):
+        kept, _ = start_as(manager, mapper, alice.name)
+        other, _ = start_as(manager, mapper, bob.name, ref=2)
+        while not [one for one in run.audit_records() if one["event"] == "end"]:
+            answer(manager, mapper, StillMapped, kept, alice.name, "c-2")
+            time.sleep(0.1)
+        ended = [one for one in run.audit_records() if one["event"] == "end"]
+        assert [(one["uep_id"], one["code"]) for one in ended] == [(other, "MAPPING_UNCONFIRMED")]
+        assert [one["uep_id"] for one in run.status()["user_endpoints"] if one["state"] == "running"] == [kept]
+
+
+def test_without_a_manager_too_an_age_is_too_great(alice: LocalAccount) -> None:
+    with monitor(0.3, recheck_max_age_s=2.0) as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        os.kill(manager.pid, signal.SIGSTOP)
+        ended = until("ended", lambda: [one for one in run.audit_records() if one["event"] == "end"], 60)
+        assert (ended[0]["uep_id"], ended[0]["code"]) == (uep_id, "MAPPING_UNCONFIRMED")
+        record = next(one for one in run.audit_records() if one["event"] == "revoke")
+        assert "recheck_max_age_s is 2" in record["detail"]
+
+
+def test_no_greatest_age_is_none(alice: LocalAccount) -> None:
+    with monitor(0.2, recheck_max_age_s=0.0) as (run, manager, mapper):
         start_as(manager, mapper, alice.name)
-        manager.send(LinkStatus(state="down", detail=""))
-        manager.wait_at_most(2)
-        with pytest.raises(BlockingIOError):
-            manager.take(EndpointRevoked)
-        assert "nobody has said for long" not in run.log_text()
+        until("warned twice", lambda: run.log_text().count("nobody has confirmed for long") == 2, 60)
+        assert state(run) == "running"
+
+
+def mapped_at(run: MonitorRun) -> float:
+    """Return when the mapping of the only user endpoint was confirmed, by the status file."""
+    found = run.status().get("user_endpoints", [])
+    return float(found[0].get("mapping_checked_at", 0)) if found else 0.0
+
+
+def test_a_new_monitor_knows_how_old_a_mapping_is(alice: LocalAccount) -> None:
+    with monitor(300) as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        first = until("shown", lambda: mapped_at(run))
+        time.sleep(1.5)
+        run.stop(signal.SIGKILL)
+        (run.run / "status.json").unlink()
+        run.start()
+        assert abs(until("shown", lambda: mapped_at(run)) - first) < 0.7
+        manager, mapper = run.ready()
+        answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
+        second = until("shown", lambda: (at := mapped_at(run)) > first + 1 and at)
+        run.stop(signal.SIGKILL)
+        (run.run / "status.json").unlink()
+        run.start()
+        assert abs(until("shown", lambda: mapped_at(run)) - second) < 0.7
+
+
+def test_a_new_monitor_has_people_asked_about_before_it_ends_anything(alice: LocalAccount) -> None:
+    with monitor(1.0, recheck_max_age_s=1.0) as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        run.stop(signal.SIGKILL)
+        time.sleep(1.5)
+        run.start()
+        manager, mapper = run.ready()
+        answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
+        assert not [one for one in run.audit_records() if one["event"] == "revoke"]
+        assert manager.take(EndpointRevoked)[0].code == "MAPPING_UNCONFIRMED"
 
 
 def test_a_new_manager_is_told_to_have_everything_rechecked(alice: LocalAccount) -> None:
