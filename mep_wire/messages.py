@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from mep_wire.task_events import TaskEvent
+
 
 class _Msg(msgspec.Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     pass
@@ -52,6 +54,8 @@ class ManagerHello(_Msg, frozen=True):
     epoch: bytes
     version: str
     hostname: str
+    audit_tasks: bool = False
+    """Whether the endpoint keeps task records: TaskEvents are wanted."""
 
 
 class ManagerWelcome(_Msg, frozen=True):
@@ -125,6 +129,21 @@ class EndpointGone(_Msg, frozen=True):
     text: str
 
 
+class TaskEvents(_Msg, frozen=True):
+    """Relay to manager: write these, in this order. The next come after TaskEventsWritten. `dropped`: how many older
+    ones the relay has dropped since it last said so, its room being full."""
+
+    dropped: int
+    events: list[TaskEvent]
+
+
+class TaskEventsWritten(_Msg, frozen=True):
+    """Manager to relay: the events of the last TaskEvents are on the disk, to this `seq`, and so is `dropped`."""
+
+    until: int
+    dropped: int
+
+
 # --- user endpoint ----------------------------------------------------------------------------------
 
 
@@ -132,22 +151,27 @@ class Join(_Msg, frozen=True):
     """First message of a user endpoint's first link: spends the join token for the key of this link.
 
     `held`: rows whose results an earlier process of the same user endpoint left on its disk; the Results
-    follow. Of what that process had, everything else that had started is lost.
+    follow. Of what that process had, everything else that had started is lost. `default_attempts` and
+    `most_attempts` are what mep_wire.attempts makes of a task's max_attempts here.
     """
 
     protocol: int
     uep_id: str
     token: bytes
     held: list[int] = []
+    default_attempts: int = 1
+    most_attempts: int = 0
 
 
 class UepHello(_Msg, frozen=True):
     """First message of a later link of an enrolled key. `held`: every row it has been sent and whose result it
-    does not know to be durable: waiting, running, or with its result in the spool."""
+    does not know to be durable: waiting, running, or with its result in the spool. The rest is as in Join."""
 
     protocol: int
     uep_id: str
     held: list[int]
+    default_attempts: int = 1
+    most_attempts: int = 0
 
 
 class UepWelcome(_Msg, frozen=True):
@@ -173,7 +197,10 @@ class FunctionItem(msgspec.Struct, frozen=True, array_like=True):
 class TaskItem(msgspec.Struct, frozen=True, array_like=True):
     """One task. `row` is the relay's integer key for it, used for everything that follows.
 
-    `resource_spec` is MessagePack (empty when there is none); `walltime_s` is 0 when there is none.
+    `resource_spec` is MessagePack (empty when there is none); `walltime_s` is 0 when there is none. `attempt`
+    counts from 1: so many times less one the task was begun and lost. `max_attempts` is what the person asked for, 0
+    for the endpoint's default. `expires_in_s`: seconds from now until its deadline, 0 for none; `priority` orders it
+    among the person's tasks, higher first.
     """
 
     row: int
@@ -182,6 +209,10 @@ class TaskItem(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
     resource_spec: bytes = b""
     walltime_s: float = 0.0
+    attempt: int = 1
+    max_attempts: int = 0
+    expires_in_s: float = 0.0
+    priority: int = 0
 
 
 class Tasks(_Msg, frozen=True):
@@ -192,9 +223,11 @@ class Tasks(_Msg, frozen=True):
 
 
 class Started(_Msg, frozen=True):
-    """User endpoint to relay: workers have started these rows."""
+    """User endpoint to relay: workers have started these rows. `places`, where the site keeps task records: the block
+    and the scheduler's job of each."""
 
     rows: list[int]
+    places: list[tuple[str, str]] = []
 
 
 class ResultItem(msgspec.Struct, frozen=True, array_like=True):
@@ -208,6 +241,9 @@ class ResultItem(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
     started_at: float = 0.0
     ended_at: float = 0.0
+    block_id: str = ""
+    """Where it ran, where the site keeps task records."""
+    job_id: str = ""
 
 
 class Results(_Msg, frozen=True):
@@ -217,7 +253,7 @@ class Results(_Msg, frozen=True):
 
 
 class ResultsDurable(_Msg, frozen=True):
-    """Relay to user endpoint: these results are on disk (or were already): drop them from the spool."""
+    """Relay to user endpoint: these results (and losses) are on disk, or were already: drop them from the spool."""
 
     rows: list[int]
 
@@ -232,6 +268,15 @@ class Returned(_Msg, frozen=True):
     """User endpoint to relay: it has these rows, has not started them and will not: queue them again."""
 
     rows: list[int]
+
+
+class Lost(_Msg, frozen=True):
+    """User endpoint to relay: what ran these attempts died, and the tasks may be run again: charge them, and queue
+    them. `attempts` has one number for each row. Repeated after a reconnect until ResultsDurable names them or they
+    come as later attempts."""
+
+    rows: list[int]
+    attempts: list[int]
 
 
 class Goodbye(_Msg, frozen=True):
@@ -257,16 +302,18 @@ ToRelay = (
     | UepRevoked
     | Recheck
     | RunningUeps
+    | TaskEventsWritten
     | Join
     | UepHello
     | Credit
     | Started
     | Results
     | Returned
+    | Lost
     | Goodbye
 )
 """Every message that a peer may send the relay."""
-ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone
+ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | TaskEvents
 """Every message that the relay may send a manager."""
 ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | CancelTasks | StopUep
 """Every message that the relay may send a user endpoint."""

@@ -332,6 +332,8 @@ def _ending(item: messages.ResultItem) -> Ending:
         _time(item.started_at),
         _time(item.ended_at) or time.time(),
         task_id=_raw_id(item.task_id),
+        block_id=item.block_id,
+        job_id=item.job_id,
     )
 
 

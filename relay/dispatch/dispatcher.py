@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -33,9 +33,11 @@ from relay.dispatch.endings import Endings
 from relay.dispatch.managers import Managers
 from relay.dispatch.starts import Starts
 from relay.dispatch.streams import Streams
+from relay.dispatch.task_events import TaskEvents
 from relay.dispatch.user_endpoints import UserEndpoints
 from relay.log import logger
 from relay.plane.base import Peer, Plane
+from relay.store.audited import AuditedStore
 from relay.store.base import Store
 from relay.store.records import Ending, EndpointRecord, TaskBrief
 
@@ -52,12 +54,15 @@ class Dispatcher:
 
     def __init__(self, store: Store, plane: Plane, signing_key: Ed25519PrivateKey) -> None:
         self.streams = Streams()
+        self._audited = AuditedStore(store)
+        store = cast("Store", self._audited)
         self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
         self.delivery = Delivery(self.board, self.streams)
         self.starts = Starts(self.board, self.delivery, signing_key)
         self._endings = Endings(self.board, self.delivery, self.starts)
         self._managers = Managers(self.board, self.starts, self._endings)
         self._ueps = UserEndpoints(self.board, self.delivery, self.starts, self._endings)
+        self._task_events = TaskEvents(self.board, self._audited)
         self._store, self._plane = store, plane
         self._from_stranger, self._from_manager, self._from_uep = self._tables()
 
@@ -76,11 +81,12 @@ class Dispatcher:
             messages.UepRevoked: self._managers.uep_revoked,
             messages.Recheck: self._managers.recheck,
             messages.RunningUeps: self._managers.running,
+            messages.TaskEventsWritten: self._task_events.written,
         }
         uep: Handlers = {
             messages.UepHello: self._uep_hello,
             messages.Credit: self._ueps.credit,
-            messages.Started: self._ueps.started,
+            messages.Started: self._started,
             messages.Results: self._ueps.results,
             messages.Returned: self._ueps.returned,
             messages.Goodbye: self._ueps.goodbye,
@@ -162,6 +168,7 @@ class Dispatcher:
         session, peer.session = peer.session, None
         if isinstance(session, ManagerLink):
             self._managers.gone(session, reason)
+            self._task_events.gone(session)
         elif isinstance(session, Uep):
             self._ueps.gone(session, peer, reason)
 
@@ -174,6 +181,14 @@ class Dispatcher:
     def _manager_hello(self, peer: Peer, message: messages.ManagerHello) -> None:
         _check_protocol(message.protocol)
         self._managers.hello(peer, message)
+        if isinstance(peer.session, ManagerLink):
+            self._task_events.hello(peer.session, wanted=message.audit_tasks)
+
+    def _started(self, peer: Peer, message: messages.Started) -> None:
+        uep: Uep = peer.session
+        if message.places and uep.record.endpoint_id in self._audited.kept:
+            self._audited.run_at(uep.row, message.rows, message.places)
+        self._ueps.started(peer, message)
 
     def _uep_hello(self, peer: Peer, message: messages.UepHello) -> None:
         _check_protocol(message.protocol)
@@ -246,6 +261,7 @@ class Dispatcher:
                 uep.go(UepState.DRAINING)
             await self.delivery.end_queue(uep, error)
             self._endings.conclude_if_deleted(uep)
+        self._audited.keep(endpoint_id, keep=False)  # its manager has left for good
 
     def added(self, uep: Uep) -> None:
         """Tasks were added: have it started, or end them where its endpoint was deleted meanwhile."""

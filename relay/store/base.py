@@ -18,6 +18,7 @@ from relay.store.records import (
     Completion,
     Ending,
     EndpointRecord,
+    EventPage,
     FunctionRecord,
     FunctionRef,
     GroupRef,
@@ -27,6 +28,8 @@ from relay.store.records import (
     Settled,
     TaskBrief,
     TaskRecord,
+    TaskRef,
+    UepKey,
     UepRecord,
 )
 
@@ -129,7 +132,29 @@ class TaskTx(Protocol):
         """Remove up to `limit` records of tasks that ended before this time; return how many."""
 
 
-class Tx(AccountTx, RegistryTx, TaskTx, Protocol):
+class TaskEventTx(Protocol):
+    """Changes to the events of endpoints that keep task records. A body is opaque to the store."""
+
+    def keep_task_events(self, endpoint_id: str, *, keep: bool) -> None:
+        """Begin to keep the endpoint's events, or end it and forget what was kept. Numbers are never given again."""
+
+    def add_task_events(self, endpoint_id: str, bodies: Sequence[bytes], most: int) -> None:
+        """Append events, if the endpoint's are kept; beyond `most` the oldest are dropped, and counted."""
+
+    def task_events_written(self, endpoint_id: str, until: int, dropped: int) -> None:
+        """Forget events up to the number `until`, and take `dropped` off the count of dropped ones."""
+
+    def task_refs(self, uep_row: int, rows: Sequence[int]) -> list[TaskRef]:
+        """Return those of the tasks that are this user endpoint's, as they are inside this transaction."""
+
+    def queued_refs(self, uep_row: int, limit: int) -> list[TaskRef]:
+        """Return the oldest queued tasks of this user endpoint."""
+
+    def uep_key(self, uep_row: int) -> UepKey | None:
+        """Return whose a user endpoint is."""
+
+
+class Tx(AccountTx, RegistryTx, TaskTx, TaskEventTx, Protocol):
     """Everything that a write may do."""
 
 
@@ -209,7 +234,17 @@ class TaskReads(Protocol):
         one), then no more than `limit` or `max_bytes` of payload."""
 
 
-class Store(AccountReads, RegistryReads, TaskReads, Protocol):
+class TaskEventReads(Protocol):
+    """Questions about task events."""
+
+    def task_events_kept(self) -> list[str]:
+        """Return the endpoints whose events are kept."""
+
+    def task_events(self, endpoint_id: str, limit: int) -> EventPage:
+        """Return the oldest events of an endpoint, up to `limit`."""
+
+
+class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:

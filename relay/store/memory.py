@@ -18,6 +18,7 @@ from mep_wire.errors import IdConflict, MepError
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.states import TASK_TRANSITIONS, TaskState
 from relay.store.base import Tx
+from relay.store.memory_events import Kept, MemoryTaskEventReads, MemoryTaskEvents
 from relay.store.records import (
     Added,
     Caller,
@@ -66,12 +67,13 @@ class _Data:
     joins: dict[bytes, tuple[int, float]] = field(default_factory=dict)
     groups: dict[str, GroupRef] = field(default_factory=dict)
     tasks: dict[int, _Task] = field(default_factory=dict)
+    events: dict[str, Kept] = field(default_factory=dict)
     row: int = 0
     seq: int = 0
     function_row: int = 0
 
 
-class _MemoryTx:
+class _MemoryTx(MemoryTaskEvents):
     """`relay.store.base.Tx` over `_Data`."""
 
     def __init__(self, data: _Data) -> None:
@@ -271,7 +273,7 @@ class _MemoryTx:
         return len(old)
 
 
-class MemoryStore:
+class MemoryStore(MemoryTaskEventReads):
     """`relay.store.base.Store` in memory."""
 
     def __init__(self) -> None:

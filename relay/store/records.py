@@ -112,6 +112,9 @@ class Ending(msgspec.Struct, frozen=True):
     task_id: bytes | None = None
     """What the row has to stand for, as a user endpoint says: rows are given again after a backup was restored.
     None where the row is the store's own word."""
+    block_id: str = ""
+    """Where it ran, for endpoints that keep task records; not stored with the task."""
+    job_id: str = ""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -154,6 +157,33 @@ class TaskBrief(msgspec.Struct, frozen=True):
     submitted_at: float
     started_at: float
     size: int
+
+
+class TaskRef(msgspec.Struct, frozen=True):
+    """What a task event needs to know of a task."""
+
+    row: int
+    task_id: bytes
+    function_id: str
+    state: TaskState
+    submitted_at: float
+
+
+class UepKey(msgspec.Struct, frozen=True):
+    """Whose a user endpoint is, and where."""
+
+    endpoint_id: str
+    uep_id: str
+    account_id: str
+    identity_id: str
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """The oldest task events of an endpoint that are not written there yet, with their numbers; `dropped`: how many
+    before them are gone, since there were too many."""
+
+    dropped: int
+    events: list[tuple[int, bytes]]
 
 
 class GroupRef(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from mep_wire.states import TaskState
+from relay.store import sqlite_events
 
 _END = int(TaskState.SUCCESS)
 
@@ -65,6 +66,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE ueps ADD COLUMN made_of TEXT NOT NULL DEFAULT '';
     UPDATE ueps SET made_of = account_id;
     """,
+    sqlite_events.SCHEMA,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -33,6 +33,7 @@ from relay.store.records import (
     UepRecord,
 )
 from relay.store.schema import migrate
+from relay.store.sqlite_events import SqliteTaskEventReads
 from relay.store.sqlite_tx import SqliteTx
 from relay.store.writer import Writer
 
@@ -89,7 +90,7 @@ def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]],
     return taken
 
 
-class SqliteStore:
+class SqliteStore(SqliteTaskEventReads):
     """`relay.store.base.Store` in one file."""
 
     def __init__(self, path: Path, *, for_server: bool = False) -> None:

@@ -26,6 +26,7 @@ from relay.store.records import (
     Settled,
     UepRecord,
 )
+from relay.store.sqlite_events import SqliteTaskEvents
 
 
 class _Part:
@@ -109,7 +110,7 @@ class _RegistryTx(_Part):
         self._db.execute(sql.CLEAR_LINK, (uep_row, link_key))
 
 
-class SqliteTx(_AccountTx, _RegistryTx):
+class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
     """`relay.store.base.Tx` over one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
