@@ -1,8 +1,9 @@
 """Runs one program with a deadline, no shell, and nothing of ours but its input; for callouts.
 
-The program gets its own session (so its own process group), a clean environment, `/` as its directory, and no
-descriptor but its three. Whatever it leaves running in its group is killed when it ends, at the deadline, or when it
-writes too much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
+The program gets its own session (so its own process group), a clean environment, `/` as its directory, no descriptor
+but its three, and cannot gain privilege. Its parent is identity.runner, to which whatever it leaves running comes
+back, also what has left its session: all of it is killed when the program ends, at the deadline, or when it writes too
+much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_OUTPUT_BYTES = 1024 * 1024
 MAX_STDERR_BYTES = 16 * 1024
+RUNNER_END_S = 3.0
+"""How long the runner may take to kill what is left and to end; more than identity.runner.KILL_S."""
 _CHUNK_BYTES = 65536
+_RUNNER = Path(__file__).with_name("runner.py")
 
 
 class CommandFailed(Exception):
@@ -42,12 +49,33 @@ class Output:
 def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MAX_OUTPUT_BYTES) -> Output:
     """Run `argv` with `data` on its standard input and return what it wrote. Raises CommandFailed.
 
-    More than `max_output` bytes of output are an error; of standard error the rest is dropped. Thread-safe.
+    `argv` begins with the program's path. More than `max_output` bytes of output are an error; of standard error the
+    rest is dropped. Thread-safe.
     """
     deadline = time.monotonic() + timeout_s
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            process = _start(argv, theirs.fileno())
+        exchange = None
+        try:
+            exchange = _Exchange(process, ours, data, max_output)
+            exchange.talk(deadline, timeout_s)
+        except OSError as error:
+            raise CommandFailed(f"cannot be talked to: {error}") from None
+        finally:
+            ours.close()  # which has the runner kill what is left
+            _reap(process)
+            if exchange:
+                exchange.close()
+    return _judge(exchange)
+
+
+def _start(argv: Sequence[str], control: int) -> subprocess.Popen[bytes]:
+    """Start the runner, which starts `argv`."""
     try:
-        process = subprocess.Popen(
-            list(argv),
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_RUNNER), str(control), *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -55,26 +83,35 @@ def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MA
             cwd="/",
             env={"PATH": PATH, "LANG": "C.UTF-8"},
             start_new_session=True,
+            pass_fds=(control,),
         )
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot be run: {error}") from None
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the runner is gone. It goes by itself; where it does not, it is killed and left to be reaped later."""
     try:
-        exchange = _Exchange(process, data, max_output)
-    except OSError as error:
-        _kill_group(process)
-        process.wait()
-        raise CommandFailed(f"cannot be talked to: {error}") from None
-    try:
-        exchange.talk(deadline, timeout_s)
-    finally:
-        _kill_group(process)
-        process.wait()
-        exchange.close()
-    if process.returncode < 0:
-        raise CommandFailed(f"was ended by {_signal_name(-process.returncode)}", bytes(exchange.stderr))
-    if process.returncode:
-        raise CommandFailed(f"ended with status {process.returncode}", bytes(exchange.stderr))
-    return Output(bytes(exchange.stdout), bytes(exchange.stderr))
+        process.wait(RUNNER_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+
+
+def _judge(exchange: _Exchange) -> Output:
+    """Return what the program wrote if it ended well. Raises CommandFailed."""
+    what, _, detail = exchange.ending.partition(" ")
+    stderr = bytes(exchange.stderr)
+    if what == "error":
+        raise CommandFailed(f"cannot be run: {detail}", stderr)
+    if what == "signal":
+        raise CommandFailed(f"was ended by {_signal_name(int(detail))}", stderr)
+    if what != "exit":
+        raise CommandFailed("was lost: the process that watches over it has ended", stderr)
+    if detail != "0":
+        raise CommandFailed(f"ended with status {detail}", stderr)
+    return Output(bytes(exchange.stdout), stderr)
 
 
 def _signal_name(number: int) -> str:
@@ -84,26 +121,19 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the program's group.
-
-    Until the program is reaped its pid, which is its group's number too, cannot belong to anybody else.
-    """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 class _Exchange:
     """Feeds a program and takes its output until it has ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], data: bytes, max_output: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, data: bytes, max_output: int) -> None:
         self.stdout, self.stderr = bytearray(), bytearray()
+        self.ending = ""
+        """How the program ended, as the runner says; empty where the runner said nothing."""
         self._process = process
+        self._control = control
         self._left = memoryview(data)
         self._max_output = max_output
-        self._ended = os.pidfd_open(process.pid)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._ended, selectors.EVENT_READ, self._note_end)
+        self._selector.register(control, selectors.EVENT_READ, self._note_end)
         self._over = False
         assert process.stdin and process.stdout and process.stderr
         for stream, event, act in (
@@ -127,7 +157,6 @@ class _Exchange:
     def close(self) -> None:
         """Close every descriptor of ours."""
         self._selector.close()
-        os.close(self._ended)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream:
                 with contextlib.suppress(OSError):
@@ -136,7 +165,7 @@ class _Exchange:
     def _note_end(self) -> None:
         """The program has ended: take what is in the pipes, but do not wait for whoever else holds them open."""
         self._over = True
-        _kill_group(self._process)
+        self.ending = self._control.recv(_CHUNK_BYTES).decode(errors="replace")
         while self._take_stdout():
             pass
         while len(self.stderr) < MAX_STDERR_BYTES and self._take_stderr():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import signal
@@ -30,7 +31,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.01)
@@ -136,7 +137,7 @@ def test_a_child_that_outlives_it_in_its_group_is_killed(tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize("loud", ["sleep 60", "exec yes", "exec yes >&2"])
-def test_a_child_that_left_the_group_and_keeps_the_output_open_delays_nothing(
+def test_a_child_that_left_the_session_and_keeps_the_output_open_delays_nothing_and_is_killed(
     tmp_path: pathlib.Path, loud: str
 ) -> None:
     pid_file = tmp_path / "pid"
@@ -146,8 +147,58 @@ def test_a_child_that_left_the_group_and_keeps_the_output_open_delays_nothing(
         [script(tmp_path, f"setsid {child} & while [ ! -s {pid_file} ]; do :; done; echo done")], b"", 30
     )
     assert output.stdout == b"done\n"
-    assert time.monotonic() - began < 2
-    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert time.monotonic() - began < 15
+    wait_until_gone(int(pid_file.read_text()))
+
+
+ESCAPES = {
+    "a session of its own": "setsid sh -c {body} &",
+    "forked twice, with nobody left between": "( setsid sh -c {body} & ) &",
+    "the parent goes first": "setsid sh -c 'setsid sh -c {quoted} & exit 0' &",
+}
+
+
+@pytest.mark.parametrize("how", ESCAPES)
+@pytest.mark.parametrize("end", ["good", "slow", "crash"])
+def test_nothing_that_it_started_outlives_it_however_it_hides(tmp_path: pathlib.Path, how: str, end: str) -> None:
+    pid_file = tmp_path / "pid"
+    body = f"trap '' TERM HUP; echo $$ > {pid_file}; sleep 60; sleep 60"
+    hidden = script(tmp_path, body)
+    start = ESCAPES[how].format(body=hidden, quoted=hidden)
+    last = {"good": "echo done", "slow": "sleep 60", "crash": "kill -9 $$"}[end]
+    argv = [script(tmp_path, f"{start}\nwhile [ ! -s {pid_file} ]; do sleep 0.01; done; {last}")]
+    if end == "good":
+        assert command.run(argv, b"", 30).stdout == b"done\n"
+    else:
+        with pytest.raises(command.CommandFailed):
+            command.run(argv, b"", 2 if end == "slow" else 30)
+    assert pid_file.exists()
+    wait_until_gone(int(pid_file.read_text()))
+
+
+def test_it_is_killed_when_the_one_who_asked_is(tmp_path: pathlib.Path) -> None:
+    pid_file = tmp_path / "pid"
+    path = script(tmp_path, f"echo $$ > {pid_file}; sleep 60; sleep 60")
+    asker = os.fork()
+    if asker == 0:
+        with contextlib.suppress(BaseException):
+            command.run([path], b"", 60)
+        os._exit(0)
+    deadline = time.monotonic() + 30
+    while not pid_file.exists() or not pid_file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(asker, signal.SIGKILL)
+    os.waitpid(asker, 0)
+    wait_until_gone(int(pid_file.read_text()))
+
+
+def test_it_cannot_gain_privilege_and_ignores_no_signal(tmp_path: pathlib.Path) -> None:
+    text = command.run([script(tmp_path, "exec cat /proc/self/status")], b"", 30).stdout.decode()
+    status = dict(line.split(":\t", 1) for line in text.splitlines())
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["SigIgn"], 16) == 0
+    assert int(status["SigBlk"], 16) == 0
 
 
 def zombies() -> list[str]:
