@@ -35,6 +35,9 @@ RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 RESULT_BATCH: Final = 4096
 RESEND_BATCHES: Final = 4
 """Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
+CROWD: Final = 32
+GATHER_S: Final = 0.001
+"""While this many tasks are held, what tasks bring leaves at most once in this time. A lone result waits for nothing."""
 
 
 class UserEndpoint:
@@ -69,9 +72,10 @@ class UserEndpoint:
         self._resending: Iterator[list[messages.ResultItem]] = iter(())
         self._was_full = False
         self._to_run: list[EngineTask] = []
-        self._started: dict[int, None] = {}
+        self._started: dict[int, tuple[str, str]] = {}
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
+        self._flushed_at = -GATHER_S
 
     # --- the relay ------------------------------------------------------------------------------------
 
@@ -196,7 +200,7 @@ class UserEndpoint:
             if isinstance(event, messages.ResultItem):
                 self._finish(event)
             elif isinstance(event, TaskStarted):
-                self._started[event.row] = None
+                self._started[event.row] = (event.block_id, event.job_id)
             elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
                 self._started.pop(event.row, None)
                 self._returned.append(event.row)
@@ -219,18 +223,27 @@ class UserEndpoint:
 
     def flush(self) -> None:
         """Send what this turn has brought, and put its results on the disk."""
+        if len(self._ledger) >= CROWD and self._gathered and self._clock() < self._flushed_at + GATHER_S:
+            return
+        self._flushed_at = self._clock()
         results, self._results = self._results, []
         if self._returned:
             self._send(messages.Returned(rows=self._returned))
             self._returned = []
         if self._started:
-            self._send(messages.Started(rows=list(self._started)))
+            places = list(self._started.values())
+            known = any(block for block, _ in places)
+            self._send(messages.Started(rows=list(self._started), places=places if known else []))
             self._started = {}
         for batch in in_batches(results):
             self._send(messages.Results(items=batch))
         if results:
             self._spool.add(results)
         self._grant()
+
+    @property
+    def _gathered(self) -> bool:
+        return bool(self._results or self._started)
 
     def _send(self, message: messages.ToRelay) -> None:
         """Say it if the relay has welcomed us; otherwise the next hello and the spool say it."""
@@ -312,7 +325,7 @@ class UserEndpoint:
 
     def next_deadline(self) -> float | None:
         """Return when `tick` must be called next, by the clock, or None."""
-        due = [self._spool.tick_at]
+        due = [self._spool.tick_at, self._flushed_at + GATHER_S if self._gathered else None]
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         elif self._ledger or self.stopping.engine_stopped:

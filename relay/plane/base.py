@@ -50,7 +50,7 @@ class Plane(Protocol):
         """Send a frame, or keep it for a moment while the peer is slow. False where the peer is gone."""
 
     def writable(self, peer: Peer) -> bool:
-        """Whether nothing waits for this peer: bulk is sent only then."""
+        """Whether next to nothing waits for this peer: bulk is sent only then."""
 
     def drop(self, peer: Peer) -> None:
         """Forget a peer: nothing is sent to it any more. `on_gone` is not called."""

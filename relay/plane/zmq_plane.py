@@ -24,8 +24,11 @@ SEND_HWM = 32
 """Messages that ZeroMQ itself queues for one peer (bulk is at most a few megabytes a message)."""
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Bytes that wait for a slow peer here before it is dropped."""
-RETRY_S = 0.02
-"""How often a slow peer's waiting messages are tried again."""
+WRITABLE_BYTES = 64 * 1024
+"""Bytes waiting here up to which a peer may be sent more: a burst of short messages is no sign that it is slow."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.0005, 0.02
+"""When a slow peer's waiting messages are tried again: soon after a burst has filled its queue, which its
+connection takes in no time, and ever later while it reads nothing. (A ROUTER cannot wait for one peer's room.)"""
 FRAMES_A_TURN = 64
 """Most messages taken before the event loop may do something else."""
 MAX_PEERS = 50_000
@@ -42,6 +45,7 @@ class ZmqPlane:
         self._configure(z85.encode(secret_key))
         self._peers: dict[bytes, Peer] = {}
         self._slow: set[Peer] = set()
+        self._retry_s = FIRST_RETRY_S
         self._scheduled = False
         self._stopped = False
         self.address = ""
@@ -147,7 +151,7 @@ class ZmqPlane:
 
     def writable(self, peer: Peer) -> bool:
         """See `relay.plane.base.Plane.writable`."""
-        return not peer.waiting
+        return peer.waiting_bytes < WRITABLE_BYTES
 
     def _try(self, peer: Peer, frame: bytes) -> bool:
         """Send now. False where the peer's queue is full or its connection closed."""
@@ -171,18 +175,21 @@ class ZmqPlane:
             self._loop.call_soon(self._lose, peer, "it does not read what it is sent")
             return False
         if not self._slow:
-            self._loop.call_later(RETRY_S, self._retry)
+            self._retry_s = FIRST_RETRY_S
+            self._loop.call_later(self._retry_s, self._retry)
         self._slow.add(peer)
         return True
 
     def _retry(self) -> None:
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
         for peer in list(self._slow):
             while peer.waiting and self._peers.get(peer.address) is peer and self._try(peer, peer.waiting[0]):
                 peer.waiting_bytes -= len(peer.waiting.pop(0))
+                self._retry_s = FIRST_RETRY_S
             if not peer.waiting or self._peers.get(peer.address) is not peer:
                 self._slow.discard(peer)
         if self._slow and not self._stopped:
-            self._loop.call_later(RETRY_S, self._retry)
+            self._loop.call_later(self._retry_s, self._retry)
 
     def drop(self, peer: Peer) -> None:
         """See `relay.plane.base.Plane.drop`."""

@@ -174,6 +174,28 @@ def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest
     run(scenario)
 
 
+def test_a_burst_of_short_messages_does_not_keep_bulk_back() -> None:
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(plane, public)
+        dealer.socket.rcvhwm = 1
+        dealer.socket.send(b"hello")
+        await until(lambda: handler.frames)
+        peer = handler.frames[0][0]
+        burst = [b"%d" % number for number in range(2000)]
+        assert all(plane.send(peer, frame) for frame in burst)
+        assert plane.writable(peer)
+        received: list[bytes] = []
+        async with asyncio.timeout(30):
+            while len(received) < len(burst):
+                while dealer.socket.poll(0):
+                    received.append(dealer.socket.recv())
+                await asyncio.sleep(0)
+        assert received == burst
+        assert not peer.waiting
+
+    run(scenario)
+
+
 def test_an_address_that_is_taken_is_an_os_error() -> None:
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         other = ZmqPlane("127.0.0.1", int(plane.address.rpartition(":")[2]), bytes(32))

@@ -10,7 +10,7 @@ import pytest
 
 from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
-from user_endpoint.endpoint import RESEND_BATCHES, UserEndpoint
+from user_endpoint.endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEndpoint
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.functions import Functions
 from user_endpoint.lifecycle.idle import IdleRule
@@ -130,6 +130,24 @@ def test_starts_and_results_of_one_turn_leave_together(stage: Stage) -> None:
     stage.happens(TaskStarted(1), result(1), TaskStarted(2), result(3))
     assert [message.rows for message in stage.link.take(messages.Started)] == [[2]]  # 1 has ended: that says as much
     assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 3]]
+
+
+def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_not(stage: Stage) -> None:
+    stage.tasks(*range(CROWD + 2))
+    stage.happens(result(0))
+    assert len(stage.link.take(messages.Results)) == 1
+    stage.happens(result(1))
+    stage.happens(TaskStarted(5))
+    assert not stage.link.said[1:], "what follows within a moment waits"
+    due = stage.uep.next_deadline()
+    assert due is not None
+    assert due == pytest.approx(stage.now + GATHER_S)
+    stage.now = due
+    stage.happens(result(2))
+    assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 2]]
+    assert [message.rows for message in stage.link.take(messages.Started)] == [[5]]
+    stage.happens(result(3))
+    assert len(stage.link.take(messages.Results)) == 1, "fewer are held than a crowd"
 
 
 def test_a_task_that_comes_twice_runs_once(stage: Stage) -> None:
