@@ -23,15 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WorkerLost
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeTooLong, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.pace import Pace
 from user_endpoint.htex import protocol
-from user_endpoint.htex.blocks import BlockGone, Blocks, Broken, Ready, Restarted
+from user_endpoint.htex.blocks import Blocks
 from user_endpoint.htex.client import Client
+from user_endpoint.htex.news import BlockGone, Broken, Ready, Restarted
 from user_endpoint.htex.provider import Plan
+from user_endpoint.htex.walltimes import fits
 from user_endpoint.settings import GlobusComputeEngine as Settings
 from user_endpoint.workers.begun import begun_rows
 
@@ -41,6 +43,8 @@ _ATTEMPT_BITS: Final = 15
 _MOST_WAITING: Final = 64
 _MOST_UNSTARTED_LOSSES: Final = 5
 """Times a task may be lost before any node reported its start; then it is taken to be what ends the nodes."""
+_MOST_UNFIT: Final = 2
+"""New blocks that may have too little left for a task, which then fits none."""
 
 
 @dataclass(slots=True)
@@ -52,13 +56,22 @@ class _Held:
     cancelled: bool = False
     losses: int = 0
     retries: int = 0
+    unfit: int = 0
+    """Blocks that had too little left for it when they were just up."""
 
 
 class GlobusComputeEngine:
     """See the module. `run_directory` is the user endpoint's own; blocks on other hosts must see it too."""
 
-    def __init__(self, settings: Settings, *, run_directory: str, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run_directory: str,
+        max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        tell_places: bool = False,
+    ) -> None:
+        self._settings, self._tell_places = settings, tell_places
         self._max_result_bytes = max_result_bytes
         self._directory = Path(run_directory).resolve() / "htex"
         self._epoll = select.epoll()
@@ -70,6 +83,7 @@ class GlobusComputeEngine:
         self._waiting: list[_Held] = []
         self._held: dict[int, _Held] = {}  # by our number
         self._numbers: dict[int, int] = {}  # row -> our number
+        self._timed: dict[int, float] = {}  # row -> walltime, of those that have not begun
         self._attempts = 0
         self._before = self._directory.with_name("htex-before")
         self._begun_before: set[int] = set()
@@ -106,7 +120,17 @@ class GlobusComputeEngine:
             self._events += [TaskReturned(task.row) for task in tasks]
             self._ring()
             return
-        self._send([_Held(task) for task in tasks])
+        self._send([_Held(task) for task in tasks if self._can_fit(task)])
+
+    def _can_fit(self, task: EngineTask) -> bool:
+        """Tell whether some block could run a task of this walltime; if not, the task ends here."""
+        limit = self._plan.block_walltime_s
+        if fits(limit, task.walltime_s):
+            return True
+        reason = f"blocks run for {limit:g} s, and a little of that is needed to begin"
+        self._end(_Held(task), WalltimeTooLong(walltime_s=task.walltime_s, reason=reason))
+        self._ring()
+        return False
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End these tasks: at once where they wait, by killing the worker where they run."""
@@ -144,8 +168,11 @@ class GlobusComputeEngine:
                 self._ring()
         events, self._events = self._events, []
         if events:
-            self._blocks.want(len(self._waiting) + len(self._held))
+            self._want()
         return events
+
+    def _want(self) -> None:
+        self._blocks.want(len(self._waiting) + len(self._held), self._timed.values())
 
     def drain(self) -> None:
         """Give back everything that has not started."""
@@ -185,7 +212,8 @@ class GlobusComputeEngine:
             self._waiting += tasks
         else:
             self._hand_over(self._client, tasks)
-        self._blocks.want(len(self._waiting) + len(self._held))
+        self._timed |= {held.task.row: held.task.walltime_s for held in tasks if held.task.walltime_s}
+        self._want()
 
     def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
         packed = []
@@ -199,7 +227,7 @@ class GlobusComputeEngine:
             self._attempts += 1
             number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
             self._held[number], self._numbers[held.task.row] = held, number
-            packed.append((number, self._packed(number, held.task)))
+            packed.append((number, self._packed(number, held.task), held.task.walltime_s))
         if packed:
             client.say(protocol.Queue(packed))
 
@@ -225,16 +253,16 @@ class GlobusComputeEngine:
             return
         message = protocol.decode_to_client(frame)
         if isinstance(message, protocol.Registered):
-            self._blocks.registered(message.block_id, message.workers)
-            self._broken = None
-            self._slots = message.workers * self._plan.most_pools
+            self._registered(message)
             return
+        place = self._blocks.place(message.block_id) if self._tell_places and message.block_id else ("", "")
         for number in message.started:
             if (held := self._held.get(number)) is not None and not held.started:
                 held.started = True
-                self._events.append(TaskStarted(held.task.row))
+                self._timed.pop(held.task.row, None)
+                self._events.append(TaskStarted(held.task.row, *place))
         for result in message.results:
-            self._result(result)
+            self._result(result, place)
         for number in message.returned:
             if (held := self._forget(number)) is not None:
                 self._again(held)
@@ -244,7 +272,27 @@ class GlobusComputeEngine:
         if message.leaving:
             self._blocks.node_left()
 
-    def _result(self, result: protocol.Result) -> None:
+    def _registered(self, message: protocol.Registered) -> None:
+        self._broken = None
+        self._slots = message.workers * self._plan.most_pools
+        if self._blocks.registered(message.block_id, message.workers, message.left_s) and message.left_s is not None:
+            self._end_what_fits_no_block(message.left_s)
+
+    def _end_what_fits_no_block(self, left_s: float) -> None:
+        """End tasks for which block after block has too little left as soon as its workers are up."""
+        for row in [row for row, walltime_s in self._timed.items() if not fits(left_s, walltime_s)]:
+            held = self._held.get(self._numbers.get(row, -1))
+            if held is None:
+                continue
+            held.unfit += 1
+            if held.unfit >= _MOST_UNFIT and self._client is not None:
+                number = self._numbers[row]
+                reason = f"{left_s:.0f} s were left of the last {held.unfit} blocks when their workers were up"
+                self._client.say(protocol.Cancel([number]))
+                self._end(held, WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
+                self._forget(number)
+
+    def _result(self, result: protocol.Result, place: tuple[str, str] = ("", "")) -> None:
         held = self._forget(result.id)
         if held is None:
             return
@@ -253,7 +301,9 @@ class GlobusComputeEngine:
             self._pace.measured(task.function_id, result.ended_at - result.started_at)
         text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
         self._events.append(
-            ResultItem(task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at)
+            ResultItem(
+                task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at, *place
+            )
         )
 
     def _stock(self, message: dict[str, Any]) -> None:
@@ -273,6 +323,7 @@ class GlobusComputeEngine:
         held = self._held.pop(number, None)
         if held is not None:
             self._numbers.pop(held.task.row, None)
+            self._timed.pop(held.task.row, None)
         return held
 
     # --- ends -----------------------------------------------------------------------------------------
@@ -312,6 +363,7 @@ class GlobusComputeEngine:
 
     def _end(self, held: _Held, error: MepError) -> None:
         task = held.task
+        self._timed.pop(task.row, None)
         self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
 
     # --- news of blocks -------------------------------------------------------------------------------

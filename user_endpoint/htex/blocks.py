@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ import zmq
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
+from user_endpoint.htex.ending import gone, until
 from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
+from user_endpoint.htex.news import BlockGone, Broken, News, Ready, Restarted
+from user_endpoint.htex.walltimes import Ends, blocks_for
 from user_endpoint.settings import GlobusComputeEngine, StrategySettings
 
 with light_parsl():
@@ -52,36 +55,6 @@ _SOONEST_POLL_S = 1.0
 _TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The executor takes tasks. Whoever takes this news closes its task sockets."""
-
-    client: Client
-
-
-@dataclass(frozen=True, slots=True)
-class BlockGone:
-    """The job of a block has ended."""
-
-    block_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """No task that waits can run, nor any that comes before `until` (on time.monotonic), for this reason."""
-
-    error: MepError
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """The interchange has died, and with it every block; Ready follows."""
-
-
-News = Ready | BlockGone | Broken | Restarted
-
-
 @dataclass(slots=True)
 class _Block:
     job_id: Any
@@ -103,7 +76,10 @@ class Blocks:
         self._ending = threading.Event()
         self._news: list[News] = []
         self._outstanding = 0
+        self._walltimes: list[float] = []
         self._registered: list[str] = []
+        self._jobs: dict[str, str] = {}
+        self._ends = Ends()
         self._node_left = False
         self._workers_per_node = settings.max_workers_per_node or 0
         self._grace_s = 5.0
@@ -124,19 +100,27 @@ class Blocks:
         """Start the thread."""
         self._thread.start()
 
-    def want(self, outstanding: int) -> None:
-        """Say how many tasks there are, running ones included."""
+    def want(self, outstanding: int, walltimes: Iterable[float] = ()) -> None:
+        """Say how many tasks there are, running ones included, and the walltimes of those that have not begun."""
         with self._lock:
-            first = outstanding and not self._outstanding
-            self._outstanding = outstanding
+            timed = list(walltimes)
+            first = (outstanding and not self._outstanding) or (timed and not self._walltimes)
+            self._outstanding, self._walltimes = outstanding, timed
         if first:
             self._wake.set()
 
-    def registered(self, block_id: str, workers: int) -> None:
-        """Say that a node of this block has registered so many workers."""
+    def registered(self, block_id: str, workers: int, left_s: float | None = None) -> bool:
+        """Say that a node of this block has registered so many workers, and how many seconds are left of the block.
+        Returns whether it was the block's first node."""
         with self._lock:
             self._registered.append(block_id)
             self._workers_per_node = workers
+            return self._ends.registered(block_id, left_s)
+
+    def place(self, block_id: str) -> tuple[str, str]:
+        """Return a block's id and, where that is known, the scheduler's id of its job."""
+        with self._lock:
+            return block_id, self._jobs.get(block_id, "")
 
     def node_left(self) -> None:
         """Say that a node has taken its leave: its job is ending."""
@@ -187,7 +171,10 @@ class Blocks:
         many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
-        client = Client(self._settings, provider, self._plan.addresses, prefetch, self._directory)
+        walltime = self._plan.block_walltime_s
+        client = Client(
+            self._settings, provider, self._plan.addresses, prefetch, self._directory, block_walltime_s=walltime
+        )
         self._client = client
         self._handed_over = False
         client.meanwhile = self._first_blocks
@@ -278,13 +265,13 @@ class Blocks:
             return
         groups = self._local_groups()
         if told and self._plan.is_local and self._blocks:
-            _until(lambda: self._all_gone(client), min(1.0, self._grace_s))
+            until(lambda: self._all_gone(client), min(1.0, self._grace_s))
         self._cancel(client, list(self._blocks))
         client.end_interchange(max(1.0, self._grace_s))
         if not self._handed_over:
             client.close_task_sockets()
         for group in groups:
-            if not _until(functools.partial(_gone, group), 1.0):
+            if not until(functools.partial(gone, group), 1.0):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
 
@@ -317,7 +304,7 @@ class Blocks:
                 if not ending:
                     self._note_registered()  # it may have done so while the scheduler was asked
                     self._block_ended(block_id, block, status)
-                del self._blocks[block_id]
+                self._forget(block_id)
                 self._write_record()
             elif status.state == JobState.RUNNING:
                 if not block.running:
@@ -353,19 +340,46 @@ class Blocks:
             outstanding = self._outstanding
         if outstanding:
             self._idle_since = now
-        if (not self._blocks and outstanding) or now >= self._next_strategy:
+        stranded = self._stranded(now)
+        if stranded or (not self._blocks and outstanding) or now >= self._next_strategy:
             self._next_strategy = now + self._settings.job_status_kwargs.strategy_period
-            missing = self._wanted(client.jobs, outstanding) - len(self._blocks)
+            wanted = self._wanted(client.jobs, outstanding)
+            if stranded:
+                wanted = self._with_room_for(stranded, wanted, client, now)
+            missing = wanted - len(self._blocks)
             if missing > 0 and now >= self._hold_until:
                 self._scale_out(1 if self._failed else missing)
             elif missing < 0:
                 self._scale_in(client, -missing, outstanding, now)
 
+    def _stranded(self, now: float) -> list[float]:
+        """Return the walltimes of tasks for which every block that is up is too old."""
+        if not self._walltimes:
+            return []
+        with self._lock:
+            return self._ends.stranded(self._that_are_up(), self._walltimes, now)
+
+    def _that_are_up(self) -> list[str]:
+        return [block_id for block_id, block in self._blocks.items() if block.registered]
+
+    def _with_room_for(self, stranded: list[float], wanted: int, client: Client, now: float) -> int:
+        """Return how many blocks there must be with those for the stranded; idle ones make room for them if need be."""
+        new = blocks_for(stranded, self._slots())
+        missing = new - (len(self._blocks) - len(self._that_are_up()))
+        over = len(self._blocks) + missing - client.jobs.max_blocks
+        if missing > 0 and over > 0:
+            self._end_idle(client, over, 0.0, now)
+        return int(min(client.jobs.max_blocks, max(wanted, len(self._that_are_up()) + new)))
+
+    def _slots(self) -> int:
+        """Return how many tasks a block runs at once, 0 before its first node has told."""
+        with self._lock:
+            return int(self._plan.pools_per_block * self._workers_per_node)
+
     def _wanted(self, jobs: Any, outstanding: int) -> int:
         if self._settings.strategy == "none":
             return int(min(jobs.max_blocks, max(jobs.init_blocks, len(self._blocks), 1 if outstanding else 0)))
-        with self._lock:
-            slots = int(self._plan.pools_per_block * self._workers_per_node)
+        slots = self._slots()
         needed = math.ceil(outstanding * jobs.parallelism / slots) if slots else 1  # the first node will tell
         return int(min(jobs.max_blocks, max(jobs.min_blocks, needed, 1 if outstanding else 0)))
 
@@ -373,7 +387,10 @@ class Blocks:
         assert self._client is not None, "started"
         for _ in range(count):
             for block_id in self._client.scale_out_facade(1):
-                self._blocks[block_id] = _Block(self._client.blocks_to_job_id[block_id], time.monotonic())
+                job = self._client.blocks_to_job_id[block_id]
+                self._blocks[block_id] = _Block(job, time.monotonic())
+                with self._lock:
+                    self._jobs[block_id] = str(job)
             self._write_record()
         self._note_change(time.monotonic())
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
@@ -389,6 +406,10 @@ class Blocks:
         )
         if strategy != "htex_auto_scale" and (outstanding or now - self._idle_since < limit):
             return
+        self._end_idle(client, count, limit, now)
+
+    def _end_idle(self, client: Client, count: int, limit: float, now: float) -> None:
+        """End at most so many blocks that have had nothing to do for `limit` seconds."""
         try:
             idle = self._idle(client, limit, now)[:count]
             for block_id in idle:
@@ -408,34 +429,18 @@ class Blocks:
             if block_id not in busy and (block.registered or now - block.since >= seconds)
         ]
 
+    def _forget(self, block_id: str) -> _Block:
+        with self._lock:
+            self._ends.forget(block_id)
+        return self._blocks.pop(block_id)
+
     def _cancel(self, client: Client, block_ids: list[str]) -> None:
         if not block_ids:
             return
-        jobs = [self._blocks.pop(block_id).job_id for block_id in block_ids]
+        jobs = [self._forget(block_id).job_id for block_id in block_ids]
         try:
             client.jobs.cancel(jobs)
         except PARSL_RAISES as error:
             _log.warning("jobs=%s could not be ended error=%s", jobs, error)
         else:
             self._write_record()
-
-
-def _until(done: Callable[[], bool], seconds: float) -> bool:
-    """Return whether `done` came true within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def _gone(group: int) -> bool:
-    """Tell whether every process of a group has ended; zombies have."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                state, _, its_group = Path(entry.path, "stat").read_text().rsplit(")", 1)[1].split()[:3]
-                if int(its_group) == group and state != "Z":
-                    return False
-    return True

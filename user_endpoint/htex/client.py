@@ -28,6 +28,7 @@ import zmq
 from mep_wire.errors import EngineFailed
 from user_endpoint.htex import containers, protocol
 from user_endpoint.htex.light import light_parsl
+from user_endpoint.htex.walltimes import STARTED_VARIABLE
 from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
 
 with light_parsl():
@@ -44,7 +45,14 @@ class Client(HighThroughputExecutor):
     """The executor. `settings` must have been checked; `addresses` are where workers look for this host."""
 
     def __init__(
-        self, settings: GlobusComputeEngine, provider: Any, addresses: Sequence[str], prefetch: int, directory: Path
+        self,
+        settings: GlobusComputeEngine,
+        provider: Any,
+        addresses: Sequence[str],
+        prefetch: int,
+        directory: Path,
+        *,
+        block_walltime_s: float | None = None,
     ) -> None:
         ports = free_ports()
         loopback = list(addresses) == ["127.0.0.1"]
@@ -73,7 +81,7 @@ class Client(HighThroughputExecutor):
             worker_logdir_root=settings.worker_logdir_root,
             encrypted=settings.encrypted,
         )
-        self._settings = settings
+        self._settings, self._block_walltime_s = settings, block_walltime_s
         self._unsent: deque[bytes] = deque()
         self.all_addresses = set(addresses)
         self.run_dir, self.run_id = str(directory), str(uuid.uuid4())
@@ -166,10 +174,12 @@ class Client(HighThroughputExecutor):
             "max_retries": settings.max_retries_on_system_failure,
             "working_dir": self.working_directory,
             "run_in_sandbox": int(settings.run_in_sandbox),
+            "block_walltime": self._block_walltime_s or 0,
         }
         if isinstance(settings, GlobusMPIEngine):
             options |= {"mpi_launcher": settings.mpi_launcher, "max_workers_per_node": settings.max_workers_per_block}
         words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
+        words.append(f"--block_started=${{{STARTED_VARIABLE}:-0}}")  # read by the block's own shell
         python = f"${{MEP_PYTHON:-{shlex.quote(sys.executable)}}}"  # which worker_init may have set: see provider
         inside = containers.PYTHON if settings.container_type else python
         command = " ".join([inside, shlex.quote(str(_HERE / "pool_main.py")), *words])

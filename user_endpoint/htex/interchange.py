@@ -19,6 +19,7 @@ import zmq
 
 from user_endpoint.htex import protocol
 from user_endpoint.htex.light import light_parsl
+from user_endpoint.htex.walltimes import fits
 from user_endpoint.htex.zap import KeyAuthenticator
 
 with light_parsl(KeyAuthenticator):
@@ -54,6 +55,8 @@ class BatchInterchange(Interchange):
         self.manager_sock = self._one_message  # type: ignore[assignment] # has what Parsl's code calls
         self._parent = os.getppid()
         self._draining = False
+        self._timed = False
+        """Whether there may be tasks with a walltime in the queue."""
         self._lost: list[int] = []
 
     def start(self) -> None:
@@ -96,12 +99,15 @@ class BatchInterchange(Interchange):
                     self._tell_pools(frame)
         interesting.update(self._ready_managers)
 
-    def _queue(self, tasks: list[tuple[int, bytes]]) -> None:
+    def _queue(self, tasks: list[tuple[int, bytes, float]]) -> None:
         if self._draining:
-            self._report(returned=[number for number, _ in tasks])
+            self._report(returned=[number for number, _, _ in tasks])
             return
-        for number, task in tasks:
-            message = {"task_id": number, "context": _CONTEXT, "buffer": task}
+        for number, task, walltime in tasks:
+            message: dict[str, Any] = {"task_id": number, "context": _CONTEXT, "buffer": task}
+            if walltime:
+                message["walltime_s"] = walltime
+                self._timed = True
             self.pending_task_queue.add((float("-inf"), -number, message))
 
     def _unsent(self, wanted: Callable[[int], bool]) -> list[int]:
@@ -150,9 +156,15 @@ class BatchInterchange(Interchange):
             self._one_message.give([manager_id, frame])
             self.socks = {self.manager_sock: zmq.POLLIN}
             super().process_manager_socket_message(interesting, None, _NEVER)
-            if manager is None and (new := self._ready_managers.get(manager_id)) is not None:
-                registered = protocol.Registered(str(new["block_id"]), int(new["worker_count"]))
-                self.results_outgoing.send(protocol.encode(registered))
+            if manager is None and manager_id in self._ready_managers:
+                self._registered(self._ready_managers[manager_id])
+
+    def _registered(self, new: Any) -> None:
+        left = new.get("left_s")
+        if left is not None:
+            new["ends"] = time.monotonic() + left
+        registered = protocol.Registered(str(new["block_id"]), int(new["worker_count"]), left)
+        self.results_outgoing.send(protocol.encode(registered))
 
     def _from_pool(self, manager: Any, frame: bytes) -> bool:
         """Pass a report on; returns whether it was the pool's last."""
@@ -185,13 +197,38 @@ class BatchInterchange(Interchange):
                 room = manager[limit] - len(manager["tasks"])
                 if room <= 0 or not manager["active"] or manager["draining"]:
                     continue
-                tasks = self.get_tasks(room)
-                if not tasks:
+                tasks = self._take(manager, room, reserve=limit == "max_capacity")
+                if not self.pending_task_queue and not tasks:
                     return
+                if not tasks:
+                    continue
                 self._managers_real.send_multipart([manager_id, pickle.dumps(tasks)])
                 manager["tasks"].extend(task["task_id"] for task in tasks)
                 manager["idle_since"] = None
         interesting.clear()
+
+    def _take(self, manager: Any, room: int, *, reserve: bool) -> list[dict[str, Any]]:
+        """Take at most so many tasks out of the queue that this node may have, the first ones first.
+
+        One with a walltime goes where enough is left of the block, and never into a node's `reserve`, in which it
+        would wait while the block ends.
+        """
+        if not self._timed:
+            return list(self.get_tasks(room))
+        left = manager["ends"] - time.monotonic() if "ends" in manager else None
+        found: list[Any] = []
+        self._timed = False
+        for entry in reversed(self.pending_task_queue):
+            walltime = entry[2].get("walltime_s", 0.0)
+            self._timed = self._timed or bool(walltime)
+            if not (reserve and walltime) and fits(left, walltime):
+                found.append(entry)
+            if len(found) == room:
+                self._timed = True  # perhaps: it has not been looked at any further
+                break
+        for entry in found:
+            self.pending_task_queue.remove(entry)
+        return [entry[2] for entry in found]
 
     def _command(self, interesting: set[bytes]) -> None:
         self.socks = {self.command_channel: zmq.POLLIN}

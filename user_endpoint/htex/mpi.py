@@ -88,8 +88,11 @@ def launch_variables(launcher: str, shape: Shape, hosts: Sequence[str], *, open_
 class MpiEngine:
     """An engine before the engine: holds MPI tasks until there are nodes for them."""
 
-    def __init__(self, workers: ProcessPoolEngine, count: int, nodes: list[str], launcher: str) -> None:
+    def __init__(
+        self, workers: ProcessPoolEngine, count: int, nodes: list[str], launcher: str, ends: float | None = None
+    ) -> None:
         self._workers, self._count, self._launcher = workers, count, launcher
+        self._ends = ends  # of the block, by time.monotonic
         self._nodes, self._free = nodes, list(nodes)
         self._open_mpi = launcher == "mpiexec" and is_open_mpi()
         self._waiting: list[tuple[EngineTask, Shape]] = []
@@ -162,6 +165,7 @@ class MpiEngine:
 
     def _place(self) -> None:
         """Start every task for which there are nodes, the oldest first."""
+        self._give_back_what_does_not_fit()
         index = 0
         while index < len(self._waiting) and len(self._running) < self._count:
             task, shape = self._waiting[index]
@@ -173,6 +177,15 @@ class MpiEngine:
                 return  # from now on nodes are kept for the oldest
             else:
                 index += 1
+
+    def _give_back_what_does_not_fit(self) -> None:
+        """While it waited for nodes, the block has become too old for it."""
+        if self._ends is None or not self._waiting:
+            return
+        left = self._ends - time.monotonic()
+        late = [task.row for task, _ in self._waiting if task.walltime_s > left and task.walltime_s]
+        self._events += [TaskReturned(row) for row in late]
+        self._waiting = [each for each in self._waiting if each[0].row not in late]
 
     def _begin(self, task: EngineTask, shape: Shape) -> None:
         nodes = [self._free.pop(0) for _ in range(shape.nodes)]
@@ -188,6 +201,9 @@ class MpiEngine:
         self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
 
 
-def make_engine(workers: ProcessPoolEngine, count: int, launcher: str) -> MpiEngine:
-    """Return the engine of a block with the nodes that its scheduler names. Raises OptionsInvalid."""
-    return MpiEngine(workers, count, block_nodes(os.environ), launcher)
+def make_engine(workers: ProcessPoolEngine, count: int, launcher: str, ends: float | None) -> MpiEngine:
+    """Return the engine of a block with the nodes that its scheduler names. Raises OptionsInvalid.
+
+    `ends`: when the block does, by time.monotonic, None where that is not known.
+    """
+    return MpiEngine(workers, count, block_nodes(os.environ), launcher, ends)

@@ -26,6 +26,7 @@ from user_endpoint.engines.worker_handle import WorkerHandle
 from user_endpoint.htex import protocol
 from user_endpoint.htex.places import Place, places
 from user_endpoint.htex.pool_options import Options, OptionsInvalid, parse_options, worker_count
+from user_endpoint.htex.walltimes import seconds_left
 from user_endpoint.outermost import name_process
 from user_endpoint.workers.forkserver import Server, exec_server
 
@@ -116,7 +117,9 @@ class Pool:
             directory=options.working_dir,
             run_in_sandbox=bool(options.run_in_sandbox),
         )
-        self._engine: Engine = _for_mpi(workers, options) if options.mpi_launcher else workers
+        left = seconds_left(os.environ, options.block_started, options.block_walltime, time.time())
+        self._ends = None if left is None else time.monotonic() + left
+        self._engine: Engine = _for_mpi(workers, options, self._ends) if options.mpi_launcher else workers
         self._engine.start()
         self._held: set[int] = set()
         self._leaving = False
@@ -142,6 +145,7 @@ class Pool:
             "drain_time": time.time() + (self._options.drain_period or float("inf")),
             "prefetch_capacity": self._options.prefetch_capacity,
             "max_capacity": self._workers + self._options.prefetch_capacity,
+            "left_s": None if self._ends is None else self._ends - time.monotonic(),
             "os": platform.system(),
             "hostname": platform.node(),
             "dir": os.getcwd(),
@@ -257,7 +261,9 @@ class Pool:
     def _send_report(self, lost: Sequence[int] = (), *, leaving: bool = False) -> None:
         ended = {result.id for result in self._report_results}
         started = [number for number in self._report_started if number not in ended]
-        report = protocol.Report(started, self._report_results, self._report_returned, list(lost), leaving)
+        report = protocol.Report(
+            started, self._report_results, self._report_returned, list(lost), leaving, self._options.block_id
+        )
         self._report_started, self._report_results, self._report_returned = [], [], []
         self._socket.send(protocol.encode(report))
 
@@ -266,10 +272,10 @@ def _engine_task(t: protocol.Task) -> EngineTask:
     return EngineTask(t.id, t.task_id, t.function_id, t.function, t.payload, t.resource_spec, t.walltime_s)
 
 
-def _for_mpi(workers: PlacedEngine, options: Options) -> Engine:
+def _for_mpi(workers: PlacedEngine, options: Options, ends: float | None) -> Engine:
     from user_endpoint.htex.mpi import make_engine  # only such pools need it
 
-    return make_engine(workers, worker_count(options), options.mpi_launcher)
+    return make_engine(workers, worker_count(options), options.mpi_launcher, ends)
 
 
 def run(arguments: list[str], server: Server) -> int:

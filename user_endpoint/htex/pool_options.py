@@ -36,6 +36,10 @@ class Options:
     max_retries: int = 0
     working_dir: str = ""
     run_in_sandbox: int = 0
+    block_walltime: float = 0.0
+    """Seconds for which the block was submitted; 0 where there is no limit."""
+    block_started: float = 0.0
+    """When its script began, in seconds since the epoch; 0 where it has not noted that."""
     mpi_launcher: str = ""
     """Not empty: this pool runs MPI tasks, on all nodes of its block."""
 

@@ -39,9 +39,10 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Queue(_Message, frozen=True):
-    """Client to interchange: run these. Each is an encoded Task, which the interchange does not open."""
+    """Client to interchange: run these. Each is its number, an encoded Task, which the interchange does not open,
+    and its walltime in seconds (0: none)."""
 
-    tasks: list[tuple[int, bytes]]
+    tasks: list[tuple[int, bytes, float]]
 
 
 class Cancel(_Message, frozen=True):
@@ -75,6 +76,8 @@ class Report(_Message, frozen=True):
     """Gone with their node."""
     leaving: bool = False
     """The node is being ended by its scheduler: this is the last report of its pool."""
+    block_id: str = ""
+    """The pool's."""
 
 
 class Registered(_Message, frozen=True):
@@ -82,6 +85,8 @@ class Registered(_Message, frozen=True):
 
     block_id: str
     workers: int
+    left_s: float | None = None
+    """Seconds until the block ends, where that is known."""
 
 
 ToInterchange = Queue | Cancel | Drain | BlockEnded | Leave

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import socket
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.htex.light import light_parsl
+from user_endpoint.htex.walltimes import STARTED_VARIABLE, seconds_of
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, unknown_key_reason
 
 with light_parsl():
@@ -31,6 +33,14 @@ MEP_PYTHON="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"; MEP_PYTHON="${MEP_PYTHON:+$MEP_P
 """Added to worker_init: an environment that it has activated is the one in which tasks run."""
 
 
+_NOTE_START = f"export {STARTED_VARIABLE}=$(date +%s)"
+_ENFORCES_WALLTIME = frozenset(
+    {"SlurmProvider", "PBSProProvider", "LSFProvider", "TorqueProvider", "GridEngineProvider"}
+)
+_IN_MINUTES = frozenset({"SlurmProvider", "LSFProvider"})
+"""Parsl gives these whole minutes, from HH:MM:SS and no other form; none at all mean no limit."""
+
+
 class Plan:
     """A provider that can be made: its class and arguments have been checked, nothing has been run."""
 
@@ -42,10 +52,14 @@ class Plan:
         for key in ("nodes_per_block", "worker_init"):
             if getattr(settings, key) is not None:
                 options.setdefault(key, getattr(settings, key))
-        if options.get("worker_init"):
-            options["worker_init"] += _WORKER_PYTHON
         _check(self._kind, options, "engine.provider", besides="launcher")
         self._options = options
+        self.block_walltime_s = self._walltime()
+        """Seconds that the scheduler gives a block; None where there is no limit, or none that is known."""
+        if options.get("worker_init"):
+            options["worker_init"] += _WORKER_PYTHON
+        if self.block_walltime_s is not None:
+            options["worker_init"] = f"{_NOTE_START}\n{options.get('worker_init', '')}"
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
         self._is_mpi = isinstance(settings, GlobusMPIEngine)
         self.name = self._kind.__name__
@@ -74,6 +88,18 @@ class Plan:
     def most_pools(self) -> int:
         """How many worker pools there are when every block is up."""
         return self.pools_per_block * self._option("max_blocks", 1)
+
+    def _walltime(self) -> float | None:
+        """Raises EndpointMisconfigured for a walltime that Parsl could not read when it submits."""
+        if self._kind.__name__ not in _ENFORCES_WALLTIME:
+            return None
+        text = str(self._options.get("walltime", inspect.signature(self._kind).parameters["walltime"].default))
+        seconds = seconds_of(text)
+        if self._kind.__name__ not in _IN_MINUTES:
+            return seconds
+        if not re.fullmatch(r"\d+:\d+:\d+", text):
+            raise EndpointMisconfigured(detail=f"engine.provider.walltime: {text!r} is not of the form HH:MM:SS")
+        return seconds // 60 * 60 or None if seconds else None
 
     def _option(self, name: str, default: int) -> int:
         if name in self._options:
