@@ -34,5 +34,7 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     allowed_functions: list[str] | None = None
     multi_user: bool = True
     debug: bool = False
+    audit_tasks: bool = False
+    """Whether the site keeps task records, with block and job of each task."""
     user_state_dir: str | None = None
     """Where user endpoints keep log, spool and run directory instead of ~/.mep/uep; {user} is replaced."""

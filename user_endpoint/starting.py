@@ -98,7 +98,9 @@ class Starting:
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
-        engine = make_engine(settings.engine, EnginePlace(paths.run, paths.worker_log, self._servers))
+        engine = make_engine(
+            settings.engine, EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
+        )
         signals = Signals()
         engine.start()
         self._servers.discard()

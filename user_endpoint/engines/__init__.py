@@ -18,6 +18,8 @@ class EnginePlace(NamedTuple):
     run_directory: str
     worker_log: str
     fork_server: Callable[[], Server]
+    tell_places: bool = False
+    """Whether the site wants to know in which block, and job of its scheduler, a task runs."""
 
 
 def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
@@ -41,7 +43,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
         case settings.GlobusComputeEngine():  # and GlobusMPIEngine, which is one
             from user_endpoint.engines.htex import GlobusComputeEngine
 
-            return GlobusComputeEngine(chosen, run_directory=place.run_directory)
+            return GlobusComputeEngine(chosen, run_directory=place.run_directory, tell_places=place.tell_places)
     raise EngineFailed(reason=f"there is no engine {type(chosen).__name__}")
 
 

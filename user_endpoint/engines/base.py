@@ -33,9 +33,11 @@ class EngineTask(msgspec.Struct, frozen=True):
 
 
 class TaskStarted(msgspec.Struct, frozen=True):
-    """A worker has started the task of this row."""
+    """A worker has started the task of this row. Block and its job, where there are such and they are asked for."""
 
     row: int
+    block_id: str = ""
+    job_id: str = ""
 
 
 class TaskReturned(msgspec.Struct, frozen=True):
