@@ -37,7 +37,7 @@ RESEND_BATCHES: Final = 4
 """Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
 CROWD: Final = 32
 GATHER_S: Final = 0.001
-"""While this many tasks are held, what tasks bring leaves at most once in this time. A lone result waits for nothing."""
+"""While this many tasks are held, what they bring leaves at most once in this time. A lone result waits for nothing."""
 
 
 class UserEndpoint:
