@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mep.boundary.resolved import Policy
 from mep.errors import Refusal, SpawnFailed, Stage, public_text
-from mep.monitor import nss
+from mep.monitor import nss, shadow
 from mep.monitor.spawn import Account
 
 _UNCHANGED = 2**32 - 1
@@ -61,12 +61,15 @@ def source_of(name: str) -> str:
 
 
 def check_policy(account: Account, rules: AccountRules) -> None:
-    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open."""
+    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open, SpawnFailed where that is not known."""
     if rules.only_uid is not None:
         objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
     else:
         objection = _objection(account, rules)
-    objection = objection or nss.closed(account.name)
+    try:
+        objection = objection or shadow.closed(account.name)
+    except OSError as error:
+        raise SpawnFailed(Stage.POLICY, error.errno or 0, str(error)) from None
     if objection:
         raise _refused(Stage.POLICY, objection)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from mep.boundary.messages import (
     StillMapped,
 )
 from mep.boundary.resolved import Caps, ManagerSection, Policy
-from mep.monitor import nss
+from mep.monitor import nss, shadow
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, start_as, until
 
@@ -303,7 +304,12 @@ _MODULE = """
 #include <errno.h>
 #include <nss.h>
 #include <pwd.h>
+#include <shadow.h>
 enum nss_status _nss_%(name)s_getpwnam_r(const char *name, struct passwd *p, char *b, size_t n, int *e) {
+    *e = ENOENT;
+    return %(status)s;
+}
+enum nss_status _nss_%(name)s_getspnam_r(const char *name, struct spwd *p, char *b, size_t n, int *e) {
     *e = ENOENT;
     return %(status)s;
 }
@@ -349,6 +355,23 @@ def test_the_services_of_a_database(tmp_path: Path) -> None:
         ([["usermod", "--password", "$6$salt$hash"]], ""),
         ([["usermod", "--password", "$6$salt$hash"], ["usermod", "--lock"]], "locked"),
         ([["usermod", "--password", "*"], ["passwd", "--lock"]], "locked"),
+        ([["usermod", "--password", "*"], ["usermod", "--lock"]], "locked"),
+        ([["usermod", "--password", "$6$salt$hash"], ["passwd", "--lock"]], "locked"),
+        ([["usermod", "--password", "$6$salt$hash"], ["usermod", "--lock"], ["usermod", "--unlock"]], ""),
+        # Neither leaves a trace where there was no password: what useradd makes looks the same.
+        ([["usermod", "--password", "!"], ["usermod", "--lock"]], ""),
+        ([["usermod", "--password", "!"], ["passwd", "--lock"]], ""),
+        ([["usermod", "--password", "!"], ["usermod", "--lock", "--expiredate", "1"]], "expired (1970-01-02)"),
+        ([["chage", "--expiredate", "0"]], "expired"),
+        ([["chage", "--expiredate", "2020-01-01"]], "expired (2020-01-01)"),
+        ([["chage", "--expiredate", "-1"]], ""),
+        # A password that is due for a change, and one that has to be changed at the next login, close nothing.
+        ([["chage", "--maxdays", "90", "--lastday", "2020-01-01"]], ""),
+        ([["chage", "--maxdays", "90", "--inactive", "30", "--lastday", "0"]], ""),
+        ([["chage", "--maxdays", "90", "--inactive", "30", "--lastday", "2020-01-01"]], "inactive"),
+        ([["chage", "--maxdays", "0", "--inactive", "0", "--lastday", "2020-01-01"]], "not changed by 2020-01-01"),
+        ([["chage", "--maxdays", "90", "--inactive", "99999", "--lastday", "2020-01-01"]], ""),
+        ([["chage", "--maxdays", "-1", "--inactive", "0", "--lastday", "2020-01-01"]], ""),
         ([["usermod", "--expiredate", "1"]], "expired"),
         ([["usermod", "--expiredate", "2999-01-01"]], ""),
         ([["usermod", "--expiredate", "1"], ["usermod", "--expiredate", ""]], ""),
@@ -357,9 +380,73 @@ def test_the_services_of_a_database(tmp_path: Path) -> None:
 def test_what_shadow_says(alice: LocalAccount, commands: list[list[str]], reason: str) -> None:
     for command in commands:
         subprocess.run([*command, alice.name], check=True, capture_output=True)
-    found = nss.closed(alice.name)
+    found = shadow.closed(alice.name)
     assert reason in found and bool(reason) == bool(found)
 
 
 def test_an_account_without_shadow_entry_is_open() -> None:
-    assert nss.closed("no-such-account-here") == ""
+    assert shadow.closed("no-such-account-here") == ""
+
+
+def test_the_day_that_closes_an_account_is_pam_unixs() -> None:
+    assert shadow.objection(shadow.Shadow("x", expire=100), 99) == ""
+    assert "expired" in shadow.objection(shadow.Shadow("x", expire=100), 100)
+    entry = shadow.Shadow("x", changed=100, most=10, inactive=5)
+    assert shadow.objection(entry, 114) == ""
+    assert "inactive" in shadow.objection(entry, 115)
+    assert "day 99999999999999" in shadow.objection(shadow.Shadow("x", expire=99999999999999), 99999999999999)
+
+
+def elsewhere(tmp_path: Path, mounts: dict[Path, str], code: str) -> str:
+    """Run Python code where these files lie over those of the host; return what it prints."""
+    binds = "".join(f"mount --bind '{ours}' {theirs} && " for ours, theirs in mounts.items())
+    command = ["unshare", "--mount", "sh", "-c", f'{binds} exec "$0" -c "$1"', sys.executable, code]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+
+
+_CHECK = (
+    "from mep.boundary.resolved import Policy\n"
+    "from mep.monitor.accounts import AccountRules\n"
+    "from mep.monitor.checker import Subject, check\n"
+    "print(check(Subject({name!r}, {uid}, 'files'), AccountRules(Policy(), (), (), None)))"
+)
+
+
+@pytest.mark.parametrize(
+    ("shadow_line", "said"), [("files meptestno", "StillAdmitted()"), ("files meptestaway", "NotChecked")]
+)
+def test_a_shadow_service_that_is_away_says_nothing(
+    alice: LocalAccount, modules: Path, shadow_line: str, said: str
+) -> None:
+    entry = Path("/etc/shadow").read_text().splitlines()
+    (modules / "shadow").write_text("\n".join(line for line in entry if not line.startswith(alice.name + ":")) + "\n")
+    (modules / "nsswitch.conf").write_text(f"passwd: files\ngroup: files\nshadow: {shadow_line}\n")
+    mounts = {modules / "shadow": "/etc/shadow", modules / "nsswitch.conf": "/etc/nsswitch.conf"}
+    assert said in elsewhere(modules, mounts, _CHECK.format(name=alice.name, uid=alice.uid))
+
+
+def test_shadow_entries_that_cannot_be_read_are_not_open_accounts(alice: LocalAccount, tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    shutil.copytree("/etc", etc, symlinks=True)
+    code = _CHECK.format(name=alice.name, uid=alice.uid)
+    (etc / "shadow").unlink()
+    assert elsewhere(tmp_path, {etc: "/etc"}, code) == "StillAdmitted()"
+    (etc / "shadow").mkdir()
+    said = elsewhere(tmp_path, {etc: "/etc"}, code)
+    assert said.startswith("NotChecked")
+    assert "Is a directory" in said
+
+
+def test_a_start_whose_shadow_entry_cannot_be_read_is_refused(alice: LocalAccount, tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    shutil.copytree("/etc", etc, symlinks=True)
+    (etc / "shadow").unlink()
+    (etc / "shadow").mkdir()
+    run = MonitorRun()
+    run.before = ["unshare", "--mount", "sh", "-c", f"mount --bind '{etc}' /etc && exec \"$@\"", "sh"]
+    with run:
+        manager, mapper = run.ready()
+        _, told = start_as(manager, mapper, alice.name)
+        assert (told.outcome, told.code) == ("refused", "START_FAILED")
+        assert "shadow" in next(one for one in run.audit_records() if one["event"] == "start")["detail"]
