@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -368,7 +368,7 @@ class Blocks:
         missing = new - (len(self._blocks) - len(self._that_are_up()))
         over = len(self._blocks) + missing - client.jobs.max_blocks
         if missing > 0 and over > 0:
-            self._end_idle(client, over, 0.0, now)
+            self._end_idle(client, over, 0.0, now, among=self._that_are_up())
         return int(min(client.jobs.max_blocks, max(wanted, len(self._that_are_up()) + new)))
 
     def _slots(self) -> int:
@@ -408,10 +408,12 @@ class Blocks:
             return
         self._end_idle(client, count, limit, now)
 
-    def _end_idle(self, client: Client, count: int, limit: float, now: float) -> None:
-        """End at most so many blocks that have had nothing to do for `limit` seconds."""
+    def _end_idle(
+        self, client: Client, count: int, limit: float, now: float, among: Sequence[str] | None = None
+    ) -> None:
+        """End at most so many blocks (of these) that have had nothing to do for `limit` seconds."""
         try:
-            idle = self._idle(client, limit, now)[:count]
+            idle = [each for each in self._idle(client, limit, now) if among is None or each in among][:count]
             for block_id in idle:
                 client.hold(block_id)  # so that no task is sent there in the meantime
             still = set(self._idle(client, 0.0, now))

@@ -28,7 +28,7 @@ def detail_of(**options: Any) -> str:
     [
         ("SlurmProvider", {"partition": "cpu", "account": "a", "walltime": "00:30:00", "exclusive": False}),
         ("PBSProProvider", {"queue": "q", "cpus_per_node": 64, "select_options": "ngpus=4", "walltime": "00:30:00"}),
-        ("LSFProvider", {"queue": "q", "walltime": "01:00"}),
+        ("LSFProvider", {"queue": "q", "walltime": "01:00:00"}),
         ("CondorProvider", {"cores_per_slot": 2}),
         ("GridEngineProvider", {"queue": "q"}),
         ("TorqueProvider", {"queue": "q"}),
@@ -50,6 +50,7 @@ def test_providers_by_name(kind: str, options: dict[str, Any]) -> None:
         ({"type": "SlurmProvider", "account": 12}, "engine.provider.account: expected"),
         ({"type": "LSFProvider", "max_blocks": []}, "engine.provider.max_blocks: expected int, got list"),
         ({"type": "KubernetesProvider"}, "engine.provider.image: missing"),
+        ({"type": "LSFProvider", "walltime": "01:00"}, "engine.provider.walltime: '01:00' is not of the form HH:MM:SS"),
         ({"type": "LocalProvider", "launcher": {"type": "NoLauncher"}}, "engine.provider.launcher.type: Parsl has no"),
         (
             {"type": "LocalProvider", "launcher": {"type": "SrunLauncher", "debug": "no"}},
