@@ -203,6 +203,20 @@ class EndpointRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointAccount:
+    """Whose process a user endpoint is: for the task records, and told only where they are kept."""
+
+    uid: int
+    uep_id: str = text(36)
+    local_user: str = text(32)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLogFile:
+    """Append task records to the one descriptor that comes along, from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecheckNow:
     """Configuration or mapping have changed: have every user endpoint re-checked soon."""
 
@@ -312,7 +326,7 @@ Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | MapRequest | ManagerReady | StartEndpoint | LinkStatus | StopAll
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
-    | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted | NotChecked
+    | EndpointAccount | TaskLogFile | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted | NotChecked
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
@@ -320,6 +334,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     10: MapRequest,
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
+    36: EndpointAccount, 37: TaskLogFile,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
     50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint,
     60: Shutdown,
@@ -327,5 +342,5 @@ WIRE_TYPES: dict[int, type[Message]] = {
 }  # fmt: skip
 """The first byte of a frame. Numbers are never reused, since keepers outlive an upgrade of the monitor."""
 
-DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1}
+DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1}
 """How many descriptors come with a message; none for all others. Any other number is a violation."""

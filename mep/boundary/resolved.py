@@ -108,6 +108,10 @@ class ManagerSection:
     """Where its CURVE secret key is: opened by the monitor, read by the manager from descriptor 5."""
     recheck_interval_s: float = 300.0
     """How often a running user endpoint is re-checked, by manager and monitor; 0 is never."""
+    audit_tasks: bool = False
+    """Whether it writes task records, to a file that the monitor hands over."""
+    audit_required: bool = False
+    """Whether it passes on no start while it cannot write them."""
     log_level: str = "INFO"
 
 
@@ -162,6 +166,8 @@ class Resolved:
     """The first group that an account is in decides."""
     audit_required: bool = False
     """Whether a start that cannot be recorded is refused."""
+    task_log_path: str = ""
+    """Where the manager writes task records; empty for nowhere."""
     pam: Pam = field(default_factory=Pam)
     setuid_programs: bool = False
     """Whether setuid programs may work in user endpoints."""

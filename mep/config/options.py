@@ -293,9 +293,16 @@ class EndpointOptions:
         "Where each start and end of a user endpoint is recorded. Absent: audit.log in the state directory.", None
     )
     audit_required: bool = option(
-        "Start no user endpoint whose start cannot be recorded in the audit log (a full disk, for instance).",
+        "Start no user endpoint whose start cannot be recorded in the audit log (a full disk, for instance), or, with "
+        "audit_tasks, while tasks cannot be recorded.",
         default=False,
     )
+    audit_tasks: bool = option(
+        "Record what happens to each task (received, sent, begun, ended), with function, block and job. Written by the "
+        "manager, from what the relay and user endpoints say.",
+        default=False,
+    )
+    task_log_path: str | None = option("Where tasks are recorded. Absent: tasks.log in the state directory.", None)
     log_path: str | None = option(
         "Where a detached endpoint logs. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
     )

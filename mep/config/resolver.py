@@ -81,6 +81,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         limits=limits,
         group_limits=group_limits,
         audit_required=options.audit_required,
+        task_log_path=_task_log_path(where, options),
         pam=checked_pam(where, options, warnings, multi_user=multi_user),
         setuid_programs=options.setuid_programs == "allow",
         pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),
@@ -130,6 +131,10 @@ def _log_path(where: EndpointPaths, options: EndpointOptions) -> str:
     return str(find_file(where.state_dir, options.log_path, "endpoint.log"))
 
 
+def _task_log_path(where: EndpointPaths, options: EndpointOptions) -> str:
+    return str(find_file(where.state_dir, options.task_log_path, "tasks.log")) if options.audit_tasks else ""
+
+
 def _schema(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any] | None:
     path = find_file(where.config_dir, options.user_config_schema_path, names.SCHEMA)
     return read_schema(path, required=options.user_config_schema_path is not None, owner=os.geteuid())
@@ -159,6 +164,7 @@ def _bundle(
         allowed_functions=options.allowed_functions,
         multi_user=multi_user,
         debug=options.debug,
+        audit_tasks=options.audit_tasks,
         user_state_dir=options.user_state_dir,
     )
     return encode_bundle(bundle, where.config_dir)
@@ -174,6 +180,8 @@ def _manager_section(
         account=system_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
         link_key_path=_key_path(where, names.LINK_KEY),
         recheck_interval_s=options.recheck_interval_s,
+        audit_tasks=options.audit_tasks,
+        audit_required=options.audit_required,
         log_level="DEBUG" if options.debug else "INFO",
     )
 

@@ -161,7 +161,9 @@ class Keepers:
 
     def spawned(self, child: Child, pid: int) -> None:
         """Remember the pid of a user endpoint that was exec'd."""
-        self._endpoints[child.uep_id].pid = pid
+        endpoint = self._endpoints[child.uep_id]
+        endpoint.pid = pid
+        self._monitor.tell_account(endpoint)
         self._monitor.status.changed()
 
     def ready(self, child: Child) -> None:

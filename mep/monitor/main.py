@@ -21,7 +21,7 @@ from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.errors import ConfigRefused
 from mep.monitor import syscalls
 from mep.monitor.adopt import adopt_keepers
-from mep.monitor.audit import Audit
+from mep.monitor.audit import Audit, open_appending
 from mep.monitor.endpoints import Endpoints
 from mep.monitor.local_accounts import uids_of
 from mep.monitor.monitor import Monitor
@@ -96,12 +96,14 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
         os.setsid()
     if problem := cgroups.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):
         raise ConfigRefused(resolved.name, "limits", problem)
-    for path in (resolved.log_path, resolved.audit_path):
+    for path in (resolved.log_path, resolved.audit_path, resolved.task_log_path):
         if path:
             ensure_directory(os.path.dirname(path), None, OTHERS_WRITE)
     open_log(resolved.log_path)
     log = Log("monitor")
     audit = Audit(resolved.audit_path, log)
+    if resolved.task_log_path:
+        os.close(open_appending(resolved.task_log_path))  # so that what is wrong with it is said now
     own_uids: tuple[int, ...] = ()
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):

@@ -14,15 +14,22 @@ from collections.abc import Callable
 
 from mep.boundary.channel import clip
 from mep.boundary.log import Log
-from mep.boundary.messages import EndpointEnded, EndpointRevoked, EndpointRunning, MapperEpoch
+from mep.boundary.messages import (
+    EndpointAccount,
+    EndpointEnded,
+    EndpointRevoked,
+    EndpointRunning,
+    MapperEpoch,
+    TaskLogFile,
+)
 from mep.boundary.resolved import Resolved
 from mep.errors import BoundaryViolation
 from mep.monitor import dispatch
-from mep.monitor.audit import Audit
+from mep.monitor.audit import Audit, open_appending
 from mep.monitor.child import Child, Kind
 from mep.monitor.children import Helper
 from mep.monitor.closing import Closer
-from mep.monitor.endpoints import Endpoints
+from mep.monitor.endpoints import Endpoints, UserEndpoint
 from mep.monitor.keepers import Keepers
 from mep.monitor.loop import Loop
 from mep.monitor.notify import notify
@@ -172,14 +179,32 @@ class Monitor:
         if not self.stopping:
             self.status.state, self.status.problem = "up", ""
             notify("READY=1")
+        self.hand_over_task_log()
         manager.send(MapperEpoch(epoch=self.epoch))
         for endpoint in self.endpoints.values():
             if endpoint.ready and not endpoint.told:
+                self.tell_account(endpoint)
                 manager.send(EndpointRunning(uep_id=endpoint.uep_id))
         while self._untold:
             manager.send(self._untold.popleft())
         self.status.changed()
         self.rechecks.all_now()
+
+    def hand_over_task_log(self) -> None:
+        """Give the manager, where it keeps task records, the file anew: it can only append to it."""
+        manager, path = self.helpers[Kind.MANAGER].child, self.resolved.task_log_path
+        if manager is None or not self.helpers[Kind.MANAGER].serving or not path:
+            return
+        try:
+            manager.send(TaskLogFile(), [open_appending(path)])
+        except OSError as error:
+            self.log.error("task records cannot be written", path=path, error=error.strerror)
+
+    def tell_account(self, endpoint: UserEndpoint) -> None:
+        """Tell the manager, where it keeps task records, whose process a user endpoint is."""
+        manager = self.helpers[Kind.MANAGER].child
+        if manager is not None and self.helpers[Kind.MANAGER].serving and self.resolved.task_log_path:
+            manager.send(EndpointAccount(endpoint.uid, endpoint.uep_id, endpoint.local_user))
 
     def tell_revoked(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
         """Tell the manager, if there is one, that a user endpoint is being ended; its end is told in any case."""

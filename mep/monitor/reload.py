@@ -60,6 +60,7 @@ class Reload:
         try:
             open_log(resolved.log_path)
             self._monitor.audit.reopen(resolved.audit_path)
+            self._monitor.hand_over_task_log()
         except OSError as error:
             self._monitor.log.error("cannot open a log again", error=str(error))
 
