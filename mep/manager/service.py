@@ -22,6 +22,7 @@ from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     MAX_STARTS_OUTSTANDING,
+    EndpointAccount,
     EndpointEnded,
     EndpointRevoked,
     EndpointRunning,
@@ -35,13 +36,15 @@ from mep.boundary.messages import (
     StartAnswered,
     StartEndpoint,
     StopAll,
+    TaskLogFile,
 )
 from mep.boundary.resolved import ManagerSection
-from mep.errors import BoundaryViolation
+from mep.errors import BoundaryViolation, Refusal, public_text
 from mep.manager.backoff import Backoff
 from mep.manager.link import Link, LinkEvent
 from mep.manager.outbox import Kept, Outbox
 from mep.manager.rechecks import Rechecks
+from mep.manager.task_records import TaskRecords
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager, encode
 from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
@@ -93,6 +96,11 @@ class Manager:
         self._pending_rechecks: dict[int, str] = {}
         self._rechecks = Rechecks(section.recheck_interval_s)
         self._refs = itertools.count(1)
+        self._links = 0
+        self._records: TaskRecords | None = None
+        if section.audit_tasks:
+            self._records = TaskRecords(log, required=section.audit_required)
+            self._poller.register(self._records.fileno(), zmq.POLLIN)
         self._deadline = 0.0  # of the state: next attempt, end of greeting, or the peer taken for dead
         self._heartbeat_s = HEARTBEAT_S
         self._next_ping = 0.0
@@ -108,6 +116,7 @@ class Manager:
                 self._poller.poll(self._wait_ms())
                 self._take_channel()
                 self._take_link()
+                self._answer_records()
                 self._tick(time.monotonic())
         finally:
             self._close_link(SHUTDOWN_LINGER_MS)
@@ -148,6 +157,7 @@ class Manager:
     def _connect(self, now: float) -> None:
         address = self._section.relay_link_address
         self._enter(State.CONNECTING, address, now + GREETING_S)
+        self._links += 1
         try:
             self._link = Link(self._context, address, self._server_key, self._secret)
         except zmq.ZMQError as error:
@@ -217,6 +227,7 @@ class Manager:
                 epoch=self._epoch,
                 version=__version__,
                 hostname=socket.gethostname(),
+                audit_tasks=self._section.audit_tasks,
             )
         )
 
@@ -247,6 +258,8 @@ class Manager:
                 self._start_endpoint(message)
             case messages.Refused():
                 self._refused(message, now)
+            case messages.TaskEvents():
+                self._record(message)
             case messages.EndpointGone():
                 self._endpoint_gone(message.text)
 
@@ -280,6 +293,10 @@ class Manager:
         ref = next(self._refs)
         if start.recheck:
             self._pass_on_recheck(ref, start)
+            return
+        if self._records is not None and self._records.refuse_starts:
+            code, text = Refusal.AUDIT_UNAVAILABLE, public_text(Refusal.AUDIT_UNAVAILABLE)
+            self._answer(start.uep_id, Outcome.UNAVAILABLE, code, text, "")
             return
         if len(self._pending) + len(self._pending_rechecks) >= MAX_PENDING or not self._ask_monitor(ref, start):
             busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
@@ -324,6 +341,18 @@ class Manager:
         if self._state is State.UP:
             self._flush_outbox(time.monotonic())
 
+    # --- task records -----------------------------------------------------------------------------------
+
+    def _record(self, message: messages.TaskEvents) -> None:
+        """Write what the relay tells of tasks, if it was asked to tell."""
+        if self._records is not None and (answer := self._records.take(message, self._links)):
+            self._send(answer)
+
+    def _answer_records(self) -> None:
+        """Tell the relay what has reached the disk."""
+        if self._records is not None and (answer := self._records.collect(self._links)):
+            self._send(answer)
+
     # --- from and to the monitor ------------------------------------------------------------------------
 
     def _tell(self, message: Message, descriptors: list[int] | None = None) -> bool:
@@ -353,10 +382,18 @@ class Manager:
                 self._log.warning("the monitor is gone: ending")
                 self._ended = True
                 return
-            self._take_monitor_message(received[0])
+            self._take_monitor_message(*received)
 
-    def _take_monitor_message(self, message: Message) -> None:
+    def _take_monitor_message(self, message: Message, descriptors: list[int]) -> None:
         match message:
+            case TaskLogFile() if self._records is not None:
+                self._records.use(descriptors[0])
+            case TaskLogFile():
+                os.close(descriptors[0])
+            case EndpointAccount() if self._records is not None:
+                self._records.account(message)
+            case EndpointAccount():
+                pass
             case MapperEpoch():
                 self._new_epoch(message.epoch)
             case EndpointRunning():
