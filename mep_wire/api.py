@@ -81,6 +81,14 @@ class SubmitBody(msgspec.Struct, kw_only=True):
     """This project's own: ids chosen by the client (UUIDv7), which make a repeated submission harmless."""
     walltime_s: float | None = None
     """This project's own: seconds after which a worker ends the task."""
+    max_attempts: int | None = None
+    """This project's own: how often a task may be begun, where what ran it dies. The endpoint says, if not given."""
+    deadline: float | None = None
+    """This project's own: seconds since the epoch, by the relay's clock, at which an unfinished task expires."""
+    deadline_s: float | None = None
+    """This project's own: the same in seconds from when the relay takes the submission; the earlier of both counts."""
+    priority: int = 0
+    """This project's own: the order among one person's tasks for one user endpoint, higher first; from -5 to 5."""
 
 
 class SubmitAnswer(msgspec.Struct, kw_only=True):

@@ -24,6 +24,11 @@ MAX_IDENTITIES: Final = 64
 """Most linked identities in one identity set."""
 MAX_PUBLIC_TEXT: Final = 1024
 """Longest text, in characters, that an endpoint may send a person about a refusal."""
+MAX_ATTEMPTS: Final = 100
+"""Most attempts that a task may ask for."""
+MIN_PRIORITY: Final = -5
+MAX_PRIORITY: Final = 5
+"""Priority of a task among those of its person, 0 where none is given: higher ones first."""
 MAX_RECHECKS: Final = 64
 """Most user endpoints that one Recheck may name."""
 START_REQUEST_LIFETIME_S: Final = 60

@@ -100,7 +100,7 @@ def main() -> None:
     default=_DEFAULTS.task_lifetime_days,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="How long a task may wait to be taken before it expires; 0: for ever.",
+    help="How long a task may wait to be taken, or for a site that took it and is away; 0: for ever.",
 )
 @click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
 def serve_command(directory: Path | None, **options: Any) -> None:

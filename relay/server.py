@@ -49,7 +49,7 @@ class Settings:
     retention_days: float = 14.0
     """How long ended tasks and their results are kept."""
     task_lifetime_days: float = 14.0
-    """How long a task may wait until a user endpoint takes it; 0: for ever."""
+    """How long a task may wait until a user endpoint takes it, and for one that has it and is away; 0: for ever."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
 
@@ -155,6 +155,7 @@ async def _sweep(store: Store, dispatcher: Dispatcher, retention_s: float, lifet
         before = time.time() - retention_s
         try:
             removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
+            await dispatcher.note_seen()
             if lifetime_s:
                 await dispatcher.expire(lifetime_s)
         except RelayUnavailable as error:  # the disk may be full, and this is what makes room once it can be written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,7 +32,14 @@ from mep_wire.errors import (
     TooManyTasks,
 )
 from mep_wire.ids import user_endpoint_id, uuid7
-from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT, MAX_USER_CONFIG_BYTES
+from mep_wire.limits import (
+    MAX_ATTEMPTS,
+    MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY,
+    MAX_TASKS_PER_SUBMIT,
+    MAX_USER_CONFIG_BYTES,
+    MIN_PRIORITY,
+)
 from mep_wire.states import API_STATUS, TaskState
 from relay.api import endpoints, functions
 from relay.api.http import Request
@@ -42,6 +50,7 @@ from relay.dispatch.delivery import uuid_text
 from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord, UepRecord
 
 MAX_WALLTIME_S = 366 * 86400.0
+MAX_DEADLINE_S = 10 * 366 * 86400.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Results in one answer; a larger one comes alone."""
 READ_PAGE = 256
@@ -61,6 +70,7 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
     uep = await _user_endpoint(service, request.caller, endpoint, config, runtime)
     added = await service.dispatcher.delivery.add(uep, account, group_id, tasks)
+    service.dispatcher.deadlines.expect(tasks[0].deadline)
     service.dispatcher.board.open_tasks[account] += added.new
     service.dispatcher.added(uep)
     return SubmitAnswer(
@@ -87,6 +97,7 @@ async def _user_endpoint(
             identity_id=caller.identity_id,
             config=config,
             runtime=runtime,
+            seen_at=time.time(),
         )
         record = await durable(service.store.submit(lambda tx: tx.put_uep(wanted)))
     return board.uep(record)
@@ -106,6 +117,28 @@ def _resource_spec(body: SubmitBody) -> bytes:
     return msgspec.msgpack.encode(value) if value else b""
 
 
+def _options(body: SubmitBody, now: float) -> tuple[bytes, float, int, float, int]:
+    """Return what all tasks of a submission have in common, as in NewTask. Raises BodyInvalid."""
+    walltime, attempts = body.walltime_s or 0.0, body.max_attempts
+    if not 0 <= walltime <= MAX_WALLTIME_S:
+        raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")
+    if attempts is not None and not 1 <= attempts <= MAX_ATTEMPTS:
+        raise BodyInvalid(reason=f"max_attempts: expected 1 to {MAX_ATTEMPTS}")
+    if not MIN_PRIORITY <= body.priority <= MAX_PRIORITY:
+        raise BodyInvalid(reason=f"priority: expected {MIN_PRIORITY} to {MAX_PRIORITY}")
+    return _resource_spec(body), walltime, attempts or 0, _deadline(body, now), body.priority
+
+
+def _deadline(body: SubmitBody, now: float) -> float:
+    """Return when the tasks of a submission expire, 0 for never. Raises BodyInvalid."""
+    if body.deadline_s is not None and not 0 < body.deadline_s <= MAX_DEADLINE_S:
+        raise BodyInvalid(reason=f"deadline_s: expected a number of seconds up to {MAX_DEADLINE_S:.0f}")
+    if body.deadline is not None and not now < body.deadline <= now + MAX_DEADLINE_S:
+        raise BodyInvalid(reason=f"deadline: expected a time after now, which is {now:.0f} s since the epoch here")
+    ends = [body.deadline] if body.deadline is not None else []
+    return min([*ends, now + body.deadline_s] if body.deadline_s is not None else ends, default=0.0)
+
+
 def _new_tasks(
     service: Service, caller: Caller, endpoint: EndpointRecord, body: SubmitBody
 ) -> tuple[list[NewTask], dict[str, list[str]]]:
@@ -113,9 +146,7 @@ def _new_tasks(
     count = sum(map(len, body.tasks.values()))
     if not 0 < count <= MAX_TASKS_PER_SUBMIT:
         raise BodyInvalid(reason=f"tasks: expected 1 to {MAX_TASKS_PER_SUBMIT} tasks, got {count}")
-    spec, walltime = _resource_spec(body), body.walltime_s or 0.0
-    if not 0 <= walltime <= MAX_WALLTIME_S:
-        raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")
+    options = _options(body, time.time())
     tasks: list[NewTask] = []
     names: dict[str, list[str]] = {}
     for name, payloads in body.tasks.items():
@@ -123,7 +154,7 @@ def _new_tasks(
         if endpoint.allowed_functions is not None and function.function_id not in endpoint.allowed_functions:
             raise FunctionNotAllowed(endpoint_id=endpoint.endpoint_id, function_id=function.function_id)
         ids = _task_ids(body.task_ids, name, len(payloads))
-        _append(tasks, function, payloads, ids, spec, walltime)
+        _append(tasks, function, payloads, ids, options)
         names[name] = [uuid_text(task_id) for task_id in ids]
     if body.task_ids and len({task.task_id for task in tasks}) < count:
         raise BodyInvalid(reason="task_ids: the same id twice")
@@ -131,7 +162,11 @@ def _new_tasks(
 
 
 def _append(
-    tasks: list[NewTask], function: FunctionRef, payloads: Sequence[Any], ids: Sequence[bytes], spec: bytes, wall: float
+    tasks: list[NewTask],
+    function: FunctionRef,
+    payloads: Sequence[Any],
+    ids: Sequence[bytes],
+    options: tuple[bytes, float, int, float, int],
 ) -> None:
     for number, (payload, task_id) in enumerate(zip(payloads, ids, strict=True)):
         try:
@@ -141,7 +176,7 @@ def _append(
         if len(data) > MAX_PAYLOAD_BYTES:
             what = f"tasks.{function.function_id}[{number}]"
             raise PayloadTooLarge(what=what, size=len(data), limit=MAX_PAYLOAD_BYTES)
-        tasks.append(NewTask(task_id, function, data, spec, wall))
+        tasks.append(NewTask(task_id, function, data, *options))
 
 
 def _task_ids(chosen: Mapping[str, list[str]] | None, name: str, count: int) -> list[bytes]:

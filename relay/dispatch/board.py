@@ -7,7 +7,8 @@ Used by the other modules of this package, always in the event loop's thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -60,6 +61,10 @@ class Uep:
     """Starts that came to nothing since the last link."""
     unjoined_since: float = 0.0
     """By the loop's clock: when its manager first said that it runs without there being a link; 0: it has not."""
+    default_attempts: int = 1
+    """How often a task may be begun there that says nothing of it: what its process has said last."""
+    most_attempts: int = 0
+    """The most that one may ask for, 0 for no limit."""
     losses: int = 0
     """Processes lost in a row with no task ended in between."""
     last_code: str = ""
@@ -110,6 +115,8 @@ class Joining:
     record: UepRecord
     offered: bytes
     held: list[int]
+    default_attempts: int
+    most_attempts: int
     early: list[bytes] = field(default_factory=list)
 
 
@@ -151,6 +158,13 @@ class Board:
             uep.set_timer(None)
             self.ueps.pop(uep.record.uep_id, None)
             self.by_row.pop(uep.row, None)
+
+    def saw(self, ueps: Sequence[Uep]) -> Future[None]:
+        """Note that these user endpoints have, or had until now, a link."""
+        rows, now = [uep.row for uep in ueps], time.time()
+        for uep in ueps:
+            uep.record = msgspec.structs.replace(uep.record, seen_at=now)
+        return self.store.submit(lambda tx: tx.saw_ueps(rows, now), inline=False)
 
     def count_ended(self, account_id: str, ended: int) -> None:
         """Note that tasks of an account have ended."""

@@ -16,6 +16,7 @@ from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCanc
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.board import STORE_RETRY_S, Board, Uep, durable
+from relay.dispatch.changes import Loss, Requeued, cancel, charge, lose, requeue
 from relay.dispatch.streams import Streams
 from relay.log import logger
 from relay.store.base import INLINE_BYTES, INLINE_TASKS, Tx
@@ -33,6 +34,8 @@ END_PAGE = 2000
 """Queued tasks ended in one transaction when a whole queue is."""
 STARTED_DELAY_S = 0.02
 """How long reports of started tasks may wait to share a commit: they are overtaken by quick results."""
+_AT_ONCE_S = 0.001
+"""What is left of a deadline that has passed: 0 would say that there is none."""
 MAX_CREDIT = 100_000
 MAX_TEXT = 64 * 1024
 MAX_CODE = 64
@@ -96,9 +99,12 @@ class Delivery:
         every one of those comes after this in the writer's order."""
         if uep.peer is peer and uep.state is UepState.ONLINE:
             queued = [
-                QueuedTask(row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s)
+                QueuedTask(
+                    row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s,
+                    1, t.max_attempts, t.deadline, t.priority,
+                )
                 for row, t in zip(added.rows, tasks, strict=False)
-            ]
+            ]  # fmt: skip
             self._send_tasks(uep, queued)
 
     def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
@@ -116,9 +122,13 @@ class Delivery:
                 functions.append(messages.FunctionItem(t.function_id, code))
                 uep.functions_sent.add(t.function_id)
                 size += len(code)
+            left = max(t.deadline - time.time(), _AT_ONCE_S) if t.deadline else 0.0
             items.append(
-                messages.TaskItem(t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s)
-            )
+                messages.TaskItem(
+                    t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s,
+                    t.attempt, t.max_attempts, left, t.priority,
+                )
+            )  # fmt: skip
         return self._send(uep, functions, items)
 
     def _send(self, uep: Uep, functions: list[messages.FunctionItem], tasks: list[messages.TaskItem]) -> bool:
@@ -226,27 +236,60 @@ class Delivery:
         self._board.count_ended(uep.record.account_id, settled.ended)
         self._streams.wake(settled.groups)
 
+    def requeued(self, uep: Uep, done: Requeued) -> None:
+        """Tasks wait again, and those among them that were to be cancelled have ended."""
+        uep.has_queued = uep.has_queued or bool(done.count)
+        self._ended(uep, done.settled)
+
     def returned(self, uep: Uep, rows: list[int]) -> None:
         """A user endpoint gives rows back that it has not started."""
 
-        def queued(_count: int) -> None:
-            uep.has_queued = True
+        def queued(done: Requeued) -> None:
+            self.requeued(uep, done)
             self.pump(uep)
 
-        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, rows)), queued)
+        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: requeue(tx, uep.row, rows)), queued)
+
+    def lost(self, uep: Uep, lost: Sequence[tuple[int, int]]) -> None:
+        """A user endpoint has lost these attempts, by row, of tasks that may be begun again: charge and queue them."""
+        rows = [row for row, _ in lost]
+        waiting = self._started.get(uep.row)
+        if waiting:
+            waiting.difference_update(rows)  # else they would be taken for started once more
+        peer = uep.peer
+
+        def charged(done: Requeued) -> None:
+            if peer is not None:
+                self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
+            self.requeued(uep, done)
+            self.pump(uep)
+
+        self._board.when_durable(peer, self._board.store.submit(lambda tx: charge(tx, uep.row, lost)), charged)
 
     def take_back(self, uep: Uep) -> None:
         """Queue again everything that was sent and not started."""
-
-        def requeued(count: int) -> None:
-            uep.has_queued = uep.has_queued or bool(count)
-
-        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: tx.requeue(uep.row, None)), requeued)
+        change = self._board.store.submit(lambda tx: requeue(tx, uep.row, None))
+        self._board.when_durable(uep.peer, change, lambda done: self.requeued(uep, done))
 
     async def end_rows(self, uep: Uep, endings: Sequence[Ending]) -> None:
         """End these rows."""
         if endings:
             self._ended(uep, await self._board.insist(lambda tx: tx.record_endings(uep.row, endings)))
+
+    async def lose_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
+        """Tasks had begun, and what ran them is gone: those that may be begun again wait, the others fail."""
+        loss = Loss(error, uep.default_attempts, uep.most_attempts)
+        if rows:
+            self.requeued(uep, await self._board.insist(lambda tx: lose(tx, uep.row, rows, loss)))
+            self.pump(uep)
+
+    async def cancel(self, uep_row: int, rows: Sequence[int], *, ask: bool) -> list[int]:
+        """Cancel tasks; returns the rows that their user endpoint is to be asked for (none without `ask`)."""
+        away, settled = await self._board.insist(lambda tx: cancel(tx, uep_row, rows, ask=ask))
+        uep = self._board.by_row.get(uep_row)
+        if uep is not None:
+            self._ended(uep, settled)
+        return away
 
     async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
         """End these rows with an error."""
@@ -283,21 +326,50 @@ class Delivery:
         oldest = self._board.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
             return
-        error = TaskExpired(
-            text=f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
-        )
-        ending = Ending(
-            0, TaskState.EXPIRED, error.code, error.text, correlation_id=error.correlation_id, ended_at=time.time()
-        )
+        text = f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
         logger.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
+
+        def end(tx: Tx) -> Settled:
+            rows = tx.queued_before(uep.row, before, END_PAGE)
+            return tx.record_endings(uep.row, _expired(rows, text))
+
         while True:
-            settled = await durable(
-                self._board.store.submit(lambda tx: tx.end_queued(uep.row, ending, END_PAGE, before), inline=False)
-            )
+            settled = await durable(self._board.store.submit(end, inline=False))
             self._ended(uep, settled)
             if settled.ended < END_PAGE:
                 break
         uep.has_queued = self._board.store.has_queued(uep.row)
+
+    async def expire_lost(self, uep: Uep, lifetime_s: float) -> None:
+        """End what a user endpoint has that nobody has heard of for longer than this. Raises RelayUnavailable."""
+        gone = f"Nothing was heard of your process at the site for {lifetime_s / 86400:g} days"
+        texts = {
+            TaskState.DISPATCHED: f"{gone}, to which the task was sent; it is not known to have begun.",
+            TaskState.RUNNING: f"{gone}, in which the task had begun; whether it finished is not known.",
+        }
+
+        def end(tx: Tx) -> Settled:
+            active = tx.active_rows(uep.row)
+            endings = [_expired([row], texts[state])[0] for row, state in active.items()]
+            return tx.record_endings(uep.row, endings)
+
+        self._ended(uep, await durable(self._board.store.submit(end, inline=False)))
+        uep.unsettled = False
+
+    async def expire_rows(self, uep_row: int, endings: Sequence[Ending]) -> None:
+        """End tasks whose deadline is past. Raises RelayUnavailable."""
+        settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings), inline=False))
+        uep = self._board.by_row.get(uep_row)
+        if uep is not None:
+            self._ended(uep, settled)
+            uep.has_queued = self._board.store.has_queued(uep_row)
+            uep.unsettled = uep.unsettled and self._board.store.has_active(uep_row)
+            self._board.forget_idle(uep)
+
+
+def _expired(rows: Sequence[int], text: str) -> list[Ending]:
+    now = time.time()
+    return [Ending(row, TaskState.EXPIRED, TaskExpired.code, text, ended_at=now) for row in rows]
 
 
 def _small(count: int, size: int) -> bool:

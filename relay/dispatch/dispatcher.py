@@ -23,11 +23,11 @@ from mep_wire.errors import (
     LinkMessageInvalid,
     MepError,
     ProtocolMismatch,
-    TaskCancelled,
 )
 from mep_wire.limits import LINK_DEAD_S
-from mep_wire.states import TaskState, UepState
-from relay.dispatch.board import Board, Joining, ManagerLink, Uep
+from mep_wire.states import UepState
+from relay.dispatch.board import Board, Joining, ManagerLink, Uep, durable
+from relay.dispatch.deadlines import Deadlines
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.endings import Endings
 from relay.dispatch.managers import Managers
@@ -39,12 +39,14 @@ from relay.log import logger
 from relay.plane.base import Peer, Plane
 from relay.store.audited import AuditedStore
 from relay.store.base import Store
-from relay.store.records import Ending, EndpointRecord, TaskBrief
+from relay.store.records import EndpointRecord, TaskBrief
 
 MAX_EARLY_FRAMES = 64
 """Messages that a peer may send while its join is being stored."""
 MAX_STRANGER_BYTES = 8 * 1024 * 1024
 """Most that a peer may say before it is welcome: room for a hello with a million rows, and no more to decode."""
+SETTLE_S = 600.0
+"""After the relay's start, how long user endpoints have to come back before one counts as not heard of."""
 Handler = Callable[[Peer, Any], object]
 Handlers = Mapping[type[Any], Handler]
 
@@ -58,6 +60,8 @@ class Dispatcher:
         store = cast("Store", self._audited)
         self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
         self.delivery = Delivery(self.board, self.streams)
+        self.deadlines = Deadlines(self.board, self.delivery)
+        self._up_since = self.board.loop.time()
         self.starts = Starts(self.board, self.delivery, signing_key)
         self._endings = Endings(self.board, self.delivery, self.starts)
         self._managers = Managers(self.board, self.starts, self._endings)
@@ -89,12 +93,14 @@ class Dispatcher:
             messages.Started: self._started,
             messages.Results: self._ueps.results,
             messages.Returned: self._ueps.returned,
+            messages.Lost: self._ueps.lost,
             messages.Goodbye: self._ueps.goodbye,
         }
         return stranger, {**liveness, **manager}, {**liveness, **uep}
 
     def recover(self) -> None:
         """After the relay's start: user endpoints that had a link get a grace time to come back."""
+        self.deadlines.recover()
         for record in self._store.ueps_in_use():
             uep = self.board.uep(record)
             if record.link_key:
@@ -220,27 +226,35 @@ class Dispatcher:
         """Cancel unfinished tasks: at once, or (the rows returned) by asking the user endpoint that has them."""
         asked: set[int] = set()
         for uep_row in {task.uep_row for task in tasks}:
-            mine = [task for task in tasks if task.uep_row == uep_row]
+            rows = [task.row for task in tasks if task.uep_row == uep_row]
             uep = self.board.by_row.get(uep_row)
-            away = [task.row for task in mine if task.state is not TaskState.QUEUED]
+            away = await self.delivery.cancel(uep_row, rows, ask=uep is not None and uep.peer is not None)
             ask = codec.encode(messages.CancelTasks(rows=away))
-            if uep is not None and uep.peer is not None and away and self._plane.send(uep.peer, ask):
-                asked.update(away)  # else its link has just closed, and it hears of it when it is back
-            await self._cancel_rows(uep_row, [task.row for task in mine if task.row not in asked])
+            if away and not (uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask)):
+                # It is away: the tasks end here and now, and it hears of it when it is back.
+                away = await self.delivery.cancel(uep_row, away, ask=False)
+            asked.update(away)  # if its link dies before it hears of it, its next hello brings it up again
         return asked
 
-    async def _cancel_rows(self, uep_row: int, rows: Sequence[int]) -> None:
-        error, now = TaskCancelled(), time.time()
-        endings = [Ending(row, TaskState.CANCELLED, error.code, error.text, ended_at=now) for row in rows]
-        uep = self.board.by_row.get(uep_row)
-        if uep is not None:
-            await self.delivery.end_rows(uep, endings)
-
     async def expire(self, lifetime_s: float) -> None:
-        """End queued tasks that have waited for longer than this. Raises RelayUnavailable."""
-        for uep in [uep for uep in self.board.ueps.values() if uep.has_queued]:
-            await self.delivery.expire(uep, lifetime_s)
+        """End tasks that have waited for longer than this, also those at user endpoints of which nobody has heard for
+        so long. Raises RelayUnavailable."""
+        before = time.time() - lifetime_s
+        settled = self.board.loop.time() - self._up_since > min(lifetime_s, SETTLE_S)
+        for uep in list(self.board.ueps.values()):
+            if uep.has_queued:
+                await self.delivery.expire(uep, lifetime_s)
+            away = settled and uep.peer is None and uep.record.seen_at < before
+            if away and self._store.has_active(uep.row):
+                logger.warning("user endpoint %s: not heard of for too long, its tasks expire", uep.record.uep_id)
+                await self.delivery.expire_lost(uep, lifetime_s)
             self.board.forget_idle(uep)
+
+    async def note_seen(self) -> None:
+        """Note which user endpoints have a link. Raises RelayUnavailable."""
+        here = [uep for uep in self.board.ueps.values() if uep.peer is not None]
+        if here:
+            await durable(self.board.saw(here))
 
     def endpoint_changed(self, endpoint: EndpointRecord, old: EndpointRecord) -> None:
         """A registration was updated: a link with the old key is cut."""

@@ -8,6 +8,7 @@ from mep_wire.errors import EndpointDeleted, UserEndpointLost
 from mep_wire.limits import LINK_DEAD_S, MAX_PUBLIC_TEXT
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, Uep
+from relay.dispatch.changes import Requeued, requeue
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.starts import Starts
 from relay.store.base import Tx
@@ -56,24 +57,24 @@ class Endings:
             uep.set_timer(None)
         self._delivery.flush_started()
         requeued, lost = await self._board.insist(lambda tx: _release(tx, uep.row, key))
-        uep.has_queued = uep.has_queued or bool(requeued)
+        self._delivery.requeued(uep, requeued)
         uep.unsettled, uep.last_end = bool(lost), text
         if self._is_deleted(uep):
-            await self.lose(uep, lost, "the endpoint was deleted")
+            await self._delivery.fail_rows(uep, lost, UserEndpointLost(reason="the endpoint was deleted"))
             await self._delivery.end_queue(uep, EndpointDeleted(endpoint_id=uep.record.endpoint_id))
             uep.unsettled = False
-        elif requeued or lost:
+        elif requeued.count or lost:
             await self._starts.count_loss(uep, code, text)
         self._starts.want(uep)
         self._board.forget_idle(uep)
 
     async def lose(self, uep: Uep, rows: Sequence[int], reason: str) -> None:
-        """End tasks that had started in a process that is gone; those that have ended meanwhile are left alone."""
+        """Settle tasks that had started in a process that is gone: run those again that may be, end the others."""
         error = UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT] or "its process is gone")
-        await self._delivery.fail_rows(uep, rows, error)
+        await self._delivery.lose_rows(uep, rows, error)
 
 
-def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[int, list[int]]:
-    """Forget a process; queue again what it had not started; return that count and what it had."""
+def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[Requeued, list[int]]:
+    """Forget a process; queue again what it had not started; return that and what it had."""
     tx.clear_link(uep_row, link_key)
-    return tx.requeue(uep_row, None), tx.running_rows(uep_row)
+    return requeue(tx, uep_row, None), tx.running_rows(uep_row)

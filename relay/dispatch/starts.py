@@ -31,6 +31,7 @@ from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import CancelTasks, StartAnswer, UepEnded
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
+from relay.dispatch.changes import requeue
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.signing import MadeStart, make_recheck, make_start
 from relay.log import logger
@@ -228,7 +229,7 @@ class Starts:
         if uep.peer is not None and rows:  # so that its end need not wait for them
             self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
         if not may_start_again:
-            await self._board.insist(lambda tx: tx.requeue(uep.row, None))
+            self._delivery.requeued(uep, await self._board.insist(lambda tx: requeue(tx, uep.row, None)))
             await self._delivery.end_queue(uep, error)
 
     # --- what else ends a start -------------------------------------------------------------------

@@ -7,16 +7,16 @@ import time
 
 from mep_wire import codec, messages
 from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
-from mep_wire.limits import HEARTBEAT_S, MAX_PAYLOAD_BYTES
+from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, Joining, Uep
+from relay.dispatch.changes import Reconciled, reconcile
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.endings import Endings
 from relay.dispatch.signing import join_hash
 from relay.dispatch.starts import Starts
 from relay.log import logger
 from relay.plane.base import Peer
-from relay.store.records import Held
 
 MAX_ROW = 2**63
 
@@ -35,10 +35,14 @@ class UserEndpoints:
         if record is None:
             raise JoinRefused
         if record.link_key and hmac.compare_digest(record.link_key, peer.key):
-            self._link_up(self._board.uep(record), peer)  # its join was stored, the welcome lost
-            self._settle(self._board.uep(record), peer, _rows(message.held))
+            uep, held = self._board.uep(record), _rows(message.held)
+            uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
+            self._link_up(uep, peer)  # its join was stored, the welcome lost
+            self._settle(uep, peer, held)
             return None
-        return Joining(record, join_hash(message.token), _rows(message.held))
+        return Joining(
+            record, join_hash(message.token), _rows(message.held), message.default_attempts, message.most_attempts
+        )
 
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
         """Store a join; False where the token is unknown, spent or expired."""
@@ -47,6 +51,7 @@ class UserEndpoints:
         if enrolled:
             uep = self._board.uep(record)
             uep.set_link_key(peer.key)
+            uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
             self._link_up(uep, peer)
             self._settle(uep, peer, joining.held)
         return enrolled
@@ -59,6 +64,7 @@ class UserEndpoints:
         if record.uep_id != message.uep_id:
             raise LinkForbidden(what=f"user endpoint {message.uep_id[:64]!r}")
         held, uep = _rows(message.held), self._board.uep(record)
+        uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
         self._link_up(uep, peer)
         self._settle(uep, peer, held)
 
@@ -75,6 +81,7 @@ class UserEndpoints:
         if link is not None:
             link.running.add(uep.record.uep_id)  # whatever its manager has said so far
         logger.info("user endpoint %s is here", uep.record.uep_id)
+        self._board.saw([uep])
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
 
@@ -84,18 +91,18 @@ class UserEndpoints:
         uep.pumping = True
         self._board.when_durable(
             peer,
-            self._board.store.submit(lambda tx: tx.reconcile(uep.row, held)),
+            self._board.store.submit(lambda tx: reconcile(tx, uep.row, held)),
             lambda found: self._compare(uep, peer, found),
         )
 
-    def _compare(self, uep: Uep, peer: Peer, found: Held) -> None:
+    def _compare(self, uep: Uep, peer: Peer, found: Reconciled) -> None:
         uep.pumping = uep.unsettled = False
-        uep.has_queued = uep.has_queued or bool(found.requeued)
-        if found.over:
-            self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=found.over)))
-        if found.lost:
+        self._delivery.requeued(uep, found.requeued)
+        if stop := [*found.held.over, *found.cancelling]:
+            self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))
+        if found.held.lost:
             reason = f"{uep.last_end or 'Its process ended.'} It left no result of the task."
-            self._board.run(self._endings.lose(uep, found.lost, reason))
+            self._board.run(self._endings.lose(uep, found.held.lost, reason))
         self._delivery.pump(uep)
 
     def gone(self, uep: Uep, peer: Peer, reason: str) -> None:
@@ -104,6 +111,7 @@ class UserEndpoints:
             return
         logger.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
         uep.unlink()
+        self._board.saw([uep])
         uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)
         self._endings.conclude_if_ended(uep)
         self._endings.conclude_if_deleted(uep)
@@ -131,6 +139,12 @@ class UserEndpoints:
         """These ended."""
         _rows([item.row for item in message.items])
         self._delivery.results(peer.session, message.items)
+
+    def lost(self, peer: Peer, message: messages.Lost) -> None:
+        """What ran these died, and they may be run again. Raises LinkMessageInvalid."""
+        if len(message.attempts) != len(message.rows) or any(not 0 < n <= MAX_ATTEMPTS for n in message.attempts):
+            raise LinkMessageInvalid(reason="an attempt that no task has")
+        self._delivery.lost(peer.session, list(zip(_rows(message.rows), message.attempts, strict=True)))
 
     def returned(self, peer: Peer, message: messages.Returned) -> None:
         """It has not started these and will not."""

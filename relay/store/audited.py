@@ -155,11 +155,11 @@ class _AuditedTx:
         self._ended(key, uep_row, before, {ending.row: ending for ending in reversed(endings)})
         return settled
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
         """Queued tasks end."""
         key = self._store.key(self._tx, uep_row)
         before = self._tx.queued_refs(uep_row, limit) if key else []
-        settled = self._tx.end_queued(uep_row, ending, limit, submitted_before)
+        settled = self._tx.end_queued(uep_row, ending, limit)
         if key:
             self._ended(key, uep_row, before, {ref.row: ending for ref in before})
         return settled

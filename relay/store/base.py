@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from mep_wire.identity import Identity, IdentitySet
+from mep_wire.states import TaskState
 from relay.store.records import (
     Added,
     Caller,
@@ -24,8 +25,10 @@ from relay.store.records import (
     GroupRef,
     Held,
     NewTask,
+    OverdueTask,
     QueuedTask,
     Settled,
+    Standing,
     TaskBrief,
     TaskRecord,
     TaskRef,
@@ -81,6 +84,9 @@ class RegistryTx(Protocol):
     def put_uep(self, uep: UepRecord) -> UepRecord:
         """Add a user endpoint, or find the one with this `uep_id`; `row` is the store's to choose."""
 
+    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+        """Note that these user endpoints have a link, or were given tasks."""
+
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         """Remember a start's join token; earlier ones stay good until they expire or one of them is spent."""
 
@@ -104,8 +110,8 @@ class TaskTx(Protocol):
         """
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
-        """Mark the oldest queued tasks as dispatched and return them: at least one (if there is one), then
-        no more than `limit` tasks or `max_bytes` of payload."""
+        """Mark the first queued tasks, by priority and then by age, as dispatched and return them: at least one (if
+        there is one), then no more than `limit` tasks or `max_bytes` of payload."""
 
     def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
         """Mark dispatched tasks of this user endpoint as running; others are left alone."""
@@ -121,12 +127,29 @@ class TaskTx(Protocol):
         """After a reconnection: queued rows that it holds are marked as dispatched, dispatched rows that it
         does not hold are queued again."""
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
-        """End the oldest queued tasks alike, up to `limit`, all or those submitted before a time (the row in
-        `ending` is not looked at)."""
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+        """End the first queued tasks alike, up to `limit` (the row in `ending` is not looked at)."""
+
+    def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
+        """Return rows of this user endpoint that have waited since before a time, up to `limit`."""
 
     def running_rows(self, uep_row: int) -> list[int]:
         """Return the rows of this user endpoint that have started and not ended."""
+
+    def active_rows(self, uep_row: int) -> dict[int, TaskState]:
+        """Return the rows of this user endpoint that are dispatched or running, with which."""
+
+    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
+        """Return where those of these tasks are that are this user endpoint's and have not ended."""
+
+    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+        """Note of unfinished tasks, by row, that so many attempts have begun and were lost, where fewer are noted."""
+
+    def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
+        """Note of unfinished tasks that they are to be cancelled."""
+
+    def cancelling(self, uep_row: int) -> dict[int, TaskState]:
+        """Return this user endpoint's unfinished rows that are to be cancelled, with where they are."""
 
     def sweep(self, ended_before: float, limit: int) -> int:
         """Remove up to `limit` records of tasks that ended before this time; return how many."""
@@ -207,6 +230,12 @@ class TaskReads(Protocol):
 
     def has_queued(self, uep_row: int) -> bool:
         """Return whether any task waits for this user endpoint."""
+
+    def next_deadline(self) -> float | None:
+        """Return the first deadline of any unfinished task; None where none has one."""
+
+    def overdue(self, now: float, limit: int) -> list[OverdueTask]:
+        """Return unfinished tasks whose deadline is past, the first ones, up to `limit`."""
 
     def oldest_queued(self, uep_row: int) -> float | None:
         """Return when the task that waits for this user endpoint longest was submitted; None where none waits."""

@@ -30,8 +30,10 @@ from relay.store.records import (
     GroupRef,
     Held,
     NewTask,
+    OverdueTask,
     QueuedTask,
     Settled,
+    Standing,
     TaskBrief,
     TaskRecord,
     UepRecord,
@@ -52,6 +54,8 @@ class _Task:
     started_at: float = 0.0
     ending: Ending | None = None
     seq: int = 0
+    attempts: int = 0
+    cancelling: bool = False
 
     def may(self, then: TaskState) -> bool:
         return then in TASK_TRANSITIONS[self.state]
@@ -152,6 +156,11 @@ class _MemoryTx(MemoryTaskEvents):
             )
         return self._d.ueps[uep.uep_id]
 
+    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+        for key, uep in self._d.ueps.items():
+            if uep.row in uep_rows:
+                self._d.ueps[key] = msgspec.structs.replace(uep, seen_at=now)
+
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._d.joins[join_hash] = (uep_row, expires)
 
@@ -205,15 +214,21 @@ class _MemoryTx(MemoryTaskEvents):
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         taken: list[QueuedTask] = []
         size = 0
-        for task in self._of(uep_row, TaskState.QUEUED)[:limit]:
+        for task in self._queued(uep_row)[:limit]:
             new = task.new
             size += len(new.payload)
             if taken and size > max_bytes:
                 break
             task.state = TaskState.DISPATCHED
             function_id = new.function.function_id
-            taken.append(QueuedTask(task.row, new.task_id, function_id, new.payload, new.resource_spec, new.walltime_s))
+            rest = (task.attempts + 1, new.max_attempts, new.deadline, new.priority)
+            taken.append(
+                QueuedTask(task.row, new.task_id, function_id, new.payload, new.resource_spec, new.walltime_s, *rest)
+            )
         return taken
+
+    def _queued(self, uep_row: int) -> list[_Task]:
+        return sorted(self._of(uep_row, TaskState.QUEUED), key=lambda task: (-task.new.priority, task.row))
 
     def _mine(self, uep_row: int, rows: Sequence[int]) -> list[_Task]:
         found = (self._d.tasks.get(row) for row in rows)
@@ -257,10 +272,37 @@ class _MemoryTx(MemoryTaskEvents):
         lost = [row for row, t in active.items() if row not in held and t.state is TaskState.RUNNING]
         return Held(self.requeue(uep_row, away), lost, [row for row in dict.fromkeys(held) if row not in active])
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
-        oldest = self._of(uep_row, TaskState.QUEUED)[:limit]
-        rows = [t.row for t in oldest if submitted_before is None or t.submitted_at < submitted_before]
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+        rows = [task.row for task in self._queued(uep_row)[:limit]]
         return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for row in rows])
+
+    def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
+        waiting = self._of(uep_row, TaskState.QUEUED)
+        return [task.row for task in waiting if task.submitted_at < submitted_before][:limit]
+
+    def active_rows(self, uep_row: int) -> dict[int, TaskState]:
+        return {task.row: task.state for task in self._of(uep_row, *_ACTIVE)}
+
+    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
+        return [
+            Standing(task.row, task.state, task.attempts, task.new.max_attempts, task.cancelling)
+            for task in self._mine(uep_row, rows)
+            if not task.state.is_terminal
+        ]
+
+    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+        for row, lost in attempts:
+            for task in self._mine(uep_row, [row]):
+                if not task.state.is_terminal:
+                    task.attempts = max(task.attempts, lost)
+
+    def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
+        for task in self._mine(uep_row, rows):
+            task.cancelling = task.cancelling or not task.state.is_terminal
+
+    def cancelling(self, uep_row: int) -> dict[int, TaskState]:
+        mine = (task for task in self._d.tasks.values() if task.uep_row == uep_row)
+        return {task.row: task.state for task in mine if task.cancelling and not task.state.is_terminal}
 
     def running_rows(self, uep_row: int) -> list[int]:
         return [task.row for task in self._of(uep_row, TaskState.RUNNING)]
@@ -352,6 +394,16 @@ class MemoryStore(MemoryTaskEventReads):
 
     def has_queued(self, uep_row: int) -> bool:
         return any(t.uep_row == uep_row and t.state is TaskState.QUEUED for t in self._d.tasks.values())
+
+    def next_deadline(self) -> float | None:
+        return min((t.new.deadline for t in self._with_deadline()), default=None)
+
+    def overdue(self, now: float, limit: int) -> list[OverdueTask]:
+        late = sorted((t.new.deadline, t.row, t) for t in self._with_deadline() if t.new.deadline <= now)
+        return [OverdueTask(task.row, task.uep_row, task.state) for _, _, task in late[:limit]]
+
+    def _with_deadline(self) -> list[_Task]:
+        return [t for t in self._d.tasks.values() if t.new.deadline and not t.state.is_terminal]
 
     def oldest_queued(self, uep_row: int) -> float | None:
         waiting = (t for t in self._d.tasks.values() if t.uep_row == uep_row and t.state is TaskState.QUEUED)

@@ -57,7 +57,8 @@ class MemoryTaskEvents:
 
     def queued_refs(self, uep_row: int, limit: int) -> list[TaskRef]:
         tasks = self._d.tasks.values()
-        return [_ref(task) for task in tasks if task.uep_row == uep_row and task.state is TaskState.QUEUED][:limit]
+        mine = [task for task in tasks if task.uep_row == uep_row and task.state is TaskState.QUEUED]
+        return [_ref(task) for task in sorted(mine, key=lambda task: (-task.new.priority, task.row))[:limit]]
 
     def uep_key(self, uep_row: int) -> UepKey | None:
         found = (uep for uep in self._d.ueps.values() if uep.row == uep_row)

@@ -71,6 +71,8 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     runtime: dict[str, Any]
     link_key: bytes = b""
+    seen_at: float = 0.0
+    """When it last had a link or was given tasks, to the minute."""
     made_of: str = ""
     """The account that `uep_id` was made of, the store's to set: `account_id` is another once accounts were merged."""
 
@@ -83,6 +85,11 @@ class NewTask(msgspec.Struct, frozen=True):
     payload: bytes
     resource_spec: bytes = b""
     walltime_s: float = 0.0
+    max_attempts: int = 0
+    """How often it may be begun, 0 for the endpoint's default."""
+    deadline: float = 0.0
+    """When it expires by the relay's clock, 0 for never."""
+    priority: int = 0
 
 
 class QueuedTask(msgspec.Struct, frozen=True):
@@ -94,6 +101,29 @@ class QueuedTask(msgspec.Struct, frozen=True):
     payload: bytes
     resource_spec: bytes
     walltime_s: float
+    attempt: int = 1
+    max_attempts: int = 0
+    deadline: float = 0.0
+    priority: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """An unfinished task, as what decides on its fate needs it. `attempts`: how many had begun and were lost."""
+
+    row: int
+    state: TaskState
+    attempts: int
+    max_attempts: int
+    cancelling: bool
+    """The person has asked for it to be cancelled, and its user endpoint is to be told."""
+
+
+class OverdueTask(msgspec.Struct, frozen=True):
+    """An unfinished task whose deadline is past."""
+
+    row: int
+    uep_row: int
+    state: TaskState
 
 
 class Ending(msgspec.Struct, frozen=True):

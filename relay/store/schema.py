@@ -67,6 +67,21 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE ueps SET made_of = account_id;
     """,
     sqlite_events.SCHEMA,
+    f"""
+    ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tasks ADD COLUMN deadline REAL NOT NULL DEFAULT 0;
+    ALTER TABLE tasks ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tasks ADD COLUMN cancelling INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE inputs ADD COLUMN max_attempts INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX tasks_active;
+    CREATE INDEX tasks_active ON tasks (uep_row, state, priority DESC, row) WHERE state < {_END};
+    CREATE INDEX tasks_deadline ON tasks (deadline) WHERE deadline > 0 AND state < {_END};
+    CREATE INDEX tasks_cancelling ON tasks (uep_row) WHERE cancelling = 1 AND state < {_END};
+    """,
+    """
+    ALTER TABLE ueps ADD COLUMN seen_at REAL NOT NULL DEFAULT 0;
+    UPDATE ueps SET seen_at = strftime('%s', 'now');
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -28,13 +28,14 @@ from relay.store.records import (
     FunctionRecord,
     FunctionRef,
     GroupRef,
+    OverdueTask,
     TaskBrief,
     TaskRecord,
     UepRecord,
 )
 from relay.store.schema import migrate
 from relay.store.sqlite_events import SqliteTaskEventReads
-from relay.store.sqlite_tx import SqliteTx
+from relay.store.sqlite_tx import PRIORITIES, SqliteTx
 from relay.store.writer import Writer
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ def uep_from_row(row: Sequence[Any]) -> UepRecord:
         runtime=msgspec.json.decode(row[6]),
         link_key=row[7] or b"",
         made_of=row[8],
+        seen_at=row[9],
     )
 
 
@@ -186,8 +188,16 @@ class SqliteStore(SqliteTaskEventReads):
         return bool(self._one(sql.HAS_QUEUED, uep_row)[0])
 
     def oldest_queued(self, uep_row: int) -> float | None:
-        row = self._one(sql.QUEUED_ROWS, uep_row, 1)
-        return row[1] if row else None
+        found = (self._one(sql.QUEUED_ROWS_BY_AGE, uep_row, priority, 1) for priority in PRIORITIES)
+        return min((row[1] for row in found if row), default=None)
+
+    def next_deadline(self) -> float | None:
+        row = self._one(sql.NEXT_DEADLINE)
+        return row[0] if row else None
+
+    def overdue(self, now: float, limit: int) -> list[OverdueTask]:
+        rows = self._read.execute(sql.OVERDUE, (now, limit)).fetchall()
+        return [OverdueTask(row, uep_row, TaskState(state)) for row, uep_row, state in rows]
 
     def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])

@@ -44,7 +44,7 @@ QUEUED_REFS: Final = (
     "SELECT t.row, t.task_id, f.function_id, t.state, t.submitted_at "
     "FROM tasks t JOIN functions f ON f.function_row = t.function_row "
     f"WHERE t.uep_row = ? AND t.state = {int(TaskState.QUEUED)} AND likely(t.state < {int(TaskState.SUCCESS)}) "
-    "ORDER BY t.row LIMIT ?"
+    "ORDER BY t.priority DESC, t.row LIMIT ?"
 )
 UEP_KEY: Final = "SELECT endpoint_id, uep_id, account_id, identity_id FROM ueps WHERE uep_row = ?"
 

@@ -11,6 +11,7 @@ import msgspec
 
 from mep_wire.errors import IdConflict
 from mep_wire.identity import Identity
+from mep_wire.limits import MAX_PRIORITY, MIN_PRIORITY
 from mep_wire.states import TaskState
 from relay.store import statements as sql
 from relay.store.records import (
@@ -24,9 +25,12 @@ from relay.store.records import (
     NewTask,
     QueuedTask,
     Settled,
+    Standing,
     UepRecord,
 )
 from relay.store.sqlite_events import SqliteTaskEvents
+
+PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
 
 
 class _Part:
@@ -88,9 +92,13 @@ class _RegistryTx(_Part):
 
     def put_uep(self, uep: UepRecord) -> UepRecord:
         config, runtime = msgspec.json.encode(uep.config), msgspec.json.encode(uep.runtime)
-        self._db.execute(sql.ADD_UEP, (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime))
+        values = (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime, uep.seen_at)
+        self._db.execute(sql.ADD_UEP, values)
         row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
-        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", made_of=row[8])
+        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", made_of=row[8], seen_at=row[9])
+
+    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+        self._db.executemany(sql.SAW_UEP, [(now, row) for row in uep_rows])
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._db.execute(sql.DROP_JOINS, (uep_row, now))
@@ -139,8 +147,8 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
             self._db.executemany(
                 sql.ADD_TASK,
                 [
-                    (row, task.task_id, group.row, uep_row, task.function.row, state, now)
-                    for row, task, state in zip(rows, tasks, states, strict=True)
+                    (row, t.task_id, group.row, uep_row, t.function.row, state, now, t.priority, t.deadline)
+                    for row, t, state in zip(rows, tasks, states, strict=True)
                 ],
             )
         except sqlite3.IntegrityError:  # some id is known: a repeated submission, or a clash
@@ -157,9 +165,8 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
             known = self._db.execute(sql.KNOWN_TASK, (task.task_id,)).fetchone()
             if known is None:
                 row, new = self._next_row, new + 1
-                self._db.execute(
-                    sql.ADD_TASK, (row, task.task_id, group.row, uep_row, task.function.row, int(TaskState.QUEUED), now)
-                )
+                where = (row, task.task_id, group.row, uep_row, task.function.row, int(TaskState.QUEUED))
+                self._db.execute(sql.ADD_TASK, (*where, now, task.priority, task.deadline))
                 self._add_inputs([row], [task])
                 known = (row, group.row, uep_row, task.function.row)
             if known[1:] != (group.row, uep_row, task.function.row):
@@ -170,7 +177,10 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
     def _add_inputs(self, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
         self._db.executemany(
             sql.ADD_INPUT,
-            [(row, t.payload, t.resource_spec, t.walltime_s) for row, t in zip(rows, tasks, strict=True)],
+            [
+                (row, t.payload, t.resource_spec, t.walltime_s, t.max_attempts)
+                for row, t in zip(rows, tasks, strict=True)
+            ],
         )
         self._next_row = max(self._next_row, rows[-1] + 1) if rows else self._next_row
 
@@ -218,6 +228,22 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
     def running_rows(self, uep_row: int) -> list[int]:
         return [row[0] for row in self._db.execute(sql.RUNNING_ROWS, (uep_row,))]
 
+    def active_rows(self, uep_row: int) -> dict[int, TaskState]:
+        return {row: TaskState(state) for row, state in self._db.execute(sql.ACTIVE_ROWS, (uep_row,))}
+
+    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
+        found = (self._db.execute(sql.STANDING, (row, uep_row)).fetchone() for row in rows)
+        return [Standing(r[0], TaskState(r[1]), r[2], r[3], bool(r[4])) for r in found if r is not None]
+
+    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+        self._db.executemany(sql.CHARGE, [(lost, row, uep_row) for row, lost in attempts])
+
+    def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
+        self._db.executemany(sql.ASK_CANCEL, [(row, uep_row) for row in rows])
+
+    def cancelling(self, uep_row: int) -> dict[int, TaskState]:
+        return {row: TaskState(state) for row, state in self._db.execute(sql.CANCELLING, (uep_row,))}
+
     # --- ending -----------------------------------------------------------------------------------
 
     def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
@@ -244,10 +270,16 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
             ended += 1
         return Settled(frozenset(groups), ended, foreign)
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int, submitted_before: float | None = None) -> Settled:
-        oldest = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
-        rows = [row for row, at in oldest if submitted_before is None or at < submitted_before]
-        return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for row in rows])
+    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+        rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
+        return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for (row,) in rows])
+
+    def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
+        rows: list[int] = []
+        for priority in PRIORITIES:
+            oldest = self._db.execute(sql.QUEUED_ROWS_BY_AGE, (uep_row, priority, limit - len(rows))).fetchall()
+            rows += [row for row, at in oldest if at < submitted_before]
+        return rows
 
     def sweep(self, ended_before: float, limit: int) -> int:
         oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()

@@ -74,8 +74,8 @@ FUNCTION_REF = "SELECT function_row, function_id, owner, public FROM functions W
 FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
 
 ADD_UEP = (
-    "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime, made_of) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?3) "
+    "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime, seen_at, made_of) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?3) "
     "ON CONFLICT (uep_id) DO NOTHING"
 )
 ADD_JOIN = "INSERT INTO joins VALUES (?, ?, ?)"
@@ -85,7 +85,11 @@ SPEND_JOIN = "DELETE FROM joins WHERE join_hash = ? AND uep_row = ? AND expires 
 DROP_ALL_JOINS = "DELETE FROM joins WHERE uep_row = ?"
 SET_LINK = "UPDATE ueps SET link_key = ? WHERE uep_row = ?"
 CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
-_UEP = "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, made_of FROM ueps "
+SAW_UEP = "UPDATE ueps SET seen_at = ? WHERE uep_row = ?"
+_UEP = (
+    "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, made_of, seen_at "
+    "FROM ueps "
+)
 UEP = _UEP + "WHERE uep_id = ?"
 UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
 # User endpoints that may have a process or that tasks wait for.
@@ -101,16 +105,18 @@ NEXT_ROW = "SELECT coalesce(max(row), 0) + 1 FROM tasks"
 NEXT_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM results"
 ADD_GROUP = "INSERT INTO task_groups (group_id, owner) VALUES (?, ?) ON CONFLICT (group_id) DO NOTHING"
 ADD_TASK = (
-    "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at, priority, deadline) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-ADD_INPUT = "INSERT INTO inputs VALUES (?, ?, ?, ?)"
+ADD_INPUT = "INSERT INTO inputs VALUES (?, ?, ?, ?, ?)"
 # What a task id stands for already, to tell a repeated submission from a clash.
 KNOWN_TASK = "SELECT row, group_row, uep_row, function_row FROM tasks WHERE task_id = ?"
 QUEUED_TASKS = (
-    "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s "
+    "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s, "
+    "t.attempts + 1, i.max_attempts, t.deadline, t.priority "
     "FROM tasks t JOIN inputs i ON i.row = t.row JOIN functions f ON f.function_row = t.function_row "
-    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) ORDER BY t.row LIMIT ?"
+    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) "
+    "ORDER BY t.priority DESC, t.row LIMIT ?"
 )
 MARK_DISPATCHED = (
     f"UPDATE tasks SET state = {_DISPATCHED} WHERE row = ? AND uep_row = ? "
@@ -128,10 +134,22 @@ REQUEUE = (
 _OPEN = f"likely(state < {_END})"
 REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED} AND {_OPEN}"
 ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN}"
-RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND {_OPEN} ORDER BY row"
+RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND {_OPEN} ORDER BY priority DESC, row"
 QUEUED_ROWS = (
-    f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY row LIMIT ?"
+    f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY priority DESC, row LIMIT ?"
 )
+# Those of one priority are in the order in which they were submitted.
+QUEUED_ROWS_BY_AGE = (
+    f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND priority = ? AND {_OPEN} "
+    "ORDER BY row LIMIT ?"
+)
+STANDING = (
+    "SELECT t.row, t.state, t.attempts, coalesce(i.max_attempts, 0), t.cancelling "
+    f"FROM tasks t LEFT JOIN inputs i ON i.row = t.row WHERE t.row = ? AND t.uep_row = ? AND t.state < {_END}"
+)
+CHARGE = f"UPDATE tasks SET attempts = max(attempts, ?) WHERE row = ? AND uep_row = ? AND state < {_END}"
+ASK_CANCEL = f"UPDATE tasks SET cancelling = 1 WHERE row = ? AND uep_row = ? AND state < {_END}"
+CANCELLING = f"SELECT row, state FROM tasks WHERE uep_row = ? AND cancelling = 1 AND state < {_END}"
 # The group and id of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row, task_id FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (
@@ -155,6 +173,12 @@ SWEEP = (
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
 
 # --- tasks: questions -------------------------------------------------------------------------------
+
+NEXT_DEADLINE = f"SELECT min(deadline) FROM tasks WHERE deadline > 0 AND state < {_END}"
+OVERDUE = (
+    f"SELECT row, uep_row, state FROM tasks WHERE deadline > 0 AND deadline <= ? AND state < {_END} "
+    "ORDER BY deadline LIMIT ?"
+)
 
 HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN})"
 HAS_ACTIVE = (

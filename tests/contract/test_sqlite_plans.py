@@ -12,6 +12,10 @@ from relay.store.schema import migrate
 ABOUT_TASKS = (
     "QUEUED_TASKS",
     "QUEUED_ROWS",
+    "QUEUED_ROWS_BY_AGE",
+    "CANCELLING",
+    "NEXT_DEADLINE",
+    "OVERDUE",
     "RUNNING_ROWS",
     "ACTIVE_ROWS",
     "REQUEUE_NOT_STARTED",

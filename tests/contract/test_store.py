@@ -396,6 +396,77 @@ def test_what_is_taken_says_everything_that_a_user_endpoint_needs(work: Work) ->
     assert (taken.payload, taken.resource_spec, taken.walltime_s) == (b"\x00payload", b"spec", 2.5)
 
 
+def test_tasks_are_taken_by_priority_and_then_by_age(work: Work) -> None:
+    low, high, plain, highest = (
+        NewTask(uuid7().bytes, work.function, b"p", priority=priority) for priority in (-5, 1, 0, 5)
+    )
+    later = NewTask(uuid7().bytes, work.function, b"p", priority=1)
+    rows = dict(zip("lhpxH", work.add([low, high, plain, highest, later]), strict=True))
+    assert work.take(limit=2) == [rows["x"], rows["h"]]
+    do(work.store, lambda tx: tx.requeue(work.uep.row, [rows["h"]]))
+    assert work.take() == [rows["h"], rows["H"], rows["p"], rows["l"]]
+
+
+def test_the_oldest_that_waits_is_found_whatever_its_priority(work: Work) -> None:
+    for at, priority in ((10.0, -3), (20.0, 5), (30.0, 0)):
+        work.add_at(NewTask(uuid7().bytes, work.function, b"", priority=priority), at)
+    assert work.store.oldest_queued(work.uep.row) == 10.0
+    assert len(do(work.store, lambda tx: tx.queued_before(work.uep.row, 25.0, 10))) == 2
+
+
+def test_lost_attempts_are_counted_and_said_when_the_task_is_taken_again(work: Work) -> None:
+    task = NewTask(uuid7().bytes, work.function, b"", max_attempts=3, deadline=9e9, priority=2)
+    (row,) = work.add([task], dispatched=1)
+    do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))
+    do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))  # said twice, counted once
+    (standing,) = do(work.store, lambda tx: tx.standing(work.uep.row, [row, 10**9]))
+    assert (standing.attempts, standing.max_attempts, standing.state) == (1, 3, S.DISPATCHED)
+    do(work.store, lambda tx: tx.requeue(work.uep.row, [row]))
+    (taken,) = do(work.store, lambda tx: tx.take_queued(work.uep.row, 9, 999))
+    assert (taken.attempt, taken.max_attempts, taken.deadline, taken.priority) == (2, 3, 9e9, 2)
+    work.end([row])
+    assert do(work.store, lambda tx: tx.standing(work.uep.row, [row])) == []
+    other = add_uep(work.store)
+    assert do(work.store, lambda tx: tx.standing(other.row, [row])) == []
+
+
+def test_what_is_to_be_cancelled_is_known_until_it_ends(work: Work) -> None:
+    tasks = work.new(3)
+    rows = work.add(tasks, dispatched=2)
+    do(work.store, lambda tx: tx.ask_cancel(work.uep.row, rows[1:]))
+    assert do(work.store, lambda tx: tx.cancelling(work.uep.row)) == {rows[1]: S.DISPATCHED, rows[2]: S.QUEUED}
+    assert [one.cancelling for one in do(work.store, lambda tx: tx.standing(work.uep.row, rows))] == [False, True, True]
+    work.end(rows[1:], S.CANCELLED)
+    assert do(work.store, lambda tx: tx.cancelling(work.uep.row)) == {}
+
+
+def test_deadlines_are_told_in_their_order_until_the_tasks_end(work: Work) -> None:
+    assert work.store.next_deadline() is None
+    late, later, none = (NewTask(uuid7().bytes, work.function, b"", deadline=at) for at in (200.0, 300.0, 0.0))
+    rows = work.add([later, late, none], dispatched=1)
+    assert work.store.next_deadline() == 200.0
+    assert work.store.overdue(199.0, 10) == []
+    found = work.store.overdue(300.0, 10)
+    assert [(one.row, one.uep_row, one.state) for one in found] == [
+        (rows[1], work.uep.row, S.QUEUED),
+        (rows[0], work.uep.row, S.DISPATCHED),
+    ]
+    assert len(work.store.overdue(300.0, 1)) == 1
+    work.end([rows[1]], S.EXPIRED)
+    assert work.store.next_deadline() == 300.0
+
+
+def test_when_a_user_endpoint_was_last_seen_is_noted(work: Work) -> None:
+    do(work.store, lambda tx: tx.saw_ueps([work.uep.row], 77.0))
+    assert work.store.uep(work.uep.uep_id).seen_at == 77.0  # type: ignore[union-attr]
+
+
+def test_active_rows_are_those_that_are_sent_or_running(work: Work) -> None:
+    rows = work.add(work.new(3), dispatched=2)
+    do(work.store, lambda tx: tx.record_started(work.uep.row, rows[:1], 5.0))
+    assert do(work.store, lambda tx: tx.active_rows(work.uep.row)) == {rows[0]: S.RUNNING, rows[1]: S.DISPATCHED}
+
+
 def test_only_dispatched_tasks_of_the_user_endpoint_start(work: Work) -> None:
     tasks = work.new(2)
     rows = work.add(tasks, dispatched=1)
@@ -507,17 +578,17 @@ def test_a_whole_queue_ends_alike_a_page_at_a_time(work: Work) -> None:
     assert {c.code for c in work.completions()} == {"ENDPOINT_DELETED"}
 
 
-def test_only_what_waits_since_before_a_time_ends(work: Work) -> None:
+def test_what_waits_since_before_a_time_is_found(work: Work) -> None:
     tasks = work.new(4)
     assert work.store.oldest_queued(work.uep.row) is None
     work.add_at(tasks[0], 0.0, dispatched=1)
     for at, task in enumerate(tasks[1:], start=1):
         work.add_at(task, at * 10.0)
     assert work.store.oldest_queued(work.uep.row) == 10.0
-    ending = Ending(0, S.EXPIRED, "TASK_EXPIRED", "late")
-    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 10, 10.0)).ended == 0
-    assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 10, 30.0)).ended == 2
-    assert work.states(tasks) == [S.DISPATCHED, S.EXPIRED, S.EXPIRED, S.QUEUED]
+    rows = {at: work.store.briefs([task.task_id])[0].row for at, task in enumerate(tasks)}
+    assert do(work.store, lambda tx: tx.queued_before(work.uep.row, 10.0, 10)) == []
+    assert do(work.store, lambda tx: tx.queued_before(work.uep.row, 30.0, 10)) == [rows[1], rows[2]]
+    assert do(work.store, lambda tx: tx.queued_before(work.uep.row, 30.0, 1)) == [rows[1]]
 
 
 def test_sweeping_removes_old_endings_and_never_gives_a_row_again(work: Work) -> None:

@@ -1,0 +1,18 @@
+"""How often a task may be begun: what the person asks for, the endpoint's default and its administrator's limit.
+
+Only attempts that had begun and were lost count: a worker, block, user endpoint or host died. Both the user endpoint
+and the relay decide by this, the first for what dies below it, the second for what dies with it.
+"""
+
+from __future__ import annotations
+
+
+def allowed_attempts(asked: int, default: int, most: int) -> int:
+    """Return how often a task may be begun. `asked` is 0 where the person says nothing, `most` 0 for no limit."""
+    wanted = asked or default
+    return max(1, min(wanted, most) if most else wanted)
+
+
+def on_attempt(text: str, attempt: int, allowed: int) -> str:
+    """Return the sentence on a loss with which attempt it was."""
+    return f"{text} (attempt {attempt} of {allowed})"

@@ -1,0 +1,88 @@
+"""Ends tasks whose deadline is past, wherever they are: waiting, sent, or running at a user endpoint that may be away.
+
+One timer, for the first deadline of all. The user endpoint ends a running task at the same time by its own clock,
+since its link may be down; here the task ends whether or not it does. What comes of the task later is not taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+
+from mep_wire import codec, messages
+from mep_wire.errors import RelayUnavailable, TaskExpired
+from mep_wire.states import TaskState
+from relay.dispatch.board import STORE_RETRY_S, Board
+from relay.dispatch.delivery import Delivery
+from relay.log import logger
+from relay.store.records import Ending, OverdueTask
+
+PAGE = 1000
+"""Tasks ended in one transaction."""
+_LONGEST_S = 86400.0
+_WHERE = {
+    TaskState.QUEUED: "it was still waiting",
+    TaskState.DISPATCHED: "it was sent to the site, and had not begun",
+    TaskState.RUNNING: "it had begun, and was ended",
+}
+
+
+class Deadlines:
+    """See the module. The deadlines themselves are in the store."""
+
+    def __init__(self, board: Board, delivery: Delivery) -> None:
+        self._board, self._delivery = board, delivery
+        self._next = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def recover(self) -> None:
+        """After the relay's start: wait for the first of those that are stored."""
+        self.expect(self._board.store.next_deadline() or 0.0)
+
+    def expect(self, deadline: float) -> None:
+        """There is a task with this deadline, 0 for none, in seconds since the epoch."""
+        if deadline and (self._timer is None or deadline < self._next):
+            self._wait_for(deadline)
+
+    def _wait_for(self, deadline: float, at_least_s: float = 0.0) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = deadline
+        delay = min(max(deadline - time.time(), at_least_s), _LONGEST_S)  # the host's clock may be set meanwhile
+        self._timer = self._board.loop.call_later(delay, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._board.run(self._expire())
+
+    async def _expire(self) -> None:
+        pause = STORE_RETRY_S
+        try:
+            while late := self._board.store.overdue(time.time(), PAGE):
+                await self._end(late)
+            pause = 0.0
+        except RelayUnavailable as error:
+            logger.error("deadlines: %s %s", error, error.detail)
+        finally:
+            following = self._board.store.next_deadline()
+            if following is not None:
+                self._wait_for(following, at_least_s=pause)
+
+    async def _end(self, late: list[OverdueTask]) -> None:
+        """End a page of tasks. Raises RelayUnavailable."""
+        by_uep: defaultdict[int, list[OverdueTask]] = defaultdict(list)
+        for task in late:
+            by_uep[task.uep_row].append(task)
+        for uep_row, tasks in by_uep.items():
+            await self._delivery.expire_rows(uep_row, [_ending(task) for task in tasks])
+            uep = self._board.by_row.get(uep_row)
+            away = [task.row for task in tasks if task.state is not TaskState.QUEUED]
+            if uep is not None and uep.peer is not None and away:
+                self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
+
+
+def _ending(task: OverdueTask) -> Ending:
+    error = TaskExpired()
+    text = f"{error.text[:-1]}: {_WHERE.get(task.state, 'it had not ended')}."
+    return Ending(task.row, TaskState.EXPIRED, error.code, text, ended_at=time.time())
