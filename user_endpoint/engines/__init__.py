@@ -26,6 +26,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
     """Return the engine that `chosen` describes, not yet started. Raises EngineFailed."""
     match chosen:
         case settings.ProcessPoolEngine():
+            from user_endpoint.engines.notes import Notes
             from user_endpoint.engines.process_pool import ProcessPoolEngine
 
             return ProcessPoolEngine(
@@ -35,6 +36,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
                 worker_log=place.worker_log,
                 directory=_working_directory(chosen, place.run_directory),
                 run_in_sandbox=chosen.run_in_sandbox,
+                notes=Notes(place.run_directory),
             )
         case settings.ThreadPoolEngine():
             from user_endpoint.engines.thread_pool import ThreadPoolEngine

@@ -6,12 +6,14 @@ so it is itself imported only when a template asks for it.
 
 A task that no worker has begun is never lost: it is sent again. One that was begun is run again only
 max_retries_on_system_failure times, else it ends with WORKER_LOST. What workers have begun is known from reports
-and, where those did not get away, from the workers' own notes, as far as this host sees the node's files.
+and, where those did not get away, from the workers' own notes, which also fence off nodes that were given up
+(engines.notes): both need a file system that this host and the nodes share.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
@@ -27,6 +29,7 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointL
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.notes import Notes
 from user_endpoint.engines.pace import Pace
 from user_endpoint.htex import protocol
 from user_endpoint.htex.blocks import Blocks
@@ -35,8 +38,8 @@ from user_endpoint.htex.news import BlockGone, Broken, Ready, Restarted
 from user_endpoint.htex.provider import Plan
 from user_endpoint.htex.walltimes import fits
 from user_endpoint.settings import GlobusComputeEngine as Settings
-from user_endpoint.workers.begun import begun_rows
 
+_log = logging.getLogger(__name__)
 _TURN: Final = 256
 _ATTEMPT_BITS: Final = 15
 """A task's number for the executor is its row and, in these lowest bits, which attempt it is."""
@@ -78,15 +81,14 @@ class GlobusComputeEngine:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._plan = Plan(settings)
-        self._blocks = Blocks(settings, self._plan, self._directory, self._ring)
+        self._notes = Notes(str(self._directory.parent))
+        self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
         self._client: Client | None = None
         self._waiting: list[_Held] = []
         self._held: dict[int, _Held] = {}  # by our number
         self._numbers: dict[int, int] = {}  # row -> our number
         self._timed: dict[int, float] = {}  # row -> walltime, of those that have not begun
         self._attempts = 0
-        self._before = self._directory.with_name("htex-before")
-        self._begun_before: set[int] = set()
         self._events: list[Event] = []
         self._pace = Pace()
         self._slots = self._plan.expected_slots(settings)
@@ -103,10 +105,11 @@ class GlobusComputeEngine:
 
     def start(self) -> None:
         """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
-        before = self._before
-        if self._directory.exists():  # scripts, keys, logs and notes of an earlier process
+        before = self._directory.with_name("htex-before")
+        if self._directory.exists():  # scripts, keys and logs of an earlier process, which its nodes may still write
             shutil.rmtree(before, ignore_errors=True)
             self._directory.rename(before)
+            shutil.rmtree(before, ignore_errors=True)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._blocks.start()
 
@@ -188,6 +191,8 @@ class GlobusComputeEngine:
         if self._client is not None:
             self._client.say(protocol.Leave())
         self._blocks.stop(grace_s)
+        if self._client is not None:
+            self._notes.forget(self._client.begun_directory)
         self._drop_client()
         for news in self._blocks.take_news():
             if isinstance(news, Ready):
@@ -219,11 +224,9 @@ class GlobusComputeEngine:
         packed = []
         for held in tasks:
             row = held.task.row
-            if row in self._begun_before:
-                self._begun_before.discard(row)
-                if self._settings.max_retries_on_system_failure == 0:
-                    self._end(held, UserEndpointLost(reason="it was killed"))
-                    continue
+            if self._notes.was_begun(held.task.task_id) and self._settings.max_retries_on_system_failure == 0:
+                self._end(held, UserEndpointLost(reason="it was killed"))
+                continue
             self._attempts += 1
             number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
             self._held[number], self._numbers[held.task.row] = held, number
@@ -268,7 +271,7 @@ class GlobusComputeEngine:
                 self._again(held)
         if message.lost:
             why = "its block was ended by the scheduler" if message.leaving else "the node or block that had it is gone"
-            self._lost_together(message.lost, why)
+            self._lost_together(message.lost, self._begun_in(message.pool), why)
         if message.leaving:
             self._blocks.node_left()
 
@@ -328,9 +331,21 @@ class GlobusComputeEngine:
 
     # --- ends -----------------------------------------------------------------------------------------
 
-    def _lost_together(self, numbers: list[int], reason: str) -> None:
-        """Tasks are gone with what had them, which may have begun more of them than its last report says."""
-        begun = {number for path in self._directory.glob("**/begun-*") for number in begun_rows(str(path))}
+    def _begun_in(self, pool: str) -> set[int]:
+        """Return the tasks that a pool's workers have begun, which may be more than its last report says.
+
+        From here on they begin no more, even if the pool lives and is only out of reach.
+        """
+        if self._client is None or not pool:
+            return set()
+        try:
+            return self._notes.close_pool(self._client.begun_directory, pool)
+        except OSError as error:
+            _log.warning("notes of pool=%s cannot be read error=%s: its tasks are taken to have begun", pool, error)
+            return set(self._held)
+
+    def _lost_together(self, numbers: list[int], begun: set[int], reason: str) -> None:
+        """Tasks are gone with what had them."""
         for number in numbers:
             if (held := self._forget(number)) is not None:
                 held.started = held.started or number in begun
@@ -372,33 +387,23 @@ class GlobusComputeEngine:
         match news:
             case Ready(client):
                 self._client = client
-                self._look_back()
                 self._epoll.register(client.descriptor(), select.EPOLLIN)
                 waiting, self._waiting = self._waiting, []
                 self._hand_over(client, waiting)
             case BlockGone(block_id):
                 if self._client is not None:
                     self._client.say(protocol.BlockEnded(block_id))
-            case Restarted():
-                self._interchange_died()
+            case Restarted(begun):
+                self._drop_client()
+                self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
             case Broken(error, until):
                 self._give_up(error, until)
-
-    def _look_back(self) -> None:
-        """Learn which tasks the workers of a killed user endpoint had begun, whose starts the relay may not know."""
-        found = (number for path in self._before.glob("**/begun-*") for number in begun_rows(str(path)))
-        self._begun_before |= {number >> _ATTEMPT_BITS for number in found}
-        shutil.rmtree(self._before, ignore_errors=True)
 
     def _drop_client(self) -> None:
         if self._client is not None:
             self._epoll.unregister(self._client.descriptor())
             self._client.close_task_sockets()
             self._client = None
-
-    def _interchange_died(self) -> None:
-        self._drop_client()
-        self._lost_together(list(self._held), "Parsl's interchange was killed")
 
     def _give_up(self, error: MepError, until: float) -> None:
         """End what waits, and what comes before `until`."""

@@ -16,9 +16,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded, WorkerLost
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeExceeded, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
@@ -27,7 +27,11 @@ from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
 from user_endpoint.workers import frames
 from user_endpoint.workers.forkserver import Server
-from user_endpoint.workers.worker import NEED_FUNCTION
+from user_endpoint.workers.worker import BEGUN_VARIABLE, NEED_FUNCTION
+
+if TYPE_CHECKING:
+    from user_endpoint.engines.notes import Notes
+    from user_endpoint.workers.begun import BegunView
 
 _MOST_WAITING: Final = 256
 _TURN: Final = 64
@@ -51,6 +55,7 @@ class ProcessPoolEngine:
         worker_log: str = "",
         directory: str = "",
         run_in_sandbox: bool = False,
+        notes: Notes | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +63,7 @@ class ProcessPoolEngine:
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox)
         self._max_retries, self._lost_before = max_retries, dict[int, int]()
+        self._notes, self._begun_directory = notes, ""
         self._server: Server | None = None
         self._memory = MemoryWatch()
         self._epoll = select.epoll()
@@ -70,6 +76,7 @@ class ProcessPoolEngine:
         self._events: list[Event] = []
         self._pace = Pace()
         self._last_number = 0
+        self._free_slots = list(range(self._max_workers))[::-1]
         self._failed_starts, self._not_before = 0, 0.0
         self._draining = False
 
@@ -82,6 +89,10 @@ class ProcessPoolEngine:
 
     def start(self) -> None:
         """Start the fork server and one worker; others follow when there are tasks for them."""
+        if self._notes is not None:
+            with contextlib.suppress(OSError):  # a full disk: tasks run nevertheless
+                self._notes.look_back()
+                self._begun_directory = self._notes.open()
         try:
             self._start_server()
         except OSError as error:
@@ -97,9 +108,16 @@ class ProcessPoolEngine:
         if self._draining:
             self._events += [TaskReturned(task.row) for task in tasks]
         else:
-            self._queue.extend(tasks)
+            self._queue.extend(task for task in tasks if not self._was_begun(task))
             self._dispatch()
         self._ring()
+
+    def _was_begun(self, task: EngineTask) -> bool:
+        """Tell whether an earlier process of this user endpoint had begun the task; if it may not, it ends here."""
+        if self._notes is None or not self._notes.was_begun(task.task_id) or self._max_retries:
+            return False
+        self._end(task, UserEndpointLost(reason="it was killed"))
+        return True
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End queued tasks at once, and running ones by killing their worker."""
@@ -128,6 +146,8 @@ class ProcessPoolEngine:
                 self._read_worker(worker)
             elif self._server is not None and descriptor == self._server.sock.fileno():
                 self._read_server()
+        for worker in self._workers.values():
+            self._events += map(TaskStarted, worker.newly_begun())
         self._enforce_walltimes()
         self._dispatch()
         self._retire()
@@ -159,6 +179,8 @@ class ProcessPoolEngine:
         if self._server is not None:
             self._server.stop(grace_s)
             self._server = None
+        if self._notes is not None and self._begun_directory:
+            self._notes.forget(self._begun_directory)
         self._epoll.close()
         os.close(self._bell)
 
@@ -176,9 +198,7 @@ class ProcessPoolEngine:
             worker = self._idle_worker(now) or self._short_worker(queue[0])
             if worker is None or not worker.send(queue[0], now):
                 return
-            task = queue.popleft()
-            if len(worker.sent) == 1:
-                self._events.append(TaskStarted(task.row))
+            queue.popleft()
 
     def _take_from_busy(self, now: float) -> bool:
         """Take what waits behind one worker's running task, if another has nothing to do; return whether there was."""
@@ -225,10 +245,8 @@ class ProcessPoolEngine:
             if not worker.sent or worker.sent[0].row != row:
                 sound = False
                 break
-            task = worker.sent.popleft()
+            task = worker.answered()
             worker.began = now
-            if worker.sent:
-                self._events.append(TaskStarted(worker.sent[0].row))
             if code == NEED_FUNCTION:
                 worker.functions.discard(task.function_id)
                 self._queue.appendleft(task)
@@ -320,6 +338,7 @@ class ProcessPoolEngine:
 
     def _forget(self, worker: WorkerHandle) -> None:
         del self._workers[worker.number]
+        self._free_slots.append(worker.slot)
         del self._by_descriptor[worker.sock.fileno()]
         self._epoll.unregister(worker.sock.fileno())
         worker.close()
@@ -335,16 +354,35 @@ class ProcessPoolEngine:
 
     def _spawn(self) -> WorkerHandle | None:
         self._last_number += 1
+        slot = self._free_slots[-1]
+        variables, processors, view = self._place(slot)
         try:
-            worker = WorkerHandle(self._last_number, self._clock())
+            worker = WorkerHandle(self._last_number, self._clock(), slot, view)
         except OSError as error:
             self._start_failed(f"no socket: {error.strerror}")
             return None
+        self._free_slots.pop()
+        if variables or processors:
+            self._order(("place", worker.number, variables, processors))
         self._workers[worker.number] = worker
         self._by_descriptor[worker.sock.fileno()] = worker
         self._epoll.register(worker.sock.fileno(), select.EPOLLIN)
         self._order(("spawn", worker.number), worker.worker_end.fileno())
         return worker
+
+    def _place(self, slot: int) -> tuple[dict[str, str], list[int], BegunView | None]:
+        """Return what the worker in this place gets: variables, processors (none: all); and where its notes are."""
+        if not self._begun_directory:
+            return {}, [], None
+        from user_endpoint.workers import begun
+
+        path = f"{self._begun_directory}/p.{slot}"
+        try:
+            with contextlib.suppress(FileExistsError):
+                begun.create(path, begun.PLAIN)
+            return {BEGUN_VARIABLE: f"{begun.PLAIN}:{path}"}, [], begun.BegunView(path)
+        except (OSError, ValueError):  # a full disk: tasks run nevertheless
+            return {}, [], None
 
     def _order(self, order: tuple[object, ...], descriptor: int = -1) -> None:
         if self._server is not None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import _socket
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from user_endpoint.engines.base import EngineTask
 from user_endpoint.workers import frames
+
+if TYPE_CHECKING:
+    from user_endpoint.workers.begun import BegunView
 
 DEPTH = 16
 """Most tasks at one worker, the running one included."""
@@ -20,8 +23,10 @@ DEPTH = 16
 class WorkerHandle:
     """A worker that was asked for; it may not have been forked yet, which makes no difference to its socket."""
 
-    def __init__(self, number: int, now: float) -> None:
-        self.number = number
+    def __init__(self, number: int, now: float, slot: int = 0, view: BegunView | None = None) -> None:
+        self.number, self.slot = number, slot
+        self._view = view
+        self._told = 0  # so many of the first of `sent` are known to have begun, and were told
         self.sock, self.worker_end = frames.pair()
         self.sock.setblocking(False)
         self.sent: deque[EngineTask] = deque()
@@ -45,6 +50,29 @@ class WorkerHandle:
             self.began = now
         self.sent.append(task)
         return True
+
+    def newly_begun(self) -> list[int]:
+        """Return the rows of tasks that have begun since this was last asked, as the worker's notes say.
+
+        Where it makes none, the first task that it was sent is taken to have begun.
+        """
+        if not self.sent:
+            return []
+        begun = 1 if self._view is None else self._begun_by(self._view.last())
+        rows = [self.sent[at].row for at in range(self._told, begun)]
+        self._told = max(self._told, begun)
+        return rows
+
+    def _begun_by(self, last: int) -> int:
+        for at, task in enumerate(self.sent):
+            if task.row == last:
+                return at + 1
+        return 0
+
+    def answered(self) -> EngineTask:
+        """Take the first of `sent`, which has been answered."""
+        self._told = max(0, self._told - 1)
+        return self.sent.popleft()
 
     def take_back(self) -> list[EngineTask]:
         """Return, in order, the tasks that the worker has not begun; it will not see them."""

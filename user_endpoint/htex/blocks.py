@@ -24,6 +24,7 @@ from typing import Any
 import zmq
 
 from mep_wire.errors import EngineFailed, MepError
+from user_endpoint.engines.notes import Notes
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
 from user_endpoint.htex.ending import gone, until
@@ -68,9 +69,15 @@ class Blocks:
     """See the module. `notify` is called, from the thread, when there is news."""
 
     def __init__(
-        self, settings: GlobusComputeEngine, plan: providers.Plan, directory: Path, notify: Callable[[], None]
+        self,
+        settings: GlobusComputeEngine,
+        plan: providers.Plan,
+        directory: Path,
+        notes: Notes,
+        notify: Callable[[], None],
     ) -> None:
         self._settings, self._plan, self._directory, self._notify = settings, plan, directory, notify
+        self._notes = notes
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ending = threading.Event()
@@ -145,6 +152,7 @@ class Blocks:
 
     def _run(self) -> None:
         try:
+            self._notes.look_back()
             self._start_client()
             while not self._ending.is_set():
                 self._wake.wait(self._interval())
@@ -173,7 +181,13 @@ class Blocks:
         prefetch = given if given is not None else (0 if many else 64)
         walltime = self._plan.block_walltime_s
         client = Client(
-            self._settings, provider, self._plan.addresses, prefetch, self._directory, block_walltime_s=walltime
+            self._settings,
+            provider,
+            self._plan.addresses,
+            prefetch,
+            self._directory,
+            block_walltime_s=walltime,
+            begun_directory=self._notes.open(),
         )
         self._client = client
         self._handed_over = False
@@ -254,7 +268,8 @@ class Blocks:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
-        self._tell(Restarted())
+        assert self._client is not None, "it has died"
+        self._tell(Restarted(self._notes.close(self._client.begun_directory)))
         self._end(told=False)
         self._start_client()
 

@@ -53,6 +53,7 @@ class Client(HighThroughputExecutor):
         directory: Path,
         *,
         block_walltime_s: float | None = None,
+        begun_directory: str = "",
     ) -> None:
         ports = free_ports()
         loopback = list(addresses) == ["127.0.0.1"]
@@ -82,6 +83,7 @@ class Client(HighThroughputExecutor):
             encrypted=settings.encrypted,
         )
         self._settings, self._block_walltime_s = settings, block_walltime_s
+        self.begun_directory = begun_directory
         self._unsent: deque[bytes] = deque()
         self.all_addresses = set(addresses)
         self.run_dir, self.run_id = str(directory), str(uuid.uuid4())
@@ -174,6 +176,8 @@ class Client(HighThroughputExecutor):
             "max_retries": settings.max_retries_on_system_failure,
             "working_dir": self.working_directory,
             "run_in_sandbox": int(settings.run_in_sandbox),
+            "begun": self.begun_directory,
+            "shared": int(settings.provider["type"] != "LocalProvider"),
             "block_walltime": self._block_walltime_s or 0,
         }
         if isinstance(settings, GlobusMPIEngine):

@@ -183,7 +183,7 @@ class BatchInterchange(Interchange):
         limit = time.time() - self.heartbeat_threshold
         for manager_id, manager in list(self._ready_managers.items()):
             if manager["last_heartbeat"] < limit:
-                self._report(lost=list(manager["tasks"]))
+                self._report(lost=list(manager["tasks"]), pool=manager.get("uid", "") if manager["tasks"] else "")
                 del self._ready_managers[manager_id]
                 interesting.discard(manager_id)
 
@@ -203,7 +203,10 @@ class BatchInterchange(Interchange):
                 if not tasks:
                     continue
                 self._managers_real.send_multipart([manager_id, pickle.dumps(tasks)])
-                manager["tasks"].extend(task["task_id"] for task in tasks)
+                numbers = [task["task_id"] for task in tasks]
+                manager["tasks"].extend(numbers)
+                if not manager.get("mep"):  # Parsl's own pool, which will not say when they begin
+                    self._report(started=numbers)
                 manager["idle_since"] = None
         interesting.clear()
 

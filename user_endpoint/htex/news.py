@@ -34,5 +34,8 @@ class Broken:
 class Restarted:
     """The interchange has died, and with it every block; Ready follows."""
 
+    begun: set[int]
+    """The tasks that workers of those blocks had begun. They begin no more."""
+
 
 News = Ready | BlockGone | Broken | Restarted

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from user_endpoint.htex.pool_options import Options, OptionsInvalid
+from user_endpoint.workers import begun
 from user_endpoint.workers.worker import BEGUN_VARIABLE
 
 _PROBE_S = 20
@@ -23,6 +24,8 @@ class Place:
 
     variables: dict[str, str]
     processors: list[int]
+    view: begun.BegunView | None = None
+    """Where the worker's notes can be read."""
 
 
 def places(options: Options, workers: int, processors: Sequence[int], pool: str) -> list[Place]:
@@ -36,14 +39,29 @@ def places(options: Options, workers: int, processors: Sequence[int], pool: str)
             "PARSL_WORKER_COUNT": str(workers),
             "PARSL_WORKER_POOL_ID": pool,
             "PARSL_WORKER_BLOCK_ID": options.block_id,
-            BEGUN_VARIABLE: f"{options.directory}/begun-{rank}",
         }
         if shares:
             variables |= _thread_variables(shares[rank])
         if options.accelerators:
             variables |= _accelerator_variables(options.accelerators[rank], workers, devices)
-        result.append(Place(variables, shares[rank] if shares else []))
+        view = _make_notes(options, f"{pool}.{rank}", variables)
+        result.append(Place(variables, shares[rank] if shares else [], view))
     return result
+
+
+def _make_notes(options: Options, name: str, variables: dict[str, str]) -> begun.BegunView | None:
+    """Make the file for a worker's notes before it could have any task, and tell the worker. Raises OptionsInvalid."""
+    how = begun.FORCED if options.shared else begun.FENCED
+    path = f"{options.begun}/{name}"
+    try:
+        begun.create(path, how)
+        view = begun.BegunView(path + begun.FIRST)
+    except OSError as error:
+        if not options.begun or (isinstance(error, FileNotFoundError) and not options.cert_dir):
+            return None  # no file system that this node and the user endpoint share
+        raise OptionsInvalid(f"notes cannot be kept: {path}: {error.strerror}") from error
+    variables[BEGUN_VARIABLE] = f"{how}:{path}"
+    return view
 
 
 def _shares(affinity: str, workers: int, processors: list[int]) -> list[list[int]]:

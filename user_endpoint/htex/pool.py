@@ -22,12 +22,12 @@ import zmq
 
 from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool import ProcessPoolEngine
-from user_endpoint.engines.worker_handle import WorkerHandle
 from user_endpoint.htex import protocol
 from user_endpoint.htex.places import Place, places
 from user_endpoint.htex.pool_options import Options, OptionsInvalid, parse_options, worker_count
 from user_endpoint.htex.walltimes import seconds_left
 from user_endpoint.outermost import name_process
+from user_endpoint.workers.begun import BegunView
 from user_endpoint.workers.forkserver import Server, exec_server
 
 HEARTBEAT = (1 << 32) - 1
@@ -85,22 +85,11 @@ class PlacedEngine(ProcessPoolEngine):
 
     def __init__(self, places: list[Place], **options: Any) -> None:
         super().__init__(max_workers=len(places), **options)
-        self._free = list(range(len(places)))[::-1]
-        self._taken: dict[int, int] = {}  # worker's number -> rank
         self._places = places
 
-    def _spawn(self) -> WorkerHandle | None:
-        rank = self._free.pop()
-        self._taken[self._last_number + 1] = rank
-        self._order(("place", self._last_number + 1, self._places[rank].variables, self._places[rank].processors))
-        worker = super()._spawn()
-        if worker is None:
-            self._free.append(self._taken.pop(self._last_number))
-        return worker
-
-    def _forget(self, worker: WorkerHandle) -> None:
-        self._free.append(self._taken.pop(worker.number))
-        super()._forget(worker)
+    def _place(self, slot: int) -> tuple[dict[str, str], list[int], BegunView | None]:
+        place = self._places[slot]
+        return place.variables, place.processors, place.view
 
 
 class Pool:
@@ -262,7 +251,13 @@ class Pool:
         ended = {result.id for result in self._report_results}
         started = [number for number in self._report_started if number not in ended]
         report = protocol.Report(
-            started, self._report_results, self._report_returned, list(lost), leaving, self._options.block_id
+            started,
+            self._report_results,
+            self._report_returned,
+            list(lost),
+            leaving,
+            self._options.block_id,
+            self._name if lost else "",
         )
         self._report_started, self._report_results, self._report_returned = [], [], []
         self._socket.send(protocol.encode(report))

@@ -36,6 +36,10 @@ class Options:
     max_retries: int = 0
     working_dir: str = ""
     run_in_sandbox: int = 0
+    begun: str = ""
+    """Directory for the notes of what workers begin."""
+    shared: int = 0
+    """Whether the user endpoint is on another host."""
     block_walltime: float = 0.0
     """Seconds for which the block was submitted; 0 where there is no limit."""
     block_started: float = 0.0

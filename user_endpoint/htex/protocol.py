@@ -78,6 +78,8 @@ class Report(_Message, frozen=True):
     """The node is being ended by its scheduler: this is the last report of its pool."""
     block_id: str = ""
     """The pool's."""
+    pool: str = ""
+    """The pool that had the lost tasks: the files of its workers' notes begin with this name."""
 
 
 class Registered(_Message, frozen=True):

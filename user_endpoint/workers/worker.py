@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
 BEGUN_VARIABLE = "MEP_BEGUN"
-"""Environment variable with the path of the file in which a worker notes what it begins; not passed on to tasks."""
+"""Environment variable that says where and how a worker notes what it begins, as HOW:PATH; not passed on to tasks."""
 _CACHE_BYTES = 64 * 1024 * 1024
 
 
@@ -47,7 +47,10 @@ class FunctionCache:
 
 
 def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False) -> None:
-    """Run tasks until the engine closes its end, each in its own directory if `sandbox`. `sock` is blocking."""
+    """Run tasks until the engine closes its end, each in its own directory if `sandbox`. `sock` is blocking.
+
+    Raises BegunClosed where it may begin no more: another user endpoint answers for its tasks by now.
+    """
     from mep_sdk.runner import FunctionCache as Loaded
     from mep_sdk.runner import Outcome, run_task
     from mep_wire.errors import EngineFailed
@@ -68,8 +71,8 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False)
         if function is None:
             frames.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
-        if log is not None:
-            log.note(row)
+        if log is not None and not log.note(row, task_id):
+            return
         started = time.time()
         try:
             tidy.before(task_id, variables)
@@ -99,12 +102,9 @@ def _flush_output() -> None:
 
 
 def _begun_log() -> BegunLog | None:
-    path = os.environ.pop(BEGUN_VARIABLE, "")
+    how, _, path = os.environ.pop(BEGUN_VARIABLE, "").partition(":")
     if not path:
         return None
     from user_endpoint.workers.begun import BegunLog
 
-    try:
-        return BegunLog(path)
-    except OSError:  # a full disk: tasks run nevertheless
-        return None
+    return BegunLog(path, how)

@@ -1,0 +1,130 @@
+"""What workers begin is known to whoever gives them up, and nothing is begun after that."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from user_endpoint.engines.notes import KEEP_S, Notes
+from user_endpoint.workers import begun
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    made = Notes(str(tmp_path))
+    made.look_back()
+    return made
+
+
+def worker(directory: str, name: str = "pool.0", how: str = begun.FENCED) -> begun.BegunLog:
+    path = f"{directory}/{name}"
+    begun.create(path, how)
+    return begun.BegunLog(path, how)
+
+
+def later(tmp_path: Path) -> Notes:
+    """The notes as the next process of this user endpoint sees them."""
+    made = Notes(str(tmp_path))
+    made.look_back()
+    return made
+
+
+@pytest.mark.parametrize("how", [begun.PLAIN, begun.FENCED, begun.FORCED])
+def test_what_was_begun_is_known_to_the_next_process_and_to_the_one_after(
+    tmp_path: Path, notes: Notes, how: str
+) -> None:
+    log = worker(notes.open(), how=how)
+    assert all(log.note(row, f"task-{row}") for row in (1, 2, 3))
+    for _ in range(2):
+        after = later(tmp_path)
+        assert [after.was_begun(f"task-{row}") for row in (1, 2, 3, 4)] == [True, True, True, False]
+    assert not after.was_begun("task-1"), "told already: it is run again where that is allowed"
+
+
+def test_a_worker_of_the_process_before_begins_nothing_more(tmp_path: Path, notes: Notes) -> None:
+    directory = notes.open()
+    log = worker(directory)
+    assert log.note(1, "before")
+    after = later(tmp_path)
+    assert not log.note(2, "after")
+    assert not after.was_begun("after")
+    assert not Path(directory).exists()
+    with pytest.raises(begun.BegunClosed):
+        begun.BegunLog(f"{directory}/pool.0", begun.FENCED)
+
+
+def test_only_the_pool_that_is_given_up_is_fenced_off(notes: Notes) -> None:
+    directory = notes.open()
+    one, other = worker(directory, "one.0"), worker(directory, "other.0")
+    assert one.note(1, "a")
+    assert other.note(2, "b")
+    assert notes.close_pool(directory, "one") == {1}
+    assert not one.note(3, "c")
+    assert other.note(4, "d")
+    assert notes.close(directory) == {2, 4}
+    assert not other.note(5, "e")
+
+
+def test_a_worker_that_takes_anothers_place_goes_on_in_its_file(notes: Notes) -> None:
+    directory = notes.open()
+    first = worker(directory)
+    assert first.note(1, "a")
+    second = begun.BegunLog(f"{directory}/pool.0", begun.FENCED)
+    assert second.note(2, "b")
+    assert notes.close(directory) == {1, 2}
+
+
+def test_no_task_begins_unseen_however_the_two_meet(notes: Notes) -> None:
+    """The worker begins as fast as it can while its place is given up: what it was allowed to begin is known."""
+    for _ in range(30):
+        directory = notes.open()
+        log = worker(directory)
+        allowed: list[int] = []
+
+        def work(log: begun.BegunLog = log, allowed: list[int] = allowed) -> None:
+            while log.note(len(allowed) + 1, "task"):
+                allowed.append(len(allowed) + 1)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while len(allowed) < 20:
+            pass
+        known = notes.close(directory)
+        thread.join()
+        assert set(allowed[-1000:]) <= known
+        assert len(known - set(allowed)) <= 1  # one that it had noted, and then was not allowed
+
+
+def test_the_reader_sees_the_last_begun(notes: Notes) -> None:
+    path = f"{notes.open()}/p.0"
+    begun.create(path, begun.PLAIN)
+    view, log = begun.BegunView(path), begun.BegunLog(path, begun.PLAIN)
+    assert view.last() == 0
+    for row in range(1, 3000):
+        log.note(row, "t")
+        assert view.last() == row
+
+
+def test_what_has_had_its_end_is_forgotten(tmp_path: Path, notes: Notes) -> None:
+    directory = notes.open()
+    worker(directory).note(1, "done")
+    notes.forget(directory)
+    assert not later(tmp_path).was_begun("done")
+
+
+def test_old_notes_are_not_kept_for_ever(tmp_path: Path, notes: Notes) -> None:
+    worker(notes.open()).note(1, "old")
+    assert later(tmp_path).was_begun("old")
+    (kept,) = (tmp_path / "begun" / "closed").iterdir()
+    os.utime(kept, (0, os.stat(kept).st_mtime - KEEP_S - 1))
+    assert not later(tmp_path).was_begun("old")
+    assert not kept.exists()
+
+
+def test_a_file_that_is_no_notes_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"x" * 100)
+    assert begun.read_notes(str(tmp_path / "short")) == {}
+    assert begun.read_notes(str(tmp_path / "absent")) == {}
