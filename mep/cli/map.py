@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 SHOWN_TRACE = 12
 """Lines of a mapper's reasons that are shown without --verbose."""
-_EXISTING = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_INPUT = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command(
@@ -33,10 +35,10 @@ _EXISTING = click.Path(exists=True, dir_okay=False, allow_dash=True)
 @click.argument("name", required=False)
 @click.option("--identity", "typed", multiple=True, metavar="NAME@DOMAIN|JSON",
               help="An identity of the person; repeat it for linked ones.")  # fmt: skip
-@click.option("-i", "--identity-set", "--identities", "set_file", type=_EXISTING,
+@click.option("-i", "--identity-set", "--identities", "set_file", type=_INPUT,
               help="JSON file with the person's linked identities (`-`: standard input).")  # fmt: skip
-@click.option("-c", "--file", "--config", "mapping_file", type=_EXISTING, help="A mapping file, without an endpoint.")
-@click.option("--check", "check_file", type=_EXISTING, help="Only check this mapping file.")
+@click.option("-c", "--file", "--config", "mapping_file", type=_FILE, help="A mapping file, without an endpoint.")
+@click.option("--check", "check_file", type=_FILE, help="Only check this mapping file.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every rule that was tried.")
 @json_option
 @click.pass_context
@@ -52,19 +54,23 @@ def map_command(
 ) -> None:
     """Show which local account a person's identities mean at endpoint NAME, and why.
 
-    Nothing is started and no relay is asked. Exits with 0 only where one account comes out and may be used. Root
-    becomes the mapper's account first.
+    Nothing is started and no relay is asked. Exits with 0 only where one account comes out and a start as it would be
+    allowed: by its shadow entry, the endpoint's policy and, with pam.enable, PAM. Run it as root, who alone can see
+    that; the mapping itself is then tried as the mapper's account.
     """
-    from mep.cli import mapping
+    from mep.cli import judging, mapping
 
     if sum(given is not None for given in (name, mapping_file, check_file)) != 1:
         raise click.UsageError("give an endpoint's NAME, or --file, or --check")
     if check_file is not None:
+        if typed or set_file is not None:
+            raise click.UsageError("--check looks at the file alone; try identities with --file")
         _check(mapping.Site(Path(check_file)), as_json=as_json)
         return
     identities = _identities(typed, set_file)
     site = mapping.endpoint_site(name) if name is not None else mapping.Site(Path(str(mapping_file)))
-    verdict = mapping.judge(_chain(site), identities, site)
+    root_part = judging.Judge(site.rules(), site.pam_service)
+    verdict = mapping.judge(_chain(site), identities, root_part)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:
         ctx.exit(Exit.FAILED)
@@ -73,7 +79,7 @@ def map_command(
 def _identities(typed: tuple[str, ...], set_file: str | None) -> list[dict[str, str]]:
     from mep.cli import mapping
 
-    identities = [mapping.typed_identity(text) for text in typed]
+    identities = [one for text in typed for one in mapping.typed_identity(text)]
     if set_file is not None or (not typed and not sys.stdin.isatty()):
         identities += mapping.identities_in(_read(set_file), set_file or "standard input")
     if not identities:
@@ -86,10 +92,14 @@ def _read(file: str | None) -> str:
 
     try:
         if file in (None, "-"):
-            return sys.stdin.read(MAX_IDENTITIES_BYTES)
-        with Path(str(file)).open(encoding="utf-8") as source:
-            return source.read(MAX_IDENTITIES_BYTES)
-    except ValueError as error:
+            data = sys.stdin.buffer.read(MAX_IDENTITIES_BYTES + 1)
+        else:
+            with Path(str(file)).open("rb") as source:
+                data = source.read(MAX_IDENTITIES_BYTES + 1)
+        if len(data) > MAX_IDENTITIES_BYTES:
+            raise CliFailed(f"{file or 'standard input'}: larger than {MAX_IDENTITIES_BYTES} bytes", Exit.USAGE)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise CliFailed(f"{file or 'standard input'}: not UTF-8 text: {error}", Exit.USAGE) from None
 
 
@@ -117,10 +127,29 @@ def _text(verdict: Verdict, site: Site, *, verbose: bool) -> str:
     if (found := verdict.account) is not None:
         groups = ", ".join(f"{name} ({gid})" for gid, name in found.groups)
         lines.append(f"Account       uid {found.uid}, groups {groups}, home {found.home}, shell {found.shell}")
-    lines.append(
-        f"Refused       {verdict.problem}" if verdict.problem else "Usable        yes (PAM is asked at each start)"
-    )
+        lines.append(f"State         {verdict.ruling.state or 'not known'}")
+        lines.append(f"Policy        {_policy(site)}")
+    if verdict.problem and verdict.ruling.stage:
+        lines.append(f"Refused       {verdict.problem} (a start would end at stage {verdict.ruling.stage})")
+    elif verdict.problem:
+        lines.append(f"Not known     {verdict.problem}")
+    else:
+        lines.append(f"Usable        yes{', unless ' + site.hook + ' refuses it at the start' if site.hook else ''}")
     return "\n".join(map(_printable, lines))
+
+
+def _policy(site: Site) -> str:
+    """Say what else a start as the account has to pass, beside its state."""
+    policy, default = asdict(site.policy), asdict(type(site.policy)())
+    said = [f"{key}={_listed(value)}" for key, value in policy.items() if value != default[key]]
+    words = f"of endpoint {site.endpoint}" if site.endpoint else "the default (no endpoint was named)"
+    return f"{words}: {', '.join(said) or f'min_uid={site.policy.min_uid}'}" + (
+        f"; PAM service {site.pam_service}" if site.pam_service else ""
+    )
+
+
+def _listed(value: object) -> str:
+    return "|".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _step_lines(step: Step, *, verbose: bool) -> list[str]:

@@ -2,7 +2,7 @@
 may be used.
 
 As root it first becomes the mapper's account for good, so that what the mapper could not read fails here too and no
-callout runs as root. The account itself is looked up and judged by the keeper's own code.
+callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own (judging.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
+from mep.cli.judging import Judge, Ruling
 from mep.config.paths import own_accounts
-from mep.errors import SpawnFailed
-from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
+from mep.monitor import syscalls
+from mep.monitor.accounts import AccountRules
 from mep_wire.identity import Identity
 
 MAX_IDENTITIES_BYTES = 4 * 1024 * 1024
+MAX_IDENTITIES = 1000
+"""More than any person has; the relay links fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,17 @@ class Site:
     gateway: str = NO_GATEWAY
     policy: Policy = field(default_factory=Policy)
     mapper_account: str = "mep-idmap"
+    pam_service: str = ""
+    """The service that a start asks; empty without PAM."""
+    hook: str = ""
+    """The program that a start asks too, and `mep map` does not."""
+    endpoint: str = ""
+
+    def rules(self) -> AccountRules:
+        """Return what decides whether an account may be used here."""
+        own = tuple(own_accounts(self.mapper_account))
+        own_uids = tuple(entry.pw_uid for name in own if (entry := _entry(name)) is not None)
+        return AccountRules(self.policy, own, own_uids, only_uid=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,12 @@ class Verdict:
 
     explanation: Explanation
     account: account.Account | None
-    problem: str
+    ruling: Ruling
+
+    @property
+    def problem(self) -> str:
+        """Why there is no account that may be used, or an empty text."""
+        return self.ruling.problem
 
     def as_json(self, site: Site) -> dict[str, Any]:
         """Return it for --json."""
@@ -66,10 +85,12 @@ class Verdict:
             "file": str(site.file),
             "usable": not self.problem,
             "problem": self.problem,
+            "refused_at": self.ruling.stage,
             "user": user.name if user else None,
             "identity": dict(user.identity) if user else None,
             "decided_by": user.mapper if user else None,
             "account": {**asdict(found), "groups": [{"gid": g, "name": n} for g, n in found.groups]} if found else None,
+            "account_state": self.ruling.state,
             "ignored": self.explanation.ignored,
             "mappers": steps,
         }
@@ -93,12 +114,18 @@ def endpoint_site(name: str) -> Site:
     except ConfigRefused:
         gateway = NO_GATEWAY
     file = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
-    return Site(file, gateway, Policy(**asdict(options.policy)), options.mapper_account)
+    pam = options.pam.service_name if options.pam.enable else ""
+    hook = options.pre_start_hook.path or ""
+    return Site(file, gateway, Policy(**asdict(options.policy)), options.mapper_account, pam, hook, name)
 
 
 def become_mapper(site: Site) -> str:
-    """As root, become the mapper's account for good. Return a warning where that cannot be done."""
+    """As root, become the mapper's account for good. Return a warning where that cannot be done.
+
+    Callouts gain no privilege, whoever runs this, as under the mapper.
+    """
     if os.geteuid() != 0:
+        syscalls.set_no_new_privs()
         return ""
     try:
         entry = pwd.getpwnam(site.mapper_account)
@@ -107,6 +134,7 @@ def become_mapper(site: Site) -> str:
     os.setgroups([])
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
     os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    syscalls.set_no_new_privs()
     return ""
 
 
@@ -115,25 +143,22 @@ def load(site: Site) -> Chain:
     try:
         return identity.config.load(site.file, gateway=site.gateway)
     except MappingFileInvalid as error:
-        raise CliFailed(str(error), Exit.CONFIG) from None
+        mapper = _entry(site.mapper_account)
+        denied = "Permission denied" in str(error) and mapper is not None and mapper.pw_uid == os.geteuid()
+        hint = f" (to {site.mapper_account}, which the mapper runs as, and this command too)" if denied else ""
+        raise CliFailed(f"{error}{hint}", Exit.CONFIG) from None
 
 
-def judge(chain: Chain, identities: Sequence[Mapping[str, str]], site: Site) -> Verdict:
-    """Map `identities`, look the account up, and ask the policy."""
+def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge) -> Verdict:
+    """Map `identities`, look the account up, and ask whether it may be used."""
     explanation = chain.explain(identities)
     if explanation.user is None:
-        return Verdict(explanation, None, f"{type(explanation.error).__name__}: {explanation.error}")
+        return Verdict(explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP"))
     try:
         found = account.resolve(explanation.user.name)
     except AccountMissing as error:
-        return Verdict(explanation, None, str(error))
-    own = tuple(own_accounts(site.mapper_account))
-    own_uids = tuple(entry.pw_uid for name in own if (entry := _entry(name)) is not None)
-    try:
-        check_policy(lookup(found.name), AccountRules(site.policy, own, own_uids, only_uid=None))
-    except (StartRefused, SpawnFailed) as error:
-        return Verdict(explanation, found, error.detail)
-    return Verdict(explanation, found, "")
+        return Verdict(explanation, None, Ruling(str(error), "LOOKUP_USER"))
+    return Verdict(explanation, found, root_part.ask(explanation.user.name))
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:
@@ -143,31 +168,59 @@ def _entry(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-def typed_identity(text: str) -> dict[str, str]:
-    """Return the identity that --identity means: a user name, which is the e-mail address too, or a JSON object."""
-    if text.lstrip().startswith("{"):
-        return as_the_relay_has_it(_json(text, "--identity"))
-    return as_the_relay_has_it({"username": text, "email": text if "@" in text else ""})
+def typed_identity(text: str) -> list[dict[str, str]]:
+    """Return what --identity means: a user name, which is the e-mail address too, or identities in JSON."""
+    if text.lstrip().startswith(("{", "[")):
+        return identities_in(text, "--identity")
+    if not text.strip():
+        raise CliFailed("--identity: is empty", Exit.USAGE)
+    return [as_the_relay_has_it({"username": text, "email": text if "@" in text else ""}, "--identity")]
 
 
 def identities_in(data: str, where: str) -> list[dict[str, str]]:
-    """Return the identities in JSON: a list, an identity set, or what `globus get-identities -F json` prints."""
+    """Return one person's identities in JSON: one, a list, or an object with `identities`.
+
+    The last is an identity set of the relay's, and what `globus get-identities -F json` prints. Raises CliFailed.
+    """
     value = _json(data, where)
-    listed = value.get("identities") if isinstance(value, dict) else value
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise CliFailed(f"{where}: neither a list of identities nor an object with `identities`", Exit.USAGE)
-    return [as_the_relay_has_it(one) for one in listed]
+    at = "identities"
+    if isinstance(value, dict):
+        value = value.get("identities", [value] if {"username", "id"} & value.keys() else None)
+    else:
+        at = "entry"
+    if not isinstance(value, list):
+        raise CliFailed(f"{where}: neither an identity, a list of them, nor an object with `identities`", Exit.USAGE)
+    if not value:
+        raise CliFailed(f"{where}: the list of identities is empty: Globus prints that of somebody it does not know",
+                        Exit.USAGE)  # fmt: skip
+    if len(value) > MAX_IDENTITIES:
+        raise CliFailed(f"{where}: more than {MAX_IDENTITIES} identities", Exit.USAGE)
+    return [as_the_relay_has_it(one, f"{where}: {at}[{index}]") for index, one in enumerate(value)]
 
 
-def as_the_relay_has_it(given: Mapping[str, Any]) -> dict[str, str]:
-    """Return an identity with the fields that one from the relay has, and no others; an id is made where it lacks."""
+def as_the_relay_has_it(given: object, where: str) -> dict[str, str]:
+    """Return an identity with the fields that one from the relay has, and no others; an id is made where it lacks.
+
+    Raises CliFailed, naming `where` and the key.
+    """
+    if not isinstance(given, dict):
+        raise CliFailed(f"{where}: is not an object with an identity's fields", Exit.USAGE)
     made = str(uuid.uuid5(uuid.NAMESPACE_URL, str(given.get("username"))))
-    template = Identity(id=made, username="")
-    fields = {name: str(value) for name, value in msgspec.structs.asdict(template).items()}
-    return {name: given[name] if isinstance(given.get(name), str) else value for name, value in fields.items()}
+    fields = {name: str(value) for name, value in msgspec.structs.asdict(Identity(id=made, username="")).items()}
+    for name in fields:
+        value = given.get(name)
+        if value is not None and not isinstance(value, str):
+            raise CliFailed(f"{where}: {name}: must be a text, and is {json.dumps(value)[:80]}", Exit.USAGE)
+        if value is not None:
+            fields[name] = value
+    if not fields["username"] and "id" not in given:
+        raise CliFailed(f"{where}: has neither `username` nor `id`", Exit.USAGE)
+    return fields
 
 
 def _json(data: str, where: str) -> Any:
+    if not data.strip():
+        raise CliFailed(f"{where}: is empty", Exit.USAGE)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -101,8 +101,8 @@ def closed(name: str, *, today: int | None = None) -> str:
 def describe(entry: Shadow | None) -> str:
     """Return in words what an entry says of an account that is open."""
     if entry is None:
-        return "no shadow entry: whether it is locked is known to its directory and PAM alone"
-    words = "no password" if not entry.password.strip("!*") else "a password"
+        return "no shadow entry: whether it is locked, its directory and PAM alone know"
+    words = "open, with no password" if not entry.password.strip("!*") else "open, with a password"
     if entry.expire >= 0:
         words += f", expires {_date(entry.expire)}"
     return words

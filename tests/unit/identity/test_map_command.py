@@ -112,6 +112,15 @@ def test_check(file: str, tmp_path: pathlib.Path) -> None:
         (["--file", "FILE"], "7", 2),
         (["--file", "/nonexistent"], "[]", 2),
         (["--file", "FILE", "--identity", "{"], "", 2),
+        (["--file", "FILE", "--identity", ""], "", 2),
+        (["--file", "FILE", "--identity", "[]"], "", 2),
+        (["--file", "FILE"], "\xa0", 2),
+        (["--file", "FILE", "--identity-set", "."], "", 2),
+        (["--file", ".", "--identity", "a@b"], "", 2),
+        (["--file", "-", "--identity", "a@b"], "", 2),
+        (["--check", "FILE", "--identity", "a@b"], "", 2),
+        (["--check", "FILE", "--file", "FILE"], "", 2),
+        (["..", "--identity", "a@b"], "", 4),
         (["nosuchendpoint", "--identity", "a@b"], "", 4),
     ],
 )
@@ -121,3 +130,44 @@ def test_wrong_usage(file: str, tmp_path: pathlib.Path, arguments: list[str], st
     assert done.returncode == code, done.stderr
     assert done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{", "not JSON: Expecting property name"),
+        ("[" * 100_000, "not JSON"),
+        ("7", "neither an identity, a list of them, nor an object with `identities`"),
+        ("{}", "neither an identity"),
+        ('{"identities": 7}', "neither an identity"),
+        ("[]", "the list of identities is empty"),
+        ('[{"username": "a@b"}, 7]', "entry[1]: is not an object"),
+        ('{"identities": [{"username": "a@b"}, {"username": ["x"]}]}', "identities[1]: username: must be a text"),
+        ('[{"username": "a@b", "status": 1}]', "entry[0]: status: must be a text, and is 1"),
+        ('[{"name": "x"}]', "entry[0]: has neither `username` nor `id`"),
+        (json.dumps([{"username": "a"}] * 1001), "more than 1000 identities"),
+        (" " * 4_194_305, "larger than 4194304 bytes"),
+        ("  ", "is empty"),
+    ],
+)
+def test_an_identity_set_that_is_none_names_file_entry_and_key(
+    file: str, tmp_path: pathlib.Path, given: str, said: str
+) -> None:
+    path = tmp_path / "people.json"
+    path.write_text(given)
+    done = mep_map("--file", file, "--identity-set", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mep: {path}: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda one: one, lambda one: [one], lambda one: {"account_id": "x", "identities": [one]}]
+)
+def test_one_identity_in_any_of_its_forms(file: str, wrap: Any) -> None:
+    one = wrap({"username": "root@example.edu", "name": None, "unknown": {"x": 1}})
+    done = mep_map("--file", file, "--identity", json.dumps(one))
+    assert "Local user    root" in done.stdout
+    done = mep_map("--file", file, stdin="\ufeff" + json.dumps(one))
+    assert "Local user    root" in done.stdout

@@ -1,0 +1,33 @@
+"""PAM's account stage by itself: whether PAM would let an account in now. Nothing is opened.
+
+Called in a short-lived process of its own, as root: a module may hang, and may change its caller. `mep map` asks it
+where a start would.
+"""
+
+from __future__ import annotations
+
+from mep.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.monitor import pam
+from mep.monitor.accounts import StartRefused
+
+
+def ask(service: str, user: str) -> None:
+    """Raise StartRefused where PAM's `service` does not admit `user`, SpawnFailed where it does not work."""
+    try:
+        transaction = pam.Transaction(service, user, lambda _: None)
+        transaction.check_account()
+        name = transaction.user()
+        transaction.end()
+    except pam.PamFailed as failure:
+        if failure.code in pam.BROKEN:
+            raise SpawnFailed(Stage.PAM_ACCOUNT, 0, str(failure)) from None
+        raise _refused(str(failure)) from None
+    except OSError as error:
+        raise SpawnFailed(Stage.PAM_ACCOUNT, error.errno or 0, str(error)) from None
+    if name != user:
+        raise _refused(f"PAM service {service} means another user: {name}")
+
+
+def _refused(detail: str) -> StartRefused:
+    code = Refusal.ACCOUNT_REFUSED
+    return StartRefused(Stage.PAM_ACCOUNT, code, public_text(code), detail)
