@@ -21,6 +21,8 @@ from mep_wire.errors import (
     ResultTooLarge,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES
+from user_endpoint.attempts import LOSSES, Attempts
+from user_endpoint.deadlines import Deadlines
 from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.functions import Functions
 from user_endpoint.ledger import MAX_HELD_BYTES, Credit, Ledger
@@ -57,6 +59,7 @@ class UserEndpoint:
         idle: IdleRule,
         reporter: Reporter,
         log: Log,
+        attempts: Attempts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uep_id, self._token, self._endpoint_id = uep_id, join_token, endpoint_id
@@ -65,6 +68,7 @@ class UserEndpoint:
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: Link | None = None
         self._ledger, self._credit = Ledger(), Credit()
+        self._attempts, self._deadlines = attempts or Attempts(), Deadlines()
         self._functions = functions
         self._max_result_bytes = MAX_PAYLOAD_BYTES
         self._joins_sent, self._enrolled, self._ready = 0, False, False
@@ -82,11 +86,26 @@ class UserEndpoint:
     def hello(self) -> messages.Join | messages.UepHello:
         """Return the first message of a connection: the join token until it has worked, then who we are."""
         self._credit.reset()
+        default, most = self._attempts.default, self._attempts.most
         if self._enrolled:
-            held = list(dict.fromkeys([*self._ledger.held, *self._spool.rows]))
-            return messages.UepHello(protocol=PROTOCOL_VERSION, uep_id=self._uep_id, held=held)
+            gathered = [item.row for item in self._results]
+            held = list(dict.fromkeys([*self._ledger.held, *gathered, *self._spool.rows]))
+            return messages.UepHello(
+                protocol=PROTOCOL_VERSION,
+                uep_id=self._uep_id,
+                held=held,
+                default_attempts=default,
+                most_attempts=most,
+            )
         self._joins_sent += 1
-        return messages.Join(protocol=PROTOCOL_VERSION, uep_id=self._uep_id, token=self._token, held=self._spool.rows)
+        return messages.Join(
+            protocol=PROTOCOL_VERSION,
+            uep_id=self._uep_id,
+            token=self._token,
+            held=self._spool.rows,
+            default_attempts=default,
+            most_attempts=most,
+        )
 
     def take(self, received: Iterable[messages.ToUep]) -> None:
         """Act on what the relay has said."""
@@ -95,7 +114,7 @@ class UserEndpoint:
                 case messages.Tasks():
                     self._take_tasks(message)
                 case messages.ResultsDurable():
-                    self._spool.durable(message.rows)
+                    self._durable(message.rows)
                     self._resend()
                     self._idle.moved(self._clock())
                 case messages.CancelTasks():
@@ -111,6 +130,12 @@ class UserEndpoint:
                     pass
         self._submit()
 
+    def _durable(self, rows: list[int]) -> None:
+        """The relay has these results, or knows of these losses."""
+        for row in [row for row in rows if self._attempts.told(row)] if self._attempts else ():
+            self._ledger.release(row)
+        self._spool.durable(rows)
+
     def _welcomed(self, welcome: messages.UepWelcome) -> None:
         self._enrolled = True
         self._max_result_bytes = welcome.max_result_bytes
@@ -118,6 +143,8 @@ class UserEndpoint:
         self._resending = in_batches(self._spool.unconfirmed())
         for _ in range(RESEND_BATCHES):
             self._resend()
+        if lost := self._attempts.message(everything=True):
+            self._send(lost)
         if not self._ready:
             self._ready = True
             self._reporter.ready()
@@ -158,6 +185,8 @@ class UserEndpoint:
                 self._log.warning("a spooled result is of no task the relay knows", row=task.row, task=ended.task_id)
                 self._spool.durable([task.row])
                 ended = None
+            if self._attempts.comes_again(task):
+                self._ledger.release(task.row)
             if ended is not None:
                 self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
             elif self.stopping is not None:
@@ -171,6 +200,8 @@ class UserEndpoint:
         except ResourceSpecInvalid as error:
             self._fail(task, error)
             return
+        if task.expires_in_s:
+            self._deadlines.add(task.row, self._clock() + task.expires_in_s)
         code = self._functions.get(task.function_id)
         if self._allowed is not None and task.function_id not in self._allowed:
             self._fail(task, FunctionNotAllowed(endpoint_id=self._endpoint_id, function_id=task.function_id))
@@ -179,7 +210,15 @@ class UserEndpoint:
         else:
             self._to_run.append(
                 EngineTask(
-                    task.row, task.task_id, task.function_id, code, task.payload, task.resource_spec, task.walltime_s
+                    task.row,
+                    task.task_id,
+                    task.function_id,
+                    code,
+                    task.payload,
+                    task.resource_spec,
+                    task.walltime_s,
+                    attempt=task.attempt,
+                    priority=task.priority,
                 )
             )
 
@@ -209,10 +248,18 @@ class UserEndpoint:
         return bool(events)
 
     def _finish(self, item: messages.ResultItem) -> None:
-        if not self._ledger.release(item.row):
+        task = self._ledger.held.get(item.row)
+        if task is None or self._attempts.is_lost(item.row):
             self._log.error("the engine ended a task twice", row=item.row, code=item.code)
             return
         self._started.pop(item.row, None)  # the result says as much
+        item = self._deadlines.settled(item)
+        if item.code in LOSSES:
+            if self._attempts.lose(task):
+                self._log.warning("lost, to be run again", task=task.task_id, attempt=task.attempt, reason=item.text)
+                return
+            item = self._attempts.failed(task, item)
+        self._ledger.release(item.row)
         if len(item.payload) > self._max_result_bytes:
             error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
             times = (item.started_at, item.ended_at)
@@ -230,6 +277,8 @@ class UserEndpoint:
         if self._returned:
             self._send(messages.Returned(rows=self._returned))
             self._returned = []
+        if lost := self._attempts.message():
+            self._send(lost)
         if self._started:
             places = list(self._started.values())
             known = any(block for block, _ in places)
@@ -278,14 +327,24 @@ class UserEndpoint:
         """Do what is due; return True once there is nothing more to do and the process may end."""
         now = self._clock()
         self._spool.tick()
+        self._expire(now)
         if self.stopping is None:
             if reason := self._idle.verdict(now, busy=self._busy):
                 self.stop("IDLE", reason)
             return False
         if not self._engine_stopped_by(now):
             return False
-        unsent = bool(self._spool) and self.link is not None and self.link.welcomed
+        unsent = bool(self._spool or self._attempts) and self.link is not None and self.link.welcomed
         return not unsent or now >= self.stopping.flush_until
+
+    def _expire(self, now: float) -> None:
+        """End tasks whose deadline is past."""
+        due = [row for row in self._deadlines.due(now) if row in self._ledger.held]
+        if not due or (self.stopping is not None and self.stopping.engine_stopped):
+            return
+        for row in due:
+            self._deadlines.expire(row)
+        self._engine.cancel(due)
 
     def _engine_stopped_by(self, now: float) -> bool:
         """Return whether all tasks have ended, ending them by force when their time is over."""
@@ -295,7 +354,7 @@ class UserEndpoint:
         if not self.stopping.engine_stopped:
             self.stopping.engine_stopped = True
             self._engine.stop(self.stopping.kill_s)
-            for task in list(self._ledger.held.values()):
+            for task in [task for row, task in self._ledger.held.items() if not self._attempts.is_lost(row)]:
                 self._fail(task, self.stopping.error())
             self.flush()
             self.stopping.flush_from(self._clock())
@@ -325,7 +384,7 @@ class UserEndpoint:
 
     def next_deadline(self) -> float | None:
         """Return when `tick` must be called next, by the clock, or None."""
-        due = [self._spool.tick_at, self._flushed_at + GATHER_S if self._gathered else None]
+        due = [self._deadlines.next(), self._spool.tick_at, self._flushed_at + GATHER_S if self._gathered else None]
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         elif self._ledger or self.stopping.engine_stopped:

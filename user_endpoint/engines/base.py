@@ -30,6 +30,10 @@ class EngineTask(msgspec.Struct, frozen=True):
     walltime_s: float
     variables: dict[str, str] | None = None
     """Environment variables that this task finds beyond its worker's."""
+    attempt: int = 1
+    """How many attempts at this task there are with this one, as the relay counts those that were begun and lost."""
+    priority: int = 0
+    """Among the tasks that wait, higher ones first."""
 
 
 class TaskStarted(msgspec.Struct, frozen=True):
@@ -47,7 +51,10 @@ class TaskReturned(msgspec.Struct, frozen=True):
 
 
 Event = TaskStarted | TaskReturned | ResultItem
-"""What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem."""
+"""What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
+
+An engine never begins a task again that had begun: it reports WORKER_LOST or USER_ENDPOINT_LOST, with what died, and
+the user endpoint decides by the task's attempts. What had not begun it may send on to another worker by itself."""
 
 
 class Engine(Protocol):

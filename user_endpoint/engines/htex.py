@@ -224,7 +224,8 @@ class GlobusComputeEngine:
         packed = []
         for held in tasks:
             row = held.task.row
-            if self._notes.was_begun(held.task.task_id) and self._settings.max_retries_on_system_failure == 0:
+            begun_before = self._notes.was_begun(held.task.task_id, held.task.attempt)
+            if begun_before and self._settings.max_retries_on_system_failure == 0:
                 self._end(held, UserEndpointLost(reason="it was killed"))
                 continue
             self._attempts += 1
@@ -245,6 +246,7 @@ class GlobusComputeEngine:
                 task.walltime_s,
                 self._max_result_bytes,
                 task.resource_spec,
+                task.attempt,
             )
         )
 

@@ -67,11 +67,11 @@ class Notes:
         for path in files:
             os.unlink(path)  # noqa: PTH108
 
-    def was_begun(self, task_id: str) -> bool:
-        """Tell whether an earlier process's worker had begun this task; asked again, it is taken to be told."""
+    def was_begun(self, task_id: str, attempt: int) -> bool:
+        """Tell whether an earlier process's worker had begun this attempt; asked again, it is taken to be told."""
         if not self._before:
             return False
-        key = key_of(task_id)
+        key = key_of(task_id, attempt)
         found = key in self._before
         self._before.discard(key)
         return found

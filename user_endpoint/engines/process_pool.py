@@ -114,7 +114,7 @@ class ProcessPoolEngine:
 
     def _was_begun(self, task: EngineTask) -> bool:
         """Tell whether an earlier process of this user endpoint had begun the task; if it may not, it ends here."""
-        if self._notes is None or not self._notes.was_begun(task.task_id) or self._max_retries:
+        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt) or self._max_retries:
             return False
         self._end(task, UserEndpointLost(reason="it was killed"))
         return True

@@ -42,7 +42,8 @@ class WorkerHandle:
         """Send one task. Returns whether it went: there may be no room, or no descriptor left for a large one."""
         code = None if task.function_id in self.functions else task.function
         try:
-            frames.send(self.sock, (task.row, task.task_id, task.function_id, code, task.payload, task.variables))
+            datagram = (task.row, task.task_id, task.function_id, code, task.payload, task.variables, task.attempt)
+            frames.send(self.sock, datagram)
         except OSError:
             return False
         self.functions.add(task.function_id)
@@ -80,7 +81,7 @@ class WorkerHandle:
         while True:
             try:
                 # not O_NONBLOCK: that flag is the description's, which the worker shares and blocks on
-                (row, _, function_id, code, _, _), _ = frames.receive(self.worker_end, _socket.MSG_DONTWAIT)
+                (row, _, function_id, code, *_), _ = frames.receive(self.worker_end, _socket.MSG_DONTWAIT)
             except (BlockingIOError, frames.PeerGone):
                 break
             rows.append(row)

@@ -264,7 +264,9 @@ class Pool:
 
 
 def _engine_task(t: protocol.Task) -> EngineTask:
-    return EngineTask(t.id, t.task_id, t.function_id, t.function, t.payload, t.resource_spec, t.walltime_s)
+    return EngineTask(
+        t.id, t.task_id, t.function_id, t.function, t.payload, t.resource_spec, t.walltime_s, attempt=t.attempt
+    )
 
 
 def _for_mpi(workers: PlacedEngine, options: Options, ends: float | None) -> Engine:

@@ -25,6 +25,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     walltime_s: float
     max_result_bytes: int
     resource_spec: bytes = b""
+    attempt: int = 1
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):

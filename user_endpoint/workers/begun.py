@@ -54,9 +54,9 @@ def names_of(path: str) -> tuple[str, ...]:
     return (path, *(path + name for name in _NAMES))
 
 
-def key_of(task_id: str) -> bytes:
-    """Return what a note has of a task's id."""
-    return task_id.encode()[:KEY_BYTES].ljust(KEY_BYTES, b"\0")
+def key_of(task_id: str, attempt: int) -> bytes:
+    """Return what a note has of one attempt at a task."""
+    return task_id.encode()[: KEY_BYTES - 2].ljust(KEY_BYTES - 2, b"\0") + (attempt % 65536).to_bytes(2, "big")
 
 
 class BegunLog:
@@ -91,9 +91,9 @@ class BegunLog:
         except OSError as error:
             raise BegunClosed(name) from error
 
-    def note(self, row: int, task_id: str) -> bool:
+    def note(self, row: int, task_id: str, attempt: int = 1) -> bool:
         """Say that this task begins. Returns whether it may: if not, this worker's place has been given up."""
-        _NOTE.pack_into(self._map, _COUNT.size + self._count % _PLACES * _NOTE.size, row, key_of(task_id))
+        _NOTE.pack_into(self._map, _COUNT.size + self._count % _PLACES * _NOTE.size, row, key_of(task_id, attempt))
         self._count += 1
         _COUNT.pack_into(self._map, 0, self._count)
         if not self._other:

@@ -62,7 +62,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False)
     own_pid = os.getpid()
     while True:
         try:
-            (row, task_id, function_id, code, payload, variables), _ = frames.receive(sock)
+            (row, task_id, function_id, code, payload, variables, attempt), _ = frames.receive(sock)
         except frames.PeerGone:
             return
         if code is not None:
@@ -71,7 +71,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False)
         if function is None:
             frames.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
-        if log is not None and not log.note(row, task_id):
+        if log is not None and not log.note(row, task_id, attempt):
             return
         started = time.time()
         try:

@@ -40,8 +40,13 @@ def test_what_was_begun_is_known_to_the_next_process_and_to_the_one_after(
     assert all(log.note(row, f"task-{row}") for row in (1, 2, 3))
     for _ in range(2):
         after = later(tmp_path)
-        assert [after.was_begun(f"task-{row}") for row in (1, 2, 3, 4)] == [True, True, True, False]
-    assert not after.was_begun("task-1"), "told already: it is run again where that is allowed"
+        assert [after.was_begun(f"task-{row}", 1) for row in (1, 2, 3, 4)] == [True, True, True, False]
+    assert not after.was_begun("task-1", 1), "told already: it is run again where that is allowed"
+
+
+def test_another_attempt_at_the_task_is_another_matter(tmp_path: Path, notes: Notes) -> None:
+    assert worker(notes.open()).note(1, "task", 1)
+    assert not later(tmp_path).was_begun("task", 2)
 
 
 def test_a_worker_of_the_process_before_begins_nothing_more(tmp_path: Path, notes: Notes) -> None:
@@ -50,7 +55,7 @@ def test_a_worker_of_the_process_before_begins_nothing_more(tmp_path: Path, note
     assert log.note(1, "before")
     after = later(tmp_path)
     assert not log.note(2, "after")
-    assert not after.was_begun("after")
+    assert not after.was_begun("after", 1)
     assert not Path(directory).exists()
     with pytest.raises(begun.BegunClosed):
         begun.BegunLog(f"{directory}/pool.0", begun.FENCED)
@@ -112,15 +117,15 @@ def test_what_has_had_its_end_is_forgotten(tmp_path: Path, notes: Notes) -> None
     directory = notes.open()
     worker(directory).note(1, "done")
     notes.forget(directory)
-    assert not later(tmp_path).was_begun("done")
+    assert not later(tmp_path).was_begun("done", 1)
 
 
 def test_old_notes_are_not_kept_for_ever(tmp_path: Path, notes: Notes) -> None:
     worker(notes.open()).note(1, "old")
-    assert later(tmp_path).was_begun("old")
+    assert later(tmp_path).was_begun("old", 1)
     (kept,) = (tmp_path / "begun" / "closed").iterdir()
     os.utime(kept, (0, os.stat(kept).st_mtime - KEEP_S - 1))
-    assert not later(tmp_path).was_begun("old")
+    assert not later(tmp_path).was_begun("old", 1)
     assert not kept.exists()
 
 
