@@ -139,7 +139,7 @@ class _AuditedTx:
     def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
         """Workers have begun tasks."""
         key = self._store.key(self._tx, uep_row)
-        before = self._tx.task_refs(uep_row, rows) if key else []
+        before = self._tx.task_refs(uep_row, list(dict.fromkeys(rows))) if key else []
         self._tx.record_started(uep_row, rows, now)
         if key:
             begun = [ref for ref in before if ref.state is TaskState.DISPATCHED]
@@ -150,7 +150,7 @@ class _AuditedTx:
         key = self._store.key(self._tx, uep_row)
         if key is None:
             return self._tx.record_endings(uep_row, endings)
-        before = self._tx.task_refs(uep_row, [ending.row for ending in endings])
+        before = self._tx.task_refs(uep_row, list(dict.fromkeys(ending.row for ending in endings)))
         settled = self._tx.record_endings(uep_row, endings)
         self._ended(key, uep_row, before, {ending.row: ending for ending in reversed(endings)})
         return settled

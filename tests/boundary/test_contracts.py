@@ -38,8 +38,16 @@ def test_the_root_side_says_the_same_sentence(code: Refusal) -> None:
 
 def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
     to_monitor = {power.message for power in TABLE}
-    from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning"}
-    from_monitor |= {"EndpointRevoked", "RecheckNow", "CapsGranted", "CapsDenied", "StopUserEndpoint", "Shutdown"}
+    from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning", "EndpointAccount"}
+    from_monitor |= {
+        "TaskLogFile",
+        "EndpointRevoked",
+        "RecheckNow",
+        "CapsGranted",
+        "CapsDenied",
+        "StopUserEndpoint",
+        "Shutdown",
+    }
     assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
     assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
     for power in TABLE:
@@ -50,7 +58,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
 
 def test_only_documents_travel_with_descriptors() -> None:
     assert {cls.__name__: number for cls, number in DESCRIPTORS.items()} == {
-        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1,
+        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1, "TaskLogFile": 1,
     }  # fmt: skip
 
 

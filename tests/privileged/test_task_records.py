@@ -1,4 +1,4 @@
-"""Task records as a site has them: relay, endpoint and mapped users' functions, and the file that the manager writes."""
+"""Task records as a site has them: relay, endpoint, mapped users' functions, and the file that the manager writes."""
 
 from __future__ import annotations
 

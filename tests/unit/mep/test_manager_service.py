@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +28,7 @@ from mep.boundary.messages import (
     StartAnswered,
     StartEndpoint,
     StopAll,
+    TaskLogFile,
 )
 from mep.boundary.resolved import ManagerSection
 from mep.manager.backoff import Backoff
@@ -34,6 +36,7 @@ from mep.manager.outbox import Outbox
 from mep.manager.service import Manager
 from mep_wire import messages
 from mep_wire.codec import decode_to_relay, encode
+from mep_wire.task_events import TaskEvent
 from tests.support.start_requests import ENDPOINT, EPOCH
 
 _M = TypeVar("_M")
@@ -86,13 +89,13 @@ class RelayEnd:
 class Running:
     """A manager in a thread, and the monitor's end of its channel."""
 
-    def __init__(self, address: str, relay_key: bytes) -> None:
+    def __init__(self, address: str, relay_key: bytes, **more: Any) -> None:
         self.monitor, theirs = Channel.pair(blocking=True)
         theirs._sock.setblocking(False)
         _, secret = zmq.curve_keypair()
         section = ManagerSection(
             endpoint_id=ENDPOINT, relay_link_address=address, relay_link_key=z85.decode(relay_key).hex(),
-            account="mep", link_key_path="",
+            account="mep", link_key_path="", **more,
         )  # fmt: skip
         manager = Manager(section, z85.decode(secret), theirs, Log("manager"))
         self.thread = threading.Thread(target=manager.run)
@@ -115,8 +118,8 @@ class Running:
             pass
         return found
 
-    def say(self, message: Message) -> None:
-        self.monitor.send(message)
+    def say(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        self.monitor.send(message, list(descriptors))
 
     def end(self) -> None:
         self.monitor.close()
@@ -297,6 +300,54 @@ def test_shutdown_sends_what_is_left(manager: Running, relay_end: RelayEnd) -> N
     assert relay_end.next(messages.UepEnded).code == "STOPPED"
     manager.thread.join(5)
     assert not manager.thread.is_alive()
+
+
+@pytest.fixture
+def recording(relay_end: RelayEnd) -> Iterator[Running]:
+    running = Running(relay_end.address, relay_end.key[0], audit_tasks=True, audit_required=True)
+    yield running
+    running.end()
+
+
+EVENT = TaskEvent(1, "RECEIVED", "relay", 1.0, "t", "f", "u", "i", "alice", "", "", "")
+
+
+def test_task_records_are_asked_for_written_and_acknowledged(
+    recording: Running, relay_end: RelayEnd, tmp_path: Path
+) -> None:
+    recording.say(MapperEpoch(epoch=EPOCH))
+    assert relay_end.welcome().audit_tasks
+    relay_end.next(messages.RunningUeps)
+    relay_end.say(messages.TaskEvents(dropped=0, events=[EVENT]))
+    relay_end.say(messages.Ping(sent_at=1.0))
+    relay_end.next(messages.Pong)  # nothing is written yet, so nothing was acknowledged
+    path = tmp_path / "tasks.log"
+    with path.open("a") as file:
+        recording.say(TaskLogFile(), [file.fileno()])
+    assert relay_end.next(messages.TaskEventsWritten).until == 1
+    assert '"event": "RECEIVED"' in path.read_text()
+
+
+def test_no_start_is_passed_on_whose_tasks_could_not_be_recorded(
+    recording: Running, relay_end: RelayEnd, tmp_path: Path
+) -> None:
+    up(recording, relay_end)
+    relay_end.say(messages.SignedStart(uep_id="uep-1", request=b"r", signature=b"s"))
+    answer = relay_end.next(messages.StartAnswer)
+    assert (answer.outcome, answer.code) == ("unavailable", "AUDIT_UNAVAILABLE")
+    with (tmp_path / "tasks.log").open("a") as file:
+        recording.say(TaskLogFile(), [file.fileno()])
+    relay_end.say(messages.TaskEvents(dropped=0, events=[EVENT]))
+    relay_end.next(messages.TaskEventsWritten)
+    relay_end.say(messages.SignedStart(uep_id="uep-1", request=b"r", signature=b"s"))
+    recording.next(StartEndpoint)
+
+
+def test_events_that_were_not_asked_for_are_not_answered(manager: Running, relay_end: RelayEnd) -> None:
+    up(manager, relay_end)
+    relay_end.say(messages.TaskEvents(dropped=0, events=[EVENT]))
+    relay_end.say(messages.Ping(sent_at=1.0))
+    relay_end.next(messages.Pong)
 
 
 def ended(uep_id: str) -> messages.UepEnded:
