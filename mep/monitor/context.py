@@ -1,14 +1,13 @@
-"""What a process is to the kernel and to libc, saved before PAM and put back after.
+"""What the PAM process is to the kernel, saved before its modules work on it and put back once the child is forked.
 
-PAM's modules work on their caller: pam_limits sets its limits (a tiny fsize or nproc would end the keeper),
-pam_umask its umask, pam_group its groups, pam_keyinit its keyring, pam_systemd its control group. The child that
-becomes the user is forked in between and keeps all that. Called by the keeper (session.py).
+PAM's modules change their caller: pam_limits its limits, pam_umask its umask, pam_group its groups, pam_systemd its
+control group. The child that becomes the user keeps all that. The PAM process itself is to close the session later,
+as root with room to work, and must not stand where the user's processes are counted and killed. Called by
+pam_process.py. A namespace or a login uid cannot be put back, and need not be: the keeper never had them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -28,12 +27,7 @@ class Context:
     def __init__(self) -> None:
         self._ids = os.getresuid(), os.getresgid(), os.getgroups()
         self._limits = {number: resource.getrlimit(number) for number in _LIMITS}
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
-        self._directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
-        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._environment = dict(os.environb)
         self._groups = memberships()
         self._keyring = syscalls.session_keyring()
         with open(_OOM, "rb") as file:
@@ -44,70 +38,36 @@ class Context:
         return syscalls.session_keyring() != self._keyring
 
     def restore(self, log: Log) -> None:
-        """Put everything back. What cannot be is logged: the start is the child's matter by then."""
-        for what, step in self._steps(log):
+        """Put back what can be. What cannot is logged: the child has been forked by then."""
+        for what, step in self._steps():
             try:
                 step()
             except OSError as error:
                 log.error("cannot put back what PAM changed", what=what, error=error.strerror)
 
-    def _steps(self, log: Log) -> Iterator[tuple[str, Callable[[], None]]]:
-        (uids, gids, groups) = self._ids
-        yield "limits", lambda: self._restore_limits(log)
+    def _steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        uids, gids, groups = self._ids
+        yield "limits", self._restore_limits
         yield "uid", lambda: os.setresuid(*uids)
         yield "gid", lambda: os.setresgid(*gids)
         yield "groups", lambda: os.setgroups(groups)
-        yield "umask", lambda: _ignore(os.umask(self._umask))
-        yield "directory", self._restore_directory
+        yield "umask", lambda: os.umask(0o077)
+        yield "directory", lambda: os.chdir("/")  # not in a home directory that is to be unmounted at the close
         yield "priority", lambda: os.setpriority(os.PRIO_PROCESS, 0, self._priority)
         yield "oom_score_adj", self._restore_oom
-        yield "signals", self._restore_signals
-        yield "environment", self._restore_environment
+        yield "signals", lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ())
         yield "cgroup", lambda: move_back(self._groups)
-        yield "keyring", self._leave_keyring
 
-    def _restore_limits(self, log: Log) -> None:
+    def _restore_limits(self) -> None:
+        """A hard limit only rises with CAP_SYS_RESOURCE, which containers take away: then up to what it is."""
         for number, limits in self._limits.items():
             hard = resource.getrlimit(number)[1]
-            if resource.getrlimit(number) == limits:
-                continue
             try:
                 resource.setrlimit(number, limits)
-            except ValueError:  # Python's word for EPERM: a hard limit only rises with CAP_SYS_RESOURCE
+            except ValueError:  # Python's word for EPERM
                 resource.setrlimit(number, (hard, hard))
-                log.error("the keeper keeps a limit of PAM's: raising it needs CAP_SYS_RESOURCE", limit=number)
-
-    def _restore_directory(self) -> None:
-        if self._directory >= 0:
-            os.fchdir(self._directory)
-            os.close(self._directory)
-            self._directory = -1
 
     def _restore_oom(self) -> None:
         with open(_OOM, "r+b", buffering=0) as file:
             if file.read() != self._oom:
                 file.write(self._oom)
-
-    def _restore_signals(self) -> None:
-        """Install again what Python believes to be installed: a module's C code may have changed that behind it."""
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            handler = signal.getsignal(number)
-            if handler is not None:
-                with contextlib.suppress(OSError):
-                    signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-
-    def _restore_environment(self) -> None:
-        """libc's own: os.environ is Python's copy, which no C code changes."""
-        ctypes.CDLL(None).clearenv()
-        for name, value in self._environment.items():
-            os.putenv(name, value)
-
-    def _leave_keyring(self) -> None:
-        """A keyring that was left cannot be joined again: leave the user's to the user for one of our own."""
-        if self.keyring_changed():
-            syscalls.join_new_session_keyring()
-
-
-def _ignore(_value: object) -> None:
-    """Drop a result that says nothing."""

@@ -1,9 +1,10 @@
 """A keeper: the process, forked by the monitor, that starts one user endpoint and outlives the monitor with it.
 
-It runs as root (single-user mode: as the owner). It is the only code that calls NSS, PAM (session.py) and hooks
-(hooks.py); what of that hangs, hangs here, under a deadline. It becomes the user only in its child (spawn.py), is that
-child's parent and the subreaper of all its descendants, and leaves a record of it (records.py). It trusts its
-order and the monitor. It trusts nothing the user endpoint reports: text is clipped and only passed on.
+It runs as root (single-user mode: as the owner). It is the only code that calls NSS and hooks (hooks.py); PAM has a
+process of its own (session.py). What of that hangs, hangs here, under a deadline. It becomes the user only in its
+child (spawn.py), is that child's parent and the subreaper of all its descendants, and leaves a record of it
+(records.py). It trusts its order and the monitor. It trusts nothing the user endpoint reports: text is clipped and only
+passed on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mep.monitor.placing import Placing, limits_of
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
-from mep.monitor.supervise import STOPPED, Ending, Supervisor
+from mep.monitor.supervise import STOPPED, Ending, Supervisor, kill_descendants
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 
@@ -158,36 +159,36 @@ class Keeper:
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
         inherited = [null, null, null, *documents, theirs.fileno()]
         limits = limits_of(account, order.limits, order.group_limits)
-        self._placing = placing = Placing(order.endpoint, order.uep_id, account, limits)
+        with_pam = bool(order.pam_service)
+        self._placing = placing = Placing(order.endpoint, order.uep_id, account, limits, waits=with_pam)
+        plan = _plan(order, account, inherited, placing)
         try:
-            account = self._log_in(account)
-            pid, stages = spawn(_plan(order, account, inherited, self._session, placing))
+            if with_pam:
+                self._session = Session(order.pam_service, account.name, self._log)
+                pid, stages = self._session.spawn(plan, self._wakeup, self._begin, self._left)
+            else:
+                pid, stages = spawn(plan)
         finally:
-            if self._session is not None:
-                self._session.keep()
             theirs.close()
             for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
                 os.close(descriptor)
-        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="")
+        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="", **self._pam_process())
         self._await_exec(pid, stages, placing)
         ours.setblocking(False)
         return pid, ours
 
-    def _log_in(self, account: Account) -> Account:
-        """Open the PAM session, where PAM is enabled; return the account with the groups that PAM added."""
-        if not self._order.pam_service:
-            return account
-        self._session = Session(self._order.pam_service, account, self._log)
-        return self._session.open(self._begin, self._left(), self._order.open_files)
+    def _pam_process(self) -> dict[str, int]:
+        pid = self._session.pid if self._session is not None else 0
+        return {"pam_pid": pid, "pam_start": start_ticks(pid) or 0} if pid else {}
 
     def _begin(self, stage: Stage) -> None:
-        """Begin a stage that may never end: say which, for whoever ends this process then."""
+        """Begin, or go on with, a stage that may never end: say which, for whoever ends this process then."""
         if signal.SIGTERM in self._wakeup.take():
             raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
         if self._left() <= 0:
             text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
-            raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left for {stage.name}")
-        self._update(detail=f"at {stage.name}")
+            raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left at {stage.name}")
+        self._update(detail=f"at {stage.name}", **self._pam_process())
 
     def _undo(self) -> None:
         """When all is over: let go of group and session, and tell the administrator's hook."""
@@ -197,6 +198,7 @@ class Keeper:
             self._group.close()
         if self._session is not None:
             self._session.close()
+            kill_descendants()
         if self._prepared is not None and self._order.post_stop_hook.path:
             how = {"code": self._record.code, "status": self._record.status}
             request = self._request("post_stop", self._prepared, **how)
@@ -273,7 +275,7 @@ class Keeper:
         self._tell(Spawned(pid=pid))
         supervisor = Supervisor(
             pid, report, self._channel, self._wakeup, self._log,
-            stop_grace_s=self._order.stop_grace_s, group=self._group,
+            stop_grace_s=self._order.stop_grace_s, group=self._group, session=self._session,
         )  # fmt: skip
         ending = supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING))
         self._end(ending)
@@ -329,9 +331,7 @@ class Keeper:
         return max(0.0, self._deadline - time.monotonic())
 
 
-def _plan(
-    order: KeeperOrder, account: Account, inherited: list[int], session: Session | None, placing: Placing
-) -> SpawnPlan:
+def _plan(order: KeeperOrder, account: Account, inherited: list[int], placing: Placing) -> SpawnPlan:
     return SpawnPlan(
         account=account,
         switch=order.switch,
@@ -343,14 +343,11 @@ def _plan(
             "SHELL": account.shell or "/bin/sh",
             "PATH": order.path,
             "LANG": "C.UTF-8",
-            **(session.environment if session is not None else {}),
         },
         descriptors=inherited,
         directory=account.home or "/",
         open_files=order.open_files,
         setuid_programs=order.setuid_programs,
-        prepared=session is not None,
-        keyring=session is not None and session.keyring,
         gate=placing.gate,
         rlimits=placing.rlimits,
     )

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 from mep.boundary import messages as m
 from mep.boundary.cgroups import ROOT
 from mep.boundary.channel import Channel
+from mep.boundary.runtime import start_ticks
 from mep.errors import Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
 from mep.monitor.cgroup import kill, remove
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
-from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
 from mep.monitor.pam_process import CLOSE_S
+from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
 from mep.monitor.starts import Start, outcome_of
-from mep.monitor.supervise import STOPPED
+from mep.monitor.supervise import STOPPED, children
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
@@ -41,6 +42,8 @@ class Keepers:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._endpoints = monitor.endpoints
+        self.closing: set[int] = set()
+        """PAM processes whose keeper was killed: they close their session, and then end by themselves."""
 
     def may_start(self) -> bool:
         """Whether one more start may be under way; one beyond max_user_endpoints is answered in `fork`."""
@@ -209,6 +212,8 @@ class Keepers:
     def gone(self, endpoint: UserEndpoint) -> None:
         """The keeper's process is gone: say what it could not say, and forget it."""
         record = self._monitor.records.read(endpoint.uep_id)
+        if record is not None and record.pam_pid in children() and start_ticks(record.pam_pid) == record.pam_start:
+            self.closing.add(record.pam_pid)
         if not endpoint.told:
             self._speak_for(endpoint, record)
         self._monitor.records.remove(endpoint.uep_id)

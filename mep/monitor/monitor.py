@@ -114,20 +114,25 @@ class Monitor:
                 helper.child.signal(signal.SIGKILL)
 
     def _reap(self) -> None:
+        """Reap all that have ended, then end the orphans that came before: by then it is known whose they were."""
+        before = set(children())
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
-                return
+                break
+            before.discard(pid)
             self._reaped(pid, describe_status(status), status)
+        self._kill_orphans(before)
 
     def _reaped(self, pid: int, how: str, status: int) -> None:
         child = self._children.pop(pid, None)
         if child is None:
             self._found.discard(pid)
             self.closer.reaped(pid)
+            self.keepers.closing.discard(pid)
             self.reload.reaped(pid, status)
             return
         if not child.fault:
@@ -140,7 +145,6 @@ class Monitor:
             self.rechecks.checker_ended(child)
         else:
             self._helper_ended(child.kind, how)
-        self._kill_orphans()
 
     def _drain(self, child: Child) -> None:
         """Take what a child said before it ended."""
@@ -160,10 +164,10 @@ class Monitor:
             self.starts.manager_lost()
         self.status.changed()
 
-    def _kill_orphans(self) -> None:
+    def _kill_orphans(self, found: set[int]) -> None:
         """End what a child that was killed left behind: as their subreaper the monitor is now their parent."""
-        known = {*self._children, *self._found, *self.closer.pids, self.reload.pid}
-        for pid in children():
+        known = {*self._children, *self._found, *self.closer.pids, *self.keepers.closing, self.reload.pid}
+        for pid in found:
             if pid not in known:
                 self.log.warning("killing a process that a child left behind", pid=pid)
                 with contextlib.suppress(ProcessLookupError):
@@ -255,7 +259,7 @@ class Monitor:
 
     def _ended(self) -> bool:
         """Whether all is over; manager and mapper are asked to end once no user endpoint is left to report on."""
-        if not self.stopping or (self.endpoints and not self.keep_user_endpoints):
+        if not self.stopping or ((self.endpoints or self.keepers.closing) and not self.keep_user_endpoints):
             return False
         if not self._helpers_told:
             self._helpers_told = True

@@ -42,12 +42,13 @@ def rlimits(limits: Limits) -> list[tuple[int, int]]:
 class Placing:
     """The way of one child into its control group. Close it, whatever became of it."""
 
-    def __init__(self, endpoint: str, uep_id: str, account: Account, limits: Limits) -> None:
+    def __init__(self, endpoint: str, uep_id: str, account: Account, limits: Limits, *, waits: bool = False) -> None:
+        """`waits`: it has to wait also where it has no group to enter."""
         self._endpoint, self._uep_id, self._account, self._limits = endpoint, uep_id, account, limits
         self.rlimits = rlimits(limits)
         self.gate: tuple[int, int] | None = None
-        """Where the child reads and who writes; None where it has no group to enter."""
-        if controllers(limits):
+        """Where the child reads and who writes; None where it does not wait."""
+        if waits or controllers(limits):
             self.gate = os.pipe2(os.O_CLOEXEC)
 
     def admit(self, pid: int, left: Callable[[], float]) -> Cgroup | None:

@@ -20,6 +20,7 @@ from mep.errors import SpawnFailed, Stage
 from mep.monitor import syscalls
 
 _REPORT = struct.Struct("!BI")
+_ORPHAN = struct.Struct("!II")
 _MAX_REPORT = 512
 _HIGH = 64  # descriptors are moved above this first, so that none is overwritten while they are put in place
 
@@ -113,6 +114,41 @@ def spawn(plan: SpawnPlan) -> tuple[int, StageReport]:
         _child(plan, theirs, parent)
     os.close(theirs)
     return pid, StageReport(ours)
+
+
+def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
+    """Have a child that follows `plan` forked, and given to `parent`, this process's own parent and a subreaper.
+
+    Return its pid; it reports to `pipe`. It must have a gate, at which it waits until its new parent has it.
+    Raises SpawnFailed(FORK).
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        between = os.fork()
+        if between == 0:
+            _fork_and_end(parent, plan, pipe, theirs)
+        os.waitpid(between, 0)  # by the time that it can be reaped, its child has the new parent
+        os.close(theirs)
+        pid, number = _ORPHAN.unpack(os.read(ours, _ORPHAN.size))
+    except OSError as error:
+        raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+    finally:
+        os.close(ours)
+    if number:
+        raise SpawnFailed(Stage.FORK, number)
+    return int(pid)
+
+
+def _fork_and_end(parent: int, plan: SpawnPlan, pipe: int, said: int) -> NoReturn:
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(plan, pipe, parent)
+        os.write(said, _ORPHAN.pack(pid, 0))
+    except OSError as error:
+        os.write(said, _ORPHAN.pack(0, error.errno or errno.EAGAIN))
+    finally:
+        os._exit(0)
 
 
 def _child(plan: SpawnPlan, pipe: int, parent: int) -> NoReturn:

@@ -20,6 +20,7 @@ from mep.boundary.log import Log
 from mep.boundary.messages import KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.errors import BoundaryViolation, Refusal, Stage, public_text
 from mep.monitor.cgroup import Cgroup
+from mep.monitor.session import Session
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 _MAX_REPORT_BYTES = 4096
@@ -77,10 +78,10 @@ class Supervisor:
 
     def __init__(
         self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
-        stop_grace_s: float, group: Cgroup | None = None,
+        stop_grace_s: float, group: Cgroup | None = None, session: Session | None = None,
     ) -> None:  # fmt: skip
         self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
-        self._grace_s, self._group = stop_grace_s, group
+        self._grace_s, self._group, self._session = stop_grace_s, group, session
         self._ready = False
         self._status: int | None = None
         self._said: Report | None = None
@@ -110,7 +111,7 @@ class Supervisor:
         self._take_reports(on_ready)
         if self._group is not None:
             self._group.end()
-        kill_descendants()
+        kill_descendants(self._session)
         return self._ending(self._status)
 
     def tell(self, message: Message) -> None:
@@ -153,6 +154,8 @@ class Supervisor:
                 return
             if pid == self._pid:
                 self._status = status
+            elif self._session is not None:
+                self._session.reaped(pid, describe_status(status))
 
     def _take_reports(self, on_ready: Callable[[], None]) -> None:
         while self._report_open:
@@ -252,21 +255,29 @@ def _children_by_parent() -> list[int]:
     return found
 
 
-def kill_descendants() -> None:
-    """SIGKILL and reap until nothing is left of what this process is subreaper of.
+def kill_descendants(session: Session | None = None) -> None:
+    """SIGKILL and reap until nothing is left of what this process is subreaper of, but for `session`'s PAM process.
 
     Only direct children are killed: those cannot be another process's pid, since nobody else reaps them. Their
-    own children then come to this process. The list may miss one that is born or orphaned while it is read; that
-    none is left is what waitpid says.
+    own children then come to this process. The list of children may miss one that is born or orphaned while it is
+    read; that none is left is what waitpid says. Where one is spared, the list says it: it misses nobody in front of
+    or behind one that stays, and so is complete where it has that one alone.
     """
     while True:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
+        spared = session.pid if session is not None else 0
+        if pid and session is not None:
+            session.reaped(pid, describe_status(status))
         if pid:
             continue
-        for pid in children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        found = children()
+        if found == [spared]:
+            return
+        for pid in found:
+            if pid != spared:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(_LOOK_AGAIN_S)
