@@ -58,7 +58,8 @@ def map_command(
     allowed: by its shadow entry, the endpoint's policy and, with pam.enable, PAM. Run it as root, who alone can see
     that; the mapping itself is then tried as the mapper's account.
     """
-    from mep.cli import judging, mapping
+    from mep.cli import mapping
+    from mep.monitor.judging import Judge
 
     if sum(given is not None for given in (name, mapping_file, check_file)) != 1:
         raise click.UsageError("give an endpoint's NAME, or --file, or --check")
@@ -69,7 +70,7 @@ def map_command(
         return
     identities = _identities(typed, set_file)
     site = mapping.endpoint_site(name) if name is not None else mapping.Site(Path(str(mapping_file)))
-    root_part = judging.Judge(site.rules(), site.pam_service)
+    root_part = Judge(site.rules(), site.pam_service)
     verdict = mapping.judge(_chain(site), identities, root_part)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:

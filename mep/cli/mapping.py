@@ -2,7 +2,7 @@
 may be used.
 
 As root it first becomes the mapper's account for good, so that what the mapper could not read fails here too and no
-callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own (judging.py).
+callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own (mep/monitor/judging.py).
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
-from mep.cli.judging import Judge, Ruling
 from mep.config.paths import own_accounts
-from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules
+from mep.monitor.judging import Judge, Ruling, become
 from mep_wire.identity import Identity
 
 MAX_IDENTITIES_BYTES = 4 * 1024 * 1024
@@ -125,16 +124,13 @@ def become_mapper(site: Site) -> str:
     Callouts gain no privilege, whoever runs this, as under the mapper.
     """
     if os.geteuid() != 0:
-        syscalls.set_no_new_privs()
+        become(None)
         return ""
     try:
         entry = pwd.getpwnam(site.mapper_account)
     except KeyError:
         return f"there is no account {site.mapper_account}: mapping as root, and callouts will not run"
-    os.setgroups([])
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-    syscalls.set_no_new_privs()
+    become(entry)
     return ""
 
 

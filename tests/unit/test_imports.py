@@ -52,8 +52,18 @@ RULES = {
     "mep.mapper": Rule(("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec")),
     "mep.config": Rule(("mep.config", "mep_wire", "identity", *SHARED), None),
     "mep.cli": Rule(
-        ("mep.cli", "mep.config", "identity", "mep.monitor.accounts", "mep_wire", "mep.__version__", *SHARED), None
-    ),
+        (
+            "mep.cli",
+            "mep.config",
+            "identity",
+            "mep.monitor.accounts",
+            "mep.monitor.judging",
+            "mep_wire",
+            "mep.__version__",
+            *SHARED,
+        ),
+        None,
+    ),  # fmt: skip
 }
 
 

@@ -2,7 +2,8 @@
 
 It is forked before `mep map` becomes the mapper's account for good, because only root may read shadow entries and ask
 PAM. It reads one user name, and nothing else of what mapping files, callouts and directories say. What it calls is what
-a keeper calls before it starts a user endpoint. Where `mep map` is not run by root there is no such process.
+a keeper calls before it starts a user endpoint. Where `mep map` is not run by root there is no such process. Called by
+mep/cli/mapping.py; standard library only, as everything that is root's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import select
 import signal
 import socket
@@ -64,6 +66,15 @@ def _state(name: str) -> str:
         return shadow.closed(name) or shadow.describe(shadow.read(name))
     except OSError as error:
         return error.strerror or str(error)
+
+
+def become(entry: pwd.struct_passwd | None) -> None:
+    """Be this account (None: who we are) for good, with its primary group alone, and gain no privilege by exec."""
+    if entry is not None:
+        os.setgroups([])
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    syscalls.set_no_new_privs()
 
 
 class Judge:
