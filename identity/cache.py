@@ -39,6 +39,11 @@ class AnswerCache(Generic[V]):
                 return False, None
             return True, entry[1]
 
+    def drop(self, key: str) -> None:
+        """Forget what is remembered of `key`."""
+        with self._lock:
+            self._entries.pop(key, None)
+
     def put(self, key: str, answer: V | None) -> None:
         """Remember `answer`. The oldest entry makes room."""
         lifetime = self._lifetimes[answer is None]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from identity import names
-from identity.errors import AmbiguousMapping, MapperUnavailable, MappingError, NameRefused, NoMapping
-from identity.mapper import Answer, Identity, Mapper, Trace, label
+from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingError, NameRefused, NoMapping
+from identity.mapper import Answer, How, Identity, Mapper, Trace, label
 
 MAX_FIELD_CHARS = 4096
 """A longer field of an identity counts as absent."""
@@ -78,15 +78,16 @@ class Chain:
     ) -> LocalUser:
         """Return the one local user that `identities` (one person's) mean; its name is checked.
 
-        `bypass_cache` asks directories anew. `certain` does too, and a mapper that fails stops the chain whatever its
-        `on_error` says: the answer then holds for a chain in which everything works. Raises NoMapping (NameRefused
-        where a rule applies but its result cannot be a user name), AmbiguousMapping, MapperUnavailable; nothing else,
-        whatever the identities hold.
+        `bypass_cache` asks directories anew. `certain`, for re-checks of what runs, does too, and a mapper that fails
+        stops the chain whatever its `on_error` says: the answer then holds for a chain in which everything works.
+        Raises NoMapping (NameRefused where a rule applies but its result cannot be a user name), AmbiguousMapping,
+        MapperUnavailable (MapperBusy among them); nothing else, whatever the identities hold.
         """
         counted, _ = considered(identities)
+        how = How(bypass_cache=bypass_cache or certain, background=certain)
         for place, link in enumerate(self._links):
             strict = replace(link, pass_on_error=False) if certain else link
-            user = self._ask(place, strict, counted, None, bypass_cache or certain)
+            user = self._ask(place, strict, counted, None, how)
             if user is not None:
                 return user
         raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")
@@ -98,7 +99,7 @@ class Chain:
         for place, link in enumerate(self._links):
             step = explanation.steps[place]
             try:
-                explanation.user = self._ask(place, link, counted, step, bypass_cache)
+                explanation.user = self._ask(place, link, counted, step, How(bypass_cache))
             except MappingError as error:
                 explanation.error = error
                 return explanation
@@ -112,22 +113,21 @@ class Chain:
         for link in self._links:
             link.mapper.close()
 
-    def _ask(
-        self, place: int, link: Link, identities: list[Identity], step: Step | None, bypass_cache: bool
-    ) -> LocalUser | None:
+    def _ask(self, place: int, link: Link, identities: list[Identity], step: Step | None, how: How) -> LocalUser | None:
         trace: Trace | None = step.trace.append if step else None
         note: Callable[[str, str], None] = _noter(step)
         description = self.descriptions[place]
         try:
-            answers = link.mapper.answers(identities, trace, bypass_cache=bypass_cache) if identities else ()
+            answers = link.mapper.answers(identities, trace, how) if identities else ()
             if step:
                 step.answers.extend(answers)
             user = _decide(answers, link.first_of_several, description)
         except MapperUnavailable as error:
-            note("failed", f"{error}; {'passed over' if link.pass_on_error else 'the chain stops'}")
-            if link.pass_on_error:
+            passed_over = link.pass_on_error and not isinstance(error, MapperBusy)
+            note("failed", f"{error}; {'passed over' if passed_over else 'the chain stops'}")
+            if passed_over:
                 return None
-            raise MapperUnavailable(f"{description}: {error}") from error
+            raise type(error)(f"{description}: {error}") from error
         except AmbiguousMapping as error:
             note("ambiguous", str(error))
             raise AmbiguousMapping(f"{description}: {error}") from error

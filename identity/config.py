@@ -7,6 +7,8 @@ site wrote it: it is checked to the last key all the same, so that a slip stops 
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from identity.document import Document, DocumentInvalid
 from identity.errors import MappingFileInvalid
 from identity.files import FileRefused, Files
 from identity.mapper import Mapper
+from identity.places import Crowd
 
 _LDAP_TYPE = "ldap_identity_mapping#1.0.0"
+MAX_NODES = 1_000_000
+"""Values that a YAML file may come to, its aliases written out."""
 _Maker = Callable[[Document], Mapper]
 
 
@@ -28,14 +33,18 @@ def load(
     connector: str = callout.POSIX_CONNECTOR,
     gateway: str = callout.NO_GATEWAY,
     files: Files | None = None,
+    crowd: Crowd | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Chain:
     """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
 
     `connector` and `gateway` are what callouts get with -c and -s; an endpoint gives its own id as the gateway.
-    `files`, where given, learns which files were read and what they were like, also where the load fails.
+    `files` says whose files are trusted, and learns which were read and what they were like, also where the load fails.
+    `crowd` counts the people who are with slow mappers, across the chains that follow each other in one process;
+    `clock` (seconds) is what directories' answers grow old by.
     """
     files = files or Files()
-    makers = _makers(connector, gateway, files)
+    makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
     links: list[Link] = []
     for index, value in enumerate(_documents(path, files)):
         try:
@@ -58,24 +67,24 @@ def _link(value: Any, makers: dict[str, _Maker]) -> Link:
     return Link(mapper, first, pass_on)
 
 
-def _makers(connector: str, gateway: str, files: Files) -> dict[str, _Maker]:
+def _makers(connector: str, gateway: str, files: Files, crowd: Crowd, clock: Callable[[], float]) -> dict[str, _Maker]:
     return {
         expression.DATA_TYPE: expression.from_document,
-        callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway),
+        callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway, files, crowd),
         domain.DATA_TYPE: domain.from_document,
-        _LDAP_TYPE: lambda document: _ldap(document, files),
+        _LDAP_TYPE: lambda document: _ldap(document, files, crowd, clock),
     }
 
 
-def _ldap(document: Document, files: Files) -> Mapper:
+def _ldap(document: Document, files: Files, crowd: Crowd, clock: Callable[[], float]) -> Mapper:
     from identity import ldap_document  # imports ldap3, only where a site has a directory
 
-    return ldap_document.from_document(document, files)
+    return ldap_document.from_document(document, files, crowd, clock)
 
 
 def _documents(path: Path, files: Files) -> list[Any]:
     try:
-        value = _parse(path, files.read(path))
+        value = _parse(path, files)
     except (FileRefused, DocumentInvalid) as error:
         raise MappingFileInvalid(path, None, str(error)) from None
     documents = [value] if isinstance(value, dict) else value
@@ -84,12 +93,14 @@ def _documents(path: Path, files: Files) -> list[Any]:
     return documents
 
 
-def _parse(path: Path, data: bytes) -> Any:
+def _parse(path: Path, files: Files) -> Any:
+    data = files.read_mapping(path)
     try:
         return json.loads(data, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         if path.suffix not in {".yaml", ".yml"} and data.lstrip()[:1] in (b"[", b"{"):
             raise DocumentInvalid(f"not JSON: {error}") from None
+    files.cut_unseen = True  # the beginning of a YAML file mostly is a YAML file
     return _parse_yaml(data)
 
 
@@ -97,28 +108,49 @@ def _parse_yaml(data: bytes) -> Any:
     import yaml  # only where a site writes YAML
 
     try:
-        _refuse_duplicates(yaml.compose(data, Loader=yaml.SafeLoader))
+        _check_node(yaml.compose(data, Loader=yaml.SafeLoader), {})
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DocumentInvalid(f"neither JSON nor YAML: {error}") from None
 
 
-def _refuse_duplicates(node: Any) -> None:
-    """Refuse a key given twice, which yaml would take the last of, as the JSON reader does."""
+def _check_node(node: Any, sizes: dict[int, int]) -> int:
+    """Return how many nodes `node` comes to with its aliases written out; each node is looked at once.
+
+    Refused are more of them than MAX_NODES, an alias within what it stands for, and a key given twice in one mapping,
+    which yaml would take the last of.
+    """
     if node is None or isinstance(node.value, str):
-        return
-    keys = [key.value for key, _ in node.value if isinstance(key.value, str)] if node.id == "mapping" else []
-    for key in keys:
-        if keys.count(key) > 1:
-            raise DocumentInvalid(f"{key}: given twice in one mapping, line {node.start_mark.line + 1}")
+        return 1
+    if (known := sizes.get(id(node))) is not None:
+        if not known:
+            raise DocumentInvalid(f"line {node.start_mark.line + 1}: an alias within what it stands for")
+        return known
+    sizes[id(node)] = 0
+    if node.id == "mapping":
+        _refuse_twice([key for key, _ in node.value], node)
+    size = 1
     for child in node.value:
         for part in child if isinstance(child, tuple) else (child,):
-            _refuse_duplicates(part)
+            size += _check_node(part, sizes)
+            if size > MAX_NODES:
+                raise DocumentInvalid(f"more than {MAX_NODES} values, with its aliases written out")
+    sizes[id(node)] = size
+    return size
+
+
+def _refuse_twice(keys: list[Any], node: Any) -> None:
+    seen = set()
+    for key in keys:
+        if isinstance(key.value, str) and key.value in seen:
+            raise DocumentInvalid(f"{key.value}: given twice in one mapping, line {node.start_mark.line + 1}")
+        if isinstance(key.value, str):
+            seen.add(key.value)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise DocumentInvalid(f"{next(key for key in keys if keys.count(key) > 1)}: given twice in one mapping")
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DocumentInvalid(f"{twice}: given twice in one mapping")
     return value

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from identity.document import Document
-from identity.mapper import Answer, Identity, Trace, label
+from identity.mapper import Answer, How, Identity, Trace, label
 
 DATA_TYPE = "domain_identity_mapping#1.0.0"
 
@@ -19,7 +19,7 @@ class DomainMapper:
         self._provider = provider
         self.description = f"domain mapping of {', '.join(domains)}"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         """Return the part before the @ of every username in one of the domains."""
         found = []
         for identity in identities:

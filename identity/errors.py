@@ -38,5 +38,13 @@ class MapperUnavailable(MappingError):
     """A mapper failed (directory down, callout broken), and the chain does not go on past it."""
 
 
+class MapperBusy(MapperUnavailable):
+    """More people wait for a callout or a directory than may; to be tried again a little later.
+
+    The chain never goes on past it, whatever `on_error` says: it is no failure of the site's, and whoever can make
+    others wait must not decide by which rule they are mapped.
+    """
+
+
 class AccountMissing(MappingError):
     """The host knows no account of that name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from identity.document import Document
 from identity.errors import NameRefused
-from identity.mapper import Answer, Identity, Trace, label
+from identity.mapper import Answer, How, Identity, Trace, label
 from identity.pattern import Pattern, PatternInvalid, compile_literal, compile_pattern
 from identity.rule_index import RuleIndex
 from identity.template import Missing, Template, TemplateInvalid
@@ -48,7 +48,7 @@ class ExpressionMapper:
             self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(place, rule.pattern)
         self.description = f"expression mapping of {len(rules)} rules"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         """Return what the first rule that matches says of each identity that it matches."""
         for rule in self._rules if trace else self._candidates(identities):
             found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]

@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from identity.trust import Rules, Trust, ours
+
 MAX_FILE_BYTES = 16 * 1024 * 1024
 Signature = tuple[int, int, int, int, int] | None
 """None is for a file that is not there or cannot be looked at."""
@@ -20,13 +22,65 @@ class FileRefused(Exception):
 
 
 class Files:
-    """The files that were read for one load, with the signature that each had when it was read."""
+    """The files that were read or looked at for one load, with the signature that each had then.
 
-    def __init__(self) -> None:
+    With `rules`, every one of them must be such that nobody else could have written it.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
         self.signatures: dict[Path, Signature] = {}
+        self.cut_unseen = False
+        """Whether one of them may have been read while it was being written, and nothing in it would have told."""
+        self._rules = rules
+        self._programs: list[str] = []
+
+    def read_mapping(self, path: Path) -> bytes:
+        """Return what the mapping file holds. Raises FileRefused."""
+        return self._read(path, self._rules.mapping if self._rules else None, secret=False)
 
     def read(self, path: Path, *, secret: bool = False) -> bytes:
         """Return what the file holds. A `secret` one must be readable by this account alone. Raises FileRefused."""
+        self.cut_unseen = True
+        return self._read(path, self._rules.named if self._rules else None, secret=secret)
+
+    def program(self, path: str) -> None:
+        """Note the program at `path`. Raises FileRefused where it must not be run."""
+        self.note(Path(path))
+        self._programs.append(path)
+        if problem := self.named.program_problem(path):
+            raise FileRefused(problem)
+
+    def note(self, path: Path) -> None:
+        """Take a change of `path` for a reason to load again."""
+        self.signatures[path] = signature_of(path)
+
+    @property
+    def named(self) -> Trust:
+        """Whom to trust with what the mapping file names: where nobody said, root and the account we are."""
+        return self._rules.named if self._rules else ours()
+
+    def changed(self) -> bool:
+        """Return whether any of the files is no longer what was read."""
+        return any(signature_of(path) != signature for path, signature in self.signatures.items())
+
+    def now(self) -> dict[Path, Signature]:
+        """Return what each of the files is like now."""
+        return {path: signature_of(path) for path in self.signatures}
+
+    def problem(self, mapping: Path) -> str:
+        """Return why one of the files cannot be trusted any more, `mapping` among them, or an empty text."""
+        for program in self._programs:
+            if problem := self.named.program_problem(program):
+                return problem
+        if self._rules is None:
+            return ""
+        for path in self.signatures:
+            trust = self._rules.mapping if path == mapping else self._rules.named
+            if problem := trust.problem(path):
+                return problem
+        return ""
+
+    def _read(self, path: Path, trust: Trust | None, *, secret: bool) -> bytes:
         self.signatures[path] = None
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -37,15 +91,14 @@ class Files:
             self.signatures[path] = _signature(status)
             if not stat.S_ISREG(status.st_mode):
                 raise FileRefused(f"{path} is not a regular file")
-            if secret:
-                _check_private(path, status)
+            problem = trust.problem(path) if trust else ""
+            if not problem and secret:
+                problem = self.named.private_problem(path, status, descriptor)
+            if problem:
+                raise FileRefused(problem)
             return _content(path, descriptor)
         finally:
             os.close(descriptor)
-
-    def changed(self) -> bool:
-        """Return whether any of the files is no longer what was read."""
-        return any(signature_of(path) != signature for path, signature in self.signatures.items())
 
 
 def _content(path: Path, descriptor: int) -> bytes:
@@ -69,22 +122,6 @@ def signature_of(path: Path) -> Signature:
 
 def _signature(status: os.stat_result) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _check_private(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that others may read: it is ours or root's, and its group, if it may read, is ours.
-
-    Root, which only checks files for the mapper's account, leaves the group to that.
-    """
-    euid = os.geteuid()
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o037 or (mode & 0o040 and euid != 0 and status.st_gid != os.getegid()):
-        raise FileRefused(
-            f"{path} has mode {mode:04o} and group {status.st_gid}: the mapper's account alone may read it; "
-            "make it root's with the mapper's group, mode 0640"
-        )
-    if euid != 0 and status.st_uid not in (0, euid):
-        raise FileRefused(f"{path} belongs to uid {status.st_uid}, neither root nor the mapper's account")
 
 
 def _reason(error: Exception) -> str:

@@ -9,14 +9,17 @@ not been found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from identity import ldap_text
 from identity.cache import AnswerCache
 from identity.errors import AmbiguousMapping, MapperUnavailable, NameRefused
-from identity.ldap_directory import Directory, DirectoryFailed, Entry, Query
-from identity.mapper import Answer, Identity, Trace, label
+from identity.ldap_directory import NO_ATTRIBUTES, Directory, DirectoryFailed, Entry, Query, Visit
+from identity.mapper import Answer, How, Identity, Trace, label
+from identity.names import problem
 from identity.template import Template
 
 
@@ -41,22 +44,25 @@ class LdapMapper:
         self._cache = cache
         self.description = description
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         """Return the user name of each identity that the directory knows."""
         found = []
-        for identity in identities:
-            name, reason = self._name(identity, bypass_cache)
-            if trace:
-                trace(f"{label(identity)}: {reason}")
-            if name is not None:
-                found.append(Answer(identity, name, "directory"))
+        with contextlib.ExitStack() as stack:
+            # A place is taken only where something is not remembered, and then for all that is asked about the person.
+            visit = functools.cache(lambda: stack.enter_context(self._directory.visit(background=how.background)))
+            for identity in identities:
+                name, reason = self._name(identity, how.bypass_cache, visit)
+                if trace:
+                    trace(f"{label(identity)}: {reason}")
+                if name is not None:
+                    found.append(Answer(identity, name, "directory"))
         return found
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._directory.close()
 
-    def _name(self, identity: Identity, bypass_cache: bool) -> tuple[str | None, str]:
+    def _name(self, identity: Identity, bypass_cache: bool, visit: Callable[[], Visit]) -> tuple[str | None, str]:
         """Return the user name or None, and how that came about."""
         for name in self._lookup.filter.fields:
             value = identity.get(name)
@@ -69,21 +75,24 @@ class LdapMapper:
             if known:
                 return answer, f"{text}: remembered: {answer or 'nobody'}"
         try:
-            answer, reason = self._ask(text)
+            answer, reason = self._ask(visit(), text)
         except DirectoryFailed as error:
             raise MapperUnavailable(str(error)) from None
+        except (AmbiguousMapping, NameRefused):
+            self._cache.drop(text)  # whoever it gave before, it does not any more
+            raise
         self._cache.put(text, answer)
         return answer, f"{text}: {reason}"
 
-    def _ask(self, text: str) -> tuple[str | None, str]:
+    def _ask(self, visit: Visit, text: str) -> tuple[str | None, str]:
         lookup = self._lookup
-        entries = self._directory.search(Query(lookup.base, lookup.scope, text, lookup.attribute))
+        entries = visit.search(Query(lookup.base, lookup.scope, text, lookup.attribute))
         if not entries:
             return None, "found nothing"
         if len(entries) > 1:
             raise AmbiguousMapping(f"{text} finds several entries: {' and '.join(entry.dn for entry in entries)}")
         name = self._name_in(entries[0])
-        if lookup.required_group and not self._in_group(entries[0], name):
+        if lookup.required_group and not self._in_group(visit, entries[0], name):
             return None, f"found {entries[0].dn}, which is not in {lookup.required_group}"
         return name, f"found {entries[0].dn}: {name}"
 
@@ -94,10 +103,13 @@ class LdapMapper:
             raise NameRefused(f"{entry.dn} has no {attribute}")
         if len(names) > 1:
             raise AmbiguousMapping(f"{entry.dn} has several values of {attribute}: {', '.join(sorted(names))[:200]}")
-        return names.pop()
+        name = names.pop()
+        if (reason := problem(name)) is not None:
+            raise NameRefused(f"{entry.dn}: {reason}")
+        return name
 
-    def _in_group(self, entry: Entry, name: str) -> bool:
+    def _in_group(self, visit: Visit, entry: Entry, name: str) -> bool:
         lookup = self._lookup
         member = name if lookup.group_attribute == "memberUid" else entry.dn
         text = f"({lookup.group_attribute}={ldap_text.escape(member)})"
-        return bool(self._directory.search(Query(lookup.required_group, "base", text, lookup.group_attribute)))
+        return bool(visit.search(Query(lookup.required_group, "base", text, NO_ATTRIBUTES)))

@@ -1,12 +1,15 @@
-"""Searches a directory that several servers offer: pooled connections, failover, TLS, timeouts. On ldap3.
+"""Searches a directory that several servers offer: pooled connections, failover, TLS, deadlines. On ldap3.
 
-Called by identity.ldap from several threads at once. A connection is used by one thread at a time. A server that
-fails is tried last for a while. Every way in which ldap3 fails becomes DirectoryFailed here and goes no further.
+Called by identity.ldap from several threads at once: each has a Visit, which is one person's and has one deadline for
+everything. A connection is used by one thread at a time. A server that fails is tried last for a while. References to
+other servers are not followed. Every way in which ldap3 fails becomes DirectoryFailed here and goes no further. (Only
+the host's own resolver of names is not under the deadline: see resolv.conf(5) for its timeout.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 import struct
 import threading
@@ -17,15 +20,22 @@ from typing import Any
 
 import ldap3
 from ldap3.core.exceptions import LDAPException
-from ldap3.core.tls import Tls
 from pyasn1.error import PyAsn1Error
+
+from identity.ldap_wire import Limit, LimitedTls, limit_connection
+from identity.places import Places
 
 FAILED_SERVER_S = 30.0
 """For how long a server that failed is tried after the others."""
 MAX_IDLE_S = 60.0
 """A connection that was idle for longer is not used again: something on the way may have forgotten it."""
 _SUCCESS, _SIZE_LIMIT_EXCEEDED = 0, 4
-_FAILURES = (LDAPException, PyAsn1Error, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
+NO_ATTRIBUTES = str(ldap3.NO_ATTRIBUTES)
+"""In a Query: the entry alone is asked for."""
+_FAILURES = (
+    *(LDAPException, PyAsn1Error, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error),
+    *(RecursionError, ArithmeticError),
+)
 """What ldap3 raises when a server is away, breaks off or talks nonsense."""
 
 
@@ -57,7 +67,10 @@ class Access:
     sasl_external: bool = False
     connect_timeout_s: int = 3
     operation_timeout_s: int = 5
-    max_connections: int = 8
+    person_timeout_s: float = 15.0
+    """For all that is asked about one person, on all servers."""
+    ignore_references: bool = False
+    """A search that finds nothing but references to other servers has found nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,138 +91,158 @@ class Query:
     attribute: str
 
 
-class _Tls(Tls):  # type: ignore[misc]  # ldap3 has no type stubs
-    """Wraps with a context made once, so that OpenSSL itself checks the name, and the CA is what was loaded."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        super().__init__(validate=context.verify_mode)
-        self._context = context
-
-    def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
-        connection.socket = self._context.wrap_socket(connection.socket, server_hostname=connection.server.host)
+class Referred(DirectoryFailed):
+    """The directory holds only a part of what was searched, and nobody was found in that."""
 
 
 class Directory:
     """The servers of one mapping document."""
 
-    def __init__(self, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, access: Access, places: Places, clock: Callable[[], float] = time.monotonic) -> None:
         self._access = access
         self._clock = clock
-        self._places = threading.BoundedSemaphore(access.max_connections)
+        self._places = places
         self._lock = threading.Lock()
-        self._idle: list[tuple[float, Any]] = []
+        self._idle: list[tuple[float, _Line]] = []
         self._failed_at: dict[Server, float] = {}
         self._closed = False
 
-    def search(self, query: Query) -> list[Entry]:
-        """Return what `query` finds. Raises DirectoryFailed."""
-        if not self._places.acquire(timeout=self._access.operation_timeout_s):
-            raise DirectoryFailed(f"all {self._access.max_connections} connections are busy")
-        try:
-            return self._search(query)
-        finally:
-            self._places.release()
+    @contextlib.contextmanager
+    def visit(self, *, background: bool = False) -> Iterator[Visit]:
+        """Have a place to ask about one person. Raises MapperBusy."""
+        with self._places.hold(self._access.operation_timeout_s, background=background):
+            yield Visit(self, self._access.person_timeout_s)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they come back."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for _, connection in idle:
-            _hang_up(connection)
+        for _, line in idle:
+            _hang_up(line)
 
-    def _search(self, query: Query) -> list[Entry]:
+    def search(self, query: Query, until: float) -> list[Entry]:
+        """Return what `query` finds before `until` (time.monotonic). Raises DirectoryFailed."""
         reasons: list[str] = []
-        for connection in self._connections(reasons):
+        for line in self._lines(reasons, until):
+            line.limit.renew(min(until, time.monotonic() + self._access.operation_timeout_s))
             try:
-                entries = _search_on(connection, query, self._access.operation_timeout_s)
+                entries = _search_on(line, query, self._access)
+            except Referred:
+                self._put_back(line)
+                raise
             except _FAILURES as error:
-                reasons.append(f"{connection.server.name}: {_plain(error)}")
-                _hang_up(connection)
+                reasons.append(f"{line.connection.server.name}: {_plain(error)}")
+                _hang_up(line)
                 continue
-            self._put_back(connection)
+            self._put_back(line)
             return entries
         raise DirectoryFailed("; ".join(reasons))
 
-    def _connections(self, reasons: list[str]) -> Iterator[Any]:
-        """Yield an idle connection, if there is one, then a new one from each server that can be reached."""
+    def _lines(self, reasons: list[str], until: float) -> Iterator[_Line]:
+        """Yield an idle connection, if there is one, then a new one from each server that can be reached in time."""
         if (idle := self._take_idle()) is not None:
             yield idle
         for server in self._servers_in_order():
+            if time.monotonic() >= until:
+                reasons.append(f"no answer within {self._access.person_timeout_s:g} s")
+                return
             try:
-                connection = self._connect(server)
+                line = self._connect(server, until)
             except _FAILURES as error:
                 reasons.append(f"{server}: {_plain(error)}")
                 self._note_failure(server)
                 continue
-            yield connection
+            yield line
             self._note_failure(server)
 
-    def _take_idle(self) -> Any | None:
+    def _take_idle(self) -> _Line | None:
         oldest = self._clock() - MAX_IDLE_S
         with self._lock:
-            usable = [(since, connection) for since, connection in self._idle if since > oldest]
-            stale = [connection for since, connection in self._idle if since <= oldest]
+            usable = [(since, line) for since, line in self._idle if since > oldest]
+            stale = [line for since, line in self._idle if since <= oldest]
             taken = usable.pop()[1] if usable else None
             self._idle = usable
-        for connection in stale:
-            _hang_up(connection)
+        for line in stale:
+            _hang_up(line)
         return taken
 
-    def _put_back(self, connection: Any) -> None:
+    def _put_back(self, line: _Line) -> None:
         with self._lock:
             if not self._closed:
-                self._idle.append((self._clock(), connection))
+                self._idle.append((self._clock(), line))
                 return
-        _hang_up(connection)
+        _hang_up(line)
 
     def _note_failure(self, server: Server) -> None:
         with self._lock:
             self._failed_at[server] = self._clock()
             idle, self._idle = self._idle, []
-        for _, connection in idle:
-            _hang_up(connection)
+        for _, line in idle:
+            _hang_up(line)
 
     def _servers_in_order(self) -> list[Server]:
         since = self._clock() - FAILED_SERVER_S
         with self._lock:
             return sorted(self._access.servers, key=lambda server: self._failed_at.get(server, since) > since)
 
-    def _connect(self, server: Server) -> Any:
-        access = self._access
+    def _connect(self, server: Server, until: float) -> _Line:
+        access, limit = self._access, Limit()
         connection = ldap3.Connection(
-            _server(server, access),
+            _server(server, access, limit),
             user=access.bind_dn or None,
             password=access.password or None,
             authentication=_authentication(access),
             sasl_mechanism=ldap3.EXTERNAL if access.sasl_external else None,
             sasl_credentials="" if access.sasl_external else None,
             client_strategy=ldap3.SYNC,
-            receive_timeout=access.operation_timeout_s,
             auto_referrals=False,
             auto_escape=False,
             check_names=False,
             read_only=True,
         )
+        line = _Line(connection, limit)
+        limit_connection(connection, limit)
         try:
+            limit.renew(min(until, time.monotonic() + access.connect_timeout_s))
             connection.open(read_server_info=False)
             if access.start_tls and server.scheme == "ldap":
                 connection.start_tls(read_server_info=False)
+            limit.renew(min(until, time.monotonic() + access.operation_timeout_s))
             if not connection.bind(read_server_info=False):
                 raise LDAPException(f"bind refused: {connection.result['description']} {connection.result['message']}")
         except _FAILURES:
-            _hang_up(connection)
+            _hang_up(line)
             raise
-        return connection
+        return line
 
 
-def _server(server: Server, access: Access) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection of ldap3 with the limit of what is done on it."""
+
+    connection: Any
+    limit: Limit
+
+
+class Visit:
+    """All that is asked about one person."""
+
+    def __init__(self, directory: Directory, timeout_s: float) -> None:
+        self._directory = directory
+        self._until = time.monotonic() + timeout_s
+
+    def search(self, query: Query) -> list[Entry]:
+        """Return what `query` finds. Raises DirectoryFailed."""
+        return self._directory.search(query, self._until)
+
+
+def _server(server: Server, access: Access, limit: Limit) -> Any:
     return ldap3.Server(
         f"ldapi://{server.host}" if server.scheme == "ldapi" else server.host,
         port=server.port or None,
         use_ssl=server.scheme == "ldaps",
-        tls=_Tls(access.tls) if access.tls and server.scheme != "ldapi" else None,
-        connect_timeout=access.connect_timeout_s,
+        tls=LimitedTls(access.tls, limit) if access.tls and server.scheme != "ldapi" else None,
         get_info=ldap3.NONE,
     )
 
@@ -220,7 +253,8 @@ def _authentication(access: Access) -> Any:
     return ldap3.SIMPLE if access.bind_dn else ldap3.ANONYMOUS
 
 
-def _search_on(connection: Any, query: Query, timeout_s: int) -> list[Entry]:
+def _search_on(line: _Line, query: Query, access: Access) -> list[Entry]:
+    connection = line.connection
     scopes = {"base": ldap3.BASE, "one": ldap3.LEVEL, "sub": ldap3.SUBTREE}
     connection.search(
         query.base,
@@ -228,7 +262,7 @@ def _search_on(connection: Any, query: Query, timeout_s: int) -> list[Entry]:
         scopes[query.scope],
         attributes=[query.attribute],
         size_limit=2,
-        time_limit=timeout_s,
+        time_limit=max(1, math.ceil(line.limit.left_s())),
     )
     code = connection.result["result"]
     if code not in (_SUCCESS, _SIZE_LIMIT_EXCEEDED):
@@ -236,6 +270,12 @@ def _search_on(connection: Any, query: Query, timeout_s: int) -> list[Entry]:
     entries = [_entry(found, query.attribute) for found in connection.response if found["type"] == "searchResEntry"]
     if code == _SIZE_LIMIT_EXCEEDED and len(entries) < 2:
         raise LDAPException("search answered sizeLimitExceeded with fewer than two entries")
+    references = [uri for found in connection.response if found["type"] == "searchResRef" for uri in found["uri"]]
+    if references and not entries and not access.ignore_references:
+        raise Referred(
+            f"search found nothing but references to other servers ({' '.join(references)[:200]}), which are not "
+            "followed: choose a base that this directory holds, or set references to ignore"
+        )
     return entries
 
 
@@ -244,9 +284,9 @@ def _entry(found: Any, attribute: str) -> Entry:
     return Entry(found["dn"], tuple(bytes(value) for value in values[0]) if values else ())
 
 
-def _hang_up(connection: Any) -> None:
+def _hang_up(line: _Line) -> None:
     with contextlib.suppress(*_FAILURES):
-        connection.strategy.close()
+        line.connection.strategy.close()
 
 
 def _plain(error: Exception) -> str:

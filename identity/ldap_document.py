@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from identity.document import Document
 from identity.files import FileRefused, Files
 from identity.ldap import LdapMapper, Lookup
 from identity.ldap_directory import Access, Directory, Server
+from identity.places import Crowd, Places
 from identity.template import Template, TemplateInvalid
 
 _URI = re.compile(r"(ldaps?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?")
@@ -23,15 +25,18 @@ _LDAPI = re.compile(r"ldapi://(%2[fF][A-Za-z0-9%._~-]+)/?")
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
-def from_document(document: Document, files: Files) -> LdapMapper:
+def from_document(document: Document, files: Files, crowd: Crowd, clock: Callable[[], float]) -> LdapMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     access = _access(document, files)
     lookup = _lookup(document)
+    places = Places(int(document.take_number("max_connections", 8, 1, 100)), crowd)
     cache: AnswerCache[str] = AnswerCache(
-        document.take_number("cache_s", 300, 0, 86400), document.take_number("negative_cache_s", 30, 0, 86400)
+        document.take_number("cache_s", 300, 0, 86400),
+        document.take_number("negative_cache_s", 30, 0, 86400),
+        clock,
     )
     description = f"LDAP mapping by {', '.join(map(str, access.servers))}, base {lookup.base}"
-    return LdapMapper(Directory(access), lookup, cache, description)
+    return LdapMapper(Directory(access, places, clock), lookup, cache, description)
 
 
 def _access(document: Document, files: Files) -> Access:
@@ -50,7 +55,8 @@ def _access(document: Document, files: Files) -> Access:
         sasl_external=external,
         connect_timeout_s=int(document.take_number("connect_timeout_s", 3, 1, 60)),
         operation_timeout_s=int(document.take_number("operation_timeout_s", 5, 1, 60)),
-        max_connections=int(document.take_number("max_connections", 8, 1, 100)),
+        person_timeout_s=document.take_number("timeout_s", 15, 1, 300),
+        ignore_references=document.take_choice("references", ("fail", "ignore"), "fail") == "ignore",
     )
 
 
@@ -166,4 +172,16 @@ def _filter(document: Document) -> Template:
         raise document.refuse("filter", f"{text!r}: {error}") from None
     if not template.fields:
         raise document.refuse("filter", "uses no field of the identity, such as {username}: it would find anybody")
+    _check_positions(document, text, template)
     return template
+
+
+def _check_positions(document: Document, text: str, template: Template) -> None:
+    """Refuse a field anywhere but in a value, the only place for which escaping keeps an identity within bounds."""
+    pieces = template.fill(dict.fromkeys(template.fields, "\0")).split("\0")
+    before = ""
+    for piece in pieces[:-1]:
+        before += piece
+        item = before.rpartition("(")[2]
+        if "=" not in item or ")" in item or "\\" in item[-2:]:
+            raise document.refuse("filter", f"{text!r}: a field of the identity may stand only in a value, after the =")

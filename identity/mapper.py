@@ -24,6 +24,16 @@ class Answer:
     rule: str
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to look somebody up."""
+
+    bypass_cache: bool = False
+    """Ask anew whatever is remembered."""
+    background: bool = False
+    """A re-check of what runs, which nobody waits for."""
+
+
 class Mapper(Protocol):
     """One document of the mapping file."""
 
@@ -31,7 +41,7 @@ class Mapper(Protocol):
     def description(self) -> str:
         """Type and particulars in one line, for logs. No secrets."""
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         """Return what the first rule that applies to any of `identities` says of each of them, in their order.
 
         Raises MapperUnavailable where the mapper cannot tell, AmbiguousMapping where what it found is not unique

@@ -7,6 +7,8 @@ mep/mapper/service.py. Raises mep_wire's named errors, with what was tried in `d
 from __future__ import annotations
 
 import functools
+import os
+import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ import msgspec
 
 import identity.config
 import identity.errors
+from identity.places import Crowd
 from identity.reload import Reloader
+from identity.trust import Rules, Trust, ours
 from mep_wire.errors import IdentityAmbiguous, IdentityNotMapped, MapperUnavailable
 from mep_wire.identity import Identity, IdentitySet
 
@@ -83,15 +87,30 @@ class OwnerMapping:
         )
 
 
+def _rules(account: str) -> Rules:
+    """Return whose files are trusted: the mapping must be root's, what it names may be ours too.
+
+    Where this process is not `account`, nothing was dropped from root, and files of whoever we are will do.
+    """
+    try:
+        dropped = pwd.getpwnam(account).pw_uid == os.geteuid()
+    except KeyError:
+        dropped = False
+    return Rules(mapping=Trust() if dropped else ours(), named=ours())
+
+
 class FileMapping:
     """Multi-user mode: the administrator's mapping file, read again whenever it, or a file it names, changes.
 
-    A file that is broken when it changes leaves the mapping before it in force; `report(loaded, problem)` says so.
+    A file that is broken when it changes, or that others could have written, leaves the mapping before it in force;
+    `report(loaded, problem)` says so. `account` is the one that the mapper was made for: what it could have written
+    itself is no mapping file.
     """
 
-    def __init__(self, path: Path, endpoint_id: str, report: Callable[[str, str], None]) -> None:
+    def __init__(self, path: Path, endpoint_id: str, account: str, report: Callable[[str, str], None]) -> None:
         self._report = report
-        self._reloader = Reloader(path, load=functools.partial(identity.config.load, gateway=endpoint_id))
+        load = functools.partial(identity.config.load, gateway=endpoint_id, crowd=Crowd())
+        self._reloader = Reloader(path, load=load, rules=_rules(account))
         self._tell()
 
     def refresh(self) -> None:

@@ -39,17 +39,23 @@ from mep.boundary.resolved import MapperSection
 from mep.errors import BoundaryViolation, ConfigRefused, Refusal
 from mep.mapper.mapping import FileMapping, MappedUser, Mapping, OwnerMapping
 from mep.mapper.verify import MAX_DOCUMENT_BYTES, EpochSpent, Verifier
-from mep_wire.errors import MepError, StartRequestRefused
+from mep_wire.errors import MapperUnavailable, MepError, StartRequestRefused
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 MAX_MAPPING_THREADS = 32
-"""How many people may be looked up at once: a directory or callout that is slow about some must not keep the others
-waiting. More than the monitor starts at once, and several times what one callout or directory may have under way."""
-REFRESH_MS = 2000
+"""How many people may be mapped at once for starts: as many as the monitor asks about at once (starts.MAX_MAPPING), and
+well above what may be with callouts and directories (identity.places.MAX_SLOW). The others so always find a thread."""
+MAX_RECHECK_THREADS = 4
+"""How many re-checks of what runs go on at once, in threads of their own, so that no start waits for them."""
+MAX_RECHECKS_WAITING = 4
+"""How many more may wait; whoever comes on top is told at once that nothing can be said, and asks again later. Together
+with MAX_SLOW it must leave some of what the monitor asks about at once to people whose mapping is quick."""
+REFRESH_MS = 1000
 """How often a mapping file that nobody asks about is looked at."""
+_TOO_MANY = f"{MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING} re-checks are under way; this one will be made later"
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
 
 
@@ -62,6 +68,8 @@ class Mapper:
         self._epoch = epoch
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(MAX_MAPPING_THREADS, thread_name_prefix="mapping")
+        self._recheck_threads = ThreadPoolExecutor(MAX_RECHECK_THREADS, thread_name_prefix="recheck")
+        self._recheck_places = threading.BoundedSemaphore(MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING)
         self._unseal_key = X25519PrivateKey.from_private_bytes(secret)
         self._verifier = Verifier(
             endpoint_id=section.endpoint_id,
@@ -76,7 +84,7 @@ class Mapper:
             raise ConfigRefused("mapper", "mapping_path", "a multi-user endpoint needs a mapping file")
         if not section.mapping_path:
             return OwnerMapping(section.owner_identities, section.own_user)
-        return FileMapping(Path(section.mapping_path), section.endpoint_id, self._report_mapping)
+        return FileMapping(Path(section.mapping_path), section.endpoint_id, section.account, self._report_mapping)
 
     def _report_mapping(self, loaded: str, problem: str) -> None:
         self._send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
@@ -101,7 +109,10 @@ class Mapper:
         except EpochSpent:
             self._log.warning("this epoch has seen all the requests it may: starting anew")
         finally:
-            self._threads.shutdown(cancel_futures=True)
+            for threads in (self._threads, self._recheck_threads):
+                threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (self._threads, self._recheck_threads):
+                threads.shutdown()
 
     def _take(self, message: Message, descriptors: list[int]) -> None:
         if not isinstance(message, MapRequest):
@@ -114,9 +125,17 @@ class Mapper:
         finally:
             os.close(descriptors[0])
         if request.recheck:
-            done = self._threads.submit(self._answer_recheck, message.ref, request)
+            self._take_recheck(message.ref, request)
         else:
-            done = self._threads.submit(self._answer_map_request, message.ref, data, request)
+            self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
+
+    def _take_recheck(self, ref: int, request: StartRequest) -> None:
+        if not self._recheck_places.acquire(blocking=False):
+            correlation_id = request.correlation_id
+            self._say_not_mapped(ref, request, MapperUnavailable(detail=_TOO_MANY, correlation_id=correlation_id))
+            return
+        done = self._recheck_threads.submit(self._answer_recheck, ref, request)
+        done.add_done_callback(lambda _: self._recheck_places.release())
         done.add_done_callback(_check)
 
     def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
@@ -130,15 +149,18 @@ class Mapper:
 
     def _answer_recheck(self, ref: int, request: StartRequest) -> None:
         """Say who the person of a running user endpoint maps to now. Runs in a thread, since directories may block."""
-        correlation_id = clip(request.correlation_id, _MAX_ID)
         try:
             user = self._mapping.map(request.identity_set, request.correlation_id, certain=True)
         except MepError as error:
-            self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id)
-            public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
-            self._send(NoLongerMapped(ref, request.uep_id, Refusal(error.code).value, public, detail, correlation_id))
+            self._say_not_mapped(ref, request, error)
             return
-        self._send(StillMapped(ref, request.uep_id, user.name, correlation_id))
+        self._send(StillMapped(ref, request.uep_id, user.name, clip(request.correlation_id, _MAX_ID)))
+
+    def _say_not_mapped(self, ref: int, request: StartRequest, error: MepError) -> None:
+        self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id)
+        public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
+        correlation_id = clip(request.correlation_id, _MAX_ID)
+        self._send(NoLongerMapped(ref, request.uep_id, Refusal(error.code).value, public, detail, correlation_id))
 
     def _map(self, data: bytes, request: StartRequest) -> VerifiedStart:
         token = self._join_token(request)

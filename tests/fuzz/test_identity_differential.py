@@ -47,6 +47,7 @@ from identity.chain import considered
 from identity.document import Document, DocumentInvalid
 from identity.errors import NameRefused
 from identity.expression import from_document
+from identity.mapper import How
 
 Result = list[tuple[str, str]] | None
 """What the first rule that matches says: (id, user name) of each identity. None where there is nothing."""
@@ -54,7 +55,7 @@ Result = list[tuple[str, str]] | None
 
 def ours(rules: list[dict[str, Any]], people: list[dict[str, str]]) -> Result:
     mapper = from_document(Document({"mappings": rules}))
-    found = mapper.answers(considered(people)[0], None, bypass_cache=False)
+    found = mapper.answers(considered(people)[0], None, How())
     return [(answer.identity["id"], answer.name) for answer in found] or None
 
 

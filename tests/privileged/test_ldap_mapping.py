@@ -356,7 +356,9 @@ def test_many_threads_share_few_connections(load: Loader, monkeypatch: pytest.Mo
     opened = []
     connect = ldap_directory.Directory._connect
     monkeypatch.setattr(
-        ldap_directory.Directory, "_connect", lambda self, server: (opened.append(server), connect(self, server))[1]
+        ldap_directory.Directory,
+        "_connect",
+        lambda self, server, until: (opened.append(server), connect(self, server, until))[1],
     )
     chain = load(max_connections=3, cache_s=0, operation_timeout_s=10)
     with concurrent.futures.ThreadPoolExecutor(12) as pool:

@@ -12,7 +12,7 @@ import pytest
 from identity import config
 from identity.chain import MAX_FIELD_CHARS, Chain, Link
 from identity.errors import AmbiguousMapping, MapperUnavailable, NameRefused, NoMapping
-from identity.mapper import Answer, Identity, Trace
+from identity.mapper import Answer, How, Identity, Trace
 
 Loader = Callable[..., Chain]
 
@@ -48,7 +48,7 @@ class Broken:
 
     description = "broken"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         raise MapperUnavailable("down")
 
     def close(self) -> None: ...
@@ -62,7 +62,7 @@ class Fixed:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, *, bypass_cache: bool) -> Sequence[Answer]:
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
         return [Answer(identity, self._name, "fixed") for identity in identities]
 
     def close(self) -> None: ...

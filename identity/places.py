@@ -1,0 +1,92 @@
+"""How many people may be looked up at once by what may be slow: callouts and directories.
+
+Each of their documents has `limit` places; who finds none waits. Everybody who is in one or waits for one holds a
+thread of the mapper, so both are bounded: no more than MAX_WAITING wait for one document, and no more than MAX_SLOW
+people are with all the documents of a chain together. Whoever comes on top is sent away at once (MapperBusy), to be
+asked about again a little later, and so whoever is mapped by expressions, domains or from memory never waits for them.
+Re-checks of what runs (`background`) hold at most half of a document's places; how many there are at once is for their
+caller to bound. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from identity.errors import MapperBusy
+
+MAX_SLOW = 20
+"""People who may be with all callouts and directories of a chain at once, re-checks not counted."""
+MAX_WAITING = 8
+"""People who may wait for a place of one callout or directory."""
+
+
+class Crowd:
+    """Everybody who is with any of the slow mappers of one process."""
+
+    def __init__(self, most: int = MAX_SLOW) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    @contextlib.contextmanager
+    def join(self) -> Iterator[None]:
+        """Be one of them. Raises MapperBusy where there are too many."""
+        with self._lock:
+            if self._inside >= self._most:
+                raise MapperBusy(f"{self._inside} people are being looked up by callouts and directories already")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+
+class Places:
+    """The places of one document."""
+
+    def __init__(self, limit: int, crowd: Crowd) -> None:
+        self._limit = limit
+        self._crowd = crowd
+        self._changed = threading.Condition()
+        self._held = 0
+        self._held_in_background = 0
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def hold(self, wait_s: float, *, background: bool = False) -> Iterator[None]:
+        """Have a place, waiting up to `wait_s` for it. Raises MapperBusy."""
+        with contextlib.nullcontext() if background else self._crowd.join():
+            self._take(wait_s, background)
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._held -= 1
+                    self._held_in_background -= background
+                    self._changed.notify_all()
+
+    def _take(self, wait_s: float, background: bool) -> None:
+        until = time.monotonic() + wait_s
+        with self._changed:
+            if not self._is_free(background) and not background and self._waiting >= MAX_WAITING:
+                raise MapperBusy(f"all its {self._limit} places are taken, and {self._waiting} people wait for one")
+            self._waiting += not background
+            try:
+                while not self._is_free(background):
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        raise MapperBusy(f"none of its {self._limit} places became free within {wait_s:g} s: no place")
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= not background
+            self._held += 1
+            self._held_in_background += background
+
+    def _is_free(self, background: bool) -> bool:
+        if background and self._held_in_background >= max(1, self._limit // 2):
+            return False
+        return self._held < self._limit
