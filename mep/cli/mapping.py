@@ -2,7 +2,8 @@
 may be used.
 
 As root it first becomes the mapper's account for good, so that what the mapper could not read fails here too and no
-callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own (mep/monitor/judging.py).
+callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own
+(mep/monitor/judging.py).
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ RULES = {
             *SHARED,
         ),
         None,
-    ),  # fmt: skip
+    ),
 }
 
 
