@@ -68,7 +68,8 @@ class UserEndpoint:
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: Link | None = None
         self._ledger, self._credit = Ledger(), Credit()
-        self._attempts, self._deadlines = attempts or Attempts(), Deadlines()
+        self._attempts = Attempts() if attempts is None else attempts
+        self._deadlines = Deadlines()
         self._functions = functions
         self._max_result_bytes = MAX_PAYLOAD_BYTES
         self._joins_sent, self._enrolled, self._ready = 0, False, False
@@ -225,6 +226,8 @@ class UserEndpoint:
     def _submit(self) -> None:
         if self._to_run:
             tasks, self._to_run = self._to_run, []
+            if any(task.priority for task in tasks):
+                tasks.sort(key=lambda task: -task.priority)
             self._engine.submit(tasks)
 
     def _fail(self, task: messages.TaskItem, error: MepError) -> None:

@@ -100,7 +100,7 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     max_workers: Count | None = None
     """Worker processes; as many as there are processors where it is not given."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a task that was lost with its worker is run again."""
+    """Times a task is run again that had begun and was lost with what ran it, where it has no max_attempts itself."""
     working_dir: str | None = None
     """Directory in which tasks run, relative to the user endpoint's run directory; the home directory if not given."""
     run_in_sandbox: bool = False
@@ -115,7 +115,8 @@ class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolE
     max_workers: Count | None = None
     """Threads; as many as there are processors where it is not given."""
     max_retries_on_system_failure: NonNegative = 0
-    """Accepted, and without effect: threads are lost only with the whole user endpoint."""
+    """Times a task is run again that had begun and was lost with the user endpoint, unless it says so itself
+    (max_attempts)."""
 
 
 class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
@@ -153,7 +154,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Tasks a node may hold beyond its workers. Where it is not given: 0 while more than one node can
     run, since the first node would otherwise take tasks that an idle one could run."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a task that was lost with its worker or node is run again."""
+    """Times a task is run again that had begun and was lost with what ran it, where it has no max_attempts itself."""
     strategy: Literal["simple", "htex_auto_scale", "none"] | StrategySettings | None = None
     """How many blocks there are: simple (the default) adds them as tasks need them and removes them when there have
     been no tasks for max_idletime, htex_auto_scale removes each that is idle, none keeps to init_blocks."""
@@ -257,6 +258,8 @@ class UepSettings(_Section, frozen=True):
     """Periods without a task or unsent result after which the user endpoint ends; 0 for never."""
     idle_heartbeats_hard: NonNegative = 5760
     """Periods in which nothing moved after which it ends even if tasks are outstanding (only if soft is not 0)."""
+    max_attempts_limit: Count | None = None
+    """Most attempts a task is given that asks for more with max_attempts; any number where it is not given."""
     allowed_functions: list[str] | None = None
     """Ids of the only functions this user endpoint runs; None for any."""
     endpoint_setup: str | None = None

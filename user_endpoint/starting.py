@@ -23,6 +23,8 @@ from user_endpoint.report import Reporter, StartFailure
 from user_endpoint.workers.forkserver import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
+    from user_endpoint.attempts import Attempts
+    from user_endpoint.settings import UepSettings
     from user_endpoint.spool import Spool
 
 _GC_THRESHOLD = 50_000
@@ -116,6 +118,7 @@ class Starting:
             idle=IdleRule(settings.idle_soft_s, settings.idle_hard_s, time.monotonic()),
             reporter=self._reporter,
             log=log,
+            attempts=attempts(settings),
         )
         link.hello = endpoint.hello
         endpoint.link = link
@@ -171,6 +174,13 @@ def allowed(by_endpoint: list[str] | None, by_template: list[str] | None) -> fro
     """Return the functions that both lists allow, None for any."""
     lists = [frozenset(names) for names in (by_endpoint, by_template) if names is not None]
     return frozenset.intersection(*lists) if lists else None
+
+
+def attempts(settings: UepSettings) -> Attempts:
+    """Return how often tasks may be begun here, as the template says."""
+    from user_endpoint.attempts import Attempts
+
+    return Attempts(settings.engine.max_retries_on_system_failure + 1, settings.max_attempts_limit or 0)
 
 
 def settle_memory() -> None:

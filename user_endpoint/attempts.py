@@ -1,0 +1,62 @@
+"""What becomes of a task that was begun and lost with what ran it: it is asked for again, or it has failed.
+
+The relay counts the attempts, so that the count outlives this process; here it is decided whether one more is left,
+and what was lost is remembered until the relay has it. No socket, no clock. Called by the user endpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mep_wire.attempts import allowed_attempts, on_attempt
+from mep_wire.errors import UserEndpointLost, WorkerLost
+from mep_wire.messages import Lost, ResultItem, TaskItem
+
+LOSSES: Final = frozenset({WorkerLost.code, UserEndpointLost.code})
+"""Codes with which an engine ends a task that had begun and was lost, and that may be run again."""
+
+
+class Attempts:
+    """`default` is how often a task is begun that says nothing of it, `most` what it may ask for at most, 0 for any."""
+
+    def __init__(self, default: int = 1, most: int = 0) -> None:
+        self.default, self.most = default, most
+        self._lost: dict[int, int] = {}  # row -> the attempt, of which the relay has not said that it knows
+        self._untold: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._lost)
+
+    def lose(self, task: TaskItem) -> bool:
+        """An attempt is lost. Returns whether the task may be begun again, and then sees to it."""
+        if task.attempt >= self._allowed(task):
+            return False
+        self._lost[task.row] = task.attempt
+        self._untold.append(task.row)
+        return True
+
+    def is_lost(self, row: int) -> bool:
+        """Tell whether the relay is being told of a loss of this row."""
+        return row in self._lost
+
+    def told(self, row: int) -> bool:
+        """The relay knows. Returns whether there was anything to know."""
+        return self._lost.pop(row, 0) != 0
+
+    def comes_again(self, task: TaskItem) -> bool:
+        """Tell whether this is the next attempt of a task whose last one was lost, which the relay then knows."""
+        return task.attempt > self._lost.get(task.row, task.attempt) and self.told(task.row)
+
+    def message(self, *, everything: bool = False) -> Lost | None:
+        """Return what the relay is to be told that it was not told on this connection, or (again) everything."""
+        untold, self._untold = self._untold, []
+        rows = list(self._lost) if everything else [row for row in untold if row in self._lost]
+        return Lost(rows=rows, attempts=[self._lost[row] for row in rows]) if rows else None
+
+    def failed(self, task: TaskItem, item: ResultItem) -> ResultItem:
+        """Return the result of a task that was lost for the last time, which says on which attempt."""
+        text = on_attempt(item.text, task.attempt, self._allowed(task))
+        return ResultItem(item.row, item.task_id, item.code, text, b"", item.started_at, item.ended_at)
+
+    def _allowed(self, task: TaskItem) -> int:
+        return allowed_attempts(task.max_attempts, self.default, self.most)
