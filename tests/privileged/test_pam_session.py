@@ -166,7 +166,7 @@ def limits_of(pid: int) -> str:
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_keeper_stays_itself(alice: LocalAccount, site: Site, kind: str) -> None:
     """Under limits that would end it, another umask and priority: also as a root that cannot raise hard limits."""
-    conf = site.write("limits.conf", f"* {kind} fsize 1\n* {kind} nproc 1\n* {kind} nofile 40\n* - priority 7\n")
+    conf = site.write("limits.conf", f"* {kind} fsize 1\n* {kind} nproc 1\n* hard nofile 321\n* - priority 7\n")
     lines = [f"session required pam_limits.so conf={conf}", "session required pam_umask.so umask=0027"]
     with pam_monitor(site, *lines, *recording(site)) as (run, manager, mapper):
         uep_id, answer = start_as(manager, mapper, alice.name)
@@ -180,7 +180,7 @@ def test_keeper_stays_itself(alice: LocalAccount, site: Site, kind: str) -> None
         assert (theirs["Umask"], os.getpriority(os.PRIO_PROCESS, user)) == ("0027", 7)
         assert os.getpriority(os.PRIO_PROCESS, keeper) == os.getpriority(os.PRIO_PROCESS, run.pid)
         found = {line[:26].strip(): line[26:].split()[:2] for line in limits_of(user).splitlines()}
-        assert [found[f"Max {what}"][0] for what in ("file size", "processes", "open files")] == ["1024", "1", "40"]
+        assert [found[f"Max {what}"][0] for what in ("file size", "processes", "open files")] == ["1024", "1", "321"]
         os.kill(user, signal.SIGTERM)
         until("it ended as always", lambda: not run.record(uep_id))
         assert site.recorded() == LIFE
