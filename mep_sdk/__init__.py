@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from mep_sdk.client import Client
     from mep_sdk.executor import Executor
     from mep_sdk.shell import MPIFunction, ShellFunction, ShellResult
+    from mep_sdk.strategies import ComputeSerializer
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Executor", "MPIFunction", "ShellFunction", "ShellResult"]
+__all__ = ["Client", "ComputeSerializer", "Executor", "MPIFunction", "ShellFunction", "ShellResult"]
 
 _HOMES = {
     "Client": "mep_sdk.client",
+    "ComputeSerializer": "mep_sdk.strategies",
     "Executor": "mep_sdk.executor",
     "MPIFunction": "mep_sdk.shell",
     "ShellFunction": "mep_sdk.shell",

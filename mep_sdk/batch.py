@@ -10,6 +10,7 @@ from uuid import UUID
 
 from mep_sdk import __version__
 from mep_sdk.serialize import serialize_arguments
+from mep_sdk.strategies import ComputeSerializer, result_ways
 from mep_sdk.transport import to_json_value
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
@@ -30,9 +31,16 @@ def user_runtime() -> dict[str, str]:
     }
 
 
-def checked_payload(args: Sequence[Any], kwargs: Mapping[str, Any], name: str = "the function") -> bytes:
+def checked_payload(
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    name: str = "the function",
+    *,
+    as_json: bool = False,
+    result_ways: Sequence[str] = (),
+) -> bytes:
     """Return serialized arguments. Raises ArgumentsUnserializable or PayloadTooLarge."""
-    payload = serialize_arguments(tuple(args), kwargs, name=name)
+    payload = serialize_arguments(tuple(args), kwargs, name=name, as_json=as_json, result_ways=result_ways)
     if len(payload) > limits.MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
     return payload
@@ -51,8 +59,10 @@ class Batch:
         *,
         result_serializers: list[str] | None = None,
         walltime_s: float | None = None,
+        serializer: ComputeSerializer | None = None,
     ) -> None:
         self.task_group_id = str(task_group_id or uuid7())
+        self.serializer = serializer or ComputeSerializer()
         self.resource_specification = to_json_value(resource_specification)
         self.user_endpoint_config = to_json_value(user_endpoint_config)
         self.create_websocket_queue = create_websocket_queue
@@ -72,9 +82,10 @@ class Batch:
     ) -> str:
         """Add one call of a registered function; return its task id.
 
-        Raises ArgumentsUnserializable, PayloadTooLarge.
+        Raises ArgumentsUnserializable, PayloadTooLarge, StrategyUnknown for a name in `result_serializers`.
         """
-        payload = checked_payload(args or (), kwargs or {})
+        ways = result_ways(self.result_serializers or ())
+        payload = checked_payload(args or (), kwargs or {}, as_json=self.serializer.as_json, result_ways=ways)
         key, task_id = str(function_id), str(uuid7())
         self.tasks.setdefault(key, []).append(payload)
         self.task_ids.setdefault(key, []).append(task_id)

@@ -14,6 +14,7 @@ from mep_sdk.errors import RelayAnswerInvalid, TaskPending
 from mep_sdk.outcomes import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import Settings, find_settings
+from mep_sdk.strategies import ComputeSerializer
 from mep_sdk.transport import RETRY_FOR_S, Transport
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
@@ -37,10 +38,14 @@ class Client:
         *,
         allow_insecure: bool = False,
         retry_for_s: float = RETRY_FOR_S,
+        code_serialization_strategy: str | None = None,
+        data_serialization_strategy: str | None = None,
         **unrecognized: Any,
     ) -> None:
         """Find relay and token in the arguments, MEP_RELAY_URL and MEP_TOKEN, or ~/.mep/client.toml.
 
+        The two strategies, by name, say how functions and arguments are serialized where an endpoint accepts only
+        some ways, e.g. "JSONData".
         `allow_insecure` permits plain http to a machine other than this one. Other keywords, as older
         scripts pass them, are named in a warning. Raises NotConfigured, InsecureRelay, SettingsFileUnsafe.
         """
@@ -48,6 +53,7 @@ class Client:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
         self.settings: Settings = find_settings(relay_url, token, allow_insecure=allow_insecure)
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
+        self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
 
     def __repr__(self) -> str:
         return f"Client<{self.settings.relay_url}>"
@@ -81,7 +87,7 @@ class Client:
         return self.register_serialized(
             api.FunctionBody(
                 function_name=name,
-                function_code=serialize_function(function),
+                function_code=serialize_function(function, self.serializer.code),
                 description=description if description is not None else doc_of(function),
                 container_uuid=str(container_uuid) if container_uuid else None,
                 metadata=metadata,
@@ -134,6 +140,7 @@ class Client:
             create_websocket_queue,
             result_serializers=result_serializers,
             walltime_s=walltime_s,
+            serializer=self.serializer,
         )
 
     def batch_run(self, endpoint_id: UuidLike, batch: Batch) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_function
 from mep_sdk.session import Function, Session, Target
+from mep_sdk.strategies import ComputeSerializer, result_ways
 from mep_wire import api, limits
 from mep_wire.errors import NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
@@ -53,6 +54,8 @@ class Executor(concurrent.futures.Executor):
         batch_size: int = limits.MAX_TASKS_PER_SUBMIT,
         *,
         walltime_s: float | None = None,
+        serializer: ComputeSerializer | None = None,
+        result_serializers: list[str] | None = None,
         relay_url: str | None = None,
         token: str | None = None,
         allow_insecure: bool = False,
@@ -63,7 +66,8 @@ class Executor(concurrent.futures.Executor):
 
         `batch_size` is the most tasks in one request; `walltime_s` how long a worker lets a task run.
         `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
-        out of reach for so long. Raises what Client raises.
+        out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
+        (names of strategies for data, tried in this order) how results are. Raises what Client raises.
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
@@ -75,11 +79,13 @@ class Executor(concurrent.futures.Executor):
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.label, self.walltime_s = label, walltime_s
+        self._by_object: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        self._by_digest: dict[bytes, Function] = {}
+        self.serializer = serializer or self.client.serializer
+        self.result_serializers = result_serializers
         self.task_count_submitted = 0
         self._session = Session(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
-        self._by_object: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
-        self._by_digest: dict[bytes, Function] = {}
         _executors.add(self)
         # An executor that nobody holds any more ends its threads once its tasks have ended.
         weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
@@ -138,6 +144,26 @@ class Executor(concurrent.futures.Executor):
         self._resource_specification = value
 
     @property
+    def serializer(self) -> ComputeSerializer:
+        """How functions and arguments are serialized, from the next submit on."""
+        return self._serializer
+
+    @serializer.setter
+    def serializer(self, value: ComputeSerializer) -> None:
+        self._serializer = value
+        self._by_object.clear()  # functions are serialized anew, and registered anew where that differs
+
+    @property
+    def result_serializers(self) -> list[str] | None:
+        """In which ways results may be sent, tried in this order; None for what suits each."""
+        return self._result_serializers
+
+    @result_serializers.setter
+    def result_serializers(self, value: list[str] | None) -> None:
+        self._result_ways = result_ways(value or ())
+        self._result_serializers = value
+
+    @property
     def batch_size(self) -> int:
         """The most tasks that go out in one request."""
         return self._session.batch_size
@@ -177,7 +203,7 @@ class Executor(concurrent.futures.Executor):
             if isinstance(fn, types.FunctionType):
                 self._by_object[fn] = known
             else:
-                self._by_digest[_digest(serialize_function(fn))] = known
+                self._by_digest[_digest(serialize_function(fn, self._serializer.code))] = known
         return known.id
 
     def map(
@@ -195,7 +221,7 @@ class Executor(concurrent.futures.Executor):
         calls = zip(*iterables, strict=False)
         if chunksize == 1:
             return self._results([self.submit(fn, *call) for call in calls], ends)
-        code = serialize_function(fn)
+        code = serialize_function(fn, self._serializer.code)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
         results = self._results([self.submit(run_chunk, code, chunk) for chunk in chunks], ends)
         return itertools.chain.from_iterable(results)
@@ -267,7 +293,9 @@ class Executor(concurrent.futures.Executor):
             _snapshot(self._resource_specification, "resource_specification"),
             self.walltime_s,
         )
-        future = self._session.submit(target, function, checked_payload(args, kwargs, name))
+        as_json, ways = self._serializer.as_json, self._result_ways
+        payload = checked_payload(args, kwargs, name, as_json=as_json, result_ways=ways)
+        future = self._session.submit(target, function, payload)
         self.task_count_submitted += 1
         return future
 
@@ -277,7 +305,7 @@ class Executor(concurrent.futures.Executor):
         plain = isinstance(fn, types.FunctionType)
         known = self._by_object.get(fn) if plain else None
         if known is None:
-            code = serialize_function(fn)
+            code = serialize_function(fn, self._serializer.code)
             digest = _digest(code)
             known = self._by_digest.get(digest)
             if known is None:

@@ -1,10 +1,11 @@
 """Python objects to self-describing bytes and back: the frame around everything that is serialized.
 
 A frame is `MEP`, one byte for its kind, four bytes of CRC-32 over the rest, and the rest. Kinds of value are
-a plain pickle, which any Python can read, and a cloudpickle, which carries code and so names the Python
-that made it. What is read is trusted as far as pickles can be: it can run code. People read what their own
-tasks returned, workers what their own user sent; the relay reads none of it. Called by the SDK and, in
-workers, by the task runner; so cloudpickle, which is slow to import, is imported only where it is needed.
+a plain pickle, which any Python can read, a cloudpickle, which carries code and so names the Python
+that made it, and JSON, where somebody asked for it. What is read is trusted as far as pickles can be: it can run
+code. People read what their own tasks returned, workers what their own user sent; the relay reads none of it.
+Called by the SDK and, in workers, by the task runner; so cloudpickle, which is slow to import, is imported only
+where it is needed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FUNCTION = b"f"
 PICKLE = b"p"
 CLOUDPICKLE = b"c"
 EXCEPTION = b"e"
+JSON = b"j"
+REQUEST = b"r"
+"""Arguments in a frame within, after the ways in which the result may be sent: a byte, and so many bytes of names."""
 _HEADER_BYTES = 8
 
 PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
@@ -136,6 +140,44 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
     return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
 
 
+def dumps_json(value: object) -> bytes:
+    """Return the frame of `value` as JSON. Raises NotSerializable."""
+    import json
+
+    try:
+        return frame(JSON, json.dumps(value).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotSerializable(f"{type(error).__name__}: {error}") from error
+
+
+def request(ways: list[str], arguments: bytes) -> bytes:
+    """Return the frame `arguments` with the ways in which the result may be sent."""
+    names = ",".join(ways).encode()
+    return frame(REQUEST, bytes([len(names)]) + names + arguments)
+
+
+def inner(data: bytes) -> bytes:
+    """Return the arguments within a frame that `request` made."""
+    return data[_HEADER_BYTES + 1 + data[_HEADER_BYTES] :] if len(data) > _HEADER_BYTES else b""
+
+
+def ways_wanted(data: bytes) -> list[str]:
+    """Return the ways in which the result may be sent; none where arguments do not say."""
+    if data[3:4] != REQUEST or len(data) <= _HEADER_BYTES:
+        return []
+    names = data[_HEADER_BYTES + 1 : _HEADER_BYTES + 1 + data[_HEADER_BYTES]]
+    return names.decode("ascii", "replace").split(",")
+
+
+def _loads_json(body: memoryview, what: str) -> Any:
+    import json
+
+    try:
+        return json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise DataCorrupt(what=what, reason=f"it is not JSON: {error}") from error
+
+
 def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     """Return the value of a frame that `dumps` made. `what` and `where` this is read are named in errors.
 
@@ -147,6 +189,8 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
         tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
         if tag != PYTHON:
             raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {tag} and this is {PYTHON}")
+    elif kind == JSON:
+        return _loads_json(body, what)
     elif kind != PICKLE:
         raise DataCorrupt(what=what, reason=f"its kind is {kind!r}")
     try:

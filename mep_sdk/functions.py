@@ -80,12 +80,24 @@ class LoadedFunction(msgspec.Struct, frozen=True):
 # --- to bytes, in the person's script -----------------------------------------------------------------
 
 
-def serialize_function(function: Callable[..., Any]) -> bytes:
-    """Return the bytes of a function or other callable. Raises FunctionUnserializable."""
+def serialize_function(function: Callable[..., Any], strategy: str | None = None) -> bytes:
+    """Return the bytes of a function or other callable, in the ways of a strategy (see strategies) or in those that
+    suit it. Raises FunctionUnserializable."""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     _refuse_what_cannot_run(function, name)
     record = _by_code(function) if type(function) is types.FunctionType else None
-    return frames.frame(frames.FUNCTION, msgspec.msgpack.encode(record or _by_pickle(function, name)))
+    record = record or _by_pickle(function, name)
+    return frames.frame(frames.FUNCTION, msgspec.msgpack.encode(_in_ways_of(strategy, record) if strategy else record))
+
+
+def _in_ways_of(strategy: str, record: SerializedFunction) -> SerializedFunction:
+    from mep_sdk import strategies
+
+    kept = strategies.only(record, strategies.CODE_STRATEGIES[strategy])
+    if kept is None:
+        given = " or ".join(sorted(strategies.ways_of(record)))
+        raise FunctionUnserializable(name=record.name, reason=f"it can travel as {given}, and not by {strategy}")
+    return kept
 
 
 def _refuse_what_cannot_run(function: object, name: str) -> None:
@@ -257,15 +269,20 @@ def load_function(data: bytes) -> LoadedFunction:
     Raises FunctionUnloadable, with both Pythons where they differ, and whatever the modules that it needs raise when
     they are imported.
     """
+    record = read_record(data)
+    return _from_codes(record) if record.codes else _from_pickles(record)
+
+
+def read_record(data: bytes) -> SerializedFunction:
+    """Return what a function's bytes say, without loading any of it. Raises FunctionUnloadable."""
     try:
         kind, body = frames.unframe(data, "function")
         if kind != frames.FUNCTION:
             raise DataCorrupt(what="function", reason=f"its kind is {kind!r}")
-        record = _decoder.decode(body)
+        return _decoder.decode(body)
     except (MepError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = error.text if isinstance(error, MepError) else f"its record is damaged: {error}"
         raise FunctionUnloadable(reason=reason) from error
-    return _from_codes(record) if record.codes else _from_pickles(record)
 
 
 def _from_codes(record: SerializedFunction) -> LoadedFunction:

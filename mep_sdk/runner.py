@@ -54,7 +54,7 @@ def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: F
         stage = Stage.CALL
         value = loaded.call(*args, **kwargs)
         stage = Stage.RETURN
-        return _returned(value, max_result_bytes)
+        return _returned(value, max_result_bytes, serialize.result_ways_of(payload))
     except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
         if loaded is not None and stage is Stage.CALL:
             return _failed(loaded, error, max_result_bytes)
@@ -72,8 +72,8 @@ def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
     return loaded
 
 
-def _returned(value: object, max_result_bytes: int) -> Outcome:
-    payload = serialize.serialize_result(value)
+def _returned(value: object, max_result_bytes: int, ways: list[str]) -> Outcome:
+    payload = serialize.serialize_result(value, ways)
     if len(payload) > max_result_bytes:
         raise ResultTooLarge(size=len(payload), limit=max_result_bytes)
     return Outcome("", "", payload)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "load_exception",
     "load_function",
     "load_result",
+    "result_ways_of",
     "serialize_arguments",
     "serialize_exception",
     "serialize_function",
@@ -36,30 +37,52 @@ _MAX_MESSAGE_CHARS = 8 * 1024
 
 
 def serialize_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, name: str = "the function", local_by_value: bool = True
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    name: str = "the function",
+    local_by_value: bool = True,
+    as_json: bool = False,
+    result_ways: Sequence[str] = (),
 ) -> bytes:
-    """Return the bytes of one call's arguments. Raises ArgumentsUnserializable."""
+    """Return the bytes of one call's arguments. Raises ArgumentsUnserializable.
+
+    `result_ways`: how the result may be sent, to be tried in this order (see strategies).
+    """
     try:
-        return frames.dumps((args, dict(kwargs)), local_by_value=local_by_value)
+        call = (args, dict(kwargs))
+        data = frames.dumps_json(call) if as_json else frames.dumps(call, local_by_value=local_by_value)
+        return frames.request(list(result_ways), data) if result_ways else data
     except frames.NotSerializable as error:
         raise ArgumentsUnserializable(name=name, reason=str(error)) from error
 
 
 def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return (args, kwargs). Raises DataCorrupt or DataUnreadable."""
+    if data[3:4] == frames.REQUEST:
+        frames.unframe(data, "argument list")
+        data = frames.inner(data)
     value = frames.loads(data, "argument list")
-    if not (isinstance(value, tuple) and len(value) == 2):
+    if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], tuple | list)):
         raise DataCorrupt(what="argument list", reason="it is not a pair of args and kwargs")
     args, kwargs = value
-    return args, kwargs
+    return tuple(args), kwargs
 
 
-def serialize_result(value: object) -> bytes:
-    """Return the bytes of a function's value. Raises ResultUnserializable."""
-    try:
-        return frames.dumps(value, local_by_value=False)
-    except frames.NotSerializable as error:
-        raise ResultUnserializable(reason=str(error)) from error
+def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
+    """Return the bytes of a function's value, in the first of these ways that takes it. Raises ResultUnserializable."""
+    reasons = []
+    for way in ways or ("pickle",):
+        try:
+            return frames.dumps_json(value) if way == "json" else frames.dumps(value, local_by_value=False)
+        except frames.NotSerializable as error:
+            reasons.append(str(error) if len(ways) < 2 else f"{way}: {error}")
+    raise ResultUnserializable(reason="; ".join(reasons))
+
+
+def result_ways_of(arguments: bytes) -> list[str]:
+    """Return how the caller wants the result; empty where they do not say."""
+    return frames.ways_wanted(arguments)
 
 
 def load_result(data: bytes) -> Any:

@@ -13,14 +13,12 @@ from typing import Final
 
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import (
-    FunctionNotAllowed,
-    FunctionUnloadable,
     JoinRefused,
     MepError,
-    ResourceSpecInvalid,
     ResultTooLarge,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES
+from user_endpoint.admission import Admission, Refusals, Serializers
 from user_endpoint.attempts import LOSSES, Attempts
 from user_endpoint.deadlines import Deadlines
 from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
@@ -53,6 +51,7 @@ class UserEndpoint:
         endpoint_id: str,
         allowed_functions: frozenset[str] | None,
         check_resources: Callable[[bytes], None] = lambda _spec: None,
+        serializers: Serializers | None = None,
         engine: Engine,
         functions: Functions,
         spool: Spool,
@@ -62,8 +61,7 @@ class UserEndpoint:
         attempts: Attempts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._uep_id, self._token, self._endpoint_id = uep_id, join_token, endpoint_id
-        self._allowed, self._check_resources = allowed_functions, check_resources
+        self._uep_id, self._token = uep_id, join_token
         self._engine, self._spool, self._idle = engine, spool, idle
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: Link | None = None
@@ -71,6 +69,7 @@ class UserEndpoint:
         self._attempts = Attempts() if attempts is None else attempts
         self._deadlines = Deadlines()
         self._functions = functions
+        self._admission = Admission(endpoint_id, allowed_functions, check_resources, serializers, functions)
         self._max_result_bytes = MAX_PAYLOAD_BYTES
         self._joins_sent, self._enrolled, self._ready = 0, False, False
         self.stopping: Stopping | None = None
@@ -197,31 +196,25 @@ class UserEndpoint:
 
     def _admit(self, task: messages.TaskItem) -> None:
         try:
-            self._check_resources(task.resource_spec)
-        except ResourceSpecInvalid as error:
+            code = self._admission.code_of(task)
+        except Refusals as error:
             self._fail(task, error)
             return
         if task.expires_in_s:
             self._deadlines.add(task.row, self._clock() + task.expires_in_s)
-        code = self._functions.get(task.function_id)
-        if self._allowed is not None and task.function_id not in self._allowed:
-            self._fail(task, FunctionNotAllowed(endpoint_id=self._endpoint_id, function_id=task.function_id))
-        elif code is None:
-            self._fail(task, FunctionUnloadable(reason="the relay sent the task without its function"))
-        else:
-            self._to_run.append(
-                EngineTask(
-                    task.row,
-                    task.task_id,
-                    task.function_id,
-                    code,
-                    task.payload,
-                    task.resource_spec,
-                    task.walltime_s,
-                    attempt=task.attempt,
-                    priority=task.priority,
-                )
+        self._to_run.append(
+            EngineTask(
+                task.row,
+                task.task_id,
+                task.function_id,
+                code,
+                task.payload,
+                task.resource_spec,
+                task.walltime_s,
+                attempt=task.attempt,
+                priority=task.priority,
             )
+        )
 
     def _submit(self) -> None:
         if self._to_run:

@@ -105,6 +105,9 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     """Directory in which tasks run, relative to the user endpoint's run directory; the home directory if not given."""
     run_in_sandbox: bool = False
     """Run each task in a directory of its own, named after the task, below working_dir (tasks_working_dir)."""
+    allowed_serializers: list[str] | None = None
+    """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
 
 
 class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
@@ -117,6 +120,9 @@ class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolE
     max_retries_on_system_failure: NonNegative = 0
     """Times a task is run again that had begun and was lost with the user endpoint, unless it says so itself
     (max_attempts)."""
+    allowed_serializers: list[str] | None = None
+    """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
 
 
 class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
@@ -182,6 +188,9 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Seconds that a running block may take to register its workers before it is taken for broken."""
     run_in_sandbox: bool = False
     """Run each task in a directory of its own, named after the task, below working_dir."""
+    allowed_serializers: list[str] | None = None
+    """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
     container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
     """What runs the workers of each node in a container."""
     container_uri: str | None = None

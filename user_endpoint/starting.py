@@ -23,6 +23,7 @@ from user_endpoint.report import Reporter, StartFailure
 from user_endpoint.workers.forkserver import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
+    from user_endpoint.admission import Serializers
     from user_endpoint.attempts import Attempts
     from user_endpoint.settings import UepSettings
     from user_endpoint.spool import Spool
@@ -112,6 +113,7 @@ class Starting:
             endpoint_id=self._request.endpoint_id,
             allowed_functions=allowed(self._bundle.allowed_functions, settings.allowed_functions),
             check_resources=ResourceRule(settings.engine).check,
+            serializers=_serializers(settings.engine.allowed_serializers),
             engine=engine,
             functions=functions,
             spool=spool,
@@ -172,7 +174,7 @@ def open_spool(paths: Paths, log: Log) -> Spool:
 
 def allowed(by_endpoint: list[str] | None, by_template: list[str] | None) -> frozenset[str] | None:
     """Return the functions that both lists allow, None for any."""
-    lists = [frozenset(names) for names in (by_endpoint, by_template) if names is not None]
+    lists = [frozenset(name.lower() for name in names) for names in (by_endpoint, by_template) if names is not None]
     return frozenset.intersection(*lists) if lists else None
 
 
@@ -181,6 +183,14 @@ def attempts(settings: UepSettings) -> Attempts:
     from user_endpoint.attempts import Attempts
 
     return Attempts(settings.engine.max_retries_on_system_failure + 1, settings.max_attempts_limit or 0)
+
+
+def _serializers(names: list[str] | None) -> Serializers | None:
+    if names is None:
+        return None
+    from mep_sdk.strategies import Allowed  # only such templates pay for it
+
+    return Allowed(names)
 
 
 def settle_memory() -> None:

@@ -38,7 +38,7 @@ RULES = {
     "relay": Rule(("relay", "mep_wire"), None),
     "identity": Rule(("identity",), _libraries("re2", "ldap3", "pyasn1", "yaml")),
     "user_endpoint": Rule(
-        ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.runner"),
+        ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.strategies", "mep_sdk.runner"),
         _libraries(
             *("jinja2", "jsonschema", "jsonschema_specifications", "markupsafe", "msgspec"),
             *("parsl", "referencing", "yaml", "zmq"),

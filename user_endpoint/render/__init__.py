@@ -44,6 +44,7 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     try:
         settings = settings_from(document.data)
         _check_policy(bundle, settings)
+        _check_serializers(settings)
     except SettingsInvalid as error:
         raise _blamed(error, document.sources, config, bundle.template_name) from error
     return settings
@@ -53,6 +54,19 @@ def _check_policy(bundle: UepBundle, settings: UepSettings) -> None:
     """Raises SettingsInvalid for what a multi-user endpoint does not accept."""
     if bundle.multi_user and getattr(settings.engine, "encrypted", True) is False:
         raise SettingsInvalid("engine.encrypted", "must not be false on a multi-user endpoint")
+
+
+def _check_serializers(settings: UepSettings) -> None:
+    """Raises SettingsInvalid for strategies that there are not, or too few to run anything."""
+    names = settings.engine.allowed_serializers
+    if names is None:
+        return
+    from mep_sdk.strategies import Allowed  # only such templates pay for it
+
+    try:
+        Allowed(names)
+    except ValueError as error:
+        raise SettingsInvalid("engine.allowed_serializers", str(error)) from error
 
 
 def _blamed(

@@ -1,0 +1,168 @@
+"""Serialization strategies by the names that Globus Compute gives them: to choose one, and to allow only some.
+
+What is serialized here carries tags of its own (frames, functions); each name stands for one or more of them.
+Which tags a function or an argument list has is read without unpickling or unmarshalling anything, so that a user
+endpoint can refuse what its site does not allow before any worker sees it. Called by the SDK and the user endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from mep_sdk import frames
+from mep_sdk.functions import SerializedFunction, read_record
+from mep_wire.errors import MepError, SerializerNotAllowed
+
+BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED = "bytecode", "source text", "reference", "cloudpickled code"
+"""How a function travels: its code object; its source text; as the name of an installed one; by cloudpickle."""
+PICKLED, JSON = "pickle", "json"
+"""How values travel. A cloudpickle of a value counts as a pickle."""
+_CODE = frozenset({BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED})
+_DATA = frozenset({PICKLED, JSON})
+
+CODE_STRATEGIES: dict[str, frozenset[str]] = {
+    "CombinedCode": _CODE,
+    "AllCodeStrategies": _CODE,
+    "DillCode": frozenset({BYTECODE, REFERENCE, CLOUDPICKLED}),
+    "DillCodeSource": frozenset({SOURCE}),
+    "DillCodeTextInspect": frozenset({SOURCE}),
+    "PureSourceDill": frozenset({SOURCE}),
+    "PureSourceTextInspect": frozenset({SOURCE}),
+}
+"""Which of our ways a strategy for functions stands for."""
+DATA_STRATEGIES: dict[str, frozenset[str]] = {
+    "AllDataStrategies": _DATA,
+    "DillDataBase64": frozenset({PICKLED}),
+    "JSONData": frozenset({JSON}),
+}
+"""Which of our ways a strategy for arguments and results stands for."""
+_PACKAGES = ("globus_compute_sdk.serialize.concretes.", "globus_compute_sdk.serialize.", "mep_sdk.serialize.")
+_WILDCARDS = {"globus_compute_sdk.*Code": _CODE, "globus_compute_sdk.*Data": _DATA}
+
+
+class StrategyUnknown(ValueError):
+    """A name that is no strategy; the text says which there are."""
+
+
+def name_of(strategy: str) -> str:
+    """Return the bare name of a strategy, from an import path or a bare name. Raises StrategyUnknown."""
+    package = next((each for each in _PACKAGES if strategy.startswith(each)), "")
+    name = strategy.removeprefix(package)
+    if name not in CODE_STRATEGIES and name not in DATA_STRATEGIES:
+        known = ", ".join([*CODE_STRATEGIES, *DATA_STRATEGIES])
+        raise StrategyUnknown(f"{strategy!r} is not a serialization strategy; there are {known}")
+    return name
+
+
+class ComputeSerializer:
+    """Which strategies a client or an executor serializes with; None for what suits each function and value best."""
+
+    def __init__(self, strategy_code: str | None = None, strategy_data: str | None = None) -> None:
+        """Take strategies by name, as CODE_STRATEGIES and DATA_STRATEGIES have them. Raises StrategyUnknown, or
+        ValueError for a strategy of the other kind."""
+        self.code = None if strategy_code is None else name_of(strategy_code)
+        self.data = None if strategy_data is None else name_of(strategy_data)
+        if self.code is not None and self.code not in CODE_STRATEGIES:
+            raise ValueError(f"{self.code} is for data, not for functions")
+        if self.data is not None and self.data not in DATA_STRATEGIES:
+            raise ValueError(f"{self.data} is for functions, not for data")
+
+    @property
+    def as_json(self) -> bool:
+        """Whether arguments travel as JSON."""
+        return self.data is not None and PICKLED not in DATA_STRATEGIES[self.data]
+
+
+class Allowed:
+    """What a site allows: `allowed_serializers` of its template."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Raises StrategyUnknown, and ValueError unless there is one for functions and one for data."""
+        self._names = list(names)
+        self._code, self._data = frozenset[str](), frozenset[str]()
+        for name in self._names:
+            if (ways := _WILDCARDS.get(name)) is None:
+                bare = name_of(name)
+                ways = CODE_STRATEGIES.get(bare) or DATA_STRATEGIES[bare]
+            self._code |= ways & _CODE
+            self._data |= ways & _DATA
+        if not self._code or not self._data:
+            raise ValueError(f"needs at least one strategy for functions and one for data, got {self._names}")
+
+    def function(self, code: bytes) -> bytes:
+        """Return the function with only those of its ways that are allowed. Raises SerializerNotAllowed.
+
+        A function that is no function at all is left for the worker to tell.
+        """
+        try:
+            record = read_record(code)
+        except MepError:
+            return code
+        kept = only(record, self._code, self._data)
+        if kept is None:
+            ways = ways_of(record)
+            pickled = " with pickled defaults or globals" if ways & self._code else ""
+            raise self._refusal("function", " and ".join(sorted(ways)) + pickled)
+        return code if kept == record else frames.frame(frames.FUNCTION, msgspec.msgpack.encode(kept))
+
+    def arguments(self, payload: bytes) -> None:
+        """Raises SerializerNotAllowed for an argument list that travels in another way."""
+        way = data_way(payload)
+        if way not in self._data:
+            raise self._refusal("argument list", way)
+
+    def _refusal(self, what: str, given: str) -> SerializerNotAllowed:
+        accepted = ", ".join(name.rpartition(".")[2] for name in self._names)
+        return SerializerNotAllowed(what=what, given=given, accepted=accepted)
+
+
+def data_way(data: bytes) -> str:
+    """Return the way in which arguments or a result travel, by their tag alone."""
+    if data[3:4] == frames.REQUEST:
+        data = frames.inner(data)
+    return {frames.PICKLE: PICKLED, frames.CLOUDPICKLE: PICKLED, frames.JSON: JSON}.get(data[3:4], "an unknown way")
+
+
+def ways_of(record: SerializedFunction) -> set[str]:
+    """Return every way that a function's record offers."""
+    ways = {CLOUDPICKLED if each[3:4] == frames.CLOUDPICKLE else REFERENCE for each in record.pickled}
+    if record.codes:
+        ways |= {BYTECODE} if all(each.code for each in record.codes) else set()
+        ways |= {SOURCE} if all(each.source for each in record.codes) else set()
+    return ways
+
+
+def only(record: SerializedFunction, ways: frozenset[str], data: frozenset[str] = _DATA) -> SerializedFunction | None:
+    """Return the record with only what may travel in these ways; None where nothing is left of it.
+
+    Defaults and globals are values, and pickled: with source text alone they need `data` to allow that.
+    """
+    if record.codes:
+        has_values = bool(record.values) or any(each.defaults for each in record.codes)
+        offered = ways_of(record) & ways
+        if not offered or (has_values and PICKLED not in data and not ways & (_CODE - {SOURCE})):
+            return None
+        if BYTECODE not in offered:  # "" is no worker's Python: each compiles the source
+            codes = tuple(msgspec.structs.replace(each, code=b"") for each in record.codes)
+            return msgspec.structs.replace(record, python=record.python + " (source text)", codes=codes)
+        if SOURCE not in offered:
+            codes = tuple(msgspec.structs.replace(each, source="") for each in record.codes)
+            return msgspec.structs.replace(record, codes=codes)
+        return record
+    kept = tuple(
+        each for each in record.pickled if (CLOUDPICKLED if each[3:4] == frames.CLOUDPICKLE else REFERENCE) in ways
+    )
+    return msgspec.structs.replace(record, pickled=kept) if kept else None
+
+
+def result_ways(names: Iterable[str]) -> list[str]:
+    """Return in which ways to try to send a result, in order, for `result_serializers`. Raises StrategyUnknown."""
+    found: dict[str, None] = {}
+    for name in names:
+        bare = name_of(name)
+        if bare not in DATA_STRATEGIES:
+            raise StrategyUnknown(f"{bare} is for functions, not for results")
+        found |= dict.fromkeys(sorted(DATA_STRATEGIES[bare], reverse=True))
+    return list(found)

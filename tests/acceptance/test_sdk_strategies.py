@@ -1,0 +1,29 @@
+"""Strategies that a script chooses, over a real relay to a stand-in endpoint that runs tasks for real."""
+
+from __future__ import annotations
+
+from mep_sdk import Client, ComputeSerializer, Executor
+
+from .test_sdk import WAIT_S, Place
+from .test_sdk import place as place  # the fixture
+
+JSON = ComputeSerializer("PureSourceTextInspect", "JSONData")
+
+
+def kinds(values):
+    return [type(each).__name__ for each in values]
+
+
+def test_an_executor_sends_and_gets_json(place: Place) -> None:
+    with place.executor(serializer=JSON, result_serializers=["globus_compute_sdk.serialize.JSONData"]) as executor:
+        assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["list", "dict"]
+        executor.serializer, executor.result_serializers = ComputeSerializer(), None
+        assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["tuple", "dict"]
+
+
+def test_a_client_and_its_batches_and_executors_too(place: Place) -> None:
+    options = {"code_serialization_strategy": "CombinedCode", "data_serialization_strategy": "JSONData"}
+    client = Client(place.relay.url, place.token, **options)
+    function = client.register_function(kinds)
+    with Executor(place.endpoint.endpoint_id, client=client) as executor:
+        assert executor.submit_to_registered_function(function, [[(1,)]]).result(WAIT_S) == ["list"]

@@ -1,0 +1,81 @@
+"""What a template allows, enforced by the user endpoint itself: functions, and serialization strategies."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from mep_sdk.serialize import load_result, serialize_arguments
+from mep_wire import messages
+from tests.support.fake_relay import FakeRelay
+from tests.support.uep_process import TEMPLATE, UepProcess, private_home
+
+from .test_user_endpoint import FUNCTIONS, echo, nap, task, up
+
+STRICT = """
+engine:
+  type: {{ ENGINE }}
+  allowed_serializers:
+    - globus_compute_sdk.serialize.PureSourceTextInspect
+    - globus_compute_sdk.serialize.JSONData
+"""
+
+
+@pytest.fixture
+def relay() -> Iterator[FakeRelay]:
+    made = FakeRelay()
+    yield made
+    if not made.router.closed:
+        made.close()
+
+
+@pytest.fixture
+def home() -> Iterator[pathlib.Path]:
+    with private_home() as made:
+        yield made
+
+
+@pytest.mark.parametrize("engine", ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"])
+def test_serializers(relay: FakeRelay, home: pathlib.Path, engine: str) -> None:
+    with UepProcess(relay, home, template=STRICT, config={"ENGINE": engine}) as uep:
+        up(relay, uep)
+        as_json = serialize_arguments(("x",), {}, as_json=True)
+        relay.submit(FUNCTIONS, [task(1, echo, "x"), messages.TaskItem(2, "task-2", "echo", as_json)])
+        results = relay.results(2)
+    assert results[1].code == "SERIALIZER_NOT_ALLOWED"
+    assert "It accepts: PureSourceTextInspect, JSONData." in results[1].text
+    assert load_result(results[2].payload) == "x"
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [("[globus_compute_sdk.serialize.JSONData]", "at least one"), ("[JSONDatum]", "'JSONDatum' is not")],
+)
+def test_a_list_that_makes_no_sense_is_said_before_it_joins(
+    relay: FakeRelay, home: pathlib.Path, names: str, says: str
+) -> None:
+    with UepProcess(relay, home, template=f"{TEMPLATE}  allowed_serializers: {names}\n") as uep:
+        report = uep.next_report()
+        assert report[:2] == ["FAILED", "ENDPOINT_MISCONFIGURED"]
+        assert "engine.allowed_serializers: " in report[3]
+        assert says in report[3]
+
+
+def test_functions_of_the_template_narrow_those_of_the_endpoint(relay: FakeRelay, home: pathlib.Path) -> None:
+    template = TEMPLATE + "allowed_functions: {{ FUNCTIONS }}\n"
+    config = {"FUNCTIONS": ["ECHO", "surroundings"]}
+    with UepProcess(relay, home, template=template, config=config, allowed_functions=["echo", "nap"]) as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [task(1, nap, 0.0), task(2, echo, 2), messages.TaskItem(3, "t", "surroundings", b"")])
+        results = relay.results(3)
+    assert [results[row].code for row in (1, 2, 3)] == ["FUNCTION_NOT_ALLOWED", "", "FUNCTION_NOT_ALLOWED"]
+    assert "runs only the functions its administrator lists, and nap is not among them" in results[1].text
+
+
+def test_no_function_at_all(relay: FakeRelay, home: pathlib.Path) -> None:
+    with UepProcess(relay, home, template=TEMPLATE + "allowed_functions: []\n") as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [task(1, echo, 1)])
+        assert relay.results(1)[1].code == "FUNCTION_NOT_ALLOWED"
