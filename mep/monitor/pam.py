@@ -1,7 +1,7 @@
 """PAM, by ctypes on libpam.so.0: account, credentials and session of one user, and never a prompt.
 
-Trusts the host's PAM configuration, whose modules run in this process, as root. Called by the keeper alone
-(session.py), since a module may take as long as it likes. libpam is loaded when the first transaction starts, and
+Trusts the host's PAM configuration, whose modules run in this process, as root. Called by the PAM process alone
+(pam_process.py), since a module may take as long as it likes. libpam is loaded when the first transaction starts, and
 so only where PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
 """
 
