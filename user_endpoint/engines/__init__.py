@@ -32,7 +32,6 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
             return ProcessPoolEngine(
                 server=_fork_servers(chosen, place),
                 max_workers=chosen.max_workers,
-                max_retries=chosen.max_retries_on_system_failure,
                 worker_log=place.worker_log,
                 directory=_working_directory(chosen, place.run_directory),
                 run_in_sandbox=chosen.run_in_sandbox,

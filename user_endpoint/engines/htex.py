@@ -4,8 +4,8 @@ This module is the engine's side on the user endpoint's one thread: tasks out, r
 what when something dies. Starting and watching blocks is user_endpoint.htex.blocks, on a thread. Imports Parsl,
 so it is itself imported only when a template asks for it.
 
-A task that no worker has begun is never lost: it is sent again. One that was begun is run again only
-max_retries_on_system_failure times, else it ends with WORKER_LOST. What workers have begun is known from reports
+A task that no worker has begun is never lost: it is sent again. One that was begun ends with WORKER_LOST, and
+the user endpoint decides by its attempts whether it is run again. What workers have begun is known from reports
 and, where those did not get away, from the workers' own notes, which also fence off nodes that were given up
 (engines.notes): both need a file system that this host and the nodes share.
 """
@@ -58,7 +58,6 @@ class _Held:
     started: bool = False
     cancelled: bool = False
     losses: int = 0
-    retries: int = 0
     unfit: int = 0
     """Blocks that had too little left for it when they were just up."""
 
@@ -224,14 +223,13 @@ class GlobusComputeEngine:
         packed = []
         for held in tasks:
             row = held.task.row
-            begun_before = self._notes.was_begun(held.task.task_id, held.task.attempt)
-            if begun_before and self._settings.max_retries_on_system_failure == 0:
+            if self._notes.was_begun(held.task.task_id, held.task.attempt):
                 self._end(held, UserEndpointLost(reason="it was killed"))
                 continue
             self._attempts += 1
             number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
             self._held[number], self._numbers[held.task.row] = held, number
-            packed.append((number, self._packed(number, held.task), held.task.walltime_s))
+            packed.append((number, self._packed(number, held.task), held.task.walltime_s, held.task.priority))
         if packed:
             client.say(protocol.Queue(packed))
 
@@ -363,11 +361,6 @@ class GlobusComputeEngine:
             if held.losses < _MOST_UNSTARTED_LOSSES:
                 self._again(held)
                 return
-        elif held.retries < self._settings.max_retries_on_system_failure and not self._draining:
-            held.retries += 1
-            held.started = False
-            self._send([held])
-            return
         self._end(held, WorkerLost(reason=reason))
 
     def _again(self, held: _Held) -> None:

@@ -22,6 +22,7 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointL
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.order import enqueue
 from user_endpoint.engines.over_limit import MemoryWatch
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
@@ -51,7 +52,6 @@ class ProcessPoolEngine:
         *,
         server: Callable[[], Server],
         max_workers: int | None = None,
-        max_retries: int = 0,
         worker_log: str = "",
         directory: str = "",
         run_in_sandbox: bool = False,
@@ -62,7 +62,6 @@ class ProcessPoolEngine:
         self._new_server, self._clock = server, clock
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox)
-        self._max_retries, self._lost_before = max_retries, dict[int, int]()
         self._notes, self._begun_directory = notes, ""
         self._server: Server | None = None
         self._memory = MemoryWatch()
@@ -108,13 +107,13 @@ class ProcessPoolEngine:
         if self._draining:
             self._events += [TaskReturned(task.row) for task in tasks]
         else:
-            self._queue.extend(task for task in tasks if not self._was_begun(task))
+            enqueue(self._queue, (task for task in tasks if not self._was_begun(task)))
             self._dispatch()
         self._ring()
 
     def _was_begun(self, task: EngineTask) -> bool:
-        """Tell whether an earlier process of this user endpoint had begun the task; if it may not, it ends here."""
-        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt) or self._max_retries:
+        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
+        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt):
             return False
         self._end(task, UserEndpointLost(reason="it was killed"))
         return True
@@ -254,7 +253,6 @@ class ProcessPoolEngine:
             worker.served += 1
             self._failed_starts = 0
             self._pace.measured(task.function_id, ended - started)
-            self._lost_before.pop(row, None)
             self._events.append(ResultItem(row, task.task_id, code, text, payload, started, ended))
         if not sound:
             self._order(("kill", worker.number, int(signal.SIGKILL)))
@@ -290,9 +288,6 @@ class ProcessPoolEngine:
             self._end(task, WalltimeExceeded(walltime_s=task.walltime_s))
         elif ending == TaskCancelled.code:
             self._end(task, TaskCancelled())
-        elif self._lost_before.get(task.row, 0) < self._max_retries and not self._draining:
-            self._lost_before[task.row] = self._lost_before.get(task.row, 0) + 1
-            self._queue.appendleft(task)
         else:
             self._end(task, WorkerLost(reason=reason))
 
@@ -307,7 +302,6 @@ class ProcessPoolEngine:
         self._failed_starts = 0
 
     def _end(self, task: EngineTask, error: MepError) -> None:
-        self._lost_before.pop(task.row, None)
         self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
 
     # --- ending workers -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mep_wire.errors import MepError, TaskCancelled, WalltimeExceeded
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.order import enqueue
 
 
 class ThreadPoolEngine:
@@ -56,7 +57,7 @@ class ThreadPoolEngine:
             if self._ending:
                 self._events += [TaskReturned(task.row) for task in tasks]
                 return
-            self._queue.extend(tasks)
+            enqueue(self._queue, tasks)
             wanted = min(len(self._queue) - self._waiting, self._max_workers - self._threads)
             for _ in range(wanted):
                 self._threads += 1

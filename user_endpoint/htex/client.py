@@ -173,7 +173,6 @@ class Client(HighThroughputExecutor):
             "address_probe_timeout": settings.address_probe_timeout or 30,
             "cpu_affinity": settings.cpu_affinity,
             "accelerators": ",".join(self.available_accelerators),
-            "max_retries": settings.max_retries_on_system_failure,
             "working_dir": self.working_directory,
             "run_in_sandbox": int(settings.run_in_sandbox),
             "begun": self.begun_directory,

@@ -99,16 +99,16 @@ class BatchInterchange(Interchange):
                     self._tell_pools(frame)
         interesting.update(self._ready_managers)
 
-    def _queue(self, tasks: list[tuple[int, bytes, float]]) -> None:
+    def _queue(self, tasks: list[tuple[int, bytes, float, int]]) -> None:
         if self._draining:
-            self._report(returned=[number for number, _, _ in tasks])
+            self._report(returned=[number for number, *_ in tasks])
             return
-        for number, task, walltime in tasks:
+        for number, task, walltime, priority in tasks:
             message: dict[str, Any] = {"task_id": number, "context": _CONTEXT, "buffer": task}
             if walltime:
                 message["walltime_s"] = walltime
                 self._timed = True
-            self.pending_task_queue.add((float("-inf"), -number, message))
+            self.pending_task_queue.add((float(priority), -number, message))
 
     def _unsent(self, wanted: Callable[[int], bool]) -> list[int]:
         """Take what is wanted of the tasks that no node has out of the queue."""

@@ -101,7 +101,6 @@ class Pool:
         workers = PlacedEngine(
             places(options, self._workers, list(os.sched_getaffinity(0)), name),
             server=servers,
-            max_retries=options.max_retries,
             worker_log=f"{options.directory}/workers.log",
             directory=options.working_dir,
             run_in_sandbox=bool(options.run_in_sandbox),

@@ -33,7 +33,6 @@ class Options:
     address_probe_timeout: float = 30.0
     cpu_affinity: str = "none"
     accelerators: tuple[str, ...] = ()
-    max_retries: int = 0
     working_dir: str = ""
     run_in_sandbox: int = 0
     begun: str = ""

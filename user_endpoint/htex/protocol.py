@@ -41,9 +41,9 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 class Queue(_Message, frozen=True):
     """Client to interchange: run these. Each is its number, an encoded Task, which the interchange does not open,
-    and its walltime in seconds (0: none)."""
+    its walltime in seconds (0: none) and its priority."""
 
-    tasks: list[tuple[int, bytes, float]]
+    tasks: list[tuple[int, bytes, float, int]]
 
 
 class Cancel(_Message, frozen=True):

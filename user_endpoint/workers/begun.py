@@ -56,7 +56,11 @@ def names_of(path: str) -> tuple[str, ...]:
 
 def key_of(task_id: str, attempt: int) -> bytes:
     """Return what a note has of one attempt at a task."""
-    return task_id.encode()[: KEY_BYTES - 2].ljust(KEY_BYTES - 2, b"\0") + (attempt % 65536).to_bytes(2, "big")
+    try:
+        raw = bytes.fromhex(task_id.replace("-", ""))
+    except ValueError:
+        raw = task_id.encode()  # only tests have such
+    return raw[: KEY_BYTES - 2].ljust(KEY_BYTES - 2, b"\0") + (attempt % 65536).to_bytes(2, "big")
 
 
 class BegunLog:
