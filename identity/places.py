@@ -1,8 +1,8 @@
 """How many people may be looked up at once by what may be slow: callouts and directories.
 
 Each of their documents has `limit` places; who finds none waits. Everybody who is in one or waits for one holds a
-thread of the mapper, so both are bounded: no more than MAX_WAITING wait for one document, and no more than MAX_SLOW
-people are with all the documents of a chain together. Whoever comes on top is sent away at once (MapperBusy), to be
+thread of the mapper, so both are bounded: while MAX_AT_ONE people are with a document nobody more waits for it, and no
+more than MAX_SLOW people are with all the documents of a chain together. Whoever comes on top is sent away at once (MapperBusy), to be
 asked about again a little later, and so whoever is mapped by expressions, domains or from memory never waits for them.
 Re-checks of what runs (`background`) hold at most half of a document's places; how many there are at once is for their
 caller to bound. Thread-safe.
@@ -19,8 +19,8 @@ from identity.errors import MapperBusy
 
 MAX_SLOW = 20
 """People who may be with all callouts and directories of a chain at once, re-checks not counted."""
-MAX_WAITING = 8
-"""People who may wait for a place of one callout or directory."""
+MAX_AT_ONE = 16
+"""People with one callout or directory, those who wait included, from which on nobody more waits for a place of it."""
 
 
 class Crowd:
@@ -72,7 +72,7 @@ class Places:
     def _take(self, wait_s: float, background: bool) -> None:
         until = time.monotonic() + wait_s
         with self._changed:
-            if not self._is_free(background) and not background and self._waiting >= MAX_WAITING:
+            if not self._is_free(background) and not background and self._held + self._waiting >= MAX_AT_ONE:
                 raise MapperBusy(f"all its {self._limit} places are taken, and {self._waiting} people wait for one")
             self._waiting += not background
             try:

@@ -206,6 +206,17 @@ class Slapd:
         subprocess.run([_SLAPADD, "-f", str(self._config), "-q"], input=ldif.encode(), check=True, capture_output=True)
         self.start()
 
+    def change(self, ldif: str) -> None:
+        """Change entries that are there, by LDIF change records, as `modify` adds new ones."""
+        self.stop()
+        subprocess.run(
+            ["/usr/sbin/slapmodify", "-f", str(self._config), "-q"],
+            input=ldif.encode(),
+            check=True,
+            capture_output=True,
+        )
+        self.start()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -225,13 +236,20 @@ def tree() -> str:
     """Return the LDIF of the units, and of the account that may read ou=closed."""
     top = f"dn: {SUFFIX}\nobjectClass: dcObject\nobjectClass: organization\no: Example\ndc: example\n\n"
     units = [
-        f"dn: ou={u},{SUFFIX}\nobjectClass: organizationalUnit\nou: {u}\n\n" for u in ("people", "closed", "groups")
+        f"dn: ou={u},{SUFFIX}\nobjectClass: organizationalUnit\nou: {u}\n\n"
+        for u in ("people", "closed", "groups", "partial")
     ]
     reader = (
         f"dn: {READER}\nobjectClass: organizationalRole\nobjectClass: simpleSecurityObject\ncn: reader\n"
         f"userPassword: {READER_PASSWORD}\n\n"
     )
     return top + "".join(units) + reader
+
+
+def referral(name: str, uri: str, unit: str = "people") -> str:
+    """Return the LDIF of an entry that says that its part of the directory is elsewhere."""
+    lines = [f"dn: cn={name},ou={unit},{SUFFIX}", "objectClass: referral", "objectClass: extensibleObject"]
+    return "\n".join([*lines, f"cn: {name}", f"ref: {uri}/cn={name},ou={unit},{SUFFIX}"]) + "\n\n"
 
 
 def group(name: str, members: tuple[str, ...] = (), member_uids: tuple[str, ...] = ()) -> str:
