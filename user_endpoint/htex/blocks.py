@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.notes import Notes
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
-from user_endpoint.htex.ending import gone, until
+from user_endpoint.htex.ending import PARSL_RAISES, cancel_left_over, gone, until
 from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.htex.news import BlockGone, Broken, News, Ready, Restarted
@@ -35,16 +32,10 @@ from user_endpoint.htex.walltimes import Ends, blocks_for
 from user_endpoint.settings import GlobusComputeEngine, StrategySettings
 
 with light_parsl():
-    from parsl.errors import ParslError
-    from parsl.jobs.states import JobState, JobStatus
+    from parsl.jobs.states import JobState
 
 _log = logging.getLogger(__name__)
 
-PARSL_RAISES = (
-    *(ParslError, subprocess.SubprocessError, zmq.ZMQError, OSError),
-    *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
-)
-"""What providers raise: their own errors, and what commands and their output can lead to."""
 MAX_FAILED_BLOCKS = 3
 """Blocks in a row that end before their workers have registered, after which no more are started."""
 HOLD_OFF_S = 60.0
@@ -175,7 +166,7 @@ class Blocks:
     def _start_client(self) -> None:
         provider = self._plan.make()
         if self._record is not None:
-            self._cancel_left_over(provider, self._record)
+            cancel_left_over(provider, self._record)
         many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
@@ -197,17 +188,6 @@ class Blocks:
             self._first_blocks()
         self._handed_over = True
         self._tell(Ready(client))
-
-    def _cancel_left_over(self, provider: Any, record: JobRecord) -> None:
-        """End jobs of an earlier process of this user endpoint, which was killed."""
-        for job in record.left_over():
-            provider.resources[job] = {"job_id": job, "status": JobStatus(JobState.UNKNOWN)}  # as if it were its own
-            try:
-                provider.cancel([job])
-            except PARSL_RAISES as error:
-                _log.warning("job=%s of an earlier process could not be ended error=%s", job, error)
-            provider.resources.pop(job, None)
-        record.write([])
 
     def _write_record(self) -> None:
         if self._record is not None:
