@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from mep_sdk import __version__
+from mep_sdk.options import Deadline, checked_options
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import ComputeSerializer, result_ways
 from mep_sdk.transport import to_json_value
@@ -59,6 +60,10 @@ class Batch:
         *,
         result_serializers: list[str] | None = None,
         walltime_s: float | None = None,
+        max_attempts: int | None = None,
+        deadline: Deadline = None,
+        deadline_s: float | None = None,
+        priority: int = 0,
         serializer: ComputeSerializer | None = None,
     ) -> None:
         self.task_group_id = str(task_group_id or uuid7())
@@ -67,7 +72,7 @@ class Batch:
         self.user_endpoint_config = to_json_value(user_endpoint_config)
         self.create_websocket_queue = create_websocket_queue
         self.result_serializers = result_serializers
-        self.walltime_s = walltime_s
+        self.options = checked_options(walltime_s, max_attempts, deadline, deadline_s, priority)
         self.tasks: dict[str, list[bytes]] = {}
         self.task_ids: dict[str, list[str]] = {}
 
@@ -102,5 +107,5 @@ class Batch:
             resource_specification=self.resource_specification,
             result_serializers=self.result_serializers,
             create_queue=self.create_websocket_queue,
-            walltime_s=self.walltime_s,
+            **self.options._asdict(),
         )

@@ -11,6 +11,7 @@ import msgspec
 
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.errors import RelayAnswerInvalid, TaskPending
+from mep_sdk.options import Deadline
 from mep_sdk.outcomes import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import Settings, find_settings
@@ -116,7 +117,8 @@ class Client:
     # --- submitting -------------------------------------------------------------------------------------
 
     def run(self, *args: Any, endpoint_id: UuidLike, function_id: UuidLike, **kwargs: Any) -> str:
-        """Call a registered function on an endpoint; return the task's id at once."""
+        """Call a registered function on an endpoint; return the task's id at once. All keywords are the function's: a
+        task with a deadline or the like goes in a batch."""
         batch = self.create_batch()
         task_id = batch.add(function_id, args, kwargs)
         self.batch_run(endpoint_id, batch)
@@ -131,8 +133,13 @@ class Client:
         result_serializers: list[str] | None = None,
         *,
         walltime_s: float | None = None,
+        max_attempts: int | None = None,
+        deadline: Deadline = None,
+        deadline_s: float | None = None,
+        priority: int = 0,
     ) -> Batch:
-        """Return an empty batch; `walltime_s` is how many seconds a worker gives each of its tasks."""
+        """Return an empty batch; `walltime_s` is how many seconds a worker gives each of its tasks, and the rest is as
+        in Executor. Raises ValueError for what cannot be."""
         return Batch(
             task_group_id,
             resource_specification,
@@ -140,6 +147,10 @@ class Client:
             create_websocket_queue,
             result_serializers=result_serializers,
             walltime_s=walltime_s,
+            max_attempts=max_attempts,
+            deadline=deadline,
+            deadline_s=deadline_s,
+            priority=priority,
             serializer=self.serializer,
         )
 

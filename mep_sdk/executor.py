@@ -21,6 +21,7 @@ from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.chunks import run_chunk
 from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.futures import TaskFuture
+from mep_sdk.options import Deadline, TaskOptions, checked_options
 from mep_sdk.serialize import serialize_function
 from mep_sdk.session import Function, Session, Target
 from mep_sdk.strategies import ComputeSerializer, result_ways
@@ -54,6 +55,10 @@ class Executor(concurrent.futures.Executor):
         batch_size: int = limits.MAX_TASKS_PER_SUBMIT,
         *,
         walltime_s: float | None = None,
+        max_attempts: int | None = None,
+        deadline: Deadline = None,
+        deadline_s: float | None = None,
+        priority: int = 0,
         serializer: ComputeSerializer | None = None,
         result_serializers: list[str] | None = None,
         relay_url: str | None = None,
@@ -65,6 +70,10 @@ class Executor(concurrent.futures.Executor):
         """Make an executor for `endpoint_id`; `client` (or `relay_url` and `token`) says through which relay.
 
         `batch_size` is the most tasks in one request; `walltime_s` how long a worker lets a task run.
+        `max_attempts`: how often a task may be begun where what runs it dies (worker, node, process); the endpoint
+        says, if you do not, and does not run it again unless its administrator chose otherwise. A task that has not
+        ended at its `deadline` (a time), or `deadline_s` seconds after it was submitted, ends with TaskExpired.
+        `priority`: -5 to 5, higher ones of your own waiting tasks first.
         `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (names of strategies for data, tried in this order) how results are. Raises what Client raises.
@@ -78,7 +87,9 @@ class Executor(concurrent.futures.Executor):
         self.task_group_id = task_group_id
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
-        self.label, self.walltime_s = label, walltime_s
+        self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts
+        self.deadline, self.deadline_s, self.priority = deadline, deadline_s, priority
+        self._options()
         self._by_object: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
         self._by_digest: dict[bytes, Function] = {}
         self.serializer = serializer or self.client.serializer
@@ -179,7 +190,8 @@ class Executor(concurrent.futures.Executor):
 
         A function is registered with the relay when first submitted. Its later submissions run what it was
         then. Raises FunctionUnserializable, ArgumentsUnserializable, PayloadTooLarge, NotConfigured without an
-        endpoint_id, RuntimeError after shutdown. Everything else arrives in the future.
+        endpoint_id, RuntimeError after shutdown, ValueError for an option (`deadline`, ...) that cannot be. Everything
+        else arrives in the future.
         """
         return self._submit(self._function(fn), args, kwargs, name_of(fn))
 
@@ -291,13 +303,16 @@ class Executor(concurrent.futures.Executor):
             str(self._task_group_id),
             _snapshot(self._user_endpoint_config, "user_endpoint_config"),
             _snapshot(self._resource_specification, "resource_specification"),
-            self.walltime_s,
+            self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
         payload = checked_payload(args, kwargs, name, as_json=as_json, result_ways=ways)
         future = self._session.submit(target, function, payload)
         self.task_count_submitted += 1
         return future
+
+    def _options(self) -> TaskOptions:
+        return checked_options(self.walltime_s, self.max_attempts, self.deadline, self.deadline_s, self.priority)
 
     def _function(self, fn: Callable[..., Any]) -> Function:
         # Plain functions are known by what they are. Other callables may have changed since last time, and a

@@ -21,6 +21,7 @@ from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
 from mep_sdk.errors import ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
+from mep_sdk.options import TaskOptions
 from mep_sdk.outcomes import settle
 from mep_sdk.recheck import Recheck
 from mep_sdk.results import ResultListener
@@ -44,7 +45,7 @@ class Target(NamedTuple):
     task_group_id: str
     user_endpoint_config: bytes
     resource_specification: bytes
-    walltime_s: float | None
+    options: TaskOptions
 
 
 @dataclass(slots=True, eq=False)
@@ -365,7 +366,7 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
         user_runtime=user_runtime(),
         user_endpoint_config=_decoded(target.user_endpoint_config),
         resource_specification=_decoded(target.resource_specification),
-        walltime_s=target.walltime_s,
+        **target.options._asdict(),
     )
 
 

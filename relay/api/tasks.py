@@ -133,8 +133,8 @@ def _deadline(body: SubmitBody, now: float) -> float:
     """Return when the tasks of a submission expire, 0 for never. Raises BodyInvalid."""
     if body.deadline_s is not None and not 0 < body.deadline_s <= MAX_DEADLINE_S:
         raise BodyInvalid(reason=f"deadline_s: expected a number of seconds up to {MAX_DEADLINE_S:.0f}")
-    if body.deadline is not None and not now < body.deadline <= now + MAX_DEADLINE_S:
-        raise BodyInvalid(reason=f"deadline: expected a time after now, which is {now:.0f} s since the epoch here")
+    if body.deadline is not None and not 0 < body.deadline <= now + MAX_DEADLINE_S:  # past is no mistake: it expires
+        raise BodyInvalid(reason=f"deadline: expected seconds since the epoch, which now are {now:.0f} here")
     ends = [body.deadline] if body.deadline is not None else []
     return min([*ends, now + body.deadline_s] if body.deadline_s is not None else ends, default=0.0)
 
