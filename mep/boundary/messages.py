@@ -68,7 +68,7 @@ class Mapped:
 @dataclass(frozen=True, slots=True)
 class NotMapped:
     """The request with `ref` is refused: `code` is a mep.errors.Refusal; `public` may leave the host,
-    `detail` may not. `uep_id` is empty where the request could not be read."""
+    `detail` may not. `uep_id` and `identities` (as in Mapped) are empty where the request could not be read."""
 
     ref: int
     uep_id: str = text(36)
@@ -76,6 +76,7 @@ class NotMapped:
     public: str = text(1024)
     detail: str = text(4096)
     correlation_id: str = text(64)
+    identities: str = text(4096)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,6 @@ def usable(who: IdentitySet) -> list[dict[str, str]]:
     return [fields_of(one) for one in who.identities if one.status in MAPPED_STATUSES]
 
 
-def describe(who: IdentitySet) -> str:
-    """Return the identity set for the administrator's log."""
-    return ", ".join(f"{one.username} ({one.id}, {one.status})" for one in who.identities)
-
-
 class OwnerMapping:
     """Single-user mode: the owner's identities mean the account that everything runs as."""
 
@@ -82,9 +77,7 @@ class OwnerMapping:
         for fields in usable(who):
             if fields["id"] in self._owner:
                 return MappedUser(self._own_user, fields, "owner")
-        raise IdentityNotMapped(
-            detail=f"not the owner of this single-user endpoint: {describe(who)}", correlation_id=correlation_id
-        )
+        raise IdentityNotMapped(detail="not the owner of this single-user endpoint", correlation_id=correlation_id)
 
 
 def _rules(account: str) -> Rules:
@@ -127,15 +120,14 @@ class FileMapping:
         try:
             user = self._reloader.chain.map([fields_of(one) for one in who.identities], certain=certain)
         except identity.errors.NoMapping as error:
-            raise IdentityNotMapped(detail=f"{error}; tried {describe(who)}", correlation_id=correlation_id) from None
+            raise IdentityNotMapped(detail=str(error), correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:
-            raise IdentityAmbiguous(detail=f"{error}; tried {describe(who)}", correlation_id=correlation_id) from None
+            raise IdentityAmbiguous(detail=str(error), correlation_id=correlation_id) from None
         except identity.errors.MapperUnavailable as error:
             raise MapperUnavailable(detail=str(error), correlation_id=correlation_id) from None
         if not 1 <= len(user.name.encode("utf-8", "replace")) <= MAX_USER_NAME_BYTES or not user.name.isprintable():
             raise IdentityNotMapped(
-                detail=f"{user.mapper} gave {user.name!r}, no user name of at most {MAX_USER_NAME_BYTES} bytes; "
-                f"tried {describe(who)}",
+                detail=f"{user.mapper} gave {user.name!r}, no user name of at most {MAX_USER_NAME_BYTES} bytes",
                 correlation_id=correlation_id,
             )
         return MappedUser(user.name, dict(user.identity), str(user.mapper))

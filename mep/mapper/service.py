@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -120,7 +121,7 @@ class Mapper:
         try:
             data, request = self._verifier.verify(_read(descriptors[0]))
         except MepError as error:
-            self._refuse(message.ref, "", error)
+            self._refuse(message.ref, None, error)
             return
         finally:
             os.close(descriptors[0])
@@ -143,7 +144,7 @@ class Mapper:
         try:
             verified = self._map(data, request)
         except MepError as error:
-            self._refuse(ref, request.uep_id, error)
+            self._refuse(ref, request, error)
             return
         self._accept(ref, request, verified)
 
@@ -157,7 +158,8 @@ class Mapper:
         self._send(StillMapped(ref, request.uep_id, user.name, clip(request.correlation_id, _MAX_ID)))
 
     def _say_not_mapped(self, ref: int, request: StartRequest, error: MepError) -> None:
-        self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id)
+        who = _audit_text(request.identity_set)
+        self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id, identities=who)
         public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
         correlation_id = clip(request.correlation_id, _MAX_ID)
         self._send(NoLongerMapped(ref, request.uep_id, Refusal(error.code).value, public, detail, correlation_id))
@@ -191,7 +193,7 @@ class Mapper:
             ref=ref,
             uep_id=request.uep_id,
             local_user=verified.local_user,
-            identities=_audit_text(request.identity_set, verified),
+            identities=_audit_text(request.identity_set, verified.mapped_identity["globus"]),
             correlation_id=clip(request.correlation_id, _MAX_ID),
         )
         descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
@@ -207,13 +209,16 @@ class Mapper:
             correlation_id=request.correlation_id,
         )
 
-    def _refuse(self, ref: int, uep_id: str, error: MepError) -> None:
+    def _refuse(self, ref: int, request: StartRequest | None, error: MepError) -> None:
+        """Refuse a request, which may be one that could not be read or is not genuine."""
+        uep_id, identities = (request.uep_id, _audit_text(request.identity_set)) if request else ("", "")
         self._log.warning(
             "start request refused",
             code=error.code,
             text=error.text,
             detail=error.detail,
             uep=uep_id,
+            identities=identities,
             correlation_id=error.correlation_id,
         )
         self._send(
@@ -224,6 +229,7 @@ class Mapper:
                 public=clip(error.text, MAX_PUBLIC_TEXT),
                 detail=clip(error.detail, _MAX_DETAIL),
                 correlation_id=clip(error.correlation_id, _MAX_ID),
+                identities=identities,
             )
         )
 
@@ -244,10 +250,13 @@ def _read(descriptor: int) -> bytes:
         raise StartRequestRefused(reason="it did not come as a sealed document", detail=str(error)) from None
 
 
-def _audit_text(who: IdentitySet, verified: VerifiedStart) -> str:
-    """Return JSON for the audit log: which identity decided, and as many of the linked ones as fit."""
-    decided = verified.mapped_identity["globus"]
-    names = [one.username for one in who.identities]
+def _audit_text(who: IdentitySet, decided: dict[str, Any] | None = None) -> str:
+    """Return JSON for the audit log: which identity decided, if one did, and as many of the linked ones as fit.
+
+    The first of these is the one that the person logged in with.
+    """
+    decided = decided or {"id": "", "username": ""}
+    names = [f"{one.username} ({one.id}, {one.status})" for one in who.identities]
     while True:
         value = {"account": who.account_id, "id": decided["id"], "username": decided["username"], "linked": names}
         text = json.dumps(value)

@@ -41,7 +41,10 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
     endpoint.mapped_at = monitor.records.mapped_at(record.uep_id)
     monitor.endpoints[record.uep_id] = endpoint
     monitor.loop.watch(pidfd, lambda: monitor.keepers.gone(endpoint))
-    monitor.audit.write("adopt", uep_id=record.uep_id, keeper_pid=record.keeper_pid, pid=record.uep_pid, uid=record.uid)
+    monitor.audit.write(
+        "adopt", uep_id=record.uep_id, local_user=record.local_user, uid=record.uid, pid=record.uep_pid,
+        keeper_pid=record.keeper_pid, correlation_id=record.correlation_id,
+    )  # fmt: skip
     monitor.log.info("adopted a keeper", uep=record.uep_id, user=record.local_user, keeper=record.keeper_pid)
 
 

@@ -136,7 +136,7 @@ class Keepers:
         )
 
     def _late(self, child: Child) -> None:
-        """A keeper hangs, in NSS or PAM: end it. Its child has the keeper's death as its own."""
+        """A keeper hangs, in NSS: end it. Its child has the keeper's death as its own."""
         endpoint = self._endpoints.get(child.uep_id)
         if endpoint is not None and endpoint.keeper is child and not endpoint.ready and not endpoint.told:
             record = self._monitor.records.read(child.uep_id)
@@ -148,7 +148,12 @@ class Keepers:
             child.signal(signal.SIGKILL)
 
     def _answer(self, endpoint: UserEndpoint, code: str, public: str, **audit: object) -> None:
-        self._monitor.starts.kept(endpoint.uep_id, outcome_of(code), code, public, uid=endpoint.uid, **audit)
+        asked_for_place = endpoint.uid >= 0 or audit.get("stage") == Stage.CAPS.name  # which comes after policy
+        admitted = "admitted" if asked_for_place else "not asked"
+        policy = "refused" if code == Refusal.ACCOUNT_REFUSED else admitted
+        self._monitor.starts.kept(
+            endpoint.uep_id, outcome_of(code), code, public, policy=policy, **_who(endpoint), **audit
+        )
 
     # --- what keepers say -------------------------------------------------------------------------------
 
@@ -175,8 +180,7 @@ class Keepers:
         endpoint.ready = True
         endpoint.admitted_at = self._monitor.loop.clock()
         endpoint.check_due = endpoint.admitted_at + self._monitor.resolved.manager.recheck_interval_s
-        pids = {"uid": endpoint.uid, "pid": endpoint.pid, "keeper_pid": endpoint.keeper_pid}
-        self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", policy="admitted", **pids)
+        self._monitor.starts.kept(endpoint.uep_id, m.Outcome.STARTED, "", "", policy="admitted", **_who(endpoint))
         self._monitor.status.changed()
         self._monitor.starts.pump()
 
@@ -200,8 +204,8 @@ class Keepers:
             code, public = endpoint.cause
         self._monitor.tell_ended(endpoint.uep_id, code, public, endpoint.correlation_id)
         self._monitor.audit.write(
-            "end", code=code, uep_id=endpoint.uep_id, local_user=endpoint.local_user, uid=endpoint.uid,
-            pid=endpoint.pid, keeper_pid=endpoint.keeper_pid, detail=detail, correlation_id=endpoint.correlation_id,
+            "end", code=code, cause=public, uep_id=endpoint.uep_id, local_user=endpoint.local_user, **_who(endpoint),
+            detail=detail, correlation_id=endpoint.correlation_id,
         )  # fmt: skip
         self._monitor.log.info(
             "user endpoint ended", code=code, uep=endpoint.uep_id, user=endpoint.local_user, detail=detail
@@ -289,3 +293,12 @@ class Keepers:
                 endpoint.keeper.signal(number)
             else:
                 signal.pidfd_send_signal(endpoint.pidfd, number)
+
+
+def _who(endpoint: UserEndpoint) -> dict[str, object]:
+    """Return what the audit log says of a user endpoint's processes; nothing of what does not exist."""
+    return {
+        "uid": endpoint.uid if endpoint.uid >= 0 else None,
+        "pid": endpoint.pid or None,
+        "keeper_pid": endpoint.keeper_pid or None,
+    }

@@ -63,6 +63,7 @@ class Start:
     """By the loop's clock, when the mapper answered."""
     identities: str = ""
     correlation_id: str = ""
+    refused_by_mapper: bool = False
     audit: dict[str, object] = field(default_factory=dict)
 
 
@@ -197,6 +198,8 @@ class Starts:
         """Decide what a mapped start means here: a new user endpoint, one that runs, or one on its way."""
         running = self._monitor.endpoints.get(start.uep_id)
         if other := self._by_uep.get(start.uep_id):
+            start.audit["with"] = other.correlation_id
+            self._record(start, "joined", "")
             other.askers += start.askers
             start.askers = []
             self._drop(start)
@@ -219,6 +222,7 @@ class Starts:
         if start is None:
             return
         start.uep_id, start.correlation_id = clip(message.uep_id, 36), message.correlation_id
+        start.identities, start.refused_by_mapper = message.identities, True
         start.audit["detail"] = message.detail
         self.finish(start, outcome_of(message.code), message.code, message.public)
         self.pump()
@@ -254,12 +258,18 @@ class Starts:
 
     def finish(self, start: Start, outcome: m.Outcome, code: str, public: str) -> None:
         """Give the audit log its record and every asker its answer, in this order."""
-        said = {"outcome": outcome, "code": code, "correlation_id": start.correlation_id}
-        who = {"uep_id": start.uep_id, "local_user": start.local_user}
-        self._monitor.audit.write("start", **said, **who, identities=start.identities, **start.audit)
-        self._monitor.log.info("start answered", **said, **who, **start.audit)
+        self._record(start, outcome, code)
         self._answer(start, outcome, start.uep_id, code, public, start.correlation_id)
         self._drop(start)
+
+    def _record(self, start: Start, outcome: str, code: str) -> None:
+        """Give log and audit log their record of what has become of a start."""
+        mapping = "mapped" if start.local_user else "refused" if start.refused_by_mapper else "not asked"
+        said = {"outcome": outcome, "code": code, "correlation_id": start.correlation_id, "mapping": mapping}
+        who = {"uep_id": start.uep_id, "local_user": start.local_user}
+        audit = {"policy": "not asked", **start.audit}
+        self._monitor.audit.write("start", **said, **who, identities=start.identities, **audit)
+        self._monitor.log.info("start answered", **said, **who, **audit)
 
     def _answer(
         self, start: Start, outcome: m.Outcome, uep_id: str, code: str, public: str, correlation_id: str
@@ -326,6 +336,8 @@ class Starts:
             start.askers = []
             if start.state is not State.KEPT:
                 self._forget_queued(start)
+                start.audit["detail"] = "the manager is gone"
+                self._record(start, "dropped", "")
                 self._drop(start)
 
     def abort(self, public: str) -> None:

@@ -178,7 +178,7 @@ def test_manager_that_does_not_read() -> None:
                 ask(manager, ref)
                 request, descriptors = mapper.take(MapRequest)
                 os.close(descriptors[0])
-                mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "p" * 1000, "", ""))
+                mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "p" * 1000, "", "", ""))
         killed(run, manager, "does not read")
         assert not mapper.is_gone()
 
@@ -239,7 +239,7 @@ def test_mapper_restarts_with_a_new_epoch_that_the_manager_is_told() -> None:
     "frame",
     [
         encode(MapperReady(epoch=b"short")),
-        encode(NotMapped(1, "", "IDENTITY_NOT_MAPPED", "", "", "")),
+        encode(NotMapped(1, "", "IDENTITY_NOT_MAPPED", "", "", "", "")),
         encode(Mapped(1, new_uep_id(), "nobody", "{}", "")),
     ],
 )
@@ -257,7 +257,7 @@ def test_unknown_refusal_code_ends_the_mapper() -> None:
         ask(manager, 1)
         request, descriptors = mapper.take(MapRequest)
         os.close(descriptors[0])
-        mapper.send(NotMapped(request.ref, "", "MADE_UP", "", "", ""))
+        mapper.send(NotMapped(request.ref, "", "MADE_UP", "", "", "", ""))
         killed(run, mapper, "unknown code")
 
 
@@ -361,7 +361,7 @@ def test_slow_mapper_that_makes_progress_is_left_alone() -> None:
             request, descriptors = mapper.take(MapRequest)
             os.close(descriptors[0])
             time.sleep(0.2)
-            mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "", "", ""))
+            mapper.send(NotMapped(request.ref, "", "IDENTITY_NOT_MAPPED", "", "", "", ""))
         answers = [manager.take(StartAnswered)[0].code for _ in range(6)]
         assert {"IDENTITY_NOT_MAPPED", "MAPPER_UNAVAILABLE"} == set(answers)
         assert not mapper.is_gone()

@@ -226,7 +226,7 @@ def test_foreign_text_cannot_forge_a_record(alice: LocalAccount) -> None:
         ask(manager, 1)
         request, descriptors = mapper.take(MapRequest)
         os.close(descriptors[0])
-        mapper.send(NotMapped(request.ref, forged[:20], "IDENTITY_NOT_MAPPED", forged, forged, forged[:40]))
+        mapper.send(NotMapped(request.ref, forged[:20], "IDENTITY_NOT_MAPPED", forged, forged, forged[:40], forged))
         answer = manager.take(StartAnswered)[0]
         assert answer.public.isprintable() and answer.correlation_id.isprintable()
         lines = run.audit.read_bytes().splitlines()

@@ -186,7 +186,7 @@ def test_refusal_of_the_mapper_is_passed_on() -> None:
             ask(manager, ref)
             request, descriptors = mapper.take(MapRequest)
             os.close(descriptors[0])
-            mapper.send(NotMapped(request.ref, "", code, "public", "for the log", "corr"))
+            mapper.send(NotMapped(request.ref, "", code, "public", "for the log", "corr", "who"))
             answer = manager.take(StartAnswered)[0]
             assert (answer.ref, answer.outcome, answer.code, answer.public) == (ref, outcome, code, "public")
             assert answer.correlation_id == "corr"

@@ -136,11 +136,11 @@ def test_a_genuine_request_is_mapped_and_handed_on_unchanged(relay: RelaySide, m
     assert json.loads(message.identities)["username"] == "alice@example.edu"
 
 
-def test_nobody_is_mapped_and_the_log_says_who_was_tried(relay: RelaySide, mapper: Running) -> None:
+def test_nobody_is_mapped_and_the_audit_log_says_who_was_tried(relay: RelaySide, mapper: Running) -> None:
     who = IdentitySet("account-2", (alice(username="mallory@elsewhere.example"),))
     answer = refusal(mapper.ask_document(relay.document(identity_set=who)), "IDENTITY_NOT_MAPPED")
-    assert "mallory@elsewhere.example" in answer.detail
-    assert "mallory" not in answer.public
+    assert "mallory@elsewhere.example" in json.loads(answer.identities)["linked"][0]
+    assert "mallory" not in answer.public + answer.detail
 
 
 def test_an_identity_that_is_not_in_use_does_not_count(relay: RelaySide, mapper: Running) -> None:
