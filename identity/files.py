@@ -32,7 +32,8 @@ class Files:
         self.cut_unseen = False
         """Whether one of them may have been read while it was being written, and nothing in it would have told."""
         self._rules = rules
-        self._programs: list[str] = []
+        self.programs: set[Path] = set()
+        """Those that are not read but run."""
 
     def read_mapping(self, path: Path) -> bytes:
         """Return what the mapping file holds. Raises FileRefused."""
@@ -46,7 +47,7 @@ class Files:
     def program(self, path: str) -> None:
         """Note the program at `path`. Raises FileRefused where it must not be run."""
         self.note(Path(path))
-        self._programs.append(path)
+        self.programs.add(Path(path))
         if problem := self.named.program_problem(path):
             raise FileRefused(problem)
 
@@ -69,8 +70,8 @@ class Files:
 
     def problem(self, mapping: Path) -> str:
         """Return why one of the files cannot be trusted any more, `mapping` among them, or an empty text."""
-        for program in self._programs:
-            if problem := self.named.program_problem(program):
+        for program in sorted(self.programs):
+            if problem := self.named.program_problem(str(program)):
                 return problem
         if self._rules is None:
             return ""

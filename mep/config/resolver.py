@@ -225,32 +225,36 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.config
     import identity.errors
     import identity.files
+    from identity.trust import Rules, Trust
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     mapper = _mapper_account(where, options)
     check_trusted(path, os.geteuid())
-    files = identity.files.Files()
+    # As the mapper itself has it at each reload, where the mapper's account is who the files' owner may be too.
+    rules = Rules(mapping=Trust(frozenset({os.geteuid()})), named=Trust(frozenset({os.geteuid(), mapper.pw_uid})))
+    files = identity.files.Files(rules)
     try:
         identity.config.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
         raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
     for one in {path, *files.signatures}:
         check_trusted(one, mapper.pw_uid if one != path else os.geteuid())
-        _check_readable_by(one, mapper)
+        _check_usable_by(one, mapper, is_program=one in files.programs)
     return path
 
 
-def _check_readable_by(path: Path, account: pwd.struct_passwd) -> None:
+def _check_usable_by(path: Path, account: pwd.struct_passwd, *, is_program: bool) -> None:
     real = path.resolve()
     for one in [*reversed(real.parents), real]:
         info = one.stat()
         shift = 6 if info.st_uid == account.pw_uid else 3 if info.st_gid == account.pw_gid else 0
-        wanted = 0o1 if stat.S_ISDIR(info.st_mode) else 0o4
+        wanted = 0o1 if is_program or stat.S_ISDIR(info.st_mode) else 0o4
         if not (info.st_mode >> shift) & wanted:
             remedy = f"chmod o+x {one}" if wanted == 0o1 else f"chgrp {account.pw_name} {one} && chmod 0640 {one}"
             # Nobody should open root's home directory for this, where a migrated config.yaml often points.
             closed = f"move {path} to the directory of config.yaml" if one == Path("/root") else f"run: {remedy}"
-            raise ConfigRefused(str(one), "", f"cannot be read by account {account.pw_name}; {closed}")
+            verb = "run" if is_program and one == real else "read"
+            raise ConfigRefused(str(one), "", f"cannot be {verb} by account {account.pw_name}; {closed}")
 
 
 def user_endpoint_main() -> str:
