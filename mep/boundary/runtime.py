@@ -7,7 +7,8 @@ single-user endpoint).
 `monitor.pid`: one line `PID START BOOT`, START being field 22 (start time in clock ticks) of /proc/PID/stat and BOOT
 the kernel's boot id, so that a stale file is told from a running monitor. The monitor holds an exclusive flock(2) on
 it for its whole life, so that there is one; readers take no lock, which could keep a monitor from starting.
-`status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes.
+`status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes. Everybody may read it.
+`reasons.json`: why something in it was refused, which may quote identities: for root (or the person) alone.
 
 The resolver (`Resolved.resolver_argv`), which the monitor runs on SIGHUP: the monitor appends
 `--config-fd N --bundle-fd M`, two inherited memfds that it made with MFD_ALLOW_SEALING and has not sealed yet.
@@ -23,10 +24,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 PID_FILE = "monitor.pid"
 STATUS_FILE = "status.json"
+REASONS_FILE = "reasons.json"
 KEEPERS_DIR = "keepers"
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
 
@@ -44,19 +47,47 @@ class MonitorStatus:
     link_state: str = ""
     """As in the manager's LinkStatus: connecting, up, down, refused or gone."""
     link_detail: str = ""
+    configured_at: float = 0.0
+    """When the configuration in force was read; times are seconds since the epoch, 0 for never."""
+    configuration_problem: str = ""
+    """That, and not why, the configuration was refused when it was last read again."""
+    configuration_refused_at: float = 0.0
     mapping_loaded: str = ""
     mapping_problem: str = ""
+    """That, and not why, the mapping file as it is now is refused."""
+    mapping_refused_at: float = 0.0
     user_endpoints: list[dict[str, Any]] = field(default_factory=list)
-    """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`."""
+    """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`; `mapping_checked_at` and
+    `account_checked_at` where known, `checked_at` the earlier of both, `overdue` where the first is too long ago."""
 
 
 def write_status(directory: Path | str, status: MonitorStatus) -> None:
     """Replace `status.json` atomically. Raises OSError."""
-    temporary = f"{directory}/.{STATUS_FILE}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(json.dumps(asdict(status)) + "\n")
-    os.replace(temporary, f"{directory}/{STATUS_FILE}")
+    _replace(directory, STATUS_FILE, asdict(status), 0o644)
+
+
+def write_reasons(directory: Path | str, reasons: Mapping[str, str]) -> None:
+    """Replace `reasons.json`: why `configuration` and `mapping` were refused. Raises OSError."""
+    _replace(directory, REASONS_FILE, dict(reasons), 0o600)
+
+
+def _replace(directory: Path | str, name: str, value: dict[str, Any], mode: int) -> None:
+    temporary = f"{directory}/.{name}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w") as file:
+        os.fchmod(descriptor, mode)
+        file.write(json.dumps(value) + "\n")
+    os.replace(temporary, f"{directory}/{name}")
+
+
+def read_reasons(directory: Path | str) -> dict[str, str]:
+    """Return what write_reasons wrote; nothing where there is none, or it is not for us to read."""
+    try:
+        with open(f"{directory}/{REASONS_FILE}", "rb") as file:
+            value = json.loads(file.read(_MAX_STATUS_BYTES))
+        return {str(key): str(text) for key, text in value.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def read_status(directory: Path | str) -> MonitorStatus | None:

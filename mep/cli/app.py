@@ -10,8 +10,9 @@ import click
 from mep import __version__
 from mep.cli.common import MepGroup, epilog
 from mep.cli.map import map_command
-from mep.cli.run_commands import list_endpoints, resolve, restart, start, status, stop
+from mep.cli.run_commands import resolve, restart, start, stop
 from mep.cli.setup_commands import check, configure, delete, register
+from mep.cli.status_commands import list_endpoints, status
 
 
 @click.group(

@@ -11,7 +11,7 @@ import click
 
 from mep.cli.common import epilog, json_option
 from mep.cli.failures import CliFailed, Exit
-from mep.cli.output import emit, warn
+from mep.cli.output import emit, printable, warn
 
 if TYPE_CHECKING:
     from identity.chain import Chain, Step
@@ -136,7 +136,7 @@ def _text(verdict: Verdict, site: Site, *, verbose: bool) -> str:
         lines.append(f"Not known     {verdict.problem}")
     else:
         lines.append(f"Usable        yes{', unless ' + site.hook + ' refuses it at the start' if site.hook else ''}")
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
 def _policy(site: Site) -> str:
@@ -160,7 +160,3 @@ def _step_lines(step: Step, *, verbose: bool) -> list[str]:
         hidden = len(trace) - SHOWN_TRACE
         trace = [*trace[: SHOWN_TRACE - 1], f"... {hidden} more (--verbose shows them)", trace[-1]]
     return [heading, *(f"                {line}" for line in trace)]
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)

@@ -35,18 +35,26 @@ def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_j
     elif not rows:
         click.echo(empty)
     elif sys.stdout.isatty():
-        _table(rows, columns)
+        print_table(rows, columns)
     else:
         for row in rows:
             click.echo("\t".join(str(row[column]) for column in columns))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def printable(line: str) -> str:
+    """Return foreign text so that it cannot write to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print rows as a table on a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # an id that is cut short is of no use
     for row in rows:
         table.add_row(*(Text(str(row[column])) for column in columns))
     Console().print(table)

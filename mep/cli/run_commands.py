@@ -1,20 +1,18 @@
-"""start, stop, restart, list, status and the hidden resolve. Heavy imports happen in the commands."""
+"""start, stop, restart and the hidden resolve. Heavy imports happen in the commands."""
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument
-from mep.cli.failures import CliFailed, Exit
-from mep.cli.output import emit, emit_rows, fields_text, warn
+from mep.cli.output import emit, warn
+from mep.cli.status_commands import require_endpoint
 
 if TYPE_CHECKING:
-    from mep.boundary.runtime import MonitorStatus
     from mep.config.paths import EndpointPaths, Roots
     from mep.config.resolver import Resolution
 
@@ -70,7 +68,7 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
     from mep.cli.running import stop as stop_monitor
 
     where, _ = locate(name)
-    _require_endpoint(where)
+    require_endpoint(where)
     pid = stop_monitor(where, timeout_s, kill=kill, keep=keep)
     left = 0 if keep else stop_keepers(where, timeout_s)
     text = f"Endpoint {name} is stopped." if pid else f"Endpoint {name} was not running."
@@ -97,82 +95,6 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
     if everything:
         stop_keepers(where, timeout_s)
     _start(where, roots, detach=True, as_json=as_json)
-
-
-def _require_endpoint(where: EndpointPaths) -> None:
-    if not where.config.exists() and not where.runtime_dir.exists():
-        raise CliFailed(f"there is no endpoint {where.name} in {where.config_dir}")
-
-
-def _state(pid: int | None, status: MonitorStatus | None, endpoint_id: str) -> str:
-    if pid is not None:
-        return status.state if status is not None else "starting"
-    return "stopped" if endpoint_id else "not registered"
-
-
-def _describe(where: EndpointPaths) -> dict[str, Any]:
-    from mep.boundary.runtime import read_status, running_monitor
-    from mep.config.registration import read_registration
-    from mep.errors import ConfigRefused
-
-    pid = running_monitor(where.runtime_dir)
-    status = read_status(where.runtime_dir) if pid is not None else None
-    try:
-        registration = read_registration(where.registration, where.name)
-        endpoint_id, relay = registration.endpoint_id, registration.relay_url
-    except ConfigRefused:
-        endpoint_id, relay = "", ""
-    return {
-        "name": where.name,
-        "state": _state(pid, status, endpoint_id),
-        "endpoint_id": endpoint_id,
-        "relay": relay,
-        "pid": pid,
-        "link": status.link_state if status is not None else "",
-        "link_detail": status.link_detail if status is not None else "",
-        "mapping": status.mapping_loaded if status is not None else "",
-        "mapping_problem": status.mapping_problem if status is not None else "",
-        "user_endpoints": status.user_endpoints if status is not None else [],
-    }
-
-
-def _checked(one: dict[str, Any]) -> str:
-    """Say when mapping and account of a user endpoint were last found good."""
-    at = one.get("checked_at")
-    return f"  checked {max(0, round(time.time() - at))} s ago" if isinstance(at, int | float) else ""
-
-
-@click.command("list", epilog=epilog("mep list", "mep list --json"))
-@json_option
-def list_endpoints(as_json: bool) -> None:
-    """List the endpoints that are configured here."""
-    from mep.config.paths import endpoint_paths, here, list_names
-
-    roots = here()
-    rows = [_describe(endpoint_paths(roots, name)) for name in list_names(roots)]
-    columns = ("name", "state", "endpoint_id", "link", "relay")
-    empty = f"No endpoint is configured in {roots.etc}. Make one with: mep configure NAME --relay URL"
-    emit_rows(rows, columns, as_json=as_json, empty=empty)
-
-
-@click.command(epilog=epilog("mep status site", "mep status site --json"))
-@name_argument
-@json_option
-@click.pass_context
-def status(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Show what endpoint NAME is doing; exits with 3 where it does not run."""
-    where, _ = locate(name)
-    _require_endpoint(where)
-    value = _describe(where)
-    running = value["user_endpoints"]
-    text = fields_text({**value, "user_endpoints": len(running)})
-    lines = [
-        f"  {one.get('local_user')}  {one.get('uep_id')}  {one.get('state')}  pid {one.get('pid')}{_checked(one)}"
-        for one in running
-    ]
-    emit(value, "\n".join([text, *lines]), as_json=as_json)
-    if value["pid"] is None:
-        ctx.exit(Exit.NOT_RUNNING)
 
 
 @click.command(hidden=True)

@@ -62,11 +62,7 @@ def answer_mapper_ready(monitor: Monitor, child: Child, message: m.MapperReady, 
 
 def answer_mapping_status(monitor: Monitor, child: Child, message: m.MappingStatus, _: list[int]) -> None:
     """The mapper says which mapping is in force: for `mep status`."""
-    monitor.status.mapping_loaded, monitor.status.mapping_problem = (
-        clip(message.loaded, 1024),
-        clip(message.problem, 4096),
-    )
-    monitor.status.changed()
+    monitor.status.mapping_is(clip(message.loaded, 1024), clip(message.problem, 4096))
     if not message.problem:
         monitor.rechecks.all_now()
 

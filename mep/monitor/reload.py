@@ -101,6 +101,7 @@ class Reload:
         self._close(*self._documents)
         self._monitor.log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
         self._monitor.audit.write("reload", outcome="refused", detail=reason)
+        self._monitor.status.configured(reason)
 
     def _take_over(self, resolved: Resolved) -> None:
         monitor, old = self._monitor, self._monitor.resolved
@@ -110,6 +111,7 @@ class Reload:
         self._reopen_logs()
         monitor.log.info("configuration reloaded")
         monitor.audit.write("reload", outcome="taken over")
+        monitor.status.configured("")
         if (resolved.manager, resolved.python) != (old.manager, old.python):
             monitor.helpers[Kind.MANAGER].shut_down("its configuration has changed")
         if (resolved.mapper, resolved.python) != (old.mapper, old.python):

@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 
-from mep.boundary.runtime import KEEPERS_DIR, PID_FILE, STATUS_FILE, pid_line
+from mep.boundary.runtime import KEEPERS_DIR, PID_FILE, REASONS_FILE, STATUS_FILE, pid_line
 from mep.errors import ConfigRefused
 
 OTHERS_WRITE, GROUP_OR_OTHERS_WRITE = 0o002, 0o022
@@ -93,7 +93,7 @@ class RuntimeDir:
 
     def release(self, *, keep_records: bool) -> None:
         """Remove the files; with `keep_records`, keepers live on and their records stay."""
-        names = [STATUS_FILE, PID_FILE]
+        names = [STATUS_FILE, REASONS_FILE, PID_FILE]
         for name in names:
             _unlink(os.path.join(self.path, name))
         if not keep_records:

@@ -1,18 +1,21 @@
 """The status file: what `mep status` and `mep list` show, and everybody on the host may read.
 
-So no identity, no configuration and no reason of a refusal is in it. Written at once, but the less often the more
-there is to write.
+So no identity, no configuration and no reason of a refusal is in it: reasons are in a file of their own, for root.
+Written at once, but the less often the more there is to write.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from mep.boundary.log import Log
-from mep.boundary.runtime import MonitorStatus, write_status
+from mep.boundary.runtime import MonitorStatus, write_reasons, write_status
 from mep.monitor.endpoints import Endpoints
 from mep.monitor.loop import Loop, Timer
 
+_REFUSED = "refused when it was last read, the one before stays in force: the log says why"
+_UNUSABLE = "the mapping file cannot be used: the log says why"
 INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
@@ -23,7 +26,10 @@ class Status:
         self.state = "starting"
         self.problem = ""
         self.link_state, self.link_detail = "", ""
-        self.mapping_loaded, self.mapping_problem = "", ""
+        self.configured_at = started_at
+        self.configuration_problem, self.configuration_refused_at = "", 0.0
+        self.mapping_loaded, self.mapping_problem, self.mapping_refused_at = "", "", 0.0
+        self._reasons: dict[str, str] = {}
         self._directory, self._endpoint_id, self._started_at = directory, endpoint_id, started_at
         self._endpoints = endpoints
         self._loop: Loop | None = None
@@ -44,6 +50,22 @@ class Status:
         wait = max(0.0, self._written_at + interval - self._loop.clock())
         self._due = self._loop.after(wait, self._write_due)
 
+    def configured(self, problem: str) -> None:
+        """Note that the configuration was read again: taken over, or refused for `problem`."""
+        self.configuration_problem = problem
+        if problem:
+            self.configuration_refused_at = time.time()
+        else:
+            self.configured_at, self.configuration_refused_at = time.time(), 0.0
+        self.changed()
+
+    def mapping_is(self, loaded: str, problem: str) -> None:
+        """Note which mapping is in force, and why the file as it is now is refused."""
+        if problem != self.mapping_problem:
+            self.mapping_refused_at = time.time() if problem else 0.0
+        self.mapping_loaded, self.mapping_problem = loaded, problem
+        self.changed()
+
     def _write_due(self) -> None:
         self._due = None
         if self._loop is not None:
@@ -55,7 +77,11 @@ class Status:
                 self._log.error("cannot write the status file", error=error.strerror)
 
     def write(self) -> None:
-        """Write the file now. Raises OSError."""
+        """Write the files now. Raises OSError."""
+        reasons = {"configuration": self.configuration_problem, "mapping": self.mapping_problem}
+        if reasons != self._reasons:
+            write_reasons(self._directory, reasons)
+            self._reasons = reasons
         write_status(
             self._directory,
             MonitorStatus(
@@ -66,9 +92,12 @@ class Status:
                 endpoint_id=self._endpoint_id,
                 link_state=self.link_state,
                 link_detail=self.link_detail,
+                configured_at=self.configured_at,
+                configuration_problem=_REFUSED if self.configuration_problem else "",
+                configuration_refused_at=self.configuration_refused_at,
                 mapping_loaded=self.mapping_loaded,
-                # What is wrong with it may quote an identity: that is for the log, which not everybody can read.
-                mapping_problem="the mapping file cannot be used: the log says why" if self.mapping_problem else "",
+                mapping_problem=_UNUSABLE if self.mapping_problem else "",
+                mapping_refused_at=self.mapping_refused_at,
                 user_endpoints=[one.public() for one in self._endpoints.values()],
             ),
         )
