@@ -138,6 +138,8 @@ class Keeper:
         account = lookup(self._order.local_user)
         check_policy(account, self._order.rules)
         self._prepare(account)
+        if self._order.pre_start_hook.path:
+            account = self._still_admitted(account)
         source = source_of(account.name)
         self._record = replace(self._record, source=source)
         self._tell(AskCaps(uid=account.uid, source=source))
@@ -150,6 +152,16 @@ class Keeper:
         if not isinstance(answer, CapsGranted):
             raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
         return account
+
+    def _still_admitted(self, account: Account) -> Account:
+        """Look once more after the hook, which may have taken long, or changed the account's groups."""
+        now = lookup(account.name)
+        if now.uid != account.uid:
+            detail = f"{account.name} had uid {account.uid} before pre_start_hook ran, and {now.uid} after it"
+            public = public_text(Refusal.ACCOUNT_REFUSED)
+            raise StartRefused(Stage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, public, detail)
+        check_policy(now, self._order.rules)
+        return now
 
     def _spawn(self, account: Account) -> tuple[int, socket.socket]:
         """Fork, drop and exec the user endpoint; return its pid and our end of its report channel."""
