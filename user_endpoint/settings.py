@@ -194,7 +194,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
     """What runs the workers of each node in a container."""
     container_uri: str | None = None
-    """The image, whose python3 needs mep-sdk[worker]."""
+    """The image, whose python3 needs mep-sdk[worker] unless it is of the user endpoint's own version."""
     container_cmd_options: str | None = None
     """More options for it, as the shell reads them. For custom the whole command: {EXECUTOR_LAUNCH_CMD} stands for
     the workers' own command, {EXECUTOR_RUNDIR} for the run directory."""

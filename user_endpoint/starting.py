@@ -132,6 +132,7 @@ class Starting:
         spool.close()
         functions.close()
         os.close(lock)
+        remove_staged(paths.run)
         run_commands("endpoint_teardown", settings.endpoint_teardown, paths.run, TEARDOWN_S)
         endpoint.report_end()
 
@@ -191,6 +192,14 @@ def _serializers(names: list[str] | None) -> Serializers | None:
     from mep_sdk.strategies import Allowed  # only such templates pay for it
 
     return Allowed(names)
+
+
+def remove_staged(run_directory: str) -> None:
+    """Remove the workers' files, where an engine has needed any of its own."""
+    if os.path.exists(f"{run_directory}/runner"):  # noqa: PTH110 - pathlib costs 9 ms at start
+        from user_endpoint.runner_files import unstage
+
+        unstage(run_directory)
 
 
 def settle_memory() -> None:

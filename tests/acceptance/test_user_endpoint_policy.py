@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -79,3 +80,21 @@ def test_no_function_at_all(relay: FakeRelay, home: pathlib.Path) -> None:
         up(relay, uep)
         relay.submit(FUNCTIONS, [task(1, echo, 1)])
         assert relay.results(1)[1].code == "FUNCTION_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"{TEMPLATE}  worker_init: export MARK=1\n",
+        "engine:\n  type: GlobusComputeEngine\n  worker_init: export MARK=1\n",
+    ],
+)
+def test_the_workers_files_go_with_the_user_endpoint(relay: FakeRelay, home: pathlib.Path, template: str) -> None:
+    with UepProcess(relay, home, template=template) as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [task(1, echo, 1)])
+        assert relay.results(1)[1].code == ""
+        assert (uep.state / "run" / "runner" / "packages" / "mep_sdk").exists()
+        uep.signal(signal.SIGTERM)
+        assert uep.wait() == 0
+        assert not (uep.state / "run" / "runner").exists()

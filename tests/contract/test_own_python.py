@@ -12,6 +12,7 @@ import pytest
 from mep_wire.errors import EngineFailed
 from tests.contract.test_engines import Bench, place
 from user_endpoint.engines import make_engine
+from user_endpoint.runner_files import stage, unstage
 from user_endpoint.settings import ProcessPoolEngine
 
 
@@ -68,9 +69,34 @@ def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp
 
 
 def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare: Path) -> None:
-    program = Path(__file__).parents[2] / "user_endpoint/workers/staged.py"
-    command = [str(bare / "bin/python"), "-I", str(program), "3", "1", "3.99", "/nowhere"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    packages = Path(stage(str(tmp_path), copy=False))
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    packages.with_name(f"libraries-{own}").rename(packages.with_name("libraries-3.99"))
+    command = [str(bare / "bin/python"), "-I", str(packages / "user_endpoint/workers/staged.py"), "3", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert f"is Python {own} and the endpoint's is 3.99: install mep-sdk[worker]" in answer.stderr
+
+
+def test_tasks_find_nothing_of_the_endpoints(bare: Path, tmp_path: Path) -> None:
+    engine = make_engine(ProcessPoolEngine(max_workers=1, python=str(bare / "bin/python")), place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        (item,) = bench.wait(bench.submit(imports_parsl))
+        assert "No module named 'parsl'" in item.text
+    finally:
+        engine.stop(2.0)
+
+
+def imports_parsl() -> None:
+    import parsl  # noqa: F401
+
+
+def test_what_is_staged_takes_the_place_of_what_is_there_and_goes(tmp_path: Path) -> None:
+    for copy in (True, False):
+        packages = Path(stage(str(tmp_path), copy=copy))
+        assert sorted(path.name for path in packages.iterdir()) == ["mep_sdk", "mep_wire", "user_endpoint"]
+        assert (packages / "mep_sdk").is_symlink() != copy
+    unstage(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

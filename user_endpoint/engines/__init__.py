@@ -53,9 +53,11 @@ def _fork_servers(chosen: settings.ProcessPoolEngine, place: EnginePlace) -> Cal
     python, setup = chosen.python or "", chosen.worker_init or ""
     if not python and not setup:
         return place.fork_server
+    from user_endpoint.runner_files import stage
     from user_endpoint.workers.staging import staged_server
 
-    return lambda: staged_server(os.path.expanduser(python), setup)  # noqa: PTH111 - no pathlib: the start is measured
+    packages = stage(place.run_directory, copy=False)
+    return lambda: staged_server(os.path.expanduser(python), setup, packages)  # noqa: PTH111 - no pathlib: the start is measured
 
 
 def _working_directory(chosen: settings.ProcessPoolEngine, run_directory: str) -> str:

@@ -170,14 +170,14 @@ class Blocks:
         many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
-        walltime = self._plan.block_walltime_s
         client = Client(
             self._settings,
             provider,
             self._plan.addresses,
             prefetch,
             self._directory,
-            block_walltime_s=walltime,
+            block_walltime_s=self._plan.block_walltime_s,
+            packages=self._plan.staged(str(self._directory.parent)),
             begun_directory=self._notes.open(),
         )
         self._client = client

@@ -53,6 +53,7 @@ class Client(HighThroughputExecutor):
         directory: Path,
         *,
         block_walltime_s: float | None = None,
+        packages: str | None = None,
         begun_directory: str = "",
     ) -> None:
         ports = free_ports()
@@ -83,6 +84,7 @@ class Client(HighThroughputExecutor):
             encrypted=settings.encrypted,
         )
         self._settings, self._block_walltime_s = settings, block_walltime_s
+        self._program = f"{packages}/user_endpoint/htex/pool_main.py" if packages else str(_HERE / "pool_main.py")
         self.begun_directory = begun_directory
         self._unsent: deque[bytes] = deque()
         self.all_addresses = set(addresses)
@@ -183,9 +185,11 @@ class Client(HighThroughputExecutor):
             options |= {"mpi_launcher": settings.mpi_launcher, "max_workers_per_node": settings.max_workers_per_block}
         words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
         words.append(f"--block_started=${{{STARTED_VARIABLE}:-0}}")  # read by the block's own shell
-        python = f"${{MEP_PYTHON:-{shlex.quote(sys.executable)}}}"  # which worker_init may have set: see provider
+        own = shlex.quote(sys.executable)
+        # worker_init may have set it (see provider); ours may not be there on a node, which then needs one of its own
+        python = f"${{MEP_PYTHON:-$(test -x {own} && echo {own} || echo python3)}}"
         inside = containers.PYTHON if settings.container_type else python
-        command = " ".join([inside, shlex.quote(str(_HERE / "pool_main.py")), *words])
+        command = " ".join([inside, shlex.quote(self._program), *words])
         return containers.in_container(settings, str(Path(self.run_dir).parent), command)
 
     # --- tasks, on the user endpoint's thread ---------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.htex.walltimes import STARTED_VARIABLE, seconds_of
+from user_endpoint.runner_files import stage
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, unknown_key_reason
 
 with light_parsl():
@@ -64,6 +65,7 @@ class Plan:
         self._is_mpi = isinstance(settings, GlobusMPIEngine)
         self.name = self._kind.__name__
         self.is_local = self.name == "LocalProvider"
+        self._in_container = settings.container_type is not None
         self.addresses = worker_addresses(settings, local=self.is_local)
 
     def expected_slots(self, settings: GlobusComputeEngine) -> int:
@@ -78,6 +80,12 @@ class Plan:
         if isinstance(settings, GlobusMPIEngine):
             limits = [settings.max_workers_per_block]
         return int(min(limits) * self.most_pools)
+
+    def staged(self, run_directory: str) -> str | None:
+        """Put the workers' files into the run directory where the user endpoint's own Python, or host, may not be
+        theirs; return where. Raises EngineFailed."""
+        elsewhere = self._in_container or not self.is_local  # where links to this host's files would lead nowhere
+        return stage(run_directory, copy=elsewhere) if elsewhere or self._options.get("worker_init") else None
 
     @property
     def pools_per_block(self) -> int:

@@ -11,9 +11,6 @@ import select
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
-
-import msgspec
 
 from user_endpoint.workers import frames
 from user_endpoint.workers.forkserver import Server
@@ -21,7 +18,7 @@ from user_endpoint.workers.forkserver import Server
 START_S = 120.0
 """Longest time that worker_init and the start of the other Python may take together."""
 _MAX_REASON = 600
-_PROGRAM = Path(__file__).with_name("staged.py")
+_PROGRAM = "user_endpoint/workers/staged.py"
 _SCRIPT = """\
 {setup}
 if [ -z "$MEP_TASK_PYTHON" ]; then MEP_TASK_PYTHON="${{VIRTUAL_ENV:-$CONDA_PREFIX}}"
@@ -32,16 +29,16 @@ exec "$@"
 """
 
 
-def staged_server(python: str, setup: str) -> Server:
-    """Return a fork server in `python` (or in what `setup` activates, or in this one). Raises OSError, saying why."""
+def staged_server(python: str, setup: str, packages: str) -> Server:
+    """Return a fork server in `python` (or in what `setup` activates, or in this one), which takes our packages from
+    `packages`, where runner_files has put them. Raises OSError, saying why."""
     ours, theirs = frames.pair()
     with contextlib.closing(theirs), tempfile.TemporaryFile() as errors:
         descriptor = theirs.fileno()
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        arguments = [str(descriptor), str(os.getpid()), version, str(Path(msgspec.__file__).parents[1])]
+        arguments = [str(descriptor), str(os.getpid())]
         script = _SCRIPT.format(setup=setup, own=sys.executable)
         process = subprocess.Popen(
-            ["/bin/bash", "-c", script, "bash", "-I", str(_PROGRAM), *arguments],
+            ["/bin/bash", "-c", script, "bash", "-I", f"{packages}/{_PROGRAM}", *arguments],
             env={**os.environ, "MEP_TASK_PYTHON": python},
             stdin=subprocess.DEVNULL,
             stderr=errors,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import user_endpoint
 from user_endpoint.htex.containers import in_container
 from user_endpoint.settings import SettingsInvalid, UepSettings, settings_from
 
-ROOT = Path(user_endpoint.__file__).resolve().parents[1]
-DOCKER = f"run --gpus all -v /run/dir:/run/dir -v {ROOT}:{ROOT}:ro -t example/image:1 python3 pool --port=1"
-APPTAINER = f"run --nv --bind /run/dir:/run/dir --bind {ROOT}:{ROOT}:ro example.sif python3 pool --port=1"
+DOCKER = "run --gpus all -v /run/dir:/run/dir -t example/image:1 python3 pool --port=1"
+APPTAINER = "run --nv --bind /run/dir:/run/dir example.sif python3 pool --port=1"
 
 
 def settings(**engine: Any) -> UepSettings:

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Builds the slim wheel mep-sdk: what a researcher's script needs, and nothing of a site's service.
+
+It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
+blocks run in it. Versions and bounds are those of the project's own pyproject.toml. Run as
+`python packaging/sdk_wheel.py --out dist`; needs pip and setuptools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("mep_sdk", "mep_wire")
+SDK = ("cloudpickle", "msgspec", "websockets")
+WORKER = ("pyzmq",)
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def requirement(name: str, known: list[str]) -> str:
+    """Return the project's own requirement of this name. Raises LookupError."""
+    for each in known:
+        if (found := _NAME.match(each)) and found.group().lower() == name:
+            return each
+    raise LookupError(f"pyproject.toml does not require {name}")
+
+
+def pyproject() -> str:
+    """Return the wheel's own pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known: list[str] = project["dependencies"]
+    return f"""\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "mep-sdk"
+version = "{project["version"]}"
+description = "Run functions, commands and MPI programs on the machines of sites that run MEP endpoints"
+requires-python = "{project["requires-python"]}"
+dependencies = {[requirement(name, known) for name in SDK]}
+
+[project.optional-dependencies]
+worker = {[requirement(name, known) for name in WORKER]}
+
+[tool.setuptools]
+packages = {list(PACKAGES)}
+package-data = {{"*" = ["py.typed"]}}
+"""
+
+
+def build(out: Path) -> Path:
+    """Build the wheel into `out`; return its path. Raises subprocess.CalledProcessError."""
+    out.mkdir(parents=True, exist_ok=True)
+    before = set(out.glob("mep_sdk-*.whl"))
+    with tempfile.TemporaryDirectory(prefix="mep-sdk-") as name:
+        source = Path(name)
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (source / "pyproject.toml").write_text(pyproject())
+        words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+        subprocess.run([sys.executable, "-m", "pip", *words, "-w", str(out), name], check=True)
+    made = set(out.glob("mep_sdk-*.whl"))
+    return (made - before or made).pop()
+
+
+def main() -> int:
+    """Build, and say where it is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheel goes")
+    print(build(parser.parse_args().out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
