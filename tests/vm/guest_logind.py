@@ -1,4 +1,4 @@
-"""Run as root inside the guest by test_logind.py: a monitor whose user endpoints are sessions of logind's, and have limits.
+"""Run as root inside the guest by test_logind.py: user endpoints that are sessions of logind's and have limits.
 
 Every check prints one line; the first that fails ends the run with a traceback.
 """
