@@ -24,6 +24,9 @@ NODES = ("n1", "n2")
 PARTITIONS = ("cpu", "short")
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _START_S = 20.0
+_PMIX = Path("/usr/lib/x86_64-linux-gnu/pmix2/lib")
+"""Where Debian's Slurm looks for libpmix.so, which Debian has in libpmix-dev alone: a link to libpmix.so.2."""
+_WITH_PMIX = ("unshare", "--mount", "sh", "-c", f'mount --bind "$0" {_PMIX} && exec "$@"')
 _CONF = """\
 ClusterName=meptest
 SlurmctldHost={host}(127.0.0.1)
@@ -34,6 +37,7 @@ CredType=cred/munge
 AuthInfo=socket={directory}/munge/socket
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool-%n
+TmpFS={directory}/tmp-%n
 SlurmctldPidFile={directory}/slurmctld.pid
 SlurmdPidFile={directory}/slurmd-%n.pid
 SlurmctldLogFile={directory}/slurmctld.log
@@ -85,6 +89,7 @@ class Slurm:
 
     def __init__(self, *, min_job_age_s: int = 300) -> None:
         """`min_job_age_s`: how long the controller remembers a job that has ended."""
+        self._in_pmix: tuple[str, ...] = ()
         self.ledger = Ledger()
         self.directory = Path(tempfile.mkdtemp(prefix="meptest-slurm-"))
         self.ledger.path(self.directory)
@@ -114,6 +119,9 @@ class Slurm:
             self._start_munge()
             for name in ("state", *(f"spool-{node}" for node in NODES)):
                 (self.directory / name).mkdir(mode=0o755)
+            for node in NODES:
+                (self.directory / f"tmp-{node}").mkdir()
+                (self.directory / f"tmp-{node}").chmod(0o1777)
             self._daemon("slurmctld", "/usr/sbin/slurmctld", "-D", "-i", "-f", str(self.conf))
             for node in NODES:
                 self.start_node(node)
@@ -134,6 +142,14 @@ class Slurm:
         self._daemon("munged", "/usr/sbin/munged", "--foreground", *words, user="munge", group="munge", extra_groups=[])
         self.wait_for("socket of munged", (place / "socket").exists)
 
+    def with_pmix(self) -> None:
+        """Let the nodes to come start ranks of MPI: what they run finds libpmix.so where it is looked for."""
+        if not (_PMIX / "libpmix.so").exists():
+            copy = self.directory / "pmix"
+            shutil.copytree(_PMIX, copy, symlinks=True)
+            (copy / "libpmix.so").symlink_to("libpmix.so.2")
+            self._in_pmix = (*_WITH_PMIX, str(copy))
+
     def _daemon(self, name: str, *argv: str, **identity: object) -> None:
         with (self.directory / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
@@ -150,7 +166,7 @@ class Slurm:
 
     def start_node(self, node: str) -> None:
         """Start the daemon of one node."""
-        self._daemon(f"slurmd-{node}", "/usr/sbin/slurmd", "-D", "-N", node, "-f", str(self.conf))
+        self._daemon(f"slurmd-{node}", *self._in_pmix, "/usr/sbin/slurmd", "-D", "-N", node, "-f", str(self.conf))
 
     def stop(self) -> None:
         """End every job, then the daemons by their pids, then remove what is on disk."""

@@ -24,10 +24,11 @@ from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.notes import Notes
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
-from user_endpoint.htex.ending import PARSL_RAISES, cancel_left_over, gone, until
+from user_endpoint.htex.ending import PARSL_RAISES, gone, until
 from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.htex.news import BlockGone, Broken, News, Ready, Restarted
+from user_endpoint.htex.scheduler import TERMINAL, Scheduler, scheduler_of
 from user_endpoint.htex.walltimes import Ends, blocks_for
 from user_endpoint.settings import GlobusComputeEngine, StrategySettings
 
@@ -44,7 +45,6 @@ MAX_RESTARTS = 3
 _LOCAL_POLL_S = 0.5
 _SOONEST_POLL_S = 1.0
 """Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
-_TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
 
 
 @dataclass(slots=True)
@@ -85,6 +85,7 @@ class Blocks:
         # From here on: the thread's own.
         self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
         self._client: Client | None = None
+        self._scheduler: Scheduler
         self._handed_over = False
         self._blocks: dict[str, _Block] = {}
         self._failed, self._hold_until, self._restarts = 0, 0.0, 0
@@ -165,8 +166,8 @@ class Blocks:
 
     def _start_client(self) -> None:
         provider = self._plan.make()
-        if self._record is not None:
-            cancel_left_over(provider, self._record)
+        self._scheduler = scheduler_of(self._plan.name, provider, self._record)
+        self._scheduler.cancel_left_over(time.monotonic())
         many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
@@ -189,10 +190,6 @@ class Blocks:
         self._handed_over = True
         self._tell(Ready(client))
 
-    def _write_record(self) -> None:
-        if self._record is not None:
-            self._record.write(str(block.job_id) for block in self._blocks.values())
-
     def _first_blocks(self) -> None:
         """Start what is wanted at the start, while the interchange is still loading."""
         assert self._client is not None, "called while it starts"
@@ -214,6 +211,7 @@ class Blocks:
             return
         self._note_registered()
         self._note_node_left(now)
+        self._scheduler.try_again(now)
         if now >= self._next_status:
             self._watch(client, now)
             self._next_status = now + self._until_next_status(client, now)
@@ -261,7 +259,7 @@ class Blocks:
         groups = self._local_groups()
         if told and self._plan.is_local and self._blocks:
             until(lambda: self._all_gone(client), min(1.0, self._grace_s))
-        self._cancel(client, list(self._blocks))
+        self._cancel(list(self._blocks))
         client.end_interchange(max(1.0, self._grace_s))
         if not self._handed_over:
             client.close_task_sockets()
@@ -289,24 +287,22 @@ class Blocks:
         if not self._blocks:
             return
         ids = list(self._blocks)
-        try:
-            statuses = client.jobs.status([self._blocks[block_id].job_id for block_id in ids])
-        except PARSL_RAISES:
-            return
+        statuses = self._scheduler.status([self._blocks[block_id].job_id for block_id in ids])
         for block_id, status in zip(ids, statuses, strict=True):
             block = self._blocks[block_id]
-            if status.state in _TERMINAL:
+            if status is None:
+                continue
+            if status.state in TERMINAL:
                 if not ending:
                     self._note_registered()  # it may have done so while the scheduler was asked
                     self._block_ended(block_id, block, status)
-                self._forget(block_id)
-                self._write_record()
+                self._scheduler.ended(self._forget(block_id).job_id)
             elif status.state == JobState.RUNNING:
                 if not block.running:
                     block.running, block.since = True, now
                     self._note_change(now)
                 if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
-                    self._cancel(client, [block_id])
+                    self._cancel([block_id])
                     limit = self._settings.block_start_timeout_s
                     self._block_failed(f"its workers had not registered after {limit:.0f} s", status)
 
@@ -384,9 +380,9 @@ class Blocks:
             for block_id in self._client.scale_out_facade(1):
                 job = self._client.blocks_to_job_id[block_id]
                 self._blocks[block_id] = _Block(job, time.monotonic())
+                self._scheduler.submitted(job)
                 with self._lock:
                     self._jobs[block_id] = str(job)
-            self._write_record()
         self._note_change(time.monotonic())
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
             self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
@@ -414,7 +410,7 @@ class Blocks:
             still = set(self._idle(client, 0.0, now))
         except PARSL_RAISES:
             return  # the interchange does not answer; whether it lives is looked at elsewhere
-        self._cancel(client, [block_id for block_id in idle if block_id in still])
+        self._cancel([block_id for block_id in idle if block_id in still])
 
     def _idle(self, client: Client, seconds: float, now: float) -> list[str]:
         """Return the blocks whose nodes have had nothing to do for so long, and those that have waited in vain."""
@@ -431,13 +427,7 @@ class Blocks:
             self._ends.forget(block_id)
         return self._blocks.pop(block_id)
 
-    def _cancel(self, client: Client, block_ids: list[str]) -> None:
+    def _cancel(self, block_ids: list[str]) -> None:
         if not block_ids:
             return
-        jobs = [self._forget(block_id).job_id for block_id in block_ids]
-        try:
-            client.jobs.cancel(jobs)
-        except PARSL_RAISES as error:
-            _log.warning("jobs=%s could not be ended error=%s", jobs, error)
-        else:
-            self._write_record()
+        self._scheduler.cancel([self._forget(block_id).job_id for block_id in block_ids], time.monotonic())

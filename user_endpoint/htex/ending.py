@@ -9,16 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import zmq
 
-from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
 
 with light_parsl():
     from parsl.errors import ParslError
-    from parsl.jobs.states import JobState, JobStatus
 
 _log = logging.getLogger(__name__)
 
@@ -27,18 +24,6 @@ PARSL_RAISES = (
     *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
 )
 """What providers raise: their own errors, and what commands and their output can lead to."""
-
-
-def cancel_left_over(provider: Any, record: JobRecord) -> None:
-    """End jobs of an earlier process of this user endpoint, which was killed."""
-    for job in record.left_over():
-        provider.resources[job] = {"job_id": job, "status": JobStatus(JobState.UNKNOWN)}  # as if it were its own
-        try:
-            provider.cancel([job])
-        except PARSL_RAISES as error:
-            _log.warning("job=%s of an earlier process could not be ended error=%s", job, error)
-        provider.resources.pop(job, None)
-    record.write([])
 
 
 def until(done: Callable[[], bool], seconds: float) -> bool:

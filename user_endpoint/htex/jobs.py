@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class JobRecord:
@@ -19,21 +20,28 @@ class JobRecord:
     def __init__(self, path: Path, provider: str) -> None:
         self._path, self._provider = path, provider
 
-    def left_over(self) -> list[str]:
-        """Return the jobs that an earlier process has recorded with the same provider, and not ended."""
+    def left_over(self) -> dict[str, dict[str, str]]:
+        """Return the jobs that an earlier process has recorded with the same provider, and not ended.
+
+        With each comes what the provider must know of it to end it.
+        """
         try:
             found = json.loads(self._path.read_text())
-            jobs = found["jobs"] if found["provider"] == self._provider else []
-            return [job for job in jobs if isinstance(job, str)]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+            jobs = found["jobs"] if found["provider"] == self._provider else {}
+            return {str(job): _texts(details) for job, details in jobs.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
 
-    def write(self, jobs: Iterable[str]) -> None:
+    def write(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
         """Record that these jobs exist, and no others."""
         with contextlib.suppress(OSError):
             new = self._path.with_suffix(".new")
             with new.open("w") as file:
-                json.dump({"provider": self._provider, "jobs": list(jobs)}, file)
+                json.dump({"provider": self._provider, "jobs": jobs}, file)
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)
+
+
+def _texts(details: Any) -> dict[str, str]:
+    return {name: value for name, value in details.items() if isinstance(value, str)}

@@ -85,6 +85,15 @@ def launch_variables(launcher: str, shape: Shape, hosts: Sequence[str], *, open_
     }
 
 
+def slots_in_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what lets Open MPI's mpiexec start a rank for each processor that Slurm has given the block.
+
+    It starts as many on each node as the job has tasks there, which is one: a block's script.
+    """
+    processors = environment.get("SLURM_JOB_CPUS_PER_NODE")
+    return {"SLURM_TASKS_PER_NODE": processors} if processors else {}
+
+
 class MpiEngine:
     """An engine before the engine: holds MPI tasks until there are nodes for them."""
 
@@ -191,7 +200,9 @@ class MpiEngine:
         nodes = [self._free.pop(0) for _ in range(shape.nodes)]
         self._running[task.row] = nodes
         variables = launch_variables(self._launcher, shape, nodes, open_mpi=self._open_mpi)
-        if self._open_mpi:  # whose launchers, started at once by one person, else trip over one directory of theirs
+        if self._open_mpi:
+            variables |= slots_in_slurm(os.environ)
+            # Its launchers, started at once by one person, else trip over one directory of theirs.
             with contextlib.suppress(OSError):
                 self._scratch[task.row] = tempfile.mkdtemp(prefix="mep-mpi-")
                 variables["OMPI_MCA_orte_tmpdir_base"] = self._scratch[task.row]
