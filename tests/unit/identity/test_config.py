@@ -108,6 +108,37 @@ def test_a_bad_document(tmp_path: pathlib.Path, document: Any, reason: str) -> N
     assert str(caught.value).startswith(f"{path}: document 1: ")
 
 
+def laughs(levels: int, template: str) -> str:
+    """Return YAML in which each of `levels` names the one before nine times."""
+    lines = ["- &a0 {x: lol}"]
+    lines.extend(f"- &a{level} " + template.format(", ".join([f"*a{level - 1}"] * 9)) for level in range(1, levels))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("template", ["[{0}]", "{{y: [{0}]}}", "{{<<: [{0}]}}"])
+def test_aliases_that_multiply_are_refused_before_they_are_written_out(tmp_path: pathlib.Path, template: str) -> None:
+    path = write(tmp_path, laughs(40, template).encode(), "identity_mapping.yaml")
+    with pytest.raises(MappingFileInvalid, match="with its aliases written out"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("text", ["- &a [*a]", "- &a {x: *a}", "&a [[[*a]]]"])
+def test_an_alias_within_itself_is_refused(tmp_path: pathlib.Path, text: str) -> None:
+    with pytest.raises(MappingFileInvalid, match="an alias within what it stands for"):
+        config.load(write(tmp_path, text.encode(), "identity_mapping.yaml"))
+
+
+def test_aliases_and_merged_mappings_are_fine(tmp_path: pathlib.Path) -> None:
+    text = b"""
+- &one {DATA_TYPE: domain_identity_mapping#1.0.0, domain: example.org}
+- {<<: *one, domain: example.edu}
+- *one
+"""
+    chain = config.load(write(tmp_path, text, "identity_mapping.yaml"))
+    assert len(chain.descriptions) == 3
+    assert chain.map([ALICE]).name == "alice"
+
+
 def test_a_file_that_is_not_there_or_not_a_file(tmp_path: pathlib.Path) -> None:
     for path, reason in ((tmp_path / "nothing", "No such file"), (tmp_path, "not a regular file")):
         with pytest.raises(MappingFileInvalid, match=reason):
@@ -129,7 +160,7 @@ print(sorted({{"ldap3", "yaml", "pyasn1", "ssl", "msgspec"}} & set(sys.modules))
 def test_the_documents_in_the_docs_load(tmp_path: pathlib.Path) -> None:
     page = (pathlib.Path(__file__).parents[3] / "docs" / "identity-mapping.md").read_text()
     blocks = [json.loads(block) for block in re.findall(r"^```json\n(\[.*?)^```", page, re.DOTALL | re.MULTILINE)]
-    assert len(blocks) == 3
+    assert len(blocks) == 3, blocks
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")
