@@ -7,6 +7,7 @@ cloudpickle nor anything that holds a socket.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import linecache
 import os
@@ -15,9 +16,11 @@ import msgspec
 
 from mep_sdk import serialize
 from mep_sdk.functions import LoadedFunction, load_function
+from mep_sdk.process_limits import ProcessWatch
 from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
 
 _MAX_CACHED = 256
+_processes = ProcessWatch()
 
 
 class Stage(enum.Enum):
@@ -90,9 +93,13 @@ def _not_run(stage: Stage, error: BaseException) -> Outcome:
 
 def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:
     _show_source(loaded)
+    if limit := _processes.explain(error):
+        with contextlib.suppress(TypeError):  # it may have notes of another kind
+            BaseException.add_note(error, limit)
     # A worker's frame of run_task is no news to the person: their own call comes first.
     data = serialize.serialize_exception(error, skip_frames=1, max_bytes=min(max_result_bytes, 1 << 20))
-    return Outcome(TaskFailed.code, serialize.failure_text(error), data)
+    text = serialize.failure_text(error)
+    return Outcome(TaskFailed.code, f"{text} - {limit}" if limit else text, data)
 
 
 def _show_source(loaded: LoadedFunction) -> None:
