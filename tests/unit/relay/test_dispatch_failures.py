@@ -18,13 +18,13 @@ from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
 from relay import server
-from relay.dispatch import delivery, starts
+from relay.dispatch import delivery, dispatcher, starts
 from relay.dispatch.board import ManagerLink, Uep
 from relay.dispatch.dispatcher import Dispatcher
 from relay.plane.base import Peer, PlaneHandler
 from relay.store.base import Tx
 from relay.store.memory import MemoryStore
-from relay.store.records import EndpointRecord, FunctionRecord, NewTask, UepRecord
+from relay.store.records import Ending, EndpointRecord, FunctionRecord, NewTask, UepRecord
 
 T = TypeVar("T")
 
@@ -173,6 +173,36 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         assert not scene.uep.has_queued
         await asyncio.gather(sweeper, return_exceptions=True)
         assert scene.dispatcher.board.ueps == {}
+
+    asyncio.run(run())
+
+
+def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_known(monkeypatch: Any) -> None:
+    monkeypatch.setattr(dispatcher, "SETTLE_S", 0.0)
+
+    async def run() -> None:
+        scene = Scene()
+        (row,) = [task.row for task in scene.store.tasks([scene.task.task_id])]
+        more = NewTask(uuid7().bytes, scene.task.function, b"")
+        added = scene.store.submit(lambda tx: tx.add_tasks("a", "g", scene.uep.row, [more], 0, time.time())).result()
+        scene.store.submit(lambda tx: tx.take_queued(scene.uep.row, 9, 999)).result()
+        scene.store.submit(lambda tx: tx.record_started(scene.uep.row, [row], 1.0)).result()
+        scene.uep.has_queued, scene.uep.unsettled, scene.uep.peer = False, True, Peer(b"u", b"u", 0.0)
+        scene.dispatcher.board.saw([scene.uep])
+        await asyncio.sleep(0.01)
+        await scene.dispatcher.expire(0.005)  # long, but its link is up
+        assert scene.state is TaskState.RUNNING
+        scene.uep.peer = None
+        await scene.dispatcher.expire(3600.0)  # away, but not for so long
+        assert scene.state is TaskState.RUNNING
+        await scene.dispatcher.expire(0.005)
+        begun, sent = scene.store.tasks([scene.task.task_id, more.task_id])
+        assert (begun.state, begun.code, sent.state) == (TaskState.EXPIRED, TaskExpired.code, TaskState.EXPIRED)
+        assert "whether it finished is not known" in begun.text
+        assert "not known to have begun" in sent.text
+        late = Ending(added.rows[0], TaskState.SUCCESS, payload=b"late")
+        settled = scene.store.submit(lambda tx: tx.record_endings(scene.uep.row, [late])).result()
+        assert settled.ended == 0
 
     asyncio.run(run())
 

@@ -16,6 +16,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from mep_sdk.client import Client
 from mep_sdk.errors import DataCorrupt
+from mep_sdk.options import TaskOptions
 from mep_sdk.results import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.session import Function, Session, Target
@@ -214,7 +215,7 @@ class ScriptedClient(Client):
 
 
 def target() -> Target:
-    return Target("e", GROUP, b"", b"", None)
+    return Target("e", GROUP, b"", b"", TaskOptions())
 
 
 def quiet(relay: Relay) -> None:
