@@ -27,6 +27,16 @@ Different answers:
  D8  a group inside a repetition that can match the empty text may hold another of several possible texts: RE2 and
      Python's re end such loops at different times. Which identities match is the same.
 
+Of chains (several documents, as a Globus Compute endpoint goes through them):
+ C1  a mapper that fails (D6, D7): there the next one decides; here it stops the chain, unless `on_error: next`.
+ C2  an entry with several users for one person: there the first is taken; here it is refused, unless
+     `ambiguous: first`.
+ C3  what cannot be a POSIX user name, or is empty: there it goes on to the look-up of the account; here it is refused,
+     and no later rule is tried, either.
+ C4  a document of an unknown type: there it is skipped with a warning; here the file is refused.
+ C5  a callout that writes nothing: there it maps nobody; here it has failed (as `{}` and other malformed output has on
+     both sides).
+
 In the property test D1 and D3 are taken out by giving the published package the rule as it should have read it, D2, D4
 and D5 by generating nothing that leads there; the others are recognised by what happens. Each has an example below.
 """
@@ -34,18 +44,23 @@ and D5 by generating nothing that leads there; the others are recognised by what
 from __future__ import annotations
 
 import contextlib
+import json
+import pathlib
 import re
 from typing import Any
 
 import pytest
 from globus_identity_mapping.errors import IdentityMappingError, InvalidMappingError
+from globus_identity_mapping.loader import load_mappers
 from globus_identity_mapping.mappers.expression import ExpressionIdentityMapping
+from globus_identity_mapping.mappers.external_program import ExternalIdentityMapping
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from identity.chain import considered
+from identity import callout, command, config, names
+from identity.chain import Chain, Link, considered
 from identity.document import Document, DocumentInvalid
-from identity.errors import NameRefused
+from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
 from identity.expression import from_document
 from identity.mapper import How
 
@@ -194,6 +209,113 @@ def _loads_on_both_sides(each: dict[str, Any]) -> bool:
         assert reason_for_refusal_there(each), each
         return False
     return True
+
+
+def first_user_there(documents: list[list[dict[str, Any]]], people: list[dict[str, str]]) -> tuple[str | None, bool]:
+    """Return whom a Globus Compute endpoint starts for `people`, and whether one of its mappers failed before that."""
+    failed = False
+    configured = [{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": rules} for rules in documents]
+    for mapper in load_mappers(configured, "connector", "gateway"):
+        try:
+            found = [mapping for mapping in mapper.map_identities(people) if mapping]
+        except IdentityMappingError:
+            failed = True
+            continue
+        if found:
+            return next(iter(found[0].values()))[0], failed
+    return None, failed
+
+
+def chain_of(documents: list[list[dict[str, Any]]], *, like_there: bool) -> Chain:
+    mappers = [from_document(Document({"mappings": rules})) for rules in documents]
+    return Chain([Link(mapper, first_of_several=like_there, pass_on_error=like_there) for mapper in mappers])
+
+
+def in_a_loop(documents: list[list[dict[str, Any]]]) -> bool:
+    """Whether a group in a repetition decides (D8)."""
+    return any(re.search(r"\)[*?]", each["match"]) for rules in documents for each in rules)
+
+
+@settings(max_examples=800, deadline=None)
+@given(
+    documents=st.lists(st.lists(rule(), min_size=1, max_size=3), min_size=2, max_size=4),
+    people=st.lists(person(), min_size=1, max_size=3),
+)
+def test_chains_of_documents_agree(documents: list[list[dict[str, Any]]], people: list[dict[str, str]]) -> None:
+    documents = [[each for each in rules if _loads_on_both_sides(each)] for rules in documents]
+    documents = [rules for rules in documents if rules]
+    assume(len(documents) > 1 and not in_a_loop(documents))
+    theirs, failed = first_user_there([[as_it_should_read(each) for each in rules] for rules in documents], people)
+    assume(not failed)  # C1
+    try:
+        mine = chain_of(documents, like_there=True).map(people).name
+    except NameRefused:
+        event("C3")
+        assert theirs is not None
+        assert names.problem(theirs) is not None
+        return
+    except NoMapping:
+        mine = None
+    event("agree: map" if mine else "agree: nothing")
+    assert mine == theirs
+    with contextlib.suppress(AmbiguousMapping, NoMapping):  # C2: otherwise strictness changes nothing
+        assert chain_of(documents, like_there=False).map(people).name == theirs
+
+
+def test_each_listed_difference_of_chains_is_still_one(tmp_path: pathlib.Path) -> None:
+    needs, general = _rule("(.*)", source="{nothing}"), _rule(r"(.*)@x\.edu")
+    people = [*ONE, {**ONE[0], "id": "5cde4d0e-0000-4000-8000-00000000000b", "username": "bob@x.edu"}]
+    assert first_user_there([needs, general], ONE) == ("alice", True)  # C1, by D7
+    assert chain_of([needs, general], like_there=False).map(ONE).name == "alice"
+    assert first_user_there([general], people) == ("alice", False)
+    with pytest.raises(AmbiguousMapping):  # C2
+        chain_of([general], like_there=False).map(people)
+    assert chain_of([general], like_there=True).map(people).name == "alice"
+    assert first_user_there([_rule(".*", "a/b"), general], ONE) == ("a/b", False)
+    with pytest.raises(NameRefused):  # C3
+        chain_of([_rule(".*", "a/b"), general], like_there=True).map(ONE)
+    unknown = {"DATA_TYPE": "some_identity_mapping#1.0.0"}
+    assert load_mappers([unknown], "connector", "gateway") == []
+    path = tmp_path / "mapping.json"
+    path.write_text(json.dumps([unknown]))
+    with pytest.raises(MappingFileInvalid, match=r"document 0: DATA_TYPE: 'some_identity_mapping#1\.0\.0' is unknown"):
+        config.load(path)  # C4
+
+
+ANSWER = """{"DATA_TYPE": "identity_mapping_output#1.0.0", "result": [%s]}"""
+CALLOUTS = {
+    "somebody": (f"echo '{ANSWER}'" % '{"id": "5cde4d0e-0000-4000-8000-00000000000a", "output": "alice"}', "alice"),
+    "nobody": (f"echo '{ANSWER % ''}'", "nobody"),
+    "nothing": ("exit 0", "C5"),
+    "an empty object": ("echo '{}'", "failed"),
+    "garbage": ("echo alice", "failed"),
+    "another type": ("""echo '{"DATA_TYPE": "identity_mapping_output#2.0.0", "result": []}'""", "failed"),
+    "a foreign id": (
+        f"echo '{ANSWER}'" % '{"id": "5cde4d0e-0000-4000-8000-0000000000ff", "output": "alice"}',
+        "failed",
+    ),
+    "a status": (f"echo '{ANSWER % ''}'; exit 1", "failed"),
+}
+
+
+@pytest.mark.parametrize("what", CALLOUTS)
+def test_callouts_agree(tmp_path: pathlib.Path, what: str) -> None:
+    text, expected = CALLOUTS[what]
+    program = tmp_path / "callout"
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\n{text}\n")
+    program.chmod(0o755)
+    try:
+        found = ExternalIdentityMapping(str(program), storage_gateway="g", connector="c").map_identities(ONE)
+        there = next((users[0] for mapping in found for users in mapping.values()), "nobody")
+    except (IdentityMappingError, InvalidMappingError, LookupError):  # a LookupError where there is no result
+        there = "failed"
+    try:
+        output = command.run([str(program)], b"{}", 30)
+        parsed = callout._parse(output.stdout, frozenset(one["id"] for one in ONE))
+        here = parsed[0][1] if parsed else "nobody"
+    except (MapperUnavailable, command.CommandFailed):
+        here = "failed"
+    assert (here, there) == (("failed", "nobody") if expected == "C5" else (expected, expected))
 
 
 ONE = [{"id": "5cde4d0e-0000-4000-8000-00000000000a", "status": "used", "username": "alice@x.edu", "name": "n"}]

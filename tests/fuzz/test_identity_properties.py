@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from identity.errors import MapperUnavailable, MappingError, MappingFileInvalid
 from identity.expression import from_document
 from identity.files import Files
 from identity.pattern import PatternInvalid, compile_pattern, fold
+from identity.places import Crowd
 
 # Close to the language's own characters, so that most of what is generated means something.
 PATTERN_TEXT = st.text(st.sampled_from('ab@.?*|()\\"{}[]^$+0é\n'), max_size=12)
@@ -81,7 +83,7 @@ def possible(output: str) -> re.Pattern[str]:
 @given(document=documents(), people=identities())
 def test_only_named_errors_and_only_names_that_an_output_can_produce(document: dict[str, Any], people: Any) -> None:
     try:
-        link = config._link(document, config._makers("", "", Files()))
+        link = config._link(document, config._makers("", "", Files(), Crowd(), time.monotonic))
     except DocumentInvalid:
         return
     chain = Chain([link])
