@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import select
@@ -17,7 +18,7 @@ from mep_wire.messages import ResultItem
 from user_endpoint.engines import EnginePlace, make_engine
 from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
-from user_endpoint.workers.forkserver import exec_server
+from user_endpoint.workers.forkserver import Server, exec_server
 
 SETTINGS: dict[str, Callable[[], EngineSettings]] = {
     "htex": lambda: GlobusComputeEngine(max_workers_per_node=2),
@@ -110,6 +111,31 @@ def fork_and_linger() -> int:
         time.sleep(8)
         os._exit(0)
     return pid
+
+
+def scribble() -> int:
+    import contextlib
+    import os
+
+    for descriptor in range(3, 40):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"Test output of some library")
+            os.write(descriptor, b"M")
+    return 1
+
+
+def parent_of_worker() -> int:
+    import os
+
+    return os.getppid()
+
+
+def stop_the_parent() -> int:
+    import os
+    import signal
+
+    os.kill(os.getppid(), signal.SIGSTOP)
+    return 1
 
 
 def fork_and_return() -> int:
@@ -409,6 +435,15 @@ def test_a_task_that_closes_the_workers_socket(killing: Bench) -> None:
     assert killing.value(killing.submit(echo, 1)) == 1
 
 
+def test_a_task_that_writes_to_what_is_not_its_own(killing: Bench) -> None:
+    killing.wait(*[killing.submit(echo, 1) for _ in range(4)])
+    near = [killing.submit(nap, 0.5)]
+    (item,) = killing.wait(killing.submit(scribble))
+    assert item.code in ("", "WORKER_LOST")  # it may be answered before its worker is killed
+    assert [killing.value(row) for row in near] == [0.5]
+    assert killing.value(killing.submit(echo, 1)) == 1
+
+
 def test_cancel_and_walltime_kill_the_process(killing: Bench, tmp_path: pathlib.Path) -> None:
     marks = [tmp_path / "a", tmp_path / "b"]
     rows = [killing.submit(note_and_nap, str(marks[0]), 30.0),
@@ -420,3 +455,113 @@ def test_cancel_and_walltime_kill_the_process(killing: Bench, tmp_path: pathlib.
     killing.until(lambda: killing.started.issuperset(rows))  # both workers are free again
     killing.engine.cancel(rows)
     killing.wait(*rows)
+
+
+# --- the process engine's fork server -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(tmp_path: pathlib.Path) -> Iterator[Bench]:
+    made = begun(ProcessPoolEngine(max_workers=2), place(tmp_path))
+    yield made
+    made.engine.stop(0.5)
+
+
+def begun(settings: EngineSettings, where: EnginePlace) -> Bench:
+    engine = make_engine(settings, where)
+    engine.start()
+    return Bench(engine)
+
+
+def server_of(bench: Bench) -> int:
+    """Return the process id of the fork server: what forks this bench's workers."""
+    value = bench.value(bench.submit(parent_of_worker))
+    assert isinstance(value, int)
+    return value
+
+
+def test_a_fork_server_that_cannot_be_started_again_at_first(tmp_path: pathlib.Path) -> None:
+    refused = iter([False, True, True, False, False])
+
+    def server() -> Server:
+        if next(refused):
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return exec_server()
+
+    bench = begun(ProcessPoolEngine(max_workers=2), EnginePlace(str(tmp_path), "", server))
+    try:
+        os.kill(server_of(bench), signal.SIGKILL)
+        rows = [bench.submit(echo, number) for number in range(3)]
+        assert all(not item.code or item.code == "WORKER_LOST" for item in bench.wait(*rows))
+        assert bench.value(bench.submit(echo, 7)) == 7
+    finally:
+        bench.engine.stop(0.5)
+
+
+def test_a_fork_server_that_never_comes_back_fails_what_waits(tmp_path: pathlib.Path) -> None:
+    servers = iter([exec_server])
+
+    def server() -> Server:
+        for start in servers:
+            return start()
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    bench = begun(ProcessPoolEngine(max_workers=2), EnginePlace(str(tmp_path), "", server))
+    try:
+        os.kill(server_of(bench), signal.SIGKILL)
+        (item,) = bench.wait(bench.submit(echo, 1))
+        while item.code in ("", "WORKER_LOST"):  # it was sent before the loss was seen
+            (item,) = bench.wait(bench.submit(echo, 1))
+        assert (item.code, "temporarily" in item.text) == ("ENGINE_FAILED", True)
+    finally:
+        bench.engine.stop(0.5)
+
+
+def test_walltime_is_of_what_has_begun(pool: Bench) -> None:
+    server = server_of(pool)
+    os.kill(server, signal.SIGSTOP)
+    rows = [pool.submit(nap, 0.0, walltime_s=0.3) for _ in range(4)]
+    over = time.monotonic() + 1.0
+    pool.until(lambda: time.monotonic() > over)
+    os.kill(server, signal.SIGCONT)
+    assert [item.code for item in pool.wait(*rows)] == [""] * 4
+
+
+def test_walltime_and_cancel_do_not_wait_for_the_fork_server(pool: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("user_endpoint.engines.process_pool.KILL_S", 0.3)
+    server = server_of(pool)
+    rows = [pool.submit(nap, 60.0, walltime_s=0.5), pool.submit(nap, 60.0)]
+    pool.until(lambda: pool.started.issuperset(rows))
+    os.kill(server, signal.SIGSTOP)
+    pool.engine.cancel(rows[1:])
+    assert [item.code for item in pool.wait(*rows)] == ["WALLTIME_EXCEEDED", "TASK_CANCELLED"]
+    os.kill(server, signal.SIGCONT)
+
+
+def test_a_fork_server_that_a_task_stops_is_replaced(pool: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("user_endpoint.engines.fork_servers.ANSWER_S", 0.5)
+    server = server_of(pool)
+    assert pool.value(pool.submit(stop_the_parent)) == 1
+    rows = [pool.submit(nap, 60.0) for _ in range(2)]  # the second needs another worker
+    pool.until(lambda: rows[0] in pool.ended or rows[1] in pool.ended)
+    pool.engine.cancel(rows)
+    pool.wait(*rows)
+    assert server_of(pool) != server
+
+
+def test_a_slow_worker_init_after_a_loss_holds_nothing_up(tmp_path: pathlib.Path) -> None:
+    slow = f"test -e {tmp_path}/again && sleep 3; touch {tmp_path}/again"
+    bench = begun(ProcessPoolEngine(max_workers=1, worker_init=slow), place(tmp_path))
+    try:
+        os.kill(server_of(bench), signal.SIGKILL)
+        bench.until(lambda: bench.turn(0) == [] and (tmp_path / "again").exists())
+        row = bench.submit(echo, 1)
+        longest, before = 0.0, time.monotonic()
+        while row not in bench.ended or bench.ended[row].code:
+            bench.turn(0.05)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+            if row in bench.ended:  # it was sent before the loss was seen
+                row = bench.submit(echo, 1) if bench.ended[row].code else row
+        assert longest < 2.5, "the user endpoint's one thread"
+    finally:
+        bench.engine.stop(0.5)

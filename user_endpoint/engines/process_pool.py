@@ -22,11 +22,11 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointL
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.fork_servers import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.order import enqueue
 from user_endpoint.engines.over_limit import MemoryWatch
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
-from user_endpoint.workers import frames
 from user_endpoint.workers.forkserver import Server
 from user_endpoint.workers.worker import BEGUN_VARIABLE, NEED_FUNCTION
 
@@ -63,7 +63,7 @@ class ProcessPoolEngine:
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox)
         self._notes, self._begun_directory = notes, ""
-        self._server: Server | None = None
+        self._server: ForkServerLink | None = None
         self._memory = MemoryWatch()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -96,7 +96,19 @@ class ProcessPoolEngine:
             self._start_server()
         except OSError as error:
             raise EngineFailed(reason=f"no worker processes: {error.strerror}") from error
+        self._wait_for_server()
         self._spawn()
+
+    def _wait_for_server(self) -> None:
+        """Wait for the first server alone: the start of the user endpoint waits for it. Raises EngineFailed."""
+        assert self._server is not None
+        while not self._server.ready:
+            ready = select.select([self._server], [], [], START_S)[0]
+            try:
+                list(self._server.reports()) if ready else self._server.check(self._clock() + START_S)
+            except ServerLost as lost:
+                self._server_ended(0.5)
+                raise EngineFailed(reason=f"no worker processes: {lost}") from lost
 
     def fileno(self) -> int:
         """The descriptor of an epoll set over workers and fork server."""
@@ -143,8 +155,9 @@ class ProcessPoolEngine:
             worker = self._by_descriptor.get(descriptor)
             if worker is not None:
                 self._read_worker(worker)
-            elif self._server is not None and descriptor == self._server.sock.fileno():
+            elif self._server is not None and descriptor == self._server.fileno():
                 self._read_server()
+        self._watch_server()
         for worker in self._workers.values():
             self._events += map(TaskStarted, worker.newly_begun())
         self._enforce_walltimes()
@@ -176,8 +189,7 @@ class ProcessPoolEngine:
         for worker in list(self._workers.values()):
             self._forget(worker)
         if self._server is not None:
-            self._server.stop(grace_s)
-            self._server = None
+            self._server_ended(grace_s)
         if self._notes is not None and self._begun_directory:
             self._notes.forget(self._begun_directory)
         self._epoll.close()
@@ -213,7 +225,8 @@ class ProcessPoolEngine:
         for worker in self._workers.values():
             if not worker.sent and worker.ending is None:
                 return worker
-        if len(self._workers) < self._max_workers and now >= self._not_before:
+        ready = self._server is not None and self._server.ready
+        if ready and len(self._workers) < self._max_workers and now >= self._not_before:
             return self._spawn()
         return None
 
@@ -254,24 +267,20 @@ class ProcessPoolEngine:
             self._failed_starts = 0
             self._pace.measured(task.function_id, ended - started)
             self._events.append(ResultItem(row, task.task_id, code, text, payload, started, ended))
-        if not sound:
-            self._order(("kill", worker.number, int(signal.SIGKILL)))
+        if not sound and worker.ending is None:
+            self._kill(worker, WorkerLost.code)
 
     def _read_server(self) -> None:
         assert self._server is not None
-        while True:
-            try:
-                report, _ = frames.receive(self._server.sock)
-            except BlockingIOError:
-                return
-            except frames.PeerGone:
-                self._server_lost()
-                return
-            if report[0] == "ended":
-                _, number, status, reason = report
-                worker = self._workers.get(number)
-                if worker is not None:
-                    self._worker_ended(worker, reason or self._memory.explain(describe_status(status)))
+        try:
+            for report in self._server.reports():
+                match report:
+                    case ("ended", int(number), int(status), str(reason)) if number in self._workers:
+                        self._worker_ended(
+                            self._workers[number], reason or self._memory.explain(describe_status(status))
+                        )
+        except ServerLost as lost:
+            self._server_lost(str(lost))
 
     def _worker_ended(self, worker: WorkerHandle, reason: str) -> None:
         self._read_worker(worker)
@@ -292,9 +301,9 @@ class ProcessPoolEngine:
             self._end(task, WorkerLost(reason=reason))
 
     def _start_failed(self, reason: str) -> None:
-        """A worker ended before it had served anything: wait a little, and give up after a few in a row."""
+        """Worker or fork server ended before it had served anything: wait ever longer, and give up after a few."""
+        self._not_before = self._clock() + _RESTART_DELAY_S * self._failed_starts
         self._failed_starts += 1
-        self._not_before = self._clock() + _RESTART_DELAY_S
         if self._failed_starts < _MAX_FAILED_STARTS:
             return
         while self._queue:
@@ -309,19 +318,36 @@ class ProcessPoolEngine:
     def _enforce_walltimes(self) -> None:
         now = self._clock()
         for worker in list(self._workers.values()):
-            if worker.sent and worker.ending is None:
+            if worker.ending is not None and now - worker.killed_at > KILL_S:
+                self._give_up(worker)
+            elif worker.sent and worker.ending is None:
                 limit = worker.sent[0].walltime_s
                 if limit and now - worker.began > limit:
-                    self._take_back(worker)
+                    self._take_back(worker)  # what it has not even read has not begun, and is no matter of walltime
                     self._kill_running(worker, WalltimeExceeded.code)
 
     def _kill_running(self, worker: WorkerHandle, code: str) -> None:
         """Kill a worker for its running task, unless that has ended meanwhile. Nothing may wait at the worker."""
+        if not worker.sent:
+            return
         row = worker.sent[0].row
         self._read_worker(worker)
         if worker.ending is None and len(worker.sent) == 1 and worker.sent[0].row == row:
-            worker.ending = code
-            self._order(("kill", worker.number, int(signal.SIGKILL)))
+            self._kill(worker, code)
+
+    def _kill(self, worker: WorkerHandle, code: str) -> None:
+        worker.ending, worker.killed_at = code, self._clock()
+        if self._server is not None:
+            self._server.order(("kill", worker.number, int(signal.SIGKILL)))
+            self._server.ask(worker.killed_at)
+
+    def _give_up(self, worker: WorkerHandle) -> None:
+        """End the task of a worker that does not die: a process that waits for a dead file system cannot."""
+        self._take_back(worker)
+        for task in worker.sent:
+            self._lost(task, worker.ending, "its process could not be ended")
+        worker.sent.clear()
+        self._forget(worker)
 
     def _retire(self) -> None:
         """Give back the memory of workers that nobody has needed for a while."""
@@ -340,13 +366,43 @@ class ProcessPoolEngine:
     # --- the fork server ------------------------------------------------------------------------------
 
     def _start_server(self) -> None:
-        self._server = self._new_server()
-        self._server.sock.setblocking(False)
-        self._epoll.register(self._server.sock.fileno(), select.EPOLLIN)
+        """Start a fork server, and wait for nothing. Raises OSError."""
+        self._server = ForkServerLink(self._new_server(), self._clock())
+        self._epoll.register(self._server.fileno(), select.EPOLLIN)
         environment = None if self._server.own_environment else dict(os.environ)
-        self._order(("configure", environment, *self._configuration))
+        self._server.order(("configure", environment, *self._configuration))
+
+    def _watch_server(self) -> None:
+        """Give up a fork server that does not answer; start one where none is and a task waits."""
+        now = self._clock()
+        if self._server is not None:
+            try:
+                self._server.check(now)
+            except ServerLost as lost:
+                self._server_lost(str(lost))
+        elif self._queue and now >= self._not_before:
+            try:
+                self._start_server()
+            except OSError as error:
+                self._start_failed(f"no fork server: {error.strerror}")
+
+    def _server_lost(self, reason: str) -> None:
+        """The fork server is gone, and every worker with it."""
+        self._server_ended(0)
+        for worker in list(self._workers.values()):
+            self._worker_ended(worker, reason)
+        self._start_failed(reason)
+        self._watch_server()
+
+    def _server_ended(self, grace_s: float) -> None:
+        assert self._server is not None
+        self._epoll.unregister(self._server.fileno())
+        self._server.stop(grace_s)
+        self._server = None
 
     def _spawn(self) -> WorkerHandle | None:
+        server = self._server
+        assert server is not None
         self._last_number += 1
         slot = self._free_slots[-1]
         variables, processors, view = self._place(slot)
@@ -357,11 +413,14 @@ class ProcessPoolEngine:
             return None
         self._free_slots.pop()
         if variables or processors:
-            self._order(("place", worker.number, variables, processors))
+            server.order(("place", worker.number, variables, processors))
         self._workers[worker.number] = worker
         self._by_descriptor[worker.sock.fileno()] = worker
         self._epoll.register(worker.sock.fileno(), select.EPOLLIN)
-        self._order(("spawn", worker.number), worker.worker_end.fileno())
+        if not server.order(("spawn", worker.number), worker.worker_end.fileno()):
+            self._forget(worker)  # it reads no more orders, which its silence will show
+            return None
+        server.ask(self._clock())
         return worker
 
     def _place(self, slot: int) -> tuple[dict[str, str], list[int], BegunView | None]:
@@ -377,24 +436,6 @@ class ProcessPoolEngine:
             return {BEGUN_VARIABLE: f"{begun.PLAIN}:{path}"}, [], begun.BegunView(path)
         except (OSError, ValueError):  # a full disk: tasks run nevertheless
             return {}, [], None
-
-    def _order(self, order: tuple[object, ...], descriptor: int = -1) -> None:
-        if self._server is not None:
-            with contextlib.suppress(OSError):  # a lost server is seen when it is read
-                frames.send(self._server.sock, order, descriptor)
-
-    def _server_lost(self) -> None:
-        """The fork server died, and every worker with it: begin again with a new one."""
-        assert self._server is not None
-        self._epoll.unregister(self._server.sock.fileno())
-        self._server.stop(0)
-        self._server = None
-        for worker in list(self._workers.values()):
-            self._worker_ended(worker, "the process that starts workers was killed")
-        try:
-            self._start_server()
-        except OSError as error:
-            self._start_failed(f"no fork server: {error.strerror}")
 
 
 def describe_status(status: int) -> str:

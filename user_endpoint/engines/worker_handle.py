@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEPTH = 16
 """Most tasks at one worker, the running one included."""
+ANSWER = (int, str, str, bytes, float, float)
+"""Of what an answer consists: row, code, text, payload, when it started and when it ended."""
 
 
 class WorkerHandle:
@@ -36,6 +38,8 @@ class WorkerHandle:
         self.functions: set[str] = set()
         self.ending: str | None = None
         """The error code with which its task ends once it is dead, where we are killing it."""
+        self.killed_at = 0.0
+        """When that was ordered."""
         self.served = 0
 
     def send(self, task: EngineTask, now: float) -> bool:
@@ -95,11 +99,17 @@ class WorkerHandle:
         return taken
 
     def answers(self, limit: int) -> tuple[list[Any], bool]:
-        """Return at most `limit` answers of the worker, and whether its socket still makes sense."""
+        """Return at most `limit` answers of the worker, and whether its socket still makes sense.
+
+        A task can write to any descriptor of its process, so the shape of an answer is checked.
+        """
         found: list[Any] = []
         try:
             while len(found) < limit:
-                found.append(frames.receive(self.sock)[0])
+                answer = frames.receive(self.sock)[0]
+                if type(answer) is not tuple or tuple(map(type, answer)) != ANSWER:
+                    return found, False
+                found.append(answer)
         except BlockingIOError:
             pass
         except frames.PeerGone:

@@ -6,8 +6,8 @@ bounded log of it. It trusts the engine that orders it about (same user), and no
 
 Orders:  ("configure", environment, directory, log path, max result bytes, a sandbox for each task)
          ("place", number, variables, processors): what the worker of this number gets beyond the rest
-         ("spawn", number) with the worker's socket      ("kill", number, signal)
-Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)
+         ("spawn", number) with the worker's socket      ("kill", number, signal)      ("ping",)
+Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)           ("pong",)
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 from user_endpoint.logfile import BoundedFile
 from user_endpoint.outermost import name_process, run_and_exit
 from user_endpoint.workers import frames
 
 _CHUNK = 65536
+_MAX_REASON = 600
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -91,6 +92,8 @@ class ForkServer:
                 self._spawn(number, descriptor)
             case ("kill", number, signum):
                 self._kill(number, signum)
+            case ("ping",):
+                self._report("pong")
             case _:
                 raise ValueError(f"unknown order {order[0]!r}")
         return True
@@ -214,12 +217,23 @@ def _descendants(pid: int) -> list[int]:
 class Server:
     """A fork server as its engine sees it."""
 
-    def __init__(self, sock: _socket.socket, pid: int, *, own_environment: bool = False) -> None:
-        self.sock, self.pid, self.own_environment = sock, pid, own_environment
+    def __init__(self, sock: _socket.socket, pid: int, errors: IO[bytes] | None = None) -> None:
+        """`errors`: a file that takes its standard error until it says ("ready", ...), where it is one that does."""
+        self.sock, self.pid, self._errors = sock, pid, errors
+        self.own_environment, self.ready = errors is not None, errors is None
+
+    def failure(self) -> str:
+        """Return the last words of a server that did not become ready."""
+        if self._errors is None:
+            return ""
+        self._errors.seek(0)
+        return self._errors.read()[-_MAX_REASON:].decode("utf-8", "replace").strip()
 
     def stop(self, grace_s: float) -> None:
         """End it (it kills its workers first), by force if it has not ended after `grace_s` seconds."""
         self.sock.close()
+        if self._errors is not None:
+            self._errors.close()
         deadline = time.monotonic() + grace_s
         while not self._ended():
             if time.monotonic() >= deadline:

@@ -79,8 +79,8 @@ def receive(sock: _socket.socket, flags: int = 0) -> tuple[Value, int]:
         if size == 1 and _buffer[0:1] == _BY_DESCRIPTOR:
             return marshal.loads(_drain(descriptor)), -1  # noqa: S302  # the same user's own processes
         return marshal.loads(_view[:size]), descriptor  # noqa: S302  # as above
-    except (ValueError, EOFError, TypeError) as error:
-        raise PeerGone(f"not a value: {error}") from None
+    except (ValueError, EOFError, TypeError, OSError, MemoryError) as error:
+        raise PeerGone(f"not a value: {error}") from None  # a task has written to a descriptor that is not its own
 
 
 def _descriptor(ancillary: list[Any]) -> int:
