@@ -29,7 +29,7 @@ from tests.support.relay import RelayProcess
 from tests.support.slapd import SUFFIX, Authority, Slapd, free_port, person, tree
 
 INTERVAL_S = 1.0
-SOON_S = 20.0
+SOON_S = 60.0
 """Much more than an end takes: interval, five seconds' grace for the task, the keeper's clearing up."""
 TEMPLATE = "display_name: {{ name | default('x') }}\nengine:\n  type: ProcessPoolEngine\n  max_workers: 1\n"
 
@@ -94,7 +94,13 @@ class Place:
     def map_to(self, username: str, account: str) -> None:
         """Map somebody, and wait until the mapping is in force."""
         self.rules[username] = account
+        self.renew_mapping()
+
+    def renew_mapping(self) -> None:
+        """Write the mapping and wait until it is in force: a change is taken over once it has come to rest."""
+        before = self.status()["mapping"]
         self.write_mapping()
+        wait_for(lambda: self.status()["mapping"] != before)
 
     def person(self, account: str = "", *, mapped: bool = True) -> Person:
         """Return somebody new, whom the mapping file maps to `account`, or to a new one."""
@@ -266,6 +272,7 @@ def test_an_account_that_is_deleted(place: Place, victim: Person) -> None:
         (["usermod", "--expiredate", "1"], "expired"),
         (["usermod", "--lock"], "locked"),
         (["usermod", "--lock", "--expiredate", "1"], "expired"),
+        (["chage", "--maxdays", "9", "--inactive", "9", "--lastday", "2020-01-01"], "inactive"),
     ],
 )
 def test_an_account_that_is_locked_or_expired(place: Place, victim: Person, command: list[str], detail: str) -> None:
@@ -293,6 +300,61 @@ def test_a_policy_that_a_reload_changes(place: Place, victim: Person) -> None:
     assert "denied_users" in place.audit("revoke")[-1]["detail"]
 
 
+def cling() -> None:
+    """Be somebody who does not want to go: deaf to signals, in other sessions, forking, the user endpoint stopped."""
+    import os
+    import pathlib
+    import signal
+    import time
+
+    own, mine = os.getuid(), os.getpid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            while True:  # a chain whose every process lives for an instant
+                if os.fork() > 0:
+                    os._exit(0)
+                time.sleep(0.001)
+    if os.fork() == 0 and os.fork() == 0:
+        os.setsid()
+        time.sleep(3600)
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != mine:
+            try:
+                if entry.stat().st_uid == own and b"user_endpoint" in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGSTOP)
+            except OSError:
+                continue
+    time.sleep(3600)
+
+
+def stopped(account: str) -> bool:
+    """Whether a process of `account` is stopped."""
+    for pid in processes(account):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                return True
+    return False
+
+
+@pytest.mark.parametrize("kind", [IdentityNotMapped, AccountRefused])
+def test_somebody_who_does_not_want_to_go(place: Place, victim: Person, kind: type[MepError]) -> None:
+    task = victim.executor.submit(cling)
+    waiting = victim.executor.submit(os.getuid)
+    wait_for(lambda: victim.account in place.running())
+    wait_for(lambda: stopped(victim.account))
+    if kind is AccountRefused:
+        subprocess.run(["usermod", "--expiredate", "1", victim.account], check=True, capture_output=True)
+    else:
+        del place.rules[victim.username]
+        place.write_mapping()
+    ends(place, victim, task, kind)
+    assert isinstance(waiting.exception(SOON_S), kind)
+    assert not processes(victim.account)
+
+
 def test_a_directory_that_is_away_ends_nothing_and_one_that_forgets_somebody_does(
     place: Place, victim: Person, tmp_path: Path
 ) -> None:
@@ -310,7 +372,7 @@ def test_a_directory_that_is_away_ends_nothing_and_one_that_forgets_somebody_doe
             "on_error": "next",
         }
     ]  # fmt: skip
-    place.write_mapping()
+    place.renew_mapping()
     try:
         task = member.begin()
         before = len(place.audit("revoke"))
