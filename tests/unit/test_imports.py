@@ -41,7 +41,7 @@ RULES = {
         ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.strategies", "mep_sdk.runner"),
         _libraries(
             *("jinja2", "jsonschema", "jsonschema_specifications", "markupsafe", "msgspec"),
-            *("parsl", "referencing", "yaml", "zmq"),
+            *("kubernetes", "parsl", "referencing", "urllib3", "yaml", "zmq"),
         ),
     ),
     "mep": Rule(()),

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from kubernetes.client.exceptions import ApiException  # type: ignore[import-not-found] # comes with the extra
+from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from user_endpoint.htex.ending import PARSL_RAISES

@@ -117,7 +117,8 @@ class Plan:
 
     def make(self) -> Any:
         """Return the provider. May run the scheduler's commands; raises what Parsl raises."""
-        options = dict(self._options)
+        annotations = {name: each.annotation for name, each in inspect.signature(self._kind).parameters.items()}
+        options = {name: _with_tuples(value, annotations.get(name)) for name, value in self._options.items()}
         if self._launcher is not None:
             kind, arguments = self._launcher
             options["launcher"] = kind(**arguments)
@@ -184,6 +185,16 @@ def _fits(value: Any, expected: Any, default: Any) -> bool:
         return isinstance(value, list | tuple)
     kind = origin or expected
     return not isinstance(kind, type) or isinstance(value, _widened(kind))
+
+
+def _with_tuples(value: Any, expected: Any) -> Any:
+    """Return a value of YAML, which has no tuples, with tuples where Parsl insists on them."""
+    if not isinstance(value, list):
+        return value
+    parts = typing.get_args(expected)
+    if typing.get_origin(expected) is tuple:
+        return tuple(value)
+    return [_with_tuples(each, parts[0]) for each in value] if typing.get_origin(expected) is list and parts else value
 
 
 def _widened(kind: type) -> tuple[type, ...]:
