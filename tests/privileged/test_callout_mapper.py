@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,12 +15,25 @@ import pytest
 
 from identity.places import MAX_AT_ONE, MAX_SLOW
 from mep.boundary.memfd import sealed_memfd
-from mep.boundary.messages import Mapped, MapRequest, Message, NoLongerMapped, NotMapped, StillMapped
+from mep.boundary.messages import (
+    ManagerReady,
+    Mapped,
+    MapperEpoch,
+    MapRequest,
+    Message,
+    NoLongerMapped,
+    NotMapped,
+    Outcome,
+    StartAnswered,
+    StillMapped,
+)
+from mep.boundary.resolved import Caps
 from mep.mapper.service import MAX_MAPPING_THREADS, MAX_RECHECK_THREADS, MAX_RECHECKS_WAITING
 from mep.monitor.starts import MAX_MAPPING
 from mep_wire.identity import IdentitySet
 from tests.support.dropped import as_nobody
-from tests.support.start_requests import RelaySide, alice
+from tests.support.monitor import MonitorRun, ask
+from tests.support.start_requests import ENDPOINT, RelaySide, alice
 from tests.unit.mep.test_mapper_service import Running
 
 T = TypeVar("T")
@@ -197,3 +211,58 @@ def test_rechecks_that_are_slow_keep_no_start_waiting_and_are_put_off(site: Site
     assert all(isinstance(after[ref], Mapped) for ref in (100, 101))
     still = [one.local_user for one in after.values() if isinstance(one, StillMapped)]
     assert still == ["slow"] * under_way
+
+
+# --- with the real monitor --------------------------------------------------------------------------------
+
+
+class RealMapper(MonitorRun):
+    """A monitor whose mapper is the real one; the test plays the manager alone."""
+
+    def __init__(self, site: Site, relay: RelaySide) -> None:
+        super().__init__(caps=Caps(start_timeout_s=120.0, stop_grace_s=1.0))
+        interpreter = self.root / "python"
+        lines = interpreter.read_text().splitlines()
+        own = [
+            f'mep.mapper) exec {sys.executable} "$@" ;;' if line.startswith("mep.mapper)") else line for line in lines
+        ]
+        interpreter.write_text("\n".join(own) + "\n")
+        (self.root / "unseal.key").chmod(0o600)
+        (self.root / "unseal.key").write_bytes(relay.unseal_key.private_bytes_raw())
+        section = dataclasses.replace(
+            self.resolved.mapper, endpoint_id=ENDPOINT, relay_signing_key=relay.public_key.hex(),
+            mapping_path=str(site.mapping),
+        )  # fmt: skip
+        self.resolved = dataclasses.replace(self.resolved, mapper=section)
+
+
+@pytest.mark.root
+def test_with_the_real_monitor_the_quick_go_through_past_forty_five_slow_people(site: Site) -> None:
+    with RealMapper(site, relay := RelaySide(now=time.time())) as run:
+        manager = run.puppet("manager")
+        manager.wait_at_most(60)
+        manager.send(ManagerReady(version="test"))
+        relay.epoch = manager.take(MapperEpoch)[0].epoch
+
+        def ask_for(ref: int, username: str) -> None:
+            who = IdentitySet(f"account-{ref}", (alice(username=username),))
+            ask(manager, ref, relay.document(identity_set=who))
+
+        def answers(count: int) -> dict[int, StartAnswered]:
+            taken = [manager.take(StartAnswered)[0] for _ in range(count)]
+            return {one.ref: one for one in taken}
+
+        for ref in range(45):
+            ask_for(ref, f"person{ref}@elsewhere.example")
+        for ref in range(100, 110):
+            ask_for(ref, f"meptest-no-{ref}@example.edu")
+        before = answers(45 - MAX_AT_ONE + 10)
+        site.go()
+        after = answers(MAX_AT_ONE)
+    # There is no account of any of these names: whoever was mapped is refused for that, by a keeper.
+    assert {ref for ref, one in before.items() if one.code == "ACCOUNT_REFUSED"} == set(range(100, 110))
+    busy = [one for one in before.values() if one.code == "MAPPER_UNAVAILABLE"]
+    assert len(busy) == 45 - MAX_AT_ONE
+    assert {one.outcome for one in busy} == {Outcome.UNAVAILABLE}, "the relay asks again"
+    assert {one.code for one in after.values()} == {"ACCOUNT_REFUSED"}
+    assert len(after) == MAX_AT_ONE
