@@ -76,7 +76,8 @@ class UserEndpoint:
         self._resending: Iterator[list[messages.ResultItem]] = iter(())
         self._was_full = False
         self._to_run: list[EngineTask] = []
-        self._started: dict[int, tuple[str, str]] = {}
+        self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
+        self._started: dict[int, tuple[str, str]] = {}  # of those, what has not been told
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
@@ -145,6 +146,7 @@ class UserEndpoint:
             self._resend()
         if lost := self._attempts.message(everything=True):
             self._send(lost)
+        self._started = dict(self._begun)  # what was told may have been lost with its connection, or with the relay
         if not self._ready:
             self._ready = True
             self._reporter.ready()
@@ -235,9 +237,9 @@ class UserEndpoint:
             if isinstance(event, messages.ResultItem):
                 self._finish(event)
             elif isinstance(event, TaskStarted):
-                self._started[event.row] = (event.block_id, event.job_id)
+                self._begun[event.row] = self._started[event.row] = (event.block_id, event.job_id)
             elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
-                self._started.pop(event.row, None)
+                self._forget_start(event.row)
                 self._returned.append(event.row)
         if events:
             self._idle.moved(self._clock())
@@ -248,7 +250,7 @@ class UserEndpoint:
         if task is None or self._attempts.is_lost(item.row):
             self._log.error("the engine ended a task twice", row=item.row, code=item.code)
             return
-        self._started.pop(item.row, None)  # the result says as much
+        self._forget_start(item.row)  # the result says as much
         item = self._deadlines.settled(item)
         if item.code in LOSSES:
             if self._attempts.lose(task):
@@ -261,6 +263,10 @@ class UserEndpoint:
             times = (item.started_at, item.ended_at)
             item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
         self._results.append(item)
+
+    def _forget_start(self, row: int) -> None:
+        self._begun.pop(row, None)
+        self._started.pop(row, None)
 
     # --- what leaves ----------------------------------------------------------------------------------
 

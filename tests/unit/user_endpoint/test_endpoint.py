@@ -150,6 +150,19 @@ def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_
     assert len(stage.link.take(messages.Results)) == 1, "fewer are held than a crowd"
 
 
+def test_each_welcome_tells_again_what_runs(stage: Stage) -> None:
+    stage.tasks(1, 2, 3, 4)
+    stage.happens(TaskStarted(1), TaskStarted(3))
+    stage.link.welcomed = False
+    stage.happens(TaskStarted(2), result(1))
+    stage.happens(TaskReturned(3))
+    assert isinstance(stage.uep.hello(), messages.UepHello)
+    stage.link.said.clear()
+    stage.welcome()
+    stage.uep.flush()
+    assert [message.rows for message in stage.link.take(messages.Started)] == [[2]]
+
+
 def test_a_task_that_comes_twice_runs_once(stage: Stage) -> None:
     stage.tasks(1)
     stage.tasks(1)
