@@ -11,7 +11,7 @@ from mep_wire.states import TaskState
 from relay.store.records import EventPage, TaskRef, UepKey
 
 if TYPE_CHECKING:
-    from relay.store.memory import _Data
+    from relay.store.memory_tx import Data
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Kept:
 class MemoryTaskEvents:
     """The part of `_MemoryTx`."""
 
-    _d: _Data
+    _d: Data
 
     def keep_task_events(self, endpoint_id: str, *, keep: bool) -> None:
         kept: Kept = self._d.events.setdefault(endpoint_id, Kept())
@@ -68,7 +68,7 @@ class MemoryTaskEvents:
 class MemoryTaskEventReads:
     """The part of `MemoryStore`."""
 
-    _d: _Data
+    _d: Data
 
     def task_events_kept(self) -> list[str]:
         return [endpoint_id for endpoint_id, kept in self._d.events.items() if kept.on]
