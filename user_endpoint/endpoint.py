@@ -153,11 +153,7 @@ class UserEndpoint:
 
     def _resend(self) -> None:
         """Send the next batch of results that an earlier connection or process left."""
-        try:
-            batch = next(self._resending, None)
-        except OSError as error:
-            self._log.error("spooled results cannot be read", reason=error.strerror)
-            return
+        batch = next(self._resending, None)
         if batch is not None:
             self._send(messages.Results(items=batch))
 

@@ -13,6 +13,7 @@ The directory is this user's alone (paths.py). Called by the user endpoint, whic
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import zlib
@@ -48,18 +49,20 @@ def encode_record(item: ResultItem) -> bytes:
 
 
 def read_records(data: bytes) -> tuple[list[tuple[int, ResultItem]], int]:
-    """Return (offset, result) of every whole record in `data`, and where the first broken one begins."""
+    """Return (offset, result) of every sound record in `data`, and where what can be read ends.
+
+    A damaged record costs only itself as long as its length makes sense.
+    """
     found: list[tuple[int, ResultItem]] = []
     at = 0
     while at + _HEADER <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         body = data[at + _HEADER : at + _HEADER + size]
-        if len(body) != size or zlib.crc32(body) != int.from_bytes(data[at + 4 : at + _HEADER], "big"):
+        if not size or len(body) != size:
             break
-        try:
-            found.append((at, _decoder.decode(body)))
-        except msgspec.MsgspecError:
-            break
+        if zlib.crc32(body) == int.from_bytes(data[at + 4 : at + _HEADER], "big"):
+            with contextlib.suppress(msgspec.MsgspecError):
+                found.append((at, _decoder.decode(body)))
         at += _HEADER + size
     return found, at
 
@@ -85,7 +88,13 @@ class _Segment:
 
     def read(self, offset: int, size: int) -> ResultItem:
         data = os.pread(self.descriptor, size, offset)
-        return _decoder.decode(data[_HEADER:])
+        try:
+            return _decoder.decode(data[_HEADER:])
+        except msgspec.MsgspecError as error:
+            raise OSError(errno.EIO, f"a damaged record: {error}") from error
+
+    def record_size(self, offset: int) -> int:
+        return _HEADER + int.from_bytes(os.pread(self.descriptor, 4, offset), "big")
 
     def remove(self) -> None:
         """Close and delete. A file that cannot be deleted is sent again by the next process, which harms nothing."""
@@ -109,6 +118,7 @@ class Spool:
         self._directory, self._report, self._clock = directory, report, clock
         self._limits = (limit_bytes, memory_limit_bytes)
         self._where: dict[int, tuple[_Segment, int, int]] = {}  # row -> segment, offset, size of record
+        self._unsynced: dict[int, ResultItem] = {}  # in the active segment, and not yet known to be on the disk
         self._memory: dict[int, ResultItem] = {}
         self._disk_bytes = self._memory_bytes = 0
         self._segments: list[_Segment] = []
@@ -148,9 +158,8 @@ class Spool:
                 os.ftruncate(segment.descriptor, end)
                 segment.size = end
             self._segments.append(segment)
-            bounds = [offset for offset, _ in records[1:]] + [end]
-            for (offset, item), after in zip(records, bounds, strict=True):
-                self._index(item.row, segment, offset, after - offset)
+            for offset, item in records:
+                self._index(item.row, segment, offset, segment.record_size(offset))
         self._remove_confirmed()
         return len(self)
 
@@ -166,6 +175,7 @@ class Spool:
             return
         for item, record in zip(items, records, strict=True):
             self._index(item.row, segment, offset, len(record))
+            self._unsynced[item.row] = item
             offset += len(record)
         self._refusing = False
         if self._tick_at is None:
@@ -183,12 +193,21 @@ class Spool:
             self._remove_confirmed()
 
     def get(self, row: int) -> ResultItem | None:
-        """Return the unconfirmed result of `row`, if there is one. Raises OSError."""
+        """Return the unconfirmed result of `row`, if there is one. One that its disk has lost is reported, and none."""
+        if row in self._unsynced:
+            return self._unsynced[row]
         place = self._where.get(row)
-        return place[0].read(*place[1:]) if place is not None else self._memory.get(row)
+        if place is None:
+            return self._memory.get(row)
+        try:
+            return place[0].read(*place[1:])
+        except OSError as error:
+            self._report(f"a result cannot be read back from the disk: {error.strerror}")
+            self._forget(row)
+            return None
 
     def unconfirmed(self) -> Iterator[ResultItem]:
-        """Every unconfirmed result, oldest first, to be sent again: read one at a time. Raises OSError."""
+        """Every unconfirmed result, oldest first, to be sent again: read one at a time."""
         for row in self.rows:
             item = self.get(row)
             if item is not None:  # else it was confirmed meanwhile
@@ -204,18 +223,12 @@ class Spool:
             self._memory.clear()
             self._memory_bytes = 0
             self.add(items)
-            return
-        try:
-            if self._active is not None:
-                os.fdatasync(self._active.descriptor)
-        except OSError as error:
-            self._report(f"results cannot be forced to the disk: {error.strerror}")
+        self._sync()
 
     def close(self) -> None:
         """Remove what is confirmed and close the files; unconfirmed results stay for the next process."""
-        if self._where and self._active is not None:
-            with contextlib.suppress(OSError):
-                os.fdatasync(self._active.descriptor)
+        if self._where:
+            self._sync()
         self._retire_active()
         self._remove_confirmed()
         for segment in self._segments:
@@ -226,12 +239,28 @@ class Spool:
 
     def _writable(self) -> _Segment:
         if self._active is not None and self._active.size >= SEGMENT_BYTES:
-            os.fdatasync(self._active.descriptor)
+            self._sync()
             self._retire_active()
         if self._active is None:
             path = f"{self._directory}/{time.time_ns():020d}.seg"
             self._active = _Segment(path, create=True)
         return self._active
+
+    def _sync(self) -> None:
+        """Force the active segment to the disk.
+
+        A kernel that cannot write (a quota on NFS tells only now) drops what it had and says so once, fsync(2): so
+        what was written since the last time goes back to memory, and from there into another file.
+        """
+        if self._active is None:
+            return
+        try:
+            os.fdatasync(self._active.descriptor)
+        except OSError as error:
+            items = list(self._unsynced.values())
+            self._retire_active()
+            self._keep_in_memory(items, error)
+        self._unsynced.clear()
 
     def _retire_active(self) -> None:
         if self._active is not None:
@@ -245,6 +274,7 @@ class Spool:
         self._disk_bytes += size
 
     def _forget(self, row: int) -> None:
+        self._unsynced.pop(row, None)
         place = self._where.pop(row, None)
         if place is not None:
             place[0].pending -= 1

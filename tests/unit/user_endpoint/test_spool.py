@@ -74,12 +74,55 @@ def test_a_torn_last_record_costs_only_itself(tmp_path: pathlib.Path, cut: int) 
     assert rows_found(tmp_path) == [1]  # and the file is sound afterwards
 
 
-def test_a_flipped_bit_is_noticed() -> None:
-    data = bytearray(encode_record(item(1)) + encode_record(item(2)))
+def test_a_flipped_bit_is_noticed_and_costs_one_record() -> None:
+    data = bytearray(encode_record(item(1)) + encode_record(item(2)) + encode_record(item(3)))
     data[len(encode_record(item(1))) + 12] ^= 1
     records, end = read_records(bytes(data))
-    assert [result.row for _, result in records] == [1]
-    assert end == len(encode_record(item(1)))
+    assert [result.row for _, result in records] == [1, 3]
+    assert end == len(data)
+
+
+def test_zeros_where_records_were(tmp_path: pathlib.Path) -> None:
+    record = encode_record(item(1))
+    assert read_records(record + bytes(100_000)) == ([(0, item(1))], len(record))
+
+
+def test_a_disk_that_tells_late_that_it_has_dropped_results(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, clock, said = os.fdatasync, Clock(), list[str]()
+
+    def drops(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, size)
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fdatasync", drops)
+    spool = Spool(str(tmp_path), report=said.append, clock=clock)
+    spool.add([item(1), item(2)])
+    clock.now += spool_module.SYNC_AFTER_S
+    spool.tick()
+    assert len(said) == 1
+    assert list(spool.unconfirmed()) == [item(1), item(2)]
+    monkeypatch.setattr(os, "fdatasync", real)
+    clock.now += spool_module.RETRY_S
+    spool.tick()
+    spool.durable([1])
+    spool.close()
+    assert rows_found(tmp_path) == [1, 2]  # confirmations are not written down
+
+
+def test_a_record_that_cannot_be_read_back_is_said_and_ends_nothing(tmp_path: pathlib.Path) -> None:
+    Spool(str(tmp_path)).add([item(1), item(2)])
+    said = list[str]()
+    spool = Spool(str(tmp_path), report=said.append)
+    spool.recover()
+    (segment,) = tmp_path.iterdir()
+    segment.write_bytes(bytes(segment.stat().st_size))
+    assert not list(spool.unconfirmed())
+    assert spool.get(1) is None
+    assert len(said) == 2
 
 
 def test_confirmed_segments_go_while_others_stay(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
