@@ -29,7 +29,7 @@ from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
 from mep.monitor.runtime import OTHERS_WRITE, RuntimeDir, check_reachable, ensure_directory
 from mep.monitor.status import Status
 
-_GC_THRESHOLDS = (700, 2, 1)
+_GC_THRESHOLDS = (100, 1, 1)
 """What is not frozen is little: to look through all of it costs nothing, and garbage in cycles does not pile up."""
 _USAGE = "usage: python -I -m mep.monitor --config-fd N --bundle-fd M"
 
@@ -88,6 +88,7 @@ def run(resolved: Resolved, bundle: int) -> None:
         raise
     gc.collect()
     gc.freeze()
+    gc.collect()  # so that what is frozen is not counted: else a full collection would wait for as much again
     gc.set_threshold(*_GC_THRESHOLDS)
     monitor.run()
     monitor.log.info("stopped")
