@@ -375,6 +375,28 @@ def test_stop_leaves_no_process(bench: Bench) -> None:
     assert not children
 
 
+def test_nothing_waits_behind_tasks_that_were_ended(bench: Bench) -> None:
+    rows = [bench.submit(nap, 60.0, walltime_s=0.3) for _ in range(2)]
+    waiting = bench.submit(echo, 5)
+    assert [item.code for item in bench.wait(*rows)] == ["WALLTIME_EXCEEDED"] * 2
+    assert bench.value(waiting) == 5
+    more = [bench.submit(nap, 60.0) for _ in range(2)]
+    bench.until(lambda: bench.started.issuperset(more))
+    bench.engine.cancel(more)
+    assert bench.value(bench.submit(echo, 6)) == 6
+
+
+def test_threads_that_cannot_be_killed_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("user_endpoint.engines.thread_pool.MAX_ABANDONED", 2)
+    bench = begun(ThreadPoolEngine(max_workers=2), place(tmp_path))
+    rows = [bench.submit(nap, 20.0) for _ in range(2)]
+    bench.until(lambda: bench.started.issuperset(rows))
+    bench.engine.cancel(rows)
+    (item,) = bench.wait(bench.submit(echo, 1))
+    assert (item.code, "cannot be killed" in item.text) == ("ENGINE_FAILED", True)
+    bench.engine.stop(0.0)
+
+
 # --- engines with processes -------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """ThreadPoolEngine: tasks in threads of the user endpoint's own process.
 
 For tasks that mostly wait, or must share memory. A running task cannot be killed: a cancelled one, or one over
-its walltime, ends for the person at once while its thread goes on until the function returns, and counts
-against max_workers until then. Whatever a function does to its process, it does to the user endpoint.
+its walltime, ends for the person at once while its thread goes on until the function returns. Another thread
+takes its place, so that nothing waits behind it, until MAX_ABANDONED of them go on: then what waits fails.
+Whatever a function does to its process, it does to the user endpoint.
 Called by the user endpoint's loop.
 """
 
@@ -14,12 +15,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from mep_wire.errors import MepError, TaskCancelled, WalltimeExceeded
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.order import enqueue
+
+MAX_ABANDONED: Final = 64
+"""Threads of ended tasks that may go on before no other is started in their place."""
 
 
 class ThreadPoolEngine:
@@ -40,7 +45,7 @@ class ThreadPoolEngine:
         self._queue: deque[EngineTask] = deque()
         self._running: dict[int, tuple[EngineTask, float]] = {}  # row -> task, when it began
         self._events: list[Event] = []
-        self._threads = self._waiting = 0
+        self._threads = self._waiting = self._abandoned = 0
         self._ending = False
 
     def start(self) -> None:
@@ -58,11 +63,26 @@ class ThreadPoolEngine:
                 self._events += [TaskReturned(task.row) for task in tasks]
                 return
             enqueue(self._queue, tasks)
-            wanted = min(len(self._queue) - self._waiting, self._max_workers - self._threads)
-            for _ in range(wanted):
-                self._threads += 1
-                threading.Thread(target=self._work, daemon=True).start()
+            self._start_threads()
             self._changed.notify(len(tasks))
+
+    def _start_threads(self) -> None:
+        """Start threads for what waits. Under the lock, as the next two."""
+        if self._abandoned >= MAX_ABANDONED and not self._threads:
+            text = f"{self._abandoned} ended tasks still hold their threads, which cannot be killed"
+            while self._queue:
+                self._end(self._queue.popleft(), EngineFailed(reason=text))
+            return
+        room = self._max_workers - self._threads if self._abandoned < MAX_ABANDONED else 0
+        for _ in range(min(len(self._queue) - self._waiting, room)):
+            self._threads += 1
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _abandon(self, row: int, error: MepError) -> None:
+        """End a running task for the person; its thread goes on and serves no other task."""
+        self._end(self._running.pop(row)[0], error)
+        self._threads -= 1
+        self._abandoned += 1
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End queued tasks; end running ones for the person, though their threads go on."""
@@ -72,7 +92,8 @@ class ThreadPoolEngine:
                 self._end(task, TaskCancelled())
             self._queue = deque(task for task in self._queue if task.row not in wanted)
             for row in wanted & self._running.keys():
-                self._end(self._running.pop(row)[0], TaskCancelled())
+                self._abandon(row, TaskCancelled())
+            self._start_threads()
         self._wake()
 
     def collect(self) -> list[Event]:
@@ -83,8 +104,9 @@ class ThreadPoolEngine:
         with self._changed:
             over = [t for t, began in self._running.values() if t.walltime_s and now - began > t.walltime_s]
             for task in over:
-                del self._running[task.row]
-                self._end(task, WalltimeExceeded(walltime_s=task.walltime_s))
+                self._abandon(task.row, WalltimeExceeded(walltime_s=task.walltime_s))
+            if over:
+                self._start_threads()
             events, self._events = self._events, []
         return events
 
@@ -102,7 +124,7 @@ class ThreadPoolEngine:
         self.drain()
         with self._changed:
             self._changed.wait_for(lambda: not self._threads, timeout=grace_s)
-            if not self._threads:
+            if not self._threads and not self._abandoned:
                 os.close(self._read)
                 os.close(self._write)
 
@@ -117,8 +139,10 @@ class ThreadPoolEngine:
             outcome = run_task(task.function, task.payload, max_result_bytes=self._max_result_bytes, cache=cache)
             item = ResultItem(task.row, task.task_id, outcome.code, outcome.text, outcome.payload, began, time.time())
             with self._changed:
-                if self._running.pop(task.row, None) is not None:  # else it has been ended for the person already
-                    self._events.append(item)
+                if self._running.pop(task.row, None) is None:  # it has been ended for the person already
+                    self._abandoned -= 1
+                    return
+                self._events.append(item)
             self._wake()
 
     def _next(self) -> EngineTask | None:
