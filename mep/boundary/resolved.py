@@ -49,6 +49,8 @@ class Pam:
 
     enable: bool = False
     service_name: str = "mep"
+    recheck: bool = False
+    """Whether the account stage is asked also of what runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,12 @@ class PamOptions:
 
     enable: bool = option("Whether PAM is asked at all.", default=False)
     service_name: str = option("Name of the file in /etc/pam.d.", "mep", check=_service_name)
+    recheck: bool = option(
+        "Ask the account stage also of those whose user endpoints run, and end them where it says that the account is "
+        "expired, unknown or has no permission. Not for a service with modules that refuse for a while (pam_time) or "
+        "act on who asks (pam_slurm_adopt).",
+        default=False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def checked_pam(where: EndpointPaths, options: EndpointOptions, warnings: list[s
             "install etc/pam.d/mep of this project there, or write one (docs/privileges.md)"
         )
         raise ConfigRefused(config, "pam.service_name", reason)
-    return Pam(enable=True, service_name=pam.service_name)
+    return Pam(enable=True, service_name=pam.service_name, recheck=pam.recheck)
 
 
 def checked_hook(where: EndpointPaths, key: str, hook: PreStartHookOptions | PostStopHookOptions) -> Hook:

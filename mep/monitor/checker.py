@@ -1,8 +1,9 @@
 """A checker: a short-lived process, forked by the monitor, that looks one account up again and says what it found.
 
-It runs as root (single-user mode: as the owner), since it asks what the keeper asked at the start: NSS, shadow and the
-policy in force now. It may hang in NSS, so the monitor ends it after a while, and what it was to check goes on running.
-It is no keeper's work because a keeper that a new monitor has adopted has no channel to it, and knows an old policy.
+It runs as root (single-user mode: as the owner), since it asks what the keeper asked at the start: NSS, shadow, the
+policy in force now, and PAM's account stage where `pam.recheck` is set. It may hang in NSS or PAM, so the monitor ends
+it after a while, and what it was to check goes on running. It is no keeper's work because a keeper that a new monitor
+has adopted has no channel to it, and knows an old policy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NoReturn
 from mep.boundary.channel import Channel, clip
 from mep.boundary.messages import Message, NoLongerAdmitted, NotChecked, StillAdmitted
 from mep.errors import SpawnFailed, Stage
-from mep.monitor import nss, syscalls
+from mep.monitor import nss, pam_account, syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
 from mep.monitor.spawn import Account, reset_signals
 
@@ -31,7 +32,7 @@ class Subject:
     """`files` where it was one of this host's own, else empty."""
 
 
-def checker_main(subject: Subject, rules: AccountRules, channel: Channel) -> NoReturn:
+def checker_main(subject: Subject, rules: AccountRules, channel: Channel, pam_service: str = "") -> NoReturn:
     """Run as the checker of `subject`, in the process that was just forked for it. Never returns."""
     try:
         reset_signals()
@@ -39,22 +40,28 @@ def checker_main(subject: Subject, rules: AccountRules, channel: Channel) -> NoR
         syscalls.set_process_name("mep-checker")
         syscalls.close_all_but([0, 1, 2, channel.fileno()])
         with contextlib.suppress(OSError):
-            channel.send(check(subject, rules))
+            channel.send(check(subject, rules, pam_service))
     finally:
         os._exit(0)
 
 
-def check(subject: Subject, rules: AccountRules) -> Message:
-    """Return whether the account may still be used."""
+def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Message:
+    """Return whether the account may still be used. An empty `pam_service`: PAM is not asked."""
     try:
         account = lookup(subject.local_user)
         if account.uid != subject.uid:
             return NoLongerAdmitted(detail=f"{account.name} has uid {account.uid} now, and had {subject.uid}")
         check_policy(account, rules)
+        if pam_service:
+            pam_account.ask(pam_service, account.name, running=True)
     except SpawnFailed as failure:
         return NotChecked(detail=clip(str(failure), 4096))
     except StartRefused as refusal:
-        doubt = _gone_doubt(subject) if refusal.stage is Stage.LOOKUP_USER else _group_doubt(account, rules)
+        doubt = ""
+        if refusal.stage is Stage.LOOKUP_USER:
+            doubt = _gone_doubt(subject)
+        elif refusal.stage is Stage.POLICY:
+            doubt = _group_doubt(account, rules)
         text = clip(refusal.detail, 4096)
         return NotChecked(detail=clip(f"{text}, but {doubt}", 4096)) if doubt else NoLongerAdmitted(detail=text)
     return StillAdmitted()

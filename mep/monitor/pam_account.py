@@ -1,7 +1,7 @@
 """PAM's account stage by itself: whether PAM would let an account in now. Nothing is opened.
 
 Called in a short-lived process of its own, as root: a module may hang, and may change its caller. `mep map` asks it
-where a start would.
+where a start would, a checker where `pam.recheck` is set.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from mep.errors import Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import pam
 from mep.monitor.accounts import StartRefused
 
+CLOSED = frozenset({6, 10, 13, 27})
+"""No permission, no such user, account expired, password expired and inactive. Other refusals are of the moment:
+pam_nologin's (7), a password that has to be changed (12)."""
 
-def ask(service: str, user: str) -> None:
-    """Raise StartRefused where PAM's `service` does not admit `user`, SpawnFailed where it does not work."""
+
+def ask(service: str, user: str, *, running: bool = False) -> None:
+    """Raise StartRefused where PAM's `service` does not admit `user`, SpawnFailed where it does not work.
+
+    `running`: something of theirs runs, which only what closes the account is to end; the rest is SpawnFailed too.
+    """
     try:
         transaction = pam.Transaction(service, user, lambda _: None)
         transaction.check_account()
         name = transaction.user()
         transaction.end()
     except pam.PamFailed as failure:
-        if failure.code in pam.BROKEN:
+        if failure.code in pam.BROKEN or (running and failure.code not in CLOSED):
             raise SpawnFailed(Stage.PAM_ACCOUNT, 0, str(failure)) from None
         raise _refused(str(failure)) from None
     except OSError as error:

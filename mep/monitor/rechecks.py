@@ -107,7 +107,9 @@ class Rechecks:
             self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
             return
         if pid == 0:
-            checker_main(subject, self._monitor.keepers.rules(), theirs)
+            pam = self._monitor.resolved.pam
+            service = pam.service_name if pam.enable and pam.recheck else ""
+            checker_main(subject, self._monitor.keepers.rules(), theirs, service)
         theirs.close()
         child = self._monitor.add_child(Child(Kind.CHECKER, pid, ours, Phase.ADMITTING, self._monitor.loop))
         self._checkers[pid] = subject

@@ -4,6 +4,7 @@ module of NSS."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -28,9 +29,9 @@ from mep.boundary.messages import (
     StartAnswered,
     StillMapped,
 )
-from mep.boundary.resolved import Caps, ManagerSection, Policy
+from mep.boundary.resolved import Caps, ManagerSection, Pam, Policy
 from mep.monitor import nss, shadow
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount, account, unique_name
 from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, start_as, until
 
 CAPS = Caps(start_timeout_s=20.0, stop_grace_s=1.0)
@@ -154,7 +155,7 @@ def test_an_account_that_was_made_anew_with_another_uid_is_another_account(alice
 def test_an_adopted_user_endpoint_is_watched_too(alice: LocalAccount) -> None:
     with monitor(0.5) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
-        run.stop(9)
+        run.stop(signal.SIGKILL)
         subprocess.run(["usermod", "--expiredate", "1", alice.name], check=True, capture_output=True)
         run.start()
         manager, mapper = run.ready()
@@ -192,7 +193,7 @@ def test_a_manager_that_never_asks_is_noticed_whatever_it_says_of_its_link(alice
         uep_id, _ = start_as(manager, mapper, alice.name)
         if link:
             manager.send(LinkStatus(state=link, detail=""))
-        until("warned", lambda: "nobody has confirmed for long" in run.log_text())
+        until("warned", lambda: "nobody has confirmed for long" in run.log_text(), 60)
         record = until(
             "recorded", lambda: next((one for one in run.audit_records() if one["event"] == "overdue"), None)
         )
@@ -215,8 +216,12 @@ def test_answers_that_say_nothing_keep_nothing_young(alice: LocalAccount, code: 
             request, descriptors = mapper.take(MapRequest)
             os.close(descriptors[0])
             mapper.send(NoLongerMapped(request.ref, uep_id, code, "", "away", "c-2"))
-            while revoked is None and not isinstance(said := manager.channel.receive()[0], StartAnswered):
-                revoked = said if isinstance(said, EndpointRevoked) else None
+            while revoked is None:
+                received = manager.channel.receive()
+                assert received is not None
+                revoked = received[0] if isinstance(received[0], EndpointRevoked) else None
+                if isinstance(received[0], StartAnswered):
+                    break
         assert (revoked.uep_id, revoked.code) == (uep_id, "MAPPING_UNCONFIRMED")
         record = next(one for one in run.audit_records() if one["event"] == "revoke")
         assert code in record["detail"]
@@ -225,7 +230,7 @@ def test_answers_that_say_nothing_keep_nothing_young(alice: LocalAccount, code: 
 
 
 def test_asking_for_one_person_helps_no_other(alice: LocalAccount) -> None:
-    with account() as bob, monitor(0.3, recheck_max_age_s=4.0) as (run, manager, mapper):
+    with account() as bob, monitor(0.3, recheck_max_age_s=10.0) as (run, manager, mapper):
         kept, _ = start_as(manager, mapper, alice.name)
         other, _ = start_as(manager, mapper, bob.name, ref=2)
         while not [one for one in run.audit_records() if one["event"] == "end"]:
@@ -233,7 +238,8 @@ def test_asking_for_one_person_helps_no_other(alice: LocalAccount) -> None:
             time.sleep(0.1)
         ended = [one for one in run.audit_records() if one["event"] == "end"]
         assert [(one["uep_id"], one["code"]) for one in ended] == [(other, "MAPPING_UNCONFIRMED")]
-        assert [one["uep_id"] for one in run.status()["user_endpoints"] if one["state"] == "running"] == [kept]
+        until("shown", lambda: [one["uep_id"] for one in run.status()["user_endpoints"]] == [kept], 60)
+        assert state(run) == "running"
 
 
 def test_without_a_manager_too_an_age_is_too_great(alice: LocalAccount) -> None:
@@ -278,7 +284,7 @@ def test_a_new_monitor_knows_how_old_a_mapping_is(alice: LocalAccount) -> None:
 
 
 def test_a_new_monitor_has_people_asked_about_before_it_ends_anything(alice: LocalAccount) -> None:
-    with monitor(1.0, recheck_max_age_s=1.0) as (run, manager, mapper):
+    with monitor(3.0, recheck_max_age_s=1.0) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
         run.stop(signal.SIGKILL)
         time.sleep(1.5)
@@ -286,6 +292,7 @@ def test_a_new_monitor_has_people_asked_about_before_it_ends_anything(alice: Loc
         manager, mapper = run.ready()
         answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
         assert not [one for one in run.audit_records() if one["event"] == "revoke"]
+        manager.wait_at_most(60)
         assert manager.take(EndpointRevoked)[0].code == "MAPPING_UNCONFIRMED"
 
 
@@ -296,6 +303,60 @@ def test_a_new_manager_is_told_to_have_everything_rechecked(alice: LocalAccount)
         again = run.puppet("manager")
         again.send(ManagerReady(version="again"))
         again.take(RecheckNow)
+
+
+# --- PAM ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pam_service(tmp_path: Path) -> Iterator[Path]:
+    """A service whose account stage says what a module of the test's says: the number in a file."""
+    source, library, code = tmp_path / "pam.c", tmp_path / "pam_meptest.so", tmp_path / "code"
+    source.write_text(
+        "#include <stdio.h>\n"
+        "int pam_sm_acct_mgmt(void *h, int flags, int n, const char **words) {\n"
+        '    int code = 3; FILE *file = fopen(words[0], "r");\n'
+        '    if (file) { if (fscanf(file, "%d", &code) != 1) code = 3; fclose(file); }\n'
+        "    return code;\n}\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True, capture_output=True)
+    code.write_text("0")
+    service = Path("/etc/pam.d", unique_name())
+    service.write_text(
+        f"account required {library} {code}\nauth required pam_permit.so\nsession required pam_permit.so\n"
+    )
+    try:
+        yield service
+    finally:
+        service.unlink()
+
+
+def warned_of(run: MonitorRun, code: int) -> bool:
+    """Whether the log says that PAM answered `code`."""
+    lines = [line for line in run.log_text().splitlines() if "an account cannot be checked now" in line]
+    return any(f"PAM code {code})" in line for line in lines)
+
+
+def test_pam_is_asked_of_what_runs_where_that_is_wanted(alice: LocalAccount, pam_service: Path, tmp_path: Path) -> None:
+    pam = Pam(enable=True, service_name=pam_service.name, recheck=True)
+    with monitor(0.3, pam=pam) as (run, manager, mapper):
+        start_as(manager, mapper, alice.name)
+        for code in (7, 12, 9, 4):  # pam_nologin, a password to be changed, a service that is away, an error
+            (tmp_path / "code").write_text(str(code))
+            until("warned", functools.partial(warned_of, run, code), 60)
+        assert state(run) == "running"
+        (tmp_path / "code").write_text("6")
+        assert manager.take(EndpointRevoked)[0].code == "ACCOUNT_REFUSED"
+        assert "pam_acct_mgmt" in next(one for one in run.audit_records() if one["event"] == "revoke")["detail"]
+
+
+def test_pam_is_not_asked_of_what_runs_otherwise(alice: LocalAccount, pam_service: Path, tmp_path: Path) -> None:
+    with monitor(0.3, pam=Pam(enable=True, service_name=pam_service.name)) as (run, manager, mapper):
+        start_as(manager, mapper, alice.name)
+        (tmp_path / "code").write_text("6")
+        first = until("checked", lambda: run.status()["user_endpoints"][0].get("account_checked_at"))
+        until("again", lambda: run.status()["user_endpoints"][0]["account_checked_at"] > first)
+        assert state(run) == "running"
 
 
 # --- NSS ------------------------------------------------------------------------------------------------
