@@ -11,6 +11,7 @@ import msgspec
 
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.errors import RelayAnswerInvalid, TaskPending
+from mep_sdk.mismatch import warn_of_python
 from mep_sdk.options import Deadline
 from mep_sdk.outcomes import settle, state_of
 from mep_sdk.serialize import serialize_function
@@ -168,7 +169,9 @@ class Client:
     ) -> api.SubmitAnswer:
         """Submit tasks as the relay's API has them; return its answer once they are on its disk."""
         answer = self.transport.post(f"/v3/endpoints/{endpoint_id}/submit", body, retry_for_s=retry_for_s)
-        return self._read(answer, api.SubmitAnswer)
+        told = self._read(answer, api.SubmitAnswer)
+        warn_of_python(told.endpoint_id, told.worker_python)
+        return told
 
     # --- tasks ------------------------------------------------------------------------------------------
 

@@ -136,7 +136,7 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
         finally:
             for module in mine:
                 cloudpickle.unregister_pickle_by_value(module)
-    tag = PYTHON.encode()
+    tag = f"{PYTHON} cloudpickle-{cloudpickle.__version__}".encode()
     return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
 
 
@@ -184,11 +184,13 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     Raises DataCorrupt, and DataUnreadable where the frame is whole and its value cannot be made here.
     """
     kind, body = unframe(data, what)
+    maker = ""
     if kind == CLOUDPICKLE:
         end = 1 + (body[0] if body else 0)
         tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
-        if tag != PYTHON:
-            raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {tag} and this is {PYTHON}")
+        python, _, maker = tag.partition(" ")
+        if python != PYTHON:
+            raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {python} and this is {PYTHON}")
     elif kind == JSON:
         return _loads_json(body, what)
     elif kind != PICKLE:
@@ -196,7 +198,22 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     try:
         return pickle.loads(body)  # noqa: S301 - see the module's docstring
     except Exception as error:
-        raise DataUnreadable(what=what, where=where, reason=f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}{_differing(error, maker, where)}"
+        raise DataUnreadable(what=what, where=where, reason=reason) from error
+
+
+def _differing(error: Exception, maker: str, where: str) -> str:
+    """Return which versions differ, where that may be why something cannot be loaded."""
+    from mep_sdk import mismatch  # only a failure needs it
+
+    try:
+        import cloudpickle
+
+        own = f"cloudpickle-{cloudpickle.__version__}"
+    except ImportError:
+        own = ""
+    made = f"; it was made with {maker} and this is {own}" if maker and own and maker != own else ""
+    return mismatch.explain(error, where) + made
 
 
 def needs_value(module_name: str, *, local: bool) -> bool:

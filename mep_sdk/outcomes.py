@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mep_sdk.errors import DataCorrupt
+from mep_sdk.errors import DataCorrupt, DataUnreadable
+from mep_sdk.mismatch import with_own_version
 from mep_sdk.serialize import load_exception, load_result
 from mep_wire import api
-from mep_wire.errors import MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
+from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
 from mep_wire.states import API_STATUS, TaskState
 
 _STATES = {word: state for state, word in API_STATUS.items()}
@@ -30,6 +31,8 @@ def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
     kind = _WITHOUT_CODE.get(state)
     if not result.code and kind is not None:
         return kind(correlation_id=result.correlation_id or None)
+    if result.code in (FunctionUnloadable.code, DataUnreadable.code):
+        text = with_own_version(text)
     return rebuild(result.code or TaskFailed.code, text, result.correlation_id or None)
 
 

@@ -87,6 +87,10 @@ def _not_run(stage: Stage, error: BaseException) -> Outcome:
     if not isinstance(error, MepError):
         # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
         reason = serialize.failure_text(error)
+        if isinstance(error, ImportError):
+            from mep_sdk.mismatch import explain  # only a failure needs it
+
+            reason += explain(error, "on the endpoint")
         error = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
     return Outcome(error.code, error.text, b"")
 

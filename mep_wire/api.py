@@ -98,6 +98,8 @@ class SubmitAnswer(msgspec.Struct, kw_only=True):
     task_group_id: str
     endpoint_id: str
     tasks: dict[str, list[str]]
+    worker_python: str = ""
+    """This project's own: the Python that runs these tasks, e.g. 3.12.1, where the user endpoint runs and has said."""
 
 
 class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -307,7 +307,7 @@ class UserEndpoint:
         if full or self._ledger.bytes > MAX_HELD_BYTES:
             return
         if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
-            self.link.send(messages.Credit(grant=more))
+            self.link.send(messages.Credit(grant=more, worker_python=self._engine.worker_python))
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -74,7 +74,11 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     service.dispatcher.board.open_tasks[account] += added.new
     service.dispatcher.added(uep)
     return SubmitAnswer(
-        request_id=str(uuid.uuid4()), task_group_id=group_id, endpoint_id=endpoint.endpoint_id, tasks=names
+        request_id=str(uuid.uuid4()),
+        task_group_id=group_id,
+        endpoint_id=endpoint.endpoint_id,
+        tasks=names,
+        worker_python=uep.worker_python,
     )
 
 

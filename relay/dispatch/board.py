@@ -65,6 +65,8 @@ class Uep:
     """How often a task may be begun there that says nothing of it: what its process has said last."""
     most_attempts: int = 0
     """The most that one may ask for, 0 for no limit."""
+    worker_python: str = ""
+    """The Python of its workers, as its process has said last."""
     losses: int = 0
     """Processes lost in a row with no task ended in between."""
     last_code: str = ""

@@ -20,6 +20,8 @@ from relay.plane.base import Peer
 
 MAX_ROW = 2**63
 
+_MAX_VERSION_CHARS = 32
+
 
 class UserEndpoints:
     """Handlers of user endpoints' messages. `peer.session` is the Uep in all but `join` and `hello`."""
@@ -129,7 +131,9 @@ class UserEndpoints:
 
     def credit(self, peer: Peer, message: messages.Credit) -> None:
         """It can take more tasks."""
-        self._delivery.credit(peer.session, message.grant)
+        uep: Uep = peer.session
+        uep.worker_python = message.worker_python[:_MAX_VERSION_CHARS] or uep.worker_python
+        self._delivery.credit(uep, message.grant)
 
     def started(self, peer: Peer, message: messages.Started) -> None:
         """Its workers have started these."""

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import time
+import warnings
+
+import pytest
+
 from mep_sdk import Client, ComputeSerializer, Executor
+from mep_sdk.mismatch import PythonDiffers
+from tests.support.fake_endpoint import FakeEndpoint
 
 from .test_sdk import WAIT_S, Place
 from .test_sdk import place as place  # the fixture
@@ -27,3 +34,17 @@ def test_a_client_and_its_batches_and_executors_too(place: Place) -> None:
     function = client.register_function(kinds)
     with Executor(place.endpoint.endpoint_id, client=client) as executor:
         assert executor.submit_to_registered_function(function, [[(1,)]]).result(WAIT_S) == ["list"]
+
+
+def test_a_script_is_warned_once_of_workers_with_another_python(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEP_TEST_WORKER_PYTHON", "3.99.1")
+    with FakeEndpoint(place.relay, place.token) as other, place.executor(endpoint_id=other.endpoint_id) as executor:
+        executor.submit(kinds, [1]).result(WAIT_S)  # with the credit that follows, the relay knows
+        deadline = time.monotonic() + WAIT_S
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            while not caught and time.monotonic() < deadline:
+                executor.submit(kinds, [1]).result(WAIT_S)
+            executor.submit(kinds, [1]).result(WAIT_S)
+    assert [warning.category for warning in caught] == [PythonDiffers]
+    assert f"Endpoint {other.endpoint_id} runs tasks with Python 3.99" in str(caught[0].message)

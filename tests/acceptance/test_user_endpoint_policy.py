@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -98,3 +99,16 @@ def test_the_workers_files_go_with_the_user_endpoint(relay: FakeRelay, home: pat
         uep.signal(signal.SIGTERM)
         assert uep.wait() == 0
         assert not (uep.state / "run" / "runner").exists()
+
+
+@pytest.mark.parametrize("engine", ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"])
+def test_the_relay_is_told_the_workers_python(relay: FakeRelay, home: pathlib.Path, engine: str) -> None:
+    with UepProcess(relay, home, template=f"engine:\n  type: {engine}\n") as uep:
+        relay.welcome()
+        assert uep.next_report() == ["READY"]
+        credit = relay.expect(messages.Credit)
+        if not credit.worker_python:  # no block is up yet
+            relay.submit(FUNCTIONS, [task(1, echo, 1)])
+            relay.results(1)
+            credit = relay.expect(messages.Credit)
+    assert credit.worker_python == ".".join(map(str, sys.version_info[:3]))

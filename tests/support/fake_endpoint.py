@@ -7,6 +7,7 @@ It starts nothing as anybody: every user endpoint is a link of its own in this p
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from mep_wire.start import SEAL_CONTEXT, decode_start
 
 CREDIT = 512
 PING_S = 0.5
+WORKER_PYTHON = os.environ.get("MEP_TEST_WORKER_PYTHON", "")
+"""What it says that its workers run in."""
 
 
 class FakeEndpoint:
@@ -126,7 +129,7 @@ class Uep(Link):
         elif isinstance(message, messages.UepWelcome):
             if self.spool:
                 self.send(messages.Results(items=list(self.spool.values())))
-            self.send(messages.Credit(grant=CREDIT - len(self.queue)))
+            self.send(messages.Credit(grant=CREDIT - len(self.queue), worker_python=WORKER_PYTHON))
 
     def work(self) -> None:
         """Run one task; return results once there is nothing left to run, or enough of them."""
@@ -140,7 +143,7 @@ class Uep(Link):
             )
             self._end(result)
         if self.ready and (not self.queue or len(self.ready) >= CREDIT // 4):
-            self.send(messages.Credit(grant=len(self.ready)))
+            self.send(messages.Credit(grant=len(self.ready), worker_python=WORKER_PYTHON))
             self.send(messages.Results(items=self.ready))
             self.ready = []
 

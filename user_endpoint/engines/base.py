@@ -7,6 +7,7 @@ tasks are held, `collect` is also called at least every TICK_S, so that an engin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -14,6 +15,8 @@ import msgspec
 
 from mep_wire.messages import ResultItem
 
+OWN_PYTHON: Final = ".".join(map(str, sys.version_info[:3]))
+"""This process's own Python, as in 3.11.2."""
 TICK_S: Final = 0.25
 """Longest time between two calls of `collect` while the engine holds a task."""
 
@@ -59,6 +62,10 @@ the user endpoint decides by the task's attempts. What had not begun it may send
 
 class Engine(Protocol):
     """What every engine offers. All methods are called from the user endpoint's one thread."""
+
+    @property
+    def worker_python(self) -> str:
+        """The Python that runs tasks, e.g. 3.12.1; empty before a worker has told. An attribute will do."""
 
     @property
     def capacity(self) -> int:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
 
+from user_endpoint.engines.base import OWN_PYTHON
 from user_endpoint.workers import frames
 from user_endpoint.workers.forkserver import Server
 
@@ -32,6 +33,8 @@ class ForkServerLink:
     def __init__(self, server: Server, now: float) -> None:
         self._server, self._since = server, now
         self.ready = server.ready
+        self.python = OWN_PYTHON if server.ready else ""
+        """What it runs in; empty before it has said so."""
         self._asked_at: float | None = None
         server.sock.setblocking(False)
 
@@ -69,8 +72,8 @@ class ForkServerLink:
                 text = "the process that starts workers was killed"
                 raise ServerLost(text if self.ready else self._server.failure() or text) from None
             match report:
-                case ("ready", *_):
-                    self.ready = True
+                case ("ready", str(python)):
+                    self.ready, self.python = True, python
                 case ("pong",):
                     self._asked_at = None
                 case (str(), *_):

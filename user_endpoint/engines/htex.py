@@ -81,6 +81,7 @@ class GlobusComputeEngine:
         self._epoll.register(self._bell, select.EPOLLIN)
         self._plan = Plan(settings)
         self._notes = Notes(str(self._directory.parent))
+        self.worker_python = ""
         self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
         self._client: Client | None = None
         self._waiting: list[_Held] = []
@@ -277,6 +278,7 @@ class GlobusComputeEngine:
 
     def _registered(self, message: protocol.Registered) -> None:
         self._broken = None
+        self.worker_python = message.python
         self._slots = message.workers * self._plan.most_pools
         if self._blocks.registered(message.block_id, message.workers, message.left_s) and message.left_s is not None:
             self._end_what_fits_no_block(message.left_s)

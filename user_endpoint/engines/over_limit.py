@@ -1,10 +1,13 @@
-"""Whether the site's limits are why a process of ours died: read from our own control group, which everybody may read.
+"""Why a process of ours died: its status, and whether it was the site's limits.
 
-Where there is no cgroup v2 there is nothing to read, and nothing to say. Called by the engines when a worker is lost.
+Those are read from our own control group, which everybody may read. Where there is no cgroup v2 there is nothing to
+read, and nothing to say. Called by the engines when a worker is lost.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Final
 
 _ROOT: Final = "/sys/fs/cgroup"
@@ -44,3 +47,15 @@ class MemoryWatch:
     def _limit(self) -> str:
         limit = _read(f"{self._directory}/memory.max").strip()
         return f" (limit {int(limit) / 2**20:.0f} MiB)" if limit.isdigit() else ""
+
+
+def describe_status(status: int) -> str:
+    """Return how a process ended, from its wait status, for people."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"it exited with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown signal"
+    return f"it was killed by {name} ({-code})" + (_GUESS if -code == signal.SIGKILL else "")

@@ -24,7 +24,7 @@ from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.fork_servers import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.order import enqueue
-from user_endpoint.engines.over_limit import MemoryWatch
+from user_endpoint.engines.over_limit import MemoryWatch, describe_status
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.worker_handle import DEPTH, WorkerHandle
 from user_endpoint.workers.forkserver import Server
@@ -80,6 +80,11 @@ class ProcessPoolEngine:
         self._draining = False
 
     # --- the contract ---------------------------------------------------------------------------------
+
+    @property
+    def worker_python(self) -> str:
+        """What the fork server runs in."""
+        return self._server.python if self._server is not None else ""
 
     @property
     def capacity(self) -> int:
@@ -436,15 +441,3 @@ class ProcessPoolEngine:
             return {BEGUN_VARIABLE: f"{begun.PLAIN}:{path}"}, [], begun.BegunView(path)
         except (OSError, ValueError):  # a full disk: tasks run nevertheless
             return {}, [], None
-
-
-def describe_status(status: int) -> str:
-    """Return how a process ended, from its wait status, for people."""
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"it exited with status {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = "unknown signal"
-    return f"it was killed by {name} ({-code})" + (" - out of memory?" if -code == signal.SIGKILL else "")

@@ -20,7 +20,7 @@ from typing import Final
 from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.order import enqueue
 
 MAX_ABANDONED: Final = 64
@@ -37,6 +37,7 @@ class ThreadPoolEngine:
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.worker_python = OWN_PYTHON
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self.capacity = 4 * self._max_workers
         self._max_result_bytes, self._clock = max_result_bytes, clock

@@ -163,7 +163,8 @@ class BatchInterchange(Interchange):
         left = new.get("left_s")
         if left is not None:
             new["ends"] = time.monotonic() + left
-        registered = protocol.Registered(str(new["block_id"]), int(new["worker_count"]), left)
+        python = str(new["python_v"])
+        registered = protocol.Registered(str(new["block_id"]), int(new["worker_count"]), left, python)
         self.results_outgoing.send(protocol.encode(registered))
 
     def _from_pool(self, manager: Any, frame: bytes) -> bool:

@@ -112,6 +112,11 @@ class MpiEngine:
         self._draining = False
 
     @property
+    def worker_python(self) -> str:
+        """That of the workers."""
+        return self._workers.worker_python
+
+    @property
     def capacity(self) -> int:
         """How many tasks run at once at most."""
         return self._count

@@ -90,6 +90,8 @@ class Registered(_Message, frozen=True):
     workers: int
     left_s: float | None = None
     """Seconds until the block ends, where that is known."""
+    python: str = ""
+    """Its workers' Python, as in 3.12.1."""
 
 
 ToInterchange = Queue | Cancel | Drain | BlockEnded | Leave

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from user_endpoint.workers.forkserver import serve_forks
 
     control = _socket.socket(fileno=int(descriptor))
-    frames.send(control, ("ready", ours))
+    frames.send(control, ("ready", ".".join(map(str, sys.version_info[:3]))))
     return serve_forks(control, int(parent))
 
 

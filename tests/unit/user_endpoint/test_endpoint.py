@@ -22,6 +22,7 @@ from user_endpoint.spool import Spool
 
 class NotingEngine:
     capacity = 8
+    worker_python = "3.99.1"
 
     def __init__(self) -> None:
         self.given: list[EngineTask] = []

@@ -1,0 +1,82 @@
+"""What differs between the person's Python and the one in which their tasks run, in words that name both.
+
+Most differences do no harm: plain functions travel with their source text. So the person is warned once for each
+endpoint where the versions of Python are known to differ, and a failure that a package causes names its version on
+both sides. Imported where there is something to say, and so only then paid for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+import threading
+import warnings
+
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+_MODULE = re.compile(r"<module '([A-Za-z0-9_.]+)'")
+_ON_ENDPOINT = re.compile(r"\b([A-Za-z0-9_]+) (?:[^\s;]+ is|is not) installed on the endpoint")
+
+
+class PythonDiffers(UserWarning):
+    """Endpoint {endpoint_id} runs these tasks with Python {theirs}, and this script runs with {own}."""
+
+
+_warned: set[tuple[str, str]] = set()
+_lock = threading.Lock()
+
+
+def warn_of_python(endpoint_id: str, theirs: str) -> None:
+    """Warn, once for each endpoint, where its workers' Python (as in 3.12.1; empty: unknown) is another than this."""
+    minor = ".".join(theirs.split(".")[:2])
+    if not minor or minor == OWN:
+        return
+    with _lock:
+        if (endpoint_id, minor) in _warned:
+            return
+        _warned.add((endpoint_id, minor))
+    text = (
+        f"Endpoint {endpoint_id} runs tasks with Python {minor} and this script runs with {OWN}. Functions with source "
+        "text work; lambdas, closures and classes of this script travel as code of one version, and fail there. "
+        "Use the same version on both sides."
+    )
+    warnings.warn(text, PythonDiffers, stacklevel=3)
+
+
+def _version(module: str) -> str:
+    """Return the version of the installed package that has a module, empty where there is none."""
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(module, [])
+        return importlib.metadata.version(names[0]) if names else ""
+
+
+def _culprit(error: BaseException) -> str:
+    """Return the package whose absence, or other version, an error comes from; empty where none is to be seen."""
+    if isinstance(error, ImportError):
+        return (error.name or "").partition(".")[0]
+    found = _MODULE.search(str(error)) if isinstance(error, AttributeError) else None
+    return found[1].partition(".")[0] if found else ""
+
+
+def explain(error: BaseException, where: str) -> str:
+    """Return what to add to the text of an error that arose where something was loaded: the package's version there."""
+    module = _culprit(error)
+    if not module or module in sys.stdlib_module_names or module in ("__main__", "__mp_main__"):
+        return ""
+    python = f"Python {sys.version.split()[0]} at {sys.prefix}"
+    version = _version(module)
+    if not version and isinstance(error, AttributeError):
+        return ""
+    said = f"{module} {version} is" if version else f"{module} is not"
+    return f"; {said} installed {where} ({python})"
+
+
+def with_own_version(text: str) -> str:
+    """Return an error's text from an endpoint, with the version here of the package that it names."""
+    found = _ON_ENDPOINT.search(text)
+    if found is None:
+        return text
+    version = _version(found[1])
+    return f"{text}; here it is {version} (Python {sys.version.split()[0]})" if version else text
