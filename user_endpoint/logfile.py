@@ -19,12 +19,21 @@ def escape(text: str) -> str:
 
 
 class BoundedFile:
-    """An append-only file that never takes more than twice `limit` bytes on the disk. A full disk loses lines."""
+    """An append-only file that never takes more than twice `limit` bytes on the disk. A full disk loses lines.
+
+    What others write to its descriptor counts as well, once `write` or `trim` is called.
+    """
 
     def __init__(self, path: str, limit: int = LIMIT_BYTES) -> None:
         self._path, self._limit = path, limit
+        self._also: tuple[int, ...] = ()
         self._descriptor = self._open()
-        self._size = os.fstat(self._descriptor).st_size
+
+    def stand_for(self, *descriptors: int) -> None:
+        """Make these descriptors (1 and 2) write to this file, also after it was moved aside. Raises OSError."""
+        self._also = descriptors
+        for each in descriptors:
+            os.dup2(self._descriptor, each)
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -37,16 +46,21 @@ class BoundedFile:
     def write(self, data: bytes) -> None:
         """Append `data`. Never raises: there is nobody to tell."""
         with contextlib.suppress(OSError):
-            if self._size + len(data) > self._limit and self._size:
-                self._rotate()
-            self._size += os.write(self._descriptor, data[: self._limit])
+            self.trim(len(data))
+            os.write(self._descriptor, data[: self._limit])
 
-    def _rotate(self) -> None:
+    def trim(self, more: int = 0) -> None:
+        """Move the file aside if it would be too large with `more` bytes. Raises OSError."""
+        size = os.fstat(self._descriptor).st_size
+        if not size or size + more <= self._limit:
+            return
+        os.truncate(self._descriptor, min(size, self._limit))
         os.rename(self._path, self._path + ".1")  # noqa: PTH104  # pathlib costs 9 ms at start
         fresh = self._open()
         os.dup2(fresh, self._descriptor, inheritable=False)
+        for each in self._also:
+            os.dup2(fresh, each)
         os.close(fresh)
-        self._size = 0
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -75,6 +89,11 @@ class Log:
         """Something that only the author of a template or of this code wants to know."""
         if self._debug:
             self._line("DEBUG", text, fields)
+
+    def trim(self) -> None:
+        """Keep the file in its bounds whatever other code has printed to it."""
+        with contextlib.suppress(OSError):
+            self._out.trim()
 
     def _line(self, level: str, text: str, fields: dict[str, object]) -> None:
         now = time.time()

@@ -94,6 +94,7 @@ class Loop:
                 break
             self._link.tick()
         self._note_link()
+        self._log.trim()
 
     @property
     def _engine_stopped(self) -> bool:

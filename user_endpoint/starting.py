@@ -141,8 +141,7 @@ def open_log(paths: Paths, *, debug: bool) -> Log:
     """Return the log; what anything else here prints goes to it as well. Raises StartFailure."""
     try:
         out = BoundedFile(paths.log)
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
+        out.stand_for(1, 2)
     except OSError as error:
         raise home_unusable(f"{paths.log}: {error.strerror}") from error
     return Log(out, debug=debug)

@@ -76,6 +76,22 @@ def test_a_log_takes_no_more_than_twice_its_limit(tmp_path: pathlib.Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
 
 
+def test_what_others_print_to_a_bounded_file_is_bounded_too(tmp_path: pathlib.Path) -> None:
+    out = BoundedFile(str(tmp_path / "log"), limit=1000)
+    stand_in = os.dup(out.fileno())  # as descriptor 1 is
+    out.stand_for(stand_in)
+    for _ in range(50):
+        os.write(stand_in, b"x" * 900)
+        out.trim()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
+    os.write(stand_in, b"y" * 50_000)
+    out.write(b"a line\n")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
+    os.write(stand_in, b"last words\n")
+    assert (tmp_path / "log").read_bytes() == b"a line\nlast words\n"
+    os.close(stand_in)
+
+
 def test_a_log_is_no_way_to_another_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "other")
     with pytest.raises(OSError, match="symbolic"):
