@@ -92,20 +92,28 @@ class Chain:
                 return user
         raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")
 
-    def explain(self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True) -> Explanation:
-        """Return what `map` would answer, and how each mapper came to it. Raises nothing."""
+    def explain(
+        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True, every: bool = False
+    ) -> Explanation:
+        """Return what `map` would answer, and how each mapper came to it. Raises nothing.
+
+        `every` asks the mappers after the one that decides too; they change nothing about the result.
+        """
         counted, ignored = considered(identities)
         explanation = Explanation([Step(description) for description in self.descriptions], ignored)
         for place, link in enumerate(self._links):
-            step = explanation.steps[place]
+            user: LocalUser | None = None
+            error: MappingError | None = None
             try:
-                explanation.user = self._ask(place, link, counted, step, How(bypass_cache))
-            except MappingError as error:
-                explanation.error = error
+                user = self._ask(place, link, counted, explanation.steps[place], How(bypass_cache))
+            except MappingError as caught:
+                error = caught
+            if explanation.user is None and explanation.error is None:
+                explanation.user, explanation.error = user, error
+            if not every and (explanation.user is not None or explanation.error is not None):
                 return explanation
-            if explanation.user is not None:
-                return explanation
-        explanation.error = NoMapping("no mapper answers")
+        if explanation.user is None and explanation.error is None:
+            explanation.error = NoMapping("no mapper answers")
         return explanation
 
     def close(self) -> None:

@@ -39,6 +39,8 @@ _FILE = click.Path(exists=True, dir_okay=False)
               help="JSON file with the person's linked identities (`-`: standard input).")  # fmt: skip
 @click.option("-c", "--file", "--config", "mapping_file", type=_FILE, help="A mapping file, without an endpoint.")
 @click.option("--check", "check_file", type=_FILE, help="Only check this mapping file.")
+@click.option("-a/-f", "--all/--first", "every", default=False,
+              help="Ask also the mappers after the one that decides, or (default) only those up to it.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Show every rule that was tried.")
 @json_option
 @click.pass_context
@@ -49,6 +51,7 @@ def map_command(
     set_file: str | None,
     mapping_file: str | None,
     check_file: str | None,
+    every: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -71,7 +74,7 @@ def map_command(
     identities = _identities(typed, set_file)
     site = mapping.endpoint_site(name) if name is not None else mapping.Site(Path(str(mapping_file)))
     root_part = Judge(site.rules(), site.pam_service)
-    verdict = mapping.judge(_chain(site), identities, root_part)
+    verdict = mapping.judge(_chain(site), identities, root_part, every=every)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:
         ctx.exit(Exit.FAILED)

@@ -146,9 +146,9 @@ def load(site: Site) -> Chain:
         raise CliFailed(f"{error}{hint}", Exit.CONFIG) from None
 
 
-def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge) -> Verdict:
-    """Map `identities`, look the account up, and ask whether it may be used."""
-    explanation = chain.explain(identities)
+def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False) -> Verdict:
+    """Map `identities`, look the account up, and ask whether it may be used. `every`: show what all mappers say."""
+    explanation = chain.explain(identities, every=every)
     if explanation.user is None:
         return Verdict(explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP"))
     try:

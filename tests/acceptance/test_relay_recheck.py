@@ -138,16 +138,18 @@ def test_the_end_alone_says_it_too(lab: FakeManager, alice: Person) -> None:
     assert {alice.task(one)["code"] for one in answer["tasks"][function]} == {"IDENTITY_NOT_MAPPED"}
 
 
-def test_what_waits_for_somebody_who_maps_elsewhere_now_runs_there(lab: FakeManager, alice: Person) -> None:
+@pytest.mark.parametrize("code", ["IDENTITY_REMAPPED", "MAPPING_UNCONFIRMED"])
+def test_what_waits_for_somebody_who_may_start_anew_runs_there(lab: FakeManager, alice: Person, code: str) -> None:
     function = alice.function()
     answer, uep = running_uep(alice, lab, function, count=2)
     uep.credit(1)
     uep.send(messages.Started(rows=[uep.take(1)[0].row]))
     wait_for(lambda: "running" in status_of(alice, answer))
-    revoke(lab, uep, "IDENTITY_REMAPPED")
+    revoke(lab, uep, code)
     wait_for(lambda: status_of(alice, answer)[0] == "failed")
+    assert alice.task(answer["tasks"][function][0])["code"] == code
     uep.close()
-    lab.ended(uep.uep_id, "IDENTITY_REMAPPED")
+    lab.ended(uep.uep_id, code)
     again = lab.start()
     again.credit(1)
     again.finish(again.take(1))

@@ -171,3 +171,33 @@ def test_one_identity_in_any_of_its_forms(file: str, wrap: Any) -> None:
     assert "Local user    root" in done.stdout
     done = mep_map("--file", file, stdin="\ufeff" + json.dumps(one))
     assert "Local user    root" in done.stdout
+
+
+def test_all_mappers_are_asked_and_the_first_decides_all_the_same(file: str) -> None:
+    path = pathlib.Path(file).with_name("two.json")
+    rules = [[{"source": "{username}", "match": "(.*)@example.edu", "output": name}] for name in ("root", "daemon")]
+    path.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": one} for one in rules]))
+    path.chmod(0o644)
+    for options, outcomes in (
+        ((), ["answered", "not tried"]),
+        (("-f",), ["answered", "not tried"]),
+        (("-a",), ["answered"] * 2),
+    ):
+        done = mep_map("-c", str(path), "--json", "--identity", "x@example.edu", *options)
+        value = json.loads(done.stdout)
+        assert value["user"] == "root"
+        assert [one["outcome"] for one in value["mappers"]] == outcomes
+
+
+def test_somebody_whom_one_mapper_refuses_is_refused_whatever_a_later_one_says(file: str) -> None:
+    path = pathlib.Path(file).with_name("refusing.json")
+    bad = [{"source": "{username}", "match": "(.*)@example.edu", "output": "-{0}"}]
+    good = [{"source": "{username}", "match": "(.*)@example.edu", "output": "daemon"}]
+    path.write_text(
+        json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": one} for one in (bad, good)])
+    )
+    path.chmod(0o644)
+    done = mep_map("-c", str(path), "--json", "--all", "--identity", "x@example.edu")
+    value = json.loads(done.stdout)
+    assert (done.returncode, value["user"], value["refused_at"]) == (1, None, "MAP")
+    assert [one["outcome"] for one in value["mappers"]] == ["refused", "answered"]
