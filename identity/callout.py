@@ -68,7 +68,7 @@ class CalloutMapper:
         if problem := self._trust.program_problem(self._argv[0]):  # it may have changed since the load
             raise MapperUnavailable(problem)
         try:
-            with self._places.hold(self._timeout_s, background=how.background):
+            with self._places.hold(self._timeout_s, how):
                 return command.run(self._argv, data.encode(), self._timeout_s)
         except command.CommandFailed as error:
             _report_stderr(self._argv[0], error.stderr, None)

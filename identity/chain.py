@@ -84,7 +84,8 @@ class Chain:
         MapperUnavailable (MapperBusy among them); nothing else, whatever the identities hold.
         """
         counted, _ = considered(identities)
-        how = How(bypass_cache=bypass_cache or certain, background=certain)
+        person = " ".join(sorted(identity["id"] for identity in counted))
+        how = How(bypass_cache=bypass_cache or certain, background=certain, person=person)
         for place, link in enumerate(self._links):
             strict = replace(link, pass_on_error=False) if certain else link
             user = self._ask(place, strict, counted, None, how)

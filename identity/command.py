@@ -25,7 +25,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_OUTPUT_BYTES = 1024 * 1024
 MAX_STDERR_BYTES = 16 * 1024
 RUNNER_END_S = 3.0
-"""How long the runner may take to kill what is left and to end; more than identity.runner.KILL_S."""
+"""How long it is waited for that the runner has killed what is left, and has ended."""
 _CHUNK_BYTES = 65536
 _RUNNER = Path(__file__).with_name("runner.py")
 
@@ -90,13 +90,9 @@ def _start(argv: Sequence[str], control: int) -> subprocess.Popen[bytes]:
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Wait until the runner is gone. It goes by itself; where it does not, it is killed and left to be reaped later."""
-    try:
+    """Wait until the runner is gone. Where it still has something to kill it is left alone, and reaped later."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(RUNNER_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
 
 
 def _judge(exchange: _Exchange) -> Output:

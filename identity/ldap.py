@@ -49,7 +49,7 @@ class LdapMapper:
         found = []
         with contextlib.ExitStack() as stack:
             # A place is taken only where something is not remembered, and then for all that is asked about the person.
-            visit = functools.cache(lambda: stack.enter_context(self._directory.visit(background=how.background)))
+            visit = functools.cache(lambda: stack.enter_context(self._directory.visit(how)))
             for identity in identities:
                 name, reason = self._name(identity, how.bypass_cache, visit)
                 if trace:

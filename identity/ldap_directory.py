@@ -23,6 +23,7 @@ from ldap3.core.exceptions import LDAPException
 from pyasn1.error import PyAsn1Error
 
 from identity.ldap_wire import Limit, LimitedTls, limit_connection
+from identity.mapper import How
 from identity.places import Places
 
 FAILED_SERVER_S = 30.0
@@ -108,9 +109,9 @@ class Directory:
         self._closed = False
 
     @contextlib.contextmanager
-    def visit(self, *, background: bool = False) -> Iterator[Visit]:
+    def visit(self, how: How) -> Iterator[Visit]:
         """Have a place to ask about one person. Raises MapperBusy."""
-        with self._places.hold(self._access.operation_timeout_s, background=background):
+        with self._places.hold(self._access.operation_timeout_s, how):
             yield Visit(self, self._access.person_timeout_s)
 
     def close(self) -> None:
@@ -206,8 +207,8 @@ class Directory:
         try:
             limit.renew(min(until, time.monotonic() + access.connect_timeout_s))
             connection.open(read_server_info=False)
-            if access.start_tls and server.scheme == "ldap":
-                connection.start_tls(read_server_info=False)
+            if access.start_tls and server.scheme == "ldap" and not connection.start_tls(read_server_info=False):
+                raise LDAPException("StartTLS was not begun")
             limit.renew(min(until, time.monotonic() + access.operation_timeout_s))
             if not connection.bind(read_server_info=False):
                 raise LDAPException(f"bind refused: {connection.result['description']} {connection.result['message']}")

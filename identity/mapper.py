@@ -32,6 +32,8 @@ class How:
     """Ask anew whatever is remembered."""
     background: bool = False
     """A re-check of what runs, which nobody waits for."""
+    person: str = ""
+    """Tells people apart, where they are counted."""
 
 
 class Mapper(Protocol):

@@ -2,7 +2,8 @@
 
 Each of their documents has `limit` places; who finds none waits. Everybody who is in one or waits for one holds a
 thread of the mapper, so both are bounded: while MAX_AT_ONE people are with a document nobody more waits for it, and no
-more than MAX_SLOW people are with all the documents of a chain together. Whoever comes on top is sent away at once (MapperBusy), to be
+more than MAX_SLOW people are with all the documents of a chain together, one and the same person no more than
+MAX_OF_ONE times. Whoever comes on top is sent away at once (MapperBusy), to be
 asked about again a little later, and so whoever is mapped by expressions, domains or from memory never waits for them.
 Re-checks of what runs (`background`) hold at most half of a document's places; how many there are at once is for their
 caller to bound. Thread-safe.
@@ -13,12 +14,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from identity.errors import MapperBusy
+from identity.mapper import How
 
 MAX_SLOW = 20
 """People who may be with all callouts and directories of a chain at once, re-checks not counted."""
+MAX_OF_ONE = 4
+"""Of them, how many may be one and the same person, with several starts at once: nobody crowds the others out."""
 MAX_AT_ONE = 16
 """People with one callout or directory, those who wait included, from which on nobody more waits for a place of it."""
 
@@ -26,23 +31,26 @@ MAX_AT_ONE = 16
 class Crowd:
     """Everybody who is with any of the slow mappers of one process."""
 
-    def __init__(self, most: int = MAX_SLOW) -> None:
-        self._most = most
+    def __init__(self, most: int = MAX_SLOW, most_of_one: int = MAX_OF_ONE) -> None:
+        self._most, self._most_of_one = most, most_of_one
         self._lock = threading.Lock()
-        self._inside = 0
+        self._inside: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def join(self) -> Iterator[None]:
+    def join(self, person: str) -> Iterator[None]:
         """Be one of them. Raises MapperBusy where there are too many."""
         with self._lock:
-            if self._inside >= self._most:
-                raise MapperBusy(f"{self._inside} people are being looked up by callouts and directories already")
-            self._inside += 1
+            if self._inside.total() >= self._most:
+                raise MapperBusy(f"{self._most} people are being looked up by callouts and directories already")
+            if self._inside[person] >= self._most_of_one:
+                raise MapperBusy(f"this person is being looked up {self._most_of_one} times already")
+            self._inside[person] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
+                self._inside[person] -= 1
+                self._inside += Counter()  # which drops those who are inside no more
 
 
 class Places:
@@ -57,9 +65,10 @@ class Places:
         self._waiting = 0
 
     @contextlib.contextmanager
-    def hold(self, wait_s: float, *, background: bool = False) -> Iterator[None]:
+    def hold(self, wait_s: float, how: How) -> Iterator[None]:
         """Have a place, waiting up to `wait_s` for it. Raises MapperBusy."""
-        with contextlib.nullcontext() if background else self._crowd.join():
+        background = how.background
+        with contextlib.nullcontext() if background else self._crowd.join(how.person):
             self._take(wait_s, background)
             try:
                 yield

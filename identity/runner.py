@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
-KILL_S = 1.5
-"""For how long processes that do not go when they are killed (they wait for a dead file server) are waited for."""
+REPORT_S, KILL_S = 1.5, 60.0
+"""When to say how the program ended though something is left, and for how long to go on killing that: processes that
+wait for a dead file server do not go, and on a busy host all take their time."""
 
 
 def _prctl(option: int) -> None:
@@ -83,12 +84,12 @@ def _children() -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def _kill_all(program: int) -> int:
-    """Kill and reap everything below us. Return the program's wait status (that of SIGKILL where it would not go)."""
-    status, until = signal.SIGKILL.value, time.monotonic() + KILL_S
+def _kill_all(program: int, control: int, reason: str) -> None:
+    """Kill and reap everything below us, and say on `control` how the program ended, or `reason` if it never began."""
+    status, began, said = signal.SIGKILL.value, time.monotonic(), False
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(program, signal.SIGKILL)  # at once, before anything of it can leave the group
-    while time.monotonic() < until:
+    while (spent := time.monotonic() - began) < KILL_S:
         for pid in _children():  # orphans come here as their parents die
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -96,9 +97,18 @@ def _kill_all(program: int) -> int:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 status = ended[1] if ended[0] == program else status
         except ChildProcessError:
-            return status
-        time.sleep(0.002)
-    return status
+            break
+        if spent > REPORT_S and not said:
+            _say(control, status, reason)
+            said = True
+        time.sleep(0.002 if spent < REPORT_S else 0.1)
+    if not said:
+        _say(control, status, reason)
+
+
+def _say(control: int, status: int, reason: str) -> None:
+    with contextlib.suppress(OSError):  # nobody wants to know any more
+        os.write(control, (f"error {reason}" if reason else _ending(status)).encode())
 
 
 def _ending(status: int) -> str:
@@ -117,9 +127,7 @@ def main() -> None:
     _let_go_of_its_streams()
     if not reason:
         _wait(pid, control)
-    status = _kill_all(pid)
-    with contextlib.suppress(OSError):  # nobody wants to know any more
-        os.write(control, (f"error {reason}" if reason else _ending(status)).encode())
+    _kill_all(pid, control, reason)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pwd
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from identity.errors import (
     NameRefused,
     NoMapping,
 )
-from identity.places import MAX_AT_ONE
+from identity.places import MAX_AT_ONE, MAX_OF_ONE
 from tests.support.dropped import as_nobody
 
 ALICE = {
@@ -287,7 +288,7 @@ def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_la
 
     def scenario() -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
-            asked = [pool.submit(chain.map, [ALICE]) for _ in range(MAX_AT_ONE)]
+            asked = [pool.submit(chain.map, [{**ALICE, "id": str(uuid.uuid4())}]) for _ in range(MAX_AT_ONE)]
             while len(list(running.iterdir())) < 2:
                 time.sleep(0.01)
             time.sleep(0.5)  # until the others wait
@@ -298,6 +299,28 @@ def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_la
             return [future.result().name for future in (*asked, recheck)]
 
     assert as_nobody(scenario) == ["slow"] * (MAX_AT_ONE + 1)
+
+
+def test_one_person_with_many_starts_leaves_places_to_others(load: Loader, place: pathlib.Path) -> None:
+    running = place / "running"
+    running.mkdir(mode=0o777)
+    running.chmod(0o777)
+    chain = load(SLOW, GENERAL, arguments=(str(running),), timeout_s=60, max_concurrent=8, on_error="next")
+
+    def scenario() -> list[str]:
+        with concurrent.futures.ThreadPoolExecutor(40) as pool:
+            asked = [pool.submit(chain.map, [ALICE]) for _ in range(MAX_OF_ONE)]
+            while len(list(running.iterdir())) < MAX_OF_ONE:
+                time.sleep(0.01)
+            with pytest.raises(MapperBusy, match="this person is being looked up"):
+                chain.map([ALICE])
+            other = pool.submit(chain.map, [BOB])
+            while len(list(running.iterdir())) <= MAX_OF_ONE:
+                time.sleep(0.01)
+            pathlib.Path(f"{running}.go").touch()
+            return [future.result().name for future in (*asked, other)]
+
+    assert as_nobody(scenario) == ["slow"] * (MAX_OF_ONE + 1)
 
 
 def test_no_place_within_the_time_is_a_failure(load: Loader) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -94,12 +95,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def start(running: Running, relay: RelaySide, ref: int, username: str) -> None:
-    who = IdentitySet(f"account-{ref}", (alice(username=username),))
+    who = IdentitySet(f"account-{ref}", (alice(id=str(uuid.UUID(int=ref)), username=username),))
     _ask(running, ref, relay.document(identity_set=who))
 
 
 def recheck(running: Running, relay: RelaySide, ref: int, username: str) -> None:
-    who = IdentitySet(f"account-{ref}", (alice(username=username),))
+    who = IdentitySet(f"account-{ref}", (alice(id=str(uuid.UUID(int=ref)), username=username),))
     fields = {"user_endpoint_config": {}, "user_runtime": {}, "sealed_join_token": b""}
     _ask(running, ref, relay.document(recheck=True, uep_id=UEP, identity_set=who, **fields))
 
@@ -245,7 +246,7 @@ def test_with_the_real_monitor_the_quick_go_through_past_forty_five_slow_people(
         relay.epoch = manager.take(MapperEpoch)[0].epoch
 
         def ask_for(ref: int, username: str) -> None:
-            who = IdentitySet(f"account-{ref}", (alice(username=username),))
+            who = IdentitySet(f"account-{ref}", (alice(id=str(uuid.UUID(int=ref)), username=username),))
             ask(manager, ref, relay.document(identity_set=who))
 
         def answers(count: int) -> dict[int, StartAnswered]:

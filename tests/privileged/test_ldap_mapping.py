@@ -362,7 +362,8 @@ def test_many_threads_share_few_connections(load: Loader, monkeypatch: pytest.Mo
     )
     chain = load(max_connections=3, cache_s=0, operation_timeout_s=10)
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        names = list(pool.map(lambda i: chain.map([who(("alice", "bob")[i % 2] + "@example.edu")]).name, range(60)))
+        people = [who(("alice", "bob")[i % 2] + "@example.edu", id=str(i)) for i in range(60)]
+        names = list(pool.map(lambda person: chain.map([person]).name, people))
     assert names == ["alice", "bob"] * 30
     assert 1 <= len(opened) <= 3
 

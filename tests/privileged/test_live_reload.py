@@ -19,7 +19,7 @@ from tests.support.accounts import account
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
 
-SOON_S = 10.0
+SOON_S = 30.0
 RULE = {"source": "{username}", "match": "x", "output": "x"}
 
 
@@ -87,6 +87,36 @@ def test_a_broken_mapping_is_refused_and_the_old_one_stays(site: Cli, text: str)
     mapping(site).write_text(json.dumps(document()))
     soon(lambda: not status(site)["mapping_problem"])
     assert status(site)["mapping"] != before
+
+
+def test_a_mapping_that_others_may_write_is_refused_while_it_runs(site: Cli) -> None:
+    before = status(site)["mapping"]
+    for path, mode in ((mapping(site), 0o666), (mapping(site).parent, 0o777)):
+        good = path.stat().st_mode & 0o7777
+        path.chmod(mode)
+        soon(lambda p=path: f"{p} may be written by everybody" in status(site)["mapping_problem"])
+        assert status(site)["mapping"] == before
+        assert "may be written by everybody" in site("status", "site").stdout
+        path.chmod(good)
+        soon(lambda: not status(site)["mapping_problem"])
+        before = status(site)["mapping"]
+
+
+def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> None:
+    program = site.path("etc", "site", "callout")
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    callout = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}
+    replace(mapping(site), json.dumps([callout, *document()]))
+    soon(lambda: "2 documents" in status(site)["mapping"])
+    program.chmod(0o757)
+    soon(lambda: f"command: {program} may be written by everybody" in status(site)["mapping_problem"])
+    site("check", "site", expect=4)
+    program.chmod(0o755)
+    soon(lambda: not status(site)["mapping_problem"])
+    site("check", "site")
+    replace(mapping(site), json.dumps(document()))
+    soon(lambda: "1 documents" in status(site)["mapping"])
 
 
 def test_a_file_that_the_mapping_names(site: Cli) -> None:
