@@ -105,6 +105,8 @@ class Rechecks:
             ours.close()
             theirs.close()
             self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
+            for endpoint in self._of(subject):  # somebody may have filled the process table: try again soon
+                endpoint.check_due = min(endpoint.check_due, self._monitor.loop.clock() + LONGEST_PAUSE_S)
             return
         if pid == 0:
             pam = self._monitor.resolved.pam
