@@ -73,7 +73,7 @@ def _library_paths() -> list[str]:
 
 def _put(source: str, target: str, *, copy: bool) -> None:
     if copy:
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))  # some of it is root's alone
     else:
         os.symlink(source, target)  # noqa: PTH211 - as above
 

@@ -60,7 +60,7 @@ SlurmdParameters=config_overrides
 InactiveLimit=0
 Waittime=0
 SlurmctldTimeout=30
-SlurmdTimeout=60
+SlurmdTimeout={node_timeout}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 State=UNKNOWN
 PartitionName=cpu Nodes=n1,n2 MaxTime=60 Default=YES State=UP
@@ -87,8 +87,9 @@ def _free_ports(count: int) -> list[int]:
 class Slurm:
     """A running cluster of two nodes and two partitions (`cpu`: both nodes; `short`: n2, two minutes at most)."""
 
-    def __init__(self, *, min_job_age_s: int = 300) -> None:
-        """`min_job_age_s`: how long the controller remembers a job that has ended."""
+    def __init__(self, *, min_job_age_s: int = 300, node_timeout_s: int = 60) -> None:
+        """`min_job_age_s`: how long the controller remembers a job that has ended. `node_timeout_s`: after how long a
+        node that does not answer is taken to be down."""
         self._in_pmix: tuple[str, ...] = ()
         self.ledger = Ledger()
         self.directory = Path(tempfile.mkdtemp(prefix="meptest-slurm-"))
@@ -103,6 +104,7 @@ class Slurm:
                 host=socket.gethostname().split(".")[0],
                 ports=ports,
                 min_job_age=min_job_age_s,
+                node_timeout=node_timeout_s,
             )
         )
 

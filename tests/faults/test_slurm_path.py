@@ -1,0 +1,172 @@
+"""A thousand tasks in flight on the nodes of a real Slurm, behind the whole path, and something of it dies.
+
+What holds for blocks on one host must hold here too, where the nodes live on when their user endpoint is killed,
+and may be out of reach and alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sitekit.accounts import processes_of
+from sitekit.endpoint import SCHEMA
+
+from tests.support.place import Place, make_place
+from tests.support.slurm import Slurm
+
+from .test_main_path import LOSSES, left_files, outcome
+
+pytestmark = pytest.mark.root
+TASKS = 1000
+END_S = 150
+TEMPLATE = """\
+heartbeat_period: 5
+engine:
+  type: GlobusComputeEngine
+  address: 127.0.0.1
+  max_workers_per_node: 2
+  heartbeat_period: 1
+  heartbeat_threshold: 8
+  job_status_kwargs:
+    strategy_period: 0.5
+  provider:
+    type: SlurmProvider
+    partition: cpu
+    exclusive: false
+    cores_per_node: 2
+    walltime: "00:10:00"
+    init_blocks: 0
+    max_blocks: 1
+"""
+
+
+def mark(path: str, number: int) -> None:
+    import os
+    import time
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(descriptor, b"%d\n" % number)
+    os.close(descriptor)
+    time.sleep(0.008)
+
+
+@pytest.fixture
+def slurm() -> Iterator[Slurm]:
+    with Slurm(node_timeout_s=15) as made:
+        yield made
+
+
+@pytest.fixture
+def place(slurm: Slurm) -> Iterator[Place]:
+    with make_place("multi", "faultycluster", TEMPLATE) as made:
+        made.endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\n")
+        made.endpoint.write(SCHEMA, {"type": "object", "additionalProperties": False})
+        made.endpoint.register_again()
+        made.endpoint.start()
+        yield made
+
+
+def kill_user_endpoint(slurm: Slurm, place: Place) -> None:
+    (pid,) = place.pids().values()
+    os.kill(pid, signal.SIGKILL)
+
+
+def cancel_job(slurm: Slurm, place: Place) -> None:
+    slurm.run("scancel", *slurm.jobs())
+
+
+def end_walltime(slurm: Slurm, place: Place) -> None:
+    (job,) = slurm.jobs()
+    slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")  # Slurm looks every 30 s
+
+
+def lose_node(slurm: Slurm, place: Place) -> None:
+    """Switch the job's node off: its daemon and all that runs there are gone without a word."""
+    (job,) = slurm.jobs()
+    node = slurm.show(job)["NodeList"]
+    here = [slurm.daemons.pop(f"slurmd-{node}")]
+    steps = [pid for pid, _ in slurm.steps()]
+    account = place.accounts["alice"]
+    pids = [here[0].pid, *steps, *(pid for pid in processes_of(account.uid) if on_node(pid, node))]
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a worker that has ended by itself
+                os.kill(pid, signum)
+    here[0].wait()
+
+
+def cut_node_off(slurm: Slurm, place: Place) -> None:
+    """Stop the node's pool, not its workers: it says nothing for longer than the threshold, and then lives on."""
+    for pid in pool_parents(place.accounts["alice"].uid):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def on_node(pid: int, node: str) -> bool:
+    with contextlib.suppress(OSError):
+        return f"SLURMD_NODENAME={node}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def pool_parents(uid: int) -> list[int]:
+    return [pid for pid in processes_of(uid) if Path(f"/proc/{pid}/comm").read_text().strip() == "mep-pool"]
+
+
+CASES: list[Callable[[Slurm, Place], None]] = [kill_user_endpoint, cancel_job, end_walltime, lose_node, cut_node_off]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", CASES, ids=lambda fault: fault.__name__)
+def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm, Place], None]) -> None:
+    account = place.accounts["alice"]
+    ran = account.home / "ran"
+    resolved: Counter[str] = Counter()
+    with place.executor("alice") as executor:
+        assert executor.submit(pow, 2, 3).result(timeout=60) == 8
+        futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
+        for future in futures:
+            future.add_done_callback(lambda done: resolved.update([str(done.task_id)]))
+        deadline = time.monotonic() + 60
+        while sum(resolved.values()) < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        killed_at = sum(resolved.values())
+        assert killed_at < TASKS, "too late"
+        fault(slurm, place)
+        began = time.monotonic()
+        _, undone = wait(futures, timeout=END_S)
+        assert not undone, f"{len(undone)} tasks have no end\n{place.site.logs()}"
+        codes = [outcome(future) for future in futures]
+    lost = {number for number, code in enumerate(codes) if code}
+    print(
+        f"{fault.__name__}: {killed_at} done before, {len(lost)} lost, all ended {time.monotonic() - began:.0f} s after"
+    )
+    assert set(codes) <= {"", *LOSSES}
+    assert len(lost) <= 200
+    assert set(resolved.values()) == {1}
+    assert len(resolved) == TASKS
+    times = Counter(int(line) for line in ran.read_text().split())
+    assert not [number for number, count in times.items() if count > 1], "run twice"
+    assert set(times) | lost == set(range(TASKS))
+    nothing_is_left(slurm, place, account)
+
+
+def nothing_is_left(slurm: Slurm, place: Place, account: Any) -> None:
+    place.endpoint.stop()
+    deadline = time.monotonic() + 30
+    while left := {**slurm.jobs(), **dict.fromkeys(processes_of(account.uid), "process")}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert left_files(account.home) == []
+    assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []
