@@ -135,7 +135,7 @@ def _options_table(kind: type[msgspec.Struct]) -> list[str]:
     for field, following in itertools.pairwise(body.body):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
-        if field.target.id == "not_applicable" or not isinstance(following, ast.Expr):
+        if field.target.id in ("not_applicable", "lines") or not isinstance(following, ast.Expr):
             continue
         default = "(needed)" if field.value is None else f"`{ast.unparse(field.value)}`".replace("'", "")
         if field.value is not None and "default_factory" in default:
@@ -170,6 +170,7 @@ def engines_page() -> str:
         "address": settings.AddressSettings,
         "job_status_kwargs": settings.JobStatusSettings,
         "strategy, as a mapping": settings.StrategySettings,
+        "manager_selector": settings.ManagerSelectorSettings,
     }
     for name, part in parts.items():
         lines += [f"## {name}\n", inspect.cleandoc(part.__doc__ or "") + "\n", *_options_table(part)]

@@ -31,6 +31,7 @@ NOT_APPLICABLE = frozenset(
         "local_compute_services",
         "log_dir",
         "multi_user",
+        "paths",
         "stderr",
         "stdout",
         "subscription_id",
@@ -85,6 +86,13 @@ class StrategySettings(_Section, frozen=True):
     """Accepted for old configurations; see job_status_kwargs."""
     threshold: NonNegative = 20
     """Accepted for old configurations; means nothing here."""
+
+
+class ManagerSelectorSettings(_Section, frozen=True):
+    """Which of several free nodes gets a task."""
+
+    type: Literal["RandomManagerSelector", "BlockIdManagerSelector"]
+    """Any of them, or those of the oldest block first, so that others become idle and can be given back."""
 
 
 class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
@@ -174,6 +182,15 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Seconds after its start at which a node takes no more tasks."""
     address_probe_timeout: Count | None = None
     """Seconds for which a node tries to reach this host; 30 where it is not given."""
+    block_error_handler: bool = True
+    """Fail what waits once several blocks in a row have failed. With false it goes on waiting, and blocks are tried
+    again from time to time."""
+    manager_selector: ManagerSelectorSettings = msgspec.field(
+        default_factory=lambda: ManagerSelectorSettings(type="RandomManagerSelector")
+    )
+    """Which of several free nodes gets a task."""
+    poll_period: Count | None = None
+    """Accepted for old configurations, and without effect: messages wake everything at once here."""
     encrypted: bool = True
     """Encrypt between user endpoint and workers. A multi-user endpoint refuses false."""
     worker_debug: bool = False
@@ -277,6 +294,8 @@ class UepSettings(_Section, frozen=True):
     """Shell commands run after the engine has stopped."""
     not_applicable: tuple[str, ...] = ()
     """Keys the template sets that mean nothing here, for a warning."""
+    lines: dict[str, int] = {}
+    """The line of each key in the rendered text, by its path."""
 
     @property
     def period_s(self) -> float:
@@ -302,26 +321,38 @@ _ENGINES: dict[str, type[msgspec.Struct]] = {
 }
 
 
-def settings_from(document: object) -> UepSettings:
+def settings_from(document: object, lines: Mapping[str, int] | None = None) -> UepSettings:
     """Return the settings in a rendered document. Keys that are null or empty text count as not given.
 
-    Raises SettingsInvalid, naming the key's path and what is accepted there.
+    `lines` says where each key stands, for what is found to be wrong later. Raises SettingsInvalid, naming the key's
+    path and what is accepted there.
     """
     if not isinstance(document, Mapping):
         raise SettingsInvalid("", "the configuration is not a mapping of keys to values")
     if strange := [key for key in document if not isinstance(key, str)]:
         raise SettingsInvalid(str(strange[0]), "a key must be text")
     plain = _without_empty(document)
-    if "not_applicable" in plain:
-        raise SettingsInvalid("not_applicable", "unknown key")
+    for key in _INTERNAL & plain.keys():
+        raise SettingsInvalid(key, "unknown key")
     ignored = tuple(sorted(NOT_APPLICABLE & plain.keys()))
     kept = {key: value for key, value in plain.items() if key not in NOT_APPLICABLE}
     _check_engine_type(kept)
     _check_walltime(kept)
     try:
-        return msgspec.convert({**kept, "not_applicable": ignored}, UepSettings)
+        return msgspec.convert({**kept, "not_applicable": ignored, "lines": dict(lines or {})}, UepSettings)
     except msgspec.ValidationError as error:
         raise _explained(str(error), kept) from error
+
+
+_INTERNAL = frozenset({"not_applicable", "lines"})
+
+
+def located(reason: str, lines: Mapping[str, int]) -> str:
+    """Return a reason that begins with a key's path, with the line of that key, or of what it is missing from."""
+    path = reason.partition(":")[0]
+    while path and path not in lines:
+        path = path.rpartition(".")[0]
+    return f"line {lines[path]} of the rendered text: {reason}" if path else reason
 
 
 def _without_empty(value: Any) -> Any:
@@ -332,6 +363,8 @@ def _without_empty(value: Any) -> Any:
 
 def _check_engine_type(document: Mapping[str, Any]) -> None:
     engine = document.get("engine")
+    if isinstance(engine, dict):
+        engine.setdefault("type", "GlobusComputeEngine")  # as in older configurations of Globus Compute
     if engine is None:
         raise SettingsInvalid("engine", f"missing; give one of type {', '.join(_ENGINES)}")
     if not isinstance(engine, Mapping):
@@ -378,11 +411,12 @@ def _known_keys(path: str, document: Mapping[str, Any]) -> tuple[str, ...]:
         "engine.address": AddressSettings,
         "engine.job_status_kwargs": JobStatusSettings,
         "engine.strategy": StrategySettings,
+        "engine.manager_selector": ManagerSelectorSettings,
     }
     section = sections.get(path)
     if section is None:
         return ()
-    fields = [field for field in section.__struct_fields__ if field != "not_applicable"]
+    fields = [field for field in section.__struct_fields__ if field not in _INTERNAL]
     return tuple(fields if path != "engine" else ["type", *fields])
 
 

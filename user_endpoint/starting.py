@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mep_wire.bundle import UepBundle
-from mep_wire.errors import MepError
+from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start import StartRequest, VerifiedStart, decode_start
 from user_endpoint.logfile import BoundedFile, Log
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
 from user_endpoint.rendering import Rendering
 from user_endpoint.report import Reporter, StartFailure
+from user_endpoint.settings import located
 from user_endpoint.workers.forkserver import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
@@ -101,9 +102,12 @@ class Starting:
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
-        engine = make_engine(
-            settings.engine, EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
-        )
+        place = EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
+        try:
+            engine = make_engine(settings.engine, place)
+        except EndpointMisconfigured as error:
+            error.detail = located(error.detail, settings.lines)
+            raise
         signals = Signals()
         engine.start()
         self._servers.discard()

@@ -317,8 +317,8 @@ class Blocks:
         if self._failed < MAX_FAILED_BLOCKS:
             return
         self._hold_until = time.monotonic() + HOLD_OFF_S
-        if any(block.registered for block in self._blocks.values()):
-            return  # what waits can run there
+        if any(block.registered for block in self._blocks.values()) or not self._settings.block_error_handler:
+            return  # what waits can run there, or is to wait on
         last_words = (status.stderr_summary or status.message or "").strip()[-600:]
         reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
         error = EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason)

@@ -32,6 +32,7 @@ from user_endpoint.htex.walltimes import STARTED_VARIABLE
 from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
 
 with light_parsl():
+    from parsl.executors.high_throughput import manager_selector
     from parsl.executors.high_throughput.executor import HighThroughputExecutor
 
 _HERE = Path(__file__).resolve().parent
@@ -82,6 +83,7 @@ class Client(HighThroughputExecutor):
             address_probe_timeout=settings.address_probe_timeout,
             worker_logdir_root=settings.worker_logdir_root,
             encrypted=settings.encrypted,
+            manager_selector=getattr(manager_selector, settings.manager_selector.type)(),
         )
         self._settings, self._block_walltime_s = settings, block_walltime_s
         self._program = f"{packages}/user_endpoint/htex/pool_main.py" if packages else str(_HERE / "pool_main.py")

@@ -8,12 +8,15 @@ person and are trusted in nothing: they reach the document as data only (see pie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
 from mep_wire.start import StartRequest
-from user_endpoint.settings import SettingsInvalid, UepSettings, settings_from
+from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
+
+if TYPE_CHECKING:
+    from user_endpoint.render.document import Document
 
 __all__ = ["render_settings"]
 
@@ -42,11 +45,11 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     except DocumentInvalid as error:
         raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
     try:
-        settings = settings_from(document.data)
+        settings = settings_from(document.data, document.lines)
         _check_policy(bundle, settings)
         _check_serializers(settings)
     except SettingsInvalid as error:
-        raise _blamed(error, document.sources, config, bundle.template_name) from error
+        raise _blamed(error, document, config, bundle.template_name) from error
     return settings
 
 
@@ -71,21 +74,20 @@ def _check_serializers(settings: UepSettings) -> None:
 
 def _blamed(
     error: SettingsInvalid,
-    sources: Mapping[tuple[str, ...], tuple[str, ...]],
+    document: Document,
     config: Mapping[str, Any],
     template_name: str,
 ) -> UserConfigInvalid | EndpointMisconfigured:
     """Tell whose mistake it is: the person's, if the place that is refused holds a value of theirs."""
     path = tuple(error.path.split("."))
+    where = f"{template_name}: {located(str(error), document.lines)}"
     names = {
         name
-        for place, read in sources.items()
+        for place, read in document.sources.items()
         if error.path and (place[: len(path)] == path or path[: len(place)] == place)
         for name in read
         if name in config
     }
     if names:
-        return UserConfigInvalid(
-            key=", ".join(sorted(names)), reason=f"{error.path}: {error.reason}", detail=f"{template_name}: {error}"
-        )
-    return EndpointMisconfigured(detail=f"{template_name}: {error}")
+        return UserConfigInvalid(key=", ".join(sorted(names)), reason=f"{error.path}: {error.reason}", detail=where)
+    return EndpointMisconfigured(detail=where)

@@ -54,6 +54,8 @@ class Document:
     data: Any
     sources: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """For each path at which a value stands: the variables that the expressions there read."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """For the path of each key, as in engine.provider.walltime: its line in the rendered text, from 1."""
 
 
 def document_from(fragment: Fragment) -> Document:
@@ -69,7 +71,7 @@ def document_from(fragment: Fragment) -> Document:
     try:
         root = _Loader(text, placeholder).get_single_node()
         builder = _Builder(values, placeholder)
-        return Document(None if root is None else builder.build(root, ()), builder.sources)
+        return Document(None if root is None else builder.build(root, ()), builder.sources, builder.lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = ": ".join(part for part in (error.context, error.problem) if part)
@@ -111,6 +113,7 @@ class _Builder:
 
     def __init__(self, values: Sequence[Value], placeholder: re.Pattern[str]) -> None:
         self.sources: dict[Path, tuple[str, ...]] = {}
+        self.lines: dict[str, int] = {}
         self._values, self._placeholder = values, placeholder
         self._constructor = yaml.constructor.SafeConstructor()
         self._open: set[Node] = set()
@@ -150,6 +153,7 @@ class _Builder:
             elif key in own:
                 raise _NodeRefused(f"the key {key!r} stands there twice", key_node.start_mark)
             else:
+                self.lines[".".join((*path, str(key)))] = key_node.start_mark.line + 1
                 own[key] = self.build(value_node, (*path, str(key)))
         return {**merged, **own}
 

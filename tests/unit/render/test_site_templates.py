@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine, JobStatusSettings, ProcessPoolEngine
+import msgspec
+import pytest
 
-from .test_refusals import settings
+from mep_wire.errors import EndpointMisconfigured
+from user_endpoint.htex.provider import Plan
+from user_endpoint.settings import AddressSettings, GlobusComputeEngine, JobStatusSettings, ProcessPoolEngine, located
+
+from .test_refusals import refused, settings
 
 POLARIS_WORKSHOP = """
 engine:
@@ -181,3 +186,243 @@ def test_the_example_in_the_documentation() -> None:
         "walltime": "00:30:00",
         "worker_init": "module load python\nexport DATA='/my data'\n",
     }
+
+
+# --- shapes of configurations that sites and Globus Compute's documentation publish, in our own words -----------
+
+SLURM_SITES = {
+    # name: (interface, keys of the engine, keys of the provider)
+    "Anvil": ("ib0", "max_workers_per_node: 2", "partition: debug\ninit_blocks: 1\nmin_blocks: 0\nwalltime: 00:05:00"),
+    "Bebop": ("ib0", "worker_debug: False", "partition: {{ PARTITION }}\nnodes_per_block: 1\nwalltime: 00:30:00"),
+    "Bridges-2": ("ens3f0", "worker_debug: False", "partition: RM-small\nnodes_per_block: 2\nwalltime: 00:30:00"),
+    "Delta": ("eth6.560", "max_workers_per_node: 2", "partition: cpu\ninit_blocks: 1\nwalltime: 00:30:00"),
+    "Expanse": ("ib0", "max_workers_per_node: 2", "partition: compute\nwalltime: 00:05:00"),
+    "FASTER": (
+        "eno8303",
+        "strategy:\n  type: SimpleStrategy\n  max_idletime: 90",
+        "partition: cpu\nmem_per_node: 128\ncmd_timeout: 120\nwalltime: 00:10:00",
+    ),
+    "Frontera": ("ib0", "max_workers_per_node: 2", "partition: {{ PARTITION }}\ncmd_timeout: 60\nwalltime: 00:30:00"),
+    "Midway": ("bond0", "max_workers_per_node: 2", "partition: caslake\nnodes_per_block: 2\nwalltime: 00:30:00"),
+    "Perlmutter": (
+        "hsn0",
+        "worker_debug: False",
+        "partition: debug\ncmd_timeout: 120\nnodes_per_block: 2\nwalltime: 00:10:00",
+    ),
+    "Stampede3": ("ibp10s0", "max_workers_per_node: 2", "partition: skx-dev\ncmd_timeout: 60\nwalltime: 00:30:00"),
+}
+VARIABLES = {
+    "ACCOUNT": "abc-123",
+    "PARTITION": "normal",
+    "OPTIONS": "#SBATCH --constraint=gpu\n#SBATCH --gpus-per-node=4",
+    "COMMAND": "module load anaconda3; source activate env",
+}
+
+
+def indented(text: str, depth: int) -> str:
+    return "\n".join(" " * depth + line for line in text.splitlines())
+
+
+@pytest.mark.parametrize("site", sorted(SLURM_SITES))
+def test_slurm_sites(site: str) -> None:
+    interface, engine_keys, provider_keys = SLURM_SITES[site]
+    found = settings(
+        f"""
+amqp_port: 443
+display_name: {site}
+engine:
+  type: GlobusComputeEngine
+{indented(engine_keys, 2)}
+  address:
+    type: address_by_interface
+    ifname: {interface}
+  provider:
+    type: SlurmProvider
+    account: {{{{ ACCOUNT }}}}
+    launcher:
+      type: SrunLauncher
+      overrides: -c 128
+    # lines that come before the script's own
+    scheduler_options: {{{{ OPTIONS }}}}
+    worker_init: {{{{ COMMAND }}}}
+    max_blocks: 1
+{indented(provider_keys, 4)}
+""",
+        VARIABLES,
+    )
+    assert found.not_applicable == ("amqp_port",)
+    assert isinstance(found.engine, GlobusComputeEngine)
+    assert found.engine.address == AddressSettings(type="address_by_interface", ifname=interface)
+    made = plan(found.engine)
+    assert made.block_walltime_s in (300.0, 600.0, 1800.0)
+
+
+def plan(engine: GlobusComputeEngine) -> Plan:
+    """Check the rest against Parsl, without the interface, which is the site's."""
+    return Plan(msgspec.structs.replace(engine, address="127.0.0.1"))
+
+
+OTHER_SITES = {
+    "Midway, in Apptainer": """
+engine:
+  type: GlobusComputeEngine
+  label: Midway@RCC.UChicago
+  max_workers_per_node: 10
+  container_type: apptainer
+  container_cmd_options: -H /home/$USER
+  container_uri: {{ IMAGE }}
+  provider:
+    type: SlurmProvider
+    launcher:
+      type: SrunLauncher
+    nodes_per_block: 2
+    walltime: 00:30:00
+""",
+    "MPI on Expanse": """
+engine:
+  type: GlobusMPIEngine
+  mpi_launcher: srun
+  provider:
+    type: SlurmProvider
+    partition: compute
+    launcher:
+      type: SimpleLauncher
+    nodes_per_block: 4
+    walltime: 00:05:00
+""",
+    "GPUs by a launcher's override": """
+engine:
+  type: GlobusComputeEngine
+  provider:
+    type: SlurmProvider
+    partition: general
+    launcher:
+      type: SrunLauncher
+      overrides: >
+        hostname; srun --ntasks={{ WORKERS }}
+        --gpus-per-task=rtx2080ti:{{ GPUS }} \\
+    nodes_per_block: 1
+    walltime: 00:30:00
+""",
+    "LSF": """
+engine:
+  type: GlobusComputeEngine
+  provider:
+    type: LSFProvider
+    launcher:
+      type: SingleNodeLauncher
+    queue: standard
+    cores_per_node: 12
+    cmd_timeout: 60
+    walltime: 00:30:00
+    scheduler_options: "# BSUB -R span[hosts=1]"
+    worker_init: |
+      module load conda
+      conda activate /path/to/env
+""",
+    "PBS with more workers than GPUs": """
+engine:
+  type: GlobusComputeEngine
+  available_accelerators: ["0.0", "0.1", "1.0", "1.1"]
+  cpu_affinity: block-reverse
+  provider:
+    type: PBSProProvider
+    queue: debug-scaling
+    cpus_per_node: 32
+    select_options: ngpus=4
+    launcher:
+      type: MpiExecLauncher
+      bind_cmd: --cpu-bind
+      overrides: --depth=64 --ppn 1
+    walltime: 01:00:00
+""",
+    "workers pinned, without a type": """
+engine:
+  max_workers_per_node: 4
+  available_accelerators: ["opencl:gpu:1", "opencl:gpu:2"]
+  provider:
+    type: LocalProvider
+    init_blocks: 1
+""",
+    "moved files and retries": """
+paths:
+  endpoint_dir: /scratch/x
+engine:
+  type: GlobusComputeEngine
+  max_retries_on_system_failure: 2
+  job_status_kwargs:
+    max_idletime: 60.0
+    strategy_period: 120.0
+  allowed_serializers: [globus_compute_sdk.serialize.CombinedCode, globus_compute_sdk.serialize.JSONData]
+  provider:
+    type: LocalProvider
+    max_blocks: 4
+""",
+}
+
+
+@pytest.mark.parametrize("site", sorted(OTHER_SITES))
+def test_other_sites(site: str) -> None:
+    found = settings(OTHER_SITES[site], {"IMAGE": "/images/a.sif", "WORKERS": 2, "GPUS": 1})
+    assert isinstance(found.engine, GlobusComputeEngine)
+    plan(found.engine)
+
+
+@pytest.mark.parametrize("provider", ["KubernetesProvider", "CondorProvider"])
+def test_without_encryption_for_the_owner_alone(provider: str) -> None:
+    source = f"""
+heartbeat_period: 15
+heartbeat_threshold: 200
+engine:
+  type: GlobusComputeEngine
+  label: kube
+  encrypted: false
+  worker_logdir_root: /tmp/logs
+  working_dir: /tmp/tasks
+  address:
+    type: address_by_route
+  provider:
+    type: {provider}
+    init_blocks: 0
+    max_blocks: 2
+    worker_init: {{{{ COMMAND }}}}
+"""
+    if provider == "KubernetesProvider":
+        source += (
+            '    namespace: default\n    image: python:3.12\n    max_mem: 4096Mi\n    secret: ""\n    init_cpu: 1\n'
+        )
+        source += "    persistent_volumes: [[claim, /data]]\n"
+    found = settings(source, VARIABLES, multi_user=False)
+    assert isinstance(found.engine, GlobusComputeEngine)
+    assert plan(found.engine).block_walltime_s is None
+    error = refused(EndpointMisconfigured, source, VARIABLES)
+    assert error.detail == (
+        "t.j2: line 7 of the rendered text: engine.encrypted: must not be false on a multi-user endpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("engine:\n  type: ProcessPoolEngine\n\n  max_worker: 2\n", "line 4 of the rendered text: engine.max_worker: "),
+        ("debug: 3\nengine:\n  type: ProcessPoolEngine\n", "line 1 of the rendered text: debug: Expected `bool`"),
+        ("engine:\n  job_status_kwargs:\n    idle: 3\n", "line 3 of the rendered text: engine.job_status_kwargs.idle"),
+        (
+            "engine:\n  provider: {walltime: 3}\n",
+            "line 2 of the rendered text: engine.provider.walltime: is the",
+        ),
+        ("display_name: x\n", "t.j2: engine: missing"),
+    ],
+)
+def test_a_refusal_names_the_line_the_key_and_what_is_accepted(source: str, says: str) -> None:
+    assert says in refused(EndpointMisconfigured, source).detail
+
+
+def test_so_does_one_that_only_parsl_can_tell() -> None:
+    found = settings("engine:\n  type: GlobusComputeEngine\n  provider:\n    type: SlurmProvider\n    walltme: x\n")
+    assert isinstance(found.engine, GlobusComputeEngine)
+    with pytest.raises(EndpointMisconfigured) as caught:
+        Plan(found.engine)
+    told = located(caught.value.detail, found.lines)
+    assert told.startswith("line 5 of the rendered text: engine.provider.walltme: unknown key; did you mean walltime?")
+    assert located("engine.provider.image: missing", found.lines).startswith("line 3 of the rendered text: ")
