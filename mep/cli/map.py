@@ -112,7 +112,10 @@ def _chain(site: Site) -> Chain:
 
     if warning := mapping.become_mapper(site):
         warn([warning])
-    return mapping.load(site)
+    chain = mapping.load(site)
+    if doubt := mapping.distrust(site):
+        warn([doubt])
+    return chain
 
 
 def _check(site: Site, *, as_json: bool) -> None:

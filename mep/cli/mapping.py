@@ -24,6 +24,8 @@ from identity import account
 from identity.callout import NO_GATEWAY
 from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
+from identity.files import Files
+from identity.trust import Rules, Trust, ours
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
 from mep.config.paths import own_accounts
@@ -136,14 +138,38 @@ def become_mapper(site: Site) -> str:
 
 
 def load(site: Site) -> Chain:
-    """Return the chain. Raises CliFailed naming file, document and reason."""
+    """Return the chain. Raises CliFailed naming file, document and reason.
+
+    Where an endpoint was named, files that others could have written are refused, as the mapper does.
+    """
     try:
-        return identity.config.load(site.file, gateway=site.gateway)
+        return identity.config.load(
+            site.file, gateway=site.gateway, files=Files(_trusted(site) if site.endpoint else None)
+        )
     except MappingFileInvalid as error:
         mapper = _entry(site.mapper_account)
         denied = "Permission denied" in str(error) and mapper is not None and mapper.pw_uid == os.geteuid()
         hint = f" (to {site.mapper_account}, which the mapper runs as, and this command too)" if denied else ""
         raise CliFailed(f"{error}{hint}", Exit.CONFIG) from None
+
+
+def distrust(site: Site) -> str:
+    """Return why the mapper would refuse a file without an endpoint where it lies, or an empty text: it may be a draft.
+
+    Nothing is said where this process has not become the mapper's account.
+    """
+    mapper = _entry(site.mapper_account)
+    if site.endpoint or mapper is None or mapper.pw_uid != os.geteuid():
+        return ""
+    problem = _trusted(site).mapping.problem(site.file)
+    return f"the mapper would refuse this file where it is: {problem}" if problem else ""
+
+
+def _trusted(site: Site) -> Rules:
+    """Return whose files the mapper trusts: the mapping must be root's, what it names may be the mapper's too."""
+    mapper = _entry(site.mapper_account)
+    dropped = mapper is not None and mapper.pw_uid == os.geteuid()
+    return Rules(mapping=Trust() if dropped else ours(), named=ours())
 
 
 def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False) -> Verdict:

@@ -145,6 +145,25 @@ def test_a_file_that_the_mapper_cannot_read_says_as_whom(file: str) -> None:  # 
         assert "cannot be read: Permission denied (to mep-idmap, which the mapper runs as" in done.stderr
 
 
+def test_a_file_that_others_could_have_written(
+    person: accounts.Account,
+    file: str,  # noqa: F811  # the fixture
+    mep: Cli,  # noqa: F811  # the fixture
+    registrar: Registrar,  # noqa: F811  # the fixture
+) -> None:
+    asked = ("--file", file, "--identity", f"{NAME}@example.org")
+    assert mep_map(*asked).stderr == ""
+    os.chown(file, person.uid, -1)
+    done = mep_map(*asked)
+    assert (done.returncode, f"{file} belongs to uid {person.uid}" in done.stderr) == (0, True)
+    configure(mep, registrar, "--domain", "example.org")
+    asked = ("map", "site", "--identity", f"{NAME}@example.org")
+    mep(*asked)
+    mapping = mep.directory / "etc" / "site" / "identity_mapping.json"
+    mapping.chmod(0o646)
+    assert "may be written by everybody" in mep(*asked, expect=4).stderr
+
+
 def test_a_callout_runs_as_the_mapper(file: str) -> None:  # noqa: F811  # the fixture
     try:
         mapper = pwd.getpwnam("mep-idmap")
