@@ -49,6 +49,8 @@ class UserEndpoint:
     """When the account is to be looked at again."""
     late: Timer | None = None
     """Ends a keeper that hangs."""
+    watchdog: Timer | None = None
+    """Ends a keeper that was told to stop and does not end."""
 
     def public(self) -> dict[str, Any]:
         """What status.json, which everybody may read, says of it."""

@@ -30,11 +30,12 @@ from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
 from mep.monitor.cgroup import Cgroup
 from mep.monitor.hooks import STOPPING, HookResult, run_hook
+from mep.monitor.killing import kill_descendants
 from mep.monitor.placing import Placing, limits_of
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
-from mep.monitor.supervise import STOPPED, Ending, Supervisor, kill_descendants
+from mep.monitor.supervise import STOPPED, Ending, Supervisor
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 
@@ -82,6 +83,7 @@ def keeper_main(order: KeeperOrder, channel: Channel) -> NoReturn:
     log = Log("keeper")
     status = 1
     try:
+        signal.set_wakeup_fd(-1)  # it is the monitor's pipe until there is an own one
         os.setsid()
         syscalls.set_process_name("mep-keeper")
         syscalls.become_subreaper()

@@ -21,16 +21,20 @@ from mep.monitor.cgroup import kill, remove
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.keeper import KeeperOrder, keeper_main
+from mep.monitor.killing import children
 from mep.monitor.pam_process import CLOSE_S
 from mep.monitor.records import ENDED, KeeperRecord, kill_user_endpoint
 from mep.monitor.starts import Start, outcome_of
-from mep.monitor.supervise import STOPPED, children
+from mep.monitor.supervise import STOPPED
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
 
 LATE_S = 5.0
 """How much longer than its own deadline a keeper may take before the monitor ends it."""
+
+KILL_AFTER_S = 10.0
+"""How much longer than grace and undoing a keeper that was told to stop may take before the monitor ends it."""
 
 BURY_S = 1.0
 """After how long a group whose processes were killed is removed."""
@@ -44,6 +48,8 @@ class Keepers:
         self._endpoints = monitor.endpoints
         self.closing: set[int] = set()
         """PAM processes whose keeper was killed: they close their session, and then end by themselves."""
+        self.burying = 0
+        """Groups of user endpoints whose keeper was killed, which are to be removed."""
 
     def may_start(self) -> bool:
         """Whether one more start may be under way; one beyond max_user_endpoints is answered in `fork`."""
@@ -218,11 +224,15 @@ class Keepers:
         record = self._monitor.records.read(endpoint.uep_id)
         if record is not None and record.pam_pid in children() and start_ticks(record.pam_pid) == record.pam_start:
             self.closing.add(record.pam_pid)
+        if record is not None and record.state != ENDED:
+            kill_user_endpoint(record)
+            self._bury(record.cgroup)
         if not endpoint.told:
             self._speak_for(endpoint, record)
         self._monitor.records.remove(endpoint.uep_id)
-        if endpoint.late is not None:
-            endpoint.late.cancel()
+        for timer in (endpoint.late, endpoint.watchdog):
+            if timer is not None:
+                timer.cancel()
         if endpoint.pidfd >= 0:
             self._monitor.loop.unwatch(endpoint.pidfd)
             os.close(endpoint.pidfd)
@@ -234,9 +244,6 @@ class Keepers:
         if record is not None and record.state == ENDED:
             code, public, detail = record.code, record.public, record.detail
         else:
-            if record is not None:
-                kill_user_endpoint(record)
-                self._bury(record.cgroup)
             code, public = "USER_ENDPOINT_LOST", "The user endpoint's keeper was killed."
             detail = "the keeper ended without a record; what was left was killed"
         if endpoint.ready:
@@ -252,7 +259,12 @@ class Keepers:
         if not path.startswith(ROOT + "/"):
             return
         kill(path)
-        self._monitor.loop.after(BURY_S, lambda: remove(path, tries=1))
+        self.burying += 1
+        self._monitor.loop.after(BURY_S, lambda: self._buried(path))
+
+    def _buried(self, path: str) -> None:
+        self.burying -= 1
+        remove(path, tries=1)
 
     def revoke(self, endpoint: UserEndpoint, code: str, public: str) -> None:
         """End a user endpoint that its person may not have any more."""
@@ -263,6 +275,8 @@ class Keepers:
         """Ask the keeper to end its user endpoint, with the configured grace."""
         endpoint.ending = True
         self._monitor.status.changed()
+        if endpoint.watchdog is None:
+            endpoint.watchdog = self._monitor.loop.after(self.patience_s(), lambda: self._kill(endpoint))
         if endpoint.keeper is not None:
             grace_ms = int(self._monitor.resolved.caps.stop_grace_s * 1000)
             endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=code, public=public))
@@ -275,6 +289,10 @@ class Keepers:
         hook = resolved.post_stop_hook.timeout_s if resolved.post_stop_hook.path else 0.0
         return hook + (CLOSE_S if resolved.pam.enable else 0.0)
 
+    def patience_s(self) -> float:
+        """Return how long a keeper may take from being told to stop to its end."""
+        return self._monitor.resolved.caps.stop_grace_s + self.undoing_s() + KILL_AFTER_S
+
     def stop_all(self, public: str) -> None:
         """Stop every user endpoint."""
         for endpoint in list(self._endpoints.values()):
@@ -284,8 +302,12 @@ class Keepers:
     def kill_all(self) -> None:
         """End the keepers that did not end their user endpoints in time, and those user endpoints."""
         for endpoint in self._endpoints.values():
-            self._monitor.log.error("a keeper does not end: killing it", uep=endpoint.uep_id)
-            self._signal(endpoint, signal.SIGKILL)
+            self._kill(endpoint)
+
+    def _kill(self, endpoint: UserEndpoint) -> None:
+        """End a keeper that does not end. What it leaves behind is ended once it is gone."""
+        self._monitor.log.error("a keeper does not end: killing it", uep=endpoint.uep_id, user=endpoint.local_user)
+        self._signal(endpoint, signal.SIGKILL)
 
     def _signal(self, endpoint: UserEndpoint, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -7,7 +7,6 @@ that poll: what may hang (NSS, PAM, hooks) is the keepers', and no channel is ev
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,8 @@ from mep.monitor.children import Helper
 from mep.monitor.closing import Closer
 from mep.monitor.endpoints import Endpoints, UserEndpoint
 from mep.monitor.keepers import Keepers
+from mep.monitor.killing import MAX_REAPS, children, reap, reap_each
+from mep.monitor.leavings import Leavings
 from mep.monitor.loop import Loop
 from mep.monitor.notify import notify
 from mep.monitor.rechecks import Rechecks
@@ -38,11 +39,9 @@ from mep.monitor.records import Records
 from mep.monitor.reload import Reload
 from mep.monitor.starts import Starts
 from mep.monitor.status import Status
-from mep.monitor.supervise import children, describe_status
+from mep.monitor.supervise import describe_status
 from mep.monitor.wakeup import Wakeup
 
-_KILL_AFTER_S = 10.0
-"""How much longer than the user endpoints' grace a stop waits before it kills keepers."""
 _MAX_UNTOLD = 4096
 
 
@@ -57,6 +56,7 @@ class Monitor:
         self.status, self.endpoints, self.own_uids, self.open_files = status, endpoints, own_uids, open_files
         self.loop = Loop()
         self.closer = Closer()
+        self.leavings = Leavings(self.loop, log, self._reap)
         self.records = Records(resolved.runtime_dir)
         self.starts = Starts(self)
         self.keepers = Keepers(self)
@@ -114,18 +114,17 @@ class Monitor:
                 helper.child.signal(signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Reap all that have ended, then end the orphans that came before: by then it is known whose they were."""
-        before = set(children())
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                break
-            before.discard(pid)
+        """Reap what has ended, so much at a time, then end the orphans that came before: by then it is known whose."""
+        before = children()
+        ended, _ = reap()
+        more = len(ended) == MAX_REAPS
+        if more:
+            ended += reap_each([*self._children, *self.keepers.closing])
+        for pid, status in ended:
             self._reaped(pid, describe_status(status), status)
-        self._kill_orphans(before)
+        gone = {pid for pid, _ in ended}
+        known = {*self._children, *self._found, *self.closer.pids, *self.keepers.closing, self.reload.pid}
+        self.leavings.sweep((pid for pid in before if pid not in gone and pid not in known), more=more)
 
     def _reaped(self, pid: int, how: str, status: int) -> None:
         child = self._children.pop(pid, None)
@@ -163,15 +162,6 @@ class Monitor:
             self.status.link_state, self.status.link_detail = "gone", "the manager is not running"
             self.starts.manager_lost()
         self.status.changed()
-
-    def _kill_orphans(self, found: set[int]) -> None:
-        """End what a child that was killed left behind: as their subreaper the monitor is now their parent."""
-        known = {*self._children, *self._found, *self.closer.pids, *self.keepers.closing, self.reload.pid}
-        for pid in found:
-            if pid not in known:
-                self.log.warning("killing a process that a child left behind", pid=pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
     # --- what manager and mapper are told -----------------------------------------------------------------
 
@@ -254,15 +244,17 @@ class Monitor:
         self.starts.abort("The endpoint is being stopped. Your tasks wait until it runs again.")
         if not keep_user_endpoints:
             self.keepers.stop_all("The endpoint was stopped by its administrator.")
-            patience = self.resolved.caps.stop_grace_s + self.keepers.undoing_s() + _KILL_AFTER_S
-            self.loop.after(patience, self.keepers.kill_all)
+            self.loop.after(self.keepers.patience_s(), self.keepers.kill_all)
 
     def _ended(self) -> bool:
         """Whether all is over; manager and mapper are asked to end once no user endpoint is left to report on."""
-        if not self.stopping or ((self.endpoints or self.keepers.closing) and not self.keep_user_endpoints):
+        if not self.stopping or (not self.keep_user_endpoints and self._anything_left()):
             return False
         if not self._helpers_told:
             self._helpers_told = True
             for helper in self.helpers.values():
                 helper.shut_down("the endpoint is being stopped")
         return all(helper.child is None for helper in self.helpers.values())
+
+    def _anything_left(self) -> bool:
+        return bool(self.endpoints or self.keepers.closing or self.keepers.burying) or self.leavings.wait_for()

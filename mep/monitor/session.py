@@ -78,6 +78,10 @@ class Session:
                 raise _failure(said)
             return _own_child(said["pid"])
 
+    def spared(self) -> int:
+        """Return the pid of the PAM process, which is not to be killed with the user's; 0 where there is none."""
+        return self.pid
+
     def reaped(self, pid: int, how: str) -> None:
         """Take note that the child `pid` of the keeper has ended, in case it is the PAM process."""
         if pid == self.pid:

@@ -6,7 +6,6 @@ monitor is gone. Called by keeper.py.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from mep.boundary.log import Log
 from mep.boundary.messages import KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.errors import BoundaryViolation, Refusal, Stage, public_text
 from mep.monitor.cgroup import Cgroup
+from mep.monitor.killing import MAX_REAPS, hurry, kill_descendants, reap, reap_each
 from mep.monitor.session import Session
 from mep.monitor.wakeup import Wakeup, wait_readable
 
@@ -28,7 +28,6 @@ _CODE = re.compile(r"[A-Z_]{1,64}")
 _FAILED_EXIT_S = 5.0
 _MAX_REPORTS = 64
 """A user endpoint says three things in its life: one that says more is not listened to any longer."""
-_LOOK_AGAIN_S = 0.001
 STOPPED = "STOPPED"
 _LOST = "USER_ENDPOINT_LOST"
 
@@ -87,6 +86,7 @@ class Supervisor:
         self._said: Report | None = None
         self._stopped: Ending | None = None
         self._kill_at = float("inf")
+        self._more_ended = False
         self._report_open = True
         self._reports_left = _MAX_REPORTS
 
@@ -99,9 +99,11 @@ class Supervisor:
                 self._stop(0.0, Ending(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
             if now >= self._kill_at:
                 self._kill_at = float("inf")
+                hurry()
                 self._signal(signal.SIGKILL)
             decided = self._ready or self._stopped is not None or self._said is not None
             until = self._kill_at if decided else min(ready_by, self._kill_at)
+            until = now if self._more_ended else until
             wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now), self._urgent())
             if self._group is not None:
                 self._group.look()
@@ -111,7 +113,10 @@ class Supervisor:
         self._take_reports(on_ready)
         if self._group is not None:
             self._group.end()
-        kill_descendants(self._session)
+        if self._session is None:
+            kill_descendants()
+        else:
+            kill_descendants(self._session.spared, self._reaped)
         return self._ending(self._status)
 
     def tell(self, message: Message) -> None:
@@ -145,17 +150,18 @@ class Supervisor:
         caught = self._wakeup.take()
         if signal.SIGTERM in caught:
             self._stop(self._grace_s, Ending(STOPPED, "The endpoint's administrator stopped it.", "SIGTERM"))
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if pid == self._pid:
-                self._status = status
-            elif self._session is not None:
-                self._session.reaped(pid, describe_status(status))
+        for pid, status in reap_each([self._pid]):
+            self._reaped(pid, status)
+        ended, _ = reap()
+        self._more_ended = len(ended) == MAX_REAPS
+        for pid, status in ended:
+            self._reaped(pid, status)
+
+    def _reaped(self, pid: int, status: int) -> None:
+        if pid == self._pid:
+            self._status = status
+        elif self._session is not None:
+            self._session.reaped(pid, describe_status(status))
 
     def _take_reports(self, on_ready: Callable[[], None]) -> None:
         while self._report_open:
@@ -234,50 +240,3 @@ def describe_status(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by signal {os.WTERMSIG(status)}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"
-
-
-def children() -> list[int]:
-    """Return the pids of this process's own children, adopted orphans included, zombies included."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except FileNotFoundError:
-        return _children_by_parent()
-
-
-def _children_by_parent() -> list[int]:
-    """The same on a kernel without CONFIG_PROC_CHILDREN."""
-    found = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat", "rb") as file:
-            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(name))
-    return found
-
-
-def kill_descendants(session: Session | None = None) -> None:
-    """SIGKILL and reap until nothing is left of what this process is subreaper of, but for `session`'s PAM process.
-
-    Only direct children are killed: those cannot be another process's pid, since nobody else reaps them. Their
-    own children then come to this process. The list of children may miss one that is born or orphaned while it is
-    read; that none is left is what waitpid says. Where one is spared, the list says it: it misses nobody in front of
-    or behind one that stays, and so is complete where it has that one alone.
-    """
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        spared = session.pid if session is not None else 0
-        if pid and session is not None:
-            session.reaped(pid, describe_status(status))
-        if pid:
-            continue
-        found = children()
-        if found == [spared]:
-            return
-        for pid in found:
-            if pid != spared:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        time.sleep(_LOOK_AGAIN_S)

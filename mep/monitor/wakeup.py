@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -12,25 +13,28 @@ class Wakeup:
     """Catches `signals` and makes `fileno()` readable; `take` says which came."""
 
     def __init__(self, *signals: signal.Signals) -> None:
+        self._caught: set[int] = set()
         self._ours, self._theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._theirs, warn_on_full_buffer=False)
         for number in signals:
-            signal.signal(number, _ignored)
+            signal.signal(number, self._note)
 
     def fileno(self) -> int:
         """The descriptor to poll."""
         return self._ours
 
     def take(self) -> set[int]:
-        """Return the signals that came since the last call."""
-        try:
-            return set(os.read(self._ours, 4096))
-        except BlockingIOError:
-            return set()
+        """Return the signals that came since the last call.
 
+        What is in the pipe only wakes: thousands of SIGCHLD may fill it, and another signal's byte be lost.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._ours, 65536)
+        caught, self._caught = self._caught, set()
+        return caught
 
-def _ignored(_number: int, _frame: object) -> None:
-    """The byte in the pipe is all that is wanted."""
+    def _note(self, number: int, _frame: object) -> None:
+        self._caught.add(number)
 
 
 def wait_readable(descriptors: Sequence[int], seconds: float | None, urgent: Sequence[int] = ()) -> bool:

@@ -40,6 +40,8 @@ if mode == "respawn":
         pass
     if first == 0:
         os._exit(0)
+if mode == "storm" and os.fork() == 0:
+    os.execv(order["program"], ["storm", *order["words"]])
 if mode == "ignore-term":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "orphans":
