@@ -7,8 +7,11 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.cli import open_directory
 
 MODULE = r"""
 #include <errno.h>
@@ -36,11 +39,14 @@ enum nss_status _nss_meptestcase_initgroups_dyn(const char *user, gid_t group, l
 
 
 @pytest.fixture
-def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def directory() -> Iterator[pathlib.Path]:
     """A directory with the module, a configuration that uses it, and a mapping to the other spelling."""
-    directory = tmp_path_factory.mktemp("case")
-    for parent in (directory, directory.parent, directory.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)
+    with open_directory() as directory:
+        _fill(directory)
+        yield directory
+
+
+def _fill(directory: pathlib.Path) -> None:
     (directory / "module.c").write_text(MODULE)
     library = directory / "libnss_meptestcase.so.2"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(directory / "module.c")], check=True)
@@ -50,7 +56,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (directory / "mapping.json").write_text(json.dumps([document]))
     for name in ("mapping.json", "nsswitch.conf", library.name):
         (directory / name).chmod(0o755)
-    return directory
 
 
 def in_directory(directory: pathlib.Path, *command: str) -> subprocess.CompletedProcess[str]:

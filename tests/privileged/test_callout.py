@@ -29,6 +29,7 @@ from identity.errors import (
     NoMapping,
 )
 from identity.places import MAX_AT_ONE, MAX_OF_ONE
+from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
 
 ALICE = {
@@ -49,14 +50,11 @@ def answer(*pairs, **more):
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+def place() -> Iterator[pathlib.Path]:
     """A directory that any account may read and write files of its own in."""
-    directory = tmp_path_factory.mktemp("callout")
-    directory.chmod(0o1777)
-    for parent in directory.parents:
-        if parent.stat().st_uid == os.geteuid() and parent != pathlib.Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    yield directory
+    with open_directory() as directory:
+        directory.chmod(0o1777)
+        yield directory
 
 
 Loader = Callable[..., Chain]

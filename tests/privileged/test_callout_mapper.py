@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
@@ -32,6 +32,7 @@ from mep.boundary.resolved import Caps
 from mep.mapper.service import MAX_MAPPING_THREADS, MAX_RECHECK_THREADS, MAX_RECHECKS_WAITING
 from mep.monitor.starts import MAX_MAPPING
 from mep_wire.identity import IdentitySet
+from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
 from tests.support.monitor import MonitorRun, ask
 from tests.support.start_requests import ENDPOINT, RelaySide, alice
@@ -55,8 +56,6 @@ class Site:
     """A mapping of example.edu by rule, and of everybody else by a callout that answers when the test lets it."""
 
     def __init__(self, directory: pathlib.Path, max_concurrent: int) -> None:
-        for parent in (directory, directory.parent, directory.parent.parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
         directory.chmod(0o1777)
         self._go, self._run = directory / "go", directory / "run"
         self._run.mkdir()
@@ -90,8 +89,9 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return Site(tmp_path_factory.mktemp("mapping"), max_concurrent=4)
+def site() -> Iterator[Site]:
+    with open_directory() as directory:
+        yield Site(directory, max_concurrent=4)
 
 
 def start(running: Running, relay: RelaySide, ref: int, username: str) -> None:
