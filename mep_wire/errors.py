@@ -148,6 +148,13 @@ class UserConfigReserved(MepError):
     http_status = 422
 
 
+class StorageFull(MepError):
+    """Your waiting tasks and kept results take {size} MB here, of {limit} MB. Submit again once some are gone."""
+
+    code = "STORAGE_FULL"
+    http_status = 429
+
+
 class TooManyTasks(MepError):
     """{count} tasks are waiting already and the limit is {limit}. Wait for some to end, then submit again."""
 

@@ -102,6 +102,20 @@ def main() -> None:
     type=click.FloatRange(0.0),
     help="How long a task may wait to be taken, or for a site that took it and is away; 0: for ever.",
 )
+@click.option(
+    "--unused-days",
+    default=_DEFAULTS.unused_days,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="How long functions, task groups and user endpoints are kept that nobody uses; 0: for ever.",
+)
+@click.option(
+    "--max-stored-gb",
+    default=_DEFAULTS.max_stored_gb,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="What one person's waiting arguments and kept results may take; 0: any amount.",
+)
 @click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
 def serve_command(directory: Path | None, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.

@@ -12,28 +12,25 @@ import ipaddress
 import resource
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
 
-from mep_wire.errors import RelayUnavailable
 from relay.api.app import App
 from relay.api.connection import BoundedConnection
+from relay.api.quota import Quota
 from relay.api.service import Service
 from relay.auth.tokens import TokenAuth
-from relay.dispatch.board import durable
 from relay.dispatch.dispatcher import Dispatcher
 from relay.log import logger
 from relay.plane.zmq_plane import ZmqPlane
 from relay.state import State
-from relay.store.base import Store
 from relay.store.sqlite import SqliteStore
+from relay.sweeping import Periods, Sweeper
 
-SWEEP_INTERVAL_S = 60.0
-SWEEP_PAGE = 2000
+_DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,17 @@ class Settings:
     """How long ended tasks and their results are kept."""
     task_lifetime_days: float = 14.0
     """How long a task may wait until a user endpoint takes it, and for one that has it and is away; 0: for ever."""
+    unused_days: float = 365.0
+    """How long functions, task groups and user endpoints are kept that nobody uses; 0: for ever."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
+    max_stored_gb: float = 50.0
+    """What one person's waiting arguments and kept results may take; 0: any amount."""
+
+    @property
+    def periods(self) -> Periods:
+        """How long things are kept."""
+        return Periods(self.retention_days * _DAY_S, self.task_lifetime_days * _DAY_S, self.unused_days * _DAY_S)
 
 
 class _Server(uvicorn.Server):
@@ -79,6 +85,7 @@ async def serve(state: State, settings: Settings) -> None:
         link_address=settings.link_address or plane.address,
         link_public_key=keys.link_public.hex(),
         signing_public_key=keys.signing_public.hex(),
+        quota=Quota(store, int(settings.max_stored_gb * 1e9)),
         max_open_tasks=settings.max_open_tasks,
     )
     dispatcher.recover()
@@ -86,9 +93,7 @@ async def serve(state: State, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)
-    sweeper = loop.create_task(
-        _sweep(store, dispatcher, settings.retention_days * 86400, settings.task_lifetime_days * 86400)
-    )
+    sweeper = loop.create_task(Sweeper(store, dispatcher, settings.periods).run())
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     state.write_listening(url, service.link_address)
@@ -145,20 +150,3 @@ def _http_config(app: App) -> uvicorn.Config:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
     )
-
-
-async def _sweep(store: Store, dispatcher: Dispatcher, retention_s: float, lifetime_s: float) -> None:
-    """Remove old records, a page at a time, and soon again while there are more; end tasks that waited too long."""
-    pause = SWEEP_INTERVAL_S
-    while True:
-        await asyncio.sleep(pause)
-        before = time.time() - retention_s
-        try:
-            removed = await durable(store.submit(lambda tx, t=before: tx.sweep(t, SWEEP_PAGE), inline=False))  # type: ignore[misc]
-            await dispatcher.note_seen()
-            if lifetime_s:
-                await dispatcher.expire(lifetime_s)
-        except RelayUnavailable as error:  # the disk may be full, and this is what makes room once it can be written
-            logger.error("old records stay: %s %s", error, error.detail)
-            removed = 0
-        pause = SWEEP_INTERVAL_S if removed < SWEEP_PAGE else 0.1

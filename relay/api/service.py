@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from relay.api.quota import Quota
 from relay.api.user_config import UserConfigChecks
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
@@ -20,6 +21,8 @@ class Service:
     link_address: str
     link_public_key: str
     signing_public_key: str
+    quota: Quota
+    """What one person may have stored."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)

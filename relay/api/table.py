@@ -38,6 +38,7 @@ _SUBMIT_ERRORS = (
     e.UserConfigInvalid,
     e.UserConfigReserved,
     e.TooManyTasks,
+    e.StorageFull,
 )
 _SUBMIT = "/v3/endpoints/{endpoint_id}/submit"
 _STATUS = "/v2/endpoints/{endpoint_id}/status"

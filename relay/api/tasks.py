@@ -66,12 +66,16 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
     account = request.caller.account_id
+    size = sum(len(task.payload) for task in tasks)
     _check_room(service, account, len(tasks))
+    service.quota.check(account, size)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
     uep = await _user_endpoint(service, request.caller, endpoint, config, runtime)
     added = await service.dispatcher.delivery.add(uep, account, group_id, tasks)
     service.dispatcher.deadlines.expect(tasks[0].deadline)
     service.dispatcher.board.open_tasks[account] += added.new
+    service.quota.added(account, size)
+    _note_use(service, tasks)
     service.dispatcher.added(uep)
     return SubmitAnswer(
         request_id=str(uuid.uuid4()),
@@ -80,6 +84,14 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
         tasks=names,
         worker_python=uep.worker_python,
     )
+
+
+def _note_use(service: Service, tasks: Sequence[NewTask]) -> None:
+    """Once a day, note of functions that they are used."""
+    now = time.time()
+    stale = {task.function.row for task in tasks if task.function.used_at < now - 86400}
+    if stale:
+        service.store.submit(lambda tx: tx.use_functions(list(stale), now), inline=False)
 
 
 async def _user_endpoint(

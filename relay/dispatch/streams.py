@@ -29,6 +29,10 @@ class Streams:
         if not self._waiting[group_row]:
             del self._waiting[group_row]
 
+    def rows(self) -> set[int]:
+        """Return the groups that somebody waits for."""
+        return set(self._waiting)
+
     def wake(self, group_rows: Iterable[int]) -> None:
         """Tell whoever waits for these groups."""
         for row in group_rows:

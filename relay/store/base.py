@@ -7,7 +7,7 @@ callers with everything but concurrency: who may do what is decided before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
@@ -154,6 +154,35 @@ class TaskTx(Protocol):
     def sweep(self, ended_before: float, limit: int) -> int:
         """Remove up to `limit` records of tasks that ended before this time; return how many."""
 
+    def drop_inputs(self, after: int, limit: int) -> int:
+        """Remove what ended tasks were called with, those of `limit` endings after this sequence number; return the
+        number of the last of them, `after` where there is none."""
+
+
+class SweepTx(Protocol):
+    """Removing what nobody has used for long, and giving the room back."""
+
+    def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
+        """Remove user endpoints without process and tasks that were last seen before this time, up to `limit` and none
+        of the rows in `keep`; return how many."""
+
+    def sweep_groups(self, after: int, keep: Collection[int], limit: int) -> int:
+        """Of the `limit` task groups after this row, remove those that have no task and are not in `keep`; return the
+        last row that was looked at, 0 at the end. Rows are never given again."""
+
+    def use_functions(self, function_rows: Sequence[int], now: float) -> None:
+        """Note that these functions are used."""
+
+    def sweep_functions(self, used_before: float, now: float, limit: int) -> int:
+        """Delete, as their owners would, up to `limit` functions last used before this time; return how many."""
+
+    def purge_functions(self, deleted_before: float, limit: int) -> int:
+        """Remove up to `limit` functions that were deleted before this time, of which no task is left; return how
+        many."""
+
+    def compact(self, pages: int) -> None:
+        """Give up to so many unused pages back to the file system."""
+
 
 class TaskEventTx(Protocol):
     """Changes to the events of endpoints that keep task records. A body is opaque to the store."""
@@ -177,7 +206,7 @@ class TaskEventTx(Protocol):
         """Return whose a user endpoint is."""
 
 
-class Tx(AccountTx, RegistryTx, TaskTx, TaskEventTx, Protocol):
+class Tx(AccountTx, RegistryTx, TaskTx, SweepTx, TaskEventTx, Protocol):
     """Everything that a write may do."""
 
 
@@ -245,6 +274,9 @@ class TaskReads(Protocol):
 
     def open_tasks(self, account_id: str) -> int:
         """Return how many unfinished tasks a person's user endpoints have."""
+
+    def stored_bytes(self, account_id: str) -> int:
+        """Return the bytes of a person's waiting arguments and kept results."""
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         """Return the tasks that exist among these."""

@@ -94,7 +94,7 @@ class MemoryStore(MemoryTaskEventReads):
         row, function, deleted_at = self._d.functions.get(function_id, (0, None, 0.0))
         if function is None or deleted_at:
             return None
-        return FunctionRef(row, function_id, function.owner, function.public)
+        return FunctionRef(row, function_id, function.owner, function.public, self._d.used_at[function_id])
 
     def function_code(self, function_id: str) -> bytes | None:
         known = self._d.functions.get(function_id)
@@ -136,6 +136,11 @@ class MemoryStore(MemoryTaskEventReads):
     def open_tasks(self, account_id: str) -> int:
         mine = {uep.row for uep in self._d.ueps.values() if uep.account_id == account_id}
         return sum(t.uep_row in mine and not t.state.is_terminal for t in self._d.tasks.values())
+
+    def stored_bytes(self, account_id: str) -> int:
+        mine = [task for task in self._d.tasks.values() if task.group.owner == account_id]
+        waiting = sum(len(task.new.payload) for task in mine if task.has_input)
+        return waiting + sum(len(task.ending.payload) for task in mine if task.ending is not None)
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         known = {task.new.task_id: task for task in self._d.tasks.values()}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -45,6 +45,7 @@ class Task:
     seq: int = 0
     attempts: int = 0
     cancelling: bool = False
+    has_input: bool = True
 
     def may(self, then: TaskState) -> bool:
         return then in TASK_TRANSITIONS[self.state]
@@ -63,9 +64,11 @@ class Data:
     groups: dict[str, GroupRef] = field(default_factory=dict)
     tasks: dict[int, Task] = field(default_factory=dict)
     events: dict[str, Kept] = field(default_factory=dict)
+    used_at: dict[str, float] = field(default_factory=dict)
     row: int = 0
     seq: int = 0
     function_row: int = 0
+    group_row: int = 0
 
 
 class MemoryTx(MemoryTaskEvents):
@@ -137,6 +140,7 @@ class MemoryTx(MemoryTaskEvents):
     def put_function(self, function: FunctionRecord) -> None:
         self._d.function_row += 1
         self._d.functions[function.function_id] = (self._d.function_row, function, 0.0)
+        self._d.used_at[function.function_id] = function.created_at
 
     def delete_function(self, function_id: str, now: float) -> None:
         row, function, _ = self._d.functions[function_id]
@@ -145,7 +149,10 @@ class MemoryTx(MemoryTaskEvents):
     def put_uep(self, uep: UepRecord) -> UepRecord:
         if uep.uep_id not in self._d.ueps:
             self._d.ueps[uep.uep_id] = msgspec.structs.replace(
-                uep, row=len(self._d.ueps) + 1, link_key=b"", made_of=uep.account_id
+                uep,
+                row=max((one.row for one in self._d.ueps.values()), default=0) + 1,
+                link_key=b"",
+                made_of=uep.account_id,
             )
         return self._d.ueps[uep.uep_id]
 
@@ -180,9 +187,10 @@ class MemoryTx(MemoryTaskEvents):
     def add_tasks(
         self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float
     ) -> Added:
-        group = self._d.groups.get(group_id) or GroupRef(len(self._d.groups) + 1, group_id, owner)
+        group = self._d.groups.get(group_id) or GroupRef(self._d.group_row + 1, group_id, owner)
         if group.owner != owner:
             raise IdConflict(id=group_id)
+        self._d.group_row = max(self._d.group_row, group.row)
         self._d.groups[group_id] = group
         known = {task.new.task_id: task for task in self._d.tasks.values()}
         repeated = any(task.task_id in known for task in tasks)
@@ -306,3 +314,50 @@ class MemoryTx(MemoryTaskEvents):
         for task in old:
             del self._d.tasks[task.row]
         return len(old)
+
+    def drop_inputs(self, after: int, limit: int) -> int:
+        ended = sorted((t for t in self._d.tasks.values() if t.seq > after), key=lambda t: t.seq)[:limit]
+        for task in ended:
+            task.has_input = False
+        return ended[-1].seq if ended else after
+
+    # --- what nobody has used for long --------------------------------------------------------------
+
+    def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
+        busy = {task.uep_row for task in self._d.tasks.values() if not task.state.is_terminal} | set(keep)
+        busy.add(max((uep.row for uep in self._d.ueps.values()), default=0))
+        unseen = [u for u in self._d.ueps.values() if not u.link_key and u.seen_at < seen_before and u.row not in busy]
+        for uep in unseen[:limit]:
+            del self._d.ueps[uep.uep_id]
+        return len(unseen[:limit])
+
+    def sweep_groups(self, after: int, keep: Collection[int], limit: int) -> int:
+        in_use = {task.group.row for task in self._d.tasks.values()} | set(keep)
+        there = (g for g in self._d.groups.values() if after < g.row < self._d.group_row)
+        looked_at = sorted(there, key=lambda g: g.row)[:limit]
+        for group in looked_at:
+            if group.row not in in_use:
+                del self._d.groups[group.group_id]
+        return looked_at[-1].row if len(looked_at) == limit else 0
+
+    def use_functions(self, function_rows: Sequence[int], now: float) -> None:
+        for function_id, (row, *_) in self._d.functions.items():
+            if row in function_rows:
+                self._d.used_at[function_id] = now
+
+    def sweep_functions(self, used_before: float, now: float, limit: int) -> int:
+        there = [name for name, (_, _, deleted_at) in self._d.functions.items() if not deleted_at]
+        unused = [name for name in there if self._d.used_at[name] < used_before][:limit]
+        for name in unused:
+            self.delete_function(name, now)
+        return len(unused)
+
+    def purge_functions(self, deleted_before: float, limit: int) -> int:
+        gone = [name for name, (_, _, deleted_at) in self._d.functions.items() if 0 < deleted_at < deleted_before]
+        gone = [name for name in gone if self._d.functions[name][0] != self._d.function_row][:limit]
+        for name in gone:
+            del self._d.functions[name]
+        return len(gone)
+
+    def compact(self, pages: int) -> None:
+        """There is no file."""

@@ -44,6 +44,8 @@ class FunctionRef(msgspec.Struct, frozen=True):
     function_id: str
     owner: str
     public: bool
+    used_at: float = 0.0
+    """When it was last submitted or registered, to the day."""
 
 
 class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,17 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE ueps ADD COLUMN seen_at REAL NOT NULL DEFAULT 0;
     UPDATE ueps SET seen_at = strftime('%s', 'now');
     """,
+    """
+    ALTER TABLE task_groups ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE task_groups SET bytes =
+        (SELECT coalesce(sum(length(payload)), 0) FROM results r WHERE r.group_row = task_groups.group_row) +
+        (SELECT coalesce(sum(length(i.payload)), 0) FROM tasks t JOIN inputs i ON i.row = t.row
+         WHERE t.group_row = task_groups.group_row);
+    CREATE INDEX task_groups_owner ON task_groups (owner);
+    ALTER TABLE functions ADD COLUMN used_at REAL NOT NULL DEFAULT 0;
+    UPDATE functions SET used_at = strftime('%s', 'now');
+    CREATE INDEX functions_unused ON functions (deleted_at, used_at);
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -52,6 +52,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
     )
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; an old one keeps its way
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
@@ -163,7 +164,7 @@ class SqliteStore(SqliteTaskEventReads):
 
     def function_ref(self, function_id: str) -> FunctionRef | None:
         row = self._one(sql.FUNCTION_REF, function_id)
-        return FunctionRef(row[0], row[1], row[2], bool(row[3])) if row else None
+        return FunctionRef(row[0], row[1], row[2], bool(row[3]), row[4]) if row else None
 
     def function_code(self, function_id: str) -> bytes | None:
         row = self._one(sql.FUNCTION_CODE, function_id)
@@ -204,6 +205,9 @@ class SqliteStore(SqliteTaskEventReads):
 
     def open_tasks(self, account_id: str) -> int:
         return int(self._one(sql.OPEN_TASKS, account_id)[0])
+
+    def stored_bytes(self, account_id: str) -> int:
+        return int(self._one(sql.STORED_BYTES, account_id)[0])
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -84,7 +84,8 @@ class _RegistryTx(_Part):
     def put_function(self, function: FunctionRecord) -> None:
         body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
         self._db.execute(
-            sql.ADD_FUNCTION, (function.function_id, function.owner, int(function.public), function.code, body)
+            sql.ADD_FUNCTION,
+            (function.function_id, function.owner, int(function.public), function.code, body, function.created_at),
         )
 
     def delete_function(self, function_id: str, now: float) -> None:
@@ -118,7 +119,39 @@ class _RegistryTx(_Part):
         self._db.execute(sql.CLEAR_LINK, (uep_row, link_key))
 
 
-class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
+class _SweepTx(_Part):
+    _groups: dict[str, GroupRef]
+
+    def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
+        found = self._db.execute(sql.UNSEEN_UEPS, (seen_before,)).fetchmany(limit + len(keep))
+        rows = [row for (row,) in found if row not in keep][:limit]
+        for statement in (sql.DROP_ALL_JOINS, sql.DROP_UEP):
+            self._db.executemany(statement, [(row,) for row in rows])
+        return len(rows)
+
+    def sweep_groups(self, after: int, keep: Collection[int], limit: int) -> int:
+        found = self._db.execute(sql.GROUPS_AFTER, (after, limit)).fetchall()
+        rows = [row for row, in_use in found if not in_use and row not in keep]
+        self._db.executemany(sql.DROP_GROUP, [(row,) for row in rows])
+        self._groups.clear()
+        return int(found[-1][0]) if len(found) == limit else 0
+
+    def use_functions(self, function_rows: Sequence[int], now: float) -> None:
+        self._db.executemany(sql.USE_FUNCTION, [(now, row) for row in function_rows])
+
+    def sweep_functions(self, used_before: float, now: float, limit: int) -> int:
+        return self._db.execute(sql.SWEEP_FUNCTIONS, (now, used_before, limit)).rowcount
+
+    def purge_functions(self, deleted_before: float, limit: int) -> int:
+        return self._db.execute(sql.PURGE_FUNCTIONS, (deleted_before, limit)).rowcount
+
+    def compact(self, pages: int) -> None:
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        for _ in range(min(pages, free)):  # one at a time: Python takes but one step of a statement without columns
+            self._db.execute("PRAGMA incremental_vacuum(1)")
+
+
+class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, SqliteTaskEvents):
     """`relay.store.base.Tx` over one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -156,7 +189,7 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
             return self._add_unknown(group, uep_row, tasks, now)
         finally:
             self._db.execute("RELEASE tasks")
-        self._add_inputs(rows, tasks)
+        self._add_inputs(group, rows, tasks)
         return Added(rows, group, len(tasks), repeated=False)
 
     def _add_unknown(self, group: GroupRef, uep_row: int, tasks: Sequence[NewTask], now: float) -> Added:
@@ -167,14 +200,15 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
                 row, new = self._next_row, new + 1
                 where = (row, task.task_id, group.row, uep_row, task.function.row, int(TaskState.QUEUED))
                 self._db.execute(sql.ADD_TASK, (*where, now, task.priority, task.deadline))
-                self._add_inputs([row], [task])
+                self._add_inputs(group, [row], [task])
                 known = (row, group.row, uep_row, task.function.row)
             if known[1:] != (group.row, uep_row, task.function.row):
                 raise IdConflict(id=task.task_id.hex())
             rows.append(known[0])
         return Added(rows, group, new, repeated=True)
 
-    def _add_inputs(self, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
+    def _add_inputs(self, group: GroupRef, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
+        self._db.execute(sql.ADD_BYTES, (sum(len(task.payload) for task in tasks), group.row))
         self._db.executemany(
             sql.ADD_INPUT,
             [
@@ -247,7 +281,7 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
     # --- ending -----------------------------------------------------------------------------------
 
     def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
-        groups: set[int] = set()
+        groups: dict[int, int] = {}
         foreign: list[int] = []
         ended = 0
         execute = self._db.execute
@@ -259,7 +293,7 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
                 execute(sql.REQUEUE, (one.row, uep_row))
                 foreign.append(one.row)
                 continue
-            groups.add(found[0])
+            groups[found[0]] = groups.get(found[0], 0) + len(one.payload)
             seq = self._next_seq
             self._next_seq += 1
             execute(
@@ -268,6 +302,7 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
             )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
+        self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         return Settled(frozenset(groups), ended, foreign)
 
     def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
@@ -283,8 +318,15 @@ class SqliteTx(_AccountTx, _RegistryTx, SqliteTaskEvents):
 
     def sweep(self, ended_before: float, limit: int) -> int:
         oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()
-        old = [(seq, row) for seq, row, stored_at in oldest if stored_at < ended_before]
+        old = [one for one in oldest if one[2] < ended_before]
         for statement in sql.SWEEP:
-            self._db.executemany(statement, [(row,) for _, row in old])
-        self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, _ in old])
+            self._db.executemany(statement, [(row,) for _, row, *_ in old])
+        self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, *_ in old])
+        self._db.executemany(sql.ADD_BYTES, [(-size, group) for *_, group, size in old])
         return len(old)
+
+    def drop_inputs(self, after: int, limit: int) -> int:
+        ended = self._db.execute(sql.ENDED_INPUTS, (after, limit)).fetchall()
+        self._db.executemany(sql.DROP_INPUT, [(row,) for _, row, *_ in ended])
+        self._db.executemany(sql.ADD_BYTES, [(-size, group) for *_, group, size in ended if size])
+        return int(ended[-1][0]) if ended else after

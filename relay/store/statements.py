@@ -67,10 +67,12 @@ ENDPOINTS_OF = (
     "SELECT owner, deleted_at, body FROM endpoints WHERE deleted_at = 0 AND owner = ? ORDER BY name, endpoint_id"
 )
 
-ADD_FUNCTION = "INSERT INTO functions (function_id, owner, public, code, body) VALUES (?, ?, ?, ?, ?)"
+ADD_FUNCTION = "INSERT INTO functions (function_id, owner, public, code, body, used_at) VALUES (?, ?, ?, ?, ?, ?)"
 DELETE_FUNCTION = "UPDATE functions SET deleted_at = ? WHERE function_id = ?"
 FUNCTION = "SELECT owner, body, code FROM functions WHERE function_id = ? AND deleted_at = 0"
-FUNCTION_REF = "SELECT function_row, function_id, owner, public FROM functions WHERE function_id = ? AND deleted_at = 0"
+FUNCTION_REF = (
+    "SELECT function_row, function_id, owner, public, used_at FROM functions WHERE function_id = ? AND deleted_at = 0"
+)
 FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
 
 ADD_UEP = (
@@ -163,14 +165,46 @@ END_TASK = (
 # Results are stored in the order of their ends. The newest task and the newest result stay, so that their
 # numbers are never given again.
 OLDEST_RESULTS = (
-    "SELECT seq, row, stored_at FROM results "
-    "WHERE row <> (SELECT max(row) FROM tasks) AND seq <> (SELECT max(seq) FROM results) ORDER BY seq LIMIT ?"
+    "SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) "
+    "FROM results r LEFT JOIN inputs i ON i.row = r.row "
+    "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) ORDER BY r.seq LIMIT ?"
 )
 SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
     "DELETE FROM tasks WHERE row = ?",
 )
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
+ADD_BYTES = "UPDATE task_groups SET bytes = bytes + ? WHERE group_row = ?"
+ENDED_INPUTS = (
+    "SELECT r.seq, r.row, r.group_row, coalesce(length(i.payload), 0) "
+    "FROM results r LEFT JOIN inputs i ON i.row = r.row WHERE r.seq > ? ORDER BY r.seq LIMIT ?"
+)
+DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
+STORED_BYTES = "SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?"
+
+# --- what nobody has used for long --------------------------------------------------------------------
+
+# Of all these the newest stays, so that its number is never given again: streams, records and tasks know them by it.
+UNSEEN_UEPS = (
+    "SELECT uep_row FROM ueps WHERE link_key IS NULL AND seen_at < ? "
+    "AND uep_row <> (SELECT max(uep_row) FROM ueps) AND NOT EXISTS "
+    f"(SELECT 1 FROM tasks WHERE tasks.uep_row = ueps.uep_row AND state < {_END})"
+)
+DROP_UEP = "DELETE FROM ueps WHERE uep_row = ?"
+GROUPS_AFTER = (
+    "SELECT group_row, EXISTS (SELECT 1 FROM tasks t WHERE t.group_row = g.group_row) FROM task_groups g "
+    "WHERE group_row > ? AND group_row <> (SELECT max(group_row) FROM task_groups) ORDER BY group_row LIMIT ?"
+)
+DROP_GROUP = "DELETE FROM task_groups WHERE group_row = ?"
+USE_FUNCTION = "UPDATE functions SET used_at = ? WHERE function_row = ?"
+SWEEP_FUNCTIONS = (
+    "UPDATE functions SET deleted_at = ? WHERE function_row IN "
+    "(SELECT function_row FROM functions WHERE deleted_at = 0 AND used_at < ? LIMIT ?)"
+)
+PURGE_FUNCTIONS = (
+    "DELETE FROM functions WHERE function_row IN (SELECT function_row FROM functions "
+    "WHERE deleted_at > 0 AND deleted_at < ? AND function_row <> (SELECT max(function_row) FROM functions) LIMIT ?)"
+)
 
 # --- tasks: questions -------------------------------------------------------------------------------
 

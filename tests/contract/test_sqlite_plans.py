@@ -24,6 +24,9 @@ ABOUT_TASKS = (
     "OPEN_TASKS",
     "COMPLETIONS",
     "GROUP_TASKS",
+    "ENDED_INPUTS",
+    "STORED_BYTES",
+    "GROUPS_AFTER",
 )
 
 

@@ -6,10 +6,12 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
+from relay.store.records import FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
 
@@ -109,3 +111,60 @@ def test_a_second_process_may_change_accounts_meanwhile(tmp_path: Path) -> None:
     assert command.account_of("alice") is None
     server.close()
     command.close()
+
+
+def test_room_that_is_given_up_goes_back_to_the_file_system(tmp_path: Path) -> None:
+    path = tmp_path / "relay.db"
+    store = SqliteStore(path, for_server=True)
+    try:
+        function = FunctionRecord(
+            function_id="f", owner="a", name="f", code=b"x" * 4_000_000, public=False, description="", metadata={},
+            created_at=1.0,
+        )  # fmt: skip
+        newest = msgspec.structs.replace(function, function_id="g", code=b"")
+        store.submit(lambda tx: tx.put_function(function)).result(20)
+        store.submit(lambda tx: tx.put_function(newest)).result(20)
+        store.submit(lambda tx: tx.delete_function("f", 2.0)).result(20)
+        before = _pages(path)
+        assert store.submit(lambda tx: tx.purge_functions(9.0, 10)).result(20) == 1
+        store.submit(lambda tx: tx.compact(100)).result(20)
+        assert _pages(path) == before - 100
+        store.submit(lambda tx: tx.compact(10_000)).result(20)
+        assert _pages(path) < before - 900
+    finally:
+        store.close()
+
+
+def _pages(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        (count,) = connection.execute("PRAGMA page_count").fetchone()
+        return int(count)
+    finally:
+        connection.close()
+
+
+def test_a_database_of_before_has_its_bytes_counted(tmp_path: Path) -> None:
+    path = tmp_path / "relay.db"
+    connection = sqlite3.connect(path)
+    for number, script in enumerate(MIGRATIONS[:2], start=1):
+        connection.executescript(f"{script}\nPRAGMA user_version = {number};")
+    connection.executescript(
+        """
+        INSERT INTO task_groups (group_row, group_id, owner) VALUES (7, 'g', 'a');
+        INSERT INTO functions (function_id, owner, public, code, body) VALUES ('f', 'a', 0, x'00', x'80');
+        INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at)
+            VALUES (1, x'01', 7, 1, 1, 0, 5.0), (2, x'02', 7, 1, 1, 10, 5.0);
+        INSERT INTO inputs VALUES (1, zeroblob(30), x'', 0), (2, zeroblob(5), x'', 0);
+        INSERT INTO results VALUES (1, 2, 7, 5.0, '', '', zeroblob(100), '');
+        """
+    )
+    connection.close()
+    store = SqliteStore(path)
+    try:
+        assert store.stored_bytes("a") == 135
+        (taken,) = store.submit(lambda tx: tx.take_queued(1, 9, 999)).result(20)
+        assert (taken.row, taken.attempt, taken.max_attempts, taken.deadline, taken.priority) == (1, 1, 0, 0.0, 0)
+        assert store.function_ref("f").used_at > 1e9  # type: ignore[union-attr]
+    finally:
+        store.close()

@@ -624,3 +624,86 @@ def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: 
     own = [Ending(rows[0], S.SUCCESS, task_id=sent.task_id), Ending(rows[1], S.SUCCESS, task_id=started.task_id)]
     settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, own))
     assert (settled.ended, settled.foreign) == (2, [])
+
+
+# --- what is kept, and for how long -----------------------------------------------------------------
+
+
+def test_a_persons_bytes_are_those_of_arguments_and_results_until_they_are_removed(work: Work) -> None:
+    tasks = work.new(3, payload=b"x" * 100)
+    rows = work.add(tasks, dispatched=3)
+    work.add(tasks)  # the same again is not counted again
+    assert work.store.stored_bytes("a") == 300
+    assert work.store.stored_bytes("b") == 0
+    work.end(rows[:2], payload=b"y" * 10)
+    assert work.store.stored_bytes("a") == 320
+    last = do(work.store, lambda tx: tx.drop_inputs(0, 1))
+    assert work.store.stored_bytes("a") == 220
+    assert do(work.store, lambda tx: tx.drop_inputs(last, 10)) > last
+    assert work.store.stored_bytes("a") == 120
+    work.end(rows[2:], payload=b"y" * 10)
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the newest stays
+    assert work.store.stored_bytes("a") == 110
+    do(work.store, lambda tx: tx.merge_accounts("b", "a"))
+    assert work.store.stored_bytes("b") == 110
+
+
+def test_a_task_whose_arguments_are_gone_has_its_result_and_is_known(work: Work) -> None:
+    tasks = work.new(2)
+    rows = work.add(tasks, dispatched=1)
+    work.end(rows[:1])
+    last = do(work.store, lambda tx: tx.drop_inputs(0, 10))
+    assert do(work.store, lambda tx: tx.drop_inputs(last, 10)) == last
+    assert work.store.tasks([tasks[0].task_id])[0].payload == b"r"
+    added = do(work.store, lambda tx: tx.add_tasks("a", work.group_id, work.uep.row, tasks, 0, 1.0))
+    assert (added.rows, added.new) == (rows, 0)
+    assert work.take() == rows[1:]
+
+
+def test_user_endpoints_that_nobody_uses_are_removed(work: Work) -> None:
+    unused, linked, kept, newest = (add_uep(work.store) for _ in range(4))
+    do(work.store, lambda tx: tx.add_join(unused.row, b"j0", 100.0, 0.0))
+    do(work.store, lambda tx: tx.add_join(linked.row, b"j", 100.0, 0.0))
+    do(work.store, lambda tx: tx.enrol(linked.row, b"j", b"k" * 32, 50.0))
+    work.add(work.new(1))
+    do(work.store, lambda tx: tx.saw_ueps([one.row for one in (work.uep, unused, linked, kept, newest)], 10.0))
+    assert do(work.store, lambda tx: tx.sweep_ueps(10.0, {kept.row}, 10)) == 0
+    assert do(work.store, lambda tx: tx.sweep_ueps(11.0, {kept.row}, 10)) == 1
+    assert work.store.uep(unused.uep_id) is None
+    for one in (work.uep, linked, kept, newest):
+        assert work.store.uep(one.uep_id) is not None
+    assert add_uep(work.store).row > newest.row
+
+
+def test_empty_task_groups_are_removed_and_their_rows_never_given_again(store: Store) -> None:
+    works = [Work(store) for _ in range(4)]
+    rows = []
+    for one in works:
+        rows += one.add(one.new(1), dispatched=1)
+    group_rows = [one.group_row for one in works]
+    assert do(store, lambda tx: tx.sweep_groups(0, set(), 10)) == 0
+    for one, row in zip(works, rows, strict=True):
+        one.end([row])
+    do(store, lambda tx: tx.sweep(time.time() + 60, 10))  # the newest task stays
+    followed = group_rows[1]
+    assert do(store, lambda tx: tx.sweep_groups(0, {followed}, 2)) == followed
+    assert do(store, lambda tx: tx.sweep_groups(followed, {followed}, 2)) == 0
+    assert [store.group(one.group_id) is not None for one in works] == [False, True, False, True]
+    again = works[0]
+    again.add(again.new(1))
+    assert again.group_row > group_rows[3]
+
+
+def test_functions_that_nobody_uses_are_deleted_and_later_removed(store: Store) -> None:
+    unused, used, newest = (add_function(store) for _ in range(3))
+    do(store, lambda tx: tx.use_functions([used.row, newest.row], 50.0))
+    assert store.function_ref(used.function_id).used_at == 50.0  # type: ignore[union-attr]
+    assert do(store, lambda tx: tx.sweep_functions(40.0, 100.0, 10)) == 1
+    assert store.function_ref(unused.function_id) is None
+    assert store.function_code(unused.function_id) == b"code"
+    do(store, lambda tx: tx.delete_function(newest.function_id, 90.0))
+    assert do(store, lambda tx: tx.purge_functions(100.0, 10)) == 0  # the newest stays
+    assert do(store, lambda tx: tx.purge_functions(101.0, 10)) == 1
+    assert store.function_code(unused.function_id) is None
+    assert store.function_ref(used.function_id) is not None
+    assert add_function(store).row > newest.row

@@ -17,7 +17,7 @@ from mep_wire.errors import TaskExpired, UserEndpointSilent
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
-from relay import server
+from relay import sweeping
 from relay.dispatch import delivery, dispatcher, starts
 from relay.dispatch.board import ManagerLink, Uep
 from relay.dispatch.dispatcher import Dispatcher
@@ -156,7 +156,7 @@ def test_tasks_that_could_not_be_taken_from_the_queue_are_sent_later(monkeypatch
 
 
 def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: Any) -> None:
-    monkeypatch.setattr(server, "SWEEP_INTERVAL_S", 0.01)
+    monkeypatch.setattr(sweeping, "INTERVAL_S", 0.01)
 
     async def run() -> None:
         scene = Scene()
@@ -165,7 +165,8 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         heard = scene.dispatcher.streams.join(group.row)
         await scene.dispatcher.expire(60.0)
         assert (scene.state, heard.is_set()) == (TaskState.QUEUED, False)
-        sweeper = asyncio.create_task(server._sweep(scene.store, scene.dispatcher, 86400.0, 1e-6))
+        periods = sweeping.Periods(86400.0, 1e-6, 86400.0)
+        sweeper = asyncio.create_task(sweeping.Sweeper(scene.store, scene.dispatcher, periods).run())
         await asyncio.wait_for(heard.wait(), 5)
         sweeper.cancel()
         (task,) = scene.store.tasks([scene.task.task_id])
