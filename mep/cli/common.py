@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mep.cli.elsewhere import instead
 from mep.cli.failures import EXIT_TEXT, CliFailed, Exit
 from mep.errors import ConfigRefused
 
@@ -43,6 +44,10 @@ class Failure(click.ClickException):
 
 class MepGroup(click.Group):
     """The command group: turns our named errors into texts and documented exit codes."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, which for one of Globus Compute's that means nothing here says what to do."""
+        return super().get_command(ctx, cmd_name) or instead(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Raises Failure."""

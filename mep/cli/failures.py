@@ -23,7 +23,7 @@ Exit codes:
   1  it failed (the text says why)
   2  wrong usage
   3  the endpoint is not running
-  4  a configuration file is refused (file, line and key are named)
+  4  a configuration file is refused (file, line and key are named), or there is no such endpoint
   5  the relay cannot be reached or refuses
   6  it did not happen in time
 """

@@ -218,19 +218,27 @@ def register(
 @name_argument
 @json_option
 def check(name: str, as_json: bool) -> None:
-    """Read and check everything that endpoint NAME would start with, without starting it."""
+    """Read and check everything that endpoint NAME would start with, without starting it.
+
+    The template is rendered too, by an account without privilege and with values made up from the schema.
+    """
     from mep.cli.preflight import check_installation
+    from mep.cli.trial import try_template
     from mep.config.resolver import resolve, summary
     from mep.config.template_syntax import check_template
 
     where, roots = locate(name)
     resolution = resolve(where, roots, log_to_file=False)
     check_template(where, resolution)
+    notes = try_template(where, resolution)
     if where.privileged:
         check_installation()
     value = summary(resolution)
-    warn(resolution.warnings)
-    emit(value, f"{where.config_dir}: no problem found\n" + fields_text(value), as_json=as_json)
+    value["warnings"] = [*value["warnings"], *notes]
+    text = fields_text({key: item for key, item in value.items() if key != "warnings"})
+    if not as_json:
+        warn(value["warnings"])
+    emit(value, f"{where.config_dir}: no problem found\n{text}", as_json=as_json)
 
 
 @click.command(epilog=epilog("mep delete site --token-file ~/token", "mep delete site --local-only --yes"))
@@ -244,10 +252,11 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
     """Delete endpoint NAME at the relay and here, with its configuration."""
     from mep.boundary.runtime import running_monitor
     from mep.cli.running import stop
+    from mep.config.paths import no_such_endpoint
 
     where, _ = locate(name)
     if not where.config_dir.exists() and not where.state_dir.exists():
-        raise CliFailed(f"there is no endpoint {name} in {where.config_dir}")
+        raise no_such_endpoint(where)
     if running_monitor(where.runtime_dir) is not None and not force:
         raise CliFailed(f"endpoint {name} is running: run `mep stop {name}` first, or give --force")
     if not yes:

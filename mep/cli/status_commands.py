@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument
-from mep.cli.failures import CliFailed, Exit
+from mep.cli.failures import Exit
 from mep.cli.output import emit, emit_rows, fields_text, print_table, printable
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ _WHERE_WHY = "the log says why"
 
 
 def require_endpoint(where: EndpointPaths) -> None:
-    """Raise CliFailed where there is no such endpoint."""
+    """Raise ConfigRefused where there is no such endpoint."""
+    from mep.config.paths import no_such_endpoint
+
     if not where.config.exists() and not where.runtime_dir.exists():
-        raise CliFailed(f"there is no endpoint {where.name} in {where.config_dir}")
+        raise no_such_endpoint(where)
 
 
 def _state(pid: int | None, status: MonitorStatus | None, endpoint_id: str) -> str:

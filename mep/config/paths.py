@@ -95,6 +95,12 @@ def endpoint_paths(roots: Roots, name: str) -> EndpointPaths:
     return EndpointPaths(name, roots.etc / name, state, run, roots.privileged)
 
 
+def no_such_endpoint(where: EndpointPaths) -> ConfigRefused:
+    """Return what is said, by every command, of a name that no endpoint has."""
+    remedy = f"run `mep configure {where.name}`"
+    return ConfigRefused(str(where.config), "", f"there is no endpoint {where.name} here: {remedy}")
+
+
 def list_names(roots: Roots) -> list[str]:
     """Return the names of the endpoints that are configured here, sorted."""
     try:

@@ -23,7 +23,7 @@ from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
 from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
-from mep.config.paths import EndpointPaths, Roots
+from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
 from mep.config.privileges import checked_hook, checked_pam
 from mep.config.registration import Registration, digest, facts, read_registration
 from mep.errors import ConfigRefused
@@ -44,9 +44,7 @@ class Resolution:
 def read_config(where: EndpointPaths) -> Document:
     """Return the endpoint's config.yaml. Raises ConfigRefused."""
     if not where.config.exists():
-        raise ConfigRefused(
-            str(where.config), "", f"there is no endpoint {where.name} here: run `mep configure {where.name}`"
-        )
+        raise no_such_endpoint(where)
     text = read_trusted(where.config, cap=MAX_CONFIG_BYTES, owner=os.geteuid())
     return read_document(text, str(where.config))
 

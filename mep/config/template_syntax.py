@@ -1,7 +1,7 @@
 """Whether the administrator's template can be read by Jinja at all: what `mep check` asks, and nobody else.
 
-A template is rendered as the mapped person alone, with their values. Here it is only parsed and turned into the text
-of a program that is never run.
+A template is rendered as the mapped person, with their values, and by `mep check` without privilege (mep/cli/trial.py).
+Here, where root does it, it is only parsed and turned into the text of a program that is never run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from mep_wire.bundle import UepBundle
 def check_template(where: EndpointPaths, resolution: Resolution) -> None:
     """Raise ConfigRefused, with file and line, if the template's syntax is wrong."""
     bundle = msgspec.msgpack.decode(resolution.bundle, type=UepBundle)
-    configured = resolution.endpoint.user_config_template_path
-    path = find_file(where.config_dir, configured, names.TEMPLATE, names.TEMPLATE_OLD)
+    path = template_path(where, resolution)
     check_syntax(path, bundle.templates[path.name])
+
+
+def template_path(where: EndpointPaths, resolution: Resolution) -> Path:
+    """Return where the template is."""
+    configured = resolution.endpoint.user_config_template_path
+    return find_file(where.config_dir, configured, names.TEMPLATE, names.TEMPLATE_OLD)
 
 
 def check_syntax(path: Path, text: str) -> None:

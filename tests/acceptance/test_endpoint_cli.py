@@ -227,8 +227,8 @@ def test_names_that_no_endpoint_has(mep: Cli, name: str) -> None:
 
 def test_an_endpoint_that_does_not_exist(mep: Cli) -> None:
     assert "mep configure nowhere" in mep("start", "nowhere", expect=4).stderr
-    assert "there is no endpoint" in mep("stop", "nowhere", expect=1).stderr
-    assert "there is no endpoint" in mep("delete", "nowhere", "--yes", expect=1).stderr
+    assert "there is no endpoint" in mep("stop", "nowhere", expect=4).stderr
+    assert "there is no endpoint" in mep("delete", "nowhere", "--yes", expect=4).stderr
 
 
 def test_delete_asks_first(site: Cli) -> None:
@@ -259,6 +259,44 @@ def test_a_bad_file_is_named_with_its_place(site: Cli, name: str, text: str | by
     assert name in said
     assert where in said
     assert said == site("start", "site", "--detach", expect=4).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("engine:\n  type: ProcessPolEngine\n", ":2: what the template gives is refused: engine.type"),
+        ("{# x\n#}\nengine:\n  type: ProcessPoolEngine\n  max_wrkers: 1\n", ":5: what the template gives is refused"),
+        ("engine: [\n", "refused: while parsing"),
+        (
+            "engine:\n  type: ThreadPoolEngine\nx: {{ 1 // 0 }}\n",
+            ":3: what the template gives is refused: ZeroDivision",
+        ),
+        ("{% for x in range(10**5) %}{% for y in range(10**5) %}{% endfor %}{% endfor %}engine: x", "20 s"),
+    ],
+)
+def test_check_renders_the_template_and_finds_what_starts_would_fail_of(site: Cli, text: str, where: str) -> None:
+    path = site.path("etc", "site", "user_config_template.yaml.j2")
+    path.write_text(text)
+    said = site("check", "site", expect=4).stderr
+    assert f"{path}" in said
+    assert where in said
+
+
+def test_check_says_a_warning_once(site: Cli) -> None:
+    config = site.path("etc", "site", "config.yaml")
+    config.write_text(config.read_text() + "amqp_port: 443\n")
+    done = site("check", "site")
+    assert (done.stdout + done.stderr).count("amqp_port") == 1
+    done = site("check", "site", "--json")
+    assert "amqp_port" in done.stdout
+    assert done.stderr == ""
+
+
+def test_commands_of_globus_compute_that_mean_nothing_here_say_what_to_do(mep: Cli) -> None:
+    for name, what in (("login", "--token-file"), ("whoami", "whose token registered it"), ("enable-on-boot", "systemctl enable")):
+        assert what in mep(name, "x", "--force", expect=2).stderr
+    assert "No such command" in mep("no-such-thing", expect=2).stderr
+    assert "login" not in mep("--help").stdout
 
 
 def test_a_template_directory_that_is_too_large(site: Cli) -> None:

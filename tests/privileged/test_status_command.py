@@ -136,7 +136,7 @@ def test_a_status_that_does_not_run(tmp_path: pathlib.Path) -> None:
     places = {"MEP_RUN": f"{tmp_path}/run", "MEP_ETC": f"{tmp_path}/etc", "MEP_VAR": f"{tmp_path}/var"}
     environment = {**os.environ, **places}
     (tmp_path / "run" / "site").mkdir(parents=True)
-    for name, code, said in (("site", 3, "not registered"), ("none", 1, "there is no endpoint none")):
+    for name, code, said in (("site", 3, "not registered"), ("none", 4, "there is no endpoint none")):
         argv = [sys.executable, "-I", "-m", "mep.cli", "status", name]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code
