@@ -49,14 +49,14 @@ engine:
 """
 
 
-def mark(path: str, number: int) -> None:
+def mark(path: str, number: int, seconds: float = 0.008) -> None:
     import os
     import time
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(descriptor, b"%d\n" % number)
     os.close(descriptor)
-    time.sleep(0.008)
+    time.sleep(seconds)
 
 
 @pytest.fixture
@@ -97,20 +97,28 @@ def lose_node(slurm: Slurm, place: Place) -> None:
     steps = [pid for pid, _ in slurm.steps()]
     account = place.accounts["alice"]
     pids = [here[0].pid, *steps, *(pid for pid in processes_of(account.uid) if on_node(pid, node))]
-    for signum in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):  # a worker that has ended by itself
-                os.kill(pid, signum)
+    send(signal.SIGSTOP, pids)
+    send(signal.SIGKILL, pids)
     here[0].wait()
 
 
-def cut_node_off(slurm: Slurm, place: Place) -> None:
-    """Stop the node's pool, not its workers: it says nothing for longer than the threshold, and then lives on."""
-    for pid in pool_parents(place.accounts["alice"].uid):
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+def freeze_node(slurm: Slurm, place: Place) -> None:
+    """The node stands still for longer than the threshold, and then goes on as if nothing had been."""
+    pids = on_nodes(place)
+    send(signal.SIGSTOP, pids)
+    time.sleep(10)
+    send(signal.SIGCONT, pids)
+
+
+def send(signum: int, pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, signum)
+
+
+def on_nodes(place: Place) -> list[int]:
+    pids = processes_of(place.accounts["alice"].uid)
+    return [pid for pid in pids if on_node(pid, "n1") or on_node(pid, "n2")]
 
 
 def on_node(pid: int, node: str) -> bool:
@@ -119,11 +127,7 @@ def on_node(pid: int, node: str) -> bool:
     return False
 
 
-def pool_parents(uid: int) -> list[int]:
-    return [pid for pid in processes_of(uid) if Path(f"/proc/{pid}/comm").read_text().strip() == "mep-pool"]
-
-
-CASES: list[Callable[[Slurm, Place], None]] = [kill_user_endpoint, cancel_job, end_walltime, lose_node, cut_node_off]
+CASES: list[Callable[[Slurm, Place], None]] = [kill_user_endpoint, cancel_job, end_walltime, lose_node, freeze_node]
 
 
 @pytest.mark.timeout(300)
@@ -160,6 +164,42 @@ def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm
     assert not [number for number, count in times.items() if count > 1], "run twice"
     assert set(times) | lost == set(range(TASKS))
     nothing_is_left(slurm, place, account)
+
+
+def test_what_waits_on_a_node_is_not_begun_there_after_the_next_user_endpoint_has_taken_over(
+    slurm: Slurm, place: Place
+) -> None:
+    """The node stands still while its user endpoint is killed, and cannot be told, since the controller is away."""
+    account = place.accounts["alice"]
+    ran, notes = account.home / "ran", account.home / ".mep" / "uep"
+    with place.executor("alice") as executor:
+        running = [executor.submit(mark, str(ran), number, 1.5) for number in range(2)]
+        until("two tasks that run", lambda: ran.exists() and len(ran.read_text().split()) == 2)
+        waiting = [executor.submit(mark, str(ran), number) for number in range(2, 12)]
+        time.sleep(0.5)  # some of them are at the node now
+        node = on_nodes(place)
+        send(signal.SIGSTOP, [*node, slurm.daemons["slurmctld"].pid])
+        try:
+            kill_user_endpoint(slurm, place)
+            until("look at the notes", lambda: list(notes.glob("*/run/begun/closed/keys-*")))
+            send(signal.SIGCONT, node)
+            time.sleep(4)
+            began = ran.read_text().split()
+        finally:
+            send(signal.SIGCONT, [*node, slurm.daemons["slurmctld"].pid])
+        assert sorted(began) == ["0", "1"]
+        wait([*running, *waiting], timeout=END_S)
+        assert {outcome(future) for future in running} == {"USER_ENDPOINT_LOST"}
+        assert {outcome(future) for future in waiting} == {""}
+    assert sorted(map(int, ran.read_text().split())) == list(range(12))
+    nothing_is_left(slurm, place, account)
+
+
+def until(what: str, ready: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.05)
 
 
 def nothing_is_left(slurm: Slurm, place: Place, account: Any) -> None:
