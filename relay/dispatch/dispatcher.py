@@ -35,7 +35,7 @@ from relay.dispatch.starts import Starts
 from relay.dispatch.streams import Streams
 from relay.dispatch.task_events import TaskEvents
 from relay.dispatch.user_endpoints import UserEndpoints
-from relay.log import logger
+from relay.log import Sparing, logger
 from relay.plane.base import Peer, Plane
 from relay.store.audited import AuditedStore
 from relay.store.base import Store
@@ -62,6 +62,7 @@ class Dispatcher:
         self.delivery = Delivery(self.board, self.streams)
         self.deadlines = Deadlines(self.board, self.delivery)
         self._up_since = self.board.loop.time()
+        self._sparing = Sparing()
         self.starts = Starts(self.board, self.delivery, signing_key)
         self._endings = Endings(self.board, self.delivery, self.starts)
         self._managers = Managers(self.board, self.starts, self._endings)
@@ -159,7 +160,8 @@ class Dispatcher:
 
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
-        logger.warning("link: peer %s refused: %s", peer.key.hex(), error)
+        log = self._sparing if peer.session is None else logger  # strangers can have this said at will
+        log.warning("link: peer %s refused: %s", peer.key.hex(), error)
         final = not isinstance(error, LinkMessageInvalid)
         self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=final)))
         self._cut(peer, "refused")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any
 
 import zmq
 from zmq.utils import z85
 
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_LINK_MESSAGE_BYTES
-from relay.log import logger
+from relay.log import Sparing
 from relay.plane.base import Peer, PlaneHandler
 from relay.plane.zap import DOMAIN, Zap
 
@@ -32,6 +33,8 @@ connection takes in no time, and ever later while it reads nothing. (A ROUTER ca
 FRAMES_A_TURN = 64
 """Most messages taken before the event loop may do something else."""
 MAX_PEERS = 50_000
+MAX_STRANGERS = 4096
+"""Most peers of which the dispatcher has made nothing yet; beyond, the one that is so for longest is forgotten."""
 
 
 class ZmqPlane:
@@ -44,6 +47,9 @@ class ZmqPlane:
         self._host, self._port = host, port
         self._configure(z85.encode(secret_key))
         self._peers: dict[bytes, Peer] = {}
+        self._strangers: deque[Peer] = deque()
+        """Peers in the order in which they came, as far as nobody has looked what became of them."""
+        self._sparing = Sparing()
         self._slow: set[Peer] = set()
         self._retry_s = FIRST_RETRY_S
         self._scheduled = False
@@ -107,7 +113,7 @@ class ZmqPlane:
 
     def _take(self, parts: list[zmq.Frame]) -> None:
         if len(parts) != 2:
-            logger.warning("link: message of %d frames dropped", len(parts))
+            self._sparing.warning("link: message of %d frames dropped", len(parts))
             return
         key = bytes.fromhex(str(parts[1].get("User-Id")))
         address = parts[0].bytes
@@ -117,11 +123,22 @@ class ZmqPlane:
             peer = None
         if peer is None:
             if len(self._peers) >= MAX_PEERS:
-                logger.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
+                self._sparing.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
                 return
             peer = self._peers[address] = Peer(key, address, 0.0)
+            self._make_room(peer)
         peer.last_seen = time.monotonic()
         self._handler.on_frame(peer, parts[1].bytes)
+
+    def _make_room(self, stranger: Peer) -> None:
+        """Let no more than MAX_STRANGERS be there that have not been welcomed."""
+        self._strangers.append(stranger)
+        if len(self._strangers) <= MAX_STRANGERS:
+            return
+        oldest = self._strangers.popleft()
+        if oldest.session is None and self._peers.get(oldest.address) is oldest:
+            self._sparing.warning("link: more than %d strangers; the first is forgotten", MAX_STRANGERS)
+            self.drop(oldest)
 
     def _check_silence(self) -> None:
         if self._stopped:

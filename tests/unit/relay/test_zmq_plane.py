@@ -11,6 +11,7 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from relay.log import Sparing
 from relay.plane import zmq_plane
 from relay.plane.base import Peer
 from relay.plane.zap import answer
@@ -222,3 +223,40 @@ def test_only_a_curve_key_is_let_in(request_parts: list[bytes], status: bytes) -
     assert reply[:2] == [b"envelope", b""]
     assert (reply[2], reply[3], reply[4]) == (b"1.0", b"7", status)
     assert reply[6] == (bytes(32).hex().encode() if status == b"200" else b"")
+
+
+def test_strangers_are_so_many_and_no_more_and_the_welcome_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq_plane, "MAX_STRANGERS", 3)
+
+    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
+        welcome = Dealer(plane, public)
+        welcome.socket.send(b"hello")
+        await until(lambda: len(handler.frames) == 1)
+        dealers = []
+        for number in range(5):
+            dealers.append(Dealer(plane, public))
+            dealers[-1].socket.send(b"?")
+            await until(lambda count=number + 2: len(handler.frames) == count)
+            handler.frames[-1][0].session = None
+        there = [plane.send(peer, b"x") for peer, _ in handler.frames]
+        assert there == [True, False, False, True, True, True]
+        dealers[0].socket.send(b"again")  # it may come again
+        await until(lambda: len(handler.frames) == 7)
+        assert plane.send(handler.frames[-1][0], b"x")
+
+    run(scenario)
+
+
+def test_what_strangers_can_have_logged_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    sparing = Sparing(10.0, lambda: now[0])
+    for number in range(1000):
+        sparing.warning("link: %d", number)
+    sparing.warning("another kind")
+    now[0] = 10.0
+    sparing.warning("link: %d", 1000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "link: 0",
+        "another kind",
+        "link: 1000 (999 more like it before)",
+    ]
