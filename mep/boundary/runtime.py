@@ -58,7 +58,8 @@ class MonitorStatus:
     mapping_refused_at: float = 0.0
     user_endpoints: list[dict[str, Any]] = field(default_factory=list)
     """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`; `mapping_checked_at` and
-    `account_checked_at` where known, `checked_at` the earlier of both, `overdue` where the first is too long ago."""
+    `account_checked_at` where known, `checked_at` the earlier of both, `overdue` and `account_overdue` where the one or
+    the other is too long ago."""
 
 
 def write_status(directory: Path | str, status: MonitorStatus) -> None:

@@ -63,6 +63,7 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
         "mapping_problem": _problem(known.mapping_problem, reasons.get("mapping")),
         "mapping_refused_at": known.mapping_refused_at or None,
         "overdue": sum(bool(one.get("overdue")) for one in known.user_endpoints),
+        "accounts_overdue": sum(bool(one.get("account_overdue")) for one in known.user_endpoints),
         "user_endpoints": known.user_endpoints,
     }
 
@@ -109,7 +110,7 @@ def status(ctx: click.Context, name: str, as_json: bool) -> None:
 
 def _text(value: dict[str, Any]) -> str:
     shown = {key: printable(item) if isinstance(item, str) else item for key, item in value.items()}
-    shown |= {"user_endpoints": len(value["user_endpoints"]), "overdue": ""}
+    shown |= {"user_endpoints": len(value["user_endpoints"]), "overdue": "", "accounts_overdue": ""}
     for key in ("configured_at", "configuration_refused_at", "mapping_refused_at"):
         shown[key] = _calendar(value[key]) if value[key] else None
     if value["overdue"]:
@@ -117,14 +118,21 @@ def _text(value: dict[str, Any]) -> str:
             f"{value['overdue']} of {len(value['user_endpoints'])}: nobody has confirmed for long that these people "
             "still map to these accounts"
         )
+    if value["accounts_overdue"]:
+        shown["accounts_overdue"] = (
+            f"{value['accounts_overdue']} of {len(value['user_endpoints'])}: whether these accounts may still be used "
+            "could not be said for long; the log says why"
+        )
     return fields_text(shown)
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    overdue = " (overdue)" if one.get("overdue") else ""
+    late = [" (overdue)" if one.get(key) else "" for key in ("overdue", "account_overdue")]
     plain = (one.get("local_user"), one.get("uep_id"), one.get("state"), one.get("pid"))
-    mapping, account = _age(one, "mapping_checked_at") + overdue, _age(one, "account_checked_at")
-    return (*(printable(str(item)) for item in plain), mapping, account)
+    checks = [
+        _age(one, key) + said for key, said in zip(("mapping_checked_at", "account_checked_at"), late, strict=True)
+    ]
+    return (*(printable(str(item)) for item in plain), *checks)
 
 
 def _plain(one: dict[str, Any]) -> str:

@@ -29,12 +29,12 @@ class Ages:
 
     def __init__(self, monitor: Monitor, revoke: Revoke) -> None:
         self._monitor, self._revoke = monitor, revoke
-        self._looked_at = self._ends_from = 0.0
+        self._started_at = self._looked_at = self._ends_from = 0.0
 
     def start(self) -> None:
         """Begin: what a former monitor left is asked about before it is ended. One of unknown age begins at 0."""
         now = self._monitor.loop.clock()
-        self._looked_at = now
+        self._started_at = self._looked_at = now
         self._ends_from = now + self._warn_age_s()
         for endpoint in self._monitor.endpoints.values():
             if not endpoint.mapped_at:
@@ -67,11 +67,19 @@ class Ages:
             return
         limit = self._monitor.resolved.recheck_max_age_s if now >= self._ends_from else 0.0
         for endpoint in [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]:
+            self._look_at_account(endpoint, now, warn_age)
             age = now - endpoint.mapped_at
             if limit and age > limit:
                 self._end(endpoint, age)
             elif age > warn_age:
                 self._warn(endpoint, age, warn_age)
+
+    def _look_at_account(self, endpoint: UserEndpoint, now: float, warn_age: float) -> None:
+        """Show where nobody can say whether an account may be used; each check that fails is warned of by itself."""
+        overdue = now - (endpoint.admitted_at or self._started_at) > warn_age
+        if overdue != endpoint.account_overdue:
+            endpoint.account_overdue = overdue
+            self._monitor.status.changed()
 
     def _warn(self, endpoint: UserEndpoint, age: float, warn_age: float) -> None:
         """Say so: at once, and whenever the age has doubled."""

@@ -45,6 +45,8 @@ class UserEndpoint:
     """The age at which the next warning is due, once it is overdue."""
     admitted_at: float = 0.0
     """When the account was last found fit; 0 is not by this monitor."""
+    account_overdue: bool = False
+    """Whether that is too long ago."""
     check_due: float = 0.0
     """When the account is to be looked at again."""
     late: Timer | None = None
@@ -62,7 +64,8 @@ class UserEndpoint:
         # They are by the monotonic clock; what is shown goes by the calendar.
         now, calendar = time.monotonic(), time.time()
         value |= {name: round(calendar - (now - at), 1) for name, at in times.items() if at}
-        return value | ({"overdue": True} if self.overdue else {})
+        flags = {"overdue": self.overdue, "account_overdue": self.account_overdue}
+        return value | {name: True for name, flag in flags.items() if flag}
 
 
 class Endpoints(dict[str, UserEndpoint]):

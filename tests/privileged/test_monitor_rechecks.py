@@ -344,7 +344,10 @@ def test_pam_is_asked_of_what_runs_where_that_is_wanted(alice: LocalAccount, pam
         for code in (7, 12, 9, 4):  # pam_nologin, a password to be changed, a service that is away, an error
             (tmp_path / "code").write_text(str(code))
             until("warned", functools.partial(warned_of, run, code), 60)
+        until("shown", lambda: run.status()["user_endpoints"][0].get("account_overdue"), 60)
         assert state(run) == "running"
+        (tmp_path / "code").write_text("0")
+        until("shown", lambda: "account_overdue" not in run.status()["user_endpoints"][0], 60)
         (tmp_path / "code").write_text("6")
         assert manager.take(EndpointRevoked)[0].code == "ACCOUNT_REFUSED"
         assert "pam_acct_mgmt" in next(one for one in run.audit_records() if one["event"] == "revoke")["detail"]

@@ -128,6 +128,7 @@ def test_what_runs_and_what_is_overdue(alice: LocalAccount) -> None:
         value = json.loads(status(run, "--json"))
         assert value["overdue"] == 1
         assert value["user_endpoints"][0]["overdue"] is True
+        assert value["accounts_overdue"] == 0
         answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
         until("checked", lambda: json.loads(status(run, "--json"))["overdue"] == 0)
 
