@@ -107,6 +107,8 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     """A name for logs."""
     max_workers: Count | None = None
     """Worker processes; as many as there are processors where it is not given."""
+    max_tasks_per_child: Count | None = None
+    """Tasks after which a worker process is replaced by a new one."""
     max_retries_on_system_failure: NonNegative = 0
     """Times a task is run again that had begun and was lost with what ran it, where it has no max_attempts itself."""
     working_dir: str | None = None

@@ -112,3 +112,19 @@ def test_the_relay_is_told_the_workers_python(relay: FakeRelay, home: pathlib.Pa
             relay.results(1)
             credit = relay.expect(messages.Credit)
     assert credit.worker_python == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_setup_runs_before_the_engine_and_teardown_after_it(relay: FakeRelay, home: pathlib.Path) -> None:
+    log = home / "log"
+    template = (
+        f"endpoint_setup: echo setup >> {log}; export MARK=1\nendpoint_teardown: echo teardown >> {log}\n{TEMPLATE}"
+        f"  worker_init: echo worker >> {log}\n"
+    )
+    with UepProcess(relay, home, template=template) as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [task(1, echo, 1)])
+        assert relay.results(1)[1].code == ""
+        uep.signal(signal.SIGTERM)
+        assert uep.wait() == 0
+        assert log.read_text().split() == ["setup", "worker", "teardown"]
+        assert not uep.children()

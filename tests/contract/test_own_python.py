@@ -68,11 +68,12 @@ def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp
     engine.stop(1.0)
 
 
-def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare: Path) -> None:
+@pytest.mark.parametrize("program", ["workers/staged.py", "htex/pool_main.py"])
+def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare: Path, program: str) -> None:
     packages = Path(stage(str(tmp_path), copy=False))
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     packages.with_name(f"libraries-{own}").rename(packages.with_name("libraries-3.99"))
-    command = [str(bare / "bin/python"), "-I", str(packages / "user_endpoint/workers/staged.py"), "3", "1"]
+    command = [str(bare / "bin/python"), str(packages / "user_endpoint" / program), "3", "1"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert f"is Python {own} and the endpoint's is 3.99: install mep-sdk[worker]" in answer.stderr
@@ -100,3 +101,23 @@ def test_what_is_staged_takes_the_place_of_what_is_there_and_goes(tmp_path: Path
         assert (packages / "mep_sdk").is_symlink() != copy
     unstage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def whose() -> int:
+    import os
+
+    return os.getpid()
+
+
+@pytest.mark.parametrize("most", [None, 1, 3])
+def test_a_worker_is_replaced_after_so_many_tasks(tmp_path: Path, most: int | None) -> None:
+    engine = make_engine(ProcessPoolEngine(max_workers=1, max_tasks_per_child=most), place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        rows = [bench.submit(whose) for _ in range(9)]
+        bench.wait(*rows)
+        pids = [bench.value(row) for row in rows]
+        assert [pids.count(pid) for pid in dict.fromkeys(pids)] == ([9] if most is None else [most] * (9 // most))
+    finally:
+        engine.stop(2.0)

@@ -55,13 +55,14 @@ class ProcessPoolEngine:
         worker_log: str = "",
         directory: str = "",
         run_in_sandbox: bool = False,
+        max_tasks_per_child: int = 0,
         notes: Notes | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_server, self._clock = server, clock
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
-        self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox)
+        self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox, max_tasks_per_child)
         self._notes, self._begun_directory = notes, ""
         self._server: ForkServerLink | None = None
         self._memory = MemoryWatch()

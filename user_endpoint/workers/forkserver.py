@@ -4,7 +4,8 @@ It is forked from the user endpoint before ZeroMQ is imported, so that a worker 
 and no thread exists that a fork could catch holding a lock. It also reads what workers print, and keeps a
 bounded log of it. It trusts the engine that orders it about (same user), and nothing that tasks do.
 
-Orders:  ("configure", environment, directory, log path, max result bytes, a sandbox for each task)
+Orders:  ("configure", environment, directory, log path, max result bytes, a sandbox for each task,
+          how many tasks a worker runs or 0)
          ("place", number, variables, processors): what the worker of this number gets beyond the rest
          ("spawn", number) with the worker's socket      ("kill", number, signal)      ("ping",)
 Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)           ("pong",)
@@ -55,7 +56,7 @@ class ForkServer:
         self._out_read, self._out_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
-        self._max_result_bytes, self._sandbox = 0, False
+        self._max_result_bytes, self._sandbox, self._max_tasks = 0, False, 0
         self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
 
     def run(self) -> None:
@@ -83,9 +84,9 @@ class ForkServer:
         except frames.PeerGone:
             return False
         match order:
-            case ("configure", environment, directory, log_path, max_result_bytes, sandbox):
+            case ("configure", environment, directory, log_path, max_result_bytes, sandbox, max_tasks):
                 self._configure(environment, directory, log_path)
-                self._max_result_bytes, self._sandbox = max_result_bytes, sandbox
+                self._max_result_bytes, self._sandbox, self._max_tasks = max_result_bytes, sandbox, max_tasks
             case ("place", number, variables, processors):
                 self._places[number] = (variables, processors)
             case ("spawn", number):
@@ -141,7 +142,8 @@ class ForkServer:
             self._output.close()
         from user_endpoint.workers.worker import serve
 
-        serve(_socket.socket(fileno=descriptor), self._max_result_bytes, sandbox=self._sandbox)
+        sock = _socket.socket(fileno=descriptor)
+        serve(sock, self._max_result_bytes, sandbox=self._sandbox, max_tasks=self._max_tasks)
         return 0
 
     def _kill(self, number: int, signum: int) -> None:

@@ -46,8 +46,9 @@ class FunctionCache:
         return self._code.get(function_id)
 
 
-def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False) -> None:
-    """Run tasks until the engine closes its end, each in its own directory if `sandbox`. `sock` is blocking.
+def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False, max_tasks: int = 0) -> None:
+    """Run tasks until the engine closes its end, or `max_tasks` of them, each in its own directory if `sandbox`.
+    `sock` is blocking.
 
     Raises BegunClosed where it may begin no more: another user endpoint answers for its tasks by now.
     """
@@ -89,7 +90,8 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False)
         except OSError:
             whole = False
         frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
-        if not whole:  # and what was sent here meanwhile goes to another worker
+        max_tasks -= 1
+        if not whole or max_tasks == 0:  # and what was sent here meanwhile goes to another worker
             return
 
 
