@@ -21,7 +21,7 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES
 from user_endpoint.admission import Admission, Refusals, Serializers
 from user_endpoint.attempts import LOSSES, Attempts
 from user_endpoint.deadlines import Deadlines
-from user_endpoint.engines.base import Engine, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.functions import Functions
 from user_endpoint.ledger import MAX_HELD_BYTES, Credit, Ledger
 from user_endpoint.lifecycle.idle import IdleRule
@@ -237,6 +237,8 @@ class UserEndpoint:
             elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
                 self._forget_start(event.row)
                 self._returned.append(event.row)
+            elif isinstance(event, EngineOver):
+                self.stop(event.code, event.text, grace_s=0.0)
         if events:
             self._idle.moved(self._clock())
         return bool(events)

@@ -53,7 +53,14 @@ class TaskReturned(msgspec.Struct, frozen=True):
     row: int
 
 
-Event = TaskStarted | TaskReturned | ResultItem
+class EngineOver(msgspec.Struct, frozen=True):
+    """The engine will run nothing any more; the user endpoint ends, so that the next start makes another."""
+
+    code: str
+    text: str
+
+
+Event = TaskStarted | TaskReturned | ResultItem | EngineOver
 """What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
 
 An engine never begins a task again that had begun: it reports WORKER_LOST or USER_ENDPOINT_LOST, with what died, and

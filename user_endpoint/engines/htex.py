@@ -28,7 +28,7 @@ from typing import Any, Final
 from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeTooLong, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.notes import Notes
 from user_endpoint.engines.pace import Pace
 from user_endpoint.htex import protocol
@@ -417,3 +417,5 @@ class GlobusComputeEngine:
                 waiting.append(held)
         for held in waiting:
             self._end(held, error)
+        if final:
+            self._events.append(EngineOver(self._broken.code, self._broken.text))

@@ -24,7 +24,7 @@ from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.notes import Notes
 from user_endpoint.htex import provider as providers
 from user_endpoint.htex.client import Client
-from user_endpoint.htex.ending import PARSL_RAISES, gone, until
+from user_endpoint.htex.ending import PARSL_RAISES, SILENT, gone, until
 from user_endpoint.htex.jobs import JobRecord
 from user_endpoint.htex.light import light_parsl
 from user_endpoint.htex.news import BlockGone, Broken, News, Ready, Restarted
@@ -42,6 +42,10 @@ MAX_FAILED_BLOCKS = 3
 HOLD_OFF_S = 60.0
 """Seconds after which, when tasks still come, one more block is tried."""
 MAX_RESTARTS = 3
+"""Deaths of the interchange, each within HEALTHY_S of the one before, after which it is not started again."""
+HEALTHY_S = 600.0
+ASK_EVERY_S = 10.0
+"""Seconds between two questions whether the interchange still answers."""
 _LOCAL_POLL_S = 0.5
 _SOONEST_POLL_S = 1.0
 """Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
@@ -88,7 +92,8 @@ class Blocks:
         self._scheduler: Scheduler
         self._handed_over = False
         self._blocks: dict[str, _Block] = {}
-        self._failed, self._hold_until, self._restarts = 0, 0.0, 0
+        self._failed, self._hold_until, self._restarts, self._restarted_at = 0, 0.0, 0, 0.0
+        self._next_question = time.monotonic() + ASK_EVERY_S
         self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
         self._changed = 0.0
         """When a job was last submitted, seen to begin, or known to be ending."""
@@ -150,7 +155,7 @@ class Blocks:
                 self._wake.wait(self._interval())
                 self._wake.clear()
                 if not self._ending.is_set():
-                    self._look()
+                    self._look_or_restart()
         except MepError as error:
             self._tell(Broken(error, math.inf))
         except Exception as error:  # noqa: BLE001 - a thread's outermost frame: tasks wait for what it has to say
@@ -158,6 +163,14 @@ class Blocks:
             self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), math.inf))
         finally:
             self._end()
+
+    def _look_or_restart(self) -> None:
+        try:
+            self._look()
+        except SILENT:
+            assert self._client is not None, "it was asked"
+            self._client.kill()
+            self._restart()
 
     def _tell(self, *news: News) -> None:
         with self._lock:
@@ -209,8 +222,14 @@ class Blocks:
         if client.interchange_proc is None or client.interchange_proc.poll() is not None:
             self._restart()
             return
+        if now >= self._next_question:
+            self._next_question = now + ASK_EVERY_S
+            client.ask()
         self._note_registered()
-        self._note_node_left(now)
+        with self._lock:
+            left, self._node_left = self._node_left, False
+        if left:
+            self._note_change(now)
         self._scheduler.try_again(now)
         if now >= self._next_status:
             self._watch(client, now)
@@ -227,12 +246,6 @@ class Blocks:
         self._changed = now
         self._next_status = min(self._next_status, now + _SOONEST_POLL_S)
 
-    def _note_node_left(self, now: float) -> None:
-        with self._lock:
-            left, self._node_left = self._node_left, False
-        if left:
-            self._note_change(now)
-
     def _note_registered(self) -> None:
         with self._lock:
             registered, self._registered = self._registered, []
@@ -243,7 +256,9 @@ class Blocks:
 
     def _restart(self) -> None:
         """The interchange has died: end its blocks, begin again."""
-        self._restarts += 1
+        now = time.monotonic()
+        self._restarts = self._restarts + 1 if now - self._restarted_at < HEALTHY_S else 1
+        self._restarted_at = now
         if self._restarts > MAX_RESTARTS:
             raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
         assert self._client is not None, "it has died"

@@ -38,6 +38,8 @@ with light_parsl():
 _HERE = Path(__file__).resolve().parent
 _INTERCHANGE_START_S = 30.0
 _COMMAND_S = 10.0
+_SILENCE_S = 30.0
+"""An interchange that does not answer for this long is as good as dead."""
 POLL_MS = 1000
 """How often Parsl's parts look whether they should end. Messages wake them at once whatever it is."""
 
@@ -232,6 +234,16 @@ class Client(HighThroughputExecutor):
     def nodes(self) -> list[dict[str, Any]]:
         """Return what the interchange knows of each node: block_id, tasks, idle_duration and more."""
         return list(self.command_client.run("MANAGERS", timeout_s=_COMMAND_S))  # type: ignore[no-untyped-call] # Parsl's
+
+    def ask(self) -> None:
+        """Ask the interchange for a sign of life. Raises one of SILENT."""
+        self.command_client.run("WORKER_BINDS", timeout_s=_SILENCE_S)  # type: ignore[no-untyped-call] # Parsl's
+
+    def kill(self) -> None:
+        """Kill an interchange that does not answer."""
+        if self.interchange_proc is not None:
+            self.interchange_proc.kill()
+            self.interchange_proc.wait()
 
     def hold(self, block_id: str) -> None:
         """Have no more tasks sent to this block."""

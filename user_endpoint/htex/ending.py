@@ -16,9 +16,12 @@ from user_endpoint.htex.light import light_parsl
 
 with light_parsl():
     from parsl.errors import ParslError
+    from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
 
 _log = logging.getLogger(__name__)
 
+SILENT = (CommandClientTimeoutError, CommandClientBadError)
+"""What a command to an interchange raises that does not answer."""
 PARSL_RAISES = (
     *(ParslError, subprocess.SubprocessError, zmq.ZMQError, OSError),
     *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),

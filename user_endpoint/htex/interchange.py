@@ -8,6 +8,7 @@ reserve, and tells the client of nodes at once.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
@@ -130,7 +131,7 @@ class BatchInterchange(Interchange):
     def _block_ended(self, block_id: str) -> None:
         for manager in self._ready_managers.values():
             if manager["block_id"] == block_id:
-                manager["last_heartbeat"] = 0.0
+                manager["last_heartbeat"] = -math.inf
 
     def _tell_pools(self, frame: bytes) -> None:
         for manager_id, manager in self._ready_managers.items():
@@ -156,6 +157,8 @@ class BatchInterchange(Interchange):
             self._one_message.give([manager_id, frame])
             self.socks = {self.manager_sock: zmq.POLLIN}
             super().process_manager_socket_message(interesting, None, _NEVER)
+            if manager_id in self._ready_managers:  # Parsl notes the time of day, which may be set
+                self._ready_managers[manager_id]["last_heartbeat"] = time.monotonic()
             if manager is None and manager_id in self._ready_managers:
                 self._registered(self._ready_managers[manager_id])
 
@@ -170,7 +173,7 @@ class BatchInterchange(Interchange):
     def _from_pool(self, manager: Any, frame: bytes) -> bool:
         """Pass a report on; returns whether it was the pool's last."""
         report = protocol.decode_report(frame)
-        manager["last_heartbeat"] = time.time()
+        manager["last_heartbeat"] = time.monotonic()
         ended = {result.id for result in report.results}.union(report.returned)
         if ended:
             manager["tasks"] = [number for number in manager["tasks"] if number not in ended]
@@ -181,7 +184,7 @@ class BatchInterchange(Interchange):
 
     def expire_bad_managers(self, interesting: set[bytes], radio: Any) -> None:
         """Give up nodes that have gone silent, and say which tasks went with them."""
-        limit = time.time() - self.heartbeat_threshold
+        limit = time.monotonic() - self.heartbeat_threshold
         for manager_id, manager in list(self._ready_managers.items()):
             if manager["last_heartbeat"] < limit:
                 self._report(lost=list(manager["tasks"]), pool=manager.get("uid", "") if manager["tasks"] else "")

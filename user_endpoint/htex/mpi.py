@@ -19,7 +19,7 @@ import msgspec
 
 from mep_wire.errors import MepError, TaskCancelled
 from mep_wire.messages import ResultItem
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import EngineTask, Event, TaskReturned
 from user_endpoint.engines.process_pool import ProcessPoolEngine
 from user_endpoint.htex.pool_options import OptionsInvalid
 from user_endpoint.resources import Shape, shape_of
@@ -157,7 +157,7 @@ class MpiEngine:
         """Return what has happened; tasks that ended have given their nodes to others."""
         found = self._workers.collect()
         for event in found:
-            if not isinstance(event, TaskStarted):
+            if isinstance(event, TaskReturned | ResultItem):
                 self._free += self._running.pop(event.row, [])
                 shutil.rmtree(self._scratch.pop(event.row, ""), ignore_errors=True)
         self._place()

@@ -20,7 +20,7 @@ from typing import Any
 
 import zmq
 
-from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import TICK_S, Engine, EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool import ProcessPoolEngine
 from user_endpoint.htex import protocol
 from user_endpoint.htex.places import Place, places
@@ -228,7 +228,7 @@ class Pool:
         if events and not (self._report_results or self._report_started or self._report_returned):
             self._report_since = now
         for event in events:
-            if event.row not in self._held:
+            if isinstance(event, EngineOver) or event.row not in self._held:
                 continue
             if isinstance(event, TaskStarted):
                 self._report_started.append(event.row)
