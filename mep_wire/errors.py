@@ -148,6 +148,13 @@ class UserConfigReserved(MepError):
     http_status = 422
 
 
+class RelayBusy(MepError):
+    """The relay is reading as much of {what} requests as it can hold. Try again in a moment."""
+
+    code = "RELAY_BUSY"
+    http_status = 503
+
+
 class StorageFull(MepError):
     """Your waiting tasks and kept results take {size} MB here, of {limit} MB. Submit again once some are gone."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from mep_wire.errors import MepError, PayloadTooLarge, RouteNotFound, TokenUnknown
+from mep_wire.errors import MepError, PayloadTooLarge, RelayBusy, RouteNotFound, TokenUnknown
 from relay.api import http
 from relay.api.http import Receive, Request, Scope, Send
 from relay.api.routes import Route, Router
@@ -47,7 +47,7 @@ class App:
         except MepError as error:
             status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
             # What is left of the body is not read: the connection cannot be used again.
-            close = isinstance(error, (PayloadTooLarge, TokenUnknown)) and scope["method"] in ("POST", "PUT")
+            close = isinstance(error, (PayloadTooLarge, TokenUnknown, RelayBusy)) and scope["method"] in ("POST", "PUT")
             if status >= 500:
                 logger.error("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
@@ -62,12 +62,14 @@ class App:
             raise RouteNotFound(method=scope["method"], path=scope["path"][:200])
         route, values = found
         caller = _NOBODY if route.open else self._service.auth.caller(http.header(scope, b"authorization"))
-        body = None
-        if route.body is not None:
+        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed)
+        if route.body is None:
+            return route, http.encode(await route.handler(self._service, request), packed=packed)
+        with self._service.bodies.room(caller.account_id, http.declared_size(scope)):
             data = await http.read_body(scope, receive)
-            body = http.decode(data, route.body, packed=http.is_packed(http.header(scope, b"content-type")))
-        request = Request(caller, tuple(map(_id, values)), http.query(scope), body, packed)
-        return route, http.encode(await route.handler(self._service, request), packed=packed)
+            request.body = http.decode(data, route.body, packed=http.is_packed(http.header(scope, b"content-type")))
+            del data
+            return route, http.encode(await route.handler(self._service, request), packed=packed)
 
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

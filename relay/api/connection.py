@@ -7,9 +7,12 @@ request's head may have MAX_HEAD_BYTES and HEAD_S, and its body BODY_S. Trusts n
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from relay.log import Sparing
 
 MAX_HEAD_BYTES = 64 * 1024
 """Longest request line and headers together."""
@@ -19,8 +22,17 @@ BODY_S = 600.0
 """How long a body may take to come (MAX_BODY_BYTES at a megabit a second)."""
 
 
+MAX_FROM_ONE_ADDRESS = 1000
+"""Most connections at once from one address; any number from this host, where a TLS proxy may speak for everybody."""
+_LOOPBACK = ("127.", "::1")
+
+
 class BoundedConnection(HttpToolsProtocol):
     """uvicorn's connection, within bounds."""
+
+    _from: ClassVar[Counter[str]] = Counter()
+    """Open connections by address."""
+    _sparing: ClassVar[Sparing] = Sparing()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,12 +53,24 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        self._from[self._address] += 1
+        if self._from[self._address] > MAX_FROM_ONE_ADDRESS and not self._address.startswith(_LOOPBACK):
+            self._sparing.warning("http: more than %d connections from %s", MAX_FROM_ONE_ADDRESS, self._address)
+            transport.abort()
+            return
         self._allow(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._allow(None)
+        self._uncount()
         super().connection_lost(exc)
+
+    def _uncount(self) -> None:
+        self._from[self._address] -= 1
+        if not self._from[self._address]:
+            del self._from[self._address]
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and close where the head is too long."""
@@ -58,6 +82,7 @@ class BoundedConnection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over to the protocol for WebSockets."""
         self._allow(None)
+        self._uncount()  # this protocol does not hear of the connection's end any more
         super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:

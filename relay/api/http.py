@@ -53,11 +53,18 @@ def query(scope: Scope) -> dict[str, str]:
     return {key: values[0] for key, values in parse_qs(raw.decode("latin-1")).items()} if raw else {}
 
 
+def declared_size(scope: Scope) -> int | None:
+    """Return the size of the body that the request declares. Raises PayloadTooLarge where it is over the limit."""
+    declared = header(scope, b"content-length")
+    if not declared.isdigit():
+        return None
+    if int(declared) > MAX_BODY_BYTES:
+        raise PayloadTooLarge(what="the request body", size=int(declared), limit=MAX_BODY_BYTES)
+    return int(declared)
+
+
 async def read_body(scope: Scope, receive: Receive) -> bytes:
     """Return the request's body. Raises PayloadTooLarge as soon as its size is known to be over the limit."""
-    declared = header(scope, b"content-length")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(what="the request body", size=int(declared), limit=MAX_BODY_BYTES)
     chunks: list[bytes] = []
     size, more = 0, True
     while more:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, TokenUnknown
+from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, RelayBusy, TokenUnknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Route:
     def all_errors(self) -> tuple[type[MepError], ...]:
         """Every error that this operation may answer with."""
         common: tuple[type[MepError], ...] = () if self.open else (TokenUnknown,)
-        return common + ((BodyInvalid, PayloadTooLarge) if self.body else ()) + self.errors
+        return common + ((BodyInvalid, PayloadTooLarge, RelayBusy) if self.body else ()) + self.errors
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from relay.api.bodies import Bodies
 from relay.api.quota import Quota
 from relay.api.user_config import UserConfigChecks
 from relay.auth.tokens import TokenAuth
@@ -23,6 +24,7 @@ class Service:
     signing_public_key: str
     quota: Quota
     """What one person may have stored."""
+    bodies: Bodies = field(default_factory=Bodies)
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)

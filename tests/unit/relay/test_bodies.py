@@ -1,0 +1,74 @@
+"""How many bytes of requests, and how many connections, the relay holds at once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mep_wire.errors import RelayBusy
+from mep_wire.limits import MAX_BODY_BYTES
+from relay.api import connection
+from relay.api.bodies import Bodies
+from relay.api.connection import BoundedConnection
+
+
+def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
+    bodies = Bodies(of_one=100, of_all=250)
+    with ExitStack() as held:
+        held.enter_context(bodies.room("alice", 60))
+        with pytest.raises(RelayBusy, match="your requests"), bodies.room("alice", 41):
+            pass
+        held.enter_context(bodies.room("alice", 40))
+        held.enter_context(bodies.room("bob", 100))
+        with pytest.raises(RelayBusy, match="everybody's requests") as caught, bodies.room("carol", 51):
+            pass
+        assert caught.value.http_status == 503
+        held.enter_context(bodies.room("carol", 50))
+    with bodies.room("alice", 100), bodies.room("bob", 100):
+        pass
+
+
+def test_what_is_held_is_given_back_also_after_a_failure_and_no_size_counts_as_the_largest() -> None:
+    bodies = Bodies(of_one=MAX_BODY_BYTES, of_all=MAX_BODY_BYTES)
+    with pytest.raises(ZeroDivisionError), bodies.room("alice", None):
+        with pytest.raises(RelayBusy), bodies.room("bob", 1):
+            pass
+        raise ZeroDivisionError
+    with bodies.room("bob", 1):
+        pass
+
+
+class Transport:
+    """As much of a transport as a connection looks at when it is made."""
+
+    def __init__(self, host: str) -> None:
+        self.host, self.aborted = host, False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return (self.host, 5) if name == "peername" else default
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_FROM_ONE_ADDRESS", 2)
+    monkeypatch.setattr(HttpToolsProtocol, "connection_made", lambda self, transport: None)
+    monkeypatch.setattr(HttpToolsProtocol, "connection_lost", lambda self, exc: None)
+    monkeypatch.setattr(BoundedConnection, "_allow", lambda self, seconds: None)
+
+    def connect(host: str) -> tuple[BoundedConnection, bool]:
+        made, transport = BoundedConnection.__new__(BoundedConnection), Transport(host)
+        made.connection_made(cast("Any", transport))
+        return made, transport.aborted
+
+    first, _ = connect("192.0.2.7")
+    assert [connect("192.0.2.7")[1] for _ in range(2)] == [False, True]
+    assert not connect("192.0.2.8")[1]
+    assert not any(connect("127.0.0.1")[1] for _ in range(5))
+    first.connection_lost(None)
+    assert connect("192.0.2.7")[1]  # the one that was refused has not heard of its end yet
+    BoundedConnection._from.clear()
