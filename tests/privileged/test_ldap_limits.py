@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 import json
 import pathlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +16,8 @@ import pytest
 
 from identity import config
 from identity.chain import Chain
-from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.places import MAX_AT_ONE
 from identity.reload import SETTLE_S, Reloader
 from tests.support import raw_ldap
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, group, person, referral, tree
@@ -175,6 +179,25 @@ def test_a_group_of_many_members_is_not_read(load: Loader) -> None:
     assert chain.map([who("alice@example.edu")]).name == "alice"
     with pytest.raises(NoMapping):
         chain.map([who("bob@example.edu")])
+
+
+def test_people_whose_directory_hangs_hold_up_nobody_else(write: Write) -> None:
+    hang = threading.Event()
+
+    def until_let_go(connection: socket.socket, number: int) -> None:
+        hang.wait(60)
+        connection.sendall(raw_ldap.done(number, 0x65))
+
+    with raw_ldap.serve(until_let_go) as port, concurrent.futures.ThreadPoolExecutor(40) as pool:
+        path = write(GENERAL, **plain(port, max_connections=4, operation_timeout_s=60, timeout_s=60))
+        path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+        chain = config.load(path)
+        asked = [pool.submit(chain.map, [who(f"person{i}@elsewhere.example")]) for i in range(40)]
+        done = list(itertools.islice(concurrent.futures.as_completed(asked, timeout=50), 40 - MAX_AT_ONE))
+        assert {type(one.exception()) for one in done} == {MapperBusy}
+        assert chain.map([who("alice@example.edu")]).name == "alice"
+        hang.set()
+        assert {type(one.exception()) for one in asked if one not in done} == {NoMapping}
 
 
 # --- references -----------------------------------------------------------------------------------------

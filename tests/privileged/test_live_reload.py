@@ -111,7 +111,11 @@ def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
     soon(lambda: "2 documents" in status(site)["mapping"])
     program.chmod(0o757)
     soon(lambda: f"command: {program} may be written by everybody" in status(site)["mapping_problem"])
-    site("check", "site", expect=4)
+    assert "may be written by everybody" in site("check", "site", expect=4).stderr
+    program.chmod(0o700)
+    assert "cannot be run by account mep-idmap" in site("check", "site", expect=4).stderr
+    program.chmod(0o711)  # a program need not be readable
+    site("check", "site")
     program.chmod(0o755)
     soon(lambda: not status(site)["mapping_problem"])
     site("check", "site")
