@@ -33,6 +33,9 @@ MAX_RECHECKS: Final = 64
 """Most user endpoints that one Recheck may name."""
 START_REQUEST_LIFETIME_S: Final = 60
 """How long a signed start request may be acted upon."""
+JOIN_LIFETIME_S: Final = 300
+"""How long the join token of a signed start may be spent: the process that it starts may take its time to get ready,
+and has it from the first of several requests."""
 HEARTBEAT_S: Final = 10.0
 """Interval of link heartbeats."""
 LINK_DEAD_S: Final = 35.0

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from mep_wire.identity import IdentitySet
-from mep_wire.limits import MAX_START_REQUEST_BYTES, START_REQUEST_LIFETIME_S
+from mep_wire.limits import JOIN_LIFETIME_S, MAX_START_REQUEST_BYTES, START_REQUEST_LIFETIME_S
 from mep_wire.messages import SignedStart
 from mep_wire.start import (
     JOIN_TOKEN_BYTES,
@@ -36,7 +36,7 @@ class MadeStart:
 
     message: SignedStart
     join_hash: bytes
-    expires_at: float
+    join_expires_at: float
     correlation_id: str
 
 
@@ -68,7 +68,7 @@ def make_start(
         sealed_join_token=sealed,
         correlation_id=str(uuid.uuid4()),
     )
-    return MadeStart(_signed(key, request), join_hash(token), request.expires_at, request.correlation_id)
+    return MadeStart(_signed(key, request), join_hash(token), now + JOIN_LIFETIME_S, request.correlation_id)
 
 
 def make_recheck(

@@ -89,7 +89,7 @@ class Starts:
         if made is None:
             await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
             return
-        await self._board.insist(lambda tx: tx.add_join(uep.row, made.join_hash, made.expires_at, time.time()))
+        await self._board.insist(lambda tx: tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time()))
         if uep.state not in _NOT_RUNNING or self._board.managers.get(link.endpoint_id) is not link:
             uep.starting = False
             self.want(uep)

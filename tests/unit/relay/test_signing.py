@@ -10,10 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
+from mep.boundary.resolved import Caps
 from mep_wire.identity import Identity, IdentitySet
+from mep_wire.limits import START_REQUEST_LIFETIME_S
 from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, decode_start
 from relay.dispatch.signing import join_hash, make_start
 from relay.store.records import UepRecord
+from user_endpoint.lifecycle.commands import SETUP_S
 
 KEY, UNSEAL = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
 PEOPLE = IdentitySet("account", (Identity(id="i", username="alice@example.edu"),))
@@ -32,7 +35,15 @@ def test_the_signature_covers_the_bytes_with_their_context() -> None:
     request = decode_start(made.message.request)
     assert (request.endpoint_id, request.uep_id, request.identity_set) == ("e-1", "u-1", PEOPLE)
     assert (request.issued_at, request.expires_at, request.epoch) == (1000.0, 1060.0, EPOCH)
-    assert (made.expires_at, made.correlation_id) == (1060.0, request.correlation_id)
+    assert made.correlation_id == request.correlation_id
+
+
+def test_the_token_outlives_the_slowest_start() -> None:
+    """A request may be acted upon in its last second, and endpoint_setup may take its time after that."""
+    made = make_start(KEY, UEP, PEOPLE, UNSEAL.public_key().public_bytes_raw(), EPOCH, 1000.0)
+    slowest_s = START_REQUEST_LIFETIME_S + Caps().start_timeout_s
+    assert slowest_s > START_REQUEST_LIFETIME_S + SETUP_S
+    assert made.join_expires_at > 1000.0 + slowest_s
 
 
 def test_the_token_opens_for_its_user_endpoint_alone_and_is_kept_as_a_hash() -> None:
