@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -13,7 +14,10 @@ MAX_ENTRIES = 10_000
 
 
 class AnswerCache(Generic[V]):
-    """Answers by key; None is the answer that there is none. Lifetimes are in seconds, 0 keeps nothing."""
+    """Answers by key; None is the answer that there is none. Lifetimes are in seconds, 0 keeps nothing.
+
+    Of two look-ups that overlap, the one that began later is believed, whichever ends last.
+    """
 
     def __init__(
         self,
@@ -23,34 +27,47 @@ class AnswerCache(Generic[V]):
         max_entries: int = MAX_ENTRIES,
     ) -> None:
         self._lifetimes = (found_s, not_found_s)
-        self._clock = clock
+        self.clock = clock
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, tuple[float, V | None]] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()
 
     def get(self, key: str) -> tuple[bool, V | None]:
         """Return (True, answer) where one is remembered, else (False, None)."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
+            if entry is None or not entry.is_answer:
                 return False, None
-            if entry[0] <= self._clock():
+            if entry.until <= self.clock():
                 del self._entries[key]
                 return False, None
-            return True, entry[1]
+            return True, entry.answer
 
-    def drop(self, key: str) -> None:
-        """Forget what is remembered of `key`."""
+    def drop(self, key: str, began: float) -> None:
+        """Forget what is remembered of `key`, and what look-ups that began before `began` will still say."""
         with self._lock:
-            self._entries.pop(key, None)
+            self._keep(key, _Entry(0.0, None, began, is_answer=False))
 
-    def put(self, key: str, answer: V | None) -> None:
-        """Remember `answer`. The oldest entry makes room."""
+    def put(self, key: str, answer: V | None, began: float) -> None:
+        """Remember `answer`, of a look-up that began at `began` on our clock. The oldest entry makes room."""
         lifetime = self._lifetimes[answer is None]
         with self._lock:
-            self._entries.pop(key, None)
-            if lifetime <= 0:
-                return
-            self._entries[key] = (self._clock() + lifetime, answer)
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
+            self._keep(key, _Entry(self.clock() + lifetime, answer, began, is_answer=lifetime > 0))
+
+    def _keep(self, key: str, entry: _Entry[V]) -> None:
+        known = self._entries.get(key)
+        if known is not None and known.began > entry.began:
+            return
+        self._entries.pop(key, None)
+        self._entries[key] = entry
+        while len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[V]):
+    until: float
+    answer: V | None
+    began: float
+    is_answer: bool
+    """False: only that what was remembered before `began` is not to be believed."""

@@ -74,14 +74,15 @@ class LdapMapper:
             known, answer = self._cache.get(text)
             if known:
                 return answer, f"{text}: remembered: {answer or 'nobody'}"
+        began = self._cache.clock()
         try:
             answer, reason = self._ask(visit(), text)
         except DirectoryFailed as error:
             raise MapperUnavailable(str(error)) from None
         except (AmbiguousMapping, NameRefused):
-            self._cache.drop(text)  # whoever it gave before, it does not any more
+            self._cache.drop(text, began)  # whoever it gave before, it does not any more
             raise
-        self._cache.put(text, answer)
+        self._cache.put(text, answer, began)
         return answer, f"{text}: {reason}"
 
     def _ask(self, visit: Visit, text: str) -> tuple[str | None, str]:
