@@ -131,6 +131,18 @@ def test_events_of_a_time_without_a_manager_are_recorded_once(place: Place) -> N
     assert manager_pid(place) != killed
 
 
+def test_a_relay_that_was_killed_loses_no_event(place: Place) -> None:
+    with place.executor("alice") as executor:
+        before = [executor.submit(add, number, 1) for number in range(10)]
+        assert [future.result(timeout=WAIT_S) for future in before] == list(range(1, 11))
+        place.site.relay.kill()
+        place.site.relay.start()
+        after = [executor.submit(add, number, 2) for number in range(10)]
+        assert [future.result(timeout=WAIT_S) for future in after] == list(range(2, 12))
+    for future in [*before, *after]:
+        assert sorted({record["event"] for record in whole(place, str(future.task_id))}) == sorted(WHOLE_LIFE)
+
+
 def test_a_rotated_file_is_left_and_a_new_one_begun(place: Place) -> None:
     old = file_of(place).with_name("tasks.log.1")
     file_of(place).rename(old)
