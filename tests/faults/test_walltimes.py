@@ -12,6 +12,7 @@ import pytest
 
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
 from mep_wire.messages import ResultItem
+from tests.support.slurm import Slurm
 from user_endpoint.engines.base import EngineTask
 from user_endpoint.htex.mpi import MpiEngine
 from user_endpoint.htex.walltimes import fits, seconds_left, seconds_of
@@ -19,6 +20,8 @@ from user_endpoint.htex.walltimes import fits, seconds_left, seconds_of
 from .test_htex import Bench, echo, note
 from .test_htex_scheduler import jobs as jobs  # the fixture: a scheduler's commands that run jobs on this host
 from .test_htex_scheduler import log_of
+from .test_slurm import bench_on
+from .test_slurm import slurm as slurm  # the fixture: a real one
 
 
 def block() -> str:
@@ -32,7 +35,7 @@ def make(tmp_path: Path, jobs: Path) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def build(*, engine: dict[str, Any] | None = None, **provider: Any) -> Bench:
-        options = {"type": "SlurmProvider", "exclusive": False, "walltime": "00:01:00", "init_blocks": 0, **provider}
+        options = {"type": "SlurmProvider", "exclusive": False, "walltime": "00:10:00", "init_blocks": 0, **provider}
         settings = {"provider": options, "address": "127.0.0.1", "max_workers_per_node": 1, **(engine or {})}
         made.append(Bench(tmp_path / "uep", **settings))
         return made[-1]
@@ -64,31 +67,31 @@ def value(item: ResultItem) -> object:
 def test_a_task_that_does_not_fit_waits_for_a_new_block_beside_the_old_one(
     make: Callable[..., Bench], tmp_path: Path
 ) -> None:
-    bench = make(max_blocks=2, worker_init=aged(40, tmp_path / "aged"))
+    bench = make(max_blocks=2, worker_init=aged(480, tmp_path / "aged"))
     assert bench.value(submit(bench, 0), timeout_s=40) == "0"
     held = submit(bench, 0, note, str(tmp_path / "ran"), 60.0)
     bench.until(lambda: held in bench.started, timeout_s=40)
     bench.engine.cancel([held])  # the old block has room again
     bench.wait(held, timeout_s=40)
     assert bench.value(submit(bench, 5.0), timeout_s=40) == "0", "it fits into what is left"
-    assert bench.value(submit(bench, 30.0), timeout_s=40) == "1"
+    assert bench.value(submit(bench, 300.0), timeout_s=40) == "1"
 
 
 def test_an_idle_block_that_is_too_old_makes_room_for_a_new_one(
     make: Callable[..., Bench], jobs: Path, tmp_path: Path
 ) -> None:
-    bench = make(max_blocks=1, worker_init=aged(40, tmp_path / "aged"))
+    bench = make(max_blocks=1, worker_init=aged(480, tmp_path / "aged"))
     assert bench.value(submit(bench, 0), timeout_s=40) == "0"
-    assert bench.value(submit(bench, 30.0), timeout_s=40) == "1"
+    assert bench.value(submit(bench, 300.0), timeout_s=40) == "1"
     assert [line.split()[0] for line in log_of(jobs)] == ["sbatch", "scancel", "sbatch"]
 
 
 def test_a_busy_block_is_not_ended_for_it(make: Callable[..., Bench], jobs: Path, tmp_path: Path) -> None:
-    bench = make(max_blocks=1, worker_init=aged(40, tmp_path / "aged"))
+    bench = make(max_blocks=1, worker_init=aged(480, tmp_path / "aged"))
     mark = tmp_path / "ran"
     busy = submit(bench, 0, note, str(mark), 3.0)
     bench.until(lambda: busy in bench.started, timeout_s=40)
-    waiting = submit(bench, 30.0)
+    waiting = submit(bench, 300.0)
     assert value(bench.wait(busy, timeout_s=40)[0])
     assert value(bench.wait(waiting, timeout_s=40)[0]) == "1"
     assert len(mark.read_text().splitlines()) == 1
@@ -97,16 +100,16 @@ def test_a_busy_block_is_not_ended_for_it(make: Callable[..., Bench], jobs: Path
 
 def test_a_walltime_longer_than_any_blocks_is_refused_at_once(make: Callable[..., Bench], jobs: Path) -> None:
     bench = make()
-    (item,) = bench.wait(submit(bench, 60.0))
+    (item,) = bench.wait(submit(bench, 600.0))
     assert item.code == "WALLTIME_TOO_LONG"
-    assert "walltime of 60.0 s fits no block here: blocks run for 60 s" in item.text
+    assert "walltime of 600.0 s fits no block here: blocks run for 600 s" in item.text
     assert not (jobs / "log").exists(), "no block was asked for"
     assert bench.value(bench.submit(echo, 1), timeout_s=40) == 1
 
 
 def test_one_that_no_new_block_has_room_for_is_told_how_much_there_was(make: Callable[..., Bench]) -> None:
-    bench = make(worker_init=aged(40))
-    rows = [submit(bench, 30.0), submit(bench, 5.0)]
+    bench = make(worker_init=aged(480))
+    rows = [submit(bench, 300.0), submit(bench, 5.0)]
     late, fitting = bench.wait(*rows, timeout_s=60)
     assert value(fitting) in ("0", "1")
     assert late.code == "WALLTIME_TOO_LONG"
@@ -115,7 +118,7 @@ def test_one_that_no_new_block_has_room_for_is_told_how_much_there_was(make: Cal
 
 def test_a_block_that_waits_in_the_queue_makes_no_room(make: Callable[..., Bench], jobs: Path) -> None:
     bench = make(max_blocks=1)
-    rows = [submit(bench, 30.0), submit(bench, 30.0)]
+    rows = [submit(bench, 300.0), submit(bench, 300.0)]
     assert [value(item) for item in bench.wait(*rows, timeout_s=60)] == ["0", "0"]
     assert len(log_of(jobs)) == 1
 
@@ -156,3 +159,15 @@ def test_what_is_left_of_a_block() -> None:
     assert fits(None, 1e9)
     assert fits(-5.0, 0.0)
     assert not fits(30.0, 30.0)
+
+
+@pytest.mark.root
+def test_a_real_slurm(slurm: Slurm, tmp_path: Path) -> None:
+    init = aged(120, tmp_path / "aged")
+    bench = bench_on(tmp_path / "uep", walltime="00:03:00", max_blocks=1, worker_init=init)
+    try:
+        assert bench.value(submit(bench, 0), timeout_s=60) == "0"
+        assert bench.value(submit(bench, 5.0), timeout_s=60) == "0"
+        assert bench.value(submit(bench, 90.0), timeout_s=60) == "1", "too much of the first block is over"
+    finally:
+        bench.engine.stop(2.0)
