@@ -68,6 +68,7 @@ def test_tasks_run_in_jobs_that_end_with_the_user_endpoint(make: Callable[..., B
     assert [bench.value(bench.submit(echo, number)) for number in range(3)] == [0, 1, 2]
     files = (bench.directory / "htex" / "submit_scripts").iterdir()
     (text,) = [path.read_text() for path in files if path.suffix not in (".stdout", ".stderr")]
+    assert text.index("#SBATCH --no-requeue") < text.index("#SBATCH --comment=x")
     for line in ("#SBATCH --partition=cpu", "#SBATCH --account=a", "#SBATCH --comment=x", "#SBATCH --time=5"):
         assert line in text
     bench.engine.stop(2.0)

@@ -35,7 +35,7 @@ engine:
   address: 127.0.0.1
   max_workers_per_node: 2
   heartbeat_period: 1
-  heartbeat_threshold: 8
+  heartbeat_threshold: 20
   job_status_kwargs:
     strategy_period: 0.5
   provider:
@@ -106,7 +106,7 @@ def freeze_node(slurm: Slurm, place: Place) -> None:
     """The node stands still for longer than the threshold, and then goes on as if nothing had been."""
     pids = on_nodes(place)
     send(signal.SIGSTOP, pids)
-    time.sleep(10)
+    time.sleep(24)
     send(signal.SIGCONT, pids)
 
 

@@ -38,6 +38,9 @@ _NOTE_START = f"export {STARTED_VARIABLE}=$(date +%s)"
 _ENFORCES_WALLTIME = frozenset(
     {"SlurmProvider", "PBSProProvider", "LSFProvider", "TorqueProvider", "GridEngineProvider"}
 )
+_RUN_ONCE = {"SlurmProvider": "#SBATCH --no-requeue", "PBSProProvider": "#PBS -r n", "TorqueProvider": "#PBS -r n"}
+"""What keeps a scheduler from queueing a job again whose node has died, which takes Slurm two minutes: its tasks are
+run in a new one. A template's own scheduler_options come after it, and count."""
 _IN_MINUTES = frozenset({"SlurmProvider", "LSFProvider"})
 """Parsl gives these whole minutes, from HH:MM:SS and no other form; none at all mean no limit."""
 
@@ -119,6 +122,8 @@ class Plan:
         """Return the provider. May run the scheduler's commands; raises what Parsl raises."""
         annotations = {name: each.annotation for name, each in inspect.signature(self._kind).parameters.items()}
         options = {name: _with_tuples(value, annotations.get(name)) for name, value in self._options.items()}
+        if self.name in _RUN_ONCE:
+            options["scheduler_options"] = f"{_RUN_ONCE[self.name]}\n{options.get('scheduler_options', '')}"
         if self._launcher is not None:
             kind, arguments = self._launcher
             options["launcher"] = kind(**arguments)

@@ -74,7 +74,12 @@ def test_pbs(tmp_path: Path, commands: Commands) -> None:
     )
     job = provider.submit("run-workers", 1, "block")
     text = script(tmp_path)
-    for line in ("#PBS -l walltime=01:00:00", "select=1:ncpus=32:ngpus=4", "#PBS -l filesystems=home:grand"):
+    for line in (
+        "#PBS -l walltime=01:00:00",
+        "select=1:ncpus=32:ngpus=4",
+        "#PBS -l filesystems=home:grand",
+        "#PBS -r n",
+    ):
         assert line in text
     for line in ("module load conda", "run-workers"):
         assert line in text
