@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mep.boundary.runtime import boot_id
 from mep.monitor.endpoints import UserEndpoint
-from mep.monitor.records import KeeperRecord, open_process
+from mep.monitor.records import KeeperRecord, open_keeper
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
@@ -18,14 +17,13 @@ if TYPE_CHECKING:
 
 def adopt_keepers(monitor: Monitor) -> None:
     """Adopt every living keeper; report the end of every other recorded user endpoint."""
-    boot = boot_id()
     for uep_id in monitor.records.ids():
         record = monitor.records.read(uep_id)
         if record is None or record.uep_id != uep_id:
             monitor.log.error("a keeper's record cannot be read", uep=uep_id)
             monitor.records.remove(uep_id)
             continue
-        pidfd = open_process(record.keeper_pid, record.keeper_start) if record.boot_id == boot else None
+        pidfd = open_keeper(record)
         if pidfd is None:
             _bury(monitor, record)
         else:

@@ -16,12 +16,10 @@ import time
 from dataclasses import MISSING, asdict, dataclass, fields
 
 from mep.boundary.resolved import read_section
-from mep.boundary.runtime import KEEPERS_DIR, boot_id, start_ticks
+from mep.boundary.runtime import KEEPERS_DIR, MAPPED_SUFFIX, RECORD_SUFFIX, boot_id, start_ticks
 from mep.errors import ConfigRefused
 
 _MAX_RECORD_BYTES = 32 * 1024
-_SUFFIX = ".json"
-_MAPPED_SUFFIX = ".mapped"
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 
@@ -53,6 +51,8 @@ class KeeperRecord:
     public: str = ""
     detail: str = ""
     ended_at: float = 0.0
+    executable: str = ""
+    """The keeper's own; empty in records of older versions."""
 
 
 _DEFAULTS = {one.name: one.default for one in fields(KeeperRecord) if one.default is not MISSING}
@@ -61,7 +61,10 @@ _DEFAULTS = {one.name: one.default for one in fields(KeeperRecord) if one.defaul
 def new_record(uep_id: str, local_user: str, correlation_id: str) -> KeeperRecord:
     """Return the record of the calling process, a keeper at its start."""
     pid = os.getpid()
-    return KeeperRecord(uep_id, local_user, correlation_id, boot_id(), time.time(), pid, start_ticks(pid) or 0)
+    return KeeperRecord(
+        uep_id, local_user, correlation_id, boot_id(), time.time(), pid, start_ticks(pid) or 0,
+        executable=executable_of(pid),
+    )  # fmt: skip
 
 
 class Records:
@@ -71,7 +74,7 @@ class Records:
         self._directory = os.path.join(runtime_dir, KEEPERS_DIR)
 
     def _path(self, uep_id: str) -> str:
-        return os.path.join(self._directory, uep_id + _SUFFIX)
+        return os.path.join(self._directory, uep_id + RECORD_SUFFIX)
 
     def write(self, record: KeeperRecord) -> None:
         """Replace the record of `record.uep_id` atomically."""
@@ -105,9 +108,9 @@ class Records:
     def ids(self) -> list[str]:
         """Return the id of every record; leftovers of an interrupted write are removed."""
         names = os.listdir(self._directory)
-        found = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+        found = {name.removesuffix(RECORD_SUFFIX) for name in names if name.endswith(RECORD_SUFFIX)}
         for name in names:
-            if not name.endswith(_SUFFIX) and name.removesuffix(_MAPPED_SUFFIX) not in found:
+            if not name.endswith(RECORD_SUFFIX) and name.removesuffix(MAPPED_SUFFIX) not in found:
                 os.unlink(os.path.join(self._directory, name))
         return sorted(found)
 
@@ -115,7 +118,7 @@ class Records:
     # monitor that is started anew must not believe that it was just now.
 
     def _mapped_path(self, uep_id: str) -> str:
-        return os.path.join(self._directory, uep_id + _MAPPED_SUFFIX)
+        return os.path.join(self._directory, uep_id + MAPPED_SUFFIX)
 
     def note_mapped(self, uep_id: str, at: float) -> None:
         """Remember that the mapping of `uep_id` was confirmed `at`, by the monotonic clock."""
@@ -132,6 +135,23 @@ class Records:
             return min(float(at), time.monotonic()) if boot == boot_id() else 0.0
         except (OSError, ValueError):
             return 0.0
+
+
+def executable_of(pid: int) -> str:
+    """Return what a process runs, empty where that cannot be seen; the same after an upgrade has replaced the file."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def open_keeper(record: KeeperRecord) -> int | None:
+    """Return a pidfd of the keeper that wrote `record`: of this boot, as old as it says, and running what it ran."""
+    pidfd = open_process(record.keeper_pid, record.keeper_start) if record.boot_id == boot_id() else None
+    if pidfd is not None and record.executable not in {"", executable_of(record.keeper_pid)}:
+        os.close(pidfd)
+        return None
+    return pidfd
 
 
 def open_process(pid: int, started: int) -> int | None:

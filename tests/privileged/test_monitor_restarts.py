@@ -143,6 +143,29 @@ def test_recycled_pid_is_neither_adopted_nor_signalled(alice: LocalAccount) -> N
         bystander.wait()
 
 
+def test_a_process_that_runs_something_else_is_no_keeper(alice: LocalAccount) -> None:
+    """Also where pid and start time fit: it is neither adopted nor signalled, and the end is told."""
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        with running_monitor() as (run, manager, mapper):
+            uep_id, _ = start_as(manager, mapper, alice.name)
+            record = run.record(uep_id)
+            assert record["executable"] == os.path.realpath(sys.executable)
+            run.stop()
+            record.update(keeper_pid=bystander.pid, keeper_start=start_ticks(bystander.pid), uep_pid=0, state="running")
+            (run.run / "keepers").mkdir(exist_ok=True)
+            (run.run / "keepers" / f"{uep_id}.json").write_text(json.dumps(record))
+            run.start()
+            manager, _ = run.ready()
+            assert manager.take(EndpointEnded)[0].uep_id == uep_id
+            assert not [one for one in run.audit_records() if one["event"] == "adopt"]
+            run.stop()
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
 def test_record_of_another_boot_is_not_believed(alice: LocalAccount) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
     try:
