@@ -21,13 +21,13 @@ from relay.store.base import Store, Tx
 T = TypeVar("T")
 
 INTERVAL_S = 60.0
-INPUTS_INTERVAL_S = 5.0
+INPUTS_INTERVAL_S = 15.0
 PAGE = 2000
-INPUTS_PAGE = 500
+INPUTS_PAGE = 250
 COMPACT_PAGES = 500
 """Pages of the database that are given back at once: 2 MB."""
 _PAUSE_S = 0.1
-_SHORT_PAUSE_S = 0.01
+_SHORT_PAUSE_S = 0.02
 _DAY_S = 86400.0
 
 
