@@ -101,7 +101,11 @@ def test_only_named_errors_and_only_names_that_an_output_can_produce(document: d
 
 
 @settings(max_examples=600, deadline=None)
-@given(pattern=PATTERN_TEXT, string=FIELD_TEXT.filter(lambda s: "\ud800" not in s), ignore_case=st.booleans())
+@given(
+    pattern=PATTERN_TEXT,
+    string=FIELD_TEXT.filter(lambda s: not re.search("[\ud800-\udfff]", s)),
+    ignore_case=st.booleans(),
+)
 def test_the_fixed_ends_of_a_pattern_leave_out_nothing_that_matches(
     pattern: str, string: str, ignore_case: bool
 ) -> None:
