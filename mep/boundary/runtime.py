@@ -31,6 +31,8 @@ PID_FILE = "monitor.pid"
 STATUS_FILE = "status.json"
 REASONS_FILE = "reasons.json"
 KEEPERS_DIR = "keepers"
+RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"
+"""In it, of each user endpoint: its keeper's record, and when the monitor last knew that its mapping was good."""
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
 
 

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mep.boundary.runtime import KEEPERS_DIR, boot_id, start_ticks
+from mep.boundary.runtime import KEEPERS_DIR, MAPPED_SUFFIX, RECORD_SUFFIX, boot_id, start_ticks
 from mep.cli.failures import CliFailed, Exit
 from mep.config.paths import EndpointPaths
 
 
 def _records(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
-    for path in sorted(directory.glob("*.json")):
+    for path in sorted(directory.glob(f"*{RECORD_SUFFIX}")):
         with contextlib.suppress(OSError, ValueError):
             found.append((path, json.loads(path.read_text())))
     return found
@@ -60,7 +60,8 @@ def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
         for pidfd in running.values():
             os.close(pidfd)
     for path, _ in _records(where.runtime_dir / KEEPERS_DIR):
-        path.unlink(missing_ok=True)
+        for one in (path, path.with_suffix(MAPPED_SUFFIX)):
+            one.unlink(missing_ok=True)
     return len(running)
 
 
