@@ -30,9 +30,21 @@ def controllers(limits: Limits) -> set[str]:
     return {name for key, name in keys if getattr(limits, key)}
 
 
+def tree() -> str:
+    """Return where cgroup v2 is mounted, alone or beside v1; empty where it is not."""
+    return next((path for path in (ROOT, f"{ROOT}/unified") if os.path.exists(f"{path}/cgroup.procs")), "")
+
+
 def under_systemd() -> bool:
     """Tell whether systemd is this host's init: then the tree of control groups is systemd's."""
     return os.path.isdir(_SYSTEMD)
+
+
+def can_group() -> bool:
+    """Tell whether a user endpoint can have a group of its own, limits or none: what is in one is ended at once."""
+    if os.geteuid() != 0 or not tree():
+        return False
+    return not (_no_systemd() if under_systemd() else _no_tree(tree()))
 
 
 def problem(every: Iterable[Limits]) -> str:
@@ -54,7 +66,7 @@ def problem(every: Iterable[Limits]) -> str:
         )
     if missing := wanted - present:
         return f"this host's cgroup v2 lacks the controllers {', '.join(sorted(missing))}"
-    return _no_systemd() if under_systemd() else _no_tree()
+    return _no_systemd() if under_systemd() else _no_tree(ROOT)
 
 
 def _no_systemd() -> str:
@@ -63,7 +75,7 @@ def _no_systemd() -> str:
     return "" if os.path.exists(_BUS) else "systemd cannot be asked for them: there is no system bus (install dbus)"
 
 
-def _no_tree() -> str:
-    if not os.access(ROOT, os.W_OK) or os.statvfs(ROOT).f_flag & os.ST_RDONLY:
-        return f"there is no systemd, and {ROOT} cannot be written to"
+def _no_tree(path: str) -> str:
+    if not os.access(path, os.W_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"there is no systemd, and {path} cannot be written to"
     return ""

@@ -18,13 +18,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mep.boundary.cgroups import BUSCTL, ROOT, controllers, under_systemd
+from mep.boundary.cgroups import BUSCTL, controllers, tree, under_systemd
 from mep.boundary.resolved import Limits
 from mep.errors import Refusal, public_text
 from mep.monitor.spawn import reset_signals
 
-_OURS = f"{ROOT}/mep"
+_OURS = "mep"
 _BUS_LIMIT_S = 20.0
+_UNLIMITED_S = 5.0
+"""How long systemd may take for a group that only makes the end easier."""
+_TRIES = 5
 _LOOK_AGAIN_S = 0.002
 _REMOVE_TRIES = 200
 _RECENT_S = 5.0
@@ -65,7 +68,7 @@ def group_of(pid: int) -> str:
     with open(f"/proc/{pid}/cgroup") as file:
         for line in file:
             if line.startswith("0::"):
-                return ROOT + line[3:].rstrip("\n").rstrip("/")
+                return tree() + line[3:].rstrip("\n").rstrip("/")
     raise CgroupFailed("there is no cgroup v2")
 
 
@@ -172,7 +175,8 @@ def kill(path: str) -> None:
 
 def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
     """Remove a group made by hand and the groups above it that are empty by then; leave systemd's alone."""
-    if not path.startswith(f"{_OURS}/"):
+    ours = f"{tree()}/{_OURS}"
+    if not path.startswith(f"{ours}/"):
         return
     for _ in range(tries):
         try:
@@ -182,7 +186,7 @@ def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
             break
         except OSError:  # a process that was killed is not quite gone
             time.sleep(_LOOK_AGAIN_S)
-    while (path := os.path.dirname(path)).startswith(_OURS):
+    while (path := os.path.dirname(path)).startswith(ours):
         try:
             os.rmdir(path)
         except OSError:
@@ -190,12 +194,19 @@ def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
 
 
 def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
-    """Put a process that waits for it into its group; None where it has no limit by control group.
+    """Put a process that waits for it into its group; None where it has no limit by control group, and none works.
 
     `left` says how many seconds there are. Raises CgroupFailed, OSError.
     """
-    if not controllers(member.limits):
+    if controllers(member.limits):
+        return _place(member, left)
+    try:
+        return _place(member, lambda: min(left(), _UNLIMITED_S))
+    except (OSError, CgroupFailed):
         return None
+
+
+def _place(member: Member, left: Callable[[], float]) -> Cgroup:
     if not under_systemd():
         return _place_by_hand(member)
     session = os.path.basename(group_of(member.pid))
@@ -218,7 +229,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
     slice_of_endpoint = f"mep-{unit_word(member.endpoint)}"
     slice_of_person = f"{slice_of_endpoint}-{member.uid}"
     scope = f"{slice_of_endpoint}-{member.uep_id.replace('-', '')}.scope"
-    above = f"{ROOT}/mep.slice/{slice_of_endpoint}.slice"
+    above = f"{tree()}/mep.slice/{slice_of_endpoint}.slice"
     person = _properties(member.person_limits)
     is_there = os.path.isdir(f"{above}/{slice_of_person}.slice")
     slices: list[tuple[str, list[Property]]] = [] if is_there else [(f"{slice_of_person}.slice", person)]
@@ -280,7 +291,8 @@ def _limit_session(member: Member, scope: str, left: Callable[[], float]) -> Cgr
         raise CgroupFailed(
             "limits of a person cannot be set on a session of logind's: take pam_systemd out of the PAM service"
         )
-    _set_properties(scope, _properties(member.limits), left)
+    if wanted := _properties(member.limits):
+        _set_properties(scope, wanted, left)
     return Cgroup(group_of(member.pid), member.limits, ours=False)
 
 
@@ -359,18 +371,33 @@ def _ended(pid: int) -> int:
 
 
 def _place_by_hand(member: Member) -> Cgroup:
-    names = ["mep", f"endpoint-{member.endpoint}", f"uid-{member.uid}", member.uep_id]
-    enable = " ".join(f"+{name}" for name in sorted(controllers(member.limits)))
-    path = ROOT
+    names = [_OURS, f"endpoint-{member.endpoint}", f"uid-{member.uid}", member.uep_id]
+    for left in reversed(range(_TRIES)):
+        try:
+            path = _made(names, controllers(member.limits))
+            break
+        except FileNotFoundError:  # an end of another user endpoint has removed what they have in common
+            if not left:
+                raise
+    try:
+        _write_limits(os.path.dirname(path), member.person_limits)
+        _write_limits(path, member.limits)
+        _write(path, "cgroup.procs", str(member.pid))
+    except OSError:
+        remove(path, tries=1)
+        raise
+    return Cgroup(path, member.limits, ours=True)
+
+
+def _made(names: Sequence[str], wanted: set[str]) -> str:
+    path = tree()
     for name in names:
-        _write(path, "cgroup.subtree_control", enable)
+        if wanted:
+            _write(path, "cgroup.subtree_control", " ".join(f"+{one}" for one in sorted(wanted)))
         path = os.path.join(path, name)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o755)
-    _write_limits(os.path.dirname(path), member.person_limits)
-    _write_limits(path, member.limits)
-    _write(path, "cgroup.procs", str(member.pid))
-    return Cgroup(path, member.limits, ours=True)
+    return path
 
 
 def _write_limits(path: str, limits: Limits) -> None:

@@ -80,10 +80,10 @@ def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[in
     `reaped` is told of every other child. That none is left is what waitpid says. Where one is spared, the list of
     children says it, which misses nobody for long: what it missed was there a moment later, or had ended by then.
     """
-    clean, pause = 0, _LOOK_AGAIN_S
+    clean, killed, pause = 0, 0, _LOOK_AGAIN_S
     hurry()
     while clean < 2:
-        ended, any_left = reap()
+        ended, any_left = reap(MAX_REAPS + 2 * killed)
         for pid, status in ended:
             if reaped is not None:
                 reaped(pid, status)
@@ -93,8 +93,7 @@ def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[in
         killed = kill_trees(pid for pid in found if pid != but)
         clean = clean + 1 if found and not killed and not ended else 0
         pause = _LOOK_AGAIN_S if ended else min(_LONGEST_S, pause * 1.5)
-        if len(ended) < MAX_REAPS:
-            time.sleep(pause)
+        time.sleep(pause)
     calm()
 
 

@@ -12,7 +12,7 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 
-from mep.boundary.cgroups import controllers
+from mep.boundary.cgroups import can_group, controllers
 from mep.boundary.resolved import GroupLimits, Limits
 from mep.errors import SpawnFailed, Stage
 from mep.monitor.cgroup import Cgroup, CgroupFailed, Member, place
@@ -48,7 +48,7 @@ class Placing:
         self.rlimits = rlimits(limits)
         self.gate: tuple[int, int] | None = None
         """Where the child reads and who writes; None where it does not wait."""
-        if waits or controllers(limits):
+        if waits or controllers(limits) or can_group():
             self.gate = os.pipe2(os.O_CLOEXEC)
 
     def admit(self, pid: int, left: Callable[[], float]) -> Cgroup | None:

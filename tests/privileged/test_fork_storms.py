@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mep.boundary import cgroups
 from mep.boundary.messages import EndpointEnded, StopAll
 from mep.boundary.resolved import Caps
 from mep.monitor import killing, syscalls
@@ -94,10 +95,14 @@ def test_a_storm_is_ended_by_a_stop(alice: LocalAccount, bob: LocalAccount, stor
     with running_monitor(caps=Caps(stop_grace_s=1.0)) as (run, manager, mapper):
         uep_id = storming(manager, mapper, alice, storm)
         assert start_as(manager, mapper, bob.name, ref=2)[1].outcome == "started"
+        group = run.record(uep_id).get("cgroup", "")
+        assert bool(group) == cgroups.can_group(), "a group makes the end sure"
         manager.send(StopAll(reason="deleted"))
         ended = [manager.take(EndpointEnded)[0] for _ in range(2)]
         assert {one.uep_id for one in ended} > {uep_id}
         assert processes_of(alice.uid) == []
+        if group:
+            until("the group is gone", lambda: not os.path.exists(os.path.dirname(group)))
         run.stop(seconds=WAIT_S)
 
 

@@ -65,7 +65,8 @@ def test_the_first_group_decides() -> None:
     assert limits_of(Account("bob", 1001, 1001, (), "/", "/bin/sh"), Limits(), groups) == Limits()
 
 
-def test_rlimits_need_no_control_group() -> None:
+def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mep.monitor.placing.can_group", lambda: False)
     limits = Limits(open_files=100, file_size=4096, processes=20)
     assert cgroups.problem([limits]) == ""
     assert [value for _, value in rlimits(limits)] == [100, 4096, 20]
