@@ -16,6 +16,7 @@ from mep.boundary.messages import EndpointEnded
 from mep.boundary.resolved import Caps
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, running_monitor, start_as, until
+from tests.support.pam import Site, pam_monitor
 
 STARTS = 1000
 KEEPERS = 10
@@ -73,6 +74,22 @@ def test_memory(alice: LocalAccount) -> None:
         print(f"monitor RSS {rss} kB; each of {KEEPERS} keepers PSS {share} kB, of which its own {own} kB")
         assert rss < MONITOR_RSS_KB
         assert share < KEEPER_PSS_KB
+
+
+def test_memory_of_pam(alice: LocalAccount) -> None:
+    """Where PAM is enabled, each user endpoint has a process more, which holds its session."""
+    site = Site()
+    try:
+        with pam_monitor(site) as (run, manager, mapper):
+            ids = [start_as(manager, mapper, alice.name, ref=ref)[0] for ref in range(KEEPERS)]
+            shares = {
+                what: sorted(memory_kb(run.record(uep_id)[f"{what}_pid"], "Pss") for uep_id in ids)[KEEPERS // 2]
+                for what in ("keeper", "pam")
+            }
+            print(f"with PAM: keeper PSS {shares['keeper']} kB, PAM process PSS {shares['pam']} kB")
+            assert max(shares.values()) < KEEPER_PSS_KB
+    finally:
+        site.close()
 
 
 def state_of(run: MonitorRun) -> tuple[int, list[str]]:
