@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     with Slurm(min_job_age_s=2) as made:
         monkeypatch.setenv("SLURM_CONF", str(made.conf))
         yield made
-        made.wait_for("end of every job", lambda: not made.jobs(), 10)
+        made.wait_for("end of every job", lambda: not made.jobs(), 60)
 
 
 def bench_on(directory: Path, **provider: Any) -> Bench:
@@ -37,7 +38,8 @@ def test_a_job_that_the_controller_has_forgotten_is_known_to_have_ended(slurm: S
         bench.until(lambda: running in bench.started)
         slurm.daemons["slurmctld"].send_signal(signal.SIGSTOP)  # nobody answers, which says nothing
         for pid in bench.processes("pool_main"):
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+                os.kill(pid, signal.SIGTERM)
         (item,) = bench.wait(running)
         assert item.code == "WORKER_LOST"
         waiting = bench.submit(echo, 1)
@@ -69,3 +71,38 @@ def test_jobs_that_wait_in_the_queue_for_a_killed_user_endpoint_are_ended_by_the
     assert bench.value(bench.submit(echo, 1), timeout_s=30) == 1
     assert orphan not in slurm.jobs()
     bench.engine.stop(2.0)
+
+
+@pytest.mark.parametrize("pending", [False, True], ids=["running", "pending"])
+def test_jobs_end_by_themselves_where_no_user_endpoint_comes_after_the_killed_one(
+    slurm: Slurm, tmp_path: Path, pending: bool
+) -> None:
+    """A block that runs misses its user endpoint; one that begins later finds nobody. Neither runs to its walltime."""
+    for node in ("n1", "n2") if pending else ():
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    child = os.fork()
+    if child == 0:
+        try:
+            options = {"type": "SlurmProvider", "partition": "cpu", "exclusive": False, "init_blocks": 0}
+            first = Bench(tmp_path / "uep", provider=options, address="127.0.0.1", address_probe_timeout=5)
+            row = first.submit(note, str(tmp_path / "ran"), 300.0)
+            first.until(lambda: bool(slurm.jobs()) if pending else row in first.started, 60)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(slurm.jobs()) == 1
+    for node in ("n1", "n2") if pending else ():
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    slurm.wait_for("end of the job", lambda: not slurm.jobs(), 90)
+    slurm.wait_for("end of its steps", lambda: not slurm.steps(), 30)
+    assert not Bench.processes(Orphans(tmp_path), "pool_main")  # type: ignore[arg-type] # only what `processes` looks at
+
+
+class Orphans:
+    """What is left of a user endpoint that has gone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def _is_ours(self, _pid: int) -> bool:
+        return False
