@@ -5,6 +5,7 @@ The template fixes the partition; nodes and walltime are the person's to choose.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -17,10 +18,10 @@ from sitekit.endpoint import SCHEMA
 
 from mep_wire.errors import EngineFailed, UserConfigInvalid, WorkerLost
 from tests.support.place import make_place
-from tests.support.slurm import Slurm
+from tests.support.slurm import Slurm, SlurmFailed
 
 pytestmark = pytest.mark.root
-RESULT_S = 45
+RESULT_S = 60
 TEMPLATE = """\
 heartbeat_period: 5
 engine:
@@ -120,9 +121,13 @@ def shared(place: Any) -> Path:
     return directory
 
 
-def until(what: str, ready: Callable[[], Any], timeout_s: float = 30) -> None:
+def until(what: str, ready: Callable[[], Any], timeout_s: float = 60) -> None:
+    """Wait until `ready` is true. A controller of a busy machine that does not answer says nothing."""
     deadline = time.monotonic() + timeout_s
-    while not ready():
+    while True:
+        with contextlib.suppress(SlurmFailed):
+            if ready():
+                return
         assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
         time.sleep(0.05)
 
@@ -198,7 +203,7 @@ def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, place: Any, shared:
     with place.executor("alice", walltime="00:08:00") as executor:
         running, waiting, job = _one_running_and_five_waiting(executor, shared / "mark")
         slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")  # Slurm looks every 30 s
-        until("end of the walltime", lambda: job not in slurm.jobs(), 60)
+        until("end of the walltime", lambda: job not in slurm.jobs(), 90)
         assert slurm.show(job)["JobState"] == "TIMEOUT"
         _lost_and_run_again(running, waiting, job, shared / "mark")
 
@@ -223,11 +228,11 @@ def test_jobs_of_a_user_endpoint_that_was_killed_end(slurm: Slurm, place: Any, s
         os.kill(pid, signal.SIGKILL)
         second = executor.submit(where).result(timeout=RESULT_S)["job"]
         assert second != first
-        until("end of the job of the first", lambda: first not in slurm.jobs(), 10)
+        until("end of the job of the first", lambda: first not in slurm.jobs())
 
 
 def test_no_job_outlives_the_endpoint(slurm: Slurm, place: Any) -> None:
     assert slurm.jobs()
     place.endpoint.stop()
-    until("end of all jobs", lambda: not slurm.jobs(), 10)
+    until("end of all jobs", lambda: not slurm.jobs())
     place.endpoint.start()
