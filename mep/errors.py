@@ -80,6 +80,16 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
 }
 """The sentences of mep_wire.errors that monitor and keeper say themselves; the others come from the mapper."""
 
+OWN_LIMIT = (
+    "You have as many user endpoints at this site as it allows one person ({limit}). Your tasks wait until one ends."
+)
+"""SITE_BUSY in other words: of one person's limit."""
+NO_PLACE = (
+    "The site starts no more than {limit} user endpoints at a time, and others were under way for too long. "
+    "Your tasks wait."
+)
+"""SITE_BUSY in other words: of a start whose turn did not come."""
+
 
 REVOCATIONS = frozenset(
     {

@@ -75,6 +75,10 @@ class Endpoints(dict[str, UserEndpoint]):
         """Return how many the account with `uid` has."""
         return sum(one.uid == uid for one in self.values())
 
+    def of_user(self, local_user: str) -> int:
+        """Return how many were started for the account of this name."""
+        return sum(one.local_user == local_user for one in self.values())
+
     def starting(self) -> int:
         """Return how many are being started."""
         return sum(not one.ready and not one.ending and one.keeper is not None for one in self.values())

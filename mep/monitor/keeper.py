@@ -25,7 +25,7 @@ from mep.boundary.log import Log
 from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
 from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
-from mep.errors import BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
+from mep.errors import OWN_LIMIT, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
 from mep.monitor.cgroup import Cgroup
@@ -147,7 +147,7 @@ class Keeper:
         self._tell(AskCaps(uid=account.uid, source=source))
         answer = self._hear()
         if isinstance(answer, CapsDenied):
-            text = public_text(Refusal.SITE_BUSY, limit=answer.limit)
+            text = OWN_LIMIT.format(limit=answer.limit)
             raise StartRefused(Stage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
         if isinstance(answer, StopUserEndpoint):
             raise StartRefused(Stage.CAPS, answer.code, answer.public, "stopped before it started")

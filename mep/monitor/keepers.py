@@ -15,7 +15,7 @@ from mep.boundary import messages as m
 from mep.boundary.cgroups import ROOT
 from mep.boundary.channel import Channel
 from mep.boundary.runtime import start_ticks
-from mep.errors import Refusal, Stage, public_text
+from mep.errors import OWN_LIMIT, Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
 from mep.monitor.cgroup import kill, remove
 from mep.monitor.child import Child, Kind, Phase
@@ -51,16 +51,26 @@ class Keepers:
         self.burying = 0
         """Groups of user endpoints whose keeper was killed, which are to be removed."""
 
-    def may_start(self) -> bool:
-        """Whether one more start may be under way; one beyond max_user_endpoints is answered in `fork`."""
-        return self._endpoints.starting() < self._monitor.resolved.caps.max_starting
+    def places_left(self) -> int:
+        """Return how many more starts may be under way; one beyond max_user_endpoints is answered in `fork`."""
+        return self._monitor.resolved.caps.max_starting - self._endpoints.starting()
+
+    def _full(self, start: Start) -> str:
+        """Return what its person is told where there is no room for one more, else an empty string.
+
+        By name, before anybody is asked whose answer may take long; by uid the keeper asks once more.
+        """
+        caps = self._monitor.resolved.caps
+        if len(self._endpoints) >= caps.max_user_endpoints:
+            return public_text(Refusal.SITE_BUSY, limit=caps.max_user_endpoints)
+        if self._endpoints.of_user(start.local_user) >= caps.max_user_endpoints_per_user:
+            return OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
+        return ""
 
     def fork(self, start: Start, descriptor: int) -> None:
         """Fork the keeper of a mapped start; `descriptor` is its document."""
-        limit = self._monitor.resolved.caps.max_user_endpoints
         try:
-            if len(self._endpoints) >= limit:
-                text = public_text(Refusal.SITE_BUSY, limit=limit)
+            if text := self._full(start):
                 self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, stage="CAPS")
                 return
             if not self._recorded(start) and self._monitor.resolved.audit_required:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
 from mep.boundary.memfd import NotSealed, check_sealed
-from mep.errors import BoundaryViolation, Refusal, public_text
+from mep.errors import NO_PLACE, BoundaryViolation, Refusal, public_text
 from mep.monitor.child import Kind
 from mep.monitor.loop import Timer
 
@@ -137,20 +137,27 @@ class Starts:
                 self._mapper_moved_at = self._monitor.loop.clock()
             start.state, self._mapping[start.ref] = State.MAPPING, start
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
-        while self._mapped and self._monitor.keepers.may_start():
-            start = self._fairest()
-            start.state = State.KEPT
-            if start.timer is not None:
-                start.timer.cancel()
-            self._monitor.keepers.fork(start, self._release(start))
+        while (chosen := self._fairest()) is not None:
+            chosen.state = State.KEPT
+            if chosen.timer is not None:
+                chosen.timer.cancel()
+            self._monitor.keepers.fork(chosen, self._release(chosen))
 
-    def _fairest(self) -> Start:
+    def _fairest(self) -> Start | None:
         """Take the oldest start of whoever has the fewest under way, then of whoever had none for longest.
 
-        One person's burst so delays nobody else by more than one start.
+        One person's burst so delays nobody else by more than one start. Nor do starts that hang: nobody has more than
+        half of the places, nor the last free one while having another. None where nobody who waits may have one now.
         """
+        places, free = self._monitor.resolved.caps.max_starting, self._monitor.keepers.places_left()
+        if not self._mapped or free <= 0:
+            return None
         under_way = Counter(start.local_user for start in self._by_uep.values() if start.state is State.KEPT)
-        start = min(self._mapped, key=lambda one: (under_way[one.local_user], self._served.get(one.local_user, 0)))
+        most = places // 2 if free > 1 else 1
+        able = [one for one in self._mapped if under_way[one.local_user] < max(1, most)]
+        if not able:
+            return None
+        start = min(able, key=lambda one: (under_way[one.local_user], self._served.get(one.local_user, 0)))
         self._mapped.remove(start)
         self._served[start.local_user] = start.ref
         return start
@@ -309,7 +316,8 @@ class Starts:
                 mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._forget_queued(start)
         code = Refusal.MAPPER_UNAVAILABLE if start.state in {State.WAITING, State.MAPPING} else Refusal.SITE_BUSY
-        text = public_text(code, limit=self._monitor.resolved.caps.max_starting)
+        busy = NO_PLACE.format(limit=self._monitor.resolved.caps.max_starting)
+        text = busy if code is Refusal.SITE_BUSY else public_text(code)
         self.finish(start, m.Outcome.UNAVAILABLE, code, text)
 
     def _forget_queued(self, start: Start) -> None:

@@ -387,6 +387,41 @@ def test_burst_of_one_person_delays_nobody(alice: LocalAccount) -> None:
         manager.kill()
 
 
+@pytest.mark.parametrize("places", [2, 4])
+def test_starts_of_one_person_that_hang_take_half_of_the_places(alice: LocalAccount, places: int) -> None:
+    with account() as bob, running_monitor(caps=Caps(max_starting=places)) as (run, manager, mapper):
+        for ref in range(places + 2):
+            ask(manager, ref)
+            map_next(mapper, alice.name, mode="silent")
+        until("they hang", lambda: len(run.status().get("user_endpoints", [])) >= places // 2)
+        for ref in (91, 92):
+            assert start_as(manager, mapper, bob.name, ref=ref)[1].outcome == "started"
+        assert len(processes_of(alice.uid)) <= max(1, places // 2)
+
+
+def test_whoever_has_all_that_they_may_takes_no_place(alice: LocalAccount) -> None:
+    """That is seen before a keeper asks anybody, by name, also of starts that are under way."""
+    with running_monitor(caps=Caps(max_user_endpoints_per_user=1)) as (run, manager, mapper):
+        ask(manager, 1)
+        map_next(mapper, alice.name, mode="silent")
+        until("it is under way", lambda: run.status().get("user_endpoints"))
+        _, answer = start_as(manager, mapper, alice.name, ref=2)
+        assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY") and "one person (1)" in answer.public
+        record = next(one for one in run.audit_records() if one["event"] == "start")
+        assert record["stage"] == "CAPS" and "keeper_pid" not in record
+
+
+def test_a_start_whose_turn_does_not_come_says_so(alice: LocalAccount) -> None:
+    caps = Caps(max_starting=1, start_timeout_s=2.0)
+    with account() as bob, running_monitor(caps=caps) as (run, manager, mapper):
+        ask(manager, 1)
+        uep_id = map_next(mapper, alice.name, mode="silent")
+        os.kill(until("it hangs", lambda: run.record(uep_id).get("keeper_pid")), signal.SIGSTOP)
+        _, answer = start_as(manager, mapper, bob.name, ref=2)
+        assert (answer.ref, answer.outcome, answer.code) == (2, "unavailable", "SITE_BUSY")
+        assert "no more than 1 user endpoints at a time" in answer.public
+
+
 def test_stop_while_a_start_is_under_way(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         ask(manager, 1)
