@@ -89,6 +89,13 @@ class StartAnswer(_Msg, frozen=True):
     correlation_id: str
 
 
+class StartPlaced(_Msg, frozen=True):
+    """Manager to relay: a SignedStart waits for others, the site starting few at once: it is number `place` of them."""
+
+    uep_id: str
+    place: int
+
+
 class UepEnded(_Msg, frozen=True):
     """Manager to relay: a user endpoint's process has ended. `code` is IDLE, STOPPED or an error code."""
 
@@ -257,7 +264,7 @@ class Results(_Msg, frozen=True):
 
 
 class ResultsDurable(_Msg, frozen=True):
-    """Relay to user endpoint: these results (and losses) are on disk, or were already: drop them from the spool."""
+    """Relay to user endpoint: these results are on disk (or were already): drop them from the spool."""
 
     rows: list[int]
 
@@ -276,8 +283,15 @@ class Returned(_Msg, frozen=True):
 
 class Lost(_Msg, frozen=True):
     """User endpoint to relay: what ran these attempts died, and the tasks may be run again: charge them, and queue
-    them. `attempts` has one number for each row. Repeated after a reconnect until ResultsDurable names them or they
+    them. `attempts` has one number for each row. Repeated after a reconnect until LossesDurable names them or they
     come as later attempts."""
+
+    rows: list[int]
+    attempts: list[int]
+
+
+class LossesDurable(_Msg, frozen=True):
+    """Relay to user endpoint: it has these losses on its disk. The next attempts may have come before this."""
 
     rows: list[int]
     attempts: list[int]
@@ -302,6 +316,7 @@ ToRelay = (
     | Pong
     | ManagerHello
     | StartAnswer
+    | StartPlaced
     | UepEnded
     | UepRevoked
     | Recheck
@@ -319,5 +334,5 @@ ToRelay = (
 """Every message that a peer may send the relay."""
 ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | TaskEvents
 """Every message that the relay may send a manager."""
-ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | CancelTasks | StopUep
+ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | LossesDurable | CancelTasks | StopUep
 """Every message that the relay may send a user endpoint."""

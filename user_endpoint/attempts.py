@@ -10,7 +10,7 @@ from typing import Final
 
 from mep_wire.attempts import allowed_attempts, on_attempt
 from mep_wire.errors import UserEndpointLost, WorkerLost
-from mep_wire.messages import Lost, ResultItem, TaskItem
+from mep_wire.messages import LossesDurable, Lost, ResultItem, TaskItem
 
 LOSSES: Final = frozenset({WorkerLost.code, UserEndpointLost.code})
 """Codes with which an engine ends a task that had begun and was lost, and that may be run again."""
@@ -39,13 +39,14 @@ class Attempts:
         """Tell whether the relay is being told of a loss of this row."""
         return row in self._lost
 
-    def told(self, row: int) -> bool:
-        """The relay knows. Returns whether there was anything to know."""
-        return self._lost.pop(row, 0) != 0
+    def known(self, message: LossesDurable) -> list[int]:
+        """The relay knows of these losses. Returns the rows that are the relay's again."""
+        pairs = zip(message.rows, message.attempts, strict=False)
+        return [row for row, attempt in pairs if self._lost.get(row) == attempt and self._lost.pop(row)]
 
     def comes_again(self, task: TaskItem) -> bool:
         """Tell whether this is the next attempt of a task whose last one was lost, which the relay then knows."""
-        return task.attempt > self._lost.get(task.row, task.attempt) and self.told(task.row)
+        return task.attempt > self._lost.get(task.row, task.attempt) and self._lost.pop(task.row) > 0
 
     def message(self, *, everything: bool = False) -> Lost | None:
         """Return what the relay is to be told that it was not told on this connection, or (again) everything."""

@@ -115,9 +115,12 @@ class UserEndpoint:
                 case messages.Tasks():
                     self._take_tasks(message)
                 case messages.ResultsDurable():
-                    self._durable(message.rows)
+                    self._spool.durable(message.rows)
                     self._resend()
                     self._idle.moved(self._clock())
+                case messages.LossesDurable():
+                    for row in self._attempts.known(message):
+                        self._ledger.release(row)
                 case messages.CancelTasks():
                     self._submit()
                     self._engine.cancel(message.rows)
@@ -130,12 +133,6 @@ class UserEndpoint:
                 case messages.Ping() | messages.Pong():
                     pass
         self._submit()
-
-    def _durable(self, rows: list[int]) -> None:
-        """The relay has these results, or knows of these losses."""
-        for row in [row for row in rows if self._attempts.told(row)] if self._attempts else ():
-            self._ledger.release(row)
-        self._spool.durable(rows)
 
     def _welcomed(self, welcome: messages.UepWelcome) -> None:
         self._enrolled = True

@@ -260,7 +260,8 @@ class Delivery:
 
         def charged(done: Requeued) -> None:
             if peer is not None:
-                self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
+                known = messages.LossesDurable(rows=rows, attempts=[attempt for _, attempt in lost])
+                self._board.plane.send(peer, codec.encode(known))
             self.requeued(uep, done)
             self.pump(uep)
 

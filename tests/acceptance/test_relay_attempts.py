@@ -69,15 +69,16 @@ def test_a_loss_that_is_told_is_charged_once_and_the_task_comes_again(
     assert (task.attempt, task.max_attempts) == (1, 3)
     uep.send(messages.Lost(rows=[task.row], attempts=[1]))
     uep.send(messages.Lost(rows=[task.row], attempts=[1]))
-    assert uep.expect(messages.ResultsDurable).rows == [task.row]
+    known = uep.expect(messages.LossesDurable)
+    assert (known.rows, known.attempts) == ([task.row], [1])
     uep.credit(1)
     (again,) = uep.take(1)
     assert (again.row, again.attempt) == (task.row, 2)
     uep.send(messages.Started(rows=[task.row]))
     wait_for(lambda: status_of(alice, answer) == ["running"], WAIT_S)
     uep.send(messages.Lost(rows=[task.row], attempts=[1]))  # late: attempt 2 runs
-    uep.expect(messages.ResultsDurable)
-    uep.expect(messages.ResultsDurable)
+    uep.expect(messages.LossesDurable)
+    uep.expect(messages.LossesDurable)
     assert status_of(alice, answer) == ["running"]
     uep.finish([again])
     assert status_of(alice, answer) == ["success"]

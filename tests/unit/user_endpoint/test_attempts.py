@@ -61,7 +61,7 @@ def test_a_task_with_attempts_left_is_told_as_lost_and_held_until_the_relay_know
     assert (losses(stage), ends(stage)) == ([([1], [1])], [])
     assert stage.link.take(messages.Started) == []  # or the relay would take it for begun again
     assert stage.uep.held == 1
-    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    stage.uep.take([messages.LossesDurable(rows=[1], attempts=[1])])
     assert stage.uep.held == 0
     give(stage, task(1, max_attempts=2, attempt=2))
     assert [one.attempt for one in stage.engine.given] == [1, 2]
@@ -88,8 +88,12 @@ def test_the_next_attempt_that_overtakes_the_confirmation_is_run(stage: Stage) -
     assert len(stage.engine.given) == 1
     give(stage, task(1, max_attempts=2, attempt=2))
     assert [one.attempt for one in stage.engine.given] == [1, 2]
-    stage.uep.take([messages.ResultsDurable(rows=[1])])
+    stage.uep.take([messages.LossesDurable(rows=[1], attempts=[1])])
     assert stage.uep.held == 1
+    stage.happens(lost(1))  # of the second attempt, the last
+    stage.uep.take([messages.LossesDurable(rows=[1], attempts=[1])])
+    assert ends(stage)[0][1].endswith("(attempt 2 of 2)")
+    assert stage.spool.rows == [1]  # only its own confirmation takes it out of the spool
 
 
 def test_the_endpoints_default_and_limit_decide_and_are_told_to_the_relay(tmp_path: pathlib.Path) -> None:
@@ -110,7 +114,7 @@ def test_what_runs_longer_than_the_end_of_the_process_may_be_run_again(stage: St
     assert losses(stage) == [([1], [1])]
     ((code, text),) = ends(stage)
     assert (code, text.endswith("stopped by SIGTERM (attempt 1 of 1)")) == ("USER_ENDPOINT_LOST", True)
-    stage.uep.take([messages.ResultsDurable(rows=[1, 2])])
+    stage.uep.take([messages.ResultsDurable(rows=[2]), messages.LossesDurable(rows=[1], attempts=[1])])
     assert stage.uep.tick()
 
 
