@@ -156,6 +156,23 @@ def bomb():
     return -1
 
 
+def careless():
+    import os
+    import signal
+
+    pids = []
+    try:
+        while len(pids) < 200:
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            pids.append(pid)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def hog_in_the_user_endpoint_s_place(endpoint_pid):
     with open(f"/proc/{endpoint_pid}/oom_score_adj", "w") as file:
         file.write("1000")
@@ -212,6 +229,10 @@ def main():
     forked = alice.submit(bomb).result(timeout=WAIT_S)
     assert 10 < forked < 40, forked
     passed(f"fork refused after {forked}")
+    error = alice.submit(careless).exception(timeout=WAIT_S)
+    said = "\n".join([repr(error), *error.__notes__])
+    assert isinstance(error, BlockingIOError) and "TOO_MANY_PROCESSES" in said and "(limit 40)" in said, said
+    passed("a function whose fork is refused says why")
     said = failure(alice.submit(hog))
     assert "died: it was killed by SIGKILL (9): out of memory (limit 160 MiB)" in said, said
     passed(f"a worker that took too much: {said}")
