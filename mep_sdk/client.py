@@ -176,8 +176,9 @@ class Client:
     # --- tasks ------------------------------------------------------------------------------------------
 
     def get_task(self, task_id: UuidLike) -> dict[str, Any]:
-        """Return where a task is: `task_id`, `pending`, `status`, `details`; once it has ended also `completion_t`
-        and `result` or `exception` (the exception itself, not raised)."""
+        """Return where a task is: `task_id`, `pending`, `status`, `details`, and where the relay knows it the
+        `reason` why it waits; once it has ended also `completion_t` and `result` or `exception` (the exception itself,
+        not raised)."""
         return self._status(self._read(self.transport.get(f"/v2/tasks/{task_id}"), api.TaskStatus))
 
     def get_result(self, task_id: UuidLike) -> Any:
@@ -272,7 +273,7 @@ class Client:
         status: dict[str, Any] = {"task_id": told.task_id, "pending": pending, "status": told.status}
         status["details"] = told.details
         if state is None or pending:
-            return status
+            return status | ({"reason": told.reason} if told.reason else {})
         value, failure = settle(_as_streamed(told, state))
         status["completion_t"] = told.completion_t
         if failure is None:

@@ -106,7 +106,7 @@ class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     """GET /v2/tasks/ID, and the values of POST /v2/batch_status.
 
     `result` is set for success, `exception` for the other ends. `code`, `reason` and `correlation_id` are
-    this project's own: why it failed, as a named error.
+    this project's own: why it failed, as a named error. `reason` may also say what a queued task waits for.
     """
 
     task_id: str

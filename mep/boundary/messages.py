@@ -177,6 +177,14 @@ class StartAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class StartPlaced:
+    """StartEndpoint `ref` waits for others: it is number `place` of those that are to be started."""
+
+    ref: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointEnded:
     """A user endpoint's process ended. `code` is IDLE, STOPPED or an error code."""
 
@@ -327,7 +335,8 @@ Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | MapRequest | ManagerReady | StartEndpoint | LinkStatus | StopAll
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
-    | EndpointAccount | TaskLogFile | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted | NotChecked
+    | EndpointAccount | TaskLogFile | StartPlaced | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
+    | NotChecked
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
@@ -335,7 +344,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     10: MapRequest,
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
-    36: EndpointAccount, 37: TaskLogFile,
+    36: EndpointAccount, 37: TaskLogFile, 38: StartPlaced,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
     50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint,
     60: Shutdown,

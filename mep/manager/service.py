@@ -35,6 +35,7 @@ from mep.boundary.messages import (
     Shutdown,
     StartAnswered,
     StartEndpoint,
+    StartPlaced,
     StopAll,
     TaskLogFile,
 )
@@ -402,6 +403,10 @@ class Manager:
                 self._rechecks.all_now(time.monotonic())
             case EndpointRevoked():
                 self._endpoint_revoked(message)
+            case StartPlaced() if uep_id := self._pending.get(message.ref):
+                self._send(messages.StartPlaced(uep_id=uep_id, place=message.place))
+            case StartPlaced():
+                pass
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_MAPPING = 32
 """Requests that the mapper has at a time; the others wait here."""
+PLACES_S = 1.0
+"""How often waiting starts are told their places."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Documents of waiting starts, all together; beyond, starts are `unavailable`."""
 _TRY_AGAIN = frozenset(
@@ -64,6 +66,8 @@ class Start:
     identities: str = ""
     correlation_id: str = ""
     refused_by_mapper: bool = False
+    told_place: int = 0
+    """Its place in the queue, as its askers were told last."""
     audit: dict[str, object] = field(default_factory=dict)
 
 
@@ -89,6 +93,7 @@ class Starts:
         """Our number of each local user's latest start that went to a keeper."""
         self._askers: set[int] = set()
         self._held = 0
+        self._places_due = False
         self._mapper_moved_at = 0.0
         """When the mapper last answered, or was given something to do after it had nothing."""
 
@@ -142,6 +147,28 @@ class Starts:
             if chosen.timer is not None:
                 chosen.timer.cancel()
             self._monitor.keepers.fork(chosen, self._release(chosen))
+
+        if self._mapped and not self._places_due:
+            self._places_due = True
+            self._monitor.loop.after(PLACES_S, self._tell_places)
+
+    def _tell_places(self) -> None:
+        """Tell the askers of waiting starts their places: at first, and again whenever one has become half of it."""
+        self._places_due = False
+        manager, served = self._monitor.helpers[Kind.MANAGER].child, self._served
+        turns = Counter(start.local_user for start in self._by_uep.values() if start.state is State.KEPT)
+        order: list[tuple[int, int, int, Start]] = []
+        for start in self._mapped:
+            order.append((turns[start.local_user], served.get(start.local_user, 0), start.ref, start))
+            turns[start.local_user] += 1
+        for place, (_, _, _, start) in enumerate(sorted(order, key=lambda one: one[:3]), start=1):
+            if manager is not None and (not start.told_place or place <= start.told_place // 2):
+                start.told_place = place
+                for asker in start.askers:
+                    manager.send(m.StartPlaced(ref=asker, place=place))
+        if self._mapped:
+            self._places_due = True
+            self._monitor.loop.after(PLACES_S, self._tell_places)
 
     def _fairest(self) -> Start | None:
         """Take the oldest start of whoever has the fewest under way, then of whoever had none for longest.

@@ -250,7 +250,10 @@ async def look_up(service: Service, request: Request) -> TaskStatus:
         found = []
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
-    return _status(found[0], packed=request.packed)
+    status = _status(found[0], packed=request.packed)
+    if found[0].state is TaskState.QUEUED and (why := service.dispatcher.starts.why_waiting(found[0].uep_row)):
+        return msgspec.structs.replace(status, reason=why)
+    return status
 
 
 async def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> tuple[dict[str, TaskBrief], list[str]]:

@@ -57,6 +57,8 @@ class Uep:
     """A start request is being made or waits for its answer or its join."""
     start_answered: bool = False
     """The manager says that the process of the start under way runs."""
+    place: int = 0
+    """Its place among what the site is to start, as its manager has said last; 0 for none."""
     attempts: int = 0
     """Starts that came to nothing since the last link."""
     unjoined_since: float = 0.0

@@ -82,6 +82,7 @@ class Dispatcher:
         manager: Handlers = {
             messages.ManagerHello: self._manager_hello,
             messages.StartAnswer: self._managers.start_answer,
+            messages.StartPlaced: self._managers.start_placed,
             messages.UepEnded: self._managers.uep_ended,
             messages.UepRevoked: self._managers.uep_revoked,
             messages.Recheck: self._managers.recheck,

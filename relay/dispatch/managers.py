@@ -59,6 +59,10 @@ class Managers:
         """What became of a start request."""
         self._starts.answered(peer.session, message)
 
+    def start_placed(self, peer: Peer, message: messages.StartPlaced) -> None:
+        """A start request waits for others."""
+        self._starts.placed(peer.session, message)
+
     def running(self, peer: Peer, message: messages.RunningUeps) -> None:
         """Every user endpoint that has a process there: those that should and do not have ended."""
         link: ManagerLink = peer.session

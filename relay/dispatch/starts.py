@@ -28,7 +28,7 @@ from mep_wire.errors import (
 )
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
-from mep_wire.messages import CancelTasks, StartAnswer, UepEnded
+from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.changes import requeue
@@ -36,6 +36,7 @@ from relay.dispatch.delivery import Delivery
 from relay.dispatch.signing import MadeStart, make_recheck, make_start
 from relay.log import logger
 
+MAX_PLACE = 1_000_000
 MAX_UNDER_WAY = 32
 """Start requests that one endpoint has unanswered or unjoined at once."""
 FIRST_RETRY_S = 0.25
@@ -95,6 +96,7 @@ class Starts:
             self.want(uep)
             return
         uep.go(UepState.STARTING)
+        uep.place = 0
         uep.set_timer(self._board.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._board.plane.send(link.peer, codec.encode(made.message))
         logger.info(
@@ -154,6 +156,19 @@ class Starts:
             self._board.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def placed(self, link: ManagerLink, message: StartPlaced) -> None:
+        """The manager says that a start waits for others, and its place among them."""
+        uep = self._board.ueps.get(message.uep_id)
+        if uep is not None and uep.record.endpoint_id == link.endpoint_id and uep.state is UepState.STARTING:
+            uep.place = max(0, min(message.place, MAX_PLACE))
+
+    def why_waiting(self, uep_row: int) -> str:
+        """Return, for the person, what a queued task of this user endpoint waits for; empty where nothing is known."""
+        uep = self._board.by_row.get(uep_row)
+        if uep is None or uep.state is not UepState.STARTING or uep.start_answered or not uep.place:
+            return ""
+        return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
 
     def _is_long_unjoined(self, uep: Uep) -> bool:
         """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""

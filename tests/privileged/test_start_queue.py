@@ -1,0 +1,85 @@
+"""Starts that wait for others: each person sees its place, and one person's burst delays nobody else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mep.boundary.messages import StartAnswered, StartPlaced
+from mep.boundary.resolved import Caps
+from mep_wire.errors import TaskNotFound
+from tests.support.accounts import LocalAccount, account
+from tests.support.monitor import ask, map_next, running_monitor
+from tests.support.place import Place, make_place
+
+WAIT_S = 60
+TEMPLATE = """\
+endpoint_setup: sleep {{ nap | default(0) }}
+engine: {type: ThreadPoolEngine, max_workers: 1}
+# WORKPLACE
+"""
+
+
+@pytest.fixture
+def people() -> Iterator[tuple[LocalAccount, LocalAccount]]:
+    with account() as alice, account() as bob:
+        yield alice, bob
+
+
+def test_places_are_told_in_the_order_in_which_starts_will_be_made(people: tuple[LocalAccount, LocalAccount]) -> None:
+    """Of five starts of one person and one of another's, which came last: that is the next but one."""
+    alice, bob = people
+    caps = Caps(start_timeout_s=30.0, stop_grace_s=1.0, max_starting=1)
+    with running_monitor(caps=caps) as (_run, manager, mapper):
+        for ref, who in enumerate([alice] * 5 + [bob], start=1):
+            ask(manager, ref)
+            map_next(mapper, who.name, delay_s=3.0 if ref == 1 else 0.0)
+        told = {}
+        for _ in range(5):
+            message = manager.take(StartPlaced)[0]
+            told[message.ref] = message.place
+        assert told == {6: 1, 2: 2, 3: 3, 4: 4, 5: 5}
+        answered = [manager.take(StartAnswered)[0] for _ in range(6)]
+        assert [one.ref for one in answered[:2]] == [1, 6]
+        assert {one.outcome for one in answered} == {"started"}
+
+
+def soon(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)
+    return found
+
+
+def asked(place: Place, who: str, future: Any) -> dict[str, Any]:
+    """Return what the relay says of a task, nothing before it has it."""
+    try:
+        return dict(place.client(who).get_task(future.task_id)) if future.task_id else {}
+    except TaskNotFound:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with make_place("multi", "queue", TEMPLATE) as made:
+        made.endpoint.write("user_config_schema.json", {"type": "object", "properties": {"nap": {"type": "integer"}}})
+        made.endpoint.register_again()
+        made.endpoint.add_config("caps: {max_starting: 1}\n")
+        made.endpoint.start()
+        yield made
+
+
+def test_a_person_reads_its_place_where_the_task_is_asked_about(place: Place) -> None:
+    with place.executor("alice", nap=8) as one, place.executor("bob") as other:
+        first = one.submit(pow, 2, 3)
+        soon(lambda: asked(place, "alice", first))
+        time.sleep(1.0)  # until the one start that may be under way is
+        second = other.submit(pow, 2, 4)
+        why = soon(lambda: asked(place, "bob", second).get("reason"))
+        assert why == "The site starts few user endpoints at once: yours is number 1 of those that wait."
+        assert second.result(timeout=WAIT_S) == 16
+        assert asked(place, "bob", second).get("reason") is None
