@@ -391,10 +391,9 @@ class Manager:
                 self._records.use(descriptors[0])
             case TaskLogFile():
                 os.close(descriptors[0])
-            case EndpointAccount() if self._records is not None:
-                self._records.account(message)
             case EndpointAccount():
-                pass
+                if self._records is not None:
+                    self._records.account(message)
             case MapperEpoch():
                 self._new_epoch(message.epoch)
             case EndpointRunning():
@@ -403,10 +402,8 @@ class Manager:
                 self._rechecks.all_now(time.monotonic())
             case EndpointRevoked():
                 self._endpoint_revoked(message)
-            case StartPlaced() if uep_id := self._pending.get(message.ref):
-                self._send(messages.StartPlaced(uep_id=uep_id, place=message.place))
             case StartPlaced():
-                pass
+                self._send(messages.StartPlaced(uep_id=self._pending.get(message.ref, ""), place=message.place))
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():
