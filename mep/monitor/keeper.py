@@ -9,12 +9,10 @@ passed on.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +24,12 @@ from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spa
 from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
 from mep.errors import OWN_LIMIT, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
-from mep.monitor import syscalls
-from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup, source_of
+from mep.monitor import outermost, syscalls
+from mep.monitor.accounts import AccountRules, StartRefused, check_policy, limits_of, lookup, source_of
 from mep.monitor.cgroup import Cgroup
 from mep.monitor.hooks import STOPPING, HookResult, run_hook
 from mep.monitor.killing import kill_descendants
-from mep.monitor.placing import Placing, limits_of
+from mep.monitor.placing import Placing
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
@@ -81,24 +79,19 @@ class MonitorGone(Exception):
 def keeper_main(order: KeeperOrder, channel: Channel) -> NoReturn:
     """Run as the keeper of `order`, in the process that was just forked for it. Never returns."""
     log = Log("keeper")
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)  # it is the monitor's pipe until there is an own one
-        os.setsid()
-        syscalls.set_process_name("mep-keeper")
-        syscalls.become_subreaper()
-        syscalls.close_all_but([0, 1, 2, channel.fileno(), order.start_descriptor, order.bundle_descriptor])
-        wakeup = Wakeup(signal.SIGTERM, signal.SIGCHLD)
-        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
-            signal.signal(ignored, signal.SIG_IGN)
-        Keeper(order, channel, wakeup, log).run()
-        status = 0
-    except Exception as error:  # noqa: BLE001 - the outermost loop of this process: the monitor reads the exit
-        log.error("ended by a mistake of its own", uep=order.uep_id, error=repr(error))
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-        os._exit(status)
+    outermost.be(lambda: _keep(order, channel, log), log, uep=order.uep_id)
+
+
+def _keep(order: KeeperOrder, channel: Channel, log: Log) -> None:
+    signal.set_wakeup_fd(-1)  # it is the monitor's pipe until there is an own one
+    os.setsid()
+    syscalls.set_process_name("mep-keeper")
+    syscalls.become_subreaper()
+    syscalls.close_all_but([0, 1, 2, channel.fileno(), order.start_descriptor, order.bundle_descriptor])
+    wakeup = Wakeup(signal.SIGTERM, signal.SIGCHLD)
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
+    Keeper(order, channel, wakeup, log).run()
 
 
 class Keeper:

@@ -23,7 +23,6 @@ import os
 import re
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -31,7 +30,7 @@ from typing import NoReturn
 from mep.boundary.channel import clip
 from mep.boundary.log import Log
 from mep.errors import Refusal, SpawnFailed, Stage
-from mep.monitor import pam, syscalls
+from mep.monitor import outermost, pam, syscalls
 from mep.monitor.accounts import StartRefused
 from mep.monitor.context import Context
 from mep.monitor.spawn import SpawnPlan, prepare, reset_signals, spawn_for
@@ -79,20 +78,15 @@ def pam_substitute(service: str, user: str) -> NoReturn:
 
 def _run(work: Callable[[PamSession], None], service: str, user: str, kept: Iterable[int]) -> NoReturn:
     log = Log("pam")
-    status = 1
-    try:
+
+    def be_it() -> None:
         reset_signals()
         _turn_deaf()
         syscalls.set_process_name("mep-pam")
         syscalls.close_all_but(kept)
         work(PamSession(service, user, log))
-        status = 0
-    except Exception as error:  # noqa: BLE001 - the outermost loop of this process: the keeper reads the exit
-        log.error("ended by a mistake of its own", user=user, error=repr(error))
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-        os._exit(status)
+
+    outermost.be(be_it, log, user=user)
 
 
 def _turn_deaf() -> None:
