@@ -39,9 +39,10 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
                 notes=Notes(place.run_directory),
             )
         case settings.ThreadPoolEngine():
+            from user_endpoint.engines.notes import Notes
             from user_endpoint.engines.thread_pool import ThreadPoolEngine
 
-            return ThreadPoolEngine(max_workers=chosen.max_workers)
+            return ThreadPoolEngine(max_workers=chosen.max_workers, notes=Notes(place.run_directory))
         case settings.GlobusComputeEngine():  # and GlobusMPIEngine, which is one
             from user_endpoint.engines.htex import GlobusComputeEngine
 

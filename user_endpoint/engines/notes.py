@@ -34,6 +34,13 @@ class Notes:
         self._closed = f"{self._root}/closed"
         self._before: set[bytes] = set()
 
+    def begin(self) -> str:
+        """Look back, and return a new directory; empty on a full disk, where tasks run without notes."""
+        with contextlib.suppress(OSError):
+            self.look_back()
+            return self.open()
+        return ""
+
     def look_back(self) -> None:
         """Fence off the workers of earlier processes and learn what they had begun. Raises OSError."""
         os.makedirs(self._closed, mode=0o700, exist_ok=True)  # noqa: PTH103

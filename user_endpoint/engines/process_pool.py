@@ -95,9 +95,7 @@ class ProcessPoolEngine:
     def start(self) -> None:
         """Start the fork server and one worker; others follow when there are tasks for them."""
         if self._notes is not None:
-            with contextlib.suppress(OSError):  # a full disk: tasks run nevertheless
-                self._notes.look_back()
-                self._begun_directory = self._notes.open()
+            self._begun_directory = self._notes.begin()
         try:
             self._start_server()
         except OSError as error:

@@ -17,11 +17,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeExceeded
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.notes import Notes
 from user_endpoint.engines.order import enqueue
+from user_endpoint.workers import begun
+from user_endpoint.workers.begun import BegunLog
 
 MAX_ABANDONED: Final = 64
 """Threads of ended tasks that may go on before no other is started in their place."""
@@ -34,6 +37,7 @@ class ThreadPoolEngine:
         self,
         *,
         max_workers: int | None = None,
+        notes: Notes | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,10 +52,18 @@ class ThreadPoolEngine:
         self._events: list[Event] = []
         self._threads = self._waiting = self._abandoned = 0
         self._ending = False
+        self._notes, self._begun_directory = notes, ""
+        self._begun: BegunLog | None = None
 
     def start(self) -> None:
-        """Import the runner now, so that the first task does not wait for it."""
+        """Import the runner now, so that the first task does not wait for it. Learn what was begun before."""
         import mep_sdk.runner  # noqa: F401
+
+        if self._notes is not None and (directory := self._notes.begin()):
+            self._begun_directory = directory
+            with contextlib.suppress(OSError, begun.BegunClosed):  # a full disk: tasks run nevertheless
+                begun.create(f"{directory}/threads", begun.PLAIN)
+                self._begun = begun.BegunLog(f"{directory}/threads", begun.PLAIN)
 
     def fileno(self) -> int:
         """A pipe that threads write a byte to."""
@@ -63,9 +75,17 @@ class ThreadPoolEngine:
             if self._ending:
                 self._events += [TaskReturned(task.row) for task in tasks]
                 return
-            enqueue(self._queue, tasks)
+            enqueue(self._queue, [task for task in tasks if not self._was_begun(task)])
             self._start_threads()
             self._changed.notify(len(tasks))
+        self._wake()
+
+    def _was_begun(self, task: EngineTask) -> bool:
+        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
+        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt):
+            return False
+        self._end(task, UserEndpointLost(reason="it was killed"))
+        return True
 
     def _start_threads(self) -> None:
         """Start threads for what waits. Under the lock, as the next two."""
@@ -125,6 +145,8 @@ class ThreadPoolEngine:
         self.drain()
         with self._changed:
             self._changed.wait_for(lambda: not self._threads, timeout=grace_s)
+            if self._notes is not None and self._begun_directory:
+                self._notes.forget(self._begun_directory)
             if not self._threads and not self._abandoned:
                 os.close(self._read)
                 os.close(self._write)
@@ -158,6 +180,8 @@ class ThreadPoolEngine:
                 return None
             task = self._queue.popleft()
             self._running[task.row] = (task, self._clock())
+            if self._begun is not None:
+                self._begun.note(task.row, task.task_id, task.attempt)
             self._events.append(TaskStarted(task.row))
         self._wake()
         return task

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.test_engines import Bench, echo
+from user_endpoint.engines import EnginePlace, make_engine
 from user_endpoint.engines.notes import KEEP_S, Notes
+from user_endpoint.settings import EngineSettings, ProcessPoolEngine, ThreadPoolEngine
 from user_endpoint.workers import begun
+from user_endpoint.workers.forkserver import exec_server
 
 
 @pytest.fixture
@@ -133,3 +137,20 @@ def test_a_file_that_is_no_notes_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"x" * 100)
     assert begun.read_notes(str(tmp_path / "short")) == {}
     assert begun.read_notes(str(tmp_path / "absent")) == {}
+
+
+@pytest.mark.parametrize("settings", [ProcessPoolEngine(max_workers=1), ThreadPoolEngine(max_workers=1)], ids=str)
+def test_engines_begin_nothing_twice_and_leave_no_notes(tmp_path: Path, notes: Notes, settings: EngineSettings) -> None:
+    worker(notes.open()).note(1, "task-1")
+    engine = make_engine(settings, EnginePlace(str(tmp_path), str(tmp_path / "log"), exec_server))
+    engine.start()
+    bench = Bench(engine)
+    try:
+        rows = [bench.submit(echo, number) for number in range(3)]
+        assert [item.code for item in bench.wait(*rows)] == ["USER_ENDPOINT_LOST", "", ""]
+        (directory,) = (tmp_path / "begun").glob("open-*")
+        keys = {key for path in directory.iterdir() for key in begun.read_notes(str(path)).values()}
+        assert keys == {begun.key_of("task-2", 1), begun.key_of("task-3", 1)}
+    finally:
+        engine.stop(2.0)
+    assert not list((tmp_path / "begun").glob("open-*"))
