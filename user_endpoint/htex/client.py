@@ -140,7 +140,12 @@ class Client(HighThroughputExecutor):
 
     def _port_of_interchange(self) -> int:
         socket, deadline = self.command_client.zmq_socket, time.monotonic() + _INTERCHANGE_START_S
-        socket.send_pyobj("WORKER_BINDS")
+        # Before it has connected a question would block, for ever where it dies first.
+        self._wait_for_interchange(socket, zmq.POLLOUT, deadline)
+        try:
+            socket.send_pyobj("WORKER_BINDS", zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}") from error
         self._wait_for_interchange(socket, zmq.POLLIN, deadline)
         port = int(socket.recv_pyobj())
         # It may have answered before its connection for tasks is up, and what is said before that would be dropped.
