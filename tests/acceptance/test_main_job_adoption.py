@@ -19,7 +19,7 @@ def slow_square(number: int) -> int:
     return number * number
 
 
-def wait(what: str, condition: Callable[[], Any], seconds: float = 20) -> None:
+def wait(what: str, condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

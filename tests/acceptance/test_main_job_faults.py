@@ -19,7 +19,7 @@ def slow_square(number: int) -> int:
     return number * number
 
 
-def _wait(what: str, ready: Callable[[], bool], timeout_s: float = 30) -> None:
+def _wait(what: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"

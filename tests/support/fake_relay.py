@@ -63,7 +63,7 @@ class FakeRelay:
         """Say something to the user endpoint that spoke last (or `peer`)."""
         self.router.send_multipart([self.peer if peer is None else peer, codec.encode(message)])
 
-    def receive(self, timeout_s: float = 10.0) -> messages.ToRelay | None:
+    def receive(self, timeout_s: float = 60.0) -> messages.ToRelay | None:
         """Return the next message, or None when the time is over. Credit is counted; pings are answered."""
         deadline = time.monotonic() + timeout_s
         while self.router.poll(max(0, (deadline - time.monotonic()) * 1000)):
@@ -78,7 +78,7 @@ class FakeRelay:
             return message
         return None
 
-    def expect(self, kind: type[M], timeout_s: float = 10.0) -> M:
+    def expect(self, kind: type[M], timeout_s: float = 60.0) -> M:
         """Return the next message of this kind; what came before stays in `backlog`."""
         for at, message in enumerate(self.backlog):
             if isinstance(message, kind):
@@ -115,7 +115,7 @@ class FakeRelay:
         self.credit -= len(tasks)
         self.send(messages.Tasks(functions=new, tasks=tasks))
 
-    def results(self, count: int, timeout_s: float = 20.0, confirm: bool = True) -> dict[int, messages.ResultItem]:
+    def results(self, count: int, timeout_s: float = 60.0, confirm: bool = True) -> dict[int, messages.ResultItem]:
         """Return the next `count` results by row, confirmed as durable."""
         found: dict[int, messages.ResultItem] = {}
         deadline = time.monotonic() + timeout_s

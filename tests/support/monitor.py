@@ -43,7 +43,7 @@ from mep.boundary.runtime import start_ticks
 from tests.support.accounts import LocalAccount, is_root
 
 HERE = pathlib.Path(__file__).parent
-WAIT_S = 15.0
+WAIT_S = 60.0
 _M = TypeVar("_M", bound=Message)
 
 _INTERPRETER = """#!/bin/sh

@@ -11,7 +11,7 @@ from tests.support.fake_peer import FakeLink, FakeManager, FakeUep
 from tests.support.relay_client import Person
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

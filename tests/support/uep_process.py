@@ -117,12 +117,12 @@ class UepProcess:
         finally:
             os._exit(127)
 
-    def next_report(self, timeout_s: float = 20.0) -> list[str]:
+    def next_report(self, timeout_s: float = 60.0) -> list[str]:
         """Return the lines of the next report, or [] at end-of-file."""
         self.report.settimeout(timeout_s)
         return self.report.recv(8192).decode().splitlines()
 
-    def wait(self, timeout_s: float = 15.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Return the exit code, negative for a signal."""
         deadline = time.monotonic() + timeout_s
         while self.status is None:

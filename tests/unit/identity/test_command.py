@@ -97,7 +97,7 @@ def test_a_slow_one_is_killed_with_its_whole_group(tmp_path: pathlib.Path) -> No
     began = time.monotonic()
     with pytest.raises(command.CommandFailed, match=r"within 0\.3 s"):
         command.run([script(tmp_path, f"trap '' TERM; sleep 60 & echo $! $$ > {pids}; wait")], b"", 0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25
     for pid in map(int, pids.read_text().split()):
         wait_until_gone(pid)
 
@@ -111,7 +111,7 @@ def test_too_much_output_is_a_failure_at_once(tmp_path: pathlib.Path) -> None:
     began = time.monotonic()
     with pytest.raises(command.CommandFailed, match="more than 100000 bytes"):
         command.run([script(tmp_path, "exec yes")], b"", 30, max_output=100_000)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 def test_endless_standard_error_is_cut_and_ends_with_the_time(tmp_path: pathlib.Path) -> None:
@@ -132,7 +132,7 @@ def test_a_child_that_outlives_it_in_its_group_is_killed(tmp_path: pathlib.Path)
     began = time.monotonic()
     output = command.run([script(tmp_path, f"sleep 60 & echo $! > {pid_file}; echo done")], b"", 30)
     assert output.stdout == b"done\n"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25
     wait_until_gone(int(pid_file.read_text()))
 
 
@@ -147,7 +147,7 @@ def test_a_child_that_left_the_session_and_keeps_the_output_open_delays_nothing_
         [script(tmp_path, f"setsid {child} & while [ ! -s {pid_file} ]; do :; done; echo done")], b"", 30
     )
     assert output.stdout == b"done\n"
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
     wait_until_gone(int(pid_file.read_text()))
 
 
@@ -221,9 +221,9 @@ def test_no_descriptor_and_no_zombie_is_left(tmp_path: pathlib.Path) -> None:
 
 
 def test_many_at_once(tmp_path: pathlib.Path) -> None:
-    path = script(tmp_path, 'sleep 0.2; echo "$1"')
+    path = script(tmp_path, 'sleep 1; echo "$1"')
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda i: command.run([path, str(i)], b"", 10).stdout, range(10)))
+        answers = list(pool.map(lambda i: command.run([path, str(i)], b"", 60).stdout, range(10)))
     assert answers == [f"{i}\n".encode() for i in range(10)]
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 8  # of the 10 that one after the other would take
