@@ -13,15 +13,19 @@ class TaskState(enum.IntEnum):
     """Where a task is. The values are stored by the relay and never renumbered."""
 
     QUEUED = 0
-    """On the relay's disk, no user endpoint has it."""
+    """On the relay's disk, no user endpoint has it: not yet, or not any more."""
     DISPATCHED = 1
     """Sent to a user endpoint, not known to have started."""
     RUNNING = 2
-    """A worker has started it."""
+    """A worker has started it. Lost with what ran it, it is queued again while it may be begun once more."""
     SUCCESS = 10
+    """Its result is on the relay's disk."""
     FAILED = 11
+    """It raised an exception, could not be run, or was lost for the last time: `code` says which."""
     CANCELLED = 12
+    """Its person has cancelled it."""
     EXPIRED = 13
+    """It had not ended at its deadline, or nobody took it, or nothing was heard of who had, for the task lifetime."""
 
     @property
     def is_terminal(self) -> bool:

@@ -19,6 +19,8 @@ from relay.log import logger
 from relay.plane.base import Peer
 
 MAX_ROW = 2**63
+SEEN_S = 60.0
+"""How exact it is what the store knows of when a user endpoint was last seen."""
 
 _MAX_VERSION_CHARS = 32
 
@@ -83,7 +85,8 @@ class UserEndpoints:
         if link is not None:
             link.running.add(uep.record.uep_id)  # whatever its manager has said so far
         logger.info("user endpoint %s is here", uep.record.uep_id)
-        self._board.saw([uep])
+        if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
+            self._board.saw([uep])
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
 
