@@ -102,14 +102,16 @@ class Session:
 
     def _end(self, patience_s: float) -> None:
         pidfd = os.pidfd_open(self.pid)
-        if not wait_readable([pidfd], patience_s):
-            self._log.error("PAM hangs: killing it, with the session not closed", user=self._user)
+        hangs = not wait_readable([pidfd], patience_s)
+        if hangs:
             os.kill(self.pid, signal.SIGKILL)
         os.close(pidfd)
         status = os.waitpid(self.pid, 0)[1]
         self.pid = 0
-        if status == signal.SIGALRM:
-            self._log.error("PAM did not close a session in time", user=self._user, seconds=CLOSE_S)
+        if hangs or status == signal.SIGALRM:
+            self._log.error("PAM did not close a session in time", user=self._user, seconds=f"{patience_s:g}")
+        elif status:
+            self._log.error("PAM did not close a session", user=self._user, status=status)
 
 
 def _fork(work: Callable[[], NoReturn]) -> int:
