@@ -26,7 +26,7 @@ from mep_wire.errors import MepError
 from tests.support.place import Place, make_place
 
 TASKS = 1000
-END_S = 60
+END_S = 150
 LOSSES = {"WORKER_LOST", "USER_ENDPOINT_LOST"}
 pytestmark = pytest.mark.root
 
@@ -150,6 +150,7 @@ EITHER: list[Callable[[Place, int], None]] = [
 VICTIMS = {
     "GlobusComputeEngine": [*EITHER, kill_block, kill_interchange],
     "ProcessPoolEngine": [*EITHER, kill_fork_server],
+    "ThreadPoolEngine": [kill_user_endpoint],
 }
 CASES = [pytest.param(engine, kill, id=f"{engine}-{kill.__name__}") for engine in VICTIMS for kill in VICTIMS[engine]]
 
@@ -172,6 +173,7 @@ def left_files(home: Path) -> list[str]:
     return spooled + [str(path) for path in home.glob(".mep/**/*") if path.is_socket()]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("engine", "kill"), CASES)
 def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, int], None]) -> None:
     account = place.accounts["alice"]
