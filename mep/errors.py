@@ -7,6 +7,7 @@ the two. What is written here is for the administrator's log.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 
 
@@ -89,6 +90,11 @@ NO_PLACE = (
     "Your tasks wait."
 )
 """SITE_BUSY in other words: of a start whose turn did not come."""
+
+NO_ROOM = "The site has no room for another process just now (at stage {stage}). Your tasks wait."
+"""SITE_BUSY in other words: of a start for which the host lacked something."""
+SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+"""Errors of system calls that say that there is too little of something now: another try may succeed."""
 
 
 REVOCATIONS = frozenset(

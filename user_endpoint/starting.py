@@ -156,8 +156,8 @@ def wait_for_lock(paths: Paths) -> int:
     deadline = time.monotonic() + LOCK_WAIT_S
     while (lock := take_lock(paths)) is None:
         if time.monotonic() > deadline:
-            text = "An earlier process of this user endpoint is still ending. Try again in a moment."
-            raise StartFailure("START_FAILED", text, f"{paths.root}/lock is held")
+            text = "An earlier process of this user endpoint is still ending. Your tasks wait."
+            raise StartFailure("SITE_BUSY", text, f"{paths.root}/lock is held")
         time.sleep(0.05)
     return lock
 

@@ -12,8 +12,8 @@ import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mep.boundary.resolved import Policy
-from mep.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.resolved import GroupLimits, Limits, Policy
+from mep.errors import Refusal, Stage, public_text
 from mep.monitor import nss, shadow
 from mep.monitor.spawn import Account
 
@@ -31,6 +31,10 @@ class StartRefused(Exception):
         super().__init__(f"{stage.name}: {code}: {detail}")
 
 
+class NotKnownNow(StartRefused):
+    """What decides cannot be said just now, since a directory is silent: to be tried again, by no means admitted."""
+
+
 @dataclass(frozen=True, slots=True)
 class AccountRules:
     """What decides whether an account may be used."""
@@ -43,15 +47,18 @@ class AccountRules:
 
 
 def lookup(name: str) -> Account:
-    """Return the account `name` with its groups, from NSS. Raises StartRefused, SpawnFailed."""
+    """Return the account `name` with its groups, from NSS. Raises StartRefused, NotKnownNow."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        raise _refused(Stage.LOOKUP_USER, f"there is no account {name!r} on this host") from None
+        detail = f"there is no account {name!r} on this host"
+        if silent := nss.silent("passwd", name):
+            raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer") from None
+        raise _refused(Stage.LOOKUP_USER, detail) from None
     try:
         groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     except OSError as error:
-        raise SpawnFailed(Stage.LOOKUP_USER, error.errno or 0, f"groups of {name!r}") from None
+        raise not_known(Stage.LOOKUP_USER, f"groups of {name!r}: {error.strerror}") from None
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell)
 
 
@@ -61,7 +68,7 @@ def source_of(name: str) -> str:
 
 
 def check_policy(account: Account, rules: AccountRules) -> None:
-    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open, SpawnFailed where that is not known."""
+    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open, NotKnownNow where none can say."""
     if rules.only_uid is not None:
         objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
     else:
@@ -69,9 +76,11 @@ def check_policy(account: Account, rules: AccountRules) -> None:
     try:
         objection = objection or shadow.closed(account.name)
     except OSError as error:
-        raise SpawnFailed(Stage.POLICY, error.errno or 0, str(error)) from None
+        raise not_known(Stage.POLICY, str(error)) from None
     if objection:
         raise _refused(Stage.POLICY, objection)
+    if rules.only_uid is None:
+        _answered(rules.policy.denied_groups, Stage.POLICY)
 
 
 def _objection(account: Account, rules: AccountRules) -> str:
@@ -91,6 +100,7 @@ def _objection(account: Account, rules: AccountRules) -> str:
     if denied := _members(account, policy.denied_groups):
         return f"{name} is in the denied group {denied}"
     if policy.allowed_groups and not _members(account, policy.allowed_groups):
+        _answered(policy.allowed_groups, Stage.POLICY)
         return f"{name} is in none of allowed_groups"
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
@@ -118,6 +128,23 @@ def _members(account: Account, groups: Sequence[str]) -> str:
     return ""
 
 
+def _answered(groups: Sequence[str], stage: Stage) -> None:
+    """Raise NotKnownNow if it matters who is in `groups`, and a directory is silent that may know.
+
+    libc does not say that: it finds no such group then, or leaves groups out of an account's list.
+    """
+    if groups and (silent := nss.silent("group", groups[0])):
+        raise not_known(stage, f"who is in {', '.join(groups)} is not known: {', '.join(silent)} does not answer")
+
+
+def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
+    """Return the limits of the first of `groups` that the account is in, else everybody's. Raises NotKnownNow."""
+    first = _members(account, [one.group for one in groups])
+    if not groups or first != groups[0].group:
+        _answered([one.group for one in groups], Stage.RLIMITS)
+    return next((one.limits for one in groups if one.group == first), everybody)
+
+
 def _valid_shells() -> set[str]:
     try:
         with open(_SHELLS) as file:
@@ -125,6 +152,11 @@ def _valid_shells() -> set[str]:
     except FileNotFoundError:
         return {"/bin/sh", "/bin/bash"}
     return {line for line in lines if line and not line.endswith(("/nologin", "/false"))}
+
+
+def not_known(stage: Stage, detail: str) -> NotKnownNow:
+    """Return the refusal of a start about whose account something cannot be said just now."""
+    return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE), detail)
 
 
 def _refused(stage: Stage, detail: str) -> StartRefused:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 from mep.boundary.channel import Channel, clip
 from mep.boundary.messages import Message, NoLongerAdmitted, NotChecked, StillAdmitted
 from mep.errors import SpawnFailed, Stage
 from mep.monitor import nss, pam_account, syscalls
-from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
-from mep.monitor.spawn import Account, reset_signals
+from mep.monitor.accounts import AccountRules, NotKnownNow, StartRefused, check_policy, lookup
+from mep.monitor.spawn import reset_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +57,13 @@ def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Messa
     except SpawnFailed as failure:
         return NotChecked(detail=clip(str(failure), 4096))
     except StartRefused as refusal:
-        doubt = ""
-        if refusal.stage is Stage.LOOKUP_USER:
-            doubt = _gone_doubt(subject)
-        elif refusal.stage is Stage.POLICY:
-            doubt = _group_doubt(account, rules)
         text = clip(refusal.detail, 4096)
-        return NotChecked(detail=clip(f"{text}, but {doubt}", 4096)) if doubt else NoLongerAdmitted(detail=text)
+        unsure = isinstance(refusal, NotKnownNow) and not _is_gone(subject, refusal.stage)
+        return NotChecked(detail=text) if unsure else NoLongerAdmitted(detail=text)
     return StillAdmitted()
 
 
-def _gone_doubt(subject: Subject) -> str:
-    """Why the account may only seem to be gone, or an empty string."""
-    if subject.source == nss.LOCAL and not nss.is_listed(subject.local_user, nss.PASSWD_FILE):
-        return ""
-    silent = nss.silent("passwd", subject.local_user)
-    return f"{', '.join(silent)} does not answer" if silent else ""
-
-
-def _group_doubt(account: Account, rules: AccountRules) -> str:
-    """Why the account may only seem to be in none of allowed_groups, or an empty string."""
-    groups = rules.policy.allowed_groups
-    if not groups or all(nss.is_listed(group, nss.GROUP_FILE) for group in groups):
-        return ""
-    try:
-        check_policy(account, replace(rules, policy=replace(rules.policy, allowed_groups=[])))
-    except StartRefused:
-        return ""
-    silent = nss.silent("group", groups[0])
-    return f"{', '.join(silent)} does not answer" if silent else ""
+def _is_gone(subject: Subject, stage: Stage) -> bool:
+    """Tell whether an account was this host's own and is no more: no directory need say that."""
+    was_here = subject.source == nss.LOCAL and stage is Stage.LOOKUP_USER
+    return was_here and not nss.is_listed(subject.local_user, nss.PASSWD_FILE)

@@ -23,7 +23,7 @@ from mep.boundary.log import Log
 from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
 from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
-from mep.errors import OWN_LIMIT, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
+from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
 from mep.monitor import outermost, syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, limits_of, lookup, source_of
 from mep.monitor.cgroup import Cgroup
@@ -111,16 +111,16 @@ class Keeper:
 
     def run(self) -> None:
         """Start, supervise, clean up, write the exit record."""
-        self._records.write(self._record)
         try:
+            self._records.write(self._record)
             account = self._admitted_account()
             pid, report = self._spawn(account)
         except StartRefused as refusal:
             self._give_up(Ending(refusal.code, refusal.public, refusal.detail, stage=refusal.stage))
         except SpawnFailed as failure:
-            public = public_text(Refusal.START_FAILED, stage=failure.stage.name)
-            stage, number = failure.stage, failure.errno
-            self._give_up(Ending(Refusal.START_FAILED, public, str(failure), stage=stage, errno=number))
+            self._give_up(_failed(failure))
+        except OSError as error:
+            self._give_up(_failed(SpawnFailed(Stage.FORK_KEEPER, error.errno or 0, str(error))))
         except MonitorGone:
             self._log.warning("the monitor ended before it allowed the start", uep=self._order.uep_id)
             self._records.remove(self._order.uep_id)
@@ -205,7 +205,7 @@ class Keeper:
             self._group.close()
         if self._session is not None:
             self._session.close()
-            kill_descendants()
+        kill_descendants()
         if self._prepared is not None and self._order.post_stop_hook.path:
             how = {"code": self._record.code, "status": self._record.status}
             request = self._request("post_stop", self._prepared, **how)
@@ -336,6 +336,14 @@ class Keeper:
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
+
+
+def _failed(failure: SpawnFailed) -> Ending:
+    """Return how a start ended of which a stage failed. What was only scarce may be there at another try."""
+    code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=failure.stage.name)
+    if failure.errno in SCARCE:
+        code, public = Refusal.SITE_BUSY, NO_ROOM.format(stage=failure.stage.name)
+    return Ending(code, public, str(failure), stage=failure.stage, errno=failure.errno)
 
 
 def _plan(order: KeeperOrder, account: Account, inherited: list[int], placing: Placing) -> SpawnPlan:

@@ -15,7 +15,7 @@ from mep.boundary import messages as m
 from mep.boundary.cgroups import ROOT
 from mep.boundary.channel import Channel
 from mep.boundary.runtime import start_ticks
-from mep.errors import OWN_LIMIT, Refusal, Stage, public_text
+from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
 from mep.monitor.cgroup import kill, remove
 from mep.monitor.child import Child, Kind, Phase
@@ -79,11 +79,11 @@ class Keepers:
                 return
             self._fork(start, descriptor)
         except OSError as error:
-            text = public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
-            self._monitor.starts.kept(
-                start.uep_id, m.Outcome.REFUSED, Refusal.START_FAILED, text,
-                stage=Stage.FORK_KEEPER.name, detail=str(error),
-            )  # fmt: skip
+            stage = Stage.FORK_KEEPER.name
+            code, text = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=stage)
+            if error.errno in SCARCE:
+                code, text = Refusal.SITE_BUSY, NO_ROOM.format(stage=stage)
+            self._monitor.starts.kept(start.uep_id, outcome_of(code), code, text, stage=stage, detail=str(error))
         finally:
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""The keeper's part in limits: which ones hold for an account, and the gate at which its child waits for its group.
+"""The keeper's part in limits: the gate at which its child waits for its group.
 
 The child stops before its first step until the keeper has put it into its control group: nothing of it, and nothing
 that it forks, is ever outside. Called by keeper.py; the gate's other side is in spawn.py.
@@ -6,27 +6,15 @@ that it forks, is ever outside. Called by keeper.py; the gate's other side is in
 
 from __future__ import annotations
 
-import contextlib
-import grp
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mep.boundary.cgroups import can_group, controllers
-from mep.boundary.resolved import GroupLimits, Limits
+from mep.boundary.resolved import Limits
 from mep.errors import SpawnFailed, Stage
 from mep.monitor.cgroup import Cgroup, CgroupFailed, Member, place
 from mep.monitor.spawn import Account
-
-
-def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
-    """Return the limits of the first of `groups` that the account is in, else everybody's."""
-    mine = {account.gid, *account.groups}
-    for one in groups:
-        with contextlib.suppress(KeyError):
-            if grp.getgrnam(one.group).gr_gid in mine:
-                return one.limits
-    return everybody
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int]]:

@@ -512,5 +512,5 @@ def test_a_start_whose_shadow_entry_cannot_be_read_is_refused(alice: LocalAccoun
     with run:
         manager, mapper = run.ready()
         _, told = start_as(manager, mapper, alice.name)
-        assert (told.outcome, told.code) == ("refused", "START_FAILED")
+        assert (told.outcome, told.code) == ("unavailable", "MAPPER_UNAVAILABLE")
         assert "shadow" in next(one for one in run.audit_records() if one["event"] == "start")["detail"]

@@ -16,7 +16,8 @@ from mep.config.document import read_document
 from mep.config.limits import resolved_limits, size
 from mep.errors import ConfigRefused, SpawnFailed, Stage
 from mep.monitor import cgroup
-from mep.monitor.placing import Placing, limits_of, rlimits
+from mep.monitor.accounts import limits_of
+from mep.monitor.placing import Placing, rlimits
 from mep.monitor.spawn import Account
 from user_endpoint.engines.over_limit import MemoryWatch
 

@@ -1,0 +1,105 @@
+"""What is only so for the moment ends nobody's tasks, and admits nobody: such a start is tried again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mep.boundary.messages import StartAnswered
+from mep.boundary.resolved import GroupLimits, Limits, Policy
+from tests.support.accounts import LocalAccount, account
+from tests.support.monitor import MonitorRun, start_as
+
+_MODULE = """
+#include <errno.h>
+#include <grp.h>
+#include <nss.h>
+#include <pwd.h>
+enum nss_status _nss_meptestaway_getpwnam_r(const char *name, struct passwd *p, char *b, size_t n, int *e) {
+    *e = ENOENT;
+    return NSS_STATUS_UNAVAIL;
+}
+enum nss_status _nss_meptestaway_getgrnam_r(const char *name, struct group *g, char *b, size_t n, int *e) {
+    *e = ENOENT;
+    return NSS_STATUS_UNAVAIL;
+}
+"""
+_BIND = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
+
+
+@pytest.fixture(scope="module")
+def alice() -> Iterator[LocalAccount]:
+    with account() as made:
+        yield made
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command in front of another, for which a directory is silent."""
+    library = tmp_path / "libnss_meptestaway.so.2"
+    words = ["cc", "-x", "c", "-shared", "-fPIC", "-o", str(library), "-"]
+    subprocess.run(words, input=_MODULE, text=True, check=True)
+    switch = tmp_path / "nsswitch.conf"
+    switch.write_text("passwd: files meptestaway\ngroup: files meptestaway\nshadow: files\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    return ["unshare", "--mount", "sh", "-c", _BIND, str(switch)]
+
+
+def said_of(run: MonitorRun, user: str) -> tuple[StartAnswered, dict[str, object]]:
+    """Return the answer to a start as `user`, and its audit record."""
+    manager, mapper = run.ready()
+    answer = start_as(manager, mapper, user)[1]
+    return answer, next(one for one in run.audit_records() if one["event"] == "start")
+
+
+def test_an_account_that_a_silent_directory_may_know(away: list[str]) -> None:
+    run = MonitorRun()
+    run.before = away
+    with run:
+        answer, record = said_of(run, "meptest-ghost")
+        assert (answer.outcome, answer.code) == ("unavailable", "MAPPER_UNAVAILABLE")
+        assert record["stage"] == "LOOKUP_USER" and "meptestaway does not answer" in str(record["detail"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": Policy(denied_groups=["meptest-banned"])},
+        {"policy": Policy(denied_groups=["daemon"])},
+        {"policy": Policy(allowed_groups=["meptest-staff"])},
+        {"group_limits": [GroupLimits("meptest-students", Limits(processes=50))]},
+    ],
+)
+def test_groups_that_a_silent_directory_may_know(
+    alice: LocalAccount, away: list[str], settings: dict[str, object]
+) -> None:
+    """It is not said who is in them: the account's own list of groups is cut short by as much."""
+    run = MonitorRun(**settings)  # type: ignore[arg-type]  # as they come
+    run.before = away
+    with run:
+        answer, record = said_of(run, alice.name)
+        assert (answer.outcome, answer.code) == ("unavailable", "MAPPER_UNAVAILABLE")
+        assert "meptestaway does not answer" in str(record["detail"])
+
+
+def test_what_does_not_depend_on_the_silent_directory_goes_on(alice: LocalAccount, away: list[str]) -> None:
+    run = MonitorRun(policy=Policy(allowed_groups=[alice.name]))
+    run.before = away
+    with run:
+        assert said_of(run, alice.name)[0].outcome == "started"
+
+
+def test_a_host_without_room_for_a_process(alice: LocalAccount) -> None:
+    """The keeper may have no more descriptors than it has: its fork of the user endpoint fails by EMFILE."""
+    with MonitorRun() as run:
+        manager, mapper = run.ready()
+        assert start_as(manager, mapper, alice.name)[1].outcome == "started"
+        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=12:"], check=True)
+        answer = start_as(manager, mapper, alice.name, ref=2)[1]
+        assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY")
+        assert "no room for another process" in answer.public
+        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
+        assert start_as(manager, mapper, alice.name, ref=3)[1].outcome == "started"
