@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
-from mep.boundary.messages import AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
+from mep.boundary.messages import MAX_TEXT, AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
 from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
 from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
@@ -33,7 +33,7 @@ from mep.monitor.placing import Placing
 from mep.monitor.records import ENDED, RUNNING, Records, new_record
 from mep.monitor.session import Session
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
-from mep.monitor.supervise import STOPPED, Ending, Supervisor
+from mep.monitor.supervise import MAX_PUBLIC, STOPPED, Ending, Supervisor
 from mep.monitor.wakeup import Wakeup, wait_readable
 
 
@@ -289,7 +289,8 @@ class Keeper:
         supervisor.tell(ending.message())
 
     def _end(self, ending: Ending) -> None:
-        how = {"status": ending.status, "code": ending.code, "public": ending.public, "detail": ending.detail}
+        texts = {"public": clip(ending.public, MAX_PUBLIC), "detail": clip(ending.detail, MAX_TEXT)}
+        how = {"status": ending.status, "code": ending.code, **texts}
         self._update(state=ENDED, ended_at=time.time(), **how)
 
     def _give_up(self, ending: Ending) -> None:

@@ -20,6 +20,7 @@ from mep.boundary.runtime import KEEPERS_DIR, MAPPED_SUFFIX, RECORD_SUFFIX, boot
 from mep.errors import ConfigRefused
 
 _MAX_RECORD_BYTES = 32 * 1024
+_TEMPORARY_SUFFIX = ".tmp"
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 
@@ -79,7 +80,7 @@ class Records:
     def write(self, record: KeeperRecord) -> None:
         """Replace the record of `record.uep_id` atomically."""
         path = self._path(record.uep_id)
-        temporary = f"{path}.{os.getpid()}.tmp"
+        temporary = f"{path}.{os.getpid()}{_TEMPORARY_SUFFIX}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             data = json.dumps(asdict(record)).encode()
@@ -106,11 +107,16 @@ class Records:
                 os.unlink(path)
 
     def ids(self) -> list[str]:
-        """Return the id of every record; leftovers of an interrupted write are removed."""
+        """Return the id of every record; leftovers of an interrupted write are removed.
+
+        Keepers live on, and write and rename while this looks: what belongs to a living process is left alone.
+        """
         names = os.listdir(self._directory)
         found = {name.removesuffix(RECORD_SUFFIX) for name in names if name.endswith(RECORD_SUFFIX)}
         for name in names:
-            if not name.endswith(RECORD_SUFFIX) and name.removesuffix(MAPPED_SUFFIX) not in found:
+            if name.endswith(RECORD_SUFFIX) or name.removesuffix(MAPPED_SUFFIX) in found or _is_being_written(name):
+                continue
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._directory, name))
         return sorted(found)
 
@@ -152,6 +158,12 @@ def open_keeper(record: KeeperRecord) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def _is_being_written(name: str) -> bool:
+    """Tell whether `name`, which ends in the writer's pid and .tmp, may be a living keeper's."""
+    pid = name.removesuffix(_TEMPORARY_SUFFIX).rpartition(".")[2]
+    return pid.isdecimal() and start_ticks(int(pid)) is not None
 
 
 def open_process(pid: int, started: int) -> int | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
-from mep.boundary.messages import KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
+from mep.boundary.messages import MAX_TEXT, KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.errors import BoundaryViolation, Refusal, Stage, public_text
 from mep.monitor.cgroup import Cgroup
 from mep.monitor.killing import MAX_REAPS, hurry, kill_descendants, reap, reap_each
@@ -25,6 +25,7 @@ from mep.monitor.wakeup import Wakeup, wait_readable
 
 _MAX_REPORT_BYTES = 4096
 _CODE = re.compile(r"[A-Z_]{1,64}")
+MAX_PUBLIC = 1024
 _FAILED_EXIT_S = 5.0
 _MAX_REPORTS = 64
 """A user endpoint says three things in its life: one that says more is not listened to any longer."""
@@ -45,7 +46,7 @@ class Ending:
 
     def message(self) -> Message:
         """What the monitor is told."""
-        public, detail = clip(self.public, 1024), clip(self.detail, 4096)
+        public, detail = clip(self.public, MAX_PUBLIC), clip(self.detail, MAX_TEXT)
         if self.stage is None:
             return UepExited(status=self.status, code=self.code, public=public, detail=detail)
         return KeeperFailed(stage=self.stage, errno=self.errno, code=self.code, public=public, detail=detail)
@@ -69,7 +70,7 @@ def parse_report(datagram: bytes) -> Report | None:
         return Report(kind)
     if kind not in {"FAILED", "ENDED"} or not _CODE.fullmatch(rest[0]):
         return None
-    return Report(kind, rest[0], clip(rest[1], 1024), clip(rest[2], 2048))
+    return Report(kind, rest[0], clip(rest[1], MAX_PUBLIC), clip(rest[2], 2048))
 
 
 class Supervisor:

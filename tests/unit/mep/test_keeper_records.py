@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import subprocess
 
 import pytest
 
@@ -36,3 +38,23 @@ def test_of_an_older_version(records: Records, tmp_path: pathlib.Path) -> None:
 def test_damaged(records: Records, tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "keepers" / "uep.json").write_text(text)
     assert records.read("uep") is None
+
+
+def test_what_living_keepers_are_writing_is_left_alone(records: Records, tmp_path: pathlib.Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [f"a.json.{gone.pid}.tmp", "b.mapped", "c.mapped.tmp", "odd", "odd.tmp"]
+    kept = [f"d.json.{os.getpid()}.tmp", "e.json", "e.mapped"]
+    for name in left + kept:
+        (tmp_path / "keepers" / name).touch()
+    assert records.ids() == ["e"]
+    assert sorted(path.name for path in (tmp_path / "keepers").iterdir()) == kept
+
+
+def test_what_vanishes_meanwhile_is_no_trouble(
+    records: Records, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper has renamed its temporary file since the directory was read, and has ended since."""
+    names = ["gone.json.999999999.tmp", "gone.mapped"]
+    monkeypatch.setattr(os, "listdir", lambda _: names)
+    assert records.ids() == []
