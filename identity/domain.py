@@ -57,4 +57,6 @@ def from_document(document: Document) -> DomainMapper:
         if not domain or "@" in domain or not domain.isascii() or any(c.isspace() for c in domain):
             raise document.refuse("domain", f"{domain!r} is not a domain, such as example.edu")
     provider = document.take_text("identity_provider").lower() if document.has("identity_provider") else None
+    if provider is not None and not provider.strip():
+        raise document.refuse("identity_provider", "is empty: leave it out where any provider will do")
     return DomainMapper(domains, provider)

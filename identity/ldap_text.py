@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import unicodedata
 
+_DROPPED = frozenset(map(chr, (0x034F, 0x1806, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), 0xFFFC)))
+"""What RFC 4518 has a directory drop though Python calls it printable: joiners, variation selectors and the like."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@.-_ ,=+:/")
 
 
@@ -21,10 +23,12 @@ def unfit(value: str) -> str | None:
     """Return why `value` is not fit to be looked up, or None where it is."""
     if not value:
         return "it is empty"
-    if not value.isprintable():
+    if not value.isprintable() or not _DROPPED.isdisjoint(value):
         return "it has invisible characters"
     if value != " ".join(value.split(" ")).strip() or "  " in value:
         return "it has spaces at an end or two in a row"
-    if unicodedata.normalize("NFKC", value) != value or value.casefold() != value.lower():
+    lower = value.lower()
+    keeps_case = len(lower) == len(value) and lower == value.casefold() == value.upper().lower()
+    if unicodedata.normalize("NFKC", value) != value or not keeps_case:
         return "it has letters that a directory takes for others"
     return None

@@ -1,7 +1,8 @@
 """Who could have written a file, and who may read it: owner, mode and POSIX ACL, along the whole path to it.
 
 Whoever may write a mapping file, or a callout's program, or any directory on the way to it, decides who is mapped to
-whom. A directory with the sticky bit (as /tmp) lets nobody replace what is another's, and so may be written by all.
+whom. A directory with the sticky bit (as /tmp) lets nobody replace what is another's, and so may be written by all; a
+link in it counts as a file does, since its owner may have it lead elsewhere at any time.
 Used at every load and reload by identity.files and identity.callout. The mapper calls it with its own account's
 permissions, which suffice to look at everything that it may read.
 """
@@ -69,10 +70,15 @@ class Trust:
         return ""
 
     def _problem_of(self, one: Path) -> str:
-        status = one.stat()
+        status = one.lstat()
+        is_link = stat.S_ISLNK(status.st_mode)
+        if is_link and not one.parent.stat().st_mode & stat.S_ISVTX:
+            return ""  # whoever may make another of it may write its directory
         if status.st_uid not in self.uids:
             wanted = " or ".join("root" if uid == 0 else f"uid {uid}" for uid in sorted(self.uids))
-            return f"belongs to uid {status.st_uid} and must belong to {wanted}; run: chown root {one}"
+            return f"belongs to uid {status.st_uid} and must belong to {wanted}; run: chown -h root {one}"
+        if is_link:
+            return ""
         if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
             return ""
         if status.st_mode & stat.S_IWOTH:
@@ -99,7 +105,7 @@ def ours() -> Trust:
 
 
 def way_to(path: Path | str) -> list[Path]:
-    """Return what `path` leads through: every directory and where every link leads, the file itself as the last.
+    """Return what `path` leads through: every directory, every link and where it leads, the file itself as the last.
 
     Raises OSError where it leads nowhere.
     """
@@ -112,6 +118,7 @@ def way_to(path: Path | str) -> list[Path]:
             at = at.parent
             continue
         if (at / part).is_symlink():
+            way[at / part] = None
             leads_to = (at / part).readlink()
             at = Path("/") if leads_to.is_absolute() else at
             ahead += [one for one in reversed(leads_to.parts) if one != "/"]

@@ -139,6 +139,7 @@ def test_an_entry_without_a_name_or_with_an_impossible_one_is_refused(load: Load
         "al\u00adice@example.edu",
         "\uff41lice@example.edu",
         "al\u0131ce@example.edu",
+        "ali\u034fce@example.edu",
         "",
     ],
 )

@@ -194,6 +194,7 @@ class Slapd:
         """Make it answer nothing any more; connections to it stay open."""
         assert self._process
         os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then one of its threads may still answer
 
     def thaw(self) -> None:
         """Let it go on."""

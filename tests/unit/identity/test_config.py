@@ -98,6 +98,7 @@ def test_a_bad_file(tmp_path: pathlib.Path, content: bytes, reason: str) -> None
         ({**DOMAIN, "domain": "@example.edu"}, "is not a domain"),
         ({**DOMAIN, "domain": ["example.edu", 7]}, "domain"),
         ({**DOMAIN, "identity_provider": 7}, "identity_provider"),
+        ({**DOMAIN, "identity_provider": ""}, "identity_provider: is empty"),
     ],
 )
 def test_a_bad_document(tmp_path: pathlib.Path, document: Any, reason: str) -> None:

@@ -48,7 +48,7 @@ def test_modes(file: pathlib.Path, mode: int, reason: str) -> None:
 @pytest.mark.root
 def test_owners_and_groups(file: pathlib.Path) -> None:
     os.chown(file, 12345, 0)
-    assert f"{file} belongs to uid 12345 and must belong to root; run: chown root {file}" == Trust().problem(file)
+    assert f"{file} belongs to uid 12345 and must belong to root; run: chown -h root {file}" == Trust().problem(file)
     assert Trust(frozenset({12345})).problem(file) == ""
     os.chown(file, 0, 65534)
     file.chmod(0o664)
@@ -87,6 +87,21 @@ def test_every_directory_on_the_way_counts_and_a_sticky_one_is_fine(tmp_path: pa
     assert f"{tmp_path / 'a'} may be written by everybody" in ours().problem(file)
     (tmp_path / "a").chmod(0o1777)
     assert ours().problem(file) == ""
+
+
+@pytest.mark.root
+def test_a_link_in_a_sticky_directory_must_not_be_somebody_elses(tmp_path: pathlib.Path, file: pathlib.Path) -> None:
+    directory = tmp_path / "sticky"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    link = directory / "link"
+    link.symlink_to(file)
+    assert Trust().problem(link) == ""
+    os.lchown(link, 12345, 12345)
+    assert f"{link} belongs to uid 12345 and must belong to root" in Trust().problem(link)
+    assert Trust(frozenset({12345})).problem(link) == ""
+    directory.chmod(0o755)
+    assert Trust().problem(link) == "", "nobody but root can replace it there"
 
 
 def test_links_are_followed_through_whatever_they_lead(tmp_path: pathlib.Path) -> None:
