@@ -76,7 +76,7 @@ def test_the_identities_of_a_refused_mapping_are_where_identities_are(alice: Loc
     [
         ("root", {}, "refused"),
         ("", {"policy": Policy(denied_groups=["PRIMARY"])}, "refused"),
-        ("", {"caps": Caps(max_user_endpoints_per_user=0)}, "admitted"),
+        ("", {"caps": Caps(max_user_endpoints_per_user=0)}, "not asked"),
         ("", {"caps": Caps(max_user_endpoints=0)}, "not asked"),
     ],
     ids=["root", "denied group", "too many of one person", "too many of all"],
