@@ -18,6 +18,7 @@ exits with another status, having written the reason to standard error.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -103,6 +104,7 @@ def read_status(directory: Path | str) -> MonitorStatus | None:
         return None
 
 
+@functools.cache
 def boot_id() -> str:
     """Return the kernel's id of this boot: pids and start times of another one mean nothing."""
     with open("/proc/sys/kernel/random/boot_id") as file:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import sys
 import time
 
@@ -19,7 +18,7 @@ from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.errors import ConfigRefused
-from mep.monitor import syscalls
+from mep.monitor import descriptors, syscalls
 from mep.monitor.adopt import adopt_keepers
 from mep.monitor.audit import Audit, open_appending
 from mep.monitor.endpoints import Endpoints
@@ -100,6 +99,7 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
         os.setsid()
     if problem := cgroups.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):
         raise ConfigRefused(resolved.name, "limits", problem)
+    descriptors.check(resolved)
     for path in (resolved.log_path, resolved.audit_path, resolved.task_log_path):
         if path:
             ensure_directory(os.path.dirname(path), None, OTHERS_WRITE)
@@ -115,7 +115,6 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
         own_uids = uids_of(resolved.own_accounts)
     syscalls.set_process_name("mep-monitor")
     syscalls.become_subreaper()
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    before = descriptors.raise_limit()
     log.info("started", endpoint=resolved.name, pid=os.getpid(), multi_user=resolved.multi_user)
     return Monitor(resolved, bundle, log, audit, status, endpoints, own_uids, before)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mep.boundary import messages as m
@@ -98,12 +99,13 @@ class Rechecks:
             self._monitor.loop.after(PACE_S, self._pump)
 
     def _fork(self, subject: Subject) -> None:
-        ours, theirs = Channel.pair()
+        ends: Sequence[Channel] = ()
         try:
+            ends = ours, theirs = Channel.pair()
             pid = os.fork()
         except OSError as error:
-            ours.close()
-            theirs.close()
+            for end in ends:
+                end.close()
             self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
             for endpoint in self._of(subject):  # somebody may have filled the process table: try again soon
                 endpoint.check_due = min(endpoint.check_due, self._monitor.loop.clock() + LONGEST_PAUSE_S)

@@ -101,9 +101,9 @@ class Records:
             return None
 
     def remove(self, uep_id: str) -> None:
-        """Remove the record of `uep_id`; one that is gone already is no error."""
+        """Remove the record of `uep_id`, if it is there and can be: a later monitor finds that its keeper is gone."""
         for path in (self._path(uep_id), self._mapped_path(uep_id)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def ids(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.errors import ConfigRefused
+from mep.monitor import descriptors
 from mep.monitor.child import Kind
 from mep.monitor.local_accounts import uids_of
 from mep.monitor.loop import Timer
@@ -35,7 +36,7 @@ class Reload:
     def __init__(self, monitor: Monitor) -> None:
         self.pid = 0
         self._monitor = monitor
-        self._documents: tuple[int, int] = (-1, -1)
+        self._documents: tuple[int, ...] = ()
         self._deadline: Timer | None = None
 
     def start(self) -> None:
@@ -44,8 +45,8 @@ class Reload:
         self._reopen_logs()
         if self.pid or monitor.stopping or not monitor.resolved.resolver_argv:
             return
-        self._documents = (_memfd("mep-resolved"), _memfd("mep-bundle"))
         try:
+            self._documents = _two_memfds()
             self.pid = os.fork()
         except OSError as error:
             self._failed(str(error))
@@ -92,6 +93,7 @@ class Reload:
             seal(descriptor)
         check_sealed(bundle, MAX_BUNDLE_BYTES)
         resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
+        descriptors.check(resolved)
         for key in _FIXED:
             if getattr(resolved, key) != getattr(self._monitor.resolved, key):
                 raise ConfigRefused("resolved configuration", key, "cannot change while the endpoint runs: restart it")
@@ -99,6 +101,7 @@ class Reload:
 
     def _failed(self, reason: str) -> None:
         self._close(*self._documents)
+        self._documents = ()
         self._monitor.log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
         self._monitor.audit.write("reload", outcome="refused", detail=reason)
         self._monitor.status.configured(reason)
@@ -106,7 +109,7 @@ class Reload:
     def _take_over(self, resolved: Resolved) -> None:
         monitor, old = self._monitor, self._monitor.resolved
         self._close(self._documents[0], monitor.bundle)
-        monitor.resolved, monitor.bundle = resolved, self._documents[1]
+        monitor.resolved, monitor.bundle, self._documents = resolved, self._documents[1], ()
         monitor.own_uids = uids_of(resolved.own_accounts) if resolved.multi_user else ()
         self._reopen_logs()
         monitor.log.info("configuration reloaded")
@@ -123,8 +126,14 @@ class Reload:
             os.close(descriptor)
 
 
-def _memfd(name: str) -> int:
-    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _two_memfds() -> tuple[int, int]:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    config = os.memfd_create("mep-resolved", flags)
+    try:
+        return config, os.memfd_create("mep-bundle", flags)
+    except OSError:
+        os.close(config)
+        raise
 
 
 def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:

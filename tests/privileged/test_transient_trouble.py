@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mep.boundary.messages import StartAnswered
-from mep.boundary.resolved import GroupLimits, Limits, Policy
+from mep.boundary.messages import MapperReady, StartAnswered
+from mep.boundary.resolved import Caps, GroupLimits, Limits, Policy
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, start_as
+from tests.support.monitor import MonitorRun, start_as, until
 
 _MODULE = """
 #include <errno.h>
@@ -103,3 +106,29 @@ def test_a_host_without_room_for_a_process(alice: LocalAccount) -> None:
         assert "no room for another process" in answer.public
         subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
         assert start_as(manager, mapper, alice.name, ref=3)[1].outcome == "started"
+
+
+def test_a_monitor_without_descriptors_lives(alice: LocalAccount) -> None:
+    """Whatever it begins then is begun again: neither a reload nor a check nor a helper's launch ends it."""
+    run = MonitorRun(resolver_argv=["/bin/false"])
+    run.resolved = replace(run.resolved, manager=replace(run.resolved.manager, recheck_interval_s=1.0))
+    with run:
+        manager, mapper = run.ready()
+        assert start_as(manager, mapper, alice.name)[1].outcome == "started"
+        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=10:"], check=True)
+        os.kill(run.pid, signal.SIGHUP)
+        until("the reload was tried", lambda: "was not reloaded" in run.log_text())
+        until("a check was tried", lambda: "cannot fork a checker" in run.log_text())
+        mapper.kill()
+        until("a launch was tried", lambda: "cannot start the mapper" in run.log_text())
+        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
+        run.puppet("mapper").send(MapperReady(epoch=bytes(16)))
+        assert run.status()["user_endpoints"][0]["state"] == "running"
+
+
+def test_too_few_descriptors_for_what_is_allowed_are_said_at_the_start() -> None:
+    run = MonitorRun(caps=Caps(max_user_endpoints=1000))
+    run.before = ["prlimit", "--nofile=1000:1000"]
+    with run:
+        assert run.process is not None and run.process.wait(30) == 1
+        assert "caps.max_user_endpoints" in run.log_text() and "LimitNOFILE" in run.log_text()
