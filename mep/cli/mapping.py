@@ -238,7 +238,7 @@ def as_the_relay_has_it(given: object, where: str) -> dict[str, str]:
             fields[name] = value
     if not fields["username"] and "id" not in given:
         raise CliFailed(f"{where}: has neither `username` nor `id`", Exit.USAGE)
-    return fields
+    return {name: value for name, value in fields.items() if value}  # as the mapper does with what is empty
 
 
 def _json(data: str, where: str) -> Any:

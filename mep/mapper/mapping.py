@@ -27,6 +27,8 @@ from mep_wire.identity import Identity, IdentitySet
 MAPPED_STATUSES = frozenset({"used", "private"})
 """An identity that its provider reports as unused or closed proves nothing about who is asking."""
 MAX_USER_NAME_BYTES = 32
+_NO_FIELDS = dict.fromkeys(Identity.__struct_fields__, "")
+"""A template may name any field, whether or not the identity has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,13 @@ class Mapping(Protocol):
 
 
 def fields_of(one: Identity) -> dict[str, str]:
-    """Return an identity's fields by name, as mapping rules and templates see them."""
+    """Return an identity's fields by name, as templates see them."""
     return {name: str(value) for name, value in msgspec.structs.asdict(one).items()}
+
+
+def present_fields(one: Identity) -> dict[str, str]:
+    """Return the fields that the identity has: on the wire one that it lacks is empty, which a rule must not match."""
+    return {name: value for name, value in fields_of(one).items() if value}
 
 
 def usable(who: IdentitySet) -> list[dict[str, str]]:
@@ -118,7 +125,7 @@ class FileMapping:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
         self.refresh()
         try:
-            user = self._reloader.chain.map([fields_of(one) for one in who.identities], certain=certain)
+            user = self._reloader.chain.map([present_fields(one) for one in who.identities], certain=certain)
         except identity.errors.NoMapping as error:
             raise IdentityNotMapped(detail=str(error), correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:
@@ -130,4 +137,4 @@ class FileMapping:
                 detail=f"{user.mapper} gave {user.name!r}, no user name of at most {MAX_USER_NAME_BYTES} bytes",
                 correlation_id=correlation_id,
             )
-        return MappedUser(user.name, dict(user.identity), str(user.mapper))
+        return MappedUser(user.name, {**_NO_FIELDS, **user.identity}, str(user.mapper))

@@ -85,6 +85,17 @@ def test_an_identity_in_json(file: str) -> None:
     assert "Local user    root" in done.stdout
 
 
+def test_an_empty_field_is_one_that_the_identity_lacks(file: str, tmp_path: pathlib.Path) -> None:
+    rule = {"source": "{organization}", "match": "(Physics)?.*", "output": "root"}
+    path = tmp_path / "organizations.json"
+    path.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [rule]}]))
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    for fields, said in (({}, "has no field organization"), ({"organization": "Physics"}, "Local user    root")):
+        done = mep_map("--file", str(path), "--identity", json.dumps(identity("a@example.edu", **fields)))
+        assert said in done.stdout
+
+
 def test_foreign_text_cannot_write_to_the_terminal(file: str) -> None:
     done = mep_map("--file", file, "--identity", json.dumps(identity("a\x1b[2J\n\u202e@example.net")))
     assert "\x1b" not in done.stdout

@@ -148,6 +148,33 @@ def test_an_identity_that_is_not_in_use_does_not_count(relay: RelaySide, mapper:
     refusal(mapper.ask_document(relay.document(identity_set=who)), "IDENTITY_NOT_MAPPED")
 
 
+@pytest.mark.parametrize(
+    ("rule", "user"),
+    [
+        ({"source": "{organization}", "match": "(Physics)?.*", "output": "guest"}, None),
+        ({"source": "{username}", "match": r"(.*)@example\.edu", "output": "{0}{organization}"}, None),
+        ({"source": "{username}", "match": r"(.*)@example\.edu", "output": "{0}"}, "alice"),
+    ],
+)
+def test_a_field_that_is_empty_on_the_wire_is_one_that_the_identity_lacks(
+    relay: RelaySide, mapping: Path, rule: dict[str, str], user: str | None
+) -> None:
+    mapping.write_text(json.dumps([{**MAPPING[0], "mappings": [rule]}]))
+    running = Running(relay, mapping_path=str(mapping))
+    running.ready()
+    answer = running.ask_document(relay.document())
+    if user is None:
+        refusal(answer, "IDENTITY_NOT_MAPPED")
+    else:
+        message, descriptors = answer
+        assert isinstance(message, Mapped)
+        verified = msgspec.msgpack.decode(read_sealed(descriptors[0], 1 << 20), type=VerifiedStart)
+        os.close(descriptors[0])
+        assert verified.local_user == user
+        assert verified.mapped_identity["globus"]["organization"] == "", "templates may name it all the same"
+    running.end()
+
+
 def test_a_replay_is_refused_by_the_running_mapper(relay: RelaySide, mapper: Running) -> None:
     document = relay.document()
     message, descriptors = mapper.ask_document(document)
