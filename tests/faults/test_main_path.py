@@ -39,7 +39,7 @@ def mark(path: str, number: int) -> bytes:
     os.write(descriptor, b"%d\n" % number)
     os.close(descriptor)
     time.sleep(0.002)
-    return bytes(1 << 20 if number % 20 == 0 else 8)
+    return bytes(8 << 20 if number in (400, 600, 800) else 8)
 
 
 @pytest.fixture
@@ -103,15 +103,12 @@ def kill_user_endpoint(place: Place, uid: int) -> None:
 
 
 def exhaust_user_endpoint(place: Place, uid: int) -> None:
-    """Leave it no more memory than it has: it comes to its end with the next larger results."""
+    """Leave it no more memory than it has: it comes to its end with the next large result, if not before."""
     (pid,) = place.pids().values()
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) << 10
     group = pwd.getpwuid(uid).pw_gid
     subprocess.run(["prlimit", f"--as={size}", "--pid", str(pid)], user=uid, group=group, extra_groups=[], check=True)
-    deadline = time.monotonic() + 30
-    while pid in place.pids().values():
-        assert time.monotonic() < deadline, "it lives on"
 
 
 def reboot_host(place: Place, uid: int) -> None:
