@@ -1,8 +1,8 @@
 """Has user endpoints started: asks their manager, waits for answer and join, and tries again with back-off.
 
-One request a user endpoint at a time, no more than `MAX_UNDER_WAY` an endpoint, and none while the manager
-is away: its next hello asks for everything that waits. What the relay decides here is only whether to ask
-again; who may run as whom is the endpoint's business.
+One request a user endpoint at a time, no more than `MAX_UNDER_WAY` an endpoint, half of that an account, and none
+while the manager is away: its next hello asks for everything that waits. What the relay decides here is only whether
+to ask again; who may run as whom is the endpoint's business.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Starts:
         link = self._board.managers.get(uep.record.endpoint_id)
         if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
             return
-        if self._under_way(uep.record.endpoint_id) >= MAX_UNDER_WAY:
+        if not self._has_room(uep):
             return
         uep.starting, uep.start_answered = True, False
         self._board.run(self._ask(uep, link))
@@ -73,8 +73,14 @@ class Starts:
                 uep.set_timer(None)
             self.want(uep)
 
-    def _under_way(self, endpoint_id: str) -> int:
-        return sum(uep.starting for uep in self._board.of_endpoint(endpoint_id))
+    def _has_room(self, uep: Uep) -> bool:
+        """Whether one more start may be under way there: no account has more than half, nor the last besides another.
+
+        So nobody's starts that hang or are refused slowly keep other people's from being asked for.
+        """
+        under_way = [one.record.account_id for one in self._board.of_endpoint(uep.record.endpoint_id) if one.starting]
+        own, free = under_way.count(uep.record.account_id), MAX_UNDER_WAY - len(under_way)
+        return free > 0 and own < (MAX_UNDER_WAY // 2 if free > 1 else 1)
 
     async def _ask(self, uep: Uep, link: ManagerLink) -> None:
         done = False
