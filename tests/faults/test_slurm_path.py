@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,12 @@ CASES: list[Callable[[Slurm, Place], None]] = [kill_user_endpoint, cancel_job, e
 def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm, Place], None]) -> None:
     account = place.accounts["alice"]
     ran = account.home / "ran"
-    resolved: Counter[str] = Counter()
+    resolved: Counter[int] = Counter()
     with place.executor("alice") as executor:
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
         futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
-        for future in futures:
-            future.add_done_callback(lambda done: resolved.update([str(done.task_id)]))
+        for number, future in enumerate(futures):
+            future.add_done_callback(partial(count, resolved, number))
         deadline = time.monotonic() + 60
         while sum(resolved.values()) < 100:
             assert time.monotonic() < deadline
@@ -202,10 +203,14 @@ def until(what: str, ready: Callable[[], object], timeout_s: float = 60) -> None
         time.sleep(0.05)
 
 
+def count(resolved: Counter[int], number: int, _: object) -> None:
+    resolved.update([number])
+
+
 def nothing_is_left(slurm: Slurm, place: Place, account: Any) -> None:
     place.endpoint.stop()
     deadline = time.monotonic() + 30
-    while left := {**slurm.jobs(), **dict.fromkeys(processes_of(account.uid), "process")}:
+    while left := [*slurm.jobs(), *processes_of(account.uid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert left_files(account.home) == []
