@@ -126,9 +126,46 @@ def test_a_task_whose_user_endpoint_is_killed_runs_again_where_it_may(site: Plac
     notes.unlink()
 
 
+def processes_of(uep_id: str, pid: int, module: str) -> list[int]:
+    """Return the processes of a user endpoint that run `module`: its children, and those that name its directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes()
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if module.encode() in line and (parent == pid or uep_id.encode() in line):
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("module", ["interchange_main", "pool_main"])
+def test_what_dies_between_the_user_endpoint_and_the_worker_is_named_or_the_task_runs_again(
+    site: Place, notes: Path, module: str
+) -> None:
+    before = site.pids()
+    with site.executor(site.anybody, engine="GlobusComputeEngine", project=module) as executor:
+        executor.max_attempts = 2
+        again = executor.submit(sleep_noted, str(notes), 60.0)
+        executor.max_attempts = 1
+        once = executor.submit(time.sleep, 60.0)
+        wait_until(lambda: notes.read_text() == "ran\n")
+        wait_until(lambda: status(site, once) == "running")
+        ((uep_id, pid),) = site.new_pids(before).items()
+        victims = processes_of(uep_id, pid, module)
+        assert victims
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        assert again.result(timeout=RESULT_S) == "done"
+        with pytest.raises(WorkerLost, match=r"(interchange|node|block).*\(attempt 1 of 1\)"):
+            once.result(timeout=RESULT_S)
+    notes.unlink()
+
+
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"])
 def test_a_running_task_expires(site: Place, engine: str) -> None:
-    with site.executor(site.anybody, engine=engine, project="expire") as executor:
+    with site.executor(site.anybody, engine=engine) as executor:  # a person has so many user endpoints here
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
         executor.deadline_s = 1.0
         with pytest.raises(TaskExpired, match="deadline"):
