@@ -1,13 +1,18 @@
-"""The sites that acceptance tests share."""
+"""The sites, relays and people that acceptance tests share."""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.fake_peer import FakeManager
 from tests.support.place import Place, make_place
+from tests.support.relay import RelayProcess
+from tests.support.relay_client import Person
+from tests.support.uep_process import private_home
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -51,4 +56,36 @@ def single_user() -> Iterator[Place]:
 def own_place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """An endpoint for one test alone, not started: for tests that kill things."""
     with make_place(request.param, "own") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    """A relay that the tests of a module share."""
+    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alice(relay: RelayProcess) -> Person:
+    """Somebody with an account at the relay."""
+    return Person(relay, "alice")
+
+
+@pytest.fixture
+def lab(relay: RelayProcess, alice: Person) -> FakeManager:
+    """The manager of an endpoint of hers, played by the test."""
+    return FakeManager(relay, alice.token).hello()
+
+
+@pytest.fixture(scope="module")
+def function(alice: Person) -> str:
+    """The id of a function of hers."""
+    return alice.function("the code")
+
+
+@pytest.fixture
+def home() -> Iterator[pathlib.Path]:
+    """A home directory for a user endpoint's process."""
+    with private_home() as made:
         yield made

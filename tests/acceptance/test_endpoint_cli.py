@@ -23,12 +23,6 @@ KIND = ["--multi-user"] if os.geteuid() == 0 else []
 
 
 @pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
-    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def token(relay: RelayProcess) -> str:
     return relay.add_user("admin@example.edu")
 
@@ -293,7 +287,11 @@ def test_check_says_a_warning_once(site: Cli) -> None:
 
 
 def test_commands_of_globus_compute_that_mean_nothing_here_say_what_to_do(mep: Cli) -> None:
-    for name, what in (("login", "--token-file"), ("whoami", "whose token registered it"), ("enable-on-boot", "systemctl enable")):
+    for name, what in (
+        ("login", "--token-file"),
+        ("whoami", "whose token registered it"),
+        ("enable-on-boot", "systemctl enable"),
+    ):
         assert what in mep(name, "x", "--force", expect=2).stderr
     assert "No such command" in mep("no-such-thing", expect=2).stderr
     assert "login" not in mep("--help").stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,27 +14,6 @@ from tests.support.relay_client import Person
 from tests.support.relay_steps import running_uep, status_of, wait_for
 
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
-    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def alice(relay: RelayProcess) -> Person:
-    return Person(relay, "alice")
-
-
-@pytest.fixture
-def lab(relay: RelayProcess, alice: Person) -> FakeManager:
-    return FakeManager(relay, alice.token).hello()
-
-
-@pytest.fixture(scope="module")
-def function(alice: Person) -> str:
-    return alice.function("the code")
 
 
 def begun(

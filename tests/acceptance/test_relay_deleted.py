@@ -36,11 +36,6 @@ def alice(relay: RelayProcess) -> Person:
     return Person(relay, "alice")
 
 
-@pytest.fixture
-def lab(relay: RelayProcess, alice: Person) -> FakeManager:
-    return FakeManager(relay, alice.token).hello()
-
-
 def test_tasks_of_a_user_endpoint_that_is_away_end(alice: Person, lab: FakeManager) -> None:
     answer, uep = running_uep(alice, lab, alice.function(), count=3)
     uep.credit(2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,28 +17,6 @@ from tests.support.fake_peer import FakeLink, FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 from tests.support.relay_steps import refused, running_uep, status_of, wait_for
-
-
-@pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
-    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def alice(relay: RelayProcess) -> Person:
-    return Person(relay, "alice")
-
-
-@pytest.fixture
-def lab(relay: RelayProcess, alice: Person) -> FakeManager:
-    return FakeManager(relay, alice.token).hello()
-
-
-@pytest.fixture(scope="module")
-def function(alice: Person) -> str:
-    return alice.function("the code")
-
 
 # --- starts -----------------------------------------------------------------------------------------
 

@@ -39,11 +39,6 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
 
 
 @pytest.fixture(scope="module")
-def alice(relay: RelayProcess) -> Person:
-    return Person(relay, "alice")
-
-
-@pytest.fixture(scope="module")
 def bob(relay: RelayProcess) -> Person:
     return Person(relay, "bob")
 

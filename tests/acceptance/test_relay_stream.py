@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ from mep_wire import api
 from tests.support.fake_peer import FakeManager, FakeUep
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person, Stream
-
-
-@pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
-    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def alice(relay: RelayProcess) -> Person:
-    return Person(relay, "alice")
 
 
 class Group:

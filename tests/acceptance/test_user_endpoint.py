@@ -14,7 +14,7 @@ import pytest
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.uep_process import TEMPLATE, UepProcess, private_home
+from tests.support.uep_process import TEMPLATE, UepProcess
 from user_endpoint.spool import read_records
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
@@ -66,12 +66,6 @@ def relay() -> Iterator[FakeRelay]:
     yield made
     if not made.router.closed:
         made.close()
-
-
-@pytest.fixture
-def home() -> Iterator[pathlib.Path]:
-    with private_home() as made:
-        yield made
 
 
 def task(row: int, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> messages.TaskItem:

@@ -8,14 +8,11 @@ import pathlib
 import random
 import signal
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.uep_process import UepProcess, account, private_home
+from tests.support.uep_process import UepProcess, account
 
 TASKS = 600
 MANY = "engine:\n  type: ProcessPoolEngine\n  max_workers: 4\n"
@@ -33,12 +30,6 @@ def note_then_nap(path: str, row: int, seconds: float) -> int:
 
 
 FUNCTIONS = {"note": serialize_function(note_then_nap)}
-
-
-@pytest.fixture
-def home() -> Iterator[pathlib.Path]:
-    with private_home() as made:
-        yield made
 
 
 class Play:

@@ -13,7 +13,7 @@ import pytest
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.uep_process import UepProcess, account, private_home
+from tests.support.uep_process import UepProcess, account
 
 TEMPLATE = """
 engine:
@@ -57,12 +57,6 @@ def relay() -> Iterator[FakeRelay]:
     made = FakeRelay()
     yield made
     made.close()
-
-
-@pytest.fixture
-def home() -> Iterator[pathlib.Path]:
-    with private_home() as made:
-        yield made
 
 
 def up(relay: FakeRelay, uep: UepProcess) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mep_sdk.serialize import load_result, serialize_arguments
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.uep_process import TEMPLATE, UepProcess, private_home
+from tests.support.uep_process import TEMPLATE, UepProcess
 
 from .test_user_endpoint import FUNCTIONS, echo, nap, task, up
 
@@ -31,12 +31,6 @@ def relay() -> Iterator[FakeRelay]:
     yield made
     if not made.router.closed:
         made.close()
-
-
-@pytest.fixture
-def home() -> Iterator[pathlib.Path]:
-    with private_home() as made:
-        yield made
 
 
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"])

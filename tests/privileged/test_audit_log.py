@@ -13,7 +13,7 @@ import pytest
 from mep.boundary.messages import EndpointEnded, MapRequest, NotMapped, StartAnswered
 from mep.boundary.resolved import Caps, Policy
 from mep.monitor.audit import open_appending
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import (
     MonitorRun,
     Puppet,
@@ -26,12 +26,6 @@ from tests.support.monitor import (
 )
 
 WHO = json.dumps({"username": "alice@example.edu"})
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def records(run: MonitorRun, event: str, count: int = 1) -> list[dict[str, Any]]:

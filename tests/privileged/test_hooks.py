@@ -7,30 +7,14 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mep.boundary.resolved import Hook
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import ask, map_next, processes_of, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def hook(site: Site, body: str, name: str = "hook", timeout_s: float = 5.0) -> Hook:

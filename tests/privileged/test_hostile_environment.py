@@ -63,12 +63,6 @@ def test_they_neither_forge_a_line_of_a_log_nor_keep_anybody_else_from_starting(
 # --- the person's own, where the administrator has PAM read it ------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
 @pytest.fixture
 def pam_site() -> Iterator[Site]:
     made = Site()

@@ -7,14 +7,11 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-
-import pytest
 
 import mep.monitor
 from mep.boundary.messages import EndpointEnded
 from mep.boundary.resolved import Caps
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor
 
@@ -24,12 +21,6 @@ KEEPERS = 10
 # processes, and so the figures themselves, differ from host to host. They are printed, and `make bench` measures them.
 MONITOR_RSS_KB = 24_000
 KEEPER_PSS_KB = 8_000
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def modules_after(statement: str) -> set[str]:

@@ -32,12 +32,6 @@ from tests.support.monitor import (
 
 
 @pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def bob() -> Iterator[LocalAccount]:
     with account() as made:
         yield made

@@ -7,10 +7,7 @@ import os
 import pathlib
 import signal
 import tempfile
-from collections.abc import Iterator
 from typing import Self
-
-import pytest
 
 from mep.boundary.channel import Channel
 from mep.boundary.memfd import sealed_memfd
@@ -31,16 +28,10 @@ from mep.errors import Stage
 from mep.monitor.accounts import AccountRules
 from mep.monitor.keeper import KeeperOrder, keeper_main
 from mep.monitor.wakeup import wait_readable
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, new_uep_id, processes_of, until
 
 TIMEOUT_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 class KeeperRun:

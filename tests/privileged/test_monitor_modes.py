@@ -6,7 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,14 +15,8 @@ from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import EndpointRunning, MapRequest, NotMapped, StartAnswered
 from mep.boundary.resolved import to_json
 from mep.boundary.runtime import read_status
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,7 @@ from mep.boundary.messages import EndpointEnded, EndpointRunning, ManagerReady, 
 from mep.boundary.resolved import to_json
 from mep.boundary.runtime import running_monitor as holder_of
 from mep.boundary.runtime import start_ticks
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import (
     MonitorRun,
     Puppet,
@@ -29,12 +28,6 @@ from tests.support.monitor import (
     start_as,
     until,
 )
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def restart(run: MonitorRun) -> tuple[Puppet, Puppet]:

@@ -8,7 +8,6 @@ import pwd
 import re
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,12 +26,6 @@ from tests.support.monitor import (
     start_as,
     until,
 )
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def status_of(pid: int) -> dict[str, str]:

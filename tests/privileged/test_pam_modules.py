@@ -18,21 +18,6 @@ from tests.support.pam import Site, pam_monitor
 GROUP_CONF = pathlib.Path("/etc/security/group.conf")
 
 
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def environment_of(pid: int) -> dict[str, str]:
     entries = pathlib.Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
     return dict(one.partition("=")[::2] for one in entries)

@@ -7,32 +7,16 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from mep.boundary.messages import EndpointEnded, EndpointRunning, StartAnswered
 from mep.boundary.runtime import start_ticks
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor
 
 LIFE = ["account", "open_session", "close_session"]
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def recording(site: Site) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,21 +17,6 @@ from tests.support.monitor import MonitorRun, ask, map_next, processes_of, runni
 from tests.support.pam import Site, pam_monitor
 
 LIFE = ["account", "open_session", "close_session"]
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def recording(site: Site) -> list[str]:

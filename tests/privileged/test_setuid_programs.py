@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mep.monitor.syscalls import SECUREBITS_LOCKED
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, start_as, until
 from tests.support.pam import Site
 
@@ -29,12 +28,6 @@ socket.socket(fileno=5).send(b"READY")
 time.sleep(3600)
 """
 SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from mep.boundary.messages import MapperReady, StartAnswered
 from mep.boundary.resolved import Caps, GroupLimits, Limits, Policy
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, start_as, until
 
 _MODULE = """
@@ -31,12 +30,6 @@ enum nss_status _nss_meptestaway_getgrnam_r(const char *name, struct group *g, c
 }
 """
 _BIND = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
-
-
-@pytest.fixture(scope="module")
-def alice() -> Iterator[LocalAccount]:
-    with account() as made:
-        yield made
 
 
 @pytest.fixture
