@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+_log = logging.getLogger(__name__)
 _ABSENT: Any = object()
 
 
@@ -25,6 +27,11 @@ class Document:
     def refuse(self, key: str, reason: object) -> DocumentInvalid:
         """Return the error that says why `key` is refused."""
         return DocumentInvalid(f"{self._where}{key}: {reason}")
+
+    def doubt(self, key: str, reason: str) -> None:
+        """Warn of something that looks like a slip but may stand in a file that works. An empty `reason` is none."""
+        if reason:
+            _log.warning("mapping: %s%s: %s", self._where, key, reason)
 
     def end(self) -> None:
         """Refuse the document if it has keys that nobody took."""

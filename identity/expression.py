@@ -106,6 +106,8 @@ def _rule(entry: Document, place: str) -> Rule:
 
 def _template(entry: Document, key: str, text: str, groups: int) -> Template:
     try:
-        return Template(text, groups)
+        template = Template(text, groups)
     except TemplateInvalid as error:
         raise entry.refuse(key, error) from None
+    entry.doubt(key, template.doubt)
+    return template

@@ -173,6 +173,7 @@ def _filter(document: Document) -> Template:
     if not template.fields:
         raise document.refuse("filter", "uses no field of the identity, such as {username}: it would find anybody")
     _check_positions(document, text, template)
+    document.doubt("filter", template.doubt)
     return template
 
 

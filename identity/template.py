@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+FIELDS = frozenset({"id", "username", "name", "email", "organization", "identity_provider", "identity_type", "status"})
+"""What an identity may have."""
 _REFERENCE = re.compile(r"(?<!\\)((?:\\\\)*)\{([^}]*)\}")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
 _GROUP = re.compile(r"[0-9]{1,4}")
@@ -42,6 +44,10 @@ class Template:
         names = [part for part in self._parts[1::2] if isinstance(part, str)]
         self.fields = tuple(dict.fromkeys(names))
         """Names of the identity fields used, each once, in order."""
+        self.doubt = ""
+        """Why nobody can ever have what the template needs; mostly a slip, so it is worth a warning."""
+        if unknown := [name for name in self.fields if name not in FIELDS]:
+            self.doubt = f"no identity has a field {unknown[0]!r}, so this maps nobody"
 
     def fill(
         self, identity: Mapping[str, str], groups: Sequence[str] = (), escape: Callable[[str], str] | None = None

@@ -13,6 +13,8 @@ import pytest
 
 from identity import config
 from identity.errors import MappingFileInvalid
+from identity.template import FIELDS
+from mep_wire.identity import Identity
 
 RULE = {"source": "{username}", "match": "(.*)@example\\.edu", "output": "{0}"}
 DOCUMENT: dict[str, Any] = {"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [RULE]}
@@ -127,6 +129,23 @@ def test_aliases_that_multiply_are_refused_before_they_are_written_out(tmp_path:
 def test_an_alias_within_itself_is_refused(tmp_path: pathlib.Path, text: str) -> None:
     with pytest.raises(MappingFileInvalid, match="an alias within what it stands for"):
         config.load(write(tmp_path, text.encode(), "identity_mapping.yaml"))
+
+
+@pytest.mark.parametrize("key", ["source", "output"])
+def test_a_field_that_no_identity_has_is_warned_of(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    good = {"source": "{username}/{id}", "match": "(.*)", "output": "{0}{email}"}
+    path = tmp_path / "m.json"
+    for rule, warned in ((good, False), ({**good, key: "{usrname}"}, True)):
+        caplog.clear()
+        path.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [good, rule]}]))
+        config.load(path)
+        assert (f"mappings[1].{key}: no identity has a field 'usrname'" in caplog.text) is warned
+
+
+def test_the_fields_are_those_that_the_relay_signs() -> None:
+    assert frozenset(Identity.__struct_fields__) == FIELDS
 
 
 def test_aliases_and_merged_mappings_are_fine(tmp_path: pathlib.Path) -> None:
