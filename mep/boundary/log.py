@@ -54,10 +54,18 @@ class Log:
             return
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         words = [f"{key}={field_text(value)}" for key, value in fields.items()]
-        line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", flat, *words])
+        line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", _flat(text), *words])
         _emit((line + "\n").encode("utf-8", "backslashreplace"))
+
+
+def _flat(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def copy_line(text: str) -> None:
+    """Write a line that another process has made. What could make two of it is escaped."""
+    _emit((_flat(text) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _emit(line: bytes) -> None:

@@ -19,6 +19,7 @@ from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.local_accounts import invoking_account, system_account
 from mep.monitor.loop import Timer
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
+from mep.monitor.voice import Voice
 
 if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
@@ -40,6 +41,7 @@ class Helper:
         self._launched_at = 0.0
         self._relaunch: Timer | None = None
         self._stages: StageReport | None = None
+        self._voice: Voice | None = None
 
     @property
     def serving(self) -> bool:
@@ -62,26 +64,31 @@ class Helper:
         self._monitor.status.changed()
 
     def _launch(self) -> None:
+        voice: Voice | None = None
         ours, theirs = Channel.pair()
         ours.dispose = self._monitor.closer.close
         opened = [theirs.fileno()]
         try:
+            voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log)
+            opened.append(voice.theirs)
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
             opened.append(open_secret(self._secret_path()))
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
-                pid, stages = spawn(self._plan([null, 2, 2, *opened]))
+                pid, stages = spawn(self._plan([null, voice.theirs, voice.theirs, opened[0], *opened[2:]]))
             finally:
                 os.close(null)
         except BaseException:
             ours.close()
+            if voice is not None:
+                voice.close()
             raise
         finally:
             theirs.close()
             for descriptor in opened[1:]:
                 os.close(descriptor)
         self.child = self._monitor.add_child(Child(self.kind, pid, ours, Phase.BEGINNING, self._monitor.loop))
-        self._stages = stages
+        self._stages, self._voice = stages, voice
         self._monitor.loop.watch(stages.fileno(), self._take_stages)
 
     def _section(self) -> ManagerSection | MapperSection:
@@ -126,6 +133,8 @@ class Helper:
         """Take note that its process is gone, and launch it again unless the monitor is stopping."""
         self._take_stages()
         self.child = None
+        if self._voice is not None:
+            self._voice.take()
         if self._monitor.stopping:
             return
         self._monitor.log.warning(f"the {self.kind} ended", how=how)
