@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import heapq
 import time
+from typing import Final
 
 from mep_wire.errors import TaskCancelled, TaskExpired
 from mep_wire.messages import ResultItem
+
+_SLACK: Final = 1024
+"""So many ended tasks are remembered, beyond as many as are held."""
 
 
 class Deadlines:
@@ -18,11 +22,20 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
+        self._at: dict[int, float] = {}  # of those that have not ended
         self._expired: set[int] = set()
 
     def add(self, row: int, at: float) -> None:
         """This task expires then."""
+        self._at[row] = at
         heapq.heappush(self._heap, (at, row))
+        if len(self._heap) > 2 * len(self._at) + _SLACK:  # most have ended long before their time
+            self._heap = [(at, row) for row, at in self._at.items()]
+            heapq.heapify(self._heap)
+
+    def forget(self, row: int) -> None:
+        """This task is held no more."""
+        self._at.pop(row, None)
 
     def next(self) -> float | None:
         """Return when `due` has something, or None."""
@@ -32,7 +45,9 @@ class Deadlines:
         """Return the rows whose time is up, each once. Some may have ended long since."""
         rows: list[int] = []
         while self._heap and self._heap[0][0] <= now:
-            rows.append(heapq.heappop(self._heap)[1])
+            row = heapq.heappop(self._heap)[1]
+            self._at.pop(row, None)
+            rows.append(row)
         return rows
 
     def expire(self, row: int) -> None:
@@ -41,6 +56,7 @@ class Deadlines:
 
     def settled(self, item: ResultItem) -> ResultItem:
         """Return how a task ended, EXPIRED where it was ended here. It is forgotten."""
+        self.forget(item.row)
         if item.row not in self._expired:
             return item
         self._expired.discard(item.row)

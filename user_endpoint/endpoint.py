@@ -232,6 +232,7 @@ class UserEndpoint:
             elif isinstance(event, TaskStarted):
                 self._begun[event.row] = self._started[event.row] = (event.block_id, event.job_id)
             elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
+                self._deadlines.forget(event.row)
                 self._forget_start(event.row)
                 self._returned.append(event.row)
             elif isinstance(event, EngineOver):

@@ -79,12 +79,12 @@ class AuditedStore:
         """Remember where tasks run, as their user endpoint says, until it is recorded that they do."""
         if len(self._places) > _MAX_REMEMBERED:
             self._places.clear()  # of tasks that ended before it was recorded: their endings say it as well
-        self._places.update(((uep_row, row), place) for row, place in zip(rows, places, strict=False))
+        for row, (block, job) in zip(rows, places, strict=False):
+            self._places[uep_row, row] = block[:MAX_PLACE], job[:MAX_PLACE]
 
     def place(self, uep_row: int, row: int) -> Place:
         """Return where a task runs, and forget it."""
-        block, job = self._places.pop((uep_row, row), ("", ""))
-        return block[:MAX_PLACE], job[:MAX_PLACE]
+        return self._places.pop((uep_row, row), ("", ""))
 
     def key(self, tx: Tx, uep_row: int) -> UepKey | None:
         """Return whose a user endpoint is, None where its endpoint keeps no records."""

@@ -539,6 +539,20 @@ def test_a_fork_server_that_never_comes_back_fails_what_waits(tmp_path: pathlib.
         bench.engine.stop(0.5)
 
 
+def test_the_loss_of_a_fork_server_with_many_fresh_workers_is_one_loss(tmp_path: pathlib.Path) -> None:
+    bench = begun(ProcessPoolEngine(max_workers=8), place(tmp_path))
+    try:
+        server = server_of(bench)
+        os.kill(server, signal.SIGSTOP)
+        rows = [bench.submit(echo, number) for number in range(8)]  # workers are asked for, and none is forked
+        os.kill(server, signal.SIGKILL)
+        codes = [item.code for item in bench.wait(*rows)]
+        assert sorted(codes)[:7] == [""] * 7
+        assert set(codes) <= {"", "WORKER_LOST"}  # the one worker that lived may have begun one
+    finally:
+        bench.engine.stop(0.5)
+
+
 def test_walltime_is_of_what_has_begun(pool: Bench) -> None:
     server = server_of(pool)
     os.kill(server, signal.SIGSTOP)

@@ -205,6 +205,12 @@ def test_a_long_block_id_is_clipped(scene: Audited) -> None:
     assert {(len(e.block_id), len(e.job_id)) for e in scene.events()[2:]} == {(128, 128)}
 
 
+def test_what_is_remembered_of_places_is_short(scene: Audited) -> None:
+    uep = scene.uep()
+    scene.audited.run_at(uep, [1, 2], [("b" * 10_000, "j" * 10_000), ("0", "1")])
+    assert max(len(word) for place in scene.audited._places.values() for word in place) == 128
+
+
 def test_an_endpoint_that_has_not_asked_leaves_no_event(scene: Audited) -> None:
     uep = scene.uep("quiet")
     (row,) = scene.add(uep, dispatched=1)

@@ -213,11 +213,14 @@ class GlobusComputeEngine:
                 self._end(held, self._broken)
             self._ring()
             return
+        # Before they are handed over: some may end there, and no block is to be started for those.
+        self._timed |= {held.task.row: held.task.walltime_s for held in tasks if held.task.walltime_s}
         if self._client is None:
             self._waiting += tasks
         else:
             self._hand_over(self._client, tasks)
-        self._timed |= {held.task.row: held.task.walltime_s for held in tasks if held.task.walltime_s}
+            if self._events:
+                self._ring()
         self._want()
 
     def _hand_over(self, client: Client, tasks: list[_Held]) -> None:

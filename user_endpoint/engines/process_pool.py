@@ -286,12 +286,12 @@ class ProcessPoolEngine:
         except ServerLost as lost:
             self._server_lost(str(lost))
 
-    def _worker_ended(self, worker: WorkerHandle, reason: str) -> None:
+    def _worker_ended(self, worker: WorkerHandle, reason: str, *, by_itself: bool = True) -> None:
         self._read_worker(worker)
         self._take_back(worker)
         for task in worker.sent:  # what it had begun, and not answered: one task at most
             self._lost(task, worker.ending, reason)
-        if not worker.served and not worker.sent and worker.ending is None:
+        if by_itself and not worker.served and not worker.sent and worker.ending is None:
             self._start_failed(reason)
         worker.sent.clear()
         self._forget(worker)
@@ -394,7 +394,7 @@ class ProcessPoolEngine:
         """The fork server is gone, and every worker with it."""
         self._server_ended(0)
         for worker in list(self._workers.values()):
-            self._worker_ended(worker, reason)
+            self._worker_ended(worker, reason, by_itself=False)  # one loss, however many workers go with it
         self._start_failed(reason)
         self._watch_server()
 

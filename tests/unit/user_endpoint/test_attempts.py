@@ -11,6 +11,7 @@ from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
 from tests.unit.user_endpoint.test_endpoint import Stage, result
 from user_endpoint.attempts import Attempts
+from user_endpoint.deadlines import Deadlines
 from user_endpoint.engines.base import TaskStarted
 
 
@@ -129,6 +130,18 @@ def test_a_task_is_ended_at_its_deadline_and_says_so(stage: Stage) -> None:
     assert stage.engine.cancelled == [1]
     stage.happens(ResultItem(1, "task-1", "TASK_CANCELLED", "The task was cancelled.", b"", 0.0, 2.0))
     assert ends(stage) == [("TASK_EXPIRED", "The task was not finished within its deadline.")]
+
+
+def test_deadlines_of_tasks_that_have_ended_are_not_gathered() -> None:
+    deadlines = Deadlines()
+    deadlines.add(1, 500.0)
+    for row in range(2, 5000):
+        deadlines.add(row, 1000.0 + row)
+        deadlines.settled(result(row))
+    deadlines.add(5000, 400.0)
+    assert len(deadlines._heap) < 2000
+    assert deadlines.next() == 400.0
+    assert [row for row in deadlines.due(600.0) if row in (1, 5000)] == [5000, 1]
 
 
 def test_a_task_that_has_ended_or_ends_just_before_its_deadline_keeps_its_end(stage: Stage) -> None:
