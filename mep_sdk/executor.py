@@ -282,6 +282,13 @@ class Executor(concurrent.futures.Executor):
             if self._made_client:
                 self.client.close()
 
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: types.TracebackType | None
+    ) -> bool | None:
+        if isinstance(exc_val, KeyboardInterrupt) and (left := self._session.unfinished()):
+            log.warning("waiting for tasks still to end: %d; interrupt again to leave them to the relay", left)
+        return super().__exit__(exc_type, exc_val, exc_tb)
+
     def _flush_at_exit(self) -> None:
         if not self._session.unfinished():
             return

@@ -33,6 +33,8 @@ def checked_options(
         raise ValueError(f"max_attempts is 1 to {limits.MAX_ATTEMPTS} (1: never run again), not {max_attempts}")
     if not limits.MIN_PRIORITY <= _whole(priority, "priority") <= limits.MAX_PRIORITY:
         raise ValueError(f"priority is {limits.MIN_PRIORITY} to {limits.MAX_PRIORITY}, higher first, not {priority}")
+    if walltime_s is not None and not _number(walltime_s, "walltime_s") >= 0:
+        raise ValueError(f"walltime_s is in seconds, 0 or more (0: no limit), not {walltime_s}")
     if deadline_s is not None and not deadline_s > 0:
         raise ValueError(f"deadline_s is in seconds from the submission, more than 0, not {deadline_s}")
     ends = _seconds(deadline)
@@ -44,6 +46,12 @@ def checked_options(
 def _whole(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
+    return value
+
+
+def _number(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
     return value
 
 

@@ -36,7 +36,8 @@ class ShellResult:
 
 
 class ShellFunction:
-    """A command line to submit like a function; its keyword arguments fill the braces in it.
+    """A command line to submit like a function; its keyword arguments fill the braces in it. Braces of the
+    command's own are doubled: `awk '{{print $1}}' {path}`.
 
     What fills them is put in as it is: quote what is not yours (`shlex.quote`). A return code other than 0
     is no failure of the task: look at the result's `returncode`.
@@ -62,7 +63,17 @@ class ShellFunction:
 
     def __call__(self, **kwargs: Any) -> ShellResult:
         """Run the command with bash and return what it did. In the worker."""
-        return self._run(self.cmd.format(**kwargs))
+        return self._run(self._filled(kwargs))
+
+    def _filled(self, values: dict[str, Any]) -> str:
+        try:
+            return self.cmd.format(**values)
+        except (KeyError, IndexError, ValueError) as error:
+            missing = f"nothing was given for {{{error.args[0]}}}" if isinstance(error, KeyError) else str(error)
+            raise type(error)(
+                f"the braces of {self.cmd!r} cannot be filled: {missing}. Values are keyword arguments; "
+                "braces that the command is to have itself are doubled: {{ }}"
+            ) from None
 
     def _run(self, command: str) -> ShellResult:
         with _output(self.stdout) as stdout, _output(self.stderr) as stderr:
@@ -86,7 +97,7 @@ class MPIFunction(ShellFunction):
         """Run the command through the launcher. In the worker. Raises MpiUnavailable."""
         if not os.environ.get("PARSL_MPI_PREFIX"):
             raise MpiUnavailable
-        return self._run(f"$PARSL_MPI_PREFIX {self.cmd.format(**kwargs)}")
+        return self._run(f"$PARSL_MPI_PREFIX {self._filled(kwargs)}")
 
 
 def _output(name: str | None) -> IO[bytes]:

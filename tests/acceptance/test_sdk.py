@@ -384,6 +384,14 @@ def test_shutdown_waits_and_closes(place):
     executor.shutdown()
 
 
+def test_an_interrupted_script_says_that_it_waits(place, caplog):
+    with pytest.raises(KeyboardInterrupt), place.executor() as made:
+        future = made.submit(sleep_then, "slept", 0.5)
+        raise KeyboardInterrupt
+    assert future.result(0) == "slept"
+    assert "tasks still to end: 1; interrupt again" in caplog.text
+
+
 def test_shutdown_without_waiting(place):
     executor = place.executor()
     future = executor.submit(sleep_then, 5, 0.3)

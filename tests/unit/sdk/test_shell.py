@@ -72,6 +72,13 @@ def test_a_missing_value_is_the_tasks_failure():
         run(ShellFunction("echo {greeting}"))
 
 
+@pytest.mark.parametrize("command", ["awk '{print $1}' {path}", "find . -exec ls {} ;", "echo {path} {"])
+def test_braces_of_the_commands_own_are_explained(command):
+    with pytest.raises((KeyError, IndexError, ValueError), match=r"are doubled: \{\{ \}\}"):
+        run(ShellFunction(command), path="/etc/hostname")
+    assert run(ShellFunction("echo '{{print}}' {path}"), path="/").stdout == "{print} /\n"
+
+
 def test_any_python_can_load_it():
     _, body = frames.unframe(serialize_function(ShellFunction("true")), "function")
     record = functions._decoder.decode(body)

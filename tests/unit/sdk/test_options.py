@@ -1,0 +1,24 @@
+"""Options of tasks are refused by the script that sets them, and not only by the relay."""
+
+from __future__ import annotations
+
+import pytest
+
+from mep_sdk.options import checked_options
+
+
+def test_a_walltime():
+    for good in (None, 0, 1, 2.5):
+        assert checked_options(good, None, None, None, 0).walltime_s == good
+
+
+@pytest.mark.parametrize("walltime", [-1, float("nan")])
+def test_a_walltime_out_of_range(walltime):
+    with pytest.raises(ValueError, match="walltime_s is in seconds, 0 or more"):
+        checked_options(walltime, None, None, None, 0)
+
+
+@pytest.mark.parametrize("walltime", ["00:10:00", True, [1]])
+def test_a_walltime_that_is_no_number(walltime):
+    with pytest.raises(TypeError, match="walltime_s is a number of seconds"):
+        checked_options(walltime, None, None, None, 0)
