@@ -37,6 +37,10 @@ class Paths:
         self.spool = f"{root}/spool"
         self.run = f"{root}/run"
 
+    def held(self, path: str) -> str:
+        """Return another name of `path`, below the root, that leads there also where somebody renames the root."""
+        return f"/proc/self/fd/{self.descriptor}{path.removeprefix(self.root)}"
+
 
 def make_paths(uep_id: str, home: str, user_state_dir: str | None, user: str) -> Paths:
     """Return the user endpoint's directory, made where it was missing. Raises StartFailure (HOME_UNUSABLE)."""

@@ -144,7 +144,7 @@ class Starting:
 def open_log(paths: Paths, *, debug: bool) -> Log:
     """Return the log; what anything else here prints goes to it as well. Raises StartFailure."""
     try:
-        out = BoundedFile(paths.log)
+        out = BoundedFile(paths.held(paths.log))
         out.stand_for(1, 2)
     except OSError as error:
         raise home_unusable(f"{paths.log}: {error.strerror}") from error
@@ -166,7 +166,7 @@ def open_spool(paths: Paths, log: Log) -> Spool:
     """Return the spool with what earlier processes left. Raises StartFailure."""
     from user_endpoint.spool import Spool
 
-    spool = Spool(paths.spool, report=log.warning)
+    spool = Spool(paths.held(paths.spool), report=log.warning)
     try:
         found = spool.recover()
     except OSError as error:

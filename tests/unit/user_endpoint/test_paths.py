@@ -8,8 +8,10 @@ import uuid
 
 import pytest
 
+from mep_wire.messages import ResultItem
 from user_endpoint.paths import make_paths, take_lock
 from user_endpoint.report import StartFailure
+from user_endpoint.starting import open_log, open_spool
 
 UEP = str(uuid.UUID(int=7))
 
@@ -86,3 +88,24 @@ def test_one_process_at_a_time(tmp_path: pathlib.Path) -> None:
     again = take_lock(paths)
     assert again is not None
     os.close(again)
+
+
+def test_a_directory_that_is_put_in_its_place_gets_neither_log_nor_results(tmp_path: pathlib.Path) -> None:
+    """Whoever may write to the home directory may rename what was checked."""
+    paths = make_paths(UEP, str(tmp_path), None, "alice")
+    kept, theirs = tmp_path / ".kept", tmp_path / "theirs"
+    (tmp_path / ".mep").rename(kept)
+    (theirs / "uep" / UEP / "spool").mkdir(parents=True)
+    (tmp_path / ".mep").symlink_to(theirs)
+    out, err = os.dup(1), os.dup(2)
+    try:
+        log = open_log(paths, debug=False)
+        log.info("a line")
+        spool = open_spool(paths, log)
+        spool.add([ResultItem(7, "task", "", "", b"v", 1.0, 2.0)])
+    finally:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+    assert "a line" in (kept / "uep" / UEP / "endpoint.log").read_text()
+    assert list((kept / "uep" / UEP / "spool").iterdir())
+    assert not [path for path in theirs.rglob("*") if path.is_file()]
