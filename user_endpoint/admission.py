@@ -7,8 +7,7 @@ or unpickled for it. Called by the user endpoint for each task.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mep_wire import messages
 from mep_wire.errors import (
@@ -33,8 +32,7 @@ class Serializers(Protocol):
         """Check the way in which arguments travel."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """See the module. None for `allowed_functions` or `serializers` means any."""
 
     endpoint_id: str

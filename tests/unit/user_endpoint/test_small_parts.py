@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -181,3 +183,21 @@ def test_commands_run_in_their_directory_and_failures_say_which(tmp_path: pathli
     with pytest.raises(EndpointMisconfigured) as slow:
         run_commands("endpoint_teardown", "sleep 60", str(tmp_path), 0.1)
     assert "took over 0.1 s" in slow.value.detail
+
+
+HEAVY = {"asyncio", "dataclasses", "inspect", "logging", "parsl", "pathlib", "subprocess", "tempfile"}
+"""What costs each idle user endpoint milliseconds and megabytes, and its process engine does not need."""
+
+
+def test_what_every_user_endpoint_loads_is_light() -> None:
+    parts = ["starting", "endpoint", "loop", "link", "spool", "engines.process_pool", "engines.notes", "workers.worker"]
+    code = f"import user_endpoint.main, user_endpoint.light, {', '.join('user_endpoint.' + part for part in parts)}"
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_little_is_loaded_when_the_fork_server_is_forked() -> None:
+    code = "import user_endpoint.main, user_endpoint.light, user_endpoint.starting, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert not {"zmq", "jinja2", "yaml", "jsonschema"} & set(done.stdout.split())
