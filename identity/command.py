@@ -91,6 +91,7 @@ def _start(argv: Sequence[str], control: int) -> subprocess.Popen[bytes]:
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
     """Wait until the runner is gone. Where it still has something to kill it is left alone, and reaped later."""
+    process.send_signal(signal.SIGCONT)  # the program, being of the same account, may have stopped it
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(RUNNER_END_S)
 

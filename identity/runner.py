@@ -4,7 +4,7 @@ It makes itself the subreaper of all that the program starts, so that a process 
 session comes to it as soon as its own parent ends. When the program has ended, or when the other end of DESCRIPTOR (a
 socket) is closed, it kills every process below it and then says on DESCRIPTOR how the program ended: `exit STATUS`,
 `signal NUMBER`, or `error REASON` where it could not be run. Neither it nor what it starts can gain privilege
-(no_new_privs).
+(no_new_privs). Should it be killed itself, the kernel ends the program with it.
 
 It runs as a file of its own, not as a module, and imports the standard library alone: it must start quickly. It has one
 thread, so it may fork.
@@ -21,16 +21,16 @@ import sys
 import time
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 REPORT_S, KILL_S = 1.5, 60.0
 """When to say how the program ended though something is left, and for how long to go on killing that: processes that
 wait for a dead file server do not go, and on a busy host all take their time."""
 
 
-def _prctl(option: int) -> None:
+def _prctl(option: int, value: int = 1) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    one, zero = ctypes.c_ulong(1), ctypes.c_ulong(0)
-    if libc.prctl(option, one, zero, zero, zero) != 0:
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), f"prctl {option}: {os.strerror(ctypes.get_errno())}")
 
 
@@ -38,6 +38,7 @@ def _become_program(argv: list[str], report: int) -> None:
     """In the forked child: turn into the program. Returns where that fails, with the reason written to `report`."""
     try:
         os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # should anything kill us before it
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError, ValueError):  # the two that libc keeps for itself
                 signal.signal(number, signal.SIG_DFL)

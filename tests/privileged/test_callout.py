@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import pwd
+import signal
 import sys
 import threading
 import time
@@ -242,6 +243,23 @@ if os.fork() == 0:
     assert time.monotonic() - began < 25, "it was not waited for"
     time.sleep(2.5)
     assert not late.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_one_that_gets_at_whoever_watches_over_it_does_not_outlive_it(
+    load: Loader, place: pathlib.Path, number: signal.Signals
+) -> None:
+    mark = place / "pid"
+    text = f"open({str(mark)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), {number.value}); time.sleep(60)"
+    with pytest.raises(MapperUnavailable):
+        map_as_nobody(load(text, timeout_s=2))
+    status = pathlib.Path(f"/proc/{mark.read_text()}/stat")
+    until = time.monotonic() + 30
+    while lives := status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    assert not lives
 
 
 SLOW = """
