@@ -209,8 +209,10 @@ def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
 def _place(member: Member, left: Callable[[], float]) -> Cgroup:
     if not under_systemd():
         return _place_by_hand(member)
-    session = os.path.basename(group_of(member.pid))
-    if session.startswith("session-") and session.endswith(".scope"):
+    path = group_of(member.pid)
+    session = os.path.basename(path)
+    opened = path != group_of(os.getpid())  # by PAM; else it is the session that the monitor was started from
+    if opened and session.startswith("session-") and session.endswith(".scope"):
         return _limit_session(member, session, left)
     return _ask_for_scope(member, left)
 

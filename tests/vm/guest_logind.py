@@ -102,11 +102,34 @@ def check_gone(run: MonitorRun, record: dict[str, Any], scope: str) -> None:
     assert not list((run.run / "keepers").iterdir())
 
 
+def check_administrators_session(who: LocalAccount) -> None:
+    """A monitor that was started from a login shell stands in that session's group: it is nobody's to limit or kill."""
+    shell = subprocess.Popen(["systemd-run", "--quiet", "--scope", "--unit=session-99", "sleep", "600"])
+    scope = until("a session", lambda: path if (path := cgroup_of(shell.pid)).endswith("/session-99.scope") else "")
+    for limits in (Limits(), LIMITS):
+        with running_monitor(caps=CAPS, limits=limits) as (run, manager, mapper):
+            manager.wait_at_most(120)
+            pathlib.Path(scope, "cgroup.procs").write_text(str(run.pid))
+            uep_id, answer = start_as(manager, mapper, who.name)
+            assert answer.outcome == "started", (answer, run.audit.read_text())
+            record = run.record(uep_id)
+            assert cgroup_of(record["keeper_pid"]) == cgroup_of(run.pid) == scope
+            assert "/mep.slice/" in cgroup_of(record["uep_pid"]), cgroup_of(record["uep_pid"])
+            os.kill(record["uep_pid"], signal.SIGKILL)
+            assert manager.take(EndpointEnded)[0].uep_id == uep_id
+            until("the keeper is gone", lambda record=record: gone(record["keeper_pid"], record["keeper_start"]))
+            assert shell.poll() is None and pathlib.Path(scope, "memory.max").read_text() == "max\n"
+            passed("a monitor in an administrator's session leaves the session alone")
+    shell.kill()
+    shell.wait()
+
+
 def main() -> None:
     for name in ("mep", "mep-idmap"):
         subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", name], check=True)
     site = Site()
     with account() as who:
+        check_administrators_session(who)
         with started(site, who) as (run, _manager, _uep_id, record):
             scope = check_places(run, who, record)
             os.kill(record["uep_pid"], signal.SIGKILL)

@@ -47,4 +47,4 @@ def test_sessions_of_logind(tmp_path: Path) -> None:
     print(result.log)
     print(f"--- journal\n{result.files.get('journal', b'').decode(errors='replace')}")
     assert result.status == 0, result.console[-4000:]
-    assert result.log.count("PASSED") == 12
+    assert result.log.count("PASSED") == 14
