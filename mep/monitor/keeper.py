@@ -9,6 +9,7 @@ passed on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -70,6 +71,8 @@ class KeeperOrder:
 _STOPPING = "The endpoint is being stopped."
 _MAX_REASON = 256
 _NO_DEADLINE = float("inf")
+_DIRECTORY = frozenset({Stage.PAM_ACCOUNT, Stage.PAM_CRED, Stage.PAM_SESSION})
+"""Where EAGAIN means that a directory is silent."""
 
 
 class MonitorGone(Exception):
@@ -342,7 +345,9 @@ class Keeper:
 def _failed(failure: SpawnFailed) -> Ending:
     """Return how a start ended of which a stage failed. What was only scarce may be there at another try."""
     code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=failure.stage.name)
-    if failure.errno in SCARCE:
+    if failure.errno == errno.EAGAIN and failure.stage in _DIRECTORY:
+        code, public = Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE)
+    elif failure.errno in SCARCE:
         code, public = Refusal.SITE_BUSY, NO_ROOM.format(stage=failure.stage.name)
     return Ending(code, public, str(failure), stage=failure.stage, errno=failure.errno)
 

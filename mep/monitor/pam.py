@@ -8,6 +8,7 @@ so only where PAM is enabled. Numbers are those of Linux-PAM's security/_pam_typ
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,12 +17,19 @@ LIBRARY = "libpam.so.0"
 SUCCESS = 0
 BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
 """Codes of a PAM that does not work (modules, memory, a directory out of reach), as opposed to one that says no."""
+_AWAY = 9
+"""PAM_AUTHINFO_UNAVAIL: a directory does not answer."""
 
 _USER = 2
 _ESTABLISH_CRED, _DELETE_CRED = 0x2, 0x4
 _BUF_ERR, _CONV_ERR = 5, 19
 _ERROR_MSG, _TEXT_INFO = 3, 4
 _MAX_MESSAGES, _MAX_TEXT, _MAX_TEXTS = 32, 512, 16
+
+
+def shortage(code: int) -> int:
+    """Return the errno that says the same as `code`, of BROKEN, where another try may succeed; else 0."""
+    return {_AWAY: errno.EAGAIN, _BUF_ERR: errno.ENOMEM}.get(code, 0)
 
 
 class PamFailed(Exception):

@@ -118,7 +118,8 @@ class PamSession:
         else:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._wait(user_endpoint, keeper)
-        self._close()
+        finally:
+            self._close()
 
     def close_for_another(self) -> None:
         """Close a session that another process had opened."""
@@ -137,8 +138,7 @@ class PamSession:
             self._stage(Stage.SETGROUPS, keeper, lambda: _take_groups(plan))
             self._stage(Stage.PAM_CRED, keeper, self._establish)
             self._stage(Stage.PAM_SESSION, keeper, self._open)
-            pid = spawn_for(login.keeper, self._in_session(plan, context), login.pipe)
-            user_endpoint = os.pidfd_open(pid)  # the keeper does not reap it before it hears of it
+            pid, user_endpoint = self._fork(login, self._in_session(plan, context))
         finally:
             context.restore(self._log)
             _turn_deaf()
@@ -156,7 +156,7 @@ class PamSession:
             step()
         except pam.PamFailed as failure:
             if failure.code in pam.BROKEN:
-                raise SpawnFailed(stage, 0, str(failure)) from None
+                raise SpawnFailed(stage, pam.shortage(failure.code), str(failure)) from None
             raise _refused(stage, str(failure)) from None
         except OSError as error:
             raise SpawnFailed(stage, error.errno or 0, str(error)) from None
@@ -176,6 +176,14 @@ class PamSession:
         assert self._transaction is not None
         self._transaction.open_session()
         self._is_open = True
+
+    def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
+        """Return pid and pidfd of the user endpoint. Limits that modules have set hold here too by now."""
+        try:
+            pid = spawn_for(login.keeper, plan, login.pipe)
+            return pid, os.pidfd_open(pid)  # the keeper does not reap it before it hears of it
+        except OSError as error:
+            raise SpawnFailed(Stage.FORK, error.errno or 0) from None
 
     def _in_session(self, plan: SpawnPlan, context: Context) -> SpawnPlan:
         """Return `plan` with what PAM gives."""
