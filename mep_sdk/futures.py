@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any, Protocol
@@ -98,9 +100,21 @@ class TaskFuture(Future[Any]):
             return True
         return not self.done() and self._canceller.cancel_futures([self]) == 1
 
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Have `fn` called with this future once it has ended. What it raises is logged, sys.exit() included: the
+        thread that calls it has other tasks' results to bring."""
+        super().add_done_callback(functools.partial(_call, fn))
+
     def mark_cancelled(self) -> bool:
         """Become cancelled without asking anybody, and wake whoever waits. For the session alone."""
         return super().cancel() and not self.set_running_or_notify_cancel()
+
+
+def _call(callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    try:
+        callback(future)
+    except SystemExit as error:
+        raise RuntimeError(f"a callback has called sys.exit({error.code!r})") from error  # which the base logs
 
 
 class TaskIds:

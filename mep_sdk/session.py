@@ -19,7 +19,7 @@ import msgspec
 
 from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
-from mep_sdk.errors import ForkedExecutor, RelayAnswerMissing
+from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.options import TaskOptions
 from mep_sdk.outcomes import settle
@@ -232,7 +232,7 @@ class Session:
             if result.state == TaskState.CANCELLED and result.task_id in self._cancelling:
                 future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
             else:
-                future.resolve(*settle(result))
+                future.resolve(*_settle(result))
         self._settled()
 
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
@@ -351,6 +351,15 @@ class Session:
         for thread in [self._recheck, *self._listeners.values()]:
             if thread is not None:
                 thread.stop()
+
+
+def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
+    """As `settle`. To load a result can run anything, sys.exit() too: that ends neither this thread nor the wait for
+    the result."""
+    try:
+        return settle(result)
+    except SystemExit as error:
+        return None, DataUnreadable(what="result", where="here", reason=f"SystemExit: {error}")
 
 
 def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:

@@ -28,6 +28,8 @@ class JobRecord:
         try:
             found = json.loads(self._path.read_text())
             jobs = found["jobs"] if found["provider"] == self._provider else {}
+            if isinstance(jobs, list):  # as versions before wrote them
+                return {job: {} for job in jobs if isinstance(job, str)}
             return {str(job): _texts(details) for job, details in jobs.items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}

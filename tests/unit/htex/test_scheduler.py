@@ -233,3 +233,9 @@ def test_a_record_of_another_kind_of_scheduler_or_none_says_nothing(tmp_path: Pa
     for text in ("", "[]", "null", '{"provider": "LSFProvider", "jobs": {"1": {}}}', '{"provider": "SlurmProvider"}'):
         path.write_text(text)
         assert record.left_over() == {}
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text('{"provider": "SlurmProvider", "jobs": ["10", "11"]}')
+    assert JobRecord(path, "SlurmProvider").left_over() == {"10": {}, "11": {}}

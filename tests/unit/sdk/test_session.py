@@ -1,0 +1,58 @@
+"""What reaches futures from the threads that bring results."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pickle
+import sys
+from typing import Any
+
+import pytest
+
+from mep_sdk import frames
+from mep_sdk.errors import DataUnreadable
+from mep_sdk.futures import TaskFuture
+from mep_sdk.serialize import serialize_result
+from mep_sdk.session import Session
+from mep_wire import api
+from mep_wire.states import TaskState
+
+
+class Exits:
+    """A value that ends whoever loads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, ("from the result",)
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
+
+
+def awaited(session: Session, *task_ids: str) -> list[TaskFuture]:
+    for task_id in task_ids:
+        session._pending[task_id] = TaskFuture(task_id, "group", session)
+    return [session._pending[task_id] for task_id in task_ids]
+
+
+def success(task_id: str, payload: bytes) -> api.StreamedResult:
+    return api.StreamedResult(task_id, TaskState.SUCCESS, "", "", payload)
+
+
+def test_a_callback_that_exits_keeps_no_other_result_from_its_future(session: Session) -> None:
+    first, second = awaited(session, "first", "second")
+    called: list[concurrent.futures.Future[Any]] = []
+    first.add_done_callback(lambda _: sys.exit("from a callback"))
+    first.add_done_callback(called.append)
+    session._deliver([success("first", serialize_result(1)), success("second", serialize_result(2))])
+    assert (first.result(0), second.result(0), called) == (1, 2, [first])
+
+
+def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: Session) -> None:
+    first, second = awaited(session, "first", "second")
+    exits = frames.frame(frames.PICKLE, pickle.dumps(Exits()))
+    session._deliver([success("first", exits), success("second", serialize_result(2))])
+    with pytest.raises(DataUnreadable, match="SystemExit: from the result"):
+        first.result(0)
+    assert second.result(0) == 2
