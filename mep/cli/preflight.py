@@ -1,17 +1,23 @@
-"""Whether other accounts can execute this installation: checked before an endpoint starts, as root.
+"""What a start depends on besides the endpoint's files: the installation, and names that this host should know.
 
-A virtual environment or an interpreter inside a private home directory works for root and for nobody else; the
-person would only see that their process could not be started.
+Other accounts must be able to execute the installation: checked before an endpoint starts, as root. A virtual
+environment or an interpreter inside a private home directory works for root and for nobody else; the person would
+only see that their process could not be started.
 """
 
 from __future__ import annotations
 
+import grp
+import pwd
 import stat
 import sys
 import sysconfig
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from mep.cli.failures import CliFailed
+from mep.config.options import EndpointOptions
 from mep.config.resolver import user_endpoint_main
 
 
@@ -46,3 +52,27 @@ def check_installation() -> None:
                 f"Either run: chmod o+rX {closed}, or install into /opt/mep over a Python that everybody can execute "
                 "(the system's /usr/bin/python3)."
             )
+
+
+def unknown_names(options: EndpointOptions) -> list[str]:
+    """Return a warning for each account and group of the configuration that this host does not know.
+
+    No error: the directory that knows it may be away. But a misspelt denied group denies nobody.
+    """
+    policy = options.policy
+    return [
+        *_unknown("policy.denied_users", policy.denied_users, "account", pwd.getpwnam),
+        *_unknown("policy.denied_groups", policy.denied_groups, "group", grp.getgrnam),
+        *_unknown("policy.allowed_groups", policy.allowed_groups, "group", grp.getgrnam),
+        *_unknown("limits.by_group", options.limits.by_group, "group", grp.getgrnam),
+    ]
+
+
+def _unknown(key: str, names: Iterable[str], kind: str, look_up: Callable[[str], Any]) -> list[str]:
+    warnings = []
+    for name in names:
+        try:
+            look_up(name)
+        except KeyError:
+            warnings.append(f"{key}: this host knows no {kind} {name!r}, so it applies to nobody")
+    return warnings

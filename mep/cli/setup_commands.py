@@ -76,7 +76,7 @@ def configure(
     except CliFailed as error:
         raise CliFailed(
             f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
-            f"When the cause is mended: mep register {name}",
+            f"When the cause is mended (relay_url is in config.yaml): mep register {name}",
             error.exit_code,
         ) from None
     value = {"name": name, "endpoint_id": registration.endpoint_id, "config_dir": str(where.config_dir)}
@@ -222,7 +222,7 @@ def check(name: str, as_json: bool) -> None:
 
     The template is rendered too, by an account without privilege and with values made up from the schema.
     """
-    from mep.cli.preflight import check_installation
+    from mep.cli.preflight import check_installation, unknown_names
     from mep.cli.trial import try_template
     from mep.config.resolver import resolve, summary
     from mep.config.template_syntax import check_template
@@ -230,7 +230,7 @@ def check(name: str, as_json: bool) -> None:
     where, roots = locate(name)
     resolution = resolve(where, roots, log_to_file=False)
     check_template(where, resolution)
-    notes = try_template(where, resolution)
+    notes = [*unknown_names(resolution.endpoint), *try_template(where, resolution)]
     if where.privileged:
         check_installation()
     value = summary(resolution)
@@ -238,7 +238,8 @@ def check(name: str, as_json: bool) -> None:
     text = fields_text({key: item for key, item in value.items() if key != "warnings"})
     if not as_json:
         warn(value["warnings"])
-    emit(value, f"{where.config_dir}: no problem found\n{text}", as_json=as_json)
+    found = "warned of; no error found" if value["warnings"] else "no problem found"
+    emit(value, f"{where.config_dir}: {found}\n{text}", as_json=as_json)
 
 
 @click.command(epilog=epilog("mep delete site --token-file ~/token", "mep delete site --local-only --yes"))

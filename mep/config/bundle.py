@@ -20,6 +20,7 @@ from mep_wire.bundle import UepBundle
 from mep_wire.limits import MAX_BUNDLE_BYTES, RESERVED_TEMPLATE_VARIABLES
 
 _JINJA_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
+_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON Schema
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -74,7 +75,8 @@ def _check_schema(path: Path, schema: dict[str, Any]) -> None:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         key = "/".join(str(part) for part in error.absolute_path)
-        raise ConfigRefused(str(path), key, f"not a valid JSON schema: {error.message}") from None
+        types = "; types are " + ", ".join(_TYPES) if error.absolute_path and error.absolute_path[-1] == "type" else ""
+        raise ConfigRefused(str(path), key, f"not a valid JSON schema: {error.message}{types}") from None
     for reference in _references(schema):
         if not reference.startswith("#"):
             raise ConfigRefused(str(path), "$ref", f"{reference!r} is outside this file, and nothing is fetched")

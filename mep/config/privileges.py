@@ -43,7 +43,10 @@ def checked_hook(where: EndpointPaths, key: str, hook: PreStartHookOptions | Pos
     if hook.path is None:
         return Hook(timeout_s=hook.timeout_s)
     path = Path(hook.path)
-    check_trusted(path, os.geteuid())
+    try:
+        check_trusted(path, os.geteuid())
+    except ConfigRefused as error:
+        raise ConfigRefused(str(where.config), f"{key}.path", str(error)) from None
     if not path.is_file() or not os.access(path, os.X_OK):
         raise ConfigRefused(str(where.config), f"{key}.path", f"{path} is not an executable file")
     return Hook(str(path), hook.timeout_s)

@@ -78,7 +78,9 @@ class Reload:
         if self._deadline is not None:
             self._deadline.cancel()
         if status != 0:
-            self._failed(f"the resolver ended with {describe_status(status)}; it says why above")
+            self._failed(
+                f"the resolver ended with {describe_status(status)}; `mep check` says why, and so does the log"
+            )
             return
         try:
             resolved = self._checked()

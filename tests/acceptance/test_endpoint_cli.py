@@ -136,7 +136,7 @@ def test_a_changed_configuration_is_taken_at_hang_up_and_a_bad_one_is_not(site: 
 def test_a_token_that_the_relay_does_not_know(mep: Cli, relay: RelayProcess) -> None:
     said = mep("configure", "site", *KIND, "--relay", relay.url, expect=5, MEP_TOKEN="mep_nothing").stderr
     assert "TOKEN_UNKNOWN" in said
-    assert "mep register site" in said
+    assert "(relay_url is in config.yaml): mep register site" in said
     mep("register", "site")
     mep("check", "site")
 
@@ -235,6 +235,7 @@ def test_delete_asks_first(site: Cli) -> None:
     [
         ("user_config_schema.json", '{"type":\n 5}', "type"),
         ("user_config_schema.json", '{"type":\n "object",}', ":2"),
+        ("user_config_schema.json", '{"properties": {"n": {"type": "int"}}}', "types are array, boolean, integer, "),
         ("user_config_schema.json", '{"properties": {"x": {"$ref": "https://example.org/x"}}}', "nothing is fetched"),
         ("user_config_schema.json", '{"properties": {"parent_config": {}}}', "parent_config"),
         ("user_config_schema.json", "[]", "JSON object"),
@@ -243,6 +244,11 @@ def test_delete_asks_first(site: Cli) -> None:
         ("user_environment.yaml", "A: true\n", "put it in quotes"),
         ("user_environment.yaml", "- A\n", "mapping"),
         ("user_config_template.yaml.j2", b"\xff\xfe", "not UTF-8"),
+        (
+            "config.yaml",
+            f"multi_user: {str(os.geteuid() == 0).lower()}\npre_start_hook: {{path: /no/hook}}\n",
+            "config.yaml: pre_start_hook.path: /no/hook: No such file",
+        ),
         ("config.yaml", "multi_usr: true\n", "config.yaml:1: multi_usr: unknown key; did you mean multi_user?"),
     ],
 )
@@ -284,6 +290,16 @@ def test_check_says_a_warning_once(site: Cli) -> None:
     done = site("check", "site", "--json")
     assert "amqp_port" in done.stdout
     assert done.stderr == ""
+
+
+def test_check_warns_of_names_that_this_host_does_not_know(site: Cli) -> None:
+    config = site.path("etc", "site", "config.yaml")
+    assert "site: no problem found" in site("check", "site").stdout
+    config.write_text(config.read_text() + "policy: {denied_groups: [no-such-group, root], denied_users: [root]}\n")
+    done = site("check", "site")
+    assert "policy.denied_groups: this host knows no group 'no-such-group', so it applies to nobody" in done.stderr
+    assert "root" not in done.stderr
+    assert "warned of; no error found" in done.stdout
 
 
 def test_commands_of_globus_compute_that_mean_nothing_here_say_what_to_do(mep: Cli) -> None:

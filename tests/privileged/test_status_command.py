@@ -97,7 +97,7 @@ def test_a_configuration_that_is_refused(tmp_path: pathlib.Path) -> None:
         os.kill(run.pid, 1)
         text = until("shown", lambda: (said := status(run)) and "configuration problem" in said and said)
         assert "refused when it was last read, the one before stays in force" in text
-        assert "the resolver ended with exit status 4" in text
+        assert "the resolver ended with exit status 4; `mep check` says why" in text
         value = json.loads(status(run, "--json"))
         assert value["configured_at"] == first
         assert first < value["configuration_refused_at"] <= time.time()
