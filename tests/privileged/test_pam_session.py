@@ -103,6 +103,13 @@ def test_refusals(alice: LocalAccount, site: Site, line: str, stage: str, detail
         assert not processes_of(alice.uid)
 
 
+def test_a_directory_that_does_not_answer_pam_ends_no_task(alice: LocalAccount, site: Site) -> None:
+    with pam_monitor(site, "account requisite pam_debug.so acct=authinfo_unavail") as (run, manager, mapper):
+        _, answer = start_as(manager, mapper, alice.name)
+        assert (answer.outcome, answer.code) == ("unavailable", "MAPPER_UNAVAILABLE")
+        assert next(one for one in run.audit_records() if one["event"] == "start")["stage"] == "PAM_ACCOUNT"
+
+
 def test_module_that_does_not_exist(alice: LocalAccount, site: Site) -> None:
     with pam_monitor(site, "account required pam_meptest_none.so") as (run, manager, mapper):
         _, answer = start_as(manager, mapper, alice.name)
