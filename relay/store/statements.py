@@ -151,7 +151,10 @@ STANDING = (
 )
 CHARGE = f"UPDATE tasks SET attempts = max(attempts, ?) WHERE row = ? AND uep_row = ? AND state < {_END}"
 ASK_CANCEL = f"UPDATE tasks SET cancelling = 1 WHERE row = ? AND uep_row = ? AND state < {_END}"
-CANCELLING = f"SELECT row, state FROM tasks WHERE uep_row = ? AND cancelling = 1 AND state < {_END}"
+# Asked whenever tasks wait again: the index on open tasks would do as well, and read every one that waits.
+CANCELLING = (
+    f"SELECT row, state FROM tasks INDEXED BY tasks_cancelling WHERE uep_row = ? AND cancelling = 1 AND state < {_END}"
+)
 # The group and id of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row, task_id FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (

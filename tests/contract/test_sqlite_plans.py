@@ -39,3 +39,10 @@ def test_an_index_is_used(name: str) -> None:
     steps = [row[3] for row in plan]
     assert not [step for step in steps if step.startswith("SCAN") and "CONSTANT" not in step], steps
     assert not [step for step in steps if "TEMP B-TREE" in step], steps
+
+
+def test_what_is_to_be_cancelled_is_found_without_reading_what_waits() -> None:
+    connection = sqlite3.connect(":memory:")
+    migrate(connection)
+    (step,) = connection.execute("EXPLAIN QUERY PLAN " + statements.CANCELLING, [1]).fetchall()
+    assert "USING INDEX tasks_cancelling " in step[3]
