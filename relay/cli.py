@@ -7,6 +7,7 @@ person's own state. Accounts can be changed while the relay serves: it sees the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sqlite3
 import sys
@@ -14,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,15 @@ def _open(directory: Path | None) -> State:
 
 
 @contextmanager
-def _store(directory: Path | None) -> Iterator[SqliteStore]:
+def _store(directory: Path | None, *, make: bool = False) -> Iterator[SqliteStore]:
+    """Open the database; make one only with `make`: a mistyped --state is not to look like an empty relay."""
+    path = directory or default_dir()
+    with suppress(PermissionError):  # which is said when it is opened
+        if not make and not path.exists():
+            raise _no_relay(path)
     state = _open(directory)
+    if not make and not state.database.exists():
+        raise _no_relay(path)
     try:
         store = SqliteStore(state.database)
     except _UNUSABLE as error:
@@ -71,12 +79,19 @@ def _store(directory: Path | None) -> Iterator[SqliteStore]:
         store.close()
 
 
+def _no_relay(path: Path) -> click.ClickException:
+    return click.ClickException(
+        f"there is no relay in {path}: say where it is with --state; "
+        "`mep-relay serve` or `mep-relay user add` begins a new one"
+    )
+
+
 def _show(value: Any, text: str, *, as_json: bool) -> None:
     click.echo(json.dumps(value) if as_json else text)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="mep")
+@click.version_option(None, "-V", "--version", package_name="mep")
 def main() -> None:
     """The MEP relay: stands between people's scripts and the endpoints, and keeps their tasks and results.
 
@@ -131,7 +146,9 @@ def serve_command(directory: Path | None, **options: Any) -> None:
         state.lock()
         asyncio.run(serve(state, Settings(**options)))
     except (StateRefused, OSError, *_UNUSABLE) as error:
-        raise click.ClickException(str(error)) from error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "; choose others with --port and --link-port" if taken else ""
+        raise click.ClickException(f"{error}{hint}") from error
 
 
 @main.group()
@@ -160,7 +177,9 @@ def _wait(future: Future[Any]) -> Any:
 def _known(store: SqliteStore, username: str) -> Caller:
     caller = store.account_of(username)
     if caller is None:
-        raise click.ClickException(f"there is no user {username}; `mep-relay user list` shows who there is")
+        raise click.ClickException(
+            f"there is no user {username}; `mep-relay user list` shows who there is, `user add` adds one"
+        )
     return caller
 
 
@@ -178,7 +197,7 @@ def add(username: str, name: str, email: str, directory: Path | None, *, as_json
       mep-relay user add alice@example.edu --name "Alice Example"
     """
     identity = _identity(username, name, email)
-    with _store(directory) as store:
+    with _store(directory, make=True) as store:
         caller = Caller(str(uuid.uuid4()), identity.id)
         try:
             _wait(store.submit(lambda tx: tx.add_account(caller.account_id, identity)))
@@ -256,10 +275,11 @@ def remove(username: str, directory: Path | None) -> None:
 @click.argument("other")
 @_state_option
 def link(username: str, other: str, directory: Path | None) -> None:
-    """Make OTHER's identities the same person as USERNAME, whose account stays.
+    """Make OTHER's identities the same person as USERNAME, whose account stays. Both have been added before.
 
     \b
     Example:
+      mep-relay user add alice@lab.example.org
       mep-relay user link alice@example.edu alice@lab.example.org
     """
     with _store(directory) as store:

@@ -53,7 +53,10 @@ def test_adding_in_json(relay: RelayProcess) -> None:
 
 
 def test_people_are_listed_linked_and_removed(relay: RelayProcess) -> None:
-    assert relay.cli("user", "list").stdout == "nobody yet\n"
+    done = relay.cli("user", "list", check=False)  # as with a mistyped --state
+    assert done.returncode == 1
+    assert f"there is no relay in {relay.state}: say where it is with --state" in done.stderr
+    assert not (relay.state / "relay.db").exists()
     for name in ("alice@example.edu", "alice@lab.example.org", "bob@example.edu"):
         relay.cli("user", "add", name)
     relay.cli("user", "link", "alice@example.edu", "alice@lab.example.org")
@@ -153,7 +156,7 @@ def test_a_damaged_key_is_not_replaced(relay: RelayProcess) -> None:
 
 
 def test_a_state_of_a_newer_relay_is_refused(relay: RelayProcess) -> None:
-    relay.cli("user", "list")
+    relay.cli("user", "add", "early@example.edu")
     with sqlite3.connect(relay.state / "relay.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     done = relay.cli("user", "list", check=False)

@@ -222,6 +222,7 @@ def test_a_port_that_is_taken_is_named(relay: RelayProcess, tmp_path: Path) -> N
     told = other.cli("serve", "--port", "0", "--link-port", link, check=False)
     assert told.returncode == 1
     assert f"cannot listen on 127.0.0.1:{link}" in told.stderr
+    assert "choose others with --port and --link-port" in told.stderr
 
 
 def test_an_interrupt_from_the_keyboard_is_clean_too(relay: RelayProcess) -> None:
