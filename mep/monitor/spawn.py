@@ -120,7 +120,7 @@ def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
     """Have a child that follows `plan` forked, and given to `parent`, this process's own parent and a subreaper.
 
     Return its pid; it reports to `pipe`. It must have a gate, at which it waits until its new parent has it.
-    Raises SpawnFailed(FORK).
+    Raises OSError.
     """
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
@@ -130,12 +130,10 @@ def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
         os.waitpid(between, 0)  # by the time that it can be reaped, its child has the new parent
         os.close(theirs)
         pid, number = _ORPHAN.unpack(os.read(ours, _ORPHAN.size))
-    except OSError as error:
-        raise SpawnFailed(Stage.FORK, error.errno or 0) from None
     finally:
         os.close(ours)
     if number:
-        raise SpawnFailed(Stage.FORK, number)
+        raise OSError(number, os.strerror(number))
     return int(pid)
 
 
@@ -154,13 +152,20 @@ def _fork_and_end(parent: int, plan: SpawnPlan, pipe: int, said: int) -> NoRetur
 def _child(plan: SpawnPlan, pipe: int, parent: int) -> NoReturn:
     try:
         reset_signals()
-        pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        pipe = _out_of_the_way(pipe)
         for stage, step in _steps(plan, pipe, parent):
             _take(stage, step)
     except SpawnFailed as failure:
         _report(pipe, failure.stage, failure.errno, failure.detail)
     finally:
         os._exit(127)
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError as error:
+        raise SpawnFailed(Stage.DESCRIPTORS, error.errno or 0, f"it may not have {_HIGH} open files") from None
 
 
 def _take(stage: Stage, step: Callable[[], None]) -> None:

@@ -195,6 +195,8 @@ MODULE = r"""
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
 /* From Linux-PAM's security/_pam_types.h, so that its headers need not be there. */
 typedef struct pam_handle pam_handle_t;
 enum { PAM_PROMPT_ECHO_OFF = 1, PAM_ESTABLISH_CRED = 2, PAM_DELETE_CRED = 4, PAM_NEW_AUTHTOK_REQD = 12 };
@@ -209,7 +211,11 @@ int pam_sm_acct_mgmt(pam_handle_t *h, int flags, int c, const char **v) {
     if (c == 0) return note("account");
     return pam_prompt(h, PAM_PROMPT_ECHO_OFF, &said, "New password: ") == 0 ? 0 : PAM_NEW_AUTHTOK_REQD; }
 int pam_sm_open_session(pam_handle_t *h, int f, int c, const char **v) {
-    return note("open") || (c && unshare(CLONE_NEWNS)); }
+    struct rlimit files;
+    note("open");
+    if (!c || !(files.rlim_cur = atoi(v[0]))) return c && unshare(CLONE_NEWNS);
+    files.rlim_max = 4096;
+    return setrlimit(RLIMIT_NOFILE, &files); }
 int pam_sm_close_session(pam_handle_t *h, int f, int c, const char **v) { return note("close"); }
 """
 
@@ -239,6 +245,19 @@ def test_credentials_are_deleted(alice: LocalAccount, site: Site, module: str, k
         until("it is closed", lambda: site.recorded() == WHOLE)
         until("nothing is left", lambda: is_gone(record, "keeper") and is_gone(record, "pam"))
         assert site.recorded() == WHOLE
+
+
+@pytest.mark.parametrize(("descriptors", "stage"), [(4, "FORK"), (40, "DESCRIPTORS")])
+def test_limit_of_a_module_that_leaves_no_room(
+    alice: LocalAccount, site: Site, module: str, descriptors: int, stage: str
+) -> None:
+    """It holds for the PAM process too until it is put back. The start fails by name, and what was opened is closed."""
+    lines = [f"auth required {module}", f"account required {module}", f"session required {module} {descriptors}"]
+    with pam_monitor(site, *lines) as (run, manager, mapper):
+        assert start_as(manager, mapper, alice.name)[1].outcome != "started"
+        until("it is closed", lambda: site.recorded() == WHOLE)
+        assert [one["stage"] for one in run.audit_records() if one["event"] == "start"] == [stage]
+        assert "a mistake of its own" not in run.log_text()
 
 
 def test_module_that_asks(alice: LocalAccount, site: Site, module: str) -> None:
