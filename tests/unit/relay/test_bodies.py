@@ -16,7 +16,7 @@ from relay.api.connection import BoundedConnection
 
 
 def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
-    bodies = Bodies(of_one=100, of_all=250)
+    bodies = Bodies(of_one=100, of_all=250, short=0)
     with ExitStack() as held:
         held.enter_context(bodies.room("alice", 60))
         with pytest.raises(RelayBusy, match="your requests"), bodies.room("alice", 41):
@@ -31,10 +31,26 @@ def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
         pass
 
 
+def test_a_few_who_hold_all_that_they_may_keep_nobody_out() -> None:
+    bodies = Bodies(of_one=400, of_all=1600, short=10)
+    with ExitStack() as held:
+        for person in ("alice", "bob", "carol", "dave"):
+            for _ in range(4):
+                try:
+                    held.enter_context(bodies.room(person, 100))
+                except RelayBusy:
+                    break
+        held.enter_context(bodies.room("erin", 100))
+        with pytest.raises(RelayBusy, match="everybody's"):
+            held.enter_context(bodies.room("frank", 500 - 101))
+        for _ in range(20):
+            held.enter_context(bodies.room("frank", 10))
+
+
 def test_what_is_held_is_given_back_also_after_a_failure_and_no_size_counts_as_the_largest() -> None:
     bodies = Bodies(of_one=MAX_BODY_BYTES, of_all=MAX_BODY_BYTES)
     with pytest.raises(ZeroDivisionError), bodies.room("alice", None):
-        with pytest.raises(RelayBusy), bodies.room("bob", 1):
+        with pytest.raises(RelayBusy), bodies.room("bob", MAX_BODY_BYTES // 2):
             pass
         raise ZeroDivisionError
     with bodies.room("bob", 1):
