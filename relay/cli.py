@@ -183,7 +183,7 @@ def _known(store: SqliteStore, username: str) -> Caller:
     return caller
 
 
-@user.command(name="add")
+@user.command(name="add", short_help="Add a person and print an access token.")
 @click.argument("username")
 @click.option("--name", default="", help="The person's name.")
 @click.option("--email", default="", help="Their address, if it is not the username.")
@@ -210,7 +210,7 @@ def add(username: str, name: str, email: str, directory: Path | None, *, as_json
     _show(answer, token, as_json=as_json)
 
 
-@user.command(name="token")
+@user.command(name="token", short_help="Print a new access token for a person.")
 @click.argument("username")
 @click.option("--keep", is_flag=True, help="Leave the earlier tokens valid.")
 @_state_option
@@ -230,7 +230,7 @@ def token_command(username: str, directory: Path | None, *, keep: bool, as_json:
     _show({"username": username, "token": token}, token, as_json=as_json)
 
 
-@user.command(name="list")
+@user.command(name="list", short_help="List people.")
 @_state_option
 @_json_option
 def list_users(directory: Path | None, *, as_json: bool) -> None:
@@ -250,7 +250,7 @@ def _line(person: IdentitySet) -> str:
     return f"{person.account_id}  " + ", ".join(sorted(identity.username for identity in person.identities))
 
 
-@user.command(name="remove")
+@user.command(name="remove", short_help="Remove a person.")
 @click.argument("username")
 @_state_option
 def remove(username: str, directory: Path | None) -> None:
@@ -270,7 +270,7 @@ def remove(username: str, directory: Path | None) -> None:
     click.echo(f"removed {username}", err=True)
 
 
-@user.command(name="link")
+@user.command(name="link", short_help="Make two people one.")
 @click.argument("username")
 @click.argument("other")
 @_state_option
@@ -290,7 +290,7 @@ def link(username: str, other: str, directory: Path | None) -> None:
     click.echo(f"linked {other} to {username}", err=True)
 
 
-@user.command(name="unlink")
+@user.command(name="unlink", short_help="Make an identity a person of its own again.")
 @click.argument("username")
 @_state_option
 def unlink(username: str, directory: Path | None) -> None:
@@ -317,7 +317,7 @@ def endpoint() -> None:
     """Endpoints registered with the relay."""
 
 
-@endpoint.command(name="list")
+@endpoint.command(name="list", short_help="List the registered endpoints.")
 @_state_option
 @_json_option
 def list_endpoints(directory: Path | None, *, as_json: bool) -> None:

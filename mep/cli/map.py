@@ -25,6 +25,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 @click.command(
     "map",
+    short_help="Show which account a person would be here.",
     epilog=epilog(
         "mep map site --identity alice@example.edu",
         'mep map site --identity \'{"username": "alice@example.edu", "identity_provider": "..."}\'',

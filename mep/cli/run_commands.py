@@ -44,7 +44,7 @@ def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool) -
     emit(value, f"Endpoint {where.name} is up (monitor pid {status.pid}{link}).", as_json=as_json)
 
 
-@click.command(epilog=epilog("mep start site --detach", "systemctl start mep@site"))
+@click.command(short_help="Start an endpoint.", epilog=epilog("mep start site --detach", "systemctl start mep@site"))
 @name_argument
 @click.option("--detach", is_flag=True, help="Return once it is up, and leave it running.")
 @json_option
@@ -54,7 +54,10 @@ def start(name: str, detach: bool, as_json: bool) -> None:  # click passes optio
     _start(where, roots, detach=detach, as_json=as_json)
 
 
-@click.command(epilog=epilog("mep stop site", "mep stop site --timeout 120"))
+@click.command(
+    short_help="Stop an endpoint and its user endpoints.",
+    epilog=epilog("mep stop site", "mep stop site --timeout 120"),
+)
 @name_argument
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
               help="Seconds to wait for its end.")  # fmt: skip
@@ -77,7 +80,10 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
     emit({"name": name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
 
 
-@click.command(epilog=epilog("mep restart site"))
+@click.command(
+    short_help="Stop and start; user endpoints run on.",
+    epilog=epilog("mep restart site", "mep restart site --all"),
+)
 @name_argument
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
               help="Seconds to wait for its end.")  # fmt: skip

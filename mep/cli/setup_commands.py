@@ -28,11 +28,12 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 
 
 @click.command(
+    short_help="Write a new endpoint's files and register it.",
     epilog=epilog(
         "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
         "mep configure site --multi-user --domain example.edu --relay https://relay.example.org",
         "MEP_TOKEN=... mep configure laptop --relay http://127.0.0.1:8650",
-    )
+    ),
 )
 @name_argument
 @click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
@@ -172,7 +173,10 @@ def _configured_text(
     return "\n".join(lines)
 
 
-@click.command(epilog=epilog("mep register site --token-file ~/token", "mep register site --again"))
+@click.command(
+    short_help="Register an endpoint whose files exist.",
+    epilog=epilog("mep register site --token-file ~/token", "mep register site --again"),
+)
 @name_argument
 @token_option
 @click.option("--relay", "relay_url", metavar="URL", help="The relay, where config.yaml does not say it.")
@@ -214,7 +218,7 @@ def register(
     )
 
 
-@click.command(epilog=epilog("mep check site", "mep check site --json"))
+@click.command(short_help="Check all that a start would use.", epilog=epilog("mep check site", "mep check site --json"))
 @name_argument
 @json_option
 def check(name: str, as_json: bool) -> None:
@@ -242,7 +246,10 @@ def check(name: str, as_json: bool) -> None:
     emit(value, f"{where.config_dir}: {found}\n{text}", as_json=as_json)
 
 
-@click.command(epilog=epilog("mep delete site --token-file ~/token", "mep delete site --local-only --yes"))
+@click.command(
+    short_help="Delete an endpoint at the relay and here.",
+    epilog=epilog("mep delete site --token-file ~/token", "mep delete site --local-only --yes"),
+)
 @name_argument
 @token_option
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -86,7 +86,7 @@ def list_endpoints(as_json: bool) -> None:
     emit_rows(rows, columns, as_json=as_json, empty=empty)
 
 
-@click.command(epilog=epilog("mep status site", "mep status site --json"))
+@click.command(short_help="Show what an endpoint is doing.", epilog=epilog("mep status site", "mep status site --json"))
 @name_argument
 @json_option
 @click.pass_context

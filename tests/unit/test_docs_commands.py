@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from mep.cli.app import cli as mep
 from relay.cli import main as mep_relay
@@ -42,3 +43,19 @@ def test_a_command_shown_exists_with_its_options(page: str, text: str) -> None:
 
 def test_the_pages_show_commands() -> None:
     assert _shown()
+
+
+GROUPS = {
+    "mep": mep,
+    "mep-relay": mep_relay,
+    "user": mep_relay.commands["user"],
+    "endpoint": mep_relay.commands["endpoint"],
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_list_of_commands_has_whole_sentences(name: str) -> None:
+    listed = CliRunner().invoke(GROUPS[name], ["--help"], terminal_width=78).output.partition("Commands:\n")[2]
+    lines = listed.split("\n\n")[0].splitlines()
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
