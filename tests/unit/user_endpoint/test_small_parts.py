@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from mep.boundary.memfd import sealed_memfd
-from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited
 from user_endpoint.endpoint import RESULT_BATCH_BYTES, in_batches
@@ -177,10 +176,13 @@ def test_commands_run_in_their_directory_and_failures_say_which(tmp_path: pathli
     run_commands("endpoint_setup", None, str(tmp_path), 1)
     run_commands("endpoint_setup", "pwd > here\nexit 0", str(tmp_path), 5)
     assert (tmp_path / "here").read_text().strip() == str(tmp_path)
-    with pytest.raises(EndpointMisconfigured) as failed:
+    with pytest.raises(StartFailure) as failed:
         run_commands("endpoint_setup", "exit 7", str(tmp_path), 5)
     assert failed.value.detail.startswith("endpoint_setup: ended with status 7")
-    with pytest.raises(EndpointMisconfigured) as slow:
+    assert failed.value.code == "ENDPOINT_MISCONFIGURED"
+    assert "endpoint_setup ended with status 7" in failed.value.public  # it may be the person's own
+    assert "exit 7" not in failed.value.public
+    with pytest.raises(StartFailure) as slow:
         run_commands("endpoint_teardown", "sleep 60", str(tmp_path), 0.1)
     assert "took over 0.1 s" in slow.value.detail
 
