@@ -394,10 +394,19 @@ class GlobusComputeEngine:
                 if self._client is not None:
                     self._client.say(protocol.BlockEnded(block_id))
             case Restarted(begun):
+                self._take_last_results()
                 self._drop_client()
                 self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
             case Broken(error, until):
                 self._give_up(error, until)
+
+    def _take_last_results(self) -> None:
+        """Take what the interchange had sent before it died. What it said of losses is known better by now."""
+        while self._client is not None and (frames := self._client.hear(_TURN)):
+            for frame in frames:
+                if protocol.is_ours(frame) and isinstance(report := protocol.decode_to_client(frame), protocol.Report):
+                    for result in report.results:
+                        self._result(result)
 
     def _drop_client(self) -> None:
         if self._client is not None:
