@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mep.boundary import messages as m
 from mep.boundary.cgroups import ROOT
 from mep.boundary.channel import Channel
-from mep.boundary.runtime import start_ticks
+from mep.boundary.runtime import boot_id, start_ticks
 from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
 from mep.monitor.cgroup import kill, remove
@@ -234,7 +234,7 @@ class Keepers:
         record = self._monitor.records.read(endpoint.uep_id)
         if record is not None and record.pam_pid in children() and start_ticks(record.pam_pid) == record.pam_start:
             self.closing.add(record.pam_pid)
-        if record is not None and record.state != ENDED:
+        if record is not None and record.state != ENDED and record.boot_id == boot_id():
             kill_user_endpoint(record)
             self._bury(record.cgroup)
         if not endpoint.told:

@@ -77,15 +77,6 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     return pam, libc
 
 
-def available() -> str:
-    """Return why PAM cannot be used on this host, or an empty string."""
-    try:
-        _library()
-    except OSError as error:
-        return f"{LIBRARY} cannot be loaded ({error}): install PAM, or set pam.enable: false"
-    return ""
-
-
 class Transaction:
     """One PAM transaction. Every method raises PamFailed with PAM's own words."""
 

@@ -184,9 +184,7 @@ def open_process(pid: int, started: int) -> int | None:
 
 
 def kill_user_endpoint(record: KeeperRecord) -> None:
-    """SIGKILL the user endpoint of a keeper that is gone, if it is of this boot and still there."""
-    if record.boot_id != boot_id():
-        return
+    """SIGKILL the user endpoint of a keeper of this boot that is gone, if it is still there."""
     pidfd = open_process(record.uep_pid, record.uep_start)
     if pidfd is None:
         return

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from mep.boundary.cgroups import can_group, tree
 from mep.boundary.messages import EndpointEnded, EndpointRunning, ManagerReady, MapperEpoch, MapperReady
 from mep.boundary.resolved import to_json
 from mep.boundary.runtime import running_monitor as holder_of
@@ -161,10 +162,14 @@ def test_a_process_that_runs_something_else_is_no_keeper(alice: LocalAccount) ->
 
 def test_record_of_another_boot_is_not_believed(alice: LocalAccount) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
+    group = pathlib.Path(tree() or "/nowhere", alice.name)  # what has a session's name now may be anybody's
     try:
+        if can_group():
+            group.mkdir()
+            (group / "cgroup.procs").write_text(str(bystander.pid))
         with running_monitor() as (run, manager, mapper):
             uep_id, _ = start_as(manager, mapper, alice.name)
-            record = {**run.record(uep_id), "boot_id": "another"}
+            record = {**run.record(uep_id), "boot_id": "another", "cgroup": str(group)}
             started = start_ticks(bystander.pid)
             run.stop()
             for kind in ("keeper", "uep"):
@@ -178,6 +183,8 @@ def test_record_of_another_boot_is_not_believed(alice: LocalAccount) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+        if group.exists():
+            group.rmdir()
 
 
 def test_keeper_killed_takes_its_user_endpoint_along(alice: LocalAccount) -> None:
