@@ -54,6 +54,12 @@ def test_worker_init_alone_keeps_the_endpoints_python(tmp_path: Path) -> None:
     assert value(tmp_path, worker_init="export SET_BY_INIT='it is'") == (sys.prefix, "it is")
 
 
+def test_what_worker_init_complained_of_is_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert value(tmp_path, worker_init="no-such-module load x; export SET_BY_INIT=on") == (sys.prefix, "on")
+    assert "worker_init: " in (said := capfd.readouterr().err)
+    assert "no-such-module: command not found" in said
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -8,6 +8,7 @@ are the same user's; what must not happen is that tasks then wait for ever. Call
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -74,6 +75,9 @@ class ForkServerLink:
             match report:
                 case ("ready", str(python)):
                     self.ready, self.python = True, python
+                    if said := self._server.failure():  # no failure, but a misspelt command of worker_init, say
+                        sys.stderr.write(f"worker_init: {said}\n")
+                        sys.stderr.flush()
                 case ("pong",):
                     self._asked_at = None
                 case (str(), *_):

@@ -225,7 +225,7 @@ class Server:
         self.own_environment, self.ready = errors is not None, errors is None
 
     def failure(self) -> str:
-        """Return the last words of a server that did not become ready."""
+        """Return the last words of a server before it was ready, or became none."""
         if self._errors is None:
             return ""
         self._errors.seek(0)
