@@ -6,11 +6,13 @@ and the relay decide by this, the first for what dies below it, the second for w
 
 from __future__ import annotations
 
+from mep_wire.limits import MAX_ATTEMPTS
+
 
 def allowed_attempts(asked: int, default: int, most: int) -> int:
-    """Return how often a task may be begun. `asked` is 0 where the person says nothing, `most` 0 for no limit."""
-    wanted = asked or default
-    return max(1, min(wanted, most) if most else wanted)
+    """Return how often a task may be begun. `asked` is 0 where the person says nothing, `most` 0 for no limit of the
+    administrator's; MAX_ATTEMPTS holds whatever they say, as no message has a higher number."""
+    return max(1, min(asked or default, most or MAX_ATTEMPTS, MAX_ATTEMPTS))
 
 
 def on_attempt(text: str, attempt: int, allowed: int) -> str:

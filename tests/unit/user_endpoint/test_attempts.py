@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mep_wire import messages
+from mep_wire.limits import MAX_ATTEMPTS
 from mep_wire.messages import ResultItem, TaskItem
 from tests.unit.user_endpoint.test_endpoint import Stage, result
 from user_endpoint.attempts import Attempts
@@ -54,6 +55,15 @@ def test_a_task_that_was_lost_ends_where_no_attempt_is_left_and_says_which_it_wa
         ("USER_ENDPOINT_LOST", "The worker process that ran the task died: by SIGKILL (attempt 3 of 3)"),
     ]
     assert losses(stage) == []
+
+
+def test_no_attempt_is_told_that_the_relay_would_not_hear_of(tmp_path: pathlib.Path) -> None:
+    stage = welcomed(Stage(tmp_path, attempts=Attempts(default=10_000)))
+    give(stage, task(1, attempt=MAX_ATTEMPTS), task(2, attempt=MAX_ATTEMPTS - 1))
+    stage.happens(lost(1), lost(2))
+    assert losses(stage) == [([2], [MAX_ATTEMPTS - 1])]
+    ((code, text),) = ends(stage)
+    assert (code, text.endswith(f"(attempt {MAX_ATTEMPTS} of {MAX_ATTEMPTS})")) == ("WORKER_LOST", True)
 
 
 def test_a_task_with_attempts_left_is_told_as_lost_and_held_until_the_relay_knows(stage: Stage) -> None:
