@@ -72,8 +72,11 @@ class AuditedStore:
         """Begin or end to keep the events of an endpoint."""
         if keep is (endpoint_id in self.kept):
             return
-        self._inner.submit(lambda tx: tx.keep_task_events(endpoint_id, keep=keep))
-        (self.kept.add if keep else self.kept.discard)(endpoint_id)
+        change, undo = (self.kept.add, self.kept.discard) if keep else (self.kept.discard, self.kept.add)
+        stored = self._inner.submit(lambda tx: tx.keep_task_events(endpoint_id, keep=keep))
+        change(endpoint_id)
+        # Where it could not be stored, its manager's next hello tries again.
+        stored.add_done_callback(lambda done: undo(endpoint_id) if done.exception() is not None else None)
 
     def run_at(self, uep_row: int, rows: Iterable[int], places: Iterable[Place]) -> None:
         """Remember where tasks run, as their user endpoint says, until it is recorded that they do."""

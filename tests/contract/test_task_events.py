@@ -205,6 +205,18 @@ def test_a_long_block_id_is_clipped(scene: Audited) -> None:
     assert {(len(e.block_id), len(e.job_id)) for e in scene.events()[2:]} == {(128, 128)}
 
 
+def test_a_wish_that_could_not_be_stored_is_stored_when_it_is_said_again(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    audited = AuditedStore(store)
+    store._write.execute("PRAGMA query_only = 1")
+    audited.keep("e", keep=True)
+    store._write.execute("PRAGMA query_only = 0")
+    assert audited.kept == set()
+    audited.keep("e", keep=True)
+    assert (audited.kept, store.task_events_kept()) == ({"e"}, ["e"])
+    store.close()
+
+
 def test_what_is_remembered_of_places_is_short(scene: Audited) -> None:
     uep = scene.uep()
     scene.audited.run_at(uep, [1, 2], [("b" * 10_000, "j" * 10_000), ("0", "1")])
