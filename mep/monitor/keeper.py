@@ -175,7 +175,7 @@ class Keeper:
         try:
             if with_pam:
                 self._session = Session(order.pam_service, account.name, self._log)
-                pid, stages = self._session.spawn(plan, self._wakeup, self._begin, self._left)
+                pid, stages = self._session.spawn(plan, self._heard, self._begin, self._left)
             else:
                 pid, stages = spawn(plan)
         finally:
@@ -195,10 +195,28 @@ class Keeper:
         """Begin, or go on with, a stage that may never end: say which, for whoever ends this process then."""
         if signal.SIGTERM in self._wakeup.take():
             raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
+        self._obey(stage)
         if self._left() <= 0:
             text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
             raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left at {stage.name}")
         self._update(detail=f"at {stage.name}", **self._pam_process())
+
+    def _obey(self, stage: Stage) -> None:
+        """Give the start up where the monitor says so. A monitor that is gone is not heard any more."""
+        try:
+            received = self._channel.receive() if self._channel is not None else None
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._channel = None
+        elif isinstance(order := received[0], StopUserEndpoint):
+            raise StartRefused(stage, order.code, order.public, "stopped before it started")
+
+    def _heard(self) -> list[int]:
+        """Return what to poll for somebody who wants an end of this."""
+        return [self._wakeup.fileno(), *([self._channel.fileno()] if self._channel is not None else [])]
 
     def _undo(self) -> None:
         """When all is over: let go of group and session, and tell the administrator's hook."""
@@ -222,10 +240,9 @@ class Keeper:
             self._prepared = account
             return
         self._begin(Stage.HOOK)
-        heard = [self._wakeup.fileno(), *([self._channel.fileno()] if self._channel is not None else [])]
         result = run_hook(
             self._order.pre_start_hook, "pre_start", self._request("pre_start", account), left_s=self._left(),
-            watch=heard, stop=self._asked_to_stop,
+            watch=self._heard(), stop=self._asked_to_stop,
         )  # fmt: skip
         self._log_hook("pre_start", result)
         if result.said_no:

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mep.boundary.log import Log
@@ -20,7 +20,7 @@ from mep.errors import Refusal, SpawnFailed, Stage, public_text
 from mep.monitor.accounts import StartRefused
 from mep.monitor.pam_process import CLOSE_S, Login, pam_process, pam_substitute
 from mep.monitor.spawn import SpawnPlan, StageReport
-from mep.monitor.wakeup import Wakeup, wait_readable
+from mep.monitor.wakeup import wait_readable
 
 _STUCK_S = 5.0
 """How much longer a module may take that the keeper does not wait for any more."""
@@ -38,11 +38,13 @@ class Session:
         self._answered = self._lost = False
 
     def spawn(
-        self, plan: SpawnPlan, wakeup: Wakeup, begin: Callable[[Stage], None], left: Callable[[], float]
-    ) -> tuple[int, StageReport]:
+        self, plan: SpawnPlan, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None],
+        left: Callable[[], float],
+    ) -> tuple[int, StageReport]:  # fmt: skip
         """Have the session opened and the child of `plan` forked in it; return what spawn.spawn returns.
 
-        `begin` is told each stage, and may refuse it. Raises what it raises, StartRefused and SpawnFailed.
+        `begin` is told each stage, again whenever one of `heard` is readable, and may refuse it. Raises what it
+        raises, StartRefused and SpawnFailed.
         """
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, pipe = os.pipe2(os.O_CLOEXEC)
@@ -52,19 +54,21 @@ class Session:
             self.pid = _fork(lambda: pam_process(login, theirs))
             os.close(pipe)
             theirs.close()
-            return self._user_endpoint(wakeup, begin, left), report
+            return self._user_endpoint(heard, begin, left), report
         except BaseException:
             report.close()
             raise
 
-    def _user_endpoint(self, wakeup: Wakeup, begin: Callable[[Stage], None], left: Callable[[], float]) -> int:
+    def _user_endpoint(
+        self, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None], left: Callable[[], float]
+    ) -> int:
         assert self._socket is not None
         stage = Stage.PAM_ACCOUNT
         while True:
             ready = wait_readable([self._socket.fileno()], 0)
             if not ready:
                 begin(stage)
-                wait_readable([self._socket.fileno(), wakeup.fileno()], left())
+                wait_readable([self._socket.fileno(), *heard()], left())
                 continue
             data = self._socket.recv(_MAX_WORDS)
             if not data:

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from mep.boundary.messages import EndpointEnded, EndpointRunning, StartAnswered
+from mep.boundary.resolved import Caps
 from mep.boundary.runtime import start_ticks
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
@@ -116,6 +117,19 @@ def test_stop_waits_for_a_session_that_closes_without_its_keeper(alice: LocalAcc
         manager.take(EndpointEnded)
         assert run.stop() == 0
         assert is_gone(record, "pam") and site.recorded() == LIFE[1:]
+
+
+def test_stop_does_not_wait_for_a_module_that_opens(alice: LocalAccount, site: Site) -> None:
+    """The keeper hears its monitor meanwhile: long before the start's deadline, and before it would be killed."""
+    script = site.script("slow", f'echo $PAM_TYPE >> {site.record}\n[ "$PAM_TYPE" = open_session ] && exec sleep 300')
+    caps = Caps(start_timeout_s=240, stop_grace_s=60)
+    with pam_monitor(site, f"session required pam_exec.so {script}", caps=caps) as (run, manager, mapper):
+        ask(manager, 1)
+        map_next(mapper, alice.name)
+        until("the module runs", lambda: site.recorded() == ["open_session"])
+        assert run.stop(seconds=60) == 0
+        records = [one for one in run.audit_records() if one["event"] == "start"]
+        assert [(one["code"], one["stage"]) for one in records] == [("STOPPED", "PAM_SESSION")]
 
 
 @pytest.mark.parametrize("adopted", [False, True])
