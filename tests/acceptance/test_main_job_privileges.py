@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -101,5 +102,5 @@ def test_a_service_file_that_is_missing() -> None:
 def test_a_single_user_endpoint_says_that_pam_is_not_used() -> None:
     with make_place("single", "own") as place:
         place.endpoint.add_config("pam: {enable: true}\n")
-        said = place.endpoint._mep("check", "own")
-        assert "PAM is not used" in said.replace("\n", " ")
+        said = json.loads(place.endpoint._mep("check", "own", "--json"))
+        assert any("PAM is not used" in warning for warning in said["warnings"])

@@ -455,7 +455,7 @@ def test_an_earlier_process_still_there(relay: FakeRelay, home: pathlib.Path) ->
         up(relay, first)
         with UepProcess(relay, home, uep_id=first.uep_id) as second:
             report = second.next_report()
-            assert report[:2] == ["FAILED", "START_FAILED"]
+            assert report[:2] == ["FAILED", "SITE_BUSY"]
             assert "still ending" in report[2]
 
 
@@ -464,5 +464,5 @@ def test_root_is_refused(relay: FakeRelay, home: pathlib.Path, monkeypatch: pyte
     monkeypatch.setattr("os.setresuid", lambda *_ids: None)  # the child of this test stays root
     with UepProcess(relay, home) as uep:
         report = uep.next_report()
-        assert report[:2] == ["FAILED", "START_FAILED"]
+        assert report[:2] == ["FAILED", "SITE_BUSY"]
         assert "never runs as root" in report[3]
