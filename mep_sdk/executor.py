@@ -100,6 +100,19 @@ class Executor(concurrent.futures.Executor):
         _executors.add(self)
         # An executor that nobody holds any more ends its threads once its tasks have ended.
         weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
+        self._complete = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; warn of one that this class has not, since a misspelt option would change nothing."""
+        known = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if not known and "_complete" in self.__dict__:
+            import difflib
+
+            options = [each for each in dir(self) if not each.startswith("_") and not callable(getattr(self, each))]
+            near = difflib.get_close_matches(name, options, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"Executor has no attribute {name!r}: setting it has no effect.{hint}", stacklevel=2)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         label = f"{self.label}; " if self.label else ""

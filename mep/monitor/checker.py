@@ -66,4 +66,4 @@ def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Messa
 def _is_gone(subject: Subject, stage: Stage) -> bool:
     """Tell whether an account was this host's own and is no more: no directory need say that."""
     was_here = subject.source == nss.LOCAL and stage is Stage.LOOKUP_USER
-    return was_here and not nss.is_listed(subject.local_user, nss.PASSWD_FILE)
+    return was_here and nss.is_listed(subject.local_user, nss.PASSWD_FILE) is False

@@ -18,14 +18,14 @@ _BUFFER_BYTES = 64 * 1024
 _CALLS = {"passwd": "getpwnam_r", "group": "getgrnam_r", "shadow": "getspnam_r"}
 
 
-def is_listed(name: str, path: str) -> bool:
-    """Return whether the file at `path` (passwd or group) has an entry `name`."""
+def is_listed(name: str, path: str) -> bool | None:
+    """Return whether the file at `path` (passwd or group) has an entry `name`; None where it cannot be read."""
     start = name.encode() + b":"
     try:
         with open(path, "rb") as file:
             return any(line.startswith(start) for line in file)
     except OSError:
-        return False
+        return None
 
 
 def services(database: str, path: str = SWITCH_FILE) -> list[str]:

@@ -22,6 +22,8 @@ from mep.monitor.spawn import reset_signals
 from mep.monitor.supervise import describe_status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mep.monitor.monitor import Monitor
 
 DEADLINE_S = 60.0
@@ -57,13 +59,18 @@ class Reload:
         monitor.log.info("reading the configuration again", resolver=self.pid)
 
     def _reopen_logs(self) -> None:
-        resolved = self._monitor.resolved
-        try:
-            open_log(resolved.log_path)
-            self._monitor.audit.reopen(resolved.audit_path)
-            self._monitor.hand_over_task_log()
-        except OSError as error:
-            self._monitor.log.error("cannot open a log again", error=str(error))
+        """Each by itself: one that cannot be opened again keeps none of the others from it."""
+        resolved, monitor = self._monitor.resolved, self._monitor
+        steps: dict[str, Callable[[], object]] = {
+            "log": lambda: open_log(resolved.log_path),
+            "audit log": lambda: monitor.audit.reopen(resolved.audit_path),
+            "task records": monitor.hand_over_task_log,
+        }
+        for what, again in steps.items():
+            try:
+                again()
+            except OSError as error:
+                monitor.log.error("cannot open a log again", which=what, error=str(error))
 
     def _overdue(self) -> None:
         if self.pid:
