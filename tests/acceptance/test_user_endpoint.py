@@ -464,5 +464,5 @@ def test_root_is_refused(relay: FakeRelay, home: pathlib.Path, monkeypatch: pyte
     monkeypatch.setattr("os.setresuid", lambda *_ids: None)  # the child of this test stays root
     with UepProcess(relay, home) as uep:
         report = uep.next_report()
-        assert report[:2] == ["FAILED", "SITE_BUSY"]
+        assert report[:2] == ["FAILED", "START_FAILED"]
         assert "never runs as root" in report[3]
