@@ -14,8 +14,8 @@ import pytest
 from identity import command
 
 LIBC_OWN = 1 << 31 | 1 << 32
-"""Signals 32 and 33, which libc keeps for its threads: make leaves them ignored in what it starts, and only the monitor,
-which starts the mapper, can set them back."""
+"""Signals 32 and 33, which libc keeps for its threads: make leaves them ignored in what it starts, and the monitor,
+which starts the mapper, sets them back."""
 
 
 def script(tmp_path: pathlib.Path, text: str) -> str:
