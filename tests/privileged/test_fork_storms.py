@@ -88,7 +88,7 @@ def test_no_descendant_is_left_of_a_storm(alice: LocalAccount, storm: str) -> No
         finally:
             os._exit(0)
     until("the storm is over", lambda: os.waitpid(pid, os.WNOHANG)[0], WAIT_S)
-    assert processes_of(alice.uid) == []
+    until("nothing is left", lambda: processes_of(alice.uid) == [])
 
 
 def test_a_storm_is_ended_by_a_stop(alice: LocalAccount, bob: LocalAccount, storm: str) -> None:
@@ -100,7 +100,7 @@ def test_a_storm_is_ended_by_a_stop(alice: LocalAccount, bob: LocalAccount, stor
         manager.send(StopAll(reason="deleted"))
         ended = [manager.take(EndpointEnded)[0] for _ in range(2)]
         assert {one.uep_id for one in ended} > {uep_id}
-        assert processes_of(alice.uid) == []
+        until("nothing is left", lambda: processes_of(alice.uid) == [])
         if group:
             until("the group is gone", lambda: not os.path.exists(os.path.dirname(group)))
         run.stop(seconds=WAIT_S)

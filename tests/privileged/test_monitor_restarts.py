@@ -84,7 +84,7 @@ def test_keeper_outlives_the_monitor_and_is_adopted(alice: LocalAccount) -> None
         assert run.record(uep_id) == before
         assert start_as(manager, mapper, alice.name, uep_id=uep_id)[1].outcome == "already_running"
         shown = {"uep_id": uep_id, "local_user": alice.name, "pid": before["uep_pid"], "state": "running"}
-        assert [{key: one[key] for key in shown} for one in run.status()["user_endpoints"]] == [shown]
+        until("shown", lambda: [{key: one[key] for key in shown} for one in run.status()["user_endpoints"]] == [shown])
         os.kill(before["uep_pid"], signal.SIGKILL)
         ended = manager.take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code) == (uep_id, "USER_ENDPOINT_LOST")

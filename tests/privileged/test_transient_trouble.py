@@ -116,7 +116,7 @@ def test_a_monitor_without_descriptors_lives(alice: LocalAccount) -> None:
         until("a launch was tried", lambda: "cannot start the mapper" in run.log_text())
         subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
         run.puppet("mapper").send(MapperReady(epoch=bytes(16)))
-        assert run.status()["user_endpoints"][0]["state"] == "running"
+        until("it is shown", lambda: run.status()["user_endpoints"][0]["state"] == "running")
 
 
 def test_too_few_descriptors_for_what_is_allowed_are_said_at_the_start() -> None:

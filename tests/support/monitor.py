@@ -61,11 +61,13 @@ def new_uep_id() -> str:
 
 
 def until(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
-    """Return the first true value of `condition`; fail after `seconds`."""
+    """Return the first true value of `condition`; fail after `seconds`. What is not there to be looked up may come yet:
+    status and records are written a while after a change."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if value := condition():
-            return value
+        with contextlib.suppress(LookupError):
+            if value := condition():
+                return value
         time.sleep(0.01)
     raise AssertionError(f"not within {seconds} s: {what}")
 
