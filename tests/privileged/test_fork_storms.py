@@ -102,7 +102,7 @@ def test_a_storm_is_ended_by_a_stop(alice: LocalAccount, bob: LocalAccount, stor
         assert {one.uep_id for one in ended} > {uep_id}
         until("nothing is left", lambda: processes_of(alice.uid) == [])
         if group:
-            until("the group is gone", lambda: not os.path.exists(os.path.dirname(group)))
+            until("the group is gone", lambda: not os.path.exists(group))
         run.stop(seconds=WAIT_S)
 
 
