@@ -75,7 +75,7 @@ def storming(manager: Puppet, mapper: Puppet, who: LocalAccount, program: str, r
 
 
 def started_at_last(manager: Puppet, mapper: Puppet, who: LocalAccount) -> None:
-    """Somebody else's start succeeds: where the host had no process for it in that moment, when it is asked for again."""
+    """Somebody else is started: where the host had no process for it in that moment, when it is asked for again."""
     for ref in range(2, 12):
         outcome = start_as(manager, mapper, who.name, ref=ref)[1].outcome
         if outcome != "unavailable":
