@@ -26,8 +26,7 @@ install: ## install into PREFIX (the other commands do it themselves)
 test: ## lint, types and every test
 	@python3 packaging/install.py --prefix "$(PREFIX)" --tests
 	@$(MAKE) lint types
-	@"$(BIN)/pytest" || { test $$? -eq 1 && echo "make: what failed, once more by itself:" && \
-	    "$(BIN)/pytest" -v --last-failed --last-failed-no-failures=none; }
+	@"$(BIN)/pytest"
 
 check: install ## the quick part of the tests: lint, types, unit
 	@$(MAKE) lint types unit
