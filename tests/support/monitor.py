@@ -344,6 +344,15 @@ class MonitorRun:
         if sys.exc_info()[0] is not None:
             print(self.log_text())
         self.close()
+        remove_empty_groups()
+
+
+def remove_empty_groups() -> None:
+    """Remove what killed monitors and keepers of tests have left of control groups; those in use cannot be."""
+    for tree in map(pathlib.Path, ("/sys/fs/cgroup/mep", "/sys/fs/cgroup/unified/mep")):
+        for directory, _, _ in os.walk(tree / "endpoint-test", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 def ask(manager: Puppet, ref: int, document: bytes = b"request") -> None:
