@@ -20,7 +20,7 @@ from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 
-NOWHERE = str(uuid.uuid4())
+NOWHERE = "7b1a0c1e-3f5c-4a7e-9d55-0c1f2e3d4a5b"
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -242,6 +242,7 @@ def test_mapper_restarts_with_a_new_epoch_that_the_manager_is_told() -> None:
         encode(NotMapped(1, "", "IDENTITY_NOT_MAPPED", "", "", "", "")),
         encode(Mapped(1, new_uep_id(), "nobody", "{}", "")),
     ],
+    ids=["epoch", "refusal", "mapped"],
 )
 def test_mapper_out_of_phase(frame: bytes) -> None:
     with MonitorRun() as run:
