@@ -202,7 +202,7 @@ def test_scancel_fails_what_had_started_and_runs_the_rest_in_a_new_block(
 def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, place: Any, shared: Path) -> None:
     with place.executor("alice", walltime="00:08:00") as executor:
         running, waiting, job = _one_running_and_five_waiting(executor, shared / "mark")
-        slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now")  # Slurm looks every 30 s
+        slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+5")  # "now" is past when it arrives
         until("end of the walltime", lambda: job not in slurm.jobs(), 90)
         assert slurm.show(job)["JobState"] == "TIMEOUT"
         _lost_and_run_again(running, waiting, job, shared / "mark")

@@ -140,8 +140,9 @@ class Puppet:
         return gone(self.pid, self.started)
 
     def kill(self) -> None:
-        """SIGKILL it."""
-        os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL it. The monitor may have done so already."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 class MonitorRun:
