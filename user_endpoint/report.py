@@ -1,4 +1,4 @@
-"""What a user endpoint tells its keeper: ready, failed, or ended, one datagram each.
+"""What a user endpoint tells its keeper: ready, failed, ended, or a notice, one datagram each.
 
 The keeper trusts none of it. What the person may read and what only the administrator may read are separate
 lines. Called by main and the loop.
@@ -44,6 +44,10 @@ class Reporter:
         public = _line(failure.public, _MAX_PUBLIC_BYTES)
         detail = _line(failure.detail, MAX_REPORT_BYTES - _MAX_PUBLIC_BYTES - 128)
         self._send(b"\n".join([b"FAILED", _line(failure.code, 64), public, detail]))
+
+    def notice(self, code: str, text: str) -> None:
+        """Something that the administrator must know, while this process goes on."""
+        self._send(b"\n".join([b"NOTICE", _line(code, 64), _line(text, _MAX_PUBLIC_BYTES)]))
 
     def ended(self, code: str, text: str) -> None:
         """This process has ended in good order (`IDLE`, `STOPPED`) or with an error's code."""

@@ -303,6 +303,7 @@ class Keeper:
         supervisor = Supervisor(
             pid, report, self._channel, self._wakeup, self._log,
             stop_grace_s=self._order.stop_grace_s, group=self._group, session=self._session,
+            uep_id=self._order.uep_id,
         )  # fmt: skip
         ending = supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING))
         self._end(ending)

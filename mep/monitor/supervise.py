@@ -28,7 +28,7 @@ _CODE = re.compile(r"[A-Z_]{1,64}")
 MAX_PUBLIC = 1024
 _FAILED_EXIT_S = 5.0
 _MAX_REPORTS = 64
-"""A user endpoint says three things in its life: one that says more is not listened to any longer."""
+"""A user endpoint says two things in its life, and at most 16 notices: one that says more is not listened to."""
 STOPPED = "STOPPED"
 _LOST = "USER_ENDPOINT_LOST"
 
@@ -54,7 +54,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One datagram of the user endpoint's: READY, FAILED or ENDED."""
+    """One datagram of the user endpoint's: READY, FAILED, ENDED or NOTICE."""
 
     kind: str
     code: str = ""
@@ -68,7 +68,7 @@ def parse_report(datagram: bytes) -> Report | None:
     kind, rest = lines[0], [*lines[1:4], "", "", ""]
     if kind == "READY":
         return Report(kind)
-    if kind not in {"FAILED", "ENDED"} or not _CODE.fullmatch(rest[0]):
+    if kind not in {"FAILED", "ENDED", "NOTICE"} or not _CODE.fullmatch(rest[0]):
         return None
     return Report(kind, rest[0], clip(rest[1], MAX_PUBLIC), clip(rest[2], 2048))
 
@@ -78,10 +78,10 @@ class Supervisor:
 
     def __init__(
         self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
-        stop_grace_s: float, group: Cgroup | None = None, session: Session | None = None,
+        stop_grace_s: float, group: Cgroup | None = None, session: Session | None = None, uep_id: str = "",
     ) -> None:  # fmt: skip
         self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
-        self._grace_s, self._group, self._session = stop_grace_s, group, session
+        self._grace_s, self._group, self._session, self._uep_id = stop_grace_s, group, session, uep_id
         self._ready = False
         self._status: int | None = None
         self._said: Report | None = None
@@ -187,6 +187,9 @@ class Supervisor:
                 self._ready = True
                 on_ready()
                 self.tell(UepReady())
+        elif report.kind == "NOTICE":
+            uep = self._uep_id
+            self._log.warning("user endpoint reports", uep=uep, pid=self._pid, code=report.code, text=report.public)
         elif self._said is None:
             self._said = report
             self._kill_at = min(self._kill_at, time.monotonic() + max(_FAILED_EXIT_S, self._grace_s))

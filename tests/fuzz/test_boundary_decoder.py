@@ -101,6 +101,6 @@ def test_reports_of_a_user_endpoint(datagram: bytes) -> None:
     report = parse_report(datagram)
     if report is None:
         return
-    assert report.kind in {"READY", "FAILED", "ENDED"}
+    assert report.kind in {"READY", "FAILED", "ENDED", "NOTICE"}
     assert len(report.public.encode()) <= 1024 and len(report.detail.encode()) <= 2048
     assert report.public.isprintable() and report.detail.isprintable()

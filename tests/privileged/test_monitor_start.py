@@ -233,6 +233,18 @@ def test_user_endpoint_that_reports_a_failure(alice: LocalAccount) -> None:
         assert "detail for the administrator" in record["detail"] and record["stage"] == "READY"
 
 
+def test_user_endpoint_that_has_something_for_the_administrator(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        uep_id, answer = start_as(manager, mapper, alice.name, mode="notice")
+        assert answer.outcome == "started"
+        until("a line in the log", lambda: "user endpoint reports" in run.log_text())
+        (line,) = [line for line in run.log_text().splitlines() if "user endpoint reports" in line]
+        assert f"uep={uep_id}" in line
+        assert "code=FUNCTION_CODE_CHANGED" in line
+        assert "function f [31m is=not the pinned one" in line
+        assert run.record(uep_id)["state"] == "running"
+
+
 def test_user_endpoint_that_ends_without_a_word(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         failed(run, start_as(manager, mapper, alice.name, mode="exit")[1], "READY", "exit status 3")

@@ -26,6 +26,10 @@ if mode == "silent":
 if mode == "garbage":
     for datagram in (b"\xff" * 4096, b"FAILED\nlower case\nx\ny", b"READY now", b"\0", b"ENDED\n" + b"A" * 65 + b"\nx"):
         report.send(datagram)
+if mode == "notice":
+    report.send(b"READY")
+    report.send(b"NOTICE\nFUNCTION_CODE_CHANGED\nfunction f\x1b[31m\tis=not the pinned one")
+    time.sleep(3600)
 if mode == "flood":
     report.send(b"READY")
     while True:
