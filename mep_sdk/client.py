@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,8 +109,17 @@ class Client:
         return self._read(answer, api.FunctionAnswer).function_uuid
 
     def get_function(self, function_id: UuidLike) -> dict[str, Any]:
-        """Return what the relay has on a registered function."""
-        return self._get(f"/v2/functions/{function_id}")
+        """Return what the relay has on a registered function.
+
+        `sha256` is the digest of `function_code`, computed here, in 64 hexadecimal digits. An endpoint that lists
+        `sha256:DIGEST` in its `allowed_functions` runs just that code, whatever its id.
+        """
+        found = self._get(f"/v2/functions/{function_id}")
+        try:
+            code = api.opaque_bytes(found.get("function_code"))
+        except ValueError as error:
+            raise RelayAnswerInvalid(url=self.settings.relay_url, reason=f"function_code: {error}") from error
+        return found | {"sha256": sha256(code).hexdigest()}
 
     def delete_function(self, function_id: UuidLike) -> dict[str, Any]:
         """Remove a registered function."""

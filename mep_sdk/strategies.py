@@ -91,6 +91,11 @@ class Allowed:
         if not self._code or not self._data:
             raise ValueError(f"needs at least one strategy for functions and one for data, got {self._names}")
 
+    @property
+    def only_json(self) -> bool:
+        """Whether arguments travel as JSON alone."""
+        return self._data == {JSON}
+
     def function(self, code: bytes) -> bytes:
         """Return the function with only those of its ways that are allowed. Raises SerializerNotAllowed.
 

@@ -67,6 +67,19 @@ class FunctionAnswer(msgspec.Struct, kw_only=True):
     function_uuid: str
 
 
+class FunctionDigestsBody(msgspec.Struct, kw_only=True):
+    """POST /v3/functions/digests. This project's own."""
+
+    function_ids: list[str]
+
+
+class FunctionDigestsAnswer(msgspec.Struct, kw_only=True):
+    """The answer to POST /v3/functions/digests; unknown and deleted functions are left out."""
+
+    digests: dict[str, str]
+    """SHA-256 of a function's code, 64 hexadecimal digits, by function id."""
+
+
 class SubmitBody(msgspec.Struct, kw_only=True):
     """POST /v3/endpoints/ID/submit: argument lists by function id."""
 

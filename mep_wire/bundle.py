@@ -32,6 +32,9 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     parent_config: dict[str, Any]
     """The endpoint's own config.yaml as templates see it (`parent_config`), secrets left out."""
     allowed_functions: list[str] | None = None
+    """Entries as in config.yaml: ids at the relay, and digests as `sha256:` with hexadecimal digits."""
+    function_pins: dict[str, bytes] = {}
+    """The SHA-256 of the code of each listed id, pinned at registration."""
     multi_user: bool = True
     debug: bool = False
     audit_tasks: bool = False

@@ -78,6 +78,14 @@ class FunctionNotAllowed(MepError):
     http_status = 403
 
 
+class FunctionCodeChanged(MepError):
+    """Endpoint {endpoint_id} has pinned the code of function {function_id}, and the relay sent other code under that id
+    (sha256:{sha256}). Nothing was run. Tell the endpoint's administrator: the relay may have been tampered with."""
+
+    code = "FUNCTION_CODE_CHANGED"
+    http_status = 403
+
+
 class EndpointNotFound(MepError):
     """There is no endpoint {endpoint_id}. Check the id, or whether it was deleted."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import sqlite3
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import click
 
 from mep_wire.errors import IdConflict
+from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.identity import Identity, IdentitySet
 from relay import log
 from relay.auth.tokens import new_token, token_hash
@@ -338,6 +340,37 @@ def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
         f"{v['id']}  {'multi-user ' if v['multi_user'] else 'single-user'}  {v['name']}  {v['owner']}" for v in value
     ]
     _show(value, "\n".join(lines) or "no endpoint yet", as_json=as_json)
+
+
+@main.group()
+def function() -> None:
+    """Functions registered with the relay."""
+
+
+@function.command(name="show", short_help="Show a function and the digest of its code.")
+@click.argument("function_id")
+@_state_option
+@_json_option
+def show_function(function_id: str, directory: Path | None, *, as_json: bool) -> None:
+    """Show a registered function: name, owner, size, and the SHA-256 of its code.
+
+    An endpoint's `allowed_functions` takes the digest as it is shown, with `sha256:` before it.
+
+    \b
+    Example:
+      mep-relay function show 6d0ba55f-de15-4af2-827d-05c50c338aa7
+    """
+    with _store(directory) as store:
+        found = store.function(function_id.lower())
+        owners = {person.account_id: person.identities[0].username for person in store.accounts()}
+    if found is None:
+        raise click.ClickException(f"there is no function {function_id}: it was never registered, or it was deleted")
+    value = {
+        "id": found.function_id, "name": found.name, "owner": owners.get(found.owner, found.owner),
+        "public": found.public, "bytes": len(found.code), "sha256": hashlib.sha256(found.code).hexdigest(),
+    }  # fmt: skip
+    lines = [*(f"{key}: {value[key]}" for key in ("id", "name", "owner", "public", "bytes"))]
+    _show(value, "\n".join([*lines, f"code: {DIGEST_PREFIX}{value['sha256']}"]), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from typing import Final
 
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import (
+    FunctionCodeChanged,
     JoinRefused,
     MepError,
     ResultTooLarge,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES
-from user_endpoint.admission import Admission, Refusals, Serializers
+from user_endpoint.admission import Admission, FunctionList, Refusals, Serializers
 from user_endpoint.attempts import LOSSES, Attempts
 from user_endpoint.deadlines import Deadlines
 from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
@@ -35,6 +36,8 @@ RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 RESULT_BATCH: Final = 4096
 RESEND_BATCHES: Final = 4
 """Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
+MAX_NOTICES: Final = 16
+"""Functions about which the administrator is told. The keeper listens to a bounded number of reports."""
 CROWD: Final = 32
 GATHER_S: Final = 0.001
 """While this many tasks are held, what they bring leaves at most once in this time. A lone result waits for nothing."""
@@ -49,7 +52,7 @@ class UserEndpoint:
         uep_id: str,
         join_token: bytes,
         endpoint_id: str,
-        allowed_functions: frozenset[str] | None,
+        allowed_functions: tuple[FunctionList, ...],
         check_resources: Callable[[bytes], None] = lambda _spec: None,
         serializers: Serializers | None = None,
         engine: Engine,
@@ -78,6 +81,7 @@ class UserEndpoint:
         self._to_run: list[EngineTask] = []
         self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
         self._started: dict[int, tuple[str, str]] = {}  # of those, what has not been told
+        self._changed: set[str] = set()
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
@@ -193,6 +197,8 @@ class UserEndpoint:
         try:
             code = self._admission.code_of(task)
         except Refusals as error:
+            if isinstance(error, FunctionCodeChanged):
+                self._code_changed(task.function_id, error)
             self._fail(task, error)
             return
         if task.expires_in_s:
@@ -210,6 +216,14 @@ class UserEndpoint:
                 priority=task.priority,
             )
         )
+
+    def _code_changed(self, function_id: str, error: FunctionCodeChanged) -> None:
+        """Tell the administrator, once for each function: the relay serves other code than was pinned."""
+        if function_id in self._changed or len(self._changed) >= MAX_NOTICES:
+            return
+        self._changed.add(function_id)
+        self._log.error("function refused: not the pinned code", function=function_id, received=error.fields["sha256"])
+        self._reporter.notice(error.code, error.text)
 
     def _submit(self) -> None:
         if self._to_run:

@@ -289,7 +289,7 @@ class UepSettings(_Section, frozen=True):
     max_attempts_limit: Count | None = None
     """Most attempts a task is given that asks for more with max_attempts; any number where it is not given."""
     allowed_functions: list[str] | None = None
-    """Ids of the only functions this user endpoint runs; None for any."""
+    """Only these functions run: `sha256:` and the digest of the code, or an id that config.yaml lists; None for any."""
     endpoint_setup: str | None = None
     """Shell commands run before the engine starts."""
     endpoint_teardown: str | None = None
@@ -341,9 +341,11 @@ def settings_from(document: object, lines: Mapping[str, int] | None = None) -> U
     _check_engine_type(kept)
     _check_walltime(kept)
     try:
-        return msgspec.convert({**kept, "not_applicable": ignored, "lines": dict(lines or {})}, UepSettings)
+        settings = msgspec.convert({**kept, "not_applicable": ignored, "lines": dict(lines or {})}, UepSettings)
     except msgspec.ValidationError as error:
         raise _explained(str(error), kept) from error
+    _check_functions(settings.allowed_functions)
+    return settings
 
 
 _INTERNAL = frozenset({"not_applicable", "lines"})
@@ -384,6 +386,16 @@ def _check_walltime(document: Mapping[str, Any]) -> None:
             "engine.provider.walltime",
             f"is the number {walltime}, and must be text such as '10:30:00' (unquoted, YAML may read it as a number)",
         )
+
+
+def _check_functions(entries: list[str] | None) -> None:
+    """Raises SettingsInvalid for an entry that can be no function."""
+    if not entries:
+        return
+    from mep_wire.function_lists import entry_problem  # only such templates pay for it
+
+    if problem := next((problem for entry in entries if (problem := entry_problem(entry))), ""):
+        raise SettingsInvalid("allowed_functions", problem)
 
 
 def _explained(message: str, document: Mapping[str, Any]) -> SettingsInvalid:

@@ -24,7 +24,7 @@ from user_endpoint.settings import located
 from user_endpoint.workers.forkserver import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
-    from user_endpoint.admission import Serializers
+    from user_endpoint.admission import FunctionList, Serializers
     from user_endpoint.attempts import Attempts
     from user_endpoint.settings import UepSettings
     from user_endpoint.spool import Spool
@@ -101,6 +101,7 @@ class Starting:
         settings = self._rendering.result()
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
+        lists = self._function_lists(settings)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
         place = EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
         try:
@@ -115,7 +116,7 @@ class Starting:
             uep_id=self._request.uep_id,
             join_token=self._verified.join_token,
             endpoint_id=self._request.endpoint_id,
-            allowed_functions=allowed(self._bundle.allowed_functions, settings.allowed_functions),
+            allowed_functions=lists,
             check_resources=ResourceRule(settings.engine).check,
             serializers=_serializers(settings.engine.allowed_serializers),
             engine=engine,
@@ -139,6 +140,17 @@ class Starting:
         remove_staged(paths.run)
         run_commands("endpoint_teardown", settings.endpoint_teardown, paths.run, TEARDOWN_S)
         endpoint.report_end()
+
+    def _function_lists(self, settings: UepSettings) -> tuple[FunctionList, ...]:
+        from user_endpoint.admission import function_lists
+
+        try:
+            return function_lists(
+                self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins
+            )
+        except EndpointMisconfigured as error:
+            error.detail = located(error.detail, settings.lines)
+            raise
 
 
 def open_log(paths: Paths, *, debug: bool) -> Log:
@@ -174,12 +186,6 @@ def open_spool(paths: Paths, log: Log) -> Spool:
     if found:
         log.info("found results of an earlier process", results=found)
     return spool
-
-
-def allowed(by_endpoint: list[str] | None, by_template: list[str] | None) -> frozenset[str] | None:
-    """Return the functions that both lists allow, None for any."""
-    lists = [frozenset(name.lower() for name in names) for names in (by_endpoint, by_template) if names is not None]
-    return frozenset.intersection(*lists) if lists else None
 
 
 def attempts(settings: UepSettings) -> Attempts:

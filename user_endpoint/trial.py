@@ -21,6 +21,7 @@ import msgspec
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfigReserved
 from mep_wire.start import StartRequest
+from user_endpoint.admission import function_lists
 from user_endpoint.render import render_settings
 from user_endpoint.render.document import DocumentInvalid
 from user_endpoint.render.user_config import check_user_config
@@ -161,6 +162,12 @@ class Trial:
             line = self._line_of_key(key)
             place = f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
             self.verdict.note(f"{place}: {key}: means nothing here, and is ignored")
+        lists = function_lists(self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins)
+        if lists and not _only_json(settings.engine.allowed_serializers):
+            self.verdict.note(
+                "allowed_functions: pickled arguments can carry code of their own; to run nothing but the listed "
+                "code, let engine.allowed_serializers accept JSONData alone for data"
+            )
         if isinstance(settings.engine, GlobusComputeEngine):
             from user_endpoint.htex.provider import Plan  # and with it Parsl, which only such templates pay for
 
@@ -175,7 +182,7 @@ class Trial:
             self.verdict.problem(self._line_of_key(cause.path), str(cause))
         else:
             place = re.match(rf"{re.escape(self._bundle.template_name)}: line (\d+)", detail)
-            key = re.match(r"(engine[a-z_.]*): ", detail)
+            key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
             line = int(place[1]) if place else self._line_of_key(key[1]) if key else 0
             self.verdict.problem(line, detail[place.end() + 2 :] if place else detail)
 
@@ -193,6 +200,18 @@ class Trial:
             if found:
                 return found[0] if len(found) == 1 else 0
         return 0
+
+
+def _only_json(serializers: list[str] | None) -> bool:
+    """Return whether arguments may travel as JSON alone."""
+    if serializers is None:
+        return False
+    from mep_sdk.strategies import Allowed, StrategyUnknown
+
+    try:
+        return Allowed(serializers).only_json
+    except (StrategyUnknown, ValueError):
+        return False  # which the engine's own settings say
 
 
 def _start(config: dict[str, Any]) -> StartRequest:

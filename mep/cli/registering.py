@@ -24,6 +24,7 @@ from mep import __version__
 from mep.cli.dropped import run_module
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
+from mep.cli.function_pins import pin_functions
 from mep.cli.output import warn
 from mep.config import paths as names
 from mep.config.accounts import system_account
@@ -160,6 +161,7 @@ def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, tok
     """Register the endpoint, or register it again with what changed. Raises CliFailed, ConfigRefused."""
     accounts = accounts_for(where)
     keys = ensure_keys(where, accounts)
+    pin_functions(where, accounts.manager, options.allowed_functions, relay_url, token)
     told = _facts(where, options)
     body = {
         **told,

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from mep_wire.function_lists import entry_problem
+
 Check = Callable[[Any], str]
 """Returns why a value is not accepted, or an empty string."""
 
@@ -95,6 +97,10 @@ def _uuids(value: list[str] | None) -> str:
         except ValueError:
             return f"{item!r} is not a UUID"
     return ""
+
+
+def _function_entries(value: list[str] | None) -> str:
+    return next((problem for item in value or [] if (problem := entry_problem(item))), "")
 
 
 def _absolute_or_home(value: str | None) -> str:
@@ -283,7 +289,13 @@ class EndpointOptions:
         metadata=about("Ids of identities that may manage the endpoint at the relay.", check=_uuids),
     )
     allowed_functions: list[str] | None = field(
-        default=None, metadata=about("Ids of the only functions that may run here. Absent: any function.", check=_uuids)
+        default=None,
+        metadata=about(
+            "The only functions that may run here, each as `sha256:` and the digest of its code, or as its id at the "
+            "relay. `mep register` pins the digest of an id's code. Absent: any function.",
+            check=_function_entries,
+            example=["sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+        ),
     )
     user_config_template_path: str | None = option(
         "Template of a user endpoint's configuration. Absent: user_config_template.yaml.j2 beside this file.", None

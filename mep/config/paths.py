@@ -20,6 +20,7 @@ TEMPLATE, TEMPLATE_OLD = "user_config_template.yaml.j2", "user_config_template.y
 MAPPING = "identity_mapping.json"
 FIVE_FILES = (CONFIG, TEMPLATE, SCHEMA, ENVIRONMENT, MAPPING)
 LINK_KEY, UNSEAL_KEY, REGISTRATION = "link.key", "unseal.key", "registration.json"
+FUNCTION_PINS = "function_pins.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RESERVED = frozenset({"relay", "uep", "state", "run"})
@@ -54,6 +55,11 @@ class EndpointPaths:
     def registration(self) -> Path:
         """What the relay answered at registration."""
         return self.state_dir / REGISTRATION
+
+    @property
+    def function_pins(self) -> Path:
+        """The digests of the functions that config.yaml lists by id."""
+        return self.state_dir / FUNCTION_PINS
 
 
 def find_roots(environ: Mapping[str, str], *, privileged: bool, home: Path) -> Roots:

@@ -21,6 +21,7 @@ from mep.config.accounts import system_account
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
 from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import check_trusted, read_trusted
+from mep.config.function_pins import pins_for
 from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
@@ -160,6 +161,7 @@ def _bundle(
         user_environment=read_environment(where.config_dir / names.ENVIRONMENT, owner),
         parent_config={key: value for key, value in document.values.items() if key in declared},
         allowed_functions=options.allowed_functions,
+        function_pins=pins_for(where, options.allowed_functions, owner),
         multi_user=multi_user,
         debug=options.debug,
         audit_tasks=options.audit_tasks,

@@ -27,4 +27,6 @@ class Service:
     bodies: Bodies = field(default_factory=Bodies)
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
+    function_digests: dict[int, str] = field(default_factory=dict)
+    """SHA-256 of functions' code in hexadecimal, by row."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)

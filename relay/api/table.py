@@ -113,6 +113,14 @@ ROUTES: tuple[Route, ...] = (
         body=api.FunctionBody,
     ),
     Route(
+        "POST",
+        "/v3/functions/digests",
+        functions.digests,
+        api.FunctionDigestsAnswer,
+        "Look up the SHA-256 of functions' code",
+        body=api.FunctionDigestsBody,
+    ),
+    Route(
         "GET",
         "/v2/functions/{function_id}",
         functions.look_up,

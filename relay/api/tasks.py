@@ -167,7 +167,7 @@ def _new_tasks(
     names: dict[str, list[str]] = {}
     for name, payloads in body.tasks.items():
         function = functions.usable(service, name.lower(), caller.account_id)
-        if endpoint.allowed_functions is not None and function.function_id not in endpoint.allowed_functions:
+        if not functions.listed(service, endpoint.allowed_functions, function):
             raise FunctionNotAllowed(endpoint_id=endpoint.endpoint_id, function_id=function.function_id)
         ids = _task_ids(body.task_ids, name, len(payloads))
         _append(tasks, function, payloads, ids, options)

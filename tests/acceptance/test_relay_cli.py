@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pwd
@@ -107,6 +108,19 @@ def test_an_owner_of_endpoints_is_not_removed(served: RelayProcess) -> None:
     served.cli("user", "remove", owner.username)
 
 
+def test_a_function_is_shown_with_the_digest_of_its_code(served: RelayProcess) -> None:
+    owner = Person(served, "owner")
+    function_id = owner.function("the code")
+    digest = hashlib.sha256(b"the code").hexdigest()
+    assert json.loads(served.cli("function", "show", function_id.upper(), "--json").stdout) == {
+        "id": function_id, "name": "f", "owner": owner.username, "public": False, "bytes": 8, "sha256": digest,
+    }  # fmt: skip
+    assert f"code: sha256:{digest}" in served.cli("function", "show", function_id).stdout
+    done = served.cli("function", "show", "nonsense", check=False)
+    assert done.returncode == 1
+    assert "there is no function nonsense" in done.stderr
+
+
 def test_a_serving_relay_sees_new_people_at_once(served: RelayProcess) -> None:
     new = Person(served, "new")
     assert new.ok("GET", "/v2/endpoints") == []
@@ -124,6 +138,7 @@ def test_a_serving_relay_sees_new_people_at_once(served: RelayProcess) -> None:
         ("user", "list"),
         ("user", "remove"),
         ("endpoint", "list"),
+        ("function", "show"),
     ],
 )
 def test_help_says_what_it_does(relay: RelayProcess, words: tuple[str, ...]) -> None:

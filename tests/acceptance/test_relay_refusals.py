@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import os
 import time
@@ -136,6 +137,24 @@ def test_an_endpoint_with_a_list_runs_only_functions_on_it(relay: RelayProcess, 
     reason = alice.refused(403, "FUNCTION_NOT_ALLOWED", "POST", submission(strict.endpoint_id), body)
     assert other in reason
     alice.submit(strict.endpoint_id, listed, ["x"])
+
+
+def test_an_endpoint_may_list_code(relay: RelayProcess, alice: Person, bob: Person) -> None:
+    listed, other = "sha256:" + hashlib.sha256(b"the code").hexdigest(), alice.function()
+    strict = FakeManager(relay, alice.token, allowed_functions=[listed.replace("a", "A").replace("shA", "sha")])
+    alice.refused(403, "FUNCTION_NOT_ALLOWED", "POST", submission(strict.endpoint_id), {"tasks": {other: ["x"]}})
+    for person in (alice, bob):
+        person.submit(strict.endpoint_id, person.function("the code"), ["x"])
+
+
+def test_digests_are_told_to_anybody_who_knows_the_id(alice: Person, bob: Person) -> None:
+    function, gone = alice.function("the code"), alice.function("more")
+    alice.ok("DELETE", f"/v2/functions/{gone}")
+    digest = hashlib.sha256(b"the code").hexdigest()
+    body = {"function_ids": [function.upper(), gone, NOWHERE, "nonsense"]}
+    assert bob.ok("POST", "/v3/functions/digests", body) == {"digests": {function: digest}}
+    assert alice.ok("GET", f"/v2/functions/{function}")["sha256"] == digest
+    bob.refused(422, "BODY_INVALID", "POST", "/v3/functions/digests", {"function_ids": [NOWHERE] * 257})
 
 
 # --- 404 --------------------------------------------------------------------------------------------

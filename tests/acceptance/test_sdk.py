@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import hashlib
 import logging
 import os
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from mep_sdk import Client, Executor
 from mep_sdk.errors import DataUnreadable, FunctionUnserializable, RelayAnswerMissing, RemoteTraceback, TaskPending
+from mep_sdk.serialize import serialize_function
 from mep_wire.errors import (
     BodyInvalid,
     EndpointNotFound,
@@ -163,7 +165,8 @@ def test_a_function_is_registered_once(executor):
 def test_the_three_calls_of_a_registered_function(place, executor):
     client = place.client()
     function_id = client.register_function(add, public=True)
-    assert client.get_function(function_id)
+    found = client.get_function(function_id)
+    assert found["sha256"] == hashlib.sha256(serialize_function(add)).hexdigest()
     assert executor.submit_to_registered_function(function_id, args=[1, 2]).result(WAIT_S) == 3
     assert executor.submit_to_registered_function(function_id, (1,), {"b": 5}).result(WAIT_S) == 6
     task_id = client.run(4, b=5, endpoint_id=place.endpoint.endpoint_id, function_id=function_id)

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_block_engine(relay: FakeRelay, home: pathlib.Path) -> None:
 
 
 def test_allowed_functions_are_enforced_here_too(relay: FakeRelay, home: pathlib.Path) -> None:
-    with UepProcess(relay, home, allowed_functions=["echo"]) as uep:
+    with UepProcess(relay, home, allowed_functions=[f"sha256:{sha256(FUNCTIONS['echo']).hexdigest()}"]) as uep:
         up(relay, uep)
         relay.submit(FUNCTIONS, [task(1, nap, 0.0), task(2, echo, 2)])
         results = relay.results(2)

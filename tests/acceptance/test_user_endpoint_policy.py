@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 
@@ -61,8 +62,10 @@ def test_a_list_that_makes_no_sense_is_said_before_it_joins(
 
 def test_functions_of_the_template_narrow_those_of_the_endpoint(relay: FakeRelay, home: pathlib.Path) -> None:
     template = TEMPLATE + "allowed_functions: {{ FUNCTIONS }}\n"
-    config = {"FUNCTIONS": ["ECHO", "surroundings"]}
-    with UepProcess(relay, home, template=template, config=config, allowed_functions=["echo", "nap"]) as uep:
+    listed = {name: f"sha256:{sha256(FUNCTIONS[name]).hexdigest()}" for name in ("echo", "nap", "surroundings")}
+    config = {"FUNCTIONS": [listed["echo"], listed["surroundings"]]}
+    allowed = [listed["echo"], listed["nap"]]
+    with UepProcess(relay, home, template=template, config=config, allowed_functions=allowed) as uep:
         up(relay, uep)
         relay.submit(FUNCTIONS, [task(1, nap, 0.0), task(2, echo, 2), messages.TaskItem(3, "t", "surroundings", b"")])
         results = relay.results(3)

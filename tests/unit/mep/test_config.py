@@ -41,6 +41,8 @@ def refused(text: str) -> ConfigRefused:
         ("caps:\n  start_timeout_s: 1e9\n", 2, "caps.start_timeout_s", "a number"),
         ("caps:\n  max_user_endpoints: 0\n", 2, "caps.max_user_endpoints", "between"),
         ("allowed_functions: [abc]\n", 1, "allowed_functions", "not a UUID"),
+        ("debug: true\nallowed_functions: ['sha256:abc']\n", 2, "allowed_functions", "64 hexadecimal digits"),
+        (f"allowed_functions: ['SHA256:{'0' * 64}']\n", 1, "allowed_functions", "in lower case"),
         ("admins: null\n", 1, "admins", "a list of texts"),
         ("multi_user: true\nmulti_user: false\n", 2, "multi_user", "given twice"),
         ("user_search_path: bin\n", 1, "user_search_path", "absolute"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
 from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
+from user_endpoint.admission import FunctionList
 from user_endpoint.endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEndpoint
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.functions import Functions
@@ -85,7 +87,7 @@ class Stage:
             uep_id="u", join_token=b"t", endpoint_id="e", engine=self.engine, functions=Functions(str(directory)),
             spool=self.spool, idle=IdleRule(60.0, 600.0, self.now), reporter=Reporter(-1),
             log=Log(BoundedFile(str(self.log))), clock=self.clock,
-            **{"allowed_functions": None, **settings},
+            **{"allowed_functions": (), **settings},
         )  # fmt: skip
         self.uep.link = self.link  # type: ignore[assignment]  # it takes notes
 
@@ -238,7 +240,7 @@ def test_much_payload_asks_for_no_more(stage: Stage, monkeypatch: pytest.MonkeyP
 
 
 def test_what_this_endpoint_may_not_run(tmp_path: pathlib.Path) -> None:
-    stage = Stage(tmp_path, allowed_functions=frozenset({"f"}))
+    stage = Stage(tmp_path, allowed_functions=(FunctionList(frozenset(), {"f": sha256(b"code").digest()}),))
     stage.uep.hello()
     stage.welcome()
     stage.tasks(1)

@@ -7,12 +7,15 @@ import pathlib
 import socket
 import subprocess
 import sys
+import uuid
 
 import pytest
 
 from mep.boundary.memfd import sealed_memfd
+from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited
+from user_endpoint.admission import FunctionList, function_lists
 from user_endpoint.endpoint import RESULT_BATCH_BYTES, in_batches
 from user_endpoint.engines.pace import Pace
 from user_endpoint.engines.process_pool import describe_status
@@ -21,7 +24,6 @@ from user_endpoint.lifecycle.commands import run_commands
 from user_endpoint.link import Backoff
 from user_endpoint.logfile import BoundedFile, Log
 from user_endpoint.report import MAX_REPORT_BYTES, Reporter, StartFailure
-from user_endpoint.starting import allowed
 from user_endpoint.workers.worker import FunctionCache
 
 
@@ -142,10 +144,18 @@ def test_results_are_batched_by_size() -> None:
 
 
 def test_allow_lists_intersect() -> None:
-    assert allowed(None, None) is None
-    assert allowed(["a", "b"], None) == {"a", "b"}
-    assert allowed(["a", "b"], ["b", "c"]) == {"b"}
-    assert allowed([], None) == frozenset()
+    one, two = (str(uuid.UUID(int=number)) for number in (1, 2))
+    pins = {one: b"1" * 32, two: b"2" * 32}
+    digest = "sha256:" + "AB" * 32
+    assert function_lists(None, None, pins) == ()
+    assert function_lists([], None, {}) == (FunctionList(frozenset(), {}),)
+    assert function_lists([one, digest], [two], pins) == (
+        FunctionList(frozenset({b"\xab" * 32}), {one: b"1" * 32}),
+        FunctionList(frozenset(), {two: b"2" * 32}),
+    )
+    with pytest.raises(EndpointMisconfigured) as refused:
+        function_lists(None, [digest, one], {two: b"2" * 32})
+    assert f"no code is pinned for {one}" in refused.value.detail
 
 
 def test_wait_statuses_are_told_to_people() -> None:
