@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -57,7 +57,7 @@ class Dispatcher:
     def __init__(self, store: Store, plane: Plane, signing_key: Ed25519PrivateKey) -> None:
         self.streams = Streams()
         self._audited = AuditedStore(store)
-        store = cast("Store", self._audited)
+        store = self._audited
         self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
         self.delivery = Delivery(self.board, self.streams)
         self.deadlines = Deadlines(self.board, self.delivery)

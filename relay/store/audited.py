@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from typing import Final, TypeVar
 
 import msgspec
 
 from mep_wire.states import TaskState
 from mep_wire.task_events import MAX_PLACE, Happened, Source
 from relay.store.base import Store, Tx
+from relay.store.delegating import DelegatingStore, DelegatingTx
 from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled, TaskRef, UepKey
 
 T = TypeVar("T")
@@ -40,20 +41,26 @@ class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
     job_id: str = ""
 
 
-class AuditedStore:
-    """`relay.store.base.Store`: everything that is not here is the wrapped store's own."""
+NOT_RECORDED: Final[Mapping[str, str]] = {
+    "requeue": "the task waits again; that it is sent again is recorded by take_queued",
+    "reconcile": "tasks that the user endpoint holds were recorded when they were sent; the others are requeued",
+    "sweep": "the task's end was recorded; its row goes after the retention time",
+}
+"""Changes of a task's state, or of the tasks that there are, that leave no event, each with the reason."""
+
+
+class AuditedStore(DelegatingStore):
+    """`relay.store.base.Store`, whose transactions leave events."""
 
     def __init__(self, inner: Store, most: int = MAX_EVENTS) -> None:
-        self._inner, self._most = inner, most
+        super().__init__(inner)
+        self._most = most
         self.kept: set[str] = set(inner.task_events_kept())
         """Endpoints that keep task records."""
         self.tell: Callable[[Collection[str]], None] = lambda _endpoints: None
         """Called once events of these endpoints are durable, in any thread."""
         self._keys: dict[int, UepKey | None] = {}
         self._places: dict[tuple[int, int], Place] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
@@ -62,7 +69,7 @@ class AuditedStore:
         touched: set[str] = set()
 
         def audited(tx: Tx) -> T:
-            return change(cast("Tx", _AuditedTx(tx, self, touched)))
+            return change(AuditedTx(tx, self, touched))
 
         future = self._inner.submit(audited, inline=inline)
         future.add_done_callback(lambda _: self.tell(touched) if touched else None)
@@ -104,14 +111,12 @@ class AuditedStore:
             tx.add_task_events(key.endpoint_id, [msgspec.msgpack.encode(event) for event in events], self._most)
 
 
-class _AuditedTx:
-    """`relay.store.base.Tx`: the changes of states with their events, everything else as it is."""
+class AuditedTx(DelegatingTx):
+    """`relay.store.base.Tx`: a change of a task's state is here, with its events, or in NOT_RECORDED."""
 
     def __init__(self, tx: Tx, store: AuditedStore, touched: set[str]) -> None:
-        self._tx, self._store, self._touched = tx, store, touched
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tx, name)
+        super().__init__(tx)
+        self._store, self._touched = store, touched
 
     def _add(self, key: UepKey, events: Sequence[StoredEvent]) -> None:
         self._store.add(self._tx, key, events)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -91,7 +91,7 @@ class Audited:
     def __init__(self, plain: Store) -> None:
         self.audited = AuditedStore(plain)
         self.audited.keep("e", keep=True)
-        self.store = cast("Store", self.audited)
+        self.store: Store = self.audited
         self.told: list[Collection[str]] = []
         self.audited.tell = self.told.append
         function = FunctionRecord(
