@@ -21,10 +21,10 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
 
 install: ## install into PREFIX (the other commands do it themselves)
-	@python3 packaging/install.py --prefix "$(PREFIX)"
+	@python3 -I packaging/install.py --prefix "$(PREFIX)"
 
 test: ## lint, types and every test
-	@python3 packaging/install.py --prefix "$(PREFIX)" --tests
+	@python3 -I packaging/install.py --prefix "$(PREFIX)" --tests
 	@$(MAKE) lint types
 	@"$(BIN)/pytest"
 

@@ -15,6 +15,8 @@ import hashlib
 import json
 import os
 import pwd
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -30,6 +32,8 @@ CANDIDATES = ("/usr/bin/python3", "/usr/bin/python3.13", "/usr/bin/python3.12", 
 OLDEST = (3, 11)
 STAMP = ".installed.json"
 LOCK = ".install.lock"
+MAX_FIRST_LINE = 127
+"""Older kernels read no more of a script's first line."""
 CONSTRAINTS = ROOT / "packaging" / "constraints.txt"
 NO_SERVICES = (
     "#!/bin/sh\n# Made by MEP's installer for the time it takes: remove this file if that has ended.\nexit 101\n"
@@ -294,6 +298,39 @@ def install_project(prefix: Path) -> None:
             shutil.copytree(ROOT / name, Path(build, name), ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(ROOT / "pyproject.toml", build)
         pip_install(prefix, "--no-deps", "--no-build-isolation", "--force-reinstall", build)
+    write_commands(prefix)
+
+
+def commands() -> dict[str, str]:
+    """Return our own commands, from pyproject.toml: name to `module:function`."""
+    import tomllib
+
+    scripts: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    return scripts
+
+
+def write_commands(prefix: Path) -> None:
+    """Write our commands over pip's: isolated, so that root runs no code of the caller's PYTHON* variables.
+
+    `-I` stands in the first line, since Python acts on those variables before the first statement of a script.
+    """
+    python = prefix / "bin" / "python"
+    for name, entry in commands().items():
+        module, _, function = entry.partition(":")
+        body = f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        script = prefix / "bin" / name
+        fresh = script.with_name(f".{name}.new")
+        fresh.write_text(first_line(python) + body)
+        fresh.chmod(0o755)
+        fresh.replace(script)
+
+
+def first_line(python: Path) -> str:
+    """Return what makes the kernel start a script under `python -I`; by way of sh where it takes no such path."""
+    line = f"#!{python} -I\n"
+    if len(line) <= MAX_FIRST_LINE and not re.search(r"\s", str(python)):
+        return line
+    return f"#!/bin/sh\n'''exec' {shlex.quote(str(python))} -I \"$0\" \"$@\"\n' '''\n"  # to Python a string
 
 
 def open_to_everybody(prefix: Path) -> None:
@@ -318,7 +355,7 @@ def install(prefix: Path, python: str) -> None:
     wanted = {
         "python": f"{found[1]} {found[0]}",
         "dependencies": digest(ROOT / "pyproject.toml", CONSTRAINTS),
-        "project": digest(ROOT / "pyproject.toml", *(ROOT / name for name in PACKAGES)),
+        "project": digest(ROOT / "pyproject.toml", Path(__file__).resolve(), *(ROOT / name for name in PACKAGES)),
     }
     with locked(prefix):
         stamp = read_stamp(prefix)

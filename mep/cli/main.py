@@ -1,7 +1,8 @@
 """The command line's entry: `mep`, also installed as `globus-compute-endpoint`.
 
-Runs as root for a multi-user endpoint, or as the person whose endpoint it is. As root it first rids itself of the
-caller's PYTHON* variables, before it imports anything that they could have put in its way.
+Runs as root for a multi-user endpoint, or as the person whose endpoint it is. The installed command starts Python with
+`-I` (packaging/install.py). As root, the caller's PYTHON* variables are removed as well, since children would act on
+them; where Python was started without `-I`, it is started again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ _PROGRAM = "MEP_PROGRAM_NAME"
 
 
 def _isolate_root() -> None:
-    """As root, run again without the caller's PYTHON* variables and without the current directory on the path."""
-    foreign = [name for name in os.environ if name.startswith("PYTHON")]
-    if os.geteuid() != 0 or sys.flags.isolated or not foreign:
+    """As root, remove the caller's PYTHON* variables, and run again where Python may have acted on them."""
+    if os.geteuid() != 0:
         return
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    kept[_PROGRAM] = sys.argv[0].rpartition("/")[2]
+    foreign = [name for name in os.environ if name.startswith("PYTHON")]
+    for name in foreign:
+        del os.environ[name]
+    if sys.flags.isolated or not foreign:
+        return
+    os.environ[_PROGRAM] = sys.argv[0].rpartition("/")[2]
     argv = [sys.executable, "-I", "-m", "mep.cli", *sys.argv[1:]]
-    os.execve(sys.executable, argv, kept)  # noqa: S606  # our own interpreter, by absolute path
+    os.execv(sys.executable, argv)  # noqa: S606  # our own interpreter, by absolute path
 
 
 def main() -> None:

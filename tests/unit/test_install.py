@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -129,3 +130,18 @@ def test_the_pam_service_is_installed_once_and_only_where_its_stacks_are(install
     service.write_text("the site's own")
     install.install_pam_service(tmp_path)
     assert service.read_text() == "the site's own"
+
+
+@pytest.mark.parametrize("directory", ["short", "with a space", "long" * 40])
+def test_a_command_starts_isolated_wherever_the_prefix_is(
+    install: ModuleType, tmp_path: Path, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / directory
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(install, "commands", lambda: {"shown": "platform:python_version"})
+    install.write_commands(prefix)
+    script = prefix / "bin" / "shown"
+    script.write_text(script.read_text().replace("sys.exit(", "print(sys.flags.isolated, sys.argv[1:], "))
+    done = subprocess.run([script, "a b", "$c"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("1 ['a b', '$c'] ")
