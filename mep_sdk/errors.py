@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mep_wire.errors import MepError
+from mep_wire.text import printable_lines
 
 
 class FunctionUnserializable(MepError):
@@ -65,7 +66,7 @@ class RemoteTraceback(Exception):
         super().__init__(text)
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{printable_lines(self.text)}"""'
 
 
 class TaskPending(MepError):

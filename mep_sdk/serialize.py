@@ -17,6 +17,7 @@ from mep_sdk import frames
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, DataUnreadable, RemoteError, RemoteTraceback
 from mep_sdk.functions import LoadedFunction, load_function, serialize_function
 from mep_wire.errors import MepError, ResultUnserializable
+from mep_wire.text import printable_lines
 
 __all__ = [
     "ExceptionRecord",
@@ -168,7 +169,7 @@ def load_exception(data: bytes) -> Exception:
         raise DataCorrupt(what="exception", reason=str(error)) from error
     rebuilt = _rebuild(record)
     rebuilt.__cause__ = RemoteTraceback(record.traceback)
-    rebuilt.add_note(f"remote traceback:\n{record.traceback.rstrip()}")
+    rebuilt.add_note(f"remote traceback:\n{printable_lines(record.traceback.rstrip())}")
     return rebuilt
 
 

@@ -27,6 +27,7 @@ from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, rebuild
+from mep_wire.text import printable
 
 log = logging.getLogger("mep_sdk")
 
@@ -207,7 +208,7 @@ def describe(error: Exception) -> str:
     """Return why a connection failed, in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return printable(str(error)) or type(error).__name__
 
 
 def to_json_value(value: object) -> Any:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar
 
+from mep_wire.text import printable, printable_lines
+
 
 class MepError(Exception):
     """Something went wrong that has no name of its own: give the correlation id to the administrator."""
@@ -28,7 +30,8 @@ class MepError(Exception):
         super().__init__(self.text)
 
     def __str__(self) -> str:
-        return f"{self.text} [{self.code}, correlation id {self.correlation_id}]"
+        # For a terminal, and a peer may have said it. The attributes hold what was said, as it was.
+        return f"{printable_lines(self.text)} [{self.code}, correlation id {printable(self.correlation_id)}]"
 
     def __reduce__(self) -> tuple[object, ...]:
         return rebuild, (self.code, self.text, self.correlation_id)

@@ -25,6 +25,7 @@ import click
 from mep_wire.errors import IdConflict
 from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.identity import Identity, IdentitySet
+from mep_wire.text import escape_output, printable
 from relay import log
 from relay.auth.tokens import new_token, token_hash
 from relay.server import Settings, serve
@@ -92,7 +93,16 @@ def _show(value: Any, text: str, *, as_json: bool) -> None:
     click.echo(json.dumps(value) if as_json else text)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """The command group. All that it prints is escaped, and so are its usage errors."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command that the arguments name."""
+        escape_output()
+        return super().main(*args, **kwargs)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="mep")
 def main() -> None:
     """The MEP relay: stands between people's scripts and the endpoints, and keeps their tasks and results.
@@ -245,7 +255,7 @@ def list_users(directory: Path | None, *, as_json: bool) -> None:
     with _store(directory) as store:
         people = store.accounts()
     value = [{"account_id": p.account_id, "usernames": [i.username for i in p.identities]} for p in people]
-    _show(value, "\n".join(_line(person) for person in people) or "nobody yet", as_json=as_json)
+    _show(value, "\n".join(printable(_line(person)) for person in people) or "nobody yet", as_json=as_json)
 
 
 def _line(person: IdentitySet) -> str:
@@ -339,7 +349,7 @@ def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
     lines = [
         f"{v['id']}  {'multi-user ' if v['multi_user'] else 'single-user'}  {v['name']}  {v['owner']}" for v in value
     ]
-    _show(value, "\n".join(lines) or "no endpoint yet", as_json=as_json)
+    _show(value, "\n".join(map(printable, lines)) or "no endpoint yet", as_json=as_json)
 
 
 @main.group()

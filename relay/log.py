@@ -1,7 +1,7 @@
 """The relay's log: plain lines `UTC-time level process[pid]: text`, on standard error.
 
-Foreign text (names, keys, anything a peer sent) is passed as an argument, and control characters in a line
-are escaped, so that nobody can forge one.
+Foreign text (names, keys, anything a peer sent) is passed as an argument. An argument that is not plain is quoted, and
+control characters are escaped, so that it can forge neither a line nor another argument.
 """
 
 from __future__ import annotations
@@ -11,15 +11,33 @@ import sys
 import time
 from collections.abc import Callable
 
+from mep_wire.text import field_text, printable, printable_lines
+
 logger = logging.getLogger("relay")
+
+
+class _Argument:
+    """An argument of a record, as it stands in a line."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return field_text(self._value)
+
+    def __repr__(self) -> str:
+        return field_text(repr(self._value))
 
 
 class _Line(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        return "".join(c if c.isprintable() or (c == "\n" and record.exc_info) else f"\\x{ord(c):02x}" for c in line)
+        shown = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.args, tuple):
+            shown.args = tuple(each if isinstance(each, int | float) else _Argument(each) for each in record.args)
+        line = super().format(shown)
+        return printable_lines(line) if record.exc_info or record.stack_info else printable(line)
 
 
 class Sparing:
@@ -41,12 +59,16 @@ class Sparing:
         logger.warning(text + (f" ({left_out} more like it before)" if left_out else ""), *args)
 
 
+def formatter() -> logging.Formatter:
+    """Return what makes a line of a record."""
+    text = "%(asctime)sZ %(levelname)s mep-relay[%(process)d]: %(message)s"
+    return _Line(text, datefmt="%Y-%m-%dT%H:%M:%S")
+
+
 def set_up(level: int = logging.INFO) -> None:
     """Send the log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _Line("%(asctime)sZ %(levelname)s mep-relay[%(process)d]: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
-    )
+    handler.setFormatter(formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -9,35 +9,48 @@ import contextlib
 import os
 import time
 
+from mep_wire.text import field_text, printable, printable_lines
+
 LIMIT_BYTES = 1024 * 1024
 """A log is moved aside to NAME.1 (replacing it) when it has grown to this."""
 
 
-def escape(text: str) -> str:
-    """Return `text` on one line, with control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+MAX_HALF_LINE = 4096
+"""So much of a line is waited for; a longer one becomes two."""
+
+
+def escape_output(data: bytes) -> bytes:
+    """Return what a task or a library printed as lines without control characters; the last one ends with a newline."""
+    if not data:
+        return b""
+    text = printable_lines(data.decode("utf-8", "backslashreplace"))
+    return (text if text.endswith("\n") else text + "\n").encode()
 
 
 class BoundedFile:
     """An append-only file that never takes more than twice `limit` bytes on the disk. A full disk loses lines.
 
-    What others write to its descriptor counts as well, once `write` or `trim` is called.
+    Other processes and libraries print to descriptors that `stand_for` has given them. That output goes to NAME.raw,
+    and `trim` copies it into the file, line by line and escaped. A pipe would do without NAME.raw, but a process that
+    reads what it prints itself hangs once the pipe is full.
     """
 
     def __init__(self, path: str, limit: int = LIMIT_BYTES) -> None:
-        self._path, self._limit = path, limit
-        self._also: tuple[int, ...] = ()
-        self._descriptor = self._open()
+        self._path = path
+        self._raw_limit = limit // 8
+        self._limit = limit - self._raw_limit
+        self._raw, self._copied = -1, 0
+        self._descriptor = self._open(path)
 
     def stand_for(self, *descriptors: int) -> None:
-        """Make these descriptors (1 and 2) write to this file, also after it was moved aside. Raises OSError."""
-        self._also = descriptors
+        """Have what is printed to these descriptors (1 and 2) copied to this file. Raises OSError."""
+        self._raw = self._open(self._path + ".raw", os.O_RDWR)
+        self._collect()  # the last words of a process that was killed
         for each in descriptors:
-            os.dup2(self._descriptor, each)
+            os.dup2(self._raw, each)
 
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._path, flags, 0o600)
+    def _open(self, path: str, mode: int = os.O_WRONLY) -> int:
+        return os.open(path, mode | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def fileno(self) -> int:
         """The descriptor now written to."""
@@ -50,20 +63,45 @@ class BoundedFile:
             os.write(self._descriptor, data[: self._limit])
 
     def trim(self, more: int = 0) -> None:
-        """Move the file aside if it would be too large with `more` bytes. Raises OSError."""
+        """Copy others' output; move the file aside if `more` bytes would make it too large. Raises OSError."""
+        if self._raw >= 0:
+            self._collect()
+        self._make_room(more)
+
+    def _make_room(self, more: int) -> None:
         size = os.fstat(self._descriptor).st_size
         if not size or size + more <= self._limit:
             return
         os.truncate(self._descriptor, min(size, self._limit))
         os.rename(self._path, self._path + ".1")  # noqa: PTH104  # pathlib costs 9 ms at start
-        fresh = self._open()
+        fresh = self._open(self._path)
         os.dup2(fresh, self._descriptor, inheritable=False)
-        for each in self._also:
-            os.dup2(fresh, each)
         os.close(fresh)
 
+    def _collect(self, *, all_of_it: bool = False) -> None:
+        """Copy the whole lines in NAME.raw, and the half line at its end with `all_of_it` or where it is long."""
+        size = os.fstat(self._raw).st_size
+        if size <= self._copied:
+            return
+        data = os.pread(self._raw, min(size - self._copied, self._limit), self._copied)
+        whole = data.rfind(b"\n") + 1
+        taken = len(data) if all_of_it or len(data) - whole > MAX_HALF_LINE else whole
+        if text := escape_output(data[:taken]):
+            self._make_room(len(text))
+            os.write(self._descriptor, text[: self._limit])
+        self._copied += taken
+        if size - self._copied > self._limit or (size > self._raw_limit and self._copied == size):
+            os.ftruncate(self._raw, 0)  # what is printed just now may be lost
+            self._copied = 0
+
     def close(self) -> None:
-        """Close the descriptor."""
+        """Copy what is left of others' output, and close."""
+        if self._raw >= 0:
+            with contextlib.suppress(OSError):
+                self._collect(all_of_it=True)
+                os.ftruncate(self._raw, 0)
+            os.close(self._raw)
+            self._raw = -1
         os.close(self._descriptor)
 
 
@@ -98,5 +136,5 @@ class Log:
     def _line(self, level: str, text: str, fields: dict[str, object]) -> None:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        extra = "".join(f" {key}={escape(str(value))}" for key, value in fields.items())
-        self._out.write(f"{stamp} {level} mep-uep[{os.getpid()}]: {escape(text)}{extra}\n".encode())
+        extra = "".join(f" {key}={field_text(value)}" for key, value in fields.items())
+        self._out.write(f"{stamp} {level} mep-uep[{os.getpid()}]: {printable(text)}{extra}\n".encode())

@@ -12,6 +12,15 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from mep_wire.text import printable_lines
+
+_at_exit: list[tuple[int, Callable[[], None]]] = []
+
+
+def at_exit(work: Callable[[], None]) -> None:
+    """Do `work` when this process exits from `run_and_exit`; its children do not. `work` may raise OSError."""
+    _at_exit.append((os.getpid(), work))
+
 
 def name_process(name: str) -> None:
     """Set the name (at most 15 characters) that ps and top show."""
@@ -29,10 +38,14 @@ def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None =
 
         lines = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):
-            os.write(2, lines.encode("utf-8", "replace"))
+            os.write(2, printable_lines(lines).encode())
         if failed is not None:
             failed(" | ".join(lines.splitlines()))
     finally:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
+        for pid, last in _at_exit:
+            with contextlib.suppress(OSError):
+                if pid == os.getpid():
+                    last()
         os._exit(status)

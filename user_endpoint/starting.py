@@ -17,6 +17,7 @@ from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start import StartRequest, VerifiedStart, decode_start
 from user_endpoint.logfile import BoundedFile, Log
+from user_endpoint.outermost import at_exit
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
 from user_endpoint.rendering import Rendering
 from user_endpoint.report import Reporter, StartFailure
@@ -158,6 +159,7 @@ def open_log(paths: Paths, *, debug: bool) -> Log:
     try:
         out = BoundedFile(paths.held(paths.log))
         out.stand_for(1, 2)
+        at_exit(out.close)
     except OSError as error:
         raise home_unusable(f"{paths.log}: {error.strerror}") from error
     return Log(out, debug=debug)

@@ -1,28 +1,22 @@
 """Log lines of the endpoint's processes: `UTC-time level process[pid]: text key=value` on standard error.
 
-Standard library only, no threads, no handlers. Foreign text in a field cannot forge a line or a field: what is
-not plain is written as a JSON string.
+Standard library only, no threads, no handlers. Foreign text cannot forge a line or a field: a value that is not plain
+is quoted, and control characters are escaped (text.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import time
+
+from mep.boundary.text import field_text, printable
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _STDERR = 2
 _MAX_LINE = 4096
 """A pipe that is ready takes as much without blocking (PIPE_BUF)."""
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@+,%*")
-
-
-def field_text(value: object) -> str:
-    """Return `value` as it stands after `key=`."""
-    text = str(value)
-    return text if text and _PLAIN.issuperset(text) else json.dumps(text)
 
 
 class Log:
@@ -55,17 +49,13 @@ class Log:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         words = [f"{key}={field_text(value)}" for key, value in fields.items()]
-        line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", _flat(text), *words])
+        line = " ".join([stamp, level, f"{self._process}[{os.getpid()}]:", printable(text), *words])
         _emit((line + "\n").encode("utf-8", "backslashreplace"))
-
-
-def _flat(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def copy_line(text: str) -> None:
     """Write a line that another process has made. What could make two of it is escaped."""
-    _emit((_flat(text) + "\n").encode("utf-8", "backslashreplace"))
+    _emit((printable(text) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _emit(line: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mep.boundary.text import printable
 from mep.cli.elsewhere import instead
 from mep.cli.failures import EXIT_TEXT, CliFailed, Exit
 from mep.errors import ConfigRefused
@@ -61,7 +62,7 @@ class MepGroup(click.Group):
             if isinstance(error, BrokenPipeError):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"{where}{error.strerror or error}", Exit.FAILED) from None
+            raise Failure(printable(f"{where}{error.strerror or error}"), Exit.FAILED) from None
 
 
 def _complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

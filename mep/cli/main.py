@@ -30,7 +30,9 @@ def _isolate_root() -> None:
 def main() -> None:
     """Run the command that the arguments name."""
     _isolate_root()
+    from mep.boundary.text import escape_output
     from mep.cli.app import cli
 
+    escape_output()
     name = os.environ.pop(_PROGRAM, sys.argv[0].rpartition("/")[2])
     cli(prog_name="mep" if name.startswith("__main__") else name)

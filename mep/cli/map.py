@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mep.boundary.text import printable
 from mep.cli.common import epilog, json_option
 from mep.cli.failures import CliFailed, Exit
-from mep.cli.output import emit, printable, warn
+from mep.cli.output import emit, warn
 
 if TYPE_CHECKING:
     from identity.chain import Chain, Step

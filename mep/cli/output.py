@@ -1,4 +1,8 @@
-"""What `mep` prints: JSON where asked for, tables on a terminal, plain lines elsewhere."""
+"""What `mep` prints: JSON where asked for, tables on a terminal, plain lines elsewhere.
+
+Foreign text goes through `printable` where it becomes part of a line. Beneath that, `main` has `escape_output` escape
+the control characters of all output, tracebacks included.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any
 
 import click
 
+from mep.boundary.text import printable
+
 
 def emit(value: Any, text: str, *, as_json: bool) -> None:
     """Print `value` as JSON, or `text`."""
@@ -18,14 +24,14 @@ def emit(value: Any, text: str, *, as_json: bool) -> None:
 def warn(warnings: Sequence[str]) -> None:
     """Print warnings to standard error."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {printable(warning)}", err=True)
 
 
 def fields_text(value: Mapping[str, Any]) -> str:
     """Return a mapping as aligned lines, without what is empty."""
     shown = {key: item for key, item in value.items() if item not in ("", None, [], {})}
     width = max((len(key) for key in shown), default=0)
-    return "\n".join(f"{key.replace('_', ' '):<{width}}  {item}" for key, item in shown.items())
+    return "\n".join(f"{key.replace('_', ' '):<{width}}  {printable(str(item))}" for key, item in shown.items())
 
 
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
@@ -38,12 +44,7 @@ def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_j
         print_table(rows, columns)
     else:
         for row in rows:
-            click.echo("\t".join(str(row[column]) for column in columns))
-
-
-def printable(line: str) -> str:
-    """Return foreign text so that it cannot write to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+            click.echo("\t".join(printable(str(row[column])) for column in columns))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -56,5 +57,6 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
     for column in columns:
         table.add_column(column, overflow="fold")  # an id that is cut short is of no use
     for row in rows:
-        table.add_row(*(Text(str(row[column])) for column in columns))
-    Console().print(table)
+        table.add_row(*(Text(printable(str(row[column]))) for column in columns))
+    sys.stdout.flush()
+    Console(file=sys.__stdout__).print(table)  # its own colours are not to be escaped

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mep import __version__
+from mep.boundary.text import printable
 from mep.cli.dropped import run_module
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
@@ -55,7 +56,7 @@ class RelayRefuses(CliFailed):
 
     def __init__(self, url: str, code: str, reason: str) -> None:
         self.code = code
-        super().__init__(f"relay {url} refuses: {reason}", Exit.RELAY)
+        super().__init__(f"relay {url} refuses: {printable(reason)}", Exit.RELAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,8 @@ def _tell(where: EndpointPaths, accounts: Accounts, relay_url: str, token: str, 
 
 def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) -> Registration:
     if answer.endpoint_id != keys.endpoint_id:
-        raise CliFailed(f"relay {relay_url}: registered {answer.endpoint_id}, not {keys.endpoint_id}", Exit.RELAY)
+        registered = printable(answer.endpoint_id)
+        raise CliFailed(f"relay {relay_url}: registered {registered}, not {keys.endpoint_id}", Exit.RELAY)
     for key in (answer.link_public_key, answer.signing_public_key):
         try:
             length = len(bytes.fromhex(key))
@@ -235,7 +237,7 @@ def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str,
     output = run_module("mep.cli.relay_call", [], account=accounts.manager, stdin=json.dumps(call).encode())
     answer = json.loads(output)
     if reason := answer.get("failed"):
-        raise CliFailed(f"relay {url} cannot be reached: {reason}", Exit.RELAY)
+        raise CliFailed(f"relay {url} cannot be reached: {printable(reason)}", Exit.RELAY)
     if not 200 <= answer["status"] < 300:
         raise _refusal(url, answer)
     text: str = answer["body"]

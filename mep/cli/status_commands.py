@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mep.boundary.text import printable
 from mep.cli.common import epilog, json_option, locate, name_argument
 from mep.cli.failures import Exit
-from mep.cli.output import emit, emit_rows, fields_text, print_table, printable
+from mep.cli.output import emit, emit_rows, fields_text, print_table
 
 if TYPE_CHECKING:
     from mep.boundary.runtime import MonitorStatus

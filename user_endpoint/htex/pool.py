@@ -20,6 +20,7 @@ from typing import Any
 
 import zmq
 
+from mep_wire.text import printable
 from user_endpoint.engines.base import TICK_S, Engine, EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool import ProcessPoolEngine
 from user_endpoint.htex import protocol
@@ -285,13 +286,13 @@ def run(arguments: list[str], server: Server) -> int:
     try:
         socket = reach(context, options, name)
     except InterchangeUnreachable as error:
-        print(f"{platform.node()}: the user endpoint cannot be reached: {error}", file=sys.stderr)  # noqa: T201 - this is the block's log
+        print(f"{platform.node()}: the user endpoint cannot be reached: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - this is the block's log
         return 1
     first = [server]
     try:
         pool = Pool(options, socket, lambda: first.pop() if first else exec_server(), name)
     except OptionsInvalid as error:
-        print(f"{platform.node()}: {error}", file=sys.stderr)  # noqa: T201 - this is the block's log
+        print(f"{platform.node()}: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - this is the block's log
         return 1
     pool.register()
     pool.run()

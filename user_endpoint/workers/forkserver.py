@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from user_endpoint.logfile import BoundedFile
+from user_endpoint.logfile import MAX_HALF_LINE, BoundedFile, escape_output
 from user_endpoint.outermost import name_process, run_and_exit
 from user_endpoint.workers import frames
 
@@ -56,6 +56,7 @@ class ForkServer:
         self._out_read, self._out_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
+        self._half_line = b""
         self._max_result_bytes, self._sandbox, self._max_tasks = 0, False, 0
         self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
 
@@ -75,6 +76,7 @@ class ForkServer:
                         os.read(self._wake_read, _CHUNK)
                 elif not self._obey():
                     self._kill_all()
+                    self._copy_output(all_of_it=True)
                     return
             self._reap()
 
@@ -173,14 +175,18 @@ class ForkServer:
             if number is not None:  # others are orphans of tasks, which come here because we are their subreaper
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)  # what the task started and did not put into a session of its own
-                self._copy_output()
+                self._copy_output(all_of_it=True)
                 self._report("ended", number, status, "")
 
-    def _copy_output(self) -> None:
+    def _copy_output(self, *, all_of_it: bool = False) -> None:
         with contextlib.suppress(BlockingIOError):
-            data = os.read(self._out_read, _CHUNK)
-            if self._output is not None:
-                self._output.write(data)
+            self._half_line += os.read(self._out_read, _CHUNK)
+        whole = self._half_line.rfind(b"\n") + 1
+        if all_of_it or len(self._half_line) - whole > MAX_HALF_LINE:
+            whole = len(self._half_line)
+        if whole and self._output is not None:
+            self._output.write(escape_output(self._half_line[:whole]))
+        self._half_line = self._half_line[whole:]
 
     def _report(self, *report: Any) -> None:
         with contextlib.suppress(OSError):  # the engine is gone: the next read says so

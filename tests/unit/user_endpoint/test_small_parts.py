@@ -66,7 +66,7 @@ def test_log_lines_cannot_be_forged(tmp_path: pathlib.Path) -> None:
     log.debug("not wanted")
     text = (tmp_path / "log").read_text()
     assert text.count("\n") == 1
-    assert "hello\\nworld name=a\\nb\\x1b" in text
+    assert 'hello\\nworld name="a\\nb\\x1b"' in text
     assert f"mep-uep[{os.getpid()}]" in text
 
 
@@ -91,6 +91,7 @@ def test_what_others_print_to_a_bounded_file_is_bounded_too(tmp_path: pathlib.Pa
     out.write(b"a line\n")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
     os.write(stand_in, b"last words\n")
+    out.trim()
     assert (tmp_path / "log").read_bytes() == b"a line\nlast words\n"
     os.close(stand_in)
 

@@ -1,0 +1,56 @@
+"""What a task prints, and what a killed process has printed, stands in a log without control characters."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.contract.test_engines import Bench, place
+from user_endpoint.engines import make_engine
+from user_endpoint.logfile import BoundedFile
+from user_endpoint.settings import ProcessPoolEngine
+
+ATTACK = "\x1b]0;owned\x07\x1b[2J\u202e"
+
+
+def printing(text: str) -> None:
+    print(text, flush=True)
+    os.write(2, text.encode() + b"\xff half")
+
+
+@pytest.mark.parametrize("lines", ["one line", "two\nlines"])
+def test_a_tasks_output(tmp_path: Path, lines: str) -> None:
+    engine = make_engine(ProcessPoolEngine(max_workers=1), place(tmp_path))
+    engine.start()
+    try:
+        bench = Bench(engine)
+        bench.value(bench.submit(printing, f"{lines}{ATTACK}"))
+    finally:
+        engine.stop(2.0)
+    log = tmp_path / "worker.log"
+    deadline = time.monotonic() + 60
+    while b"half" not in log.read_bytes():
+        assert time.monotonic() < deadline, log.read_bytes()
+        time.sleep(0.05)
+    said = log.read_text()
+    assert "\x1b" not in said and "\x07" not in said and "\u202e" not in said
+    assert f"{lines}\\x1b]0;owned\\x07\\x1b[2J\\u202e\n" in said and "\\xff half\n" in said
+
+
+def test_the_last_words_of_a_killed_process_are_in_the_log_of_the_next(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    pid = os.fork()
+    if pid == 0:
+        BoundedFile(path).stand_for(1, 2)
+        os.write(2, b"Fatal error\x1b[2J\n")
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    after = BoundedFile(path)
+    stand_in = os.open("/dev/null", os.O_WRONLY)
+    after.stand_for(stand_in)
+    os.close(stand_in)
+    after.close()
+    assert (tmp_path / "log").read_text() == "Fatal error\\x1b[2J\n"
