@@ -1,5 +1,5 @@
-# Every command installs what it needs first. Root gets the service environment (/opt/mep), anybody else one
-# in the checkout. PREFIX=DIR chooses another place.
+# Every command installs what it needs first. Root gets the service environment (/opt/mep), other accounts one
+# in the checkout. PREFIX=DIR chooses another place; PREFIX-build and PREFIX-tests stand beside it.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 UID := $(shell id -u)
 PREFIX ?= $(if $(filter 0,$(UID)),/opt/mep,$(CURDIR)/.venv)
 BIN := $(PREFIX)/bin
+TOOLS := $(PREFIX)-tests/bin
+INSTALL := python3 -I packaging/install.py --prefix "$(PREFIX)" $(addprefix --with ,$(WITH))
 
 # Nothing may import the checkout in place of what is installed.
 unexport PYTHONPATH PYTHONHOME
@@ -15,31 +17,34 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install test check lint types unit demo bench docs clean
+.PHONY: help install tools test check lint types unit demo bench docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
 
-install: ## install into PREFIX (the other commands do it themselves)
-	@python3 -I packaging/install.py --prefix "$(PREFIX)"
+install: ## install into PREFIX (the other commands do it themselves); WITH=kubernetes adds that provider
+	@$(INSTALL)
+
+tools: ## install, and put what tests, lint and types need into PREFIX-tests
+	@$(INSTALL) --tools
 
 test: ## lint, types and every test
-	@python3 -I packaging/install.py --prefix "$(PREFIX)" --tests
+	@$(INSTALL) --tests
 	@$(MAKE) lint types
-	@"$(BIN)/pytest"
+	@"$(TOOLS)/pytest"
 
-check: install ## the quick part of the tests: lint, types, unit
+check: tools ## the quick part of the tests: lint, types, unit
 	@$(MAKE) lint types unit
 
-lint:
-	@"$(BIN)/ruff" check --quiet .
-	@"$(BIN)/ruff" format --quiet --check .
+lint: tools
+	@"$(TOOLS)/ruff" check --quiet .
+	@"$(TOOLS)/ruff" format --quiet --check .
 
-types:
-	@"$(BIN)/mypy" --no-error-summary
+types: tools
+	@"$(TOOLS)/mypy" --no-error-summary
 
-unit:
-	@"$(BIN)/pytest" -q tests/unit
+unit: tools
+	@"$(TOOLS)/pytest" -q tests/unit
 
 demo: install ## the main job: two people's functions run as their own accounts
 	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py
@@ -51,6 +56,9 @@ docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
 
+lock: ## write packaging/lock/ from packaging/constraints.txt and pyproject.toml
+	@python3 -I packaging/lock.py
+
 clean: ## remove what building and testing left in the checkout
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv .venv-build .venv-tests
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

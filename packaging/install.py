@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
-"""Installs MEP into one virtual environment: what `make install` runs. Standard library only.
+"""Installs MEP into a virtual environment: what `make install` runs. Standard library only.
 
 As root: a service environment (default /opt/mep) over an interpreter that every account can execute, with
 the system accounts the endpoint and the relay run as. Otherwise: an environment in the checkout, for
 single-user mode. Nothing is done twice: a stamp records what was installed from which sources.
+
+Three environments, with PREFIX as the beginning of their names:
+  PREFIX        the service: the distributions of lock/run.txt and mep, nothing else, pip neither
+  PREFIX-build  pip and setuptools (lock/build.txt), which install the other two
+  PREFIX-tests  with --tools or --tests: what tests, lint and types need beside the service (lock/tools.txt)
+pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them); no code of a download runs here.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import pwd
@@ -28,13 +35,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 ACCOUNTS = ("mep", "mep-idmap", "mep-relay")
-CANDIDATES = ("/usr/bin/python3", "/usr/bin/python3.13", "/usr/bin/python3.12", "/usr/bin/python3.11")
-OLDEST = (3, 11)
+CANDIDATES = (
+    "/usr/bin/python3",
+    "/usr/bin/python3.14",
+    "/usr/bin/python3.13",
+    "/usr/bin/python3.12",
+    "/usr/bin/python3.11",
+)
+OLDEST, NEWEST = (3, 11), (3, 14)
+"""The lock files have wheels for these and those between them."""
 STAMP = ".installed.json"
 LOCK = ".install.lock"
 MAX_FIRST_LINE = 127
 """Older kernels read no more of a script's first line."""
-CONSTRAINTS = ROOT / "packaging" / "constraints.txt"
+LOCKS = ROOT / "packaging" / "lock"
+EXTRAS = ("kubernetes",)
+"""Files in LOCKS that a site may add to its service."""
+KEPT_COMMANDS = frozenset({"process_worker_pool.py", "interchange.py"})
+"""Parsl's, which are started by these names: by a site's `launch_cmd`, on nodes, and by the benchmark of bare Parsl."""
+TOOLS_PATH = "mep-service.pth"
 NO_SERVICES = (
     "#!/bin/sh\n# Made by MEP's installer for the time it takes: remove this file if that has ended.\nexit 101\n"
 )
@@ -95,6 +114,8 @@ def objection(python: str, *, shared: bool) -> str | None:
     version, real, library = found
     if version < OLDEST:
         return f"it is Python {version[0]}.{version[1]}; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+    if version > NEWEST:
+        return f"it is Python {version[0]}.{version[1]}; the lock files have wheels up to {NEWEST[0]}.{NEWEST[1]}"
     if shared and (closed := closed_to_others(real) or closed_to_others(library)):
         return f"other accounts cannot enter or read {closed}, and user endpoints run as other accounts"
     return None
@@ -259,46 +280,123 @@ def empty(prefix: Path) -> None:
             child.unlink()
 
 
-def make_venv(prefix: Path, python: str) -> None:
-    """Make the virtual environment anew over `python`."""
+def make_venv(prefix: Path, python: str, *options: str) -> None:
+    """Make a virtual environment over `python`, in place of the one that is there."""
     say(f"making {prefix} over {python}")
+    prefix.mkdir(parents=True, exist_ok=True)
     empty(prefix)
-    run(python, "-I", "-m", "venv", prefix)
+    run(python, "-I", "-m", "venv", *options, prefix)
 
 
-def requirements() -> list[str]:
-    """Return what the project needs to run, to be built and to be tested, from pyproject.toml."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    extras = project["project"].get("optional-dependencies", {})
-    return [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras.get("dev", [])]
+def normal(name: str) -> str:
+    """Return a distribution's name as the packaging specifications normalise it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pip_install(prefix: Path, *words: str | Path) -> None:
-    """Run the environment's own pip."""
-    run(prefix / "bin" / "python", "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", *words)
+def locked_versions(*groups: str) -> dict[str, str]:
+    """Return the version of every distribution in these lock files, by normal name."""
+    lines = [line for group in groups for line in (LOCKS / f"{group}.txt").read_text().splitlines()]
+    pins = [line.split()[0].partition("==") for line in lines if line and line[0] not in "# "]
+    return {normal(name): version for name, _, version in pins}
 
 
-def install_dependencies(prefix: Path) -> None:
-    """Install the pinned dependencies."""
-    say("installing the pinned dependencies")
-    pip_install(prefix, "-c", CONSTRAINTS, *requirements())
+def installed(prefix: Path) -> dict[str, str]:
+    """Return the version of every distribution in an environment's own site-packages, by normal name."""
+    found = importlib.metadata.distributions(path=[str(site_packages(prefix))])
+    return {normal(each.metadata["Name"] or ""): each.version for each in found}
 
 
-def install_project(prefix: Path) -> None:
+def site_packages(prefix: Path) -> Path:
+    """Return where an environment has its packages."""
+    return next(prefix.glob("lib/python*/site-packages"))
+
+
+class Pip:
+    """The pip of PREFIX-build, which works on other environments."""
+
+    def __init__(self, build: Path) -> None:
+        self._python = build / "bin" / "python"
+
+    def __call__(self, prefix: Path, command: str, *words: str | Path) -> None:
+        """Run a command of pip on the environment at `prefix`."""
+        pip: list[str | Path] = [
+            self._python,
+            "-I",
+            "-m",
+            "pip",
+            "--python",
+            prefix / "bin" / "python",
+            "--disable-pip-version-check",
+        ]
+        run(*pip, command, "-q", *words)
+
+    def install_locked(self, prefix: Path, *groups: str) -> None:
+        """Install what is in these lock files. Nothing else is looked for, and nothing is built."""
+        files = [word for group in groups for word in ("-r", LOCKS / f"{group}.txt")]
+        self(prefix, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", *files)
+
+    def build_wheel(self, source: Path, out: Path) -> Path:
+        """Build our own wheel with the setuptools of PREFIX-build, in which nothing is downloaded; return its path."""
+        words: list[str | Path] = ["--no-deps", "--no-index", "--no-build-isolation", "-w", out]
+        run(self._python, "-I", "-m", "pip", "--disable-pip-version-check", "wheel", "-q", *words, source)
+        return next(out.glob("*.whl"))
+
+
+def make_build_environment(build: Path, python: str) -> None:
+    """Make the environment of pip and setuptools. The pip that Python brings installs the pinned one by its hash."""
+    make_venv(build, python)
+    words = ["install", "-q", "--disable-pip-version-check", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
+    run(build / "bin" / "python", "-I", "-m", "pip", *words, "-r", LOCKS / "build.txt")
+
+
+def install_dependencies(pip: Pip, prefix: Path, extras: list[str]) -> None:
+    """Install the locked distributions, and remove every other."""
+    say(f"installing the locked dependencies{' with ' + ', '.join(extras) if extras else ''}")
+    pip.install_locked(prefix, "run", *extras)
+    pip(prefix, "check")
+    foreign = sorted(installed(prefix).keys() - locked_versions("run", *extras).keys() - {"mep"})
+    if foreign:
+        say(f"removing from {prefix}: {', '.join(foreign)}")
+        pip(prefix, "uninstall", "-y", *foreign)
+
+
+def install_project(pip: Pip, prefix: Path) -> None:
     """Install the project's own packages: a copy, never a reference to the checkout."""
     say("installing mep")
     # A developer's way to the checkout, and setuptools' shim for distutils, which every start would pay for.
     for name in ("mep-dev.pth", "distutils-precedence.pth"):
-        for file in prefix.glob(f"lib/python*/site-packages/{name}"):
-            file.unlink()
+        (site_packages(prefix) / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="mep-build-") as build:
+        source = Path(build, "source")
         for name in PACKAGES:
-            shutil.copytree(ROOT / name, Path(build, name), ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(ROOT / "pyproject.toml", build)
-        pip_install(prefix, "--no-deps", "--no-build-isolation", "--force-reinstall", build)
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "pyproject.toml", source)
+        wheel = pip.build_wheel(source, Path(build, "wheel"))
+        pip(prefix, "install", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    remove_commands(prefix)
     write_commands(prefix)
+
+
+def remove_commands(prefix: Path) -> None:
+    """Remove the commands of our dependencies: they do not start isolated, and the service does not use them."""
+    kept = KEPT_COMMANDS | commands().keys()
+    for each in importlib.metadata.distributions(path=[str(site_packages(prefix))]):
+        for file in each.files or ():
+            if file.parts[-2:-1] == ("bin",) and file.name not in kept:
+                (prefix / "bin" / file.name).unlink(missing_ok=True)
+
+
+def install_tools(pip: Pip, prefix: Path, tools: Path, python: str) -> None:
+    """Make the environment of the tools over the service's."""
+    make_venv(tools, python, "--without-pip")
+    say("installing what tests, lint and types use")
+    pip.install_locked(tools, "tools")
+    (site_packages(tools) / TOOLS_PATH).write_text(f"{site_packages(prefix)}\n")
+    # Tests run in the service's own interpreter, so that what they start is the service without the tools.
+    runner = tools / "bin" / "pytest"
+    body = f"import sys\n\nsys.path.append({str(site_packages(tools))!r})\n\nimport pytest\n\nsys.exit(pytest.main())\n"
+    runner.write_text(first_line(prefix / "bin" / "python") + body)
+    runner.chmod(0o755)
 
 
 def commands() -> dict[str, str]:
@@ -348,29 +446,74 @@ def open_to_everybody(prefix: Path) -> None:
                 path.chmod(stat.S_IMODE(wanted))
 
 
-def install(prefix: Path, python: str) -> None:
-    """Bring the environment up to date with the checkout."""
+def beside(prefix: Path, what: str) -> Path:
+    """Return where the environment `what` (build, tests) of an installation is."""
+    return prefix.with_name(f"{prefix.name}-{what}")
+
+
+def wanted_stamps(python: str, extras: list[str]) -> dict[str, dict[str, str]]:
+    """Return what each environment's stamp says when it is up to date."""
     found = probe(python)
     assert found is not None
-    wanted = {
-        "python": f"{found[1]} {found[0]}",
-        "dependencies": digest(ROOT / "pyproject.toml", CONSTRAINTS),
-        "project": digest(ROOT / "pyproject.toml", Path(__file__).resolve(), *(ROOT / name for name in PACKAGES)),
+    base = {"python": f"{found[1]} {found[0]}", "installer": digest(Path(__file__).resolve())}
+    files = [LOCKS / f"{group}.txt" for group in ("run", *extras)]
+    return {
+        "build": {**base, "locked": digest(LOCKS / "build.txt")},
+        "service": {
+            **base,
+            "extras": " ".join(extras),
+            "dependencies": digest(*files),
+            "project": digest(ROOT / "pyproject.toml", *(ROOT / name for name in PACKAGES)),
+        },
+        "tests": {**base, "locked": digest(LOCKS / "tools.txt")},
     }
+
+
+def up_to_date(prefix: Path, wanted: dict[str, str]) -> bool:
+    """Return whether an environment's stamp says what it should; remove one that does not, since work begins."""
+    if read_stamp(prefix) == wanted:
+        return True
+    (prefix / STAMP).unlink(missing_ok=True)
+    return False
+
+
+def finish(prefix: Path, wanted: dict[str, str]) -> None:
+    """Let every account use an environment, and write its stamp."""
+    open_to_everybody(prefix)
+    (prefix / STAMP).write_text(json.dumps(wanted))
+    say(f"{prefix} is ready")
+
+
+def install(prefix: Path, python: str, *, tools: bool = False, extras: list[str] | None = None) -> None:
+    """Bring the environments up to date with the checkout. Extras of an earlier installation stay."""
     with locked(prefix):
         stamp = read_stamp(prefix)
-        if stamp == wanted:
+        chosen = sorted({*(extras or []), *stamp.get("extras", "").split()})
+        wanted = wanted_stamps(python, chosen)
+        build, tests = beside(prefix, "build"), beside(prefix, "tests")
+        pip = Pip(build)
+        service = read_stamp(prefix) == wanted["service"]
+        if service and (not tools or read_stamp(tests) == wanted["tests"]):
             return
-        (prefix / STAMP).unlink(missing_ok=True)
-        if stamp.get("python", wanted["python"]) != wanted["python"] or probe(str(prefix / "bin" / "python")) is None:
-            make_venv(prefix, python)
-            stamp = {}
-        if stamp.get("dependencies") != wanted["dependencies"]:
-            install_dependencies(prefix)
-        install_project(prefix)
-        open_to_everybody(prefix)
-        (prefix / STAMP).write_text(json.dumps(wanted))
-        say(f"{prefix} is ready")
+        if not up_to_date(build, wanted["build"]):
+            make_build_environment(build, python)
+            finish(build, wanted["build"])
+        if not up_to_date(prefix, wanted["service"]):
+            install_service(pip, prefix, python, stamp, wanted["service"])
+            finish(prefix, wanted["service"])
+        if tools and not up_to_date(tests, wanted["tests"]):
+            install_tools(pip, prefix, tests, python)
+            finish(tests, wanted["tests"])
+
+
+def install_service(pip: Pip, prefix: Path, python: str, stamp: dict[str, str], wanted: dict[str, str]) -> None:
+    """Bring the service's environment up to date; `stamp` is that of the last installation."""
+    if stamp.get("python", wanted["python"]) != wanted["python"] or probe(str(prefix / "bin" / "python")) is None:
+        make_venv(prefix, python, "--without-pip")
+        stamp = {}
+    if any(stamp.get(key) != wanted[key] for key in ("dependencies", "extras", "installer")):
+        install_dependencies(pip, prefix, wanted["extras"].split())
+    install_project(pip, prefix)
 
 
 def main() -> int:
@@ -379,10 +522,15 @@ def main() -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--prefix", type=Path, help="where the virtual environment goes")
     where.add_argument("--packages", nargs="+", metavar="NAME", help="only install Debian packages; starts no service")
-    parser.add_argument("--tests", action="store_true", help="as root: also what only the tests need")
+    parser.add_argument("--tests", action="store_true", help="also what only the tests need; as root with packages")
+    parser.add_argument("--tools", action="store_true", help="also the environment of tests, lint and types")
+    parser.add_argument("--with", dest="extras", choices=EXTRAS, action="append", help="also these, in the service")
     options = parser.parse_args()
     root = os.geteuid() == 0
     os.umask(0o022)
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        del os.environ[name]  # pip starts the environments' interpreters without -I
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # useradd; absent after a plain su
     try:
         if options.packages:
@@ -395,7 +543,7 @@ def main() -> int:
         if root and (closed := closed_to_others(_existing(prefix))):
             raise CannotInstall(f"other accounts cannot enter {closed}: choose a PREFIX that they can, like /opt/mep.")
         prepare_system(python, root=root, tests=options.tests)
-        install(prefix, python)
+        install(prefix, python, tools=options.tools or options.tests, extras=options.extras)
     except CannotInstall as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 
 It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
 blocks run in it. Versions and bounds are those of the project's own pyproject.toml. Run as
-`python packaging/sdk_wheel.py --out dist`; needs pip and setuptools.
+`PREFIX-build/bin/python packaging/sdk_wheel.py --out dist`, which has the pinned pip and setuptools.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def build(out: Path) -> Path:
             shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
         (source / "pyproject.toml").write_text(pyproject())
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-        subprocess.run([sys.executable, "-m", "pip", *words, "-w", str(out), name], check=True)
+        subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", str(out), name], check=True)
     made = set(out.glob("mep_sdk-*.whl"))
     return (made - before or made).pop()
 

@@ -40,7 +40,7 @@ def whereabouts() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, str(ROOT / "packaging" / "sdk_wheel.py"), "--out", str(out)]
+    command = [f"{sys.prefix}-build/bin/python", str(ROOT / "packaging" / "sdk_wheel.py"), "--out", str(out)]
     return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -97,12 +102,145 @@ def test_what_runs_here_was_installed_by_it_and_is_open_to_everybody(install: Mo
     assert install.objection(str(prefix / "bin" / "python"), shared=os.geteuid() == 0) is None
 
 
-def test_every_requirement_is_pinned(install: ModuleType) -> None:
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-") for line in install.CONSTRAINTS.read_text().splitlines()
-    }
-    needed = {name.split(">")[0].split("[")[0].strip().lower().replace("_", "-") for name in install.requirements()}
-    assert needed <= pinned
+GROUPS = ("run", "kubernetes", "tools", "build")
+
+
+def _required(*requirements: str) -> set[str]:
+    return {re.split(r"[<>=\[ ]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def test_every_requirement_is_locked(install: ModuleType) -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = document["project"]
+    run = install.locked_versions("run")
+    assert _required(*project["dependencies"]) <= run.keys()
+    assert _required(*project["optional-dependencies"]["dev"]) <= install.locked_versions("run", "tools").keys()
+    assert _required(*document["build-system"]["requires"], "pip") == install.locked_versions("build").keys()
+    for extra in install.EXTRAS:
+        added = install.locked_versions(extra)
+        assert _required(*project["optional-dependencies"][extra]) <= added.keys()
+        assert not added.keys() & run.keys()
+    assert not {"pytest", "mypy", "ruff", "hypothesis", "pip", "setuptools", "iniconfig", "pluggy"} & run.keys()
+
+
+def test_locks_and_constraints_name_the_same_versions(install: ModuleType) -> None:
+    lines = (ROOT / "packaging" / "constraints.txt").read_text().splitlines()
+    constrained = {install.normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert install.locked_versions(*GROUPS) == constrained
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_locked_distribution_has_hashes(install: ModuleType, group: str) -> None:
+    text = (install.LOCKS / f"{group}.txt").read_text().replace("\\\n", "")
+    for line in text.splitlines()[1:]:
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+ (?: +--hash=sha256:[0-9a-f]{64})+", line), line
+
+
+def test_the_service_is_what_the_lock_says_and_nothing_else(install: ModuleType) -> None:
+    prefix = Path(sys.prefix)
+    extras = install.read_stamp(prefix)["extras"].split()
+    found = install.installed(prefix)
+    assert found.pop("mep")
+    assert found == install.locked_versions("run", *extras)
+    code = "import sys, importlib.util as u; print([n for n in sys.argv[1:] if u.find_spec(n)])"
+    foreign = ("pytest", "_pytest", "mypy", "hypothesis", "ruff", "pip", "setuptools", "globus_identity_mapping")
+    done = subprocess.run([sys.executable, "-I", "-c", code, *foreign], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_services_commands_are_ours_and_two_of_parsls(install: ModuleType) -> None:
+    found = {path.name for path in Path(sys.prefix, "bin").iterdir() if not path.is_dir()}
+    others = {name for name in found if not re.match(r"(python[0-9.]*|[Aa]ctivate(\..*)?|\..*)$", name)}
+    assert others - install.KEPT_COMMANDS == install.commands().keys()
+
+
+class Shelf:
+    """Wheels on this machine, an environment, and the installer with lock files of its own."""
+
+    def __init__(self, directory: Path, install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wheels, self.locks, self.prefix = directory / "wheels", directory / "locks", directory / "env"
+        self.wheels.mkdir()
+        self.locks.mkdir()
+        self.wheel = self.wheels / "shown-1-py3-none-any.whl"
+        self.write("1")
+        monkeypatch.setattr(install, "LOCKS", self.locks)
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(self.wheels))
+        subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", self.prefix], check=True)
+        self._pip = install.Pip(install.beside(Path(sys.prefix), "build"))
+
+    def write(self, value: str) -> None:
+        """Write the wheel."""
+        about = "shown-1.dist-info"
+        with zipfile.ZipFile(self.wheel, "w") as archive:
+            archive.writestr("shown.py", f"VALUE = {value}\n")
+            archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: shown\nVersion: 1\n")
+            archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{about}/RECORD", f"shown.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+
+    def lock(self, file: Path, *, hashed: bool = True) -> None:
+        """Write a lock file with the hash that `file` has now."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        (self.locks / "run.txt").write_text(f"shown==1{f' --hash=sha256:{digest}' if hashed else ''}\n")
+
+    def install(self) -> None:
+        """Install what the lock file names."""
+        self._pip.install_locked(self.prefix, "run")
+
+    def is_there(self) -> bool:
+        return bool(list(self.prefix.glob("lib/python*/site-packages/shown.py")))
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    return Shelf(tmp_path, install, monkeypatch)
+
+
+def test_a_wheel_with_the_locked_hash_is_installed(shelf: Shelf) -> None:
+    shelf.lock(shelf.wheel)
+    shelf.install()
+    assert shelf.is_there()
+
+
+def test_a_tampered_wheel_is_refused(shelf: Shelf, install: ModuleType) -> None:
+    shelf.lock(shelf.wheel)
+    shelf.write("2")
+    with pytest.raises(install.CannotInstall, match=r"(?i)hash"):
+        shelf.install()
+    assert not shelf.is_there()
+
+
+def test_a_lock_without_a_hash_is_refused(shelf: Shelf, install: ModuleType) -> None:
+    shelf.lock(shelf.wheel, hashed=False)
+    with pytest.raises(install.CannotInstall, match=r"(?i)hash"):
+        shelf.install()
+    assert not shelf.is_there()
+
+
+def test_no_code_of_a_source_distribution_runs(shelf: Shelf, install: ModuleType, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (tmp_path / "setup.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    source = shelf.wheels / "shown-1.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        archive.add(tmp_path / "setup.py", "shown-1/setup.py")
+    shelf.wheel.unlink()
+    shelf.lock(source)
+    with pytest.raises(install.CannotInstall):
+        shelf.install()
+    assert not mark.exists()
+
+
+def test_a_distribution_that_is_not_locked_is_removed(shelf: Shelf, install: ModuleType) -> None:
+    shelf.lock(shelf.wheel)
+    shelf.install()
+    (shelf.locks / "run.txt").write_text("# empty\n")
+    install.install_dependencies(install.Pip(install.beside(Path(sys.prefix), "build")), shelf.prefix, [])
+    assert not shelf.is_there()
+
+
+def test_a_python_that_the_locks_have_no_wheels_for_is_refused(install: ModuleType, tmp_path: Path) -> None:
+    newer = _script(tmp_path / "new", "printf '%s\\n' 3 99 /usr/bin/python3.99 /usr/lib/python3.99/os.py")
+    assert "wheels up to 3.14" in install.objection(newer, shared=False)
 
 
 def test_packages_start_no_service_and_a_sites_own_policy_stays(install: ModuleType, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SELF = Path(__file__).resolve()
+KEPT_APART = {".git", ".venv", ".venv-build", ".venv-tests"}
 
 
 def _tracked() -> list[Path]:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
     if listed.returncode:  # an export without history: everything there is
-        return [path for path in ROOT.rglob("*") if path.is_file() and not {".git", ".venv"} & set(path.parts)]
+        return [path for path in ROOT.rglob("*") if path.is_file() and not set(path.parts) & KEPT_APART]
     paths = [ROOT / name.decode() for name in listed.stdout.split(b"\0") if name]
     return [path for path in paths if path.is_file()]
 
