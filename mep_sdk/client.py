@@ -25,6 +25,11 @@ from mep_wire.states import TaskState
 
 _T = TypeVar("_T")
 _STATUS_CHUNK = 1024
+_ANSWERS: tuple[Any, ...] = (
+    *(Any, dict[str, Any], list[dict[str, Any]], api.FunctionAnswer, api.SubmitAnswer, api.TaskStatus),
+    *(api.BatchStatusAnswer, api.TaskGroupAnswer, api.CancelAnswer),
+)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _ANSWERS}
 
 
 class Client:
@@ -273,9 +278,10 @@ class Client:
 
     def _read(self, body: bytes, kind: type[_T]) -> _T:
         try:
-            return msgspec.msgpack.decode(body, type=kind)
+            value: _T = _decoders[kind].decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RelayAnswerInvalid(url=self.settings.relay_url, reason=str(error)) from error
+        return value
 
     def _status(self, told: api.TaskStatus) -> dict[str, Any]:
         state = state_of(told.status)

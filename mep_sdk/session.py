@@ -36,6 +36,7 @@ _TASK_OVERHEAD_BYTES = 64
 _CANCEL_RETRY_S = 10.0
 _LOOK_AGAIN_S = 1.0
 _JOIN_S = 2.0
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Target(NamedTuple):
@@ -380,7 +381,7 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
 
 
 def _decoded(text: bytes) -> dict[str, Any] | None:
-    return msgspec.json.decode(text, type=dict[str, Any]) if text else None
+    return _decoder.decode(text) if text else None
 
 
 def _copy(error: MepError) -> MepError:

@@ -84,9 +84,8 @@ class ResultStream:
         self._socket.settimeout(None)
 
     def _refusal(self, status: int, body: bytes, content_type: str) -> Exception:
-        decode = msgspec.msgpack.decode if content_type.startswith(api.MSGPACK) else msgspec.json.decode
         try:
-            told = decode(body, type=api.ErrorAnswer)
+            told = api.decode_error(body, content_type)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             if _may_pass(status):
                 return StreamClosed(f"the relay answered {status}")

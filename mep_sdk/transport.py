@@ -189,10 +189,7 @@ class Transport:
 
     def _error(self, answer: Answer, path: str) -> MepError:
         try:
-            if answer.content_type.startswith(api.MSGPACK):
-                told = msgspec.msgpack.decode(answer.body, type=api.ErrorAnswer)
-            else:
-                told = msgspec.json.decode(answer.body, type=api.ErrorAnswer)
+            told = api.decode_error(answer.body, answer.content_type)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             reason = f"{answer.status} {answer.reason} for {path}"
             return RelayAnswerInvalid(url=self.settings.relay_url, reason=reason)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from mep_wire.identity import Identity
+from mep_wire.struct_info import build_struct_info
 
 B64_PREFIX = "b64:"
 MSGPACK = "application/msgpack"
@@ -258,3 +259,14 @@ class StreamRefused(msgspec.Struct, kw_only=True, tag=True):
 
 StreamFrame = StreamBatch | StreamRefused
 """Everything that the relay may send on the result stream (liveness is WebSocket's own ping)."""
+
+build_struct_info(__name__)
+
+_error_from_msgpack = msgspec.msgpack.Decoder(ErrorAnswer)
+_error_from_json = msgspec.json.Decoder(ErrorAnswer)
+
+
+def decode_error(body: bytes, content_type: str) -> ErrorAnswer:
+    """Return the error in an answer's body. Raises msgspec.MsgspecError, UnicodeDecodeError."""
+    decoder = _error_from_msgpack if content_type.startswith(MSGPACK) else _error_from_json
+    return decoder.decode(body)

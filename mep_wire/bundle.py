@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from mep_wire.struct_info import build_struct_info
+
 
 class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a user endpoint needs besides its verified start request."""
@@ -41,3 +43,8 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the site keeps task records, with block and job of each task."""
     user_state_dir: str | None = None
     """Where user endpoints keep log, spool and run directory instead of ~/.mep/uep; {user} is replaced."""
+
+
+build_struct_info(__name__)
+
+decode_bundle = msgspec.msgpack.Decoder(UepBundle).decode

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from mep_wire.struct_info import build_struct_info
+
 
 class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     """One federated identity, with the fields of a Globus Auth identity resource.
@@ -29,3 +31,6 @@ class IdentitySet(msgspec.Struct, frozen=True):
 
     account_id: str
     identities: tuple[Identity, ...]
+
+
+build_struct_info(__name__)

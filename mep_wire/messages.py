@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from mep_wire.struct_info import build_struct_info
 from mep_wire.task_events import TaskEvent
 
 
@@ -336,3 +337,5 @@ ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone 
 """Every message that the relay may send a manager."""
 ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | LossesDurable | CancelTasks | StopUep
 """Every message that the relay may send a user endpoint."""
+
+build_struct_info(__name__)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from mep_wire.identity import IdentitySet
+from mep_wire.struct_info import build_struct_info
 
 SIGNATURE_CONTEXT = b"mep start request v1\x00"
 """Prefixed to the request's bytes before signing, so that no other signed thing can be taken for one."""
@@ -57,6 +58,12 @@ class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):
     """`{"local": {"uname": ...}, "globus": {"id": ..., "username": ..., ...}}`, for templates."""
 
 
+build_struct_info(__name__)
+
+_start_decoder = msgspec.msgpack.Decoder(StartRequest)
+decode_verified_start = msgspec.msgpack.Decoder(VerifiedStart).decode
+
+
 def encode_start(request: StartRequest) -> bytes:
     """Return the bytes that are signed."""
     return msgspec.msgpack.encode(request)
@@ -64,4 +71,4 @@ def encode_start(request: StartRequest) -> bytes:
 
 def decode_start(data: bytes) -> StartRequest:
     """Return the request in `data`. Raises msgspec.DecodeError or msgspec.ValidationError."""
-    return msgspec.msgpack.decode(data, type=StartRequest)
+    return _start_decoder.decode(data)

@@ -11,6 +11,8 @@ import enum
 
 import msgspec
 
+from mep_wire.struct_info import build_struct_info
+
 MAX_PAGE_EVENTS = 1000
 """Most events in one message."""
 MAX_PLACE = 128
@@ -55,3 +57,6 @@ class TaskEvent(msgspec.Struct, frozen=True, array_like=True):
     code: str
     block_id: str
     job_id: str
+
+
+build_struct_info(__name__)

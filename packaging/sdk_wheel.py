@@ -2,8 +2,9 @@
 """Builds the slim wheel mep-sdk: what a researcher's script needs, and nothing of a site's service.
 
 It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
-blocks run in it. Versions and bounds are those of the project's own pyproject.toml. Run as
-`PREFIX-build/bin/python packaging/sdk_wheel.py --out dist`, which has the pinned pip and setuptools.
+blocks run in it. Lower bounds are those of the project's own pyproject.toml. A package whose threads were tested is
+also bounded above, at the newest release that passed. Run as `PREFIX-build/bin/python packaging/sdk_wheel.py --out
+dist`, which has the pinned pip and setuptools.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mep_sdk", "mep_wire")
 SDK = ("cloudpickle", "msgspec", "websockets")
 WORKER = ("pyzmq",)
+RACE_TESTED = {"msgspec": ("0.20.0", "0.21.0", "0.21.1", "0.22.0", "0.23.0")}
+"""Releases under which tests/unit/wire/test_decoder_races.py passed, oldest first. Those before 0.23 build a type's
+decoder without a lock, and a later one may do so again."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -30,6 +34,12 @@ def requirement(name: str, known: list[str]) -> str:
         if (found := _NAME.match(each)) and found.group().lower() == name:
             return each
     raise LookupError(f"pyproject.toml does not require {name}")
+
+
+def bounded(name: str, known: list[str]) -> str:
+    """Return the wheel's requirement of this name. Raises LookupError."""
+    tested = RACE_TESTED.get(name)
+    return f"{name}>={tested[0]},<={tested[-1]}" if tested else requirement(name, known)
 
 
 def pyproject() -> str:
@@ -46,10 +56,10 @@ name = "mep-sdk"
 version = "{project["version"]}"
 description = "Run functions, commands and MPI programs on the machines of sites that run MEP endpoints"
 requires-python = "{project["requires-python"]}"
-dependencies = {[requirement(name, known) for name in SDK]}
+dependencies = {[bounded(name, known) for name in SDK]}
 
 [project.optional-dependencies]
-worker = {[requirement(name, known) for name in WORKER]}
+worker = {[bounded(name, known) for name in WORKER]}
 
 [tool.setuptools]
 packages = {list(PACKAGES)}

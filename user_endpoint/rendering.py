@@ -17,16 +17,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mep_wire.bundle import UepBundle
+from mep_wire.bundle import decode_bundle
 from mep_wire.errors import MepError
-from mep_wire.start import VerifiedStart, decode_start
+from mep_wire.start import decode_start, decode_verified_start
 from user_endpoint.outermost import run_and_exit
 from user_endpoint.report import StartFailure
-from user_endpoint.settings import UepSettings
+from user_endpoint.settings import UepSettings, decode_settings
 
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+_failure_decoder = msgspec.msgpack.Decoder(tuple[str, str, str])
 
 
 class Rendering:
@@ -60,8 +61,8 @@ class Rendering:
             os.waitpid(self._pid, 0)
         try:
             if data[:1] == b"S":
-                return msgspec.msgpack.decode(data[1:], type=UepSettings)
-            code, public, detail = msgspec.msgpack.decode(data[1:], type=tuple[str, str, str])
+                return decode_settings(data[1:])
+            code, public, detail = _failure_decoder.decode(data[1:])
         except msgspec.MsgspecError as error:
             raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering gave no answer: {error}") from None
         raise StartFailure(code, public, detail)
@@ -100,8 +101,8 @@ def _failure(code: str, public: str, detail: str) -> bytes:
 def _render(start: bytes, bundle: bytes) -> bytes:
     from user_endpoint.render import render_settings  # the parent never pays for these
 
-    verified = msgspec.msgpack.decode(start, type=VerifiedStart)
-    document = msgspec.msgpack.decode(bundle, type=UepBundle)
+    verified = decode_verified_start(start)
+    document = decode_bundle(bundle)
     try:
         settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
     except MepError as error:

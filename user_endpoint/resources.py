@@ -26,6 +26,9 @@ class _Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     launcher_options: str = ""
 
 
+_given_decoder = msgspec.msgpack.Decoder(_Given, strict=False)
+
+
 class Shape(msgspec.Struct, frozen=True):
     """How many nodes of a block one MPI task gets, and how many ranks on them."""
 
@@ -56,7 +59,7 @@ def _given(spec: bytes) -> _Given:
     if not spec:
         raise ResourceSpecInvalid(reason=f"this endpoint runs MPI tasks, which need one, e.g. {EXAMPLE}")
     try:
-        found = msgspec.convert(msgspec.msgpack.decode(spec), _Given, strict=False)
+        found = _given_decoder.decode(spec)
     except msgspec.MsgspecError as error:
         accepted = ", ".join(_Given.__struct_fields__)
         raise ResourceSpecInvalid(reason=f"{error}; accepted are {accepted}, e.g. {EXAMPLE}") from error

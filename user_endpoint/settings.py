@@ -323,6 +323,11 @@ _ENGINES: dict[str, type[msgspec.Struct]] = {
 }
 
 
+decode_settings = msgspec.msgpack.Decoder(UepSettings).decode
+"""Returns the settings that one process has sent another. As a decoder it also makes convert() below safe in threads:
+mep_wire.struct_info says why."""
+
+
 def settings_from(document: object, lines: Mapping[str, int] | None = None) -> UepSettings:
     """Return the settings in a rendered document. Keys that are null or empty text count as not given.
 

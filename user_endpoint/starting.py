@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mep_wire.bundle import UepBundle
+from mep_wire.bundle import decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError
-from mep_wire.start import StartRequest, VerifiedStart, decode_start
+from mep_wire.start import StartRequest, decode_start, decode_verified_start
 from user_endpoint.logfile import BoundedFile, Log
 from user_endpoint.outermost import at_exit
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
@@ -59,9 +59,9 @@ class Starting:
         self._rendering = Rendering(start, bundle, close=(reporter.fileno(),))
         self._servers = Servers(fork_server(close=(reporter.fileno(), self._rendering.fileno())))
         try:
-            self._verified = msgspec.msgpack.decode(start, type=VerifiedStart)
+            self._verified = decode_verified_start(start)
             self._request: StartRequest = decode_start(self._verified.request)
-            self._bundle = msgspec.msgpack.decode(bundle, type=UepBundle)
+            self._bundle = decode_bundle(bundle)
         except msgspec.MsgspecError as error:
             raise StartFailure("START_FAILED", "The site could not start your process.", str(error)) from error
 

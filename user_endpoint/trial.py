@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from mep_wire.bundle import UepBundle
+from mep_wire.bundle import UepBundle, decode_bundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfigReserved
 from mep_wire.start import StartRequest
 from user_endpoint.admission import function_lists
@@ -230,7 +228,7 @@ def main() -> None:
         sys.exit("user_endpoint.trial: refuses to run as root")
     signal.alarm(DEADLINE_S)  # a template that does not end
     with open(int(sys.argv[1]), "rb", closefd=False) as file:
-        bundle = msgspec.msgpack.decode(file.read(), type=UepBundle)
+        bundle = decode_bundle(file.read())
     verdict = Trial(bundle).run()
     json.dump({"problems": verdict.problems, "notes": verdict.notes}, sys.stdout)
 

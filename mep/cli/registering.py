@@ -33,7 +33,7 @@ from mep.config.bundle import find_file, read_schema
 from mep.config.options import EndpointOptions, is_loopback
 from mep.config.paths import EndpointPaths
 from mep.config.registration import Registration, digest, facts, read_registration
-from mep_wire.api import ErrorAnswer, RegisterAnswer
+from mep_wire.api import JSON, RegisterAnswer, decode_error
 from mep_wire.errors import EndpointNotFound, IdConflict
 
 _KEYS_FILE = "keys.json"
@@ -49,6 +49,10 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Z85, 40 characters."""
     unseal_public_key: str
     """64 hexadecimal digits."""
+
+
+_keys_decoder = msgspec.json.Decoder(KeyRecord)
+_answer_decoder = msgspec.json.Decoder(RegisterAnswer)
 
 
 class RelayRefuses(CliFailed):
@@ -93,7 +97,7 @@ def _complete_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
     known = None
     if path.exists():
         try:
-            known = msgspec.json.decode(path.read_bytes(), type=KeyRecord)
+            known = _keys_decoder.decode(path.read_bytes())
         except msgspec.MsgspecError as error:
             raise CliFailed(f"{path}: damaged: {error}") from None
     if known and all((where.state_dir / name).exists() for name in (names.LINK_KEY, names.UNSEAL_KEY)):
@@ -173,7 +177,7 @@ def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, tok
     }
     text = _tell(where, accounts, relay_url, token, body)
     try:
-        answer = msgspec.json.decode(text, type=RegisterAnswer)
+        answer = _answer_decoder.decode(text)
     except msgspec.MsgspecError as error:
         raise CliFailed(f"relay {relay_url}: an answer that is no registration: {error}", Exit.RELAY) from None
     registration = _pinned(answer, relay_url, keys, digest(told))
@@ -246,7 +250,7 @@ def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str,
 
 def _refusal(url: str, answer: dict[str, Any]) -> RelayRefuses:
     try:
-        error = msgspec.json.decode(answer["body"], type=ErrorAnswer)
+        error = decode_error(answer["body"].encode(), JSON)
     except msgspec.MsgspecError:
         return RelayRefuses(url, "", f"HTTP status {answer['status']}")
     return RelayRefuses(url, error.code, f"{error.reason} [{error.code}, correlation id {error.correlation_id}]")

@@ -33,6 +33,9 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of what the relay was told of the configuration, so that a later change is noticed."""
 
 
+_decoder = msgspec.json.Decoder(Registration)
+
+
 def facts(name: str, options: EndpointOptions, schema: dict[str, Any] | None, *, multi_user: bool) -> dict[str, Any]:
     """Return what the relay is told of the configuration, in the names of its API."""
     return {
@@ -61,7 +64,7 @@ def read_registration(path: Path, name: str) -> Registration:
     except OSError as error:
         raise ConfigRefused(str(path), "", error.strerror or str(error)) from None
     try:
-        registration = msgspec.json.decode(data, type=Registration)
+        registration = _decoder.decode(data)
         for key in ("link_public_key", "signing_public_key"):
             if len(bytes.fromhex(getattr(registration, key))) != 32:
                 raise ConfigRefused(str(path), key, "not a key of 32 bytes")

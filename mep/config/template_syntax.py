@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -17,12 +16,12 @@ from mep.config.bundle import find_file
 from mep.config.paths import EndpointPaths
 from mep.config.resolver import Resolution
 from mep.errors import ConfigRefused
-from mep_wire.bundle import UepBundle
+from mep_wire.bundle import decode_bundle
 
 
 def check_template(where: EndpointPaths, resolution: Resolution) -> None:
     """Raise ConfigRefused, with file and line, if the template's syntax is wrong."""
-    bundle = msgspec.msgpack.decode(resolution.bundle, type=UepBundle)
+    bundle = decode_bundle(resolution.bundle)
     path = template_path(where, resolution)
     check_syntax(path, bundle.templates[path.name])
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from mep_wire import api
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge
 from mep_wire.limits import MAX_BODY_BYTES
@@ -24,7 +25,9 @@ T = TypeVar("T")
 
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
-_decoders: dict[tuple[type[Any], bool], Any] = {}
+_BODIES = (api.RegisterBody, api.FunctionBody, api.SubmitBody, api.BatchStatusBody, api.CancelBody)
+_json_decoders: dict[type[Any], Any] = {kind: msgspec.json.Decoder(kind) for kind in _BODIES}
+_msgpack_decoders: dict[type[Any], Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in _BODIES}
 
 
 class Request(msgspec.Struct):
@@ -81,10 +84,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 
 def decode(data: bytes, kind: type[T], *, packed: bool) -> T:
     """Return the body in `data`. Raises BodyInvalid, which names the field where it can."""
-    decoder = _decoders.get((kind, packed))
-    if decoder is None:
-        decoder = msgspec.msgpack.Decoder(kind) if packed else msgspec.json.Decoder(kind)
-        _decoders[kind, packed] = decoder
+    decoder = (_msgpack_decoders if packed else _json_decoders)[kind]
     try:
         value: T = decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:

@@ -13,14 +13,12 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import msgspec
-
 from mep_wire import codec, messages
 from mep_wire.task_events import MAX_PAGE_EVENTS, TaskEvent
 from relay.dispatch.board import Board, ManagerLink
 from relay.log import logger
 from relay.plane.base import Peer
-from relay.store.audited import AuditedStore, StoredEvent
+from relay.store.audited import AuditedStore, decode_event
 
 GATHER_S = 0.05
 """How long events wait to share a message."""
@@ -119,7 +117,7 @@ class TaskEvents:
         self._board.plane.send(out.peer, codec.encode(messages.TaskEvents(dropped=page.dropped, events=events)))
 
     def _event(self, seq: int, body: bytes) -> TaskEvent:
-        e = msgspec.msgpack.decode(body, type=StoredEvent)
+        e = decode_event(body)
         uep = e.uep
         name = self._username(uep.account_id, uep.identity_id)
         task_id = str(uuid.UUID(bytes=e.task_id))

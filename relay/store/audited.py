@@ -41,6 +41,8 @@ class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
     job_id: str = ""
 
 
+decode_event = msgspec.msgpack.Decoder(StoredEvent).decode
+
 NOT_RECORDED: Final[Mapping[str, str]] = {
     "requeue": "the task waits again; that it is sent again is recorded by take_queued",
     "reconcile": "tasks that the user endpoint holds were recorded when they were sent; the others are requeued",

@@ -46,6 +46,9 @@ WAL_PAGES = 8000
 """Pages of write-ahead log (32 MB) after which a commit itself writes back into the database."""
 PADDED_BYTES = 8 * 1024 * 1024
 """Length that a server gives the log at its start."""
+_endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
+_function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
+_identity_decoder = msgspec.msgpack.Decoder(Identity)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -77,7 +80,7 @@ def uep_from_row(row: Sequence[Any]) -> UepRecord:
 
 
 def _endpoint(row: Sequence[Any]) -> EndpointRecord:
-    record = msgspec.msgpack.decode(row[2], type=EndpointRecord)
+    record = _endpoint_decoder.decode(row[2])
     return msgspec.structs.replace(record, owner=row[0], deleted_at=row[1])
 
 
@@ -133,7 +136,7 @@ class SqliteStore(SqliteTaskEventReads):
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         rows = self._read.execute(sql.IDENTITIES, (account_id,)).fetchall()
-        identities = [msgspec.msgpack.decode(row[0], type=Identity) for row in rows]
+        identities = [_identity_decoder.decode(row[0]) for row in rows]
         identities.sort(key=lambda identity: identity.id != first)
         return IdentitySet(account_id, tuple(identities)) if identities else None
 
@@ -159,7 +162,7 @@ class SqliteStore(SqliteTaskEventReads):
         row = self._one(sql.FUNCTION, function_id)
         if row is None:
             return None
-        record = msgspec.msgpack.decode(row[1], type=FunctionRecord)
+        record = _function_decoder.decode(row[1])
         return msgspec.structs.replace(record, owner=row[0], code=row[2])
 
     def function_ref(self, function_id: str) -> FunctionRef | None:
