@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -49,7 +50,7 @@ def checked_payload(
 
 class Batch:
     """Tasks of any functions, for one endpoint and one configuration. Ids are chosen here, so that sending it twice
-    runs nothing twice."""
+    runs nothing twice. Thread-safe."""
 
     def __init__(
         self,
@@ -75,9 +76,11 @@ class Batch:
         self.options = checked_options(walltime_s, max_attempts, deadline, deadline_s, priority)
         self.tasks: dict[str, list[bytes]] = {}
         self.task_ids: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return sum(len(each) for each in self.tasks.values())
+        with self._lock:
+            return sum(len(each) for each in self.tasks.values())
 
     def __repr__(self) -> str:
         return f"Batch<{len(self)} tasks of {len(self.tasks)} functions>"
@@ -92,15 +95,19 @@ class Batch:
         ways = result_ways(self.result_serializers or ())
         payload = checked_payload(args or (), kwargs or {}, as_json=self.serializer.as_json, result_ways=ways)
         key, task_id = str(function_id), str(uuid7())
-        self.tasks.setdefault(key, []).append(payload)
-        self.task_ids.setdefault(key, []).append(task_id)
+        with self._lock:
+            self.tasks.setdefault(key, []).append(payload)
+            self.task_ids.setdefault(key, []).append(task_id)
         return task_id
 
     def prepare(self) -> api.SubmitBody:
-        """Return the request body."""
+        """Return the request body: what the batch holds now."""
+        with self._lock:
+            tasks = {key: list(payloads) for key, payloads in self.tasks.items()}
+            task_ids = {key: list(ids) for key, ids in self.task_ids.items()}
         return api.SubmitBody(
-            tasks=dict(self.tasks),
-            task_ids=self.task_ids,
+            tasks=tasks,
+            task_ids=task_ids,
             task_group_id=self.task_group_id,
             user_runtime=user_runtime(),
             user_endpoint_config=self.user_endpoint_config,

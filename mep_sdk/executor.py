@@ -7,6 +7,8 @@ import concurrent.futures
 import hashlib
 import itertools
 import logging
+import os
+import threading
 import time
 import types
 import warnings
@@ -97,7 +99,8 @@ class Executor(concurrent.futures.Executor):
         self.task_count_submitted = 0
         self._session = Session(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
-        _executors.add(self)
+        with _executors_lock:
+            _executors.add(self)
         # An executor that nobody holds any more ends its threads once its tasks have ended.
         weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
         self._complete = True
@@ -390,9 +393,22 @@ def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
 
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
+_executors_lock = threading.RLock()
+"""Held wherever `_executors` is changed or copied. One that is collected goes by itself, also while it is held."""
+
+
+def _forked() -> None:
+    global _executors_lock
+    _executors_lock = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @atexit.register
 def _at_exit() -> None:
-    for executor in list(_executors):
+    with _executors_lock:
+        executors = list(_executors)
+    for executor in executors:
         executor._flush_at_exit()  # noqa: SLF001 - the same module

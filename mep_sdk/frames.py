@@ -260,7 +260,7 @@ def local_modules() -> tuple[ModuleType, ...]:
     global _seen_local
     count, found = _seen_local
     if count != len(sys.modules):
-        loaded = list(sys.modules.items())
+        loaded = list(sys.modules.copy().items())  # other threads import
         found = tuple(
             module
             for name, module in loaded

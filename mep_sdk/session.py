@@ -78,7 +78,11 @@ class _Requests:
 
 
 class Session:
-    """The machinery of one Executor. Thread-safe."""
+    """The machinery of one Executor. Thread-safe.
+
+    `_change` guards every collection here: it is held wherever one is changed, looped over or copied. It is not held
+    while a future is resolved, since that runs the person's callbacks.
+    """
 
     def __init__(self, client: Client, *, lost_relay_timeout_s: float) -> None:
         self.client = client
@@ -219,7 +223,8 @@ class Session:
             for group in groups:  # one function's refusal is no other's
                 self._send_to(target, [group])
         else:
-            listener = self._listeners.get(target.task_group_id)
+            with self._change:
+                listener = self._listeners.get(target.task_group_id)
             if listener is not None:
                 listener.group_known()
 
@@ -227,47 +232,63 @@ class Session:
 
     def _deliver(self, results: list[api.StreamedResult]) -> None:
         for result in results:
-            future = self._pending.pop(result.task_id, None)
+            with self._change:
+                future = self._pending.pop(result.task_id, None)
+                cancelling = result.task_id in self._cancelling
             if future is None:
                 continue
-            if result.state == TaskState.CANCELLED and result.task_id in self._cancelling:
+            if result.state == TaskState.CANCELLED and cancelling:
                 future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
             else:
                 future.resolve(*_settle(result))
         self._settled()
 
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
-        for item in items:
-            if self._pending.pop(item.future.task_id, None) is not None:
-                item.future.resolve(None, _copy(error))
+        self._fail_futures([item.future for item in items], error)
+
+    def _fail_futures(self, futures: Sequence[TaskFuture], error: MepError) -> None:
+        for future in futures:
+            if self._taken(future.task_id) is not None:
+                future.resolve(None, _copy(error))
         self._settled()
+
+    def _taken(self, task_id: str) -> TaskFuture | None:
+        """Return the pending future of a task, and hold it as pending no longer; None where it has ended."""
+        with self._change:
+            return self._pending.pop(task_id, None)
 
     def _group_refused(self, task_group_id: str, error: MepError) -> None:
         with self._change:
             listener = self._listeners.pop(task_group_id, None)  # the next submission gets a new one
-            lost = [future for future in self._pending.values() if future.task_group_id == task_group_id]
+            lost = self._pending_of(task_group_id)
         if listener is not None:
             listener.stop()
-        for future in lost:
-            if self._pending.pop(future.task_id, None) is not None:
-                future.resolve(None, _copy(error))
-        self._settled()
+        self._fail_futures(lost, error)
+
+    def _pending_of(self, task_group_id: str) -> list[TaskFuture]:
+        """Return a group's pending futures; the caller holds the lock."""
+        return [future for future in self._pending.values() if future.task_group_id == task_group_id]
 
     def _settled(self) -> None:
-        if self._stopping and not self._pending:
-            with self._change:
+        with self._change:
+            if self._stopping and not self._pending:
                 self._change.notify_all()
-                self._stop_listeners()
+                for thread in self._threads():
+                    thread.stop()
+
+    def _threads(self) -> list[Recheck | ResultListener]:
+        """Return the threads that bring results; the caller holds the lock."""
+        return [*([self._recheck] if self._recheck is not None else []), *self._listeners.values()]
 
     def _on_relay(self) -> list[str]:
         """Return the pending tasks that the relay has confirmed, and must know."""
         with self._change:
-            return [each for each in list(self._pending) if each not in self._unsent and each not in self._sending]
+            return [each for each in self._pending if each not in self._unsent and each not in self._sending]
 
     def _rechecked(self, ended: list[api.StreamedResult], missing: list[str]) -> None:
         """Take what the relay has answered on pending tasks."""
         for task_id in missing:
-            future = self._pending.pop(task_id, None)
+            future = self._taken(task_id)
             if future is not None:
                 future.resolve(None, TaskNotFound(task_id=task_id))
         self._deliver(ended)
@@ -276,38 +297,45 @@ class Session:
 
     def cancel_futures(self, futures: list[TaskFuture]) -> int:
         """Cancel what has not ended; return how many that were. Those not sent yet are only dropped."""
-        count = 0
-        ask: dict[str, TaskFuture] = {}
         with self._change:
-            for future in futures:
-                if future.task_id in self._unsent:
-                    self._unsent.discard(future.task_id)
-                    count += self._mark_cancelled(future)
-                elif future.task_id in self._pending:
-                    ask[future.task_id] = future
-            # A request on its way must arrive first, or the relay would not know the tasks.
-            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_RETRY_S)
+            drop = [future for future in futures if future.task_id in self._unsent]
+            self._unsent.difference_update(future.task_id for future in drop)
+            ask = {future.task_id: future for future in futures if future.task_id in self._pending}
+            for future in drop:
+                ask.pop(future.task_id, None)
+        count = sum(self._mark_cancelled(future) for future in drop)
         if ask:
-            self._cancelling |= ask.keys()
-            try:
-                cancelled = self.client.cancel_many(ask, retry_for_s=_CANCEL_RETRY_S)
-            except MepError as error:
-                log.warning("could not cancel %d tasks: %s", len(ask), error)
-                cancelled = set()
-            told = [ask[task_id] for task_id in cancelled & ask.keys()]
-            count += sum(self._mark_cancelled(future) or future.cancelled() for future in told)
-            self._cancelling -= ask.keys()
+            count += self._cancel_sent(ask)
         self._settled()
         return count
 
+    def _cancel_sent(self, ask: dict[str, TaskFuture]) -> int:
+        with self._change:
+            # A request on its way must arrive first, or the relay would not know the tasks.
+            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_RETRY_S)
+            self._cancelling |= ask.keys()
+        try:
+            cancelled = self.client.cancel_many(ask, retry_for_s=_CANCEL_RETRY_S)
+        except MepError as error:
+            log.warning("could not cancel %d tasks: %s", len(ask), error)
+            cancelled = set()
+        told = [ask[task_id] for task_id in cancelled & ask.keys()]
+        count = sum(self._mark_cancelled(future) or future.cancelled() for future in told)
+        with self._change:
+            self._cancelling -= ask.keys()
+        return count
+
     def _mark_cancelled(self, future: TaskFuture) -> bool:
-        return self._pending.pop(future.task_id, None) is not None and future.mark_cancelled()
+        return self._taken(future.task_id) is not None and future.mark_cancelled()
 
     # --- ending -----------------------------------------------------------------------------------------
 
     def unfinished(self) -> int:
         """Return how many futures are not resolved; none in a forked child, whose parent has them."""
-        return len(self._pending) if self._pid == os.getpid() else 0
+        if self._pid != os.getpid():
+            return 0
+        with self._change:
+            return len(self._pending)
 
     def stop(self, *, cancel_futures: bool) -> None:
         """Take no more tasks; end the threads when everything queued is sent and has ended."""
@@ -316,19 +344,26 @@ class Session:
         with self._change:
             self._stopping = True
             self._change.notify_all()
-        if cancel_futures:
-            self.cancel_futures(list(self._pending.values()))
+            futures = list(self._pending.values()) if cancel_futures else []
+        if futures:
+            self.cancel_futures(futures)
         self._settled()
 
     def wait(self) -> None:
         """Wait until every future has ended, after `stop`. Raises RelayAnswerMissing."""
         if self._pid != os.getpid():
             return
-        with self._change:
-            while self._pending:
+        while True:
+            with self._change:
+                if not self._pending:
+                    threads = [self._sender, *self._threads()]
+                    break
                 self._change.wait(_LOOK_AGAIN_S)
-                self._look_for_lost_relay()
-        for thread in [self._sender, self._recheck, *self._listeners.values()]:
+                lost = self._lost_group()
+            if lost is not None:
+                self._group_refused(lost.fields["task_group_id"], lost)
+                raise lost
+        for thread in threads:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
 
@@ -337,21 +372,16 @@ class Session:
         with self._change:
             return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
 
-    def _look_for_lost_relay(self) -> None:
-        for group_id, listener in list(self._listeners.items()):
+    def _lost_group(self) -> RelayAnswerMissing | None:
+        """Return what says that a group's relay has been away for too long; the caller holds the lock."""
+        for group_id, listener in self._listeners.items():
             waited_s = listener.down_for_s()
-            lost = [future for future in self._pending.values() if future.task_group_id == group_id]
-            if waited_s < self._lost_relay_timeout_s or not lost or self._queue or self._sending:
+            if waited_s < self._lost_relay_timeout_s or self._queue or self._sending:
                 continue
-            url = self.client.settings.relay_url
-            error = RelayAnswerMissing(count=len(lost), url=url, waited_s=round(waited_s), task_group_id=group_id)
-            self._group_refused(group_id, error)
-            raise error
-
-    def _stop_listeners(self) -> None:
-        for thread in [self._recheck, *self._listeners.values()]:
-            if thread is not None:
-                thread.stop()
+            if count := len(self._pending_of(group_id)):
+                url = self.client.settings.relay_url
+                return RelayAnswerMissing(count=count, url=url, waited_s=round(waited_s), task_group_id=group_id)
+        return None
 
 
 def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
