@@ -1,76 +1,149 @@
-"""Open a connection to the relay: TCP, a site's proxy where one is set, TLS. Both HTTP and the result stream use it."""
+"""How the relay is reached: through which proxy, and which certificate authorities are trusted.
+
+The environment says both, as other HTTP clients read it: https_proxy, http_proxy, all_proxy and no_proxy;
+REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR. urllib3 makes the connections for requests and
+websockets that for the result stream; both are given what is found here. A proxy's password is in no text. What is
+slow to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
-import socket
-import ssl
-import urllib.request
-from urllib.parse import unquote, urlsplit
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from mep_sdk.errors import CaBundleUnusable, ProxyUnsupported
+
+if TYPE_CHECKING:
+    import ssl
 
 CONNECT_TIMEOUT_S = 10.0
-_MAX_HEAD_BYTES = 16384
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PORTS = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
+_SOCKS_MODULES = ("socks", "python_socks")
+"""PySocks, which urllib3 uses, and python-socks, which websockets uses."""
+_REPLACING = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""A file, or a directory as c_rehash makes it, that replaces the system's authorities."""
+_ADDING = "SSL_CERT_FILE"
+"""A file that OpenSSL reads itself, and passes over in silence where it cannot."""
 
 
-class ProxyRefused(OSError):
-    """The proxy did not open a way to the relay."""
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy. `str` gives its address without the password."""
+
+    scheme: str
+    host: str
+    port: int
+    username: str | None = field(default=None, repr=False)
+    password: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self._netloc}"
+
+    @property
+    def _netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_socks(self) -> bool:
+        """Whether it speaks SOCKS."""
+        return self.scheme.startswith("socks")
+
+    @property
+    def address(self) -> str:
+        """Its address with name and password, for a library."""
+        if self.username is None:
+            return str(self)
+        return f"{self.scheme}://{quote(self.username, '')}:{quote(self.password, '')}@{self._netloc}"
+
+
+def proxy_for(url: str) -> Proxy | None:
+    """Return the proxy on the way to `url`, None for the direct way. Raises ProxyUnsupported."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in LOOPBACK or _bypassed(host, parts.port or _PORTS.get(parts.scheme, 443)):
+        return None
+    address = _configured(parts.scheme)
+    return _parsed(address) if address else None
+
+
+def _configured(scheme: str) -> str | None:
+    from urllib.request import getproxies
+
+    proxies = getproxies()
+    if found := proxies.get(scheme) or proxies.get("all"):
+        return found
+    socks = proxies.get("socks")  # as macOS and Windows have it, which write http:// before it
+    return "socks5h://" + socks.rpartition("://")[2] if socks else None
+
+
+def _bypassed(host: str, port: int) -> bool:
+    import ipaddress
+    from urllib.request import getproxies, proxy_bypass
+
+    if proxy_bypass(f"[{host}]:{port}" if ":" in host else f"{host}:{port}"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    for entry in getproxies().get("no", "").split(","):
+        with contextlib.suppress(ValueError):
+            if address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+    return False
+
+
+def _parsed(address: str) -> Proxy:
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    scheme = parts.scheme.lower()
+    shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}"
+    try:
+        port = parts.port or _PORTS.get(scheme, 0)
+    except ValueError:
+        raise ProxyUnsupported(proxy=shown, reason="its port is not a number") from None
+    if scheme not in _PORTS:
+        raise ProxyUnsupported(proxy=shown, reason=f"it is none of {', '.join(_PORTS)}")
+    if not parts.hostname:
+        raise ProxyUnsupported(proxy=shown, reason="it names no host")
+    if scheme.startswith("socks") and not _has_socks():
+        raise ProxyUnsupported(proxy=shown, reason="SOCKS needs two more packages: pip install 'mep-sdk[socks]'")
+    username = None if parts.username is None else unquote(parts.username)
+    return Proxy(scheme, parts.hostname, port, username, unquote(parts.password or ""))
+
+
+def _has_socks() -> bool:
+    from importlib import util
+
+    return all(util.find_spec(name) is not None for name in _SOCKS_MODULES)
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return what checks certificates, of the relay and of an https proxy. Raises CaBundleUnusable."""
+    for variable in (*_REPLACING, _ADDING):
+        if path := os.environ.get(variable):
+            return _context(variable, path)
+    return _context("", "")
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()  # the system's certificate authorities, or SSL_CERT_FILE
-    context.set_alpn_protocols(["http/1.1"])
+def _context(variable: str, path: str) -> ssl.SSLContext:
+    import ssl
+
+    try:
+        if variable in _REPLACING:
+            if Path(path).is_dir():
+                return ssl.create_default_context(capath=path)
+            return ssl.create_default_context(cafile=path)
+        context = ssl.create_default_context()
+        if path:
+            context.load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CaBundleUnusable(variable=variable, path=path, reason=reason) from error
     return context
-
-
-def open_connection(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
-    """Return a connected socket to the host of `url` (http or https). Raises OSError, ssl.SSLError included."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    proxy = _proxy_for(parts.scheme, host, port)
-    sock = _through_proxy(proxy, host, port, timeout_s) if proxy else socket.create_connection((host, port), timeout_s)
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(sock.close)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ready = _tls().wrap_socket(sock, server_hostname=host) if secure else sock
-        on_failure.pop_all()
-    return ready
-
-
-def _proxy_for(scheme: str, host: str, port: int) -> str | None:
-    """Return the proxy that the environment names, as most HTTP clients understand http_proxy and no_proxy."""
-    if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(f"{host}:{port}"):
-        return None
-    return urllib.request.getproxies().get(scheme)
-
-
-def _through_proxy(proxy: str, host: str, port: int, timeout_s: float) -> socket.socket:
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    sock = socket.create_connection((parts.hostname or "", parts.port or 3128), timeout_s)
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-    if parts.username:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(sock.close)
-        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        status = _read_head(sock, parts.hostname or "").split(b"\r\n", 1)[0].decode("latin-1")
-        if status.split(" ")[1:2] != ["200"]:
-            raise ProxyRefused(f"proxy {parts.hostname} answered {status!r}")
-        on_failure.pop_all()
-    return sock
-
-
-def _read_head(sock: socket.socket, proxy: str) -> bytes:
-    head = b""
-    while b"\r\n\r\n" not in head:
-        byte = sock.recv(1)  # no more than the head: what follows is TLS's own
-        if not byte or len(head) > _MAX_HEAD_BYTES:
-            raise ProxyRefused(f"proxy {proxy} broke off")
-        head += byte
-    return head

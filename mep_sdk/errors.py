@@ -97,6 +97,21 @@ class RelayAnswerInvalid(MepError):
     http_status = 502
 
 
+class ProxyUnsupported(MepError):
+    """The proxy {proxy}, which the environment names, cannot be used: {reason}. Correct https_proxy, http_proxy or
+    all_proxy, or name the relay's host in no_proxy."""
+
+    code = "PROXY_UNSUPPORTED"
+    http_status = 400
+
+
+class CaBundleUnusable(MepError):
+    """The certificate authorities that {variable} names cannot be read from {path}: {reason}. Correct the variable."""
+
+    code = "CA_BUNDLE_UNUSABLE"
+    http_status = 400
+
+
 class ForkedExecutor(MepError):
     """This Executor was made before the process forked and works only in the parent. Make a new one here."""
 

@@ -7,7 +7,6 @@ both sides. Imported where there is something to say, and so only then paid for.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import sys
 import threading
@@ -45,6 +44,8 @@ def warn_of_python(endpoint_id: str, theirs: str) -> None:
 
 def _version(module: str) -> str:
     """Return the version of the installed package that has a module, empty where there is none."""
+    import importlib.metadata  # only a failure needs it
+
     try:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:

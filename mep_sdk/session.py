@@ -361,7 +361,7 @@ class Session:
                 self._change.wait(_LOOK_AGAIN_S)
                 lost = self._lost_group()
             if lost is not None:
-                self._group_refused(lost.fields["task_group_id"], lost)
+                self._group_refused(str(lost.fields["task_group_id"]), lost)
                 raise lost
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():

@@ -1,26 +1,29 @@
 """One connection of the relay's result stream: a WebSocket, read by the thread that owns it.
 
-The `websockets` package frames and unframes (its protocol object holds no socket); the socket is ours, so that a
-result costs no hop between threads.
+The `websockets` package connects, through a proxy where there is one, and frames and unframes. Its own connection
+would start a thread for each stream; the one here is read by the thread that owns it, so that a result costs no hop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import selectors
 import socket
-import ssl
 import time
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
-from mep_sdk.connect import CONNECT_TIMEOUT_S, open_connection
+from mep_sdk.connect import CONNECT_TIMEOUT_S, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
 from mep_wire.errors import rebuild
+
+if TYPE_CHECKING:
+    from websockets.client import ClientProtocol
+    from websockets.http11 import Response
 
 PING_EVERY_S = 20.0
 SILENT_TOO_LONG_S = 50.0
@@ -37,63 +40,117 @@ class StreamClosed(OSError):
     """The relay, or something on the way to it, ended the stream."""
 
 
+class _Handshake:
+    """What websockets gives the open socket to, in place of its own connection. `answer`: what the relay said."""
+
+    def __init__(self, sock: socket.socket, protocol: ClientProtocol, **_: object) -> None:
+        self.sock, self.protocol = sock, protocol
+        self.answer: Response | None = None
+        self.recv_events_thread = self  # is joined after a failure; there is none here
+
+    def handshake(self, headers: dict[str, str], user_agent: str, timeout: float | None) -> None:
+        """Send the request and read the relay's answer. Raises OSError, InvalidHandshake."""
+        from websockets.http11 import Response
+
+        request = self.protocol.connect()
+        request.headers.update({**headers, "User-Agent": user_agent})
+        self.protocol.send_request(request)
+        self.sock.settimeout(timeout)
+        for data in self.protocol.data_to_send():
+            self.sock.sendall(data)
+        while self.answer is None:
+            data = self.sock.recv(_RECEIVE_BYTES)
+            if data:
+                self.protocol.receive_data(data)
+            else:
+                self.protocol.receive_eof()
+            events = self.protocol.events_received()
+            self.answer = next((event for event in events if isinstance(event, Response)), None)
+            if self.answer is None and not data:
+                raise StreamClosed("the relay closed the connection during the handshake")
+
+    def start_keepalive(self) -> None:
+        """ResultStream sends pings."""
+
+    def close_socket(self) -> None:
+        """Close it."""
+        self.sock.close()
+
+    def join(self) -> None:
+        """There is no thread to wait for."""
+
+
+def _opened(settings: Settings) -> _Handshake:
+    """Return an open stream. Raises OSError, or the MepError that the relay answered."""
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    proxy = proxy_for(settings.relay_url)
+    try:
+        made = connect(
+            f"ws{settings.relay_url.removeprefix('http')}/v3/stream",
+            ssl=tls_context() if settings.secure else None,
+            proxy=proxy.address if proxy else None,
+            proxy_ssl=tls_context() if proxy and proxy.scheme == "https" else None,
+            additional_headers={"Authorization": f"Bearer {settings.token}"},
+            user_agent_header="mep-sdk",
+            open_timeout=CONNECT_TIMEOUT_S,
+            compression=None,
+            max_size=_MAX_FRAME_BYTES,
+            logger=_quiet,
+            create_connection=cast("Any", _Handshake),
+        )
+    except WebSocketException as error:
+        through = f"proxy {proxy}: " if proxy else ""
+        raise StreamClosed(f"{through}{error}") from error
+    opened = cast("_Handshake", made)
+    opened.sock.settimeout(CONNECT_TIMEOUT_S)
+    if opened.protocol.handshake_exc is not None:
+        opened.sock.close()
+        raise _refusal(settings.relay_url, opened.answer)
+    return opened
+
+
+def _refusal(relay_url: str, answer: Response | None) -> Exception:
+    """Return the error that the relay answered a handshake with: StreamClosed where it may pass."""
+    if answer is None:
+        return StreamClosed("the relay did not answer the handshake")
+    status = answer.status_code
+    try:
+        told = api.decode_error(bytes(answer.body or b""), answer.headers.get("Content-Type", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        if _may_pass(status):
+            return StreamClosed(f"the relay answered {status}")
+        reason = f"{status} for the result stream {urlsplit(relay_url).path}/v3/stream"
+        return RelayAnswerInvalid(url=relay_url, reason=reason)
+    if _may_pass(status):
+        return StreamClosed(told.reason)
+    return rebuild(told.code, told.reason, told.correlation_id)
+
+
+def _has_buffered(sock: Any) -> bool:
+    """Return whether bytes have come that select(2) does not see, in a TLS connection or in one within another."""
+    inner = getattr(sock, "ssl_object", None)
+    if inner is not None:
+        return bool(inner.pending() or sock.incoming.pending or _has_buffered(sock.ssl_socket))
+    pending = getattr(sock, "pending", None)  # of an SSLSocket
+    return pending is not None and pending() > 0
+
+
 class ResultStream:
     """An open stream. Not thread-safe, `wake` excepted."""
 
     def __init__(self, settings: Settings) -> None:
         """Connect and shake hands. Raises OSError, or the MepError that the relay answered (an unknown token)."""
-        from websockets.client import ClientProtocol
-        from websockets.uri import parse_uri
-
-        url = f"{settings.relay_url}/v3/stream"
         self._relay_url = settings.relay_url
-        self._socket = open_connection(url)
         self._parts: list[bytes] = []
+        opened = _opened(settings)
+        self._socket, self._protocol = opened.sock, opened.protocol
         self._heard = self._pinged = time.monotonic()
         self._awake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for each in (self._socket, self._awake):
             self._selector.register(each, selectors.EVENT_READ)
-        uri = parse_uri("ws" + url.removeprefix("http"))
-        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME_BYTES, extensions=None, logger=_quiet)
-        with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self.close)
-            self._shake_hands(settings.token)
-            on_failure.pop_all()
-
-    def _shake_hands(self, token: str) -> None:
-        from websockets.http11 import Response
-
-        request = self._protocol.connect()
-        request.headers["Authorization"] = f"Bearer {token}"
-        self._protocol.send_request(request)
-        self._flush()
-        answer: Response | None = None
-        self._socket.settimeout(CONNECT_TIMEOUT_S)
-        while answer is None:
-            data = self._socket.recv(_RECEIVE_BYTES)
-            if data:
-                self._protocol.receive_data(data)
-            else:
-                self._protocol.receive_eof()
-            answer = next((event for event in self._protocol.events_received() if isinstance(event, Response)), None)
-            if answer is None and not data:
-                raise StreamClosed("the relay closed the connection during the handshake")
-        if self._protocol.handshake_exc is not None:
-            raise self._refusal(answer.status_code, bytes(answer.body or b""), answer.headers.get("Content-Type", ""))
-        self._socket.settimeout(None)
-
-    def _refusal(self, status: int, body: bytes, content_type: str) -> Exception:
-        try:
-            told = api.decode_error(body, content_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            if _may_pass(status):
-                return StreamClosed(f"the relay answered {status}")
-            reason = f"{status} for the result stream {urlsplit(self._relay_url).path}/v3/stream"
-            return RelayAnswerInvalid(url=self._relay_url, reason=reason)
-        if _may_pass(status):
-            return StreamClosed(told.reason)
-        return rebuild(told.code, told.reason, told.correlation_id)
 
     def subscribe(self, task_group_id: str, cursor: int) -> None:
         """Ask for the group's endings after `cursor`. Raises OSError."""
@@ -104,13 +161,16 @@ class ResultStream:
         """Wait for frames, or for `wake`, or until something keeps the stream alive; return what came, which may be
         nothing. Raises OSError once the stream has ended or has been silent for too long."""
         self._keep_alive()
-        if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
+        if not _has_buffered(self._socket):
             ready = [key.fileobj for key, _ in self._selector.select(PING_EVERY_S / 2)]
             if self._awake in ready:
                 self._awake.recv(64)
             if self._socket not in ready:
                 return []
-        data = self._socket.recv(_RECEIVE_BYTES)
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return []  # a TLS record that carries no data, or not the whole of one
         if not data:
             raise StreamClosed("the relay closed the connection")
         self._heard = time.monotonic()

@@ -1,33 +1,35 @@
-"""Requests to the relay's HTTP API: kept connections, retries with back-off, errors by their own classes.
+"""Requests to the relay's HTTP API: retries with back-off, errors by their own classes.
 
-Thread-safe. Every request may be repeated, since the relay's routes are made for it (tasks carry ids that the
-SDK chose). Redirects are never followed, so the token goes nowhere but to the relay.
+Thread-safe. urllib3 keeps the connections, and knows proxies and TLS. Its own retries are not used: they log each
+attempt and know no deadline. Every request may be repeated, since the relay's routes are made for it (tasks carry ids
+that the SDK chose). Redirects are never followed, so the token goes nowhere but to the relay.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import base64
+import io
 import json
 import logging
 import os
 import random
-import ssl
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from mep_sdk.connect import open_connection
+from mep_sdk.connect import CONNECT_TIMEOUT_S, Proxy, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, rebuild
 from mep_wire.text import printable
+
+if TYPE_CHECKING:
+    import urllib3
 
 log = logging.getLogger("mep_sdk")
 
@@ -36,7 +38,10 @@ _ANSWER_TIMEOUT_S = 90.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _RETRIED = frozenset({429, 502, 503, 504})
-_NOT_REACHED = (OSError, http.client.HTTPException)
+_MOST_KEPT = 64
+"""Connections that are kept at most. urllib3 warns of each that it closes beyond."""
+_BLOCK_BYTES = 1 << 18
+"""A body larger than this is sent in blocks of this size, each with a timeout of its own."""
 
 
 class Backoff:
@@ -58,17 +63,20 @@ class Answer:
 
     __slots__ = ("body", "content_type", "reason", "retry_after", "status")
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self.status, self.reason = response.status, response.reason
-        self.content_type = response.getheader("Content-Type", "")
-        self.retry_after = response.getheader("Retry-After")
-        self.body = response.read()
+        self.content_type = response.headers.get("Content-Type", "")
+        self.retry_after = response.headers.get("Retry-After")
+        self.body = response.data
 
     def retry_after_s(self) -> float:
-        """Return the seconds that Retry-After asks for; 0 where it does not say (or gives a date)."""
+        """Return the seconds that Retry-After asks for; 0 where it does not say."""
+        from urllib3.exceptions import InvalidHeader
+        from urllib3.util import Retry
+
         try:
-            return max(0.0, float(self.retry_after or 0))
-        except ValueError:
+            return max(0.0, Retry().parse_retry_after(self.retry_after or "0"))
+        except InvalidHeader:
             return 0.0
 
 
@@ -77,15 +85,13 @@ class Transport:
 
     def __init__(self, settings: Settings, *, retry_for_s: float = RETRY_FOR_S) -> None:
         self.settings, self.retry_for_s = settings, retry_for_s
-        self._base_path = urlsplit(settings.relay_url).path.rstrip("/")
         self._headers = {
             "Authorization": f"Bearer {settings.token}",
             "Accept": api.MSGPACK,
             "User-Agent": "mep-sdk",
         }
-        self._idle: list[http.client.HTTPConnection] = []
+        self._connections: _Connections | None = None
         self._lock = threading.Lock()
-        weakref.finalize(self, _close_all, self._idle).atexit = False
         self._pid = os.getpid()
         self._unreachable = False
 
@@ -110,10 +116,10 @@ class Transport:
             at_least_s = 0.0
             try:
                 answer = self._once(method, path, body)
-            except ssl.SSLCertVerificationError as error:
-                raise self._give_up(error, started) from error
-            except _NOT_REACHED as error:
+            except (OSError, _http_error()) as error:
                 failure: MepError = self._give_up(error, started)
+                if type(_root(error)).__name__ == "SSLCertVerificationError":
+                    raise failure from error
                 self._say_unreachable(error, backoff.attempts + 1)
             else:
                 self._say_reachable()
@@ -132,46 +138,30 @@ class Transport:
     def close(self) -> None:
         """Close the idle connections. The transport stays usable."""
         with self._lock:
-            _close_all(self._idle)
+            connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     def _once(self, method: str, path: str, body: bytes | None) -> Answer:
-        connection = self._take_idle()
-        if connection is not None:
-            try:
-                return self._exchange(connection, method, path, body)
-            except _NOT_REACHED:
-                log.debug("kept connection was closed by the relay")  # as happens: a fresh one decides
-        return self._exchange(self._connect(), method, path, body)
+        from urllib3.exceptions import ProtocolError
 
-    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> Answer:
+        connections = self._opened()
         headers = self._headers if body is None else {**self._headers, "Content-Type": api.MSGPACK}
-        with contextlib.ExitStack() as unless_kept:
-            unless_kept.callback(connection.close)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                # A relay that refuses a request may answer and close before it has read the whole body.
-                connection.request(method, self._base_path + path, body, headers)
-            response = connection.getresponse()
-            answer = Answer(response)
-            if not response.will_close:
-                unless_kept.pop_all()
-                with self._lock:
-                    self._idle.append(connection)
-        return answer
+        try:
+            return connections.ask(method, path, body, headers)
+        except ProtocolError:
+            log.debug("kept connection was closed by the relay")  # as happens: a fresh one decides
+        return connections.ask(method, path, body, headers)
 
-    def _connect(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.settings.relay_url)
-        connection = http.client.HTTPConnection(parts.netloc, timeout=_ANSWER_TIMEOUT_S)
-        connection.sock = open_connection(self.settings.relay_url)
-        connection.sock.settimeout(_ANSWER_TIMEOUT_S)
-        return connection
-
-    def _take_idle(self) -> http.client.HTTPConnection | None:
+    def _opened(self) -> _Connections:
+        """Return this process's connections. Raises ProxyUnsupported, CaBundleUnusable."""
         if self._pid != os.getpid():
             # After a fork these sockets and this lock are the parent's.
-            self._lock, self._pid = threading.Lock(), os.getpid()
-            _close_all(self._idle)  # which closes them in this process alone
+            self._lock, self._pid, self._connections = threading.Lock(), os.getpid(), None
         with self._lock:
-            return self._idle.pop() if self._idle else None
+            if self._connections is None:
+                self._connections = _Connections(self.settings)
+            return self._connections
 
     def _give_up(self, error: Exception, started: float) -> RelayUnreachable:
         waited_s = round(time.monotonic() - started, 1)
@@ -196,16 +186,80 @@ class Transport:
         return rebuild(told.code, told.reason, told.correlation_id)
 
 
-def _close_all(connections: list[http.client.HTTPConnection]) -> None:
-    while connections:
-        connections.pop().close()
+class _Connections:
+    """The connections to one relay: direct, or through the environment's proxy."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._proxy = proxy_for(settings.relay_url)
+        self._manager = _manager(settings, self._proxy)
+        self._prefix = settings.relay_url
+        self._ask: Callable[..., urllib3.BaseHTTPResponse] = self._manager.urlopen
+        if settings.secure or self._proxy is None or self._proxy.is_socks:
+            # A proxy gets whole addresses of a relay without TLS. All else goes to one pool, which spares a look-up.
+            self._ask = self._manager.connection_from_url(settings.relay_url).urlopen
+            self._prefix = urlsplit(settings.relay_url).path.rstrip("/")
+
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        """Return the answer to one request. Raises OSError, urllib3.exceptions.HTTPError."""
+        sent: bytes | io.BytesIO | None = body
+        if body is not None and len(body) > _BLOCK_BYTES:
+            sent, headers = io.BytesIO(body), {**headers, "Content-Length": str(len(body))}
+        return Answer(self._ask(method, self._prefix + path, body=sent, headers=headers, redirect=False))
+
+    def close(self) -> None:
+        """Close those that are idle."""
+        self._manager.clear()
+
+
+def _manager(settings: Settings, proxy: Proxy | None) -> urllib3.PoolManager:
+    import urllib3
+
+    options: dict[str, Any] = {
+        "maxsize": _MOST_KEPT,
+        "retries": False,
+        "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=_ANSWER_TIMEOUT_S),
+        "blocksize": _BLOCK_BYTES,
+    }
+    if settings.secure:
+        options["ssl_context"] = tls_context()
+    if proxy is None:
+        return urllib3.PoolManager(1, **options)
+    if proxy.is_socks:
+        from urllib3.contrib.socks import SOCKSProxyManager
+
+        return SOCKSProxyManager(str(proxy), proxy.username, proxy.password, 1, **options)
+    if proxy.username is not None:
+        pair = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+        options["proxy_headers"] = {"Proxy-Authorization": f"Basic {pair}"}
+    if proxy.scheme == "https":
+        options["proxy_ssl_context"] = tls_context()
+    return urllib3.ProxyManager(str(proxy), 1, **options)
+
+
+def _http_error() -> type[Exception]:
+    from urllib3.exceptions import HTTPError
+
+    return HTTPError
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what a library's error was made from."""
+    for _ in range(8):
+        inside = [getattr(error, "original_error", None), *error.args, error.__cause__]
+        found = next((each for each in inside if isinstance(each, Exception) and each is not error), None)
+        if found is None:
+            break
+        error = found
+    return error
 
 
 def describe(error: Exception) -> str:
     """Return why a connection failed, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return printable(str(error)) or type(error).__name__
+    root = _root(error)
+    where = "proxy: " if type(error).__name__ == "ProxyError" else ""
+    if isinstance(root, OSError) and root.strerror:
+        return where + printable(root.strerror)
+    return where + (printable(str(root)) or type(root).__name__)
 
 
 def to_json_value(value: object) -> Any:

@@ -2,9 +2,9 @@
 """Builds the slim wheel mep-sdk: what a researcher's script needs, and nothing of a site's service.
 
 It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
-blocks run in it. Lower bounds are those of the project's own pyproject.toml. A package whose threads were tested is
-also bounded above, at the newest release that passed. Run as `PREFIX-build/bin/python packaging/sdk_wheel.py --out
-dist`, which has the pinned pip and setuptools.
+blocks run in it; `socks` adds what a SOCKS proxy on the way to the relay needs. Lower bounds are those of the project's
+own pyproject.toml. A package whose threads were tested is also bounded above, at the newest release that passed. Run as
+`PREFIX-build/bin/python packaging/sdk_wheel.py --out dist`, which has the pinned pip and setuptools.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mep_sdk", "mep_wire")
-SDK = ("cloudpickle", "msgspec", "websockets")
+SDK = ("cloudpickle", "msgspec", "urllib3", "websockets")
 WORKER = ("pyzmq",)
+SOCKS = ("pysocks", "python-socks")
 RACE_TESTED = {"msgspec": ("0.20.0", "0.21.0", "0.21.1", "0.22.0", "0.23.0")}
 """Releases under which tests/unit/wire/test_decoder_races.py passed, oldest first. Those before 0.23 build a type's
 decoder without a lock, and a later one may do so again."""
@@ -46,6 +47,7 @@ def pyproject() -> str:
     """Return the wheel's own pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known: list[str] = project["dependencies"]
+    socks: list[str] = project["optional-dependencies"]["socks"]
     return f"""\
 [build-system]
 requires = ["setuptools>=77"]
@@ -60,6 +62,7 @@ dependencies = {[bounded(name, known) for name in SDK]}
 
 [project.optional-dependencies]
 worker = {[bounded(name, known) for name in WORKER]}
+socks = {[bounded(name, socks) for name in SOCKS]}
 
 [tool.setuptools]
 packages = {list(PACKAGES)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -102,13 +103,29 @@ def test_it_holds_the_sdk_and_little_else(wheel: Path) -> None:
         text = archive.read(metadata).decode()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"mep_sdk", "mep_wire"}
     needed = [line for line in text.splitlines() if line.startswith("Requires-Dist: ")]
-    assert [line.split()[1].partition(">")[0] for line in needed] == ["cloudpickle", "msgspec", "websockets", "pyzmq"]
-    assert needed[-1].endswith('extra == "worker"')
+    extras: dict[str, list[str]] = {}
+    for line in needed:
+        name, _, extra = line.removeprefix("Requires-Dist: ").partition(";")
+        extras.setdefault(extra.strip(), []).append(re.split("[<>=]", name)[0].lower())
+    assert extras == {
+        "": ["cloudpickle", "msgspec", "urllib3", "websockets"],
+        'extra == "worker"': ["pyzmq"],
+        'extra == "socks"': ["pysocks", "python-socks"],
+    }
 
 
 def test_a_script_needs_no_more(slim: Path) -> None:
     code = "from mep_sdk import Client, Executor, ShellFunction, MPIFunction; print(Executor, Client)"
     subprocess.run([slim / "bin" / "python", "-I", "-c", code], check=True, capture_output=True)
+
+
+def test_its_import_brings_nothing_that_only_a_connection_needs(slim: Path) -> None:
+    heavy = ("asyncio", "email", "http", "ssl", "urllib.request", "urllib3", "websockets")
+    code = (
+        f"import sys; from mep_sdk import Client, Executor; print(*[name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([slim / "bin" / "python", "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.server import serve
 
-from mep_sdk import connect
 from mep_sdk.results import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import Settings
@@ -64,10 +63,9 @@ def server_side(certificate):
 
 @pytest.fixture
 def trusted(certificate, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    connect._tls.cache_clear()
-    yield
-    connect._tls.cache_clear()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -101,7 +99,6 @@ def test_requests(trusted, web):
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(web):
-    connect._tls.cache_clear()
     with pytest.raises(RelayUnreachable, match="certificate verify failed"):
         Transport(Settings(web, "secret"), retry_for_s=60.0).post("/", {})
 

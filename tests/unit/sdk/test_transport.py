@@ -234,7 +234,7 @@ def test_a_proxy_is_used_for_other_hosts(serve, monkeypatch):
         with pytest.raises(RelayUnreachable, match="403"):
             asking("https://relay.invalid", retry_for_s=0.0).get("/")
         thread.join()
-    assert seen[0].startswith(b"CONNECT relay.invalid:443 HTTP/1.1\r\n")
+    assert seen[0].startswith(b"CONNECT relay.invalid:443 HTTP/1.")
     assert b"Proxy-Authorization: Basic bWU6cHc=" in seen[0]
     assert b"secret" not in seen[0]
 
