@@ -18,7 +18,7 @@ from mep_sdk.outcomes import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import Settings, find_settings
 from mep_sdk.strategies import ComputeSerializer
-from mep_sdk.transport import RETRY_FOR_S, Transport
+from mep_sdk.transport import RETRY_FOR_S, SILENT_S, Transport
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.states import TaskState
@@ -104,13 +104,15 @@ class Client:
             )
         )
 
-    def register_serialized(self, body: api.FunctionBody, *, retry_for_s: float | None = None) -> str:
+    def register_serialized(
+        self, body: api.FunctionBody, *, retry_for_s: float | None = None, silent_s: float = SILENT_S
+    ) -> str:
         """Register a function that is bytes already; return its id. Raises PayloadTooLarge."""
         size = len(body.function_code)
         if size > limits.MAX_FUNCTION_BYTES:
             what = f"Function {body.function_name}"
             raise PayloadTooLarge(what=what, size=size, limit=limits.MAX_FUNCTION_BYTES)
-        answer = self.transport.post("/v3/functions", body, retry_for_s=retry_for_s)
+        answer = self.transport.post("/v3/functions", body, retry_for_s=retry_for_s, silent_s=silent_s)
         return self._read(answer, api.FunctionAnswer).function_uuid
 
     def get_function(self, function_id: UuidLike) -> dict[str, Any]:
@@ -180,10 +182,16 @@ class Client:
         return msgspec.to_builtins(self.submit(endpoint_id, batch.prepare()))  # type: ignore[no-any-return]  # a dict
 
     def submit(
-        self, endpoint_id: UuidLike, body: api.SubmitBody, *, retry_for_s: float | None = None
+        self,
+        endpoint_id: UuidLike,
+        body: api.SubmitBody,
+        *,
+        retry_for_s: float | None = None,
+        silent_s: float = SILENT_S,
     ) -> api.SubmitAnswer:
         """Submit tasks as the relay's API has them; return its answer once they are on its disk."""
-        answer = self.transport.post(f"/v3/endpoints/{endpoint_id}/submit", body, retry_for_s=retry_for_s)
+        path = f"/v3/endpoints/{endpoint_id}/submit"
+        answer = self.transport.post(path, body, retry_for_s=retry_for_s, silent_s=silent_s)
         told = self._read(answer, api.SubmitAnswer)
         warn_of_python(told.endpoint_id, told.worker_python)
         return told
@@ -241,14 +249,17 @@ class Client:
         """Cancel a task, waiting or running; return False where it had ended already."""
         return str(task_id) in self.cancel_many([task_id])
 
-    def cancel_many(self, task_ids: Iterable[UuidLike], *, retry_for_s: float | None = None) -> set[str]:
+    def cancel_many(
+        self, task_ids: Iterable[UuidLike], *, retry_for_s: float | None = None, silent_s: float = SILENT_S
+    ) -> set[str]:
         """Cancel tasks, waiting or running; return the ids of those that had not ended already.
 
         A running one ends as soon as its user endpoint has stopped it.
         """
         cancelled: set[str] = set()
         for ids in _chunks([str(each) for each in task_ids], _STATUS_CHUNK):
-            body = self.transport.post("/v3/tasks/cancel", api.CancelBody(task_ids=ids), retry_for_s=retry_for_s)
+            asked = api.CancelBody(task_ids=ids)
+            body = self.transport.post("/v3/tasks/cancel", asked, retry_for_s=retry_for_s, silent_s=silent_s)
             answer = self._read(body, api.CancelAnswer)
             cancelled.update(answer.cancelled, answer.asked)
         return cancelled

@@ -305,10 +305,10 @@ class Executor(concurrent.futures.Executor):
             log.warning("waiting for tasks still to end: %d; interrupt again to leave them to the relay", left)
         return super().__exit__(exc_type, exc_val, exc_tb)
 
-    def _flush_at_exit(self) -> None:
+    def _flush_at_exit(self, timeout_s: float) -> None:
         if not self._session.unfinished():
             return
-        sent = self._session.flush(_EXIT_FLUSH_S)
+        sent = self._session.flush(timeout_s)
         left = self._session.unfinished()
         if not sent:
             log.error("exit with tasks that could not be sent to relay %s", self.client.settings.relay_url)
@@ -410,5 +410,6 @@ if hasattr(os, "register_at_fork"):
 def _at_exit() -> None:
     with _executors_lock:
         executors = list(_executors)
+    ends = time.monotonic() + _EXIT_FLUSH_S  # for all of them together
     for executor in executors:
-        executor._flush_at_exit()  # noqa: SLF001 - the same module
+        executor._flush_at_exit(max(0.0, ends - time.monotonic()))  # noqa: SLF001 - the same module

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from mep_sdk.options import TaskOptions
 from mep_sdk.outcomes import settle
 from mep_sdk.recheck import Recheck
 from mep_sdk.results import ResultListener
+from mep_sdk.transport import PATIENT_S
 from mep_wire import api, limits
 from mep_wire.errors import MepError, TaskNotFound
 from mep_wire.states import TaskState
@@ -33,7 +35,10 @@ log = logging.getLogger("mep_sdk")
 
 _BODY_BYTES = limits.MAX_BODY_BYTES - 256 * 1024
 _TASK_OVERHEAD_BYTES = 64
-_CANCEL_RETRY_S = 10.0
+_CANCEL_S = 10.0
+"""How long to cancel may take, with a relay that is away or says nothing."""
+_CANCEL_ARRIVES_S = 5.0
+"""How much of that a request on its way is given to arrive."""
 _LOOK_AGAIN_S = 1.0
 _JOIN_S = 2.0
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -141,7 +146,7 @@ class Session:
         """Return the function's id, registering it first where that has not been done. Raises MepError."""
         if not function.id:
             assert function.body is not None
-            function.id = self.client.register_serialized(function.body)
+            function.id = self.client.register_serialized(function.body, silent_s=PATIENT_S)
             function.body = None
         return function.id
 
@@ -215,7 +220,7 @@ class Session:
 
     def _send_to(self, target: Target, groups: list[list[Item]]) -> None:
         try:
-            self.client.submit(target.endpoint_id, _body(target, groups))
+            self.client.submit(target.endpoint_id, _body(target, groups), silent_s=PATIENT_S)
         except MepError as error:
             if len(groups) == 1 or error.http_status >= 429:
                 self._fail([item for group in groups for item in group], error)
@@ -310,12 +315,14 @@ class Session:
         return count
 
     def _cancel_sent(self, ask: dict[str, TaskFuture]) -> int:
+        ends = time.monotonic() + _CANCEL_S
         with self._change:
             # A request on its way must arrive first, or the relay would not know the tasks.
-            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_RETRY_S)
+            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_ARRIVES_S)
             self._cancelling |= ask.keys()
         try:
-            cancelled = self.client.cancel_many(ask, retry_for_s=_CANCEL_RETRY_S)
+            left_s = ends - time.monotonic()
+            cancelled = self.client.cancel_many(ask, retry_for_s=left_s, silent_s=left_s)
         except MepError as error:
             log.warning("could not cancel %d tasks: %s", len(ask), error)
             cancelled = set()

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("mep_sdk")
 
 RETRY_FOR_S = 120.0
-_ANSWER_TIMEOUT_S = 90.0
+SILENT_S = 10.0
+"""How long a call of the person's waits for a relay that says nothing."""
+PATIENT_S = 90.0
+"""The same for threads that nobody waits for."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _RETRIED = frozenset({429, 502, 503, 504})
@@ -99,15 +102,24 @@ class Transport:
         """Return the body of the answer to a GET. Raises as `request` does."""
         return self.request("GET", path)
 
-    def post(self, path: str, body: Any, *, retry_for_s: float | None = None) -> bytes:
+    def post(self, path: str, body: Any, *, retry_for_s: float | None = None, silent_s: float = SILENT_S) -> bytes:
         """Return the body of the answer to a POST of `body` as MessagePack. Raises as `request` does."""
-        return self.request("POST", path, msgspec.msgpack.encode(body), retry_for_s=retry_for_s)
+        return self.request("POST", path, msgspec.msgpack.encode(body), retry_for_s=retry_for_s, silent_s=silent_s)
 
-    def request(self, method: str, path: str, body: bytes | None = None, *, retry_for_s: float | None = None) -> bytes:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        retry_for_s: float | None = None,
+        silent_s: float = SILENT_S,
+    ) -> bytes:
         """Return the body of a success.
 
-        Failures to reach the relay and its 429 and 503 are tried again for `retry_for_s` seconds. Raises
-        RelayUnreachable after that; RelayAnswerInvalid; else the error that the relay answered.
+        Failures to reach the relay and its 429 and 503 are tried again for `retry_for_s` seconds. A relay that says
+        nothing for `silent_s` seconds is not tried again within SILENT_S. Raises RelayUnreachable after that;
+        RelayAnswerInvalid; else the error that the relay answered.
         """
         started = time.monotonic()
         allowed_s = self.retry_for_s if retry_for_s is None else retry_for_s
@@ -115,10 +127,11 @@ class Transport:
         while True:
             at_least_s = 0.0
             try:
-                answer = self._once(method, path, body)
+                answer = self._once(method, path, body, silent_s)
             except (OSError, _http_error()) as error:
                 failure: MepError = self._give_up(error, started)
-                if type(_root(error)).__name__ == "SSLCertVerificationError":
+                silent = silent_s <= SILENT_S and _is_timeout(error)
+                if silent or type(_root(error)).__name__ == "SSLCertVerificationError":
                     raise failure from error
                 self._say_unreachable(error, backoff.attempts + 1)
             else:
@@ -142,16 +155,16 @@ class Transport:
         if connections is not None:
             connections.close()
 
-    def _once(self, method: str, path: str, body: bytes | None) -> Answer:
+    def _once(self, method: str, path: str, body: bytes | None, silent_s: float) -> Answer:
         from urllib3.exceptions import ProtocolError
 
         connections = self._opened()
         headers = self._headers if body is None else {**self._headers, "Content-Type": api.MSGPACK}
         try:
-            return connections.ask(method, path, body, headers)
+            return connections.ask(method, path, body, headers, silent_s)
         except ProtocolError:
             log.debug("kept connection was closed by the relay")  # as happens: a fresh one decides
-        return connections.ask(method, path, body, headers)
+        return connections.ask(method, path, body, headers, silent_s)
 
     def _opened(self) -> _Connections:
         """Return this process's connections. Raises ProxyUnsupported, CaBundleUnusable."""
@@ -199,12 +212,17 @@ class _Connections:
             self._ask = self._manager.connection_from_url(settings.relay_url).urlopen
             self._prefix = urlsplit(settings.relay_url).path.rstrip("/")
 
-    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], silent_s: float) -> Answer:
         """Return the answer to one request. Raises OSError, urllib3.exceptions.HTTPError."""
+        from urllib3 import Timeout
+
+        timeout = Timeout(connect=min(CONNECT_TIMEOUT_S, silent_s), read=silent_s, total=silent_s)
         sent: bytes | io.BytesIO | None = body
         if body is not None and len(body) > _BLOCK_BYTES:
             sent, headers = io.BytesIO(body), {**headers, "Content-Length": str(len(body))}
-        return Answer(self._ask(method, self._prefix + path, body=sent, headers=headers, redirect=False))
+        return Answer(
+            self._ask(method, self._prefix + path, body=sent, headers=headers, timeout=timeout, redirect=False)
+        )
 
     def close(self) -> None:
         """Close those that are idle."""
@@ -217,7 +235,6 @@ def _manager(settings: Settings, proxy: Proxy | None) -> urllib3.PoolManager:
     options: dict[str, Any] = {
         "maxsize": _MOST_KEPT,
         "retries": False,
-        "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=_ANSWER_TIMEOUT_S),
         "blocksize": _BLOCK_BYTES,
     }
     if settings.secure:
@@ -240,6 +257,14 @@ def _http_error() -> type[Exception]:
     from urllib3.exceptions import HTTPError
 
     return HTTPError
+
+
+def _is_timeout(error: Exception) -> bool:
+    from urllib3 import exceptions
+
+    silent = (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError)
+    refused = isinstance(error, exceptions.NewConnectionError)  # which is a timeout to urllib3
+    return (isinstance(error, silent) and not refused) or isinstance(_root(error), TimeoutError)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -63,7 +63,7 @@ class Relay:
 
     settings = SimpleNamespace(relay_url="http://relay")
 
-    def cancel_many(self, task_ids: Any, *, retry_for_s: float) -> set[str]:
+    def cancel_many(self, task_ids: Any, *, retry_for_s: float, silent_s: float) -> set[str]:
         time.sleep(0)
         return set(list(task_ids)[::2])
 
