@@ -20,6 +20,8 @@ from mep.boundary.child import forbid_core_and_ptrace
 from mep.cli.relay_call import _ask_patiently as ask_relay
 from mep_wire.api import FunctionDigestsAnswer
 
+_decoder = msgspec.json.Decoder(FunctionDigestsAnswer)
+
 PATH = "/v3/functions/digests"
 CHUNK = 256
 """Functions of one request; the relay takes no more."""
@@ -48,7 +50,7 @@ class PinsUnavailable(Exception):
 
 def _records(body: str, asked: list[str]) -> list[bytes]:
     try:
-        digests = msgspec.json.decode(body, type=FunctionDigestsAnswer).digests
+        digests = _decoder.decode(body).digests
         found = [(one, bytes.fromhex(digests[one])) for one in asked if one in digests]
     except (msgspec.MsgspecError, ValueError) as error:
         raise PinsUnavailable(f"answered with something other than digests: {type(error).__name__}") from None

@@ -17,6 +17,7 @@ from mep_wire.function_lists import DIGEST_BYTES, ids_in
 
 MAX_PINS = 4096
 _MAX_BYTES = 1024 * 1024
+_decoder = msgspec.json.Decoder(dict[str, str])
 
 
 def read_pins(where: EndpointPaths, owner: int) -> dict[str, bytes]:
@@ -26,7 +27,7 @@ def read_pins(where: EndpointPaths, owner: int) -> dict[str, bytes]:
         return {}
     text = read_trusted(path, cap=_MAX_BYTES, owner=owner)
     try:
-        pins = {name: bytes.fromhex(digest) for name, digest in msgspec.json.decode(text, type=dict[str, str]).items()}
+        pins = {name: bytes.fromhex(digest) for name, digest in _decoder.decode(text).items()}
     except (msgspec.MsgspecError, ValueError) as error:
         raise ConfigRefused(str(path), "", f"damaged ({error}): run `mep register {where.name} --again`") from None
     if damaged := [name for name, digest in pins.items() if len(digest) != DIGEST_BYTES]:

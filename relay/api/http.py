@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
-_BODIES = (api.RegisterBody, api.FunctionBody, api.SubmitBody, api.BatchStatusBody, api.CancelBody)
+_BODIES = (
+    *(api.RegisterBody, api.FunctionBody, api.FunctionDigestsBody),
+    *(api.SubmitBody, api.BatchStatusBody, api.CancelBody),
+)
 _json_decoders: dict[type[Any], Any] = {kind: msgspec.json.Decoder(kind) for kind in _BODIES}
 _msgpack_decoders: dict[type[Any], Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in _BODIES}
 

@@ -98,6 +98,13 @@ def test_structs_that_several_modules_decode_are_whole_once_their_own_is_importe
     assert missing == "[]"
 
 
+def test_the_relay_has_a_decoder_for_each_body_of_its_routes() -> None:
+    from relay.api import http, table
+
+    bodies = {route.body for route in table.ROUTES if route.body is not None}
+    assert bodies == set(http._json_decoders) == set(http._msgpack_decoders)
+
+
 def test_msgspec_still_shows_what_it_has_built() -> None:
     """The test's own test: before a first use there is nothing to see."""
     import msgspec

@@ -210,7 +210,7 @@ class ScriptedClient(Client):
         super().__init__(relay.settings.relay_url, "secret")
         self.script = submit
 
-    def submit(self, endpoint_id: Any, body: api.SubmitBody, *, retry_for_s: float | None = None) -> Any:
+    def submit(self, endpoint_id: Any, body: api.SubmitBody, **_: Any) -> Any:
         return self.script(body)
 
 
@@ -305,7 +305,7 @@ def test_a_cancellation_may_overtake_the_answer_to_its_request(relay):
     quiet(relay)
 
     class Cancelling(ScriptedClient):
-        def cancel_many(self, task_ids: Any, *, retry_for_s: float | None = None) -> set[str]:
+        def cancel_many(self, task_ids: Any, **_: Any) -> set[str]:
             ids = set(task_ids)
             session._deliver([api.StreamedResult(each, TaskState.CANCELLED, "", "", b"") for each in ids])
             return ids
