@@ -11,6 +11,9 @@ BIN := $(PREFIX)/bin
 TOOLS := $(PREFIX)-tests/bin
 INSTALL := python3 -I packaging/install.py --prefix "$(PREFIX)" $(addprefix --with ,$(WITH))
 
+# The suite waits more than it computes: a few files of tests run side by side. JOBS=0 runs one test at a time.
+JOBS ?= 4
+
 # Nothing may import the checkout in place of what is installed.
 unexport PYTHONPATH PYTHONHOME
 export PYTHONSAFEPATH := 1
@@ -31,7 +34,7 @@ tools: ## install, and put what tests, lint and types need into PREFIX-tests
 test: ## lint, types and every test
 	@$(INSTALL) --tests
 	@$(MAKE) lint types
-	@"$(TOOLS)/pytest"
+	@"$(TOOLS)/pytest" -n $(JOBS) --dist loadfile
 
 check: tools ## the quick part of the tests: lint, types, unit
 	@$(MAKE) lint types unit
