@@ -26,7 +26,7 @@ from identity.errors import MapperUnavailable
 from identity.files import FileRefused, Files
 from identity.mapper import Answer, How, Identity, Trace
 from identity.places import Crowd, Places
-from identity.trust import Trust
+from mep.boundary.file_trust import Trust, UntrustedPath
 
 DATA_TYPE = "external_identity_mapping#1.0.0"
 INPUT_TYPE = "identity_mapping_input#1.0.0"
@@ -65,17 +65,23 @@ class CalloutMapper:
 
     def _run(self, identities: Sequence[Identity], how: How) -> command.Output:
         data = json.dumps({"DATA_TYPE": INPUT_TYPE, "identities": [dict(identity) for identity in identities]})
-        if problem := self._trust.program_problem(self._argv[0]):  # it may have changed since the load
-            raise MapperUnavailable(problem)
+        try:
+            program = self._trust.open_program(self._argv[0])  # it may have changed since the load
+        except UntrustedPath as error:
+            raise MapperUnavailable(str(error)) from None
+        except OSError as error:
+            raise MapperUnavailable(f"{self._argv[0]}: {error.strerror}") from None
         try:
             with self._places.hold(self._timeout_s, how):
-                return command.run(self._argv, data.encode(), self._timeout_s)
+                return command.run(self._argv, data.encode(), self._timeout_s, program=program)
         except command.CommandFailed as error:
             _report_stderr(self._argv[0], error.stderr, None)
             said = error.stderr[-500:].decode(errors="replace")
             raise MapperUnavailable(
                 f"{shlex.join(self._argv)} {error}" + (f"; it said {said!r}" if said else "")
             ) from None
+        finally:
+            os.close(program)
 
 
 def _report_stderr(program: str, stderr: bytes, trace: Trace | None) -> None:

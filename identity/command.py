@@ -46,17 +46,20 @@ class Output:
     stderr: bytes
 
 
-def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MAX_OUTPUT_BYTES) -> Output:
+def run(
+    argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MAX_OUTPUT_BYTES, *,
+    program: int | None = None,
+) -> Output:  # fmt: skip
     """Run `argv` with `data` on its standard input and return what it wrote. Raises CommandFailed.
 
-    `argv` begins with the program's path. More than `max_output` bytes of output are an error; of standard error the
-    rest is dropped. Thread-safe.
+    `argv` begins with the program's path; `program` is its descriptor, where it was checked. More than `max_output`
+    bytes of output are an error; of standard error the rest is dropped. Thread-safe.
     """
     deadline = time.monotonic() + timeout_s
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            process = _start(argv, theirs.fileno())
+            process = _start(argv, theirs.fileno(), program)
         exchange = None
         try:
             exchange = _Exchange(process, ours, data, max_output)
@@ -71,11 +74,14 @@ def run(argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MA
     return _judge(exchange)
 
 
-def _start(argv: Sequence[str], control: int) -> subprocess.Popen[bytes]:
+def _start(argv: Sequence[str], control: int, program: int | None) -> subprocess.Popen[bytes]:
     """Start the runner, which starts `argv`."""
+    opened = -1
     try:
+        if program is None:
+            program = opened = os.open(argv[0], os.O_RDONLY | os.O_CLOEXEC)
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_RUNNER), str(control), *argv],
+            [sys.executable, "-I", "-S", str(_RUNNER), str(control), str(program), *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,10 +89,13 @@ def _start(argv: Sequence[str], control: int) -> subprocess.Popen[bytes]:
             cwd="/",
             env={"PATH": PATH, "LANG": "C.UTF-8"},
             start_new_session=True,
-            pass_fds=(control,),
+            pass_fds=(control, program),
         )
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot be run: {error}") from None
+    finally:
+        if opened >= 0:
+            os.close(opened)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

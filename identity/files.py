@@ -6,15 +6,31 @@ in place, a replacement by rename and a symbolic link that now leads elsewhere a
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from identity.trust import Rules, Trust, ours
+from mep.boundary.file_trust import Trust, UntrustedPath, descriptor_path, ours, permitted
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 Signature = tuple[int, int, int, int, int] | None
 """None is for a file that is not there or cannot be looked at."""
+
+
+_READ = 4
+_LOCAL_ACCOUNTS = Path("/etc/passwd")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Whom to trust with the mapping file itself, and with the files and programs that it names."""
+
+    mapping: Trust
+    named: Trust
 
 
 class FileRefused(Exception):
@@ -48,7 +64,7 @@ class Files:
         """Note the program at `path`. Raises FileRefused where it must not be run."""
         self.note(Path(path))
         self.programs.add(Path(path))
-        if problem := self.named.program_problem(path):
+        if problem := program_problem(self.named, path):
             raise FileRefused(problem)
 
     def note(self, path: Path) -> None:
@@ -71,20 +87,26 @@ class Files:
     def problem(self, mapping: Path) -> str:
         """Return why one of the files cannot be trusted any more, `mapping` among them, or an empty text."""
         for program in sorted(self.programs):
-            if problem := self.named.program_problem(str(program)):
+            if problem := program_problem(self.named, str(program)):
                 return problem
         if self._rules is None:
             return ""
         for path in self.signatures:
             trust = self._rules.mapping if path == mapping else self._rules.named
-            if problem := trust.problem(path):
-                return problem
+            if problems := trust.problems(path):
+                return problems[0]
         return ""
 
     def _read(self, path: Path, trust: Trust | None, *, secret: bool) -> bytes:
         self.signatures[path] = None
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if trust is None:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            else:
+                descriptor = trust.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except UntrustedPath as error:
+            self.note(path)
+            raise FileRefused(str(error)) from None
         except (OSError, ValueError) as error:
             raise FileRefused(f"{path} cannot be read: {_reason(error)}") from None
         try:
@@ -92,14 +114,61 @@ class Files:
             self.signatures[path] = _signature(status)
             if not stat.S_ISREG(status.st_mode):
                 raise FileRefused(f"{path} is not a regular file")
-            problem = trust.problem(path) if trust else ""
-            if not problem and secret:
-                problem = self.named.private_problem(path, status, descriptor)
-            if problem:
+            if secret and (problem := private_problem(self.named, path, status, descriptor)):
                 raise FileRefused(problem)
             return _content(path, descriptor)
         finally:
             os.close(descriptor)
+
+
+def program_problem(trust: Trust, path: str) -> str:
+    """Return why the program at `path` must not be run, or an empty text."""
+    try:
+        os.close(trust.open_program(path))
+    except UntrustedPath as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{path} is not a program that this account may run: {_reason(error)}"
+    return ""
+
+
+def private_problem(trust: Trust, path: Path, status: os.stat_result, descriptor: int) -> str:
+    """Return why the open file may be read by accounts that `trust` does not name, or an empty text."""
+    mode, uids = stat.S_IMODE(status.st_mode), trust.owners | {0}
+    alone = "the mapper's account alone may read it; make it root's with the mapper's group, mode 0640, and no ACL"
+    if status.st_uid not in uids:
+        return f"{path} belongs to uid {status.st_uid}, neither root nor the mapper's account"
+    if mode & 0o037:
+        return f"{path} has mode {mode:04o} and group {status.st_gid}: {alone}"
+    users, groups = permitted(descriptor_path(descriptor), status, _READ)
+    if others := sorted(users - uids):
+        return f"{path} may be read by uid {others[0]} (its ACL says so): {alone}"
+    if others := sorted(gid for gid in groups - {0} if not _has_only(gid, uids)):
+        return f"{path} has mode {mode:04o} and may be read by group {others[0]}, which has other members: {alone}"
+    return ""
+
+
+def _has_only(gid: int, trusted: frozenset[int]) -> bool:
+    """Whether group `gid` has no member but `trusted` ones, as far as this host says: NSS for the group's list of
+    members, and its own accounts for whose primary group it is."""
+    try:
+        names = grp.getgrgid(gid).gr_mem
+    except KeyError:
+        names = []
+    for name in names:
+        try:
+            if pwd.getpwnam(name).pw_uid not in trusted:
+                return False
+        except KeyError:
+            continue
+    return all(uid in trusted for uid, primary in _local_accounts() if primary == gid)
+
+
+def _local_accounts() -> Iterator[tuple[int, int]]:
+    for line in _LOCAL_ACCOUNTS.read_text(errors="replace").splitlines():
+        fields = line.split(":")
+        if len(fields) > 3 and fields[2].isdigit() and fields[3].isdigit():
+            yield int(fields[2]), int(fields[3])
 
 
 def _content(path: Path, descriptor: int) -> bytes:

@@ -20,8 +20,7 @@ from pathlib import Path
 from identity import config
 from identity.chain import Chain
 from identity.errors import MapperUnavailable, MappingFileInvalid
-from identity.files import Files, Signature
-from identity.trust import Rules
+from identity.files import Files, Rules, Signature
 
 RETRY_S = 10.0
 SETTLE_S = 1.0

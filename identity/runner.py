@@ -1,5 +1,6 @@
-"""The parent of one callout: `PYTHON -I -S runner.py DESCRIPTOR PROGRAM ARGUMENT...`, started by identity.command.
+"""The parent of one callout: `PYTHON -I -S runner.py DESCRIPTOR PROGRAM ARGV...`, started by identity.command.
 
+PROGRAM is the descriptor of the program that was checked; ARGV is what it gets, its name included.
 It makes itself the subreaper of all that the program starts, so that a process which has left the program's group or
 session comes to it as soon as its own parent ends. When the program has ended, or when the other end of DESCRIPTOR (a
 socket) is closed, it kills every process below it and then says on DESCRIPTOR how the program ended: `exit STATUS`,
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PROGRAM_DESCRIPTOR = 3
 REPORT_S, KILL_S = 1.5, 60.0
 """When to say how the program ended though something is left, and for how long to go on killing that: processes that
 wait for a dead file server do not go, and on a busy host all take their time."""
@@ -34,8 +37,9 @@ def _prctl(option: int, value: int = 1) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}: {os.strerror(ctypes.get_errno())}")
 
 
-def _become_program(argv: list[str], report: int) -> None:
+def _become_program(program: int, argv: list[str], report: int) -> None:
     """In the forked child: turn into the program. Returns where that fails, with the reason written to `report`."""
+    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)  # out of the way of the program's descriptor
     try:
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # should anything kill us before it
@@ -43,18 +47,21 @@ def _become_program(argv: list[str], report: int) -> None:
             with contextlib.suppress(OSError, ValueError):  # the two that libc keeps for itself
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execve(argv[0], argv, os.environ)  # noqa: S606  # no shell is what is wanted
+        script = os.pread(program, 2, 0) == b"#!"  # its interpreter opens the descriptor again
+        os.dup2(program, _PROGRAM_DESCRIPTOR)
+        os.set_inheritable(_PROGRAM_DESCRIPTOR, script)
+        os.execve(f"/proc/self/fd/{_PROGRAM_DESCRIPTOR}", argv, os.environ)  # noqa: S606  # no shell is wanted
     except (OSError, ValueError) as error:
         os.write(report, str(getattr(error, "strerror", None) or error).encode())
 
 
-def _start(argv: list[str]) -> tuple[int, str]:
+def _start(program: int, argv: list[str]) -> tuple[int, str]:
     """Return the program's pid and an empty text, or why it could not be run."""
     reader, writer = os.pipe()  # both close on exec
     pid = os.fork()
     if pid == 0:
         try:
-            _become_program(argv, writer)
+            _become_program(program, argv, writer)
         finally:
             os._exit(127)
     os.close(writer)
@@ -120,11 +127,13 @@ def _ending(status: int) -> str:
 
 def main() -> None:
     """Run the program that the arguments name, to its end or ours."""
-    control, argv = int(sys.argv[1]), sys.argv[2:]
+    control, program, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.set_inheritable(control, False)
+    os.set_inheritable(program, False)
     _prctl(_PR_SET_CHILD_SUBREAPER)
     _prctl(_PR_SET_NO_NEW_PRIVS)
-    pid, reason = _start(argv)
+    pid, reason = _start(program, argv)
+    os.close(program)
     _let_go_of_its_streams()
     if not reason:
         _wait(pid, control)

@@ -5,8 +5,9 @@ Standard library only, and no pathlib, which would cost the monitor half a megab
 single-user endpoint).
 
 `monitor.pid`: one line `PID START BOOT`, START being field 22 (start time in clock ticks) of /proc/PID/stat and BOOT
-the kernel's boot id, so that a stale file is told from a running monitor. The monitor holds an exclusive flock(2) on
-it for its whole life, so that there is one; readers take no lock, which could keep a monitor from starting.
+the kernel's boot id, so that a stale file is told from a running monitor. Replaced atomically.
+`lock/monitor`: the monitor holds an exclusive flock(2) on it for its whole life, so that there is one. `lock` has mode
+0700: another account that could open the file could hold the lock.
 `status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes. Everybody may read it.
 `reasons.json`: why something in it was refused, which may quote identities: for root (or the person) alone.
 
@@ -32,6 +33,7 @@ PID_FILE = "monitor.pid"
 STATUS_FILE = "status.json"
 REASONS_FILE = "reasons.json"
 KEEPERS_DIR = "keepers"
+LOCK_DIR = "lock"
 RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"
 """In it, of each user endpoint: its keeper's record, and when the monitor last knew that its mapping was good."""
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
@@ -76,11 +78,15 @@ def write_reasons(directory: Path | str, reasons: Mapping[str, str]) -> None:
 
 
 def _replace(directory: Path | str, name: str, value: dict[str, Any], mode: int) -> None:
+    _replace_text(directory, name, json.dumps(value) + "\n", mode)
+
+
+def _replace_text(directory: Path | str, name: str, text: str, mode: int) -> None:
     temporary = f"{directory}/.{name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w") as file:
         os.fchmod(descriptor, mode)
-        file.write(json.dumps(value) + "\n")
+        file.write(text)
     os.replace(temporary, f"{directory}/{name}")
 
 
@@ -125,6 +131,11 @@ def start_ticks(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
     found = _stat_fields(pid)
     return int(found[19]) if found else None
+
+
+def write_pid_file(directory: Path | str) -> None:
+    """Replace `monitor.pid` with that of this process. Raises OSError."""
+    _replace_text(directory, PID_FILE, pid_line(os.getpid()), 0o644)
 
 
 def pid_line(pid: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mep.boundary.runtime import KEEPERS_DIR, MAPPED_SUFFIX, RECORD_SUFFIX, boot_id, start_ticks
 from mep.cli.failures import CliFailed, Exit
+from mep.config.files import check_trusted
 from mep.config.paths import EndpointPaths
 
 
@@ -46,6 +47,8 @@ def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
     """End every user endpoint of a monitor that does not run; return how many there were. Raises CliFailed."""
     deadline = time.monotonic() + timeout_s
     running = {}
+    if (where.runtime_dir / KEEPERS_DIR).exists():
+        check_trusted(where.runtime_dir / KEEPERS_DIR, os.geteuid())  # its files say which processes to signal
     for path, record in _records(where.runtime_dir / KEEPERS_DIR):
         if (pidfd := _open_keeper(record)) is not None:
             running[path] = pidfd

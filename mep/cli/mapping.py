@@ -24,8 +24,8 @@ from identity import account
 from identity.callout import NO_GATEWAY
 from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
-from identity.files import Files
-from identity.trust import Rules, Trust, ours
+from identity.files import Files, Rules
+from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
 from mep.config.paths import own_accounts
@@ -161,8 +161,8 @@ def distrust(site: Site) -> str:
     mapper = _entry(site.mapper_account)
     if site.endpoint or mapper is None or mapper.pw_uid != os.geteuid():
         return ""
-    problem = _trusted(site).mapping.problem(site.file)
-    return f"the mapper would refuse this file where it is: {problem}" if problem else ""
+    problems = _trusted(site).mapping.problems(site.file)
+    return f"the mapper would refuse this file where it is: {'; '.join(problems)}" if problems else ""
 
 
 def _trusted(site: Site) -> Rules:

@@ -36,7 +36,7 @@ from mep.config.registration import Registration, digest, facts, read_registrati
 from mep_wire.api import JSON, RegisterAnswer, decode_error
 from mep_wire.errors import EndpointNotFound, IdConflict
 
-_KEYS_FILE = "keys.json"
+_KEYS_FILE = names.KEY_RECORD
 _LINK_ADDRESS = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}")
 _NEW_ID = "mep register {} --new-id"
 

@@ -1,6 +1,6 @@
 """Starting, stopping and asking the monitor of an endpoint.
 
-`start` turns into the monitor (exec) or, detached, waits until it says that it is up. `stop` finds it by its locked
+`start` turns into the monitor (exec) or, detached, waits until it says that it is up. `stop` finds it by its
 pid file and its start time, and holds it by a pidfd, so that no other process is ever signalled.
 """
 
@@ -20,6 +20,7 @@ from mep.boundary.runtime import MonitorStatus, read_status, running_monitor
 from mep.cli.dropped import clean_environment
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents
+from mep.config.files import check_trusted, trust_in
 from mep.config.paths import EndpointPaths
 from mep.config.resolver import Resolution
 
@@ -62,9 +63,10 @@ def start_detached(where: EndpointPaths, resolution: Resolution, deadline_s: flo
     """Start the monitor in a session of its own and return its status once it is up. Raises CliFailed."""
     make_parents(where.runtime_dir, privileged=where.privileged)
     log_path = Path(resolution.resolved.log_path)
-    make_parents(log_path.parent, privileged=where.privileged)
+    trust = trust_in(os.geteuid())
+    trust.make_directory(log_path.parent, 0o755 if where.privileged else 0o700, private=False)
     argv, descriptors = _monitor_command(resolution)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    log = trust.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o640)
     began = os.fstat(log).st_size
     try:
         child = subprocess.Popen(
@@ -127,12 +129,13 @@ def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False, keep: bo
     pid = running_monitor(where.runtime_dir)
     if pid is None:
         return None
+    check_trusted(where.runtime_dir, os.geteuid())  # its files say which process to signal
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     try:
-        # The pidfd may be of a successor with the same number: the lock and the start time say whose it is now.
+        # The pidfd may be of a successor with the same number: the start time says whose it is now.
         if running_monitor(where.runtime_dir) != pid:
             return None
         _signal(pidfd, signal.SIGUSR1 if keep else signal.SIGTERM, where)

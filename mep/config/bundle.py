@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,20 @@ def find_file(config_dir: Path, configured: str | None, *defaults: str) -> Path:
     return present[0] if present else config_dir / defaults[0]
 
 
+def included_files(template: Path, config_dir: Path) -> Iterator[Path]:
+    """Yield the files that `template` may include."""
+    own_directory = template.parent.resolve() == config_dir.resolve()
+    for path in walk_tree(template.parent):
+        if path != template and (not own_directory or path.suffix in _JINJA_SUFFIXES):
+            yield path
+
+
 def read_templates(template: Path, config_dir: Path, owner: int) -> dict[str, str]:
     """Return the template and what it may include, by relative path. Raises ConfigRefused."""
     top = template.parent
-    own_directory = top.resolve() == config_dir.resolve()
     found = {template.name: read_trusted(template, cap=MAX_BUNDLE_BYTES, owner=owner)}
     total = 0
-    for path in walk_tree(top):
-        if path == template or (own_directory and path.suffix not in _JINJA_SUFFIXES):
-            continue
+    for path in included_files(template, config_dir):
         check_inside(path, top)
         text = read_trusted(path, cap=MAX_BUNDLE_BYTES, owner=owner)
         total += len(text)

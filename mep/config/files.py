@@ -1,42 +1,42 @@
-"""Reading the administrator's files: only files that nobody but their owner could have written.
+"""Reading the administrator's files: only those that no other account could have written (mep/boundary/file_trust.py).
 
-Root acts on what these files say, so whoever may write one, or any directory on the way to it, could become
-root. Checked on the open descriptor, as sshd does for its files. Used by the resolver and the mapping check.
+Root acts on these files, so an account that can write to one, or to a directory above it, could become root.
+Used by the resolver and the commands.
 """
 
 from __future__ import annotations
 
 import os
-import stat
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
+from mep.boundary.file_trust import Trust, UntrustedPath
 from mep.errors import ConfigRefused
 
 
-def _problem(path: Path, info: os.stat_result, owner: int) -> str:
-    if info.st_uid not in {0, owner}:
-        wanted = "root" if owner == 0 else f"uid {owner} or root"
-        return f"belongs to uid {info.st_uid}: must belong to {wanted}; run: chown {owner} {path}"
-    sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
-    if info.st_mode & stat.S_IWOTH and not sticky:
-        return f"may be written by everybody; run: chmod o-w {path}"
-    own_groups = {0} if owner == 0 else {0, os.getgid()}
-    if info.st_mode & stat.S_IWGRP and info.st_gid not in own_groups and not sticky:
-        return f"may be written by group {info.st_gid}; run: chmod g-w {path}"
-    return ""
+def trust_in(owner: int) -> Trust:
+    """Return the trust in root and in `owner`, the account that the endpoint belongs to."""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    return Trust(frozenset({owner}), chown_to=name)
+
+
+def refusal(problems: list[str], where: str) -> ConfigRefused:
+    """Return the error that lists `problems`, of files of `where`."""
+    if len(problems) == 1:
+        name, _, reason = problems[0].partition(": ")
+        return ConfigRefused(name, "", reason)
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    return ConfigRefused(where, "", f"{len(problems)} files or directories are not trusted:{lines}")
 
 
 def check_trusted(path: Path, owner: int) -> None:
-    """Check `path`, where it really is, and every directory above. Raises ConfigRefused naming the first bad one."""
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ConfigRefused(str(path), "", getattr(error, "strerror", None) or str(error)) from None
-    chain = {*path.absolute().parents, real, *real.parents}
-    for one in sorted(chain, key=lambda p: len(p.parts)):
-        if problem := _problem(one, one.stat(), owner):
-            raise ConfigRefused(str(one), "", problem)
+    """Raise ConfigRefused where an account other than root and `owner` could have written or exchanged `path`."""
+    if problems := trust_in(owner).problems(path):
+        raise refusal(problems, str(path))
 
 
 def read_trusted(path: Path, *, cap: int, owner: int) -> str:
@@ -44,21 +44,12 @@ def read_trusted(path: Path, *, cap: int, owner: int) -> str:
 
     Raises ConfigRefused naming the file, or the directory above it, and what to do.
     """
-    check_trusted(path, owner)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigRefused(str(path), "", error.strerror or str(error)) from None
-    try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigRefused(str(path), "", "not a regular file")
-        if problem := _problem(path, info, owner):
-            raise ConfigRefused(str(path), "", problem)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(cap + 1)
-    finally:
-        os.close(descriptor)
+        data = trust_in(owner).read(path, cap + 1)
+    except UntrustedPath as error:
+        raise refusal(error.problems, str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigRefused(str(path), "", getattr(error, "strerror", None) or str(error)) from None
     if len(data) > cap:
         raise ConfigRefused(str(path), "", f"larger than {cap} bytes")
     try:

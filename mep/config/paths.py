@@ -19,7 +19,7 @@ CONFIG, SCHEMA, ENVIRONMENT = "config.yaml", "user_config_schema.json", "user_en
 TEMPLATE, TEMPLATE_OLD = "user_config_template.yaml.j2", "user_config_template.yaml"
 MAPPING = "identity_mapping.json"
 FIVE_FILES = (CONFIG, TEMPLATE, SCHEMA, ENVIRONMENT, MAPPING)
-LINK_KEY, UNSEAL_KEY, REGISTRATION = "link.key", "unseal.key", "registration.json"
+LINK_KEY, UNSEAL_KEY, REGISTRATION, KEY_RECORD = "link.key", "unseal.key", "registration.json", "keys.json"
 FUNCTION_PINS = "function_pins.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
+from mep.boundary.file_trust import UntrustedPath
+from mep.boundary.pam_service import check_service
 from mep.boundary.resolved import Hook, Pam
-from mep.config.files import check_trusted
+from mep.config.files import refusal, trust_in
 from mep.config.options import EndpointOptions, PostStopHookOptions, PreStartHookOptions
 from mep.config.paths import EndpointPaths
 from mep.errors import ConfigRefused
 
 PAM_LIBRARY = "libpam.so.0"
-PAM_DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d")
 
 
 def checked_pam(where: EndpointPaths, options: EndpointOptions, warnings: list[str], *, multi_user: bool) -> Pam:
-    """Return the PAM settings that hold here. Raises ConfigRefused where PAM or the service file is missing."""
+    """Return the PAM settings that hold here.
+
+    Raises ConfigRefused where PAM is missing, or the service's file is missing or not trusted.
+    """
     pam, config = options.pam, str(where.config)
     if not pam.enable:
         return Pam(enable=False, service_name=pam.service_name)
@@ -29,24 +32,25 @@ def checked_pam(where: EndpointPaths, options: EndpointOptions, warnings: list[s
     except OSError as error:
         reason = f"PAM cannot be used: {error}; install it (Debian: libpam0g), or set it to false"
         raise ConfigRefused(config, "pam.enable", reason) from None
-    if not any(Path(directory, pam.service_name).is_file() for directory in PAM_DIRECTORIES):
-        reason = (
-            f"there is no {PAM_DIRECTORIES[0]}/{pam.service_name}, and PAM would use its file `other`: "
-            "install etc/pam.d/mep of this project there, or write one (docs/privileges.md)"
-        )
-        raise ConfigRefused(config, "pam.service_name", reason)
+    try:
+        check_service(pam.service_name)
+    except UntrustedPath as error:
+        raise refusal(error.problems, config) from None
+    except FileNotFoundError as error:
+        remedy = "install etc/pam.d/mep of this project there, or write one (docs/privileges.md)"
+        raise ConfigRefused(config, "pam.service_name", f"{error.filename}: {error.strerror}; {remedy}") from None
+    except OSError as error:
+        raise ConfigRefused(config, "pam.service_name", str(error)) from None
     return Pam(enable=True, service_name=pam.service_name, recheck=pam.recheck)
 
 
 def checked_hook(where: EndpointPaths, key: str, hook: PreStartHookOptions | PostStopHookOptions) -> Hook:
-    """Return the hook. Raises ConfigRefused where others could write to it or to a directory on the way."""
+    """Return the hook. Raises ConfigRefused where it is not trusted or cannot be run."""
     if hook.path is None:
         return Hook(timeout_s=hook.timeout_s)
-    path = Path(hook.path)
     try:
-        check_trusted(path, os.geteuid())
-    except ConfigRefused as error:
-        raise ConfigRefused(str(where.config), f"{key}.path", str(error)) from None
-    if not path.is_file() or not os.access(path, os.X_OK):
-        raise ConfigRefused(str(where.config), f"{key}.path", f"{path} is not an executable file")
-    return Hook(str(path), hook.timeout_s)
+        os.close(trust_in(os.geteuid()).open_program(hook.path))
+    except OSError as error:
+        reason = str(error) if isinstance(error, UntrustedPath) else f"{hook.path}: {error.strerror}"
+        raise ConfigRefused(str(where.config), f"{key}.path", reason) from None
+    return Hook(hook.path, hook.timeout_s)

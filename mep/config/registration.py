@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mep.boundary.file_trust import UntrustedPath
+from mep.config.files import refusal, trust_in
 from mep.config.options import EndpointOptions
 from mep.errors import ConfigRefused
 from mep_wire.identity import Identity
@@ -57,8 +60,9 @@ def digest(told: dict[str, Any]) -> str:
 def read_registration(path: Path, name: str) -> Registration:
     """Return the registration in `path`. Raises ConfigRefused, saying how to register endpoint `name`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES)
+        data = trust_in(os.geteuid()).read(path, _MAX_BYTES)
+    except UntrustedPath as error:
+        raise refusal(error.problems, str(path)) from None
     except FileNotFoundError:
         raise ConfigRefused(str(path), "", f"endpoint {name} is not registered: run `mep register {name}`") from None
     except OSError as error:

@@ -15,18 +15,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mep.boundary.file_trust import Trust
 from mep.boundary.resolved import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
 from mep.config import paths as names
 from mep.config.accounts import system_account
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
 from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
-from mep.config.files import check_trusted, read_trusted
+from mep.config.files import read_trusted, trust_in
 from mep.config.function_pins import pins_for
 from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
 from mep.config.privileges import checked_hook, checked_pam
 from mep.config.registration import Registration, digest, facts, read_registration
+from mep.config.trusted_files import check_files
 from mep.errors import ConfigRefused
 from mep_wire.bundle import UepBundle
 
@@ -50,9 +52,20 @@ def read_config(where: EndpointPaths) -> Document:
     return read_document(text, str(where.config))
 
 
+def _trusted_config(where: EndpointPaths) -> Document:
+    """Return config.yaml. Raises ConfigRefused, listing every file that is not trusted, that of a bad one included."""
+    if where.config.exists() and trust_in(os.geteuid()).problems(where.config):
+        check_files(where, None)
+    document = read_config(where)
+    if where.privileged and document.options.multi_user:
+        _mapper_account(where, document.options)  # whose the key is to be
+    check_files(where, document.options)
+    return document
+
+
 def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
     """Return what the monitor needs for the endpoint. Raises ConfigRefused naming file, key and reason."""
-    document = read_config(where)
+    document = _trusted_config(where)
     options = document.options
     warnings = list(document.warnings)
     multi_user = _multi_user(where, options, warnings)
@@ -225,23 +238,17 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.config
     import identity.errors
     import identity.files
-    from identity.trust import Rules, Trust
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     mapper = _mapper_account(where, options)
-    check_trusted(path, os.geteuid())
     # As the mapper itself has it at each reload, where the mapper's account is who the files' owner may be too.
-    rules = Rules(mapping=Trust(frozenset({os.geteuid()})), named=Trust(frozenset({os.geteuid(), mapper.pw_uid})))
-    files = identity.files.Files(rules)
+    own, named = trust_in(os.geteuid()), Trust(frozenset({os.geteuid(), mapper.pw_uid}))
+    files = identity.files.Files(identity.files.Rules(mapping=own, named=named))
     try:
         identity.config.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
         raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
     for one in {path, *files.signatures}:
-        if (
-            one not in files.programs
-        ):  # which `rules` were asked about, and may lie where a group without members writes
-            check_trusted(one, mapper.pw_uid if one != path else os.geteuid())
         _check_usable_by(one, mapper, is_program=one in files.programs)
     return path
 

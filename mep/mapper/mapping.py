@@ -18,9 +18,10 @@ import msgspec
 
 import identity.config
 import identity.errors
+from identity.files import Rules
 from identity.places import Crowd
 from identity.reload import Reloader
-from identity.trust import Rules, Trust, ours
+from mep.boundary.file_trust import Trust, ours
 from mep_wire.errors import IdentityAmbiguous, IdentityNotMapped, MapperUnavailable
 from mep_wire.identity import Identity, IdentitySet
 

@@ -7,26 +7,24 @@ character that is not ASCII escaped: it cannot forge a line. Called by the monit
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import stat
 import time
 
+from mep.boundary.file_trust import descriptor_path, ours
 from mep.boundary.log import Log
 
 
 def open_appending(path: str) -> int:
-    """Return a descriptor that appends to the file of records at `path`, made if it is not there. Raises OSError.
+    """Return a descriptor that appends to the file of records at `path`, made if it is not there.
 
+    Raises OSError, also where the file or a directory above it is not trusted.
     Where a crash has left half a record at its end, the next one begins on a line of its own.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = ours().open(path, flags)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", path)
-        if not _ends_a_line(path):
+        if not _ends_a_line(descriptor):
             with contextlib.suppress(OSError):  # a full disk is told of when there is something to write
                 os.write(descriptor, b"\n")
     except OSError:
@@ -35,8 +33,8 @@ def open_appending(path: str) -> int:
     return descriptor
 
 
-def _ends_a_line(path: str) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _ends_a_line(appending: int) -> bool:
+    descriptor = os.open(descriptor_path(appending), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         size = os.fstat(descriptor).st_size
         return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mep.boundary.channel import Channel
+from mep.boundary.file_trust import ours
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
 from mep.boundary.resolved import ManagerSection, MapperSection, section_json
@@ -72,7 +73,7 @@ class Helper:
             voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log)
             opened.append(voice.theirs)
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
-            opened.append(open_secret(self._secret_path()))
+            opened.append(open_secret(self._secret_path(), self._account()))
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
                 pid, stages = spawn(self._plan([null, voice.theirs, voice.theirs, opened[0], *opened[2:]]))
@@ -162,10 +163,10 @@ class Helper:
             child.signal(signal.SIGKILL)
 
 
-def open_secret(path: str) -> int:
-    """Return a descriptor of the key file at `path`. Raises ConfigRefused where it is no regular file, OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ConfigRefused(path, "", "is not a regular file")
-    return descriptor
+def open_secret(path: str, account: Account) -> int:
+    """Return a descriptor of the key file at `path`, which must be readable by root and `account` alone.
+
+    Raises UntrustedPath and OSError.
+    """
+    trust = replace(ours(), last_owner=account.uid, chown_to=account.name)
+    return trust.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, secret=True)

@@ -2,7 +2,9 @@
 
 Run by the keeper as what it is itself (root), with the request as JSON on standard input, a clean environment, no
 descriptor besides, and a process group of its own that is killed at the timeout and when the program ends. Trusts a
-program only if nobody but root (single-user mode: the owner) could have put it there, looked at before every run.
+program only if no account but root (single-user mode: the owner) could have put it there. That is checked before every
+run, and the descriptor that was checked is what runs. A script keeps that descriptor, which its interpreter reads: its
+$0 is /proc/self/fd/3, a link to its path.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import contextlib
 import os
 import select
 import signal
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mep.boundary.file_trust import descriptor_path, is_script, ours
 from mep.boundary.resolved import Hook
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/"}
 _KEPT, _PIECE = 8192, 65536
+_SCRIPT_DESCRIPTOR = 3
 STOPPING = "the endpoint is being stopped"
 
 
@@ -34,31 +37,6 @@ class HookResult:
     errors: str = ""
 
 
-def check_program(path: str) -> str:
-    """Return why the program at `path` must not be run, or an empty string."""
-    ours = {0, os.geteuid()}
-    for one in sorted({*_way_to(path), *_way_to(os.path.realpath(path))}):
-        try:
-            found = os.stat(one)
-        except OSError as error:
-            return f"{one}: {error.strerror}"
-        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-        if found.st_uid not in ours:
-            return f"{one} belongs to uid {found.st_uid}: it must be root's"
-        if found.st_mode & 0o022 and not sticky:
-            return f"{one} may be written by others (mode {stat.S_IMODE(found.st_mode):04o}); run: chmod go-w {one}"
-    if not stat.S_ISREG(os.stat(path).st_mode) or not os.access(path, os.X_OK):
-        return f"{path} is not an executable file"
-    return ""
-
-
-def _way_to(path: str) -> list[str]:
-    way = [path]
-    while way[-1] != "/":
-        way.append(os.path.dirname(way[-1]))
-    return way
-
-
 def never() -> bool:
     """Stop for nothing."""
     return False
@@ -71,15 +49,18 @@ def run_hook(
 
     `stop` is asked whether to kill it each time a descriptor in `watch` is readable.
     """
-    if problem := check_program(hook.path):
-        return HookResult(problem)
     with contextlib.ExitStack() as opened:
+        try:
+            program = ours().open_program(hook.path)
+        except OSError as error:
+            return HookResult(f"{hook.path} cannot be run: {error}")
+        opened.callback(os.close, program)
         descriptors = [_document(request), *os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
         for descriptor in descriptors[1::2]:
             os.set_blocking(descriptor, False)
             opened.callback(os.close, descriptor)
         try:
-            pid = _start(hook.path, name, [descriptors[0], descriptors[2], descriptors[4]])
+            pid = _start(hook.path, program, name, [descriptors[0], descriptors[2], descriptors[4]])
         except OSError as error:
             return HookResult(f"{hook.path}: cannot be run: {error.strerror}")
         finally:
@@ -114,13 +95,17 @@ def _document(request: bytes) -> int:
     return descriptor
 
 
-def _start(path: str, name: str, descriptors: list[int]) -> int:
+def _start(path: str, program: int, name: str, descriptors: list[int]) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, descriptor, at) for at, descriptor in enumerate(descriptors)]
+    if is_script(program):  # dup2 clears close-on-exec, also of a descriptor onto itself
+        actions.append((os.POSIX_SPAWN_DUP2, program, _SCRIPT_DESCRIPTOR))
+        program = _SCRIPT_DESCRIPTOR
     every = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     environment = {**_ENVIRONMENT, "MEP_HOOK": name}
     return os.posix_spawn(
-        path, [path, name], environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=every
-    )
+        descriptor_path(program), [path, name], environment,
+        file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=every,
+    )  # fmt: skip
 
 
 class _Reader:

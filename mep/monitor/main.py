@@ -14,6 +14,7 @@ import sys
 import time
 
 from mep.boundary import cgroups
+from mep.boundary.file_trust import ours
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
@@ -25,7 +26,7 @@ from mep.monitor.endpoints import Endpoints
 from mep.monitor.local_accounts import uids_of
 from mep.monitor.monitor import Monitor
 from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
-from mep.monitor.runtime import OTHERS_WRITE, RuntimeDir, check_reachable, ensure_directory
+from mep.monitor.runtime import RuntimeDir, check_reachable
 from mep.monitor.status import Status
 
 _GC_THRESHOLDS = (100, 1, 1)
@@ -102,7 +103,7 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
     descriptors.check(resolved)
     for path in (resolved.log_path, resolved.audit_path, resolved.task_log_path):
         if path:
-            ensure_directory(os.path.dirname(path), None, OTHERS_WRITE)
+            ours().make_directory(os.path.dirname(path), 0o700, private=False)
     open_log(resolved.log_path)
     log = Log("monitor")
     audit = Audit(resolved.audit_path, log)
@@ -112,6 +113,7 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):
             check_reachable(path)
+            ours().check(path)
         own_uids = uids_of(resolved.own_accounts)
     syscalls.set_process_name("mep-monitor")
     syscalls.become_subreaper()

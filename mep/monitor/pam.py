@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from mep.boundary.pam_service import check_service
+
 LIBRARY = "libpam.so.0"
 SUCCESS = 0
 BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
@@ -81,7 +83,11 @@ class Transaction:
     """One PAM transaction. Every method raises PamFailed with PAM's own words."""
 
     def __init__(self, service: str, user: str, hear: Callable[[str], None]) -> None:
-        """Start it; `hear` gets each text that a module has for the user. Raises OSError where libpam is missing."""
+        """Start it; `hear` gets each text that a module has for the user.
+
+        Raises OSError where libpam is missing, or the service's file is missing or not trusted.
+        """
+        check_service(service)
         self._pam, self._libc = _library()
         self._hear, self._texts = hear, list[str]()
         self._conversation = _Conversation(_Converse(self._converse), None)  # libpam keeps a pointer to it

@@ -11,6 +11,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
+from mep.boundary.file_trust import ours
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.errors import ConfigRefused
@@ -158,11 +159,14 @@ def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:
 
 
 def open_log(path: str) -> None:
-    """Make descriptors 1 and 2 the log at `path`; an empty path leaves them. Raises OSError."""
+    """Make descriptors 1 and 2 the log at `path`; an empty path leaves them.
+
+    Raises OSError, also where the file or a directory above it is not trusted.
+    """
     if not path:
         return
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o640)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = ours().open(path, flags, mode=0o640)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.close(descriptor)

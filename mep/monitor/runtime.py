@@ -10,40 +10,27 @@ import fcntl
 import os
 import stat
 
-from mep.boundary.runtime import KEEPERS_DIR, PID_FILE, REASONS_FILE, STATUS_FILE, pid_line
+from mep.boundary.file_trust import ours
+from mep.boundary.runtime import (
+    KEEPERS_DIR,
+    LOCK_DIR,
+    PID_FILE,
+    REASONS_FILE,
+    STATUS_FILE,
+    running_monitor,
+    write_pid_file,
+)
 from mep.errors import ConfigRefused
 
-OTHERS_WRITE, GROUP_OR_OTHERS_WRITE = 0o002, 0o022
 
+def ensure_directory(path: str, mode: int) -> None:
+    """Make `path` a directory of ours with `mode`; what is missing above gets 0755.
 
-def ensure_directory(path: str, mode: int | None, forbidden: int = GROUP_OR_OTHERS_WRITE) -> None:
-    """Make `path` a directory of ours with `mode` (None: as it is, 0700 if new); what is missing above gets 0755.
-
-    Raises ConfigRefused where another account owns a directory on the way, or may write to it by the bits in
-    `forbidden` (a distribution's /var/log may belong to its log group), OSError.
+    Raises UntrustedPath where another account owns a directory on the way or may write to it, and OSError.
     """
-    real = os.path.realpath(path)
-    at = "/"
-    for part in real.strip("/").split("/"):
-        at = os.path.join(at, part)
-        try:
-            os.mkdir(at, 0o700)
-            os.chmod(at, 0o755 if at != real else 0o700 if mode is None else mode)
-        except FileExistsError:
-            pass
-        _check_directory(at, forbidden)
-    if mode is not None and stat.S_IMODE(os.stat(real).st_mode) != mode:
-        os.chmod(real, mode)
-
-
-def _check_directory(path: str, forbidden: int) -> None:
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        raise ConfigRefused(path, "", "is not a directory")
-    if found.st_uid not in {0, os.geteuid()}:
-        raise ConfigRefused(path, "", f"belongs to uid {found.st_uid}: it must be root's or the endpoint's owner's")
-    if os.geteuid() == 0 and found.st_mode & forbidden and not found.st_mode & stat.S_ISVTX:
-        raise ConfigRefused(path, "", f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
+    ours().make_directory(path, mode)
+    if stat.S_IMODE(os.stat(path).st_mode) != mode:
+        os.chmod(path, mode)
 
 
 def check_reachable(path: str) -> None:
@@ -71,24 +58,28 @@ class RuntimeDir:
         self.path = path
         ensure_directory(path, 0o700 if private else 0o755)
         ensure_directory(os.path.join(path, KEEPERS_DIR), 0o700)
+        ensure_directory(os.path.join(path, LOCK_DIR), 0o700)
         self._lock = self._take_lock()
+        write_pid_file(path)
 
     def _take_lock(self) -> int:
-        path = os.path.join(self.path, PID_FILE)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        while True:
-            descriptor = os.open(path, flags, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs") from None
-            if _is_at(descriptor, path):
-                break
-            os.close(descriptor)  # a monitor that was ending removed it in between
-        os.fchmod(descriptor, 0o644)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, pid_line(os.getpid()).encode(), 0)
+        """Return the descriptor of the lock.
+
+        It lies in a directory that other accounts cannot enter: flock(2) needs only a descriptor, so an account that
+        could open the file for reading could keep the endpoint from starting.
+        """
+        path = os.path.join(self.path, LOCK_DIR, "monitor")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            holder = running_monitor(self.path)
+            who = f"its pid is {holder}" if holder else f"a process holds the lock {path}"
+            raise ConfigRefused(self.path, PID_FILE, f"another monitor of this endpoint runs: {who}") from None
+        if running_monitor(self.path) is not None:  # of a version that locked its pid file
+            os.close(descriptor)
+            raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs")
         return descriptor
 
     def release(self, *, keep_records: bool) -> None:
@@ -103,13 +94,6 @@ class RuntimeDir:
         # Said, not left to close: a child of closing.py may still share the descriptor.
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _unlink(path: str) -> None:

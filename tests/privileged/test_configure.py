@@ -309,23 +309,23 @@ class TestTrust:
     def test_a_file_that_everybody_may_write(self, site: Cli, name: str) -> None:
         path = site.path("etc", "site", name)
         path.chmod(0o666)
-        self.refused(site, path=path, reason=f"chmod o-w {path}")
+        self.refused(site, path=path, reason=f"chmod go-w {path}")
 
     def test_a_file_of_another_account(self, site: Cli) -> None:
         path = site.path("etc", "site", "config.yaml")
         with account() as somebody:
             os.chown(path, somebody.uid, -1)
-            self.refused(site, path=path, reason=f"chown 0 {path}")
+            self.refused(site, path=path, reason=f"chown root {path}")
 
     def test_a_group_that_may_write(self, site: Cli) -> None:
         path = site.path("etc", "site", "identity_mapping.json")
         path.chmod(0o660)
-        self.refused(site, path=path, reason=f"chmod g-w {path}")
+        self.refused(site, path=path, reason=f"chmod go-w {path}")
 
     def test_a_directory_that_everybody_may_write(self, site: Cli) -> None:
         path = site.path("etc", "site")
         path.chmod(0o777)
-        self.refused(site, path=path, reason="may be written by everybody")
+        self.refused(site, path=path, reason="bad permissions: chmod go-w")
 
     def test_a_link_to_a_file_in_such_a_directory(self, site: Cli) -> None:
         loose = site.directory / "loose"
@@ -334,7 +334,7 @@ class TestTrust:
         path = site.path("etc", "site", "config.yaml")
         path.rename(loose / "config.yaml")
         path.symlink_to(loose / "config.yaml")
-        self.refused(site, path=loose, reason="may be written by everybody")
+        self.refused(site, path=loose, reason="bad permissions: chmod go-w")
 
     def test_a_template_link_that_leaves_its_directory(self, site: Cli) -> None:
         path = site.path("etc", "site", "passwd.j2")

@@ -155,13 +155,13 @@ def test_a_file_that_others_could_have_written(
     assert mep_map(*asked).stderr == ""
     os.chown(file, person.uid, -1)
     done = mep_map(*asked)
-    assert (done.returncode, f"{file} belongs to uid {person.uid}" in done.stderr) == (0, True)
+    assert (done.returncode, f"{file}: belongs to uid {person.uid}" in done.stderr) == (0, True)
     configure(mep, registrar, "--domain", "example.org")
     asked = ("map", "site", "--identity", f"{NAME}@example.org")
     mep(*asked)
     mapping = mep.directory / "etc" / "site" / "identity_mapping.json"
     mapping.chmod(0o646)
-    assert "may be written by everybody" in mep(*asked, expect=4).stderr
+    assert "bad permissions: chmod go-w" in mep(*asked, expect=4).stderr
 
 
 def test_a_callout_runs_as_the_mapper(file: str) -> None:  # noqa: F811  # the fixture

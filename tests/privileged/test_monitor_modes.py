@@ -130,7 +130,7 @@ def link(run: MonitorRun) -> None:
 
 
 CLOSED: dict[str, tuple[Callable[[MonitorRun], None], str]] = {
-    "a directory that others may write to": (link, "others may write to it"),
+    "a directory that others may write to": (link, "bad permissions: chmod go-w"),
     "an interpreter that is not there": (lambda run: changed(run, python="/nonexistent"), "does not exist"),
     "an interpreter that others cannot read": (
         lambda run: (run.root / "python").chmod(0o700),
@@ -138,8 +138,8 @@ CLOSED: dict[str, tuple[Callable[[MonitorRun], None], str]] = {
     ),
     "a closed directory above it": (lambda run: run.root.chmod(0o700), "is closed to others"),
     "a single-user endpoint as root": (lambda run: changed(run, multi_user=False), "never as root"),
-    "an audit log that is a link": (lambda run: run.audit.symlink_to("/etc/passwd"), "Too many levels"),
-    "an audit log that is a fifo": (lambda run: os.mkfifo(run.audit), "No such device"),
+    "an audit log that is a link": (lambda run: run.audit.symlink_to("/etc/passwd"), "is a symbolic link"),
+    "an audit log that is a fifo": (lambda run: os.mkfifo(run.audit), "not a regular file"),
 }
 
 

@@ -13,9 +13,9 @@ import pytest
 from identity import config
 from identity.chain import Chain
 from identity.errors import MapperUnavailable, NoMapping
-from identity.files import FileRefused, Files
+from identity.files import FileRefused, Files, Rules
 from identity.reload import RETRY_S, SETTLE_S, Reloader
-from identity.trust import Rules, ours
+from mep.boundary.file_trust import ours
 
 ALICE = {"id": "1", "username": "alice@example.edu", "status": "used"}
 
@@ -137,7 +137,7 @@ def test_a_broken_one_is_tried_again_after_a_while(path: pathlib.Path, tmp_path:
     program.chmod(0o755)
     path.write_text(json.dumps([{"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}]))
     reloader = follow(path)
-    assert f"{parent} may be written by everybody" in reloader.status.problem
+    assert f"chmod go-w {parent}" in reloader.status.problem
     parent.chmod(0o755)
     assert not settled(reloader)
     CLOCK.now += RETRY_S
@@ -226,7 +226,7 @@ def test_what_others_may_write_is_refused_at_a_reload_and_the_one_before_stays(p
     path.write_text(content("two"))
     path.chmod(0o666)
     assert settled(reloader)
-    assert reloader.status.problem == f"{path}: {path} may be written by everybody; run: chmod o-w {path}"
+    assert reloader.status.problem == f"{path}: {path}: has mode 0666: bad permissions: chmod go-w {path}"
     assert name(reloader) == "one"
     path.chmod(0o644)
     assert settled(reloader)
@@ -243,7 +243,7 @@ def test_a_directory_on_the_way_that_others_may_write_is_noticed_after_a_while(t
     (tmp_path / "a").chmod(0o777)
     CLOCK.now += RETRY_S
     assert reloader.check()
-    assert f"{tmp_path / 'a'} may be written by everybody" in reloader.status.problem
+    assert f"chmod go-w {tmp_path / 'a'}" in reloader.status.problem
     assert name(reloader) == "one"
     (tmp_path / "a").chmod(0o1777)
     CLOCK.now += RETRY_S
@@ -259,7 +259,7 @@ def test_a_program_that_others_may_write_or_that_is_gone(path: pathlib.Path, tmp
     reloader = follow(path, rules=RULES)
     assert reloader.status.problem == ""
     for spoil, reason in (
-        (lambda: program.chmod(0o757), "may be written by everybody"),
+        (lambda: program.chmod(0o757), "chmod go-w"),
         (lambda: program.chmod(0o644), "there is no program"),
         (program.unlink, "there is no program"),
     ):

@@ -74,7 +74,7 @@ def test_a_file_is_read_whole_or_refused(etc: Path) -> None:
     with pytest.raises(ConfigRefused, match="not a regular file"):
         read_trusted(etc, cap=3, owner=ME)
     path.chmod(0o646)
-    with pytest.raises(ConfigRefused, match="chmod o-w"):
+    with pytest.raises(ConfigRefused, match="chmod go-w"):
         read_trusted(path, cap=4, owner=ME)
 
 

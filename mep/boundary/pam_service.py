@@ -1,0 +1,48 @@
+"""The file of a PAM service: where it is, and that no other account could have written it or what it includes.
+
+PAM uses its file `other` for a service without a file, so a file that has been removed could open a host. Looked at by
+the resolver, and by the PAM process before each transaction.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from mep.boundary.file_trust import Trust
+
+DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d")
+"""Where Linux-PAM looks, in its order."""
+_MAX_BYTES = 256 * 1024
+_INCLUDING = frozenset({"include", "substack"})
+
+
+def find_service(name: str) -> str:
+    """Return the path of service `name`'s file; an empty text where there is none."""
+    return next((path for one in DIRECTORIES if os.path.exists(path := os.path.join(one, name))), "")
+
+
+def check_service(name: str) -> None:
+    """Raise FileNotFoundError where service `name` has no file, UntrustedPath where a file of it is not trusted."""
+    waiting, seen = [name], set[str]()
+    while waiting:
+        service = waiting.pop()
+        path = service if service.startswith("/") else find_service(service)
+        if not path:
+            where = os.path.join(DIRECTORIES[0], service)
+            raise FileNotFoundError(errno.ENOENT, "there is no such PAM service: PAM would use its file `other`", where)
+        if path not in seen:
+            seen.add(path)
+            waiting += _included(Trust().read(path, _MAX_BYTES).decode("utf-8", "replace"))
+
+
+def _included(text: str) -> list[str]:
+    """Return the services that the file with this text includes: `@include NAME`, `TYPE include|substack NAME`."""
+    found = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split()
+        if len(words) >= 2 and words[0] == "@include":
+            found.append(words[1])
+        elif len(words) >= 3 and words[1] in _INCLUDING:
+            found.append(words[2])
+    return found

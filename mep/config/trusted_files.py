@@ -1,0 +1,103 @@
+"""Every file and directory that root, or a helper of an endpoint, opens: all that is wrong with them in one list.
+
+The programs that open them check again (mep/boundary/file_trust.py); here the administrator gets the whole list.
+Used by the resolver, and so by `mep check`, `mep start`, `mep restart` and at SIGHUP.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mep.boundary.file_trust import Trust
+from mep.boundary.pam_service import DIRECTORIES, find_service
+from mep.config import paths as names
+from mep.config.bundle import find_file, included_files
+from mep.config.files import refusal, trust_in
+from mep.config.options import EndpointOptions
+from mep.config.paths import EndpointPaths
+
+
+def check_files(where: EndpointPaths, options: EndpointOptions | None) -> None:
+    """Raise ConfigRefused, listing every file of the endpoint and of the installation that is not trusted.
+
+    `options` is None where config.yaml itself is not trusted: then files are looked for where they are by default.
+    """
+    trust = trust_in(os.geteuid())
+    found = [*_directories(where, trust), *_state(where, options or EndpointOptions(), trust)]
+    found += [problem for path in _configuration(where, options) for problem in _existing(trust.problems, path)]
+    if options is not None and options.pam.enable and where.privileged:
+        service = find_service(options.pam.service_name) or DIRECTORIES[0]
+        found += Trust().problems(service)
+    if where.privileged:
+        found += installation_problems()
+    if found:
+        raise refusal(list(dict.fromkeys(found)), str(where.config_dir))
+
+
+def _directories(where: EndpointPaths, trust: Trust) -> Iterator[str]:
+    for path in (where.config_dir, where.state_dir, where.runtime_dir):
+        if os.path.lexists(path):
+            yield from trust.problems(path, private=True)
+        else:
+            yield from _existing(trust.problems, path)
+
+
+def _existing(problems: Callable[[Path], list[str]], path: Path) -> list[str]:
+    """Return the problems of `path`, or of the lowest directory above it where it is still to be made."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return problems(path)
+
+
+def _configuration(where: EndpointPaths, options: EndpointOptions | None) -> Iterator[Path]:
+    given = options or EndpointOptions()
+    yield where.config
+    template = find_file(where.config_dir, given.user_config_template_path, names.TEMPLATE, names.TEMPLATE_OLD)
+    yield template
+    if template.parent.is_dir():
+        yield from included_files(template, where.config_dir)
+    yield find_file(where.config_dir, given.user_config_schema_path, names.SCHEMA)
+    yield where.config_dir / names.ENVIRONMENT
+    if given.multi_user or options is None:
+        yield find_file(where.config_dir, given.identity_mapping_config_path, names.MAPPING)
+    for hook in (given.pre_start_hook.path, given.post_stop_hook.path):
+        if hook is not None:
+            yield Path(hook)
+
+
+def _state(where: EndpointPaths, options: EndpointOptions, trust: Trust) -> Iterator[str]:
+    for name in (names.REGISTRATION, names.KEY_RECORD):
+        yield from _existing(trust.problems, where.state_dir / name)
+    keys = ((names.LINK_KEY, names.MANAGER_ACCOUNT), (names.UNSEAL_KEY, options.mapper_account))
+    for name, account in keys:
+        path = where.state_dir / name
+        if os.path.lexists(path):
+            yield from _key_trust(where, account, trust).problems(path, secret=True)
+    logs = (
+        (options.audit_log_path, "audit.log"), (options.log_path, "endpoint.log"), (options.task_log_path, "tasks.log")
+    )  # fmt: skip
+    for configured, default in logs:
+        yield from _existing(trust.problems, find_file(where.state_dir, configured, default))
+
+
+def _key_trust(where: EndpointPaths, account: str, trust: Trust) -> Trust:
+    try:
+        uid = pwd.getpwnam(account).pw_uid
+    except KeyError:  # which the resolver says
+        return trust
+    return Trust(trust.owners, uid, account) if where.privileged else trust
+
+
+def installation_problems() -> list[str]:
+    """Return what is wrong with the interpreter and with what it imports, as root's processes run them."""
+    trust, trees = Trust(), [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib", "scripts")]
+    found = [problem for path in (sys.prefix, sys.executable, *trees) for problem in trust.problems(path)]
+    if found:  # what lies below may not be what it seems
+        return found
+    real = dict.fromkeys(os.path.realpath(tree) for tree in trees)
+    return [problem for tree in real for problem in trust.problems_below(tree)]
