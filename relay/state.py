@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,8 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from zmq import curve_public
 from zmq.utils import z85
 
+from mep.boundary.file_trust import Trust, ours
+
 ACCOUNT = "mep-relay"
 DEFAULT_AS_ROOT = Path("/var/lib/mep-relay")
+LOCK = "serve.lock"
 
 
 class StateRefused(Exception):
@@ -46,6 +49,9 @@ def become_relay_account(directory: Path) -> None:
             "mep-relay does not run as root"
         ) from error
     if not directory.exists():
+        trust = Trust(frozenset({account.pw_uid}))
+        if problems := trust.problems(next(one for one in directory.parents if os.path.lexists(one))):
+            raise StateRefused("; ".join(problems))
         directory.mkdir(parents=True, mode=0o700)
         # By descriptor: nobody may put something else in its place in between.
         made = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -57,6 +63,14 @@ def become_relay_account(directory: Path) -> None:
     if directory.stat().st_uid != account.pw_uid:
         raise StateRefused(f"{directory} does not belong to {ACCOUNT}: `chown -R {ACCOUNT} {directory}`")
     os.chdir("/")
+
+
+def _trust() -> Trust:
+    """Return the trust in root and in this account, called by its name."""
+    try:
+        return replace(ours(), chown_to=pwd.getpwuid(os.geteuid()).pw_name)
+    except KeyError:
+        return ours()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,22 @@ class State:
             raise StateRefused(f"cannot make {directory}: {error.strerror}") from error
         if not mine:
             raise StateRefused(f"{directory} cannot be written by this account")
-        return cls(directory)
+        state = cls(directory)
+        state.refuse_untrusted()
+        return state
+
+    def refuse_untrusted(self) -> None:
+        """Raise StateRefused, listing what in the directory another account could read, write or exchange."""
+        trust = _trust()
+        found = trust.problems(self.directory, secret=True)
+        if not found:  # else what is in it may not be what it seems
+            secret = ["link.key", "signing.key", self.database.name, f"{self.database.name}-wal", LOCK]
+            found = [
+                problem for name in secret if os.path.lexists(path := self.directory / name)
+                for problem in trust.problems(path, secret=True)
+            ]  # fmt: skip
+        if found:
+            raise StateRefused("; ".join(found))
 
     @property
     def database(self) -> Path:
@@ -104,7 +133,7 @@ class State:
 
     def lock(self) -> int:
         """Take the lock that only one server may hold, until the process ends. Raises StateRefused."""
-        descriptor = os.open(self.directory / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _trust().open(self.directory / LOCK, os.O_RDWR | os.O_CREAT, secret=True)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -121,7 +150,7 @@ class State:
     def _secret(self, name: str) -> bytes:
         path = self.directory / name
         try:
-            secret = path.read_bytes()
+            secret = _trust().read(path, 33, secret=True)
         except FileNotFoundError:
             secret = os.urandom(32)
             _write(path, secret)
