@@ -45,7 +45,7 @@ CANDIDATES = (
 OLDEST, NEWEST = (3, 11), (3, 14)
 """The lock files have wheels for these and those between them."""
 STAMP = ".installed.json"
-LOCK = ".install.lock"
+LOCK_DIR = ".install-lock"
 MAX_FIRST_LINE = 127
 """Older kernels read no more of a script's first line."""
 LOCKS = ROOT / "packaging" / "lock"
@@ -253,9 +253,19 @@ def digest(*paths: Path) -> str:
 @contextlib.contextmanager
 def locked(prefix: Path) -> Iterator[None]:
     """Hold the installation for this process alone: `make demo` and `make test` may start together."""
-    prefix.mkdir(parents=True, exist_ok=True)
-    with (prefix / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Other accounts cannot enter the lock's directory: one that could open the file could hold the lock.
+    (prefix / LOCK_DIR).mkdir(parents=True, exist_ok=True, mode=0o700)
+    (prefix / LOCK_DIR).chmod(0o700)
+    with (prefix / LOCK_DIR / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            say(f"waiting for another installation into {prefix} to end (pid {lock.read().strip() or 'unknown'})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         yield
 
 
@@ -270,7 +280,7 @@ def read_stamp(prefix: Path) -> dict[str, str]:
 
 def empty(prefix: Path) -> None:
     """Remove an environment that cannot be used any more, and only an environment."""
-    children = [child for child in prefix.iterdir() if child.name != LOCK]
+    children = [child for child in prefix.iterdir() if child.name != LOCK_DIR]
     if children and not (prefix / "pyvenv.cfg").exists():
         raise CannotInstall(f"{prefix} is not a virtual environment and not empty: choose another PREFIX.")
     for child in children:
@@ -436,7 +446,9 @@ def open_to_everybody(prefix: Path) -> None:
     python = prefix / "bin" / "python"
     libraries = list(prefix.glob("lib/python*/site-packages"))
     subprocess.run([python, "-I", "-m", "compileall", "-q", "-j", "0", *libraries], capture_output=True, check=False)
-    for top, _, files in os.walk(prefix):
+    for top, directories, files in os.walk(prefix):
+        if LOCK_DIR in directories:
+            directories.remove(LOCK_DIR)
         for path in (Path(top), *(Path(top, name) for name in files)):
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):

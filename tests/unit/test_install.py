@@ -283,3 +283,48 @@ def test_a_command_starts_isolated_wherever_the_prefix_is(
     script.write_text(script.read_text().replace("sys.exit(", "print(sys.flags.isolated, sys.argv[1:], "))
     done = subprocess.run([script, "a b", "$c"], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("1 ['a b', '$c'] ")
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------
+
+_INSTALLATION = "import sys; sys.path[:0] = [sys.argv[2]]; import install, pathlib\n"
+_HOLD = _INSTALLATION + "with install.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+
+
+def _installation(prefix: Path) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-I", "-c", _HOLD, str(prefix), str(ROOT / "packaging")]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_one_that_waits_for_the_lock_says_for_whom(tmp_path: Path) -> None:
+    first = _installation(tmp_path)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    second = _installation(tmp_path)
+    assert second.stdout is not None
+    waits = f"install: waiting for another installation into {tmp_path} to end (pid {first.pid})\n"
+    assert second.stdout.readline() == waits
+    first.communicate("")
+    assert second.stdout.readline() == "held\n"
+    second.communicate("")
+
+
+@pytest.mark.root
+def test_a_lock_that_other_accounts_cannot_hold(install: ModuleType, tmp_path: Path) -> None:
+    """Any account could, and an upgrade waited for it without a word."""
+    for part in (tmp_path, *tmp_path.parents[:3]):
+        part.chmod(part.stat().st_mode | 0o755)
+    first = _installation(tmp_path)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    first.communicate("")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    install.open_to_everybody(tmp_path)
+    code = (
+        "import pathlib, fcntl, sys\n"
+        "for file in pathlib.Path(sys.argv[1]).rglob('*lock*'):\n"
+        "    if file.is_file(): fcntl.flock(file.open(), fcntl.LOCK_EX); print('held', file)\n"
+        "import os; os.listdir(sys.argv[1] + '/.install-lock')\n"
+    )
+    argv = ["/usr/bin/python3", "-I", "-c", code, str(tmp_path)]
+    done = subprocess.run(argv, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False)
+    assert "PermissionError" in done.stderr and not done.stdout
