@@ -71,7 +71,7 @@ def _configuration(where: EndpointPaths, options: EndpointOptions | None) -> Ite
 
 
 def _state(where: EndpointPaths, options: EndpointOptions, trust: Trust) -> Iterator[str]:
-    for name in (names.REGISTRATION, names.KEY_RECORD):
+    for name in (names.REGISTRATION, names.KEY_RECORD, names.FUNCTION_PINS):
         yield from _existing(trust.problems, where.state_dir / name)
     keys = ((names.LINK_KEY, names.MANAGER_ACCOUNT), (names.UNSEAL_KEY, options.mapper_account))
     for name, account in keys:
@@ -95,7 +95,8 @@ def _key_trust(where: EndpointPaths, account: str, trust: Trust) -> Trust:
 
 def installation_problems() -> list[str]:
     """Return what is wrong with the interpreter and with what it imports, as root's processes run them."""
-    trust, trees = Trust(), [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib", "scripts")]
+    trust = Trust()
+    trees = [sysconfig.get_path("scripts"), *(path for path in sys.path if Path(path).is_dir())]
     found = [problem for path in (sys.prefix, sys.executable, *trees) for problem in trust.problems(path)]
     if found:  # what lies below may not be what it seems
         return found

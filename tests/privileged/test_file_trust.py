@@ -12,12 +12,12 @@ import shutil
 import struct
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import mep.errors
 from mep.boundary.resolved import Hook
 from tests.support.accounts import LocalAccount
 from tests.support.cli import Cli, open_directory
@@ -276,9 +276,9 @@ def test_a_pam_service_that_everybody_may_write(endpoint: Cli, site: Site) -> No
 
 @pytest.mark.parametrize("which", ["lib", "package", "module", "bin"])
 def test_an_installation_that_everybody_may_write(endpoint: Cli, which: str) -> None:
-    package = Path(sysconfig.get_path("purelib"), "mep")
+    package = Path(mep.errors.__file__).parent
     path = {
-        "lib": Path(sys.prefix, "lib"),
+        "lib": package.parents[2],
         "package": package,
         "module": package / "errors.py",
         "bin": Path(sys.prefix, "bin"),
