@@ -3,6 +3,11 @@
 Each ZeroMQ message is one frame: the MessagePack encoding of one struct, tagged by name. Arrays rather
 than maps, since tasks and results come by the thousand. The relay knows who speaks by the peer's CURVE
 key (ZAP), never by anything inside a message. Byte strings are opaque here.
+
+A user endpoint has one process at a time and many in its life. A message about one of them names it by its
+`incarnation` (mep_wire.start.incarnation_of), which is compared by equality: one that names another process than
+the receiver's is logged and dropped. Empty is unknown: peers of the version before have no such field, and what they
+say is taken to be about the process of that moment. A user endpoint's own messages need none: its key names it.
 """
 
 from __future__ import annotations
@@ -74,6 +79,8 @@ class SignedStart(_Msg, frozen=True):
     signature: bytes
     recheck: bool = False
     """What the request says too, where it counts: here it tells the manager what it asked for."""
+    incarnation: bytes = b""
+    """Of the process that this may lead to; of a re-check, of the process that it is about."""
 
 
 class StartAnswer(_Msg, frozen=True):
@@ -88,6 +95,10 @@ class StartAnswer(_Msg, frozen=True):
     code: str
     text: str
     correlation_id: str
+    asked: bytes = b""
+    """The incarnation of the SignedStart that this answers."""
+    incarnation: bytes = b""
+    """Of the process that runs, for the first two outcomes: an earlier request may have led to it."""
 
 
 class StartPlaced(_Msg, frozen=True):
@@ -95,6 +106,8 @@ class StartPlaced(_Msg, frozen=True):
 
     uep_id: str
     place: int
+    asked: bytes = b""
+    """The incarnation of that SignedStart."""
 
 
 class UepEnded(_Msg, frozen=True):
@@ -104,6 +117,7 @@ class UepEnded(_Msg, frozen=True):
     code: str
     text: str
     correlation_id: str
+    incarnation: bytes = b""
 
 
 class UepRevoked(_Msg, frozen=True):
@@ -114,6 +128,7 @@ class UepRevoked(_Msg, frozen=True):
     code: str
     text: str
     correlation_id: str
+    incarnation: bytes = b""
 
 
 class Recheck(_Msg, frozen=True):
@@ -123,12 +138,17 @@ class Recheck(_Msg, frozen=True):
     """
 
     uep_ids: list[str]
+    incarnations: list[bytes] = []
+    """One for each id, or none at all."""
 
 
 class RunningUeps(_Msg, frozen=True):
-    """Manager to relay, after each welcome: every user endpoint that has a process on this host."""
+    """Manager to relay, after each welcome and whenever it learns of one: every user endpoint that has a process on
+    this host."""
 
     uep_ids: list[str]
+    incarnations: list[bytes] = []
+    """One for each id, or none at all."""
 
 
 class EndpointGone(_Msg, frozen=True):

@@ -7,6 +7,7 @@ sealing (HPKE, RFC 9180) are done by the relay and the mapper; only the formats 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ HKDF-SHA256, ChaCha20Poly1305; the sealed text is enc || ciphertext as `cryptogr
 EPOCH_BYTES = 16
 NONCE_BYTES = 16
 JOIN_TOKEN_BYTES = 32
+INCARNATION_CONTEXT = b"mep incarnation v1\x00"
+INCARNATION_BYTES = 16
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -45,6 +48,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     recheck: bool = False
     """Starts nothing: it says who the person is now whose user endpoint runs. Configuration, runtime and join token
     are empty, and so is the identity set of somebody whom the relay does not know any more."""
+    incarnation: bytes = b""
+    """Of a re-check: which process it is about, as the manager has asked. Empty where an older manager does not say."""
 
 
 class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +67,18 @@ build_struct_info(__name__)
 
 _start_decoder = msgspec.msgpack.Decoder(StartRequest)
 decode_verified_start = msgspec.msgpack.Decoder(VerifiedStart).decode
+
+
+def incarnation_of(join_token: bytes) -> bytes:
+    """Return the incarnation of the one process that may spend `join_token`: what names it among all processes of its
+    user endpoint. Relay and mapper each compute it, so that it need not travel in the request."""
+    return hashlib.sha256(INCARNATION_CONTEXT + join_token).digest()[:INCARNATION_BYTES]
+
+
+def same_process(one: bytes, other: bytes) -> bool:
+    """Tell whether two incarnations may name the same process. An empty one is unknown, and may name any: endpoints,
+    relays and records of an older version have none."""
+    return not one or not other or one == other
 
 
 def encode_start(request: StartRequest) -> bytes:

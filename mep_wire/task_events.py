@@ -57,6 +57,8 @@ class TaskEvent(msgspec.Struct, frozen=True, array_like=True):
     code: str
     block_id: str
     job_id: str
+    incarnation: bytes = b""
+    """Of the process that joined last when this happened; empty where none had, or it is unknown."""
 
 
 build_struct_info(__name__)

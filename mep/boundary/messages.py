@@ -6,6 +6,10 @@ repeated, so the decoder is one short loop (mep/boundary/channel.py). Documents 
 bundles, keys) never travel in a message: they go by descriptor, as sealed memfds.
 
 `ref` is the sender's own number for an exchange and comes back in the answer.
+
+A message about a process of a user endpoint names that process by its `incarnation`: INCARNATION_BYTES of the mapper's,
+or none, which is unknown, where a keeper of an older version runs. The messages between monitor and keeper need none:
+each keeper has one process and a channel of its own, which names it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ MAX_TEXT = 4096
 
 MAX_DOCUMENT_BYTES = 512 * 1024
 """Largest document that travels as a sealed memfd between manager, monitor and mapper."""
+INCARNATION_BYTES = 16
 MAX_STARTS_OUTSTANDING = 1024
 """Most StartEndpoint that a manager may have unanswered; one more is a violation."""
 
@@ -32,6 +37,11 @@ def text(cap: int = MAX_TEXT) -> Any:
 def blob(cap: int) -> Any:
     """Declare a bytes field of at most `cap` bytes."""
     return field(metadata={"cap": cap})
+
+
+def process_name() -> Any:
+    """Declare which process a message is about; empty where that is unknown. On the wire it is always there."""
+    return field(default=b"", metadata={"cap": INCARNATION_BYTES})
 
 
 class Outcome(enum.StrEnum):
@@ -56,13 +66,15 @@ class MapperReady:
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """The request with `ref` is genuine and fresh, and means this user. Carries one descriptor: the sealed
-    memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor."""
+    memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor. `incarnation` names
+    the process that may come of it."""
 
     ref: int
     uep_id: str = text(36)
     local_user: str = text(32)
     identities: str = text(4096)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,7 @@ class StillMapped:
     uep_id: str = text(36)
     local_user: str = text(32)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,7 @@ class NoLongerMapped:
     public: str = text(1024)
     detail: str = text(4096)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +188,7 @@ class StartAnswered:
     code: str = text(64)
     public: str = text(1024)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +207,7 @@ class EndpointEnded:
     code: str = text(64)
     public: str = text(1024)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +215,7 @@ class EndpointRunning:
     """A user endpoint runs on this host: sent for each one after MapperEpoch, and after adoption."""
 
     uep_id: str = text(36)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +226,7 @@ class EndpointRevoked:
     code: str = text(64)
     public: str = text(1024)
     correlation_id: str = text(64)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +236,7 @@ class EndpointAccount:
     uid: int
     uep_id: str = text(36)
     local_user: str = text(32)
+    incarnation: bytes = process_name()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager, encode
 from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
+from mep_wire.start import same_process
 
 MAX_PENDING = MAX_STARTS_OUTSTANDING
 """Start requests that the monitor has not answered yet; further ones are `unavailable` for the moment."""
@@ -92,9 +93,11 @@ class Manager:
         self._backoff = Backoff()
         self._outbox = Outbox()
         self._epoch = b""
-        self._running: set[str] = set()
-        self._pending: dict[int, str] = {}
-        self._pending_rechecks: dict[int, str] = {}
+        self._running: dict[str, bytes] = {}
+        """Id and incarnation of every user endpoint that has a process here."""
+        self._running_untold = False
+        self._pending: dict[int, messages.SignedStart] = {}
+        self._pending_rechecks: dict[int, messages.SignedStart] = {}
         self._rechecks = Rechecks(section.recheck_interval_s)
         self._refs = itertools.count(1)
         self._links = 0
@@ -116,6 +119,7 @@ class Manager:
             while not self._ended:
                 self._poller.poll(self._wait_ms())
                 self._take_channel()
+                self._tell_running()
                 self._take_link()
                 self._answer_records()
                 self._tick(time.monotonic())
@@ -241,7 +245,8 @@ class Manager:
 
     def _ask_rechecks(self, now: float) -> None:
         if uep_ids := self._rechecks.take(now):
-            self._send(messages.Recheck(uep_ids=uep_ids))
+            named = [self._running.get(uep_id, b"") for uep_id in uep_ids]
+            self._send(messages.Recheck(uep_ids=uep_ids, incarnations=named))
 
     # --- from the relay -------------------------------------------------------------------------------
 
@@ -284,12 +289,20 @@ class Manager:
         self._enter(State.UP, f"relay {self._section.relay_link_address}", now + LINK_DEAD_S)
         self._flush_outbox(now)
         # After the kept messages, so that the relay's last word is what runs now.
-        self._send(messages.RunningUeps(uep_ids=sorted(self._running)))
+        self._running_untold = True
+        self._tell_running()
+
+    def _tell_running(self) -> None:
+        """Tell the relay what runs now, where it may not know, once it was told everything that led to it."""
+        if self._running_untold and self._state is State.UP and self._outbox.peek() is None:
+            running = sorted(self._running)
+            named = [self._running[uep_id] for uep_id in running]
+            self._running_untold = not self._send(messages.RunningUeps(uep_ids=running, incarnations=named))
 
     def _start_endpoint(self, start: messages.SignedStart) -> None:
         if len(start.request) > MAX_START_REQUEST_BYTES:
             error = StartRequestRefused(reason="it is too large")
-            self._answer(start.uep_id, Outcome.REFUSED, error.code, error.text, error.correlation_id)
+            self._answer(start, Outcome.REFUSED, error.code, error.text, error.correlation_id)
             return
         ref = next(self._refs)
         if start.recheck:
@@ -297,20 +310,20 @@ class Manager:
             return
         if self._records is not None and self._records.refuse_starts:
             code, text = Refusal.AUDIT_UNAVAILABLE, public_text(Refusal.AUDIT_UNAVAILABLE)
-            self._answer(start.uep_id, Outcome.UNAVAILABLE, code, text, "")
+            self._answer(start, Outcome.UNAVAILABLE, code, text, "")
             return
         if len(self._pending) + len(self._pending_rechecks) >= MAX_PENDING or not self._ask_monitor(ref, start):
             busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
-            self._answer(start.uep_id, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
+            self._answer(start, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
             return
-        self._pending[ref] = start.uep_id
+        self._pending[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
         self._log.debug("start request", uep=start.uep_id, ref=ref)
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
         """What it says is between relay, mapper and monitor; where it cannot be passed on, the next one is."""
         outstanding = len(self._pending) + len(self._pending_rechecks)
         if outstanding < MAX_PENDING and self._ask_monitor(ref, start):
-            self._pending_rechecks[ref] = start.uep_id
+            self._pending_rechecks[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
         else:
             self._rechecks.answered(start.uep_id, time.monotonic(), said=False)
 
@@ -329,10 +342,19 @@ class Manager:
         if not self._tell(StopAll(reason=clip(text, 1024))):
             raise BoundaryViolation("the monitor does not read")
 
-    def _answer(self, uep_id: str, outcome: str, code: str, text: str, correlation_id: str) -> None:
+    def _answer(
+        self, start: messages.SignedStart, outcome: str, code: str, text: str, correlation_id: str,
+        incarnation: bytes = b"",
+    ) -> None:  # fmt: skip
         self._keep(
             messages.StartAnswer(
-                uep_id=uep_id, outcome=outcome, code=code, text=text[:MAX_PUBLIC_TEXT], correlation_id=correlation_id
+                uep_id=start.uep_id,
+                outcome=outcome,
+                code=code,
+                text=text[:MAX_PUBLIC_TEXT],
+                correlation_id=correlation_id,
+                asked=start.incarnation,
+                incarnation=incarnation,
             )
         )
 
@@ -397,13 +419,14 @@ class Manager:
             case MapperEpoch():
                 self._new_epoch(message.epoch)
             case EndpointRunning():
-                self._runs(message.uep_id)
+                if self._runs(message.uep_id, message.incarnation):
+                    self._running_untold = True
             case RecheckNow():
                 self._rechecks.all_now(time.monotonic())
             case EndpointRevoked():
                 self._endpoint_revoked(message)
             case StartPlaced():
-                self._send(messages.StartPlaced(uep_id=self._pending.get(message.ref, ""), place=message.place))
+                self._start_placed(message)
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():
@@ -422,29 +445,60 @@ class Manager:
             self._say_hello()
 
     def _start_answered(self, answer: StartAnswered) -> None:
-        if rechecked := self._pending_rechecks.pop(answer.ref, ""):
+        if (rechecked := self._pending_rechecks.pop(answer.ref, None)) is not None:
             said = answer.outcome != Outcome.UNAVAILABLE
-            self._rechecks.answered(rechecked, time.monotonic(), said=said)
+            if self._is_running(rechecked.uep_id, rechecked.incarnation):
+                self._rechecks.answered(rechecked.uep_id, time.monotonic(), said=said)
             return
-        uep_id = self._pending.pop(answer.ref, "")
-        if not uep_id:
+        start = self._pending.pop(answer.ref, None)
+        if start is None:
             self._log.warning("an answer to nothing that was asked", ref=answer.ref)
             return
         if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
-            self._runs(uep_id)
-        self._answer(uep_id, answer.outcome, answer.code, answer.public, answer.correlation_id)
+            self._runs(start.uep_id, answer.incarnation)
+        self._answer(start, answer.outcome, answer.code, answer.public, answer.correlation_id, answer.incarnation)
+
+    def _start_placed(self, message: StartPlaced) -> None:
+        if (start := self._pending.get(message.ref)) is not None:
+            self._send(messages.StartPlaced(uep_id=start.uep_id, place=message.place, asked=start.incarnation))
+
+    def _is_running(self, uep_id: str, incarnation: bytes) -> bool:
+        """Whether this is the process that runs, so far as is known here."""
+        return uep_id in self._running and same_process(self._running[uep_id], incarnation)
 
     def _endpoint_ended(self, ended: EndpointEnded) -> None:
-        self._running.discard(ended.uep_id)
-        self._rechecks.remove(ended.uep_id)
-        code, text, correlation_id = ended.code, ended.public, ended.correlation_id
-        self._keep(messages.UepEnded(uep_id=ended.uep_id, code=code, text=text, correlation_id=correlation_id))
+        if self._is_running(ended.uep_id, ended.incarnation):
+            del self._running[ended.uep_id]
+            self._rechecks.remove(ended.uep_id)
+        self._keep(
+            messages.UepEnded(
+                uep_id=ended.uep_id,
+                code=ended.code,
+                text=ended.public,
+                correlation_id=ended.correlation_id,
+                incarnation=ended.incarnation,
+            )
+        )
 
     def _endpoint_revoked(self, revoked: EndpointRevoked) -> None:
-        self._rechecks.remove(revoked.uep_id)
-        code, text, correlation_id = revoked.code, revoked.public, revoked.correlation_id
-        self._keep(messages.UepRevoked(uep_id=revoked.uep_id, code=code, text=text, correlation_id=correlation_id))
+        if self._is_running(revoked.uep_id, revoked.incarnation):
+            self._rechecks.remove(revoked.uep_id)
+        self._keep(
+            messages.UepRevoked(
+                uep_id=revoked.uep_id,
+                code=revoked.code,
+                text=revoked.public,
+                correlation_id=revoked.correlation_id,
+                incarnation=revoked.incarnation,
+            )
+        )
 
-    def _runs(self, uep_id: str) -> None:
-        self._running.add(uep_id)
+    def _runs(self, uep_id: str, incarnation: bytes) -> bool:
+        """Note that this process runs. Returns whether that is new."""
+        if self._is_running(uep_id, incarnation):
+            self._running[uep_id] = self._running[uep_id] or incarnation
+            return False
+        self._rechecks.remove(uep_id)  # what was asked about the process before will not be said of this one
+        self._running[uep_id] = incarnation
         self._rechecks.add(uep_id, time.monotonic())
+        return True

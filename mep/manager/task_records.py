@@ -19,6 +19,8 @@ from mep_wire.task_events import Source, TaskEvent
 
 MAX_ACCOUNTS = 10_000
 """User endpoints whose account is remembered; those that ended longest ago are forgotten first."""
+MAX_PROCESSES = 8
+"""Processes of one user endpoint whose account is remembered: the last ones."""
 MAX_FIELD = 256
 
 
@@ -33,7 +35,8 @@ class TaskRecords:
     def __init__(self, log: Log, *, required: bool, file: TaskLog | None = None) -> None:
         self._log, self._required = log, required
         self._file = file or TaskLog()
-        self._accounts: dict[str, tuple[str, int]] = {}
+        self._accounts: dict[str, dict[bytes, tuple[str, int]]] = {}
+        """By user endpoint, then by incarnation, the last one last."""
         self._next: _Page | None = None
         self._writing: _Page | None = None
         self._last: frozenset[TaskEvent] = frozenset()
@@ -54,8 +57,12 @@ class TaskRecords:
 
     def account(self, message: EndpointAccount) -> None:
         """The monitor says whose process a user endpoint is."""
-        self._accounts.pop(message.uep_id, None)
-        self._accounts[message.uep_id] = (message.local_user, message.uid)
+        processes = self._accounts.pop(message.uep_id, {})
+        processes.pop(message.incarnation, None)
+        processes[message.incarnation] = (message.local_user, message.uid)
+        if len(processes) > MAX_PROCESSES:
+            del processes[next(iter(processes))]
+        self._accounts[message.uep_id] = processes
         if len(self._accounts) > MAX_ACCOUNTS:
             del self._accounts[next(iter(self._accounts))]
 
@@ -98,8 +105,15 @@ class TaskRecords:
             answer = _answer(page.message) if page.link == link else None
         return self._begin(link) or answer
 
+    def _account_of(self, event: TaskEvent) -> tuple[str, int]:
+        """Return the account of the process that an event is about: of no other one, where both are named."""
+        processes = self._accounts.get(event.uep_id, {})
+        named = processes.get(event.incarnation) or processes.get(b"")
+        last = next(reversed(processes.values()), None)
+        return named or (last if not event.incarnation else None) or ("", -1)
+
     def _fields(self, event: TaskEvent) -> dict[str, object]:
-        user, uid = self._accounts.get(event.uep_id, ("", -1))
+        user, uid = self._account_of(event)
         return {
             "event": event.event[:MAX_FIELD],
             "source": event.source[:MAX_FIELD],

@@ -43,7 +43,7 @@ from mep.mapper.verify import MAX_DOCUMENT_BYTES, EpochSpent, Verifier
 from mep_wire.errors import MapperUnavailable, MepError, StartRequestRefused
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT
-from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart
+from mep_wire.start import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart, incarnation_of
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 MAX_MAPPING_THREADS = 32
@@ -155,14 +155,18 @@ class Mapper:
         except MepError as error:
             self._say_not_mapped(ref, request, error)
             return
-        self._send(StillMapped(ref, request.uep_id, user.name, clip(request.correlation_id, _MAX_ID)))
+        correlation_id = clip(request.correlation_id, _MAX_ID)
+        self._send(StillMapped(ref, request.uep_id, user.name, correlation_id, request.incarnation))
 
     def _say_not_mapped(self, ref: int, request: StartRequest, error: MepError) -> None:
         who = _audit_text(request.identity_set)
         self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id, identities=who)
         public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
         correlation_id = clip(request.correlation_id, _MAX_ID)
-        self._send(NoLongerMapped(ref, request.uep_id, Refusal(error.code).value, public, detail, correlation_id))
+        code = Refusal(error.code).value
+        self._send(
+            NoLongerMapped(ref, request.uep_id, code, public, detail, correlation_id, incarnation=request.incarnation)
+        )
 
     def _map(self, data: bytes, request: StartRequest) -> VerifiedStart:
         token = self._join_token(request)
@@ -195,6 +199,7 @@ class Mapper:
             local_user=verified.local_user,
             identities=_audit_text(request.identity_set, verified.mapped_identity["globus"]),
             correlation_id=clip(request.correlation_id, _MAX_ID),
+            incarnation=incarnation_of(verified.join_token),
         )
         descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
         try:

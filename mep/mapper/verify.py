@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from mep_wire.errors import StartRequestRefused, StartRequestStale
 from mep_wire.ids import user_endpoint_id
 from mep_wire.limits import MAX_IDENTITIES, MAX_START_REQUEST_BYTES
-from mep_wire.start import NONCE_BYTES, SIGNATURE_CONTEXT, StartRequest, decode_start
+from mep_wire.start import INCARNATION_BYTES, NONCE_BYTES, SIGNATURE_CONTEXT, StartRequest, decode_start
 
 SIGNATURE_BYTES = 64
 MAX_DOCUMENT_BYTES = MAX_START_REQUEST_BYTES + SIGNATURE_BYTES + 32
@@ -124,6 +124,9 @@ class Verifier:
             # Who the person is now may be another account than the one that the id was made of: nothing starts here.
             if not _is_uuid(request.uep_id):
                 raise StartRequestRefused(reason="its user endpoint id is none", correlation_id=request.correlation_id)
+            if len(request.incarnation) not in {0, INCARNATION_BYTES}:
+                reason = "its incarnation has a wrong length"
+                raise StartRequestRefused(reason=reason, correlation_id=request.correlation_id)
             return
         expected = _user_endpoint_id(request)
         if request.uep_id != expected:

@@ -6,8 +6,10 @@ with its start time and this boot's id, and is held by a pidfd before it is beli
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from mep.boundary.messages import INCARNATION_BYTES
 from mep.monitor.endpoints import UserEndpoint
 from mep.monitor.records import KeeperRecord, open_keeper
 
@@ -33,10 +35,10 @@ def adopt_keepers(monitor: Monitor) -> None:
 def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
     endpoint = UserEndpoint(
         record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
-        pidfd=pidfd, uid=record.uid, pid=record.uep_pid, ready=True,
+        incarnation=_incarnation(record), pidfd=pidfd, uid=record.uid, pid=record.uep_pid, ready=True,
     )  # fmt: skip
     endpoint.source = record.source
-    endpoint.mapped_at = monitor.records.mapped_at(record.uep_id)
+    endpoint.mapped_at = monitor.records.mapped_at(record.uep_id, endpoint.incarnation)
     monitor.endpoints[record.uep_id] = endpoint
     monitor.loop.watch(pidfd, lambda: monitor.keepers.gone(endpoint))
     monitor.audit.write(
@@ -50,7 +52,15 @@ def _bury(monitor: Monitor, record: KeeperRecord) -> None:
     """Report the end of a user endpoint whose keeper is gone; what may be left of it is killed."""
     endpoint = UserEndpoint(
         record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
-        uid=record.uid, pid=record.uep_pid, ready=True,
+        incarnation=_incarnation(record), uid=record.uid, pid=record.uep_pid, ready=True,
     )  # fmt: skip
     monitor.endpoints[record.uep_id] = endpoint
     monitor.keepers.gone(endpoint)
+
+
+def _incarnation(record: KeeperRecord) -> bytes:
+    """Return what names the process of a record, none where that cannot be read."""
+    with contextlib.suppress(ValueError):
+        found = bytes.fromhex(record.incarnation)
+        return found if len(found) == INCARNATION_BYTES else b""
+    return b""

@@ -53,7 +53,7 @@ class Ages:
         endpoint.mapped_at, endpoint.mapping_said = at, ""
         endpoint.overdue, endpoint.warn_age = False, 0.0
         try:
-            self._monitor.records.note_mapped(endpoint.uep_id, at)
+            self._monitor.records.note_mapped(endpoint.uep_id, at, endpoint.incarnation)
         except OSError as error:
             self._monitor.log.error("cannot note a check", uep=endpoint.uep_id, error=error.strerror)
 

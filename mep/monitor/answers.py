@@ -72,6 +72,9 @@ def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors
     if not _UEP_ID.fullmatch(message.uep_id) or not _LOCAL_USER.fullmatch(message.local_user):
         child.channel.dispose(descriptors)
         raise BoundaryViolation("Mapped: uep_id or local_user is malformed")
+    if len(message.incarnation) != m.INCARNATION_BYTES:
+        child.channel.dispose(descriptors)
+        raise BoundaryViolation(f"Mapped: an incarnation of {len(message.incarnation)} bytes")
     monitor.starts.mapped(message, descriptors[0])
 
 

@@ -23,6 +23,8 @@ class UserEndpoint:
     keeper_pid: int
     keeper: Child | None
     """None for an adopted one: there is no channel to it, only `pidfd`."""
+    incarnation: bytes = b""
+    """What names this process, as the mapper has said: empty for one whose keeper is of an older version."""
     pidfd: int = -1
     uid: int = -1
     pid: int = 0
@@ -53,6 +55,10 @@ class UserEndpoint:
     """Ends a keeper that hangs."""
     watchdog: Timer | None = None
     """Ends a keeper that was told to stop and does not end."""
+
+    def is_named(self, incarnation: bytes) -> bool:
+        """Tell whether a message about this incarnation is about this process; an unknown one may be about any."""
+        return not incarnation or not self.incarnation or incarnation == self.incarnation
 
     def public(self) -> dict[str, Any]:
         """What status.json, which everybody may read, says of it."""

@@ -45,6 +45,7 @@ class KeeperOrder:
     uep_id: str
     local_user: str
     correlation_id: str
+    incarnation: bytes
     start_descriptor: int
     bundle_descriptor: int
     rules: AccountRules
@@ -105,7 +106,7 @@ class Keeper:
         self._channel: Channel | None = channel
         self._deadline = time.monotonic() + order.start_timeout_s
         self._records = Records(order.runtime_dir)
-        self._record = new_record(order.uep_id, order.local_user, order.correlation_id)
+        self._record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
         self._session: Session | None = None
         self._placing: Placing | None = None
         self._group: Cgroup | None = None

@@ -108,7 +108,9 @@ class Keepers:
         theirs.close()
         child = self._monitor.add_child(Child(Kind.KEEPER, pid, ours, Phase.ADMITTING, self._monitor.loop))
         child.uep_id = start.uep_id
-        endpoint = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, pid, child)
+        endpoint = UserEndpoint(
+            start.uep_id, start.local_user, start.correlation_id, pid, child, incarnation=start.incarnation
+        )
         self._monitor.rechecks.ages.confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
         endpoint.late = self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
@@ -120,6 +122,7 @@ class Keepers:
             uep_id=start.uep_id,
             local_user=start.local_user,
             correlation_id=start.correlation_id,
+            incarnation=start.incarnation,
             start_descriptor=descriptor,
             bundle_descriptor=self._monitor.bundle,
             rules=self.rules(),
@@ -218,7 +221,7 @@ class Keepers:
         if endpoint.cause[0]:
             detail = f"{code}: {detail}"
             code, public = endpoint.cause
-        self._monitor.tell_ended(endpoint.uep_id, code, public, endpoint.correlation_id)
+        self._monitor.tell_ended(endpoint, code, public)
         self._monitor.audit.write(
             "end", code=code, cause=public, uep_id=endpoint.uep_id, local_user=endpoint.local_user, **_who(endpoint),
             detail=detail, correlation_id=endpoint.correlation_id,

@@ -178,7 +178,7 @@ class Monitor:
         for endpoint in self.endpoints.values():
             if endpoint.ready and not endpoint.told:
                 self.tell_account(endpoint)
-                manager.send(EndpointRunning(uep_id=endpoint.uep_id))
+                self.tell_running(endpoint)
         while self._untold:
             manager.send(self._untold.popleft())
         self.status.changed()
@@ -198,17 +198,25 @@ class Monitor:
         """Tell the manager, where it keeps task records, whose process a user endpoint is."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving and self.resolved.task_log_path:
-            manager.send(EndpointAccount(endpoint.uid, endpoint.uep_id, endpoint.local_user))
+            manager.send(
+                EndpointAccount(endpoint.uid, endpoint.uep_id, endpoint.local_user, incarnation=endpoint.incarnation)
+            )
 
-    def tell_revoked(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
+    def tell_running(self, endpoint: UserEndpoint) -> None:
+        """Tell the manager, if there is one, that a user endpoint runs; another one is told when it comes."""
+        manager = self.helpers[Kind.MANAGER].child
+        if manager is not None and self.helpers[Kind.MANAGER].serving:
+            manager.send(EndpointRunning(endpoint.uep_id, incarnation=endpoint.incarnation))
+
+    def tell_revoked(self, endpoint: UserEndpoint, code: str, public: str) -> None:
         """Tell the manager, if there is one, that a user endpoint is being ended; its end is told in any case."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving:
-            manager.send(EndpointRevoked(uep_id, clip(code, 64), clip(public, 1024), clip(correlation_id, 64)))
+            manager.send(EndpointRevoked(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation))
 
-    def tell_ended(self, uep_id: str, code: str, public: str, correlation_id: str) -> None:
+    def tell_ended(self, endpoint: UserEndpoint, code: str, public: str) -> None:
         """Tell the manager, now or when there is one, that a user endpoint has ended."""
-        message = EndpointEnded(uep_id, clip(code, 64), clip(public, 1024), clip(correlation_id, 64))
+        message = EndpointEnded(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation)
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving:
             manager.send(message)
@@ -258,3 +266,7 @@ class Monitor:
 
     def _anything_left(self) -> bool:
         return bool(self.endpoints or self.keepers.closing or self.keepers.burying) or self.leavings.wait_for()
+
+
+def _said_of(endpoint: UserEndpoint, code: str, public: str) -> tuple[str, str, str, str]:
+    return endpoint.uep_id, clip(code, 64), clip(public, 1024), clip(endpoint.correlation_id, 64)

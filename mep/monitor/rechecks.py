@@ -39,7 +39,9 @@ class Rechecks:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._queue: deque[Subject] = deque()
-        self._checkers: dict[int, Subject] = {}
+        self._checkers: dict[int, tuple[Subject, list[UserEndpoint]]] = {}
+        """By the checker's pid: the account, and which processes of its were there when the checker was forked. Its
+        answer is about those alone: a later one was admitted later."""
         self._status_due = False
         self.ages = Ages(monitor, self.revoke)
 
@@ -116,7 +118,7 @@ class Rechecks:
             checker_main(subject, self._monitor.keepers.rules(), theirs, service)
         theirs.close()
         child = self._monitor.add_child(Child(Kind.CHECKER, pid, ours, Phase.ADMITTING, self._monitor.loop))
-        self._checkers[pid] = subject
+        self._checkers[pid] = subject, self._of(subject)
         self._monitor.loop.after(CHECK_DEADLINE_S, lambda: self._late(child))
 
     def _late(self, child: Child) -> None:
@@ -126,7 +128,8 @@ class Rechecks:
     def account_checked(self, child: Child, problem: str) -> None:
         """A checker has answered; an empty `problem` is good."""
         now = self._monitor.loop.clock()
-        for endpoint in self._of(self._checkers[child.pid]):
+        subject, there = self._checkers[child.pid]
+        for endpoint in [one for one in self._of(subject) if one in there]:
             if problem:
                 code = Refusal.ACCOUNT_REFUSED
                 self.revoke(endpoint, code, public_text(code), problem, endpoint.correlation_id)
@@ -136,7 +139,7 @@ class Rechecks:
 
     def not_checked(self, child: Child, reason: str) -> None:
         """A checker cannot say: what runs, runs on."""
-        user = self._checkers[child.pid].local_user
+        user = self._checkers[child.pid][0].local_user
         self._monitor.log.warning("an account cannot be checked now; what it runs goes on", user=user, reason=reason)
 
     def checker_ended(self, child: Child) -> None:
@@ -155,6 +158,12 @@ class Rechecks:
         """The mapper has answered a re-check."""
         endpoint = self._monitor.endpoints.get(message.uep_id)
         if endpoint is None or not endpoint.ready or endpoint.ending:
+            return
+        if not endpoint.is_named(message.incarnation):
+            self._monitor.log.info(
+                "a re-check of an earlier process was dropped",
+                uep=endpoint.uep_id, user=endpoint.local_user, correlation_id=message.correlation_id,
+            )  # fmt: skip
             return
         if isinstance(message, m.StillMapped):
             if message.local_user == endpoint.local_user:
@@ -182,7 +191,7 @@ class Rechecks:
         self._monitor.audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
         self._monitor.log.warning("ending a user endpoint that may not be any more", **said, **who)
         endpoint.correlation_id = correlation_id
-        self._monitor.tell_revoked(endpoint.uep_id, code, public, correlation_id)
+        self._monitor.tell_revoked(endpoint, code, public)
         self._monitor.keepers.revoke(endpoint, code, public)
 
     def _show(self) -> None:

@@ -54,17 +54,19 @@ class KeeperRecord:
     ended_at: float = 0.0
     executable: str = ""
     """The keeper's own; empty in records of older versions."""
+    incarnation: str = ""
+    """What names the user endpoint's process, in hexadecimal; empty in records of older versions."""
 
 
 _DEFAULTS = {one.name: one.default for one in fields(KeeperRecord) if one.default is not MISSING}
 
 
-def new_record(uep_id: str, local_user: str, correlation_id: str) -> KeeperRecord:
+def new_record(uep_id: str, local_user: str, correlation_id: str, incarnation: bytes = b"") -> KeeperRecord:
     """Return the record of the calling process, a keeper at its start."""
     pid = os.getpid()
     return KeeperRecord(
         uep_id, local_user, correlation_id, boot_id(), time.time(), pid, start_ticks(pid) or 0,
-        executable=executable_of(pid),
+        executable=executable_of(pid), incarnation=incarnation.hex(),
     )  # fmt: skip
 
 
@@ -126,19 +128,21 @@ class Records:
     def _mapped_path(self, uep_id: str) -> str:
         return os.path.join(self._directory, uep_id + MAPPED_SUFFIX)
 
-    def note_mapped(self, uep_id: str, at: float) -> None:
-        """Remember that the mapping of `uep_id` was confirmed `at`, by the monotonic clock."""
+    def note_mapped(self, uep_id: str, at: float, incarnation: bytes = b"") -> None:
+        """Remember that the mapping of this process of `uep_id` was confirmed `at`, by the monotonic clock."""
         path = self._mapped_path(uep_id)
         with open(f"{path}.tmp", "w") as file:
-            file.write(f"{boot_id()} {at}\n")
+            file.write(f"{boot_id()} {at} {incarnation.hex()}\n")
         os.replace(f"{path}.tmp", path)
 
-    def mapped_at(self, uep_id: str) -> float:
-        """Return when it was, by the monotonic clock; 0 where that is not known, or was before the last boot."""
+    def mapped_at(self, uep_id: str, incarnation: bytes = b"") -> float:
+        """Return when it was, by the monotonic clock; 0 where that is not known, was before the last boot, or of an
+        earlier process."""
         try:
             with open(self._mapped_path(uep_id)) as file:
-                boot, at = file.read(256).split()
-            return min(float(at), time.monotonic()) if boot == boot_id() else 0.0
+                boot, at, *named = file.read(256).split()
+            same = not incarnation or not named or named[0] == incarnation.hex()
+            return min(float(at), time.monotonic()) if boot == boot_id() and same else 0.0
         except (OSError, ValueError):
             return 0.0
 

@@ -65,6 +65,8 @@ class Start:
     """By the loop's clock, when the mapper answered."""
     identities: str = ""
     correlation_id: str = ""
+    incarnation: bytes = b""
+    """Of the process that comes of it; once it is answered, of the one that runs."""
     refused_by_mapper: bool = False
     told_place: int = 0
     """Its place in the queue, as its askers were told last."""
@@ -224,6 +226,7 @@ class Starts:
         self._held += size
         start.uep_id, start.local_user = message.uep_id, message.local_user
         start.identities, start.correlation_id = message.identities, message.correlation_id
+        start.incarnation = message.incarnation
         start.mapped_at = self._monitor.loop.clock()
         self._place(start)
         self.pump()
@@ -248,6 +251,7 @@ class Starts:
             start.state = State.PARKED
             self._parked.setdefault(start.uep_id, []).append(start)
         else:
+            start.incarnation = running.incarnation
             self.finish(start, m.Outcome.ALREADY_RUNNING, "", "")
 
     def not_mapped(self, message: m.NotMapped) -> None:
@@ -293,7 +297,11 @@ class Starts:
     def finish(self, start: Start, outcome: m.Outcome, code: str, public: str) -> None:
         """Give the audit log its record and every asker its answer, in this order."""
         self._record(start, outcome, code)
-        self._answer(start, outcome, start.uep_id, code, public, start.correlation_id)
+        runs = outcome in {m.Outcome.STARTED, m.Outcome.ALREADY_RUNNING}
+        incarnation = start.incarnation if runs else b""
+        self._answer(start, outcome, start.uep_id, code, public, start.correlation_id, incarnation)
+        if outcome is m.Outcome.STARTED and not start.askers:  # another manager asked, and this one has to know
+            self._monitor.tell_running(self._monitor.endpoints[start.uep_id])
         self._drop(start)
 
     def _record(self, start: Start, outcome: str, code: str) -> None:
@@ -306,8 +314,9 @@ class Starts:
         self._monitor.log.info("start answered", **said, **who, **audit)
 
     def _answer(
-        self, start: Start, outcome: m.Outcome, uep_id: str, code: str, public: str, correlation_id: str
-    ) -> None:
+        self, start: Start, outcome: m.Outcome, uep_id: str, code: str, public: str, correlation_id: str,
+        incarnation: bytes = b"",
+    ) -> None:  # fmt: skip
         manager = self._monitor.helpers[Kind.MANAGER].child
         for asker in start.askers:
             self._askers.discard(asker)
@@ -320,6 +329,7 @@ class Starts:
                         code=clip(code, 64),
                         public=clip(public, 1024),
                         correlation_id=clip(correlation_id, 64),
+                        incarnation=incarnation,
                     )
                 )
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mep_wire.errors import RelayUnavailable
+from mep_wire.start import same_process
 from mep_wire.states import UepState, next_uep_state
 from relay.log import logger
 from relay.plane.base import Peer, Plane
@@ -34,10 +35,15 @@ class ManagerLink:
     endpoint_id: str
     peer: Peer
     epoch: bytes
-    running: set[str] = field(default_factory=set)
-    """Ids of the user endpoints that have a process there, as far as it has said."""
+    running: dict[str, bytes] = field(default_factory=dict)
+    """The user endpoints that have a process there, as far as it has said: id and incarnation."""
     reported: bool = False
     """Whether it has said since this link came up which user endpoints run."""
+
+    def runs(self, record: UepRecord) -> bool:
+        """Whether it has said that the process of `record` runs."""
+        said = self.running.get(record.uep_id)
+        return said is not None and same_process(said, record.incarnation)
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +63,10 @@ class Uep:
     """A start request is being made or waits for its answer or its join."""
     start_answered: bool = False
     """The manager says that the process of the start under way runs."""
+    asked: bytes = b""
+    """The incarnation in the start request that was sent last."""
+    answered: bytes = b""
+    """Of the process that the manager says runs since then: `asked`, or that of an earlier request."""
     place: int = 0
     """Its place among what the site is to start, as its manager has said last; 0 for none."""
     attempts: int = 0
@@ -101,9 +111,17 @@ class Uep:
         self.peer, self.credit = None, 0
         self.functions_sent.clear()
 
-    def set_link_key(self, key: bytes) -> None:
+    def set_process(self, link_key: bytes, incarnation: bytes) -> None:
         """Note which process this is, none with an empty key."""
-        self.record = msgspec.structs.replace(self.record, link_key=key)
+        self.record = msgspec.structs.replace(self.record, link_key=link_key, incarnation=incarnation)
+
+    def has_joined(self, incarnation: bytes) -> bool:
+        """Whether the process of this incarnation is the one that is enrolled."""
+        return bool(self.record.link_key) and same_process(incarnation, self.record.incarnation)
+
+    def is_starting(self, incarnation: bytes) -> bool:
+        """Whether the process of this incarnation is what the start under way has led to, by its manager's word."""
+        return self.state is UepState.STARTING and self.start_answered and same_process(incarnation, self.answered)
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         """Replace the timer."""
@@ -118,6 +136,7 @@ class Joining:
 
     record: UepRecord
     offered: bytes
+    incarnation: bytes
     held: list[int]
     default_attempts: int
     most_attempts: int

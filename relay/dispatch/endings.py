@@ -23,7 +23,7 @@ class Endings:
     def conclude_if_ended(self, uep: Uep) -> None:
         """If its link is down and its manager says that it has no process, or nobody will ever say, it has ended."""
         link = self._board.managers.get(uep.record.endpoint_id)
-        gone = link is not None and link.reported and uep.record.uep_id not in link.running
+        gone = link is not None and link.reported and not link.runs(uep.record)
         if self._board.loop.time() < uep.grace_until:
             return
         known = bool(uep.record.link_key) and uep.peer is None
@@ -51,7 +51,7 @@ class Endings:
             self._board.plane.drop(uep.peer)
         uep.unlink()
         key = uep.record.link_key
-        uep.set_link_key(b"")
+        uep.set_process(b"", b"")
         if not uep.starting:  # else the news comes after the request for the next process
             uep.go(UepState.ABSENT)
             uep.set_timer(None)

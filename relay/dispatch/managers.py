@@ -9,7 +9,7 @@ import time
 from mep_wire import codec, messages
 from mep_wire.errors import REVOCATIONS, EndpointDeleted, LinkForbidden, MepError, rebuild
 from mep_wire.limits import HEARTBEAT_S, MAX_PUBLIC_TEXT, MAX_RECHECKS
-from mep_wire.states import UepState
+from mep_wire.start import same_process
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.endings import Endings
 from relay.dispatch.starts import Starts
@@ -66,46 +66,70 @@ class Managers:
     def running(self, peer: Peer, message: messages.RunningUeps) -> None:
         """Every user endpoint that has a process there: those that should and do not have ended."""
         link: ManagerLink = peer.session
-        link.running, link.reported = set(message.uep_ids), True
+        link.running, link.reported = dict(_processes(message)), True
         for uep in self._board.of_endpoint(link.endpoint_id):
             self._endings.conclude_if_ended(uep)
 
     def uep_ended(self, peer: Peer, message: messages.UepEnded) -> None:
         """A user endpoint's process has ended."""
         link: ManagerLink = peer.session
-        link.running.discard(message.uep_id)
-        record = self._board.store.uep(message.uep_id)
-        if record is not None and record.endpoint_id == link.endpoint_id:
-            uep = self._board.uep(record)
+        if same_process(link.running.get(message.uep_id, b""), message.incarnation):
+            link.running.pop(message.uep_id, None)
+        uep = self._own(link, message.uep_id)
+        if uep is not None and self._is_of_now(uep, message):
             logger.info("user endpoint %s ended: %s", message.uep_id, message.code)
             self._board.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
 
+    def _own(self, link: ManagerLink, uep_id: str) -> Uep | None:
+        """Return the user endpoint with this id, None where it is not one of the manager's."""
+        record = self._board.store.uep(uep_id)
+        return self._board.uep(record) if record is not None and record.endpoint_id == link.endpoint_id else None
+
+    def _is_of_now(self, uep: Uep, message: messages.UepEnded | messages.UepRevoked) -> bool:
+        """Whether a manager speaks of the process that joined last or is being started. It says again what it does not
+        know to be read, and a process may have come after the one of which it speaks."""
+        said = message.incarnation
+        if uep.has_joined(said) or uep.is_starting(said) or not said:
+            return True
+        logger.info(
+            "user endpoint %s: %s of an earlier process was dropped: %s",
+            uep.record.uep_id,
+            type(message).__name__,
+            message.code,
+        )
+        self._board.forget_idle(uep)
+        return False
+
     def uep_revoked(self, peer: Peer, message: messages.UepRevoked) -> None:
         """A user endpoint is being ended: its person may not have it any more."""
         link: ManagerLink = peer.session
-        record = self._board.store.uep(message.uep_id)
-        if record is None or record.endpoint_id != link.endpoint_id or message.code not in REVOCATIONS:
-            return
-        logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
-        self._board.run(self._starts.revoke(self._board.uep(record), _reason(message)))
+        uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
+        if uep is not None and self._is_of_now(uep, message):
+            logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
+            self._board.run(self._starts.revoke(uep, _reason(message)))
 
     def recheck(self, peer: Peer, message: messages.Recheck) -> None:
         """The manager asks who the people of its user endpoints are now."""
-        self._starts.say_who(peer.session, message.uep_ids[:MAX_RECHECKS])
+        self._starts.say_who(peer.session, _processes(message)[:MAX_RECHECKS])
 
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
-        if uep.state is UepState.STARTING and not link_key:
-            if uep.start_answered:
+        if not link_key or not uep.has_joined(message.incarnation):
+            if uep.is_starting(message.incarnation):
                 await self._starts.died_unjoined(uep, message)
             return  # else the news is of an earlier process, and settled
         if self._board.store.has_active(uep.row):
             await asyncio.sleep(SETTLE_S)
-        # Without a key there is nothing to settle; with another, the process that joined has settled it.
-        if link_key and uep.record.link_key == link_key:
+        if uep.record.link_key == link_key:  # with another, the process that joined has settled it
             if message.code in REVOCATIONS:
                 await self._starts.revoke(uep, _reason(message))
             await self._endings.conclude(uep, message.code, message.text)
+
+
+def _processes(message: messages.RunningUeps | messages.Recheck) -> list[tuple[str, bytes]]:
+    """Return id and incarnation of each; an older manager names no process."""
+    known = len(message.incarnations) == len(message.uep_ids)
+    return list(zip(message.uep_ids, message.incarnations if known else [b""] * len(message.uep_ids), strict=True))
 
 
 def _reason(message: messages.UepEnded | messages.UepRevoked) -> MepError:

@@ -24,6 +24,7 @@ from mep_wire.start import (
     SIGNATURE_CONTEXT,
     StartRequest,
     encode_start,
+    incarnation_of,
 )
 from relay.store.records import UepRecord
 
@@ -38,6 +39,8 @@ class MadeStart:
     join_hash: bytes
     join_expires_at: float
     correlation_id: str
+    incarnation: bytes
+    """Of the process that this may lead to."""
 
 
 def join_hash(token: bytes) -> bytes:
@@ -68,13 +71,18 @@ def make_start(
         sealed_join_token=sealed,
         correlation_id=str(uuid.uuid4()),
     )
-    return MadeStart(_signed(key, request), join_hash(token), now + JOIN_LIFETIME_S, request.correlation_id)
+    incarnation = incarnation_of(token)
+    signed = _signed(key, request, incarnation)
+    return MadeStart(signed, join_hash(token), now + JOIN_LIFETIME_S, request.correlation_id, incarnation)
 
 
 def make_recheck(
-    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float
+    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float, incarnation: bytes = b""
 ) -> SignedStart:
-    """Return who the person of `uep` is now, signed for `epoch`. Raises ValueError where that is too large."""
+    """Return who the person of `uep` is now, signed for `epoch`, as a re-check of the process of `incarnation`.
+
+    Raises ValueError where that is too large.
+    """
     request = StartRequest(
         endpoint_id=uep.endpoint_id,
         uep_id=uep.uep_id,
@@ -88,13 +96,16 @@ def make_recheck(
         sealed_join_token=b"",
         correlation_id=str(uuid.uuid4()),
         recheck=True,
+        incarnation=incarnation,
     )
-    return _signed(key, request)
+    return _signed(key, request, incarnation)
 
 
-def _signed(key: Ed25519PrivateKey, request: StartRequest) -> SignedStart:
+def _signed(key: Ed25519PrivateKey, request: StartRequest, incarnation: bytes) -> SignedStart:
     data = encode_start(request)
     if len(data) > MAX_START_REQUEST_BYTES:
         raise ValueError(f"the start request has {len(data)} bytes, more than {MAX_START_REQUEST_BYTES}")
     signature = key.sign(SIGNATURE_CONTEXT + data)
-    return SignedStart(uep_id=request.uep_id, request=data, signature=signature, recheck=request.recheck)
+    return SignedStart(
+        uep_id=request.uep_id, request=data, signature=signature, recheck=request.recheck, incarnation=incarnation
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -29,6 +29,7 @@ from mep_wire.errors import (
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
+from mep_wire.start import same_process
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.changes import requeue
@@ -102,7 +103,7 @@ class Starts:
             self.want(uep)
             return
         uep.go(UepState.STARTING)
-        uep.place = 0
+        uep.place, uep.asked, uep.answered = 0, made.incarnation, b""
         uep.set_timer(self._board.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._board.plane.send(link.peer, codec.encode(made.message))
         logger.info(
@@ -125,16 +126,19 @@ class Starts:
             logger.error("start of %s: %s", record.uep_id, error)
             return None
 
-    def say_who(self, link: ManagerLink, uep_ids: Sequence[str]) -> None:
-        """Tell a manager who the people of its user endpoints are now: nobody, where an account is gone."""
-        for uep_id in uep_ids:
+    def say_who(self, link: ManagerLink, processes: Iterable[tuple[str, bytes]]) -> None:
+        """Tell a manager who the people of its user endpoints are now: nobody, where an account is gone.
+
+        `processes`: id and incarnation of each.
+        """
+        for uep_id, incarnation in processes:
             record = self._board.store.uep(uep_id)
             if record is None or record.endpoint_id != link.endpoint_id:
                 continue
             identities = self._board.store.identity_set(record.account_id, record.identity_id)
             identities = identities or IdentitySet(record.account_id, ())
             try:
-                message = make_recheck(self._key, record, identities, link.epoch, time.time())
+                message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
             except (ValueError, OverflowError) as error:
                 logger.error("re-check of %s: %s", uep_id, error)
                 continue
@@ -145,13 +149,16 @@ class Starts:
     def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
         """The manager says what became of a start request."""
         uep = self._board.ueps.get(answer.uep_id)
+        if uep is not None and not same_process(answer.asked, uep.asked):
+            logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
+            return
         if answer.outcome in ("started", "already_running"):
-            link.running.add(answer.uep_id)
+            link.running[answer.uep_id] = answer.incarnation
         if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
             return  # joined before its answer came, or an answer to something long given up
         uep.last_code = answer.code
         if answer.outcome == "started":
-            uep.start_answered, uep.unjoined_since = True, 0.0
+            uep.start_answered, uep.answered, uep.unjoined_since = True, answer.incarnation, 0.0
             return  # its join ends the wait, or the deadline does
         if answer.outcome == "refused":
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
@@ -166,7 +173,9 @@ class Starts:
     def placed(self, link: ManagerLink, message: StartPlaced) -> None:
         """The manager says that a start waits for others, and its place among them."""
         uep = self._board.ueps.get(message.uep_id)
-        if uep is not None and uep.record.endpoint_id == link.endpoint_id and uep.state is UepState.STARTING:
+        if uep is None or uep.record.endpoint_id != link.endpoint_id or not same_process(message.asked, uep.asked):
+            return
+        if uep.state is UepState.STARTING:
             uep.place = max(0, min(message.place, MAX_PLACE))
 
     def why_waiting(self, uep_row: int) -> str:

@@ -123,7 +123,7 @@ class TaskEvents:
         task_id = str(uuid.UUID(bytes=e.task_id))
         return TaskEvent(
             seq, e.event, e.source, e.at, task_id, e.function_id, uep.uep_id, uep.identity_id, name,
-            e.code, e.block_id, e.job_id,
+            e.code, e.block_id, e.job_id, uep.incarnation,
         )  # fmt: skip
 
     def _username(self, account_id: str, identity_id: str) -> str:

@@ -8,6 +8,7 @@ import time
 from mep_wire import codec, messages
 from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
 from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES
+from mep_wire.start import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.board import Board, Joining, Uep
 from relay.dispatch.changes import Reconciled, reconcile
@@ -44,17 +45,18 @@ class UserEndpoints:
             self._link_up(uep, peer)  # its join was stored, the welcome lost
             self._settle(uep, peer, held)
             return None
-        return Joining(
-            record, join_hash(message.token), _rows(message.held), message.default_attempts, message.most_attempts
-        )
+        offered, incarnation, held = join_hash(message.token), incarnation_of(message.token), _rows(message.held)
+        return Joining(record, offered, incarnation, held, message.default_attempts, message.most_attempts)
 
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
         """Store a join; False where the token is unknown, spent or expired."""
         record, now = joining.record, time.time()
-        enrolled = await self._board.insist(lambda tx: tx.enrol(record.row, joining.offered, peer.key, now))
+        enrolled = await self._board.insist(
+            lambda tx: tx.enrol(record.row, joining.offered, peer.key, now, joining.incarnation)
+        )
         if enrolled:
             uep = self._board.uep(record)
-            uep.set_link_key(peer.key)
+            uep.set_process(peer.key, joining.incarnation)
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
             self._link_up(uep, peer)
             self._settle(uep, peer, joining.held)
@@ -68,6 +70,8 @@ class UserEndpoints:
         if record.uep_id != message.uep_id:
             raise LinkForbidden(what=f"user endpoint {message.uep_id[:64]!r}")
         held, uep = _rows(message.held), self._board.uep(record)
+        if not hmac.compare_digest(uep.record.link_key, peer.key):  # its end is being stored
+            raise JoinRefused
         uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
         self._link_up(uep, peer)
         self._settle(uep, peer, held)
@@ -83,7 +87,7 @@ class UserEndpoints:
         self._starts.joined(uep)
         link = self._board.managers.get(uep.record.endpoint_id)
         if link is not None:
-            link.running.add(uep.record.uep_id)  # whatever its manager has said so far
+            link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
         logger.info("user endpoint %s is here", uep.record.uep_id)
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._board.saw([uep])

@@ -81,6 +81,7 @@ class AuditedStore(DelegatingStore):
         """Begin or end to keep the events of an endpoint."""
         if keep is (endpoint_id in self.kept):
             return
+        self._keys.clear()  # processes may have joined while this was not asked
         change, undo = (self.kept.add, self.kept.discard) if keep else (self.kept.discard, self.kept.add)
         stored = self._inner.submit(lambda tx: tx.keep_task_events(endpoint_id, keep=keep))
         change(endpoint_id)
@@ -107,6 +108,10 @@ class AuditedStore(DelegatingStore):
         key = self._keys[uep_row]
         return key if key is not None and key.endpoint_id in self.kept else None
 
+    def forget_key(self, uep_row: int) -> None:
+        """Another process has joined: later events are its own."""
+        self._keys.pop(uep_row, None)
+
     def add(self, tx: Tx, key: UepKey, events: Sequence[StoredEvent]) -> None:
         """Store events."""
         if events:
@@ -123,6 +128,12 @@ class AuditedTx(DelegatingTx):
     def _add(self, key: UepKey, events: Sequence[StoredEvent]) -> None:
         self._store.add(self._tx, key, events)
         self._touched.add(key.endpoint_id)
+
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float, incarnation: bytes = b"") -> bool:
+        """A process joins."""
+        enrolled = self._tx.enrol(uep_row, join_hash, link_key, now, incarnation)
+        self._store.forget_key(uep_row)
+        return enrolled
 
     def add_tasks(
         self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float

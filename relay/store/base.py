@@ -90,8 +90,9 @@ class RegistryTx(Protocol):
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         """Remember a start's join token; earlier ones stay good until they expire or one of them is spent."""
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
-        """Spend a join token for a link key. False where it is unknown, spent or expired."""
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float, incarnation: bytes = b"") -> bool:
+        """Spend a join token for the link key of the process of this incarnation. False where the token is unknown,
+        spent or expired."""
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         """Forget the process that had this link key, if it is still the one."""

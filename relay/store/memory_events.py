@@ -62,7 +62,7 @@ class MemoryTaskEvents:
 
     def uep_key(self, uep_row: int) -> UepKey | None:
         found = (uep for uep in self._d.ueps.values() if uep.row == uep_row)
-        return next((UepKey(uep.endpoint_id, uep.uep_id, uep.account_id, uep.identity_id) for uep in found), None)
+        return next((UepKey(u.endpoint_id, u.uep_id, u.account_id, u.identity_id, u.incarnation) for u in found), None)
 
 
 class MemoryTaskEventReads:

@@ -164,23 +164,25 @@ class MemoryTx(MemoryTaskEvents):
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._d.joins[join_hash] = (uep_row, expires)
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float, incarnation: bytes = b"") -> bool:
         row, expires = self._d.joins.get(join_hash, (0, 0.0))
         taken = any(u.link_key == link_key and u.row != uep_row for u in self._d.ueps.values())
         if row != uep_row or expires < now or taken:
             return False
         self._d.joins = {k: v for k, v in self._d.joins.items() if v[0] != uep_row}
-        self._set_link(uep_row, link_key)
+        self._set_link(uep_row, link_key, incarnation)
         return True
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         if any(u.row == uep_row and u.link_key == link_key for u in self._d.ueps.values()):
             self._set_link(uep_row, b"")
 
-    def _set_link(self, uep_row: int, link_key: bytes) -> None:
+    def _set_link(self, uep_row: int, link_key: bytes, incarnation: bytes | None = None) -> None:
         for key, uep in self._d.ueps.items():
             if uep.row == uep_row:
-                self._d.ueps[key] = msgspec.structs.replace(uep, link_key=link_key)
+                self._d.ueps[key] = msgspec.structs.replace(
+                    uep, link_key=link_key, incarnation=uep.incarnation if incarnation is None else incarnation
+                )
 
     # --- tasks ------------------------------------------------------------------------------------
 

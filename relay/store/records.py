@@ -75,6 +75,8 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     link_key: bytes = b""
     seen_at: float = 0.0
     """When it last had a link or was given tasks, to the minute."""
+    incarnation: bytes = b""
+    """Of the process that joined last (mep_wire.start.incarnation_of); empty where that is unknown."""
     made_of: str = ""
     """The account that `uep_id` was made of, the store's to set: `account_id` is another once accounts were merged."""
 
@@ -208,6 +210,8 @@ class UepKey(msgspec.Struct, frozen=True):
     uep_id: str
     account_id: str
     identity_id: str
+    incarnation: bytes = b""
+    """Of its process that joined last."""
 
 
 class EventPage(msgspec.Struct, frozen=True):

@@ -93,6 +93,9 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE functions SET used_at = strftime('%s', 'now');
     CREATE INDEX functions_unused ON functions (deleted_at, used_at);
     """,
+    """
+    ALTER TABLE ueps ADD COLUMN incarnation BLOB NOT NULL DEFAULT x'';
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

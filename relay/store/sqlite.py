@@ -76,6 +76,7 @@ def uep_from_row(row: Sequence[Any]) -> UepRecord:
         link_key=row[7] or b"",
         made_of=row[8],
         seen_at=row[9],
+        incarnation=row[10],
     )
 
 

@@ -46,7 +46,7 @@ QUEUED_REFS: Final = (
     f"WHERE t.uep_row = ? AND t.state = {int(TaskState.QUEUED)} AND likely(t.state < {int(TaskState.SUCCESS)}) "
     "ORDER BY t.priority DESC, t.row LIMIT ?"
 )
-UEP_KEY: Final = "SELECT endpoint_id, uep_id, account_id, identity_id FROM ueps WHERE uep_row = ?"
+UEP_KEY: Final = "SELECT endpoint_id, uep_id, account_id, identity_id, incarnation FROM ueps WHERE uep_row = ?"
 
 
 class SqliteTaskEvents:

@@ -96,7 +96,8 @@ class _RegistryTx(_Part):
         values = (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime, uep.seen_at)
         self._db.execute(sql.ADD_UEP, values)
         row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
-        return msgspec.structs.replace(uep, row=row[0], link_key=row[7] or b"", made_of=row[8], seen_at=row[9])
+        known = {"link_key": row[7] or b"", "made_of": row[8], "seen_at": row[9], "incarnation": row[10]}
+        return msgspec.structs.replace(uep, row=row[0], **known)
 
     def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
         self._db.executemany(sql.SAW_UEP, [(now, row) for row in uep_rows])
@@ -105,12 +106,12 @@ class _RegistryTx(_Part):
         self._db.execute(sql.DROP_JOINS, (uep_row, now))
         self._db.execute(sql.ADD_JOIN, (join_hash, uep_row, expires))
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float, incarnation: bytes = b"") -> bool:
         if self._db.execute(sql.SPEND_JOIN, (join_hash, uep_row, now)).rowcount != 1:
             return False
         self._db.execute(sql.DROP_ALL_JOINS, (uep_row,))
         try:
-            self._db.execute(sql.SET_LINK, (link_key, uep_row))
+            self._db.execute(sql.SET_LINK, (link_key, incarnation, uep_row))
         except sqlite3.IntegrityError:  # the key is enrolled for another user endpoint
             return False
         return True

@@ -102,7 +102,14 @@ def test_descriptors_arrive_close_on_exec() -> None:
     ours.close()
 
 
-@pytest.mark.parametrize("message", [Mapped(1, "x" * 37, "u", "{}", "c"), Mapped(1, "i", "u" * 33, "{}", "c")])
+@pytest.mark.parametrize(
+    "message",
+    [
+        Mapped(1, "x" * 37, "u", "{}", "c"),
+        Mapped(1, "i", "u" * 33, "{}", "c"),
+        Mapped(1, "i", "u", "{}", "c", incarnation=b"i" * 17),
+    ],
+)
 def test_caps_hold_for_the_sender_too(message: Message) -> None:
     with pytest.raises(ValueError, match="cap"):
         encode(message)

@@ -193,8 +193,8 @@ def test_manager_that_closes_its_channel_and_lives_on() -> None:
 # --- the mapper ---------------------------------------------------------------------------------------------
 
 
-def mapped(ref: int, *, uep_id: str = "", user: str = "nobody") -> bytes:
-    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c"))
+def mapped(ref: int, *, uep_id: str = "", user: str = "nobody", incarnation: bytes = b"i" * 16) -> bytes:
+    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c", incarnation=incarnation))
 
 
 MAPPER_FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
@@ -204,6 +204,8 @@ MAPPER_FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
     "option as user": (lambda ref: mapped(ref, user="-rf"), "malformed"),
     "no user": (lambda ref: mapped(ref, user=""), "malformed"),
     "newline in the user": (lambda ref: mapped(ref, user="a\nb"), "malformed"),
+    "no incarnation": (lambda ref: mapped(ref, incarnation=b""), "an incarnation of 0 bytes"),
+    "short incarnation": (lambda ref: mapped(ref, incarnation=b"i" * 15), "an incarnation of 15 bytes"),
     "start request": (lambda ref: START, "StartEndpoint is not allowed"),
     "ready twice": (lambda ref: encode(MapperReady(epoch=b"2" * 16)), "1 descriptors"),
 }

@@ -293,8 +293,10 @@ def test_a_join_token_is_spent_once(store: Store) -> None:
     do(store, lambda tx: tx.add_join(uep.row, b"j1", 100.0, 0.0))
     do(store, lambda tx: tx.add_join(uep.row, b"j2", 100.0, 0.0))
     assert not do(store, lambda tx: tx.enrol(uep.row, b"other", b"k" * 32, 50.0))
-    assert do(store, lambda tx: tx.enrol(uep.row, b"j1", b"k" * 32, 50.0))
-    assert not do(store, lambda tx: tx.enrol(uep.row, b"j1", b"l" * 32, 50.0))
+    assert do(store, lambda tx: tx.enrol(uep.row, b"j1", b"k" * 32, 50.0, b"the process here"))
+    known = store.uep(uep.uep_id)
+    assert known is not None and known.incarnation == b"the process here"
+    assert not do(store, lambda tx: tx.enrol(uep.row, b"j1", b"l" * 32, 50.0, b"another process!"))
     assert not do(store, lambda tx: tx.enrol(uep.row, b"j2", b"l" * 32, 50.0))
     assert store.uep_by_link_key(b"k" * 32).row == uep.row  # type: ignore[union-attr]
 

@@ -148,6 +148,17 @@ def test_the_life_of_a_task(scene: Audited) -> None:
     assert scene.told == [{"e"}] * 4
 
 
+def test_an_event_names_the_process_that_joined_last(scene: Audited) -> None:
+    uep = scene.uep()
+    for token, name in ((b"j1", b"1" * 16), (b"j2", b"2" * 16)):
+        scene.do(lambda tx, token=token: tx.add_join(uep, token, 100.0, 1.0))
+        scene.do(lambda tx, token=token, name=name: tx.enrol(uep, token, token * 16, 50.0, name))
+        scene.add(uep)
+    scene.do(lambda tx: tx.clear_link(uep, b"j2" * 16))
+    scene.add(uep)
+    assert [event.uep.incarnation for event in scene.events()] == [b"1" * 16, b"2" * 16, b"2" * 16]
+
+
 def test_a_result_that_comes_before_the_report_of_its_start_is_both(scene: Audited) -> None:
     uep = scene.uep()
     (row,) = scene.add(uep, dispatched=1)

@@ -86,7 +86,9 @@ def test_a_keeper_that_is_stopped_delays_nobody(alice: LocalAccount, bob: LocalA
 def map_again(mapper: Puppet, request: MapRequest, user: str) -> str:
     """As the mapper, answer a request that was taken already, with a user endpoint that says nothing."""
     uep_id = new_uep_id()
-    mapper.send(Mapped(request.ref, uep_id, user, "{}", "corr"), sealed_memfd("verified", b'{"mode": "silent"}'))
+    mapper.send(
+        Mapped(request.ref, uep_id, user, "{}", "corr", b"i" * 16), sealed_memfd("verified", b'{"mode": "silent"}')
+    )
     return uep_id
 
 

@@ -57,7 +57,7 @@ class KeeperRun:
         rules = AccountRules(Policy(), ("mep",), (), None)
         resolved = self.files.resolved
         return KeeperOrder(
-            uep_id=self.uep_id, local_user=user, correlation_id="c", start_descriptor=document,
+            uep_id=self.uep_id, local_user=user, correlation_id="c", incarnation=b"i" * 16, start_descriptor=document,
             bundle_descriptor=bundle, rules=rules, switch=True, python=resolved.python,
             user_endpoint_main=resolved.user_endpoint_main, path="/bin", runtime_dir=str(self.run),
             start_timeout_s=TIMEOUT_S, stop_grace_s=0.5, open_files=(1024, 1024),

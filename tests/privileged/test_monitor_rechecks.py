@@ -88,7 +88,7 @@ def test_somebody_who_maps_to_nobody_loses_it(alice: LocalAccount, code: str) ->
         uep_id, _ = start_as(manager, mapper, alice.name)
         answer(manager, mapper, NoLongerMapped, uep_id, code, "Not any more.", "the inner reason", "c-2")
         revoked = manager.take(EndpointRevoked)[0]
-        assert revoked == EndpointRevoked(uep_id, code, "Not any more.", "c-2")
+        assert revoked == EndpointRevoked(uep_id, code, "Not any more.", "c-2", revoked.incarnation)
         ended = manager.take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code, ended.public) == (uep_id, code, "Not any more.")
         record = next(one for one in run.audit_records() if one["event"] == "revoke")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from zmq.utils import z85
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
-from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, decode_start
+from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, decode_start, incarnation_of
 
 M = TypeVar("M")
 WAIT_MS = 10_000
@@ -111,15 +111,15 @@ class FakeManager(FakeLink):
         self.relay_key = bytes.fromhex(answer["link_public_key"])
         super().__init__(answer["link_address"], self.relay_key, codec.decode_to_manager, z85.decode(secret))
 
-    def hello(self, running: list[str] | None = None) -> FakeManager:
-        """Say hello and report what runs."""
+    def hello(self, running: list[str] | None = None, incarnations: list[bytes] | None = None) -> FakeManager:
+        """Say hello and report what runs; without incarnations, as a manager of an older version does."""
         self.send(
             messages.ManagerHello(
                 protocol=PROTOCOL_VERSION, endpoint_id=self.endpoint_id, epoch=self.epoch, version="t", hostname="h"
             )
         )
         self.expect(messages.ManagerWelcome)
-        self.send(messages.RunningUeps(uep_ids=running or []))
+        self.send(messages.RunningUeps(uep_ids=running or [], incarnations=incarnations or []))
         return self
 
     def take_start(self, wait_ms: int = WAIT_MS) -> tuple[StartRequest, bytes]:
@@ -131,9 +131,10 @@ class FakeManager(FakeLink):
         token = suite.decrypt(request.sealed_join_token, self.unseal, SEAL_CONTEXT + request.uep_id.encode())
         return request, token
 
-    def answer(self, uep_id: str, outcome: str, code: str = "", text: str = "") -> None:
-        """Answer a start request."""
-        self.send(messages.StartAnswer(uep_id=uep_id, outcome=outcome, code=code, text=text, correlation_id="c-1"))
+    def answer(self, uep_id: str, outcome: str, code: str = "", text: str = "", **named: bytes) -> None:
+        """Answer a start request. `named`: `asked` and `incarnation`, of which an older manager says nothing."""
+        said = {"outcome": outcome, "code": code, "text": text}
+        self.send(messages.StartAnswer(uep_id=uep_id, correlation_id="c-1", **said, **named))
 
     def start(self, **options: Any) -> FakeUep:
         """Take a start request, answer it and return the user endpoint, joined."""
@@ -141,9 +142,10 @@ class FakeManager(FakeLink):
         self.answer(request.uep_id, "started")
         return FakeUep(self, request, token, **options).join()
 
-    def ended(self, uep_id: str, code: str = "KILLED", text: str = "killed") -> None:
+    def ended(self, uep_id: str, code: str = "KILLED", text: str = "killed", incarnation: bytes = b"") -> None:
         """Report the end of a user endpoint's process."""
-        self.send(messages.UepEnded(uep_id=uep_id, code=code, text=text, correlation_id="c-2"))
+        said = {"code": code, "text": text, "correlation_id": "c-2"}
+        self.send(messages.UepEnded(uep_id=uep_id, **said, incarnation=incarnation))
 
 
 class FakeUep(FakeLink):
@@ -151,6 +153,7 @@ class FakeUep(FakeLink):
 
     def __init__(self, manager: FakeManager, request: StartRequest, token: bytes, **options: Any) -> None:
         self.request, self.token, self.uep_id = request, token, request.uep_id
+        self.incarnation = incarnation_of(token)
         self.functions: dict[str, bytes] = {}
         super().__init__(manager._address, manager.relay_key, codec.decode_to_uep, **options)
 

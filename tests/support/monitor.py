@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar
 from mep.boundary.channel import Channel
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
+    INCARNATION_BYTES,
     ManagerReady,
     Mapped,
     MapperReady,
@@ -361,7 +362,7 @@ def ask(manager: Puppet, ref: int, document: bytes = b"request") -> None:
     manager.send(StartEndpoint(ref=ref), sealed_memfd("request", document))
 
 
-def map_next(mapper: Puppet, user: str, *, uep_id: str = "", **behaviour: Any) -> str:
+def map_next(mapper: Puppet, user: str, *, uep_id: str = "", incarnation: bytes = b"", **behaviour: Any) -> str:
     """As the mapper, map the next request to `user`; the stand-in does what `behaviour` says. Return the uep id."""
     request, descriptors = mapper.take(MapRequest)
     for descriptor in descriptors:
@@ -369,7 +370,8 @@ def map_next(mapper: Puppet, user: str, *, uep_id: str = "", **behaviour: Any) -
     uep_id = uep_id or new_uep_id()
     document = sealed_memfd("verified", json.dumps({"mode": "ready", **behaviour}).encode())
     who = json.dumps({"username": "alice@example.edu"})
-    mapper.send(Mapped(request.ref, uep_id, user, who, f"corr-{request.ref}"), document)
+    name = incarnation or os.urandom(INCARNATION_BYTES)
+    mapper.send(Mapped(request.ref, uep_id, user, who, f"corr-{request.ref}", incarnation=name), document)
     return uep_id
 
 

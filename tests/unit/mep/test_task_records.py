@@ -165,3 +165,14 @@ def test_a_full_disk_is_tried_again_and_starts_are_refused_meanwhile(scene: Scen
     scene.open()
     assert scene.answer().until == 1
     assert not scene.records.refuse_starts
+
+
+def test_an_event_has_the_account_of_its_own_process(scene: Scene) -> None:
+    scene.open()
+    for incarnation, user, uid in ((b"1" * 16, "alice", 1001), (b"2" * 16, "alice2", 1002)):
+        scene.records.account(EndpointAccount(uid, "u", user, incarnation))
+    named = [b"1" * 16, b"2" * 16, b"3" * 16, b""]  # the last: of a relay that names none
+    events = [event(number, incarnation=named[number - 1]) for number in range(1, 5)]
+    scene.records.take(TaskEvents(dropped=0, events=events), 1)
+    assert scene.answer()
+    assert [line["local_user"] for line in scene.lines()] == ["alice", "alice2", "", "alice2"]
