@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -46,7 +47,7 @@ class ManagerLink:
         return said is not None and same_process(said, record.incarnation)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Uep:
     """A user endpoint with tasks, a link or a start under way."""
 
@@ -157,25 +158,33 @@ class Board:
     """By id: every user endpoint with unfinished tasks, a link or a start under way."""
     by_row: dict[int, Uep] = field(default_factory=dict)
     """The same, by the store's row."""
+    _known: WeakValueDictionary[str, Uep] = field(default_factory=WeakValueDictionary)
+    """Those, and every record that was forgotten and that a step under way still holds: a second one for the same user
+    endpoint would miss what happens to the first."""
     open_tasks: dict[str, int] = field(default_factory=dict)
     """Unfinished tasks by account, for accounts that have submitted since the relay started."""
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def uep(self, record: UepRecord) -> Uep:
-        """Return the live record of a user endpoint, made anew where there is none."""
-        known = self.ueps.get(record.uep_id)
-        if known is None:
-            known = self.ueps[record.uep_id] = self.by_row[record.row] = Uep(record)
+        """Return the one live record of a user endpoint, made now where there is none."""
+        known = self._known.get(record.uep_id)
+        if known is None or known.row != record.row:
+            known = self._known[record.uep_id] = Uep(record)
             known.has_queued = self.store.has_queued(record.row)
             known.unsettled = not record.link_key and self.store.has_active(record.row)
+        self.keep(known)
         return known
+
+    def keep(self, uep: Uep) -> None:
+        """Keep the record of a user endpoint that has something to remember, also one that was forgotten before."""
+        self.ueps[uep.record.uep_id] = self.by_row[uep.row] = uep
 
     def of_endpoint(self, endpoint_id: str) -> list[Uep]:
         """Return the live user endpoints of one endpoint."""
         return [uep for uep in self.ueps.values() if uep.record.endpoint_id == endpoint_id]
 
     def forget_idle(self, uep: Uep) -> None:
-        """Drop the live record of a user endpoint that has nothing to remember."""
+        """Drop the live record of a user endpoint that has nothing to remember, unless a step under way holds it."""
         idle = not (uep.has_queued or uep.unsettled or uep.starting or uep.pumping or uep.record.link_key)
         if idle and uep.state is UepState.ABSENT and uep.peer is None:
             uep.set_timer(None)

@@ -76,6 +76,7 @@ class Delivery:
             self._send_direct(uep, peer, added, tasks[:direct])
         if added.repeated or direct < len(tasks):
             uep.has_queued = True
+            self._board.keep(uep)  # it may have been forgotten while they were being stored
             self.pump(uep)
         return added
 
@@ -238,7 +239,9 @@ class Delivery:
 
     def requeued(self, uep: Uep, done: Requeued) -> None:
         """Tasks wait again, and those among them that were to be cancelled have ended."""
-        uep.has_queued = uep.has_queued or bool(done.count)
+        if done.count:
+            uep.has_queued = True
+            self._board.keep(uep)
         self._ended(uep, done.settled)
 
     def returned(self, uep: Uep, rows: list[int]) -> None:

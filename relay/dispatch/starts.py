@@ -59,6 +59,8 @@ class Starts:
 
     def want(self, uep: Uep) -> None:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
+        if uep.needed:
+            self._board.keep(uep)
         link = self._board.managers.get(uep.record.endpoint_id)
         if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
             return
