@@ -59,7 +59,8 @@ class Uep:
     has_queued: bool = False
     pumping: bool = False
     unsettled: bool = False
-    """Its process is gone and had started tasks whose results may be in its spool: the next process will tell."""
+    """Its process is gone and had tasks that may have begun, whose results may be in its spool: the next process will
+    tell."""
     starting: bool = False
     """A start request is being made or waits for its answer or its join."""
     start_answered: bool = False
