@@ -16,6 +16,9 @@ from sitekit.errors import NameTaken, SiteError
 
 PREFIXES = ("mepdemo-", "meptest-", "mepbench-")
 """Only accounts with these names are ever made or removed here."""
+HELPER_UIDS = range(61184, 65520)
+"""The uids of the accounts that `mep configure` makes, as mep.boundary.resolved has them."""
+_ROLES = ("MEP manager", "MEP mapper")
 _NOT_UNIQUE = 9
 """The exit status of useradd and groupadd for a name that is taken."""
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -95,6 +98,26 @@ def processes_of(uid: int) -> list[int]:
             if str(uid) in status["Uid"].split()[:2] and not status["State"].startswith("Z"):
                 found.append(int(entry.name))
     return found
+
+
+def helpers_below(prefix: str) -> list[str]:
+    """Return the accounts that `mep configure` made for endpoints whose directory's path begins with `prefix`."""
+    found = []
+    for entry in pwd.getpwall():
+        role, of, path = entry.pw_gecos.partition(" of ")
+        is_made = entry.pw_uid in HELPER_UIDS and role in _ROLES and of
+        if is_made and path.startswith(prefix):
+            found.append(entry.pw_name)
+    return found
+
+
+def remove_helpers(prefix: str) -> list[str]:
+    """Remove those accounts with their processes, as root; return their names."""
+    names = helpers_below(prefix) if os.geteuid() == 0 else []
+    for name in names:
+        _end_processes_of(pwd.getpwnam(name).pw_uid)
+        _run("userdel", "--force", name, check=False)
+    return names
 
 
 def throwaway_names() -> list[str]:

@@ -113,7 +113,10 @@ class Ledger:
         self._save()
 
     def path(self, path: Path) -> None:
-        """Record a file or directory that this run is about to make."""
+        """Record a file or directory that this run is about to make.
+
+        The accounts of endpoints that are configured below it go with it.
+        """
         self._entries["paths"].append(str(path))
         self._save()
 
@@ -137,6 +140,7 @@ def _clear(entries: Entries) -> None:
 
 
 def _remove_path(path: Path) -> None:
+    accounts.remove_helpers(f"{path}/")
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():

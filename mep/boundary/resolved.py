@@ -15,6 +15,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from mep.errors import ConfigRefused
 
 MAX_RESOLVED_BYTES = 1024 * 1024
+HELPER_UIDS = range(61184, 65520)
+"""The uids that `mep configure` gives to the accounts of managers and mappers: the range of systemd's DynamicUser
+(systemd.exec(5)), in which no person's account lies. The policy refuses all of it."""
 OVERDUE_INTERVALS = 4
 """After how many intervals a re-check that has said nothing good is overdue, and is warned of."""
 _T = TypeVar("_T")

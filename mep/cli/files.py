@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mep.cli.failures import CliFailed
-from mep.config.accounts import system_account
 from mep.config.example import default_file
-from mep.config.paths import CONFIG, FIVE_FILES, MAPPER_ACCOUNT, MAPPING, EndpointPaths
+from mep.config.paths import CONFIG, FIVE_FILES, MAPPING, EndpointPaths
 
 
 def write_new(path: Path, data: bytes, *, mode: int, owner: int = -1, group: int = -1) -> None:
@@ -76,31 +76,37 @@ def new_directory(path: Path, *, mode: int) -> Iterator[Path]:
         raise
 
 
-def write_five_files(where: EndpointPaths, config: str, mapping: str | None = None) -> None:
-    """Write the endpoint's five files, all or none, with `mapping` in place of the example of a mapping file.
-
-    Raises CliFailed where one of them exists.
-    """
+def refuse_existing(where: EndpointPaths) -> None:
+    """Raise CliFailed where one of the endpoint's five files exists."""
     existing = [name for name in FIVE_FILES if (where.config_dir / name).exists()]
     if existing:
         raise CliFailed(
             f"{where.config_dir} already has {', '.join(existing)}; nothing was changed. "
             f"To use these files: mep register {where.name}. To begin anew: mep delete {where.name} first."
         )
+
+
+def write_five_files(
+    where: EndpointPaths, config: str, mapping: str | None = None, *, mapper: pwd.struct_passwd | None
+) -> None:
+    """Write the endpoint's five files, all or none, with `mapping` in place of the example of a mapping file.
+
+    As root, the mapping file may also be read by the group of `mapper`. Raises CliFailed where one of them exists.
+    """
+    refuse_existing(where)
     make_parents(where.config_dir.parent, privileged=where.privileged)
     given = {CONFIG: config, MAPPING: mapping}
     files = {name: given.get(name) or default_file(name) for name in FIVE_FILES}
     try:
         with new_directory(where.config_dir, mode=0o755 if where.privileged else 0o700) as staging:
-            _fill(staging, files, privileged=where.privileged)
+            _fill(staging, files, mapper)
     except OSError as error:
         raise CliFailed(f"{where.config_dir}: {error.strerror}") from None
 
 
-def _fill(staging: Path, files: Mapping[str, str], *, privileged: bool) -> None:
-    mapper_group = system_account(MAPPER_ACCOUNT).pw_gid if privileged else -1
+def _fill(staging: Path, files: Mapping[str, str], mapper: pwd.struct_passwd | None) -> None:
     for name, text in files.items():
-        readable = privileged and name == MAPPING
-        write_new(
-            staging / name, text.encode(), mode=0o640 if readable else 0o600, group=mapper_group if readable else -1
-        )
+        if mapper is not None and name == MAPPING:
+            write_new(staging / name, text.encode(), mode=0o640, group=mapper.pw_gid)
+        else:
+            write_new(staging / name, text.encode(), mode=0o600)

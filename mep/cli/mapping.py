@@ -28,7 +28,7 @@ from identity.files import Files, Rules
 from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved import Policy
 from mep.cli.failures import CliFailed, Exit
-from mep.config.paths import own_accounts
+from mep.config import paths as names
 from mep.monitor.accounts import AccountRules
 from mep.monitor.judging import Judge, Ruling, become
 from mep_wire.identity import Identity
@@ -51,10 +51,12 @@ class Site:
     hook: str = ""
     """The program that a start asks too, and `mep map` does not."""
     endpoint: str = ""
+    own_accounts: tuple[str, ...] = ()
+    """The accounts of this host's endpoints; empty: the default ones."""
 
     def rules(self) -> AccountRules:
         """Return what decides whether an account may be used here."""
-        own = tuple(own_accounts(self.mapper_account))
+        own = self.own_accounts or tuple(names.own_accounts())
         own_uids = tuple(entry.pw_uid for name in own if (entry := _entry(name)) is not None)
         return AccountRules(self.policy, own, own_uids, only_uid=None)
 
@@ -101,13 +103,13 @@ class Verdict:
 def endpoint_site(name: str) -> Site:
     """Return the mapping and policy of endpoint `name`. Raises ConfigRefused, CliFailed."""
     from mep.cli.common import locate
-    from mep.config import paths as names
+    from mep.config.accounts import own_accounts
     from mep.config.bundle import find_file
     from mep.config.registration import read_registration
     from mep.config.resolver import read_config
     from mep.errors import ConfigRefused
 
-    where, _ = locate(name)
+    where, roots = locate(name)
     options = read_config(where).options
     if not options.multi_user:
         raise CliFailed(f"endpoint {name} serves its owner alone and maps nobody; only multi-user endpoints map")
@@ -118,7 +120,8 @@ def endpoint_site(name: str) -> Site:
     file = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     pam = options.pam.service_name if options.pam.enable else ""
     hook = options.pre_start_hook.path or ""
-    return Site(file, gateway, Policy(**asdict(options.policy)), options.mapper_account, pam, hook, name)
+    policy, own = Policy(**asdict(options.policy)), tuple(own_accounts(roots, options))
+    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, own)
 
 
 def become_mapper(site: Site) -> str:

@@ -28,7 +28,7 @@ from mep.cli.files import make_parents, new_directory, replace_file, sync_direct
 from mep.cli.function_pins import pin_functions
 from mep.cli.output import warn
 from mep.config import paths as names
-from mep.config.accounts import system_account
+from mep.config.accounts import helper_accounts
 from mep.config.bundle import find_file, read_schema
 from mep.config.options import EndpointOptions, is_loopback
 from mep.config.paths import EndpointPaths
@@ -71,40 +71,69 @@ class Accounts:
     mapper: pwd.struct_passwd | None
 
 
-def accounts_for(where: EndpointPaths) -> Accounts:
+def accounts_for(where: EndpointPaths, options: EndpointOptions) -> Accounts:
     """Return the accounts for the children. Raises ConfigRefused where one is missing."""
     if not where.privileged:
         return Accounts(None, None)
-    return Accounts(system_account(names.MANAGER_ACCOUNT), system_account(names.MAPPER_ACCOUNT))
+    found = helper_accounts(where, options)
+    return Accounts(found.manager, found.mapper)
 
 
-def ensure_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
-    """Return the endpoint's id and public keys; what is missing of its keys is made. Raises CliFailed."""
+def endpoint_id(where: EndpointPaths) -> str:
+    """Return the id that the endpoint asks to be known by, or a new one where it has none. Raises CliFailed."""
+    known = _known_keys(where)
+    return known.endpoint_id if known else str(uuid.uuid4())
+
+
+def ensure_keys(where: EndpointPaths, accounts: Accounts, new_id: str = "") -> KeyRecord:
+    """Return the endpoint's id and public keys; what is missing of its keys is made, the id as `new_id`.
+
+    Keys that are there are given to `accounts`. Raises CliFailed.
+    """
     try:
         if where.state_dir.exists():
-            return _complete_keys(where, accounts)
+            return _complete_keys(where, accounts, new_id or str(uuid.uuid4()))
         make_parents(where.state_dir.parent, privileged=where.privileged)
         with new_directory(where.state_dir, mode=0o755 if where.privileged else 0o700) as staging:
-            record = _key_record(staging, accounts, str(uuid.uuid4()))
+            record = _key_record(staging, accounts, new_id or str(uuid.uuid4()))
             write_new(staging / _KEYS_FILE, msgspec.json.encode(record), mode=0o644)
     except OSError as error:
         raise CliFailed(f"{where.state_dir}: {error.strerror}") from None
     return record
 
 
-def _complete_keys(where: EndpointPaths, accounts: Accounts) -> KeyRecord:
+def _known_keys(where: EndpointPaths) -> KeyRecord | None:
     path = where.state_dir / _KEYS_FILE
-    known = None
-    if path.exists():
-        try:
-            known = _keys_decoder.decode(path.read_bytes())
-        except msgspec.MsgspecError as error:
-            raise CliFailed(f"{path}: damaged: {error}") from None
+    if not path.exists():
+        return None
+    try:
+        return _keys_decoder.decode(path.read_bytes())
+    except msgspec.MsgspecError as error:
+        raise CliFailed(f"{path}: damaged: {error}") from None
+
+
+def _complete_keys(where: EndpointPaths, accounts: Accounts, new_id: str) -> KeyRecord:
+    path, known = where.state_dir / _KEYS_FILE, _known_keys(where)
+    _give_keys(where, accounts)
     if known and all((where.state_dir / name).exists() for name in (names.LINK_KEY, names.UNSEAL_KEY)):
         return known
-    record = _key_record(where.state_dir, accounts, known.endpoint_id if known else str(uuid.uuid4()))
+    record = _key_record(where.state_dir, accounts, known.endpoint_id if known else new_id)
     replace_file(path, msgspec.json.encode(record), mode=0o644)
     return record
+
+
+def _give_keys(where: EndpointPaths, accounts: Accounts) -> None:
+    """Make each secret key that exists the property of the account that uses it."""
+    for name, account in ((names.LINK_KEY, accounts.manager), (names.UNSEAL_KEY, accounts.mapper)):
+        path = where.state_dir / name
+        if account is None or not path.exists():
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_uid != account.pw_uid:
+                os.fchown(descriptor, account.pw_uid, account.pw_gid)
+        finally:
+            os.close(descriptor)
 
 
 def _key_record(directory: Path, accounts: Accounts, endpoint_id: str) -> KeyRecord:
@@ -162,10 +191,15 @@ def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
     return facts(where.name, options, schema, multi_user=options.multi_user and where.privileged)
 
 
-def register(where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str) -> Registration:
-    """Register the endpoint, or register it again with what changed. Raises CliFailed, ConfigRefused."""
-    accounts = accounts_for(where)
-    keys = ensure_keys(where, accounts)
+def register(
+    where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str, new_id: str = ""
+) -> Registration:
+    """Register the endpoint, or register it again with what changed; an endpoint without an id gets `new_id`.
+
+    Raises CliFailed, ConfigRefused.
+    """
+    accounts = accounts_for(where, options)
+    keys = ensure_keys(where, accounts, new_id)
     pin_functions(where, accounts.manager, options.allowed_functions, relay_url, token)
     told = _facts(where, options)
     body = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from mep.cli.output import emit, fields_text, warn
 
 if TYPE_CHECKING:
     from mep.config.document import Document
+    from mep.config.options import EndpointOptions
     from mep.config.paths import EndpointPaths
     from mep.config.registration import Registration
 
@@ -43,6 +45,9 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
               help="The relay, https except on this machine.")  # fmt: skip
 @token_option
 @click.option("--display-name", help="The name that people see.")
+@click.option("--manager-account", metavar="ACCOUNT",
+              help="An existing account for the manager, in place of one made for this endpoint; with --multi-user.")
+@click.option("--mapper-account", metavar="ACCOUNT", help="The same for the mapper.")
 @click.option(
     "--endpoint-config", type=click.Path(exists=True, dir_okay=False), help="A config.yaml to use instead of a new one."
 )
@@ -56,24 +61,31 @@ def configure(
     relay_url: str | None,
     token_file: str | None,
     display_name: str | None,
+    manager_account: str | None,
+    mapper_account: str | None,
     endpoint_config: str | None,
     as_json: bool,
 ) -> None:
-    """Make endpoint NAME: write its five files and register it with the relay."""
-    from mep.cli.files import write_five_files
-    from mep.cli.registering import accounts_for
+    """Make endpoint NAME: write its five files and register it with the relay.
+
+    With --multi-user, two system accounts are made for its manager and its mapper.
+    """
+    from mep.cli.files import refuse_existing
+    from mep.cli.registering import endpoint_id
 
     where, _ = locate(name)
     _check_who(where, multi_user=multi_user)
     mapping = _domain_mapping(domains, multi_user=multi_user)
     document, text = _new_config(where, multi_user, relay_url, display_name, endpoint_config)
+    chosen = _chosen_accounts(document, multi_user, manager_account, mapper_account)
     relay = _relay_of(where, document, relay_url)
-    accounts_for(where)
     token = read_token(token_file)
-    write_five_files(where, text, mapping)
+    refuse_existing(where)
+    new_id = endpoint_id(where)
+    document = _write_files(where, text, mapping, chosen, new_id)
     warn(document.warnings)
     try:
-        registration = _register(where, document, relay, token)
+        registration = _register(where, document, relay, token, new_id)
     except CliFailed as error:
         raise CliFailed(
             f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
@@ -148,10 +160,52 @@ def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -
     return relay
 
 
-def _register(where: EndpointPaths, document: Document, relay: str, token: str) -> Registration:
+def _chosen_accounts(
+    document: Document, multi_user: bool, manager: str | None, mapper: str | None
+) -> dict[str, str | None]:
+    """Return the account for each option that config.yaml does not set, None where one is to be made."""
+    given = {"manager_account": manager, "mapper_account": mapper}
+    for key, account in given.items():
+        option = f"--{key.replace('_', '-')}"
+        if account and not multi_user:
+            raise CliFailed(f"{option}: goes with --multi-user", Exit.USAGE)
+        if account and key in document.values:
+            raise CliFailed(f"{option}: the configuration sets {key} already", Exit.USAGE)
+    return {key: account for key, account in given.items() if key not in document.values} if multi_user else {}
+
+
+def _write_files(
+    where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
+) -> Document:
+    """Make the accounts that are to be made and write the five files, or neither; return what config.yaml says."""
+    from mep.cli.files import write_five_files
+    from mep.cli.helper_accounts import make_account, remove_accounts
+    from mep.cli.registering import accounts_for
+    from mep.config.document import read_document
+
+    try:
+        for key, account in chosen.items():
+            text = _with_value(text, key, account or make_account(where, key, new_id))
+        document = read_document(text, str(where.config))
+        write_five_files(where, text, mapping, mapper=accounts_for(where, document.options).mapper)
+    except BaseException:
+        if chosen:
+            warn(remove_accounts(where))
+        raise
+    return document
+
+
+def _with_value(text: str, key: str, value: str) -> str:
+    """Return config.yaml with a key set: in the place where the key stands as a comment, else at the end."""
+    line = f'{key}: "{value}"'
+    replaced, count = re.subn(rf"(?m)^#{key}:.*$", line, text, count=1)
+    return replaced if count else f"{text.rstrip()}\n{line}\n"
+
+
+def _register(where: EndpointPaths, document: Document, relay: str, token: str, new_id: str = "") -> Registration:
     from mep.cli.registering import register as register_endpoint
 
-    return register_endpoint(where, document.options, relay, token)
+    return register_endpoint(where, document.options, relay, token, new_id)
 
 
 def _configured_text(
@@ -228,6 +282,7 @@ def check(name: str, as_json: bool) -> None:
     """
     from mep.cli.preflight import check_installation, unknown_names
     from mep.cli.trial import try_template
+    from mep.config.accounts import sharing_notes
     from mep.config.resolver import resolve, summary
     from mep.config.template_syntax import check_template
 
@@ -236,6 +291,7 @@ def check(name: str, as_json: bool) -> None:
     check_template(where, resolution)
     notes = [*unknown_names(resolution.endpoint), *try_template(where, resolution)]
     if where.privileged:
+        notes += sharing_notes(where, roots, resolution.endpoint)
         check_installation()
     value = summary(resolution)
     value["warnings"] = [*value["warnings"], *notes]
@@ -257,8 +313,9 @@ def check(name: str, as_json: bool) -> None:
 @click.option("--local-only", is_flag=True, help="Do not tell the relay.")
 @json_option
 def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only: bool, as_json: bool) -> None:
-    """Delete endpoint NAME at the relay and here, with its configuration."""
+    """Delete endpoint NAME at the relay and here, with its configuration and the accounts that configure made."""
     from mep.boundary.runtime import running_monitor
+    from mep.cli.helper_accounts import remove_accounts
     from mep.cli.running import stop
     from mep.config.paths import no_such_endpoint
 
@@ -272,10 +329,24 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
     if not local_only and where.registration.exists():
         _unregister(where, token_file, force=force)
     stop(where, 60.0, kill=True)
+    if where.privileged:
+        warn(remove_accounts(where))
     for directory in (where.runtime_dir, where.state_dir, where.config_dir):
         if directory.exists():
             shutil.rmtree(directory)
     emit({"name": name, "deleted": True}, f"Endpoint {name} is deleted.", as_json=as_json)
+
+
+def _options_of(where: EndpointPaths) -> EndpointOptions:
+    """Return the endpoint's options; the defaults where config.yaml is broken, which must not keep it from deletion."""
+    from mep.config.options import EndpointOptions
+    from mep.config.resolver import read_config
+    from mep.errors import ConfigRefused
+
+    try:
+        return read_config(where).options
+    except ConfigRefused:
+        return EndpointOptions()
 
 
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
@@ -286,7 +357,8 @@ def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) ->
     registration = read_registration(where.registration, where.name)
     path = f"/v2/endpoints/{registration.endpoint_id}"
     try:
-        call_relay(accounts_for(where), registration.relay_url, "DELETE", path, read_token(token_file), None)
+        accounts = accounts_for(where, _options_of(where))
+        call_relay(accounts, registration.relay_url, "DELETE", path, read_token(token_file), None)
     except CliFailed as error:
         if isinstance(error, RelayRefuses) and error.code == EndpointNotFound.code:
             return

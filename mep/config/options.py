@@ -340,8 +340,16 @@ class EndpointOptions:
     clock_skew_s: float = option(
         "How far the relay's clock and this host's may be apart.", 30.0, unit="seconds", check=between(0, 3600)
     )
+    manager_account: str = option(
+        "Account of this host that the manager runs as: never root, and not the mapper's. `mep configure` makes one "
+        "for each endpoint. An account that two endpoints share can read the keys of both and signal the processes of "
+        "both.",
+        "mep",
+        check=lambda value: _names([value]),
+    )
     mapper_account: str = option(
-        "Account of this host that the mapper runs as, and with it callouts: never root, and not `mep`.",
+        "Account of this host that the mapper runs as, and with it callouts: never root, and not the manager's. `mep "
+        "configure` makes one for each endpoint. Sharing it means the same as for manager_account.",
         "mep-idmap",
         check=lambda value: _names([value]),
     )

@@ -116,6 +116,6 @@ def list_names(roots: Roots) -> list[str]:
     return sorted(name for name in found if name not in _RESERVED and (roots.etc / name / CONFIG).exists())
 
 
-def own_accounts(mapper: str = MAPPER_ACCOUNT) -> list[str]:
-    """Return the endpoint's own accounts, to which nobody is mapped, where the mapper runs as `mapper`."""
-    return list(dict.fromkeys([MANAGER_ACCOUNT, mapper, MAPPER_ACCOUNT, RELAY_ACCOUNT]))
+def own_accounts(*configured: str) -> list[str]:
+    """Return the accounts of endpoints and relay, to which no identity is mapped: `configured` and the default ones."""
+    return list(dict.fromkeys([*configured, MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT]))

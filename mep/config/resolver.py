@@ -18,7 +18,7 @@ from typing import Any
 from mep.boundary.file_trust import Trust
 from mep.boundary.resolved import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
 from mep.config import paths as names
-from mep.config.accounts import system_account
+from mep.config.accounts import helper_accounts, own_accounts
 from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
 from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.files import read_trusted, trust_in
@@ -58,7 +58,7 @@ def _trusted_config(where: EndpointPaths) -> Document:
         check_files(where, None)
     document = read_config(where)
     if where.privileged and document.options.multi_user:
-        _mapper_account(where, document.options)  # whose the key is to be
+        helper_accounts(where, document.options)  # whose the key is to be
     check_files(where, document.options)
     return document
 
@@ -84,7 +84,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         log_path=_log_path(where, options) if log_to_file else "",
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
         user_environment_path=options.user_search_path,
-        own_accounts=names.own_accounts(options.mapper_account),
+        own_accounts=own_accounts(roots, options),
         policy=Policy(**asdict(options.policy)),
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
@@ -190,7 +190,7 @@ def _manager_section(
         endpoint_id=registration.endpoint_id,
         relay_link_address=registration.link_address,
         relay_link_key=registration.link_public_key,
-        account=system_account(names.MANAGER_ACCOUNT).pw_name if multi_user else "",
+        account=helper_accounts(where, options).manager.pw_name if multi_user else "",
         link_key_path=_key_path(where, names.LINK_KEY),
         recheck_interval_s=options.recheck_interval_s,
         audit_tasks=options.audit_tasks,
@@ -205,7 +205,7 @@ def _mapper_section(
     return MapperSection(
         endpoint_id=registration.endpoint_id,
         relay_signing_key=registration.signing_public_key,
-        account=_mapper_account(where, options).pw_name if multi_user else "",
+        account=helper_accounts(where, options).mapper.pw_name if multi_user else "",
         unseal_key_path=_key_path(where, names.UNSEAL_KEY),
         mapping_path=str(_checked_mapping(where, options)) if multi_user else "",
         owner_identities=[] if multi_user else [one.id for one in registration.owner],
@@ -213,18 +213,6 @@ def _mapper_section(
         clock_skew_s=options.clock_skew_s,
         log_level="DEBUG" if options.debug else "INFO",
     )
-
-
-def _mapper_account(where: EndpointPaths, options: EndpointOptions) -> pwd.struct_passwd:
-    """Return the account that the mapper runs as: whoever the site trusts with it, and nobody else's."""
-    found = system_account(options.mapper_account)
-    if 0 in (found.pw_uid, found.pw_gid):
-        raise ConfigRefused(str(where.config), "mapper_account", "has uid or gid 0: the mapper never is root")
-    if found.pw_uid == system_account(names.MANAGER_ACCOUNT).pw_uid:
-        raise ConfigRefused(
-            str(where.config), "mapper_account", "must not be the manager's: whoever takes that over could map anybody"
-        )
-    return found
 
 
 def _key_path(where: EndpointPaths, name: str) -> str:
@@ -240,7 +228,7 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     import identity.files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
-    mapper = _mapper_account(where, options)
+    mapper = helper_accounts(where, options).mapper
     # As the mapper itself has it at each reload, where the mapper's account is who the files' owner may be too.
     own, named = trust_in(os.geteuid()), Trust(frozenset({os.geteuid(), mapper.pw_uid}))
     files = identity.files.Files(identity.files.Rules(mapping=own, named=named))

@@ -12,7 +12,7 @@ import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mep.boundary.resolved import GroupLimits, Limits, Policy
+from mep.boundary.resolved import HELPER_UIDS, GroupLimits, Limits, Policy
 from mep.errors import Refusal, Stage, public_text
 from mep.monitor import nss, shadow
 from mep.monitor.spawn import Account
@@ -93,6 +93,8 @@ def _objection(account: Account, rules: AccountRules) -> str:
         return f"{name} has uid {account.uid}, which stands for nobody in particular"
     if name in rules.own_accounts or account.uid in rules.own_uids:
         return f"{name} is one of the endpoint's own accounts"
+    if account.uid in HELPER_UIDS:
+        return f"{name} has uid {account.uid}: {HELPER_UIDS[0]} to {HELPER_UIDS[-1]} are for accounts of endpoints"
     if not policy.min_uid <= account.uid <= policy.max_uid:
         return f"{name} has uid {account.uid}, allowed are {policy.min_uid} to {policy.max_uid}"
     if name in policy.denied_users:

@@ -129,6 +129,7 @@ def owner_and_mode(path: Path) -> tuple[str, str]:
 
 def test_whose_every_file_is(mep: Cli, registrar: Registrar) -> None:
     configure(mep, registrar)
+    manager, mapper = mep.helpers("site")
     expected = {
         "etc": ("root", "0755"),
         "etc/site": ("root", "0755"),
@@ -141,8 +142,8 @@ def test_whose_every_file_is(mep: Cli, registrar: Registrar) -> None:
         "var/site": ("root", "0755"),
         "var/site/keys.json": ("root", "0644"),
         "var/site/registration.json": ("root", "0644"),
-        "var/site/link.key": ("mep", "0400"),
-        "var/site/unseal.key": ("mep-idmap", "0400"),
+        "var/site/link.key": (manager.pw_name, "0400"),
+        "var/site/unseal.key": (mapper.pw_name, "0400"),
     }
     found = {}
     for top in ("etc", "var"):
@@ -150,16 +151,16 @@ def test_whose_every_file_is(mep: Cli, registrar: Registrar) -> None:
             found[str(path.relative_to(mep.directory))] = owner_and_mode(path)
     assert found == expected
     mapping = (mep.directory / "etc/site/identity_mapping.json").stat()
-    assert mapping.st_gid == pwd.getpwnam("mep-idmap").pw_gid
+    assert mapping.st_gid == mapper.pw_gid
     for key in ("link.key", "unseal.key"):
         assert (mep.directory / "var/site" / key).stat().st_size == 32
 
 
-def test_the_relay_is_called_by_mep_and_the_token_shows_nowhere(mep: Cli, registrar: Registrar) -> None:
+def test_the_relay_is_called_by_the_manager_account_and_the_token_shows_nowhere(mep: Cli, registrar: Registrar) -> None:
     configure(mep, registrar, "--display-name", "A site")
     (call,) = registrar.calls
     assert (call["method"], call["path"], call["token"]) == ("POST", "/v3/endpoints", f"Bearer {TOKEN}")
-    assert call["uid"] == pwd.getpwnam("mep").pw_uid
+    assert call["uid"] == mep.helpers("site")[0].pw_uid
     assert call["showing"] == []
     body = call["body"]
     assert (body["endpoint_name"], body["display_name"], body["multi_user"]) == ("site", "A site", True)
@@ -344,7 +345,7 @@ class TestTrust:
     def test_a_mapping_that_the_mapper_cannot_read(self, site: Cli) -> None:
         path = site.path("etc", "site", "identity_mapping.json")
         path.chmod(0o600)
-        self.refused(site, path=path, reason="cannot be read by account mep-idmap")
+        self.refused(site, path=path, reason=f"cannot be read by account {site.helpers('site')[1].pw_name}")
         path.chmod(0o644)
         path.parent.chmod(0o700)
         self.refused(site, path=path.parent, reason="chmod o+x")

@@ -55,13 +55,13 @@ def is_up(site: Cli) -> bool:
     return bool(site.json("status", "site")["link"] == "up")
 
 
-CHILDREN = pytest.mark.parametrize(("module", "account"), [("mep.manager", "mep"), ("mep.mapper", "mep-idmap")])
+CHILDREN = pytest.mark.parametrize(("module", "number"), [("mep.manager", 0), ("mep.mapper", 1)])
 
 
 @CHILDREN
-def test_who_they_are(site: Cli, module: str, account: str) -> None:
+def test_who_they_are(site: Cli, module: str, number: int) -> None:
     pid = until(lambda: child(site, module))
-    entry = pwd.getpwnam(account)
+    entry = site.helpers("site")[number]
     status = status_of(pid)
     assert status["Uid"].split() == [str(entry.pw_uid)] * 4
     assert status["Gid"].split() == [str(entry.pw_gid)] * 4
@@ -74,10 +74,10 @@ def test_who_they_are(site: Cli, module: str, account: str) -> None:
 
 
 @CHILDREN
-def test_their_own_account_cannot_look_into_them(site: Cli, module: str, account: str) -> None:
+def test_their_own_account_cannot_look_into_them(site: Cli, module: str, number: int) -> None:
     pid = until(lambda: child(site, module))
     until(lambda: os.stat(f"/proc/{pid}/environ").st_uid == 0)
-    entry = pwd.getpwnam(account)
+    entry = site.helpers("site")[number]
     code = f"open('/proc/{pid}/mem', 'rb')"
     done = subprocess.run([sys.executable, "-I", "-c", code], user=entry.pw_uid, group=entry.pw_gid, extra_groups=[],
                           capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
@@ -85,7 +85,7 @@ def test_their_own_account_cannot_look_into_them(site: Cli, module: str, account
 
 
 @CHILDREN
-def test_what_they_hold(site: Cli, module: str, account: str) -> None:
+def test_what_they_hold(site: Cli, module: str, number: int) -> None:
     pid = until(lambda: child(site, module))
     until(lambda: is_up(site))
     targets = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
@@ -103,12 +103,12 @@ def is_internet(target: str) -> bool:
 
 
 @CHILDREN
-def test_one_that_dies_is_replaced_and_the_link_comes_back(site: Cli, module: str, account: str) -> None:
+def test_one_that_dies_is_replaced_and_the_link_comes_back(site: Cli, module: str, number: int) -> None:
     until(lambda: is_up(site))
     before = until(lambda: child(site, module))
     os.kill(before, signal.SIGKILL)
     after = until(lambda: (pid := child(site, module)) != before and pid)
-    assert pwd.getpwuid(os.stat(f"/proc/{after}").st_uid).pw_name in {account, "root"}
+    assert pwd.getpwuid(os.stat(f"/proc/{after}").st_uid).pw_name in {site.helpers("site")[number].pw_name, "root"}
     until(lambda: is_up(site))
 
 

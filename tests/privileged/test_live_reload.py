@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +112,7 @@ def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
     soon(lambda: f"command: {program}: has mode" in status(site)["mapping_problem"])
     assert "bad permissions: chmod go-w" in site("check", "site", expect=4).stderr
     program.chmod(0o700)
-    assert "cannot be run by account mep-idmap" in site("check", "site", expect=4).stderr
+    assert f"cannot be run by account {site.helpers('site')[1].pw_name}" in site("check", "site", expect=4).stderr
     program.chmod(0o711)  # a program need not be readable
     site("check", "site")
     program.chmod(0o755)
@@ -124,7 +123,7 @@ def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
 
 
 def test_a_file_that_the_mapping_names(site: Cli) -> None:
-    mapper = pwd.getpwnam("mep-idmap")
+    mapper = site.helpers("site")[1]
     secret = site.path("etc", "site", "ldap.password")
     secret.write_text("one")
     os.chown(secret, 0, mapper.pw_gid)
@@ -180,17 +179,19 @@ def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
 
 def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
     path, good = site.path("etc", "site", "config.yaml"), site.path("etc", "site", "config.yaml").read_text()
+    manager, mapper = site.helpers("site")
+    rest = "\n".join(line for line in good.splitlines() if not line.startswith("mapper_account")) + "\n"
     for bad, reason in (
-        ("root", "never is"),
-        ("mep", "must not be the manager's"),
+        ("root", "no helper process is root"),
+        (manager.pw_name, "must not be the manager's"),
         ("no-such-account", "does not exist"),
     ):
-        path.write_text(good + f"mapper_account: {bad}\n")
+        path.write_text(rest + f"mapper_account: {bad}\n")
         assert reason in site("check", "site", expect=4).stderr
     mapping(site).chmod(0o644)
     with account() as chosen:
         key = site.path("var", "site", "unseal.key")
-        path.write_text(good + f"mapper_account: {chosen.name}\n")
+        path.write_text(rest + f"mapper_account: {chosen.name}\n")
         assert f"chown {chosen.name} {key}" in site("check", "site", expect=4).stderr
         os.chown(key, chosen.uid, chosen.gid)
         os.kill(status(site)["pid"], signal.SIGHUP)
@@ -200,13 +201,13 @@ def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
         mine = site.path("etc", "site", "mine.json")
         rule = {**RULE, "match": "me@example.edu", "output": chosen.name, "literal": True}
         mine.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [rule]}]))
-        path.write_text(good + f"mapper_account: {chosen.name}\nidentity_mapping_config_path: {mine}\n")
+        path.write_text(rest + f"mapper_account: {chosen.name}\nidentity_mapping_config_path: {mine}\n")
         refused = site("map", "site", "--identity", "me@example.edu", expect=1)
         assert "one of the endpoint's own accounts" in refused.stdout + refused.stderr
         path.write_text(good)
-        os.chown(key, pwd.getpwnam("mep-idmap").pw_uid, 0)
+        os.chown(key, mapper.pw_uid, 0)
         os.kill(status(site)["pid"], signal.SIGHUP)
-        soon(lambda: mapper_uid(site) == pwd.getpwnam("mep-idmap").pw_uid)
+        soon(lambda: mapper_uid(site) == mapper.pw_uid)
 
 
 def mapper_uid(site: Cli) -> int:

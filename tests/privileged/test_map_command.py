@@ -226,7 +226,7 @@ def test_a_directory_with_a_password_that_the_mapper_alone_may_read(
         person_asked = ("map", "site", "--identity", f"{NAME}@example.edu")
         assert "ldap.password cannot be read: Permission denied" in mep(*person_asked, expect=4).stderr
         mep("check", "site", expect=4)
-        os.chown(password, 0, pwd.getpwnam("mep-idmap").pw_gid)
+        os.chown(password, 0, mep.helpers("site")[1].pw_gid)
         password.chmod(0o640)
         mep("check", "site")
         assert mep.json(*person_asked)["account"]["uid"] == person.uid

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sitekit import accounts
+
 
 @dataclass
 class Cli:
@@ -41,6 +45,11 @@ class Cli:
             return self.directory.joinpath(kind, name, *more)
         home = Path(self.account.pw_dir) if self.account is not None else self.directory
         return home.joinpath(".mep", name, *({"etc": [], "var": ["state"], "run": ["run"]}[kind]), *more)
+
+    def helpers(self, name: str) -> tuple[pwd.struct_passwd, pwd.struct_passwd]:
+        """Return the accounts of manager and mapper that config.yaml names."""
+        config = yaml.safe_load(self.path("etc", name, "config.yaml").read_text())
+        return pwd.getpwnam(config["manager_account"]), pwd.getpwnam(config["mapper_account"])
 
     def __call__(self, *words: str, expect: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `mep WORDS` and check its exit code."""
@@ -74,4 +83,5 @@ def open_directory() -> Iterator[Path]:
     try:
         yield path
     finally:
+        accounts.remove_helpers(f"{path}/")
         shutil.rmtree(path, ignore_errors=True)

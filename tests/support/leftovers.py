@@ -84,13 +84,15 @@ class Session:
                 time.sleep(0.05)
             found = [_describe(pid) for pid, _ in left]
             ledger.end_processes(left)
-            return found + [f"account {name}" for name in _test_accounts()] + sorted(_directories())
+            left_accounts = [*_test_accounts(), *accounts.helpers_below(_test_endpoints())]
+            return found + [f"account {name}" for name in left_accounts] + sorted(_directories())
 
 
 def _remove_leftovers() -> list[str]:
     names = _test_accounts() if os.geteuid() == 0 else []
     for name in names:
         accounts.remove(name)
+    names += accounts.remove_helpers(_test_endpoints())
     paths = _directories()
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
@@ -99,6 +101,11 @@ def _remove_leftovers() -> list[str]:
 
 def _test_accounts() -> list[str]:
     return [name for name in accounts.throwaway_names() if name.startswith("meptest-")]
+
+
+def _test_endpoints() -> str:
+    """Return what the paths of tests' endpoints begin with."""
+    return f"{tempfile.gettempdir()}/meptest-"
 
 
 @contextlib.contextmanager
