@@ -40,10 +40,20 @@ def under_systemd() -> bool:
     return os.path.isdir(_SYSTEMD)
 
 
+def runtime_dir_of(uid: int) -> str:
+    """Return where logind puts what belongs to a login of `uid` (pam_systemd(8))."""
+    return f"/run/user/{uid}"
+
+
 def can_group() -> bool:
-    """Tell whether a user endpoint can have a group of its own, limits or none: what is in one is ended at once."""
-    if os.geteuid() != 0 or not tree():
+    """Tell whether a user endpoint can have a group of its own, limits or none: what is in one is ended at once.
+
+    Without root, that takes the person's own service manager, user@UID.service.
+    """
+    if not tree():
         return False
+    if os.geteuid() != 0:
+        return under_systemd() and os.access(BUSCTL, os.X_OK) and os.path.exists(f"{runtime_dir_of(os.geteuid())}/bus")
     return not (_no_systemd() if under_systemd() else _no_tree(tree()))
 
 

@@ -1,7 +1,8 @@
 """A user endpoint's control group: made, entered, watched and killed by its keeper, which never stands in it itself.
 
 Where systemd is the init, the tree is systemd's, and a transient scope is asked for with busctl: `StartTransientUnit`
-of org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. Where PAM opened a session of
+of org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. A person's own endpoint asks the
+person's own service manager, which runs while the person is logged in or lingers. Where PAM opened a session of
 logind's, the limits are set on the session's scope. Elsewhere the tree /sys/fs/cgroup/mep is written by hand. It lies
 outside the group that the monitor was started in: a service manager may do with that what it likes.
 
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mep.boundary.cgroups import BUSCTL, controllers, tree, under_systemd
+from mep.boundary.cgroups import BUSCTL, controllers, runtime_dir_of, tree, under_systemd
 from mep.boundary.resolved import Limits
 from mep.errors import Refusal, public_text
 from mep.monitor.spawn import reset_signals
@@ -231,7 +232,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
     slice_of_endpoint = f"mep-{unit_word(member.endpoint)}"
     slice_of_person = f"{slice_of_endpoint}-{member.uid}"
     scope = f"{slice_of_endpoint}-{member.uep_id.replace('-', '')}.scope"
-    above = f"{tree()}/mep.slice/{slice_of_endpoint}.slice"
+    above = f"{_tree_of_manager()}/mep.slice/{slice_of_endpoint}.slice"
     person = _properties(member.person_limits)
     is_there = os.path.isdir(f"{above}/{slice_of_person}.slice")
     slices: list[tuple[str, list[Property]]] = [] if is_there else [(f"{slice_of_person}.slice", person)]
@@ -255,6 +256,12 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
     if is_there and person:
         _set_properties(f"{slice_of_person}.slice", person, left)
     return Cgroup(_entered(member.pid, scope, left), member.limits, ours=False)
+
+
+def _tree_of_manager() -> str:
+    """Return the group in which the service manager that is asked makes its slices: the host's or the owner's."""
+    uid = os.geteuid()
+    return tree() if uid == 0 else f"{tree()}/user.slice/user-{uid}.slice/user@{uid}.service"
 
 
 def _start_scope(
@@ -312,7 +319,8 @@ def _entered(pid: int, scope: str, left: Callable[[], float]) -> str:
 def _busctl(method: str, signature: str, words: Sequence[str], left: Callable[[], float]) -> None:
     """Call systemd. Raises CgroupFailed with what busctl says, or where it does not come back."""
     seconds = max(1.0, min(_BUS_LIMIT_S, left()))
-    argv = [BUSCTL, "--system", "--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
+    whose = "--system" if os.geteuid() == 0 else "--user"
+    argv = [BUSCTL, whose, "--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.fork()
@@ -338,7 +346,8 @@ def _become_busctl(argv: list[str], stderr: int) -> None:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for number, descriptor in enumerate((null, null, stderr)):
             os.dup2(descriptor, number, inheritable=True)
-        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
+        bus = {} if os.geteuid() == 0 else {"XDG_RUNTIME_DIR": runtime_dir_of(os.geteuid())}
+        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **bus})
     finally:
         os._exit(127)
 

@@ -55,6 +55,10 @@ if mode == "orphans":
             [sys.executable, "-I", "-c", "import os,time\nif os.fork() == 0:\n os.setsid()\n time.sleep(3600)"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
         ).wait()  # fmt: skip
+if mode == "join":
+    # Into a PID namespace that the account holds elsewhere: the parent of what is left there is that namespace's init.
+    words = ["nsenter", "--user", "--preserve-credentials", "--pid", "--target", str(order["target"])]
+    subprocess.run([*words, "setsid", "sh", "-c", f"sleep {order['seconds']} &"], check=True, close_fds=True)
 if mode == "term-ends":
 
     def end(_number: int, _frame: object) -> None:
