@@ -30,6 +30,8 @@ class LocalUser:
     """The identity that decided."""
     mapper: str
     """Which document and rule decided, for the log."""
+    literal: bool = False
+    """Whether the mapping file itself spells the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def _decide(answers: Sequence[Answer], first_of_several: bool, description: str)
         raise AmbiguousMapping(f"{first.rule} gives several local users: {several}")
     if (reason := names.problem(first.name)) is not None:
         raise NameRefused(f"{first.rule}: {label(first.identity)}: {reason}")
-    return LocalUser(first.name, first.identity, f"{description}, {first.rule}")
+    return LocalUser(first.name, first.identity, f"{description}, {first.rule}", first.literal)
 
 
 def considered(identities: Sequence[Mapping[str, str]]) -> tuple[list[Identity], list[str]]:

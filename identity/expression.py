@@ -33,7 +33,7 @@ class Rule:
     def answer(self, identity: Identity, groups: tuple[str, ...]) -> Answer:
         """Return what the rule makes of `identity`, which it matches. Raises NameRefused."""
         try:
-            return Answer(identity, self.output.fill(identity, groups), self.place)
+            return Answer(identity, self.output.fill(identity, groups), self.place, self.output.is_literal)
         except Missing as error:
             raise NameRefused(f"{self.place} matches {label(identity)}, but for its output {error}") from None
 

@@ -22,6 +22,8 @@ class Answer:
     identity: Identity
     name: str
     rule: str
+    literal: bool = False
+    """Whether the mapping file itself spells the name, so that it is the same for everybody whom the rule matches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class Template:
             self._parts.append(_reference(found[2], groups))
             position = found.end()
         self._parts.append(text[position:])
+        self.is_literal = len(self._parts) == 1
+        """Whether nothing is filled in: the text is the same for every identity."""
         names = [part for part in self._parts[1::2] if isinstance(part, str)]
         self.fields = tuple(dict.fromkeys(names))
         """Names of the identity fields used, each once, in order."""

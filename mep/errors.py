@@ -49,6 +49,7 @@ class Refusal(enum.StrEnum):
     IDENTITY_REMAPPED = "IDENTITY_REMAPPED"
     MAPPING_UNCONFIRMED = "MAPPING_UNCONFIRMED"
     ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
+    ACCOUNT_SHARED = "ACCOUNT_SHARED"
     MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
     START_REQUEST_STALE = "START_REQUEST_STALE"
@@ -67,6 +68,8 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     "and ended your process. Submit again.",
     Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
     "Ask its administrators, with the correlation id.",
+    Refusal.ACCOUNT_SHARED: "This site lets no two people use one account at a time, and another person uses yours. "
+    "Submit again later.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
     Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
     "Tell its administrators, with the correlation id.",

@@ -239,6 +239,13 @@ class AccountRefused(MepError):
     http_status = 403
 
 
+class AccountShared(MepError):
+    """This site lets no two people use one account at a time, and another person uses yours. Submit again later."""
+
+    code = "ACCOUNT_SHARED"
+    http_status = 403
+
+
 class MapperUnavailable(MepError):
     """This site cannot look up your local account just now. Try again later."""
 

@@ -25,6 +25,7 @@ MAX_TEXT = 4096
 MAX_DOCUMENT_BYTES = 512 * 1024
 """Largest document that travels as a sealed memfd between manager, monitor and mapper."""
 INCARNATION_BYTES = 16
+PERSON_BYTES = 32
 MAX_STARTS_OUTSTANDING = 1024
 """Most StartEndpoint that a manager may have unanswered; one more is a violation."""
 
@@ -66,15 +67,18 @@ class MapperReady:
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """The request with `ref` is genuine and fresh, and means this user. Carries one descriptor: the sealed
-    memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor. `incarnation` names
-    the process that may come of it."""
+    memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor. `person` is a digest
+    of who asks: the same for all identities of one person. `incarnation` names the process that may come of it.
+    `literal` is 1 where the mapping file itself spells the account's name, else 0."""
 
     ref: int
     uep_id: str = text(36)
     local_user: str = text(32)
     identities: str = text(4096)
     correlation_id: str = text(64)
+    person: bytes = blob(PERSON_BYTES)
     incarnation: bytes = process_name()
+    literal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +336,13 @@ class CapsDenied:
 
 
 @dataclass(frozen=True, slots=True)
+class SharingDenied:
+    """The account already runs a user endpoint of another person; `detail` says which, for the administrator."""
+
+    detail: str = text(4096)
+
+
+@dataclass(frozen=True, slots=True)
 class StopUserEndpoint:
     """End the user endpoint: SIGTERM, a grace period, then SIGKILL to every descendant."""
 
@@ -355,7 +366,7 @@ Message = (
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartPlaced | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
-    | NotChecked
+    | NotChecked | SharingDenied
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
@@ -365,7 +376,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     36: EndpointAccount, 37: TaskLogFile, 38: StartPlaced,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
-    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint,
+    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied,
     60: Shutdown,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
 }  # fmt: skip

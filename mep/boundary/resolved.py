@@ -178,6 +178,9 @@ class Resolved:
     """Whether setuid programs may work in user endpoints."""
     pre_start_hook: Hook = field(default_factory=Hook)
     post_stop_hook: Hook = field(default_factory=Hook)
+    shared_accounts: str = ""
+    """Whether two people's user endpoints may run as one account at a time: `allow`, `refuse`, or empty, which allows
+    it only where the mapping file spells the account's name for both."""
     recheck_max_age_s: float = 1209600.0
     """How long a user endpoint may run on after its person's mapping was last confirmed; 0 is for ever."""
 

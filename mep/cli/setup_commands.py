@@ -45,8 +45,11 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
               help="The relay, https except on this machine.")  # fmt: skip
 @token_option
 @click.option("--display-name", help="The name that people see.")
-@click.option("--manager-account", metavar="ACCOUNT",
-              help="An existing account for the manager, in place of one made for this endpoint; with --multi-user.")
+@click.option(
+    "--manager-account",
+    metavar="ACCOUNT",
+    help="An existing account for the manager, in place of one made for this endpoint; with --multi-user.",
+)
 @click.option("--mapper-account", metavar="ACCOUNT", help="The same for the mapper.")
 @click.option(
     "--endpoint-config", type=click.Path(exists=True, dir_okay=False), help="A config.yaml to use instead of a new one."

@@ -73,7 +73,8 @@ def sharing_notes(where: EndpointPaths, roots: Roots, options: EndpointOptions) 
             if name != where.name and _uid(account) in theirs:
                 notes.append(
                     f"{where.config}: {key}: {account} is an account of endpoint {name} too: a process of either "
-                    "endpoint that runs as it can read the keys of both and stop both; give each endpoint accounts of its own"
+                    "endpoint that runs as it can read the keys of both and stop both; give each endpoint accounts of "
+                    "its own"
                 )
     return notes
 

@@ -375,6 +375,14 @@ class EndpointOptions:
         "deny",
         check=one_of("deny", "allow"),
     )
+    shared_accounts: str | None = option(
+        "Whether user endpoints of two people may run as one account at the same time: `allow` or `refuse`. They can "
+        "read each other's memory, files and results. Absent: refuse, unless the `output` of an expression mapping "
+        "spells the account for both.",
+        None,
+        check=lambda value: "" if value is None else one_of("refuse", "allow")(value),
+        example="refuse",
+    )
     pam: PamOptions = field(default_factory=PamOptions, metadata=about(""))
     pre_start_hook: PreStartHookOptions = field(default_factory=PreStartHookOptions, metadata=about(""))
     post_stop_hook: PostStopHookOptions = field(default_factory=PostStopHookOptions, metadata=about(""))

@@ -98,6 +98,8 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         setuid_programs=options.setuid_programs == "allow",
         pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),
         post_stop_hook=checked_hook(where, "post_stop_hook", options.post_stop_hook),
+        # All user endpoints of a single-user endpoint are its owner's.
+        shared_accounts=options.shared_accounts or "" if multi_user else "allow",
         recheck_max_age_s=_recheck_max_age(where, options),
     )
     return Resolution(resolved, bundle, warnings, options, registration)

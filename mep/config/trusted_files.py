@@ -73,7 +73,7 @@ def _configuration(where: EndpointPaths, options: EndpointOptions | None) -> Ite
 def _state(where: EndpointPaths, options: EndpointOptions, trust: Trust) -> Iterator[str]:
     for name in (names.REGISTRATION, names.KEY_RECORD, names.FUNCTION_PINS):
         yield from _existing(trust.problems, where.state_dir / name)
-    keys = ((names.LINK_KEY, names.MANAGER_ACCOUNT), (names.UNSEAL_KEY, options.mapper_account))
+    keys = ((names.LINK_KEY, options.manager_account), (names.UNSEAL_KEY, options.mapper_account))
     for name, account in keys:
         path = where.state_dir / name
         if os.path.lexists(path):

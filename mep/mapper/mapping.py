@@ -39,6 +39,8 @@ class MappedUser:
     name: str
     identity: dict[str, str]
     mapper: str
+    literal: bool = False
+    """Whether the mapping file spells the name: the administrator has made it an account of several people."""
 
 
 class Mapping(Protocol):
@@ -138,4 +140,4 @@ class FileMapping:
                 detail=f"{user.mapper} gave {user.name!r}, no user name of at most {MAX_USER_NAME_BYTES} bytes",
                 correlation_id=correlation_id,
             )
-        return MappedUser(user.name, {**_NO_FIELDS, **user.identity}, str(user.mapper))
+        return MappedUser(user.name, {**_NO_FIELDS, **user.identity}, str(user.mapper), user.literal)

@@ -7,6 +7,7 @@ the manager cannot change it. Called by mep/mapper/main.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -142,11 +143,11 @@ class Mapper:
     def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
         """Map a verified request and answer it. Runs in a thread, since directories may block."""
         try:
-            verified = self._map(data, request)
+            verified, user = self._map(data, request)
         except MepError as error:
             self._refuse(ref, request, error)
             return
-        self._accept(ref, request, verified)
+        self._accept(ref, request, verified, literal=user.literal)
 
     def _answer_recheck(self, ref: int, request: StartRequest) -> None:
         """Say who the person of a running user endpoint maps to now. Runs in a thread, since directories may block."""
@@ -168,15 +169,16 @@ class Mapper:
             NoLongerMapped(ref, request.uep_id, code, public, detail, correlation_id, incarnation=request.incarnation)
         )
 
-    def _map(self, data: bytes, request: StartRequest) -> VerifiedStart:
+    def _map(self, data: bytes, request: StartRequest) -> tuple[VerifiedStart, MappedUser]:
         token = self._join_token(request)
         user: MappedUser = self._mapping.map(request.identity_set, request.correlation_id)
-        return VerifiedStart(
+        verified = VerifiedStart(
             request=data,
             join_token=token,
             local_user=user.name,
             mapped_identity={"local": {"uname": user.name}, "globus": user.identity},
         )
+        return verified, user
 
     def _join_token(self, request: StartRequest) -> bytes:
         info = SEAL_CONTEXT + request.uep_id.encode("ascii", "replace")
@@ -192,13 +194,15 @@ class Mapper:
             raise StartRequestRefused(reason="its join token has a wrong length", correlation_id=request.correlation_id)
         return token
 
-    def _accept(self, ref: int, request: StartRequest, verified: VerifiedStart) -> None:
+    def _accept(self, ref: int, request: StartRequest, verified: VerifiedStart, *, literal: bool) -> None:
         answer = Mapped(
             ref=ref,
             uep_id=request.uep_id,
             local_user=verified.local_user,
             identities=_audit_text(request.identity_set, verified.mapped_identity["globus"]),
             correlation_id=clip(request.correlation_id, _MAX_ID),
+            person=_person(request.identity_set),
+            literal=int(literal),
             incarnation=incarnation_of(verified.join_token),
         )
         descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
@@ -253,6 +257,11 @@ def _read(descriptor: int) -> bytes:
         return read_sealed(descriptor, MAX_DOCUMENT_BYTES)
     except NotSealed as error:
         raise StartRequestRefused(reason="it did not come as a sealed document", detail=str(error)) from None
+
+
+def _person(who: IdentitySet) -> bytes:
+    """Return the digest that tells one person of the relay's from another, whichever identity they logged in with."""
+    return hashlib.sha256(b"mep person v1\0" + who.account_id.encode("utf-8", "surrogatepass")).digest()
 
 
 def _audit_text(who: IdentitySet, decided: dict[str, Any] | None = None) -> str:

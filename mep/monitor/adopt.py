@@ -38,6 +38,7 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
         incarnation=_incarnation(record), pidfd=pidfd, uid=record.uid, pid=record.uep_pid, ready=True,
     )  # fmt: skip
     endpoint.source = record.source
+    endpoint.person, endpoint.literal, endpoint.identities = _person(record), record.literal, record.identities
     endpoint.mapped_at = monitor.records.mapped_at(record.uep_id, endpoint.incarnation)
     monitor.endpoints[record.uep_id] = endpoint
     monitor.loop.watch(pidfd, lambda: monitor.keepers.gone(endpoint))
@@ -46,6 +47,14 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
         keeper_pid=record.keeper_pid, correlation_id=record.correlation_id,
     )  # fmt: skip
     monitor.log.info("adopted a keeper", uep=record.uep_id, user=record.local_user, keeper=record.keeper_pid)
+
+
+def _person(record: KeeperRecord) -> bytes:
+    """Return the digest of whose user endpoint it is, empty where that is not known."""
+    try:
+        return bytes.fromhex(record.person)
+    except ValueError:
+        return b""
 
 
 def _bury(monitor: Monitor, record: KeeperRecord) -> None:

@@ -75,6 +75,9 @@ def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors
     if len(message.incarnation) != m.INCARNATION_BYTES:
         child.channel.dispose(descriptors)
         raise BoundaryViolation(f"Mapped: an incarnation of {len(message.incarnation)} bytes")
+    if len(message.person) != m.PERSON_BYTES or message.literal not in {0, 1}:
+        child.channel.dispose(descriptors)
+        raise BoundaryViolation("Mapped: person or literal is malformed")
     monitor.starts.mapped(message, descriptors[0])
 
 

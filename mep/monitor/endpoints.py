@@ -34,6 +34,12 @@ class UserEndpoint:
     """Whether its end has been reported."""
     cause: tuple[str, str] = ("", "")
     """Code and public text of the end, where the monitor has decided on it."""
+    person: bytes = b""
+    """The mapper's digest of whose it is; empty for one whose keeper is of an older version."""
+    literal: bool = False
+    """Whether the mapping file spells the account's name."""
+    identities: str = ""
+    """Whose it is, for the log."""
     source: str = ""
     """Where the account was found at the start: `files` for this host's own, else empty."""
     mapped_at: float = 0.0
@@ -80,6 +86,10 @@ class Endpoints(dict[str, UserEndpoint]):
     def of_uid(self, uid: int) -> int:
         """Return how many the account with `uid` has."""
         return sum(one.uid == uid for one in self.values())
+
+    def of_another(self, person: bytes, uid: int) -> list[UserEndpoint]:
+        """Return those of the account with `uid` that are not `person`'s; one of an unknown person may be anybody's."""
+        return [one for one in self.values() if one.uid == uid and one.person != person]
 
     def of_user(self, local_user: str) -> int:
         """Return how many were started for the account of this name."""

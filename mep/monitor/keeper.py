@@ -21,7 +21,16 @@ from typing import Any, NoReturn
 
 from mep.boundary.channel import Channel, clip
 from mep.boundary.log import Log
-from mep.boundary.messages import MAX_TEXT, AskCaps, CapsDenied, CapsGranted, Message, Spawned, StopUserEndpoint
+from mep.boundary.messages import (
+    MAX_TEXT,
+    AskCaps,
+    CapsDenied,
+    CapsGranted,
+    Message,
+    SharingDenied,
+    Spawned,
+    StopUserEndpoint,
+)
 from mep.boundary.resolved import GroupLimits, Hook, Limits
 from mep.boundary.runtime import start_ticks
 from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
@@ -67,10 +76,13 @@ class KeeperOrder:
     endpoint: str = ""
     identities: str = ""
     """For hooks: what the mapper wrote for the audit log."""
+    person: bytes = b""
+    literal: bool = False
 
 
 _STOPPING = "The endpoint is being stopped."
 _MAX_REASON = 256
+_MAX_IDENTITIES = 1024
 _NO_DEADLINE = float("inf")
 _DIRECTORY = frozenset({Stage.PAM_ACCOUNT, Stage.PAM_CRED, Stage.PAM_SESSION})
 """Where EAGAIN means that a directory is silent."""
@@ -106,7 +118,11 @@ class Keeper:
         self._channel: Channel | None = channel
         self._deadline = time.monotonic() + order.start_timeout_s
         self._records = Records(order.runtime_dir)
-        self._record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
+        # Cut, since a record has a largest size, and the audit log has all of it.
+        names = clip(order.identities, _MAX_IDENTITIES)
+        who: dict[str, Any] = {"person": order.person.hex(), "literal": order.literal, "identities": names}
+        record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
+        self._record = replace(record, **who)
         self._session: Session | None = None
         self._placing: Placing | None = None
         self._group: Cgroup | None = None
@@ -140,12 +156,16 @@ class Keeper:
         if self._order.pre_start_hook.path:
             account = self._still_admitted(account)
         source = source_of(account.name)
-        self._record = replace(self._record, source=source)
+        # Before the monitor is asked: one that is started after this one has granted it must know of it.
+        self._update(source=source, uid=account.uid)
         self._tell(AskCaps(uid=account.uid, source=source))
         answer = self._hear()
         if isinstance(answer, CapsDenied):
             text = OWN_LIMIT.format(limit=answer.limit)
             raise StartRefused(Stage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
+        if isinstance(answer, SharingDenied):
+            public = public_text(Refusal.ACCOUNT_SHARED)
+            raise StartRefused(Stage.CAPS, Refusal.ACCOUNT_SHARED, public, answer.detail)
         if isinstance(answer, StopUserEndpoint):
             raise StartRefused(Stage.CAPS, answer.code, answer.public, "stopped before it started")
         if not isinstance(answer, CapsGranted):

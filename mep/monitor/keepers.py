@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mep.boundary import messages as m
 from mep.boundary.cgroups import ROOT
-from mep.boundary.channel import Channel
+from mep.boundary.channel import Channel, clip
 from mep.boundary.runtime import boot_id, start_ticks
 from mep.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, Stage, public_text
 from mep.monitor.accounts import AccountRules
@@ -111,6 +111,7 @@ class Keepers:
         endpoint = UserEndpoint(
             start.uep_id, start.local_user, start.correlation_id, pid, child, incarnation=start.incarnation
         )
+        endpoint.person, endpoint.literal, endpoint.identities = start.person, start.literal, start.identities
         self._monitor.rechecks.ages.confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
         endpoint.late = self._monitor.loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
@@ -142,6 +143,8 @@ class Keepers:
             group_limits=resolved.group_limits,
             endpoint=resolved.name,
             identities=start.identities,
+            person=start.person,
+            literal=start.literal,
         )
 
     def rules(self) -> AccountRules:
@@ -169,7 +172,7 @@ class Keepers:
     def _answer(self, endpoint: UserEndpoint, code: str, public: str, **audit: object) -> None:
         asked_for_place = endpoint.uid >= 0 or audit.get("stage") == Stage.CAPS.name  # which comes after policy
         admitted = "admitted" if asked_for_place else "not asked"
-        policy = "refused" if code == Refusal.ACCOUNT_REFUSED else admitted
+        policy = "refused" if code in {Refusal.ACCOUNT_REFUSED, Refusal.ACCOUNT_SHARED} else admitted
         self._monitor.starts.kept(
             endpoint.uep_id, outcome_of(code), code, public, policy=policy, **_who(endpoint), **audit
         )
@@ -179,12 +182,27 @@ class Keepers:
     def grant_or_deny(self, child: Child, message: m.AskCaps) -> None:
         """Answer AskCaps."""
         endpoint, uid = self._endpoints[child.uep_id], message.uid
+        if other := self._shared_with(endpoint, uid):
+            detail = f"uid {uid} runs {other.uep_id} of {other.local_user} for another person: {other.identities}"
+            child.send(m.SharingDenied(detail=clip(detail, m.MAX_TEXT)))
+            return
         limit = self._monitor.resolved.caps.max_user_endpoints_per_user
         if self._endpoints.of_uid(uid) >= limit:
             child.send(m.CapsDenied(limit=limit))
             return
         endpoint.uid, endpoint.source = uid, message.source
         child.send(m.CapsGranted())
+
+    def _shared_with(self, endpoint: UserEndpoint, uid: int) -> UserEndpoint | None:
+        """Return a user endpoint of another person that keeps `endpoint` from running as `uid`, if there is one.
+
+        Accounts are told apart by uid: one uid may have several names.
+        """
+        mode = self._monitor.resolved.shared_accounts
+        if mode == "allow":
+            return None
+        others = self._endpoints.of_another(endpoint.person, uid)
+        return next((one for one in others if mode == "refuse" or not (endpoint.literal and one.literal)), None)
 
     def spawned(self, child: Child, pid: int) -> None:
         """Remember the pid of a user endpoint that was exec'd."""

@@ -39,6 +39,12 @@ class KeeperRecord:
     state: str = STARTING
     uid: int = -1
     source: str = ""
+    person: str = ""
+    """The mapper's digest of whose it is, in hexadecimal digits."""
+    literal: bool = False
+    """Whether the mapping file spells the account's name."""
+    identities: str = ""
+    """Whose it is, for the log."""
     cgroup: str = ""
     """The path of its control group, where it has one of its own."""
     uep_pid: int = 0

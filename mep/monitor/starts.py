@@ -67,6 +67,8 @@ class Start:
     correlation_id: str = ""
     incarnation: bytes = b""
     """Of the process that comes of it; once it is answered, of the one that runs."""
+    person: bytes = b""
+    literal: bool = False
     refused_by_mapper: bool = False
     told_place: int = 0
     """Its place in the queue, as its askers were told last."""
@@ -227,6 +229,7 @@ class Starts:
         start.uep_id, start.local_user = message.uep_id, message.local_user
         start.identities, start.correlation_id = message.identities, message.correlation_id
         start.incarnation = message.incarnation
+        start.person, start.literal = message.person, bool(message.literal)
         start.mapped_at = self._monitor.loop.clock()
         self._place(start)
         self.pump()

@@ -40,6 +40,10 @@ def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = No
         ({"name": "nobody"}, "nobody in particular"),
         ({"name": "mep"}, "own accounts"),
         ({"uid": 999}, "own accounts"),
+        ({"uid": 61184}, "for accounts of endpoints"),
+        ({"uid": 65519}, "for accounts of endpoints"),
+        ({"uid": 61183}, ""),
+        ({"uid": 65520}, ""),
         ({}, ""),
     ],
 )

@@ -47,6 +47,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
         "RecheckNow",
         "CapsGranted",
         "CapsDenied",
+        "SharingDenied",
         "StopUserEndpoint",
         "Shutdown",
     }
@@ -105,9 +106,10 @@ def test_descriptors_arrive_close_on_exec() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Mapped(1, "x" * 37, "u", "{}", "c"),
-        Mapped(1, "i", "u" * 33, "{}", "c"),
-        Mapped(1, "i", "u", "{}", "c", incarnation=b"i" * 17),
+        Mapped(1, "x" * 37, "u", "{}", "c", bytes(32)),
+        Mapped(1, "i", "u" * 33, "{}", "c", bytes(32)),
+        Mapped(1, "i", "u", "{}", "c", bytes(33)),
+        Mapped(1, "i", "u", "{}", "c", bytes(32), incarnation=b"i" * 17),
     ],
 )
 def test_caps_hold_for_the_sender_too(message: Message) -> None:

@@ -194,7 +194,7 @@ def test_manager_that_closes_its_channel_and_lives_on() -> None:
 
 
 def mapped(ref: int, *, uep_id: str = "", user: str = "nobody", incarnation: bytes = b"i" * 16) -> bytes:
-    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c", incarnation=incarnation))
+    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c", bytes(32), incarnation))
 
 
 MAPPER_FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
@@ -242,7 +242,7 @@ def test_mapper_restarts_with_a_new_epoch_that_the_manager_is_told() -> None:
     [
         encode(MapperReady(epoch=b"short")),
         encode(NotMapped(1, "", "IDENTITY_NOT_MAPPED", "", "", "", "")),
-        encode(Mapped(1, new_uep_id(), "nobody", "{}", "")),
+        encode(Mapped(1, new_uep_id(), "nobody", "{}", "", bytes(32))),
     ],
     ids=["epoch", "refusal", "mapped"],
 )

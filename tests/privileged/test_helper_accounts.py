@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.privileged.test_configure import Registrar, configure, mep, registrar
+from tests.privileged.test_configure import Registrar, mep, registrar
 from tests.support.accounts import account
 from tests.support.cli import Cli
 
@@ -185,7 +185,9 @@ def test_an_endpoint_without_the_options_keeps_the_accounts_of_the_installation(
     make(mep, registrar, "old")
     path = mep.path("etc", "old", "config.yaml")
     text = path.read_text()
-    path.write_text("".join(f"{line}\n" for line in text.splitlines() if not line.startswith(("manager_acc", "mapper_acc"))))
+    path.write_text(
+        "".join(f"{line}\n" for line in text.splitlines() if not line.startswith(("manager_acc", "mapper_acc")))
+    )
     mep("register", "old", "--again", "--token-file", str(mep.directory / "token"))
     owners = [pwd.getpwuid(mep.path("var", "old", key).stat().st_uid).pw_name for key in ("link.key", "unseal.key")]
     assert owners == ["mep", "mep-idmap"]

@@ -86,9 +86,8 @@ def test_a_keeper_that_is_stopped_delays_nobody(alice: LocalAccount, bob: LocalA
 def map_again(mapper: Puppet, request: MapRequest, user: str) -> str:
     """As the mapper, answer a request that was taken already, with a user endpoint that says nothing."""
     uep_id = new_uep_id()
-    mapper.send(
-        Mapped(request.ref, uep_id, user, "{}", "corr", b"i" * 16), sealed_memfd("verified", b'{"mode": "silent"}')
-    )
+    document = sealed_memfd("verified", b'{"mode": "silent"}')
+    mapper.send(Mapped(request.ref, uep_id, user, "{}", "corr", bytes(32), b"i" * 16), document)
     return uep_id
 
 

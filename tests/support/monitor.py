@@ -8,6 +8,7 @@ the start document (written by the test as the mapper) says.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -284,6 +285,15 @@ class MonitorRun:
             return dict(json.loads((self.run / "keepers" / f"{uep_id}.json").read_text()))
         return {}
 
+    def end(self, uep_id: str) -> None:
+        """Kill the process of a user endpoint."""
+        os.kill(self.record(uep_id)["uep_pid"], signal.SIGKILL)
+
+    def forget(self, uep_id: str, *keys: str) -> None:
+        """Take `keys` out of a keeper's record, as a keeper of a version without them has written it."""
+        path = self.run / "keepers" / f"{uep_id}.json"
+        path.write_text(json.dumps({key: value for key, value in self.record(uep_id).items() if key not in keys}))
+
     # --- its children ---------------------------------------------------------------------------------
 
     def puppet(self, kind: str) -> Puppet:
@@ -362,16 +372,30 @@ def ask(manager: Puppet, ref: int, document: bytes = b"request") -> None:
     manager.send(StartEndpoint(ref=ref), sealed_memfd("request", document))
 
 
-def map_next(mapper: Puppet, user: str, *, uep_id: str = "", incarnation: bytes = b"", **behaviour: Any) -> str:
-    """As the mapper, map the next request to `user`; the stand-in does what `behaviour` says. Return the uep id."""
+def map_next(
+    mapper: Puppet,
+    user: str,
+    *,
+    uep_id: str = "",
+    person: str = "alice",
+    literal: bool = False,
+    incarnation: bytes = b"",
+    **behaviour: Any,
+) -> str:
+    """As the mapper, map the next request, of `person`, to `user`; the stand-in does what `behaviour` says.
+
+    Return the uep id.
+    """
     request, descriptors = mapper.take(MapRequest)
     for descriptor in descriptors:
         os.close(descriptor)
     uep_id = uep_id or new_uep_id()
     document = sealed_memfd("verified", json.dumps({"mode": "ready", **behaviour}).encode())
-    who = json.dumps({"username": "alice@example.edu"})
+    who = json.dumps({"username": f"{person}@example.edu"})
+    digest = hashlib.sha256(person.encode()).digest()
     name = incarnation or os.urandom(INCARNATION_BYTES)
-    mapper.send(Mapped(request.ref, uep_id, user, who, f"corr-{request.ref}", incarnation=name), document)
+    answer = Mapped(request.ref, uep_id, user, who, f"corr-{request.ref}", digest, name, int(literal))
+    mapper.send(answer, document)
     return uep_id
 
 
