@@ -70,8 +70,12 @@ class Explanation:
 class Chain:
     """The mappers of one mapping file. `files` are the other files it was made of (passwords, CAs)."""
 
-    def __init__(self, links: Sequence[Link], files: Iterable[Path] = ()) -> None:
+    def __init__(
+        self, links: Sequence[Link], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False
+    ) -> None:
         self._links = tuple(links)
+        self.network, self.programs = network, programs
+        """Whether its mappers need the network (a directory or a program does), and whether they run programs."""
         self.files = tuple(files)
         self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
 

@@ -46,12 +46,16 @@ def load(
     files = files or Files()
     makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
     links: list[Link] = []
-    for index, value in enumerate(_documents(path, files)):
+    documents = _documents(path, files)
+    for index, value in enumerate(documents):
         try:
             links.append(_link(value, makers))
         except DocumentInvalid as error:
             raise MappingFileInvalid(path, index, str(error)) from None
-    return Chain(links, [other for other in files.signatures if other != path])
+    types = {value["DATA_TYPE"] for value in documents}
+    programs = callout.DATA_TYPE in types
+    network = programs or _LDAP_TYPE in types
+    return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs)
 
 
 def _link(value: Any, makers: dict[str, _Maker]) -> Link:

@@ -128,6 +128,11 @@ class MappingStatus:
     problem: str = text(4096)
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadNeeded:
+    """The mapping names a directory or a program, and the mapper was started without what they need; or the reverse."""
+
+
 # --- monitor -> mapper ------------------------------------------------------------------------------
 
 
@@ -362,7 +367,8 @@ class Shutdown:
 
 
 Message = (
-    MapperReady | Mapped | NotMapped | MappingStatus | MapRequest | ManagerReady | StartEndpoint | LinkStatus | StopAll
+    MapperReady | Mapped | NotMapped | MappingStatus | ReloadNeeded | MapRequest
+    | ManagerReady | StartEndpoint | LinkStatus | StopAll
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartPlaced | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
@@ -370,7 +376,7 @@ Message = (
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
-    1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus, 5: StillMapped, 6: NoLongerMapped,
+    1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus, 5: StillMapped, 6: NoLongerMapped, 7: ReloadNeeded,
     10: MapRequest,
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,

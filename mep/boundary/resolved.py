@@ -137,6 +137,10 @@ class MapperSection:
     """Single-user mode: the account that everything runs as."""
     clock_skew_s: float = 30.0
     log_level: str = "INFO"
+    network: bool = False
+    """Whether the mapping names a directory or a program, for which the mapper needs the network."""
+    programs: bool = False
+    """Whether the mapping names a program, which the mapper runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,16 +204,19 @@ def _manager_section(
 def _mapper_section(
     where: EndpointPaths, options: EndpointOptions, registration: Registration, *, multi_user: bool
 ) -> MapperSection:
+    path, network, programs = _checked_mapping(where, options) if multi_user else ("", False, False)
     return MapperSection(
         endpoint_id=registration.endpoint_id,
         relay_signing_key=registration.signing_public_key,
         account=helper_accounts(where, options).mapper.pw_name if multi_user else "",
         unseal_key_path=_key_path(where, names.UNSEAL_KEY),
-        mapping_path=str(_checked_mapping(where, options)) if multi_user else "",
+        mapping_path=str(path),
         owner_identities=[] if multi_user else [one.id for one in registration.owner],
         own_user="" if multi_user else pwd.getpwuid(os.geteuid()).pw_name,
         clock_skew_s=options.clock_skew_s,
         log_level="DEBUG" if options.debug else "INFO",
+        network=network,
+        programs=programs,
     )
 
 
@@ -224,7 +227,8 @@ def _key_path(where: EndpointPaths, name: str) -> str:
     return str(path)
 
 
-def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
+def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Path, bool, bool]:
+    """Return where the mapping is, and whether it needs the network and runs programs. Raises ConfigRefused."""
     import identity.config
     import identity.errors
     import identity.files
@@ -235,12 +239,13 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> Path:
     own, named = trust_in(os.geteuid()), Trust(frozenset({os.geteuid(), mapper.pw_uid}))
     files = identity.files.Files(identity.files.Rules(mapping=own, named=named))
     try:
-        identity.config.load(path, files=files)
+        chain = identity.config.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
         raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
     for one in {path, *files.signatures}:
         _check_usable_by(one, mapper, is_program=one in files.programs)
-    return path
+    chain.close()
+    return path, chain.network, chain.programs
 
 
 def _check_usable_by(path: Path, account: pwd.struct_passwd, *, is_program: bool) -> None:

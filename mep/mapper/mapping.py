@@ -12,12 +12,13 @@ import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 import identity.config
 import identity.errors
+from identity.chain import Chain
 from identity.files import Rules
 from identity.places import Crowd
 from identity.reload import Reloader
@@ -28,6 +29,10 @@ from mep_wire.identity import Identity, IdentitySet
 MAPPED_STATUSES = frozenset({"used", "private"})
 """An identity that its provider reports as unused or closed proves nothing about who is asking."""
 MAX_USER_NAME_BYTES = 32
+_NOT_STARTED_FOR = (
+    "it names a directory or a program for the first time: the mapper is started again with what these need, once the "
+    "configuration has been read again"
+)
 _NO_FIELDS = dict.fromkeys(Identity.__struct_fields__, "")
 """A template may name any field, whether or not the identity has it."""
 
@@ -56,6 +61,9 @@ class Mapping(Protocol):
     def refresh(self) -> None:
         """Notice what has changed since."""
 
+    def readable(self) -> list[str]:
+        """Return the files that it reads again when they change."""
+
 
 def fields_of(one: Identity) -> dict[str, str]:
     """Return an identity's fields by name, as templates see them."""
@@ -81,6 +89,10 @@ class OwnerMapping:
 
     def refresh(self) -> None:
         """Do nothing: who owns the endpoint changes with its registration, at a new start."""
+
+    def readable(self) -> list[str]:
+        """Return nothing: it reads no file."""
+        return []
 
     def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
         """Return the own user for the owner. Raises IdentityNotMapped for everybody else."""
@@ -110,11 +122,36 @@ class FileMapping:
     itself is no mapping file.
     """
 
-    def __init__(self, path: Path, endpoint_id: str, account: str, report: Callable[[str, str], None]) -> None:
-        self._report = report
-        load = functools.partial(identity.config.load, gateway=endpoint_id, crowd=Crowd())
+    def __init__(
+        self, path: Path, endpoint_id: str, account: str, report: Callable[[str, str], None], *,
+        network: bool, programs: bool, need_reload: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._report, self._need_reload = report, need_reload
+        self._path, self._network, self._programs = path, network, programs
+        load = functools.partial(self._load, gateway=endpoint_id, crowd=Crowd())
         self._reloader = Reloader(path, load=load, rules=_rules(account))
         self._tell()
+
+    def _load(self, path: Path, **options: Any) -> Chain:
+        """Load the file. Refuse what this process was not started for: it has given up what that would need.
+
+        Where it needs more than that, or less, `need_reload` has this process replaced by one with as much.
+        """
+        chain = identity.config.load(path, **options)
+        if (chain.network, chain.programs) != (self._network, self._programs):
+            self._need_reload()
+        if chain.programs > self._programs or chain.network > self._network:
+            chain.close()
+            raise identity.errors.MappingFileInvalid(path, None, _NOT_STARTED_FOR)
+        return chain
+
+    def readable(self) -> list[str]:
+        """Return the files that it reads again when they change."""
+        try:
+            named = self._reloader.chain.files
+        except identity.errors.MapperUnavailable:
+            named = ()
+        return [str(path) for path in (self._path, *named)]
 
     def refresh(self) -> None:
         """Read what changed; report when that changed anything. Called now and then, and before each mapping."""

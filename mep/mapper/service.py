@@ -34,6 +34,7 @@ from mep.boundary.messages import (
     Message,
     NoLongerMapped,
     NotMapped,
+    ReloadNeeded,
     Shutdown,
     StillMapped,
 )
@@ -86,7 +87,14 @@ class Mapper:
             raise ConfigRefused("mapper", "mapping_path", "a multi-user endpoint needs a mapping file")
         if not section.mapping_path:
             return OwnerMapping(section.owner_identities, section.own_user)
-        return FileMapping(Path(section.mapping_path), section.endpoint_id, section.account, self._report_mapping)
+        return FileMapping(
+            Path(section.mapping_path), section.endpoint_id, section.account, self._report_mapping,
+            network=section.network, programs=section.programs, need_reload=lambda: self._send(ReloadNeeded()),
+        )  # fmt: skip
+
+    def readable(self) -> list[str]:
+        """Return the files that it reads while it runs."""
+        return self._mapping.readable()
 
     def _report_mapping(self, loaded: str, problem: str) -> None:
         self._send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))

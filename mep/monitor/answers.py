@@ -67,6 +67,11 @@ def answer_mapping_status(monitor: Monitor, child: Child, message: m.MappingStat
         monitor.rechecks.all_now()
 
 
+def answer_reload_needed(monitor: Monitor, child: Child, message: m.ReloadNeeded, _: list[int]) -> None:
+    """The mapping needs more or less than the mapper was started with: have root's resolver look."""
+    monitor.reload.start_for_mapper()
+
+
 def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors: list[int]) -> None:
     """The mapper has verified a request and says which user it means. The id becomes a file name: check it."""
     if not _UEP_ID.fullmatch(message.uep_id) or not _LOCAL_USER.fullmatch(message.local_user):

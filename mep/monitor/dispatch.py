@@ -44,6 +44,7 @@ TABLE = (
     Power(Kind.MANAGER, m.LinkStatus, P.SERVING, MANY, answers.answer_link_status),
     Power(Kind.MANAGER, m.StopAll, P.SERVING, ONCE, answers.answer_stop_all),
     Power(Kind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, answers.answer_mapping_status),
+    Power(Kind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, answers.answer_reload_needed),
     Power(Kind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, answers.answer_mapper_ready, P.SERVING),
     Power(Kind.MAPPER, m.Mapped, P.SERVING, MANY, answers.answer_mapped),
     Power(Kind.MAPPER, m.NotMapped, P.SERVING, MANY, answers.answer_not_mapped),

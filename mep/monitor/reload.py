@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mep.monitor.monitor import Monitor
 
 DEADLINE_S = 60.0
+MAPPER_PAUSE_S = 5.0
 MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
 """What cannot change while the endpoint runs."""
@@ -41,6 +42,8 @@ class Reload:
         self._monitor = monitor
         self._documents: tuple[int, ...] = ()
         self._deadline: Timer | None = None
+        self._for_mapper: Timer | None = None
+        self._next_for_mapper = 0.0
 
     def start(self) -> None:
         """Begin to reload; a second request while one is under way is dropped."""
@@ -58,6 +61,20 @@ class Reload:
             _exec_resolver(monitor.resolved.resolver_argv, *self._documents)
         self._deadline = monitor.loop.after(DEADLINE_S, self._overdue)
         monitor.log.info("reading the configuration again", resolver=self.pid)
+
+    def start_for_mapper(self) -> None:
+        """Begin to reload since the mapper asks for it: at once, or MAPPER_PAUSE_S after the last time."""
+        if self._for_mapper is None:
+            loop = self._monitor.loop
+            self._for_mapper = loop.after(max(0.0, self._next_for_mapper - loop.clock()), self._start_for_mapper)
+
+    def _start_for_mapper(self) -> None:
+        loop, self._for_mapper = self._monitor.loop, None
+        self._next_for_mapper = loop.clock() + MAPPER_PAUSE_S
+        if self.pid:  # that one may have read the mapping as it was before
+            self.start_for_mapper()
+        else:
+            self.start()
 
     def _reopen_logs(self) -> None:
         """Each by itself: one that cannot be opened again keeps none of the others from it."""

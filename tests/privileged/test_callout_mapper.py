@@ -129,7 +129,7 @@ def in_the_mapper(site: Site, scenario: Callable[[Running, RelaySide], T]) -> T:
 
     def run() -> T:
         relay = RelaySide(now=time.time())
-        running = Running(relay, mapping_path=str(site.mapping))
+        running = Running(relay, mapping_path=str(site.mapping), network=True, programs=True)
         running.ready()
         try:
             return scenario(running, relay)
@@ -232,7 +232,7 @@ class RealMapper(MonitorRun):
         (self.root / "unseal.key").write_bytes(relay.unseal_key.private_bytes_raw())
         section = dataclasses.replace(
             self.resolved.mapper, endpoint_id=ENDPOINT, relay_signing_key=relay.public_key.hex(),
-            mapping_path=str(site.mapping),
+            mapping_path=str(site.mapping), network=True, programs=True,
         )  # fmt: skip
         self.resolved = dataclasses.replace(self.resolved, mapper=section)
 

@@ -71,7 +71,7 @@ def broken_first(relay: RelaySide, tmp_path: Path) -> Iterator[Running]:
     }  # fmt: skip
     path = tmp_path / "identity_mapping.json"
     path.write_text(json.dumps([broken, *service.MAPPING]))
-    running = Running(relay, mapping_path=str(path))
+    running = Running(relay, mapping_path=str(path), network=True)
     running.ready()
     yield running
     running.end()
