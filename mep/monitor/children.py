@@ -19,6 +19,7 @@ from mep.errors import ConfigRefused, SpawnFailed
 from mep.monitor.child import Child, Kind, Phase
 from mep.monitor.local_accounts import invoking_account, system_account
 from mep.monitor.loop import Timer
+from mep.monitor.network_namespace import left_network
 from mep.monitor.spawn import Account, SpawnPlan, StageReport, spawn
 from mep.monitor.voice import Voice
 
@@ -115,6 +116,7 @@ class Helper:
             descriptors=descriptors,
             directory="/",
             open_files=self._monitor.open_files,
+            own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
         )
 
     def _take_stages(self) -> None:

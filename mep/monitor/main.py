@@ -25,6 +25,8 @@ from mep.monitor.audit import Audit, open_appending
 from mep.monitor.endpoints import Endpoints
 from mep.monitor.local_accounts import uids_of
 from mep.monitor.monitor import Monitor
+from mep.monitor.network_namespace import leave_network
+from mep.monitor.notify import open_notify_socket
 from mep.monitor.reload import MAX_BUNDLE_BYTES, open_log
 from mep.monitor.runtime import RuntimeDir, check_reachable
 from mep.monitor.status import Status
@@ -86,6 +88,9 @@ def run(resolved: Resolved, bundle: int) -> None:
         status.state, status.problem = "failed", str(error)
         status.write()
         raise
+    open_notify_socket()  # its name may be an abstract one, which belongs to the network namespace that is left next
+    if reason := leave_network():
+        monitor.log.info("the monitor stays in the host's network namespace", reason=reason)
     gc.collect()
     gc.freeze()
     gc.collect()  # so that what is frozen is not counted: else a full collection would wait for as much again

@@ -62,6 +62,8 @@ class SpawnPlan:
     """A pipe at which it waits until its parent has put it into its control group, and has written so."""
     rlimits: Sequence[tuple[int, int]] = ()
     """Limits of the site's, each as number and value, over whatever else there is."""
+    own_network: bool = False
+    """Whether it gets an empty network namespace of its own."""
 
 
 class StageReport:
@@ -197,6 +199,7 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
     ]
     return [
         *waiting,
+        *([(Stage.CAPABILITIES, syscalls.unshare_network)] if plan.own_network else []),
         *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
         *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
         *(become if plan.switch else []),

@@ -1,4 +1,4 @@
-"""System calls that the standard library does not have: prctl(2), capget(2), capset(2), keyctl(2).
+"""System calls that the standard library does not have: prctl(2), capget(2), capset(2), keyctl(2), unshare(2).
 
 Numbers are those of the kernel's headers (linux/prctl.h, linux/capability.h, linux/securebits.h, linux/keyctl.h).
 Every function raises OSError. Called by monitor, keeper and by their children between fork and exec.
@@ -25,7 +25,7 @@ _KEYCTL_GET_KEYRING_ID, _KEYCTL_JOIN_SESSION_KEYRING = 0, 1
 _KEY_SPEC_SESSION_KEYRING = -3
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
 _NR_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
-_CLONE_FILES = 0x400
+_CLONE_FILES, _CLONE_NEWNET = 0x400, 0x40000000
 _LAST_CAPABILITY = 63
 
 # NOROOT and NO_CAP_AMBIENT_RAISE on; NO_SETUID_FIXUP and KEEP_CAPS off, so that setuid takes the capabilities
@@ -130,6 +130,16 @@ def capabilities_are_empty() -> bool:
     header, data = _CapHeader(_CAPABILITY_VERSION_3, 0), (_CapData * 2)()
     _checked(_libc.capget(ctypes.byref(header), ctypes.byref(data)), "capget")
     return not any(half.effective | half.permitted | half.inheritable for half in data)
+
+
+def unshare_network() -> None:
+    """Give this process a new network namespace, which is empty. Needs CAP_SYS_ADMIN."""
+    _checked(_libc.unshare(_CLONE_NEWNET), "unshare(CLONE_NEWNET)")
+
+
+def enter_network(descriptor: int) -> None:
+    """Enter the network namespace of `descriptor` (os.setns is of Python 3.12). Needs CAP_SYS_ADMIN."""
+    _checked(_libc.setns(descriptor, _CLONE_NEWNET), "setns(CLONE_NEWNET)")
 
 
 def _keyctl(operation: int, second: int = 0) -> int | None:
