@@ -218,6 +218,38 @@ def _place(member: Member, left: Callable[[], float]) -> Cgroup:
     return _ask_for_scope(member, left)
 
 
+# --- manager and mapper -----------------------------------------------------------------------------------
+
+
+def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Callable[[], float]) -> None:
+    """Put manager or mapper into a group with `limits`. Raises CgroupFailed, OSError."""
+    if not under_systemd():
+        path = _made(_helper_names(endpoint, kind), controllers(limits))
+        _write_limits(path, limits)
+        _write(path, "cgroup.procs", str(pid))
+        return
+    above = f"mep-{unit_word(endpoint)}"
+    scope = f"{above}-{kind}-{pid}.scope"
+    wanted = [
+        ("Description", "s", f"MEP {kind} of {endpoint}"),
+        ("Slice", "s", f"{above}.slice"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        *_properties(limits),
+    ]
+    _start_scope(scope, wanted, pid, [], left)
+    _entered(pid, scope, left)
+
+
+def remove_helper_group(endpoint: str, kind: str) -> None:
+    """Remove what `place_helper` made by hand; does not wait."""
+    if not under_systemd():
+        remove("/".join([tree(), *_helper_names(endpoint, kind)]), tries=1)
+
+
+def _helper_names(endpoint: str, kind: str) -> list[str]:
+    return [_OURS, f"endpoint-{endpoint}", f"helper-{kind}"]
+
+
 # --- with systemd ---------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from mep.boundary.channel import Channel
 from mep.boundary.file_trust import ours
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
-from mep.boundary.resolved import ManagerSection, MapperSection, section_json
+from mep.boundary.resolved import Limits, ManagerSection, MapperSection, section_json
 from mep.errors import ConfigRefused, SpawnFailed
 from mep.monitor.child import Child, Kind, Phase
+from mep.monitor.helper_group import enter_group, leave_group, why_no_groups
+from mep.monitor.helper_limits import helper_limits
 from mep.monitor.local_accounts import invoking_account, system_account
 from mep.monitor.loop import Timer
 from mep.monitor.network_namespace import left_network
@@ -44,6 +47,7 @@ class Helper:
         self._relaunch: Timer | None = None
         self._stages: StageReport | None = None
         self._voice: Voice | None = None
+        self._said_no_group = False
 
     @property
     def serving(self) -> bool:
@@ -108,6 +112,7 @@ class Helper:
 
     def _plan(self, descriptors: list[int]) -> SpawnPlan:
         resolved, account = self._monitor.resolved, self._account()
+        limits = helper_limits(self.kind, resolved)
         return SpawnPlan(
             account=account,
             switch=resolved.multi_user,
@@ -116,8 +121,20 @@ class Helper:
             descriptors=descriptors,
             directory="/",
             open_files=self._monitor.open_files,
+            rlimits=limits.rlimits(),
+            enter_group=self._enter_group(limits.group_limits()),
             own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
         )
+
+    def _enter_group(self, limits: Limits) -> Callable[[], None] | None:
+        """Return how it enters its control group; None where there can be none, which is said once."""
+        endpoint = self._monitor.resolved.name
+        if reason := why_no_groups(limits):
+            if not self._said_no_group:
+                self._said_no_group = True
+                self._monitor.log.info(f"the {self.kind} has no control group of its own", reason=reason)
+            return None
+        return lambda: enter_group(endpoint, str(self.kind), limits)
 
     def _take_stages(self) -> None:
         stages = self._stages
@@ -136,6 +153,7 @@ class Helper:
         """Take note that its process is gone, and launch it again unless the monitor is stopping."""
         self._take_stages()
         self.child = None
+        leave_group(self._monitor.resolved.name, str(self.kind))
         if self._voice is not None:
             self._voice.take()
         if self._monitor.stopping:

@@ -62,6 +62,8 @@ class SpawnPlan:
     """A pipe at which it waits until its parent has put it into its control group, and has written so."""
     rlimits: Sequence[tuple[int, int]] = ()
     """Limits of the site's, each as number and value, over whatever else there is."""
+    enter_group: Callable[[], None] | None = None
+    """What it calls as root, to put itself into a control group."""
     own_network: bool = False
     """Whether it gets an empty network namespace of its own."""
 
@@ -199,6 +201,7 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
     ]
     return [
         *waiting,
+        *([(Stage.CGROUP, plan.enter_group)] if plan.enter_group is not None else []),
         *([(Stage.CAPABILITIES, syscalls.unshare_network)] if plan.own_network else []),
         *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
         *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),

@@ -62,6 +62,23 @@ def cgroup_of(pid):
     return "/sys/fs/cgroup" + pathlib.Path(f"/proc/{pid}/cgroup").read_text().split("::")[1].strip()
 
 
+def helpers():
+    monitor = status()["pid"]
+    children = pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+    words = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children}
+    return {line[3].decode().removeprefix("mep."): int(pid) for pid, line in words.items() if line[2:3] == [b"-m"]}
+
+
+def check_helpers(found, pattern):
+    for kind, memory, tasks in (("manager", 512 * MIB, 64), ("mapper", 2048 * MIB, 256)):
+        path = cgroup_of(found[kind])
+        assert path == pattern.format(kind, found[kind]), path
+        held = [pathlib.Path(path, name).read_text().strip() for name in ("memory.max", "pids.max")]
+        assert held == [str(memory), str(tasks)], held
+        limits = pathlib.Path(f"/proc/{found[kind]}/status").read_text()
+        assert "Seccomp:\t2" in limits
+
+
 def prepare():
     for account in ("mep", "mep-idmap", "mep-relay"):
         run(
@@ -205,6 +222,8 @@ def main():
     run("systemctl", "daemon-reload")
     run("systemctl", "start", f"mep@{NAME}")
     passed("Type=notify: systemctl start returned, state " + status()["state"])
+    check_helpers(helpers(), f"{SLICE}/mep-the\\x2dsite-{{}}-{{}}.scope")
+    passed("manager and mapper stand in scopes with their limits")
     until("its link is up", lambda: status()["link_state"] == "up")
     endpoint_id = status()["endpoint_id"]
     alice = Executor(endpoint_id=endpoint_id, relay_url=url, token=people["alice"])
@@ -308,6 +327,16 @@ def by_hand():
     group.end()
     assert child.wait() == -signal.SIGKILL
     group.close()
+    assert not os.path.exists("/sys/fs/cgroup/mep")
+    cgroup.under_systemd = lambda: False  # as on such a host
+    child = subprocess.Popen(["sleep", "600"])
+    cgroup.place_helper(child.pid, "site", "manager", Limits(memory_max=50 * MIB, tasks_max=20), lambda: 5.0)
+    assert cgroup_of(child.pid) == "/sys/fs/cgroup/mep/endpoint-site/helper-manager"
+    assert pathlib.Path(cgroup_of(child.pid), "pids.max").read_text().strip() == "20"
+    child.kill()
+    child.wait()
+    until("it is empty", lambda: not pathlib.Path("/sys/fs/cgroup/mep/endpoint-site/helper-manager/cgroup.procs").read_text())
+    cgroup.remove_helper_group("site", "manager")
     assert not os.path.exists("/sys/fs/cgroup/mep")
     passed("a tree without systemd")
 

@@ -79,4 +79,4 @@ def test_limits_and_the_unit(tmp_path: Path) -> None:
     for name in ("journal", "ueps"):
         print(f"--- {name}\n{result.files.get(name, b'').decode(errors='replace')}")
     assert result.status == 0, result.console[-4000:]
-    assert result.log.count("PASSED") == 16
+    assert result.log.count("PASSED") == 17
