@@ -20,7 +20,7 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools test check lint types unit demo bench docs lock clean
+.PHONY: help install tools test check lint types unit demo bench docs seccomp lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -59,8 +59,13 @@ docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
 
+<<<<<<< HEAD
 lock: ## write packaging/lock/ from packaging/constraints.txt and pyproject.toml
 	@python3 -I packaging/lock.py
+=======
+seccomp: install ## write the helpers' lists of system calls anew, from a traced run (root)
+	@"$(BIN)/python" packaging/trace_syscalls.py
+>>>>>>> b7d64ee (Manager and mapper are confined by seccomp and Landlock)
 
 clean: ## remove what building and testing left in the checkout
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv .venv-build .venv-tests

@@ -1,8 +1,9 @@
 """The mapper's start: runs as the system account mep-idmap (single-user: the owner), never as root.
 
 It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, the unseal key;
-the administrator's mapping file, and the directory servers that file names. It has no other connection. It
-trusts its section and the relay's signing key in it, and nothing of a request before its signature is verified.
+the administrator's mapping file, and the directory servers that file names. It has no other connection. Before the
+first request it gives up all else (`confine`). It trusts its section and the relay's signing key in it, and nothing
+of a request before its signature is verified.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mep.boundary.child import (
     take_secret,
     take_section,
 )
+from mep.boundary.confinement import Needs, confine, directories_of
 from mep.boundary.log import Log
 from mep.boundary.resolved import MapperSection
 
@@ -37,4 +39,16 @@ def main() -> None:
     from mep.mapper.service import Mapper
 
     forward_library_log(log)
-    Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16)).run()
+    mapper = Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16))
+    confine(needs(section, mapper.readable()), log)
+    mapper.run()
+
+
+def needs(section: MapperSection, readable: list[str]) -> Needs:
+    """Return what the mapper of `section` has to be able to do, with a mapping that is made of the files `readable`."""
+    return Needs(
+        profile="mapper-programs" if section.programs else "mapper-network" if section.network else "mapper",
+        readable=directories_of(readable),
+        connect=None if section.network else (),
+        programs=section.programs,
+    )

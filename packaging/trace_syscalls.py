@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Writes the lists of system calls for the seccomp filters of manager and mapper from a traced run: `make seccomp`.
+
+Needs root, strace and the kernel's headers (Debian: strace, linux-libc-dev). It runs a command (by default the tests
+that drive both helpers through everything they do) under `strace -f`, takes what each helper calls once it has said
+`confined profile=NAME`, and writes `mep/boundary/syscalls.json`. A call that the present filter refuses is seen too: a
+list that lacks one is mended by one run, or by some where the code went another way. Run it again after code of a
+helper has moved or changed, after a new libzmq, cryptography or ldap3, and on each architecture; then read the diff.
+
+    packaging/trace_syscalls.py [--add] [-- COMMAND ...]
+
+`--add` keeps what the lists have; otherwise each profile that was seen is written anew. What must never be on a list
+(FORBIDDEN) is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "mep" / "boundary" / "syscalls.json"
+HEADERS = {
+    "x86_64": ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h"),
+    "aarch64": ("/usr/include/asm-generic/unistd.h",),
+}
+TESTS = (
+    "tests/acceptance/test_main_job.py",
+    "tests/acceptance/test_relay_restart.py",
+    "tests/privileged/test_live_reload.py",
+    "tests/privileged/test_helper_confinement.py",
+    "tests/privileged/test_recheck_options.py",
+)
+
+ALWAYS = frozenset({
+    "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "epoll_create1", "epoll_ctl",
+    "epoll_wait", "eventfd2", "exit", "exit_group", "fadvise64", "fstat", "futex", "getcpu", "getcwd",
+    "getdents64", "getegid", "geteuid", "getgid", "getpid", "getppid", "getrandom", "getresgid", "getresuid",
+    "getrusage", "gettid", "gettimeofday", "getuid", "lseek", "madvise", "membarrier", "mmap", "mprotect",
+    "mremap", "munmap", "nanosleep", "newfstatat", "openat", "open", "poll", "ppoll", "pread64", "prlimit64",
+    "read", "readlink", "readv", "restart_syscall", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
+    "sched_getaffinity", "sched_yield", "set_robust_list", "sigaltstack", "stat", "lstat", "statx", "sysinfo",
+    "tgkill", "time", "uname", "write", "writev", "access", "faccessat", "fcntl", "ioctl", "dup", "recvmsg",
+    "sendmsg", "clone", "prctl", "memfd_create", "select", "pselect6", "getsockname", "getsockopt",
+    "setsockopt", "recvfrom", "sendto", "lgetxattr", "getxattr", "fgetxattr", "getpeername", "sched_getparam",
+    "sched_getscheduler",
+})  # fmt: skip
+"""What any run may come to need (another kernel, libc or hour), whether the traced one did or not."""
+NAMES = frozenset({"socket", "connect", "bind", "sendmmsg", "recvmmsg", "shutdown"})
+"""What a connection and a look-up of a name need, which differs by nsswitch.conf."""
+PROFILES = {"manager": ALWAYS | NAMES | {"fdatasync", "fsync"}, "mapper": ALWAYS, "mapper-network": ALWAYS | NAMES}
+_NEVER = frozenset({
+    "chmod", "chown", "copy_file_range", "creat", "fallocate", "fchmod", "fchmodat", "fchown", "fchownat",
+    "flock", "fork", "ftruncate", "kill", "lchown", "link", "linkat", "listen", "accept", "accept4", "mkdir",
+    "mkdirat", "mknod", "mknodat", "mq_open", "msgget", "name_to_handle_at", "personality", "pidfd_open",
+    "pidfd_send_signal", "prctl_set_mm", "rename", "renameat", "renameat2", "rmdir", "semget", "setpgid",
+    "setrlimit", "setsid", "setxattr", "shmget", "socketpair", "symlink", "symlinkat", "tkill", "truncate",
+    "unlink", "unlinkat", "utime", "utimensat", "vfork",
+})  # fmt: skip
+FORBIDDEN = {"manager": _NEVER, "mapper": _NEVER | NAMES, "mapper-network": _NEVER}
+
+_CALL = re.compile(r"^(\d+) +(\w+)\((.*)")
+_CONFINED = re.compile(r"(?:manager|mapper)\[(\d+)\]: confined profile=([a-z-]+)")
+_THREAD = re.compile(r"CLONE_THREAD.* = (\d+)$")
+_RESUMED_CLONE = re.compile(r"^(\d+) +<\.\.\. clone3? resumed>.* = (\d+)$")
+_NO_CALLS = ("syscalls", "arch_specific_syscall")
+_NUMBER = re.compile(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$")
+
+
+def numbers() -> dict[str, dict[str, int]]:
+    """Return the numbers of every system call in the kernel's headers, by architecture."""
+    found = {}
+    for machine, paths in HEADERS.items():
+        path = next((path for path in map(Path, paths) if path.exists()), None)
+        if path is None:
+            sys.exit(f"there are no kernel headers for {machine}: apt-get install linux-libc-dev")
+        matches = (_NUMBER.match(line.strip()) for line in path.read_text().splitlines())
+        table = {match[1]: int(match[2]) for match in matches if match}
+        found[machine] = {name: number for name, number in table.items() if name not in _NO_CALLS}
+    return found
+
+
+def instead(table: dict[str, dict[str, int]]) -> dict[str, str]:
+    """Return which call has the place of an older one that not every architecture has."""
+    pairs = {
+        "access": "faccessat", "open": "openat", "stat": "newfstatat", "lstat": "newfstatat", "poll": "ppoll",
+        "select": "pselect6", "epoll_wait": "epoll_pwait", "readlink": "readlinkat", "dup2": "dup3", "pipe": "pipe2",
+        "eventfd": "eventfd2", "time": "gettimeofday", "epoll_create": "epoll_create1",
+    }  # fmt: skip
+    return {old: new for old, new in pairs.items() if new in table["aarch64"]}
+
+
+class Trace:
+    """What the helpers of one run called, by profile."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Counter[str]] = defaultdict(Counter)
+        self._profile: dict[str, str] = {}
+        self._cloning: set[str] = set()
+
+    def take(self, lines: Iterable[str]) -> None:
+        """Read strace's output."""
+        for line in lines:
+            if resumed := _RESUMED_CLONE.match(line):
+                if resumed[1] in self._cloning:
+                    self._profile[resumed[2]] = self._profile[resumed[1]]
+                continue
+            if call := _CALL.match(line):
+                self._take_call(*call.groups())
+
+    def _take_call(self, pid: str, name: str, rest: str) -> None:
+        if name == "execve":
+            self._profile.pop(pid, None)
+        if (
+            name == "write" and (confined := _CONFINED.search(rest)) and confined[1] == pid
+        ):  # the monitor copies the line
+            self._profile[pid] = confined[2]
+        profile = self._profile.get(pid)
+        if profile is None:
+            return
+        self.calls[profile][name] += 1
+        if name in ("clone", "clone3") and "CLONE_THREAD" in rest:
+            self._cloning.add(pid)
+            if thread := _THREAD.search(rest):
+                self._profile[thread[1]] = profile
+
+
+def traced(command: list[str]) -> Trace:
+    """Run `command` under strace and return what its helpers called."""
+    if shutil.which("strace") is None:
+        sys.exit("strace is missing: apt-get install strace")
+    trace = Trace()
+    with tempfile.TemporaryDirectory(prefix="mep-trace-") as directory:
+        output = Path(directory, "strace")
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-s", "256", "-e", "signal=none", "-o", str(output), *command], cwd=ROOT
+        )
+        if done.returncode:
+            print(f"the command ended with status {done.returncode}: where a filter caused that, run this once more")
+        with output.open(errors="replace") as lines:
+            trace.take(line.rstrip("\n") for line in lines)
+    return trace
+
+
+def merged(profile: str, seen: set[str], before: set[str], *, add: bool) -> list[str]:
+    """Return the list for `profile`, having printed what changed."""
+    refused = sorted(seen & FORBIDDEN[profile])
+    kept = before if add else set()
+    now = (seen | kept | PROFILES[profile]) - FORBIDDEN[profile] - {"clone3", "openat2", "execve", "seccomp"}
+    print(f"{profile}: {len(now)} calls; new: {sorted(now - before)}; gone: {sorted(before - now)}; refused: {refused}")
+    return sorted(now)
+
+
+def main() -> None:
+    """Trace, write the data, say what changed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", action="store_true", help="keep what the lists have")
+    parser.add_argument("command", nargs="*", help="what to trace, after --")
+    given = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("needs root: it traces processes of other accounts")
+    command = given.command or [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
+    before: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {"profiles": {}}
+    trace = traced(command) if command != ["none"] else Trace()
+    table = numbers()
+    profiles = {}
+    for profile in PROFILES:
+        seen, old = set(trace.calls.get(profile, ())), set(before["profiles"].get(profile, ()))
+        profiles[profile] = merged(profile, seen, old, add=given.add or not seen)
+    data = {"profiles": profiles, "instead": instead(table), "numbers": table}
+    DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
