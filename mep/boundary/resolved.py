@@ -185,6 +185,8 @@ class Resolved:
     shared_accounts: str = ""
     """Whether two people's user endpoints may run as one account at a time: `allow`, `refuse`, or empty, which allows
     it only where the mapping file spells the account's name for both."""
+    log_bytes_a_day: int = 64 * 1024 * 1024
+    """What each of manager and mapper, and what is refused because of them, may add to root's logs in a day."""
     recheck_max_age_s: float = 1209600.0
     """How long a user endpoint may run on after its person's mapping was last confirmed; 0 is for ever."""
 

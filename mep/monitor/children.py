@@ -48,6 +48,7 @@ class Helper:
         self._stages: StageReport | None = None
         self._voice: Voice | None = None
         self._said_no_group = False
+        self._budget = monitor.log_budget(f"of the {kind}")
 
     @property
     def serving(self) -> bool:
@@ -75,7 +76,7 @@ class Helper:
         ours.dispose = self._monitor.closer.close
         opened = [theirs.fileno()]
         try:
-            voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log)
+            voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log, self._budget)
             opened.append(voice.theirs)
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
             opened.append(open_secret(self._secret_path(), self._account()))

@@ -36,6 +36,8 @@ LATE_S = 5.0
 KILL_AFTER_S = 10.0
 """How much longer than grace and undoing a keeper that was told to stop may take before the monitor ends it."""
 
+_START_RECORDS_BYTES = 4096
+"""What a start that a keeper begins adds to log and audit log, its end included, besides the identities."""
 BURY_S = 1.0
 """After how long a group whose processes were killed is removed."""
 
@@ -73,7 +75,8 @@ class Keepers:
             if text := self._full(start):
                 self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, stage="CAPS")
                 return
-            if not self._recorded(start) and self._monitor.resolved.audit_required:
+            start.paid = self._monitor.start_records.take(2 * len(start.identities) + _START_RECORDS_BYTES)
+            if not start.paid or (not self._recorded(start) and self._monitor.resolved.audit_required):
                 code = Refusal.AUDIT_UNAVAILABLE
                 self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, code, public_text(code), stage="CAPS")
                 return

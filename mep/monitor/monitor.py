@@ -32,6 +32,7 @@ from mep.monitor.endpoints import Endpoints, UserEndpoint
 from mep.monitor.keepers import Keepers
 from mep.monitor.killing import MAX_REAPS, children, reap, reap_each
 from mep.monitor.leavings import Leavings
+from mep.monitor.log_budget import DayBudget
 from mep.monitor.loop import Loop
 from mep.monitor.notify import notify
 from mep.monitor.rechecks import Rechecks
@@ -56,6 +57,8 @@ class Monitor:
         self.status, self.endpoints, self.own_uids, self.open_files = status, endpoints, own_uids, open_files
         self.loop = Loop()
         self.closer = Closer()
+        self.refusals = self.log_budget("on starts that no keeper began, and on re-checks")
+        self.start_records = self.log_budget("on starts that a keeper began", shares=4)
         self.leavings = Leavings(self.loop, log, self._reap)
         self.records = Records(resolved.runtime_dir)
         self.starts = Starts(self)
@@ -83,6 +86,10 @@ class Monitor:
         while not self._ended():
             self.loop.turn()
             self._end_faulty()
+
+    def log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
+        """Return a budget of a day for log lines that manager or mapper cause."""
+        return DayBudget(what, shares * self.resolved.log_bytes_a_day, self.loop, self.log, self.audit)
 
     # --- children ---------------------------------------------------------------------------------------
 

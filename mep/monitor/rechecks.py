@@ -177,6 +177,8 @@ class Rechecks:
             self.revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
         elif message.code != endpoint.mapping_said:
             endpoint.mapping_said = message.code
+            if not self._monitor.refusals.take(len(message.detail) + 512):
+                return
             self._monitor.log.warning(
                 "a mapping cannot be checked now; what runs goes on",
                 uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,

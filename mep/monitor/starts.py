@@ -70,6 +70,8 @@ class Start:
     person: bytes = b""
     literal: bool = False
     refused_by_mapper: bool = False
+    paid: bool = False
+    """Whether its records are within the day's budget already."""
     told_place: int = 0
     """Its place in the queue, as its askers were told last."""
     audit: dict[str, object] = field(default_factory=dict)
@@ -313,6 +315,10 @@ class Starts:
         said = {"outcome": outcome, "code": code, "correlation_id": start.correlation_id, "mapping": mapping}
         who = {"uep_id": start.uep_id, "local_user": start.local_user}
         audit = {"policy": "not asked", **start.audit}
+        if not start.paid:
+            size = sum(len(str(value)) for value in (*said.values(), *who.values(), start.identities, *audit.values()))
+            if not self._monitor.refusals.take(2 * size + 512):
+                return
         self._monitor.audit.write("start", **said, **who, identities=start.identities, **audit)
         self._monitor.log.info("start answered", **said, **who, **audit)
 

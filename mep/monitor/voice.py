@@ -2,7 +2,8 @@
 
 They get a pipe, not the log: who shares an open file can cut it short and write over it. A line that begins as their
 own log's lines do goes on as it is, every other as a field of a line of the monitor's, so that one that was taken over
-cannot speak for another process; control characters are escaped, lines cut, and too many of them dropped and counted.
+cannot speak for another process; control characters are escaped, lines cut, too many of them in a second dropped and
+counted, and too many bytes of them in a day (log_budget.py) left out and counted.
 Called by children.py. Trusts nothing that it reads.
 """
 
@@ -13,6 +14,7 @@ import re
 
 from mep.boundary.log import Log, copy_line
 from mep.monitor.child import Bucket
+from mep.monitor.log_budget import DayBudget
 from mep.monitor.loop import Loop
 
 MAX_LINE = 4000
@@ -24,8 +26,8 @@ _OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 class Voice:
     """The pipe of one process; `theirs` is for it, and to be closed here once it has been forked."""
 
-    def __init__(self, who: str, loop: Loop, log: Log) -> None:
-        self._who, self._loop, self._log = who, loop, log
+    def __init__(self, who: str, loop: Loop, log: Log, budget: DayBudget) -> None:
+        self._who, self._loop, self._log, self._budget = who, loop, log, budget
         self._own = re.compile(_OWN % re.escape(who))
         self._bucket = Bucket(LINES_A_SECOND, LINES_AT_ONCE, loop.clock)
         self._rest = b""
@@ -56,6 +58,8 @@ class Voice:
             return
         if not self._bucket.take():
             self._dropped += 1
+            return
+        if not self._budget.take(min(len(line), MAX_LINE)):
             return
         if self._dropped:
             self._log.warning(

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import stat
 
+from mep.boundary.log import Log
+from mep.boundary.memfd import sealed_memfd
+from mep.boundary.messages import MapRequest, NotMapped, Outcome, StartAnswered, StartEndpoint
+from mep.errors import Refusal
+from mep.monitor.audit import Audit
+from mep.monitor.log_budget import DAY_S, DayBudget
+from mep.monitor.loop import Loop
 from tests.support.monitor import Puppet, running_monitor, until
 
 OWN = "2026-11-20T10:00:00.000Z INFO manager[1]: all is well key=value"
@@ -50,3 +58,59 @@ def test_its_last_words_are_there() -> None:
         mapper.kill()
         until("it is told", lambda: "the mapper ended" in run.log_text())
         assert "a traceback" in run.log_text()
+
+
+A_DAY = 50_000
+"""The budget of a test."""
+
+
+def test_what_it_writes_in_a_day_is_bounded() -> None:
+    with running_monitor(log_bytes_a_day=A_DAY) as (run, manager, _):
+        for _ in range(100):
+            says(manager, (b"x" * 1000 + b"\n") * 10)
+        until("the budget is used up", lambda: "log budget used up" in run.log_text())
+        assert run.log_text().count("log budget used up") == 1
+        assert len(run.log_text()) < 2 * A_DAY
+        [record] = [one for one in run.audit_records() if one["event"] == "log_budget_used_up"]
+        assert record["lines"] == "of the manager" and record["bytes"] == A_DAY
+
+
+def test_the_budget_outlives_the_process() -> None:
+    with running_monitor(log_bytes_a_day=A_DAY) as (run, manager, _):
+        says(manager, (b"x" * 1000 + b"\n") * 60)
+        until("the budget is used up", lambda: "log budget used up" in run.log_text())
+        manager.kill()
+        until("it is gone", lambda: "the manager ended" in run.log_text())
+        before = run.log_text().count("x" * 1000)
+        again = run.puppet("manager")
+        says(again, b"x" * 1000 + b"\n")
+        again.kill()
+        until("it was heard to its end", lambda: run.log_text().count("the manager ended") == 2)
+        assert run.log_text().count("x" * 1000) == before
+
+
+def test_what_manager_and_mapper_make_root_record_in_a_day_is_bounded() -> None:
+    """Together they have starts asked for and refused, with as much text as fits, as fast as they may."""
+    with running_monitor(log_bytes_a_day=A_DAY) as (run, manager, mapper):
+        for ref in range(100):
+            manager.send(StartEndpoint(ref=ref), sealed_memfd("request", b"request"))
+            request, descriptors = mapper.take(MapRequest)
+            os.close(descriptors[0])
+            code = Refusal.IDENTITY_NOT_MAPPED.value
+            mapper.send(NotMapped(request.ref, "", code, "no", "x" * 4000, "corr", "y" * 4000))
+            assert manager.take(StartAnswered)[0].outcome == Outcome.REFUSED
+        assert run.audit.stat().st_size + run.log.stat().st_size < 2 * A_DAY
+        assert "log_budget_used_up" in {record["event"] for record in run.audit_records()}
+
+
+def test_what_was_left_out_is_counted_when_the_day_is_over(tmp_path: pathlib.Path) -> None:
+    now = 0.0
+    loop, path = Loop(lambda: now), str(tmp_path / "audit")
+    budget = DayBudget("of a test", 100, loop, Log("test"), Audit(path, Log("test")))
+    assert [budget.take(60), budget.take(60), budget.take(30)] == [True, False, False]
+    now = DAY_S - 1
+    assert not budget.take(1)
+    now = DAY_S + 1
+    loop.turn()
+    assert '"event": "left_out", "lines": "of a test", "count": 3, "bytes": 91' in pathlib.Path(path).read_text()
+    assert budget.take(60)
