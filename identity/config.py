@@ -58,6 +58,17 @@ def load(
     return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs)
 
 
+def needs(path: Path, files: Files) -> tuple[bool, bool]:
+    """Return whether the mapping file needs the network, and whether it runs programs, by the types of its documents.
+
+    What these name is not looked at. Raises MappingFileInvalid.
+    """
+    documents = [value for value in _documents(path, files) if isinstance(value, dict)]
+    types = [value.get("DATA_TYPE") for value in documents]
+    programs = callout.DATA_TYPE in types
+    return programs or _LDAP_TYPE in types, programs
+
+
 def _link(value: Any, makers: dict[str, _Maker]) -> Link:
     document = Document(value)
     data_type = document.take_text("DATA_TYPE")

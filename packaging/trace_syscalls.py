@@ -40,6 +40,7 @@ TESTS = (
     "tests/privileged/test_live_reload.py",
     "tests/privileged/test_helper_confinement.py",
     "tests/privileged/test_recheck_options.py",
+    "tests/privileged/test_revocation.py",
 )
 
 ALWAYS = frozenset({

@@ -44,12 +44,12 @@ def version() -> int:
 def restrict(readable: Iterable[str], connect: Iterable[int] | None) -> int:
     """Restrict this thread, and those that it starts, to reading `readable` and connecting to TCP ports `connect`.
 
-    `connect` None allows every port. A path that is not there is left out. Needs no_new_privs. Returns the version.
+    `connect` None leaves TCP alone. A path that is not there is left out. Needs no_new_privs. Returns the version.
     Raises LandlockUnavailable.
     """
     known = version()
     files = (1 << _RIGHTS_OF.get(known, 16)) - 1
-    network = 0b01 if connect is None else 0b11  # binding; and connecting
+    network = 0 if connect is None else 0b11  # binding and connecting; ldap3 binds before it connects
     words = [files]
     if known >= _WITH_NETWORK:
         words.append(network)

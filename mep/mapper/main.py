@@ -48,7 +48,7 @@ def needs(section: MapperSection, readable: list[str]) -> Needs:
     """Return what the mapper of `section` has to be able to do, with a mapping that is made of the files `readable`."""
     return Needs(
         profile="mapper-programs" if section.programs else "mapper-network" if section.network else "mapper",
-        readable=directories_of(readable),
+        readable=("/",) if section.network else directories_of(readable),
         connect=None if section.network else (),
         programs=section.programs,
     )

@@ -137,13 +137,12 @@ class FileMapping:
 
         Where it needs more than that, or less, `need_reload` has this process replaced by one with as much.
         """
-        chain = identity.config.load(path, **options)
-        if (chain.network, chain.programs) != (self._network, self._programs):
+        network, programs = identity.config.needs(path, options["files"])
+        if (network, programs) != (self._network, self._programs):
             self._need_reload()
-        if chain.programs > self._programs or chain.network > self._network:
-            chain.close()
+        if programs > self._programs or network > self._network:
             raise identity.errors.MappingFileInvalid(path, None, _NOT_STARTED_FOR)
-        return chain
+        return identity.config.load(path, **options)
 
     def readable(self) -> list[str]:
         """Return the files that it reads again when they change."""

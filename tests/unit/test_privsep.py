@@ -21,7 +21,7 @@ def rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def tests_of(path: Path) -> set[str]:
+def functions_of(path: Path) -> set[str]:
     nodes = ast.walk(ast.parse(path.read_text()))
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -39,7 +39,7 @@ def test_each_row_names_a_test_that_exists_or_says_that_there_is_none() -> None:
         named = NAMED.findall(row[3])
         assert named or row[3] == "no test", row
         for file, test in named:
-            assert test in tests_of(ROOT / file), f"{file}::{test}"
+            assert test in functions_of(ROOT / file), f"{file}::{test}"
 
 
 def test_the_table_is_the_end_of_the_page() -> None:

@@ -335,7 +335,10 @@ def by_hand():
     assert pathlib.Path(cgroup_of(child.pid), "pids.max").read_text().strip() == "20"
     child.kill()
     child.wait()
-    until("it is empty", lambda: not pathlib.Path("/sys/fs/cgroup/mep/endpoint-site/helper-manager/cgroup.procs").read_text())
+    until(
+        "it is empty",
+        lambda: not pathlib.Path("/sys/fs/cgroup/mep/endpoint-site/helper-manager/cgroup.procs").read_text(),
+    )
     cgroup.remove_helper_group("site", "manager")
     assert not os.path.exists("/sys/fs/cgroup/mep")
     passed("a tree without systemd")
