@@ -59,13 +59,11 @@ docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
 
-<<<<<<< HEAD
 lock: ## write packaging/lock/ from packaging/constraints.txt and pyproject.toml
 	@python3 -I packaging/lock.py
-=======
-seccomp: install ## write the helpers' lists of system calls anew, from a traced run (root)
-	@"$(BIN)/python" packaging/trace_syscalls.py
->>>>>>> b7d64ee (Manager and mapper are confined by seccomp and Landlock)
+
+seccomp: tools ## write the helpers' lists of system calls anew, from a traced run (root)
+	@"$(TOOLS)/python" packaging/trace_syscalls.py
 
 clean: ## remove what building and testing left in the checkout
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .work .venv .venv-build .venv-tests
