@@ -196,6 +196,15 @@ class RegisterBody(msgspec.Struct, kw_only=True):
     """The mapper's X25519 public key for HPKE: 32 bytes, or 64 hexadecimal digits in JSON."""
 
 
+class EarlierRelayKeys(msgspec.Struct, kw_only=True):
+    """A pair of keys that the relay had before (mep_wire.relay_keys). All in hexadecimal digits."""
+
+    signing_public_key: str
+    link_public_key: str
+    signature: str
+    """By this pair's signing key, over the pair that followed."""
+
+
 class RegisterAnswer(msgspec.Struct, kw_only=True):
     """The answer to an endpoint's registration: what the endpoint pins."""
 
@@ -208,6 +217,8 @@ class RegisterAnswer(msgspec.Struct, kw_only=True):
     owner: list[Identity]
     """The identity set of who registered it: the only one that a single-user endpoint accepts."""
     warnings: list[str] = []
+    earlier_keys: list[EarlierRelayKeys] = []
+    """The pairs before the present one, oldest first: an endpoint that pinned one of them can follow the signatures."""
 
 
 class ErrorAnswer(msgspec.Struct, kw_only=True):

@@ -77,6 +77,7 @@ class SignedStart(_Msg, frozen=True):
     uep_id: str
     request: bytes
     signature: bytes
+    """1 to MAX_SIGNATURES signatures, one after the other: mep_wire.start."""
     recheck: bool = False
     """What the request says too, where it counts: here it tells the manager what it asked for."""
     incarnation: bytes = b""

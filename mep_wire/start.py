@@ -25,6 +25,10 @@ NONCE_BYTES = 16
 JOIN_TOKEN_BYTES = 32
 INCARNATION_CONTEXT = b"mep incarnation v1\x00"
 INCARNATION_BYTES = 16
+SIGNATURE_BYTES = 64
+MAX_SIGNATURES = 4
+"""A start request may carry several Ed25519 signatures, one after the other: while a relay changes its signing key it
+signs with the earlier one too, which endpoints have pinned until they register again."""
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
-ACCOUNTS = ("mep", "mep-idmap", "mep-relay")
+ACCOUNTS = ("mep", "mep-idmap", "mep-relay", "mep-register")
 CANDIDATES = (
     "/usr/bin/python3",
     "/usr/bin/python3.14",

@@ -29,7 +29,7 @@ from mep_wire.text import escape_output, printable
 from relay import log
 from relay.auth.tokens import new_token, token_hash
 from relay.server import Settings, serve
-from relay.state import State, StateRefused, become_relay_account, default_dir
+from relay.state import Keys, State, StateRefused, become_relay_account, default_dir
 from relay.store.records import Caller
 from relay.store.schema import StateTooNew
 from relay.store.sqlite import SqliteStore
@@ -381,6 +381,99 @@ def show_function(function_id: str, directory: Path | None, *, as_json: bool) ->
     }  # fmt: skip
     lines = [*(f"{key}: {value[key]}" for key in ("id", "name", "owner", "public", "bytes"))]
     _show(value, "\n".join([*lines, f"code: {DIGEST_PREFIX}{value['sha256']}"]), as_json=as_json)
+
+
+@main.group(name="key", invoke_without_command=True, short_help="Show or replace the relay's keys.")
+@_state_option
+@_json_option
+@click.pass_context
+def key_group(ctx: click.Context, directory: Path | None, *, as_json: bool) -> None:
+    """Show the fingerprint of the relay's keys, which `mep configure` and `mep register` show at the endpoints.
+
+    It is one fingerprint over the signing key and the link key. Earlier keys are listed with the time until which
+    start requests are signed with them too.
+
+    \b
+    Examples:
+      mep-relay key
+      mep-relay key rotate
+    """
+    if ctx.invoked_subcommand is None:
+        keys = _keys(directory)
+        _show(_keys_value(keys), _keys_text(keys), as_json=as_json)
+
+
+@key_group.command(name="rotate", short_help="Replace the signing key.")
+@click.option("--overlap-days", default=90.0, show_default=True, type=click.FloatRange(0.0),
+              help="How long start requests are signed with the earlier key too.")  # fmt: skip
+@click.option("--link", "new_link", is_flag=True,
+              help="Replace the link key too: endpoints are cut off until they are registered again.")  # fmt: skip
+@click.option("--stolen", is_flag=True,
+              help="The earlier key is in foreign hands: it signs nothing more, the new key included.")  # fmt: skip
+@_state_option
+@_json_option
+def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stolen: bool, as_json: bool) -> None:
+    """Replace the relay's signing key. A running `mep-relay serve` uses the new one after a restart.
+
+    The earlier key signs the new one, so that `mep register NAME --again` takes it over without being asked. Until the
+    overlap ends, start requests carry the earlier key's signature too, for endpoints that have not registered again.
+
+    \b
+    Examples:
+      mep-relay key rotate
+      mep-relay key rotate --stolen   # endpoints need --new-relay-key FINGERPRINT
+    """
+    state = _existing(directory)
+    try:
+        keys = state.rotate_keys(overlap_days * 86400, new_link=new_link, stolen=stolen)
+    except StateRefused as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        "Restart `mep-relay serve`; then run `mep register NAME --again` at each endpoint"
+        + (" with --new-relay-key and this fingerprint, told to its administrators on another way." if stolen else "."),
+        err=True,
+    )
+    _show(_keys_value(keys), _keys_text(keys), as_json=as_json)
+
+
+def _existing(directory: Path | None) -> State:
+    path = directory or default_dir()
+    with suppress(PermissionError):  # which is said when it is opened
+        if not path.exists():
+            raise _no_relay(path)
+    state = _open(directory)
+    if not (state.directory / "signing.key").exists():
+        raise _no_relay(path)
+    return state
+
+
+def _keys(directory: Path | None) -> Keys:
+    try:
+        return _existing(directory).keys()
+    except StateRefused as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _keys_value(keys: Keys) -> dict[str, Any]:
+    until = {key.public_key().public_bytes_raw(): at for key, at in keys.overlap}
+    return {
+        "fingerprint": keys.public.fingerprint,
+        "signing_public_key": keys.public.signing.hex(),
+        "link_public_key": keys.public.link.hex(),
+        "earlier": [
+            {"fingerprint": one.keys.fingerprint, "signs_until": until.get(one.keys.signing)} for one in keys.earlier
+        ],
+    }
+
+
+def _keys_text(keys: Keys) -> str:
+    value = _keys_value(keys)
+    lines = [f"{value['fingerprint']}  (present)"]
+    for one in reversed(value["earlier"]):
+        at = one["signs_until"]
+        said = f"signs too until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))}" if at else "signs no longer"
+        lines.append(f"{one['fingerprint']}  (earlier, {said})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

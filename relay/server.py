@@ -18,12 +18,15 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from mep_wire.api import EarlierRelayKeys
+from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.connection import BoundedConnection
 from relay.api.quota import Quota
 from relay.api.service import Service
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
+from relay.dispatch.signing import OverlapSigner
 from relay.log import logger
 from relay.plane.zmq_plane import ZmqPlane
 from relay.state import State
@@ -76,7 +79,7 @@ async def serve(state: State, settings: Settings) -> None:
     store = SqliteStore(state.database, for_server=True)
     listener = _listen(settings.host, settings.port)
     plane = ZmqPlane(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(store, plane, keys.signing)
+    dispatcher = Dispatcher(store, plane, OverlapSigner(keys.signing, keys.overlap))
     plane.start(dispatcher)
     service = Service(
         store=store,
@@ -85,6 +88,7 @@ async def serve(state: State, settings: Settings) -> None:
         link_address=settings.link_address or plane.address,
         link_public_key=keys.link_public.hex(),
         signing_public_key=keys.signing_public.hex(),
+        earlier_keys=[_earlier(one) for one in keys.earlier],
         quota=Quota(store, int(settings.max_stored_gb * 1e9)),
         max_open_tasks=settings.max_open_tasks,
     )
@@ -98,6 +102,7 @@ async def serve(state: State, settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     state.write_listening(url, service.link_address)
     logger.info("serving %s, endpoint link %s, state %s", url, service.link_address, state.directory)
+    logger.info("keys %s", keys.public.fingerprint)
     if not ipaddress.ip_address(host).is_loopback:
         logger.warning("tokens travel over %s unencrypted: put a TLS proxy in front, and listen on loopback", url)
     gc.freeze()
@@ -110,6 +115,12 @@ async def serve(state: State, settings: Settings) -> None:
         plane.stop()
         store.close()
         logger.info("ended")
+
+
+def _earlier(one: EarlierKeys) -> EarlierRelayKeys:
+    return EarlierRelayKeys(
+        signing_public_key=one.keys.signing.hex(), link_public_key=one.keys.link.hex(), signature=one.signature.hex()
+    )
 
 
 def _allow_many_connections() -> None:

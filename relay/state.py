@@ -10,15 +10,21 @@ import fcntl
 import json
 import os
 import pwd
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from zmq import curve_public
 from zmq.utils import z85
 
 from mep.boundary.file_trust import Trust, ours
+from mep_wire.relay_keys import MAX_EARLIER, EarlierKeys, RelayKeys, rotation_statement
 
 ACCOUNT = "mep-relay"
 DEFAULT_AS_ROOT = Path("/var/lib/mep-relay")
@@ -73,6 +79,42 @@ def _trust() -> Trust:
         return ours()
 
 
+class _Earlier(msgspec.Struct):
+    """One pair of earlier keys in rotations.json. Bytes are in hexadecimal digits."""
+
+    signing: str
+    link: str
+    signature: str
+    """By the secret of `signing`, over the pair that followed."""
+    secret: str = ""
+    """The secret of `signing`, as long as it signs start requests too."""
+    until: float = 0.0
+    """When that ends, in seconds since the epoch."""
+
+    @property
+    def keys(self) -> RelayKeys:
+        """The pair."""
+        return RelayKeys(bytes.fromhex(self.signing), bytes.fromhex(self.link))
+
+
+class _Pending(msgspec.Struct):
+    """Secrets that a rotation has decided upon and not yet written to signing.key and link.key."""
+
+    signing: str
+    link: str
+
+
+class _Rotations(msgspec.Struct):
+    """rotations.json: what the relay's keys were before, oldest first."""
+
+    earlier: list[_Earlier] = []
+    pending: _Pending | None = None
+
+
+_MAX_ROTATIONS_BYTES = 64 * 1024
+_rotations_decoder = msgspec.json.Decoder(_Rotations)
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The relay's own keys. `link_*` are CURVE keys, 32 bytes."""
@@ -80,6 +122,15 @@ class Keys:
     link_secret: bytes
     link_public: bytes
     signing: Ed25519PrivateKey
+    earlier: tuple[EarlierKeys, ...] = ()
+    """The pairs before, oldest first, each with its signature over the next."""
+    overlap: tuple[tuple[Ed25519PrivateKey, float], ...] = ()
+    """Earlier signing keys that sign too, newest first, each with the time until which it does."""
+
+    @property
+    def public(self) -> RelayKeys:
+        """What endpoints pin."""
+        return RelayKeys(self.signing_public, self.link_public)
 
     @property
     def signing_public(self) -> bytes:
@@ -113,7 +164,15 @@ class State:
         trust = _trust()
         found = trust.problems(self.directory, secret=True)
         if not found:  # else what is in it may not be what it seems
-            secret = ["link.key", "signing.key", self.database.name, f"{self.database.name}-wal", LOCK]
+            secret = [
+                "link.key",
+                "signing.key",
+                "rotations.json",
+                "keys.lock",
+                self.database.name,
+                f"{self.database.name}-wal",
+                LOCK,
+            ]
             found = [
                 problem for name in secret if os.path.lexists(path := self.directory / name)
                 for problem in trust.problems(path, secret=True)
@@ -142,10 +201,97 @@ class State:
         return descriptor
 
     def keys(self) -> Keys:
-        """Return the relay's keys, made at first use."""
-        link = self._secret("link.key")
-        public = z85.decode(curve_public(z85.encode(link)))
-        return Keys(link, public, Ed25519PrivateKey.from_private_bytes(self._secret("signing.key")))
+        """Return the relay's keys, made at first use. Raises StateRefused."""
+        with self._keys_locked():
+            return self._keys(self._rotations())
+
+    def rotate_keys(self, overlap_s: float, *, new_link: bool = False, stolen: bool = False) -> Keys:
+        """Replace the signing key (`new_link`: both) and return the new keys, which the next start of a server uses.
+
+        The earlier pair signs the new one, and signs start requests too for `overlap_s`. `stolen`: it does neither.
+        Raises StateRefused.
+        """
+        with self._keys_locked():
+            rotations = self._rotations()
+            now = self._keys(rotations)
+            signing, link = os.urandom(32), os.urandom(32) if new_link else now.link_secret
+            pending = _Pending(signing.hex(), link.hex())
+            if stolen:
+                rotations = _Rotations([], pending)
+            else:
+                new = _public(link, Ed25519PrivateKey.from_private_bytes(signing))
+                signature = now.signing.sign(rotation_statement(now.public, new))
+                old = _Earlier(
+                    signing=now.signing_public.hex(),
+                    link=now.link_public.hex(),
+                    signature=signature.hex(),
+                    secret=now.signing.private_bytes_raw().hex(),
+                    until=time.time() + overlap_s,
+                )
+                rotations = _Rotations([*rotations.earlier, old][-MAX_EARLIER:], pending)
+            self._write_rotations(rotations)  # from here on the rotation is decided; `_rotations` completes it
+            return self._keys(self._rotations())
+
+    @contextmanager
+    def _keys_locked(self) -> Iterator[None]:
+        descriptor = _trust().open(self.directory / "keys.lock", os.O_RDWR | os.O_CREAT, secret=True)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _keys(self, rotations: _Rotations) -> Keys:
+        link, signing = self._secret("link.key"), Ed25519PrivateKey.from_private_bytes(self._secret("signing.key"))
+        public = _public(link, signing)
+        self._check_chain(rotations, public)
+        return Keys(
+            link,
+            public.link,
+            signing,
+            tuple(EarlierKeys(one.keys, bytes.fromhex(one.signature)) for one in rotations.earlier),
+            tuple(
+                (Ed25519PrivateKey.from_private_bytes(bytes.fromhex(one.secret)), one.until)
+                for one in reversed(rotations.earlier)
+                if one.secret
+            ),
+        )
+
+    def _rotations(self) -> _Rotations:
+        """Return rotations.json. Completes a rotation that was cut short, and forgets secrets that sign no longer."""
+        path = self.directory / "rotations.json"
+        try:
+            rotations = _rotations_decoder.decode(_trust().read(path, _MAX_ROTATIONS_BYTES, secret=True))
+        except FileNotFoundError:
+            return _Rotations()
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StateRefused(f"cannot read {path}: {error}") from error
+        before = msgspec.json.encode(rotations)
+        if rotations.pending is not None:
+            _write(self.directory / "link.key", bytes.fromhex(rotations.pending.link))
+            _write(self.directory / "signing.key", bytes.fromhex(rotations.pending.signing))
+            rotations.pending = None
+        for one in rotations.earlier:
+            if one.until <= time.time():
+                one.secret = ""
+        if msgspec.json.encode(rotations) != before:
+            self._write_rotations(rotations)
+        return rotations
+
+    def _write_rotations(self, rotations: _Rotations) -> None:
+        _write(self.directory / "rotations.json", msgspec.json.encode(rotations) + b"\n")
+
+    def _check_chain(self, rotations: _Rotations, current: RelayKeys) -> None:
+        try:
+            pairs = [*(one.keys for one in rotations.earlier), current]
+            for one, new in zip(rotations.earlier, pairs[1:], strict=True):
+                key = Ed25519PublicKey.from_public_bytes(one.keys.signing)
+                key.verify(bytes.fromhex(one.signature), rotation_statement(one.keys, new))
+        except (InvalidSignature, ValueError):
+            raise StateRefused(
+                f"{self.directory / 'rotations.json'} does not lead to the keys in signing.key and link.key: restore "
+                "the three from one backup, or remove it; then endpoints must be registered again by fingerprint"
+            ) from None
 
     def _secret(self, name: str) -> bytes:
         path = self.directory / name
@@ -168,6 +314,10 @@ class State:
     def remove_listening(self) -> None:
         """The server has ended."""
         self.listening.unlink(missing_ok=True)
+
+
+def _public(link_secret: bytes, signing: Ed25519PrivateKey) -> RelayKeys:
+    return RelayKeys(signing.public_key().public_bytes_raw(), z85.decode(curve_public(z85.encode(link_secret))))
 
 
 def _write(path: Path, data: bytes) -> None:

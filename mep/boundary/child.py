@@ -6,7 +6,6 @@ Standard library only. Called first thing by mep/manager/main.py and mep/mapper/
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -19,10 +18,10 @@ from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
 from mep.boundary.resolved import MAX_RESOLVED_BYTES, ManagerSection, MapperSection, read_section
+from mep.boundary.untraceable import close_to_tracers, end_with, gain_no_privilege
 
 CHANNEL_DESCRIPTOR, SECTION_DESCRIPTOR, SECRET_DESCRIPTOR = 3, 4, 5
 SECRET_BYTES = 32
-_PR_SET_DUMPABLE = 4
 _Section = TypeVar("_Section", ManagerSection, MapperSection)
 
 
@@ -33,10 +32,15 @@ def refuse_root(process: str) -> None:
 
 
 def forbid_core_and_ptrace() -> None:
-    """Make this process not dumpable: no core file, no ptrace and no /proc/PID/mem for its own account."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+    """Make this process not dumpable: no core file, no ptrace and no /proc/PID/mem for its own account.
+
+    Until here it was untraceable by its gids (mep/boundary/untraceable.py). Two things come here that such an exec
+    would have undone: with no_new_privs it puts the effective gid back to the real one, and it clears the signal that
+    ends this process with its parent. A parent that ended before that is noticed on the channel.
+    """
+    close_to_tracers()
+    gain_no_privilege()
+    end_with(os.getppid())
 
 
 def ignore_terminal_signals() -> None:

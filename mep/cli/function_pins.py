@@ -7,14 +7,16 @@ never replaced: code does not change under an id, so a relay that says so is ref
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import uuid
+from functools import partial
 
-from mep.cli.dropped import run_module
+from mep.cli.dropped import DroppedChild
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import replace_file
+from mep.cli.pins_call import DATAGRAM_BYTES, work
+from mep.cli.relay_call import last_record
 from mep.config.function_pins import MAX_PINS, pins_text, read_pins
 from mep.config.paths import EndpointPaths
 from mep_wire.function_lists import DIGEST_BYTES, DIGEST_PREFIX, ids_in
@@ -68,8 +70,11 @@ def fetch_function_pins(
     account: pwd.struct_passwd | None, relay_url: str, token: str, ids: list[str]
 ) -> dict[str, bytes]:
     """Return the SHA-256 of each function's code, by id, as the relay tells it now. Raises CliFailed."""
-    call = {"url": relay_url, "token": token, "ids": ids}
-    output = run_module("mep.cli.pins_call", [], account=account, stdin=json.dumps(call).encode())
+    output = b""
+    with DroppedChild(partial(work, relay_url, token, ids), account) as child:
+        last_record(child, relay_url)
+        while len(output) <= len(ids) * RECORD_BYTES and (piece := child.receive(DATAGRAM_BYTES)):
+            output += piece
     return read_records(output, ids)
 
 
@@ -79,5 +84,8 @@ def read_records(output: bytes, ids: list[str]) -> dict[str, bytes]:
     records = [output[start : start + RECORD_BYTES] for start in range(0, len(output), RECORD_BYTES)]
     found = {str(uuid.UUID(bytes=one[:16])): one[16:] for one in records if len(one) == RECORD_BYTES}
     if len(found) != len(records) or not found.keys() <= set(ids):
-        raise CliFailed("mep.cli.pins_call answered with something other than the digests it was asked for", Exit.RELAY)
+        raise CliFailed(
+            "the child answered with something other than the digests it was asked for",
+            Exit.RELAY,
+        )
     return found

@@ -1,62 +1,75 @@
-"""`python -I -m mep.cli.keygen link|unseal DESCRIPTOR [--existing]`: one key pair, as the account that owns it.
+"""One key pair, made or read by a child that runs as the account that owns it.
 
-Writes the 32 bytes of a new secret key to the inherited descriptor (or reads an existing one from it) and prints the
-public key, in the form that the relay's API takes. Run by mep/cli/registering.py in a child that has dropped root.
+The child writes the 32 bytes of a new secret key to a descriptor, or reads an existing one from it, and says the public
+key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registering.py.
 """
 
 from __future__ import annotations
 
+import enum
 import os
-import sys
+import pwd
+import re
+import socket
+from functools import partial
+from pathlib import Path
+
+from mep.cli.dropped import DroppedChild
+from mep.cli.failures import CliFailed
 
 SECRET_BYTES = 32
 
 
-def _new_link() -> bytes:
-    import zmq
-    from zmq.utils import z85
+class KeyKind(enum.Enum):
+    """Which key; the value is what its public key looks like."""
 
-    return z85.decode(zmq.curve_keypair()[1])
-
-
-def _public_link(secret: bytes) -> str:
-    import zmq
-    from zmq.utils import z85
-
-    return zmq.curve_public(z85.encode(secret)).decode()
+    LINK = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+    """CURVE, in Z85."""
+    UNSEAL = re.compile(r"[0-9a-f]{64}")
+    """X25519, in hexadecimal digits."""
 
 
-def _new_unseal() -> bytes:
+def key_pair(kind: KeyKind, path: Path, descriptor: int, account: pwd.struct_passwd | None, *, existing: bool) -> str:
+    """Return the public key to the secret in `descriptor`, which is open on `path`. Raises CliFailed."""
+    with DroppedChild(partial(_work, kind, descriptor, existing), account, keep=[descriptor]) as child:
+        said = child.receive(64)
+    public = said.decode("ascii", "replace")
+    if not kind.value.fullmatch(public):
+        what = "read" if existing else "made"
+        remedy = f"restore it from a backup, or remove it and run `mep register {path.parent.name} --new-keys`"
+        raise CliFailed(f"{path}: the key could not be {what}" + (f": {remedy}" if existing else ""))
+    return public
+
+
+def _work(kind: KeyKind, descriptor: int, existing: bool, answers: socket.socket) -> None:
+    if existing:
+        secret = os.read(descriptor, SECRET_BYTES + 1)
+        if len(secret) != SECRET_BYTES:
+            return
+    else:
+        secret = _new(kind)
+        os.write(descriptor, secret)
+        os.fsync(descriptor)
+    answers.send(_public(kind, secret).encode("ascii"))
+
+
+def _new(kind: KeyKind) -> bytes:
+    if kind is KeyKind.LINK:
+        import zmq
+        from zmq.utils import z85
+
+        return z85.decode(zmq.curve_keypair()[1])
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     return X25519PrivateKey.generate().private_bytes_raw()
 
 
-def _public_unseal(secret: bytes) -> str:
+def _public(kind: KeyKind, secret: bytes) -> str:
+    if kind is KeyKind.LINK:
+        import zmq
+        from zmq.utils import z85
+
+        return zmq.curve_public(z85.encode(secret)).decode()
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw().hex()
-
-
-_KINDS = {"link": (_new_link, _public_link), "unseal": (_new_unseal, _public_unseal)}
-
-
-def main() -> None:
-    """Make the pair that the first argument names."""
-    if 0 in os.getresuid() or 0 in os.getresgid():
-        sys.exit("keygen: refuses to run as root")
-    make, public = _KINDS[sys.argv[1]]
-    descriptor = int(sys.argv[2])
-    if sys.argv[3:] == ["--existing"]:
-        secret = os.read(descriptor, SECRET_BYTES + 1)
-        if len(secret) != SECRET_BYTES:
-            sys.exit(f"keygen: the {sys.argv[1]} key has not {SECRET_BYTES} bytes")
-    else:
-        secret = make()
-        os.write(descriptor, secret)
-        os.fsync(descriptor)
-    sys.stdout.write(public(secret))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,20 @@
-"""`python -I -m mep.cli.pins_call`: ask the relay for the digests of functions, as an account without privilege.
+"""Asks the relay for the digests of functions, in a child that has dropped root (mep/cli/dropped.py).
 
-Says `ready`, reads a JSON document from standard input (url, token, ids), and prints one record for each function
-that the relay knows: the 16 bytes of its id and the 32 bytes of the SHA-256 of its code. Nothing else of the relay's
-answer leaves this process. Trusts the server only as far as TLS proves it.
+It says one record for each function that the relay knows: the 16 bytes of its id and the 32 bytes of the SHA-256 of its
+code. Nothing else of the relay's answer leaves this process. Trusts the server only as far as TLS proves it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import socket
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from mep.boundary.child import forbid_core_and_ptrace
-from mep.cli.relay_call import _ask_patiently as ask_relay
+from mep.cli.relay_answer import Kind, RelayAnswer, encode
+from mep.cli.relay_call import RelayCall, Unreachable, ask_patiently
 from mep_wire.api import FunctionDigestsAnswer
 
 _decoder = msgspec.json.Decoder(FunctionDigestsAnswer)
@@ -25,6 +22,8 @@ _decoder = msgspec.json.Decoder(FunctionDigestsAnswer)
 PATH = "/v3/functions/digests"
 CHUNK = 256
 """Functions of one request; the relay takes no more."""
+DATAGRAM_BYTES = CHUNK * 48
+"""Most bytes of digests that are said at once."""
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes one request: `{"url", "method", "path", "token", "body"}` to `{"status", "body"}` or `{"failed": reason}`."""
 
@@ -48,7 +47,7 @@ class PinsUnavailable(Exception):
     """The relay did not answer with digests; the text says why."""
 
 
-def _records(body: str, asked: list[str]) -> list[bytes]:
+def _records(body: str | bytes, asked: list[str]) -> list[bytes]:
     try:
         digests = _decoder.decode(body).digests
         found = [(one, bytes.fromhex(digests[one])) for one in asked if one in digests]
@@ -57,20 +56,21 @@ def _records(body: str, asked: list[str]) -> list[bytes]:
     return [uuid.UUID(one).bytes + digest for one, digest in found]
 
 
-def main() -> None:
-    """Ask, and print the records."""
-    if 0 in os.getresuid() or 0 in os.getresgid():
-        sys.exit("pins_call: refuses to run as root")
-    forbid_core_and_ptrace()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    call = json.load(sys.stdin)
+def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
+    """Ask, and say one record of mep/cli/relay_answer.py: DONE, with the digests after it, or why there are none."""
+
+    def ask(call: dict[str, Any]) -> dict[str, Any]:
+        try:
+            status, body = ask_patiently(RelayCall(**call), answers)
+        except Unreachable as error:
+            return {"failed": str(error)}
+        return {"status": status, "body": body}
+
     try:
-        records = pin_records(call["url"], call["token"], call["ids"], ask_relay)
+        records = pin_records(url, token, ids, ask)
     except PinsUnavailable as error:
-        sys.exit(f"relay {call['url']} {error}")
-    sys.stdout.buffer.write(records)
-
-
-if __name__ == "__main__":
-    main()
+        answers.send(encode(RelayAnswer(Kind.MALFORMED, str(error))))
+        return
+    answers.send(encode(RelayAnswer(Kind.DONE)))
+    for start in range(0, len(records), DATAGRAM_BYTES):
+        answers.send(records[start : start + DATAGRAM_BYTES])

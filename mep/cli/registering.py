@@ -7,10 +7,8 @@ relay never has a second endpoint of it. Keys and requests are made in children 
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
-import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -22,22 +20,24 @@ import msgspec
 
 from mep import __version__
 from mep.boundary.text import printable
-from mep.cli.dropped import run_module
 from mep.cli.failures import CliFailed, Exit
 from mep.cli.files import make_parents, new_directory, replace_file, sync_directory, write_new
 from mep.cli.function_pins import pin_functions
+from mep.cli.keygen import KeyKind, key_pair
 from mep.cli.output import warn
+from mep.cli.pinning import check_keys
+from mep.cli.relay_answer import Code, Kind, RelayAnswer
+from mep.cli.relay_call import RelayCall, call_relay
 from mep.config import paths as names
-from mep.config.accounts import helper_accounts
+from mep.config.accounts import helper_accounts, system_account
 from mep.config.bundle import find_file, read_schema
 from mep.config.options import EndpointOptions, is_loopback
 from mep.config.paths import EndpointPaths
 from mep.config.registration import Registration, digest, facts, read_registration
-from mep_wire.api import JSON, RegisterAnswer, decode_error
-from mep_wire.errors import EndpointNotFound, IdConflict
+from mep_wire.identity import Identity
+from mep_wire.relay_keys import RelayKeys
 
 _KEYS_FILE = names.KEY_RECORD
-_LINK_ADDRESS = re.compile(r"tcp://[^\s/]+:[0-9]{1,5}")
 _NEW_ID = "mep register {} --new-id"
 
 
@@ -52,15 +52,6 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _keys_decoder = msgspec.json.Decoder(KeyRecord)
-_answer_decoder = msgspec.json.Decoder(RegisterAnswer)
-
-
-class RelayRefuses(CliFailed):
-    """The relay answered with an error; `code` is its stable code, empty where it gave none."""
-
-    def __init__(self, url: str, code: str, reason: str) -> None:
-        self.code = code
-        super().__init__(f"relay {url} refuses: {printable(reason)}", Exit.RELAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +60,21 @@ class Accounts:
 
     manager: pwd.struct_passwd | None
     mapper: pwd.struct_passwd | None
+    register: pwd.struct_passwd | None
+    """For what talks to the relay: an account for that alone."""
 
 
 def accounts_for(where: EndpointPaths, options: EndpointOptions) -> Accounts:
     """Return the accounts for the children. Raises ConfigRefused where one is missing."""
     if not where.privileged:
-        return Accounts(None, None)
+        return Accounts(None, None, None)
     found = helper_accounts(where, options)
-    return Accounts(found.manager, found.mapper)
+    return Accounts(found.manager, found.mapper, register_account(where))
+
+
+def register_account(where: EndpointPaths) -> pwd.struct_passwd | None:
+    """Return the account that talks to the relay; None for a person's own endpoint. Raises ConfigRefused."""
+    return system_account(names.REGISTER_ACCOUNT) if where.privileged else None
 
 
 def endpoint_id(where: EndpointPaths) -> str:
@@ -139,17 +137,17 @@ def _give_keys(where: EndpointPaths, accounts: Accounts) -> None:
 def _key_record(directory: Path, accounts: Accounts, endpoint_id: str) -> KeyRecord:
     return KeyRecord(
         endpoint_id=endpoint_id,
-        link_public_key=_key("link", directory / names.LINK_KEY, accounts.manager),
-        unseal_public_key=_key("unseal", directory / names.UNSEAL_KEY, accounts.mapper),
+        link_public_key=_key(KeyKind.LINK, directory / names.LINK_KEY, accounts.manager),
+        unseal_public_key=_key(KeyKind.UNSEAL, directory / names.UNSEAL_KEY, accounts.mapper),
     )
 
 
-def _key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
+def _key(kind: KeyKind, path: Path, account: pwd.struct_passwd | None) -> str:
     """Return the public key to `path`, from a child of `account`, which makes the pair where there is none."""
     if path.exists():
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return _keygen(account, descriptor, kind, "--existing")
+            return key_pair(kind, path, descriptor, account, existing=True)
         finally:
             os.close(descriptor)
     temporary = path.with_name(f".{path.name}.new")
@@ -159,17 +157,12 @@ def _key(kind: str, path: Path, account: pwd.struct_passwd | None) -> str:
         if account is not None:
             os.fchown(descriptor, account.pw_uid, account.pw_gid)
         os.fchmod(descriptor, 0o400)
-        public = _keygen(account, descriptor, kind)
+        public = key_pair(kind, path, descriptor, account, existing=False)
     finally:
         os.close(descriptor)
     temporary.replace(path)
     sync_directory(path.parent)
     return public
-
-
-def _keygen(account: pwd.struct_passwd | None, descriptor: int, kind: str, *more: str) -> str:
-    output = run_module("mep.cli.keygen", [kind, str(descriptor), *more], account=account, descriptor=descriptor)
-    return output.decode("ascii")
 
 
 def forget_keys(where: EndpointPaths) -> None:
@@ -179,9 +172,13 @@ def forget_keys(where: EndpointPaths) -> None:
 
 
 def forget_id(where: EndpointPaths) -> None:
-    """Remove keys, id and registration, so that registering makes another endpoint of these files."""
-    for path in (where.registration, where.state_dir / _KEYS_FILE):
-        path.unlink(missing_ok=True)
+    """Remove keys, id and registration, so that registering makes another endpoint of these files.
+
+    The relay's keys stay pinned: the registration is put aside until there is a new one.
+    """
+    if where.registration.exists():
+        where.registration.replace(where.former_registration)
+    (where.state_dir / _KEYS_FILE).unlink(missing_ok=True)
     forget_keys(where)
 
 
@@ -192,15 +189,16 @@ def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
 
 
 def register(
-    where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str, new_id: str = ""
+    where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str, new_id: str = "", expected: str = ""
 ) -> Registration:
     """Register the endpoint, or register it again with what changed; an endpoint without an id gets `new_id`.
 
-    Raises CliFailed, ConfigRefused.
+    Keys of the relay that are others than the pinned ones are refused, unless those have signed them or `expected`, the
+    fingerprint that the administrator gave, names them. Raises CliFailed, ConfigRefused.
     """
     accounts = accounts_for(where, options)
+    pinned = _pinned(where)
     keys = ensure_keys(where, accounts, new_id)
-    pin_functions(where, accounts.manager, options.allowed_functions, relay_url, token)
     told = _facts(where, options)
     body = {
         **told,
@@ -209,82 +207,62 @@ def register(
         "link_public_key": keys.link_public_key,
         "unseal_public_key": keys.unseal_public_key,
     }
-    text = _tell(where, accounts, relay_url, token, body)
-    try:
-        answer = _answer_decoder.decode(text)
-    except msgspec.MsgspecError as error:
-        raise CliFailed(f"relay {relay_url}: an answer that is no registration: {error}", Exit.RELAY) from None
-    registration = _pinned(answer, relay_url, keys, digest(told))
+    answer, owner = _tell(where, accounts, relay_url, token, body)
+    if answer.endpoint_id != keys.endpoint_id:
+        raise CliFailed(f"relay {relay_url}: registered {answer.endpoint_id}, not {keys.endpoint_id}", Exit.RELAY)
+    if said := check_keys(where.name, relay_url, pinned, answer.keys, answer.earlier, expected):
+        warn([f"relay {relay_url}: {said}"])
+    pin_functions(where, accounts.register, options.allowed_functions, relay_url, token)  # of a relay that is the one
+    _warn_of_loopback(relay_url, answer.link_host)
+    registration = Registration(
+        endpoint_id=answer.endpoint_id,
+        relay_url=relay_url,
+        link_address=f"tcp://{answer.link_host}:{answer.link_port}",
+        link_public_key=answer.keys.link.hex(),
+        signing_public_key=answer.keys.signing.hex(),
+        owner=owner,
+        registered_at=time.time(),
+        told=digest(told),
+    )
     replace_file(where.registration, msgspec.json.format(msgspec.json.encode(registration)) + b"\n", mode=0o644)
+    where.former_registration.unlink(missing_ok=True)
     return registration
 
 
-def _tell(where: EndpointPaths, accounts: Accounts, relay_url: str, token: str, body: dict[str, Any]) -> str:
+def _pinned(where: EndpointPaths) -> RelayKeys | None:
+    """Return the relay's keys that were pinned at an earlier registration, also one that --new-id has put aside."""
+    for path in (where.registration, where.former_registration):
+        if path.exists():
+            return read_registration(path, where.name).relay_keys
+    return None
+
+
+def _tell(
+    where: EndpointPaths, accounts: Accounts, relay_url: str, token: str, body: dict[str, Any]
+) -> tuple[RelayAnswer, list[Identity]]:
     """Return the relay's answer to a new registration, or to a change where it knows the endpoint already."""
     if where.registration.exists() and read_registration(where.registration, where.name).relay_url == relay_url:
-        try:
-            return call_relay(accounts, relay_url, "PUT", f"/v3/endpoints/{body['endpoint_uuid']}", token, body)
-        except RelayRefuses as error:
-            if error.code != EndpointNotFound.code:
-                raise  # else the relay has lost or deleted it, and may have it again under its id
-    try:
-        return call_relay(accounts, relay_url, "POST", "/v3/endpoints", token, body)
-    except RelayRefuses as error:
-        if error.code == IdConflict.code:
-            error.text += (
-                f"\nIts id was deleted there, or is another's. As a new endpoint: {_NEW_ID.format(where.name)}"
-            )
-        raise
+        path = f"/v3/endpoints/{body['endpoint_uuid']}"
+        answer, owner = call_relay(RelayCall(relay_url, "PUT", path, token, body), accounts.register)
+        if answer.kind is Kind.REGISTERED:
+            return answer, owner
+        if answer.code is not Code.ENDPOINT_NOT_FOUND:
+            raise refusal(relay_url, answer)
+        # The relay has lost or deleted it, and may have it again under its id.
+    answer, owner = call_relay(RelayCall(relay_url, "POST", "/v3/endpoints", token, body), accounts.register)
+    if answer.kind is Kind.REGISTERED:
+        return answer, owner
+    error = refusal(relay_url, answer)
+    if answer.code is Code.ID_CONFLICT:
+        error.text += f"\nIts id was deleted there, or is another's. As a new endpoint: {_NEW_ID.format(where.name)}"
+    raise error
 
 
-def _pinned(answer: RegisterAnswer, relay_url: str, keys: KeyRecord, told: str) -> Registration:
-    if answer.endpoint_id != keys.endpoint_id:
-        registered = printable(answer.endpoint_id)
-        raise CliFailed(f"relay {relay_url}: registered {registered}, not {keys.endpoint_id}", Exit.RELAY)
-    for key in (answer.link_public_key, answer.signing_public_key):
-        try:
-            length = len(bytes.fromhex(key))
-        except ValueError:
-            length = 0
-        if length != 32:
-            raise CliFailed(f"relay {relay_url}: answered a key that is not 32 bytes in hexadecimal", Exit.RELAY)
-    if not _LINK_ADDRESS.fullmatch(answer.link_address):
-        raise CliFailed(f"relay {relay_url}: answered {answer.link_address!r}, which is no tcp:// address", Exit.RELAY)
-    warn([f"relay {relay_url}: {warning}" for warning in answer.warnings])
-    if is_loopback(_host(answer.link_address)) and not is_loopback(_host(relay_url)):
-        warn([f"relay {relay_url} says that its link is {answer.link_address}, which is this machine's own address"])
-    return Registration(
-        endpoint_id=answer.endpoint_id,
-        relay_url=relay_url,
-        link_address=answer.link_address,
-        link_public_key=answer.link_public_key,
-        signing_public_key=answer.signing_public_key,
-        owner=answer.owner,
-        registered_at=time.time(),
-        told=told,
-    )
+def refusal(url: str, answer: RelayAnswer) -> CliFailed:
+    """Return the error for a relay's answer that refuses."""
+    return CliFailed(f"relay {url} refuses: {printable(answer.text)}", Exit.RELAY)
 
 
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""
-
-
-def call_relay(accounts: Accounts, url: str, method: str, path: str, token: str, body: dict[str, Any] | None) -> str:
-    """Ask the relay in a child without privilege and return its answer's body. Raises CliFailed."""
-    call = {"url": url, "method": method, "path": path, "token": token, "body": body}
-    output = run_module("mep.cli.relay_call", [], account=accounts.manager, stdin=json.dumps(call).encode())
-    answer = json.loads(output)
-    if reason := answer.get("failed"):
-        raise CliFailed(f"relay {url} cannot be reached: {printable(reason)}", Exit.RELAY)
-    if not 200 <= answer["status"] < 300:
-        raise _refusal(url, answer)
-    text: str = answer["body"]
-    return text
-
-
-def _refusal(url: str, answer: dict[str, Any]) -> RelayRefuses:
-    try:
-        error = decode_error(answer["body"].encode(), JSON)
-    except msgspec.MsgspecError:
-        return RelayRefuses(url, "", f"HTTP status {answer['status']}")
-    return RelayRefuses(url, error.code, f"{error.reason} [{error.code}, correlation id {error.correlation_id}]")
+def _warn_of_loopback(relay_url: str, link_host: str) -> None:
+    if is_loopback(link_host.strip("[]")) and not is_loopback(urlsplit(relay_url).hostname or ""):
+        warn([f"relay {relay_url} says that its link is on {link_host}, which is this machine's own address"])

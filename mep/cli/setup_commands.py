@@ -15,7 +15,6 @@ from mep.cli.output import emit, fields_text, warn
 
 if TYPE_CHECKING:
     from mep.config.document import Document
-    from mep.config.options import EndpointOptions
     from mep.config.paths import EndpointPaths
     from mep.config.registration import Registration
 
@@ -88,14 +87,14 @@ def configure(
     document = _write_files(where, text, mapping, chosen, new_id)
     warn(document.warnings)
     try:
-        registration = _register(where, document, relay, token, new_id)
+        registration = _register(where, document, relay, token, new_id=new_id)
     except CliFailed as error:
         raise CliFailed(
             f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
             f"When the cause is mended (relay_url is in config.yaml): mep register {name}",
             error.exit_code,
         ) from None
-    value = {"name": name, "endpoint_id": registration.endpoint_id, "config_dir": str(where.config_dir)}
+    value = {**_registered_value(where, registration), "config_dir": str(where.config_dir)}
     emit(value, _configured_text(where, registration, multi_user=multi_user, domains=domains), as_json=as_json)
 
 
@@ -205,17 +204,31 @@ def _with_value(text: str, key: str, value: str) -> str:
     return replaced if count else f"{text.rstrip()}\n{line}\n"
 
 
-def _register(where: EndpointPaths, document: Document, relay: str, token: str, new_id: str = "") -> Registration:
+def _register(
+    where: EndpointPaths, document: Document, relay: str, token: str, *, new_id: str = "", expected: str = ""
+) -> Registration:
     from mep.cli.registering import register as register_endpoint
 
-    return register_endpoint(where, document.options, relay, token, new_id)
+    return register_endpoint(where, document.options, relay, token, new_id, expected)
+
+
+def _registered_value(where: EndpointPaths, registration: Registration) -> dict[str, str]:
+    fingerprint = registration.relay_keys.fingerprint
+    return {"name": where.name, "endpoint_id": registration.endpoint_id, "relay_key": fingerprint}
+
+
+def _registered_text(where: EndpointPaths, registration: Registration) -> str:
+    return (
+        f"Endpoint {where.name} is registered: {registration.endpoint_id}\n"
+        f"The relay's keys: {registration.relay_keys.fingerprint} (`mep-relay key` at the relay must print the same)"
+    )
 
 
 def _configured_text(
     where: EndpointPaths, registration: Registration, *, multi_user: bool, domains: tuple[str, ...]
 ) -> str:
     lines = [
-        f"Endpoint {where.name} is registered: {registration.endpoint_id}",
+        _registered_text(where, registration),
         f"Its files are in {where.config_dir}. Next:",
     ]
     if multi_user and not domains:
@@ -240,6 +253,8 @@ def _configured_text(
 @click.option("--again", is_flag=True, help="Tell the relay what has changed in the configuration since.")
 @click.option("--new-keys", is_flag=True, help="Register again with new keys (the endpoint must be stopped).")
 @click.option("--new-id", is_flag=True, help="Register as a new endpoint with another id (it must be stopped).")
+@click.option("--new-relay-key", metavar="FINGERPRINT", default="",
+              help="Accept the relay's changed keys if this is their fingerprint: see `mep-relay key`.")  # fmt: skip
 @json_option
 def register(
     name: str,
@@ -248,6 +263,7 @@ def register(
     again: bool,
     new_keys: bool,
     new_id: bool,
+    new_relay_key: str,
     as_json: bool,
 ) -> None:
     """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
@@ -267,12 +283,8 @@ def register(
     if new_keys or new_id:
         refuse_second(where)
         (forget_id if new_id else forget_keys)(where)
-    registration = _register(where, document, relay, token)
-    emit(
-        {"name": name, "endpoint_id": registration.endpoint_id},
-        f"Endpoint {name} is registered: {registration.endpoint_id}",
-        as_json=as_json,
-    )
+    registration = _register(where, document, relay, token, expected=new_relay_key)
+    emit(_registered_value(where, registration), _registered_text(where, registration), as_json=as_json)
 
 
 @click.command(short_help="Check all that a start would use.", epilog=epilog("mep check site", "mep check site --json"))
@@ -340,31 +352,20 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
     emit({"name": name, "deleted": True}, f"Endpoint {name} is deleted.", as_json=as_json)
 
 
-def _options_of(where: EndpointPaths) -> EndpointOptions:
-    """Return the endpoint's options; the defaults where config.yaml is broken, which must not keep it from deletion."""
-    from mep.config.options import EndpointOptions
-    from mep.config.resolver import read_config
-    from mep.errors import ConfigRefused
-
-    try:
-        return read_config(where).options
-    except ConfigRefused:
-        return EndpointOptions()
-
-
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
-    from mep.cli.registering import RelayRefuses, accounts_for, call_relay
+    from mep.cli.registering import refusal, register_account
+    from mep.cli.relay_answer import Code, Kind
+    from mep.cli.relay_call import RelayCall, call_relay
     from mep.config.registration import read_registration
-    from mep_wire.errors import EndpointNotFound
 
     registration = read_registration(where.registration, where.name)
     path = f"/v2/endpoints/{registration.endpoint_id}"
+    call = RelayCall(registration.relay_url, "DELETE", path, read_token(token_file))
     try:
-        accounts = accounts_for(where, _options_of(where))
-        call_relay(accounts, registration.relay_url, "DELETE", path, read_token(token_file), None)
+        answer, _ = call_relay(call, register_account(where))
+        if answer.kind is Kind.REFUSED and answer.code is not Code.ENDPOINT_NOT_FOUND:
+            raise refusal(registration.relay_url, answer)
     except CliFailed as error:
-        if isinstance(error, RelayRefuses) and error.code == EndpointNotFound.code:
-            return
         if not force:
             remedy = "Nothing was deleted. To delete it here alone: --local-only"
             raise CliFailed(f"{error.text}\n{remedy}", error.exit_code) from None

@@ -45,8 +45,9 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
     try:
         registration = read_registration(where.registration, where.name)
         endpoint_id, relay = registration.endpoint_id, registration.relay_url
+        relay_key = registration.relay_keys.fingerprint
     except ConfigRefused:
-        endpoint_id, relay = "", ""
+        endpoint_id, relay, relay_key = "", "", ""
     known = status if status is not None else MonitorStatus("", 0, 0.0)
     reasons = read_reasons(where.runtime_dir) if status is not None else {}
     return {
@@ -54,6 +55,7 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
         "state": _state(pid, status, endpoint_id),
         "endpoint_id": endpoint_id,
         "relay": relay,
+        "relay_key": relay_key,
         "pid": pid,
         "link": known.link_state,
         "link_detail": known.link_detail,

@@ -15,12 +15,15 @@ from pathlib import Path
 from mep.errors import ConfigRefused
 
 MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT = "mep", "mep-idmap", "mep-relay"
+REGISTER_ACCOUNT = "mep-register"
+"""Talks to the relay for root, when an endpoint is registered or deleted. It owns nothing, and runs nothing else."""
 CONFIG, SCHEMA, ENVIRONMENT = "config.yaml", "user_config_schema.json", "user_environment.yaml"
 TEMPLATE, TEMPLATE_OLD = "user_config_template.yaml.j2", "user_config_template.yaml"
 MAPPING = "identity_mapping.json"
 FIVE_FILES = (CONFIG, TEMPLATE, SCHEMA, ENVIRONMENT, MAPPING)
 LINK_KEY, UNSEAL_KEY, REGISTRATION, KEY_RECORD = "link.key", "unseal.key", "registration.json", "keys.json"
 FUNCTION_PINS = "function_pins.json"
+FORMER_REGISTRATION = "registration.former.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RESERVED = frozenset({"relay", "uep", "state", "run"})
@@ -60,6 +63,11 @@ class EndpointPaths:
     def function_pins(self) -> Path:
         """The digests of the functions that config.yaml lists by id."""
         return self.state_dir / FUNCTION_PINS
+
+    @property
+    def former_registration(self) -> Path:
+        """The registration that `mep register --new-id` replaces, until it has: the relay's keys in it stay pinned."""
+        return self.state_dir / FORMER_REGISTRATION
 
 
 def find_roots(environ: Mapping[str, str], *, privileged: bool, home: Path) -> Roots:
@@ -118,4 +126,4 @@ def list_names(roots: Roots) -> list[str]:
 
 def own_accounts(*configured: str) -> list[str]:
     """Return the accounts of endpoints and relay, to which no identity is mapped: `configured` and the default ones."""
-    return list(dict.fromkeys([*configured, MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT]))
+    return list(dict.fromkeys([*configured, MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT, REGISTER_ACCOUNT]))

@@ -15,6 +15,7 @@ from mep.config.options import EndpointOptions
 from mep.errors import ConfigRefused
 from mep_wire.identity import Identity
 from mep_wire.ids import canonical_json
+from mep_wire.relay_keys import RelayKeys
 
 _MAX_BYTES = 1024 * 1024
 
@@ -34,6 +35,11 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
     told: str = ""
     """Digest of what the relay was told of the configuration, so that a later change is noticed."""
+
+    @property
+    def relay_keys(self) -> RelayKeys:
+        """The relay's pinned keys."""
+        return RelayKeys(bytes.fromhex(self.signing_public_key), bytes.fromhex(self.link_public_key))
 
 
 _decoder = msgspec.json.Decoder(Registration)
@@ -69,9 +75,8 @@ def read_registration(path: Path, name: str) -> Registration:
         raise ConfigRefused(str(path), "", error.strerror or str(error)) from None
     try:
         registration = _decoder.decode(data)
-        for key in ("link_public_key", "signing_public_key"):
-            if len(bytes.fromhex(getattr(registration, key))) != 32:
-                raise ConfigRefused(str(path), key, "not a key of 32 bytes")
+        _ = registration.relay_keys
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ConfigRefused(str(path), "", f"damaged ({error}): run `mep register {name} --again`") from None
+        remedy = f"restore it from a backup, or remove it, run `mep register {name}` and compare the fingerprint"
+        raise ConfigRefused(str(path), "", f"damaged ({error}): {remedy}") from None
     return registration

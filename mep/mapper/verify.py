@@ -7,6 +7,7 @@ the request) or StartRequestStale (the relay may sign it anew).
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import time
 import uuid
@@ -19,10 +20,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from mep_wire.errors import StartRequestRefused, StartRequestStale
 from mep_wire.ids import user_endpoint_id
 from mep_wire.limits import MAX_IDENTITIES, MAX_START_REQUEST_BYTES
-from mep_wire.start import INCARNATION_BYTES, NONCE_BYTES, SIGNATURE_CONTEXT, StartRequest, decode_start
+from mep_wire.start import (
+    INCARNATION_BYTES,
+    MAX_SIGNATURES,
+    NONCE_BYTES,
+    SIGNATURE_BYTES,
+    SIGNATURE_CONTEXT,
+    StartRequest,
+    decode_start,
+)
 
-SIGNATURE_BYTES = 64
-MAX_DOCUMENT_BYTES = MAX_START_REQUEST_BYTES + SIGNATURE_BYTES + 32
+MAX_DOCUMENT_BYTES = MAX_START_REQUEST_BYTES + MAX_SIGNATURES * SIGNATURE_BYTES + 32
 MAX_NONCES = 200_000
 """How many requests one epoch may have: each costs about a hundred bytes of memory."""
 
@@ -74,14 +82,23 @@ class Verifier:
             raise StartRequestRefused(reason="it is malformed", detail=f"the document: {error}") from None
         if len(data) > MAX_START_REQUEST_BYTES:
             raise StartRequestRefused(reason="it is too large", detail=f"{len(data)} bytes")
-        try:
-            self._key.verify(signature, SIGNATURE_CONTEXT + data)
-        except InvalidSignature:
+        if not self._is_signed(data, signature):
             raise StartRequestRefused(
                 reason="its signature is not the relay's",
-                detail="signed by another relay, or altered between the relay and here",
-            ) from None
+                detail="signed with a key that is not the pinned one, or altered between the relay and here; if the "
+                "relay has changed its keys: mep register NAME --again",
+            )
         return data
+
+    def _is_signed(self, data: bytes, signatures: bytes) -> bool:
+        """Tell whether one of `signatures`, which follow each other, is the pinned key's."""
+        if len(signatures) > MAX_SIGNATURES * SIGNATURE_BYTES:
+            return False
+        for start in range(0, len(signatures), SIGNATURE_BYTES):
+            with contextlib.suppress(InvalidSignature):
+                self._key.verify(signatures[start : start + SIGNATURE_BYTES], SIGNATURE_CONTEXT + data)
+                return True
+        return False
 
     def _check_target(self, request: StartRequest) -> None:
         if request.endpoint_id != self._endpoint_id:

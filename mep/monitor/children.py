@@ -125,6 +125,7 @@ class Helper:
             rlimits=limits.rlimits(),
             enter_group=self._enter_group(limits.group_limits()),
             own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
+            untraceable=resolved.multi_user,
         )
 
     def _enter_group(self, limits: Limits) -> Callable[[], None] | None:

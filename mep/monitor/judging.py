@@ -18,6 +18,7 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
+from mep.boundary import untraceable
 from mep.errors import SpawnFailed
 from mep.monitor import pam_account, shadow, syscalls
 from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
@@ -71,9 +72,8 @@ def _state(name: str) -> str:
 def become(entry: pwd.struct_passwd | None) -> None:
     """Be this account (None: who we are) for good, with its primary group alone, and gain no privilege by exec."""
     if entry is not None:
-        os.setgroups([])
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+        untraceable.become(entry.pw_uid, entry.pw_gid)
+        untraceable.close_to_tracers()
     syscalls.set_no_new_privs()
 
 

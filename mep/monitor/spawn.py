@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mep.boundary.untraceable import close_to_tracers, other_gid
 from mep.errors import SpawnFailed, Stage
 from mep.monitor import syscalls
 
@@ -66,6 +67,9 @@ class SpawnPlan:
     """What it calls as root, to put itself into a control group."""
     own_network: bool = False
     """Whether it gets an empty network namespace of its own."""
+    untraceable: bool = False
+    """Whether it stays closed to its own account over exec, until it calls child.forbid_core_and_ptrace, which also
+    sets no_new_privs: manager and mapper."""
 
 
 class StageReport:
@@ -196,7 +200,7 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
     become: list[tuple[Stage, Callable[[], None]]] = [
         *([(Stage.CAPABILITIES, _give_up_capabilities)] if deny else []),
         (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
-        (Stage.SETGID, lambda: os.setresgid(account.gid, account.gid, account.gid)),
+        (Stage.SETGID, lambda: os.setresgid(other_gid(account.gid), account.gid, account.gid)),
         (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
     ]
     return [
@@ -206,11 +210,11 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
         *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
         *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
         *(become if plan.switch else []),
-        (Stage.SETUID, lambda: _closed_and_bound_to(parent)),
+        (Stage.SETUID, lambda: _closed_and_bound_to(parent, keep_gids=plan.untraceable or not plan.switch)),
         (Stage.CAPABILITIES, syscalls.clear_capabilities),
         *([] if plan.keyring else [(Stage.KEYRING, syscalls.join_new_session_keyring)]),
-        *([(Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny else []),
-        (Stage.PROVE_DROP, lambda: prove_drop(account, switched=plan.switch, setuid_programs=plan.setuid_programs)),
+        *([(Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny and not plan.untraceable else []),
+        (Stage.PROVE_DROP, lambda: _prove(plan)),
         (Stage.SETSID, os.setsid),
         (Stage.CHDIR, lambda: _enter(plan.directory)),
         (Stage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
@@ -258,9 +262,12 @@ def _give_up_capabilities() -> None:
     syscalls.lock_securebits()
 
 
-def _closed_and_bound_to(parent: int) -> None:
+def _closed_and_bound_to(parent: int, *, keep_gids: bool) -> None:
     """Let nobody look into what is still the parent's memory; end when the parent ends. Both: a new uid resets them."""
-    syscalls.set_dumpable(False)
+    if keep_gids:
+        syscalls.set_dumpable(False)
+    else:
+        close_to_tracers()
     syscalls.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
         raise SpawnFailed(Stage.SETUID, errno.ESRCH, "the parent ended")
@@ -281,14 +288,21 @@ def _place_descriptors(wanted: Sequence[int], pipe: int) -> None:
     syscalls.close_all_but([*range(len(wanted)), pipe])
 
 
-def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False) -> None:
+def _prove(plan: SpawnPlan) -> None:
+    prove_drop(plan.account, switched=plan.switch, setuid_programs=plan.setuid_programs, untraceable=plan.untraceable)
+
+
+def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False, untraceable: bool = False) -> None:
     """Prove that root is gone and cannot come back, unless by a setuid program where these are allowed.
 
-    Raises SpawnFailed(PROVE_DROP) saying what is left.
+    One that stays `untraceable` over exec sets no_new_privs after it. Raises SpawnFailed(PROVE_DROP) saying what is
+    left.
     """
     uids, gids = (account.uid,) * 3, (account.gid,) * 3
+    if untraceable:
+        gids = (other_gid(account.gid), account.gid, account.gid)
     proofs = [
-        ("no_new_privs is off", setuid_programs or syscalls.no_new_privs()),
+        ("no_new_privs is off", setuid_programs or untraceable or syscalls.no_new_privs()),
         ("capabilities are left", syscalls.capabilities_are_empty()),
         ("uid", os.getresuid() == uids),
         ("root's uid", account.uid != 0),

@@ -131,6 +131,7 @@ async def _put(service: Service, request: Request, endpoint_id: str, old: Endpoi
         link_public_key=service.link_public_key,
         signing_public_key=service.signing_public_key,
         owner=list(owner.identities),
+        earlier_keys=service.earlier_keys,
         warnings=[f"{name} is not used by this relay" for name in _IGNORED if getattr(body, name)],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mep_wire.api import EarlierRelayKeys
 from relay.api.bodies import Bodies
 from relay.api.quota import Quota
 from relay.api.user_config import UserConfigChecks
@@ -22,6 +23,8 @@ class Service:
     link_address: str
     link_public_key: str
     signing_public_key: str
+    earlier_keys: list[EarlierRelayKeys]
+    """The pairs before, oldest first."""
     quota: Quota
     """What one person may have stored."""
     bodies: Bodies = field(default_factory=Bodies)

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.errors import (
     EndpointDeleted,
@@ -31,6 +29,7 @@ from relay.dispatch.deadlines import Deadlines
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.endings import Endings
 from relay.dispatch.managers import Managers
+from relay.dispatch.signing import Signer
 from relay.dispatch.starts import Starts
 from relay.dispatch.streams import Streams
 from relay.dispatch.task_events import TaskEvents
@@ -54,7 +53,7 @@ Handlers = Mapping[type[Any], Handler]
 class Dispatcher:
     """The relay's side of the endpoint link."""
 
-    def __init__(self, store: Store, plane: Plane, signing_key: Ed25519PrivateKey) -> None:
+    def __init__(self, store: Store, plane: Plane, signing_key: Signer) -> None:
         self.streams = Streams()
         self._audited = AuditedStore(store)
         store = self._audited

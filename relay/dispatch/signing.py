@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -19,6 +22,7 @@ from mep_wire.limits import JOIN_LIFETIME_S, MAX_START_REQUEST_BYTES, START_REQU
 from mep_wire.messages import SignedStart
 from mep_wire.start import (
     JOIN_TOKEN_BYTES,
+    MAX_SIGNATURES,
     NONCE_BYTES,
     SEAL_CONTEXT,
     SIGNATURE_CONTEXT,
@@ -29,6 +33,32 @@ from mep_wire.start import (
 from relay.store.records import UepRecord
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+
+
+class Signer(Protocol):
+    """Signs start requests: one key, or several."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the signature, or several of 64 bytes one after the other."""
+
+
+class OverlapSigner:
+    """Signs with the relay's key, and until their time is up with those before it, which endpoints may have pinned."""
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey,
+        earlier: Sequence[tuple[Ed25519PrivateKey, float]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`earlier`: keys, newest first, each with the time (seconds since the epoch) until which it signs too."""
+        self._key, self._earlier, self._clock = key, list(earlier), clock
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the signatures of the keys that count now, the present one's first."""
+        now = self._clock()
+        also = [key for key, until in self._earlier if now < until][: MAX_SIGNATURES - 1]
+        return b"".join(key.sign(data) for key in [self._key, *also])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +79,7 @@ def join_hash(token: bytes) -> bytes:
 
 
 def make_start(
-    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float
+    key: Signer, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float
 ) -> MadeStart:
     """Return a start request for `uep`, signed for `epoch`. Raises ValueError for a bad key or a request too large.
 
@@ -77,7 +107,7 @@ def make_start(
 
 
 def make_recheck(
-    key: Ed25519PrivateKey, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float, incarnation: bytes = b""
+    key: Signer, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float, incarnation: bytes = b""
 ) -> SignedStart:
     """Return who the person of `uep` is now, signed for `epoch`, as a re-check of the process of `incarnation`.
 
@@ -101,7 +131,7 @@ def make_recheck(
     return _signed(key, request, incarnation)
 
 
-def _signed(key: Ed25519PrivateKey, request: StartRequest, incarnation: bytes) -> SignedStart:
+def _signed(key: Signer, request: StartRequest, incarnation: bytes) -> SignedStart:
     data = encode_start(request)
     if len(data) > MAX_START_REQUEST_BYTES:
         raise ValueError(f"the start request has {len(data)} bytes, more than {MAX_START_REQUEST_BYTES}")

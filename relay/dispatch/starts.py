@@ -11,8 +11,6 @@ import random
 import time
 from collections.abc import Iterable
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from mep_wire import codec
 from mep_wire.errors import (
     IdentityRemapped,
@@ -34,7 +32,7 @@ from mep_wire.states import TaskState, UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.changes import requeue
 from relay.dispatch.delivery import Delivery
-from relay.dispatch.signing import MadeStart, make_recheck, make_start
+from relay.dispatch.signing import MadeStart, Signer, make_recheck, make_start
 from relay.log import logger
 
 MAX_PLACE = 1_000_000
@@ -54,7 +52,7 @@ _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 class Starts:
     """Start requests: when, and what follows from their answers."""
 
-    def __init__(self, board: Board, delivery: Delivery, key: Ed25519PrivateKey) -> None:
+    def __init__(self, board: Board, delivery: Delivery, key: Signer) -> None:
         self._board, self._delivery, self._key = board, delivery, key
 
     def want(self, uep: Uep) -> None:

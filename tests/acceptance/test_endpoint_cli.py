@@ -195,7 +195,10 @@ def test_moving_to_another_relay(site: Cli, tmp_path: Path) -> None:
         with config.open("a") as file:
             file.write(f"\nrelay_url: {other.url}\n")
         assert "is registered with" in site("check", "site").stderr
-        site("register", "site", "--again", MEP_TOKEN=other.add_user("admin@example.edu"))
+        token = other.add_user("admin@example.edu")
+        assert "RELAY_KEY_CHANGED" in site("register", "site", "--again", expect=5, MEP_TOKEN=token).stderr
+        fingerprint = json.loads(other.cli("key", "--json").stdout)["fingerprint"]
+        site("register", "site", "--again", "--new-relay-key", fingerprint, MEP_TOKEN=token)
         assert "is registered with" not in site("check", "site").stderr
         site("start", "site", "--detach")
         until(lambda: site.json("status", "site")["link"] == "up")

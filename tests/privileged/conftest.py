@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.accounts import LocalAccount, account
+from tests.support.cli import Cli, open_directory
 from tests.support.pam import Site
+from tests.support.registrar import TOKEN, Registrar
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +28,23 @@ def site() -> Iterator[Site]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def registrar() -> Iterator[Registrar]:
+    server = Registrar()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def mep() -> Iterator[Cli]:
+    with open_directory() as directory:
+        token = directory / "token"
+        token.write_text(TOKEN + "\n")
+        token.chmod(0o600)
+        yield Cli(directory)

@@ -25,7 +25,7 @@ from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, until
 from tests.support.start_requests import RelaySide, alice
 
-_INTERPRETER = """#!/bin/sh
+_INTERPRETER = """#!/bin/sh -p
 case "$3" in
 mep.manager) exec {python} -I {root}/puppet.py manager {root}/control ;;
 mep.mapper) exec {python} -I -m mep.mapper ;;

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import pytest
 from sitekit import accounts
 
-from tests.privileged.test_configure import Registrar, configure, mep, registrar  # noqa: F401  # fixtures
 from tests.support.accounts import account
 from tests.support.cli import Cli
+from tests.support.registrar import Registrar, configure
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, tree
 from tests.support.slapd import person as ldif_person
 from tests.unit.identity.test_map_command import file, mep_map  # noqa: F401  # a fixture
@@ -148,8 +148,8 @@ def test_a_file_that_the_mapper_cannot_read_says_as_whom(file: str) -> None:  # 
 def test_a_file_that_others_could_have_written(
     person: accounts.Account,
     file: str,  # noqa: F811  # the fixture
-    mep: Cli,  # noqa: F811  # the fixture
-    registrar: Registrar,  # noqa: F811  # the fixture
+    mep: Cli,  # the fixture
+    registrar: Registrar,  # the fixture
 ) -> None:
     asked = ("--file", file, "--identity", f"{NAME}@example.org")
     assert mep_map(*asked).stderr == ""
@@ -183,8 +183,8 @@ def test_a_callout_runs_as_the_mapper(file: str) -> None:  # noqa: F811  # the f
 
 @pytest.mark.parametrize("domains", [("example.org",), ("example.org", "example.net")])
 def test_configure_writes_the_mapping_of_a_domain(
-    mep: Cli,  # noqa: F811  # the fixture
-    registrar: Registrar,  # noqa: F811  # the fixture
+    mep: Cli,  # the fixture
+    registrar: Registrar,  # the fixture
     person: accounts.Account,
     domains: tuple[str, ...],
 ) -> None:
@@ -195,7 +195,7 @@ def test_configure_writes_the_mapping_of_a_domain(
     mep("map", "site", "--identity", f"{NAME}@example.edu", expect=1)
 
 
-def test_configure_refuses_what_is_no_domain(mep: Cli, registrar: Registrar) -> None:  # noqa: F811  # the fixtures
+def test_configure_refuses_what_is_no_domain(mep: Cli, registrar: Registrar) -> None:  # the fixtures
     assert "is not a domain" in configure(mep, registrar, "--domain", "a@b", expect=2).stderr
     assert registrar.calls == []
     assert not (mep.directory / "etc").exists()
@@ -203,8 +203,8 @@ def test_configure_refuses_what_is_no_domain(mep: Cli, registrar: Registrar) -> 
 
 def test_a_directory_with_a_password_that_the_mapper_alone_may_read(
     tmp_path_factory: pytest.TempPathFactory,
-    mep: Cli,  # noqa: F811  # the fixture
-    registrar: Registrar,  # noqa: F811  # the fixture
+    mep: Cli,  # the fixture
+    registrar: Registrar,  # the fixture
     person: accounts.Account,
 ) -> None:
     directory = tmp_path_factory.mktemp("slapd")

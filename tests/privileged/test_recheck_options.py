@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.privileged.test_configure import Registrar, configure, mep, registrar  # noqa: F401  # fixtures
 from tests.support.cli import Cli
+from tests.support.registrar import Registrar, configure
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from tests.support.cli import Cli
     ],
 )
 def test_a_greatest_age_leaves_time_to_ask(
-    mep: Cli,  # noqa: F811  # the fixture
-    registrar: Registrar,  # noqa: F811  # the fixture
+    mep: Cli,  # the fixture
+    registrar: Registrar,  # the fixture
     lines: str,
     said: str,
 ) -> None:

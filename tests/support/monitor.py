@@ -48,7 +48,8 @@ HERE = pathlib.Path(__file__).parent
 WAIT_S = 60.0
 _M = TypeVar("_M", bound=Message)
 
-_INTERPRETER = """#!/bin/sh
+# -p: a shell would otherwise take the real gid, which is no group of the helper, for its effective one.
+_INTERPRETER = """#!/bin/sh -p
 case "$3" in
 mep.manager) exec {python} -I {here}/puppet.py manager {control} ;;
 mep.mapper) exec {python} -I {here}/puppet.py mapper {control} ;;

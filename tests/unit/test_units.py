@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mep.config.paths import MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT
+from mep.config.paths import MANAGER_ACCOUNT, MAPPER_ACCOUNT, REGISTER_ACCOUNT, RELAY_ACCOUNT
 from relay.state import ACCOUNT, DEFAULT_AS_ROOT
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
@@ -62,4 +62,4 @@ def test_the_relay_is_exposed_little() -> None:
 def test_the_accounts_are_those_that_the_programs_look_for() -> None:
     lines = (SYSTEMD / "sysusers.d" / "mep.conf").read_text().splitlines()
     made = {line.split()[1] for line in lines if line and not line.startswith("#")}
-    assert made == {MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT}
+    assert made == {MANAGER_ACCOUNT, MAPPER_ACCOUNT, REGISTER_ACCOUNT, RELAY_ACCOUNT}
