@@ -188,7 +188,7 @@ class UserEndpoint:
                 self._ledger.release(task.row)
             if ended is not None:
                 self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
-            elif self.stopping is not None:
+            elif self.stopping is not None and self.stopping.engine_stopped:
                 self._returned.append(task.row)
             elif self._ledger.take(task):
                 self._admit(task)

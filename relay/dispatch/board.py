@@ -171,9 +171,10 @@ class Board:
         known = self._known.get(record.uep_id)
         if known is None or known.row != record.row:
             known = self._known[record.uep_id] = Uep(record)
+        if self.ueps.get(record.uep_id) is not known:  # new, or forgotten: only the store knows what happened since
             known.has_queued = self.store.has_queued(record.row)
-            known.unsettled = not record.link_key and self.store.has_active(record.row)
-        self.keep(known)
+            known.unsettled = not known.record.link_key and self.store.has_active(record.row)
+            self.keep(known)
         return known
 
     def keep(self, uep: Uep) -> None:

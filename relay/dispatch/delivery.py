@@ -17,6 +17,7 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.board import STORE_RETRY_S, Board, Uep, durable
 from relay.dispatch.changes import Loss, Requeued, cancel, charge, lose, requeue
+from relay.dispatch.lost import end_what_was_sent
 from relay.dispatch.streams import Streams
 from relay.log import logger
 from relay.store.base import INLINE_BYTES, INLINE_TASKS, Tx
@@ -305,6 +306,10 @@ class Delivery:
                 for row in rows
             ],
         )
+
+    async def end_sent(self, uep: Uep, error: MepError) -> None:
+        """The user endpoint is given up because of `error`: end what its last process had been sent."""
+        self._ended(uep, await self._board.insist(lambda tx: end_what_was_sent(tx, uep.row, error)))
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""

@@ -1,10 +1,4 @@
-"""Ends of user endpoints' processes, in this order.
-
-The process is forgotten. What it was sent stays as it was, since it may have begun. The next process joins and says
-what it holds: what it does not hold is lost if it had begun, and is sent to it if not. Its workers' notes then tell
-what had begun without the relay's hearing of it. Where no next process comes, everything that was sent is lost, and
-only what was not sent is said not to have begun.
-"""
+"""Ends of user endpoints' processes. What becomes of their tasks, and when, is the table of `lost`."""
 
 from __future__ import annotations
 
@@ -14,7 +8,7 @@ from mep_wire.errors import EndpointDeleted, UserEndpointLost
 from mep_wire.limits import LINK_DEAD_S, MAX_PUBLIC_TEXT
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.board import Board, Uep
-from relay.dispatch.changes import NOTHING, Requeued, cancelled, requeue
+from relay.dispatch.changes import Requeued, cancelled
 from relay.dispatch.delivery import Delivery
 from relay.dispatch.starts import Starts
 from relay.store.base import Tx
@@ -62,15 +56,17 @@ class Endings:
             uep.go(UepState.ABSENT)
             uep.set_timer(None)
         self._delivery.flush_started()
-        deleted = self._is_deleted(uep)
-        settled, had = await self._board.insist(lambda tx: _release(tx, uep.row, key, requeued=deleted))
-        self._delivery.requeued(uep, settled)
-        uep.unsettled, uep.last_end = bool(had), text
-        if deleted:
-            await self._delivery.fail_rows(uep, had, UserEndpointLost(reason="the endpoint was deleted"))
-            await self._delivery.end_queue(uep, EndpointDeleted(endpoint_id=uep.record.endpoint_id))
+        ended, left = await self._board.insist(lambda tx: _release(tx, uep.row, key))
+        self._delivery.requeued(uep, ended)
+        uep.last_end = text
+        if not uep.record.link_key:  # else the next process has joined and told
+            uep.unsettled = left
+        if self._is_deleted(uep):
+            error = EndpointDeleted(endpoint_id=uep.record.endpoint_id)
+            await self._delivery.end_sent(uep, error)
+            await self._delivery.end_queue(uep, error)
             uep.unsettled = False
-        elif had:
+        elif left:
             await self._starts.count_loss(uep, code, text)
         self._starts.want(uep)
         self._board.forget_idle(uep)
@@ -81,12 +77,9 @@ class Endings:
         await self._delivery.lose_rows(uep, rows, error)
 
 
-def _release(tx: Tx, uep_row: int, link_key: bytes, *, requeued: bool) -> tuple[Requeued, list[int]]:
-    """Forget a process, and end what it was asked to cancel and is not known to have begun. Return that, and what else
-    it was sent. With `requeued` what is not known to have begun waits again."""
+def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[Requeued, bool]:
+    """Forget a process. Returns the ends of tasks that were to be cancelled, and whether others were sent to it."""
     tx.clear_link(uep_row, link_key)
-    if requeued:
-        return requeue(tx, uep_row, None), tx.running_rows(uep_row)
-    asked = [row for row, state in tx.cancelling(uep_row).items() if state is TaskState.DISPATCHED]
-    settled = tx.record_endings(uep_row, cancelled(asked)) if asked else NOTHING
-    return Requeued(0, settled), list(tx.active_rows(uep_row))
+    rows = [row for row, state in tx.cancelling(uep_row).items() if state is TaskState.DISPATCHED]
+    settled = tx.record_endings(uep_row, cancelled(rows))
+    return Requeued(0, settled), bool(tx.active_rows(uep_row))

@@ -28,7 +28,7 @@ from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
 from mep_wire.start import same_process
-from mep_wire.states import TaskState, UepState
+from mep_wire.states import UepState
 from relay.dispatch.board import Board, ManagerLink, Uep
 from relay.dispatch.changes import requeue
 from relay.dispatch.delivery import Delivery
@@ -237,12 +237,7 @@ class Starts:
     async def _give_up(self, uep: Uep, error: MepError) -> None:
         """Fail what waits, and what a process had that is gone: its spool will not be asked."""
         if uep.unsettled:
-            had = await self._board.insist(lambda tx: tx.active_rows(uep.row))
-            begun = [row for row, state in had.items() if state is TaskState.RUNNING]
-            doubt = f"its process ended, and it is not known whether it had begun there. {error.text}"
-            await self._delivery.fail_rows(uep, begun, UserEndpointLost(reason=error.text[:MAX_PUBLIC_TEXT]))
-            rest = [row for row in had if row not in set(begun)]
-            await self._delivery.fail_rows(uep, rest, UserEndpointLost(reason=doubt[:MAX_PUBLIC_TEXT]))
+            await self._delivery.end_sent(uep, error)
             uep.unsettled = False
         await self._delivery.end_queue(uep, error)
 
@@ -259,12 +254,12 @@ class Starts:
         may_start_again = error.code in {IdentityRemapped.code, MappingUnconfirmed.code}
         rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
         await self._delivery.fail_rows(uep, rows, error)
-        uep.unsettled = False
         if uep.peer is not None and rows:  # so that its end need not wait for them
             self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
         if not may_start_again:
             self._delivery.requeued(uep, await self._board.insist(lambda tx: requeue(tx, uep.row, None)))
             await self._delivery.end_queue(uep, error)
+        uep.unsettled = uep.unsettled and self._board.store.has_active(uep.row)
 
     # --- what else ends a start -------------------------------------------------------------------
 

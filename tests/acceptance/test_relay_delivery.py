@@ -204,6 +204,22 @@ def test_a_killed_process_what_had_not_started_waits_again_and_what_had_fails(
     assert alice.task(tasks[0].task_id)["code"] == "USER_ENDPOINT_LOST"
 
 
+def test_only_what_was_never_sent_is_said_not_to_have_begun(alice: Person, lab: FakeManager, function: str) -> None:
+    """A worker begins a task, and its user endpoint is killed before it reports that. Then nothing starts there."""
+    answer = alice.submit(lab.endpoint_id, function, ["sent", "not sent"])
+    uep = lab.start()
+    uep.credit(1)
+    (sent,) = uep.take(1)
+    uep.close()
+    lab.ended(uep.uep_id, "KILLED", "killed by signal 9")
+    request, _ = lab.take_start()
+    lab.answer(request.uep_id, "refused", "START_FAILED", "The site could not start your process.")
+    wait_for(lambda: status_of(alice, answer) == ["failed", "failed"])
+    codes = {task_id: alice.task(task_id)["code"] for task_id in answer["tasks"][function]}
+    assert codes.pop(sent.task_id) == "USER_ENDPOINT_LOST"
+    assert list(codes.values()) == ["START_FAILED"]
+
+
 def test_a_process_that_dies_again_and_again_is_given_up(alice: Person, lab: FakeManager, function: str) -> None:
     answer = alice.submit(lab.endpoint_id, function, ["p"])
     for _ in range(3):

@@ -60,6 +60,8 @@ class _Held:
     losses: int = 0
     unfit: int = 0
     """Blocks that had too little left for it when they were just up."""
+    failing: MepError | None = None
+    """Why it ends if no worker has begun it: what has it was asked to give it back, and its answer decides."""
 
 
 class GlobusComputeEngine:
@@ -120,7 +122,7 @@ class GlobusComputeEngine:
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Send these tasks on, or keep them until the executor is ready."""
         if self._draining:
-            self._events += [TaskReturned(task.row) for task in tasks]
+            self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(_Held(task))]
             self._ring()
             return
         self._send([_Held(task) for task in tasks if self._can_fit(task)])
@@ -210,7 +212,7 @@ class GlobusComputeEngine:
     def _send(self, tasks: list[_Held]) -> None:
         if self._broken is not None and time.monotonic() < self._broken_until:
             for held in tasks:
-                self._end(held, self._broken)
+                self._end_unsent(held, self._broken)
             self._ring()
             return
         # Before they are handed over: some may end there, and no block is to be started for those.
@@ -227,8 +229,7 @@ class GlobusComputeEngine:
         packed = []
         for held in tasks:
             row = held.task.row
-            if self._notes.was_begun(held.task.task_id, held.task.attempt):
-                self._end(held, UserEndpointLost(reason="it was killed"))
+            if self._was_begun(held):
                 continue
             self._attempts += 1
             number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
@@ -236,6 +237,18 @@ class GlobusComputeEngine:
             packed.append((number, self._packed(number, held.task), held.task.walltime_s, held.task.priority))
         if packed:
             client.say(protocol.Queue(packed))
+
+    def _was_begun(self, held: _Held) -> bool:
+        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
+        if not self._notes.was_begun(held.task.task_id, held.task.attempt):
+            return False
+        self._end(held, UserEndpointLost(reason="it was killed"))
+        return True
+
+    def _end_unsent(self, held: _Held, error: MepError) -> None:
+        """End a task that this process has not handed over. An earlier one's worker may have begun it."""
+        if not self._was_begun(held):
+            self._end(held, error)
 
     def _packed(self, number: int, task: EngineTask) -> bytes:
         return protocol.encode(
@@ -307,6 +320,9 @@ class GlobusComputeEngine:
         task = held.task
         if result.started_at:
             self._pace.measured(task.function_id, result.ended_at - result.started_at)
+        if result.code == TaskCancelled.code and held.failing is not None and not held.cancelled:
+            self._end(held, WorkerLost(reason=held.failing.text) if held.started else held.failing)
+            return
         text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
         self._events.append(
             ResultItem(
@@ -361,6 +377,9 @@ class GlobusComputeEngine:
         if held.cancelled:
             self._end(held, TaskCancelled())
             return
+        if not held.started and held.failing is not None:
+            self._end(held, held.failing)
+            return
         if not held.started:
             held.losses += 1
             if held.losses < _MOST_UNSTARTED_LOSSES:
@@ -371,6 +390,8 @@ class GlobusComputeEngine:
     def _again(self, held: _Held) -> None:
         if held.cancelled:
             self._end(held, TaskCancelled())
+        elif held.failing is not None:
+            self._end(held, held.failing)
         elif self._draining:
             self._events.append(TaskReturned(held.task.row))
         else:
@@ -415,19 +436,35 @@ class GlobusComputeEngine:
             self._client = None
 
     def _give_up(self, error: MepError, until: float) -> None:
-        """End what waits, and what comes before `until`."""
+        """End what waits, and what comes before `until`. What workers have begun is no matter of this error."""
         self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
         self._broken_until = until
-        if final := math.isinf(until):
-            self._drop_client()
         waiting, self._waiting = self._waiting, []
-        unstarted = [number for number, held in self._held.items() if final or not held.started]
+        for held in waiting:
+            self._end_unsent(held, error)
+        if math.isinf(until):
+            for held in self._held.values():
+                held.failing = error
+            self._lost_together(list(self._held), self._begun_at_all(), error.text)
+            self._drop_client()
+            self._events.append(EngineOver(self._broken.code, self._broken.text))
+        else:
+            self._ask_back(error)
+
+    def _ask_back(self, error: MepError) -> None:
+        """Have every task that is not known to run given back, and end it with this error if no worker has begun it."""
+        unstarted = [number for number, held in self._held.items() if not held.started]
+        for number in unstarted:
+            self._held[number].failing = error
         if unstarted and self._client is not None:
             self._client.say(protocol.Cancel(unstarted))
-        for number in unstarted:
-            if (held := self._forget(number)) is not None:
-                waiting.append(held)
-        for held in waiting:
-            self._end(held, error)
-        if final:
-            self._events.append(EngineOver(self._broken.code, self._broken.text))
+
+    def _begun_at_all(self) -> set[int]:
+        """Return the tasks that any worker has begun. From here on they begin no more."""
+        if self._client is None:
+            return set()
+        try:
+            return self._notes.close(self._client.begun_directory)
+        except OSError as problem:
+            _log.warning("notes cannot be read: tasks are taken to have begun: %s", problem)
+            return set(self._held)

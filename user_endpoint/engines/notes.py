@@ -64,6 +64,7 @@ class Notes:
         """Put what closed files say into one file that has nothing but tasks' keys. Raises OSError."""
         files = [f"{self._closed}/{name}" for name in os.listdir(self._closed) if not name.startswith(_KEYS)]  # noqa: PTH208
         keys = {key for path in files for key in read_notes(path).values()}
+        self._before |= keys  # known even where a full disk takes no more
         if keys:
             new, name = f"{self._root}/new", f"{self._closed}/{_KEYS}{time.time_ns():020d}"
             with open(new, "wb") as file:

@@ -121,7 +121,7 @@ class ProcessPoolEngine:
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Queue these tasks and send workers what they can take."""
         if self._draining:
-            self._events += [TaskReturned(task.row) for task in tasks]
+            self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(task)]
         else:
             enqueue(self._queue, (task for task in tasks if not self._was_begun(task)))
             self._dispatch()
@@ -149,6 +149,7 @@ class ProcessPoolEngine:
         self._queue = kept
         for worker in list(self._workers.values()):
             if worker.sent and worker.sent[0].row in wanted:
+                self._events += map(TaskStarted, worker.newly_begun())  # else it would seem that none had begun
                 self._kill_running(worker, TaskCancelled.code)
         self._dispatch()
         self._ring()

@@ -73,7 +73,7 @@ class ThreadPoolEngine:
         """Queue these tasks, and start threads for them where there may be more."""
         with self._changed:
             if self._ending:
-                self._events += [TaskReturned(task.row) for task in tasks]
+                self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(task)]
                 return
             enqueue(self._queue, [task for task in tasks if not self._was_begun(task)])
             self._start_threads()

@@ -259,10 +259,10 @@ class Blocks:
         now = time.monotonic()
         self._restarts = self._restarts + 1 if now - self._restarted_at < HEALTHY_S else 1
         self._restarted_at = now
+        assert self._client is not None, "it has died"
+        self._tell(Restarted(self._notes.close(self._client.begun_directory)))  # before anything is said to have failed
         if self._restarts > MAX_RESTARTS:
             raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
-        assert self._client is not None, "it has died"
-        self._tell(Restarted(self._notes.close(self._client.begun_directory)))
         self._end(told=False)
         self._start_client()
 

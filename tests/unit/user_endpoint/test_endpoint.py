@@ -324,7 +324,7 @@ def test_stopping_gives_back_and_waits_for_confirmation(stage: Stage) -> None:
     assert [message.rows for message in stage.link.take(messages.Returned)] == [[2]]
     assert not stage.uep.tick()
     stage.tasks(3)
-    stage.uep.flush()
+    stage.happens(TaskReturned(3))
     assert [message.rows for message in stage.link.take(messages.Returned)] == [[3]]
     stage.happens(result(1))
     assert not stage.link.take(messages.Credit)
@@ -351,6 +351,17 @@ def test_refusals(stage: Stage) -> None:
     stage.tasks(9)
     stage.uep.tick()
     assert stage.engine.stopped is not None
+
+
+def test_a_task_that_comes_while_it_stops_is_given_back_by_the_engine(stage: Stage) -> None:
+    """The engine alone knows what workers of an earlier process have begun."""
+    stage.tasks(1)
+    stage.uep.stop("STOPPED", "by SIGTERM")
+    stage.tasks(2, 3)
+    assert [task.row for task in stage.engine.given] == [1, 2, 3]
+    stage.happens(TaskReturned(2), ResultItem(3, "3", "USER_ENDPOINT_LOST", "it was killed", b"", 0.0, 1.0))
+    assert stage.link.take(messages.Returned) == [messages.Returned(rows=[2])]
+    assert [item.row for said in stage.link.take(messages.Results) for item in said.items] == [3]
 
 
 def test_an_engine_that_ends_a_task_twice_is_not_believed(stage: Stage) -> None:

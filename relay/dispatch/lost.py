@@ -1,0 +1,81 @@
+"""What becomes of the tasks of a user endpoint whose process is gone, and in which order that is found out.
+
+The workers of a process note on the site's disk what they begin, and the last reports of a killed process never leave
+it. So the relay does not know whether a task that was sent had begun. The next process knows: it reads the notes before
+it begins anything. The order is therefore:
+
+1. ENDED: the manager says that the process is gone. Nothing is decided.
+2. TOLD: the next process has joined and has said what it holds. What was sent is sent again, and that process ends it
+   as lost where the notes say that it had begun. What was known to run is lost.
+3. GIVEN_UP, in place of TOLD: no process comes that could read the notes. Only what was never sent ends with the reason
+   for that. The rest ends as lost, since it may have had effects.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Mapping
+
+from mep_wire.errors import MepError, UserEndpointLost
+from mep_wire.limits import MAX_PUBLIC_TEXT
+from mep_wire.states import TaskState
+from relay.store.base import Tx
+from relay.store.records import Ending, Settled
+
+
+class Step(enum.Enum):
+    """What the relay has been told since it lost a process."""
+
+    ENDED = enum.auto()
+    TOLD = enum.auto()
+    GIVEN_UP = enum.auto()
+
+
+class Fate(enum.Enum):
+    """What a step means for a task."""
+
+    STAYS = enum.auto()
+    """As it is: the next step decides."""
+    SENT_AGAIN = enum.auto()
+    ATTEMPT_LOST = enum.auto()
+    """Begun again where its attempts allow it, else failed as lost."""
+    NOT_BEGUN = enum.auto()
+    """Failed with the reason why no process comes."""
+    MAYBE_BEGUN = enum.auto()
+    """Failed as lost, and the text says that it may have begun."""
+    BEGUN = enum.auto()
+    """Failed as lost."""
+
+
+_S, _T, _F = Step, TaskState, Fate
+
+FATES: Mapping[Step, Mapping[TaskState, Fate]] = {
+    _S.ENDED: {_T.QUEUED: _F.STAYS, _T.DISPATCHED: _F.STAYS, _T.RUNNING: _F.STAYS},
+    _S.TOLD: {_T.QUEUED: _F.STAYS, _T.DISPATCHED: _F.SENT_AGAIN, _T.RUNNING: _F.ATTEMPT_LOST},
+    _S.GIVEN_UP: {_T.QUEUED: _F.NOT_BEGUN, _T.DISPATCHED: _F.MAYBE_BEGUN, _T.RUNNING: _F.BEGUN},
+}
+"""By step and by the state in which the store has the task. TOLD is the store's `reconcile`."""
+
+_MAYBE = "its process ended, and it is not known whether it had begun there."
+
+
+def why_failed(state: TaskState, error: MepError) -> MepError:
+    """Return the error with which a task ends once its user endpoint is given up because of `error`."""
+    match FATES[Step.GIVEN_UP][state]:
+        case Fate.MAYBE_BEGUN:
+            return UserEndpointLost(reason=f"{_MAYBE} {error.text}"[:MAX_PUBLIC_TEXT])
+        case Fate.BEGUN:
+            return error if isinstance(error, UserEndpointLost) else UserEndpointLost(reason=error.text)
+        case _:
+            return error
+
+
+def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
+    """The user endpoint is given up: end what its last process had been sent. What was never sent ends after it."""
+    now, errors = time.time(), {state: why_failed(state, error) for state in FATES[Step.GIVEN_UP]}
+    endings = []
+    for row, state in tx.active_rows(uep_row).items():
+        e = errors[state]
+        endings.append(Ending(row, TaskState.FAILED, e.code, e.text, b"", e.correlation_id, ended_at=now))
+    return tx.record_endings(uep_row, endings)

@@ -1,0 +1,152 @@
+"""What becomes of the tasks of a process that is gone: each step of the table, for each state of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import pytest
+
+from mep_wire.errors import StartRequestRefused, UserEndpointLost
+from mep_wire.states import TaskState, UepState
+from relay.dispatch.board import Uep
+from relay.dispatch.changes import reconcile
+from relay.dispatch.lost import FATES, Fate, Step
+from relay.plane.base import Peer
+from tests.unit.relay.test_dispatch_failures import Scene
+
+REFUSED = StartRequestRefused(reason="the site is misconfigured")
+STATES = [TaskState.QUEUED, TaskState.DISPATCHED, TaskState.RUNNING]
+
+
+class Lost(Scene):
+    """A user endpoint with a process that has joined, and a task in one of its states there."""
+
+    def __init__(self, state: TaskState) -> None:
+        super().__init__()
+        self.row = self.store.tasks([self.task.task_id])[0].row
+        key = os.urandom(32)
+        self.do(lambda tx: tx.add_join(self.uep.row, b"h", time.time() + 60, time.time()))
+        assert self.do(lambda tx: tx.enrol(self.uep.row, b"h", key, time.time(), b"i" * 16))
+        self.uep.set_process(key, b"i" * 16)
+        self.uep.go(UepState.ONLINE)
+        self.uep.peer = Peer(b"u", key, 0.0)
+        del self.dispatcher.board.managers[self.manager.endpoint_id]
+        if state is not TaskState.QUEUED:
+            self.do(lambda tx: tx.take_queued(self.uep.row, 1, 1000))
+        if state is TaskState.RUNNING:
+            self.do(lambda tx: tx.record_started(self.uep.row, [self.row], time.time()))
+        self.uep.has_queued = state is TaskState.QUEUED
+
+    async def ended(self) -> None:
+        await self.dispatcher._endings.conclude(self.uep, "KILLED", "Its process was killed.")
+
+    async def given_up(self) -> None:
+        await self.ended()
+        await self.dispatcher.starts._refuse(self.uep, REFUSED)
+
+    async def told(self) -> list[int]:
+        """The next process joins, and holds nothing; return what it has lost."""
+        await self.ended()
+        return self.do(lambda tx: reconcile(tx, self.uep.row, [])).held.lost
+
+    @property
+    def code(self) -> str:
+        return self.store.tasks([self.task.task_id])[0].code
+
+    @property
+    def text(self) -> str:
+        return self.store.tasks([self.task.task_id])[0].text
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_end_of_a_process_decides_nothing(state: TaskState) -> None:
+    async def run() -> None:
+        scene = Lost(state)
+        await scene.ended()
+        assert FATES[Step.ENDED][state] is Fate.STAYS
+        assert scene.state is state
+        assert scene.uep.needed
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_next_process_tells(state: TaskState) -> None:
+    async def run() -> None:
+        scene = Lost(state)
+        lost = await scene.told()
+        fate = FATES[Step.TOLD][state]
+        assert (fate is Fate.ATTEMPT_LOST) == (lost == [scene.row])
+        assert scene.state is (TaskState.RUNNING if fate is Fate.ATTEMPT_LOST else TaskState.QUEUED)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_what_was_never_sent_ends_as_not_begun(state: TaskState) -> None:
+    async def run() -> None:
+        scene = Lost(state)
+        await scene.given_up()
+        assert scene.state is TaskState.FAILED
+        fate = FATES[Step.GIVEN_UP][state]
+        assert scene.code == (REFUSED.code if fate is Fate.NOT_BEGUN else UserEndpointLost.code)
+        assert ("not known whether" in scene.text) == (fate is Fate.MAYBE_BEGUN)
+        assert REFUSED.text in scene.text
+        assert not scene.uep.needed
+
+    asyncio.run(run())
+
+
+def test_what_was_sent_is_remembered_by_a_relay_that_was_restarted() -> None:
+    async def run() -> None:
+        scene = Lost(TaskState.DISPATCHED)
+        await scene.ended()
+        record = scene.store.uep("u")
+        assert record is not None
+        scene.dispatcher.board.ueps.clear()
+        scene.dispatcher.board._known.clear()
+        uep: Uep = scene.dispatcher.board.uep(record)
+        assert uep is not scene.uep and uep.unsettled
+        await scene.dispatcher.starts._refuse(uep, REFUSED)
+        assert scene.code == UserEndpointLost.code
+
+    asyncio.run(run())
+
+
+def test_a_task_to_be_cancelled_ends_with_the_process_it_was_sent_to() -> None:
+    async def run() -> None:
+        scene = Lost(TaskState.DISPATCHED)
+        scene.do(lambda tx: tx.ask_cancel(scene.uep.row, [scene.row]))
+        await scene.ended()
+        assert scene.state is TaskState.CANCELLED
+        assert not scene.uep.needed
+
+    asyncio.run(run())
+
+
+def test_an_end_stored_late_does_not_unsettle_the_next_process() -> None:
+    async def run() -> None:
+        scene = Lost(TaskState.RUNNING)
+        board = scene.dispatcher.board
+        insist = board.insist
+
+        class Slow:
+            """The board, on which the next process joins while the end is being stored."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(board, name)
+
+            async def insist(self, change: Any) -> Any:
+                done = await insist(change)
+                scene.uep.set_process(b"k" * 32, b"j" * 16)
+                return done
+
+        endings = scene.dispatcher._endings
+        endings._board = Slow()  # type: ignore[assignment]
+        await scene.ended()
+        assert not scene.uep.unsettled
+
+    asyncio.run(run())
