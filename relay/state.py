@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from zmq import curve_public
 from zmq.utils import z85
 
+from mep.boundary import untraceable
 from mep.boundary.file_trust import Trust, ours
 from mep_wire.relay_keys import MAX_EARLIER, EarlierKeys, RelayKeys, rotation_statement
 
@@ -63,9 +64,8 @@ def become_relay_account(directory: Path) -> None:
         made = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         os.fchown(made, account.pw_uid, account.pw_gid)
         os.close(made)
-    os.setgroups([])
-    os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-    os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+    untraceable.become(account.pw_uid, account.pw_gid)
+    untraceable.close_to_tracers()  # its terminal may be root's
     if directory.stat().st_uid != account.pw_uid:
         raise StateRefused(f"{directory} does not belong to {ACCOUNT}: `chown -R {ACCOUNT} {directory}`")
     os.chdir("/")

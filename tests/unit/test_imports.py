@@ -35,7 +35,7 @@ SHARED = ("mep.boundary", "mep.errors")
 RULES = {
     "mep_wire": Rule(("mep_wire",), _libraries("msgspec")),
     "mep_sdk": Rule(("mep_sdk", "mep_wire"), None),
-    "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust"), None),
+    "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust", "mep.boundary.untraceable"), None),
     "identity": Rule(("identity", "mep.boundary.file_trust"), _libraries("re2", "ldap3", "pyasn1", "yaml")),
     "user_endpoint": Rule(
         ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.strategies", "mep_sdk.runner"),
