@@ -48,7 +48,7 @@ def ended(engine: Engine) -> int:
 def measure(directory: str) -> dict[str, float]:
     """Return first_s (imports included), warm_s (median), tasks_per_s and, of all processes together, memory_mb."""
     began = time.perf_counter()
-    from user_endpoint.engines.htex import GlobusComputeEngine
+    from user_endpoint.engines.htex.engine import GlobusComputeEngine
     from user_endpoint.settings import GlobusComputeEngine as Settings
 
     engine = GlobusComputeEngine(Settings(max_workers_per_node=2), run_directory=directory)

@@ -21,8 +21,8 @@ from rows import Row, table
 
 from identity.chain import Chain, Link
 from identity.document import Document
-from identity.expression import from_document
-from identity.pattern import compile_pattern
+from identity.expression.mapper import from_document
+from identity.expression.pattern import compile_pattern
 
 RULES = 1000
 PATHOLOGICAL = "(a*)*(a|aa)*b"

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
-from mep.config.describe import docs_table
+from mep.config.option_docs import docs_table
 from mep_wire import errors, states
 from user_endpoint import settings
 

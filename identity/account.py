@@ -11,7 +11,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from identity import names
+from identity import usernames
 from identity.errors import AccountMissing
 
 
@@ -33,7 +33,7 @@ def resolve(name: str) -> Account:
 
     A directory that ignores case may answer with another spelling, and the account then has that one.
     """
-    names.check(name)
+    usernames.check(name)
     try:
         record = pwd.getpwnam(name)
     except KeyError:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from identity import names
+from identity import usernames
+from identity.base import Answer, How, Identity, Mapper, Trace, label
 from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingError, NameRefused, NoMapping
-from identity.mapper import Answer, How, Identity, Mapper, Trace, label
 
 MAX_FIELD_CHARS = 4096
 """A longer field of an identity counts as absent."""
@@ -169,7 +169,7 @@ def _decide(answers: Sequence[Answer], first_of_several: bool, description: str)
     if not first_of_several and len({answer.name for answer in answers}) > 1:
         several = ", ".join(f"{label(answer.identity)} -> {answer.name!r}" for answer in answers[:10])
         raise AmbiguousMapping(f"{first.rule} gives several local users: {several}")
-    if (reason := names.problem(first.name)) is not None:
+    if (reason := usernames.problem(first.name)) is not None:
         raise NameRefused(f"{first.rule}: {label(first.identity)}: {reason}")
     return LocalUser(first.name, first.identity, f"{description}, {first.rule}", first.literal)
 

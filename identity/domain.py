@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from identity.base import Answer, How, Identity, Trace, label
 from identity.document import Document
-from identity.mapper import Answer, How, Identity, Trace, label
 
 DATA_TYPE = "domain_identity_mapping#1.0.0"
 

@@ -12,13 +12,13 @@ import msgspec
 
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.errors import RelayAnswerInvalid, TaskPending
-from mep_sdk.mismatch import warn_of_python
-from mep_sdk.options import Deadline
-from mep_sdk.outcomes import settle, state_of
+from mep_sdk.http import RETRY_FOR_S, SILENT_S, Transport
+from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import Settings, find_settings
 from mep_sdk.strategies import ComputeSerializer
-from mep_sdk.transport import RETRY_FOR_S, SILENT_S, Transport
+from mep_sdk.task_options import Deadline
+from mep_sdk.version_mismatch import warn_of_python
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.states import TaskState

@@ -20,13 +20,13 @@ from uuid import UUID
 import msgspec
 
 from mep_sdk.batch import UuidLike, checked_payload
-from mep_sdk.chunks import run_chunk
 from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.futures import TaskFuture
-from mep_sdk.options import Deadline, TaskOptions, checked_options
+from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
-from mep_sdk.session import Function, Session, Target
 from mep_sdk.strategies import ComputeSerializer, result_ways
+from mep_sdk.submitter import Function, Session, Target
+from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7

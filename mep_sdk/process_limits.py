@@ -2,7 +2,7 @@
 
 "Resource temporarily unavailable" is what fork says, and "can't start new thread" Python's threads. Who counts is the
 control group (pids.events, which everybody may read; pids.max of it or of one above) and RLIMIT_NPROC. Where neither
-says it, neither is blamed. Called by runner.py when a function has failed so.
+says it, neither is blamed. Called by task_runner.py when a function has failed so.
 """
 
 from __future__ import annotations

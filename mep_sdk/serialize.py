@@ -1,6 +1,6 @@
 """What the SDK sends and what workers return, as bytes: functions, arguments, results, exceptions.
 
-The one place to import from for serialization. The formats are in frames.py and functions.py; the relay
+The one place to import from for serialization. The formats are in encoding.py and function_serializer.py; the relay
 never looks inside them.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from mep_sdk import frames
+from mep_sdk import encoding
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, DataUnreadable, RemoteError, RemoteTraceback
-from mep_sdk.functions import LoadedFunction, load_function, serialize_function
+from mep_sdk.function_serializer import LoadedFunction, load_function, serialize_function
 from mep_wire.errors import MepError, ResultUnserializable
 from mep_wire.text import printable_lines
 
@@ -52,18 +52,18 @@ def serialize_arguments(
     """
     try:
         call = (args, dict(kwargs))
-        data = frames.dumps_json(call) if as_json else frames.dumps(call, local_by_value=local_by_value)
-        return frames.request(list(result_ways), data) if result_ways else data
-    except frames.NotSerializable as error:
+        data = encoding.dumps_json(call) if as_json else encoding.dumps(call, local_by_value=local_by_value)
+        return encoding.request(list(result_ways), data) if result_ways else data
+    except encoding.NotSerializable as error:
         raise ArgumentsUnserializable(name=name, reason=str(error)) from error
 
 
 def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return (args, kwargs). Raises DataCorrupt or DataUnreadable."""
-    if data[3:4] == frames.REQUEST:
-        frames.unframe(data, "argument list")
-        data = frames.inner(data)
-    value = frames.loads(data, "argument list")
+    if data[3:4] == encoding.REQUEST:
+        encoding.unframe(data, "argument list")
+        data = encoding.inner(data)
+    value = encoding.loads(data, "argument list")
     if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], tuple | list)):
         raise DataCorrupt(what="argument list", reason="it is not a pair of args and kwargs")
     args, kwargs = value
@@ -75,20 +75,20 @@ def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
     reasons = []
     for way in ways or ("pickle",):
         try:
-            return frames.dumps_json(value) if way == "json" else frames.dumps(value, local_by_value=False)
-        except frames.NotSerializable as error:
+            return encoding.dumps_json(value) if way == "json" else encoding.dumps(value, local_by_value=False)
+        except encoding.NotSerializable as error:
             reasons.append(str(error) if len(ways) < 2 else f"{way}: {error}")
     raise ResultUnserializable(reason="; ".join(reasons))
 
 
 def result_ways_of(arguments: bytes) -> list[str]:
     """Return how the caller wants the result; empty where they do not say."""
-    return frames.ways_wanted(arguments)
+    return encoding.ways_wanted(arguments)
 
 
 def load_result(data: bytes) -> Any:
     """Return the value of a task. Raises DataCorrupt or DataUnreadable."""
-    return frames.loads(data, "result", "here")
+    return encoding.loads(data, "result", "here")
 
 
 class ExceptionRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -133,13 +133,13 @@ def serialize_exception(error: BaseException, *, skip_frames: int = 0, max_bytes
         _dump_if_possible(error, max_bytes),
         _dump_if_possible((type(error), error.args, error.__dict__), max_bytes),
     )
-    return frames.frame(frames.EXCEPTION, msgspec.msgpack.encode(record))
+    return encoding.frame(encoding.EXCEPTION, msgspec.msgpack.encode(record))
 
 
 def _dump_if_possible(value: object, max_bytes: int) -> bytes:
     try:
-        pickled = frames.dumps(value, local_by_value=False)
-    except frames.NotSerializable:
+        pickled = encoding.dumps(value, local_by_value=False)
+    except encoding.NotSerializable:
         return b""  # its name and text travel all the same
     return pickled if len(pickled) <= max_bytes else b""
 
@@ -160,8 +160,8 @@ def load_exception(data: bytes) -> Exception:
     The remote traceback is its `__cause__` and a note. SystemExit and its like, which would end the
     person's script rather than tell it something, come as RemoteError. Raises DataCorrupt.
     """
-    kind, body = frames.unframe(data, "exception")
-    if kind != frames.EXCEPTION:
+    kind, body = encoding.unframe(data, "exception")
+    if kind != encoding.EXCEPTION:
         raise DataCorrupt(what="exception", reason=f"its kind is {kind!r}")
     try:
         record = _decoder.decode(body)
@@ -175,11 +175,11 @@ def load_exception(data: bytes) -> Exception:
 
 def _rebuild(record: ExceptionRecord) -> Exception:
     with contextlib.suppress(DataCorrupt, DataUnreadable):
-        value = frames.loads(record.pickled, "exception", "here")
+        value = encoding.loads(record.pickled, "exception", "here")
         if isinstance(value, Exception):
             return value
     with contextlib.suppress(DataCorrupt, DataUnreadable, TypeError, ValueError):
-        kind, args, attributes = frames.loads(record.parts, "exception", "here")
+        kind, args, attributes = encoding.loads(record.parts, "exception", "here")
         if issubclass(kind, Exception):
             bare: Exception = kind.__new__(kind, *args)
             bare.args = args

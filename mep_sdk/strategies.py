@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mep_sdk import frames
-from mep_sdk.functions import SerializedFunction, read_record
+from mep_sdk import encoding
+from mep_sdk.function_serializer import SerializedFunction, read_record
 from mep_wire.errors import MepError, SerializerNotAllowed
 
 BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED = "bytecode", "source text", "reference", "cloudpickled code"
@@ -110,7 +110,7 @@ class Allowed:
             ways = ways_of(record)
             pickled = " with pickled defaults or globals" if ways & self._code else ""
             raise self._refusal("function", " and ".join(sorted(ways)) + pickled)
-        return code if kept == record else frames.frame(frames.FUNCTION, msgspec.msgpack.encode(kept))
+        return code if kept == record else encoding.frame(encoding.FUNCTION, msgspec.msgpack.encode(kept))
 
     def arguments(self, payload: bytes) -> None:
         """Raises SerializerNotAllowed for an argument list that travels in another way."""
@@ -125,14 +125,16 @@ class Allowed:
 
 def data_way(data: bytes) -> str:
     """Return the way in which arguments or a result travel, by their tag alone."""
-    if data[3:4] == frames.REQUEST:
-        data = frames.inner(data)
-    return {frames.PICKLE: PICKLED, frames.CLOUDPICKLE: PICKLED, frames.JSON: JSON}.get(data[3:4], "an unknown way")
+    if data[3:4] == encoding.REQUEST:
+        data = encoding.inner(data)
+    return {encoding.PICKLE: PICKLED, encoding.CLOUDPICKLE: PICKLED, encoding.JSON: JSON}.get(
+        data[3:4], "an unknown way"
+    )
 
 
 def ways_of(record: SerializedFunction) -> set[str]:
     """Return every way that a function's record offers."""
-    ways = {CLOUDPICKLED if each[3:4] == frames.CLOUDPICKLE else REFERENCE for each in record.pickled}
+    ways = {CLOUDPICKLED if each[3:4] == encoding.CLOUDPICKLE else REFERENCE for each in record.pickled}
     if record.codes:
         ways |= {BYTECODE} if all(each.code for each in record.codes) else set()
         ways |= {SOURCE} if all(each.source for each in record.codes) else set()
@@ -157,7 +159,7 @@ def only(record: SerializedFunction, ways: frozenset[str], data: frozenset[str] 
             return msgspec.structs.replace(record, codes=codes)
         return record
     kept = tuple(
-        each for each in record.pickled if (CLOUDPICKLED if each[3:4] == frames.CLOUDPICKLE else REFERENCE) in ways
+        each for each in record.pickled if (CLOUDPICKLED if each[3:4] == encoding.CLOUDPICKLE else REFERENCE) in ways
     )
     return msgspec.structs.replace(record, pickled=kept) if kept else None
 

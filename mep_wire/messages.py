@@ -5,9 +5,9 @@ than maps, since tasks and results come by the thousand. The relay knows who spe
 key (ZAP), never by anything inside a message. Byte strings are opaque here.
 
 A user endpoint has one process at a time and many in its life. A message about one of them names it by its
-`incarnation` (mep_wire.start.incarnation_of), which is compared by equality: one that names another process than
-the receiver's is logged and dropped. Empty is unknown: peers of the version before have no such field, and what they
-say is taken to be about the process of that moment. A user endpoint's own messages need none: its key names it.
+`incarnation` (mep_wire.start_request.incarnation_of), which is compared by equality: one that names another process
+than the receiver's is logged and dropped. Empty is unknown: peers of the version before have no such field, and what
+they say is taken to be about the process of that moment. A user endpoint's own messages need none: its key names it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class SignedStart(_Msg, frozen=True):
     uep_id: str
     request: bytes
     signature: bytes
-    """1 to MAX_SIGNATURES signatures, one after the other: mep_wire.start."""
+    """1 to MAX_SIGNATURES signatures, one after the other: mep_wire.start_request."""
     recheck: bool = False
     """What the request says too, where it counts: here it tells the manager what it asked for."""
     incarnation: bytes = b""

@@ -29,10 +29,10 @@ from mep_wire.text import escape_output, printable
 from relay import log
 from relay.auth.tokens import new_token, token_hash
 from relay.server import Settings, serve
-from relay.state import Keys, State, StateRefused, become_relay_account, default_dir
+from relay.state_dir import Keys, State, StateRefused, become_relay_account, default_dir
 from relay.store.records import Caller
 from relay.store.schema import StateTooNew
-from relay.store.sqlite import SqliteStore
+from relay.store.sqlite_reads import SqliteStore
 
 _DEFAULTS = Settings()
 MAX_USERNAME = 256

@@ -21,17 +21,17 @@ import uvicorn
 from mep_wire.api import EarlierRelayKeys
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
-from relay.api.connection import BoundedConnection
-from relay.api.quota import Quota
-from relay.api.service import Service
+from relay.api.context import Service
+from relay.api.http_protocol import BoundedConnection
+from relay.api.storage_quota import Quota
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
-from relay.dispatch.signing import OverlapSigner
+from relay.dispatch.start_signing import OverlapSigner
+from relay.link.zmq_link import ZmqPlane
 from relay.log import logger
-from relay.plane.zmq_plane import ZmqPlane
-from relay.state import State
-from relay.store.sqlite import SqliteStore
-from relay.sweeping import Periods, Sweeper
+from relay.retention import Periods, Sweeper
+from relay.state_dir import State
+from relay.store.sqlite_reads import SqliteStore
 
 _DAY_S = 86400.0
 

@@ -13,12 +13,9 @@ import os
 import sys
 from typing import NoReturn
 
-from user_endpoint import (
-    inherited,
-    light,  # noqa: F401  # before anything imports msgspec
-)
-from user_endpoint.outermost import name_process, run_and_exit
-from user_endpoint.report import Reporter, StartFailure
+from user_endpoint import inherited_fds
+from user_endpoint.keeper_report import Reporter, StartFailure
+from user_endpoint.process_exit import name_process, run_and_exit
 
 _NOT_STARTED = "The site could not start your process. Tell its administrators."
 
@@ -29,8 +26,8 @@ def main() -> NoReturn:
     os.umask(0o077)
     name_process("mep-uep")
     try:
-        reporter = Reporter(inherited.check_report_channel(inherited.REPORT_FD))
-    except inherited.NotInherited as error:
+        reporter = Reporter(inherited_fds.check_report_channel(inherited_fds.REPORT_FD))
+    except inherited_fds.NotInherited as error:
         sys.stderr.write(f"user endpoint: {error}: this program is started by an endpoint, not by hand\n")
         sys.exit(1)
     run_and_exit(
@@ -52,10 +49,10 @@ def _start_and_serve(reporter: Reporter) -> None:
     if 0 in (os.getuid(), os.geteuid()):
         raise StartFailure("START_FAILED", _NOT_STARTED, "a user endpoint never runs as root")
     try:
-        start = inherited.read_and_close(inherited.START_FD, inherited.MAX_START_BYTES)
-        bundle = inherited.read_and_close(inherited.BUNDLE_FD, inherited.MAX_BUNDLE_BYTES)
-    except inherited.NotInherited as error:
+        start = inherited_fds.read_and_close(inherited_fds.START_FD, inherited_fds.MAX_START_BYTES)
+        bundle = inherited_fds.read_and_close(inherited_fds.BUNDLE_FD, inherited_fds.MAX_BUNDLE_BYTES)
+    except inherited_fds.NotInherited as error:
         raise StartFailure("START_FAILED", _NOT_STARTED, str(error)) from error
-    from user_endpoint.starting import Starting
+    from user_endpoint.startup import Starting
 
     Starting(start, bundle, reporter).serve()

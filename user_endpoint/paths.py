@@ -12,7 +12,7 @@ import os
 import re
 import stat
 
-from user_endpoint.report import StartFailure
+from user_endpoint.keeper_report import StartFailure
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

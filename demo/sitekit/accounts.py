@@ -17,7 +17,7 @@ from sitekit.errors import NameTaken, SiteError
 PREFIXES = ("mepdemo-", "meptest-", "mepbench-")
 """Only accounts with these names are ever made or removed here."""
 HELPER_UIDS = range(61184, 65520)
-"""The uids of the accounts that `mep configure` makes, as mep.boundary.resolved has them."""
+"""The uids of the accounts that `mep configure` makes, as mep.boundary.resolved_config has them."""
 _ROLES = ("MEP manager", "MEP mapper")
 _NOT_UNIQUE = 9
 """The exit status of useradd and groupadd for a name that is taken."""

@@ -1,4 +1,5 @@
-"""What crosses the privilege boundary: messages, the channel that carries them, the resolved configuration.
+"""What monitor, manager and mapper share: messages, channel, sealed memfds, errors, log, resolved configuration.
 
-Standard library only, so that the root monitor may import it.
+This package is no process of its own and imports the standard library alone, because root's processes load it. Its
+decoder trusts no message. Every package of `mep` may import it.
 """

@@ -13,8 +13,8 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 
+from mep.boundary.errors import BoundaryViolation
 from mep.boundary.messages import DESCRIPTORS, MAX_FRAME_BYTES, WIRE_TYPES, Message
-from mep.errors import BoundaryViolation
 
 _NUMBERS = {cls: number for number, cls in WIRE_TYPES.items()}
 _INT_BYTES = 8

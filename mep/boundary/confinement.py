@@ -1,7 +1,7 @@
 """What manager and mapper give up once they have imported and opened everything they start with.
 
 Landlock first, then seccomp, whose filter forbids to change anything of it. What this host cannot do is logged once and
-left out; limits, network namespace and control group are the monitor's part (mep/monitor/helper_limits.py).
+left out; limits, network namespace and control group are the monitor's part (mep/root/monitor/helper_limits.py).
 
 Standard library only. Called by mep/manager/main.py and mep/mapper/main.py while they have one thread.
 """

@@ -83,7 +83,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class NotMapped:
-    """The request with `ref` is refused: `code` is a mep.errors.Refusal; `public` may leave the host,
+    """The request with `ref` is refused: `code` is a mep.boundary.errors.Refusal; `public` may leave the host,
     `detail` may not. `uep_id` and `identities` (as in Mapped) are empty where the request could not be read."""
 
     ref: int
@@ -284,7 +284,7 @@ class UepReady:
 
 @dataclass(frozen=True, slots=True)
 class KeeperFailed:
-    """The start failed at `stage` (mep.errors.Stage). `public` may leave the host, `detail` may not."""
+    """The start failed at `stage` (mep.boundary.errors.Stage). `public` may leave the host, `detail` may not."""
 
     stage: int
     errno: int

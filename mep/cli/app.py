@@ -9,7 +9,7 @@ import click
 
 from mep import __version__
 from mep.cli.common import MepGroup, epilog
-from mep.cli.map import map_command
+from mep.cli.map_command import map_command
 from mep.cli.run_commands import resolve, restart, start, stop
 from mep.cli.setup_commands import check, configure, delete, register
 from mep.cli.status_commands import list_endpoints, status

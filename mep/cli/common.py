@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mep.boundary.errors import ConfigRefused
 from mep.boundary.text import printable
-from mep.cli.elsewhere import instead
-from mep.cli.failures import EXIT_TEXT, CliFailed, Exit
-from mep.errors import ConfigRefused
+from mep.cli.exit_codes import EXIT_TEXT, CliFailed, Exit
+from mep.cli.globus_commands import instead
 
 if TYPE_CHECKING:
     from mep.config.paths import EndpointPaths, Roots

@@ -12,11 +12,11 @@ import pwd
 import uuid
 from functools import partial
 
-from mep.cli.dropped import DroppedChild
-from mep.cli.failures import CliFailed, Exit
-from mep.cli.files import replace_file
+from mep.cli.endpoint_dirs import replace_file
+from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.pins_call import DATAGRAM_BYTES, work
-from mep.cli.relay_call import last_record
+from mep.cli.relay_request import last_record
+from mep.cli.unprivileged_child import DroppedChild
 from mep.config.function_pins import MAX_PINS, pins_text, read_pins
 from mep.config.paths import EndpointPaths
 from mep_wire.function_lists import DIGEST_BYTES, DIGEST_PREFIX, ids_in

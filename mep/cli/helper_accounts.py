@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mep.boundary.resolved import HELPER_UIDS
-from mep.cli.failures import CliFailed
+from mep.boundary.resolved_config import HELPER_UIDS
+from mep.cli.exit_codes import CliFailed
 from mep.config import paths as names
 from mep.config.paths import EndpointPaths
 

@@ -1,7 +1,7 @@
 """One key pair, made or read by a child that runs as the account that owns it.
 
 The child writes the 32 bytes of a new secret key to a descriptor, or reads an existing one from it, and says the public
-key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registering.py.
+key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registration.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from mep.cli.dropped import DroppedChild
-from mep.cli.failures import CliFailed
+from mep.cli.exit_codes import CliFailed
+from mep.cli.unprivileged_child import DroppedChild
 
 SECRET_BYTES = 32
 

@@ -1,7 +1,7 @@
 """Whether the keys that a relay presents may be pinned, given those that were pinned before.
 
 They are what an endpoint trusts a relay by: whoever holds the signing key says who may start what. Run as root; what it
-reads of the relay's answer has a fixed size (mep/cli/relay_answer.py). Called by mep/cli/registering.py.
+reads of the relay's answer has a fixed size (mep/cli/relay_answer.py). Called by mep/cli/registration.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from mep.cli.failures import CliFailed, Exit
+from mep.cli.exit_codes import CliFailed, Exit
 from mep_wire.errors import MepError, RelayKeyChanged, RelayKeyUnexpected
 from mep_wire.relay_keys import EarlierKeys, RelayKeys, rotation_statement
 

@@ -1,4 +1,4 @@
-"""Asks the relay for the digests of functions, in a child that has dropped root (mep/cli/dropped.py).
+"""Asks the relay for the digests of functions, in a child that has dropped root (mep/cli/unprivileged_child.py).
 
 It says one record for each function that the relay knows: the 16 bytes of its id and the 32 bytes of the SHA-256 of its
 code. Nothing else of the relay's answer leaves this process. Trusts the server only as far as TLS proves it.
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mep.cli.relay_answer import Kind, RelayAnswer, encode
-from mep.cli.relay_call import RelayCall, Unreachable, ask_patiently
+from mep.cli.relay_request import RelayCall, Unreachable, ask_patiently
 from mep_wire.api import FunctionDigestsAnswer
 
 _decoder = msgspec.json.Decoder(FunctionDigestsAnswer)

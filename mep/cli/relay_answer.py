@@ -1,6 +1,6 @@
 """What the child that talks to the relay may say to root: records of one fixed size, with nothing in them to parse.
 
-The child (mep/cli/relay_call.py) reads the relay's HTTP and JSON, and whoever takes it over speaks here. So each
+The child (mep/cli/relay_request.py) reads the relay's HTTP and JSON, and whoever takes it over speaks here. So each
 field has its place and its length, text is printable ASCII, and anything else is refused. Beside the id and the two
 keys, root needs the link's host and port, which are configuration and no secret: the link proves its key. Earlier
 keys are here, signatures and all, because root itself verifies them. Text is shown to the administrator and never

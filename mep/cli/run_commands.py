@@ -20,8 +20,8 @@ STOP_TIMEOUT_S = 60.0
 
 
 def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool) -> Resolution:
-    from mep.cli.preflight import check_installation
-    from mep.cli.running import refuse_second
+    from mep.cli.install_check import check_installation
+    from mep.cli.monitor_control import refuse_second
     from mep.config.resolver import resolve
 
     refuse_second(where)
@@ -33,7 +33,7 @@ def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool) -> Resolution:
 
 
 def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool) -> None:
-    from mep.cli.running import run_here, start_detached
+    from mep.cli.monitor_control import run_here, start_detached
 
     resolution = _prepare(where, roots, detach=detach)
     if not detach:
@@ -67,8 +67,8 @@ def start(name: str, detach: bool, as_json: bool) -> None:  # click passes optio
 @json_option
 def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> None:
     """Stop endpoint NAME and its user endpoints, also those that a former stop or a crash has left."""
-    from mep.cli.left_running import stop_keepers
-    from mep.cli.running import stop as stop_monitor
+    from mep.cli.monitor_control import stop as stop_monitor
+    from mep.cli.orphaned_keepers import stop_keepers
 
     where, _ = locate(name)
     require_endpoint(where)
@@ -91,8 +91,8 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
     """Stop endpoint NAME if it runs, and start it detached; user endpoints run on."""
-    from mep.cli.left_running import stop_keepers
-    from mep.cli.running import stop as stop_monitor
+    from mep.cli.monitor_control import stop as stop_monitor
+    from mep.cli.orphaned_keepers import stop_keepers
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
@@ -113,7 +113,7 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
 @click.option("--bundle-fd", required=True, type=int)
 def resolve(name: str, etc: Path, var: Path, run: Path, log_to_file: bool, config_fd: int, bundle_fd: int) -> None:
     """Write the resolved configuration to two descriptors: how the monitor is given a new one on SIGHUP."""
-    from mep.boundary.resolved import to_json
+    from mep.boundary.resolved_config import to_json
     from mep.config.paths import Roots, endpoint_paths
     from mep.config.resolver import resolve as resolve_endpoint
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument, read_token, token_option
-from mep.cli.failures import CliFailed, Exit
+from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, fields_text, warn
 
 if TYPE_CHECKING:
-    from mep.config.document import Document
+    from mep.config.parser import Document
     from mep.config.paths import EndpointPaths
     from mep.config.registration import Registration
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # click's signature
     if not value or ctx.resilient_parsing:
         return
-    from mep.config.describe import help_text
+    from mep.config.option_docs import help_text
 
     click.echo(help_text())
     ctx.exit()
@@ -72,8 +72,8 @@ def configure(
 
     With --multi-user, two system accounts are made for its manager and its mapper.
     """
-    from mep.cli.files import refuse_existing
-    from mep.cli.registering import endpoint_id
+    from mep.cli.endpoint_dirs import refuse_existing
+    from mep.cli.registration import endpoint_id
 
     where, _ = locate(name)
     _check_who(where, multi_user=multi_user)
@@ -130,8 +130,8 @@ def _domain_mapping(domains: tuple[str, ...], *, multi_user: bool) -> str | None
 def _new_config(
     where: EndpointPaths, multi_user: bool, relay_url: str | None, display_name: str | None, given: str | None
 ) -> tuple[Document, str]:
-    from mep.config.describe import commented_config
-    from mep.config.document import read_document
+    from mep.config.option_docs import commented_config
+    from mep.config.parser import read_document
 
     if given is not None:
         text = _read_config(given)
@@ -180,10 +180,10 @@ def _write_files(
     where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
 ) -> Document:
     """Make the accounts that are to be made and write the five files, or neither; return what config.yaml says."""
-    from mep.cli.files import write_five_files
+    from mep.cli.endpoint_dirs import write_five_files
     from mep.cli.helper_accounts import make_account, remove_accounts
-    from mep.cli.registering import accounts_for
-    from mep.config.document import read_document
+    from mep.cli.registration import accounts_for
+    from mep.config.parser import read_document
 
     try:
         for key, account in chosen.items():
@@ -207,7 +207,7 @@ def _with_value(text: str, key: str, value: str) -> str:
 def _register(
     where: EndpointPaths, document: Document, relay: str, token: str, *, new_id: str = "", expected: str = ""
 ) -> Registration:
-    from mep.cli.registering import register as register_endpoint
+    from mep.cli.registration import register as register_endpoint
 
     return register_endpoint(where, document.options, relay, token, new_id, expected)
 
@@ -267,8 +267,8 @@ def register(
     as_json: bool,
 ) -> None:
     """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
-    from mep.cli.registering import forget_id, forget_keys
-    from mep.cli.running import refuse_second
+    from mep.cli.monitor_control import refuse_second
+    from mep.cli.registration import forget_id, forget_keys
     from mep.config.resolver import read_config
 
     where, _ = locate(name)
@@ -295,10 +295,10 @@ def check(name: str, as_json: bool) -> None:
 
     The template is rendered too, by an account without privilege and with values made up from the schema.
     """
-    from mep.cli.preflight import check_installation, unknown_names
-    from mep.cli.trial import try_template
-    from mep.config.accounts import sharing_notes
+    from mep.cli.install_check import check_installation, unknown_names
+    from mep.cli.template_check import try_template
     from mep.config.resolver import resolve, summary
+    from mep.config.system_accounts import sharing_notes
     from mep.config.template_syntax import check_template
 
     where, roots = locate(name)
@@ -329,9 +329,9 @@ def check(name: str, as_json: bool) -> None:
 @json_option
 def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only: bool, as_json: bool) -> None:
     """Delete endpoint NAME at the relay and here, with its configuration and the accounts that configure made."""
-    from mep.boundary.runtime import running_monitor
+    from mep.boundary.runtime_files import running_monitor
     from mep.cli.helper_accounts import remove_accounts
-    from mep.cli.running import stop
+    from mep.cli.monitor_control import stop
     from mep.config.paths import no_such_endpoint
 
     where, _ = locate(name)
@@ -353,9 +353,9 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
 
 
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
-    from mep.cli.registering import refusal, register_account
+    from mep.cli.registration import refusal, register_account
     from mep.cli.relay_answer import Code, Kind
-    from mep.cli.relay_call import RelayCall, call_relay
+    from mep.cli.relay_request import RelayCall, call_relay
     from mep.config.registration import read_registration
 
     registration = read_registration(where.registration, where.name)

@@ -10,11 +10,11 @@ import click
 
 from mep.boundary.text import printable
 from mep.cli.common import epilog, json_option, locate, name_argument
-from mep.cli.failures import Exit
+from mep.cli.exit_codes import Exit
 from mep.cli.output import emit, emit_rows, fields_text, print_table
 
 if TYPE_CHECKING:
-    from mep.boundary.runtime import MonitorStatus
+    from mep.boundary.runtime_files import MonitorStatus
     from mep.config.paths import EndpointPaths
 
 _COLUMNS = ("account", "user endpoint", "state", "pid", "mapping checked", "account checked")
@@ -36,9 +36,9 @@ def _state(pid: int | None, status: MonitorStatus | None, endpoint_id: str) -> s
 
 
 def _describe(where: EndpointPaths) -> dict[str, Any]:
-    from mep.boundary.runtime import MonitorStatus, read_reasons, read_status, running_monitor
+    from mep.boundary.errors import ConfigRefused
+    from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor
     from mep.config.registration import read_registration
-    from mep.errors import ConfigRefused
 
     pid = running_monitor(where.runtime_dir)
     status = read_status(where.runtime_dir) if pid is not None else None

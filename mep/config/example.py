@@ -6,7 +6,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from mep.config.describe import commented_config
+from mep.config.option_docs import commented_config
 from mep.config.paths import CONFIG, FIVE_FILES
 
 _VALUES = {"relay_url": "https://relay.example.org", "display_name": "Example site", "multi_user": True}

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mep.config.files import read_trusted
+from mep.boundary.errors import ConfigRefused
 from mep.config.paths import EndpointPaths
-from mep.errors import ConfigRefused
+from mep.config.template_files import read_trusted
 from mep_wire.function_lists import DIGEST_BYTES, ids_in
 
 MAX_PINS = 4096

@@ -6,11 +6,11 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from mep.boundary import cgroups
-from mep.boundary.resolved import GroupLimits, Limits
+from mep.boundary import cgroup_support
+from mep.boundary.errors import ConfigRefused
+from mep.boundary.resolved_config import GroupLimits, Limits
 from mep.config.options import SIZE_UNITS, EndpointOptions, LimitValues
 from mep.config.paths import EndpointPaths
-from mep.errors import ConfigRefused
 
 _SIZES = frozenset({"memory_max", "memory_high", "person_memory_max", "person_memory_high", "file_size"})
 
@@ -35,6 +35,6 @@ def resolved_limits(where: EndpointPaths, options: EndpointOptions) -> tuple[Lim
     groups = [
         GroupLimits(group, Limits(**{**common, **_values(own)})) for group, own in options.limits.by_group.items()
     ]
-    if problem := cgroups.problem([limits, *(one.limits for one in groups)]):
+    if problem := cgroup_support.problem([limits, *(one.limits for one in groups)]):
         raise ConfigRefused(str(where.config), "limits", problem)
     return limits, groups

@@ -2,7 +2,7 @@
 
 Defaults, checks, help, the commented config.yaml of `mep configure` and the table in docs/configuration.md all
 come from here. Names follow Globus Compute where the same thing exists there. Holds no I/O; used by
-mep/config/document.py (checks) and mep/config/describe.py (text).
+mep/config/parser.py (checks) and mep/config/option_docs.py (text).
 """
 
 from __future__ import annotations

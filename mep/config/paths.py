@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mep.errors import ConfigRefused
+from mep.boundary.errors import ConfigRefused
 
 MANAGER_ACCOUNT, MAPPER_ACCOUNT, RELAY_ACCOUNT = "mep", "mep-idmap", "mep-relay"
 REGISTER_ACCOUNT = "mep-register"

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import UntrustedPath
-from mep.config.files import refusal, trust_in
 from mep.config.options import EndpointOptions
-from mep.errors import ConfigRefused
+from mep.config.template_files import refusal, trust_in
 from mep_wire.identity import Identity
 from mep_wire.ids import canonical_json
 from mep_wire.relay_keys import RelayKeys

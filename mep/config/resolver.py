@@ -15,21 +15,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import Trust
-from mep.boundary.resolved import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
+from mep.boundary.resolved_config import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
 from mep.config import paths as names
-from mep.config.accounts import helper_accounts, own_accounts
-from mep.config.bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
-from mep.config.document import MAX_CONFIG_BYTES, Document, read_document
-from mep.config.files import read_trusted, trust_in
 from mep.config.function_pins import pins_for
 from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
+from mep.config.pam_and_hooks import checked_hook, checked_pam
+from mep.config.parser import MAX_CONFIG_BYTES, Document, read_document
 from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
-from mep.config.privileges import checked_hook, checked_pam
 from mep.config.registration import Registration, digest, facts, read_registration
+from mep.config.system_accounts import helper_accounts, own_accounts
+from mep.config.template_bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
+from mep.config.template_files import read_trusted, trust_in
 from mep.config.trusted_files import check_files
-from mep.errors import ConfigRefused
 from mep_wire.bundle import UepBundle
 
 
@@ -229,17 +229,17 @@ def _key_path(where: EndpointPaths, name: str) -> str:
 
 def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Path, bool, bool]:
     """Return where the mapping is, and whether it needs the network and runs programs. Raises ConfigRefused."""
-    import identity.config
     import identity.errors
-    import identity.files
+    import identity.loader
+    import identity.tracked_files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     mapper = helper_accounts(where, options).mapper
     # As the mapper itself has it at each reload, where the mapper's account is who the files' owner may be too.
     own, named = trust_in(os.geteuid()), Trust(frozenset({os.geteuid(), mapper.pw_uid}))
-    files = identity.files.Files(identity.files.Rules(mapping=own, named=named))
+    files = identity.tracked_files.Files(identity.tracked_files.Rules(mapping=own, named=named))
     try:
-        chain = identity.config.load(path, files=files)
+        chain = identity.loader.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
         raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
     for one in {path, *files.signatures}:

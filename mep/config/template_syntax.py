@@ -1,7 +1,7 @@
 """Whether the administrator's template can be read by Jinja at all: what `mep check` asks, and nobody else.
 
-A template is rendered as the mapped person, with their values, and by `mep check` without privilege (mep/cli/trial.py).
-Here, where root does it, it is only parsed and turned into the text of a program that is never run.
+A template is rendered as the mapped person, with their values, and by `mep check` without privilege
+(mep/cli/template_check.py). Here root only parses it, into the text of a program that never runs.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from mep.boundary.errors import ConfigRefused
 from mep.config import paths as names
-from mep.config.bundle import find_file
 from mep.config.paths import EndpointPaths
 from mep.config.resolver import Resolution
-from mep.errors import ConfigRefused
+from mep.config.template_bundle import find_file
 from mep_wire.bundle import decode_bundle
 
 

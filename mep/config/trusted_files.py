@@ -16,10 +16,10 @@ from pathlib import Path
 from mep.boundary.file_trust import Trust
 from mep.boundary.pam_service import DIRECTORIES, find_service
 from mep.config import paths as names
-from mep.config.bundle import find_file, included_files
-from mep.config.files import refusal, trust_in
 from mep.config.options import EndpointOptions
 from mep.config.paths import EndpointPaths
+from mep.config.template_bundle import find_file, included_files
+from mep.config.template_files import refusal, trust_in
 
 
 def check_files(where: EndpointPaths, options: EndpointOptions | None) -> None:

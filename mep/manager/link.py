@@ -1,7 +1,7 @@
 """One connection to the relay: a CURVE DEALER socket and its events. The only module here that holds a socket.
 
 Trusts whoever holds the relay's pinned CURVE key, and only to speak the link's messages. libzmq's own
-reconnection is off: the manager decides when to try again, and says so. Called by mep/manager/service.py.
+reconnection is off: the manager decides when to try again, and says so. Called by mep/manager/manager.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ link alone.
 
 from __future__ import annotations
 
-from mep.boundary.child import (
+from mep.boundary.child_setup import (
     forbid_core_and_ptrace,
     ignore_terminal_signals,
     log_uncaught,
@@ -19,7 +19,7 @@ from mep.boundary.child import (
 )
 from mep.boundary.confinement import Needs, confine
 from mep.boundary.log import Log
-from mep.boundary.resolved import ManagerSection
+from mep.boundary.resolved_config import ManagerSection
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     log_uncaught(log)
 
     # Imported only now, so that no library runs before the process has checked what it is.
-    from mep.manager.service import Manager
+    from mep.manager.manager import Manager
 
     channel = take_channel(blocking=False)
     confine(needs(section), log)

@@ -2,7 +2,7 @@
 
 Each event is asked of the relay until it is on the disk, and acknowledged then: at least once, and its `seq` tells a
 repetition. Text from outside is data inside JSON strings, all of it escaped that is not plain ASCII: it cannot forge a
-line. `source` says whose word an event is. Called by mep/manager/service.py, in its one thread.
+line. `source` says whose word an event is. Called by mep/manager/manager.py, in its one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mep.boundary.log import Log
 from mep.boundary.messages import EndpointAccount
-from mep.manager.task_log import TaskLog
+from mep.manager.task_log_file import TaskLog
 from mep_wire.messages import TaskEvents, TaskEventsWritten
 from mep_wire.task_events import Source, TaskEvent
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from mep.boundary.child import (
+from mep.boundary.child_setup import (
     forbid_core_and_ptrace,
     ignore_terminal_signals,
     log_uncaught,
@@ -21,7 +21,7 @@ from mep.boundary.child import (
 )
 from mep.boundary.confinement import Needs, confine, directories_of
 from mep.boundary.log import Log
-from mep.boundary.resolved import MapperSection
+from mep.boundary.resolved_config import MapperSection
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 
     # Imported only now, so that no library runs before the process has made itself safe.
     from mep.mapper.library_log import forward_library_log
-    from mep.mapper.service import Mapper
+    from mep.mapper.mapper import Mapper
 
     forward_library_log(log)
     mapper = Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16))

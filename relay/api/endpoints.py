@@ -11,11 +11,11 @@ from zmq.utils import z85
 
 from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
 from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, IdConflict, NotOwner, TokenUnknown
+from relay.api.context import Service
 from relay.api.http import Request
-from relay.api.plain import plain
-from relay.api.service import Service
-from relay.api.user_config import MAX_SCHEMA_BYTES, check_schema
-from relay.dispatch.board import durable
+from relay.api.json_values import plain
+from relay.api.user_config_check import MAX_SCHEMA_BYTES, check_schema
+from relay.dispatch.live_state import durable
 from relay.store.records import Caller, EndpointRecord
 
 KEY_BYTES = 32

@@ -22,11 +22,11 @@ from mep_wire.api import (
 from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, NotOwner, PayloadTooLarge
 from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.limits import MAX_FUNCTION_BYTES
+from relay.api.context import Service
 from relay.api.endpoints import Deleted
 from relay.api.http import Request
-from relay.api.plain import plain
-from relay.api.service import Service
-from relay.dispatch.board import durable
+from relay.api.json_values import plain
+from relay.dispatch.live_state import durable
 from relay.store.base import INLINE_BYTES
 from relay.store.records import FunctionRecord, FunctionRef
 

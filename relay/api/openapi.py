@@ -12,7 +12,7 @@ import msgspec
 
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import MepError
-from relay.api.routes import Route
+from relay.api.router import Route
 
 _REF = "#/components/schemas/{name}"
 

@@ -42,11 +42,11 @@ from mep_wire.limits import (
 )
 from mep_wire.states import API_STATUS, TaskState
 from relay.api import endpoints, functions
+from relay.api.context import Service
 from relay.api.http import Request
-from relay.api.plain import plain
-from relay.api.service import Service
-from relay.dispatch.board import Uep, durable
-from relay.dispatch.delivery import uuid_text
+from relay.api.json_values import plain
+from relay.dispatch.live_state import Uep, durable
+from relay.dispatch.task_delivery import uuid_text
 from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord, UepRecord
 
 MAX_WALLTIME_S = 366 * 86400.0

@@ -13,8 +13,8 @@ from collections import defaultdict
 from mep_wire import codec, messages
 from mep_wire.errors import RelayUnavailable, TaskExpired
 from mep_wire.states import TaskState
-from relay.dispatch.board import STORE_RETRY_S, Board
-from relay.dispatch.delivery import Delivery
+from relay.dispatch.live_state import STORE_RETRY_S, Board
+from relay.dispatch.task_delivery import Delivery
 from relay.log import logger
 from relay.store.records import Ending, OverdueTask
 

@@ -24,21 +24,21 @@ from mep_wire.errors import (
 )
 from mep_wire.limits import LINK_DEAD_S
 from mep_wire.states import UepState
-from relay.dispatch.board import Board, Joining, ManagerLink, Uep, durable
 from relay.dispatch.deadlines import Deadlines
-from relay.dispatch.delivery import Delivery
-from relay.dispatch.endings import Endings
-from relay.dispatch.managers import Managers
-from relay.dispatch.signing import Signer
-from relay.dispatch.starts import Starts
-from relay.dispatch.streams import Streams
-from relay.dispatch.task_events import TaskEvents
-from relay.dispatch.user_endpoints import UserEndpoints
+from relay.dispatch.live_state import Board, Joining, ManagerLink, Uep, durable
+from relay.dispatch.manager_handlers import Managers
+from relay.dispatch.process_loss import Endings
+from relay.dispatch.result_notifier import Streams
+from relay.dispatch.start_requests import Starts
+from relay.dispatch.start_signing import Signer
+from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_record_feed import TaskEvents
+from relay.dispatch.uep_handlers import UserEndpoints
+from relay.link.base import Peer, Plane
 from relay.log import Sparing, logger
-from relay.plane.base import Peer, Plane
-from relay.store.audited import AuditedStore
 from relay.store.base import Store
 from relay.store.records import EndpointRecord, TaskBrief
+from relay.store.task_record_writes import AuditedStore
 
 MAX_EARLY_FRAMES = 64
 """Messages that a peer may send while its join is being stored."""
@@ -119,7 +119,7 @@ class Dispatcher:
     # --- frames -----------------------------------------------------------------------------------
 
     def on_frame(self, peer: Peer, frame: bytes) -> None:
-        """See `relay.plane.base.PlaneHandler`."""
+        """See `relay.link.base.PlaneHandler`."""
         try:
             if self._is_early(peer, frame):
                 return
@@ -172,7 +172,7 @@ class Dispatcher:
             self.on_gone(peer, reason)
 
     def on_gone(self, peer: Peer, reason: str) -> None:
-        """See `relay.plane.base.PlaneHandler`."""
+        """See `relay.link.base.PlaneHandler`."""
         session, peer.session = peer.session, None
         if isinstance(session, ManagerLink):
             self._managers.gone(session, reason)

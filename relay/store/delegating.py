@@ -1,7 +1,7 @@
 """A store and a transaction that hand every call on: the base of those that add something to a few of them.
 
 Every method is written out, so that the type checker sees the whole contract of relay.store.base. Called by
-relay.store.audited.
+relay.store.task_record_writes.
 """
 # ruff: noqa: D102 - relay.store.base has the text of every method
 

@@ -1,4 +1,4 @@
-"""Task events in plain dictionaries: parts of the memory store. See relay.store.sqlite_events."""
+"""Task events in plain dictionaries: parts of the memory store. See relay.store.sqlite_task_events."""
 # ruff: noqa: D102 - relay.store.base has the text of every method
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: float = 0.0
     """When it last had a link or was given tasks, to the minute."""
     incarnation: bytes = b""
-    """Of the process that joined last (mep_wire.start.incarnation_of); empty where that is unknown."""
+    """Of the process that joined last (mep_wire.start_request.incarnation_of); empty where that is unknown."""
     made_of: str = ""
     """The account that `uep_id` was made of, the store's to set: `account_id` is another once accounts were merged."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from mep_wire.states import TaskState
-from relay.store import sqlite_events
+from relay.store import sqlite_task_events
 
 _END = int(TaskState.SUCCESS)
 
@@ -66,7 +66,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE ueps ADD COLUMN made_of TEXT NOT NULL DEFAULT '';
     UPDATE ueps SET made_of = account_id;
     """,
-    sqlite_events.SCHEMA,
+    sqlite_task_events.SCHEMA,
     f"""
     ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE tasks ADD COLUMN deadline REAL NOT NULL DEFAULT 0;

@@ -19,9 +19,7 @@ class HastyRelay(RelayProcess):
 
     def _command(self, *words: str) -> list[str]:
         *python, code = super()._command()[:4]
-        patch = (
-            "import relay.dispatch.endings, relay.dispatch.dispatcher as d; relay.dispatch.endings.LINK_DEAD_S = 0.5;"
-        )
+        patch = "from relay.dispatch import dispatcher as d, process_loss; process_loss.LINK_DEAD_S = 0.5;"
         return [*python, f"{patch} d.LINK_DEAD_S = 0.5; {code}", *words, "--state", str(self.state)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mep_wire import PROTOCOL_VERSION, messages
-from mep_wire.start import decode_start, incarnation_of
+from mep_wire.start_request import decode_start, incarnation_of
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person

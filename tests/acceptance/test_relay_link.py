@@ -12,7 +12,7 @@ import zmq
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.ids import user_endpoint_id
-from mep_wire.start import EPOCH_BYTES, NONCE_BYTES
+from mep_wire.start_request import EPOCH_BYTES, NONCE_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person

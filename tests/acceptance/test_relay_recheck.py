@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from mep_wire import messages
-from mep_wire.start import SIGNATURE_CONTEXT, StartRequest, decode_start
+from mep_wire.start_request import SIGNATURE_CONTEXT, StartRequest, decode_start
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from relay.dispatch.starts import MAX_UNDER_WAY
+from relay.dispatch.start_requests import MAX_UNDER_WAY
 from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person

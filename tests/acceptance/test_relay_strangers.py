@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
-from relay.api.connection import MAX_HEAD_BYTES
+from relay.api.http_protocol import MAX_HEAD_BYTES
 from relay.dispatch.dispatcher import MAX_STRANGER_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager
 from tests.support.relay import RelayProcess
@@ -23,7 +23,7 @@ class HastyRelay(RelayProcess):
 
     def _command(self, *words: str) -> list[str]:
         *python, code = super()._command()[:4]
-        patch = "import relay.api.connection as c; c.HEAD_S, c.BODY_S = 0.5, 1.0;"
+        patch = "import relay.api.http_protocol as c; c.HEAD_S, c.BODY_S = 0.5, 1.0;"
         return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import Client, Executor, recheck
-from mep_sdk import session as sessions
+from mep_sdk import Client, Executor, status_poller
+from mep_sdk import submitter as sessions
 from mep_wire.errors import TaskNotFound
 from mep_wire.states import TaskState
 from tests.support.fake_endpoint import FakeEndpoint
@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recheck, "SETTLE_S", 0.1)
+    monkeypatch.setattr(status_poller, "SETTLE_S", 0.1)
 
 
 class Silent(sessions.ResultListener):
@@ -90,7 +90,7 @@ def test_tasks_that_a_restored_database_lacks_are_not_waited_for(place: Place, t
 def test_a_task_that_was_removed_before_it_was_read_is_not_waited_for(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recheck, "EVERY_S", 0.3)
+    monkeypatch.setattr(status_poller, "EVERY_S", 0.3)
     with place.executor() as executor:
         assert executor.submit(add, 1, 1).result(WAIT_S) == 2
         executor.endpoint_id = place.idle.endpoint_id
@@ -105,7 +105,7 @@ def test_a_task_that_was_removed_before_it_was_read_is_not_waited_for(
 
 
 def test_what_ended_and_the_stream_did_not_bring_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recheck, "EVERY_S", 0.3)
+    monkeypatch.setattr(status_poller, "EVERY_S", 0.3)
     monkeypatch.setattr(sessions, "ResultListener", Silent)
     with place.executor() as executor:
         futures: list[Any] = [executor.submit(add, number, 1) for number in range(300)]

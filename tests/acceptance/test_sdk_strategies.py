@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from mep_sdk import Client, ComputeSerializer, Executor
-from mep_sdk.mismatch import PythonDiffers
+from mep_sdk.version_mismatch import PythonDiffers
 from tests.support.fake_endpoint import FakeEndpoint
 
 from .test_sdk import WAIT_S, Place

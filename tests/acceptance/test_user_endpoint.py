@@ -16,7 +16,7 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
 from tests.support.uep_process import TEMPLATE, UepProcess
-from user_endpoint.spool import read_records
+from user_endpoint.result_spool import read_records
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
 

@@ -8,10 +8,10 @@ import pwd
 
 import pytest
 
-from mep.boundary.resolved import Policy
-from mep.errors import Refusal, Stage
-from mep.monitor.accounts import AccountRules, StartRefused, check_policy, lookup
-from mep.monitor.spawn import Account
+from mep.boundary.errors import Refusal, Stage
+from mep.boundary.resolved_config import Policy
+from mep.root.account.lookup import AccountRules, StartRefused, check_policy, lookup
+from mep.root.kernel.spawn import Account
 
 OPEN = Policy(min_uid=0, max_uid=2**32)
 ALICE = Account("alice", 2000, 2000, (2000,), "/home/alice", "/bin/bash")

@@ -6,13 +6,13 @@ import os
 import pathlib
 import stat
 
+from mep.boundary.errors import Refusal
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import MapRequest, NotMapped, Outcome, StartAnswered, StartEndpoint
-from mep.errors import Refusal
-from mep.monitor.audit import Audit
-from mep.monitor.log_budget import DAY_S, DayBudget
-from mep.monitor.loop import Loop
+from mep.root.monitor.audit_log import Audit
+from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.log_budget import DAY_S, DayBudget
 from tests.support.monitor import Puppet, running_monitor, until
 
 OWN = "2026-11-20T10:00:00.000Z INFO manager[1]: all is well key=value"

@@ -29,7 +29,7 @@ from mep.boundary.messages import (
     StartEndpoint,
     StopAll,
 )
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, running_monitor, until
 
 READY = encode(ManagerReady(version="x"))

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from relay.store import memory_tx, sqlite_events, statements
-from relay.store.audited import NOT_RECORDED, AuditedStore, AuditedTx
+from relay.store import memory_tx, sqlite_task_events, statements
 from relay.store.base import Store, Tx
 from relay.store.delegating import DelegatingStore, DelegatingTx
 from relay.store.schema import migrate
-from relay.store.sqlite_tx import SqliteTx
+from relay.store.sqlite_writes import SqliteTx
+from relay.store.task_record_writes import NOT_RECORDED, AuditedStore, AuditedTx
 
 RECORDED = {name for name in vars(AuditedTx) if not name.startswith("_")}
-MODULES = {"sql": statements, "": sqlite_events}
+MODULES = {"sql": statements, "": sqlite_task_events}
 """The modules with statements, by the name under which methods have them."""
 
 
@@ -123,7 +123,9 @@ def changing_in_memory(kind: type) -> set[str]:
 )
 def test_a_change_of_a_tasks_state_is_recorded_or_listed_with_its_reason(changing: set[str]) -> None:
     unknown = changing - RECORDED - NOT_RECORDED.keys()
-    assert not unknown, f"record these in relay.store.audited.AuditedTx, or list them in NOT_RECORDED: {unknown}"
+    assert not unknown, (
+        f"record these in relay.store.task_record_writes.AuditedTx, or list them in NOT_RECORDED: {unknown}"
+    )
     assert changing == RECORDED | NOT_RECORDED.keys(), "listed or recorded, and changing nothing"
     assert not RECORDED & NOT_RECORDED.keys()
 

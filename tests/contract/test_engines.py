@@ -18,7 +18,7 @@ from mep_wire.messages import ResultItem
 from user_endpoint.engines import EnginePlace, make_engine
 from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
-from user_endpoint.workers.forkserver import Server, exec_server
+from user_endpoint.workers.fork_server import Server, exec_server
 
 SETTINGS: dict[str, Callable[[], EngineSettings]] = {
     "htex": lambda: GlobusComputeEngine(max_workers_per_node=2),
@@ -564,7 +564,7 @@ def test_walltime_is_of_what_has_begun(pool: Bench) -> None:
 
 
 def test_walltime_and_cancel_do_not_wait_for_the_fork_server(pool: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("user_endpoint.engines.process_pool.KILL_S", 0.3)
+    monkeypatch.setattr("user_endpoint.engines.process_pool.engine.KILL_S", 0.3)
     server = server_of(pool)
     rows = [pool.submit(nap, 60.0, walltime_s=0.5), pool.submit(nap, 60.0)]
     pool.until(lambda: pool.started.issuperset(rows))
@@ -575,7 +575,7 @@ def test_walltime_and_cancel_do_not_wait_for_the_fork_server(pool: Bench, monkey
 
 
 def test_a_fork_server_that_a_task_stops_is_replaced(pool: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("user_endpoint.engines.fork_servers.ANSWER_S", 0.5)
+    monkeypatch.setattr("user_endpoint.engines.process_pool.fork_server_link.ANSWER_S", 0.5)
     server = server_of(pool)
     assert pool.value(pool.submit(stop_the_parent)) == 1
     rows = [pool.submit(nap, 60.0) for _ in range(2)]  # the second needs another worker

@@ -12,8 +12,8 @@ import pytest
 from mep_wire.errors import EngineFailed
 from tests.contract.test_engines import Bench, place
 from user_endpoint.engines import make_engine
-from user_endpoint.runner_files import stage, unstage
 from user_endpoint.settings import ProcessPoolEngine
+from user_endpoint.worker_staging import stage, unstage
 
 
 def about() -> tuple[str, str | None]:
@@ -74,7 +74,7 @@ def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp
     engine.stop(1.0)
 
 
-@pytest.mark.parametrize("program", ["workers/staged.py", "htex/pool_main.py"])
+@pytest.mark.parametrize("program", ["workers/external_server.py", "engines/htex/worker_pool_main.py"])
 def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare: Path, program: str) -> None:
     packages = Path(stage(str(tmp_path), copy=False))
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"

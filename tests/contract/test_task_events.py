@@ -14,11 +14,11 @@ import pytest
 
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
-from relay.store.audited import AuditedStore, StoredEvent
 from relay.store.base import Store, TaskTx
 from relay.store.memory import MemoryStore
 from relay.store.records import Ending, FunctionRecord, NewTask, UepRecord
-from relay.store.sqlite import SqliteStore
+from relay.store.sqlite_reads import SqliteStore
+from relay.store.task_record_writes import AuditedStore, StoredEvent
 
 
 @pytest.fixture(params=["memory", "sqlite"])

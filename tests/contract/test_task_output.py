@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_engines import Bench, place
+from user_endpoint.bounded_log import BoundedFile
 from user_endpoint.engines import make_engine
-from user_endpoint.logfile import BoundedFile
 from user_endpoint.settings import ProcessPoolEngine
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\u202e"

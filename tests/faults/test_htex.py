@@ -21,7 +21,7 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import TICK_S, EngineOver, EngineTask, TaskReturned, TaskStarted
-from user_endpoint.engines.htex import GlobusComputeEngine
+from user_endpoint.engines.htex.engine import GlobusComputeEngine
 from user_endpoint.settings import GlobusComputeEngine as Settings
 from user_endpoint.settings import JobStatusSettings
 
@@ -209,8 +209,8 @@ def test_the_interchange_is_killed(make: Callable[..., Bench], tmp_path: Path) -
 def test_an_interchange_that_does_not_answer_is_replaced(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("user_endpoint.htex.blocks.ASK_EVERY_S", 0.2)
-    monkeypatch.setattr("user_endpoint.htex.client._SILENCE_S", 1.0)
+    monkeypatch.setattr("user_endpoint.engines.htex.blocks.ASK_EVERY_S", 0.2)
+    monkeypatch.setattr("user_endpoint.engines.htex.executor._SILENCE_S", 1.0)
     bench = make(max_workers_per_node=1)
     assert bench.value(bench.submit(echo, 1)) == 1
     for pid in bench.processes("interchange_main"):
@@ -222,7 +222,7 @@ def test_an_interchange_that_does_not_answer_is_replaced(
 def test_an_interchange_that_dies_again_and_again_ends_the_user_endpoint(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("user_endpoint.htex.blocks.HEALTHY_S", 0.0)
+    monkeypatch.setattr("user_endpoint.engines.htex.blocks.HEALTHY_S", 0.0)
     bench = make(max_workers_per_node=1)
     for number in range(5):  # rare deaths are not added up
         assert bench.value(bench.submit(echo, number)) == number
@@ -231,7 +231,7 @@ def test_an_interchange_that_dies_again_and_again_ends_the_user_endpoint(
                 os.kill(pid, signal.SIGKILL)
     assert bench.value(bench.submit(echo, 7)) == 7
     assert bench.over is None
-    monkeypatch.setattr("user_endpoint.htex.blocks.HEALTHY_S", 600.0)
+    monkeypatch.setattr("user_endpoint.engines.htex.blocks.HEALTHY_S", 600.0)
     deadline = time.monotonic() + 60
     while bench.over is None and time.monotonic() < deadline:
         for pid in bench.processes("interchange_main"):
@@ -420,7 +420,7 @@ def test_an_activated_environment_is_the_one_that_runs_tasks(make: Callable[...,
 
 
 def stock_launch_command() -> str:
-    from user_endpoint.htex.light import light_parsl
+    from user_endpoint.engines.htex.parsl_import import light_parsl
 
     with light_parsl():
         from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD

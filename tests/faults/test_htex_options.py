@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mep_wire.errors import EndpointMisconfigured
-from user_endpoint.htex.provider import Plan, worker_addresses
+from user_endpoint.engines.htex.provider import Plan, worker_addresses
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, settings_from
 
 from .test_htex import Bench, _arguments, echo, note, variables
@@ -67,7 +67,7 @@ def test_workers_run_in_a_container(
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert str(bench.directory) in line.split("image:1")[0], "the run directory is given to it"
     assert kind == "custom" or " run --opt a b " in line
-    assert f"python3 {bench.directory}/runner/packages/user_endpoint/htex/pool_main.py" in line
+    assert f"python3 {bench.directory}/runner/packages/user_endpoint/engines/htex/worker_pool_main.py" in line
 
 
 def test_addresses_by_interface_name_and_route() -> None:

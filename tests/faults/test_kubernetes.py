@@ -17,9 +17,9 @@ from kubernetes.config import kube_config
 from parsl.jobs.states import JobState
 
 from tests.support.kubernetes_api import Api
-from user_endpoint.htex.jobs import JobRecord
-from user_endpoint.htex.provider import Plan
-from user_endpoint.htex.scheduler import scheduler_of
+from user_endpoint.engines.htex.job_record import JobRecord
+from user_endpoint.engines.htex.provider import Plan
+from user_endpoint.engines.htex.scheduler import scheduler_of
 from user_endpoint.settings import GlobusComputeEngine as Settings
 
 from .test_htex import Bench, echo, note
@@ -82,7 +82,7 @@ def test_tasks_run_in_a_pod_that_is_as_the_template_says_and_ends_with_the_user_
     assert container["securityContext"] == {"runAsUser": 1001, "runAsGroup": 1001, "runAsNonRoot": True}
     assert container["command"] == ["/bin/bash"]
     assert container["args"][0] == "-c"
-    assert container["args"][1].index("export MARK=1") < container["args"][1].index("pool_main.py")
+    assert container["args"][1].index("export MARK=1") < container["args"][1].index("worker_pool_main.py")
     bench.engine.stop(2.0)
     bench.engine.stop = lambda grace_s: None  # type: ignore[method-assign]
     assert f"DELETE /api/v1/namespaces/science/pods/{name}" in api.asked

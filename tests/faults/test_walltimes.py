@@ -14,8 +14,8 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire.messages import ResultItem
 from tests.support.slurm import Slurm
 from user_endpoint.engines.base import EngineTask
-from user_endpoint.htex.mpi import MpiEngine
-from user_endpoint.htex.walltimes import fits, seconds_left, seconds_of
+from user_endpoint.engines.htex.mpi import MpiEngine
+from user_endpoint.engines.htex.walltimes import fits, seconds_left, seconds_of
 
 from .test_htex import Bench, echo, note
 from .test_htex_scheduler import jobs as jobs  # the fixture: a scheduler's commands that run jobs on this host

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from mep.boundary.channel import encode
+from mep.boundary.errors import Refusal
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     DESCRIPTORS,
@@ -21,7 +22,6 @@ from mep.boundary.messages import (
     Message,
     StartAnswered,
 )
-from mep.errors import Refusal
 from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, until
 
 SESSIONS = 12

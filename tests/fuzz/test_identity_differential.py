@@ -57,12 +57,14 @@ from globus_identity_mapping.mappers.external_program import ExternalIdentityMap
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from identity import callout, command, config, names
+from identity import loader, usernames
+from identity.base import How
+from identity.callout import mapper as callout
+from identity.callout import process
 from identity.chain import Chain, Link, considered
 from identity.document import Document, DocumentInvalid
 from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
-from identity.expression import from_document
-from identity.mapper import How
+from identity.expression.mapper import from_document
 
 Result = list[tuple[str, str]] | None
 """What the first rule that matches says: (id, user name) of each identity. None where there is nothing."""
@@ -252,7 +254,7 @@ def test_chains_of_documents_agree(documents: list[list[dict[str, Any]]], people
     except NameRefused:
         event("C3")
         assert theirs is not None
-        assert names.problem(theirs) is not None
+        assert usernames.problem(theirs) is not None
         return
     except NoMapping:
         mine = None
@@ -279,7 +281,7 @@ def test_each_listed_difference_of_chains_is_still_one(tmp_path: pathlib.Path) -
     path = tmp_path / "mapping.json"
     path.write_text(json.dumps([unknown]))
     with pytest.raises(MappingFileInvalid, match=r"document 0: DATA_TYPE: 'some_identity_mapping#1\.0\.0' is unknown"):
-        config.load(path)  # C4
+        loader.load(path)  # C4
 
 
 ANSWER = """{"DATA_TYPE": "identity_mapping_output#1.0.0", "result": [%s]}"""
@@ -310,10 +312,10 @@ def test_callouts_agree(tmp_path: pathlib.Path, what: str) -> None:
     except (IdentityMappingError, InvalidMappingError, LookupError):  # a LookupError where there is no result
         there = "failed"
     try:
-        output = command.run([str(program)], b"{}", 30)
+        output = process.run([str(program)], b"{}", 30)
         parsed = callout._parse(output.stdout, frozenset(one["id"] for one in ONE))
         here = parsed[0][1] if parsed else "nobody"
-    except (MapperUnavailable, command.CommandFailed):
+    except (MapperUnavailable, process.CommandFailed):
         here = "failed"
     assert (here, there) == (("failed", "nobody") if expected == "C5" else (expected, expected))
 

@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from identity import callout, config, ldap_text, names
+from identity import loader, usernames
+from identity.callout import mapper
 from identity.chain import Chain, Link
+from identity.concurrency_limits import Crowd
 from identity.document import Document, DocumentInvalid
 from identity.errors import MapperUnavailable, MappingError, MappingFileInvalid
-from identity.expression import from_document
-from identity.files import Files
-from identity.pattern import PatternInvalid, compile_pattern, fold
-from identity.places import Crowd
+from identity.expression.mapper import from_document
+from identity.expression.pattern import PatternInvalid, compile_pattern, fold
+from identity.ldap import filter_values
+from identity.tracked_files import Files
 
 # Close to the language's own characters, so that most of what is generated means something.
 PATTERN_TEXT = st.text(st.sampled_from('ab@.?*|()\\"{}[]^$+0é\n'), max_size=12)
@@ -83,7 +85,7 @@ def possible(output: str) -> re.Pattern[str]:
 @given(document=documents(), people=identities())
 def test_only_named_errors_and_only_names_that_an_output_can_produce(document: dict[str, Any], people: Any) -> None:
     try:
-        link = config._link(document, config._makers("", "", Files(), Crowd(), time.monotonic))
+        link = loader._link(document, loader._makers("", "", Files(), Crowd(), time.monotonic))
     except DocumentInvalid:
         return
     chain = Chain([link])
@@ -94,7 +96,7 @@ def test_only_named_errors_and_only_names_that_an_output_can_produce(document: d
         assert type(error) is type(explanation.error)
         return
     assert explanation.user == user
-    assert names.problem(user.name) is None
+    assert usernames.problem(user.name) is None
     assert user.identity["status"] in {"used", "private"}
     outputs = [entry["output"] for entry in document.get("mappings", [])] or ["{name}"]
     assert any(possible(output).fullmatch(user.name) for output in outputs)
@@ -142,7 +144,7 @@ def test_any_json_is_a_chain_or_is_refused_by_name(tmp_path_factory: pytest.Temp
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(content))
     try:
-        config.load(path)
+        loader.load(path)
     except MappingFileInvalid as error:
         assert str(path) in str(error)
 
@@ -153,17 +155,17 @@ def test_any_bytes_are_a_chain_or_are_refused_by_name(tmp_path_factory: pytest.T
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
     try:
-        config.load(path)
+        loader.load(path)
     except MappingFileInvalid as error:
         assert str(path) in str(error)
 
 
 @settings(max_examples=500, deadline=None)
 @given(output=st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()) | st.lists(JSON).map(
-    lambda entries: json.dumps({"DATA_TYPE": callout.OUTPUT_TYPE, "result": entries}).encode()))  # fmt: skip
+    lambda entries: json.dumps({"DATA_TYPE": mapper.OUTPUT_TYPE, "result": entries}).encode()))  # fmt: skip
 def test_any_output_of_a_callout_is_an_answer_or_a_failure(output: bytes) -> None:
     try:
-        answers = callout._parse(output, frozenset({"a", "b"}))
+        answers = mapper._parse(output, frozenset({"a", "b"}))
     except MapperUnavailable:
         return
     assert {key for key, _ in answers} <= {"a", "b"}
@@ -172,7 +174,7 @@ def test_any_output_of_a_callout_is_an_answer_or_a_failure(output: bytes) -> Non
 @settings(max_examples=500, deadline=None)
 @given(value=st.text(max_size=30))
 def test_an_escaped_value_stays_one_value(value: str) -> None:
-    escaped = ldap_text.escape(value.encode(errors="ignore").decode())
+    escaped = filter_values.escape(value.encode(errors="ignore").decode())
     assert escaped.isascii()
     assert not set(escaped) & set("()*\0&|!<>~\n")
     assert re.fullmatch(r"(?:[^\\]|\\[0-9a-f]{2})*", escaped)

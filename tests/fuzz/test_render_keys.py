@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
-from user_endpoint.render.document import DocumentInvalid, document_from
-from user_endpoint.render.environment import PieceEnvironment
-from user_endpoint.render.simple_schema import surely_valid
+from user_endpoint.render.sandbox import PieceEnvironment
+from user_endpoint.render.schema_fast_path import surely_valid
 from user_endpoint.render.template import render
+from user_endpoint.render.yaml_document import DocumentInvalid, document_from
 
 NASTY = [
     "x\nevil: 1",

@@ -69,7 +69,7 @@ def in_directory(directory: pathlib.Path, *command: str) -> subprocess.Completed
 
 def test_the_account_has_the_spelling_of_nss_not_of_the_mapping(directory: pathlib.Path) -> None:
     program = (
-        "from identity.account import resolve; from mep.monitor.accounts import lookup\n"
+        "from identity.account import resolve; from mep.root.account.lookup import lookup\n"
         "for find in (resolve, lookup):\n"
         "    one = find('MepTest-Case'); print(one.name, one.uid, sorted(map(str, one.groups)))"
     )

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mep.boundary.messages import EndpointEnded, MapRequest, NotMapped, StartAnswered
-from mep.boundary.resolved import Caps, Policy
-from mep.monitor.audit import open_appending
+from mep.boundary.resolved_config import Caps, Policy
+from mep.root.monitor.audit_log import open_appending
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import (
     MonitorRun,

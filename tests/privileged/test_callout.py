@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from identity import config
+from identity import loader
 from identity.chain import Chain
+from identity.concurrency_limits import MAX_AT_ONE, MAX_OF_ONE
 from identity.errors import (
     AmbiguousMapping,
     MapperBusy,
@@ -29,7 +30,6 @@ from identity.errors import (
     NameRefused,
     NoMapping,
 )
-from identity.places import MAX_AT_ONE, MAX_OF_ONE
 from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
 
@@ -78,7 +78,7 @@ def load(place: pathlib.Path) -> Loader:
         path.write_text(
             json.dumps([{"DATA_TYPE": "external_identity_mapping#1.0.0", "command": command, **keys}, *others])
         )
-        return config.load(path, gateway="5cde4d0e-0000-4000-8000-0000000000ee")
+        return loader.load(path, gateway="5cde4d0e-0000-4000-8000-0000000000ee")
 
     return make
 
@@ -185,14 +185,14 @@ def test_a_program_that_others_may_write_is_not_run(load: Loader, place: pathlib
         map_as_nobody(chain)
     assert not (place / "ran").exists()
     with pytest.raises(MappingFileInvalid, match=r"document 0: command: .*bad permissions: chmod go-w"):
-        config.load(place / "mapping0.json")
+        loader.load(place / "mapping0.json")
 
 
 def test_a_program_of_somebody_else_is_refused_at_load(load: Loader, place: pathlib.Path) -> None:
     load("pass")
     os.chown(place / "callout0", pwd.getpwnam("nobody").pw_uid, 0)
     with pytest.raises(MappingFileInvalid, match="chown root"):
-        config.load(place / "mapping0.json")
+        loader.load(place / "mapping0.json")
 
 
 def test_one_that_vanishes_after_the_load_is_a_failure(load: Loader, place: pathlib.Path) -> None:
@@ -388,5 +388,5 @@ def test_a_bad_document_is_refused_at_load(place: pathlib.Path, keys: dict[str, 
     document = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": ["/bin/true"], **keys}
     path.write_text(json.dumps([GENERAL, document]))
     with pytest.raises(MappingFileInvalid, match=reason) as caught:
-        config.load(path)
+        loader.load(path)
     assert caught.value.index == 1

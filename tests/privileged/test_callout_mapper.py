@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from identity.places import MAX_AT_ONE, MAX_SLOW
+from identity.concurrency_limits import MAX_AT_ONE, MAX_SLOW
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     ManagerReady,
@@ -28,9 +28,9 @@ from mep.boundary.messages import (
     StartAnswered,
     StillMapped,
 )
-from mep.boundary.resolved import Caps
-from mep.mapper.service import MAX_MAPPING_THREADS, MAX_RECHECK_THREADS, MAX_RECHECKS_WAITING
-from mep.monitor.starts import MAX_MAPPING
+from mep.boundary.resolved_config import Caps
+from mep.mapper.mapper import MAX_MAPPING_THREADS, MAX_RECHECK_THREADS, MAX_RECHECKS_WAITING
+from mep.root.monitor.start_requests import MAX_MAPPING
 from mep_wire.identity import IdentitySet
 from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import ManagerReady, MapperEpoch, StartAnswered, StartEndpoint
 from mep_wire.identity import IdentitySet
-from mep_wire.start import VerifiedStart, encode_start
+from mep_wire.start_request import VerifiedStart, encode_start
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, until
 from tests.support.start_requests import RelaySide, alice

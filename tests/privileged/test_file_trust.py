@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-import mep.errors
-from mep.boundary.resolved import Hook
+import mep.boundary.errors
+from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount
 from tests.support.cli import Cli, open_directory
 from tests.support.monitor import running_monitor, start_as
@@ -276,7 +276,7 @@ def test_a_pam_service_that_everybody_may_write(endpoint: Cli, site: Site) -> No
 
 @pytest.mark.parametrize("which", ["lib", "package", "module", "bin"])
 def test_an_installation_that_everybody_may_write(endpoint: Cli, which: str) -> None:
-    package = Path(mep.errors.__file__).parent
+    package = Path(mep.boundary.errors.__file__).parent
     path = {
         "lib": package.parents[2],
         "package": package,
@@ -312,7 +312,7 @@ def test_a_hook_behind_a_link_of_a_user_is_never_the_users(alice: LocalAccount, 
     swapper = subprocess.Popen(["sh", "-c", swap], user=alice.uid, group=alice.gid, extra_groups=[])
     try:
         code = (
-            "import sys\nfrom mep.boundary.resolved import Hook\nfrom mep.monitor.hooks import run_hook\n"
+            "import sys\nfrom mep.boundary.resolved_config import Hook\nfrom mep.root.keeper.hooks import run_hook\n"
             "for _ in range(400):\n"
             f"    run_hook(Hook({str(hook)!r}, 5.0), 'pre_start', b'', left_s=5.0)\n"
         )
@@ -348,7 +348,7 @@ def test_a_relays_state_that_others_may_reach(tmp_path: Path, name: str, mode: i
     relay = RelayProcess(tmp_path)
     relay.start().stop()
     relay.add_user("alice@example.edu")
-    path = relay.state / name
+    path = relay.state_dir / name
     path.chmod(mode)
     done = relay.cli("user", "list", check=False)
     assert done.returncode == 1 and f"bad permissions: {command} {path}" in done.stderr, done.stdout + done.stderr

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mep.boundary import cgroups
+from mep.boundary import cgroup_support
 from mep.boundary.messages import EndpointEnded, StopAll
-from mep.boundary.resolved import Caps
-from mep.monitor import killing, syscalls
+from mep.boundary.resolved_config import Caps
+from mep.root.kernel import subreaper, syscalls
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, processes_of, running_monitor, start_as, until
 
@@ -93,7 +93,7 @@ def test_no_descendant_is_left_of_a_storm(alice: LocalAccount, storm: str) -> No
                 os.setresuid(alice.uid, alice.uid, alice.uid)
                 os.execv(storm, ["storm", CHAINS, SLEEPERS])
             until("the storm is there", lambda: len(processes_of(alice.uid)) > int(SLEEPERS))
-            killing.kill_descendants()
+            subreaper.kill_descendants()
         finally:
             os._exit(0)
     until("the storm is over", lambda: os.waitpid(pid, os.WNOHANG)[0], WAIT_S)
@@ -105,7 +105,7 @@ def test_a_storm_is_ended_by_a_stop(alice: LocalAccount, bob: LocalAccount, stor
         uep_id = storming(manager, mapper, alice, storm)
         started_at_last(manager, mapper, bob)
         group = run.record(uep_id).get("cgroup", "")
-        assert bool(group) == cgroups.can_group(), "a group makes the end sure"
+        assert bool(group) == cgroup_support.can_group(), "a group makes the end sure"
         manager.send(StopAll(reason="deleted"))
         ended = [manager.take(EndpointEnded)[0] for _ in range(2)]
         assert {one.uep_id for one in ended} > {uep_id}

@@ -23,11 +23,11 @@ import pytest
 
 from mep.boundary.confinement import Needs
 from mep.boundary.messages import MAX_DOCUMENT_BYTES
-from mep.boundary.resolved import ManagerSection, MapperSection
+from mep.boundary.resolved_config import ManagerSection, MapperSection
 from mep.manager import main as manager_main
 from mep.mapper import main as mapper_main
-from mep.monitor.child import Kind
-from mep.monitor.helper_limits import helper_limits
+from mep.root.monitor.child import Kind
+from mep.root.monitor.helper_limits import helper_limits
 from tests.support.place import Place, make_place
 
 MANAGER = ManagerSection("id", "tcp://relay.example.edu:7000", "00" * 32, "mep", "")

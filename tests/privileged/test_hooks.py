@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mep.boundary.resolved import Hook
+from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import ask, map_next, processes_of, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mep.boundary.resolved import Hook
+from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount, account, create_account, remove_account
 from tests.support.monitor import running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from identity import config
+from identity import loader
 from identity.chain import Chain
+from identity.concurrency_limits import MAX_AT_ONE
 from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
-from identity.places import MAX_AT_ONE
-from identity.reload import SETTLE_S, Reloader
+from identity.reloader import SETTLE_S, Reloader
 from tests.support import raw_ldap
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, group, person, referral, tree
 
@@ -96,7 +96,7 @@ def load(write: Write, clock: Clock) -> Iterator[Loader]:
     loaded: list[Chain] = []
 
     def make(*others: dict[str, Any], **keys: Any) -> Chain:
-        loaded.append(config.load(write(*others, **keys), clock=clock))
+        loaded.append(loader.load(write(*others, **keys), clock=clock))
         return loaded[-1]
 
     yield make
@@ -191,7 +191,7 @@ def test_people_whose_directory_hangs_hold_up_nobody_else(write: Write) -> None:
     with raw_ldap.serve(until_let_go) as port, concurrent.futures.ThreadPoolExecutor(40) as pool:
         path = write(GENERAL, **plain(port, max_connections=4, operation_timeout_s=60, timeout_s=60))
         path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
-        chain = config.load(path)
+        chain = loader.load(path)
         asked = [pool.submit(chain.map, [who(f"person{i}@elsewhere.example")]) for i in range(40)]
         done = list(itertools.islice(concurrent.futures.as_completed(asked, timeout=50), 40 - MAX_AT_ONE))
         assert {type(one.exception()) for one in done} == {MapperBusy}

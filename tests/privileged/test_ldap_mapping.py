@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from identity import config, ldap_directory
+from identity import loader
 from identity.chain import Chain
 from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.ldap import directory
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, free_port, group, person, tree
 
 BASE = f"ou=people,{SUFFIX}"
@@ -71,7 +72,7 @@ def load(tmp_path: pathlib.Path, slapd: Slapd, authority: Authority) -> Iterator
         }
         path = tmp_path / "identity_mapping.json"
         path.write_text(json.dumps([{k: v for k, v in document.items() if v is not None}, *others]))
-        loaded.append(config.load(path))
+        loaded.append(loader.load(path))
         return loaded[-1]
 
     yield make
@@ -355,9 +356,9 @@ def test_answers_are_remembered_and_the_memory_can_be_bypassed(
 
 def test_many_threads_share_few_connections(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    connect = ldap_directory.Directory._connect
+    connect = directory.Directory._connect
     monkeypatch.setattr(
-        ldap_directory.Directory,
+        directory.Directory,
         "_connect",
         lambda self, server, until: (opened.append(server), connect(self, server, until))[1],
     )

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mep.cli.failures import CliFailed
-from mep.cli.left_running import stop_keepers
+from mep.cli.exit_codes import CliFailed
+from mep.cli.orphaned_keepers import stop_keepers
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as
 

@@ -15,7 +15,7 @@ import pytest
 
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import EndpointEnded, Mapped, MapRequest, StartAnswered
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from tests.support.accounts import LocalAccount, account, create_account, remove_account
 from tests.support.monitor import (
     MonitorRun,

@@ -10,6 +10,7 @@ import tempfile
 from typing import Self
 
 from mep.boundary.channel import Channel
+from mep.boundary.errors import Stage
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     AskCaps,
@@ -23,11 +24,10 @@ from mep.boundary.messages import (
     UepExited,
     UepReady,
 )
-from mep.boundary.resolved import Policy
-from mep.errors import Stage
-from mep.monitor.accounts import AccountRules
-from mep.monitor.keeper import KeeperOrder, keeper_main
-from mep.monitor.wakeup import wait_readable
+from mep.boundary.resolved_config import Policy
+from mep.root.account.lookup import AccountRules
+from mep.root.keeper.keeper import KeeperOrder, keeper_main
+from mep.root.kernel.signals import wait_readable
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, new_uep_id, processes_of, until
 

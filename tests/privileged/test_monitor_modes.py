@@ -14,8 +14,8 @@ import pytest
 
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import EndpointRunning, MapRequest, NotMapped, StartAnswered
-from mep.boundary.resolved import to_json
-from mep.boundary.runtime import read_status
+from mep.boundary.resolved_config import to_json
+from mep.boundary.runtime_files import read_status
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
 
@@ -181,7 +181,7 @@ def test_reason_of_a_failed_start_is_in_the_status_file() -> None:
     "argv", [[], ["--config-fd", "x", "--bundle-fd", "4"], ["--config-fd", "99", "--bundle-fd", "98"]]
 )
 def test_bad_command_line(argv: list[str]) -> None:
-    command = [sys.executable, "-I", "-m", "mep.monitor", *argv]
+    command = [sys.executable, "-I", "-m", "mep.root.monitor", *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1 and done.stderr.startswith("mep monitor: ")
 
@@ -191,7 +191,16 @@ def test_configuration_that_is_not_sealed() -> None:
     descriptor = os.memfd_create("config", os.MFD_ALLOW_SEALING)
     os.write(descriptor, to_json(run.resolved))
     bundle = sealed_memfd("bundle", b"")
-    command = [sys.executable, "-I", "-m", "mep.monitor", "--config-fd", str(descriptor), "--bundle-fd", str(bundle)]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "mep.root.monitor",
+        "--config-fd",
+        str(descriptor),
+        "--bundle-fd",
+        str(bundle),
+    ]
     try:
         done = subprocess.run(
             command, pass_fds=(descriptor, bundle), capture_output=True, text=True, timeout=30, check=False

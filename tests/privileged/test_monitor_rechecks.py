@@ -29,8 +29,8 @@ from mep.boundary.messages import (
     StartAnswered,
     StillMapped,
 )
-from mep.boundary.resolved import Caps, ManagerSection, Pam, Policy
-from mep.monitor import nss, shadow
+from mep.boundary.resolved_config import Caps, ManagerSection, Pam, Policy
+from mep.root.account import nss, shadow
 from tests.support.accounts import LocalAccount, account, unique_name
 from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, start_as, until
 
@@ -393,7 +393,7 @@ def modules(tmp_path: Path) -> Path:
 
 def test_a_service_that_is_away_is_told_from_one_that_does_not_know(modules: Path) -> None:
     code = (
-        "from mep.monitor import nss\n"
+        "from mep.root.account import nss\n"
         "print(nss.silent('passwd', 'ghost', ['meptestno', 'meptestaway', 'meptestnotinstalled', 'systemd']))"
     )
     environment = {**os.environ, "LD_LIBRARY_PATH": str(modules)}
@@ -470,9 +470,9 @@ def elsewhere(tmp_path: Path, mounts: dict[Path, str], code: str) -> str:
 
 
 _CHECK = (
-    "from mep.boundary.resolved import Policy\n"
-    "from mep.monitor.accounts import AccountRules\n"
-    "from mep.monitor.checker import Subject, check\n"
+    "from mep.boundary.resolved_config import Policy\n"
+    "from mep.root.account.lookup import AccountRules\n"
+    "from mep.root.account.recheck_process import Subject, check\n"
     "print(check(Subject({name!r}, {uid}, 'files'), AccountRules(Policy(), (), (), None)))"
 )
 

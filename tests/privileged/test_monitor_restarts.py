@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from mep.boundary.cgroups import can_group, tree
+from mep.boundary.cgroup_support import can_group, tree
 from mep.boundary.messages import EndpointEnded, EndpointRunning, ManagerReady, MapperEpoch, MapperReady
-from mep.boundary.resolved import to_json
-from mep.boundary.runtime import running_monitor as holder_of
-from mep.boundary.runtime import start_ticks
+from mep.boundary.resolved_config import to_json
+from mep.boundary.runtime_files import running_monitor as holder_of
+from mep.boundary.runtime_files import start_ticks
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import (
     MonitorRun,

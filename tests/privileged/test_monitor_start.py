@@ -12,8 +12,8 @@ import time
 import pytest
 
 from mep.boundary.messages import EndpointEnded, MapRequest, NotMapped, StartAnswered
-from mep.boundary.resolved import Caps, Policy
-from mep.monitor.syscalls import SECUREBITS_LOCKED
+from mep.boundary.resolved_config import Caps, Policy
+from mep.root.kernel.syscalls import SECUREBITS_LOCKED
 from tests.support.accounts import LocalAccount, account, group
 from tests.support.monitor import (
     MonitorRun,

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from mep.boundary.messages import EndpointEnded, EndpointRunning, StartAnswered
-from mep.boundary.resolved import Caps
-from mep.boundary.runtime import start_ticks
+from mep.boundary.resolved_config import Caps
+from mep.boundary.runtime_files import start_ticks
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor

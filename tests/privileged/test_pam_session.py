@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from mep.boundary.messages import StartAnswered
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, ask, map_next, processes_of, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor

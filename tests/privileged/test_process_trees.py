@@ -35,8 +35,8 @@ SHAPES = {
 }
 ENDS_IT = """
 import os, sys, time
-from mep.monitor import syscalls
-from mep.monitor.killing import kill_descendants
+from mep.root.monitor import syscalls
+from mep.root.kernel.subreaper import kill_descendants
 syscalls.become_subreaper()
 pid = os.fork()
 if pid == 0:

@@ -13,7 +13,7 @@ from socket import socket
 
 import pytest
 
-from mep.cli.dropped import DroppedChild
+from mep.cli.unprivileged_child import DroppedChild
 from tests.support.accounts import LocalAccount, account
 
 _SECRET = b"what the child got with the fork"
@@ -81,7 +81,7 @@ def test_it_never_is_root() -> None:
 def test_it_ends_with_its_parent(entry: pwd.struct_passwd) -> None:
     with account() as other:
         code = (
-            "import os, pwd, sys, time; from mep.cli.dropped import DroppedChild\n"
+            "import os, pwd, sys, time; from mep.cli.unprivileged_child import DroppedChild\n"
             f"child = DroppedChild(lambda answers: time.sleep(600), pwd.getpwnam({other.name!r}))\n"
             "print(child.pid, flush=True); time.sleep(600)"
         )

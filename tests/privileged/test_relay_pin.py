@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mep_wire.relay_keys import RelayKeys, rotation_statement
-from relay.state import State
+from relay.state_dir import State
 from tests.support.cli import Cli
 from tests.support.registrar import Registrar, configure
 

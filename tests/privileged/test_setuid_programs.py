@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mep.monitor.syscalls import SECUREBITS_LOCKED
+from mep.root.kernel.syscalls import SECUREBITS_LOCKED
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, start_as, until
 from tests.support.pam import Site

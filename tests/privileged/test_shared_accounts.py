@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mep.boundary.errors import Refusal, public_text
 from mep.boundary.messages import EndpointEnded, StartAnswered
-from mep.errors import Refusal, public_text
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, ask, map_next, start_as, until
 

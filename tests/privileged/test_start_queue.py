@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mep.boundary.messages import StartAnswered, StartPlaced
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from mep_wire.errors import TaskNotFound
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import ask, map_next, running_monitor

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mep.boundary.messages import MapperReady, StartAnswered
-from mep.boundary.resolved import Caps, GroupLimits, Limits, Policy
+from mep.boundary.resolved_config import Caps, GroupLimits, Limits, Policy
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, start_as, until
 

@@ -1,7 +1,7 @@
 """An endpoint in one process for tests of the SDK: manager and user endpoints on the real link, tasks run inline.
 
 It starts nothing as anybody: every user endpoint is a link of its own in this process, and a task is a call of
-`mep_sdk.runner.run_task`. It comes back by itself when the relay does. `FakeEndpoint(relay, token)` starts it.
+`mep_sdk.task_runner.run_task`. It comes back by itself when the relay does. `FakeEndpoint(relay, token)` starts it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from zmq.utils import z85
 
-from mep_sdk.runner import FunctionCache, run_task
+from mep_sdk.task_runner import FunctionCache, run_task
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.api import RegisterAnswer
 from mep_wire.errors import TaskCancelled
-from mep_wire.start import SEAL_CONTEXT, decode_start
+from mep_wire.start_request import SEAL_CONTEXT, decode_start
 
 CREDIT = 512
 PING_S = 0.5

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from zmq.utils import z85
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
-from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, decode_start, incarnation_of
+from mep_wire.start_request import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, decode_start, incarnation_of
 
 M = TypeVar("M")
 WAIT_MS = 10_000

@@ -40,8 +40,8 @@ from mep.boundary.messages import (
     StartAnswered,
     StartEndpoint,
 )
-from mep.boundary.resolved import Caps, ManagerSection, MapperSection, Policy, Resolved, to_json
-from mep.boundary.runtime import start_ticks
+from mep.boundary.resolved_config import Caps, ManagerSection, MapperSection, Policy, Resolved, to_json
+from mep.boundary.runtime_files import start_ticks
 from tests.support.accounts import LocalAccount, is_root
 
 HERE = pathlib.Path(__file__).parent
@@ -228,7 +228,7 @@ class MonitorRun:
             sys.executable,
             "-I",
             "-m",
-            "mep.monitor",
+            "mep.root.monitor",
             "--config-fd",
             str(config),
             "--bundle-fd",

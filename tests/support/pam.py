@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from mep.boundary.resolved import Pam
+from mep.boundary.resolved_config import Pam
 from tests.support.accounts import unique_name
 from tests.support.monitor import MonitorRun, Puppet, running_monitor
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.ids import user_endpoint_id
-from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, encode_start
+from mep_wire.start_request import SEAL_CONTEXT, SIGNATURE_CONTEXT, StartRequest, encode_start
 
 ENDPOINT = "8d3a3c0e-5b1e-4b5f-9d0a-111111111111"
 EPOCH = bytes(range(16))

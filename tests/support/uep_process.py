@@ -26,7 +26,7 @@ import user_endpoint
 from mep.boundary.memfd import sealed_memfd
 from mep_wire.bundle import UepBundle
 from mep_wire.identity import Identity, IdentitySet
-from mep_wire.start import StartRequest, VerifiedStart, encode_start
+from mep_wire.start_request import StartRequest, VerifiedStart, encode_start
 from tests.support.fake_relay import FakeRelay
 
 MAIN = pathlib.Path(user_endpoint.__file__).parent / "__main__.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from mep.errors import Refusal, Stage
+from mep.boundary.errors import Refusal, Stage
 from mep_wire import errors
 
 

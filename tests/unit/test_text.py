@@ -19,7 +19,7 @@ from mep_sdk.errors import RemoteError, RemoteTraceback
 from mep_wire import text as wire_text
 from mep_wire.errors import EndpointForbidden, rebuild
 from relay import log as relay_log
-from user_endpoint.logfile import BoundedFile, Log
+from user_endpoint.bounded_log import BoundedFile, Log
 
 ATTACK = "\x1b[2J\x9b31m\u202etxt\u2066\u200b\u2028\x7f\r\ud800\x00"
 FIELD = 'x" level=ERROR user="root\nforged line'

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mep.config.paths import MANAGER_ACCOUNT, MAPPER_ACCOUNT, REGISTER_ACCOUNT, RELAY_ACCOUNT
-from relay.state import ACCOUNT, DEFAULT_AS_ROOT
+from relay.state_dir import ACCOUNT, DEFAULT_AS_ROOT
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 UNITS = ("mep-relay.service", "mep@.service")

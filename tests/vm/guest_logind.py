@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mep.boundary.messages import EndpointEnded
-from mep.boundary.resolved import Caps, Limits
+from mep.boundary.resolved_config import Caps, Limits
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, gone, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor

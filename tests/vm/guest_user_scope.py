@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mep.boundary.messages import EndpointEnded
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, gone, start_as
 

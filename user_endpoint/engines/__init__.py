@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mep_wire.errors import EngineFailed
 from user_endpoint import settings
 from user_endpoint.engines.base import Engine
-from user_endpoint.workers.forkserver import Server
+from user_endpoint.workers.fork_server import Server
 
 
 class EnginePlace(NamedTuple):
@@ -26,8 +26,8 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
     """Return the engine that `chosen` describes, not yet started. Raises EngineFailed."""
     match chosen:
         case settings.ProcessPoolEngine():
-            from user_endpoint.engines.notes import Notes
-            from user_endpoint.engines.process_pool import ProcessPoolEngine
+            from user_endpoint.engines.process_pool.engine import ProcessPoolEngine
+            from user_endpoint.engines.start_journals import Notes
 
             return ProcessPoolEngine(
                 server=_fork_servers(chosen, place),
@@ -39,12 +39,12 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
                 notes=Notes(place.run_directory),
             )
         case settings.ThreadPoolEngine():
-            from user_endpoint.engines.notes import Notes
+            from user_endpoint.engines.start_journals import Notes
             from user_endpoint.engines.thread_pool import ThreadPoolEngine
 
             return ThreadPoolEngine(max_workers=chosen.max_workers, notes=Notes(place.run_directory))
         case settings.GlobusComputeEngine():  # and GlobusMPIEngine, which is one
-            from user_endpoint.engines.htex import GlobusComputeEngine
+            from user_endpoint.engines.htex.engine import GlobusComputeEngine
 
             return GlobusComputeEngine(chosen, run_directory=place.run_directory, tell_places=place.tell_places)
     raise EngineFailed(reason=f"there is no engine {type(chosen).__name__}")
@@ -55,8 +55,8 @@ def _fork_servers(chosen: settings.ProcessPoolEngine, place: EnginePlace) -> Cal
     python, setup = chosen.python or "", chosen.worker_init or ""
     if not python and not setup:
         return place.fork_server
-    from user_endpoint.runner_files import stage
-    from user_endpoint.workers.staging import staged_server
+    from user_endpoint.worker_staging import stage
+    from user_endpoint.workers.external_launch import staged_server
 
     packages = stage(place.run_directory, copy=False)
     return lambda: staged_server(os.path.expanduser(python), setup, packages)  # noqa: PTH111 - no pathlib: the start is measured

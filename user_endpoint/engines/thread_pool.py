@@ -21,10 +21,10 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointL
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
-from user_endpoint.engines.notes import Notes
-from user_endpoint.engines.order import enqueue
-from user_endpoint.workers import begun
-from user_endpoint.workers.begun import BegunLog
+from user_endpoint.engines.process_pool.task_order import enqueue
+from user_endpoint.engines.start_journals import Notes
+from user_endpoint.workers import start_journal
+from user_endpoint.workers.start_journal import BegunLog
 
 MAX_ABANDONED: Final = 64
 """Threads of ended tasks that may go on before no other is started in their place."""
@@ -57,13 +57,13 @@ class ThreadPoolEngine:
 
     def start(self) -> None:
         """Import the runner now, so that the first task does not wait for it. Learn what was begun before."""
-        import mep_sdk.runner  # noqa: F401
+        import mep_sdk.task_runner  # noqa: F401
 
         if self._notes is not None and (directory := self._notes.begin()):
             self._begun_directory = directory
-            with contextlib.suppress(OSError, begun.BegunClosed):  # a full disk: tasks run nevertheless
-                begun.create(f"{directory}/threads", begun.PLAIN)
-                self._begun = begun.BegunLog(f"{directory}/threads", begun.PLAIN)
+            with contextlib.suppress(OSError, start_journal.BegunClosed):  # a full disk: tasks run nevertheless
+                start_journal.create(f"{directory}/threads", start_journal.PLAIN)
+                self._begun = start_journal.BegunLog(f"{directory}/threads", start_journal.PLAIN)
 
     def fileno(self) -> int:
         """A pipe that threads write a byte to."""
@@ -154,7 +154,7 @@ class ThreadPoolEngine:
     # --- in the threads -------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        from mep_sdk.runner import FunctionCache, run_task
+        from mep_sdk.task_runner import FunctionCache, run_task
 
         cache: FunctionCache = {}
         while (task := self._next()) is not None:

@@ -1,1 +1,1 @@
-"""When a user endpoint begins, idles and ends."""
+"""Start-up, idling and shutdown of a user endpoint."""

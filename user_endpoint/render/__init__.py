@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
-from mep_wire.start import StartRequest
+from mep_wire.start_request import StartRequest
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
 if TYPE_CHECKING:
-    from user_endpoint.render.document import Document
+    from user_endpoint.render.yaml_document import Document
 
 __all__ = ["render_settings"]
 
@@ -27,9 +27,9 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     Raises UserConfigInvalid and UserConfigReserved for what the person can put right, and
     EndpointMisconfigured, with the place and the reason in `detail`, for what only the administrator can.
     """
-    from user_endpoint.render.document import DocumentInvalid, document_from  # the child alone pays for these
     from user_endpoint.render.template import render
-    from user_endpoint.render.user_config import check_user_config
+    from user_endpoint.render.user_config_check import check_user_config
+    from user_endpoint.render.yaml_document import DocumentInvalid, document_from  # the child alone pays for these
 
     config = start.user_endpoint_config
     check_user_config(bundle.schema, config)

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import TemplateError, TemplateNotFound, TemplateSyntaxError
 
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
-from user_endpoint.render.environment import MissingVariable, PieceEnvironment
 from user_endpoint.render.pieces import Fragment
+from user_endpoint.render.sandbox import MissingVariable, PieceEnvironment
 
 _RAISED_BY_EXPRESSIONS = (
     TemplateError,

@@ -13,11 +13,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from user_endpoint.workers import frames
-from user_endpoint.workers.tidy import Tidy
+from user_endpoint.workers import datagrams
+from user_endpoint.workers.task_environment import Tidy
 
 if TYPE_CHECKING:
-    from user_endpoint.workers.begun import BegunLog
+    from user_endpoint.workers.start_journal import BegunLog
 
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
@@ -52,8 +52,8 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
 
     Raises BegunClosed where it may begin no more: another user endpoint answers for its tasks by now.
     """
-    from mep_sdk.runner import FunctionCache as Loaded
-    from mep_sdk.runner import Outcome, run_task
+    from mep_sdk.task_runner import FunctionCache as Loaded
+    from mep_sdk.task_runner import Outcome, run_task
     from mep_wire.errors import EngineFailed
 
     functions = FunctionCache()
@@ -63,14 +63,14 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
     own_pid = os.getpid()
     while True:
         try:
-            (row, task_id, function_id, code, payload, variables, attempt), _ = frames.receive(sock)
-        except frames.PeerGone:
+            (row, task_id, function_id, code, payload, variables, attempt), _ = datagrams.receive(sock)
+        except datagrams.PeerGone:
             return
         if code is not None:
             functions.add(function_id, code)
         function = functions.get(function_id)
         if function is None:
-            frames.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
+            datagrams.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
         if log is not None and not log.note(row, task_id, attempt):
             return
@@ -89,7 +89,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
             whole = tidy.after()
         except OSError:
             whole = False
-        frames.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
+        datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
         if not whole or max_tasks == 0:  # and what was sent here meanwhile goes to another worker
             return
@@ -107,6 +107,6 @@ def _begun_log() -> BegunLog | None:
     how, _, path = os.environ.pop(BEGUN_VARIABLE, "").partition(":")
     if not path:
         return None
-    from user_endpoint.workers.begun import BegunLog
+    from user_endpoint.workers.start_journal import BegunLog
 
     return BegunLog(path, how)

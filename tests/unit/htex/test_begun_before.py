@@ -13,11 +13,11 @@ import pytest
 from mep_wire.errors import EngineFailed
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask
-from user_endpoint.engines.htex import GlobusComputeEngine
-from user_endpoint.htex import protocol
-from user_endpoint.htex.news import Broken, Restarted
+from user_endpoint.engines.htex import protocol
+from user_endpoint.engines.htex.block_events import Broken, Restarted
+from user_endpoint.engines.htex.engine import GlobusComputeEngine
 from user_endpoint.settings import GlobusComputeEngine as Settings
-from user_endpoint.workers import begun
+from user_endpoint.workers import start_journal
 
 
 class NotingClient:
@@ -86,8 +86,8 @@ def given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(engine._blocks, "take_news", lambda: [news.pop()] if news else [])
     monkeypatch.setattr(engine._blocks, "place", lambda block_id: ("", ""))
     engine.submit([EngineTask(row, f"task-{row}", "f", b"", b"", b"", 0.0) for row in (1, 2)])
-    begun.create(f"{client.begun_directory}/pool.0", begun.FENCED)
-    worker = begun.BegunLog(f"{client.begun_directory}/pool.0", begun.FENCED)
+    start_journal.create(f"{client.begun_directory}/pool.0", start_journal.FENCED)
+    worker = start_journal.BegunLog(f"{client.begun_directory}/pool.0", start_journal.FENCED)
     assert worker.note(engine._numbers[1], "task-1")
     return engine, client, worker, news
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from user_endpoint.htex.containers import in_container
+from user_endpoint.engines.htex.containers import in_container
 from user_endpoint.settings import SettingsInvalid, UepSettings, settings_from
 
 DOCKER = "run --gpus all -v /run/dir:/run/dir -t example/image:1 python3 pool --port=1"

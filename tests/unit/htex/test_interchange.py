@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from user_endpoint.htex import protocol
-from user_endpoint.htex.interchange import BatchInterchange
+from user_endpoint.engines.htex import protocol
+from user_endpoint.engines.htex.interchange import BatchInterchange
 
 
 class Results:

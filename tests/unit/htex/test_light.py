@@ -17,20 +17,26 @@ def run(script: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["user_endpoint.engines.htex", "user_endpoint.htex.interchange", "user_endpoint.htex.client"]
+    "module",
+    [
+        "user_endpoint.engines.htex.engine",
+        "user_endpoint.engines.htex.interchange",
+        "user_endpoint.engines.htex.executor",
+    ],
 )
 def test_little_is_loaded(module: str) -> None:
     assert run(f"import sys, {module}\nprint([name for name in {HEAVY} if name in sys.modules])") == "[]\n"
 
 
 def test_the_pool_loads_no_parsl_at_all() -> None:
-    script = "import sys, user_endpoint.htex.pool\nprint([name for name in sys.modules if name.startswith('parsl')])"
+    script = "import sys, user_endpoint.engines.htex.worker_pool\n"
+    script += "print([name for name in sys.modules if name.startswith('parsl')])"
     assert run(script) == "[]\n"
 
 
 def test_the_rest_of_parsl_is_there_when_it_is_asked_for() -> None:
     script = (
-        "import user_endpoint.engines.htex, parsl\n"
+        "import user_endpoint.engines.htex.engine, parsl\n"
         "from parsl import python_app, Config\n"
         "from parsl.providers import SlurmProvider, AWSProvider\n"
         "from parsl.executors import HighThroughputExecutor, MPIExecutor\n"
@@ -44,7 +50,6 @@ def test_the_rest_of_parsl_is_there_when_it_is_asked_for() -> None:
 
 
 def test_parsl_that_was_there_first_is_left_alone() -> None:
-    script = (
-        "import parsl\nbefore = parsl.python_app\nimport user_endpoint.engines.htex\nprint(parsl.python_app is before)"
-    )
+    script = "import parsl\nbefore = parsl.python_app\nimport user_endpoint.engines.htex.engine\n"
+    script += "print(parsl.python_app is before)"
     assert run(script) == "True\n"

@@ -10,9 +10,9 @@ import pytest
 from parsl.executors.high_throughput.mpi_prefix_composer import compose_all
 
 from mep_wire.errors import ResourceSpecInvalid
-from user_endpoint.htex.mpi import block_nodes, launch_variables
-from user_endpoint.htex.pool_options import OptionsInvalid
-from user_endpoint.resources import ResourceRule, Shape, shape_of
+from user_endpoint.engines.htex.mpi import block_nodes, launch_variables
+from user_endpoint.engines.htex.worker_pool_options import OptionsInvalid
+from user_endpoint.resource_spec import ResourceRule, Shape, shape_of
 from user_endpoint.settings import ProcessPoolEngine, SettingsInvalid, settings_from
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from user_endpoint.htex.places import places
-from user_endpoint.htex.pool_options import Options, OptionsInvalid, parse_options, worker_count
+from user_endpoint.engines.htex.worker_binding import places
+from user_endpoint.engines.htex.worker_pool_options import Options, OptionsInvalid, parse_options, worker_count
 
 NEEDED = ["--addresses=10.0.0.1,::1", "--port=5", "--cert_dir=/c", "--logdir=/l", "--block_id=3"]
 
@@ -85,6 +85,6 @@ def test_accelerators_and_ranks() -> None:
 
 
 def test_workers_share_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("user_endpoint.htex.places._cuda_devices", lambda: 2)
+    monkeypatch.setattr("user_endpoint.engines.htex.worker_binding._cuda_devices", lambda: 2)
     found = places(options(accelerators=("0", "1", "2", "3")), 4, [0], "pool")
     assert [place.variables["CUDA_VISIBLE_DEVICES"] for place in found] == ["0", "0", "1", "1"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mep_wire.errors import EndpointMisconfigured
-from user_endpoint.htex.client import free_port, free_ports
-from user_endpoint.htex.provider import Plan, worker_addresses
+from user_endpoint.engines.htex.executor import free_port, free_ports
+from user_endpoint.engines.htex.provider import Plan, worker_addresses
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from parsl.jobs.states import JobState
 
-from user_endpoint.htex.provider import Plan
+from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.settings import GlobusComputeEngine as Settings
 
 QSTAT = """{

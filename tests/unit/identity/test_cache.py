@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from identity.cache import AnswerCache
+from identity.answer_cache import AnswerCache
 
 
 class Clock:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from identity import config
+from identity import loader
+from identity.base import Answer, How, Identity, Trace
 from identity.chain import MAX_FIELD_CHARS, Chain, Link
 from identity.errors import AmbiguousMapping, MapperUnavailable, NameRefused, NoMapping
-from identity.mapper import Answer, How, Identity, Trace
 
 Loader = Callable[..., Chain]
 
@@ -34,7 +34,7 @@ def load(tmp_path: pathlib.Path) -> Loader:
     def make(*documents: dict[str, Any]) -> Chain:
         path = tmp_path / "identity_mapping.json"
         path.write_text(json.dumps(documents))
-        return config.load(path)
+        return loader.load(path)
 
     return make
 

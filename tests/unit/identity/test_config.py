@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from identity import config
+from identity import loader
 from identity.errors import MappingFileInvalid
 from identity.template import FIELDS
 from mep_wire.identity import Identity
@@ -30,12 +30,12 @@ def write(tmp_path: pathlib.Path, content: Any, name: str = "identity_mapping.js
 
 def test_the_shipped_example_loads() -> None:
     example = pathlib.Path(__file__).parents[3] / "mep" / "config" / "defaults" / "identity_mapping.json"
-    config.load(example)
+    loader.load(example)
 
 
 @pytest.mark.parametrize("content", [[DOCUMENT], DOCUMENT, [{"comment": "as Globus Compute's example", **DOCUMENT}]])
 def test_lists_and_single_documents(tmp_path: pathlib.Path, content: Any) -> None:
-    assert config.load(write(tmp_path, content)).map([ALICE]).name == "alice"
+    assert loader.load(write(tmp_path, content)).map([ALICE]).name == "alice"
 
 
 def test_yaml(tmp_path: pathlib.Path) -> None:
@@ -46,7 +46,7 @@ def test_yaml(tmp_path: pathlib.Path) -> None:
     - {source: "{username}", match: '(.*)@example\\.edu', output: "{0}", ignore_case: yes}
 """
     for name in ("identity_mapping.json", "identity_mapping.yaml"):
-        assert config.load(write(tmp_path, text, name)).map([ALICE]).name == "alice"
+        assert loader.load(write(tmp_path, text, name)).map([ALICE]).name == "alice"
 
 
 BAD_FILES = [
@@ -68,7 +68,7 @@ BAD_FILES = [
 def test_a_bad_file(tmp_path: pathlib.Path, content: bytes, reason: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(MappingFileInvalid, match=reason) as caught:
-        config.load(path)
+        loader.load(path)
     assert (caught.value.file, caught.value.index) == (path, None)
 
 
@@ -106,7 +106,7 @@ def test_a_bad_file(tmp_path: pathlib.Path, content: bytes, reason: str) -> None
 def test_a_bad_document(tmp_path: pathlib.Path, document: Any, reason: str) -> None:
     path = write(tmp_path, [DOMAIN, document])
     with pytest.raises(MappingFileInvalid, match=reason) as caught:
-        config.load(path)
+        loader.load(path)
     assert (caught.value.file, caught.value.index) == (path, 1)
     assert str(caught.value).startswith(f"{path}: document 1: ")
 
@@ -122,13 +122,13 @@ def laughs(levels: int, template: str) -> str:
 def test_aliases_that_multiply_are_refused_before_they_are_written_out(tmp_path: pathlib.Path, template: str) -> None:
     path = write(tmp_path, laughs(40, template).encode(), "identity_mapping.yaml")
     with pytest.raises(MappingFileInvalid, match="with its aliases written out"):
-        config.load(path)
+        loader.load(path)
 
 
 @pytest.mark.parametrize("text", ["- &a [*a]", "- &a {x: *a}", "&a [[[*a]]]"])
 def test_an_alias_within_itself_is_refused(tmp_path: pathlib.Path, text: str) -> None:
     with pytest.raises(MappingFileInvalid, match="an alias within what it stands for"):
-        config.load(write(tmp_path, text.encode(), "identity_mapping.yaml"))
+        loader.load(write(tmp_path, text.encode(), "identity_mapping.yaml"))
 
 
 @pytest.mark.parametrize("key", ["source", "output"])
@@ -140,7 +140,7 @@ def test_a_field_that_no_identity_has_is_warned_of(
     for rule, warned in ((good, False), ({**good, key: "{usrname}"}, True)):
         caplog.clear()
         path.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [good, rule]}]))
-        config.load(path)
+        loader.load(path)
         assert (f"mappings[1].{key}: no identity has a field 'usrname'" in caplog.text) is warned
 
 
@@ -154,7 +154,7 @@ def test_aliases_and_merged_mappings_are_fine(tmp_path: pathlib.Path) -> None:
 - {<<: *one, domain: example.edu}
 - *one
 """
-    chain = config.load(write(tmp_path, text, "identity_mapping.yaml"))
+    chain = loader.load(write(tmp_path, text, "identity_mapping.yaml"))
     assert len(chain.descriptions) == 3
     assert chain.map([ALICE]).name == "alice"
 
@@ -162,15 +162,15 @@ def test_aliases_and_merged_mappings_are_fine(tmp_path: pathlib.Path) -> None:
 def test_a_file_that_is_not_there_or_not_a_file(tmp_path: pathlib.Path) -> None:
     for path, reason in ((tmp_path / "nothing", "No such file"), (tmp_path, "not a regular file")):
         with pytest.raises(MappingFileInvalid, match=reason):
-            config.load(path)
+            loader.load(path)
 
 
 def test_ldap3_and_yaml_are_imported_only_where_they_are_used(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path, [DOCUMENT, DOMAIN])
     program = f"""
 import pathlib, sys
-from identity import config
-config.load(pathlib.Path({str(path)!r}))
+from identity import loader
+loader.load(pathlib.Path({str(path)!r}))
 print(sorted({{"ldap3", "yaml", "pyasn1", "ssl", "msgspec"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -189,4 +189,4 @@ def test_the_documents_in_the_docs_load(tmp_path: pathlib.Path) -> None:
         for document in documents:
             document.pop("ca_file", None)
             document.update({key: value for key, value in here.items() if key in document})
-        config.load(write(tmp_path, documents))
+        loader.load(write(tmp_path, documents))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import identity.config
-from mep.mapper.service import _person
+import identity.loader
+from mep.mapper.mapper import _person
 from mep_wire.identity import Identity, IdentitySet
 
 WHO = {"id": "i-1", "username": "anna@example.edu", "email": "a@example.edu", "status": "used"}
@@ -36,7 +36,7 @@ def test_only_an_output_without_fields_and_groups_is_literal(
 ) -> None:
     path = tmp_path / "mapping.json"
     path.write_text(json.dumps([document]))
-    assert identity.config.load(path).map([WHO]).literal is literal
+    assert identity.loader.load(path).map([WHO]).literal is literal
 
 
 def test_a_person_is_the_same_with_each_of_their_identities_and_nobody_else() -> None:

@@ -7,13 +7,13 @@ import pwd
 
 import pytest
 
-from identity import account, names
+from identity import account, usernames
 from identity.errors import AccountMissing, NameRefused
 
 
 @pytest.mark.parametrize("name", ["a", "alice", "Alice.Smith", "a-b", "_x", "x_1", "9lives", "a" * 32, ".x"])
 def test_usable_names(name: str) -> None:
-    assert names.check(name) == name
+    assert usernames.check(name) == name
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_usable_names(name: str) -> None:
 )  # fmt: skip
 def test_unusable_names(name: str) -> None:
     with pytest.raises(NameRefused):
-        names.check(name)
+        usernames.check(name)
 
 
 def test_an_account_is_found_with_its_groups() -> None:

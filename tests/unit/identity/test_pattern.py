@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from identity.pattern import PatternInvalid, compile_literal, compile_pattern
+from identity.expression.pattern import PatternInvalid, compile_literal, compile_pattern
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from identity import config
+from identity import loader
 from identity.chain import Chain
 from identity.errors import MapperUnavailable, NoMapping
-from identity.files import FileRefused, Files, Rules
-from identity.reload import RETRY_S, SETTLE_S, Reloader
+from identity.reloader import RETRY_S, SETTLE_S, Reloader
+from identity.tracked_files import FileRefused, Files, Rules
 from mep.boundary.file_trust import ours
 
 ALICE = {"id": "1", "username": "alice@example.edu", "status": "used"}
@@ -179,7 +179,7 @@ def test_one_that_changes_while_it_is_read_is_read_again(path: pathlib.Path) -> 
     writes = iter([content("two"), content("three")])
 
     def load(file: pathlib.Path, **keys: Any) -> Chain:
-        chain = config.load(file, **keys)
+        chain = loader.load(file, **keys)
         if follows and (text := next(writes, None)):
             path.write_text(text)
         return chain

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from identity import files
-from identity.files import FileRefused, Files, Rules, program_problem
+from identity import tracked_files
+from identity.tracked_files import FileRefused, Files, Rules, program_problem
 from mep.boundary.file_trust import MAX_LINKS, Trust, UntrustedPath, ours
 
 OWNER, USER, OWN_GROUP, GROUP, MASK, OTHERS = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
@@ -232,11 +232,11 @@ def test_the_interpreter_of_a_script_counts(tmp_path: pathlib.Path, file: pathli
 
 def test_a_group_that_has_only_trusted_members(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accounts = file.with_name("passwd")
-    monkeypatch.setattr(files, "_LOCAL_ACCOUNTS", accounts)
+    monkeypatch.setattr(tracked_files, "_LOCAL_ACCOUNTS", accounts)
     gid = 54321
     for text, members in (("a:x:7:54321::/:/x\n", False), ("b:x:8:54321::/:/x\nbad line\n", True), ("", True)):
         accounts.write_text(text)
-        assert files._has_only(gid, frozenset({0, 8})) is members
+        assert tracked_files._has_only(gid, frozenset({0, 8})) is members
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mep.monitor.checker import Subject
-from mep.monitor.endpoints import UserEndpoint
-from mep.monitor.rechecks import Rechecks
+from mep.root.account.recheck_process import Subject
+from mep.root.monitor.rechecks import Rechecks
+from mep.root.monitor.user_endpoints import UserEndpoint
 
 
 class Site:

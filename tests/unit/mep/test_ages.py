@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from mep.monitor.ages import Ages
-from mep.monitor.endpoints import UserEndpoint
+from mep.root.monitor.mapping_confirmations import Ages
+from mep.root.monitor.user_endpoints import UserEndpoint
 
 INTERVAL_S, LIMIT_S = 10.0, 1000.0
 WARN_S = 4 * INTERVAL_S

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mep.config.describe import commented_config, docs_table, help_text, keys
-from mep.config.document import read_document
+from mep.boundary.errors import ConfigRefused
 from mep.config.example import example_files
+from mep.config.option_docs import commented_config, docs_table, help_text, keys
 from mep.config.options import IGNORED_KEYS, EndpointOptions, relay_url_problem
-from mep.errors import ConfigRefused
+from mep.config.parser import read_document
 
 
 def refused(text: str) -> ConfigRefused:

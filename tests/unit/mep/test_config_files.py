@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mep.cli.files import new_directory, replace_file, write_new
-from mep.cli.preflight import first_closed
-from mep.config.bundle import read_environment, read_schema, read_templates
-from mep.config.files import check_inside, read_trusted, walk_tree
+from mep.boundary.errors import ConfigRefused
+from mep.cli.endpoint_dirs import new_directory, replace_file, write_new
+from mep.cli.install_check import first_closed
 from mep.config.paths import check_name, endpoint_paths, find_roots, list_names
-from mep.errors import ConfigRefused
+from mep.config.template_bundle import read_environment, read_schema, read_templates
+from mep.config.template_files import check_inside, read_trusted, walk_tree
 
 ME = os.geteuid()
 

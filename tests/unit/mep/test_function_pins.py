@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mep.cli.failures import CliFailed
+from mep.cli.exit_codes import CliFailed
 from mep.cli.function_pins import read_records
 from mep.cli.pins_call import CHUNK, PinsUnavailable, pin_records
 

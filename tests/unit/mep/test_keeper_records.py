@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from mep.monitor.records import Records, new_record
+from mep.root.kernel.keeper_record import Records, new_record
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from mep.boundary import cgroups
-from mep.boundary.resolved import GroupLimits, Limits
-from mep.config.document import read_document
+from mep.boundary import cgroup_support
+from mep.boundary.errors import ConfigRefused, SpawnFailed, Stage
+from mep.boundary.resolved_config import GroupLimits, Limits
 from mep.config.limits import resolved_limits, size
-from mep.errors import ConfigRefused, SpawnFailed, Stage
-from mep.monitor import cgroup
-from mep.monitor.accounts import limits_of
-from mep.monitor.placing import Placing, rlimits
-from mep.monitor.spawn import Account
-from user_endpoint.engines.over_limit import MemoryWatch
+from mep.config.parser import read_document
+from mep.root.account.lookup import limits_of
+from mep.root.keeper import cgroup
+from mep.root.keeper.cgroup_gate import Placing, rlimits
+from mep.root.kernel.spawn import Account
+from user_endpoint.engines.process_pool.limit_watch import MemoryWatch
 
 WHERE: Any = SimpleNamespace(config="config.yaml")
 
@@ -67,9 +67,9 @@ def test_the_first_group_decides() -> None:
 
 
 def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mep.monitor.placing.can_group", lambda: False)
+    monkeypatch.setattr("mep.root.keeper.cgroup_gate.can_group", lambda: False)
     limits = Limits(open_files=100, file_size=4096, processes=20)
-    assert cgroups.problem([limits]) == ""
+    assert cgroup_support.problem([limits]) == ""
     assert [value for _, value in rlimits(limits)] == [100, 4096, 20]
     placing = Placing("site", "uep", Account("alice", 1000, 1000, (), "/", "/bin/sh"), limits)
     assert placing.gate is None and placing.admit(1, lambda: 1.0) is None
@@ -78,23 +78,23 @@ def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_host_without_what_is_needed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [Limits(memory_max=1, person_cpu_max=1.0)]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "need root" in cgroups.problem(wanted)
+    assert "need root" in cgroup_support.problem(wanted)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(cgroups, "ROOT", str(tmp_path))
-    assert "no cgroup v2" in cgroups.problem(wanted)
+    monkeypatch.setattr(cgroup_support, "ROOT", str(tmp_path))
+    assert "no cgroup v2" in cgroup_support.problem(wanted)
     (tmp_path / "cgroup.controllers").write_text("memory pids\n")
-    assert "lacks the controllers cpu" in cgroups.problem(wanted)
+    assert "lacks the controllers cpu" in cgroup_support.problem(wanted)
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
-    monkeypatch.setattr(cgroups, "_SYSTEMD", str(tmp_path))
-    monkeypatch.setattr(cgroups, "BUSCTL", str(tmp_path / "busctl"))
-    assert "busctl is missing" in cgroups.problem(wanted)
+    monkeypatch.setattr(cgroup_support, "_SYSTEMD", str(tmp_path))
+    monkeypatch.setattr(cgroup_support, "BUSCTL", str(tmp_path / "busctl"))
+    assert "busctl is missing" in cgroup_support.problem(wanted)
 
 
 def test_a_child_that_cannot_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBUSY, "busy")
 
-    monkeypatch.setattr("mep.monitor.placing.place", fail)
+    monkeypatch.setattr("mep.root.keeper.cgroup_gate.place", fail)
     placing = Placing("site", "uep", Account("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
     with pytest.raises(SpawnFailed) as caught:
         placing.admit(1, lambda: 1.0)

@@ -13,7 +13,7 @@ import pytest
 import zmq
 from zmq.utils import z85
 
-import mep.manager.service as service
+import mep.manager.manager as service
 from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
@@ -30,10 +30,10 @@ from mep.boundary.messages import (
     StopAll,
     TaskLogFile,
 )
-from mep.boundary.resolved import ManagerSection
+from mep.boundary.resolved_config import ManagerSection
 from mep.manager.backoff import Backoff
+from mep.manager.manager import Manager
 from mep.manager.outbox import Outbox
-from mep.manager.service import Manager
 from mep_wire import messages
 from mep_wire.codec import decode_to_relay, encode
 from mep_wire.task_events import TaskEvent

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from mep.boundary.channel import Channel
+from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed, sealed_memfd
 from mep.boundary.messages import (
@@ -26,11 +27,10 @@ from mep.boundary.messages import (
     Shutdown,
     StartAnswered,
 )
-from mep.boundary.resolved import MapperSection
-from mep.errors import BoundaryViolation
-from mep.mapper.service import Mapper
+from mep.boundary.resolved_config import MapperSection
+from mep.mapper.mapper import Mapper
 from mep_wire.identity import IdentitySet
-from mep_wire.start import VerifiedStart, decode_start
+from mep_wire.start_request import VerifiedStart, decode_start
 from tests.support.start_requests import ENDPOINT, EPOCH, RelaySide, alice
 
 MAPPING = [

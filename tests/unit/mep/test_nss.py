@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from mep.monitor import nss
+from mep.root.account import nss
 
 
 def test_whether_a_file_has_an_entry(tmp_path: pathlib.Path) -> None:

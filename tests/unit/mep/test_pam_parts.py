@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mep.boundary.resolved import Hook
-from mep.monitor.hooks import run_hook
-from mep.monitor.pam_process import admitted
+from mep.boundary.resolved_config import Hook
+from mep.root.keeper.hooks import run_hook
+from mep.root.pam.session_process import admitted
 
 CHANGES = """
 import json, os, resource, signal
 from mep.boundary.log import Log
-from mep.monitor.context import Context
+from mep.root.pam.process_context import Context
 
 def facts():
     with open("/proc/self/status") as file:

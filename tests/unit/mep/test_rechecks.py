@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from mep.manager.rechecks import ANSWER_S, MAX_UNDER_WAY, PACE_S, SOON_S, Rechecks
+from mep.manager.recheck_schedule import ANSWER_S, MAX_UNDER_WAY, PACE_S, SOON_S, Rechecks
 
 
 def run(rechecks: Rechecks, start: float, end: float, *, said: bool = True) -> list[tuple[float, str]]:

@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mep.cli.failures import CliFailed, Exit
+from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.pinning import check_keys, leads_to
-from mep.mapper.verify import Verifier
+from mep.mapper.start_verifier import Verifier
 from mep_wire.errors import StartRequestRefused
 from mep_wire.relay_keys import EarlierKeys, RelayKeys
-from mep_wire.start import MAX_SIGNATURES, SIGNATURE_CONTEXT, encode_start
-from relay.dispatch.signing import OverlapSigner
-from relay.state import Keys, State, StateRefused, _Pending, _Rotations
+from mep_wire.start_request import MAX_SIGNATURES, SIGNATURE_CONTEXT, encode_start
+from relay.dispatch.start_signing import OverlapSigner
+from relay.state_dir import Keys, State, StateRefused, _Pending, _Rotations
 from tests.support.start_requests import ENDPOINT, EPOCH, NOW, RelaySide
 
 URL = "https://relay.example.org"

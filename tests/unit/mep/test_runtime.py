@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mep.boundary.runtime import (
+from mep.boundary.runtime_files import (
     PID_FILE,
     MonitorStatus,
     boot_id,

@@ -16,7 +16,7 @@ import pytest
 
 from mep.boundary.log import Log
 from mep.boundary.messages import EndpointAccount
-from mep.manager.task_log import TaskLog
+from mep.manager.task_log_file import TaskLog
 from mep.manager.task_records import TaskRecords, stamp
 from mep_wire.messages import TaskEvents, TaskEventsWritten
 from mep_wire.task_events import TaskEvent

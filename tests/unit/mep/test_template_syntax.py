@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mep.boundary.errors import ConfigRefused
 from mep.config.example import example_files
 from mep.config.template_syntax import check_syntax
-from mep.errors import ConfigRefused
 
 TEMPLATE = Path("/etc/mep/site/user_config_template.yaml.j2")
 

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mep.mapper.verify import EpochSpent, Verifier
+from mep.mapper.start_verifier import EpochSpent, Verifier
 from mep_wire.errors import MepError, StartRequestRefused, StartRequestStale
 from mep_wire.identity import IdentitySet
-from mep_wire.start import SIGNATURE_CONTEXT, decode_start, encode_start
+from mep_wire.start_request import SIGNATURE_CONTEXT, decode_start, encode_start
 from tests.support.start_requests import ENDPOINT, EPOCH, NOW, RelaySide, alice
 
 

@@ -10,9 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mep_wire.errors import RelayBusy
 from mep_wire.limits import MAX_BODY_BYTES
-from relay.api import connection
-from relay.api.bodies import Bodies
-from relay.api.connection import BoundedConnection
+from relay.api import http_protocol
+from relay.api.body_budget import Bodies
+from relay.api.http_protocol import BoundedConnection
 
 
 def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
@@ -71,7 +71,7 @@ class Transport:
 
 
 def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_FROM_ONE_ADDRESS", 2)
+    monkeypatch.setattr(http_protocol, "MAX_FROM_ONE_ADDRESS", 2)
     monkeypatch.setattr(HttpToolsProtocol, "connection_made", lambda self, transport: None)
     monkeypatch.setattr(HttpToolsProtocol, "connection_lost", lambda self, exc: None)
     monkeypatch.setattr(BoundedConnection, "_allow", lambda self, seconds: None)

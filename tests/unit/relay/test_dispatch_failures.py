@@ -17,11 +17,11 @@ from mep_wire.errors import TaskExpired, UserEndpointSilent
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
-from relay import sweeping
-from relay.dispatch import delivery, dispatcher, starts
-from relay.dispatch.board import ManagerLink, Uep
+from relay import retention
+from relay.dispatch import dispatcher, start_requests, task_delivery
 from relay.dispatch.dispatcher import Dispatcher
-from relay.plane.base import Peer, PlaneHandler
+from relay.dispatch.live_state import ManagerLink, Uep
+from relay.link.base import Peer, PlaneHandler
 from relay.store.base import Tx
 from relay.store.memory import MemoryStore
 from relay.store.records import Ending, EndpointRecord, FunctionRecord, NewTask, UepRecord
@@ -123,7 +123,7 @@ class Scene:
 
 
 def test_a_start_that_fails_unforeseen_is_tried_again(monkeypatch: Any) -> None:
-    monkeypatch.setattr(starts, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(start_requests, "FIRST_RETRY_S", 0.01)
 
     async def run() -> None:
         scene = Scene()
@@ -138,7 +138,7 @@ def test_a_start_that_fails_unforeseen_is_tried_again(monkeypatch: Any) -> None:
 
 
 def test_tasks_that_could_not_be_taken_from_the_queue_are_sent_later(monkeypatch: Any) -> None:
-    monkeypatch.setattr(delivery, "STORE_RETRY_S", 0.01)
+    monkeypatch.setattr(task_delivery, "STORE_RETRY_S", 0.01)
 
     async def run() -> None:
         scene = Scene()
@@ -156,7 +156,7 @@ def test_tasks_that_could_not_be_taken_from_the_queue_are_sent_later(monkeypatch
 
 
 def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: Any) -> None:
-    monkeypatch.setattr(sweeping, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(retention, "INTERVAL_S", 0.01)
 
     async def run() -> None:
         scene = Scene()
@@ -165,8 +165,8 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         heard = scene.dispatcher.streams.join(group.row)
         await scene.dispatcher.expire(60.0)
         assert (scene.state, heard.is_set()) == (TaskState.QUEUED, False)
-        periods = sweeping.Periods(86400.0, 1e-6, 86400.0)
-        sweeper = asyncio.create_task(sweeping.Sweeper(scene.store, scene.dispatcher, periods).run())
+        periods = retention.Periods(86400.0, 1e-6, 86400.0)
+        sweeper = asyncio.create_task(retention.Sweeper(scene.store, scene.dispatcher, periods).run())
         await asyncio.wait_for(heard.wait(), 5)
         sweeper.cancel()
         (task,) = scene.store.tasks([scene.task.task_id])
@@ -209,7 +209,7 @@ def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_kn
 
 
 def test_tasks_wait_for_a_process_without_a_link_for_a_while_and_no_longer(monkeypatch: Any) -> None:
-    monkeypatch.setattr(starts, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(start_requests, "FIRST_RETRY_S", 0.01)
 
     async def run() -> None:
         scene = Scene()
@@ -219,7 +219,7 @@ def test_tasks_wait_for_a_process_without_a_link_for_a_while_and_no_longer(monke
             scene.says_running()
             assert scene.state is TaskState.QUEUED
         await scene.spoken()
-        scene.uep.unjoined_since -= starts.MAX_UNJOINED_S
+        scene.uep.unjoined_since -= start_requests.MAX_UNJOINED_S
         scene.says_running()
         await asyncio.sleep(0.02)
         (task,) = scene.store.tasks([scene.task.task_id])

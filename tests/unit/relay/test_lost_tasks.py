@@ -11,10 +11,10 @@ import pytest
 
 from mep_wire.errors import StartRequestRefused, UserEndpointLost
 from mep_wire.states import TaskState, UepState
-from relay.dispatch.board import Uep
-from relay.dispatch.changes import reconcile
+from relay.dispatch.live_state import Uep
 from relay.dispatch.lost import FATES, Fate, Step
-from relay.plane.base import Peer
+from relay.dispatch.task_transitions import reconcile
+from relay.link.base import Peer
 from tests.unit.relay.test_dispatch_failures import Scene
 
 REFUSED = StartRequestRefused(reason="the site is misconfigured")

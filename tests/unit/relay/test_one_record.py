@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.ids import uuid7
-from mep_wire.start import SEAL_CONTEXT, decode_start
+from mep_wire.start_request import SEAL_CONTEXT, decode_start
 from mep_wire.states import UepState
-from relay.dispatch import starts
-from relay.dispatch.board import Uep
-from relay.plane.base import Peer
+from relay.dispatch import start_requests
+from relay.dispatch.live_state import Uep
+from relay.link.base import Peer
 from relay.store.base import Tx
 from relay.store.records import NewTask
 from tests.unit.relay.test_dispatch_failures import Scene
@@ -81,14 +81,14 @@ class Site(Scene):
 
 
 def _ended(rows: list[int]) -> list[Any]:
-    from relay.dispatch.changes import cancelled
+    from relay.dispatch.task_transitions import cancelled
 
     return cancelled(rows)
 
 
 def test_a_start_is_over_once_its_process_has_joined_also_where_the_record_was_forgotten(monkeypatch: Any) -> None:
     """Tasks are being stored for a user endpoint in the moment in which its record is forgotten as idle."""
-    monkeypatch.setattr(starts, "START_REQUEST_LIFETIME_S", 0.05)
+    monkeypatch.setattr(start_requests, "START_REQUEST_LIFETIME_S", 0.05)
 
     async def run() -> None:
         site = Site()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mep_wire.errors import BodyInvalid, PayloadTooLarge
 from mep_wire.ids import canonical_json
-from relay.api.plain import plain
+from relay.api.json_values import plain
 
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text() | st.binary(max_size=9),

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from mep_wire.errors import StorageFull
-from relay.api.quota import REFRESH_S, Quota
+from relay.api.storage_quota import REFRESH_S, Quota
 from relay.store.base import Store
 
 

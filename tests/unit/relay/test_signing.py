@@ -10,13 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from mep.boundary.resolved import Caps
+from mep.boundary.resolved_config import Caps
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.limits import START_REQUEST_LIFETIME_S
-from mep_wire.start import SEAL_CONTEXT, SIGNATURE_CONTEXT, decode_start
-from relay.dispatch.signing import join_hash, make_start
+from mep_wire.start_request import SEAL_CONTEXT, SIGNATURE_CONTEXT, decode_start
+from relay.dispatch.start_signing import join_hash, make_start
 from relay.store.records import UepRecord
-from user_endpoint.lifecycle.commands import SETUP_S
+from user_endpoint.lifecycle.setup_commands import SETUP_S
 
 KEY, UNSEAL = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
 PEOPLE = IdentitySet("account", (Identity(id="i", username="alice@example.edu"),))

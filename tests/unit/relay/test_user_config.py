@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
-from relay.api.user_config import KEPT, UserConfigChecks, check_schema
+from relay.api.user_config_check import KEPT, UserConfigChecks, check_schema
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["a", "ab", "B", ""]),

@@ -12,11 +12,11 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from relay.link import zmq_link
+from relay.link.base import Peer
+from relay.link.zap import answer
+from relay.link.zmq_link import ZmqPlane
 from relay.log import Sparing
-from relay.plane import zmq_plane
-from relay.plane.base import Peer
-from relay.plane.zap import answer
-from relay.plane.zmq_plane import ZmqPlane
 
 
 class Handler:
@@ -103,8 +103,8 @@ def test_a_peer_is_known_by_its_key_and_answered() -> None:
 
 
 def test_a_silent_peer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zmq_plane, "LINK_DEAD_S", 0.5)
-    monkeypatch.setattr(zmq_plane, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(zmq_link, "LINK_DEAD_S", 0.5)
+    monkeypatch.setattr(zmq_link, "HEARTBEAT_S", 0.1)
 
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         silent, talking = Dealer(plane, public), Dealer(plane, public)
@@ -163,7 +163,7 @@ def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
 
 
 def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zmq_plane, "MAX_WAITING_BYTES", 4 * 1024 * 1024)
+    monkeypatch.setattr(zmq_link, "MAX_WAITING_BYTES", 4 * 1024 * 1024)
 
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         dealer = Dealer(plane, public)
@@ -241,7 +241,7 @@ def test_only_a_curve_key_is_let_in(request_parts: list[bytes], status: bytes) -
 
 
 def test_strangers_are_so_many_and_no_more_and_the_welcome_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zmq_plane, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(zmq_link, "MAX_STRANGERS", 3)
 
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         welcome = Dealer(plane, public)

@@ -9,7 +9,7 @@ import pytest
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, MepError, UserConfigInvalid, UserConfigReserved
 from mep_wire.identity import IdentitySet
-from mep_wire.start import StartRequest
+from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
 from user_endpoint.settings import UepSettings
 

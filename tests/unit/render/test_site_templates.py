@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from mep_wire.errors import EndpointMisconfigured
-from user_endpoint.htex.provider import Plan
+from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, JobStatusSettings, ProcessPoolEngine, located
 
 from .test_refusals import refused, settings

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from user_endpoint.render.document import document_from
 from user_endpoint.render.template import render
+from user_endpoint.render.yaml_document import document_from
 
 
 def rendered(source: str | dict[str, str], **variables: Any) -> Any:

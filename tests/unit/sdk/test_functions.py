@@ -16,11 +16,11 @@ import cloudpickle
 import msgspec
 import pytest
 
-from mep_sdk import frames, functions
+from mep_sdk import encoding, function_serializer
 from mep_sdk.errors import FunctionUnserializable
-from mep_sdk.functions import load_function, serialize_function
-from mep_sdk.runner import run_task
+from mep_sdk.function_serializer import load_function, serialize_function
 from mep_sdk.serialize import load_result, serialize_arguments
+from mep_sdk.task_runner import run_task
 from mep_wire.errors import FunctionUnloadable
 
 LIMIT = 1 << 20
@@ -177,7 +177,7 @@ CASES = [
 def test_runs_in_a_fresh_python(function, args, expected):
     script = """
         import sys
-        from mep_sdk.runner import run_task
+        from mep_sdk.task_runner import run_task
         code, payload = (bytes.fromhex(each) for each in sys.stdin.read().split())
         outcome = run_task(code, payload, max_result_bytes=1 << 20)
         sys.stdout.write(outcome.code + outcome.text if outcome.code else outcome.payload.hex())
@@ -218,22 +218,22 @@ def test_what_needs_more_is_pickled(function):
     assert _record(function).pickled
 
 
-def _record(function) -> functions.SerializedFunction:
-    _, body = frames.unframe(serialize_function(function), "function")
-    return msgspec.msgpack.decode(body, type=functions.SerializedFunction)
+def _record(function) -> function_serializer.SerializedFunction:
+    _, body = encoding.unframe(serialize_function(function), "function")
+    return msgspec.msgpack.decode(body, type=function_serializer.SerializedFunction)
 
 
 def _as_if_from(function, python: str, **changes) -> bytes:
     record = msgspec.structs.replace(_record(function), python=python, **changes)
     codes = tuple(msgspec.structs.replace(each, code=b"not for us") for each in record.codes)
     record = msgspec.structs.replace(record, codes=codes)
-    return frames.frame(frames.FUNCTION, msgspec.msgpack.encode(record))
+    return encoding.frame(encoding.FUNCTION, msgspec.msgpack.encode(record))
 
 
 def test_plain_functions_need_no_pickling_library():
     script = """
         import sys
-        from mep_sdk.runner import run_task
+        from mep_sdk.task_runner import run_task
         code, payload = (bytes.fromhex(each) for each in sys.stdin.read().split())
         assert not run_task(code, payload, max_result_bytes=1 << 20).code
         heavy = {"cloudpickle", "dill", "http", "websockets", "socket", "ssl", "asyncio", "tokenize"}
@@ -263,16 +263,16 @@ def test_another_python_without_source_names_both():
     with pytest.raises(FunctionUnloadable) as caught:
         load_function(_as_if_from(lambda: 1, "cpython-3.99"))
     assert "cpython-3.99" in caught.value.text
-    assert frames.PYTHON in caught.value.text
+    assert encoding.PYTHON in caught.value.text
 
 
 def test_a_cloudpickle_of_another_python_names_both():
     body = cloudpickle.dumps(uses_class)
-    foreign = frames.frame(frames.CLOUDPICKLE, bytes([12]) + b"cpython-3.99" + body)
+    foreign = encoding.frame(encoding.CLOUDPICKLE, bytes([12]) + b"cpython-3.99" + body)
     with pytest.raises(FunctionUnloadable) as caught:
         load_function(_as_if_from(uses_class, "cpython-3.99", pickled=(foreign,)))
     assert "cpython-3.99" in caught.value.text
-    assert frames.PYTHON in caught.value.text
+    assert encoding.PYTHON in caught.value.text
 
 
 def test_a_function_of_a_missing_package_comes_by_value(tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mep_sdk import frames, mismatch
-from mep_sdk.functions import read_record
-from mep_sdk.outcomes import settle
-from mep_sdk.runner import run_task
+from mep_sdk import encoding, version_mismatch
+from mep_sdk.function_serializer import read_record
+from mep_sdk.result_decoding import settle
 from mep_sdk.serialize import serialize_arguments, serialize_function
+from mep_sdk.task_runner import run_task
 from mep_wire import api
 from mep_wire.states import TaskState
 
@@ -52,7 +52,7 @@ def failed(payload: bytes, function: bytes) -> tuple[str, str]:
 
 
 def test_a_module_that_is_not_there() -> None:
-    payload = frames.frame(frames.PICKLE, b"\x80\x04cno_such_package.part\nThing\n.")
+    payload = encoding.frame(encoding.PICKLE, b"\x80\x04cno_such_package.part\nThing\n.")
     code, text = failed(payload, serialize_function(identity))
     assert code == "DATA_UNREADABLE"
     assert f"no_such_package is not installed on the endpoint ({HERE})" in text
@@ -61,7 +61,7 @@ def test_a_module_that_is_not_there() -> None:
 def test_a_module_that_the_function_needs_is_not_there() -> None:
     record = read_record(serialize_function(identity))
     wanting = msgspec.structs.replace(record, imports=(("np", "no_such_package"),))
-    function = frames.frame(frames.FUNCTION, msgspec.msgpack.encode(wanting))
+    function = encoding.frame(encoding.FUNCTION, msgspec.msgpack.encode(wanting))
     code, text = failed(serialize_arguments((1,), {}), function)
     assert code == "FUNCTION_UNLOADABLE"
     assert f"no_such_package is not installed on the endpoint ({HERE})" in text
@@ -71,7 +71,7 @@ def test_a_package_of_another_version_is_named_with_both(tmp_path: Path, monkeyp
     package(tmp_path / "mepodd-new", monkeypatch, "2.1", "class New:\n    pass\n")
     import mepodd  # type: ignore[import-not-found] # just made
 
-    payload = frames.frame(frames.PICKLE, pickle.dumps(((mepodd.New(),), {})))
+    payload = encoding.frame(encoding.PICKLE, pickle.dumps(((mepodd.New(),), {})))
     package(tmp_path / "mepodd-old", monkeypatch, "1.5", "")
     outcome = run_task(serialize_function(identity), payload, max_result_bytes=10_000)
     assert outcome.code == "DATA_UNREADABLE"
@@ -84,43 +84,47 @@ def test_a_package_of_another_version_is_named_with_both(tmp_path: Path, monkeyp
 def test_a_missing_module_that_is_installed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(tmp_path / "mepodd-here", monkeypatch, "2.1", "")
     told = "The function cannot be loaded: mepodd is not installed on the endpoint (Python 3.99.1 at /env)"
-    assert mismatch.with_own_version(told).startswith(f"{told}; here it is 2.1 ")
-    assert mismatch.with_own_version("nothing of the kind") == "nothing of the kind"
+    assert version_mismatch.with_own_version(told).startswith(f"{told}; here it is 2.1 ")
+    assert version_mismatch.with_own_version("nothing of the kind") == "nothing of the kind"
 
 
 def test_a_standard_module_and_an_attribute_of_nothing_known_say_no_more() -> None:
-    assert mismatch.explain(ModuleNotFoundError("No module named 'distutils'", name="distutils"), "here") == ""
-    assert mismatch.explain(AttributeError("x"), "here") == ""
-    assert mismatch.explain(ValueError("x"), "here") == ""
+    assert version_mismatch.explain(ModuleNotFoundError("No module named 'distutils'", name="distutils"), "here") == ""
+    assert version_mismatch.explain(AttributeError("x"), "here") == ""
+    assert version_mismatch.explain(ValueError("x"), "here") == ""
 
 
 @pytest.mark.parametrize("python", ["cpython-3.99", "pypy-3.11"])
 def test_code_of_another_python_names_both(python: str) -> None:
-    data = frames.dumps(makes_class(3), local_by_value=True)
-    assert data[3:4] == frames.CLOUDPICKLE
-    body = frames.unframe(data, "test")[1]
+    data = encoding.dumps(makes_class(3), local_by_value=True)
+    assert data[3:4] == encoding.CLOUDPICKLE
+    body = encoding.unframe(data, "test")[1]
     tag = f"{python} cloudpickle-9.9".encode()
-    foreign = frames.frame(frames.CLOUDPICKLE, bytes([len(tag)]) + tag + bytes(body[1 + body[0] :]))
+    foreign = encoding.frame(encoding.CLOUDPICKLE, bytes([len(tag)]) + tag + bytes(body[1 + body[0] :]))
     code, text = failed(foreign, serialize_function(identity))
     assert code == "DATA_UNREADABLE"
-    assert f"it holds code made by {python} and this is {frames.PYTHON}" in text
+    assert f"it holds code made by {python} and this is {encoding.PYTHON}" in text
 
 
 def test_another_cloudpickle_is_named_where_it_may_be_why() -> None:
-    tag = f"{frames.PYTHON} cloudpickle-9.9".encode()
-    broken = frames.frame(frames.CLOUDPICKLE, bytes([len(tag)]) + tag + b"\x80\x04ccloudpickle.cloudpickle\n_of_9\n.")
+    tag = f"{encoding.PYTHON} cloudpickle-9.9".encode()
+    broken = encoding.frame(
+        encoding.CLOUDPICKLE, bytes([len(tag)]) + tag + b"\x80\x04ccloudpickle.cloudpickle\n_of_9\n."
+    )
     code, text = failed(broken, serialize_function(identity))
     assert code == "DATA_UNREADABLE"
     assert "it was made with cloudpickle-9.9 and this is cloudpickle-" in text
 
 
 def test_one_warning_for_each_endpoint_whose_python_differs() -> None:
-    with pytest.warns(mismatch.PythonDiffers, match=rf"Endpoint e1 runs tasks with Python 3\.99 .* {mismatch.OWN}\."):
-        mismatch.warn_of_python("e1", "3.99.1")
+    with pytest.warns(
+        version_mismatch.PythonDiffers, match=rf"Endpoint e1 runs tasks with Python 3\.99 .* {version_mismatch.OWN}\."
+    ):
+        version_mismatch.warn_of_python("e1", "3.99.1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mismatch.warn_of_python("e1", "3.99.2")
-        mismatch.warn_of_python("e2", "")
-        mismatch.warn_of_python("e2", f"{mismatch.OWN}.99")
-    with pytest.warns(mismatch.PythonDiffers):
-        mismatch.warn_of_python("e2", "3.99.1")
+        version_mismatch.warn_of_python("e1", "3.99.2")
+        version_mismatch.warn_of_python("e2", "")
+        version_mismatch.warn_of_python("e2", f"{version_mismatch.OWN}.99")
+    with pytest.warns(version_mismatch.PythonDiffers):
+        version_mismatch.warn_of_python("e2", "3.99.1")

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from mep_sdk import Executor
-from mep_sdk.options import checked_options
+from mep_sdk.task_options import checked_options
 
 
 def test_a_walltime():

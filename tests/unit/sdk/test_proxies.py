@@ -16,11 +16,11 @@ import msgspec
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from mep_sdk.results import ResultListener
+from mep_sdk.http import Transport
+from mep_sdk.result_listener import ResultListener
+from mep_sdk.result_stream import ResultStream
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import Settings
-from mep_sdk.stream import ResultStream
-from mep_sdk.transport import Transport
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable
 from mep_wire.states import TaskState
@@ -230,7 +230,7 @@ def _resolver(real):
 
 @pytest.mark.parametrize("exempt", ["127.0.0.0/8", "10.0.0.0/8,127.0.0.2"])
 def test_no_proxy_may_name_networks(exempt, monkeypatch) -> None:
-    from mep_sdk.connect import proxy_for
+    from mep_sdk.connection import proxy_for
 
     monkeypatch.setenv("https_proxy", "http://proxy.test:3128")
     assert str(proxy_for("https://127.0.0.2")) == "http://proxy.test:3128"
@@ -276,6 +276,6 @@ def test_a_bundle_that_cannot_be_read_is_named(variable, content, web, tmp_path:
 
 
 def test_proxies_show_no_password() -> None:
-    from mep_sdk.connect import Proxy as Known
+    from mep_sdk.connection import Proxy as Known
 
     assert "secret" not in f"{Known('http', 'h', 1, 'me', 'secret')!r} {Known('http', 'h', 1, 'me', 'secret')}"

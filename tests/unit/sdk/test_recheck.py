@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import recheck
-from mep_sdk.recheck import Recheck
+from mep_sdk import status_poller
+from mep_sdk.status_poller import Recheck
 from mep_wire.errors import RelayUnavailable
 
 WAIT_S = 10
@@ -34,7 +34,7 @@ class Relay:
 
 def start(relay: Relay, count: int, monkeypatch: pytest.MonkeyPatch, **constants: float) -> tuple[Recheck, list[str]]:
     for name, value in constants.items():
-        monkeypatch.setattr(recheck, name, value)
+        monkeypatch.setattr(status_poller, name, value)
     found: list[str] = []
     left = [f"task-{number}" for number in range(count)]
 

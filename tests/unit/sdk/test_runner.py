@@ -10,8 +10,8 @@ import traceback
 import pytest
 
 from mep_sdk.errors import RemoteError, RemoteTraceback
-from mep_sdk.runner import run_task
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
+from mep_sdk.task_runner import run_task
 from mep_wire.errors import PayloadTooLarge
 
 LIMIT = 1 << 20
@@ -95,7 +95,7 @@ def test_remote_traceback_is_in_the_text():
     shown = "".join(traceback.format_exception(error))
     for part in ("fail_with_cause", 'raise Plain("outer") from error', "KeyError: 'missing'", "remote traceback"):
         assert part in shown
-    assert "mep_sdk/runner.py" not in shown
+    assert "mep_sdk/task_runner.py" not in shown
 
 
 def test_tracebacks_show_lines_whose_file_is_elsewhere(tmp_path):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import frames
+from mep_sdk import encoding
 from mep_sdk.errors import DataUnreadable
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.session import Session
+from mep_sdk.submitter import Session
 from mep_wire import api
 from mep_wire.states import TaskState
 
@@ -51,7 +51,7 @@ def test_a_callback_that_exits_keeps_no_other_result_from_its_future(session: Se
 
 def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: Session) -> None:
     first, second = awaited(session, "first", "second")
-    exits = frames.frame(frames.PICKLE, pickle.dumps(Exits()))
+    exits = encoding.frame(encoding.PICKLE, pickle.dumps(Exits()))
     session._deliver([success("first", exits), success("second", serialize_result(2))])
     with pytest.raises(DataUnreadable, match="SystemExit: from the result"):
         first.result(0)

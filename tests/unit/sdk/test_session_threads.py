@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import executor, session
+from mep_sdk import executor, submitter
 from mep_sdk.batch import Batch
 from mep_sdk.errors import RelayAnswerMissing
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.session import Session
+from mep_sdk.submitter import Session
 from mep_wire import api
 from mep_wire.errors import MepError, TaskNotFound
 from mep_wire.states import TaskState
@@ -70,9 +70,9 @@ class Relay:
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Session]]:
-    monkeypatch.setattr(session, "ResultListener", Listener)
-    monkeypatch.setattr(session, "Recheck", Listener)
-    monkeypatch.setattr(session, "_LOOK_AGAIN_S", 0.0005)
+    monkeypatch.setattr(submitter, "ResultListener", Listener)
+    monkeypatch.setattr(submitter, "Recheck", Listener)
+    monkeypatch.setattr(submitter, "_LOOK_AGAIN_S", 0.0005)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield lambda: Session(Relay(), lost_relay_timeout_s=10.0)  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mep_sdk import MPIFunction, ShellFunction, ShellResult, frames, functions
+from mep_sdk import MPIFunction, ShellFunction, ShellResult, encoding, function_serializer
 from mep_sdk.errors import MpiUnavailable
-from mep_sdk.runner import run_task
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
+from mep_sdk.task_runner import run_task
 
 
 def run(function, **kwargs) -> ShellResult:
@@ -80,9 +80,9 @@ def test_braces_of_the_commands_own_are_explained(command):
 
 
 def test_any_python_can_load_it():
-    _, body = frames.unframe(serialize_function(ShellFunction("true")), "function")
-    record = functions._decoder.decode(body)
-    assert record.pickled[0][3:4] == frames.PICKLE
+    _, body = encoding.unframe(serialize_function(ShellFunction("true")), "function")
+    record = function_serializer._decoder.decode(body)
+    assert record.pickled[0][3:4] == encoding.PICKLE
 
 
 def test_mpi_goes_through_the_launcher(monkeypatch):

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import ComputeSerializer, frames
+from mep_sdk import ComputeSerializer, encoding
 from mep_sdk.batch import Batch
 from mep_sdk.errors import ArgumentsUnserializable, FunctionUnserializable
-from mep_sdk.functions import load_function, read_record
-from mep_sdk.runner import run_task
+from mep_sdk.function_serializer import load_function, read_record
 from mep_sdk.serialize import load_arguments, load_result, serialize_arguments, serialize_function
 from mep_sdk.shell import ShellFunction
 from mep_sdk.strategies import CODE_STRATEGIES, Allowed, StrategyUnknown, name_of, result_ways
+from mep_sdk.task_runner import run_task
 from mep_wire.errors import SerializerNotAllowed
 
 GC = "globus_compute_sdk.serialize."
@@ -93,14 +93,14 @@ def test_what_has_no_source_is_refused_by_name() -> None:
 
 def test_arguments_are_told_by_their_tag_and_never_unpickled(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    payload = frames.frame(frames.PICKLE, pickle.dumps(Touch(str(mark))))
+    payload = encoding.frame(encoding.PICKLE, pickle.dumps(Touch(str(mark))))
     with pytest.raises(SerializerNotAllowed, match=r"argument list was serialized \(pickle\)"):
         allowed("CombinedCode", "JSONData").arguments(payload)
     with pytest.raises(SerializerNotAllowed, match="pickle"):
-        allowed("CombinedCode", "JSONData").arguments(frames.request(["json"], payload))
+        allowed("CombinedCode", "JSONData").arguments(encoding.request(["json"], payload))
     allowed("CombinedCode", "DillDataBase64").arguments(payload)
     assert not mark.exists()
-    pickle.loads(frames.unframe(payload, "test")[1])
+    pickle.loads(encoding.unframe(payload, "test")[1])
     assert mark.exists(), "it would have been seen"
 
 
@@ -144,13 +144,13 @@ def test_json_goes_both_ways() -> None:
     payload = serialize_arguments((2,), {"y": 1}, as_json=True, result_ways=["json"])
     assert load_arguments(payload) == ((2,), {"y": 1})
     outcome = run_task(serialize_function(with_default), payload, max_result_bytes=1000)
-    assert json.loads(bytes(frames.unframe(outcome.payload, "result")[1])) == 3
+    assert json.loads(bytes(encoding.unframe(outcome.payload, "result")[1])) == 3
     assert load_result(outcome.payload) == 3
 
 
 def test_a_result_takes_the_first_way_that_takes_it() -> None:
     function = serialize_function(closure())
-    for ways, kind in ((["json", "pickle"], frames.JSON), (["pickle", "json"], frames.PICKLE)):
+    for ways, kind in ((["json", "pickle"], encoding.JSON), (["pickle", "json"], encoding.PICKLE)):
         outcome = run_task(function, serialize_arguments((1,), {}, result_ways=ways), max_result_bytes=1000)
         assert outcome.payload[3:4] == kind
     bytes_ = serialize_function(bytes)
@@ -176,7 +176,7 @@ def test_a_batch_sends_as_its_client_says() -> None:
     batch = Batch(result_serializers=[GC + "JSONData"], serializer=ComputeSerializer(strategy_data="JSONData"))
     batch.add("f", [1])
     (payload,) = batch.tasks["f"]
-    assert frames.ways_wanted(payload) == ["json"]
+    assert encoding.ways_wanted(payload) == ["json"]
     allowed("CombinedCode", "JSONData").arguments(payload)
 
 

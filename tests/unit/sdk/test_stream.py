@@ -16,11 +16,11 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from mep_sdk.client import Client
 from mep_sdk.errors import DataCorrupt
-from mep_sdk.options import TaskOptions
-from mep_sdk.results import ResultListener
+from mep_sdk.result_listener import ResultListener
 from mep_sdk.serialize import serialize_result
-from mep_sdk.session import Function, Session, Target
 from mep_sdk.settings import Settings
+from mep_sdk.submitter import Function, Session, Target
+from mep_sdk.task_options import TaskOptions
 from mep_wire import api
 from mep_wire.errors import (
     MepError,

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.server import serve
 
-from mep_sdk.results import ResultListener
+from mep_sdk.http import Transport
+from mep_sdk.result_listener import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import Settings
-from mep_sdk.transport import Transport
 from mep_wire import api
 from mep_wire.errors import RelayUnreachable
 from mep_wire.states import TaskState

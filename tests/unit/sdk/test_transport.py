@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from mep_sdk.errors import RelayAnswerInvalid
+from mep_sdk.http import Backoff, Transport
 from mep_sdk.settings import Settings
-from mep_sdk.transport import Backoff, Transport
 from mep_wire import api
 from mep_wire.errors import EndpointNotFound, RelayUnavailable, RelayUnreachable, TokenUnknown
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mep_sdk import frames
+from mep_sdk import encoding
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, DataUnreadable
 from mep_sdk.serialize import (
     load_arguments,
@@ -40,7 +40,7 @@ plain_values = st.recursive(
 @given(st.lists(plain_values), st.dictionaries(st.text(), plain_values))
 def test_plain_values_come_back(args, kwargs):
     data = serialize_arguments(tuple(args), kwargs)
-    assert data[3:4] == frames.PICKLE
+    assert data[3:4] == encoding.PICKLE
     assert load_arguments(data) == (tuple(args), kwargs)
 
 
@@ -58,7 +58,7 @@ def test_plain_values_come_back(args, kwargs):
 )
 def test_library_types_are_plain(value):
     data = serialize_result(value)
-    assert data[3:4] == frames.PICKLE
+    assert data[3:4] == encoding.PICKLE
     assert load_result(data) == value
 
 
@@ -109,19 +109,19 @@ def test_damage_is_named(damage, load):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_answer_or_a_named_error(body):
-    for kind in (frames.PICKLE, frames.CLOUDPICKLE, frames.EXCEPTION, b"?"):
+    for kind in (encoding.PICKLE, encoding.CLOUDPICKLE, encoding.EXCEPTION, b"?"):
         for load in (load_result, load_exception):
             with contextlib.suppress(DataCorrupt, DataUnreadable):
-                load(frames.frame(kind, body))
+                load(encoding.frame(kind, body))
 
 
 def test_a_class_that_is_not_here_is_named():
-    data = frames.frame(frames.PICKLE, b"\x80\x05cnot_installed\nThing\n.")
+    data = encoding.frame(encoding.PICKLE, b"\x80\x05cnot_installed\nThing\n.")
     with pytest.raises(DataUnreadable, match="not_installed"):
         load_result(data)
 
 
 def test_a_cloudpickle_of_another_python_names_both():
-    data = frames.frame(frames.CLOUDPICKLE, bytes([12]) + b"cpython-3.99" + b"rest")
-    with pytest.raises(DataUnreadable, match=f"cpython-3.99 and this is {frames.PYTHON}"):
+    data = encoding.frame(encoding.CLOUDPICKLE, bytes([12]) + b"cpython-3.99" + b"rest")
+    with pytest.raises(DataUnreadable, match=f"cpython-3.99 and this is {encoding.PYTHON}"):
         load_result(data)

@@ -11,9 +11,9 @@ from mep_wire import messages
 from mep_wire.limits import MAX_ATTEMPTS
 from mep_wire.messages import ResultItem, TaskItem
 from tests.unit.user_endpoint.test_endpoint import Stage, result
-from user_endpoint.attempts import Attempts
 from user_endpoint.deadlines import Deadlines
 from user_endpoint.engines.base import TaskStarted
+from user_endpoint.lost_attempts import Attempts
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 
 from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
-from user_endpoint.admission import FunctionList
-from user_endpoint.endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEndpoint
+from user_endpoint.bounded_log import BoundedFile, Log
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
-from user_endpoint.functions import Functions
+from user_endpoint.function_store import Functions
+from user_endpoint.keeper_report import Reporter
 from user_endpoint.lifecycle.idle import IdleRule
-from user_endpoint.lifecycle.stopping import KILL_S, RUN_GRACE_S
-from user_endpoint.logfile import BoundedFile, Log
-from user_endpoint.report import Reporter
-from user_endpoint.spool import Spool
+from user_endpoint.lifecycle.shutdown import KILL_S, RUN_GRACE_S
+from user_endpoint.result_spool import Spool
+from user_endpoint.task_admission import FunctionList
+from user_endpoint.user_endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEndpoint
 
 
 class NotingEngine:
@@ -189,7 +189,7 @@ def test_results_stay_until_they_are_confirmed(stage: Stage) -> None:
 
 
 def test_a_long_outage_is_sent_in_pieces(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("user_endpoint.endpoint.RESULT_BATCH", 2)
+    monkeypatch.setattr("user_endpoint.user_endpoint.RESULT_BATCH", 2)
     stage = Stage(tmp_path)
     stage.spool.add([result(row) for row in range(1, 21)])
     stage.uep.hello()
@@ -231,7 +231,7 @@ def test_a_full_spool_asks_for_no_more_and_says_so_once(tmp_path: pathlib.Path) 
 
 
 def test_much_payload_asks_for_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("user_endpoint.endpoint.MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr("user_endpoint.user_endpoint.MAX_HELD_BYTES", 1000)
     stage.tasks(1, payload=b"x" * 2000)
     stage.uep.flush()
     assert not stage.link.take(messages.Credit)

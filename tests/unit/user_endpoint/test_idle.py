@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from user_endpoint.lifecycle.idle import IdleRule
-from user_endpoint.lifecycle.stopping import FLUSH_S, RUN_GRACE_S, Stopping
+from user_endpoint.lifecycle.shutdown import FLUSH_S, RUN_GRACE_S, Stopping
 from user_endpoint.settings import ProcessPoolEngine, UepSettings
 
 

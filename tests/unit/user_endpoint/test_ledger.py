@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mep_wire.messages import TaskItem
-from user_endpoint.ledger import Credit, Ledger
+from user_endpoint.credit import Credit, Ledger
 
 
 def task(row: int, payload: bytes = b"") -> TaskItem:

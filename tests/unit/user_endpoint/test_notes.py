@@ -10,10 +10,10 @@ import pytest
 
 from tests.contract.test_engines import Bench, echo
 from user_endpoint.engines import EnginePlace, make_engine
-from user_endpoint.engines.notes import KEEP_S, Notes
+from user_endpoint.engines.start_journals import KEEP_S, Notes
 from user_endpoint.settings import EngineSettings, ProcessPoolEngine, ThreadPoolEngine
-from user_endpoint.workers import begun
-from user_endpoint.workers.forkserver import exec_server
+from user_endpoint.workers import start_journal
+from user_endpoint.workers.fork_server import exec_server
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def notes(tmp_path: Path) -> Notes:
     return made
 
 
-def worker(directory: str, name: str = "pool.0", how: str = begun.FENCED) -> begun.BegunLog:
+def worker(directory: str, name: str = "pool.0", how: str = start_journal.FENCED) -> start_journal.BegunLog:
     path = f"{directory}/{name}"
-    begun.create(path, how)
-    return begun.BegunLog(path, how)
+    start_journal.create(path, how)
+    return start_journal.BegunLog(path, how)
 
 
 def later(tmp_path: Path) -> Notes:
@@ -36,7 +36,7 @@ def later(tmp_path: Path) -> Notes:
     return made
 
 
-@pytest.mark.parametrize("how", [begun.PLAIN, begun.FENCED, begun.FORCED])
+@pytest.mark.parametrize("how", [start_journal.PLAIN, start_journal.FENCED, start_journal.FORCED])
 def test_what_was_begun_is_known_to_the_next_process_and_to_the_one_after(
     tmp_path: Path, notes: Notes, how: str
 ) -> None:
@@ -61,8 +61,8 @@ def test_a_worker_of_the_process_before_begins_nothing_more(tmp_path: Path, note
     assert not log.note(2, "after")
     assert not after.was_begun("after", 1)
     assert not Path(directory).exists()
-    with pytest.raises(begun.BegunClosed):
-        begun.BegunLog(f"{directory}/pool.0", begun.FENCED)
+    with pytest.raises(start_journal.BegunClosed):
+        start_journal.BegunLog(f"{directory}/pool.0", start_journal.FENCED)
 
 
 def test_only_the_pool_that_is_given_up_is_fenced_off(notes: Notes) -> None:
@@ -81,7 +81,7 @@ def test_a_worker_that_takes_anothers_place_goes_on_in_its_file(notes: Notes) ->
     directory = notes.open()
     first = worker(directory)
     assert first.note(1, "a")
-    second = begun.BegunLog(f"{directory}/pool.0", begun.FENCED)
+    second = start_journal.BegunLog(f"{directory}/pool.0", start_journal.FENCED)
     assert second.note(2, "b")
     assert notes.close(directory) == {1, 2}
 
@@ -93,7 +93,7 @@ def test_no_task_begins_unseen_however_the_two_meet(notes: Notes) -> None:
         log = worker(directory)
         allowed: list[int] = []
 
-        def work(log: begun.BegunLog = log, allowed: list[int] = allowed) -> None:
+        def work(log: start_journal.BegunLog = log, allowed: list[int] = allowed) -> None:
             while log.note(len(allowed) + 1, "task"):
                 allowed.append(len(allowed) + 1)
 
@@ -109,8 +109,8 @@ def test_no_task_begins_unseen_however_the_two_meet(notes: Notes) -> None:
 
 def test_the_reader_sees_the_last_begun(notes: Notes) -> None:
     path = f"{notes.open()}/p.0"
-    begun.create(path, begun.PLAIN)
-    view, log = begun.BegunView(path), begun.BegunLog(path, begun.PLAIN)
+    start_journal.create(path, start_journal.PLAIN)
+    view, log = start_journal.BegunView(path), start_journal.BegunLog(path, start_journal.PLAIN)
     assert view.last() == 0
     for row in range(1, 3000):
         log.note(row, "t")
@@ -135,8 +135,8 @@ def test_old_notes_are_not_kept_for_ever(tmp_path: Path, notes: Notes) -> None:
 
 def test_a_file_that_is_no_notes_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"x" * 100)
-    assert begun.read_notes(str(tmp_path / "short")) == {}
-    assert begun.read_notes(str(tmp_path / "absent")) == {}
+    assert start_journal.read_notes(str(tmp_path / "short")) == {}
+    assert start_journal.read_notes(str(tmp_path / "absent")) == {}
 
 
 @pytest.mark.parametrize("settings", [ProcessPoolEngine(max_workers=1), ThreadPoolEngine(max_workers=1)], ids=str)
@@ -149,8 +149,8 @@ def test_engines_begin_nothing_twice_and_leave_no_notes(tmp_path: Path, notes: N
         rows = [bench.submit(echo, number) for number in range(3)]
         assert [item.code for item in bench.wait(*rows)] == ["USER_ENDPOINT_LOST", "", ""]
         (directory,) = (tmp_path / "begun").glob("open-*")
-        keys = {key for path in directory.iterdir() for key in begun.read_notes(str(path)).values()}
-        assert keys == {begun.key_of("task-2", 1), begun.key_of("task-3", 1)}
+        keys = {key for path in directory.iterdir() for key in start_journal.read_notes(str(path)).values()}
+        assert keys == {start_journal.key_of("task-2", 1), start_journal.key_of("task-3", 1)}
     finally:
         engine.stop(2.0)
     assert not list((tmp_path / "begun").glob("open-*"))

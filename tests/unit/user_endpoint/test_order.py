@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from user_endpoint.engines.base import EngineTask
-from user_endpoint.engines.order import enqueue
-from user_endpoint.workers.begun import key_of
+from user_endpoint.engines.process_pool.task_order import enqueue
+from user_endpoint.workers.start_journal import key_of
 
 
 def task(row: int, priority: int = 0) -> EngineTask:

@@ -9,9 +9,9 @@ import uuid
 import pytest
 
 from mep_wire.messages import ResultItem
+from user_endpoint.keeper_report import StartFailure
 from user_endpoint.paths import make_paths, take_lock
-from user_endpoint.report import StartFailure
-from user_endpoint.starting import open_log, open_spool
+from user_endpoint.startup import open_log, open_spool
 
 UEP = str(uuid.UUID(int=7))
 

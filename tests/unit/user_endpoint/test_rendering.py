@@ -12,10 +12,10 @@ import pytest
 
 from mep_wire.bundle import UepBundle
 from mep_wire.identity import Identity, IdentitySet
-from mep_wire.start import StartRequest, VerifiedStart, encode_start
-from user_endpoint import rendering
-from user_endpoint.rendering import Rendering
-from user_endpoint.report import StartFailure
+from mep_wire.start_request import StartRequest, VerifiedStart, encode_start
+from user_endpoint import render_process
+from user_endpoint.keeper_report import StartFailure
+from user_endpoint.render_process import Rendering
 from user_endpoint.settings import ProcessPoolEngine
 
 
@@ -58,7 +58,7 @@ def test_the_persons_mistake_and_the_administrators() -> None:
 
 
 def test_a_template_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(render_process, "DEADLINE_S", 0.5)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}"
     began = time.monotonic()
     said = failure(endless + "{% endfor %}\nengine: {type: ProcessPoolEngine}")
@@ -67,9 +67,9 @@ def test_a_template_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_renderer_that_dies_or_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "_render", lambda *_documents: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(render_process, "_render", lambda *_documents: os.kill(os.getpid(), 9))
     assert "no answer" in failure("").detail
-    monkeypatch.setattr(rendering, "_render", lambda *_documents: 1 / 0)
+    monkeypatch.setattr(render_process, "_render", lambda *_documents: 1 / 0)
     said = failure("")
     assert "ZeroDivisionError" in said.detail
     assert "ZeroDivisionError" not in said.public

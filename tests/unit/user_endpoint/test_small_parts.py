@@ -14,16 +14,16 @@ import pytest
 from mep.boundary.memfd import sealed_memfd
 from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
-from user_endpoint import inherited
-from user_endpoint.admission import FunctionList, function_lists
-from user_endpoint.endpoint import RESULT_BATCH_BYTES, in_batches
-from user_endpoint.engines.pace import Pace
-from user_endpoint.engines.process_pool import describe_status
-from user_endpoint.functions import Functions
-from user_endpoint.lifecycle.commands import run_commands
+from user_endpoint import inherited_fds
+from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.engines.process_pool.engine import describe_status
+from user_endpoint.engines.process_pool.task_durations import Pace
+from user_endpoint.function_store import Functions
+from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
+from user_endpoint.lifecycle.setup_commands import run_commands
 from user_endpoint.link import Backoff
-from user_endpoint.logfile import BoundedFile, Log
-from user_endpoint.report import MAX_REPORT_BYTES, Reporter, StartFailure
+from user_endpoint.task_admission import FunctionList, function_lists
+from user_endpoint.user_endpoint import RESULT_BATCH_BYTES, in_batches
 from user_endpoint.workers.worker import FunctionCache
 
 
@@ -45,19 +45,19 @@ def test_reports_are_one_datagram_of_clean_lines() -> None:
 
 
 def test_sealed_documents_are_read_and_others_refused(tmp_path: pathlib.Path) -> None:
-    assert inherited.read_and_close(sealed_memfd("x", b"data"), 10) == b"data"
-    with pytest.raises(inherited.NotInherited, match="cap 3"):
-        inherited.read_and_close(sealed_memfd("x", b"data"), 3)
-    with pytest.raises(inherited.NotInherited, match="seals"):
-        inherited.read_and_close(os.memfd_create("x", os.MFD_ALLOW_SEALING), 10)
+    assert inherited_fds.read_and_close(sealed_memfd("x", b"data"), 10) == b"data"
+    with pytest.raises(inherited_fds.NotInherited, match="cap 3"):
+        inherited_fds.read_and_close(sealed_memfd("x", b"data"), 3)
+    with pytest.raises(inherited_fds.NotInherited, match="seals"):
+        inherited_fds.read_and_close(os.memfd_create("x", os.MFD_ALLOW_SEALING), 10)
     (tmp_path / "file").write_bytes(b"data")
     plain = os.open(tmp_path / "file", os.O_RDONLY)
-    with pytest.raises(inherited.NotInherited):
-        inherited.read_and_close(plain, 10)
+    with pytest.raises(inherited_fds.NotInherited):
+        inherited_fds.read_and_close(plain, 10)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(plain)  # closed either way
-    with pytest.raises(inherited.NotInherited):
-        inherited.check_report_channel(999)
+    with pytest.raises(inherited_fds.NotInherited):
+        inherited_fds.check_report_channel(999)
 
 
 def test_log_lines_cannot_be_forged(tmp_path: pathlib.Path) -> None:
@@ -203,14 +203,17 @@ HEAVY = {"asyncio", "dataclasses", "inspect", "logging", "parsl", "pathlib", "su
 
 
 def test_what_every_user_endpoint_loads_is_light() -> None:
-    parts = ["starting", "endpoint", "loop", "link", "spool", "engines.process_pool", "engines.notes", "workers.worker"]
-    code = f"import user_endpoint.main, user_endpoint.light, {', '.join('user_endpoint.' + part for part in parts)}"
+    parts = ["fast_msgspec_import", "startup", "user_endpoint", "event_loop", "link", "result_spool"]
+    parts += ["engines.process_pool.engine", "engines.start_journals", "workers.worker"]
+    code = f"import user_endpoint.main, {', '.join('user_endpoint.' + part for part in parts)}"
     code += "\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert not HEAVY & set(done.stdout.split())
 
 
 def test_little_is_loaded_when_the_fork_server_is_forked() -> None:
-    code = "import user_endpoint.main, user_endpoint.light, user_endpoint.starting, sys; print(*sys.modules)"
+    code = (
+        "import user_endpoint.main, user_endpoint.fast_msgspec_import, user_endpoint.startup, sys; print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert not {"zmq", "jinja2", "yaml", "jsonschema"} & set(done.stdout.split())

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from mep_wire.messages import ResultItem
-from user_endpoint import spool as spool_module
-from user_endpoint.spool import Spool, encode_record, read_records
+from user_endpoint import result_spool as spool_module
+from user_endpoint.result_spool import Spool, encode_record, read_records
 
 
 def item(row: int, payload: bytes = b"value") -> ResultItem:
@@ -52,7 +52,7 @@ def test_unconfirmed_results_are_found_by_the_next_process(tmp_path: pathlib.Pat
 def test_results_survive_sigkill(tmp_path: pathlib.Path) -> None:
     program = (
         "import sys, os, signal\n"
-        "from user_endpoint.spool import Spool\n"
+        "from user_endpoint.result_spool import Spool\n"
         "from mep_wire.messages import ResultItem\n"
         "spool = Spool(sys.argv[1])\n"
         "for row in range(500):\n"

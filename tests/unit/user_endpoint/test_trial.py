@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from mep_wire.bundle import UepBundle
-from user_endpoint.trial import Trial, Verdict, sample_of, samples
+from user_endpoint.template_check import Trial, Verdict, sample_of, samples
 
 NAME = "user_config_template.yaml.j2"
 GOOD = "engine:\n  type: ProcessPoolEngine\n"

@@ -71,7 +71,7 @@ WIRE = """
 import msgspec
 from mep_wire import codec, messages
 from mep_wire.identity import Identity, IdentitySet
-from mep_wire.start import StartRequest, decode_start, encode_start
+from mep_wire.start_request import StartRequest, decode_start, encode_start
 
 start = encode_start(StartRequest(
     endpoint_id="e", uep_id="u", identity_set=IdentitySet("a", (Identity("i", "alice"),)), user_endpoint_config={},
@@ -91,7 +91,7 @@ def body(kind, packed, **fields):
 """
 USER_ENDPOINT = """
 import msgspec
-from user_endpoint.resources import shape_of
+from user_endpoint.resource_spec import shape_of
 from user_endpoint.settings import settings_from
 
 document = {"engine": {"type": "GlobusComputeEngine", "max_workers_per_node": 1}}

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mep_wire import codec, messages
-from mep_wire.start import INCARNATION_BYTES, incarnation_of, same_process
+from mep_wire.start_request import INCARNATION_BYTES, incarnation_of, same_process
 
 NAMED = b"0123456789abcdef"
 

@@ -1,0 +1,113 @@
+"""expression_identity_mapping#1.0.0: rules that match a text made of an identity's fields.
+
+Semantics: the public Globus Connect Server identity mapping guide. The first rule that matches any of the
+identities decides. A rule whose `source` needs a field that an identity lacks does not apply to that identity; one
+whose `output` does is a rule that gives no name, and the person is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from identity.base import Answer, How, Identity, Trace, label
+from identity.document import Document
+from identity.errors import NameRefused
+from identity.expression.pattern import Pattern, PatternInvalid, compile_literal, compile_pattern
+from identity.expression.rule_index import RuleIndex
+from identity.template import Missing, Template, TemplateInvalid
+
+DATA_TYPE = "expression_identity_mapping#1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of `mappings`."""
+
+    place: str
+    source: Template
+    pattern: Pattern
+    output: Template
+
+    def answer(self, identity: Identity, groups: tuple[str, ...]) -> Answer:
+        """Return what the rule makes of `identity`, which it matches. Raises NameRefused."""
+        try:
+            return Answer(identity, self.output.fill(identity, groups), self.place, self.output.is_literal)
+        except Missing as error:
+            raise NameRefused(f"{self.place} matches {label(identity)}, but for its output {error}") from None
+
+
+class ExpressionMapper:
+    """All entries of one document, in order."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = tuple(rules)
+        self._sources: dict[str, tuple[Template, RuleIndex]] = {}
+        for place, rule in enumerate(rules):
+            self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(place, rule.pattern)
+        self.description = f"expression mapping of {len(rules)} rules"
+
+    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+        """Return what the first rule that matches says of each identity that it matches."""
+        for rule in self._rules if trace else self._candidates(identities):
+            found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]
+            if found:
+                return found
+        return ()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _candidates(self, identities: Sequence[Identity]) -> list[Rule]:
+        """Return the rules that are worth trying, in order."""
+        places: set[int] = set()
+        for source, index in self._sources.values():
+            for identity in identities:
+                with contextlib.suppress(Missing):
+                    places |= index.candidates(source.fill(identity))
+        return [self._rules[place] for place in sorted(places)]
+
+
+def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> Answer | None:
+    try:
+        source = rule.source.fill(identity)
+    except Missing as error:
+        if trace:
+            trace(f"{rule.place}: {label(identity)}: {error}")
+        return None
+    groups = rule.pattern.match(source)
+    if trace:
+        verb = "does not match" if groups is None else "matches"
+        trace(f"{rule.place}: {label(identity)}: {source!r} {verb} {rule.pattern.text!r}")
+    return None if groups is None else rule.answer(identity, groups)
+
+
+def from_document(document: Document) -> ExpressionMapper:
+    """Return the mapper for `document`. Raises DocumentInvalid."""
+    entries = document.take_list("mappings")
+    return ExpressionMapper(
+        [_rule(Document(entry, f"mappings[{i}]"), f"mappings[{i}]") for i, entry in enumerate(entries)]
+    )
+
+
+def _rule(entry: Document, place: str) -> Rule:
+    literal, ignore_case = entry.take_flag("literal", False), entry.take_flag("ignore_case", False)
+    source, match, output = (entry.take_text(key) for key in ("source", "match", "output"))
+    entry.end()
+    try:
+        pattern = compile_literal(match, ignore_case) if literal else compile_pattern(match, ignore_case)
+    except PatternInvalid as error:
+        raise entry.refuse("match", error) from None
+    return Rule(
+        place, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, pattern.groups)
+    )
+
+
+def _template(entry: Document, key: str, text: str, groups: int) -> Template:
+    try:
+        template = Template(text, groups)
+    except TemplateInvalid as error:
+        raise entry.refuse(key, error) from None
+    entry.doubt(key, template.doubt)
+    return template

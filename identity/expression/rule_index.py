@@ -1,0 +1,67 @@
+"""Finds, among many patterns, the few that may match a string, by the fixed text they begin or end with.
+
+A file with a line for each person has thousands of rules; trying a regular expression for each would cost
+milliseconds a mapping. Which patterns are worth trying is looked up in dictionaries instead: by the whole string
+where the pattern is exact, by what it must end with, or by what it must begin with; for the rest a search for a text
+that must be in the string comes before the regular expression. The index only ever leaves out patterns that cannot
+match.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from identity.expression.pattern import Pattern, fold
+
+_Places = defaultdict[str, list[int]]
+
+
+class _Half:
+    """The patterns of one case sensitivity."""
+
+    def __init__(self) -> None:
+        self.exact: _Places = defaultdict(list)
+        self.suffixes: defaultdict[int, _Places] = defaultdict(lambda: defaultdict(list))
+        self.prefixes: defaultdict[int, _Places] = defaultdict(lambda: defaultdict(list))
+        self.others: list[tuple[int, str]] = []
+
+    def add(self, place: int, pattern: Pattern) -> None:
+        if pattern.exact:
+            self.exact[pattern.prefix].append(place)
+        elif pattern.suffix:
+            self.suffixes[len(pattern.suffix)][pattern.suffix].append(place)
+        elif pattern.prefix:
+            self.prefixes[len(pattern.prefix)][pattern.prefix].append(place)
+        else:
+            self.others.append((place, pattern.within))
+
+    def find(self, string: str) -> Iterable[int]:
+        yield from self.exact.get(string, ())
+        for length, places in self.suffixes.items():
+            yield from places.get(string[-length:], ())
+        for length, places in self.prefixes.items():
+            yield from places.get(string[:length], ())
+        yield from (place for place, within in self.others if within in string)
+
+
+class RuleIndex:
+    """Patterns by their places (numbers) in a list of rules. Fill it first, then share it between threads."""
+
+    def __init__(self) -> None:
+        self._as_written = _Half()
+        self._folded = _Half()
+        self._has_folded = False
+
+    def add(self, place: int, pattern: Pattern) -> None:
+        """Enter the pattern of rule `place`."""
+        half = self._folded if pattern.ignore_case else self._as_written
+        self._has_folded |= pattern.ignore_case
+        half.add(place, pattern)
+
+    def candidates(self, string: str) -> set[int]:
+        """Return the places of all patterns that match `string`, and perhaps of some that do not."""
+        found = set(self._as_written.find(string))
+        if self._has_folded:
+            found.update(self._folded.find(fold(string)))
+        return found

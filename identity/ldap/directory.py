@@ -1,0 +1,294 @@
+"""Searches a directory that several servers offer: pooled connections, failover, TLS, deadlines. On ldap3.
+
+Called by identity.ldap.mapper from several threads at once: each has a Visit, which is one person's and has one
+deadline for everything. A connection is used by one thread at a time. A server that fails is tried last for a while.
+References to other servers are not followed. Every way in which ldap3 fails becomes DirectoryFailed here and goes no
+further. (Only the host's own resolver of names is not under the deadline: see resolv.conf(5) for its timeout.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ldap3
+from ldap3.core.exceptions import LDAPException
+from pyasn1.error import PyAsn1Error
+
+from identity.base import How
+from identity.concurrency_limits import Places
+from identity.ldap.deadline_socket import Limit, LimitedTls, limit_connection
+
+FAILED_SERVER_S = 30.0
+"""For how long a server that failed is tried after the others."""
+MAX_IDLE_S = 60.0
+"""A connection that was idle for longer is not used again: something on the way may have forgotten it."""
+_SUCCESS, _SIZE_LIMIT_EXCEEDED = 0, 4
+NO_ATTRIBUTES = str(ldap3.NO_ATTRIBUTES)
+"""In a Query: the entry alone is asked for."""
+_FAILURES = (
+    *(LDAPException, PyAsn1Error, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error),
+    *(RecursionError, ArithmeticError),
+)
+"""What ldap3 raises when a server is away, breaks off or talks nonsense."""
+
+
+class DirectoryFailed(Exception):
+    """No server gave an answer that can be used; the text has each one's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server URI taken apart. `host` is a path for ldapi."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}" + (f":{self.port}" if self.port else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a directory and as whom."""
+
+    servers: Sequence[Server]
+    tls: ssl.SSLContext | None
+    start_tls: bool
+    bind_dn: str = ""
+    password: str = field(default="", repr=False)
+    sasl_external: bool = False
+    connect_timeout_s: int = 3
+    operation_timeout_s: int = 5
+    person_timeout_s: float = 15.0
+    """For all that is asked about one person, on all servers."""
+    ignore_references: bool = False
+    """A search that finds nothing but references to other servers has found nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory entry with the values of the one attribute asked for, as bytes."""
+
+    dn: str
+    values: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search. At most two entries come back: one is an answer, two are too many."""
+
+    base: str
+    scope: str
+    filter: str
+    attribute: str
+
+
+class Referred(DirectoryFailed):
+    """The directory holds only a part of what was searched, and nobody was found in that."""
+
+
+class Directory:
+    """The servers of one mapping document."""
+
+    def __init__(self, access: Access, places: Places, clock: Callable[[], float] = time.monotonic) -> None:
+        self._access = access
+        self._clock = clock
+        self._places = places
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, _Line]] = []
+        self._failed_at: dict[Server, float] = {}
+        self._closed = False
+
+    @contextlib.contextmanager
+    def visit(self, how: How) -> Iterator[Visit]:
+        """Have a place to ask about one person. Raises MapperBusy."""
+        with self._places.hold(self._access.operation_timeout_s, how):
+            yield Visit(self, self._access.person_timeout_s)
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when they come back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for _, line in idle:
+            _hang_up(line)
+
+    def search(self, query: Query, until: float) -> list[Entry]:
+        """Return what `query` finds before `until` (time.monotonic). Raises DirectoryFailed."""
+        reasons: list[str] = []
+        for line in self._lines(reasons, until):
+            line.limit.renew(min(until, time.monotonic() + self._access.operation_timeout_s))
+            try:
+                entries = _search_on(line, query, self._access)
+            except Referred:
+                self._put_back(line)
+                raise
+            except _FAILURES as error:
+                reasons.append(f"{line.connection.server.name}: {_plain(error)}")
+                _hang_up(line)
+                continue
+            self._put_back(line)
+            return entries
+        raise DirectoryFailed("; ".join(reasons))
+
+    def _lines(self, reasons: list[str], until: float) -> Iterator[_Line]:
+        """Yield an idle connection, if there is one, then a new one from each server that can be reached in time."""
+        if (idle := self._take_idle()) is not None:
+            yield idle
+        for server in self._servers_in_order():
+            if time.monotonic() >= until:
+                reasons.append(f"no answer within {self._access.person_timeout_s:g} s")
+                return
+            try:
+                line = self._connect(server, until)
+            except _FAILURES as error:
+                reasons.append(f"{server}: {_plain(error)}")
+                self._note_failure(server)
+                continue
+            yield line
+            self._note_failure(server)
+
+    def _take_idle(self) -> _Line | None:
+        oldest = self._clock() - MAX_IDLE_S
+        with self._lock:
+            usable = [(since, line) for since, line in self._idle if since > oldest]
+            stale = [line for since, line in self._idle if since <= oldest]
+            taken = usable.pop()[1] if usable else None
+            self._idle = usable
+        for line in stale:
+            _hang_up(line)
+        return taken
+
+    def _put_back(self, line: _Line) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append((self._clock(), line))
+                return
+        _hang_up(line)
+
+    def _note_failure(self, server: Server) -> None:
+        with self._lock:
+            self._failed_at[server] = self._clock()
+            idle, self._idle = self._idle, []
+        for _, line in idle:
+            _hang_up(line)
+
+    def _servers_in_order(self) -> list[Server]:
+        since = self._clock() - FAILED_SERVER_S
+        with self._lock:
+            return sorted(self._access.servers, key=lambda server: self._failed_at.get(server, since) > since)
+
+    def _connect(self, server: Server, until: float) -> _Line:
+        access, limit = self._access, Limit()
+        connection = ldap3.Connection(
+            _server(server, access, limit),
+            user=access.bind_dn or None,
+            password=access.password or None,
+            authentication=_authentication(access),
+            sasl_mechanism=ldap3.EXTERNAL if access.sasl_external else None,
+            sasl_credentials="" if access.sasl_external else None,
+            client_strategy=ldap3.SYNC,
+            auto_referrals=False,
+            auto_escape=False,
+            check_names=False,
+            read_only=True,
+        )
+        line = _Line(connection, limit)
+        limit_connection(connection, limit)
+        try:
+            limit.renew(min(until, time.monotonic() + access.connect_timeout_s))
+            connection.open(read_server_info=False)
+            if access.start_tls and server.scheme == "ldap" and not connection.start_tls(read_server_info=False):
+                raise LDAPException("StartTLS was not begun")
+            limit.renew(min(until, time.monotonic() + access.operation_timeout_s))
+            if not connection.bind(read_server_info=False):
+                raise LDAPException(f"bind refused: {connection.result['description']} {connection.result['message']}")
+        except _FAILURES:
+            _hang_up(line)
+            raise
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection of ldap3 with the limit of what is done on it."""
+
+    connection: Any
+    limit: Limit
+
+
+class Visit:
+    """All that is asked about one person."""
+
+    def __init__(self, directory: Directory, timeout_s: float) -> None:
+        self._directory = directory
+        self._until = time.monotonic() + timeout_s
+
+    def search(self, query: Query) -> list[Entry]:
+        """Return what `query` finds. Raises DirectoryFailed."""
+        return self._directory.search(query, self._until)
+
+
+def _server(server: Server, access: Access, limit: Limit) -> Any:
+    return ldap3.Server(
+        f"ldapi://{server.host}" if server.scheme == "ldapi" else server.host,
+        port=server.port or None,
+        use_ssl=server.scheme == "ldaps",
+        tls=LimitedTls(access.tls, limit) if access.tls and server.scheme != "ldapi" else None,
+        get_info=ldap3.NONE,
+    )
+
+
+def _authentication(access: Access) -> Any:
+    if access.sasl_external:
+        return ldap3.SASL
+    return ldap3.SIMPLE if access.bind_dn else ldap3.ANONYMOUS
+
+
+def _search_on(line: _Line, query: Query, access: Access) -> list[Entry]:
+    connection = line.connection
+    scopes = {"base": ldap3.BASE, "one": ldap3.LEVEL, "sub": ldap3.SUBTREE}
+    connection.search(
+        query.base,
+        query.filter,
+        scopes[query.scope],
+        attributes=[query.attribute],
+        size_limit=2,
+        time_limit=max(1, math.ceil(line.limit.left_s())),
+    )
+    code = connection.result["result"]
+    if code not in (_SUCCESS, _SIZE_LIMIT_EXCEEDED):
+        raise LDAPException(f"search answered {connection.result['description']} {connection.result['message']}")
+    entries = [_entry(found, query.attribute) for found in connection.response if found["type"] == "searchResEntry"]
+    if code == _SIZE_LIMIT_EXCEEDED and len(entries) < 2:
+        raise LDAPException("search answered sizeLimitExceeded with fewer than two entries")
+    references = [uri for found in connection.response if found["type"] == "searchResRef" for uri in found["uri"]]
+    if references and not entries and not access.ignore_references:
+        raise Referred(
+            f"search found nothing but references to other servers ({' '.join(references)[:200]}), which are not "
+            "followed: choose a base that this directory holds, or set references to ignore"
+        )
+    return entries
+
+
+def _entry(found: Any, attribute: str) -> Entry:
+    values = [value for name, value in found["raw_attributes"].items() if name.lower() == attribute.lower()]
+    return Entry(found["dn"], tuple(bytes(value) for value in values[0]) if values else ())
+
+
+def _hang_up(line: _Line) -> None:
+    with contextlib.suppress(*_FAILURES):
+        line.connection.strategy.close()
+
+
+def _plain(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

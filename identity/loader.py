@@ -1,0 +1,173 @@
+"""Reads a mapping file: a list of documents in JSON (or YAML), each made into a mapper.
+
+Called by the mapper process at its start and on reload, and by `mep map --check`. Trusts the file as far as the
+site wrote it: it is checked to the last key all the same, so that a slip stops the load and not a person.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from identity import domain
+from identity.base import Mapper
+from identity.callout import mapper as callout
+from identity.chain import Chain, Link
+from identity.concurrency_limits import Crowd
+from identity.document import Document, DocumentInvalid
+from identity.errors import MappingFileInvalid
+from identity.expression import mapper as expression
+from identity.tracked_files import FileRefused, Files
+
+_LDAP_TYPE = "ldap_identity_mapping#1.0.0"
+MAX_NODES = 1_000_000
+"""Values that a YAML file may come to, its aliases written out."""
+_Maker = Callable[[Document], Mapper]
+
+
+def load(
+    path: Path,
+    *,
+    connector: str = callout.POSIX_CONNECTOR,
+    gateway: str = callout.NO_GATEWAY,
+    files: Files | None = None,
+    crowd: Crowd | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Chain:
+    """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
+
+    `connector` and `gateway` are what callouts get with -c and -s; an endpoint gives its own id as the gateway.
+    `files` says whose files are trusted, and learns which were read and what they were like, also where the load fails.
+    `crowd` counts the people who are with slow mappers, across the chains that follow each other in one process;
+    `clock` (seconds) is what directories' answers grow old by.
+    """
+    files = files or Files()
+    makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
+    links: list[Link] = []
+    documents = _documents(path, files)
+    for index, value in enumerate(documents):
+        try:
+            links.append(_link(value, makers))
+        except DocumentInvalid as error:
+            raise MappingFileInvalid(path, index, str(error)) from None
+    types = {value["DATA_TYPE"] for value in documents}
+    programs = callout.DATA_TYPE in types
+    network = programs or _LDAP_TYPE in types
+    return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs)
+
+
+def needs(path: Path, files: Files) -> tuple[bool, bool]:
+    """Return whether the mapping file needs the network, and whether it runs programs, by the types of its documents.
+
+    What these name is not looked at. Raises MappingFileInvalid.
+    """
+    documents = [value for value in _documents(path, files) if isinstance(value, dict)]
+    types = [value.get("DATA_TYPE") for value in documents]
+    programs = callout.DATA_TYPE in types
+    return programs or _LDAP_TYPE in types, programs
+
+
+def _link(value: Any, makers: dict[str, _Maker]) -> Link:
+    document = Document(value)
+    data_type = document.take_text("DATA_TYPE")
+    maker = makers.get(data_type)
+    if maker is None:
+        raise DocumentInvalid(f"DATA_TYPE: {data_type!r} is unknown; known are {', '.join(makers)}")
+    first = document.take_choice("ambiguous", ("refuse", "first"), "refuse") == "first"
+    pass_on = document.take_choice("on_error", ("stop", "next"), "stop") == "next"
+    mapper = maker(document)
+    document.end()
+    return Link(mapper, first, pass_on)
+
+
+def _makers(connector: str, gateway: str, files: Files, crowd: Crowd, clock: Callable[[], float]) -> dict[str, _Maker]:
+    return {
+        expression.DATA_TYPE: expression.from_document,
+        callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway, files, crowd),
+        domain.DATA_TYPE: domain.from_document,
+        _LDAP_TYPE: lambda document: _ldap(document, files, crowd, clock),
+    }
+
+
+def _ldap(document: Document, files: Files, crowd: Crowd, clock: Callable[[], float]) -> Mapper:
+    from identity.ldap import document as ldap_document  # imports ldap3, only where a site has a directory
+
+    return ldap_document.from_document(document, files, crowd, clock)
+
+
+def _documents(path: Path, files: Files) -> list[Any]:
+    try:
+        value = _parse(path, files)
+    except (FileRefused, DocumentInvalid) as error:
+        raise MappingFileInvalid(path, None, str(error)) from None
+    documents = [value] if isinstance(value, dict) else value
+    if not isinstance(documents, list) or not documents:
+        raise MappingFileInvalid(path, None, "not a list of mapping documents with something in it")
+    return documents
+
+
+def _parse(path: Path, files: Files) -> Any:
+    data = files.read_mapping(path)
+    try:
+        return json.loads(data, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        if path.suffix not in {".yaml", ".yml"} and data.lstrip()[:1] in (b"[", b"{"):
+            raise DocumentInvalid(f"not JSON: {error}") from None
+    files.cut_unseen = True  # the beginning of a YAML file mostly is a YAML file
+    return _parse_yaml(data)
+
+
+def _parse_yaml(data: bytes) -> Any:
+    import yaml  # only where a site writes YAML
+
+    try:
+        _check_node(yaml.compose(data, Loader=yaml.SafeLoader), {})
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DocumentInvalid(f"neither JSON nor YAML: {error}") from None
+
+
+def _check_node(node: Any, sizes: dict[int, int]) -> int:
+    """Return how many nodes `node` comes to with its aliases written out; each node is looked at once.
+
+    Refused are more of them than MAX_NODES, an alias within what it stands for, and a key given twice in one mapping,
+    which yaml would take the last of.
+    """
+    if node is None or isinstance(node.value, str):
+        return 1
+    if (known := sizes.get(id(node))) is not None:
+        if not known:
+            raise DocumentInvalid(f"line {node.start_mark.line + 1}: an alias within what it stands for")
+        return known
+    sizes[id(node)] = 0
+    if node.id == "mapping":
+        _refuse_twice([key for key, _ in node.value], node)
+    size = 1
+    for child in node.value:
+        for part in child if isinstance(child, tuple) else (child,):
+            size += _check_node(part, sizes)
+            if size > MAX_NODES:
+                raise DocumentInvalid(f"more than {MAX_NODES} values, with its aliases written out")
+    sizes[id(node)] = size
+    return size
+
+
+def _refuse_twice(keys: list[Any], node: Any) -> None:
+    seen = set()
+    for key in keys:
+        if isinstance(key.value, str) and key.value in seen:
+            raise DocumentInvalid(f"{key.value}: given twice in one mapping, line {node.start_mark.line + 1}")
+        if isinstance(key.value, str):
+            seen.add(key.value)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DocumentInvalid(f"{twice}: given twice in one mapping")
+    return value

@@ -1,0 +1,144 @@
+"""Follows a mapping file: the chain in force is always the last one that could be loaded.
+
+The mapper process calls `check` every second and before it maps. A change counts whether the file was written in place
+or replaced by rename, and so does a change of the LDAP password, CA and key files and of the callouts' programs that it
+names. A change is taken over when nothing has changed any more for SETTLE_S, so that no file is read half-written: the
+beginning of a YAML file mostly is a YAML file, with fewer rules in it. A broken file leaves the chain before it in
+force; it is tried again when it changes, and every RETRY_S, since what it lacked may lie outside (a callout's program,
+say). As often it is looked at whether anybody else could have written the files by now.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from identity import loader
+from identity.chain import Chain
+from identity.errors import MapperUnavailable, MappingFileInvalid
+from identity.tracked_files import Files, Rules, Signature
+
+RETRY_S = 10.0
+SETTLE_S = 1.0
+MAX_STARTING_WAITS = 5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the mapping is like now, for the log and `mep status`."""
+
+    loaded: str
+    """What is in force and since when; empty where nothing could be loaded yet."""
+    problem: str
+    """Why the file as it is now is not in force; empty where it is."""
+
+
+class Reloader:
+    """The chain of the mapping file at `path`, loaded at once. Thread-safe.
+
+    `load` makes a Chain of a path, noting files in the `files` it is given, and raises MappingFileInvalid. `rules` say
+    whose files are trusted; without them everybody's are.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        load: Callable[..., Chain] = loader.load,
+        rules: Rules | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._path = path
+        self._load = load
+        self._rules = rules
+        self._clock, self._wall_clock = clock, wall_clock
+        self._lock = threading.Lock()
+        self._files = Files(rules)
+        self._tried_at = 0.0
+        self._chain: Chain | None = None
+        self._seen: tuple[dict[Path, Signature], float] | None = None
+        """What the files were like when a change was noticed, and since when they have been so."""
+        self.status = Status("", "")
+        self._reload()
+        self._settle_at_start(sleep)
+
+    @property
+    def chain(self) -> Chain:
+        """The chain in force. Raises MapperUnavailable where there has never been a good file."""
+        if self._chain is None:
+            raise MapperUnavailable(f"there is no usable mapping: {self.status.problem}")
+        return self._chain
+
+    def check(self) -> bool:
+        """Load what has changed. Return whether something new is in force, or `status` is another than before."""
+        with self._lock:
+            before = (self.status, self._chain)
+            if self._settled():
+                self._reload()
+            elif self._seen is None and self._clock() - self._tried_at >= RETRY_S:
+                self._look_again()
+            return (self.status, self._chain) != before
+
+    def _settled(self) -> bool:
+        """Whether there is a change that has come to rest."""
+        if not self._files.changed():
+            self._seen = None
+            return False
+        now = self._files.now()
+        if self._seen is None or self._seen[0] != now:
+            self._seen = (now, self._clock())
+            return False
+        return self._clock() - self._seen[1] >= SETTLE_S
+
+    def _settle_at_start(self, sleep: Callable[[float], None]) -> None:
+        """Read again a file that was written just before the start, and of which a part could pass for the whole."""
+        for _ in range(MAX_STARTING_WAITS):
+            written = max((one[3] / 1e9 for one in self._files.signatures.values() if one), default=0.0)
+            age = self._wall_clock() - written
+            if not self._files.cut_unseen or not 0 <= age < SETTLE_S:
+                return
+            sleep(SETTLE_S - age)
+            if not self._files.changed():
+                return
+            self._reload()
+
+    def _look_again(self) -> None:
+        """Try a broken file again; where all was well, see that nobody else may write the files by now."""
+        if self.status.problem:
+            self._reload()
+            return
+        self._tried_at = self._clock()
+        if problem := self._files.problem(self._path):
+            self._refuse(f"{self._path}: {problem}")
+
+    def _refuse(self, problem: str) -> None:
+        if problem != self.status.problem:
+            _log.error("mapping refused, %s: %s", "the one before stays" if self._chain else "none is there", problem)
+        self.status = Status(self.status.loaded, problem)
+
+    def _reload(self) -> None:
+        files = Files(self._rules)
+        self._tried_at, self._seen = self._clock(), None
+        try:
+            chain = self._load(self._path, files=files)
+        except MappingFileInvalid as error:
+            self._files = files
+            self._refuse(str(error))
+            return
+        if self._chain is not None and files.changed():  # it goes on being written
+            chain.close()
+            return
+        self._files = files
+        previous, self._chain = self._chain, chain
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall_clock()))
+        self.status = Status(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
+        _log.info("mapping loaded: %s", self.status.loaded)
+        if previous:
+            previous.close()

@@ -1,0 +1,82 @@
+"""How the monitor's two lasting children, manager and mapper, begin: who they must be, what they inherit, how they log.
+
+Standard library only. Called first thing by mep/manager/main.py and mep/mapper/main.py, which run as
+`python -I -m ...` with descriptor 3 the channel, 4 their section on a sealed memfd, 5 their secret key.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import TypeVar
+
+from mep.boundary.channel import Channel
+from mep.boundary.log import Log
+from mep.boundary.memfd import read_sealed
+from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, ManagerSection, MapperSection, read_section
+from mep.boundary.untraceable import close_to_tracers, end_with, gain_no_privilege
+
+CHANNEL_DESCRIPTOR, SECTION_DESCRIPTOR, SECRET_DESCRIPTOR = 3, 4, 5
+SECRET_BYTES = 32
+_Section = TypeVar("_Section", ManagerSection, MapperSection)
+
+
+def refuse_root(process: str) -> None:
+    """End this process unless it has no trace of root: real, effective and saved ids, and every group."""
+    if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
+        sys.exit(f"{process}: refuses to run as root: the monitor starts it as its own account")
+
+
+def forbid_core_and_ptrace() -> None:
+    """Make this process not dumpable: no core file, no ptrace and no /proc/PID/mem for its own account.
+
+    Until here it was untraceable by its gids (mep/boundary/untraceable.py). Two things come here that such an exec
+    would have undone: with no_new_privs it puts the effective gid back to the real one, and it clears the signal that
+    ends this process with its parent. A parent that ended before that is noticed on the channel.
+    """
+    close_to_tracers()
+    gain_no_privilege()
+    end_with(os.getppid())
+
+
+def ignore_terminal_signals() -> None:
+    """Leave Ctrl-C and hang-ups to the monitor, which ends its children in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def take_channel(*, blocking: bool) -> Channel:
+    """Return the channel to the monitor."""
+    return Channel.from_descriptor(CHANNEL_DESCRIPTOR, blocking=blocking)
+
+
+def take_section(cls: type[_Section]) -> _Section:
+    """Return this process's configuration and close its descriptor. Raises ConfigRefused, NotSealed."""
+    data = read_sealed(SECTION_DESCRIPTOR, MAX_RESOLVED_BYTES)
+    os.close(SECTION_DESCRIPTOR)
+    return read_section(cls, data)
+
+
+def take_secret() -> bytes:
+    """Return the 32 bytes of this process's secret key and close its descriptor. Raises ValueError, OSError."""
+    try:
+        secret = os.read(SECRET_DESCRIPTOR, SECRET_BYTES + 1)
+    finally:
+        os.close(SECRET_DESCRIPTOR)
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"the key on descriptor {SECRET_DESCRIPTOR} has {len(secret)} bytes, not {SECRET_BYTES}")
+    return secret
+
+
+def log_uncaught(log: Log) -> None:
+    """Have whatever ends this process, or a thread of it, logged as one line, since its text may be foreign."""
+
+    def hook(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        log.error("ended by an error", error=f"{kind.__name__}: {error}", where="".join(traceback.format_tb(trace)))
+
+    sys.excepthook = hook
+    threading.excepthook = lambda found: hook(found.exc_type, found.exc_value, found.exc_traceback)

@@ -1,0 +1,242 @@
+"""The resolved configuration: what the resolver (the CLI, which parses YAML) hands the monitor.
+
+One JSON document on a sealed memfd, typed here; `from_json` refuses unknown and missing keys and wrong
+types. It comes from root's own short-lived process, and is checked all the same. Paths are absolute.
+Next to it goes a second memfd, the bundle for user endpoints (mep_wire.bundle), which the monitor passes
+on without reading it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from mep.boundary.errors import ConfigRefused
+
+MAX_RESOLVED_BYTES = 1024 * 1024
+HELPER_UIDS = range(61184, 65520)
+"""The uids that `mep configure` gives to the accounts of managers and mappers: the range of systemd's DynamicUser
+(systemd.exec(5)), in which no person's account lies. The policy refuses all of it."""
+OVERDUE_INTERVALS = 4
+"""After how many intervals a re-check that has said nothing good is overdue, and is warned of."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which accounts the keeper may start a process for, whatever the mapper says. Root never is."""
+
+    min_uid: int = 1000
+    max_uid: int = 2**31 - 1
+    denied_users: list[str] = field(default_factory=list)
+    allowed_groups: list[str] = field(default_factory=list)
+    denied_groups: list[str] = field(default_factory=list)
+    require_valid_shell: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How many user endpoints there may be, and how long a start may take."""
+
+    max_user_endpoints: int = 1000
+    max_user_endpoints_per_user: int = 10
+    max_starting: int = 16
+    start_timeout_s: float = 60.0
+    stop_grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pam:
+    """Whether user endpoints get a PAM session, and of which service."""
+
+    enable: bool = False
+    service_name: str = "mep"
+    recheck: bool = False
+    """Whether the account stage is asked also of what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program of the administrator's, run by the keeper; none where `path` is empty."""
+
+    path: str = ""
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one user endpoint may use, and (`person_`) one account with all of its user endpoints. 0 is no limit."""
+
+    memory_max: int = 0
+    """Bytes: beyond, the kernel kills."""
+    memory_high: int = 0
+    """Bytes: beyond, the kernel slows down and takes memory back."""
+    cpu_max: float = 0.0
+    """Processors."""
+    tasks_max: int = 0
+    """Processes and threads."""
+    io_weight: int = 0
+    """1 to 10000; everybody else has 100."""
+    person_memory_max: int = 0
+    person_memory_high: int = 0
+    person_cpu_max: float = 0.0
+    person_tasks_max: int = 0
+    person_io_weight: int = 0
+    open_files: int = 0
+    """RLIMIT_NOFILE of each process."""
+    file_size: int = 0
+    """RLIMIT_FSIZE, in bytes."""
+    processes: int = 0
+    """RLIMIT_NPROC: of the account, wherever it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """The limits of the members of one UNIX group, in place of everybody's."""
+
+    group: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSection:
+    """The manager's configuration: what it is told at its start, and nothing else of the endpoint's."""
+
+    endpoint_id: str
+    relay_link_address: str
+    relay_link_key: str
+    """The relay's CURVE public key, 64 hexadecimal digits."""
+    account: str
+    """System account it runs as; empty in single-user mode."""
+    link_key_path: str
+    """Where its CURVE secret key is: opened by the monitor, read by the manager from descriptor 5."""
+    recheck_interval_s: float = 300.0
+    """How often a running user endpoint is re-checked, by manager and monitor; 0 is never."""
+    audit_tasks: bool = False
+    """Whether it writes task records, to a file that the monitor hands over."""
+    audit_required: bool = False
+    """Whether it passes on no start while it cannot write them."""
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True)
+class MapperSection:
+    """The mapper's configuration."""
+
+    endpoint_id: str
+    relay_signing_key: str
+    """The relay's Ed25519 public key, 64 hexadecimal digits."""
+    account: str
+    unseal_key_path: str
+    mapping_path: str
+    """The administrator's identity mapping, read by the mapper; empty in single-user mode."""
+    owner_identities: list[str]
+    """Ids of the only identities that a single-user endpoint accepts; empty in multi-user mode."""
+    own_user: str
+    """Single-user mode: the account that everything runs as."""
+    clock_skew_s: float = 30.0
+    log_level: str = "INFO"
+    network: bool = False
+    """Whether the mapping names a directory or a program, for which the mapper needs the network."""
+    programs: bool = False
+    """Whether the mapping names a program, which the mapper runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Everything the monitor works from."""
+
+    name: str
+    multi_user: bool
+    python: str
+    """Absolute path of the interpreter for every child (`python -I`)."""
+    user_endpoint_main: str
+    """Absolute path of user_endpoint/__main__.py."""
+    state_dir: str
+    """/var/lib/mep/NAME."""
+    runtime_dir: str
+    """/run/mep/NAME: keepers/ with exit records, monitor.pid, status.json."""
+    log_path: str
+    """Where the monitor logs; empty for standard error."""
+    audit_path: str
+    user_environment_path: str
+    """PATH given to user endpoints."""
+    own_accounts: list[str]
+    """The endpoint's own accounts, which no identity may map to."""
+    policy: Policy
+    caps: Caps
+    manager: ManagerSection
+    mapper: MapperSection
+    resolver_argv: list[str]
+    """What the monitor runs on SIGHUP to be given a new document."""
+    limits: Limits = field(default_factory=Limits)
+    group_limits: list[GroupLimits] = field(default_factory=list)
+    """The first group that an account is in decides."""
+    audit_required: bool = False
+    """Whether a start that cannot be recorded is refused."""
+    task_log_path: str = ""
+    """Where the manager writes task records; empty for nowhere."""
+    pam: Pam = field(default_factory=Pam)
+    setuid_programs: bool = False
+    """Whether setuid programs may work in user endpoints."""
+    pre_start_hook: Hook = field(default_factory=Hook)
+    post_stop_hook: Hook = field(default_factory=Hook)
+    shared_accounts: str = ""
+    """Whether two people's user endpoints may run as one account at a time: `allow`, `refuse`, or empty, which allows
+    it only where the mapping file spells the account's name for both."""
+    log_bytes_a_day: int = 64 * 1024 * 1024
+    """What each of manager and mapper, and what is refused because of them, may add to root's logs in a day."""
+    recheck_max_age_s: float = 1209600.0
+    """How long a user endpoint may run on after its person's mapping was last confirmed; 0 is for ever."""
+
+
+def to_json(resolved: Resolved) -> bytes:
+    """Return the document for `resolved`."""
+    return json.dumps(asdict(resolved)).encode()
+
+
+def section_json(section: ManagerSection | MapperSection) -> bytes:
+    """Return the document with which the monitor starts the manager or the mapper."""
+    return json.dumps(asdict(section)).encode()
+
+
+def from_json(data: bytes) -> Resolved:
+    """Return the typed configuration. Raises ConfigRefused naming the key."""
+    return read_section(Resolved, data)
+
+
+def read_section(cls: type[_T], data: bytes) -> _T:
+    """Return a `cls` (one of the dataclasses above) from its JSON. Raises ConfigRefused naming the key."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise ConfigRefused("resolved configuration", "", f"not JSON: {error}") from None
+    result: _T = _typed(cls, value, cls.__name__)
+    return result
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    if is_dataclass(kind):
+        return _typed_dataclass(kind, value, key)
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise ConfigRefused("resolved configuration", key, "not a list")
+        return [_typed(get_args(kind)[0], item, f"{key}[{i}]") for i, item in enumerate(value)]
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigRefused("resolved configuration", key, f"not {kind.__name__}")
+    return value
+
+
+def _typed_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigRefused("resolved configuration", key, "not a mapping")
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}
+    if surplus := set(value) - names:
+        raise ConfigRefused("resolved configuration", f"{key}.{sorted(surplus)[0]}", "unknown key")
+    if missing := names - set(value):
+        raise ConfigRefused("resolved configuration", f"{key}.{sorted(missing)[0]}", "missing")
+    return kind(**{name: _typed(hints[name], value[name], f"{key}.{name}") for name in names})

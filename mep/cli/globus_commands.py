@@ -1,0 +1,36 @@
+"""Commands of globus-compute-endpoint that mean nothing here: each says in a sentence what to do in its place."""
+
+from __future__ import annotations
+
+import click
+
+from mep.cli.exit_codes import CliFailed, Exit
+
+INSTEAD = {
+    "login": "there is no login: `configure`, `register` and `delete` take your access token at the relay from "
+    "--token-file, from MEP_TOKEN, or ask for it",
+    "logout": "there is nothing to log out of: no token of yours is kept here; the relay's administrator revokes one "
+    "with `mep-relay user token NAME`, which makes a new one",
+    "whoami": "nobody is logged in here: an endpoint belongs to the identity whose token registered it",
+    "enable-on-boot": "run `systemctl enable mep@NAME` (systemd/mep@.service, see docs/running.md)",
+    "disable-on-boot": "run `systemctl disable mep@NAME`",
+    "migrate-to-template-capable": "an endpoint's directory as it is will do: copy it to /etc/mep/NAME, then "
+    "`mep register NAME` and `mep check NAME`",
+    "render-user-config": "run `mep check NAME`, which renders the template with values made up from its schema",
+    "self-diagnostic": "run `mep check NAME` and `mep status NAME`",
+    "python-exec": "run the endpoint's own interpreter, /opt/mep/bin/python",
+    "user-endpoint": "the running endpoint starts them, for people whose tasks come: `mep start NAME`",
+    "version": "run `mep --version`",
+}
+
+
+def instead(name: str) -> click.Command | None:
+    """Return a command that refuses in a sentence, for a name of INSTEAD; None for any other name."""
+    if name not in INSTEAD:
+        return None
+
+    @click.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def refuse() -> None:
+        raise CliFailed(f"{name}: {INSTEAD[name]}", Exit.USAGE)
+
+    return refuse

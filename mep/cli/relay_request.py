@@ -1,0 +1,222 @@
+"""One request to the relay's HTTP API, in a child that has dropped root: mep-register, an account for this alone.
+
+The child reads what the relay sends, and says one record of mep/cli/relay_answer.py, before it up to MAX_NOTES notes.
+The administrator's token comes with the fork; no other process of the account can look into the child, or speak for
+it (mep/boundary/untraceable.py). It trusts the server only as far as TLS proves it. Root takes nothing else of the
+answer. A person's own endpoint runs the same code as that person, and is told the owner's identities too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pwd
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mep.boundary.text import printable
+from mep.cli.exit_codes import CliFailed, Exit
+from mep.cli.output import warn
+from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, Code, Kind, RecordInvalid, RelayAnswer, decode, encode
+from mep.cli.unprivileged_child import DroppedChild
+from mep_wire.api import JSON, RegisterAnswer, decode_error
+from mep_wire.errors import EndpointNotFound, IdConflict
+from mep_wire.identity import Identity
+from mep_wire.relay_keys import EarlierKeys, RelayKeys
+
+TIMEOUT_S = 15.0
+ATTEMPTS = 4
+_FIRST_WAIT_S = 1.0
+_MAX_ANSWER_BYTES = 4 * 1024 * 1024
+_MAX_OWNER_BYTES = 64 * 1024
+_AGAIN = frozenset({429, 502, 503, 504})
+_LINK_ADDRESS = re.compile(r"tcp://([^\s/]+):([0-9]{1,5})")
+_registered_decoder, _owner_decoder = msgspec.json.Decoder(RegisterAnswer), msgspec.json.Decoder(list[Identity])
+_CODES = {EndpointNotFound.code: Code.ENDPOINT_NOT_FOUND, IdConflict.code: Code.ID_CONFLICT}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayCall:
+    """What to ask. The token is not in its repr."""
+
+    url: str
+    method: str
+    path: str
+    token: str
+    body: dict[str, Any] | None = None
+    """A registration, which RegisterAnswer answers; without one the answer's body is not looked at."""
+
+    def __repr__(self) -> str:
+        return f"{self.method} {self.url}{self.path}"
+
+
+# --- the parent --------------------------------------------------------------------------------------
+
+
+def call_relay(call: RelayCall, account: pwd.struct_passwd | None) -> tuple[RelayAnswer, list[Identity]]:
+    """Ask the relay in a child and return the last record; with no `account` of its own, also who the owner is.
+
+    Notes are shown as warnings. Raises CliFailed where there is no answer, or none that can be one.
+    """
+    try:
+        with DroppedChild(partial(_work, call, account is None), account) as child:
+            answer = last_record(child, call.url)
+            if answer.kind is not Kind.REFUSED and (answer.kind is Kind.REGISTERED) != (call.body is not None):
+                raise RecordInvalid("an answer to something else")
+            return answer, _owner(child) if account is None and answer.kind is Kind.REGISTERED else []
+    except RecordInvalid as error:
+        raise CliFailed(f"relay {call.url}: the process that asked it failed: {error}", Exit.RELAY) from None
+
+
+def last_record(child: DroppedChild, url: str) -> RelayAnswer:
+    """Return the record that ends an exchange; notes before it are shown as warnings.
+
+    Raises CliFailed where it says that there is no answer, or none that can be one.
+    """
+    try:
+        for _ in range(MAX_NOTES + 1):
+            answer = decode(child.receive(RECORD_BYTES))
+            if answer.kind is Kind.UNREACHABLE:
+                raise CliFailed(f"relay {url} cannot be reached: {printable(answer.text)}", Exit.RELAY)
+            if answer.kind is Kind.MALFORMED:
+                raise CliFailed(f"relay {url}: {printable(answer.text)}", Exit.RELAY)
+            if answer.kind is not Kind.NOTE:
+                return answer
+            warn([f"relay {url}: {answer.text}"])
+    except RecordInvalid as error:
+        raise CliFailed(f"relay {url}: the process that asked it failed: {error}", Exit.RELAY) from None
+    raise CliFailed(f"relay {url}: more than {MAX_NOTES} notes", Exit.RELAY)
+
+
+def _owner(child: DroppedChild) -> list[Identity]:
+    data = child.receive(_MAX_OWNER_BYTES)
+    try:
+        return _owner_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise RecordInvalid(f"the owner's identities: {error}") from None
+
+
+# --- the child ---------------------------------------------------------------------------------------
+
+
+def _work(call: RelayCall, owner: bool, answers: socket.socket) -> None:
+    """Ask, and say what came of it."""
+    answer, identities = _outcome(call, answers)
+    answers.send(encode(answer))
+    if owner and answer.kind is Kind.REGISTERED:
+        answers.send(msgspec.json.encode(identities))
+
+
+def _outcome(call: RelayCall, answers: socket.socket) -> tuple[RelayAnswer, list[Identity]]:
+    try:
+        status, body = ask_patiently(call, answers)
+    except Unreachable as error:
+        return RelayAnswer(Kind.UNREACHABLE, str(error)), []
+    if not 200 <= status < 300:
+        return _refusal(status, body), []
+    if call.body is None:
+        return RelayAnswer(Kind.DONE), []
+    try:
+        registered = _registered_decoder.decode(body)
+        answer = _registered(registered)
+        encode(answer)
+    except (msgspec.MsgspecError, ValueError) as error:
+        return RelayAnswer(Kind.MALFORMED, f"an answer that is no registration: {error}"), []
+    for warning in registered.warnings[: MAX_NOTES - ATTEMPTS]:
+        _note(answers, warning)
+    return answer, registered.owner
+
+
+def _note(answers: socket.socket, text: str) -> None:
+    answers.send(encode(RelayAnswer(Kind.NOTE, text)))
+
+
+def _registered(said: RegisterAnswer) -> RelayAnswer:
+    """Return the record for a registration. Raises ValueError where it is none."""
+    address = _LINK_ADDRESS.fullmatch(said.link_address)
+    if address is None or not 0 < int(address[2]) < 65536:
+        raise ValueError(f"its link address {said.link_address!r} is no tcp:// address")
+    return RelayAnswer(
+        Kind.REGISTERED,
+        endpoint_id=said.endpoint_id,
+        keys=_keys(said.signing_public_key, said.link_public_key),
+        link_host=address[1],
+        link_port=int(address[2]),
+        earlier=tuple(
+            EarlierKeys(_keys(one.signing_public_key, one.link_public_key), bytes.fromhex(one.signature))
+            for one in said.earlier_keys
+        ),
+    )
+
+
+def _keys(signing: str, link: str) -> RelayKeys:
+    try:
+        return RelayKeys(bytes.fromhex(signing), bytes.fromhex(link))
+    except ValueError:
+        raise ValueError("a key that is not 32 bytes in hexadecimal") from None
+
+
+def _refusal(status: int, body: bytes) -> RelayAnswer:
+    try:
+        error = decode_error(body, JSON)
+    except msgspec.MsgspecError:
+        return RelayAnswer(Kind.REFUSED, f"HTTP status {status}")
+    text = f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
+    return RelayAnswer(Kind.REFUSED, text, _CODES.get(error.code, Code.OTHER))
+
+
+class Unreachable(Exception):
+    """There was no answer. The text says why."""
+
+
+def _connection(url: str) -> HTTPConnection:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        return HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=ssl.create_default_context())
+    return HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
+
+
+def _ask(call: RelayCall) -> tuple[int, bytes]:
+    headers = {
+        "Authorization": f"Bearer {call.token}",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+    body = None if call.body is None else json.dumps(call.body)
+    with contextlib.closing(_connection(call.url)) as connection:
+        connection.request(call.method, urlsplit(call.url).path.rstrip("/") + call.path, body, headers)
+        answer = connection.getresponse()
+        data = answer.read(_MAX_ANSWER_BYTES + 1)
+    if len(data) > _MAX_ANSWER_BYTES:
+        raise Unreachable(f"its answer is larger than {_MAX_ANSWER_BYTES} bytes")
+    return answer.status, data
+
+
+def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
+    """Return status and body of the answer. Raises Unreachable."""
+    wait_s = _FIRST_WAIT_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            status, body = _ask(call)
+            if status not in _AGAIN or attempt == ATTEMPTS:
+                return status, body
+            reason = f"status {status}"
+        except ssl.SSLCertVerificationError as error:
+            raise Unreachable(f"its certificate is not accepted: {error.verify_message}") from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if attempt < ATTEMPTS:
+            _note(answers, f"{reason}; trying again in {wait_s:g} s")
+            time.sleep(wait_s)
+            wait_s *= 2
+    raise Unreachable(reason)

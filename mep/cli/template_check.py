@@ -1,0 +1,49 @@
+"""The trial rendering of `mep check`: by a child without privilege, which gets the bundle and no more.
+
+What a start would do as the mapped person is done here once, with values made up, so that a mistake in what the
+template gives is found before a person's task meets it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mep.boundary.errors import ConfigRefused
+from mep.boundary.memfd import sealed_memfd
+from mep.cli.exit_codes import CliFailed
+from mep.cli.unprivileged_child import run_module
+
+if TYPE_CHECKING:
+    from mep.config.paths import EndpointPaths
+    from mep.config.resolver import Resolution
+
+UNPRIVILEGED = "nobody"
+
+
+def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
+    """Return what is to be noted. Raises ConfigRefused, with file and line, for what every start would fail of."""
+    from mep.config.template_syntax import template_path
+
+    account = pwd.getpwnam(UNPRIVILEGED) if where.privileged else None
+    descriptor = sealed_memfd("mep-bundle", resolution.bundle)
+    try:
+        os.set_inheritable(descriptor, True)
+        said = run_module("user_endpoint.template_check", [str(descriptor)], account=account, descriptor=descriptor)
+    except CliFailed:
+        path = template_path(where, resolution)
+        raise ConfigRefused(str(path), "", "could not be rendered within 20 s, or not at all: see above") from None
+    finally:
+        os.close(descriptor)
+    verdict: dict[str, Any] = json.loads(said)
+    _refuse(template_path(where, resolution), verdict["problems"])
+    return [str(note) for note in verdict["notes"]]
+
+
+def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
+    if problems:
+        line, text = problems[0]
+        raise ConfigRefused(f"{path}:{line}" if line else str(path), "", f"what the template gives is refused: {text}")

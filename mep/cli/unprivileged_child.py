@@ -1,0 +1,156 @@
+"""Children of the command line that have dropped root, and that no other process of their account can ever trace.
+
+Whatever makes keys or talks to the network runs in one. Such a child is forked and does not exec: it becomes its
+account as mep/boundary/untraceable.py says, is not dumpable from then on, and gets its secrets with the fork. It has
+no terminal, no descriptor but its socket and those it was given, no new privileges, and may not fork. What it says is
+a datagram whose size its parent bounds. `run_module` is for what holds no secret, and execs. Used by configure,
+register, delete and check.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import NoReturn, Self
+
+from mep.boundary import untraceable
+from mep.cli.exit_codes import CliFailed
+
+TIMEOUT_S = 120
+_KEPT = ("LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
+Work = Callable[[socket.socket], None]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment for our own children: nothing that could change what they run."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **kept}
+
+
+class DroppedChild:
+    """A child that does `work` as `account` (None: as we are), for the length of a `with` block.
+
+    `work` gets a SOCK_SEQPACKET socket to the parent; `keep` are the other descriptors that it may use.
+    """
+
+    def __init__(self, work: Work, account: pwd.struct_passwd | None, keep: Sequence[int] = ()) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be(work, theirs, account, [theirs.fileno(), *keep], parent)
+        theirs.close()
+
+    def receive(self, size: int, timeout_s: float = TIMEOUT_S) -> bytes:
+        """Return the next datagram, of which at most `size` + 1 bytes; empty where it has ended. Raises CliFailed."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            raise CliFailed(f"the child that should do this did not end within {timeout_s:g} s")
+        try:
+            return self._socket.recv(size + 1)
+        except ConnectionError:
+            return b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        self._socket.close()
+        os.kill(self.pid, 9)
+        os.waitpid(self.pid, 0)
+
+
+def _be(
+    work: Work, answers: socket.socket, account: pwd.struct_passwd | None, keep: list[int], parent: int
+) -> NoReturn:
+    try:
+        os.setsid()  # no terminal: a child that was taken over cannot type into it
+        _leave_all_but(keep)
+        if account is not None:
+            untraceable.become(account.pw_uid, account.pw_gid)
+        untraceable.close_to_tracers()
+        untraceable.gain_no_privilege()
+        untraceable.end_with(parent)
+        refuse_root()
+        kept = clean_environment()
+        os.environ.clear()
+        os.environ.update(kept)
+        os.chdir("/")
+        os.umask(0o077)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if account is not None:
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        work(answers)
+    finally:
+        os._exit(0)
+
+
+def refuse_root() -> None:
+    """Raise PermissionError where this process has a trace of root: ids, groups, or a way back."""
+    if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
+        raise PermissionError("refuses to run as root")
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return
+    raise PermissionError("could become root again")
+
+
+def _leave_all_but(keep: Sequence[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the names alone
+        if int(name) > 2 and int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the listing's own
+
+
+def run_module(module: str, arguments: Sequence[str], *, account: pwd.struct_passwd | None, descriptor: int) -> bytes:
+    """Run `python -I -m module` as `account` (None: as we are) and return what it printed. It must get no secret.
+
+    What it writes to standard error goes to ours. `descriptor` is inherited under its own number. Its real gid stays
+    another than its effective one, so that no other process of the account can trace it and change what it says.
+    Raises CliFailed where it does not exit with 0.
+    """
+    argv = [sys.executable, "-I", "-m", module, *arguments]
+
+    def drop() -> None:
+        if account is not None:
+            untraceable.become(account.pw_uid, account.pw_gid)
+
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env=clean_environment(),
+            umask=0o077,
+            pass_fds=[descriptor],
+            preexec_fn=drop,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CliFailed(f"{module} did not end within {TIMEOUT_S} s") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CliFailed(f"{argv[0]}: {error}") from None
+    if done.returncode != 0:
+        raise CliFailed(f"{module} failed with status {done.returncode}")
+    return done.stdout

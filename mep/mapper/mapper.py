@@ -1,0 +1,288 @@
+"""The mapper's loop: requests from the monitor, verified in their order, each answered once when it is mapped.
+
+Trusts the monitor's messages; the descriptor that comes with a request was made by the manager and may be
+anything. What was verified goes on as bytes in a sealed memfd, so that neither monitor nor keeper reads it and
+the manager cannot change it. Called by mep/mapper/main.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+from mep.boundary.channel import Channel, clip
+from mep.boundary.errors import BoundaryViolation, ConfigRefused, Refusal
+from mep.boundary.log import Log
+from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
+from mep.boundary.messages import (
+    Mapped,
+    MapperReady,
+    MappingStatus,
+    MapRequest,
+    Message,
+    NoLongerMapped,
+    NotMapped,
+    ReloadNeeded,
+    Shutdown,
+    StillMapped,
+)
+from mep.boundary.resolved_config import MapperSection
+from mep.mapper.start_verifier import MAX_DOCUMENT_BYTES, EpochSpent, Verifier
+from mep.mapper.user_mapping import FileMapping, MappedUser, Mapping, OwnerMapping
+from mep_wire.errors import MapperUnavailable, MepError, StartRequestRefused
+from mep_wire.identity import IdentitySet
+from mep_wire.limits import MAX_PUBLIC_TEXT
+from mep_wire.start_request import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest, VerifiedStart, incarnation_of
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+MAX_MAPPING_THREADS = 32
+"""How many people may be mapped at once for starts: as many as the monitor asks about at once (starts.MAX_MAPPING), and
+well above what may be with callouts and directories (identity.concurrency_limits.MAX_SLOW). The others so always find a
+thread."""
+MAX_RECHECK_THREADS = 4
+"""How many re-checks of what runs go on at once, in threads of their own, so that no start waits for them."""
+MAX_RECHECKS_WAITING = 4
+"""How many more may wait; whoever comes on top is told at once that nothing can be said, and asks again later. Together
+with MAX_SLOW it must leave some of what the monitor asks about at once to people whose mapping is quick."""
+REFRESH_MS = 1000
+"""How often a mapping file that nobody asks about is looked at."""
+_TOO_MANY = f"{MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING} re-checks are under way; this one will be made later"
+_MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
+
+
+class Mapper:
+    """Verifies, maps and answers. `epoch` is the random value that requests must carry."""
+
+    def __init__(self, section: MapperSection, secret: bytes, channel: Channel, log: Log, *, epoch: bytes) -> None:
+        self._channel = channel
+        self._log = log
+        self._epoch = epoch
+        self._sending = threading.Lock()
+        self._threads = ThreadPoolExecutor(MAX_MAPPING_THREADS, thread_name_prefix="mapping")
+        self._recheck_threads = ThreadPoolExecutor(MAX_RECHECK_THREADS, thread_name_prefix="recheck")
+        self._recheck_places = threading.BoundedSemaphore(MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING)
+        self._unseal_key = X25519PrivateKey.from_private_bytes(secret)
+        self._verifier = Verifier(
+            endpoint_id=section.endpoint_id,
+            signing_key=bytes.fromhex(section.relay_signing_key),
+            epoch=epoch,
+            clock_skew_s=section.clock_skew_s,
+        )
+        self._mapping = self._mapping_for(section)
+
+    def _mapping_for(self, section: MapperSection) -> Mapping:
+        if section.account and not section.mapping_path:
+            raise ConfigRefused("mapper", "mapping_path", "a multi-user endpoint needs a mapping file")
+        if not section.mapping_path:
+            return OwnerMapping(section.owner_identities, section.own_user)
+        return FileMapping(
+            Path(section.mapping_path), section.endpoint_id, section.account, self._report_mapping,
+            network=section.network, programs=section.programs, need_reload=lambda: self._send(ReloadNeeded()),
+        )  # fmt: skip
+
+    def readable(self) -> list[str]:
+        """Return the files that it reads while it runs."""
+        return self._mapping.readable()
+
+    def _report_mapping(self, loaded: str, problem: str) -> None:
+        self._send(MappingStatus(loaded=clip(loaded, 1024), problem=clip(problem, _MAX_DETAIL)))
+
+    def _send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        with self._sending:
+            self._channel.send(message, descriptors)
+
+    def run(self) -> None:
+        """Answer until the monitor closes the channel or says Shutdown, or the epoch is spent."""
+        self._send(MapperReady(epoch=self._epoch))
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        try:
+            while True:
+                while not poll.poll(REFRESH_MS):
+                    self._mapping.refresh()
+                received = self._channel.receive()
+                if received is None or isinstance(received[0], Shutdown):
+                    return
+                self._take(*received)
+        except EpochSpent:
+            self._log.warning("this epoch has seen all the requests it may: starting anew")
+        finally:
+            for threads in (self._threads, self._recheck_threads):
+                threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (self._threads, self._recheck_threads):
+                threads.shutdown()
+
+    def _take(self, message: Message, descriptors: list[int]) -> None:
+        if not isinstance(message, MapRequest):
+            raise BoundaryViolation(f"{type(message).__name__} to the mapper")
+        try:
+            data, request = self._verifier.verify(_read(descriptors[0]))
+        except MepError as error:
+            self._refuse(message.ref, None, error)
+            return
+        finally:
+            os.close(descriptors[0])
+        if request.recheck:
+            self._take_recheck(message.ref, request)
+        else:
+            self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
+
+    def _take_recheck(self, ref: int, request: StartRequest) -> None:
+        if not self._recheck_places.acquire(blocking=False):
+            correlation_id = request.correlation_id
+            self._say_not_mapped(ref, request, MapperUnavailable(detail=_TOO_MANY, correlation_id=correlation_id))
+            return
+        done = self._recheck_threads.submit(self._answer_recheck, ref, request)
+        done.add_done_callback(lambda _: self._recheck_places.release())
+        done.add_done_callback(_check)
+
+    def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
+        """Map a verified request and answer it. Runs in a thread, since directories may block."""
+        try:
+            verified, user = self._map(data, request)
+        except MepError as error:
+            self._refuse(ref, request, error)
+            return
+        self._accept(ref, request, verified, literal=user.literal)
+
+    def _answer_recheck(self, ref: int, request: StartRequest) -> None:
+        """Say who the person of a running user endpoint maps to now. Runs in a thread, since directories may block."""
+        try:
+            user = self._mapping.map(request.identity_set, request.correlation_id, certain=True)
+        except MepError as error:
+            self._say_not_mapped(ref, request, error)
+            return
+        correlation_id = clip(request.correlation_id, _MAX_ID)
+        self._send(StillMapped(ref, request.uep_id, user.name, correlation_id, request.incarnation))
+
+    def _say_not_mapped(self, ref: int, request: StartRequest, error: MepError) -> None:
+        who = _audit_text(request.identity_set)
+        self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id, identities=who)
+        public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
+        correlation_id = clip(request.correlation_id, _MAX_ID)
+        code = Refusal(error.code).value
+        self._send(
+            NoLongerMapped(ref, request.uep_id, code, public, detail, correlation_id, incarnation=request.incarnation)
+        )
+
+    def _map(self, data: bytes, request: StartRequest) -> tuple[VerifiedStart, MappedUser]:
+        token = self._join_token(request)
+        user: MappedUser = self._mapping.map(request.identity_set, request.correlation_id)
+        verified = VerifiedStart(
+            request=data,
+            join_token=token,
+            local_user=user.name,
+            mapped_identity={"local": {"uname": user.name}, "globus": user.identity},
+        )
+        return verified, user
+
+    def _join_token(self, request: StartRequest) -> bytes:
+        info = SEAL_CONTEXT + request.uep_id.encode("ascii", "replace")
+        try:
+            token = _SUITE.decrypt(request.sealed_join_token, self._unseal_key, info)
+        except (InvalidTag, ValueError) as error:
+            raise StartRequestRefused(
+                reason="its join token is not sealed for this endpoint",
+                detail=f"{type(error).__name__} {error}; is unseal.key the one that was registered?",
+                correlation_id=request.correlation_id,
+            ) from None
+        if len(token) != JOIN_TOKEN_BYTES:
+            raise StartRequestRefused(reason="its join token has a wrong length", correlation_id=request.correlation_id)
+        return token
+
+    def _accept(self, ref: int, request: StartRequest, verified: VerifiedStart, *, literal: bool) -> None:
+        answer = Mapped(
+            ref=ref,
+            uep_id=request.uep_id,
+            local_user=verified.local_user,
+            identities=_audit_text(request.identity_set, verified.mapped_identity["globus"]),
+            correlation_id=clip(request.correlation_id, _MAX_ID),
+            person=_person(request.identity_set),
+            literal=int(literal),
+            incarnation=incarnation_of(verified.join_token),
+        )
+        descriptor = sealed_memfd("mep-verified-start", msgspec.msgpack.encode(verified))
+        try:
+            self._send(answer, [descriptor])
+        finally:
+            os.close(descriptor)
+        self._log.info(
+            "start request mapped",
+            uep=request.uep_id,
+            user=verified.local_user,
+            identity=verified.mapped_identity["globus"].get("username", ""),
+            correlation_id=request.correlation_id,
+        )
+
+    def _refuse(self, ref: int, request: StartRequest | None, error: MepError) -> None:
+        """Refuse a request, which may be one that could not be read or is not genuine."""
+        uep_id, identities = (request.uep_id, _audit_text(request.identity_set)) if request else ("", "")
+        self._log.warning(
+            "start request refused",
+            code=error.code,
+            text=error.text,
+            detail=error.detail,
+            uep=uep_id,
+            identities=identities,
+            correlation_id=error.correlation_id,
+        )
+        self._send(
+            NotMapped(
+                ref=ref,
+                uep_id=uep_id,
+                code=Refusal(error.code).value,
+                public=clip(error.text, MAX_PUBLIC_TEXT),
+                detail=clip(error.detail, _MAX_DETAIL),
+                correlation_id=clip(error.correlation_id, _MAX_ID),
+                identities=identities,
+            )
+        )
+
+
+def _check(done: Future[None]) -> None:
+    """End the process where answering failed: the monitor starts another, and the relay asks again."""
+    if done.cancelled() or (error := done.exception()) is None:
+        return
+    if not isinstance(error, BrokenPipeError | ConnectionError):  # the monitor is gone: the loop sees that itself
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(1)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return read_sealed(descriptor, MAX_DOCUMENT_BYTES)
+    except NotSealed as error:
+        raise StartRequestRefused(reason="it did not come as a sealed document", detail=str(error)) from None
+
+
+def _person(who: IdentitySet) -> bytes:
+    """Return the digest that tells one person of the relay's from another, whichever identity they logged in with."""
+    return hashlib.sha256(b"mep person v1\0" + who.account_id.encode("utf-8", "surrogatepass")).digest()
+
+
+def _audit_text(who: IdentitySet, decided: dict[str, Any] | None = None) -> str:
+    """Return JSON for the audit log: which identity decided, if one did, and as many of the linked ones as fit.
+
+    The first of these is the one that the person logged in with.
+    """
+    decided = decided or {"id": "", "username": ""}
+    names = [f"{one.username} ({one.id}, {one.status})" for one in who.identities]
+    while True:
+        value = {"account": who.account_id, "id": decided["id"], "username": decided["username"], "linked": names}
+        text = json.dumps(value)
+        if len(text) <= _MAX_IDENTITIES_TEXT or not names:
+            return clip(text, _MAX_IDENTITIES_TEXT)
+        names = names[: len(names) // 2]

@@ -1,0 +1,165 @@
+"""Which local account a start may become: the keeper's look-up and the site's policy.
+
+Called by the keeper alone, since NSS may block for as long as a directory server likes. Trusts NSS; trusts the
+mapper for nothing but the name: whatever it says, root and the endpoint's own accounts are refused.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mep.boundary.errors import Refusal, Stage, public_text
+from mep.boundary.resolved_config import HELPER_UIDS, GroupLimits, Limits, Policy
+from mep.root.account import nss, shadow
+from mep.root.kernel.spawn import Account
+
+_UNCHANGED = 2**32 - 1
+_SHELLS = "/etc/shells"
+_OVERFLOW_UID_FILE = "/proc/sys/kernel/overflowuid"
+_NOBODY = 65534
+
+
+class StartRefused(Exception):
+    """A start is refused at `stage` with `code`; `public` may leave the host, `detail` may not."""
+
+    def __init__(self, stage: Stage, code: str, public: str, detail: str) -> None:
+        self.stage, self.code, self.public, self.detail = stage, code, public, detail
+        super().__init__(f"{stage.name}: {code}: {detail}")
+
+
+class NotKnownNow(StartRefused):
+    """What decides cannot be said just now, since a directory is silent: to be tried again, by no means admitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRules:
+    """What decides whether an account may be used."""
+
+    policy: Policy
+    own_accounts: tuple[str, ...]
+    own_uids: tuple[int, ...]
+    only_uid: int | None
+    """Single-user mode: the uid that everything runs as."""
+
+
+def lookup(name: str) -> Account:
+    """Return the account `name` with its groups, from NSS. Raises StartRefused, NotKnownNow."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        detail = f"there is no account {name!r} on this host"
+        if silent := nss.silent("passwd", name):
+            raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer") from None
+        raise _refused(Stage.LOOKUP_USER, detail) from None
+    try:
+        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except OSError as error:
+        raise not_known(Stage.LOOKUP_USER, f"groups of {name!r}: {error.strerror}") from None
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell)
+
+
+def source_of(name: str) -> str:
+    """Return where the account `name` comes from: `files` where /etc/passwd has it, else an empty string."""
+    return nss.LOCAL if nss.is_listed(name, nss.PASSWD_FILE) else ""
+
+
+def check_policy(account: Account, rules: AccountRules) -> None:
+    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open, NotKnownNow where none can say."""
+    if rules.only_uid is not None:
+        objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
+    else:
+        objection = _objection(account, rules)
+    try:
+        objection = objection or shadow.closed(account.name)
+    except OSError as error:
+        raise not_known(Stage.POLICY, str(error)) from None
+    if objection:
+        raise _refused(Stage.POLICY, objection)
+    if rules.only_uid is None:
+        _answered(rules.policy.denied_groups, Stage.POLICY)
+
+
+def _objection(account: Account, rules: AccountRules) -> str:
+    policy, name = rules.policy, account.name
+    if account.uid == 0 or account.gid == 0 or name == "root":
+        return f"{name} has uid {account.uid} and gid {account.gid}: root is never used"
+    if _UNCHANGED in (account.uid, account.gid):
+        return f"{name} has uid {account.uid} and gid {account.gid}: to the kernel that means no change"
+    if name == "nobody" or account.uid in {_NOBODY, _overflow_uid()}:
+        return f"{name} has uid {account.uid}, which stands for nobody in particular"
+    if name in rules.own_accounts or account.uid in rules.own_uids:
+        return f"{name} is one of the endpoint's own accounts"
+    if account.uid in HELPER_UIDS:
+        return f"{name} has uid {account.uid}: {HELPER_UIDS[0]} to {HELPER_UIDS[-1]} are for accounts of endpoints"
+    if not policy.min_uid <= account.uid <= policy.max_uid:
+        return f"{name} has uid {account.uid}, allowed are {policy.min_uid} to {policy.max_uid}"
+    if name in policy.denied_users:
+        return f"{name} is in denied_users"
+    if denied := _members(account, policy.denied_groups):
+        return f"{name} is in the denied group {denied}"
+    if policy.allowed_groups and not _members(account, policy.allowed_groups):
+        _answered(policy.allowed_groups, Stage.POLICY)
+        return f"{name} is in none of allowed_groups"
+    if policy.require_valid_shell and account.shell not in _valid_shells():
+        return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
+    return ""
+
+
+def _overflow_uid() -> int:
+    """Return the uid that the kernel shows for one that it cannot: what belongs to it may be anybody's."""
+    try:
+        with open(_OVERFLOW_UID_FILE) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _NOBODY
+
+
+def _members(account: Account, groups: Sequence[str]) -> str:
+    """Return the first of `groups` that the account is in; one that does not exist has no members."""
+    mine = {account.gid, *account.groups}
+    for group in groups:
+        try:
+            if grp.getgrnam(group).gr_gid in mine:
+                return group
+        except KeyError:
+            continue
+    return ""
+
+
+def _answered(groups: Sequence[str], stage: Stage) -> None:
+    """Raise NotKnownNow if it matters who is in `groups`, and a directory is silent that may know.
+
+    libc does not say that: it finds no such group then, or leaves groups out of an account's list.
+    """
+    if groups and (silent := nss.silent("group", groups[0])):
+        raise not_known(stage, f"who is in {', '.join(groups)} is not known: {', '.join(silent)} does not answer")
+
+
+def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
+    """Return the limits of the first of `groups` that the account is in, else everybody's. Raises NotKnownNow."""
+    first = _members(account, [one.group for one in groups])
+    if not groups or first != groups[0].group:
+        _answered([one.group for one in groups], Stage.RLIMITS)
+    return next((one.limits for one in groups if one.group == first), everybody)
+
+
+def _valid_shells() -> set[str]:
+    try:
+        with open(_SHELLS) as file:
+            lines = [line.split("#")[0].strip() for line in file]
+    except FileNotFoundError:
+        return {"/bin/sh", "/bin/bash"}
+    return {line for line in lines if line and not line.endswith(("/nologin", "/false"))}
+
+
+def not_known(stage: Stage, detail: str) -> NotKnownNow:
+    """Return the refusal of a start about whose account something cannot be said just now."""
+    return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE), detail)
+
+
+def _refused(stage: Stage, detail: str) -> StartRefused:
+    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)

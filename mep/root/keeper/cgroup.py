@@ -1,0 +1,463 @@
+"""A user endpoint's control group: made, entered, watched and killed by its keeper, which never stands in it itself.
+
+Where systemd is the init, the tree is systemd's, and a transient scope is asked for with busctl: `StartTransientUnit`
+of org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. A person's own endpoint asks the
+person's own service manager, which runs while the person is logged in or lingers. Where PAM opened a session of
+logind's, the limits are set on the session's scope. Elsewhere the tree /sys/fs/cgroup/mep is written by hand. It lies
+outside the group that the monitor was started in: a service manager may do with that what it likes.
+
+Trusts its configuration, systemd and the kernel. Called by keeper.py, and with a record by keepers.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mep.boundary.cgroup_support import BUSCTL, controllers, runtime_dir_of, tree, under_systemd
+from mep.boundary.errors import Refusal, public_text
+from mep.boundary.resolved_config import Limits
+from mep.root.kernel.spawn import reset_signals
+
+_OURS = "mep"
+_BUS_LIMIT_S = 20.0
+_UNLIMITED_S = 5.0
+"""How long systemd may take for a group that only makes the end easier."""
+_TRIES = 5
+_LOOK_AGAIN_S = 0.002
+_REMOVE_TRIES = 200
+_RECENT_S = 5.0
+_CPU_PERIOD_US = 100_000
+_MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+_KILL = "cgroup.kill"
+
+Property = tuple[str, str, str]
+"""Name, D-Bus type and value, as busctl takes them."""
+
+
+class CgroupFailed(Exception):
+    """The user endpoint cannot be put into a control group with its limits. The text is for the administrator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who is put into a group."""
+
+    pid: int
+    endpoint: str
+    uep_id: str
+    uid: int
+    limits: Limits
+
+    @property
+    def person_limits(self) -> Limits:
+        """The limits of everything that the account has here."""
+        own = self.limits
+        return Limits(
+            memory_max=own.person_memory_max, memory_high=own.person_memory_high, cpu_max=own.person_cpu_max,
+            tasks_max=own.person_tasks_max, io_weight=own.person_io_weight,
+        )  # fmt: skip
+
+
+def group_of(pid: int) -> str:
+    """Return the path of the cgroup v2 that process `pid` stands in. Raises OSError, CgroupFailed."""
+    with open(f"/proc/{pid}/cgroup") as file:
+        for line in file:
+            if line.startswith("0::"):
+                return tree() + line[3:].rstrip("\n").rstrip("/")
+    raise CgroupFailed("there is no cgroup v2")
+
+
+class Cgroup:
+    """The group of one user endpoint."""
+
+    def __init__(self, path: str, limits: Limits, *, ours: bool) -> None:
+        """`ours`: it was made by hand, and is to be removed by hand."""
+        self.path, self._limits, self._ours = path, limits, ours
+        self._memory, self._processes = self._events("memory"), self._events("pids")
+        self._oom_kills = self._own_ooms = self._forks_denied = 0
+        self._killed_at = self._denied_at = float("-inf")
+        self._own_limit = False
+
+    def _events(self, controller: str) -> int:
+        """Open the controller's events, which can be read for as long as the group is there; -1 for none."""
+        try:
+            return os.open(f"{self.path}/{controller}.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+
+    def urgent(self) -> list[int]:
+        """Return what to poll for POLLPRI, then to `look`: by the time that all is over, the group may be gone."""
+        return [descriptor for descriptor in (self._memory, self._processes) if descriptor >= 0]
+
+    def look(self) -> None:
+        """Take note of what went over a limit so far."""
+        memory, processes = _counts(self._memory), _counts(self._processes)
+        if memory is None:
+            self._memory = _closed(self._memory)
+        if processes is None:
+            self._processes = _closed(self._processes)
+        memory, processes, now = memory or {}, processes or {}, time.monotonic()
+        if (kills := memory.get("oom_kill", 0)) > self._oom_kills:
+            self._oom_kills, self._killed_at = kills, now
+            self._own_limit = memory.get("oom", 0) > self._own_ooms
+            self._own_ooms = memory.get("oom", 0)
+        if (denied := processes.get("max", 0)) > self._forks_denied:
+            self._forks_denied, self._denied_at = denied, now
+
+    def excess(self) -> tuple[Refusal, str] | None:
+        """Return code and public text of the limit that was gone over just now, if one was.
+
+        What was before, and survived, is not why it ended.
+        """
+        since = time.monotonic() - _RECENT_S
+        if self._killed_at > since:
+            code, limit = Refusal.OUT_OF_MEMORY, self._memory_limit()
+        elif self._denied_at > since:
+            code, limit = Refusal.TOO_MANY_PROCESSES, f"limit {self._limits.tasks_max}"
+        else:
+            return None
+        return code, public_text(code, limit=limit)
+
+    def _memory_limit(self) -> str:
+        if self._own_limit and self._limits.memory_max:
+            return f"limit {size_text(self._limits.memory_max)}"
+        if self._limits.person_memory_max:
+            return f"limit of all your processes together {size_text(self._limits.person_memory_max)}"
+        return "of the host itself"
+
+    def end(self) -> None:
+        """Kill everything in the group."""
+        self.look()
+        kill(self.path)
+
+    def close(self) -> None:
+        """Let go of it, once every process has been reaped; one of ours is removed, with the account's if empty."""
+        self._memory, self._processes = _closed(self._memory), _closed(self._processes)
+        if self._ours:
+            remove(self.path)
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as people write it."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
+
+
+def _closed(descriptor: int) -> int:
+    if descriptor >= 0:
+        os.close(descriptor)
+    return -1
+
+
+def _counts(descriptor: int) -> dict[str, int] | None:
+    """Return what an events file says; nothing where there is none, None where its group is gone."""
+    if descriptor < 0:
+        return {}
+    try:
+        lines = os.pread(descriptor, 4096, 0).decode("ascii").splitlines()
+    except OSError:
+        return None
+    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def kill(path: str) -> None:
+    """SIGKILL everything in the group `path`; on a kernel before 5.14, which cannot, nothing."""
+    with contextlib.suppress(OSError):
+        _write(path, _KILL, "1")
+
+
+def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
+    """Remove a group made by hand and the groups above it that are empty by then; leave systemd's alone."""
+    ours = f"{tree()}/{_OURS}"
+    if not path.startswith(f"{ours}/"):
+        return
+    for _ in range(tries):
+        try:
+            os.rmdir(path)
+            break
+        except FileNotFoundError:
+            break
+        except OSError:  # a process that was killed is not quite gone
+            time.sleep(_LOOK_AGAIN_S)
+    while (path := os.path.dirname(path)).startswith(ours):
+        try:
+            os.rmdir(path)
+        except OSError:
+            return
+
+
+def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
+    """Put a process that waits for it into its group; None where it has no limit by control group, and none works.
+
+    `left` says how many seconds there are. Raises CgroupFailed, OSError.
+    """
+    if controllers(member.limits):
+        return _place(member, left)
+    try:
+        return _place(member, lambda: min(left(), _UNLIMITED_S))
+    except (OSError, CgroupFailed):
+        return None
+
+
+def _place(member: Member, left: Callable[[], float]) -> Cgroup:
+    if not under_systemd():
+        return _place_by_hand(member)
+    path = group_of(member.pid)
+    session = os.path.basename(path)
+    opened = path != group_of(os.getpid())  # by PAM; else it is the session that the monitor was started from
+    if opened and session.startswith("session-") and session.endswith(".scope"):
+        return _limit_session(member, session, left)
+    return _ask_for_scope(member, left)
+
+
+# --- manager and mapper -----------------------------------------------------------------------------------
+
+
+def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Callable[[], float]) -> None:
+    """Put manager or mapper into a group with `limits`. Raises CgroupFailed, OSError."""
+    if not under_systemd():
+        path = _made(_helper_names(endpoint, kind), controllers(limits))
+        _write_limits(path, limits)
+        _write(path, "cgroup.procs", str(pid))
+        return
+    above = f"mep-{unit_word(endpoint)}"
+    scope = f"{above}-{kind}-{pid}.scope"
+    wanted = [
+        ("Description", "s", f"MEP {kind} of {endpoint}"),
+        ("Slice", "s", f"{above}.slice"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        *_properties(limits),
+    ]
+    _start_scope(scope, wanted, pid, [], left)
+    _entered(pid, scope, left)
+
+
+def remove_helper_group(endpoint: str, kind: str) -> None:
+    """Remove what `place_helper` made by hand; does not wait."""
+    if not under_systemd():
+        remove("/".join([tree(), *_helper_names(endpoint, kind)]), tries=1)
+
+
+def _helper_names(endpoint: str, kind: str) -> list[str]:
+    return [_OURS, f"endpoint-{endpoint}", f"helper-{kind}"]
+
+
+# --- with systemd ---------------------------------------------------------------------------------------
+
+
+def unit_word(name: str) -> str:
+    """Return `name` for a unit's name, in which a dash would mean a slice within a slice (systemd.unit(5))."""
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char == "_") else f"\\x{ord(char):02x}" for char in name
+    )
+
+
+def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
+    slice_of_endpoint = f"mep-{unit_word(member.endpoint)}"
+    slice_of_person = f"{slice_of_endpoint}-{member.uid}"
+    scope = f"{slice_of_endpoint}-{member.uep_id.replace('-', '')}.scope"
+    above = f"{_tree_of_manager()}/mep.slice/{slice_of_endpoint}.slice"
+    person = _properties(member.person_limits)
+    is_there = os.path.isdir(f"{above}/{slice_of_person}.slice")
+    slices: list[tuple[str, list[Property]]] = [] if is_there else [(f"{slice_of_person}.slice", person)]
+    if not os.path.isdir(above):
+        slices.append((f"{slice_of_endpoint}.slice", []))
+    wanted = [
+        ("Description", "s", f"User endpoint {member.uep_id} of {member.endpoint}"),
+        ("Slice", "s", f"{slice_of_person}.slice"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("Delegate", "b", "true"),  # else systemd ends the whole scope when the kernel has killed one process in it
+        *_properties(member.limits),
+    ]
+    try:
+        _start_scope(scope, wanted, member.pid, slices, left)
+    except CgroupFailed:
+        if not slices:
+            raise
+        # Somebody else's start made one of the slices in between.
+        is_there = True
+        _start_scope(scope, wanted, member.pid, [], left)
+    if is_there and person:
+        _set_properties(f"{slice_of_person}.slice", person, left)
+    return Cgroup(_entered(member.pid, scope, left), member.limits, ours=False)
+
+
+def _tree_of_manager() -> str:
+    """Return the group in which the service manager that is asked makes its slices: the host's or the owner's."""
+    uid = os.geteuid()
+    return tree() if uid == 0 else f"{tree()}/user.slice/user-{uid}.slice/user@{uid}.service"
+
+
+def _start_scope(
+    scope: str, wanted: Sequence[Property], pid: int, slices: Sequence[tuple[str, list[Property]]],
+    left: Callable[[], float],
+) -> None:  # fmt: skip
+    words = [scope, "fail", str(len(wanted) + 1), "PIDs", "au", "1", str(pid), *_flat(wanted), str(len(slices))]
+    for name, values in slices:
+        own: list[Property] = [("StopWhenUnneeded", "b", "true"), *values]
+        words += [name, str(len(own)), *_flat(own)]
+    _busctl("StartTransientUnit", "ssa(sv)a(sa(sv))", words, left)
+
+
+def _set_properties(unit: str, values: Sequence[Property], left: Callable[[], float]) -> None:
+    _busctl("SetUnitProperties", "sba(sv)", [unit, "true", str(len(values)), *_flat(values)], left)
+
+
+def _flat(values: Sequence[Property]) -> list[str]:
+    return [word for one in values for word in one]
+
+
+def _properties(limits: Limits) -> list[Property]:
+    """Return `limits` as systemd's properties (systemd.resource-control(5))."""
+    found: list[Property] = []
+    for name, value in (
+        ("MemoryMax", limits.memory_max), ("MemoryHigh", limits.memory_high), ("TasksMax", limits.tasks_max),
+        ("IOWeight", limits.io_weight), ("CPUQuotaPerSecUSec", round(limits.cpu_max * 1_000_000)),
+    ):  # fmt: skip
+        if value:
+            found.append((name, "t", str(value)))
+    return found
+
+
+def _limit_session(member: Member, scope: str, left: Callable[[], float]) -> Cgroup:
+    if _properties(member.person_limits):
+        raise CgroupFailed(
+            "limits of a person cannot be set on a session of logind's: take pam_systemd out of the PAM service"
+        )
+    if wanted := _properties(member.limits):
+        _set_properties(scope, wanted, left)
+    return Cgroup(group_of(member.pid), member.limits, ours=False)
+
+
+def _entered(pid: int, scope: str, left: Callable[[], float]) -> str:
+    """Wait until systemd, which has only queued it, has moved `pid`; return the group's path."""
+    while True:
+        path = group_of(pid)
+        if os.path.basename(path) == scope:
+            return path
+        if left() <= 0:
+            raise CgroupFailed(f"systemd has not put the process into {scope} in time")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _busctl(method: str, signature: str, words: Sequence[str], left: Callable[[], float]) -> None:
+    """Call systemd. Raises CgroupFailed with what busctl says, or where it does not come back."""
+    seconds = max(1.0, min(_BUS_LIMIT_S, left()))
+    whose = "--system" if os.geteuid() == 0 else "--user"
+    argv = [BUSCTL, whose, "--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        raise
+    if pid == 0:
+        _become_busctl(argv, theirs)
+    os.close(theirs)
+    try:
+        said = _read_until(ours, time.monotonic() + seconds + 1)
+    finally:
+        os.close(ours)
+        status = _ended(pid)
+    if status != 0:
+        raise CgroupFailed(f"systemd: {said.decode('utf-8', 'replace').strip()[:500] or f'busctl ended with {status}'}")
+
+
+def _become_busctl(argv: list[str], stderr: int) -> None:
+    try:
+        reset_signals()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number, descriptor in enumerate((null, null, stderr)):
+            os.dup2(descriptor, number, inheritable=True)
+        bus = {} if os.geteuid() == 0 else {"XDG_RUNTIME_DIR": runtime_dir_of(os.geteuid())}
+        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **bus})
+    finally:
+        os._exit(127)
+
+
+def _read_until(descriptor: int, deadline: float) -> bytes:
+    """Return what is said until end-of-file or `deadline`."""
+    said = b""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    while (wait := deadline - time.monotonic()) > 0 and poller.poll(wait * 1000):
+        piece = os.read(descriptor, 4096)
+        if not piece:
+            return said
+        said = (said + piece)[:4096]
+    return said + b" no answer in time"
+
+
+def _ended(pid: int) -> int:
+    """Kill and reap a child that is at its end, or hangs; return its exit status, negative for a signal."""
+    poller = select.poll()
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(1000):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# --- without systemd --------------------------------------------------------------------------------------
+
+
+def _place_by_hand(member: Member) -> Cgroup:
+    names = [_OURS, f"endpoint-{member.endpoint}", f"uid-{member.uid}", member.uep_id]
+    for left in reversed(range(_TRIES)):
+        try:
+            path = _made(names, controllers(member.limits))
+            break
+        except FileNotFoundError:  # an end of another user endpoint has removed what they have in common
+            if not left:
+                raise
+    try:
+        _write_limits(os.path.dirname(path), member.person_limits)
+        _write_limits(path, member.limits)
+        _write(path, "cgroup.procs", str(member.pid))
+    except OSError:
+        remove(path, tries=1)
+        raise
+    return Cgroup(path, member.limits, ours=True)
+
+
+def _made(names: Sequence[str], wanted: set[str]) -> str:
+    path = tree()
+    for name in names:
+        if wanted:
+            _write(path, "cgroup.subtree_control", " ".join(f"+{one}" for one in sorted(wanted)))
+        path = os.path.join(path, name)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o755)
+    return path
+
+
+def _write_limits(path: str, limits: Limits) -> None:
+    quota = f"{round(limits.cpu_max * _CPU_PERIOD_US)} {_CPU_PERIOD_US}" if limits.cpu_max else ""
+    for name, value in (
+        ("memory.max", limits.memory_max), ("memory.high", limits.memory_high), ("pids.max", limits.tasks_max),
+        ("cpu.max", quota), ("io.weight", limits.io_weight),
+    ):  # fmt: skip
+        if value:
+            _write(path, name, str(value))
+
+
+def _write(path: str, name: str, value: str) -> None:
+    descriptor = os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"{name} {value}: {error.strerror}", path) from None
+    finally:
+        os.close(descriptor)

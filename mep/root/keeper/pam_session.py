@@ -1,0 +1,145 @@
+"""The keeper's hand over the PAM process of its user endpoint (session_process.py): start it, hear it, end it.
+
+The keeper never loads libpam. It knows what the PAM process said last, so a module that hangs has a name, and takes no
+longer than the start may. A PAM process that is killed later does not end the user endpoint: it is logged, and at
+the end another one closes the session with a new transaction, which is all that any module can be given by then.
+Whoever dies, the session is closed once. Trusts the PAM process as itself. Called by keeper.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.log import Log
+from mep.root.account.lookup import StartRefused
+from mep.root.kernel.signals import wait_readable
+from mep.root.kernel.spawn import SpawnPlan, StageReport
+from mep.root.pam.session_process import CLOSE_S, Login, pam_process, pam_substitute
+
+_STUCK_S = 5.0
+"""How much longer a module may take that the keeper does not wait for any more."""
+_MAX_WORDS = 65536
+
+
+class Session:
+    """One account's session with PAM service `service`."""
+
+    def __init__(self, service: str, user: str, log: Log) -> None:
+        self._service, self._user, self._log = service, user, log
+        self.pid = 0
+        """The PAM process; 0 where there is none."""
+        self._socket: socket.socket | None = None
+        self._answered = self._lost = False
+
+    def spawn(
+        self, plan: SpawnPlan, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None],
+        left: Callable[[], float],
+    ) -> tuple[int, StageReport]:  # fmt: skip
+        """Have the session opened and the child of `plan` forked in it; return what spawn.spawn returns.
+
+        `begin` is told each stage, again whenever one of `heard` is readable, and may refuse it. Raises what it
+        raises, StartRefused and SpawnFailed.
+        """
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, pipe = os.pipe2(os.O_CLOEXEC)
+        login = Login(self._service, plan, os.getpid(), pipe, left())
+        report = StageReport(ours)
+        try:
+            self.pid = _fork(lambda: pam_process(login, theirs))
+            os.close(pipe)
+            theirs.close()
+            return self._user_endpoint(heard, begin, left), report
+        except BaseException:
+            report.close()
+            raise
+
+    def _user_endpoint(
+        self, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None], left: Callable[[], float]
+    ) -> int:
+        assert self._socket is not None
+        stage = Stage.PAM_ACCOUNT
+        while True:
+            ready = wait_readable([self._socket.fileno()], 0)
+            if not ready:
+                begin(stage)
+                wait_readable([self._socket.fileno(), *heard()], left())
+                continue
+            data = self._socket.recv(_MAX_WORDS)
+            if not data:
+                raise SpawnFailed(stage, 0, "the PAM process ended")
+            said = json.loads(data)
+            if "stage" in said:
+                stage = Stage(said["stage"])
+                continue
+            self._answered = True
+            if "failed" in said:
+                raise _failure(said)
+            return _own_child(said["pid"])
+
+    def spared(self) -> int:
+        """Return the pid of the PAM process, which is not to be killed with the user's; 0 where there is none."""
+        return self.pid
+
+    def reaped(self, pid: int, how: str) -> None:
+        """Take note that the child `pid` of the keeper has ended, in case it is the PAM process."""
+        if pid == self.pid:
+            self.pid, self._lost = 0, True
+            self._log.error("the PAM process was killed: its user endpoint goes on", user=self._user, how=how)
+
+    def close(self) -> None:
+        """Have the session closed, by who opened it if that is still there, and wait for that a while."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._lost and self._answered:
+            try:
+                self.pid = _fork(lambda: pam_substitute(self._service, self._user))
+            except SpawnFailed as failure:
+                self._log.error("a session is not closed", user=self._user, error=str(failure))
+        if self.pid:
+            self._end(CLOSE_S + 1 if self._answered else _STUCK_S)
+
+    def _end(self, patience_s: float) -> None:
+        pidfd = os.pidfd_open(self.pid)
+        hangs = not wait_readable([pidfd], patience_s)
+        if hangs:
+            os.kill(self.pid, signal.SIGKILL)
+        os.close(pidfd)
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = 0
+        if hangs or status == signal.SIGALRM:
+            self._log.error("PAM did not close a session in time", user=self._user, seconds=f"{patience_s:g}")
+        elif status:
+            self._log.error("PAM did not close a session", user=self._user, status=status)
+
+
+def _fork(work: Callable[[], NoReturn]) -> int:
+    """Return the pid of a child that does `work`. Raises SpawnFailed(FORK)."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise SpawnFailed(Stage.FORK, error.errno or 0, "PAM") from None
+    if pid == 0:
+        work()
+    return pid
+
+
+def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
+    stage, detail = Stage(int(str(said["failed"]))), str(said["detail"])
+    if said["refused"]:
+        return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
+    return SpawnFailed(stage, int(str(said["errno"])), detail)
+
+
+def _own_child(pid: int) -> int:
+    """Return `pid`, a child of this process's that is not reaped. Raises SpawnFailed(FORK)."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError as error:
+        raise SpawnFailed(Stage.FORK, error.errno or 0, "the user endpoint is not the keeper's child") from None
+    return pid

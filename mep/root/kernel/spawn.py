@@ -1,0 +1,332 @@
+"""From fork to exec: the steps by which a child drops root, and nothing else.
+
+Trusts its plan, which the keeper (for a user endpoint) or the monitor (for manager and mapper) made. A step that
+fails ends the child and says which one over a close-on-exec pipe; end-of-file on that pipe means exec worked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mep.boundary.errors import SpawnFailed, Stage
+from mep.boundary.untraceable import close_to_tracers, other_gid
+from mep.root.kernel import syscalls
+
+_REPORT = struct.Struct("!BI")
+_ORPHAN = struct.Struct("!II")
+_MAX_REPORT = 512
+_HIGH = 64  # descriptors are moved above this first, so that none is overwritten while they are put in place
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom a child becomes. `groups` are the supplementary groups, the primary one included or not."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnPlan:
+    """What a child becomes and runs."""
+
+    account: Account
+    switch: bool
+    """False in single-user mode: there is no other account to become and no root to drop."""
+    argv: Sequence[str]
+    environment: dict[str, str]
+    descriptors: Sequence[int]
+    """What becomes descriptor 0, 1, 2 and so on; every other one is closed."""
+    directory: str
+    """Where it starts, if it may be entered by then; else `/`."""
+    open_files: tuple[int, int] | None = None
+    """RLIMIT_NOFILE to give back, where the monitor raised its own."""
+    setuid_programs: bool = False
+    """Whether setuid programs and file capabilities may work in it."""
+    prepared: bool = False
+    """Whether limits and umask are PAM's by now, and stay."""
+    keyring: bool = False
+    """Whether PAM made a session keyring for it."""
+    gate: tuple[int, int] | None = None
+    """A pipe at which it waits until its parent has put it into its control group, and has written so."""
+    rlimits: Sequence[tuple[int, int]] = ()
+    """Limits of the site's, each as number and value, over whatever else there is."""
+    enter_group: Callable[[], None] | None = None
+    """What it calls as root, to put itself into a control group."""
+    own_network: bool = False
+    """Whether it gets an empty network namespace of its own."""
+    untraceable: bool = False
+    """Whether it stays closed to its own account over exec, until it calls child.forbid_core_and_ptrace, which also
+    sets no_new_privs: manager and mapper."""
+
+
+class StageReport:
+    """The parent's end of the report pipe: what the child said, once it has exec'd or ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+        self._data = b""
+
+    def fileno(self) -> int:
+        """The pipe's descriptor, for polling."""
+        return self._descriptor
+
+    def finished(self) -> bool:
+        """Take what is there; True at end-of-file. Raises SpawnFailed where the child named a stage."""
+        while True:
+            try:
+                piece = os.read(self._descriptor, _MAX_REPORT)
+            except BlockingIOError:
+                return False
+            if not piece:
+                self._raise_failure()
+                return True
+            self._data = (self._data + piece)[:_MAX_REPORT]
+
+    def _raise_failure(self) -> None:
+        if len(self._data) < _REPORT.size:
+            return
+        stage, number = _REPORT.unpack_from(self._data)
+        raise SpawnFailed(Stage(stage), number, self._data[_REPORT.size :].decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._descriptor)
+
+
+def spawn(plan: SpawnPlan) -> tuple[int, StageReport]:
+    """Fork a child that follows `plan`; return its pid and the report of its stages. Raises SpawnFailed(FORK)."""
+    theirs, parent = -1, os.getpid()
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+    except OSError as error:
+        if theirs >= 0:
+            os.close(ours)
+            os.close(theirs)
+        raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+    if pid == 0:
+        _child(plan, theirs, parent)
+    os.close(theirs)
+    return pid, StageReport(ours)
+
+
+def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
+    """Have a child that follows `plan` forked, and given to `parent`, this process's own parent and a subreaper.
+
+    Return its pid; it reports to `pipe`. It must have a gate, at which it waits until its new parent has it.
+    Raises OSError.
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        between = os.fork()
+        if between == 0:
+            _fork_and_end(parent, plan, pipe, theirs)
+        os.waitpid(between, 0)  # by the time that it can be reaped, its child has the new parent
+        os.close(theirs)
+        pid, number = _ORPHAN.unpack(os.read(ours, _ORPHAN.size))
+    finally:
+        os.close(ours)
+    if number:
+        raise OSError(number, os.strerror(number))
+    return int(pid)
+
+
+def _fork_and_end(parent: int, plan: SpawnPlan, pipe: int, said: int) -> NoReturn:
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(plan, pipe, parent)
+        os.write(said, _ORPHAN.pack(pid, 0))
+    except OSError as error:
+        os.write(said, _ORPHAN.pack(0, error.errno or errno.EAGAIN))
+    finally:
+        os._exit(0)
+
+
+def _child(plan: SpawnPlan, pipe: int, parent: int) -> NoReturn:
+    try:
+        reset_signals()
+        pipe = _out_of_the_way(pipe)
+        for stage, step in _steps(plan, pipe, parent):
+            _take(stage, step)
+    except SpawnFailed as failure:
+        _report(pipe, failure.stage, failure.errno, failure.detail)
+    finally:
+        os._exit(127)
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError as error:
+        raise SpawnFailed(Stage.DESCRIPTORS, error.errno or 0, f"it may not have {_HIGH} open files") from None
+
+
+def _take(stage: Stage, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except OSError as error:
+        raise SpawnFailed(stage, error.errno or 0, str(error.filename or "")) from None
+    except (ValueError, OverflowError) as error:
+        raise SpawnFailed(stage, errno.EINVAL, str(error)) from None
+
+
+def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:
+    os.write(pipe, (_REPORT.pack(stage, number) + detail.encode("utf-8", "replace"))[:_MAX_REPORT])
+
+
+def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callable[[], None]]]:
+    """The order matters: bounding set and securebits can only be changed before the uid, groups likewise."""
+    account = plan.account
+    deny = not plan.setuid_programs
+    waiting: list[tuple[Stage, Callable[[], None]]] = []
+    if plan.gate is not None:
+        ours, theirs = plan.gate
+        waiting = [(Stage.CGROUP, lambda: _wait_at(ours, theirs))]
+    become: list[tuple[Stage, Callable[[], None]]] = [
+        *([(Stage.CAPABILITIES, _give_up_capabilities)] if deny else []),
+        (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
+        (Stage.SETGID, lambda: os.setresgid(other_gid(account.gid), account.gid, account.gid)),
+        (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
+    ]
+    return [
+        *waiting,
+        *([(Stage.CGROUP, plan.enter_group)] if plan.enter_group is not None else []),
+        *([(Stage.CAPABILITIES, syscalls.unshare_network)] if plan.own_network else []),
+        *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
+        *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
+        *(become if plan.switch else []),
+        (Stage.SETUID, lambda: _closed_and_bound_to(parent, keep_gids=plan.untraceable or not plan.switch)),
+        (Stage.CAPABILITIES, syscalls.clear_capabilities),
+        *([] if plan.keyring else [(Stage.KEYRING, syscalls.join_new_session_keyring)]),
+        *([(Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny and not plan.untraceable else []),
+        (Stage.PROVE_DROP, lambda: _prove(plan)),
+        (Stage.SETSID, os.setsid),
+        (Stage.CHDIR, lambda: _enter(plan.directory)),
+        (Stage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
+        (Stage.EXEC, lambda: os.execve(plan.argv[0], list(plan.argv), plan.environment)),
+    ]
+
+
+def reset_signals() -> None:
+    """Give every signal its default action, and block none: ignored ones would stay ignored over exec."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in {signal.SIGKILL, signal.SIGSTOP} and signal.getsignal(number) is not None:
+            signal.signal(number, signal.SIG_DFL)
+    syscalls.default_thread_library_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _wait_at(ours: int, theirs: int) -> None:
+    os.close(theirs)  # so that the parent's end is end-of-file here
+    if os.read(ours, 1) != b"\1":
+        raise SpawnFailed(Stage.CGROUP, errno.ESRCH, "the parent did not let it go on")
+    os.close(ours)
+
+
+def _limit(rlimits: Sequence[tuple[int, int]]) -> None:
+    for number, value in rlimits:
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
+
+
+def prepare(open_files: tuple[int, int] | None) -> None:
+    """Give this process umask and limits for a user endpoint: what PAM starts from, where it is enabled."""
+    os.umask(0o077)
+    if open_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        if int(file.read()) < 0:
+            file.write(b"0")
+
+
+def _give_up_capabilities() -> None:
+    syscalls.empty_bounding_set()
+    syscalls.lock_securebits()
+
+
+def _closed_and_bound_to(parent: int, *, keep_gids: bool) -> None:
+    """Let nobody look into what is still the parent's memory; end when the parent ends. Both: a new uid resets them."""
+    if keep_gids:
+        syscalls.set_dumpable(False)
+    else:
+        close_to_tracers()
+    syscalls.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SpawnFailed(Stage.SETUID, errno.ESRCH, "the parent ended")
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError:
+        os.chdir("/")
+
+
+def _place_descriptors(wanted: Sequence[int], pipe: int) -> None:
+    """Make `wanted[n]` descriptor n, keep the report pipe (close-on-exec, above them), close all others."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in wanted]
+    for number, descriptor in enumerate(high):
+        os.dup2(descriptor, number, inheritable=True)
+    syscalls.close_all_but([*range(len(wanted)), pipe])
+
+
+def _prove(plan: SpawnPlan) -> None:
+    prove_drop(plan.account, switched=plan.switch, setuid_programs=plan.setuid_programs, untraceable=plan.untraceable)
+
+
+def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False, untraceable: bool = False) -> None:
+    """Prove that root is gone and cannot come back, unless by a setuid program where these are allowed.
+
+    One that stays `untraceable` over exec sets no_new_privs after it. Raises SpawnFailed(PROVE_DROP) saying what is
+    left.
+    """
+    uids, gids = (account.uid,) * 3, (account.gid,) * 3
+    if untraceable:
+        gids = (other_gid(account.gid), account.gid, account.gid)
+    proofs = [
+        ("no_new_privs is off", setuid_programs or untraceable or syscalls.no_new_privs()),
+        ("capabilities are left", syscalls.capabilities_are_empty()),
+        ("uid", os.getresuid() == uids),
+        ("root's uid", account.uid != 0),
+        ("setuid(0) works", _refused(lambda: os.setuid(0))),
+        ("seteuid(0) works", _refused(lambda: os.seteuid(0))),
+    ]
+    if switched:
+        proofs += [
+            ("gid", os.getresgid() == gids),
+            ("root's gid", account.gid != 0),
+            ("groups", set(os.getgroups()) == set(account.groups)),
+            ("setgid(0) works", _refused(lambda: os.setgid(0))),
+            ("setgroups works", _refused(lambda: os.setgroups([]))),
+            ("the bounding set is not empty", setuid_programs or syscalls.bounding_set_is_empty()),
+            ("securebits", setuid_programs or syscalls.securebits() == syscalls.SECUREBITS_LOCKED),
+        ]
+    for what, proven in proofs:
+        if not proven:
+            raise SpawnFailed(Stage.PROVE_DROP, 0, what)
+
+
+def _refused(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False

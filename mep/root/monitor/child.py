@@ -1,0 +1,133 @@
+"""One child of the monitor as the monitor sees it: its channel, its phase, what it has said and how fast.
+
+Trusts nothing about the child. Sending never blocks: what the child does not read waits in a bounded queue, and
+a child that lets it fill up, or talks too fast, gets a `fault`, for which the monitor ends it.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mep.boundary.channel import Channel, close_descriptors
+from mep.boundary.messages import Message
+from mep.root.monitor.event_loop import READ, WRITE, Loop
+
+MAX_QUEUED = 2048
+MAX_RATE, MAX_BURST = 100.0, 4000.0
+"""Messages a second that a child may send for long, and at once. Each may be a line in the audit log: one that
+talks faster would fill the disk."""
+
+
+class Kind(enum.StrEnum):
+    """What a child is."""
+
+    MANAGER = "manager"
+    MAPPER = "mapper"
+    KEEPER = "keeper"
+    CHECKER = "checker"
+
+
+class Phase(enum.Flag):
+    """Where a child is in its life; a message is allowed in some phases only."""
+
+    BEGINNING = enum.auto()
+    """Manager or mapper: exec'd, not ready."""
+    SERVING = enum.auto()
+    """Manager or mapper: ready."""
+    ADMITTING = enum.auto()
+    """Keeper or checker: looking the account up."""
+    SPAWNING = enum.auto()
+    """Keeper: admitted, its user endpoint not exec'd."""
+    STARTING = enum.auto()
+    """Keeper: its user endpoint exec'd, not ready."""
+    RUNNING = enum.auto()
+    """Keeper: its user endpoint ready."""
+    ENDING = enum.auto()
+    """Said its last: nothing more is allowed."""
+
+
+class Bucket:
+    """A token bucket: `rate` a second, `burst` at once."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens, self._at = burst, clock()
+
+    def take(self) -> bool:
+        """Use one up; False where there is none."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Child:
+    """A running manager, mapper or keeper."""
+
+    def __init__(self, kind: Kind, pid: int, channel: Channel, phase: Phase, loop: Loop) -> None:
+        self.kind, self.pid, self.channel, self.phase = kind, pid, channel, phase
+        self.name = f"{kind}[{pid}]"
+        self.seen: set[type[Message]] = set()
+        self.bucket = Bucket(MAX_RATE, MAX_BURST, loop.clock)
+        self.fault = ""
+        self.uep_id = ""
+        self.open = True
+        self._loop = loop
+        self._queue: deque[tuple[Message, list[int]]] = deque()
+        self._waiting = False
+        self._deaf = False
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send, or queue, a message; `descriptors` become the child's to close."""
+        if not self.open or self.fault or self._deaf:
+            close_descriptors(descriptors)
+        elif len(self._queue) >= MAX_QUEUED:
+            close_descriptors(descriptors)
+            self.fault = f"does not read: {MAX_QUEUED} messages wait for it"
+        else:
+            self._queue.append((message, list(descriptors)))
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued as far as the child reads."""
+        while self._queue and self.open:
+            message, descriptors = self._queue[0]
+            try:
+                self.channel.send(message, descriptors)
+            except BlockingIOError:
+                break
+            except OSError:
+                # It has ended or closed its end. What it said before is still to be read.
+                self._deaf = True
+                self._drop_queue()
+                break
+            self._queue.popleft()
+            close_descriptors(descriptors)
+        if self.open and self._waiting != bool(self._queue):
+            self._waiting = bool(self._queue)
+            self._loop.want(self.channel.fileno(), READ | WRITE if self._waiting else READ)
+
+    def _drop_queue(self) -> None:
+        for _, descriptors in self._queue:
+            close_descriptors(descriptors)
+        self._queue.clear()
+
+    def close(self) -> None:
+        """Close the channel and drop what was queued."""
+        if not self.open:
+            return
+        self.open = False
+        self._loop.unwatch(self.channel.fileno())
+        self.channel.close()
+        self._drop_queue()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the child. Only while it is not reaped: its pid is its own until then."""
+        os.kill(self.pid, number)

@@ -1,0 +1,62 @@
+"""What manager and mapper may use: limits of the process (setrlimit(2)) and of its control group.
+
+A helper that was taken over, or has a fault, must not use up the host. The numbers are far above what the helpers need:
+the manager has some 5 threads, the mapper at most 40. Called by helper_process.py.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from mep.boundary.messages import MAX_DOCUMENT_BYTES
+from mep.boundary.resolved_config import Limits, Resolved
+from mep.root.monitor.child import Kind
+
+_MIB = 2**20
+_NO_LIMIT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HelperLimits:
+    """The limits of one helper; 0 is none."""
+
+    processes: int
+    """RLIMIT_NPROC: processes and threads of its account. Endpoints that share one share this too."""
+    open_files: int
+    file_size: int
+    """RLIMIT_FSIZE, in bytes. It counts for memfds too, so it is as large as the largest document."""
+    address_space: int
+    memory_max: int
+    """Of its control group, in bytes."""
+    tasks_max: int
+    """Of its control group: processes and threads."""
+
+    def rlimits(self) -> list[tuple[int, int]]:
+        """Return the limits of the process as setrlimit(2) takes them."""
+        found = [
+            (resource.RLIMIT_NPROC, self.processes),
+            (resource.RLIMIT_NOFILE, self.open_files),
+            (resource.RLIMIT_FSIZE, self.file_size),
+            (resource.RLIMIT_AS, self.address_space),
+        ]
+        return [(number, value) for number, value in found if value]
+
+    def group_limits(self) -> Limits:
+        """Return the limits of its control group."""
+        return Limits(memory_max=self.memory_max, tasks_max=self.tasks_max)
+
+
+def helper_limits(kind: Kind, resolved: Resolved) -> HelperLimits:
+    """Return the limits of the manager or the mapper of an endpoint.
+
+    A mapper that runs programs of the site's has no limits of the process but of open files: its programs inherit them.
+    In single-user mode RLIMIT_NPROC would count whatever else the owner runs, so there is none.
+    """
+    processes = 256 if resolved.multi_user else _NO_LIMIT
+    if kind is Kind.MANAGER:
+        file_size = _NO_LIMIT if resolved.task_log_path else MAX_DOCUMENT_BYTES
+        return HelperLimits(processes, 1024, file_size, 2048 * _MIB, 512 * _MIB, 64)
+    if resolved.mapper.programs:
+        return HelperLimits(_NO_LIMIT, 4096, _NO_LIMIT, _NO_LIMIT, 4096 * _MIB, 4096)
+    return HelperLimits(2 * processes, 1024, MAX_DOCUMENT_BYTES, 8192 * _MIB, 2048 * _MIB, 256)

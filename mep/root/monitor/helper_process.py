@@ -1,0 +1,194 @@
+"""Manager and mapper: launched by drop and exec, ended when they misbehave, launched again with back-off.
+
+Trusts the resolved configuration. Called by the monitor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mep.boundary.channel import Channel
+from mep.boundary.errors import ConfigRefused, SpawnFailed
+from mep.boundary.file_trust import ours
+from mep.boundary.memfd import sealed_memfd
+from mep.boundary.messages import Shutdown
+from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
+from mep.root.account.system_accounts import invoking_account, system_account
+from mep.root.kernel.network_namespace import left_network
+from mep.root.kernel.spawn import Account, SpawnPlan, StageReport, spawn
+from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.event_loop import Timer
+from mep.root.monitor.helper_group import enter_group, leave_group, why_no_groups
+from mep.root.monitor.helper_limits import helper_limits
+from mep.root.monitor.helper_log import Voice
+
+if TYPE_CHECKING:
+    from mep.root.monitor.monitor import Monitor
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
+STEADY_S = 60.0
+"""A child that ran this long starts again without delay: its back-off is forgotten."""
+SHUTDOWN_GRACE_S = 5.0
+
+
+class Helper:
+    """The one manager or the one mapper, whichever process that is at the time."""
+
+    def __init__(self, kind: Kind, monitor: Monitor) -> None:
+        self.kind = kind
+        self.child: Child | None = None
+        self._monitor = monitor
+        self._failures = 0
+        self._launched_at = 0.0
+        self._relaunch: Timer | None = None
+        self._stages: StageReport | None = None
+        self._voice: Voice | None = None
+        self._said_no_group = False
+        self._budget = monitor.log_budget(f"of the {kind}")
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has said that it is ready."""
+        return self.child is not None and self.child.phase is Phase.SERVING and not self.child.fault
+
+    def launch(self) -> None:
+        """Start it; where that fails, try again later."""
+        self._relaunch = None
+        self._launched_at = self._monitor.loop.clock()
+        try:
+            self._launch()
+        except (ConfigRefused, SpawnFailed, OSError) as error:
+            self._cannot_start(str(error))
+            self._again()
+
+    def _cannot_start(self, reason: str) -> None:
+        self._monitor.log.error(f"cannot start the {self.kind}", reason=reason)
+        self._monitor.status.problem = f"cannot start the {self.kind}: {reason}"
+        self._monitor.status.changed()
+
+    def _launch(self) -> None:
+        voice: Voice | None = None
+        ours, theirs = Channel.pair()
+        ours.dispose = self._monitor.closer.close
+        opened = [theirs.fileno()]
+        try:
+            voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log, self._budget)
+            opened.append(voice.theirs)
+            opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
+            opened.append(open_secret(self._secret_path(), self._account()))
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                pid, stages = spawn(self._plan([null, voice.theirs, voice.theirs, opened[0], *opened[2:]]))
+            finally:
+                os.close(null)
+        except BaseException:
+            ours.close()
+            if voice is not None:
+                voice.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in opened[1:]:
+                os.close(descriptor)
+        self.child = self._monitor.add_child(Child(self.kind, pid, ours, Phase.BEGINNING, self._monitor.loop))
+        self._stages, self._voice = stages, voice
+        self._monitor.loop.watch(stages.fileno(), self._take_stages)
+
+    def _section(self) -> ManagerSection | MapperSection:
+        resolved = self._monitor.resolved
+        return resolved.manager if self.kind is Kind.MANAGER else resolved.mapper
+
+    def _secret_path(self) -> str:
+        resolved = self._monitor.resolved
+        return resolved.manager.link_key_path if self.kind is Kind.MANAGER else resolved.mapper.unseal_key_path
+
+    def _account(self) -> Account:
+        if self._monitor.resolved.multi_user:
+            return system_account(self._section().account)
+        return invoking_account(self._monitor.resolved.mapper.own_user)
+
+    def _plan(self, descriptors: list[int]) -> SpawnPlan:
+        resolved, account = self._monitor.resolved, self._account()
+        limits = helper_limits(self.kind, resolved)
+        return SpawnPlan(
+            account=account,
+            switch=resolved.multi_user,
+            argv=[resolved.python, "-I", "-m", f"mep.{self.kind}"],
+            environment={"HOME": account.home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            descriptors=descriptors,
+            directory="/",
+            open_files=self._monitor.open_files,
+            rlimits=limits.rlimits(),
+            enter_group=self._enter_group(limits.group_limits()),
+            own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
+            untraceable=resolved.multi_user,
+        )
+
+    def _enter_group(self, limits: Limits) -> Callable[[], None] | None:
+        """Return how it enters its control group; None where there can be none, which is said once."""
+        endpoint = self._monitor.resolved.name
+        if reason := why_no_groups(limits):
+            if not self._said_no_group:
+                self._said_no_group = True
+                self._monitor.log.info(f"the {self.kind} has no control group of its own", reason=reason)
+            return None
+        return lambda: enter_group(endpoint, str(self.kind), limits)
+
+    def _take_stages(self) -> None:
+        stages = self._stages
+        if stages is None:
+            return
+        try:
+            if not stages.finished():
+                return
+        except SpawnFailed as failure:
+            self._cannot_start(str(failure))
+        self._monitor.loop.unwatch(stages.fileno())
+        stages.close()
+        self._stages = None
+
+    def ended(self, how: str) -> None:
+        """Take note that its process is gone, and launch it again unless the monitor is stopping."""
+        self._take_stages()
+        self.child = None
+        leave_group(self._monitor.resolved.name, str(self.kind))
+        if self._voice is not None:
+            self._voice.take()
+        if self._monitor.stopping:
+            return
+        self._monitor.log.warning(f"the {self.kind} ended", how=how)
+        self._again()
+
+    def _again(self) -> None:
+        if self._monitor.loop.clock() - self._launched_at >= STEADY_S:
+            self._failures = 0
+        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._failures)
+        self._failures += 1
+        self._relaunch = self._monitor.loop.after(delay, self.launch)
+
+    def shut_down(self, reason: str) -> None:
+        """Ask it to end, and end it where it does not. A launch that is due is called off by `stopping`."""
+        child = self.child
+        if self._relaunch is not None and self._monitor.stopping:
+            self._relaunch.cancel()
+        if child is None:
+            return
+        child.send(Shutdown(reason=reason))
+        self._monitor.loop.after(SHUTDOWN_GRACE_S, lambda: self._end(child))
+
+    def _end(self, child: Child) -> None:
+        if self.child is child:
+            child.signal(signal.SIGKILL)
+
+
+def open_secret(path: str, account: Account) -> int:
+    """Return a descriptor of the key file at `path`, which must be readable by root and `account` alone.
+
+    Raises UntrustedPath and OSError.
+    """
+    trust = replace(ours(), last_owner=account.uid, chown_to=account.name)
+    return trust.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, secret=True)

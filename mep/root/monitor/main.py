@@ -1,0 +1,128 @@
+"""The monitor's start: `python -I -m mep.root.monitor --config-fd N --bundle-fd M`.
+
+It must be root for a multi-user endpoint, and must not be for a single-user one. It touches: two sealed memfds
+from the resolver; its runtime directory, log and audit log; the key files, which it opens and hands on without
+reading; socketpairs to its children. It has no network, and imports the standard library, mep.boundary and
+mep.boundary.errors only. PRIVSEP.md says what each process of an endpoint may do.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+
+from mep.boundary import cgroup_support
+from mep.boundary.errors import ConfigRefused
+from mep.boundary.file_trust import ours
+from mep.boundary.log import Log
+from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
+from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
+from mep.root.account.system_accounts import uids_of
+from mep.root.kernel import syscalls
+from mep.root.kernel.network_namespace import leave_network
+from mep.root.monitor import fd_limit
+from mep.root.monitor.adoption import adopt_keepers
+from mep.root.monitor.audit_log import Audit, open_appending
+from mep.root.monitor.monitor import Monitor
+from mep.root.monitor.reload import MAX_BUNDLE_BYTES, open_log
+from mep.root.monitor.runtime_dir import RuntimeDir, check_reachable
+from mep.root.monitor.sd_notify import open_notify_socket
+from mep.root.monitor.status_file import Status
+from mep.root.monitor.user_endpoints import Endpoints
+
+_GC_THRESHOLDS = (100, 1, 1)
+"""What is not frozen is little: to look through all of it costs nothing, and garbage in cycles does not pile up."""
+_USAGE = "usage: python -I -m mep.root.monitor --config-fd N --bundle-fd M"
+
+
+def main(argv: list[str]) -> int:
+    """Run the monitor; return its exit status."""
+    os.umask(0o077)
+    try:
+        config, bundle = _descriptors(argv)
+        resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
+        check_sealed(bundle, MAX_BUNDLE_BYTES)
+        os.close(config)
+        os.set_inheritable(bundle, False)
+        refuse_wrong_user(multi_user=resolved.multi_user)
+        refuse_old_kernel()
+        run(resolved, bundle)
+    except (ConfigRefused, NotSealed, OSError) as error:
+        sys.stderr.write(f"mep monitor: {error}\n")
+        return 1
+    return 0
+
+
+def _descriptors(argv: list[str]) -> tuple[int, int]:
+    if len(argv) != 4 or argv[0] != "--config-fd" or argv[2] != "--bundle-fd" or not (argv[1] + argv[3]).isdecimal():
+        raise ConfigRefused("command line", "", _USAGE)
+    return int(argv[1]), int(argv[3])
+
+
+def refuse_wrong_user(*, multi_user: bool) -> None:
+    """Raise ConfigRefused unless this process is whom the configuration wants it to be."""
+    if multi_user and os.getresuid() != (0, 0, 0):
+        raise ConfigRefused("monitor", "multi_user", "must run as root: it starts processes as other accounts")
+    if not multi_user and 0 in os.getresuid():
+        raise ConfigRefused("monitor", "multi_user", "a single-user endpoint runs as its owner, never as root")
+
+
+def refuse_old_kernel() -> None:
+    """Raise ConfigRefused on a kernel without pidfds: without them a recycled pid could be signalled."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        raise ConfigRefused("monitor", "", f"needs Linux 5.3 or later (pidfd_open: {error.strerror})") from None
+
+
+def run(resolved: Resolved, bundle: int) -> None:
+    """Set everything up, then serve. Raises ConfigRefused and OSError for what is wrong at the start."""
+    runtime = RuntimeDir(resolved.runtime_dir, private=not resolved.multi_user)
+    endpoints = Endpoints()
+    status = Status(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
+    try:
+        monitor = _monitor(resolved, bundle, status, endpoints)
+        adopt_keepers(monitor)
+    except (ConfigRefused, OSError) as error:
+        status.state, status.problem = "failed", str(error)
+        status.write()
+        raise
+    open_notify_socket()  # its name may be an abstract one, which belongs to the network namespace that is left next
+    if reason := leave_network():
+        monitor.log.info("the monitor stays in the host's network namespace", reason=reason)
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # so that what is frozen is not counted: else a full collection would wait for as much again
+    gc.set_threshold(*_GC_THRESHOLDS)
+    monitor.run()
+    monitor.log.info("stopped")
+    runtime.release(keep_records=monitor.keep_user_endpoints)
+
+
+def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoints) -> Monitor:
+    if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
+        os.setsid()
+    if problem := cgroup_support.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):
+        raise ConfigRefused(resolved.name, "limits", problem)
+    fd_limit.check(resolved)
+    for path in (resolved.log_path, resolved.audit_path, resolved.task_log_path):
+        if path:
+            ours().make_directory(os.path.dirname(path), 0o700, private=False)
+    open_log(resolved.log_path)
+    log = Log("monitor")
+    audit = Audit(resolved.audit_path, log)
+    if resolved.task_log_path:
+        os.close(open_appending(resolved.task_log_path))  # so that what is wrong with it is said now
+    own_uids: tuple[int, ...] = ()
+    if resolved.multi_user:
+        for path in (resolved.python, resolved.user_endpoint_main):
+            check_reachable(path)
+            ours().check(path)
+        own_uids = uids_of(resolved.own_accounts)
+    syscalls.set_process_name("mep-monitor")
+    syscalls.become_subreaper()
+    before = fd_limit.raise_limit()
+    log.info("started", endpoint=resolved.name, pid=os.getpid(), multi_user=resolved.multi_user)
+    return Monitor(resolved, bundle, log, audit, status, endpoints, own_uids, before)

@@ -1,0 +1,107 @@
+"""How long ago it was last confirmed that the person of a user endpoint maps to its account; what follows from that.
+
+A re-check of a mapping happens where the manager asks the relay for one, and the manager may be in foreign hands. So
+nothing that it says counts here, neither of its link nor of anything else. What counts is the mapper's answer to what
+the relay signed, and the monotonic clock. An age that is too great is warned of; one beyond `recheck_max_age_s` ends
+the user endpoint. Ages outlive the monitor (keeper_record.py). Called by recheck_schedule.py and keepers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mep.boundary.errors import Refusal, public_text
+from mep.boundary.resolved_config import OVERDUE_INTERVALS
+from mep.root.monitor.user_endpoints import UserEndpoint
+
+if TYPE_CHECKING:
+    from mep.root.monitor.monitor import Monitor
+
+_STALL_S = 60.0
+"""A monitor that has not looked for so long was stopped, or its host was."""
+
+Revoke = Callable[[UserEndpoint, str, str, str, str], None]
+
+
+class Ages:
+    """Watches `mapped_at` of every running user endpoint."""
+
+    def __init__(self, monitor: Monitor, revoke: Revoke) -> None:
+        self._monitor, self._revoke = monitor, revoke
+        self._started_at = self._looked_at = self._ends_from = 0.0
+
+    def start(self) -> None:
+        """Begin: what a former monitor left is asked about before it is ended. One of unknown age begins at 0."""
+        now = self._monitor.loop.clock()
+        self._started_at = self._looked_at = now
+        self._ends_from = now + self._warn_age_s()
+        for endpoint in self._monitor.endpoints.values():
+            if not endpoint.mapped_at:
+                self.confirmed(endpoint, now)
+
+    def _warn_age_s(self) -> float:
+        return OVERDUE_INTERVALS * self._monitor.resolved.manager.recheck_interval_s
+
+    def confirmed(self, endpoint: UserEndpoint, at: float) -> None:
+        """It was confirmed `at` that its person maps to this account."""
+        if endpoint.overdue:
+            self._monitor.log.info(
+                "it is confirmed again that this person maps to this account",
+                uep=endpoint.uep_id, user=endpoint.local_user,
+            )  # fmt: skip
+        endpoint.mapped_at, endpoint.mapping_said = at, ""
+        endpoint.overdue, endpoint.warn_age = False, 0.0
+        try:
+            self._monitor.records.note_mapped(endpoint.uep_id, at, endpoint.incarnation)
+        except OSError as error:
+            self._monitor.log.error("cannot note a check", uep=endpoint.uep_id, error=error.strerror)
+
+    def look(self) -> None:
+        """Warn of what is overdue, and end what is too old."""
+        now, warn_age = self._monitor.loop.clock(), self._warn_age_s()
+        if now - self._looked_at > _STALL_S:
+            self._ends_from = now + warn_age  # nobody could be asked meanwhile
+        self._looked_at = now
+        if not warn_age or self._monitor.stopping:
+            return
+        limit = self._monitor.resolved.recheck_max_age_s if now >= self._ends_from else 0.0
+        for endpoint in [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]:
+            self._look_at_account(endpoint, now, warn_age)
+            age = now - endpoint.mapped_at
+            if limit and age > limit:
+                self._end(endpoint, age)
+            elif age > warn_age:
+                self._warn(endpoint, age, warn_age)
+
+    def _look_at_account(self, endpoint: UserEndpoint, now: float, warn_age: float) -> None:
+        """Show where nobody can say whether an account may be used; each check that fails is warned of by itself."""
+        overdue = now - (endpoint.admitted_at or self._started_at) > warn_age
+        if overdue != endpoint.account_overdue:
+            endpoint.account_overdue = overdue
+            self._monitor.status.changed()
+
+    def _warn(self, endpoint: UserEndpoint, age: float, warn_age: float) -> None:
+        """Say so: at once, and whenever the age has doubled."""
+        if age < endpoint.warn_age:
+            return
+        endpoint.overdue, endpoint.warn_age = True, 2 * max(age, warn_age)
+        who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
+        self._monitor.log.warning(
+            "nobody has confirmed for long that this person still maps to this account: the relay or the directory is "
+            "away, or the manager, which may be in foreign hands, does not ask",
+            **who, seconds=round(age), said=endpoint.mapping_said or "nothing",
+            link_as_the_manager_says=self._monitor.status.link_state,
+        )  # fmt: skip
+        self._monitor.audit.write(
+            "overdue", **who, uid=endpoint.uid, pid=endpoint.pid, seconds=round(age), said=endpoint.mapping_said
+        )
+        self._monitor.status.changed()
+
+    def _end(self, endpoint: UserEndpoint, age: float) -> None:
+        limit = self._monitor.resolved.recheck_max_age_s
+        code = Refusal.MAPPING_UNCONFIRMED
+        detail = f"last confirmed {age:.0f} s ago, and recheck_max_age_s is {limit:g}"
+        if endpoint.mapping_said:
+            detail += f"; since then {endpoint.mapping_said}"
+        self._revoke(endpoint, code, public_text(code), detail, endpoint.correlation_id)

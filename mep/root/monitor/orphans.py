@@ -1,0 +1,59 @@
+"""What a child of the monitor's that was killed has left behind, and the monitor, as subreaper, is now the parent of.
+
+It is killed in passes, each short, a moment apart, until a pass finds nothing: a person whose processes fork as fast as
+they can keeps the monitor from nothing else. The log gets two lines, not one for each process. Called by monitor.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable
+
+from mep.boundary.log import Log
+from mep.root.kernel.subreaper import calm, hurry
+from mep.root.monitor.event_loop import Loop
+
+AGAIN_S = 0.02
+GIVE_UP_S = 10.0
+"""After so long they keep the monitor from ending no more: what does not die is the kernel's to end."""
+
+
+class Leavings:
+    """The passes, while there are any."""
+
+    def __init__(self, loop: Loop, log: Log, again: Callable[[], None]) -> None:
+        """`again` is to lead to `sweep`."""
+        self._loop, self._log, self._again = loop, log, again
+        self._busy = False
+        self._since = 0.0
+        self._due = False
+
+    def wait_for(self) -> bool:
+        """Tell whether there is something left that the end of the monitor has to wait for."""
+        return self._busy and self._loop.clock() - self._since < GIVE_UP_S
+
+    def sweep(self, strangers: Iterable[int], *, more: bool) -> None:
+        """End `strangers`: children that nobody here has forked. `more`: there are zombies left to reap."""
+        found = 0
+        for pid in strangers:
+            found += 1
+            if not self._busy:
+                self._busy, self._since = True, self._loop.clock()
+                hurry()
+                self._log.warning("a child left processes behind: killing them", first=pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if self._busy and not found and not more:
+            self._busy = False
+            calm()
+            seconds = self._loop.clock() - self._since
+            self._log.warning("what a child left behind is gone", seconds=f"{seconds:.1f}")
+        if (found or more) and not self._due:
+            self._due = True
+            self._loop.after(AGAIN_S, self._next)
+
+    def _next(self) -> None:
+        self._due = False
+        self._again()

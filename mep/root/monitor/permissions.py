@@ -1,0 +1,98 @@
+"""The permission table of the privilege boundary: every message a child may send, when, how often, and what is done.
+
+One row is one root power; what is not in the table does not exist. A message that is unknown, malformed,
+oversized, of another phase, said once too often or too fast is the end of the child that sent it, and the log
+names message and phase. Trusts nothing that it reads. Called by the monitor for each child that is readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mep.boundary import messages as m
+from mep.boundary.errors import BoundaryViolation
+from mep.root.monitor import handlers
+from mep.root.monitor.child import Child, Kind, Phase
+
+if TYPE_CHECKING:
+    from mep.root.monitor.monitor import Monitor
+
+Handler = Callable[["Monitor", Child, Any, list[int]], None]
+AT_ONCE = 32
+"""Messages taken from one child before the others have their turn."""
+ONCE, MANY = True, False
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """One row: who may say what in which phase, once or many times; what is done; the phase it leads to."""
+
+    kind: Kind
+    message: type[m.Message]
+    phase: Phase
+    once: bool
+    handler: Handler
+    then: Phase | None = None
+
+
+P = Phase
+TABLE = (
+    Power(Kind.MANAGER, m.ManagerReady, P.BEGINNING, ONCE, handlers.answer_manager_ready, P.SERVING),
+    Power(Kind.MANAGER, m.StartEndpoint, P.SERVING, MANY, handlers.answer_start_endpoint),
+    Power(Kind.MANAGER, m.LinkStatus, P.SERVING, MANY, handlers.answer_link_status),
+    Power(Kind.MANAGER, m.StopAll, P.SERVING, ONCE, handlers.answer_stop_all),
+    Power(Kind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, handlers.answer_mapping_status),
+    Power(Kind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, handlers.answer_reload_needed),
+    Power(Kind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, handlers.answer_mapper_ready, P.SERVING),
+    Power(Kind.MAPPER, m.Mapped, P.SERVING, MANY, handlers.answer_mapped),
+    Power(Kind.MAPPER, m.NotMapped, P.SERVING, MANY, handlers.answer_not_mapped),
+    Power(Kind.MAPPER, m.StillMapped, P.SERVING, MANY, handlers.answer_still_mapped),
+    Power(Kind.MAPPER, m.NoLongerMapped, P.SERVING, MANY, handlers.answer_no_longer_mapped),
+    Power(Kind.CHECKER, m.StillAdmitted, P.ADMITTING, ONCE, handlers.answer_still_admitted, P.ENDING),
+    Power(Kind.CHECKER, m.NoLongerAdmitted, P.ADMITTING, ONCE, handlers.answer_no_longer_admitted, P.ENDING),
+    Power(Kind.CHECKER, m.NotChecked, P.ADMITTING, ONCE, handlers.answer_not_checked, P.ENDING),
+    Power(Kind.KEEPER, m.AskCaps, P.ADMITTING, ONCE, handlers.answer_ask_caps, P.SPAWNING),
+    Power(Kind.KEEPER, m.Spawned, P.SPAWNING, ONCE, handlers.answer_spawned, P.STARTING),
+    Power(Kind.KEEPER, m.UepReady, P.STARTING, ONCE, handlers.answer_uep_ready, P.RUNNING),
+    Power(
+        Kind.KEEPER,
+        m.KeeperFailed,
+        P.ADMITTING | P.SPAWNING | P.STARTING,
+        ONCE,
+        handlers.answer_keeper_failed,
+        P.ENDING,
+    ),
+    Power(Kind.KEEPER, m.UepExited, P.RUNNING, ONCE, handlers.answer_uep_exited, P.ENDING),
+)
+_POWERS = {(power.kind, power.message): power for power in TABLE}
+
+
+def take_messages(monitor: Monitor, child: Child) -> None:
+    """Read what `child` sent and do what the table says. Raises BoundaryViolation for anything else."""
+    for _ in range(AT_ONCE):
+        try:
+            received = child.channel.receive() if child.open else None
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        if received is None:
+            child.close()
+            return
+        if not child.bucket.take():
+            child.channel.dispose(received[1])
+            raise BoundaryViolation(f"{type(received[0]).__name__}: too many messages a second")
+        _dispatch(monitor, child, *received)
+
+
+def _dispatch(monitor: Monitor, child: Child, message: m.Message, descriptors: list[int]) -> None:
+    power = _POWERS.get((child.kind, type(message)))
+    if power is None or not child.phase & power.phase or (power.once and power.message in child.seen):
+        child.channel.dispose(descriptors)
+        raise BoundaryViolation(f"{type(message).__name__} is not allowed to it in this phase")
+    child.seen.add(power.message)
+    if power.then is not None:
+        child.phase = power.then
+    power.handler(monitor, child, message, descriptors)

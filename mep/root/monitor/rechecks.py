@@ -1,0 +1,208 @@
+"""Revocation: what runs is checked again, now and then, and ended where its person may not have it any more.
+
+Two things are checked. Whether the person still maps to the account: the manager has the relay say anew who they are,
+the mapper verifies and maps that, and its answer comes here; how long ago that was is watched by
+mapping_confirmations.py, which trusts no manager. And whether the account may still be used: a checker
+(recheck_process.py) looks, which needs neither relay nor manager. A check without an answer ends nothing. Called by
+monitor.py, handlers.py, start_requests.py and reload.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mep.boundary import messages as m
+from mep.boundary.channel import Channel
+from mep.boundary.errors import REVOCATIONS, Refusal, public_text
+from mep.root.account.recheck_process import Subject, checker_main
+from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.mapping_confirmations import Ages
+from mep.root.monitor.user_endpoints import UserEndpoint
+
+if TYPE_CHECKING:
+    from mep.root.monitor.monitor import Monitor
+
+MAX_CHECKERS = 4
+PACE_S = 0.02
+"""Between two checkers, so that a thousand that fall due together are no burst."""
+LONGEST_PAUSE_S = 5.0
+CHECK_DEADLINE_S = 20.0
+STATUS_DELAY_S = 2.0
+
+
+class Rechecks:
+    """When what is checked again, and what follows."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._queue: deque[Subject] = deque()
+        self._checkers: dict[int, tuple[Subject, list[UserEndpoint]]] = {}
+        """By the checker's pid: the account, and which processes of its were there when the checker was forked. Its
+        answer is about those alone: a later one was admitted later."""
+        self._status_due = False
+        self.ages = Ages(monitor, self.revoke)
+
+    @property
+    def _interval_s(self) -> float:
+        return self._monitor.resolved.manager.recheck_interval_s
+
+    def start(self) -> None:
+        """Begin to look now and then."""
+        self.ages.start()
+        self._tick()
+
+    def all_now(self) -> None:
+        """Configuration or mapping may have changed: check everything soon."""
+        running = [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]
+        if not running or not self._interval_s or self._monitor.stopping:
+            return
+        for endpoint in running:
+            endpoint.check_due = 0.0
+        manager = self._monitor.helpers[Kind.MANAGER]
+        if manager.child is not None and manager.serving:
+            manager.child.send(m.RecheckNow())
+        self._tick_at_once()
+
+    # --- accounts -----------------------------------------------------------------------------------------
+
+    def _tick_at_once(self) -> None:
+        self._monitor.loop.after(0.0, self._look)
+
+    def _tick(self) -> None:
+        interval = self._interval_s
+        self._look()
+        self.ages.look()
+        pause = min(LONGEST_PAUSE_S, max(0.1, interval / 8)) if interval else LONGEST_PAUSE_S
+        self._monitor.loop.after(pause, self._tick)
+
+    def _look(self) -> None:
+        """Queue the accounts that are due, each once."""
+        now, interval = self._monitor.loop.clock(), self._interval_s
+        if not interval or self._monitor.stopping:
+            return
+        pumping = bool(self._queue)
+        for endpoint in self._monitor.endpoints.values():
+            if not endpoint.ready or endpoint.ending or endpoint.check_due > now:
+                continue
+            endpoint.check_due = now + interval
+            subject = Subject(endpoint.local_user, endpoint.uid, endpoint.source)
+            if subject not in self._queue:
+                self._queue.append(subject)
+        if self._queue and not pumping:
+            self._pump()
+
+    def _pump(self) -> None:
+        if len(self._checkers) < MAX_CHECKERS:
+            self._fork(self._queue.popleft())
+        if self._queue:
+            self._monitor.loop.after(PACE_S, self._pump)
+
+    def _fork(self, subject: Subject) -> None:
+        ends: Sequence[Channel] = ()
+        try:
+            ends = ours, theirs = Channel.pair()
+            pid = os.fork()
+        except OSError as error:
+            for end in ends:
+                end.close()
+            self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
+            for endpoint in self._of(subject):  # somebody may have filled the process table: try again soon
+                endpoint.check_due = min(endpoint.check_due, self._monitor.loop.clock() + LONGEST_PAUSE_S)
+            return
+        if pid == 0:
+            pam = self._monitor.resolved.pam
+            service = pam.service_name if pam.enable and pam.recheck else ""
+            checker_main(subject, self._monitor.keepers.rules(), theirs, service)
+        theirs.close()
+        child = self._monitor.add_child(Child(Kind.CHECKER, pid, ours, Phase.ADMITTING, self._monitor.loop))
+        self._checkers[pid] = subject, self._of(subject)
+        self._monitor.loop.after(CHECK_DEADLINE_S, lambda: self._late(child))
+
+    def _late(self, child: Child) -> None:
+        if self._checkers.get(child.pid) is not None and child.open:
+            child.signal(signal.SIGKILL)
+
+    def account_checked(self, child: Child, problem: str) -> None:
+        """A checker has answered; an empty `problem` is good."""
+        now = self._monitor.loop.clock()
+        subject, there = self._checkers[child.pid]
+        for endpoint in [one for one in self._of(subject) if one in there]:
+            if problem:
+                code = Refusal.ACCOUNT_REFUSED
+                self.revoke(endpoint, code, public_text(code), problem, endpoint.correlation_id)
+            else:
+                endpoint.admitted_at = now
+        self._show()
+
+    def not_checked(self, child: Child, reason: str) -> None:
+        """A checker cannot say: what runs, runs on."""
+        user = self._checkers[child.pid][0].local_user
+        self._monitor.log.warning("an account cannot be checked now; what it runs goes on", user=user, reason=reason)
+
+    def checker_ended(self, child: Child) -> None:
+        """Its process is gone; one that has said nothing was killed."""
+        if child.phase is not Phase.ENDING:
+            self.not_checked(child, f"no answer within {CHECK_DEADLINE_S:g} s, or its checker failed")
+        del self._checkers[child.pid]
+
+    def _of(self, subject: Subject) -> list[UserEndpoint]:
+        running = [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]
+        return [one for one in running if (one.local_user, one.uid) == (subject.local_user, subject.uid)]
+
+    # --- mapping ------------------------------------------------------------------------------------------
+
+    def mapper_says(self, message: m.StillMapped | m.NoLongerMapped) -> None:
+        """The mapper has answered a re-check."""
+        endpoint = self._monitor.endpoints.get(message.uep_id)
+        if endpoint is None or not endpoint.ready or endpoint.ending:
+            return
+        if not endpoint.is_named(message.incarnation):
+            self._monitor.log.info(
+                "a re-check of an earlier process was dropped",
+                uep=endpoint.uep_id, user=endpoint.local_user, correlation_id=message.correlation_id,
+            )  # fmt: skip
+            return
+        if isinstance(message, m.StillMapped):
+            if message.local_user == endpoint.local_user:
+                self.ages.confirmed(endpoint, self._monitor.loop.clock())
+                self._show()
+                return
+            code = Refusal.IDENTITY_REMAPPED
+            detail = f"the person maps to {message.local_user} now"
+            self.revoke(endpoint, code, public_text(code), detail, message.correlation_id)
+        elif message.code in REVOCATIONS:
+            self.revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
+        elif message.code != endpoint.mapping_said:
+            endpoint.mapping_said = message.code
+            if not self._monitor.refusals.take(len(message.detail) + 512):
+                return
+            self._monitor.log.warning(
+                "a mapping cannot be checked now; what runs goes on",
+                uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
+            )  # fmt: skip
+
+    # --- the end of it ------------------------------------------------------------------------------------
+
+    def revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+        """End a user endpoint with a code of REVOCATIONS, and tell log, audit log and manager why."""
+        who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
+        said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
+        self._monitor.audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
+        self._monitor.log.warning("ending a user endpoint that may not be any more", **said, **who)
+        endpoint.correlation_id = correlation_id
+        self._monitor.tell_revoked(endpoint, code, public)
+        self._monitor.keepers.revoke(endpoint, code, public)
+
+    def _show(self) -> None:
+        """Have the status file say when things were checked, not at once: that happens often."""
+        if not self._status_due:
+            self._status_due = True
+            self._monitor.loop.after(STATUS_DELAY_S, self._show_now)
+
+    def _show_now(self) -> None:
+        self._status_due = False
+        self._monitor.status.changed()

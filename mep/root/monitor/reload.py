@@ -1,0 +1,189 @@
+"""SIGHUP: run the resolver again and take over what it wrote, if that is good.
+
+The resolver is the administrator's own command line tool, run as root with two memfds to write to; what it
+writes is sealed and checked as at the start. A bad document, a failure or a resolver that hangs leaves the old
+configuration in force. Called by the monitor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NoReturn
+
+from mep.boundary.errors import ConfigRefused
+from mep.boundary.file_trust import ours
+from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
+from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
+from mep.root.account.system_accounts import uids_of
+from mep.root.keeper.supervisor import describe_status
+from mep.root.kernel.spawn import reset_signals
+from mep.root.monitor import fd_limit
+from mep.root.monitor.child import Kind
+from mep.root.monitor.event_loop import Timer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mep.root.monitor.monitor import Monitor
+
+DEADLINE_S = 60.0
+MAPPER_PAUSE_S = 5.0
+MAX_BUNDLE_BYTES = 16 * 1024 * 1024
+_FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
+"""What cannot change while the endpoint runs."""
+
+
+class Reload:
+    """The resolver's run, if there is one."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.pid = 0
+        self._monitor = monitor
+        self._documents: tuple[int, ...] = ()
+        self._deadline: Timer | None = None
+        self._for_mapper: Timer | None = None
+        self._next_for_mapper = 0.0
+
+    def start(self) -> None:
+        """Begin to reload; a second request while one is under way is dropped."""
+        monitor = self._monitor
+        self._reopen_logs()
+        if self.pid or monitor.stopping or not monitor.resolved.resolver_argv:
+            return
+        try:
+            self._documents = _two_memfds()
+            self.pid = os.fork()
+        except OSError as error:
+            self._failed(str(error))
+            return
+        if self.pid == 0:
+            _exec_resolver(monitor.resolved.resolver_argv, *self._documents)
+        self._deadline = monitor.loop.after(DEADLINE_S, self._overdue)
+        monitor.log.info("reading the configuration again", resolver=self.pid)
+
+    def start_for_mapper(self) -> None:
+        """Begin to reload since the mapper asks for it: at once, or MAPPER_PAUSE_S after the last time."""
+        if self._for_mapper is None:
+            loop = self._monitor.loop
+            self._for_mapper = loop.after(max(0.0, self._next_for_mapper - loop.clock()), self._start_for_mapper)
+
+    def _start_for_mapper(self) -> None:
+        loop, self._for_mapper = self._monitor.loop, None
+        self._next_for_mapper = loop.clock() + MAPPER_PAUSE_S
+        if self.pid:  # that one may have read the mapping as it was before
+            self.start_for_mapper()
+        else:
+            self.start()
+
+    def _reopen_logs(self) -> None:
+        """Each by itself: one that cannot be opened again keeps none of the others from it."""
+        resolved, monitor = self._monitor.resolved, self._monitor
+        steps: dict[str, Callable[[], object]] = {
+            "log": lambda: open_log(resolved.log_path),
+            "audit log": lambda: monitor.audit.reopen(resolved.audit_path),
+            "task records": monitor.hand_over_task_log,
+        }
+        for what, again in steps.items():
+            try:
+                again()
+            except OSError as error:
+                monitor.log.error("cannot open a log again", which=what, error=str(error))
+
+    def _overdue(self) -> None:
+        if self.pid:
+            self._monitor.log.error("the resolver hangs: killing it", pid=self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+
+    def reaped(self, pid: int, status: int) -> None:
+        """A process that is no manager, mapper or keeper has ended: the resolver, or somebody's orphan."""
+        if pid != self.pid:
+            return
+        self.pid = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if status != 0:
+            self._failed(
+                f"the resolver ended with {describe_status(status)}; `mep check` says why, and so does the log"
+            )
+            return
+        try:
+            resolved = self._checked()
+        except (ConfigRefused, NotSealed, OSError) as error:
+            self._failed(str(error))
+            return
+        self._take_over(resolved)
+
+    def _checked(self) -> Resolved:
+        config, bundle = self._documents
+        for descriptor in self._documents:
+            seal(descriptor)
+        check_sealed(bundle, MAX_BUNDLE_BYTES)
+        resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
+        fd_limit.check(resolved)
+        for key in _FIXED:
+            if getattr(resolved, key) != getattr(self._monitor.resolved, key):
+                raise ConfigRefused("resolved configuration", key, "cannot change while the endpoint runs: restart it")
+        return resolved
+
+    def _failed(self, reason: str) -> None:
+        self._close(*self._documents)
+        self._documents = ()
+        self._monitor.log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
+        self._monitor.audit.write("reload", outcome="refused", detail=reason)
+        self._monitor.status.configured(reason)
+
+    def _take_over(self, resolved: Resolved) -> None:
+        monitor, old = self._monitor, self._monitor.resolved
+        self._close(self._documents[0], monitor.bundle)
+        monitor.resolved, monitor.bundle, self._documents = resolved, self._documents[1], ()
+        monitor.own_uids = uids_of(resolved.own_accounts) if resolved.multi_user else ()
+        self._reopen_logs()
+        monitor.log.info("configuration reloaded")
+        monitor.audit.write("reload", outcome="taken over")
+        monitor.status.configured("")
+        if (resolved.manager, resolved.python) != (old.manager, old.python):
+            monitor.helpers[Kind.MANAGER].shut_down("its configuration has changed")
+        if (resolved.mapper, resolved.python) != (old.mapper, old.python):
+            monitor.helpers[Kind.MAPPER].shut_down("its configuration has changed")
+        monitor.rechecks.all_now()
+
+    def _close(self, *descriptors: int) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _two_memfds() -> tuple[int, int]:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    config = os.memfd_create("mep-resolved", flags)
+    try:
+        return config, os.memfd_create("mep-bundle", flags)
+    except OSError:
+        os.close(config)
+        raise
+
+
+def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:
+    """Become the resolver. It keeps the monitor's environment, which is the administrator's own."""
+    try:
+        reset_signals()
+        for descriptor in (config, bundle):
+            os.set_inheritable(descriptor, True)
+        os.environ.pop("NOTIFY_SOCKET", None)
+        os.execv(argv[0], [*argv, "--config-fd", str(config), "--bundle-fd", str(bundle)])
+    finally:
+        os._exit(127)
+
+
+def open_log(path: str) -> None:
+    """Make descriptors 1 and 2 the log at `path`; an empty path leaves them.
+
+    Raises OSError, also where the file or a directory above it is not trusted.
+    """
+    if not path:
+        return
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = ours().open(path, flags, mode=0o640)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)

@@ -1,0 +1,103 @@
+"""The monitor's runtime directory: made safely, locked for its life, and the status file in it.
+
+Called by the monitor at its start and end. A directory on the way that somebody else could change is refused:
+what is in it decides whom root adopts and signals.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+from mep.boundary.errors import ConfigRefused
+from mep.boundary.file_trust import ours
+from mep.boundary.runtime_files import (
+    KEEPERS_DIR,
+    LOCK_DIR,
+    PID_FILE,
+    REASONS_FILE,
+    STATUS_FILE,
+    running_monitor,
+    write_pid_file,
+)
+
+
+def ensure_directory(path: str, mode: int) -> None:
+    """Make `path` a directory of ours with `mode`; what is missing above gets 0755.
+
+    Raises UntrustedPath where another account owns a directory on the way or may write to it, and OSError.
+    """
+    ours().make_directory(path, mode)
+    if stat.S_IMODE(os.stat(path).st_mode) != mode:
+        os.chmod(path, mode)
+
+
+def check_reachable(path: str) -> None:
+    """Raise ConfigRefused unless every account can reach `path` and read it, and run it where it is a program."""
+    real = os.path.realpath(path)
+    try:
+        if not os.stat(real).st_mode & 0o004:
+            raise ConfigRefused(path, "", "not every account can read it")
+        at = os.path.dirname(real)
+        while True:
+            if not os.stat(at).st_mode & 0o001:
+                raise ConfigRefused(path, "", f"not every account can reach it: {at} is closed to others")
+            if at == "/":
+                return
+            at = os.path.dirname(at)
+    except FileNotFoundError:
+        raise ConfigRefused(path, "", "does not exist") from None
+
+
+class RuntimeDir:
+    """RUN, held by this monitor alone."""
+
+    def __init__(self, path: str, *, private: bool) -> None:
+        """Make and lock it. Raises ConfigRefused, also where another monitor holds it, and OSError."""
+        self.path = path
+        ensure_directory(path, 0o700 if private else 0o755)
+        ensure_directory(os.path.join(path, KEEPERS_DIR), 0o700)
+        ensure_directory(os.path.join(path, LOCK_DIR), 0o700)
+        self._lock = self._take_lock()
+        write_pid_file(path)
+
+    def _take_lock(self) -> int:
+        """Return the descriptor of the lock.
+
+        It lies in a directory that other accounts cannot enter: flock(2) needs only a descriptor, so an account that
+        could open the file for reading could keep the endpoint from starting.
+        """
+        path = os.path.join(self.path, LOCK_DIR, "monitor")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            holder = running_monitor(self.path)
+            who = f"its pid is {holder}" if holder else f"a process holds the lock {path}"
+            raise ConfigRefused(self.path, PID_FILE, f"another monitor of this endpoint runs: {who}") from None
+        if running_monitor(self.path) is not None:  # of a version that locked its pid file
+            os.close(descriptor)
+            raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs")
+        return descriptor
+
+    def release(self, *, keep_records: bool) -> None:
+        """Remove the files; with `keep_records`, keepers live on and their records stay."""
+        names = [STATUS_FILE, REASONS_FILE, PID_FILE]
+        for name in names:
+            _unlink(os.path.join(self.path, name))
+        if not keep_records:
+            keepers = os.path.join(self.path, KEEPERS_DIR)
+            for name in os.listdir(keepers):
+                _unlink(os.path.join(keepers, name))
+        # Said, not left to close: a child of fd_closer.py may still share the descriptor.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

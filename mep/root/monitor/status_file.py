@@ -1,0 +1,103 @@
+"""The status file: what `mep status` and `mep list` show, and everybody on the host may read.
+
+So no identity, no configuration and no reason of a refusal is in it: reasons are in a file of their own, for root.
+Written at once, but the less often the more there is to write.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from mep.boundary.log import Log
+from mep.boundary.runtime_files import MonitorStatus, write_reasons, write_status
+from mep.root.monitor.event_loop import Loop, Timer
+from mep.root.monitor.user_endpoints import Endpoints
+
+_REFUSED = "refused when it was last read, the one before stays in force: the log says why"
+_UNUSABLE = "the mapping file cannot be used: the log says why"
+INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
+
+
+class Status:
+    """The monitor's state as others see it. Set the fields, then call `changed`."""
+
+    def __init__(self, directory: str, endpoint_id: str, started_at: float, endpoints: Endpoints) -> None:
+        self.state = "starting"
+        self.problem = ""
+        self.link_state, self.link_detail = "", ""
+        self.configured_at = started_at
+        self.configuration_problem, self.configuration_refused_at = "", 0.0
+        self.mapping_loaded, self.mapping_problem, self.mapping_refused_at = "", "", 0.0
+        self._reasons: dict[str, str] = {}
+        self._directory, self._endpoint_id, self._started_at = directory, endpoint_id, started_at
+        self._endpoints = endpoints
+        self._loop: Loop | None = None
+        self._log: Log | None = None
+        self._due: Timer | None = None
+        self._written_at = float("-inf")
+
+    def attach(self, loop: Loop, log: Log) -> None:
+        """Write on changes from now on."""
+        self._loop, self._log = loop, log
+        self.changed()
+
+    def changed(self) -> None:
+        """Have the file written: now, or a while after the last time."""
+        if self._loop is None or self._due is not None:
+            return
+        interval = INTERVAL_S + INTERVAL_FOR_EACH_S * len(self._endpoints)
+        wait = max(0.0, self._written_at + interval - self._loop.clock())
+        self._due = self._loop.after(wait, self._write_due)
+
+    def configured(self, problem: str) -> None:
+        """Note that the configuration was read again: taken over, or refused for `problem`."""
+        self.configuration_problem = problem
+        if problem:
+            self.configuration_refused_at = time.time()
+        else:
+            self.configured_at, self.configuration_refused_at = time.time(), 0.0
+        self.changed()
+
+    def mapping_is(self, loaded: str, problem: str) -> None:
+        """Note which mapping is in force, and why the file as it is now is refused."""
+        if problem != self.mapping_problem:
+            self.mapping_refused_at = time.time() if problem else 0.0
+        self.mapping_loaded, self.mapping_problem = loaded, problem
+        self.changed()
+
+    def _write_due(self) -> None:
+        self._due = None
+        if self._loop is not None:
+            self._written_at = self._loop.clock()
+        try:
+            self.write()
+        except OSError as error:
+            if self._log is not None:
+                self._log.error("cannot write the status file", error=error.strerror)
+
+    def write(self) -> None:
+        """Write the files now. Raises OSError."""
+        reasons = {"configuration": self.configuration_problem, "mapping": self.mapping_problem}
+        if reasons != self._reasons:
+            write_reasons(self._directory, reasons)
+            self._reasons = reasons
+        write_status(
+            self._directory,
+            MonitorStatus(
+                state=self.state,
+                pid=os.getpid(),
+                started_at=self._started_at,
+                problem=self.problem,
+                endpoint_id=self._endpoint_id,
+                link_state=self.link_state,
+                link_detail=self.link_detail,
+                configured_at=self.configured_at,
+                configuration_problem=_REFUSED if self.configuration_problem else "",
+                configuration_refused_at=self.configuration_refused_at,
+                mapping_loaded=self.mapping_loaded,
+                mapping_problem=_UNUSABLE if self.mapping_problem else "",
+                mapping_refused_at=self.mapping_refused_at,
+                user_endpoints=[one.public() for one in self._endpoints.values()],
+            ),
+        )

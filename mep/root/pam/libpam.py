@@ -1,0 +1,170 @@
+"""PAM, by ctypes on libpam.so.0: account, credentials and session of one user, and never a prompt.
+
+Trusts the host's PAM configuration, whose modules run in this process, as root. Called by the PAM process alone
+(session_process.py), since a module may take as long as it likes. libpam is loaded when the first transaction starts,
+so only where PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from mep.boundary.pam_service import check_service
+
+LIBRARY = "libpam.so.0"
+SUCCESS = 0
+BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
+"""Codes of a PAM that does not work (modules, memory, a directory out of reach), as opposed to one that says no."""
+_AWAY = 9
+"""PAM_AUTHINFO_UNAVAIL: a directory does not answer."""
+
+_USER = 2
+_ESTABLISH_CRED, _DELETE_CRED = 0x2, 0x4
+_BUF_ERR, _CONV_ERR = 5, 19
+_ERROR_MSG, _TEXT_INFO = 3, 4
+_MAX_MESSAGES, _MAX_TEXT, _MAX_TEXTS = 32, 512, 16
+
+
+def shortage(code: int) -> int:
+    """Return the errno that says the same as `code`, of BROKEN, where another try may succeed; else 0."""
+    return {_AWAY: errno.EAGAIN, _BUF_ERR: errno.ENOMEM}.get(code, 0)
+
+
+class PamFailed(Exception):
+    """A PAM call did not succeed: `code` is PAM's own, `texts` is what its modules said on the way."""
+
+    def __init__(self, call: str, code: int, reason: str, texts: list[str]) -> None:
+        self.call, self.code, self.texts = call, code, texts
+        said = f"; its modules said: {' / '.join(texts)}" if texts else ""
+        super().__init__(f"{call}: {reason} (PAM code {code}){said}")
+
+
+class _Message(ctypes.Structure):
+    _fields_ = (("style", ctypes.c_int), ("text", ctypes.c_char_p))
+
+
+class _Response(ctypes.Structure):
+    _fields_ = (("text", ctypes.c_void_p), ("unused", ctypes.c_int))
+
+
+_Converse = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.POINTER(_Message)), ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_void_p,
+)  # fmt: skip
+
+
+class _Conversation(ctypes.Structure):
+    _fields_ = (("converse", _Converse), ("data", ctypes.c_void_p))
+
+
+@cache
+def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    """Return libpam and libc with their signatures. Raises OSError where libpam is missing."""
+    pam, libc = ctypes.CDLL(LIBRARY), ctypes.CDLL(None)
+    handle = ctypes.c_void_p
+    pam.pam_start.argtypes = (
+        ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Conversation), ctypes.POINTER(handle)
+    )  # fmt: skip
+    for name in ("pam_acct_mgmt", "pam_setcred", "pam_open_session", "pam_close_session", "pam_end"):
+        getattr(pam, name).argtypes = (handle, ctypes.c_int)
+    pam.pam_strerror.argtypes, pam.pam_strerror.restype = (handle, ctypes.c_int), ctypes.c_char_p
+    pam.pam_get_item.argtypes = (handle, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
+    pam.pam_getenvlist.argtypes, pam.pam_getenvlist.restype = (handle,), ctypes.POINTER(handle)
+    libc.calloc.argtypes, libc.calloc.restype = (ctypes.c_size_t, ctypes.c_size_t), handle
+    libc.free.argtypes, libc.free.restype = (handle,), None
+    return pam, libc
+
+
+class Transaction:
+    """One PAM transaction. Every method raises PamFailed with PAM's own words."""
+
+    def __init__(self, service: str, user: str, hear: Callable[[str], None]) -> None:
+        """Start it; `hear` gets each text that a module has for the user.
+
+        Raises OSError where libpam is missing, or the service's file is missing or not trusted.
+        """
+        check_service(service)
+        self._pam, self._libc = _library()
+        self._hear, self._texts = hear, list[str]()
+        self._conversation = _Conversation(_Converse(self._converse), None)  # libpam keeps a pointer to it
+        self._handle = ctypes.c_void_p()
+        self._last = SUCCESS
+        code = self._pam.pam_start(
+            service.encode(), user.encode(), ctypes.byref(self._conversation), ctypes.byref(self._handle)
+        )
+        self._check("pam_start", code)
+
+    def _check(self, call: str, code: int) -> None:
+        self._last = code
+        texts, self._texts = self._texts, []
+        if code != SUCCESS:
+            reason = self._pam.pam_strerror(self._handle, code) or b""
+            raise PamFailed(call, code, reason.decode("utf-8", "replace"), texts)
+
+    def check_account(self) -> None:
+        """Ask whether the account may be used now."""
+        self._check("pam_acct_mgmt", self._pam.pam_acct_mgmt(self._handle, 0))
+
+    def establish_credentials(self) -> None:
+        """Have credentials made; modules may add groups to this process."""
+        self._check("pam_setcred", self._pam.pam_setcred(self._handle, _ESTABLISH_CRED))
+
+    def open_session(self) -> None:
+        """Open the session; modules change limits, umask, keyring and more of this process."""
+        self._check("pam_open_session", self._pam.pam_open_session(self._handle, 0))
+
+    def close_session(self) -> None:
+        """Close the session."""
+        self._check("pam_close_session", self._pam.pam_close_session(self._handle, 0))
+
+    def delete_credentials(self) -> None:
+        """Have the credentials removed."""
+        self._check("pam_setcred(delete)", self._pam.pam_setcred(self._handle, _DELETE_CRED))
+
+    def end(self) -> None:
+        """Give the transaction up."""
+        self._check("pam_end", self._pam.pam_end(self._handle, self._last))
+
+    def user(self) -> str:
+        """Return the user's name, which a module may have changed."""
+        item = ctypes.c_char_p()
+        self._check("pam_get_item", self._pam.pam_get_item(self._handle, _USER, ctypes.byref(item)))
+        return (item.value or b"").decode("utf-8", "surrogateescape")
+
+    def environment(self) -> list[bytes]:
+        """Return what modules want in the user's environment, each `NAME=VALUE`."""
+        entries = self._pam.pam_getenvlist(self._handle)
+        if not entries:
+            return []
+        found, at = [], 0
+        while entries[at]:
+            found.append(ctypes.string_at(entries[at]))
+            self._libc.free(entries[at])
+            at += 1
+        self._libc.free(entries)
+        return found
+
+    def _converse(self, count: int, messages: Any, responses: Any, _data: Any) -> int:
+        """Take note of texts; refuse to answer anything, since there is nobody to ask."""
+        if not 0 < count <= _MAX_MESSAGES:
+            return _CONV_ERR
+        for at in range(count):
+            text = (messages[at].contents.text or b"")[:_MAX_TEXT].decode("utf-8", "replace").strip()
+            asks = messages[at].contents.style not in {_ERROR_MSG, _TEXT_INFO}
+            self._note(f"asks for an answer, which nobody can give here: {text}" if asks else text)
+            if asks:
+                return _CONV_ERR
+        answer = self._libc.calloc(count, ctypes.sizeof(_Response))
+        if not answer:
+            return _BUF_ERR
+        responses[0] = answer
+        return SUCCESS
+
+    def _note(self, text: str) -> None:
+        if len(self._texts) < _MAX_TEXTS:
+            self._texts.append(text)
+            self._hear(text)

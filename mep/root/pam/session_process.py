@@ -1,0 +1,264 @@
+"""The PAM process of one user endpoint: opens its session, forks it, waits for its end, closes the session.
+
+Forked by the keeper (pam_session.py) where PAM is enabled, and root like it. It is a process of its own because modules
+change their caller, in ways that cannot all be undone (a hard limit without CAP_SYS_RESOURCE, a mount namespace);
+because a module that hangs must not hang the keeper; and because somebody has to close the session when the keeper
+is killed. The order is sshd's: account; gid and groups; credentials (modules may add groups); session. No
+authentication: who the person is was the identity's matter.
+
+The user endpoint is to have what modules made of their caller, so it is forked here; and it is to be the keeper's
+child. So a process in between forks it and ends: the orphan goes to the nearest subreaper, the keeper, which this
+process is not. (CLONE_PARENT would do without, but by a raw system call behind the interpreter's back.)
+
+End-of-file from the keeper means: it is over. The user endpoint is killed if it is still there, then the session is
+closed. Trusts PAM's modules with root, as everything that uses PAM does; trusts what they want in the environment
+only within `admitted`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from mep.boundary.channel import clip
+from mep.boundary.errors import Refusal, SpawnFailed, Stage
+from mep.boundary.log import Log
+from mep.root.account.lookup import StartRefused
+from mep.root.kernel import process_exit, syscalls
+from mep.root.kernel.signals import wait_readable
+from mep.root.kernel.spawn import SpawnPlan, prepare, reset_signals, spawn_for
+from mep.root.pam import libpam
+from mep.root.pam.process_context import Context
+
+CLOSE_S = 20.0
+"""How long the modules may take to close a session."""
+_ALARM_AFTER_S = 10.0
+_DEAF_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGXFSZ)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_MAX_VALUE, _MAX_VARIABLES = 8192, 128
+_FIXED = frozenset({"HOME", "USER", "LOGNAME", "SHELL"})
+_REFUSED = frozenset({"BASH_ENV", "ENV", "IFS", "GCONV_PATH", "LOCPATH", "NLSPATH"})
+_REFUSED_PREFIXES = ("LD_", "PYTHON", "GLIBC_", "MALLOC_", "BASH_FUNC")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a PAM process is to do. Descriptors are inherited from the keeper."""
+
+    service: str
+    plan: SpawnPlan
+    """The user endpoint as it would be without PAM."""
+    keeper: int
+    pipe: int
+    """Where the user endpoint reports the stage that fails."""
+    left_s: float
+
+
+class KeeperGone(Exception):
+    """The keeper ended, or gave the start up: nothing more is to be opened."""
+
+
+def pam_process(login: Login, keeper: socket.socket) -> NoReturn:
+    """Be the PAM process of `login`; `keeper` is the socket to the keeper. Never returns."""
+    plan = login.plan
+    kept = [0, 1, 2, keeper.fileno(), login.pipe, *plan.descriptors, *(plan.gate or ())]
+    _run(lambda session: session.serve(login, keeper), login.service, plan.account.name, kept)
+
+
+def pam_substitute(service: str, user: str) -> NoReturn:
+    """Close the session of a PAM process that was killed, as well as a new transaction can. Never returns."""
+    _run(PamSession.close_for_another, service, user, [0, 1, 2])
+
+
+def _run(work: Callable[[PamSession], None], service: str, user: str, kept: Iterable[int]) -> NoReturn:
+    log = Log("pam")
+
+    def be_it() -> None:
+        reset_signals()
+        _turn_deaf()
+        syscalls.set_process_name("mep-pam")
+        syscalls.close_all_but(kept)
+        work(PamSession(service, user, log))
+
+    process_exit.be(be_it, log, user=user)
+
+
+def _turn_deaf() -> None:
+    """Its end is the keeper's to say. Handlers, so that what modules run has the default actions."""
+    for number in _DEAF_TO:
+        signal.signal(number, lambda *_: None)
+
+
+class PamSession:
+    """The session of one user endpoint."""
+
+    def __init__(self, service: str, user: str, log: Log) -> None:
+        self._service, self._user, self._log = service, user, log
+        self._transaction: libpam.Transaction | None = None
+        self._has_credentials = self._is_open = False
+
+    def serve(self, login: Login, keeper: socket.socket) -> None:
+        """Open the session, fork the user endpoint, hold the session until the keeper is done with it, close it."""
+        signal.setitimer(signal.ITIMER_REAL, login.left_s + _ALARM_AFTER_S)  # for when there is no keeper to end us
+        try:
+            user_endpoint = self._log_in(login, keeper)
+        except (StartRefused, SpawnFailed) as failure:
+            number = failure.errno if isinstance(failure, SpawnFailed) else 0
+            refused = isinstance(failure, StartRefused)
+            with contextlib.suppress(KeeperGone):
+                _say(keeper, failed=failure.stage, refused=refused, errno=number, detail=failure.detail)
+        except KeeperGone:
+            pass
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._wait(user_endpoint, keeper)
+        finally:
+            self._close()
+
+    def close_for_another(self) -> None:
+        """Close a session that another process had opened."""
+        self._transaction = libpam.Transaction(self._service, self._user, self._hear)
+        self._has_credentials = self._is_open = True
+        self._close()
+
+    # --- opening --------------------------------------------------------------------------------------
+
+    def _log_in(self, login: Login, keeper: socket.socket) -> int:
+        """Return a pidfd of the user endpoint. Raises StartRefused, SpawnFailed, KeeperGone."""
+        plan, context = login.plan, Context()
+        try:
+            prepare(plan.open_files)
+            self._stage(Stage.PAM_ACCOUNT, keeper, self._check_account)
+            self._stage(Stage.SETGROUPS, keeper, lambda: _take_groups(plan))
+            self._stage(Stage.PAM_CRED, keeper, self._establish)
+            self._stage(Stage.PAM_SESSION, keeper, self._open)
+            pid, user_endpoint = self._fork(login, self._in_session(plan, context))
+        finally:
+            context.restore(self._log)
+            _turn_deaf()
+            for descriptor in {login.pipe, *plan.descriptors, *(plan.gate or ())}:
+                os.close(descriptor)
+        _say(keeper, pid=pid)
+        return user_endpoint
+
+    def _stage(self, stage: Stage, keeper: socket.socket, step: Callable[[], None]) -> None:
+        """Say what comes, since a module may never come back from it; then do it."""
+        if wait_readable([keeper.fileno()], 0):
+            raise KeeperGone
+        _say(keeper, stage=stage)
+        try:
+            step()
+        except libpam.PamFailed as failure:
+            if failure.code in libpam.BROKEN:
+                raise SpawnFailed(stage, libpam.shortage(failure.code), str(failure)) from None
+            raise _refused(stage, str(failure)) from None
+        except OSError as error:
+            raise SpawnFailed(stage, error.errno or 0, str(error)) from None
+
+    def _check_account(self) -> None:
+        self._transaction = libpam.Transaction(self._service, self._user, self._hear)
+        self._transaction.check_account()
+        if (name := self._transaction.user()) != self._user:
+            raise _refused(Stage.PAM_ACCOUNT, f"PAM service {self._service} means another user: {clip(name, 64)}")
+
+    def _establish(self) -> None:
+        assert self._transaction is not None
+        self._has_credentials = True  # one that failed half-way may have left something
+        self._transaction.establish_credentials()
+
+    def _open(self) -> None:
+        assert self._transaction is not None
+        self._transaction.open_session()
+        self._is_open = True
+
+    def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
+        """Return pid and pidfd of the user endpoint. Limits that modules have set hold here too by now."""
+        try:
+            pid = spawn_for(login.keeper, plan, login.pipe)
+            return pid, os.pidfd_open(pid)  # the keeper does not reap it before it hears of it
+        except OSError as error:
+            raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+
+    def _in_session(self, plan: SpawnPlan, context: Context) -> SpawnPlan:
+        """Return `plan` with what PAM gives."""
+        assert self._transaction is not None
+        environment, dropped = admitted(self._transaction.environment())
+        if dropped:
+            self._log.warning("PAM's environment: not passed on", names=clip(" ".join(dropped), 512))
+        return replace(
+            plan, account=replace(plan.account, groups=tuple(os.getgroups())), prepared=True,
+            environment={**plan.environment, **environment}, keyring=context.keyring_changed(),
+        )  # fmt: skip
+
+    def _hear(self, text: str) -> None:
+        self._log.info("PAM says", user=self._user, service=self._service, text=clip(text, 512))
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _wait(self, user_endpoint: int, keeper: socket.socket) -> None:
+        """Return once the keeper is done or dead, and the user endpoint gone."""
+        wait_readable([keeper.fileno()], None)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(user_endpoint, signal.SIGKILL)
+        if not wait_readable([user_endpoint], CLOSE_S):
+            self._log.error("closing the session of a user endpoint that does not end", user=self._user)
+
+    def _close(self) -> None:
+        """Close the session and delete the credentials, as far as there are any. What fails is logged."""
+        transaction = self._transaction
+        if transaction is None:
+            return
+        signal.setitimer(signal.ITIMER_REAL, CLOSE_S)
+        steps = [(self._is_open, transaction.close_session), (self._has_credentials, transaction.delete_credentials)]
+        for wanted, step in [*steps, (True, transaction.end)]:
+            try:
+                if wanted:
+                    step()
+            except libpam.PamFailed as failure:
+                self._log.error("PAM could not close a session", user=self._user, error=str(failure))
+
+
+def _say(keeper: socket.socket, **words: object) -> None:
+    """Tell the keeper. Raises KeeperGone."""
+    try:
+        keeper.send(json.dumps(words).encode())
+    except OSError:
+        raise KeeperGone from None
+
+
+def _refused(stage: Stage, detail: str) -> StartRefused:
+    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, "", detail)
+
+
+def _take_groups(plan: SpawnPlan) -> None:
+    """Modules for credentials add to the user's own groups, so these have to be there first."""
+    account = plan.account
+    os.setgroups(account.groups)
+    os.setresgid(account.gid, account.gid, account.gid)
+
+
+def admitted(entries: Iterable[bytes]) -> tuple[dict[str, str], list[str]]:
+    """Return PAM's variables that a user endpoint gets, and the names of those that it does not get.
+
+    What decides which code runs in a program (loader, Python, shells) and what says who the user is are not PAM's.
+    """
+    found: dict[str, str] = {}
+    dropped = []
+    for entry in entries:
+        name, equals, value = os.fsdecode(entry).partition("=")
+        refused = name in _FIXED or name in _REFUSED or name.startswith(_REFUSED_PREFIXES)
+        odd = not equals or not _NAME.fullmatch(name) or len(value) > _MAX_VALUE or len(found) >= _MAX_VARIABLES
+        if name == "PATH" and not all(part.startswith("/") for part in value.split(":")):
+            odd = True
+        if refused or odd:
+            dropped.append(name)
+        else:
+            found[name] = value
+    return found, dropped

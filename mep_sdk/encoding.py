@@ -1,0 +1,273 @@
+"""Python objects to self-describing bytes and back: the frame around everything that is serialized.
+
+A frame is `MEP`, one byte for its kind, four bytes of CRC-32 over the rest, and the rest. Kinds of value are
+a plain pickle, which any Python can read, a cloudpickle, which carries code and so names the Python
+that made it, and JSON, where somebody asked for it. What is read is trusted as far as pickles can be: it can run
+code. People read what their own tasks returned, workers what their own user sent; the relay reads none of it.
+Called by the SDK and, in workers, by the task runner; so cloudpickle, which is slow to import, is imported only
+where it is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+import sysconfig
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from mep_sdk.errors import DataCorrupt, DataUnreadable
+
+MAGIC = b"MEP"
+FUNCTION = b"f"
+PICKLE = b"p"
+CLOUDPICKLE = b"c"
+EXCEPTION = b"e"
+JSON = b"j"
+REQUEST = b"r"
+"""Arguments in a frame within, after the ways in which the result may be sent: a byte, and so many bytes of names."""
+_HEADER_BYTES = 8
+
+PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+"""The Python whose code objects this process makes and reads, e.g. cpython-3.11."""
+
+
+def frame(kind: bytes, body: bytes) -> bytes:
+    """Return `body` as a frame of this kind."""
+    return b"%b%b%b%b" % (MAGIC, kind, zlib.crc32(body).to_bytes(4, "big"), body)
+
+
+def unframe(data: bytes, what: str) -> tuple[bytes, memoryview]:
+    """Return kind and body of a frame. `what` names it in the error. Raises DataCorrupt."""
+    if len(data) < _HEADER_BYTES or data[:3] != MAGIC:
+        raise DataCorrupt(what=what, reason="it does not begin as serialized data does")
+    body = memoryview(data)[_HEADER_BYTES:]
+    if zlib.crc32(body) != int.from_bytes(data[4:8], "big"):
+        raise DataCorrupt(what=what, reason="its checksum does not fit")
+    return data[3:4], body
+
+
+class _NeedsValue(Exception):
+    """An object to be pickled belongs to a module that the other side does not have."""
+
+
+class _Pickler(pickle.Pickler):
+    """A pickler that stops at what the other side could not import.
+
+    The C pickler asks `reducer_override` only about objects that are not of the plain built-in types, so
+    numbers, strings and containers of them cost nothing extra.
+    """
+
+    local_by_value = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        owner = obj if isinstance(obj, (type, FunctionType, BuiltinFunctionType)) else type(obj)
+        if needs_value(getattr(owner, "__module__", None) or "builtins", local=self.local_by_value):
+            raise _NeedsValue
+        return NotImplemented
+
+
+class _LocalPickler(_Pickler):
+    local_by_value = True
+
+
+class NotSerializable(Exception):
+    """A value cannot be made into bytes; the text says why."""
+
+
+def dumps(value: object, *, local_by_value: bool) -> bytes:
+    """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle.
+
+    What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
+    are not installed (a script's neighbours). Raises NotSerializable.
+    """
+    plain = _dumps_locally_plain if local_by_value else _dumps_plain
+    return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value), value=value)
+
+
+def dumps_by_value(value: object, module: ModuleType) -> bytes:
+    """Return a frame in which everything of this module, and of local ones, travels by value. Raises
+    NotSerializable."""
+    return _first_that_works(functools.partial(_dumps_by_value, local=True, also=(module,)), value=value)
+
+
+def _first_that_works(*ways: Callable[[object], bytes], value: object) -> bytes:
+    reason = ""
+    for way in ways:
+        try:
+            return way(value)
+        except Exception as error:  # noqa: BLE001 - the value's own code pickles itself, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+    raise NotSerializable(reason)
+
+
+def _dumps_plain(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, 5).dump(value)
+    return frame(PICKLE, buffer.getvalue())
+
+
+def _dumps_locally_plain(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _LocalPickler(buffer, 5).dump(value)
+    return frame(PICKLE, buffer.getvalue())
+
+
+_registering = threading.Lock()
+
+
+def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = ()) -> bytes:
+    import cloudpickle  # 5 ms that most workers never need
+
+    with _registering:  # cloudpickle's register is one for the whole process
+        already = cloudpickle.list_registry_pickle_by_value()
+        modules = {module.__name__: module for module in (*also, *(local_modules() if local else ()))}
+        mine = [module for name, module in modules.items() if name not in already]
+        for module in mine:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            body: bytes = cloudpickle.dumps(value, protocol=5)
+        finally:
+            for module in mine:
+                cloudpickle.unregister_pickle_by_value(module)
+    tag = f"{PYTHON} cloudpickle-{cloudpickle.__version__}".encode()
+    return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
+
+
+def dumps_json(value: object) -> bytes:
+    """Return the frame of `value` as JSON. Raises NotSerializable."""
+    import json
+
+    try:
+        return frame(JSON, json.dumps(value).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotSerializable(f"{type(error).__name__}: {error}") from error
+
+
+def request(ways: list[str], arguments: bytes) -> bytes:
+    """Return the frame `arguments` with the ways in which the result may be sent."""
+    names = ",".join(ways).encode()
+    return frame(REQUEST, bytes([len(names)]) + names + arguments)
+
+
+def inner(data: bytes) -> bytes:
+    """Return the arguments within a frame that `request` made."""
+    return data[_HEADER_BYTES + 1 + data[_HEADER_BYTES] :] if len(data) > _HEADER_BYTES else b""
+
+
+def ways_wanted(data: bytes) -> list[str]:
+    """Return the ways in which the result may be sent; none where arguments do not say."""
+    if data[3:4] != REQUEST or len(data) <= _HEADER_BYTES:
+        return []
+    names = data[_HEADER_BYTES + 1 : _HEADER_BYTES + 1 + data[_HEADER_BYTES]]
+    return names.decode("ascii", "replace").split(",")
+
+
+def _loads_json(body: memoryview, what: str) -> Any:
+    import json
+
+    try:
+        return json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise DataCorrupt(what=what, reason=f"it is not JSON: {error}") from error
+
+
+def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
+    """Return the value of a frame that `dumps` made. `what` and `where` this is read are named in errors.
+
+    Raises DataCorrupt, and DataUnreadable where the frame is whole and its value cannot be made here.
+    """
+    kind, body = unframe(data, what)
+    maker = ""
+    if kind == CLOUDPICKLE:
+        end = 1 + (body[0] if body else 0)
+        tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
+        python, _, maker = tag.partition(" ")
+        if python != PYTHON:
+            raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {python} and this is {PYTHON}")
+    elif kind == JSON:
+        return _loads_json(body, what)
+    elif kind != PICKLE:
+        raise DataCorrupt(what=what, reason=f"its kind is {kind!r}")
+    try:
+        return pickle.loads(body)  # noqa: S301 - see the module's docstring
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}{_differing(error, maker, where)}"
+        raise DataUnreadable(what=what, where=where, reason=reason) from error
+
+
+def _differing(error: Exception, maker: str, where: str) -> str:
+    """Return which versions differ, where that may be why something cannot be loaded."""
+    from mep_sdk import version_mismatch  # only a failure needs it
+
+    try:
+        import cloudpickle
+
+        own = f"cloudpickle-{cloudpickle.__version__}"
+    except ImportError:
+        own = ""
+    made = f"; it was made with {maker} and this is {own}" if maker and own and maker != own else ""
+    return version_mismatch.explain(error, where) + made
+
+
+def needs_value(module_name: str, *, local: bool) -> bool:
+    """Return whether what belongs to this module must travel by value: the other side cannot import it.
+
+    With `local`, modules that are not installed count among these.
+    """
+    if module_name in ("__main__", "__mp_main__"):
+        return True
+    module = sys.modules.get(module_name)
+    if module is None:
+        return True
+    return local and is_local(module)
+
+
+@functools.cache
+def _installed_under() -> tuple[str, ...]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    paths = {sysconfig.get_path(name) for name in names} | {getattr(sys, "_stdlib_dir", None)}
+    return tuple(str(Path(path)) + "/" for path in paths if path)
+
+
+@functools.cache
+def _is_local_file(name: str, file: str) -> bool:
+    if name.partition(".")[0] in ("mep_sdk", "mep_wire"):
+        return False  # the other side has these, even where they run from a checkout
+    parts = file.split("/")
+    return not (file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts)
+
+
+def is_local(module: ModuleType) -> bool:
+    """Return whether a module was read from a file outside the standard library and installed packages."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str):
+        return getattr(module, "__spec__", None) is None and module.__name__ not in sys.builtin_module_names
+    return _is_local_file(module.__name__, file)
+
+
+_seen_local: tuple[int, tuple[ModuleType, ...]] = (0, ())
+
+
+def local_modules() -> tuple[ModuleType, ...]:
+    """Return the imported modules that are local, `__main__` excepted (cloudpickle always takes that by value)."""
+    global _seen_local
+    count, found = _seen_local
+    if count != len(sys.modules):
+        loaded = list(sys.modules.copy().items())  # other threads import
+        found = tuple(
+            module
+            for name, module in loaded
+            if isinstance(module, ModuleType)
+            and module.__name__ == name
+            and name not in ("__main__", "__mp_main__")
+            and is_local(module)
+        )
+        _seen_local = (len(loaded), found)
+    return found

@@ -1,0 +1,52 @@
+"""How a task ended, as the relay tells it, to the value or the exception that the person gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mep_sdk.errors import DataCorrupt, DataUnreadable
+from mep_sdk.serialize import load_exception, load_result
+from mep_sdk.version_mismatch import with_own_version
+from mep_wire import api
+from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
+from mep_wire.states import API_STATUS, TaskState
+
+_STATES = {word: state for state, word in API_STATUS.items()}
+_WITHOUT_CODE = {TaskState.CANCELLED: TaskCancelled, TaskState.EXPIRED: TaskExpired}
+
+
+def state_of(status: str) -> TaskState | None:
+    """Return the state behind a status word of the HTTP API; None for a word this SDK does not know."""
+    return _STATES.get(status)
+
+
+def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
+    """Return what to raise for a task that did not succeed: what the function raised, else a named error."""
+    text = result.text
+    if result.payload:
+        try:
+            return load_exception(result.payload)
+        except DataCorrupt as error:
+            text = f"{text} ({error.text})"
+    kind = _WITHOUT_CODE.get(state)
+    if not result.code and kind is not None:
+        return kind(correlation_id=result.correlation_id or None)
+    if result.code in (FunctionUnloadable.code, DataUnreadable.code):
+        text = with_own_version(text)
+    return rebuild(result.code or TaskFailed.code, text, result.correlation_id or None)
+
+
+def settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
+    """Return (value, None) for a success that can be read here, else (None, exception)."""
+    try:
+        state = TaskState(result.state)
+    except ValueError:
+        return None, MepError(
+            text=f"Task {result.task_id} ended in a state that this SDK does not know: {result.state}."
+        )
+    if state is TaskState.SUCCESS:
+        try:
+            return load_result(result.payload), None
+        except MepError as error:
+            return None, error
+    return None, _failure(result, state)

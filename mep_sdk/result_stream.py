@@ -1,0 +1,239 @@
+"""One connection of the relay's result stream: a WebSocket, read by the thread that owns it.
+
+The `websockets` package connects, through a proxy where there is one, and frames and unframes. Its own connection
+would start a thread for each stream; the one here is read by the thread that owns it, so that a result costs no hop.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import time
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mep_sdk.connection import CONNECT_TIMEOUT_S, proxy_for, tls_context
+from mep_sdk.errors import RelayAnswerInvalid
+from mep_sdk.settings import Settings
+from mep_wire import api
+from mep_wire.errors import rebuild
+
+if TYPE_CHECKING:
+    from websockets.client import ClientProtocol
+    from websockets.http11 import Response
+
+PING_EVERY_S = 20.0
+SILENT_TOO_LONG_S = 50.0
+_RECEIVE_BYTES = 1 << 18
+_MAX_FRAME_BYTES = 128 * 1024 * 1024
+
+_quiet = logging.getLogger("mep_sdk.result_stream")
+_quiet.setLevel(logging.WARNING)  # the protocol object would write the token into a debug log
+
+_decoder: msgspec.msgpack.Decoder[api.StreamFrame] = msgspec.msgpack.Decoder(api.StreamFrame)
+
+
+class StreamClosed(OSError):
+    """The relay, or something on the way to it, ended the stream."""
+
+
+class _Handshake:
+    """What websockets gives the open socket to, in place of its own connection. `answer`: what the relay said."""
+
+    def __init__(self, sock: socket.socket, protocol: ClientProtocol, **_: object) -> None:
+        self.sock, self.protocol = sock, protocol
+        self.answer: Response | None = None
+        self.recv_events_thread = self  # is joined after a failure; there is none here
+
+    def handshake(self, headers: dict[str, str], user_agent: str, timeout: float | None) -> None:
+        """Send the request and read the relay's answer. Raises OSError, InvalidHandshake."""
+        from websockets.http11 import Response
+
+        request = self.protocol.connect()
+        request.headers.update({**headers, "User-Agent": user_agent})
+        self.protocol.send_request(request)
+        self.sock.settimeout(timeout)
+        for data in self.protocol.data_to_send():
+            self.sock.sendall(data)
+        while self.answer is None:
+            data = self.sock.recv(_RECEIVE_BYTES)
+            if data:
+                self.protocol.receive_data(data)
+            else:
+                self.protocol.receive_eof()
+            events = self.protocol.events_received()
+            self.answer = next((event for event in events if isinstance(event, Response)), None)
+            if self.answer is None and not data:
+                raise StreamClosed("the relay closed the connection during the handshake")
+
+    def start_keepalive(self) -> None:
+        """ResultStream sends pings."""
+
+    def close_socket(self) -> None:
+        """Close it."""
+        self.sock.close()
+
+    def join(self) -> None:
+        """There is no thread to wait for."""
+
+
+def _opened(settings: Settings) -> _Handshake:
+    """Return an open stream. Raises OSError, or the MepError that the relay answered."""
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    proxy = proxy_for(settings.relay_url)
+    try:
+        made = connect(
+            f"ws{settings.relay_url.removeprefix('http')}/v3/stream",
+            ssl=tls_context() if settings.secure else None,
+            proxy=proxy.address if proxy else None,
+            proxy_ssl=tls_context() if proxy and proxy.scheme == "https" else None,
+            additional_headers={"Authorization": f"Bearer {settings.token}"},
+            user_agent_header="mep-sdk",
+            open_timeout=CONNECT_TIMEOUT_S,
+            compression=None,
+            max_size=_MAX_FRAME_BYTES,
+            logger=_quiet,
+            create_connection=cast("Any", _Handshake),
+        )
+    except WebSocketException as error:
+        through = f"proxy {proxy}: " if proxy else ""
+        raise StreamClosed(f"{through}{error}") from error
+    opened = cast("_Handshake", made)
+    opened.sock.settimeout(CONNECT_TIMEOUT_S)
+    if opened.protocol.handshake_exc is not None:
+        opened.sock.close()
+        raise _refusal(settings.relay_url, opened.answer)
+    return opened
+
+
+def _refusal(relay_url: str, answer: Response | None) -> Exception:
+    """Return the error that the relay answered a handshake with: StreamClosed where it may pass."""
+    if answer is None:
+        return StreamClosed("the relay did not answer the handshake")
+    status = answer.status_code
+    try:
+        told = api.decode_error(bytes(answer.body or b""), answer.headers.get("Content-Type", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        if _may_pass(status):
+            return StreamClosed(f"the relay answered {status}")
+        reason = f"{status} for the result stream {urlsplit(relay_url).path}/v3/stream"
+        return RelayAnswerInvalid(url=relay_url, reason=reason)
+    if _may_pass(status):
+        return StreamClosed(told.reason)
+    return rebuild(told.code, told.reason, told.correlation_id)
+
+
+def _has_buffered(sock: Any) -> bool:
+    """Return whether bytes have come that select(2) does not see, in a TLS connection or in one within another."""
+    inner = getattr(sock, "ssl_object", None)
+    if inner is not None:
+        return bool(inner.pending() or sock.incoming.pending or _has_buffered(sock.ssl_socket))
+    pending = getattr(sock, "pending", None)  # of an SSLSocket
+    return pending is not None and pending() > 0
+
+
+class ResultStream:
+    """An open stream. Not thread-safe, `wake` excepted."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect and shake hands. Raises OSError, or the MepError that the relay answered (an unknown token)."""
+        self._relay_url = settings.relay_url
+        self._parts: list[bytes] = []
+        opened = _opened(settings)
+        self._socket, self._protocol = opened.sock, opened.protocol
+        self._heard = self._pinged = time.monotonic()
+        self._awake, self._waker = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for each in (self._socket, self._awake):
+            self._selector.register(each, selectors.EVENT_READ)
+
+    def subscribe(self, task_group_id: str, cursor: int) -> None:
+        """Ask for the group's endings after `cursor`. Raises OSError."""
+        self._protocol.send_binary(msgspec.msgpack.encode(api.Subscribe(task_group_id=task_group_id, cursor=cursor)))
+        self._flush()
+
+    def receive(self) -> list[api.StreamFrame]:
+        """Wait for frames, or for `wake`, or until something keeps the stream alive; return what came, which may be
+        nothing. Raises OSError once the stream has ended or has been silent for too long."""
+        self._keep_alive()
+        if not _has_buffered(self._socket):
+            ready = [key.fileobj for key, _ in self._selector.select(PING_EVERY_S / 2)]
+            if self._awake in ready:
+                self._awake.recv(64)
+            if self._socket not in ready:
+                return []
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return []  # a TLS record that carries no data, or not the whole of one
+        if not data:
+            raise StreamClosed("the relay closed the connection")
+        self._heard = time.monotonic()
+        self._protocol.receive_data(data)
+        frames = self._frames()
+        self._flush()  # pongs
+        return frames
+
+    def wake(self) -> None:
+        """Make `receive` return, from any thread."""
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            return  # closed already
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._selector.close()
+        for each in (self._socket, self._awake, self._waker):
+            each.close()
+
+    def _keep_alive(self) -> None:
+        now = time.monotonic()
+        if now - self._heard > SILENT_TOO_LONG_S:
+            raise StreamClosed(f"nothing was heard for {SILENT_TOO_LONG_S:.0f} s")
+        if now - max(self._heard, self._pinged) > PING_EVERY_S:
+            self._pinged = now
+            self._protocol.send_ping(b"mep")
+            self._flush()
+
+    def _frames(self) -> list[api.StreamFrame]:
+        from websockets.frames import DATA_OPCODES, Frame
+
+        found: list[api.StreamFrame] = []
+        for event in self._protocol.events_received():
+            if not (isinstance(event, Frame) and event.opcode in DATA_OPCODES):
+                continue
+            self._parts.append(bytes(event.data))
+            if event.fin:
+                message, self._parts = b"".join(self._parts), []
+                found.append(self._decode(message))
+        if not found and self._protocol.close_expected():
+            raise StreamClosed(f"the relay ended the stream ({self._protocol.close_code or 'no reason given'})")
+        return found
+
+    def _decode(self, message: bytes) -> api.StreamFrame:
+        try:
+            return _decoder.decode(message)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RelayAnswerInvalid(url=self._relay_url, reason=f"a frame of the result stream: {error}") from error
+
+    def _flush(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self._socket.sendall(data)
+
+
+def _may_pass(status: int) -> bool:
+    """Return whether this HTTP status says no for now, rather than for good."""
+    return status == 429 or status >= 500
+
+
+def refusal_of(frame: api.StreamRefused) -> Exception:
+    """Return what the relay ended the stream with: the error itself, or StreamClosed where it may pass."""
+    error = rebuild(frame.code, frame.text)
+    return StreamClosed(error.text) if _may_pass(error.http_status) else error

@@ -1,0 +1,429 @@
+"""What an Executor does behind its methods: registers functions, sends tasks in batches, resolves futures.
+
+Three kinds of thread: one sender, which sends whatever is queued when its previous request has returned; one
+listener for each task group; and one that asks for tasks which the stream may never bring. Every future ends
+exactly once, by whoever takes it out of `_pending`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mep_sdk.batch import user_runtime
+from mep_sdk.client import Client
+from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
+from mep_sdk.futures import TaskFuture, new_task_id
+from mep_sdk.http import PATIENT_S
+from mep_sdk.result_decoding import settle
+from mep_sdk.result_listener import ResultListener
+from mep_sdk.status_poller import Recheck
+from mep_sdk.task_options import TaskOptions
+from mep_wire import api, limits
+from mep_wire.errors import MepError, TaskNotFound
+from mep_wire.states import TaskState
+
+log = logging.getLogger("mep_sdk")
+
+_BODY_BYTES = limits.MAX_BODY_BYTES - 256 * 1024
+_TASK_OVERHEAD_BYTES = 64
+_CANCEL_S = 10.0
+"""How long to cancel may take, with a relay that is away or says nothing."""
+_CANCEL_ARRIVES_S = 5.0
+"""How much of that a request on its way is given to arrive."""
+_LOOK_AGAIN_S = 1.0
+_JOIN_S = 2.0
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+class Target(NamedTuple):
+    """Where a task goes, and how: tasks with the same target share a request. JSON where it was a dict."""
+
+    endpoint_id: str
+    task_group_id: str
+    user_endpoint_config: bytes
+    resource_specification: bytes
+    options: TaskOptions
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """A function on its way to the relay, or there already: then `id` is set."""
+
+    body: api.FunctionBody | None = None
+    id: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A task that waits to be sent."""
+
+    future: TaskFuture
+    target: Target
+    function: Function
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Requests:
+    """Tasks taken from the queue, by target and then by function."""
+
+    by_target: dict[Target, dict[int, list[Item]]] = field(default_factory=dict)
+
+    def add(self, item: Item) -> None:
+        self.by_target.setdefault(item.target, {}).setdefault(id(item.function), []).append(item)
+
+
+class Session:
+    """The machinery of one Executor. Thread-safe.
+
+    `_change` guards every collection here: it is held wherever one is changed, looped over or copied. It is not held
+    while a future is resolved, since that runs the person's callbacks.
+    """
+
+    def __init__(self, client: Client, *, lost_relay_timeout_s: float) -> None:
+        self.client = client
+        self.batch_size = limits.MAX_TASKS_PER_SUBMIT
+        self._lost_relay_timeout_s = lost_relay_timeout_s
+        self._pid = os.getpid()
+        self._change = threading.Condition()
+        self._queue: deque[Item] = deque()
+        self._unsent: set[str] = set()
+        """Ids in the queue: what can still be cancelled without the relay."""
+        self._sending: set[str] = set()
+        self._cancelling: set[str] = set()
+        self._pending: dict[str, TaskFuture] = {}
+        self._listeners: dict[str, ResultListener] = {}
+        self._sender: threading.Thread | None = None
+        self._recheck: Recheck | None = None
+        self._sender_waits = False
+        self._stopping = False
+
+    # --- taking tasks -----------------------------------------------------------------------------------
+
+    def submit(self, target: Target, function: Function, payload: bytes) -> TaskFuture:
+        """Queue a task. Raises RuntimeError after shutdown, ForkedExecutor in a forked child."""
+        if self._pid != os.getpid():
+            raise ForkedExecutor
+        future = TaskFuture(new_task_id(), target.task_group_id, self)
+        with self._change:
+            if self._stopping:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._pending[future.task_id] = future
+            self._unsent.add(future.task_id)
+            self._queue.append(Item(future, target, function, payload))
+            if self._sender is None:
+                self._sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
+                self._sender.start()
+            self._listen(target.task_group_id)
+            if self._sender_waits:
+                self._change.notify_all()
+        return future
+
+    def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture]:
+        """Return futures for tasks that the relay has already: known ones, and new ones for the rest."""
+        with self._change:
+            if self._stopping:
+                raise RuntimeError("cannot reload tasks after shutdown")
+            futures = []
+            for task_id in task_ids:
+                if task_id not in self._pending:
+                    self._pending[task_id] = TaskFuture(task_id, task_group_id, self)
+                futures.append(self._pending[task_id])
+            if futures:
+                self._listen(task_group_id).replay()
+        return futures
+
+    def register(self, function: Function) -> str:
+        """Return the function's id, registering it first where that has not been done. Raises MepError."""
+        if not function.id:
+            assert function.body is not None
+            function.id = self.client.register_serialized(function.body, silent_s=PATIENT_S)
+            function.body = None
+        return function.id
+
+    def _listen(self, task_group_id: str) -> ResultListener:
+        listener = self._listeners.get(task_group_id)
+        if listener is None:
+            if self._recheck is None:
+                self._recheck = Recheck(self.client, self._on_relay, self._rechecked)
+                self._recheck.start()
+            listener = ResultListener(
+                self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
+            )
+            self._listeners[task_group_id] = listener
+            listener.start()
+        return listener
+
+    # --- sending ----------------------------------------------------------------------------------------
+
+    def _send_forever(self) -> None:
+        while True:
+            with self._change:
+                while not self._queue and not self._stopping:
+                    self._sender_waits = True
+                    self._change.wait()
+                    self._sender_waits = False
+                if not self._queue:
+                    return
+                items = self._take()
+            try:
+                self._send(items)
+            except Exception as error:  # the thread's outermost loop: whoever waits must be told
+                log.exception("sending tasks failed")
+                self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
+            with self._change:
+                self._sending.clear()
+                self._change.notify_all()
+
+    def _take(self) -> list[Item]:
+        """Take what goes into the next requests; the caller holds the lock."""
+        items: list[Item] = []
+        size = 0
+        limit = max(1, min(self.batch_size, limits.MAX_TASKS_PER_SUBMIT))
+        while self._queue and len(items) < limit:
+            item = self._queue[0]
+            size += len(item.payload) + _TASK_OVERHEAD_BYTES
+            if items and size > _BODY_BYTES:
+                break
+            self._queue.popleft()
+            if item.future.task_id in self._unsent:  # else it was cancelled
+                self._unsent.discard(item.future.task_id)
+                self._sending.add(item.future.task_id)
+                items.append(item)
+        return items
+
+    def _send(self, items: list[Item]) -> None:
+        requests = _Requests()
+        for item in items:
+            requests.add(item)
+        for target, by_function in requests.by_target.items():
+            registered = [group for group in by_function.values() if self._registered(group)]
+            if registered:
+                self._send_to(target, registered)
+
+    def _registered(self, group: list[Item]) -> bool:
+        try:
+            self.register(group[0].function)
+        except MepError as error:
+            self._fail(group, error)
+            return False
+        return True
+
+    def _send_to(self, target: Target, groups: list[list[Item]]) -> None:
+        try:
+            self.client.submit(target.endpoint_id, _body(target, groups), silent_s=PATIENT_S)
+        except MepError as error:
+            if len(groups) == 1 or error.http_status >= 429:
+                self._fail([item for group in groups for item in group], error)
+                return
+            for group in groups:  # one function's refusal is no other's
+                self._send_to(target, [group])
+        else:
+            with self._change:
+                listener = self._listeners.get(target.task_group_id)
+            if listener is not None:
+                listener.group_known()
+
+    # --- resolving --------------------------------------------------------------------------------------
+
+    def _deliver(self, results: list[api.StreamedResult]) -> None:
+        for result in results:
+            with self._change:
+                future = self._pending.pop(result.task_id, None)
+                cancelling = result.task_id in self._cancelling
+            if future is None:
+                continue
+            if result.state == TaskState.CANCELLED and cancelling:
+                future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
+            else:
+                future.resolve(*_settle(result))
+        self._settled()
+
+    def _fail(self, items: Sequence[Item], error: MepError) -> None:
+        self._fail_futures([item.future for item in items], error)
+
+    def _fail_futures(self, futures: Sequence[TaskFuture], error: MepError) -> None:
+        for future in futures:
+            if self._taken(future.task_id) is not None:
+                future.resolve(None, _copy(error))
+        self._settled()
+
+    def _taken(self, task_id: str) -> TaskFuture | None:
+        """Return the pending future of a task, and hold it as pending no longer; None where it has ended."""
+        with self._change:
+            return self._pending.pop(task_id, None)
+
+    def _group_refused(self, task_group_id: str, error: MepError) -> None:
+        with self._change:
+            listener = self._listeners.pop(task_group_id, None)  # the next submission gets a new one
+            lost = self._pending_of(task_group_id)
+        if listener is not None:
+            listener.stop()
+        self._fail_futures(lost, error)
+
+    def _pending_of(self, task_group_id: str) -> list[TaskFuture]:
+        """Return a group's pending futures; the caller holds the lock."""
+        return [future for future in self._pending.values() if future.task_group_id == task_group_id]
+
+    def _settled(self) -> None:
+        with self._change:
+            if self._stopping and not self._pending:
+                self._change.notify_all()
+                for thread in self._threads():
+                    thread.stop()
+
+    def _threads(self) -> list[Recheck | ResultListener]:
+        """Return the threads that bring results; the caller holds the lock."""
+        return [*([self._recheck] if self._recheck is not None else []), *self._listeners.values()]
+
+    def _on_relay(self) -> list[str]:
+        """Return the pending tasks that the relay has confirmed, and must know."""
+        with self._change:
+            return [each for each in self._pending if each not in self._unsent and each not in self._sending]
+
+    def _rechecked(self, ended: list[api.StreamedResult], missing: list[str]) -> None:
+        """Take what the relay has answered on pending tasks."""
+        for task_id in missing:
+            future = self._taken(task_id)
+            if future is not None:
+                future.resolve(None, TaskNotFound(task_id=task_id))
+        self._deliver(ended)
+
+    # --- cancelling -------------------------------------------------------------------------------------
+
+    def cancel_futures(self, futures: list[TaskFuture]) -> int:
+        """Cancel what has not ended; return how many that were. Those not sent yet are only dropped."""
+        with self._change:
+            drop = [future for future in futures if future.task_id in self._unsent]
+            self._unsent.difference_update(future.task_id for future in drop)
+            ask = {future.task_id: future for future in futures if future.task_id in self._pending}
+            for future in drop:
+                ask.pop(future.task_id, None)
+        count = sum(self._mark_cancelled(future) for future in drop)
+        if ask:
+            count += self._cancel_sent(ask)
+        self._settled()
+        return count
+
+    def _cancel_sent(self, ask: dict[str, TaskFuture]) -> int:
+        ends = time.monotonic() + _CANCEL_S
+        with self._change:
+            # A request on its way must arrive first, or the relay would not know the tasks.
+            self._change.wait_for(lambda: self._sending.isdisjoint(ask), _CANCEL_ARRIVES_S)
+            self._cancelling |= ask.keys()
+        try:
+            left_s = ends - time.monotonic()
+            cancelled = self.client.cancel_many(ask, retry_for_s=left_s, silent_s=left_s)
+        except MepError as error:
+            log.warning("could not cancel %d tasks: %s", len(ask), error)
+            cancelled = set()
+        told = [ask[task_id] for task_id in cancelled & ask.keys()]
+        count = sum(self._mark_cancelled(future) or future.cancelled() for future in told)
+        with self._change:
+            self._cancelling -= ask.keys()
+        return count
+
+    def _mark_cancelled(self, future: TaskFuture) -> bool:
+        return self._taken(future.task_id) is not None and future.mark_cancelled()
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    def unfinished(self) -> int:
+        """Return how many futures are not resolved; none in a forked child, whose parent has them."""
+        if self._pid != os.getpid():
+            return 0
+        with self._change:
+            return len(self._pending)
+
+    def stop(self, *, cancel_futures: bool) -> None:
+        """Take no more tasks; end the threads when everything queued is sent and has ended."""
+        if self._pid != os.getpid():
+            return
+        with self._change:
+            self._stopping = True
+            self._change.notify_all()
+            futures = list(self._pending.values()) if cancel_futures else []
+        if futures:
+            self.cancel_futures(futures)
+        self._settled()
+
+    def wait(self) -> None:
+        """Wait until every future has ended, after `stop`. Raises RelayAnswerMissing."""
+        if self._pid != os.getpid():
+            return
+        while True:
+            with self._change:
+                if not self._pending:
+                    threads = [self._sender, *self._threads()]
+                    break
+                self._change.wait(_LOOK_AGAIN_S)
+                lost = self._lost_group()
+            if lost is not None:
+                self._group_refused(str(lost.fields["task_group_id"]), lost)
+                raise lost
+        for thread in threads:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
+
+    def flush(self, timeout_s: float | None) -> bool:
+        """Wait until everything queued is sent, at most this long; return whether it is."""
+        with self._change:
+            return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
+
+    def _lost_group(self) -> RelayAnswerMissing | None:
+        """Return what says that a group's relay has been away for too long; the caller holds the lock."""
+        for group_id, listener in self._listeners.items():
+            waited_s = listener.down_for_s()
+            if waited_s < self._lost_relay_timeout_s or self._queue or self._sending:
+                continue
+            if count := len(self._pending_of(group_id)):
+                url = self.client.settings.relay_url
+                return RelayAnswerMissing(count=count, url=url, waited_s=round(waited_s), task_group_id=group_id)
+        return None
+
+
+def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
+    """As `settle`. To load a result can run anything, sys.exit() too: that ends neither this thread nor the wait for
+    the result."""
+    try:
+        return settle(result)
+    except SystemExit as error:
+        return None, DataUnreadable(what="result", where="here", reason=f"SystemExit: {error}")
+
+
+def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
+    tasks: dict[str, list[bytes]] = {}
+    task_ids: dict[str, list[str]] = {}
+    for group in groups:  # several groups can name one function: each call by id has a Function of its own
+        tasks.setdefault(group[0].function.id, []).extend(item.payload for item in group)
+        task_ids.setdefault(group[0].function.id, []).extend(item.future.task_id for item in group)
+    return api.SubmitBody(
+        tasks=tasks,
+        task_ids=task_ids,
+        task_group_id=target.task_group_id,
+        user_runtime=user_runtime(),
+        user_endpoint_config=_decoded(target.user_endpoint_config),
+        resource_specification=_decoded(target.resource_specification),
+        **target.options._asdict(),
+    )
+
+
+def _decoded(text: bytes) -> dict[str, Any] | None:
+    return _decoder.decode(text) if text else None
+
+
+def _copy(error: MepError) -> MepError:
+    """Return an error of its own for each future: raising one adds to its traceback."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    twin.args = error.args
+    return twin

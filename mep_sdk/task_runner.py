@@ -1,0 +1,126 @@
+"""Run one task: bytes in, bytes out. What every engine's worker calls.
+
+The function is the person's own code and runs as the person; nothing it does, short of ending the process,
+gets past `run_task`. Imports stay light: a worker that only runs plain functions imports neither
+cloudpickle nor anything that holds a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import linecache
+import os
+
+import msgspec
+
+from mep_sdk import serialize
+from mep_sdk.function_serializer import LoadedFunction, load_function
+from mep_sdk.process_limits import ProcessWatch
+from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
+
+_MAX_CACHED = 256
+_processes = ProcessWatch()
+
+
+class Stage(enum.Enum):
+    """How far a task has come."""
+
+    LOAD = 1
+    CALL = 2
+    RETURN = 3
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a task ended. `code` is empty for success; then `payload` is the serialized value, else the serialized
+    exception where there is one. `text` is what the person reads."""
+
+    code: str
+    text: str
+    payload: bytes
+
+
+FunctionCache = dict[bytes, LoadedFunction]
+"""Functions that a worker has loaded, by their bytes. Pass the same one to every `run_task` of a worker."""
+
+
+def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: FunctionCache | None = None) -> Outcome:
+    """Call the serialized function with the serialized arguments and return how it ended. Never raises.
+
+    Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
+    DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
+    """
+    stage, loaded = Stage.LOAD, None
+    try:
+        loaded = _load(function, cache)
+        args, kwargs = serialize.load_arguments(payload)
+        stage = Stage.CALL
+        value = loaded.call(*args, **kwargs)
+        stage = Stage.RETURN
+        return _returned(value, max_result_bytes, serialize.result_ways_of(payload))
+    except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
+        if loaded is not None and stage is Stage.CALL:
+            return _failed(loaded, error, max_result_bytes)
+        return _not_run(stage, error)
+
+
+def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
+    if cache is None:
+        return load_function(function)
+    loaded = cache.get(function)
+    if loaded is None:
+        if len(cache) >= _MAX_CACHED:
+            cache.clear()
+        loaded = cache[function] = load_function(function)
+    return loaded
+
+
+def _returned(value: object, max_result_bytes: int, ways: list[str]) -> Outcome:
+    payload = serialize.serialize_result(value, ways)
+    if len(payload) > max_result_bytes:
+        raise ResultTooLarge(size=len(payload), limit=max_result_bytes)
+    return Outcome("", "", payload)
+
+
+def _not_run(stage: Stage, error: BaseException) -> Outcome:
+    """Return the outcome where it was not the call that failed, but what comes before or after it."""
+    if not isinstance(error, MepError):
+        # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
+        reason = serialize.failure_text(error)
+        if isinstance(error, ImportError):
+            from mep_sdk.version_mismatch import explain  # only a failure needs it
+
+            reason += explain(error, "on the endpoint")
+        error = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
+    return Outcome(error.code, error.text, b"")
+
+
+def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:
+    _show_source(loaded)
+    if limit := _processes.explain(error):
+        with contextlib.suppress(TypeError):  # it may have notes of another kind
+            BaseException.add_note(error, limit)
+    # A worker's frame of run_task is no news to the person: their own call comes first.
+    data = serialize.serialize_exception(error, skip_frames=1, max_bytes=min(max_result_bytes, 1 << 20))
+    text = serialize.failure_text(error)
+    return Outcome(TaskFailed.code, f"{text} - {limit}" if limit else text, data)
+
+
+def _show_source(loaded: LoadedFunction) -> None:
+    """Let tracebacks show the function's lines, which are in a file on the person's own machine."""
+    for filename in {source.filename for source in loaded.sources}:
+        if _readable(filename):
+            continue
+        lines: list[str] = []
+        for source in sorted(each for each in loaded.sources if each.filename == filename):
+            lines += [""] * (source.first_line - 1 - len(lines))
+            lines += source.text.splitlines(keepends=True)
+        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
+
+
+def _readable(filename: str) -> bool:
+    """Whether the file can be read here. A directory that may not be entered is an answer, not an error."""
+    try:
+        return os.access(filename, os.R_OK)
+    except ValueError:  # a name with a NUL in it, as code can be compiled with
+        return False

@@ -1,0 +1,35 @@
+"""What the handlers share: the store, the dispatcher, the accounts, the relay's own keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mep_wire.api import EarlierRelayKeys
+from relay.api.body_budget import Bodies
+from relay.api.storage_quota import Quota
+from relay.api.user_config_check import UserConfigChecks
+from relay.auth.tokens import TokenAuth
+from relay.dispatch.dispatcher import Dispatcher
+from relay.store.base import Store
+
+
+@dataclass(slots=True)
+class Service:
+    """One relay, as its HTTP API sees it. The keys are hexadecimal."""
+
+    store: Store
+    dispatcher: Dispatcher
+    auth: TokenAuth
+    link_address: str
+    link_public_key: str
+    signing_public_key: str
+    earlier_keys: list[EarlierRelayKeys]
+    """The pairs before, oldest first."""
+    quota: Quota
+    """What one person may have stored."""
+    bodies: Bodies = field(default_factory=Bodies)
+    max_open_tasks: int = 2_000_000
+    """Unfinished tasks that one person may have."""
+    function_digests: dict[int, str] = field(default_factory=dict)
+    """SHA-256 of functions' code in hexadecimal, by row."""
+    checks: UserConfigChecks = field(default_factory=UserConfigChecks)

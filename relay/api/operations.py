@@ -1,0 +1,180 @@
+"""Every operation of the relay's HTTP API. The specification and the server are both made from this table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mep_wire import PROTOCOL_VERSION, api
+from mep_wire import errors as e
+from relay.api import endpoints, functions, tasks
+from relay.api.context import Service
+from relay.api.http import Request
+from relay.api.openapi import specification
+from relay.api.router import Route
+
+VERSION = "0.1.0"
+
+
+async def version(service: Service, request: Request) -> str | dict[str, Any]:
+    """GET /v2/version: the API's version; with `service=all` by part."""
+    if request.query.get("service") != "all":
+        return VERSION
+    return {"api": VERSION, "protocol": PROTOCOL_VERSION, "min_sdk_version": "0.1.0", "min_ep_version": "0.1.0"}
+
+
+async def openapi(service: Service, request: Request) -> dict[str, Any]:
+    """GET /openapi.json."""
+    return specification(ROUTES, VERSION)
+
+
+_REGISTER_ERRORS = (e.IdConflict,)
+_SUBMIT_ERRORS = (
+    e.EndpointForbidden,
+    e.FunctionForbidden,
+    e.FunctionNotAllowed,
+    e.EndpointNotFound,
+    e.FunctionNotFound,
+    e.IdConflict,
+    e.UserConfigInvalid,
+    e.UserConfigReserved,
+    e.TooManyTasks,
+    e.StorageFull,
+)
+_SUBMIT = "/v3/endpoints/{endpoint_id}/submit"
+_STATUS = "/v2/endpoints/{endpoint_id}/status"
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), open=True),
+    Route("GET", "/openapi.json", openapi, Any, "This specification", open=True),
+    Route(
+        "POST",
+        "/v3/endpoints",
+        endpoints.register,
+        api.RegisterAnswer,
+        "Register an endpoint",
+        body=api.RegisterBody,
+        errors=_REGISTER_ERRORS,
+    ),
+    Route(
+        "PUT",
+        "/v3/endpoints/{endpoint_id}",
+        endpoints.update,
+        api.RegisterAnswer,
+        "Change an endpoint's registration; a link with an old key is cut",
+        body=api.RegisterBody,
+        errors=(e.NotOwner, e.EndpointNotFound, e.IdConflict),
+    ),
+    Route(
+        "GET",
+        "/v2/endpoints",
+        endpoints.listing,
+        list[endpoints.EndpointInfo],
+        "List one's endpoints (role=any: public ones too)",
+        query=("role",),
+    ),
+    Route(
+        "GET",
+        "/v2/endpoints/{endpoint_id}",
+        endpoints.look_up,
+        endpoints.EndpointInfo,
+        "Look an endpoint up",
+        errors=(e.EndpointForbidden, e.EndpointNotFound),
+    ),
+    Route(
+        "GET",
+        _STATUS,
+        endpoints.status,
+        endpoints.EndpointStatus,
+        "Whether an endpoint is online",
+        errors=(e.EndpointForbidden, e.EndpointNotFound),
+    ),
+    Route(
+        "DELETE",
+        "/v2/endpoints/{endpoint_id}",
+        endpoints.delete,
+        endpoints.Deleted,
+        "Delete an endpoint; tasks that wait for it fail",
+        errors=(e.NotOwner, e.EndpointNotFound),
+    ),
+    Route(
+        "POST",
+        "/v3/functions",
+        functions.register,
+        api.FunctionAnswer,
+        "Register a function",
+        body=api.FunctionBody,
+    ),
+    Route(
+        "POST",
+        "/v2/functions",
+        functions.register,
+        api.FunctionAnswer,
+        "Register a function",
+        body=api.FunctionBody,
+    ),
+    Route(
+        "POST",
+        "/v3/functions/digests",
+        functions.digests,
+        api.FunctionDigestsAnswer,
+        "Look up the SHA-256 of functions' code",
+        body=api.FunctionDigestsBody,
+    ),
+    Route(
+        "GET",
+        "/v2/functions/{function_id}",
+        functions.look_up,
+        functions.FunctionInfo,
+        "Look a function up",
+        errors=(e.FunctionForbidden, e.FunctionNotFound),
+    ),
+    Route(
+        "DELETE",
+        "/v2/functions/{function_id}",
+        functions.delete,
+        endpoints.Deleted,
+        "Delete a function",
+        errors=(e.NotOwner, e.FunctionNotFound),
+    ),
+    Route(
+        "POST",
+        _SUBMIT,
+        tasks.submit,
+        api.SubmitAnswer,
+        "Submit tasks; answered once they are on disk",
+        body=api.SubmitBody,
+        errors=_SUBMIT_ERRORS,
+    ),
+    Route(
+        "GET",
+        "/v2/tasks/{task_id}",
+        tasks.look_up,
+        api.TaskStatus,
+        "A task's state and result",
+        errors=(e.TaskNotFound,),
+    ),
+    Route(
+        "POST",
+        "/v2/batch_status",
+        tasks.batch_status,
+        api.BatchStatusAnswer,
+        "The states and results of many tasks",
+        body=api.BatchStatusBody,
+    ),
+    Route(
+        "GET",
+        "/v2/taskgroup/{task_group_id}",
+        tasks.group,
+        api.TaskGroupAnswer,
+        "The tasks of a group",
+        errors=(e.TaskGroupNotFound,),
+    ),
+    Route(
+        "POST",
+        "/v3/tasks/cancel",
+        tasks.cancel,
+        api.CancelAnswer,
+        "Cancel tasks",
+        body=api.CancelBody,
+    ),
+)

@@ -1,0 +1,120 @@
+"""The result stream: WebSocket /v3/stream. Replays a task group's endings after the client's cursor, then pushes.
+
+Everything sent is read from the store, a page at a time, and the next page only once the client has taken
+the last: a slow client costs the relay one page. Called by the ASGI application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamRefused, Subscribe
+from mep_wire.errors import BodyInvalid, MepError, RouteNotFound, TaskGroupNotFound
+from relay.api import http
+from relay.api.context import Service
+from relay.api.http import Receive, Scope, Send
+from relay.dispatch.task_delivery import uuid_text
+from relay.log import logger
+from relay.store.records import Caller, Completion, GroupRef
+
+PAGE = 1000
+PAGE_BYTES = 1024 * 1024
+FIRST_FRAME_S = 30.0
+"""How long a client may take to say what it wants."""
+
+_subscribe = msgspec.msgpack.Decoder(Subscribe)
+_encoder = msgspec.msgpack.Encoder()
+
+
+async def serve_stream(service: Service, scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
+    """Serve one WebSocket."""
+    await receive()
+    try:
+        if not known:
+            raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
+        token = http.header(scope, b"authorization")
+        caller = service.auth.caller(token)
+    except MepError as error:
+        await _reject(send, error)
+        return
+    await send({"type": "websocket.accept"})
+    try:
+        group, cursor = await _first_frame(service, caller, receive)
+        await _push(service, token, group, cursor, receive, send)
+    except MepError as error:
+        frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
+        await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
+        await send({"type": "websocket.close", "code": 4000 + error.http_status, "reason": error.code})
+    except (OSError, _Gone):
+        pass  # the client has gone; it asks again from its cursor
+
+
+class _Gone(Exception):
+    """The client closed the stream."""
+
+
+async def _reject(send: Send, error: MepError) -> None:
+    body = http.encode(http.error_answer(error), packed=False)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tuple[GroupRef, int]:
+    """Return what the client asks for. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
+    try:
+        message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
+    except TimeoutError as error:
+        raise BodyInvalid(reason="nothing was asked for in time") from error
+    if message["type"] == "websocket.disconnect":
+        raise _Gone
+    try:
+        wanted = _subscribe.decode(message.get("bytes") or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BodyInvalid(reason=str(error)) from error
+    group = service.store.group(wanted.task_group_id.lower())
+    if group is None or group.owner != caller.account_id:
+        raise TaskGroupNotFound(task_group_id=wanted.task_group_id[:64])
+    if not 0 <= wanted.cursor < 2**63:
+        raise BodyInvalid(reason="cursor: a number that no batch had")
+    return group, wanted.cursor
+
+
+async def _push(service: Service, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+    """Send what comes until the client has gone. Raises TokenUnknown once the token is good no more."""
+    streams = service.dispatcher.streams
+    event = streams.join(group.row)
+    gone = asyncio.create_task(_until_gone(receive))
+    gone.add_done_callback(lambda _: event.set())
+    try:
+        while not gone.done():
+            event.clear()
+            found = service.store.completions(group.row, cursor, PAGE, PAGE_BYTES)
+            if not found:
+                await event.wait()
+                continue
+            service.auth.caller(token)
+            cursor = found[-1].seq
+            frame = _encode(found)
+            del found  # a slow client holds one copy of its page
+            await send({"type": "websocket.send", "bytes": frame})
+            del frame
+    finally:
+        streams.leave(group.row, event)
+        gone.cancel()
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Return when the client has closed; anything it says on the way is of no interest."""
+    while (await receive())["type"] != "websocket.disconnect":
+        logger.debug("stream: a frame after the first was ignored")
+
+
+def _encode(found: list[Completion]) -> bytes:
+    results = [
+        StreamedResult(uuid_text(c.task_id), int(c.state), c.code, c.text, c.payload, c.correlation_id) for c in found
+    ]
+    frame: StreamFrame = StreamBatch(cursor=found[-1].seq, results=results)
+    return _encoder.encode(frame)

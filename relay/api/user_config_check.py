@@ -1,0 +1,200 @@
+"""Checks a person's user_endpoint_config before anything is queued: reserved names, the endpoint's schema.
+
+Schemas come from endpoint owners and values from anybody, so neither is trusted: a `$ref` never leaves the
+schema, patterns run on re2 (linear time), and a check that takes too long is a refusal.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jsonschema
+import re2
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend, validator_for
+from jsonschema_specifications import REGISTRY as SPECIFICATIONS  # type: ignore[import-untyped]  # it has no stubs
+from referencing import Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
+from mep_wire.ids import canonical_json
+from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
+
+MAX_SCHEMA_BYTES = 256 * 1024
+CHECK_S = 0.5
+"""Longest that one check may take."""
+KEPT = 256
+"""Endpoints whose validator is kept ready."""
+MAX_REASON = 500
+
+_deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
+Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
+
+
+class _TooSlow(Exception):
+    """A check took longer than CHECK_S."""
+
+
+def _timed(keyword: Keyword) -> Keyword:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        if time.monotonic() > _deadline.get():
+            raise _TooSlow
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return check
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not re2.search(pattern, instance):
+        yield ValidationError(f"{instance[:100]!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for pattern, subschema in patterns.items():
+            for key, value in instance.items():
+                if re2.search(pattern, key):
+                    yield from validator.descend(value, subschema, path=key, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    patterns = list(schema.get("patternProperties", {}))
+    for key, value in instance.items():
+        if key in schema.get("properties", {}) or any(re2.search(pattern, key) for pattern in patterns):
+            continue
+        if isinstance(allowed, dict):
+            yield from validator.descend(value, allowed, path=key)
+        elif allowed is False:
+            yield ValidationError("this key is not allowed", path=[key])
+
+
+def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if unique and isinstance(instance, list) and len({canonical_json(item) for item in instance}) < len(instance):
+        yield ValidationError("has items that are not unique")
+
+
+_OWN: Mapping[str, Keyword] = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    "uniqueItems": _unique_items,
+}
+
+
+def _validator_class(base: Any) -> Any:
+    keywords = {**base.VALIDATORS, **{name: own for name, own in _OWN.items() if name in base.VALIDATORS}}
+    timed = {name: _timed(keyword) for name, keyword in keywords.items()}
+    return extend(base, timed)  # type: ignore[no-untyped-call]  # the stubs give it no types
+
+
+_classes: dict[Any, Any] = {}
+
+
+def _class_for(schema: Mapping[str, Any]) -> Any:
+    base = validator_for(schema, default=jsonschema.Draft202012Validator)
+    made = _classes.get(base)
+    if made is None:
+        made = _classes[base] = _validator_class(base)
+    return made
+
+
+def _first_error(validator: Any, value: Any) -> ValidationError | None:
+    """Return the first error. Raises _CHECK_FAILURES."""
+    token = _deadline.set(time.monotonic() + CHECK_S)
+    try:
+        return next(iter(validator.iter_errors(value)), None)
+    finally:
+        _deadline.reset(token)
+
+
+_CHECK_FAILURES = (_TooSlow, RecursionError, Unresolvable, re2.error)
+"""What a hostile or broken schema can make of a check."""
+
+
+def _fault(schema: Mapping[str, Any]) -> str | None:
+    """Return what is wrong inside `schema`: a reference that leads out of it, or a pattern that re2 cannot take."""
+    resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
+    waiting = [(resource, SPECIFICATIONS.resolver_with_root(resource))]
+    while waiting:
+        one, resolver = waiting.pop()
+        if isinstance(one.contents, Mapping):
+            fault = _fault_here(one.contents, resolver)
+            if fault is not None:
+                return fault
+        waiting.extend((sub, resolver.in_subresource(sub)) for sub in one.subresources())
+    return None
+
+
+def _fault_here(contents: Mapping[str, Any], resolver: Any) -> str | None:
+    for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+        target = contents.get(keyword)
+        try:
+            if isinstance(target, str):
+                resolver.lookup(target)
+        except Unresolvable:
+            return f"the reference {str(target)[:200]!r} leads nowhere in it (nothing is ever fetched)"
+    for pattern in [contents.get("pattern", ""), *contents.get("patternProperties", {})]:
+        try:
+            re2.compile(pattern)
+        except re2.error as error:
+            return f"the pattern {pattern[:200]!r} cannot be used (no look-around or back-reference): {error}"
+    return None
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Check an endpoint's user_config_schema, made plain, at its registration. Raises BodyInvalid."""
+    try:
+        kind = _class_for(schema)
+        error = _first_error(kind(kind.META_SCHEMA, registry=SPECIFICATIONS), schema)
+        if error is None:
+            fault = _fault(schema)
+            if fault is not None:
+                raise BodyInvalid(reason=f"user_config_schema: {fault}")
+            _first_error(kind(schema, registry=SPECIFICATIONS), {})
+            return
+        reason = f"user_config_schema: {_where(error)}: {error.message[:MAX_REASON]}"
+    except _CHECK_FAILURES as failure:
+        reason = f"user_config_schema cannot be used: {type(failure).__name__}: {str(failure)[:MAX_REASON]}"
+    raise BodyInvalid(reason=reason)
+
+
+def _where(error: ValidationError) -> str:
+    return ".".join(str(part) for part in error.absolute_path) or "(top level)"
+
+
+class UserConfigChecks:
+    """Checks configurations, with the validators of recently used endpoints kept."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[Mapping[str, Any], Any]] = OrderedDict()
+
+    def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+        """Raises UserConfigReserved or UserConfigInvalid. `config` is plain (see relay.api.json_values)."""
+        for key in config:
+            if key in RESERVED_TEMPLATE_VARIABLES:
+                raise UserConfigReserved(key=key)
+        if schema is None:
+            return
+        try:
+            error = _first_error(self._validator(endpoint_id, schema), config)
+        except _CHECK_FAILURES as failure:
+            reason = f"the endpoint's schema cannot be applied to it ({type(failure).__name__})"
+            raise UserConfigInvalid(key="(top level)", reason=reason, detail=str(failure)) from failure
+        if error is not None:
+            raise UserConfigInvalid(key=_where(error), reason=error.message[:MAX_REASON])
+
+    def _validator(self, endpoint_id: str, schema: Mapping[str, Any]) -> Any:
+        kept = self._kept.get(endpoint_id)
+        if kept is None or kept[0] != schema:
+            kept = (schema, _class_for(schema)(schema, registry=SPECIFICATIONS))
+            self._kept[endpoint_id] = kept
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return kept[1]

@@ -1,0 +1,251 @@
+"""What the relay knows at this moment of managers and user endpoints. All of it can be lost: the store has
+what matters. Memory here goes with the number of live links, never with the number of tasks.
+
+Used by the other modules of this package, always in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from mep_wire.errors import RelayUnavailable
+from mep_wire.start_request import same_process
+from mep_wire.states import UepState, next_uep_state
+from relay.link.base import Peer, Plane
+from relay.log import logger
+from relay.store.base import Store, Tx
+from relay.store.records import UepRecord
+
+T = TypeVar("T")
+
+STORE_RETRY_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class ManagerLink:
+    """A manager whose link is up."""
+
+    endpoint_id: str
+    peer: Peer
+    epoch: bytes
+    running: dict[str, bytes] = field(default_factory=dict)
+    """The user endpoints that have a process there, as far as it has said: id and incarnation."""
+    reported: bool = False
+    """Whether it has said since this link came up which user endpoints run."""
+
+    def runs(self, record: UepRecord) -> bool:
+        """Whether it has said that the process of `record` runs."""
+        said = self.running.get(record.uep_id)
+        return said is not None and same_process(said, record.incarnation)
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Uep:
+    """A user endpoint with tasks, a link or a start under way."""
+
+    record: UepRecord
+    state: UepState = UepState.ABSENT
+    peer: Peer | None = None
+    credit: int = 0
+    functions_sent: set[str] = field(default_factory=set)
+    has_queued: bool = False
+    pumping: bool = False
+    unsettled: bool = False
+    """Its process is gone and had tasks that may have begun, whose results may be in its spool: the next process will
+    tell."""
+    starting: bool = False
+    """A start request is being made or waits for its answer or its join."""
+    start_answered: bool = False
+    """The manager says that the process of the start under way runs."""
+    asked: bytes = b""
+    """The incarnation in the start request that was sent last."""
+    answered: bytes = b""
+    """Of the process that the manager says runs since then: `asked`, or that of an earlier request."""
+    place: int = 0
+    """Its place among what the site is to start, as its manager has said last; 0 for none."""
+    attempts: int = 0
+    """Starts that came to nothing since the last link."""
+    unjoined_since: float = 0.0
+    """By the loop's clock: when its manager first said that it runs without there being a link; 0: it has not."""
+    default_attempts: int = 1
+    """How often a task may be begun there that says nothing of it: what its process has said last."""
+    most_attempts: int = 0
+    """The most that one may ask for, 0 for no limit."""
+    worker_python: str = ""
+    """The Python of its workers, as its process has said last."""
+    losses: int = 0
+    """Processes lost in a row with no task ended in between."""
+    last_code: str = ""
+    last_end: str = ""
+    """What the manager said of the end of its last process."""
+    grace_until: float = 0.0
+    """By the loop's clock: until then its absence from its manager's list proves nothing."""
+    timer: asyncio.TimerHandle | None = None
+    """The start's deadline, or the next try."""
+
+    @property
+    def row(self) -> int:
+        """The store's key."""
+        return self.record.row
+
+    @property
+    def needed(self) -> bool:
+        """Whether it has to run: tasks wait for it, or its spool has to be asked."""
+        return self.has_queued or self.unsettled
+
+    def go(self, then: UepState) -> None:
+        """Change state by the table. Raises IllegalTransition."""
+        if then is not self.state:
+            self.state = next_uep_state(self.state, then)
+
+    def unlink(self) -> None:
+        """Forget the link, and what went over it."""
+        if self.peer is not None:
+            self.peer.session = None
+        self.peer, self.credit = None, 0
+        self.functions_sent.clear()
+
+    def set_process(self, link_key: bytes, incarnation: bytes) -> None:
+        """Note which process this is, none with an empty key."""
+        self.record = msgspec.structs.replace(self.record, link_key=link_key, incarnation=incarnation)
+
+    def has_joined(self, incarnation: bytes) -> bool:
+        """Whether the process of this incarnation is the one that is enrolled."""
+        return bool(self.record.link_key) and same_process(incarnation, self.record.incarnation)
+
+    def is_starting(self, incarnation: bytes) -> bool:
+        """Whether the process of this incarnation is what the start under way has led to, by its manager's word."""
+        return self.state is UepState.STARTING and self.start_answered and same_process(incarnation, self.answered)
+
+    def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        """Replace the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+
+@dataclass(eq=False, slots=True)
+class Joining:
+    """The session of a peer whose join is being stored: what it says meanwhile waits."""
+
+    record: UepRecord
+    offered: bytes
+    incarnation: bytes
+    held: list[int]
+    default_attempts: int
+    most_attempts: int
+    early: list[bytes] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Board:
+    """Everything shared inside this package."""
+
+    store: Store
+    plane: Plane
+    loop: asyncio.AbstractEventLoop
+    cut: Callable[[Peer, str], None]
+    """Ends a link, as when it is silent."""
+    managers: dict[str, ManagerLink] = field(default_factory=dict)
+    ueps: dict[str, Uep] = field(default_factory=dict)
+    """By id: every user endpoint with unfinished tasks, a link or a start under way."""
+    by_row: dict[int, Uep] = field(default_factory=dict)
+    """The same, by the store's row."""
+    _known: WeakValueDictionary[str, Uep] = field(default_factory=WeakValueDictionary)
+    """Those, and every record that was forgotten and that a step under way still holds: a second one for the same user
+    endpoint would miss what happens to the first."""
+    open_tasks: dict[str, int] = field(default_factory=dict)
+    """Unfinished tasks by account, for accounts that have submitted since the relay started."""
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def uep(self, record: UepRecord) -> Uep:
+        """Return the one live record of a user endpoint, made now where there is none."""
+        known = self._known.get(record.uep_id)
+        if known is None or known.row != record.row:
+            known = self._known[record.uep_id] = Uep(record)
+        if self.ueps.get(record.uep_id) is not known:  # new, or forgotten: only the store knows what happened since
+            known.has_queued = self.store.has_queued(record.row)
+            known.unsettled = not known.record.link_key and self.store.has_active(record.row)
+            self.keep(known)
+        return known
+
+    def keep(self, uep: Uep) -> None:
+        """Keep the record of a user endpoint that has something to remember, also one that was forgotten before."""
+        self.ueps[uep.record.uep_id] = self.by_row[uep.row] = uep
+
+    def of_endpoint(self, endpoint_id: str) -> list[Uep]:
+        """Return the live user endpoints of one endpoint."""
+        return [uep for uep in self.ueps.values() if uep.record.endpoint_id == endpoint_id]
+
+    def forget_idle(self, uep: Uep) -> None:
+        """Drop the live record of a user endpoint that has nothing to remember, unless a step under way holds it."""
+        idle = not (uep.has_queued or uep.unsettled or uep.starting or uep.pumping or uep.record.link_key)
+        if idle and uep.state is UepState.ABSENT and uep.peer is None:
+            uep.set_timer(None)
+            self.ueps.pop(uep.record.uep_id, None)
+            self.by_row.pop(uep.row, None)
+
+    def saw(self, ueps: Sequence[Uep]) -> Future[None]:
+        """Note that these user endpoints have, or had until now, a link."""
+        rows, now = [uep.row for uep in ueps], time.time()
+        for uep in ueps:
+            uep.record = msgspec.structs.replace(uep.record, seen_at=now)
+        return self.store.submit(lambda tx: tx.saw_ueps(rows, now), inline=False)
+
+    def count_ended(self, account_id: str, ended: int) -> None:
+        """Note that tasks of an account have ended."""
+        if account_id in self.open_tasks:
+            self.open_tasks[account_id] -= ended
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the side; a failure is logged."""
+        task = self.loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("dispatch: a step failed", exc_info=task.exception())
+
+    def when_durable(self, peer: Peer | None, future: Future[T], then: Callable[[T], None]) -> None:
+        """Call `then` with the result in this thread: at once where the commit is done already.
+
+        Where it failed, the link that it came from is cut: the peer comes back and says again what counts.
+        """
+
+        def finish() -> None:
+            failure = future.exception()
+            if failure is None:
+                then(future.result())
+                return
+            logger.error("dispatch: not stored: %r", failure)
+            if peer is not None:
+                self.cut(peer, "what it said could not be stored")
+
+        if future.done():
+            finish()
+        else:
+            future.add_done_callback(lambda _: self.loop.call_soon_threadsafe(finish))
+
+    async def insist(self, change: Callable[[Tx], T]) -> T:
+        """Have a change stored, however long the store cannot write."""
+        while True:
+            try:
+                return await durable(self.store.submit(change))
+            except RelayUnavailable as error:
+                logger.error("dispatch: %s %s", error, error.detail)
+                await asyncio.sleep(STORE_RETRY_S)
+
+
+async def durable(future: Future[T]) -> T:
+    """Wait until a change is on disk and return its result."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)

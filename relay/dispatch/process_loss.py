@@ -1,0 +1,85 @@
+"""Ends of user endpoints' processes. What becomes of their tasks, and when, is the table of `lost`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mep_wire.errors import EndpointDeleted, UserEndpointLost
+from mep_wire.limits import LINK_DEAD_S, MAX_PUBLIC_TEXT
+from mep_wire.states import TaskState, UepState
+from relay.dispatch.live_state import Board, Uep
+from relay.dispatch.start_requests import Starts
+from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_transitions import Requeued, cancelled
+from relay.store.base import Tx
+
+
+class Endings:
+    """Settles the tasks of processes that are gone."""
+
+    def __init__(self, board: Board, delivery: Delivery, starts: Starts) -> None:
+        self._board, self._delivery, self._starts = board, delivery, starts
+
+    def conclude_if_ended(self, uep: Uep) -> None:
+        """If its link is down and its manager says that it has no process, or nobody will ever say, it has ended."""
+        link = self._board.managers.get(uep.record.endpoint_id)
+        gone = link is not None and link.reported and not link.runs(uep.record)
+        if self._board.loop.time() < uep.grace_until:
+            return
+        known = bool(uep.record.link_key) and uep.peer is None
+        if known and not uep.starting and (gone or self._is_deleted(uep)):
+            self._board.run(self.conclude(uep, "", "its process has ended"))
+
+    def _is_deleted(self, uep: Uep) -> bool:
+        """Whether its endpoint is no more: then nobody tells of its end, and nothing starts it again."""
+        endpoint = self._board.store.endpoint(uep.record.endpoint_id)
+        return endpoint is None or bool(endpoint.deleted_at)
+
+    def conclude_if_deleted(self, uep: Uep) -> None:
+        """If its endpoint is no more and it has no link: end what it had, in a moment where it may still come back."""
+        if uep.peer is not None or not self._is_deleted(uep):
+            return
+        if uep.record.link_key:
+            uep.grace_until = self._board.loop.time() + LINK_DEAD_S
+            self._board.loop.call_at(uep.grace_until, self.conclude_if_ended, uep)
+        else:
+            self._board.run(self.conclude(uep, "", "the endpoint was deleted"))
+
+    async def conclude(self, uep: Uep, code: str, text: str) -> None:
+        """The process is gone."""
+        if uep.peer is not None:
+            self._board.plane.drop(uep.peer)
+        uep.unlink()
+        key = uep.record.link_key
+        uep.set_process(b"", b"")
+        if not uep.starting:  # else the news comes after the request for the next process
+            uep.go(UepState.ABSENT)
+            uep.set_timer(None)
+        self._delivery.flush_started()
+        ended, left = await self._board.insist(lambda tx: _release(tx, uep.row, key))
+        self._delivery.requeued(uep, ended)
+        uep.last_end = text
+        if not uep.record.link_key:  # else the next process has joined and told
+            uep.unsettled = left
+        if self._is_deleted(uep):
+            error = EndpointDeleted(endpoint_id=uep.record.endpoint_id)
+            await self._delivery.end_sent(uep, error)
+            await self._delivery.end_queue(uep, error)
+            uep.unsettled = False
+        elif left:
+            await self._starts.count_loss(uep, code, text)
+        self._starts.want(uep)
+        self._board.forget_idle(uep)
+
+    async def lose(self, uep: Uep, rows: Sequence[int], reason: str) -> None:
+        """Settle tasks that had started in a process that is gone: run those again that may be, end the others."""
+        error = UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT] or "its process is gone")
+        await self._delivery.lose_rows(uep, rows, error)
+
+
+def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[Requeued, bool]:
+    """Forget a process. Returns the ends of tasks that were to be cancelled, and whether others were sent to it."""
+    tx.clear_link(uep_row, link_key)
+    rows = [row for row, state in tx.cancelling(uep_row).items() if state is TaskState.DISPATCHED]
+    settled = tx.record_endings(uep_row, cancelled(rows))
+    return Requeued(0, settled), bool(tx.active_rows(uep_row))

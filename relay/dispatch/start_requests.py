@@ -1,0 +1,304 @@
+"""Has user endpoints started: asks their manager, waits for answer and join, and tries again with back-off.
+
+One request a user endpoint at a time, no more than `MAX_UNDER_WAY` an endpoint, half of that an account, and none
+while the manager is away: its next hello asks for everything that waits. What the relay decides here is only whether
+to ask again; who may run as whom is the endpoint's business.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+
+from mep_wire import codec
+from mep_wire.errors import (
+    IdentityRemapped,
+    MappingUnconfirmed,
+    MepError,
+    SiteBusy,
+    StartRequestRefused,
+    StartRequestStale,
+    StartTimeout,
+    UserEndpointLost,
+    UserEndpointSilent,
+    rebuild,
+)
+from mep_wire.identity import IdentitySet
+from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
+from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
+from mep_wire.start_request import same_process
+from mep_wire.states import UepState
+from relay.dispatch.live_state import Board, ManagerLink, Uep
+from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_start
+from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_transitions import requeue
+from relay.log import logger
+
+MAX_PLACE = 1_000_000
+MAX_UNDER_WAY = 32
+"""Start requests that one endpoint has unanswered or unjoined at once."""
+FIRST_RETRY_S = 0.25
+MAX_RETRY_S = 60.0
+MAX_SILENT_STARTS = 3
+"""Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
+MAX_UNJOINED_S = 600
+"""How long tasks wait for a process that its manager says runs and that has no link."""
+MAX_LOSSES = 3
+"""Processes lost in a row, with no task ended, after which the tasks that wait fail."""
+_NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
+
+
+class Starts:
+    """Start requests: when, and what follows from their answers."""
+
+    def __init__(self, board: Board, delivery: Delivery, key: Signer) -> None:
+        self._board, self._delivery, self._key = board, delivery, key
+
+    def want(self, uep: Uep) -> None:
+        """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
+        if uep.needed:
+            self._board.keep(uep)
+        link = self._board.managers.get(uep.record.endpoint_id)
+        if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
+            return
+        if not self._has_room(uep):
+            return
+        uep.starting, uep.start_answered = True, False
+        self._board.run(self._ask(uep, link))
+
+    def want_all(self, endpoint_id: str, *, at_once: bool) -> None:
+        """Ask for whatever waits at this endpoint; `at_once` does not wait for back-off."""
+        for uep in self._board.of_endpoint(endpoint_id):
+            if at_once and not uep.starting and uep.state in _NOT_RUNNING:
+                uep.set_timer(None)
+            self.want(uep)
+
+    def _has_room(self, uep: Uep) -> bool:
+        """Whether one more start may be under way there: no account has more than half, nor the last besides another.
+
+        So nobody's starts that hang or are refused slowly keep other people's from being asked for.
+        """
+        under_way = [one.record.account_id for one in self._board.of_endpoint(uep.record.endpoint_id) if one.starting]
+        own, free = under_way.count(uep.record.account_id), MAX_UNDER_WAY - len(under_way)
+        return free > 0 and own < (MAX_UNDER_WAY // 2 if free > 1 else 1)
+
+    async def _ask(self, uep: Uep, link: ManagerLink) -> None:
+        done = False
+        try:
+            await self._request(uep, link)
+            done = True
+        finally:
+            if not done and uep.starting:  # whatever it was: its place must not be lost, nor its tasks wait for ever
+                self._again_later(uep)
+
+    async def _request(self, uep: Uep, link: ManagerLink) -> None:
+        made = self._make(uep, link)
+        if made is None:
+            await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
+            return
+        await self._board.insist(lambda tx: tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time()))
+        if uep.state not in _NOT_RUNNING or self._board.managers.get(link.endpoint_id) is not link:
+            uep.starting = False
+            self.want(uep)
+            return
+        uep.go(UepState.STARTING)
+        uep.place, uep.asked, uep.answered = 0, made.incarnation, b""
+        uep.set_timer(self._board.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
+        self._board.plane.send(link.peer, codec.encode(made.message))
+        logger.info(
+            "start of %s asked of endpoint %s, correlation id %s",
+            uep.record.uep_id,
+            link.endpoint_id,
+            made.correlation_id,
+        )
+
+    def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
+        record = self._board.store.uep(uep.record.uep_id) or uep.record  # its account may have been linked
+        endpoint = self._board.store.endpoint(record.endpoint_id)
+        identities = self._board.store.identity_set(record.account_id, record.identity_id)
+        if endpoint is None or identities is None:
+            logger.error("start of %s: its endpoint or its account is gone", record.uep_id)
+            return None
+        try:
+            return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
+        except (ValueError, OverflowError) as error:
+            logger.error("start of %s: %s", record.uep_id, error)
+            return None
+
+    def say_who(self, link: ManagerLink, processes: Iterable[tuple[str, bytes]]) -> None:
+        """Tell a manager who the people of its user endpoints are now: nobody, where an account is gone.
+
+        `processes`: id and incarnation of each.
+        """
+        for uep_id, incarnation in processes:
+            record = self._board.store.uep(uep_id)
+            if record is None or record.endpoint_id != link.endpoint_id:
+                continue
+            identities = self._board.store.identity_set(record.account_id, record.identity_id)
+            identities = identities or IdentitySet(record.account_id, ())
+            try:
+                message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
+            except (ValueError, OverflowError) as error:
+                logger.error("re-check of %s: %s", uep_id, error)
+                continue
+            self._board.plane.send(link.peer, codec.encode(message))
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
+        """The manager says what became of a start request."""
+        uep = self._board.ueps.get(answer.uep_id)
+        if uep is not None and not same_process(answer.asked, uep.asked):
+            logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
+            return
+        if answer.outcome in ("started", "already_running"):
+            link.running[answer.uep_id] = answer.incarnation
+        if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
+            return  # joined before its answer came, or an answer to something long given up
+        uep.last_code = answer.code
+        if answer.outcome == "started":
+            uep.start_answered, uep.answered, uep.unjoined_since = True, answer.incarnation, 0.0
+            return  # its join ends the wait, or the deadline does
+        if answer.outcome == "refused":
+            error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
+            self._board.run(self._refuse(uep, error))
+            return
+        logger.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
+        if answer.outcome == "already_running" and self._is_long_unjoined(uep):
+            self._board.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
+            return
+        self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def placed(self, link: ManagerLink, message: StartPlaced) -> None:
+        """The manager says that a start waits for others, and its place among them."""
+        uep = self._board.ueps.get(message.uep_id)
+        if uep is None or uep.record.endpoint_id != link.endpoint_id or not same_process(message.asked, uep.asked):
+            return
+        if uep.state is UepState.STARTING:
+            uep.place = max(0, min(message.place, MAX_PLACE))
+
+    def why_waiting(self, uep_row: int) -> str:
+        """Return, for the person, what a queued task of this user endpoint waits for; empty where nothing is known."""
+        uep = self._board.by_row.get(uep_row)
+        if uep is None or uep.state is not UepState.STARTING or uep.start_answered or not uep.place:
+            return ""
+        return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
+
+    def _is_long_unjoined(self, uep: Uep) -> bool:
+        """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""
+        now = self._board.loop.time()
+        uep.unjoined_since = uep.unjoined_since or now
+        return now - uep.unjoined_since >= MAX_UNJOINED_S
+
+    def _again_later(self, uep: Uep, *, at_once: bool = False) -> None:
+        """Give this try up and set the time of the next."""
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting = False
+        delay = 0.0 if at_once else min(MAX_RETRY_S, FIRST_RETRY_S * 2**uep.attempts) * random.uniform(0.8, 1.2)  # noqa: S311
+        uep.attempts = min(uep.attempts + 1, 16)
+        uep.set_timer(self._board.loop.call_later(delay, self._timer_up, uep))
+        self.want_all(uep.record.endpoint_id, at_once=False)
+
+    def _timer_up(self, uep: Uep) -> None:
+        uep.timer = None
+        self.want(uep)
+        self._board.forget_idle(uep)
+
+    def _overdue(self, uep: Uep) -> None:
+        """The deadline of a start has passed without a join."""
+        uep.timer = None
+        if uep.state is not UepState.STARTING:
+            return
+        logger.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
+        if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._board.managers:
+            self._board.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
+        else:
+            self._again_later(uep)
+
+    async def _refuse(self, uep: Uep, error: MepError) -> None:
+        """The start will not be: the tasks that wait for it fail with the reason."""
+        logger.warning("start of %s refused: %s", uep.record.uep_id, error)
+        uep.set_timer(None)
+        given_up = False
+        try:
+            await self._give_up(uep, error)
+            given_up = True
+        finally:
+            if not given_up:
+                self._again_later(uep)
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
+        self.want_all(uep.record.endpoint_id, at_once=False)
+        self._board.forget_idle(uep)
+
+    async def _give_up(self, uep: Uep, error: MepError) -> None:
+        """Fail what waits, and what a process had that is gone: its spool will not be asked."""
+        if uep.unsettled:
+            await self._delivery.end_sent(uep, error)
+            uep.unsettled = False
+        await self._delivery.end_queue(uep, error)
+
+    async def revoke(self, uep: Uep, error: MepError) -> None:
+        """Its person may not have it any more: its tasks end with the reason, not with that of its process's end.
+
+        What waits for somebody who maps to another account now can run there, and what waits for somebody of whom
+        nothing could be said is asked about again.
+        """
+        if uep.state is UepState.ONLINE:
+            uep.go(UepState.DRAINING)
+        uep.credit = 0
+        self._delivery.flush_started()
+        may_start_again = error.code in {IdentityRemapped.code, MappingUnconfirmed.code}
+        rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
+        await self._delivery.fail_rows(uep, rows, error)
+        if uep.peer is not None and rows:  # so that its end need not wait for them
+            self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
+        if not may_start_again:
+            self._delivery.requeued(uep, await self._board.insist(lambda tx: requeue(tx, uep.row, None)))
+            await self._delivery.end_queue(uep, error)
+        uep.unsettled = uep.unsettled and self._board.store.has_active(uep.row)
+
+    # --- what else ends a start -------------------------------------------------------------------
+
+    def joined(self, uep: Uep) -> None:
+        """Its link is up: the start, if there was one, is done."""
+        uep.set_timer(None)
+        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
+        self.want_all(uep.record.endpoint_id, at_once=False)
+
+    async def died_unjoined(self, uep: Uep, message: UepEnded) -> None:
+        """A process ended before it joined."""
+        uep.set_timer(None)
+        if uep.state is UepState.STARTING:
+            uep.go(UepState.ABSENT)
+        uep.starting = False
+        try:
+            await self.count_loss(uep, message.code, message.text)
+        finally:
+            self.want(uep)
+
+    async def count_loss(self, uep: Uep, code: str, text: str) -> None:
+        """A process was lost: tasks must not start processes that die at once for ever."""
+        uep.losses += 1
+        if uep.losses >= MAX_LOSSES:
+            uep.losses = 0
+            reason = f"{MAX_LOSSES} processes ended in a row before any task did; the last: {text or code}"
+            await self._give_up(uep, UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT]))
+
+    def room(self, endpoint_id: str) -> None:
+        """A process ended at this endpoint: those that were refused a place there may be asked for again."""
+        for uep in self._board.of_endpoint(endpoint_id):
+            if uep.last_code == SiteBusy.code and not uep.starting:
+                uep.set_timer(None)
+                self.want(uep)
+
+    def manager_gone(self, endpoint_id: str) -> None:
+        """Starts asked of a manager whose link is down: they may still come to join; asked anew at its hello."""
+        for uep in self._board.of_endpoint(endpoint_id):
+            if uep.state is UepState.STARTING:
+                uep.set_timer(None)
+                uep.go(UepState.ABSENT)
+                uep.starting = False

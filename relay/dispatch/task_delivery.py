@@ -1,0 +1,431 @@
+"""Carries tasks to linked user endpoints within their credit, and what comes back into the store.
+
+A task leaves the queue only when its end is on disk, and nothing is acknowledged before. A lone task for a
+user endpoint with credit is stored as dispatched in the commit that accepts it and sent right after; a
+crowd is taken from the store a page at a time, so memory goes with credit and not with the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from mep_wire import codec, messages
+from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.states import TaskState, UepState
+from relay.dispatch.live_state import STORE_RETRY_S, Board, Uep, durable
+from relay.dispatch.lost import end_what_was_sent
+from relay.dispatch.result_notifier import Streams
+from relay.dispatch.task_transitions import Loss, Requeued, cancel, charge, lose, requeue
+from relay.log import logger
+from relay.store.base import INLINE_BYTES, INLINE_TASKS, Tx
+from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
+
+PAGE_TASKS = 1000
+"""Most tasks in one message to a user endpoint."""
+SLOW_PEER_S = 0.02
+"""Pause before a user endpoint that was slow to read is looked at again."""
+PAGE_BYTES = 2 * 1024 * 1024
+"""Payload after which a message holds no further task."""
+PAGE_FUNCTION_BYTES = 16 * 1024 * 1024
+"""Code of functions after which another function goes into another message."""
+END_PAGE = 2000
+"""Queued tasks ended in one transaction when a whole queue is."""
+STARTED_DELAY_S = 0.02
+"""How long reports of started tasks may wait to share a commit: they are overtaken by quick results."""
+_AT_ONCE_S = 0.001
+"""What is left of a deadline that has passed: 0 would say that there is none."""
+MAX_CREDIT = 100_000
+MAX_TEXT = 64 * 1024
+MAX_CODE = 64
+MAX_TIME = 1e11
+"""Seconds since the epoch: beyond the year 5000."""
+_STATES = {"": TaskState.SUCCESS, TaskCancelled.code: TaskState.CANCELLED, TaskExpired.code: TaskState.EXPIRED}
+
+
+class Delivery:
+    """Tasks out, endings in."""
+
+    def __init__(self, board: Board, streams: Streams) -> None:
+        self._board, self._streams = board, streams
+        self._started: dict[int, set[int]] = {}
+
+    # --- out --------------------------------------------------------------------------------------
+
+    async def add(self, uep: Uep, owner: str, group_id: str, tasks: Sequence[NewTask]) -> Added:
+        """Store tasks and send those that `uep` has credit for. Raises IdConflict."""
+        size = sum(len(task.payload) for task in tasks)
+        direct = self._reserve(uep, len(tasks), size)
+        peer = uep.peer
+        now = time.time()
+        try:
+            added = await durable(
+                self._board.store.submit(
+                    lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now),
+                    inline=_small(len(tasks), size),
+                )
+            )
+        except BaseException:
+            self._give_back(uep, peer, direct)
+            raise
+        if added.repeated:
+            self._give_back(uep, peer, direct)
+            direct = 0
+        if direct:
+            self._send_direct(uep, peer, added, tasks[:direct])
+        if added.repeated or direct < len(tasks):
+            uep.has_queued = True
+            self._board.keep(uep)  # it may have been forgotten while they were being stored
+            self.pump(uep)
+        return added
+
+    def _reserve(self, uep: Uep, count: int, size: int) -> int:
+        """Take credit for as many of `count` tasks, of `size` bytes together, as may be sent at once."""
+        if uep.state is not UepState.ONLINE or uep.has_queued or uep.pumping or uep.peer is None:
+            return 0
+        if not self._board.plane.writable(uep.peer) or size > PAGE_BYTES:
+            return 0
+        direct = min(count, uep.credit)
+        uep.credit -= direct
+        return direct
+
+    def _give_back(self, uep: Uep, peer: object, credit: int) -> None:
+        if uep.peer is peer:
+            uep.credit += credit
+
+    def _send_direct(self, uep: Uep, peer: object, added: Added, tasks: Sequence[NewTask]) -> None:
+        """Send what was just stored as dispatched. Where the link has gone meanwhile nobody has to take the tasks
+        back: the store compares with what the user endpoint holds after each hello, join, goodbye and end, and
+        every one of those comes after this in the writer's order."""
+        if uep.peer is peer and uep.state is UepState.ONLINE:
+            queued = [
+                QueuedTask(
+                    row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s,
+                    1, t.max_attempts, t.deadline, t.priority,
+                )
+                for row, t in zip(added.rows, tasks, strict=False)
+            ]  # fmt: skip
+            self._send_tasks(uep, queued)
+
+    def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
+        """Send tasks, with the functions that were not sent on this link before; False where the link is gone."""
+        functions: list[messages.FunctionItem] = []
+        items: list[messages.TaskItem] = []
+        size = 0
+        for t in tasks:
+            if t.function_id not in uep.functions_sent:
+                code = self._board.store.function_code(t.function_id) or b""
+                if size and size + len(code) > PAGE_FUNCTION_BYTES:
+                    if not self._send(uep, functions, items):
+                        return False
+                    functions, items, size = [], [], 0
+                functions.append(messages.FunctionItem(t.function_id, code))
+                uep.functions_sent.add(t.function_id)
+                size += len(code)
+            left = max(t.deadline - time.time(), _AT_ONCE_S) if t.deadline else 0.0
+            items.append(
+                messages.TaskItem(
+                    t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s,
+                    t.attempt, t.max_attempts, left, t.priority,
+                )
+            )  # fmt: skip
+        return self._send(uep, functions, items)
+
+    def _send(self, uep: Uep, functions: list[messages.FunctionItem], tasks: list[messages.TaskItem]) -> bool:
+        message = messages.Tasks(functions=functions, tasks=tasks)
+        return uep.peer is not None and self._board.plane.send(uep.peer, codec.encode(message))
+
+    def pump(self, uep: Uep) -> None:
+        """Send queued tasks as far as credit goes."""
+        if self._may_pump(uep) and not uep.pumping:
+            uep.pumping = True
+            self._board.run(self._pump(uep))
+
+    def _may_pump(self, uep: Uep) -> bool:
+        return uep.has_queued and uep.credit > 0 and uep.state is UepState.ONLINE and uep.peer is not None
+
+    async def _pump(self, uep: Uep) -> None:
+        failed = True
+        try:
+            while self._may_pump(uep):
+                if uep.peer is not None and not self._board.plane.writable(uep.peer):
+                    await asyncio.sleep(SLOW_PEER_S)  # nothing else would begin again: its credit is given already
+                elif not await self._send_page(uep):
+                    break
+            failed = False
+        except RelayUnavailable as error:
+            logger.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+        finally:
+            uep.pumping = False
+            if failed:  # whatever it was: nothing else would begin again
+                self._board.loop.call_later(STORE_RETRY_S, self.pump, uep)
+
+    async def _send_page(self, uep: Uep) -> bool:
+        """Take tasks from the queue and send them; False where the link has gone (see `_send_direct`)."""
+        peer, limit = uep.peer, min(uep.credit, PAGE_TASKS)
+        uep.credit -= limit
+        # Before the store is asked: what is added while it answers sets this again.
+        uep.has_queued = False
+        try:
+            tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
+        except BaseException:
+            uep.has_queued = True
+            self._give_back(uep, peer, limit)
+            raise
+        self._give_back(uep, peer, limit - len(tasks))
+        if not tasks:
+            return True
+        uep.has_queued = uep.has_queued or self._board.store.has_queued(uep.row)
+        return uep.peer is peer and uep.state is UepState.ONLINE and self._send_tasks(uep, tasks)
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def credit(self, uep: Uep, grant: int) -> None:
+        """A user endpoint can take `grant` more tasks."""
+        uep.credit = max(0, min(MAX_CREDIT, uep.credit + grant))
+        self.pump(uep)
+
+    def started(self, uep: Uep, rows: Sequence[int]) -> None:
+        """Workers have started these rows: stored soon, unless their results come first."""
+        if not self._started:
+            self._board.loop.call_later(STARTED_DELAY_S, self.flush_started)
+        self._started.setdefault(uep.row, set()).update(rows)
+
+    def flush_started(self) -> None:
+        """Store what `started` gathered."""
+        gathered, self._started = self._started, {}
+        now = time.time()
+        reports = [(uep_row, sorted(rows)) for uep_row, rows in gathered.items() if rows]
+
+        def record(tx: Tx) -> None:
+            for uep_row, rows in reports:
+                tx.record_started(uep_row, rows, now)
+
+        if reports:
+            self._board.store.submit(record, inline=False)
+
+    def results(self, uep: Uep, items: Sequence[messages.ResultItem]) -> None:
+        """Tasks ended: store it, then acknowledge and wake the streams."""
+        rows = [item.row for item in items]
+        waiting = self._started.get(uep.row)
+        if waiting:
+            waiting.difference_update(rows)
+        endings = [_ending(item) for item in items]
+        peer = uep.peer
+
+        def stored(settled: Settled) -> None:
+            uep.losses = 0
+            self._ended(uep, settled)
+            if peer is not None:  # foreign ones too: its spool must let go of what no task waits for
+                self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
+            if settled.foreign:
+                logger.warning(
+                    "user endpoint %s: results of other tasks than the relay's for %d rows, the first %d: not taken",
+                    uep.record.uep_id,
+                    len(settled.foreign),
+                    settled.foreign[0],
+                )
+                uep.has_queued = True
+                self.pump(uep)
+
+        inline = _small(len(items), sum(len(item.payload) for item in items))
+        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=inline)
+        self._board.when_durable(peer, change, stored)
+
+    def _ended(self, uep: Uep, settled: Settled) -> None:
+        self._board.count_ended(uep.record.account_id, settled.ended)
+        self._streams.wake(settled.groups)
+
+    def requeued(self, uep: Uep, done: Requeued) -> None:
+        """Tasks wait again, and those among them that were to be cancelled have ended."""
+        if done.count:
+            uep.has_queued = True
+            self._board.keep(uep)
+        self._ended(uep, done.settled)
+
+    def returned(self, uep: Uep, rows: list[int]) -> None:
+        """A user endpoint gives rows back that it has not started."""
+
+        def queued(done: Requeued) -> None:
+            self.requeued(uep, done)
+            self.pump(uep)
+
+        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: requeue(tx, uep.row, rows)), queued)
+
+    def lost(self, uep: Uep, lost: Sequence[tuple[int, int]]) -> None:
+        """A user endpoint has lost these attempts, by row, of tasks that may be begun again: charge and queue them."""
+        rows = [row for row, _ in lost]
+        waiting = self._started.get(uep.row)
+        if waiting:
+            waiting.difference_update(rows)  # else they would be taken for started once more
+        peer = uep.peer
+
+        def charged(done: Requeued) -> None:
+            if peer is not None:
+                known = messages.LossesDurable(rows=rows, attempts=[attempt for _, attempt in lost])
+                self._board.plane.send(peer, codec.encode(known))
+            self.requeued(uep, done)
+            self.pump(uep)
+
+        self._board.when_durable(peer, self._board.store.submit(lambda tx: charge(tx, uep.row, lost)), charged)
+
+    def take_back(self, uep: Uep) -> None:
+        """Queue again everything that was sent and not started."""
+        change = self._board.store.submit(lambda tx: requeue(tx, uep.row, None))
+        self._board.when_durable(uep.peer, change, lambda done: self.requeued(uep, done))
+
+    async def end_rows(self, uep: Uep, endings: Sequence[Ending]) -> None:
+        """End these rows."""
+        if endings:
+            self._ended(uep, await self._board.insist(lambda tx: tx.record_endings(uep.row, endings)))
+
+    async def lose_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
+        """Tasks had begun, and what ran them is gone: those that may be begun again wait, the others fail."""
+        loss = Loss(error, uep.default_attempts, uep.most_attempts)
+        if rows:
+            self.requeued(uep, await self._board.insist(lambda tx: lose(tx, uep.row, rows, loss)))
+            self.pump(uep)
+
+    async def cancel(self, uep_row: int, rows: Sequence[int], *, ask: bool) -> list[int]:
+        """Cancel tasks; returns the rows that their user endpoint is to be asked for (none without `ask`)."""
+        away, settled = await self._board.insist(lambda tx: cancel(tx, uep_row, rows, ask=ask))
+        uep = self._board.by_row.get(uep_row)
+        if uep is not None:
+            self._ended(uep, settled)
+        return away
+
+    async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
+        """End these rows with an error."""
+        now = time.time()
+        await self.end_rows(
+            uep,
+            [
+                Ending(row, TaskState.FAILED, error.code, error.text, b"", error.correlation_id, ended_at=now)
+                for row in rows
+            ],
+        )
+
+    async def end_sent(self, uep: Uep, error: MepError) -> None:
+        """The user endpoint is given up because of `error`: end what its last process had been sent."""
+        self._ended(uep, await self._board.insist(lambda tx: end_what_was_sent(tx, uep.row, error)))
+
+    async def end_queue(self, uep: Uep, error: MepError) -> None:
+        """End every queued task of a user endpoint with an error, a page at a time."""
+        now = time.time()
+        ending = Ending(
+            0,
+            TaskState.FAILED,
+            error.code,
+            error.text,
+            correlation_id=error.correlation_id,
+            ended_at=now,
+        )
+        while True:
+            settled = await self._board.insist(lambda tx: tx.end_queued(uep.row, ending, END_PAGE))
+            self._ended(uep, settled)
+            if settled.ended < END_PAGE:
+                break
+        uep.has_queued = self._board.store.has_queued(uep.row)
+
+    async def expire(self, uep: Uep, lifetime_s: float) -> None:
+        """End what waits for this user endpoint for longer than this. Raises RelayUnavailable."""
+        before = time.time() - lifetime_s
+        oldest = self._board.store.oldest_queued(uep.row)
+        if oldest is None or oldest >= before:
+            return
+        text = f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
+        logger.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
+
+        def end(tx: Tx) -> Settled:
+            rows = tx.queued_before(uep.row, before, END_PAGE)
+            return tx.record_endings(uep.row, _expired(rows, text))
+
+        while True:
+            settled = await durable(self._board.store.submit(end, inline=False))
+            self._ended(uep, settled)
+            if settled.ended < END_PAGE:
+                break
+        uep.has_queued = self._board.store.has_queued(uep.row)
+
+    async def expire_lost(self, uep: Uep, lifetime_s: float) -> None:
+        """End what a user endpoint has that nobody has heard of for longer than this. Raises RelayUnavailable."""
+        gone = f"Nothing was heard of your process at the site for {lifetime_s / 86400:g} days"
+        texts = {
+            TaskState.DISPATCHED: f"{gone}, to which the task was sent; it is not known to have begun.",
+            TaskState.RUNNING: f"{gone}, in which the task had begun; whether it finished is not known.",
+        }
+
+        def end(tx: Tx) -> Settled:
+            active = tx.active_rows(uep.row)
+            endings = [_expired([row], texts[state])[0] for row, state in active.items()]
+            return tx.record_endings(uep.row, endings)
+
+        self._ended(uep, await durable(self._board.store.submit(end, inline=False)))
+        uep.unsettled = False
+
+    async def expire_rows(self, uep_row: int, endings: Sequence[Ending]) -> None:
+        """End tasks whose deadline is past. Raises RelayUnavailable."""
+        settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings), inline=False))
+        uep = self._board.by_row.get(uep_row)
+        if uep is not None:
+            self._ended(uep, settled)
+            uep.has_queued = self._board.store.has_queued(uep_row)
+            uep.unsettled = uep.unsettled and self._board.store.has_active(uep_row)
+            self._board.forget_idle(uep)
+
+
+def _expired(rows: Sequence[int], text: str) -> list[Ending]:
+    now = time.time()
+    return [Ending(row, TaskState.EXPIRED, TaskExpired.code, text, ended_at=now) for row in rows]
+
+
+def _small(count: int, size: int) -> bool:
+    return count <= INLINE_TASKS and size <= INLINE_BYTES
+
+
+def uuid_text(raw: bytes) -> str:
+    """Return the text of a UUID's 16 bytes (about four times as fast as uuid.UUID)."""
+    h = raw.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def _ending(item: messages.ResultItem) -> Ending:
+    """Return what is stored of a result: a peer's words are clipped, an oversized payload is refused."""
+    if len(item.payload) > MAX_PAYLOAD_BYTES:
+        error = ResultTooLarge(size=len(item.payload), limit=MAX_PAYLOAD_BYTES)
+        return Ending(
+            item.row,
+            TaskState.FAILED,
+            error.code,
+            error.text,
+            correlation_id=error.correlation_id,
+            task_id=_raw_id(item.task_id),
+        )
+    return Ending(
+        item.row,
+        _STATES.get(item.code, TaskState.FAILED),
+        item.code[:MAX_CODE],
+        item.text[:MAX_TEXT],
+        item.payload,
+        "",
+        _time(item.started_at),
+        _time(item.ended_at) or time.time(),
+        task_id=_raw_id(item.task_id),
+        block_id=item.block_id,
+        job_id=item.job_id,
+    )
+
+
+def _raw_id(text: str) -> bytes:
+    """Return the bytes of a task id as a peer writes it; none, which is no task's, where it is no id."""
+    try:
+        return bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return b""
+
+
+def _time(stamp: float) -> float:
+    """Return a peer's time stamp, 0 where it cannot be one."""
+    return stamp if 0.0 <= stamp < MAX_TIME else 0.0

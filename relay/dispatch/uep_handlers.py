@@ -1,0 +1,169 @@
+"""What user endpoints say on the endpoint link, and what follows: joining, coming back, tasks and results."""
+
+from __future__ import annotations
+
+import hmac
+import time
+
+from mep_wire import codec, messages
+from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
+from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES
+from mep_wire.start_request import incarnation_of
+from mep_wire.states import UepState
+from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.process_loss import Endings
+from relay.dispatch.start_requests import Starts
+from relay.dispatch.start_signing import join_hash
+from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_transitions import Reconciled, reconcile
+from relay.link.base import Peer
+from relay.log import logger
+
+MAX_ROW = 2**63
+SEEN_S = 60.0
+"""How exact it is what the store knows of when a user endpoint was last seen."""
+
+_MAX_VERSION_CHARS = 32
+
+
+class UserEndpoints:
+    """Handlers of user endpoints' messages. `peer.session` is the Uep in all but `join` and `hello`."""
+
+    def __init__(self, board: Board, delivery: Delivery, starts: Starts, endings: Endings) -> None:
+        self._board, self._delivery, self._starts, self._endings = board, delivery, starts, endings
+
+    # --- coming and going -------------------------------------------------------------------------
+
+    def join(self, peer: Peer, message: messages.Join) -> Joining | None:
+        """A new process spends its join token for the key of this link. Raises JoinRefused."""
+        record = self._board.store.uep(message.uep_id)
+        if record is None:
+            raise JoinRefused
+        if record.link_key and hmac.compare_digest(record.link_key, peer.key):
+            uep, held = self._board.uep(record), _rows(message.held)
+            uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
+            self._link_up(uep, peer)  # its join was stored, the welcome lost
+            self._settle(uep, peer, held)
+            return None
+        offered, incarnation, held = join_hash(message.token), incarnation_of(message.token), _rows(message.held)
+        return Joining(record, offered, incarnation, held, message.default_attempts, message.most_attempts)
+
+    async def enrol(self, peer: Peer, joining: Joining) -> bool:
+        """Store a join; False where the token is unknown, spent or expired."""
+        record, now = joining.record, time.time()
+        enrolled = await self._board.insist(
+            lambda tx: tx.enrol(record.row, joining.offered, peer.key, now, joining.incarnation)
+        )
+        if enrolled:
+            uep = self._board.uep(record)
+            uep.set_process(peer.key, joining.incarnation)
+            uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
+            self._link_up(uep, peer)
+            self._settle(uep, peer, joining.held)
+        return enrolled
+
+    def hello(self, peer: Peer, message: messages.UepHello) -> None:
+        """An enrolled process has a new link. Raises JoinRefused or LinkForbidden."""
+        record = self._board.store.uep_by_link_key(peer.key)
+        if record is None:
+            raise JoinRefused
+        if record.uep_id != message.uep_id:
+            raise LinkForbidden(what=f"user endpoint {message.uep_id[:64]!r}")
+        held, uep = _rows(message.held), self._board.uep(record)
+        if not hmac.compare_digest(uep.record.link_key, peer.key):  # its end is being stored
+            raise JoinRefused
+        uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
+        self._link_up(uep, peer)
+        self._settle(uep, peer, held)
+
+    def _link_up(self, uep: Uep, peer: Peer) -> None:
+        if uep.peer is not None and uep.peer is not peer:
+            self._board.plane.drop(uep.peer)
+        uep.unlink()
+        uep.peer, peer.session = peer, uep
+        if uep.state is UepState.DRAINING:  # a new process, or a link that came back before its end was told
+            uep.go(UepState.ABSENT)
+        uep.go(UepState.ONLINE)
+        self._starts.joined(uep)
+        link = self._board.managers.get(uep.record.endpoint_id)
+        if link is not None:
+            link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
+        logger.info("user endpoint %s is here", uep.record.uep_id)
+        if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
+            self._board.saw([uep])
+        welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
+        self._board.plane.send(peer, codec.encode(welcome))
+
+    def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
+        """Compare what it holds with the store, before it is sent anything."""
+        self._delivery.flush_started()
+        uep.pumping = True
+        self._board.when_durable(
+            peer,
+            self._board.store.submit(lambda tx: reconcile(tx, uep.row, held)),
+            lambda found: self._compare(uep, peer, found),
+        )
+
+    def _compare(self, uep: Uep, peer: Peer, found: Reconciled) -> None:
+        uep.pumping = uep.unsettled = False
+        self._delivery.requeued(uep, found.requeued)
+        if stop := [*found.held.over, *found.cancelling]:
+            self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))
+        if found.held.lost:
+            reason = f"{uep.last_end or 'Its process ended.'} It left no result of the task."
+            self._board.run(self._endings.lose(uep, found.held.lost, reason))
+        self._delivery.pump(uep)
+
+    def gone(self, uep: Uep, peer: Peer, reason: str) -> None:
+        """A user endpoint's link is down."""
+        if uep.peer is not peer:
+            return
+        logger.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
+        uep.unlink()
+        self._board.saw([uep])
+        uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)
+        self._endings.conclude_if_ended(uep)
+        self._endings.conclude_if_deleted(uep)
+        self._starts.want(uep)
+
+    def goodbye(self, peer: Peer, message: messages.Goodbye) -> None:
+        """A user endpoint ends on its own account: tasks that crossed its goodbye were dropped by it."""
+        uep: Uep = peer.session
+        if uep.state is UepState.ONLINE:
+            uep.go(UepState.DRAINING)
+        uep.credit = 0
+        self._delivery.take_back(uep)
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    def credit(self, peer: Peer, message: messages.Credit) -> None:
+        """It can take more tasks."""
+        uep: Uep = peer.session
+        uep.worker_python = message.worker_python[:_MAX_VERSION_CHARS] or uep.worker_python
+        self._delivery.credit(uep, message.grant)
+
+    def started(self, peer: Peer, message: messages.Started) -> None:
+        """Its workers have started these."""
+        self._delivery.started(peer.session, _rows(message.rows))
+
+    def results(self, peer: Peer, message: messages.Results) -> None:
+        """These ended."""
+        _rows([item.row for item in message.items])
+        self._delivery.results(peer.session, message.items)
+
+    def lost(self, peer: Peer, message: messages.Lost) -> None:
+        """What ran these died, and they may be run again. Raises LinkMessageInvalid."""
+        if len(message.attempts) != len(message.rows) or any(not 0 < n <= MAX_ATTEMPTS for n in message.attempts):
+            raise LinkMessageInvalid(reason="an attempt that no task has")
+        self._delivery.lost(peer.session, list(zip(_rows(message.rows), message.attempts, strict=True)))
+
+    def returned(self, peer: Peer, message: messages.Returned) -> None:
+        """It has not started these and will not."""
+        self._delivery.returned(peer.session, _rows(message.rows))
+
+
+def _rows(rows: list[int]) -> list[int]:
+    """Return rows as they came. Raises LinkMessageInvalid for what no row can be."""
+    if any(not 0 < row < MAX_ROW for row in rows):
+        raise LinkMessageInvalid(reason="a row that no task has")
+    return rows

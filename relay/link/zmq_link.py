@@ -1,0 +1,224 @@
+"""The embedded plane: one ZeroMQ ROUTER socket with CURVE, served from the event loop's own thread.
+
+Every peer must prove a CURVE key; `Zap` turns the key into the `User-Id` of each of its messages. A routing
+id can be chosen by a peer, so it is never an identity: a peer is (key, routing id), a message whose key
+differs from the one seen with its routing id starts a new Peer, and answers go only to the routing id that
+came with the key. ROUTER_HANDOVER stays off: nobody can take over a routing id that is connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_LINK_MESSAGE_BYTES
+from relay.link.base import Peer, PlaneHandler
+from relay.link.zap import DOMAIN, Zap
+from relay.log import Sparing
+
+SEND_HWM = 32
+"""Messages that ZeroMQ itself queues for one peer (bulk is at most a few megabytes a message)."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Bytes that wait for a slow peer here before it is dropped."""
+WRITABLE_BYTES = 64 * 1024
+"""Bytes waiting here up to which a peer may be sent more: a burst of short messages is no sign that it is slow."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.0005, 0.02
+"""When a slow peer's waiting messages are tried again: soon after a burst has filled its queue, which its
+connection takes in no time, and ever later while it reads nothing. (A ROUTER cannot wait for one peer's room.)"""
+FRAMES_A_TURN = 64
+"""Most messages taken before the event loop may do something else."""
+MAX_PEERS = 50_000
+MAX_STRANGERS = 4096
+"""Most peers of which the dispatcher has made nothing yet; beyond, the one that is so for longest is forgotten."""
+
+
+class ZmqPlane:
+    """`relay.link.base.Plane` over ZeroMQ."""
+
+    def __init__(self, host: str, port: int, secret_key: bytes) -> None:
+        self._context = zmq.Context()
+        self._zap = Zap(self._context)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._host, self._port = host, port
+        self._configure(z85.encode(secret_key))
+        self._peers: dict[bytes, Peer] = {}
+        self._strangers: deque[Peer] = deque()
+        """Peers in the order in which they came, as far as nobody has looked what became of them."""
+        self._sparing = Sparing()
+        self._slow: set[Peer] = set()
+        self._retry_s = FIRST_RETRY_S
+        self._scheduled = False
+        self._stopped = False
+        self.address = ""
+
+    def _configure(self, secret: bytes) -> None:
+        options: dict[int, Any] = {
+            zmq.CURVE_SERVER: 1,
+            zmq.CURVE_SECRETKEY: secret,
+            zmq.ZAP_DOMAIN: DOMAIN,
+            zmq.MAXMSGSIZE: MAX_LINK_MESSAGE_BYTES,
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.SNDHWM: SEND_HWM,
+            zmq.RCVHWM: 1000,
+            zmq.HEARTBEAT_IVL: int(HEARTBEAT_S * 1000),
+            zmq.HEARTBEAT_TIMEOUT: int(LINK_DEAD_S * 1000),
+            zmq.HANDSHAKE_IVL: 10_000,
+            zmq.LINGER: 1000,
+            zmq.BACKLOG: 1024,
+            zmq.IPV6: int(":" in self._host),
+        }
+        for option, value in options.items():
+            self._socket.setsockopt(option, value)
+
+    def start(self, handler: PlaneHandler) -> None:
+        """Bind (port 0: any free one) and begin to listen. Raises OSError."""
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        self._zap.start(self._loop)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            self._socket.bind(f"tcp://{host}:{self._port or '*'}")
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {host}:{self._port}: {error}") from error
+        endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        self.address = bytes(endpoint).rstrip(b"\0").decode() if isinstance(endpoint, bytes) else ""
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._loop.call_later(HEARTBEAT_S / 2, self._check_silence)
+        self._again()
+
+    # --- receiving --------------------------------------------------------------------------------
+
+    def _again(self) -> None:
+        """Look at the socket once more: its descriptor is edge-triggered, and any call on it may eat the edge."""
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._loop.call_soon(self._receive)
+
+    def _receive(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        for _ in range(FRAMES_A_TURN):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._take(parts)
+        self._again()
+
+    def _take(self, parts: list[zmq.Frame]) -> None:
+        if len(parts) != 2:
+            self._sparing.warning("link: message of %d frames dropped", len(parts))
+            return
+        key = bytes.fromhex(str(parts[1].get("User-Id")))
+        address = parts[0].bytes
+        peer = self._peers.get(address)
+        if peer is not None and peer.key != key:
+            self._lose(peer, "its routing id is now another peer's")
+            peer = None
+        if peer is None:
+            if len(self._peers) >= MAX_PEERS:
+                self._sparing.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
+                return
+            peer = self._peers[address] = Peer(key, address, 0.0)
+            self._make_room(peer)
+        peer.last_seen = time.monotonic()
+        self._handler.on_frame(peer, parts[1].bytes)
+
+    def _make_room(self, stranger: Peer) -> None:
+        """Let no more than MAX_STRANGERS be there that have not been welcomed."""
+        self._strangers.append(stranger)
+        if len(self._strangers) <= MAX_STRANGERS:
+            return
+        oldest = self._strangers.popleft()
+        if oldest.session is None and self._peers.get(oldest.address) is oldest:
+            self._sparing.warning("link: more than %d strangers; the first is forgotten", MAX_STRANGERS)
+            self.drop(oldest)
+
+    def _check_silence(self) -> None:
+        if self._stopped:
+            return
+        dead = time.monotonic() - LINK_DEAD_S
+        for peer in [peer for peer in self._peers.values() if peer.last_seen < dead]:
+            self._lose(peer, f"silent for {LINK_DEAD_S:.0f} s")
+        self._loop.call_later(HEARTBEAT_S / 2, self._check_silence)
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        if self._peers.get(peer.address) is peer:
+            self.drop(peer)
+        if peer.session is not None:
+            self._handler.on_gone(peer, reason)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, frame: bytes) -> bool:
+        """See `relay.link.base.Plane.send`."""
+        if self._peers.get(peer.address) is not peer:
+            return False
+        if peer.waiting:
+            return self._wait(peer, frame)
+        if self._try(peer, frame):
+            return True
+        return self._peers.get(peer.address) is peer and self._wait(peer, frame)
+
+    def writable(self, peer: Peer) -> bool:
+        """See `relay.link.base.Plane.writable`."""
+        return peer.waiting_bytes < WRITABLE_BYTES
+
+    def _try(self, peer: Peer, frame: bytes) -> bool:
+        """Send now. False where the peer's queue is full or its connection closed."""
+        try:
+            self._socket.send_multipart((peer.address, frame), zmq.NOBLOCK, copy=len(frame) < 65536)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                self.drop(peer)
+                self._loop.call_soon(self._lose, peer, "its connection is closed")
+            elif error.errno != zmq.EAGAIN:
+                raise
+            return False
+        finally:
+            self._again()
+        return True
+
+    def _wait(self, peer: Peer, frame: bytes) -> bool:
+        peer.waiting.append(frame)
+        peer.waiting_bytes += len(frame)
+        if peer.waiting_bytes > MAX_WAITING_BYTES and len(peer.waiting) > 1:
+            self._loop.call_soon(self._lose, peer, "it does not read what it is sent")
+            return False
+        if not self._slow:
+            self._retry_s = FIRST_RETRY_S
+            self._loop.call_later(self._retry_s, self._retry)
+        self._slow.add(peer)
+        return True
+
+    def _retry(self) -> None:
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+        for peer in list(self._slow):
+            while peer.waiting and self._peers.get(peer.address) is peer and self._try(peer, peer.waiting[0]):
+                peer.waiting_bytes -= len(peer.waiting.pop(0))
+                self._retry_s = FIRST_RETRY_S
+            if not peer.waiting or self._peers.get(peer.address) is not peer:
+                self._slow.discard(peer)
+        if self._slow and not self._stopped:
+            self._loop.call_later(self._retry_s, self._retry)
+
+    def drop(self, peer: Peer) -> None:
+        """See `relay.link.base.Plane.drop`."""
+        if self._peers.get(peer.address) is peer:
+            del self._peers[peer.address]
+        peer.waiting.clear()
+        peer.waiting_bytes = 0
+
+    def stop(self) -> None:
+        """See `relay.link.base.Plane.stop`."""
+        self._stopped = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._zap.stop()
+        self._context.term()

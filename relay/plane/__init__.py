@@ -1,1 +1,0 @@
-"""The endpoint link: how managers and user endpoints reach the relay."""

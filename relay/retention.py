@@ -1,0 +1,100 @@
+"""Removes what is kept for long enough, a page at a time: ended tasks, their arguments, and what nobody uses any more.
+
+Runs beside everything else in the relay's event loop; a page is small, so that nobody waits for it. Called by the
+server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mep_wire.errors import RelayUnavailable
+from relay.dispatch.dispatcher import Dispatcher
+from relay.dispatch.live_state import durable
+from relay.log import logger
+from relay.store.base import Store, Tx
+
+T = TypeVar("T")
+
+INTERVAL_S = 60.0
+INPUTS_INTERVAL_S = 15.0
+PAGE = 2000
+INPUTS_PAGE = 250
+COMPACT_PAGES = 500
+"""Pages of the database that are given back at once: 2 MB."""
+_PAUSE_S = 0.1
+_SHORT_PAUSE_S = 0.02
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Periods:
+    """In seconds: how long ended tasks are kept, how long one may wait (0: for ever), and how long functions, task
+    groups and user endpoints are kept that nobody uses (0: for ever)."""
+
+    retention_s: float
+    lifetime_s: float
+    unused_s: float
+
+
+class Sweeper:
+    """See the module."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, periods: Periods) -> None:
+        self._store, self._dispatcher, self._periods = store, dispatcher, periods
+        self._inputs_after = self._group_after = 0
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        await asyncio.gather(self._for_ever(self.ended, INTERVAL_S), self._for_ever(self.inputs, INPUTS_INTERVAL_S))
+
+    async def _for_ever(self, step: Callable[[], object], interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await step()  # type: ignore[misc]  # both are coroutine functions
+            except RelayUnavailable as error:  # the disk may be full, and this makes room once it can be written
+                logger.error("old records stay: %s %s", error, error.detail)
+
+    async def _do(self, change: Callable[[Tx], T]) -> T:
+        return await durable(self._store.submit(change, inline=False))
+
+    async def inputs(self) -> None:
+        """Drop what ended tasks were called with. Raises RelayUnavailable."""
+        while True:
+            before = self._inputs_after
+            self._inputs_after = await self._do(lambda tx, at=before: tx.drop_inputs(at, INPUTS_PAGE))  # type: ignore[misc]
+            if self._inputs_after == before:
+                return
+            await asyncio.sleep(_SHORT_PAUSE_S)
+
+    async def ended(self) -> None:
+        """Remove old endings and what is unused, and expire what waited too long. Raises RelayUnavailable."""
+        now = time.time()
+        removed = PAGE
+        while removed == PAGE:
+            removed = await self._do(lambda tx: tx.sweep(now - self._periods.retention_s, PAGE))
+            await asyncio.sleep(_PAUSE_S if removed else 0)
+        await self._dispatcher.note_seen()
+        if self._periods.lifetime_s:
+            await self._dispatcher.expire(self._periods.lifetime_s)
+        if self._periods.unused_s:
+            await self._unused(now, now - self._periods.unused_s)
+        await self._do(lambda tx: tx.compact(COMPACT_PAGES))
+
+    async def _unused(self, now: float, before: float) -> None:
+        """Remove a page of what nobody has used for long."""
+        here = set(self._dispatcher.board.by_row)
+        followed = self._dispatcher.streams.rows()
+        removed = await self._do(lambda tx: tx.sweep_ueps(before, here, PAGE))
+        self._group_after = await self._do(lambda tx: tx.sweep_groups(self._group_after, followed, PAGE))
+        deleted = await self._do(lambda tx: tx.sweep_functions(before, now, PAGE))
+        if removed or deleted:
+            logger.info("unused for long and removed: %d user endpoints, %d functions", removed, deleted)
+        if self._periods.lifetime_s:  # else a task may wait for a deleted function for ever
+            last_use = now - max(self._periods.lifetime_s, self._periods.retention_s) - _DAY_S
+            await self._do(lambda tx: tx.purge_functions(last_use, PAGE))

@@ -1,0 +1,41 @@
+"""What `blocks` tells the engine, from its own thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mep_wire.errors import MepError
+from user_endpoint.engines.htex.executor import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The executor takes tasks. Whoever takes this news closes its task sockets."""
+
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGone:
+    """The job of a block has ended."""
+
+    block_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """No task that waits can run, nor any that comes before `until` (on time.monotonic), for this reason."""
+
+    error: MepError
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The interchange has died, and with it every block; Ready follows."""
+
+    begun: set[int]
+    """The tasks that workers of those blocks had begun. They begin no more."""
+
+
+News = Ready | BlockGone | Broken | Restarted

@@ -1,0 +1,448 @@
+"""Blocks of workers: started when tasks wait, watched, and ended when they idle. On a thread of its own.
+
+Schedulers' commands take seconds, so they are never run on the user endpoint's thread. The two threads share
+what is behind `_lock`, and nothing else: the engine says how many tasks there are and which blocks have
+registered, and takes the news. Parsl's exceptions end here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mep_wire.errors import EngineFailed, MepError
+from user_endpoint.engines.htex import provider as providers
+from user_endpoint.engines.htex.block_events import BlockGone, Broken, News, Ready, Restarted
+from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.job_record import JobRecord
+from user_endpoint.engines.htex.parsl_import import light_parsl
+from user_endpoint.engines.htex.process_groups import PARSL_RAISES, SILENT, gone, until
+from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler, scheduler_of
+from user_endpoint.engines.htex.walltimes import Ends, blocks_for
+from user_endpoint.engines.start_journals import Notes
+from user_endpoint.settings import GlobusComputeEngine, StrategySettings
+
+with light_parsl():
+    from parsl.jobs.states import JobState
+
+_log = logging.getLogger(__name__)
+
+MAX_FAILED_BLOCKS = 3
+"""Blocks in a row that end before their workers have registered, after which no more are started."""
+HOLD_OFF_S = 60.0
+"""Seconds after which, when tasks still come, one more block is tried."""
+MAX_RESTARTS = 3
+"""Deaths of the interchange, each within HEALTHY_S of the one before, after which it is not started again."""
+HEALTHY_S = 600.0
+ASK_EVERY_S = 10.0
+"""Seconds between two questions whether the interchange still answers."""
+_LOCAL_POLL_S = 0.5
+_SOONEST_POLL_S = 1.0
+"""Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
+
+
+@dataclass(slots=True)
+class _Block:
+    job_id: Any
+    since: float
+    """When the job was first seen to run, or was submitted."""
+    running: bool = False
+    registered: bool = False
+
+
+class Blocks:
+    """See the module. `notify` is called, from the thread, when there is news."""
+
+    def __init__(
+        self,
+        settings: GlobusComputeEngine,
+        plan: providers.Plan,
+        directory: Path,
+        notes: Notes,
+        notify: Callable[[], None],
+    ) -> None:
+        self._settings, self._plan, self._directory, self._notify = settings, plan, directory, notify
+        self._notes = notes
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self._news: list[News] = []
+        self._outstanding = 0
+        self._walltimes: list[float] = []
+        self._registered: list[str] = []
+        self._jobs: dict[str, str] = {}
+        self._ends = Ends()
+        self._node_left = False
+        self._workers_per_node = settings.max_workers_per_node or 0
+        self._grace_s = 5.0
+        self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
+        # From here on: the thread's own.
+        self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
+        self._client: Client | None = None
+        self._scheduler: Scheduler
+        self._handed_over = False
+        self._blocks: dict[str, _Block] = {}
+        self._failed, self._hold_until, self._restarts, self._restarted_at = 0, 0.0, 0, 0.0
+        self._next_question = time.monotonic() + ASK_EVERY_S
+        self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
+        self._changed = 0.0
+        """When a job was last submitted, seen to begin, or known to be ending."""
+
+    # --- the engine's side ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def want(self, outstanding: int, walltimes: Iterable[float] = ()) -> None:
+        """Say how many tasks there are, running ones included, and the walltimes of those that have not begun."""
+        with self._lock:
+            timed = list(walltimes)
+            first = (outstanding and not self._outstanding) or (timed and not self._walltimes)
+            self._outstanding, self._walltimes = outstanding, timed
+        if first:
+            self._wake.set()
+
+    def registered(self, block_id: str, workers: int, left_s: float | None = None) -> bool:
+        """Say that a node of this block has registered so many workers, and how many seconds are left of the block.
+        Returns whether it was the block's first node."""
+        with self._lock:
+            self._registered.append(block_id)
+            self._workers_per_node = workers
+            return self._ends.registered(block_id, left_s)
+
+    def place(self, block_id: str) -> tuple[str, str]:
+        """Return a block's id and, where that is known, the scheduler's id of its job."""
+        with self._lock:
+            return block_id, self._jobs.get(block_id, "")
+
+    def node_left(self) -> None:
+        """Say that a node has taken its leave: its job is ending."""
+        with self._lock:
+            self._node_left = True
+        self._wake.set()
+
+    def take_news(self) -> list[News]:
+        """Return what has happened since the last call."""
+        with self._lock:
+            news, self._news = self._news, []
+        return news
+
+    def stop(self, grace_s: float) -> None:
+        """End every block and the interchange, and the thread."""
+        self._grace_s = grace_s
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(grace_s + 10.0)
+
+    # --- the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._notes.look_back()
+            self._start_client()
+            while not self._ending.is_set():
+                self._wake.wait(self._interval())
+                self._wake.clear()
+                if not self._ending.is_set():
+                    self._look_or_restart()
+        except MepError as error:
+            self._tell(Broken(error, math.inf))
+        except Exception as error:  # noqa: BLE001 - a thread's outermost frame: tasks wait for what it has to say
+            _log.exception("blocks can no longer be looked after")
+            self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), math.inf))
+        finally:
+            self._end()
+
+    def _look_or_restart(self) -> None:
+        try:
+            self._look()
+        except SILENT:
+            assert self._client is not None, "it was asked"
+            self._client.kill()
+            self._restart()
+
+    def _tell(self, *news: News) -> None:
+        with self._lock:
+            self._news += news
+        self._notify()
+
+    def _start_client(self) -> None:
+        provider = self._plan.make()
+        self._scheduler = scheduler_of(self._plan.name, provider, self._record)
+        self._scheduler.cancel_left_over(time.monotonic())
+        many = self._plan.most_pools > 1
+        given = self._settings.prefetch_capacity
+        prefetch = given if given is not None else (0 if many else 64)
+        client = Client(
+            self._settings,
+            provider,
+            self._plan.addresses,
+            prefetch,
+            self._directory,
+            block_walltime_s=self._plan.block_walltime_s,
+            packages=self._plan.staged(str(self._directory.parent)),
+            begun_directory=self._notes.open(),
+        )
+        self._client = client
+        self._handed_over = False
+        client.meanwhile = self._first_blocks
+        client.start()  # type: ignore[no-untyped-call] # Parsl's
+        if not self._blocks:
+            self._first_blocks()
+        self._handed_over = True
+        self._tell(Ready(client))
+
+    def _first_blocks(self) -> None:
+        """Start what is wanted at the start, while the interchange is still loading."""
+        assert self._client is not None, "called while it starts"
+        with self._lock:
+            waiting = self._outstanding > 0
+        wanted = min(self._client.jobs.max_blocks, max(self._client.jobs.init_blocks, int(waiting)))
+        self._scale_out(wanted)
+
+    def _interval(self) -> float:
+        if not self._blocks and self._plan.is_local:
+            return 5.0
+        return _LOCAL_POLL_S if self._plan.is_local else 1.0
+
+    def _look(self) -> None:
+        client, now = self._client, time.monotonic()
+        assert client is not None, "started"
+        if client.interchange_proc is None or client.interchange_proc.poll() is not None:
+            self._restart()
+            return
+        if now >= self._next_question:
+            self._next_question = now + ASK_EVERY_S
+            client.ask()
+        self._note_registered()
+        with self._lock:
+            left, self._node_left = self._node_left, False
+        if left:
+            self._note_change(now)
+        self._scheduler.try_again(now)
+        if now >= self._next_status:
+            self._watch(client, now)
+            self._next_status = now + self._until_next_status(client, now)
+        self._scale(client, now)
+
+    def _until_next_status(self, client: Client, now: float) -> float:
+        """Return the seconds until the scheduler is asked again: soon after a change, then ever more rarely."""
+        if self._plan.is_local:
+            return _LOCAL_POLL_S
+        return float(min(client.status_polling_interval, max(_SOONEST_POLL_S, (now - self._changed) / 4)))
+
+    def _note_change(self, now: float) -> None:
+        self._changed = now
+        self._next_status = min(self._next_status, now + _SOONEST_POLL_S)
+
+    def _note_registered(self) -> None:
+        with self._lock:
+            registered, self._registered = self._registered, []
+        for block_id in registered:
+            self._failed = 0
+            if (block := self._blocks.get(block_id)) is not None:
+                block.registered = True
+
+    def _restart(self) -> None:
+        """The interchange has died: end its blocks, begin again."""
+        now = time.monotonic()
+        self._restarts = self._restarts + 1 if now - self._restarted_at < HEALTHY_S else 1
+        self._restarted_at = now
+        assert self._client is not None, "it has died"
+        self._tell(Restarted(self._notes.close(self._client.begun_directory)))  # before anything is said to have failed
+        if self._restarts > MAX_RESTARTS:
+            raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
+        self._end(told=False)
+        self._start_client()
+
+    def _end(self, *, told: bool = True) -> None:
+        """End everything. `told`: pools have been told to leave."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        groups = self._local_groups()
+        if told and self._plan.is_local and self._blocks:
+            until(lambda: self._all_gone(client), min(1.0, self._grace_s))
+        self._cancel(list(self._blocks))
+        client.end_interchange(max(1.0, self._grace_s))
+        if not self._handed_over:
+            client.close_task_sockets()
+        for group in groups:
+            if not until(functools.partial(gone, group), 1.0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+
+    def _local_groups(self) -> list[int]:
+        """Return the process groups of blocks on this host."""
+        found = []
+        for block in self._blocks.values() if self._plan.is_local else ():
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                found.append(os.getpgid(int(block.job_id)))
+        return found
+
+    def _all_gone(self, client: Client) -> bool:
+        self._watch(client, time.monotonic(), ending=True)
+        return not self._blocks
+
+    # --- watching -------------------------------------------------------------------------------------
+
+    def _watch(self, client: Client, now: float, *, ending: bool = False) -> None:
+        """Ask the scheduler for the state of every block. What it does not know is left as it is."""
+        if not self._blocks:
+            return
+        ids = list(self._blocks)
+        statuses = self._scheduler.status([self._blocks[block_id].job_id for block_id in ids])
+        for block_id, status in zip(ids, statuses, strict=True):
+            block = self._blocks[block_id]
+            if status is None:
+                continue
+            if status.state in TERMINAL:
+                if not ending:
+                    self._note_registered()  # it may have done so while the scheduler was asked
+                    self._block_ended(block_id, block, status)
+                self._scheduler.ended(self._forget(block_id).job_id)
+            elif status.state == JobState.RUNNING:
+                if not block.running:
+                    block.running, block.since = True, now
+                    self._note_change(now)
+                if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
+                    self._cancel([block_id])
+                    limit = self._settings.block_start_timeout_s
+                    self._block_failed(f"its workers had not registered after {limit:.0f} s", status)
+
+    def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
+        self._tell(BlockGone(block_id))
+        if not block.registered:
+            self._block_failed(f"it ended ({status.state.name.lower()}) before its workers had registered", status)
+
+    def _block_failed(self, what: str, status: Any) -> None:
+        self._failed += 1
+        self._wake.set()
+        if self._failed < MAX_FAILED_BLOCKS:
+            return
+        self._hold_until = time.monotonic() + HOLD_OFF_S
+        if any(block.registered for block in self._blocks.values()) or not self._settings.block_error_handler:
+            return  # what waits can run there, or is to wait on
+        last_words = (status.stderr_summary or status.message or "").strip()[-600:]
+        reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
+        error = EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason)
+        self._tell(Broken(error, self._hold_until))
+
+    # --- how many -------------------------------------------------------------------------------------
+
+    def _scale(self, client: Client, now: float) -> None:
+        with self._lock:
+            outstanding = self._outstanding
+        if outstanding:
+            self._idle_since = now
+        stranded = self._stranded(now)
+        if stranded or (not self._blocks and outstanding) or now >= self._next_strategy:
+            self._next_strategy = now + self._settings.job_status_kwargs.strategy_period
+            wanted = self._wanted(client.jobs, outstanding)
+            if stranded:
+                wanted = self._with_room_for(stranded, wanted, client, now)
+            missing = wanted - len(self._blocks)
+            if missing > 0 and now >= self._hold_until:
+                self._scale_out(1 if self._failed else missing)
+            elif missing < 0:
+                self._scale_in(client, -missing, outstanding, now)
+
+    def _stranded(self, now: float) -> list[float]:
+        """Return the walltimes of tasks for which every block that is up is too old."""
+        if not self._walltimes:
+            return []
+        with self._lock:
+            return self._ends.stranded(self._that_are_up(), self._walltimes, now)
+
+    def _that_are_up(self) -> list[str]:
+        return [block_id for block_id, block in self._blocks.items() if block.registered]
+
+    def _with_room_for(self, stranded: list[float], wanted: int, client: Client, now: float) -> int:
+        """Return how many blocks there must be with those for the stranded; idle ones make room for them if need be."""
+        new = blocks_for(stranded, self._slots())
+        missing = new - (len(self._blocks) - len(self._that_are_up()))
+        over = len(self._blocks) + missing - client.jobs.max_blocks
+        if missing > 0 and over > 0:
+            self._end_idle(client, over, 0.0, now, among=self._that_are_up())
+        return int(min(client.jobs.max_blocks, max(wanted, len(self._that_are_up()) + new)))
+
+    def _slots(self) -> int:
+        """Return how many tasks a block runs at once, 0 before its first node has told."""
+        with self._lock:
+            return int(self._plan.pools_per_block * self._workers_per_node)
+
+    def _wanted(self, jobs: Any, outstanding: int) -> int:
+        if self._settings.strategy == "none":
+            return int(min(jobs.max_blocks, max(jobs.init_blocks, len(self._blocks), 1 if outstanding else 0)))
+        slots = self._slots()
+        needed = math.ceil(outstanding * jobs.parallelism / slots) if slots else 1  # the first node will tell
+        return int(min(jobs.max_blocks, max(jobs.min_blocks, needed, 1 if outstanding else 0)))
+
+    def _scale_out(self, count: int) -> None:
+        assert self._client is not None, "started"
+        for _ in range(count):
+            for block_id in self._client.scale_out_facade(1):
+                job = self._client.blocks_to_job_id[block_id]
+                self._blocks[block_id] = _Block(job, time.monotonic())
+                self._scheduler.submitted(job)
+                with self._lock:
+                    self._jobs[block_id] = str(job)
+        self._note_change(time.monotonic())
+        for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
+            self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
+
+    def _scale_in(self, client: Client, count: int, outstanding: int, now: float) -> None:
+        """End blocks that have had nothing to do for long enough."""
+        strategy = self._settings.strategy
+        limit = (
+            strategy.max_idletime
+            if isinstance(strategy, StrategySettings)
+            else self._settings.job_status_kwargs.max_idletime
+        )
+        if strategy != "htex_auto_scale" and (outstanding or now - self._idle_since < limit):
+            return
+        self._end_idle(client, count, limit, now)
+
+    def _end_idle(
+        self, client: Client, count: int, limit: float, now: float, among: Sequence[str] | None = None
+    ) -> None:
+        """End at most so many blocks (of these) that have had nothing to do for `limit` seconds."""
+        try:
+            idle = [each for each in self._idle(client, limit, now) if among is None or each in among][:count]
+            for block_id in idle:
+                client.hold(block_id)  # so that no task is sent there in the meantime
+            still = set(self._idle(client, 0.0, now))
+        except PARSL_RAISES:
+            return  # the interchange does not answer; whether it lives is looked at elsewhere
+        self._cancel([block_id for block_id in idle if block_id in still])
+
+    def _idle(self, client: Client, seconds: float, now: float) -> list[str]:
+        """Return the blocks whose nodes have had nothing to do for so long, and those that have waited in vain."""
+        nodes = client.nodes()
+        busy = {node["block_id"] for node in nodes if node["tasks"] or node["idle_duration"] < seconds}
+        return [
+            block_id
+            for block_id, block in self._blocks.items()
+            if block_id not in busy and (block.registered or now - block.since >= seconds)
+        ]
+
+    def _forget(self, block_id: str) -> _Block:
+        with self._lock:
+            self._ends.forget(block_id)
+        return self._blocks.pop(block_id)
+
+    def _cancel(self, block_ids: list[str]) -> None:
+        if not block_ids:
+            return
+        self._scheduler.cancel([self._forget(block_id).job_id for block_id in block_ids], time.monotonic())

@@ -1,0 +1,470 @@
+"""GlobusComputeEngine: tasks in blocks of workers that Parsl's providers start, by Parsl's HighThroughputExecutor.
+
+This module is the engine's side on the user endpoint's one thread: tasks out, reports in, and whose fate is
+what when something dies. Starting and watching blocks is user_endpoint.engines.htex.blocks, on a thread. Imports Parsl,
+so it is itself imported only when a template asks for it.
+
+A task that no worker has begun is never lost: it is sent again. One that was begun ends with WORKER_LOST, and
+the user endpoint decides by its attempts whether it is run again. What workers have begun is known from reports
+and, where those did not get away, from the workers' own notes, which also fence off nodes that were given up
+(engines.notes): both need a file system that this host and the nodes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pickle
+import select
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeTooLong, WorkerLost
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.messages import ResultItem
+from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.htex import protocol
+from user_endpoint.engines.htex.block_events import BlockGone, Broken, Ready, Restarted
+from user_endpoint.engines.htex.blocks import Blocks
+from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.provider import Plan
+from user_endpoint.engines.htex.walltimes import fits
+from user_endpoint.engines.process_pool.task_durations import Pace
+from user_endpoint.engines.start_journals import Notes
+from user_endpoint.settings import GlobusComputeEngine as Settings
+
+_log = logging.getLogger(__name__)
+_TURN: Final = 256
+_ATTEMPT_BITS: Final = 15
+"""A task's number for the executor is its row and, in these lowest bits, which attempt it is."""
+_MOST_WAITING: Final = 64
+_MOST_UNSTARTED_LOSSES: Final = 5
+"""Times a task may be lost before any node reported its start; then it is taken to be what ends the nodes."""
+_MOST_UNFIT: Final = 2
+"""New blocks that may have too little left for a task, which then fits none."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A task that the interchange or a node has."""
+
+    task: EngineTask
+    started: bool = False
+    cancelled: bool = False
+    losses: int = 0
+    unfit: int = 0
+    """Blocks that had too little left for it when they were just up."""
+    failing: MepError | None = None
+    """Why it ends if no worker has begun it: what has it was asked to give it back, and its answer decides."""
+
+
+class GlobusComputeEngine:
+    """See the module. `run_directory` is the user endpoint's own; blocks on other hosts must see it too."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run_directory: str,
+        max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        tell_places: bool = False,
+    ) -> None:
+        self._settings, self._tell_places = settings, tell_places
+        self._max_result_bytes = max_result_bytes
+        self._directory = Path(run_directory).resolve() / "htex"
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._plan = Plan(settings)
+        self._notes = Notes(str(self._directory.parent))
+        self.worker_python = ""
+        self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
+        self._client: Client | None = None
+        self._waiting: list[_Held] = []
+        self._held: dict[int, _Held] = {}  # by our number
+        self._numbers: dict[int, int] = {}  # row -> our number
+        self._timed: dict[int, float] = {}  # row -> walltime, of those that have not begun
+        self._attempts = 0
+        self._events: list[Event] = []
+        self._pace = Pace()
+        self._slots = self._plan.expected_slots(settings)
+        self._draining = False
+        self._broken: MepError | None = None
+        self._broken_until = 0.0
+
+    # --- the contract ---------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """What every block together can run, and as many waiting as they finish in about 50 ms."""
+        return self._slots + self._pace.look_ahead(self._slots, _MOST_WAITING)
+
+    def start(self) -> None:
+        """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
+        before = self._directory.with_name("htex-before")
+        if self._directory.exists():  # scripts, keys and logs of an earlier process, which its nodes may still write
+            shutil.rmtree(before, ignore_errors=True)
+            self._directory.rename(before)
+            shutil.rmtree(before, ignore_errors=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._blocks.start()
+
+    def fileno(self) -> int:
+        """The descriptor of an epoll set over the executor's results and the blocks' news."""
+        return self._epoll.fileno()
+
+    def submit(self, tasks: Sequence[EngineTask]) -> None:
+        """Send these tasks on, or keep them until the executor is ready."""
+        if self._draining:
+            self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(_Held(task))]
+            self._ring()
+            return
+        self._send([_Held(task) for task in tasks if self._can_fit(task)])
+
+    def _can_fit(self, task: EngineTask) -> bool:
+        """Tell whether some block could run a task of this walltime; if not, the task ends here."""
+        limit = self._plan.block_walltime_s
+        if fits(limit, task.walltime_s):
+            return True
+        reason = f"blocks run for {limit:g} s, and a little of that is needed to begin"
+        self._end(_Held(task), WalltimeTooLong(walltime_s=task.walltime_s, reason=reason))
+        self._ring()
+        return False
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """End these tasks: at once where they wait, by killing the worker where they run."""
+        wanted = set(rows)
+        kept = []
+        for held in self._waiting:
+            if held.task.row in wanted:
+                self._end(held, TaskCancelled())
+            else:
+                kept.append(held)
+        self._waiting = kept
+        numbers = [self._numbers[row] for row in wanted if row in self._numbers]
+        if numbers and self._client is not None:
+            self._client.say(protocol.Cancel(numbers))
+        for number in numbers:
+            self._held[number].cancelled = True
+            if self._settings.launch_cmd is not None:  # Parsl's own pool cannot end it: what it answers is dropped
+                self._end(self._held[number], TaskCancelled())
+                self._forget(number)
+        if self._events:
+            self._ring()
+
+    def collect(self) -> list[Event]:
+        """Return what nodes have reported and what has become of blocks."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        for news in self._blocks.take_news():
+            self._heed(news)
+        if self._client is not None:
+            self._client.flush()
+            frames = self._client.hear(_TURN)
+            for frame in frames:
+                self._understand(frame)
+            if len(frames) == _TURN:
+                self._ring()
+        events, self._events = self._events, []
+        if events:
+            self._want()
+        return events
+
+    def _want(self) -> None:
+        self._blocks.want(len(self._waiting) + len(self._held), self._timed.values())
+
+    def drain(self) -> None:
+        """Give back everything that has not started."""
+        self._draining = True
+        self._events += [TaskReturned(held.task.row) for held in self._waiting]
+        self._waiting = []
+        if self._client is not None:
+            self._client.say(protocol.Drain())
+        self._ring()
+
+    def stop(self, grace_s: float) -> None:
+        """End every block and the interchange."""
+        if self._client is not None:
+            self._client.say(protocol.Leave())
+        self._blocks.stop(grace_s)
+        if self._client is not None:
+            self._notes.forget(self._client.begun_directory)
+        self._drop_client()
+        for news in self._blocks.take_news():
+            if isinstance(news, Ready):
+                news.client.close_task_sockets()
+        self._epoll.close()
+        os.close(self._bell)
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        """Make the descriptor readable. Called from the blocks' thread too."""
+        with contextlib.suppress(OSError):  # after stop, from a thread that is ending
+            os.eventfd_write(self._bell, 1)
+
+    def _send(self, tasks: list[_Held]) -> None:
+        if self._broken is not None and time.monotonic() < self._broken_until:
+            for held in tasks:
+                self._end_unsent(held, self._broken)
+            self._ring()
+            return
+        # Before they are handed over: some may end there, and no block is to be started for those.
+        self._timed |= {held.task.row: held.task.walltime_s for held in tasks if held.task.walltime_s}
+        if self._client is None:
+            self._waiting += tasks
+        else:
+            self._hand_over(self._client, tasks)
+            if self._events:
+                self._ring()
+        self._want()
+
+    def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
+        packed = []
+        for held in tasks:
+            row = held.task.row
+            if self._was_begun(held):
+                continue
+            self._attempts += 1
+            number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
+            self._held[number], self._numbers[held.task.row] = held, number
+            packed.append((number, self._packed(number, held.task), held.task.walltime_s, held.task.priority))
+        if packed:
+            client.say(protocol.Queue(packed))
+
+    def _was_begun(self, held: _Held) -> bool:
+        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
+        if not self._notes.was_begun(held.task.task_id, held.task.attempt):
+            return False
+        self._end(held, UserEndpointLost(reason="it was killed"))
+        return True
+
+    def _end_unsent(self, held: _Held, error: MepError) -> None:
+        """End a task that this process has not handed over. An earlier one's worker may have begun it."""
+        if not self._was_begun(held):
+            self._end(held, error)
+
+    def _packed(self, number: int, task: EngineTask) -> bytes:
+        return protocol.encode(
+            protocol.Task(
+                number,
+                task.task_id,
+                task.function_id,
+                task.function,
+                task.payload,
+                task.walltime_s,
+                self._max_result_bytes,
+                task.resource_spec,
+                task.attempt,
+            )
+        )
+
+    # --- in -------------------------------------------------------------------------------------------
+
+    def _understand(self, frame: bytes) -> None:
+        if not protocol.is_ours(frame):
+            self._stock(pickle.loads(frame))  # noqa: S301 - from our own interchange, encrypted
+            return
+        message = protocol.decode_to_client(frame)
+        if isinstance(message, protocol.Registered):
+            self._registered(message)
+            return
+        place = self._blocks.place(message.block_id) if self._tell_places and message.block_id else ("", "")
+        for number in message.started:
+            if (held := self._held.get(number)) is not None and not held.started:
+                held.started = True
+                self._timed.pop(held.task.row, None)
+                self._events.append(TaskStarted(held.task.row, *place))
+        for result in message.results:
+            self._result(result, place)
+        for number in message.returned:
+            if (held := self._forget(number)) is not None:
+                self._again(held)
+        if message.lost:
+            why = "its block was ended by the scheduler" if message.leaving else "the node or block that had it is gone"
+            self._lost_together(message.lost, self._begun_in(message.pool), why)
+        if message.leaving:
+            self._blocks.node_left()
+
+    def _registered(self, message: protocol.Registered) -> None:
+        self._broken = None
+        self.worker_python = message.python
+        self._slots = message.workers * self._plan.most_pools
+        if self._blocks.registered(message.block_id, message.workers, message.left_s) and message.left_s is not None:
+            self._end_what_fits_no_block(message.left_s)
+
+    def _end_what_fits_no_block(self, left_s: float) -> None:
+        """End tasks for which block after block has too little left as soon as its workers are up."""
+        for row in [row for row, walltime_s in self._timed.items() if not fits(left_s, walltime_s)]:
+            held = self._held.get(self._numbers.get(row, -1))
+            if held is None:
+                continue
+            held.unfit += 1
+            if held.unfit >= _MOST_UNFIT and self._client is not None:
+                number = self._numbers[row]
+                reason = f"{left_s:.0f} s were left of the last {held.unfit} blocks when their workers were up"
+                self._client.say(protocol.Cancel([number]))
+                self._end(held, WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
+                self._forget(number)
+
+    def _result(self, result: protocol.Result, place: tuple[str, str] = ("", "")) -> None:
+        held = self._forget(result.id)
+        if held is None:
+            return
+        task = held.task
+        if result.started_at:
+            self._pace.measured(task.function_id, result.ended_at - result.started_at)
+        if result.code == TaskCancelled.code and held.failing is not None and not held.cancelled:
+            self._end(held, WorkerLost(reason=held.failing.text) if held.started else held.failing)
+            return
+        text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
+        self._events.append(
+            ResultItem(
+                task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at, *place
+            )
+        )
+
+    def _stock(self, message: dict[str, Any]) -> None:
+        """Take what Parsl's own worker pool answers. It reports no starts: a task it had may have run."""
+        from parsl.serialize import deserialize
+
+        number = message["task_id"]
+        if "result" in message:
+            self._result(protocol.decode_result(deserialize(message["result"])))
+            return
+        held = self._forget(number)
+        if held is not None:
+            held.started = True
+            self._lost(held, str(getattr(deserialize(message["exception"]), "e_value", "its worker failed")))
+
+    def _forget(self, number: int) -> _Held | None:
+        held = self._held.pop(number, None)
+        if held is not None:
+            self._numbers.pop(held.task.row, None)
+            self._timed.pop(held.task.row, None)
+        return held
+
+    # --- ends -----------------------------------------------------------------------------------------
+
+    def _begun_in(self, pool: str) -> set[int]:
+        """Return the tasks that a pool's workers have begun, which may be more than its last report says.
+
+        From here on they begin no more, even if the pool lives and is only out of reach.
+        """
+        if self._client is None or not pool:
+            return set()
+        try:
+            return self._notes.close_pool(self._client.begun_directory, pool)
+        except OSError as error:
+            _log.warning("notes of pool=%s cannot be read error=%s: its tasks are taken to have begun", pool, error)
+            return set(self._held)
+
+    def _lost_together(self, numbers: list[int], begun: set[int], reason: str) -> None:
+        """Tasks are gone with what had them."""
+        for number in numbers:
+            if (held := self._forget(number)) is not None:
+                held.started = held.started or number in begun
+                self._lost(held, reason)
+
+    def _lost(self, held: _Held, reason: str) -> None:
+        """A task is gone with what had it: decide by whether it had started."""
+        if held.cancelled:
+            self._end(held, TaskCancelled())
+            return
+        if not held.started and held.failing is not None:
+            self._end(held, held.failing)
+            return
+        if not held.started:
+            held.losses += 1
+            if held.losses < _MOST_UNSTARTED_LOSSES:
+                self._again(held)
+                return
+        self._end(held, WorkerLost(reason=reason))
+
+    def _again(self, held: _Held) -> None:
+        if held.cancelled:
+            self._end(held, TaskCancelled())
+        elif held.failing is not None:
+            self._end(held, held.failing)
+        elif self._draining:
+            self._events.append(TaskReturned(held.task.row))
+        else:
+            self._send([held])
+
+    def _end(self, held: _Held, error: MepError) -> None:
+        task = held.task
+        self._timed.pop(task.row, None)
+        self._events.append(ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    # --- news of blocks -------------------------------------------------------------------------------
+
+    def _heed(self, news: object) -> None:
+        match news:
+            case Ready(client):
+                self._client = client
+                self._epoll.register(client.descriptor(), select.EPOLLIN)
+                waiting, self._waiting = self._waiting, []
+                self._hand_over(client, waiting)
+            case BlockGone(block_id):
+                if self._client is not None:
+                    self._client.say(protocol.BlockEnded(block_id))
+            case Restarted(begun):
+                self._take_last_results()
+                self._drop_client()
+                self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
+            case Broken(error, until):
+                self._give_up(error, until)
+
+    def _take_last_results(self) -> None:
+        """Take what the interchange had sent before it died. What it said of losses is known better by now."""
+        while self._client is not None and (frames := self._client.hear(_TURN)):
+            for frame in frames:
+                if protocol.is_ours(frame) and isinstance(report := protocol.decode_to_client(frame), protocol.Report):
+                    for result in report.results:
+                        self._result(result)
+
+    def _drop_client(self) -> None:
+        if self._client is not None:
+            self._epoll.unregister(self._client.descriptor())
+            self._client.close_task_sockets()
+            self._client = None
+
+    def _give_up(self, error: MepError, until: float) -> None:
+        """End what waits, and what comes before `until`. What workers have begun is no matter of this error."""
+        self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
+        self._broken_until = until
+        waiting, self._waiting = self._waiting, []
+        for held in waiting:
+            self._end_unsent(held, error)
+        if math.isinf(until):
+            for held in self._held.values():
+                held.failing = error
+            self._lost_together(list(self._held), self._begun_at_all(), error.text)
+            self._drop_client()
+            self._events.append(EngineOver(self._broken.code, self._broken.text))
+        else:
+            self._ask_back(error)
+
+    def _ask_back(self, error: MepError) -> None:
+        """Have every task that is not known to run given back, and end it with this error if no worker has begun it."""
+        unstarted = [number for number, held in self._held.items() if not held.started]
+        for number in unstarted:
+            self._held[number].failing = error
+        if unstarted and self._client is not None:
+            self._client.say(protocol.Cancel(unstarted))
+
+    def _begun_at_all(self) -> set[int]:
+        """Return the tasks that any worker has begun. From here on they begin no more."""
+        if self._client is None:
+            return set()
+        try:
+            return self._notes.close(self._client.begun_directory)
+        except OSError as problem:
+            _log.warning("notes cannot be read: tasks are taken to have begun: %s", problem)
+            return set(self._held)

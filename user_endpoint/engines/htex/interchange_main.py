@@ -1,0 +1,29 @@
+"""The program that the client starts: serves as interchange for as long as its parent lives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Read the settings from standard input, serve."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    os.umask(0o077)
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - no pathlib: the start is measured
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    from user_endpoint.engines.htex.interchange import BatchInterchange
+    from user_endpoint.process_exit import name_process
+
+    name_process("mep-interchange")
+    config = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent, by a pipe
+    BatchInterchange(**config).start()
+
+
+if __name__ == "__main__":
+    main()

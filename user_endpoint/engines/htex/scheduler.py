@@ -1,0 +1,266 @@
+"""The jobs of a provider: what its scheduler says of them, and that every one of them ends.
+
+Parsl's providers take a job to have ended when an answer does not name it, and some when there was no answer. Here
+a job has ended when the scheduler says so: by its state, or by saying that it knows no such job. Anything else
+leaves it as it was last seen. What is to end is recorded on disk until the scheduler has accepted that, so that
+no job is forgotten because a scheduler was away, or because the user endpoint was killed.
+
+Called by blocks, on its thread, since all this takes seconds. It trusts the site's commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from user_endpoint.engines.htex.job_record import JobRecord
+from user_endpoint.engines.htex.parsl_import import light_parsl
+from user_endpoint.engines.htex.process_groups import PARSL_RAISES
+
+with light_parsl():
+    from parsl.jobs.states import JobState, JobStatus
+
+_log = logging.getLogger(__name__)
+
+TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
+_FIRST_RETRY_S, _MOST_RETRY_S = 5.0, 60.0
+
+
+class _Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Scheduler:
+    """See the module; this is a provider whose word is taken. `record` is None where jobs end with this process."""
+
+    raises: tuple[type[Exception], ...] = PARSL_RAISES
+
+    def __init__(self, provider: Any, record: JobRecord | None) -> None:
+        self._provider, self._record = provider, record
+        self._live: dict[Any, dict[str, str]] = {}
+        self._doomed: dict[Any, dict[str, str]] = {}  # cancelled, and not yet accepted
+        self._retry_s, self._next_retry = _FIRST_RETRY_S, 0.0
+
+    # --- from submission to end -----------------------------------------------------------------------
+
+    def submitted(self, job: Any) -> None:
+        """A job has been submitted."""
+        self._live[job] = self._details(job)
+        self._write()
+
+    def ended(self, job: Any) -> None:
+        """A job is known to have ended."""
+        self._live.pop(job, None)
+        self._provider.resources.pop(job, None)
+        self._write()
+
+    def cancel(self, jobs: Sequence[Any], now: float) -> None:
+        """End these jobs. What is not accepted now is tried again by `try_again`. Never raises."""
+        for job in jobs:
+            self._doomed[job] = self._live.pop(job, {})
+        self._end_doomed(now)
+
+    def cancel_left_over(self, now: float) -> None:
+        """End the jobs that an earlier process, or an earlier provider, has recorded and not ended."""
+        for job, details in self._record.left_over().items() if self._record is not None else ():
+            self._provider.resources[job] = {
+                **dict.fromkeys(("job_stdout_path", "job_stderr_path"), ""),
+                **details,
+                "job_id": job,
+                "status": JobStatus(JobState.UNKNOWN),
+            }
+            self._doomed[job] = details
+        self._end_doomed(now)
+
+    def try_again(self, now: float) -> None:
+        """End again, after a while, what the scheduler did not accept to end."""
+        if self._doomed and now >= self._next_retry:
+            self._end_doomed(now)
+
+    def _end_doomed(self, now: float) -> None:
+        if self._doomed and not self._accepted(list(self._doomed)):
+            for job in list(self._doomed) if len(self._doomed) > 1 else ():
+                self._accepted([job])  # one that is gone already makes some commands fail for all
+        self._retry_s = min(_MOST_RETRY_S, 2 * self._retry_s) if self._doomed else _FIRST_RETRY_S
+        self._next_retry = now + self._retry_s
+        self._write()
+
+    def _accepted(self, jobs: list[Any]) -> bool:
+        """Have these jobs ended, and forget them if the scheduler does so or knows none of them any more."""
+        try:
+            done = self._cancel(jobs)
+        except self.raises as error:
+            _log.warning("jobs=%s could not be ended error=%s", jobs, error)
+            done = False
+        for job in jobs if done else ():
+            self._doomed.pop(job, None)
+            self._provider.resources.pop(job, None)
+        return done
+
+    def _cancel(self, jobs: list[Any]) -> bool:
+        answers = self._provider.cancel(jobs)
+        return answers is None or all(answers)
+
+    # --- what is known --------------------------------------------------------------------------------
+
+    def status(self, jobs: Sequence[Any]) -> list[Any]:
+        """Return Parsl's JobStatus of each job, None where nobody can tell now. Never raises."""
+        try:
+            return list(self._provider.status(list(jobs)))
+        except self.raises:
+            return [None] * len(jobs)
+
+    # --- the record -----------------------------------------------------------------------------------
+
+    def _details(self, job: Any) -> dict[str, str]:
+        """Return what the provider must know of a job to end it."""
+        known = self._provider.resources.get(job, {})
+        return {str(name): value for name, value in known.items() if isinstance(value, str)}
+
+    def _write(self) -> None:
+        if self._record is not None:
+            self._record.write({str(job): what for jobs in (self._live, self._doomed) for job, what in jobs.items()})
+
+
+class CommandScheduler(Scheduler):
+    """A scheduler that is asked by commands, whose very words are looked at."""
+
+    unknown = r"(?!)"
+    """How it says that it knows no such job; its first group is the job."""
+    gone = r"(?!)"
+    """How it says that a job which is to be ended has ended already."""
+
+    def __init__(self, provider: Any, record: JobRecord | None) -> None:
+        super().__init__(provider, record)
+        self._answers: list[_Answer] = []
+        real = provider.execute_wait
+
+        def execute_wait(command: str, timeout: int | None = None) -> tuple[int, str, str]:
+            status, out, err = real(command, timeout)
+            self._answers.append(_Answer(status, out, err))
+            return status, out, err
+
+        provider.execute_wait = execute_wait
+
+    def status(self, jobs: Sequence[Any]) -> list[Any]:
+        """Return what the scheduler has said in so many words. A job that it does not know makes some commands
+        fail for all, so the others are asked for once more."""
+        known = self._asked(list(jobs))
+        gone = self._unknown(jobs)
+        others = [job for job in jobs if job not in gone]
+        if gone and others:
+            aside = {job: self._provider.resources.pop(job) for job in gone}
+            known |= self._asked(others)
+            self._provider.resources.update(aside)
+        known |= {job: self._as(JobState.COMPLETED, job) for job in gone}
+        return [known[job] for job in jobs]
+
+    def _asked(self, jobs: list[Any]) -> dict[Any, Any]:
+        resources = self._provider.resources
+        before = {job: resources[job]["status"] for job in jobs}
+        self._answers.clear()
+        found = super().status(jobs)
+        answer = "\n".join(answer.out for answer in self._answers)
+        named = self._named(answer)
+        result = {}
+        for job, status in zip(jobs, found, strict=True):
+            if status is not None and status.state in TERMINAL and not self._has_ended(str(job), named):
+                resources[job]["status"], status = before[job], None
+            state = self._read_otherwise(named.get(str(job), ""))
+            if state is not None:
+                resources[job]["status"] = status = self._as(state, job)
+            result[job] = status
+        return result
+
+    def _named(self, answer: str) -> dict[str, str]:
+        """Return the rest of the line of each job that an answer names."""
+        lines = (line.split(None, 1) for line in answer.splitlines())
+        return {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines if words}
+
+    def _has_ended(self, job: str, named: dict[str, str]) -> bool:
+        """Tell whether a job has ended that Parsl takes to have: only if the answer was about it."""
+        return job in named
+
+    def _read_otherwise(self, said: str) -> Any:
+        """Return the state that Parsl has misread, None where it has not."""
+        return None
+
+    def _unknown(self, jobs: Iterable[Any]) -> set[Any]:
+        said = {name for answer in self._answers for name in re.findall(self.unknown, answer.err)}
+        return {job for job in jobs if any(_same(str(job), name) for name in said)}
+
+    def _as(self, state: Any, job: Any) -> Any:
+        known = self._provider.resources.get(job, {})
+        paths = {name: known.get(f"job_{name}") for name in ("stdout_path", "stderr_path")}
+        return JobStatus(state, **paths)
+
+    def _cancel(self, jobs: list[Any]) -> bool:
+        self._answers.clear()
+        if super()._cancel(jobs):
+            return True
+        said = "\n".join(answer.out + answer.err for answer in self._answers)
+        return len(jobs) == 1 and re.search(self.gone, said) is not None
+
+
+def _same(job: str, named: str) -> bool:
+    """Tell whether two ids are one job's, where one of them may lack (part of) the server's name."""
+    return job == named or (job.partition(".")[0] == named.partition(".")[0] and "." in job + named)
+
+
+class Slurm(CommandScheduler):
+    """squeue knows every job that has not ended; sacct, where there is one, learns of a job only after a while."""
+
+    gone = r"Invalid job id|already completing or completed"
+
+    def _has_ended(self, job: str, named: dict[str, str]) -> bool:
+        if job in named or not str(self._provider._cmd).startswith("sacct"):  # noqa: SLF001 - the one that it asks by
+            return True
+        where = f" --clusters={self._provider.clusters}" if self._provider.clusters else ""
+        # Asked for one job that it does not know, squeue fails as if nobody had answered; asked for two, it does not.
+        status, out, _ = self._provider.execute_wait(f"squeue{where} --noheader --format=%i --job {job},{job}")
+        return status == 0 and job not in out.split()
+
+
+class Pbs(CommandScheduler):
+    """qstat may leave jobs out of an answer of several (openpbs issue 2672), and says which ones it does not know."""
+
+    unknown = r"Unknown Job Id\s+(\S+)"
+    gone = r"Unknown Job Id|Job has finished"
+
+    def _named(self, answer: str) -> dict[str, str]:
+        ids = re.findall(r'^\s*"([^"\s]+)":\s*\{', answer, re.MULTILINE)  # JSON, and lines of a table
+        return dict.fromkeys([*ids, *(line.split()[0] for line in answer.splitlines() if line.split())], "")
+
+    def _has_ended(self, job: str, named: dict[str, str]) -> bool:
+        return any(_same(job, name.rstrip("*")) for name in named)
+
+
+class Lsf(CommandScheduler):
+    """bjobs says which jobs it does not find. A job that is suspended has not ended, whatever Parsl makes of it."""
+
+    unknown = r"Job <(\d+)> is not found"
+    gone = r"is not found|No matching job found|already finished"
+
+    def _read_otherwise(self, said: str) -> Any:
+        return JobState.HELD if said in ("PSUSP", "USUSP", "SSUSP") else None
+
+
+_KINDS: dict[str, type[Scheduler]] = {
+    "SlurmProvider": Slurm,
+    "PBSProProvider": Pbs,
+    "TorqueProvider": Pbs,
+    "LSFProvider": Lsf,
+}
+
+
+def scheduler_of(name: str, provider: Any, record: JobRecord | None) -> Scheduler:
+    """Return the scheduler behind the provider whose class has this name."""
+    if name == "KubernetesProvider":
+        from user_endpoint.engines.htex.kubernetes_pods import Pods  # needs the Kubernetes client, as its provider does
+
+        return Pods(provider, record)
+    return _KINDS.get(name, Scheduler)(provider, record)

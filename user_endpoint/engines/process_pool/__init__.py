@@ -1,0 +1,1 @@
+"""ProcessPoolEngine: workers forked from a fork server on the user endpoint's own host."""

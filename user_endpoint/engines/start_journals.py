@@ -1,0 +1,139 @@
+"""The begun-notes of one user endpoint: where its workers write them, and what earlier processes' workers wrote.
+
+Kept in RUN/begun: a directory `open-N` for the workers of this life of the user endpoint (or of its interchange),
+and `closed` with the files of workers that were given up. Closing a worker's file both fences the worker off and
+lets its notes be read (see workers.begun); a whole directory is closed when it could be removed, which the file
+system allows only once nothing is in it. Any number of user endpoints may die between a task's begin and the
+moment when it is asked for again, so what closed files say is kept for as long as a task may wait. The files are the
+user's own. Called by the engines; no pathlib, since the process engine's start is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import Final
+
+from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
+
+KEEP_S: Final = 15 * 86400.0
+"""Seconds for which that is kept. The relay lets a task wait for two weeks."""
+_CLOSE_S: Final = 60.0
+_MOST_BYTES: Final = 8 * 1024 * 1024
+"""Of what is kept: the keys of 350,000 tasks."""
+_KEYS: Final = "keys-"
+
+
+class Notes:
+    """See the module. `run_directory` is the user endpoint's own. Not to be used by two processes at once."""
+
+    def __init__(self, run_directory: str) -> None:
+        self._root = f"{run_directory}/begun"
+        self._closed = f"{self._root}/closed"
+        self._before: set[bytes] = set()
+
+    def begin(self) -> str:
+        """Look back, and return a new directory; empty on a full disk, where tasks run without notes."""
+        with contextlib.suppress(OSError):
+            self.look_back()
+            return self.open()
+        return ""
+
+    def look_back(self) -> None:
+        """Fence off the workers of earlier processes and learn what they had begun. Raises OSError."""
+        os.makedirs(self._closed, mode=0o700, exist_ok=True)  # noqa: PTH103
+        for name in os.listdir(self._root):  # noqa: PTH208
+            if name.startswith("open-"):
+                self.close(f"{self._root}/{name}")
+        self._condense()
+        room = _MOST_BYTES
+        for name in sorted(os.listdir(self._closed), reverse=True):  # noqa: PTH208
+            path = f"{self._closed}/{name}"
+            known = os.stat(path)  # noqa: PTH116
+            room -= known.st_size
+            if room < 0 or known.st_mtime < time.time() - KEEP_S:
+                os.unlink(path)  # noqa: PTH108
+            else:
+                with open(path, "rb") as file:
+                    data = file.read()
+                self._before.update(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+
+    def _condense(self) -> None:
+        """Put what closed files say into one file that has nothing but tasks' keys. Raises OSError."""
+        files = [f"{self._closed}/{name}" for name in os.listdir(self._closed) if not name.startswith(_KEYS)]  # noqa: PTH208
+        keys = {key for path in files for key in read_notes(path).values()}
+        self._before |= keys  # known even where a full disk takes no more
+        if keys:
+            new, name = f"{self._root}/new", f"{self._closed}/{_KEYS}{time.time_ns():020d}"
+            with open(new, "wb") as file:
+                file.write(b"".join(keys))
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(new, name)  # noqa: PTH104
+        for path in files:
+            os.unlink(path)  # noqa: PTH108
+
+    def was_begun(self, task_id: str, attempt: int) -> bool:
+        """Tell whether an earlier process's worker had begun this attempt; asked again, it is taken to be told."""
+        if not self._before:
+            return False
+        key = key_of(task_id, attempt)
+        found = key in self._before
+        self._before.discard(key)
+        return found
+
+    def open(self) -> str:
+        """Return a new directory for the files of workers. Raises OSError."""
+        directory = f"{self._root}/open-{time.time_ns():x}"
+        os.makedirs(directory, mode=0o700)  # noqa: PTH103
+        return directory
+
+    def close(self, directory: str) -> set[int]:
+        """Fence off every worker with a file in `directory`, remove it, and return what they had begun.
+
+        Raises OSError where that cannot be done.
+        """
+        begun: set[int] = set()
+        deadline = time.monotonic() + _CLOSE_S
+        while True:
+            try:
+                found = os.listdir(directory)  # noqa: PTH208
+            except FileNotFoundError:
+                return begun
+            for path in {name_of(f"{directory}/{name}") for name in found}:
+                begun |= self._take(path)
+            try:
+                os.rmdir(directory)  # noqa: PTH106
+            except OSError as error:
+                # One that is just being made, or a file server's clients have not all heard of.
+                if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def close_pool(self, directory: str, pool: str) -> set[int]:
+        """Fence off the workers of one pool, and return what they had begun. Raises OSError."""
+        begun: set[int] = set()
+        for name in os.listdir(directory):  # noqa: PTH208
+            if name.partition(".")[0] == pool:
+                begun |= self._take(name_of(f"{directory}/{name}"))
+        return begun
+
+    def _take(self, path: str) -> set[int]:
+        kept = f"{self._closed}/{path.removeprefix(self._root).strip('/').replace('/', '.')}"
+        for _ in range(100):  # it may take its other name each time, but not for ever
+            for name in names_of(path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(name, kept)  # noqa: PTH104
+                    return set(read_notes(kept))
+            if not any(map(os.path.exists, names_of(path))):
+                break
+        return set()
+
+    def forget(self, directory: str) -> None:
+        """Remove `directory`: every task that was begun by its workers has had its end. Never raises."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(directory):  # noqa: PTH208
+                os.unlink(f"{directory}/{name}")  # noqa: PTH108
+            os.rmdir(directory)  # noqa: PTH106

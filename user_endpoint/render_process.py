@@ -1,0 +1,110 @@
+"""Rendering in a child that exits: jinja2, YAML and JSON schema leave no memory behind, and a template that
+does not end can be killed.
+
+Begun as soon as there is what both need, since it takes longest; its answer is one frame on a pipe. Called by
+starting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from mep_wire.bundle import decode_bundle
+from mep_wire.errors import MepError
+from mep_wire.start_request import decode_start, decode_verified_start
+from user_endpoint.keeper_report import StartFailure
+from user_endpoint.process_exit import run_and_exit
+from user_endpoint.settings import UepSettings, decode_settings
+
+DEADLINE_S = 20.0
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+_failure_decoder = msgspec.msgpack.Decoder(tuple[str, str, str])
+
+
+class Rendering:
+    """A child that renders; `result` waits for it."""
+
+    def __init__(self, start: bytes, bundle: bytes, close: Sequence[int]) -> None:
+        self._read, write = os.pipe2(os.O_CLOEXEC)
+        self._began = time.monotonic()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for descriptor in (self._read, *close):
+                os.close(descriptor)
+            run_and_exit(
+                lambda: _child(write, start, bundle),
+                lambda detail: _write_all(write, _failure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, detail)),
+            )
+        os.close(write)
+
+    def fileno(self) -> int:
+        """The pipe's reading end, which other children must not keep."""
+        return self._read
+
+    def result(self) -> UepSettings:
+        """Return the settings. Raises StartFailure with the renderer's reason."""
+        try:
+            data = self._answer()
+        finally:
+            os.close(self._read)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)  # it has answered, or has had its time
+            os.waitpid(self._pid, 0)
+        try:
+            if data[:1] == b"S":
+                return decode_settings(data[1:])
+            code, public, detail = _failure_decoder.decode(data[1:])
+        except msgspec.MsgspecError as error:
+            raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering gave no answer: {error}") from None
+        raise StartFailure(code, public, detail)
+
+    def _answer(self) -> bytes:
+        parts: list[bytes] = []
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        while sum(map(len, parts)) <= _MAX_ANSWER_BYTES:
+            left = self._began + DEADLINE_S - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering took over {DEADLINE_S:g} s")
+            part = os.read(self._read, 1 << 16)
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _child(write: int, start: bytes, bundle: bytes) -> int:
+    gc.disable()
+    _write_all(write, _render(start, bundle))
+    return 0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _failure(code: str, public: str, detail: str) -> bytes:
+    return b"E" + msgspec.msgpack.encode((code, public, detail))
+
+
+def _render(start: bytes, bundle: bytes) -> bytes:
+    from user_endpoint.render import render_settings  # the parent never pays for these
+
+    verified = decode_verified_start(start)
+    document = decode_bundle(bundle)
+    try:
+        settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
+    except MepError as error:
+        return _failure(error.code, error.text, error.detail)
+    return b"S" + msgspec.msgpack.encode(settings)

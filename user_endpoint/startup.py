@@ -1,0 +1,220 @@
+"""From the inherited documents to a running loop: directories, engine, link, in the order that costs least.
+
+Called by main, in a process of the user's own. A failure is a StartFailure with what the person may read
+apart from what only the administrator may.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mep_wire.bundle import decode_bundle
+from mep_wire.errors import EndpointMisconfigured, MepError
+from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
+from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.keeper_report import Reporter, StartFailure
+from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
+from user_endpoint.process_exit import at_exit
+from user_endpoint.render_process import Rendering
+from user_endpoint.settings import located
+from user_endpoint.workers.fork_server import Server, exec_server, fork_server
+
+if TYPE_CHECKING:
+    from user_endpoint.lost_attempts import Attempts
+    from user_endpoint.result_spool import Spool
+    from user_endpoint.settings import UepSettings
+    from user_endpoint.task_admission import FunctionList, Serializers
+
+_GC_THRESHOLD = 50_000
+
+
+class Servers:
+    """Fork servers for the engine: the one forked at the start, while there were no threads, then new ones."""
+
+    def __init__(self, first: Server) -> None:
+        self._first: Server | None = first
+
+    def __call__(self) -> Server:
+        """Return one for the caller to keep."""
+        server, self._first = self._first, None
+        return server or exec_server()
+
+    def discard(self) -> None:
+        """End the first one if nobody has taken it."""
+        if self._first is not None:
+            self._first.stop(0)
+            self._first = None
+
+
+class Starting:
+    """One user endpoint on its way up."""
+
+    def __init__(self, start: bytes, bundle: bytes, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._rendering = Rendering(start, bundle, close=(reporter.fileno(),))
+        self._servers = Servers(fork_server(close=(reporter.fileno(), self._rendering.fileno())))
+        try:
+            self._verified = decode_verified_start(start)
+            self._request: StartRequest = decode_start(self._verified.request)
+            self._bundle = decode_bundle(bundle)
+        except msgspec.MsgspecError as error:
+            raise StartFailure("START_FAILED", "The site could not start your process.", str(error)) from error
+
+    def serve(self) -> None:
+        """Start, run until the end, and report it. Raises StartFailure."""
+        paths = make_paths(
+            self._request.uep_id,
+            os.environ.get("HOME", ""),
+            self._bundle.user_state_dir,
+            self._verified.local_user,
+        )
+        log = open_log(paths, debug=self._bundle.debug)
+        log.info("starting", endpoint=self._bundle.endpoint_name, correlation_id=self._request.correlation_id)
+        try:
+            self._serve(paths, log)
+        except StartFailure as failure:
+            log.error("cannot start", code=failure.code, public=failure.public, detail=failure.detail)
+            raise
+        except MepError as error:
+            log.error("cannot start", code=error.code, public=error.text, detail=error.detail)
+            raise StartFailure(error.code, error.text, error.detail) from error
+
+    def _serve(self, paths: Paths, log: Log) -> None:
+        from user_endpoint.engines import EnginePlace, make_engine
+        from user_endpoint.event_loop import Loop, Signals
+        from user_endpoint.function_store import Functions
+        from user_endpoint.lifecycle.idle import IdleRule
+        from user_endpoint.lifecycle.setup_commands import SETUP_S, TEARDOWN_S, run_commands
+        from user_endpoint.link import Link
+        from user_endpoint.resource_spec import ResourceRule
+        from user_endpoint.user_endpoint import UserEndpoint
+
+        os.environ.update(self._bundle.user_environment)
+        link = Link(self._bundle.relay_link_address, self._bundle.relay_link_key)
+        link.connect()
+        lock = wait_for_lock(paths)
+        spool, functions = open_spool(paths, log), Functions(paths.run)
+        settings = self._rendering.result()
+        for key in settings.not_applicable:
+            log.warning("a key of the template means nothing here", key=key)
+        lists = self._function_lists(settings)
+        run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
+        place = EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
+        try:
+            engine = make_engine(settings.engine, place)
+        except EndpointMisconfigured as error:
+            error.detail = located(error.detail, settings.lines)
+            raise
+        signals = Signals()
+        engine.start()
+        self._servers.discard()
+        endpoint = UserEndpoint(
+            uep_id=self._request.uep_id,
+            join_token=self._verified.join_token,
+            endpoint_id=self._request.endpoint_id,
+            allowed_functions=lists,
+            check_resources=ResourceRule(settings.engine).check,
+            serializers=_serializers(settings.engine.allowed_serializers),
+            engine=engine,
+            functions=functions,
+            spool=spool,
+            idle=IdleRule(settings.idle_soft_s, settings.idle_hard_s, time.monotonic()),
+            reporter=self._reporter,
+            log=log,
+            attempts=attempts(settings),
+        )
+        link.hello = endpoint.hello
+        endpoint.link = link
+        link.greet()
+        loop = Loop(endpoint, link, engine, signals, self._reporter.fileno(), log)
+        settle_memory()
+        loop.run()
+        link.close(1.0)
+        spool.close()
+        functions.close()
+        os.close(lock)
+        remove_staged(paths.run)
+        run_commands("endpoint_teardown", settings.endpoint_teardown, paths.run, TEARDOWN_S)
+        endpoint.report_end()
+
+    def _function_lists(self, settings: UepSettings) -> tuple[FunctionList, ...]:
+        from user_endpoint.task_admission import function_lists
+
+        try:
+            return function_lists(
+                self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins
+            )
+        except EndpointMisconfigured as error:
+            error.detail = located(error.detail, settings.lines)
+            raise
+
+
+def open_log(paths: Paths, *, debug: bool) -> Log:
+    """Return the log; what anything else here prints goes to it as well. Raises StartFailure."""
+    try:
+        out = BoundedFile(paths.held(paths.log))
+        out.stand_for(1, 2)
+        at_exit(out.close)
+    except OSError as error:
+        raise home_unusable(f"{paths.log}: {error.strerror}") from error
+    return Log(out, debug=debug)
+
+
+def wait_for_lock(paths: Paths) -> int:
+    """Return the lock's descriptor once an earlier process of this user endpoint has ended. Raises StartFailure."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while (lock := take_lock(paths)) is None:
+        if time.monotonic() > deadline:
+            text = "An earlier process of this user endpoint is still ending. Your tasks wait."
+            raise StartFailure("SITE_BUSY", text, f"{paths.root}/lock is held")
+        time.sleep(0.05)
+    return lock
+
+
+def open_spool(paths: Paths, log: Log) -> Spool:
+    """Return the spool with what earlier processes left. Raises StartFailure."""
+    from user_endpoint.result_spool import Spool
+
+    spool = Spool(paths.held(paths.spool), report=log.warning)
+    try:
+        found = spool.recover()
+    except OSError as error:
+        raise home_unusable(f"{paths.spool}: {error.strerror}") from error
+    if found:
+        log.info("found results of an earlier process", results=found)
+    return spool
+
+
+def attempts(settings: UepSettings) -> Attempts:
+    """Return how often tasks may be begun here, as the template says."""
+    from user_endpoint.lost_attempts import Attempts
+
+    return Attempts(settings.engine.max_retries_on_system_failure + 1, settings.max_attempts_limit or 0)
+
+
+def _serializers(names: list[str] | None) -> Serializers | None:
+    if names is None:
+        return None
+    from mep_sdk.strategies import Allowed  # only such templates pay for it
+
+    return Allowed(names)
+
+
+def remove_staged(run_directory: str) -> None:
+    """Remove the workers' files, where an engine has needed any of its own."""
+    if os.path.exists(f"{run_directory}/runner"):  # noqa: PTH110 - pathlib costs 9 ms at start
+        from user_endpoint.worker_staging import unstage
+
+        unstage(run_directory)
+
+
+def settle_memory() -> None:
+    """Keep what was made so far, nearly all of it for good, out of the collector's way. (Collecting takes 5 ms.)"""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(_GC_THRESHOLD, 20, 50)

@@ -1,0 +1,237 @@
+"""`python -I -m user_endpoint.template_check FD`: render a template with made-up values and report the result.
+
+For `mep check`, as an unprivileged account: the bundle comes on descriptor FD, one JSON document goes to standard
+output, {"problems": [[line, text], ...], "notes": [text, ...]}. A problem is the administrator's, and starts would fail
+of it. What depends on the values that were made up is a note. Nothing is run but the template, in its sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mep_wire.bundle import UepBundle, decode_bundle
+from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfigReserved
+from mep_wire.start_request import StartRequest
+from user_endpoint.render import render_settings
+from user_endpoint.render.user_config_check import check_user_config
+from user_endpoint.render.yaml_document import DocumentInvalid
+from user_endpoint.settings import GlobusComputeEngine, SettingsInvalid, UepSettings
+from user_endpoint.task_admission import function_lists
+
+DEADLINE_S = 20
+MAX_VARIABLES = 50
+_GUESSES: tuple[Any, ...] = (1, "sample", ["sample"], {"sample": 1})
+"""What is tried for a variable of which the schema says nothing."""
+_EXPRESSION = re.compile(r"\{\{.*?\}\}")
+_KEY = re.compile(r"(?:- )?([A-Za-z_][A-Za-z0-9_-]*)\s*:")
+_RUNTIME = {
+    "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+    "python_implementation": "CPython",
+    "mep_sdk_version": "1.0.0",
+}
+_IDENTITY: dict[str, dict[str, Any]] = {
+    "local": {"uname": "sample", "uid": 1000, "gid": 1000, "gecos": "", "dir": "/home/sample", "shell": "/bin/sh"},
+    "globus": {
+        "id": "00000000-0000-4000-8000-000000000000", "username": "sample@example.org", "name": "Sample",
+        "email": "sample@example.org", "organization": "", "identity_provider": "", "identity_type": "login",
+        "status": "used",
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Verdict:
+    """What was found."""
+
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, line: int, text: str) -> None:
+        """Add what starts would fail of, with its line in the template, 0 where that is not known."""
+        if (line, text) not in self.problems:
+            self.problems.append((line, text))
+
+    def note(self, text: str) -> None:
+        """Add what may be well."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def sample_of(schema: Any, depth: int = 0) -> Any:
+    """Return a value that a schema of one variable describes, as far as that can be made up: its default first."""
+    if not isinstance(schema, Mapping) or depth > 8:
+        return "sample"
+    for key in ("default", "const"):
+        if key in schema:
+            return schema[key]
+    for key in ("examples", "enum"):
+        if isinstance(schema.get(key), list) and schema[key]:
+            return schema[key][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if isinstance(schema.get(key), list) and schema[key]:
+            return sample_of(schema[key][0], depth + 1)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    return _sample_of_type(kind[0] if isinstance(kind, list) and kind else kind, schema, depth)
+
+
+def _sample_of_type(kind: Any, schema: Mapping[str, Any], depth: int) -> Any:
+    if kind in {"integer", "number"}:
+        return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
+    if kind == "boolean":
+        return True
+    if kind == "array":
+        return [sample_of(schema.get("items", {}), depth + 1)] * max(1, int(schema.get("minItems", 1)))
+    if kind == "object":
+        return {name: sample_of(part, depth + 1) for name, part in schema.get("properties", {}).items()}
+    if kind == "null":
+        return None
+    text = "sample"
+    return text.ljust(int(schema.get("minLength", 0)), "x")[: int(schema.get("maxLength", len(text) + 10_000))]
+
+
+def samples(schema: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yield what a person might give: as little as the schema allows, then every variable that it names."""
+    properties = (schema or {}).get("properties", {})
+    required = (schema or {}).get("required", [])
+    yield {name: sample_of(properties.get(name, {})) for name in required}
+    if properties:
+        yield {name: sample_of(part) for name, part in properties.items()}
+
+
+class Trial:
+    """The renderings of one bundle."""
+
+    def __init__(self, bundle: UepBundle) -> None:
+        self._bundle = bundle
+        self._lines = bundle.templates[bundle.template_name].splitlines()
+        self.verdict = Verdict()
+
+    def run(self) -> Verdict:
+        """Render with each set of values."""
+        for config in samples(self._bundle.schema):
+            try:
+                check_user_config(self._bundle.schema, config)
+            except (UserConfigInvalid, UserConfigReserved) as error:
+                self.verdict.note(f"no values could be made up that fit the schema ({error.text}): not all was tried")
+                continue
+            self._render(dict(config))
+        return self.verdict
+
+    def _render(self, config: dict[str, Any]) -> None:
+        """Render, giving a value to whatever the template turns out to need."""
+        guesses: dict[str, int] = {}
+        for _ in range(MAX_VARIABLES):
+            try:
+                self._look_at(render_settings(self._bundle, _start(config), _IDENTITY))
+            except EndpointMisconfigured as error:
+                self._misconfigured(error)
+            except UserConfigReserved as error:
+                self.verdict.note(error.text)
+            except UserConfigInvalid as error:
+                if self._guess(config, guesses, error):
+                    continue
+            return
+
+    def _guess(self, config: dict[str, Any], guesses: dict[str, int], error: UserConfigInvalid) -> bool:
+        """Give another value to the variable that is at fault; False where there is none, or the schema decides."""
+        name = str(error.fields["key"]).partition(", ")[0]
+        declared = name in (self._bundle.schema or {}).get("properties", {})
+        number = guesses.get(name, -1) + 1
+        if declared and name not in config:
+            config[name] = sample_of((self._bundle.schema or {})["properties"][name])
+            self.verdict.note(f"{name} has to be given by everybody, though the schema does not require it")
+            return True
+        if declared or number >= len(_GUESSES) or (number == 0 and name in config):
+            self.verdict.note(f"with {name}={json.dumps(config.get(name))}, made up: {error.fields['reason']}")
+            return False
+        guesses[name], config[name] = number, _GUESSES[number]
+        return True
+
+    def _look_at(self, settings: UepSettings) -> None:
+        """Note what means nothing here. Raises EndpointMisconfigured for a provider or launcher that there is not."""
+        for key in settings.not_applicable:
+            line = self._line_of_key(key)
+            place = f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
+            self.verdict.note(f"{place}: {key}: means nothing here, and is ignored")
+        lists = function_lists(self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins)
+        if lists and not _only_json(settings.engine.allowed_serializers):
+            self.verdict.note(
+                "allowed_functions: pickled arguments can carry code of their own; to run nothing but the listed "
+                "code, let engine.allowed_serializers accept JSONData alone for data"
+            )
+        if isinstance(settings.engine, GlobusComputeEngine):
+            from user_endpoint.engines.htex.provider import Plan  # and with it Parsl, which only such templates pay for
+
+            Plan(settings.engine)
+
+    def _misconfigured(self, error: EndpointMisconfigured) -> None:
+        """Say what is wrong, and in which line as far as that can be told."""
+        cause, detail = error.__cause__, error.detail
+        if isinstance(cause, DocumentInvalid):
+            self.verdict.problem(self._line_like(cause.excerpt), f"{cause.reason}: {cause.excerpt}")
+        elif isinstance(cause, SettingsInvalid):
+            self.verdict.problem(self._line_of_key(cause.path), str(cause))
+        else:
+            place = re.match(rf"{re.escape(self._bundle.template_name)}: line (\d+)", detail)
+            key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
+            line = int(place[1]) if place else self._line_of_key(key[1]) if key else 0
+            self.verdict.problem(line, detail[place.end() + 2 :] if place else detail)
+
+    def _line_like(self, excerpt: str) -> int:
+        """Return the one line of the template that gives the line `excerpt`, whose values are blanked; 0 for none."""
+        blank = excerpt.replace("***", "\0")
+        found = [n for n, line in enumerate(self._lines, 1) if _EXPRESSION.sub("\0", line).strip() == blank]
+        return found[0] if len(found) == 1 else 0
+
+    def _line_of_key(self, path: str) -> int:
+        """Return the one line in which the last key of `path` stands; 0 where there is none, or more."""
+        for name in reversed(path.split(".")):
+            matches = ((n, _KEY.match(line.strip())) for n, line in enumerate(self._lines, 1))
+            found = [n for n, match in matches if match and match[1] == name]
+            if found:
+                return found[0] if len(found) == 1 else 0
+        return 0
+
+
+def _only_json(serializers: list[str] | None) -> bool:
+    """Return whether arguments may travel as JSON alone."""
+    if serializers is None:
+        return False
+    from mep_sdk.strategies import Allowed, StrategyUnknown
+
+    try:
+        return Allowed(serializers).only_json
+    except (StrategyUnknown, ValueError):
+        return False  # which the engine's own settings say
+
+
+def _start(config: dict[str, Any]) -> StartRequest:
+    from mep_wire.identity import Identity, IdentitySet
+
+    who = IdentitySet("sample", (Identity(_IDENTITY["globus"]["id"], "sample@example.org"),))
+    return StartRequest(
+        endpoint_id="", uep_id="", identity_set=who, user_endpoint_config=config, user_runtime=dict(_RUNTIME),
+        issued_at=0.0, expires_at=0.0, nonce=b"", epoch=b"", sealed_join_token=b"", correlation_id="",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Read the bundle, try it, print the verdict."""
+    if os.geteuid() == 0:
+        sys.exit("user_endpoint.template_check: refuses to run as root")
+    signal.alarm(DEADLINE_S)  # a template that does not end
+    with open(int(sys.argv[1]), "rb", closefd=False) as file:
+        bundle = decode_bundle(file.read())
+    verdict = Trial(bundle).run()
+    json.dump({"problems": verdict.problems, "notes": verdict.notes}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,420 @@
+"""The user endpoint itself: what each message of the relay and each event of the engine means.
+
+Every task that comes is either given back unstarted or ends in one result, which stays spooled until the relay
+has it on its disk. Messages of one turn of the loop leave together. It trusts the relay (pinned key) to send
+its own person's tasks; it still checks the allow-list and the size of results. Called by the loop alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from mep_wire import PROTOCOL_VERSION, messages
+from mep_wire.errors import (
+    FunctionCodeChanged,
+    JoinRefused,
+    MepError,
+    ResultTooLarge,
+)
+from mep_wire.limits import MAX_PAYLOAD_BYTES
+from user_endpoint.bounded_log import Log
+from user_endpoint.credit import MAX_HELD_BYTES, Credit, Ledger
+from user_endpoint.deadlines import Deadlines
+from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.function_store import Functions
+from user_endpoint.keeper_report import Reporter, StartFailure
+from user_endpoint.lifecycle.idle import IdleRule
+from user_endpoint.lifecycle.shutdown import Stopping
+from user_endpoint.link import Link
+from user_endpoint.lost_attempts import LOSSES, Attempts
+from user_endpoint.result_spool import Spool
+from user_endpoint.task_admission import Admission, FunctionList, Refusals, Serializers
+
+RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
+RESULT_BATCH: Final = 4096
+RESEND_BATCHES: Final = 4
+"""Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
+MAX_NOTICES: Final = 16
+"""Functions about which the administrator is told. The keeper listens to a bounded number of reports."""
+CROWD: Final = 32
+GATHER_S: Final = 0.001
+"""While this many tasks are held, what they bring leaves at most once in this time. A lone result waits for nothing."""
+
+
+class UserEndpoint:
+    """See the module. The loop calls `take`, `collect` and `flush` in each turn, and `tick` when time passes."""
+
+    def __init__(
+        self,
+        *,
+        uep_id: str,
+        join_token: bytes,
+        endpoint_id: str,
+        allowed_functions: tuple[FunctionList, ...],
+        check_resources: Callable[[bytes], None] = lambda _spec: None,
+        serializers: Serializers | None = None,
+        engine: Engine,
+        functions: Functions,
+        spool: Spool,
+        idle: IdleRule,
+        reporter: Reporter,
+        log: Log,
+        attempts: Attempts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._uep_id, self._token = uep_id, join_token
+        self._engine, self._spool, self._idle = engine, spool, idle
+        self._reporter, self._log, self._clock = reporter, log, clock
+        self.link: Link | None = None
+        self._ledger, self._credit = Ledger(), Credit()
+        self._attempts = Attempts() if attempts is None else attempts
+        self._deadlines = Deadlines()
+        self._functions = functions
+        self._admission = Admission(endpoint_id, allowed_functions, check_resources, serializers, functions)
+        self._max_result_bytes = MAX_PAYLOAD_BYTES
+        self._joins_sent, self._enrolled, self._ready = 0, False, False
+        self.stopping: Stopping | None = None
+        self._resending: Iterator[list[messages.ResultItem]] = iter(())
+        self._was_full = False
+        self._to_run: list[EngineTask] = []
+        self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
+        self._started: dict[int, tuple[str, str]] = {}  # of those, what has not been told
+        self._changed: set[str] = set()
+        self._returned: list[int] = []
+        self._results: list[messages.ResultItem] = []
+        self._flushed_at = -GATHER_S
+
+    # --- the relay ------------------------------------------------------------------------------------
+
+    def hello(self) -> messages.Join | messages.UepHello:
+        """Return the first message of a connection: the join token until it has worked, then who we are."""
+        self._credit.reset()
+        default, most = self._attempts.default, self._attempts.most
+        if self._enrolled:
+            gathered = [item.row for item in self._results]
+            held = list(dict.fromkeys([*self._ledger.held, *gathered, *self._spool.rows]))
+            return messages.UepHello(
+                protocol=PROTOCOL_VERSION,
+                uep_id=self._uep_id,
+                held=held,
+                default_attempts=default,
+                most_attempts=most,
+            )
+        self._joins_sent += 1
+        return messages.Join(
+            protocol=PROTOCOL_VERSION,
+            uep_id=self._uep_id,
+            token=self._token,
+            held=self._spool.rows,
+            default_attempts=default,
+            most_attempts=most,
+        )
+
+    def take(self, received: Iterable[messages.ToUep]) -> None:
+        """Act on what the relay has said."""
+        for message in received:
+            match message:
+                case messages.Tasks():
+                    self._take_tasks(message)
+                case messages.ResultsDurable():
+                    self._spool.durable(message.rows)
+                    self._resend()
+                    self._idle.moved(self._clock())
+                case messages.LossesDurable():
+                    for row in self._attempts.known(message):
+                        self._ledger.release(row)
+                case messages.CancelTasks():
+                    self._submit()
+                    self._engine.cancel(message.rows)
+                case messages.UepWelcome():
+                    self._welcomed(message)
+                case messages.StopUep():
+                    self.stop(message.code or "STOPPED", message.text)
+                case messages.Refused():
+                    self._refused(message)
+                case messages.Ping() | messages.Pong():
+                    pass
+        self._submit()
+
+    def _welcomed(self, welcome: messages.UepWelcome) -> None:
+        self._enrolled = True
+        self._max_result_bytes = welcome.max_result_bytes
+        self._log.info("joined the relay", held=len(self._ledger), spooled=len(self._spool))
+        self._resending = in_batches(self._spool.unconfirmed())
+        for _ in range(RESEND_BATCHES):
+            self._resend()
+        if lost := self._attempts.message(everything=True):
+            self._send(lost)
+        self._started = dict(self._begun)  # what was told may have been lost with its connection, or with the relay
+        if not self._ready:
+            self._ready = True
+            self._reporter.ready()
+
+    def _resend(self) -> None:
+        """Send the next batch of results that an earlier connection or process left."""
+        batch = next(self._resending, None)
+        if batch is not None:
+            self._send(messages.Results(items=batch))
+
+    def _refused(self, refused: messages.Refused) -> None:
+        self._log.error("the relay refused", code=refused.code, text=refused.text, final=refused.final)
+        link = self.link
+        if link is None:
+            return
+        if refused.code == JoinRefused.code and not self._enrolled and self._joins_sent > 1:
+            # The relay may have taken an earlier Join whose welcome was lost with its connection.
+            self._enrolled = True
+            link.disconnect("the join token was refused the second time")
+        elif refused.final:
+            self.stop(refused.code, refused.text, grace_s=0.0)
+        else:
+            link.disconnect(f"refused: {refused.code}")
+
+    def _take_tasks(self, message: messages.Tasks) -> None:
+        for function in message.functions:
+            self._functions.add(function.function_id, function.code)
+        self._credit.used(len(message.tasks))
+        self._idle.moved(self._clock())
+        for task in message.tasks:
+            ended = self._spool.get(task.row)
+            if ended is not None and ended.task_id != task.task_id:
+                # A relay restored from a backup gives rows again: nobody waits for the old task's result.
+                self._log.warning("a spooled result is of no task the relay knows", row=task.row, task=ended.task_id)
+                self._spool.durable([task.row])
+                ended = None
+            if self._attempts.comes_again(task):
+                self._ledger.release(task.row)
+            if ended is not None:
+                self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
+            elif self.stopping is not None and self.stopping.engine_stopped:
+                self._returned.append(task.row)
+            elif self._ledger.take(task):
+                self._admit(task)
+
+    def _admit(self, task: messages.TaskItem) -> None:
+        try:
+            code = self._admission.code_of(task)
+        except Refusals as error:
+            if isinstance(error, FunctionCodeChanged):
+                self._code_changed(task.function_id, error)
+            self._fail(task, error)
+            return
+        if task.expires_in_s:
+            self._deadlines.add(task.row, self._clock() + task.expires_in_s)
+        self._to_run.append(
+            EngineTask(
+                task.row,
+                task.task_id,
+                task.function_id,
+                code,
+                task.payload,
+                task.resource_spec,
+                task.walltime_s,
+                attempt=task.attempt,
+                priority=task.priority,
+            )
+        )
+
+    def _code_changed(self, function_id: str, error: FunctionCodeChanged) -> None:
+        """Tell the administrator, once for each function: the relay serves other code than was pinned."""
+        if function_id in self._changed or len(self._changed) >= MAX_NOTICES:
+            return
+        self._changed.add(function_id)
+        self._log.error("function refused: not the pinned code", function=function_id, received=error.fields["sha256"])
+        self._reporter.notice(error.code, error.text)
+
+    def _submit(self) -> None:
+        if self._to_run:
+            tasks, self._to_run = self._to_run, []
+            if any(task.priority for task in tasks):
+                tasks.sort(key=lambda task: -task.priority)
+            self._engine.submit(tasks)
+
+    def _fail(self, task: messages.TaskItem, error: MepError) -> None:
+        self._finish(messages.ResultItem(task.row, task.task_id, error.code, error.text, b"", 0.0, time.time()))
+
+    # --- the engine -----------------------------------------------------------------------------------
+
+    def collect(self) -> bool:
+        """Take what the engine has to say; return whether there was anything."""
+        events = self._engine.collect()
+        for event in events:
+            if isinstance(event, messages.ResultItem):
+                self._finish(event)
+            elif isinstance(event, TaskStarted):
+                self._begun[event.row] = self._started[event.row] = (event.block_id, event.job_id)
+            elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
+                self._deadlines.forget(event.row)
+                self._forget_start(event.row)
+                self._returned.append(event.row)
+            elif isinstance(event, EngineOver):
+                self.stop(event.code, event.text, grace_s=0.0)
+        if events:
+            self._idle.moved(self._clock())
+        return bool(events)
+
+    def _finish(self, item: messages.ResultItem) -> None:
+        task = self._ledger.held.get(item.row)
+        if task is None or self._attempts.is_lost(item.row):
+            self._log.error("the engine ended a task twice", row=item.row, code=item.code)
+            return
+        self._forget_start(item.row)  # the result says as much
+        item = self._deadlines.settled(item)
+        if item.code in LOSSES:
+            if self._attempts.lose(task):
+                self._log.warning("lost, to be run again", task=task.task_id, attempt=task.attempt, reason=item.text)
+                return
+            item = self._attempts.failed(task, item)
+        self._ledger.release(item.row)
+        if len(item.payload) > self._max_result_bytes:
+            error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
+            times = (item.started_at, item.ended_at)
+            item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
+        self._results.append(item)
+
+    def _forget_start(self, row: int) -> None:
+        self._begun.pop(row, None)
+        self._started.pop(row, None)
+
+    # --- what leaves ----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what this turn has brought, and put its results on the disk."""
+        if len(self._ledger) >= CROWD and self._gathered and self._clock() < self._flushed_at + GATHER_S:
+            return
+        self._flushed_at = self._clock()
+        results, self._results = self._results, []
+        if self._returned:
+            self._send(messages.Returned(rows=self._returned))
+            self._returned = []
+        if lost := self._attempts.message():
+            self._send(lost)
+        if self._started:
+            places = list(self._started.values())
+            known = any(block for block, _ in places)
+            self._send(messages.Started(rows=list(self._started), places=places if known else []))
+            self._started = {}
+        for batch in in_batches(results):
+            self._send(messages.Results(items=batch))
+        if results:
+            self._spool.add(results)
+        self._grant()
+
+    @property
+    def _gathered(self) -> bool:
+        return bool(self._results or self._started)
+
+    def _send(self, message: messages.ToRelay) -> None:
+        """Say it if the relay has welcomed us; otherwise the next hello and the spool say it."""
+        if self.link is not None and self.link.welcomed:
+            self.link.send(message)
+
+    def _grant(self) -> None:
+        if self.link is None or not self.link.welcomed or self.stopping is not None:
+            return
+        full = self._spool.is_full
+        if full and not self._was_full:
+            self._log.warning("no more tasks are asked for until the relay confirms results", spooled=len(self._spool))
+        self._was_full = full
+        if full or self._ledger.bytes > MAX_HELD_BYTES:
+            return
+        if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
+            self.link.send(messages.Credit(grant=more, worker_python=self._engine.worker_python))
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def stop(self, code: str, text: str, grace_s: float | None = None) -> None:
+        """Begin to end: give back what has not started, let the rest finish within the grace."""
+        if self.stopping is None:
+            self._log.info("ending", code=code, text=text, held=len(self._ledger))
+            self.stopping = Stopping(code, text, self._clock(), grace_s)
+            self._submit()
+            self._engine.drain()
+        elif grace_s is not None:
+            self.stopping.hurry(self._clock() + grace_s)
+
+    def tick(self) -> bool:
+        """Do what is due; return True once there is nothing more to do and the process may end."""
+        now = self._clock()
+        self._spool.tick()
+        self._expire(now)
+        if self.stopping is None:
+            if reason := self._idle.verdict(now, busy=self._busy):
+                self.stop("IDLE", reason)
+            return False
+        if not self._engine_stopped_by(now):
+            return False
+        unsent = bool(self._spool or self._attempts) and self.link is not None and self.link.welcomed
+        return not unsent or now >= self.stopping.flush_until
+
+    def _expire(self, now: float) -> None:
+        """End tasks whose deadline is past."""
+        due = [row for row in self._deadlines.due(now) if row in self._ledger.held]
+        if not due or (self.stopping is not None and self.stopping.engine_stopped):
+            return
+        for row in due:
+            self._deadlines.expire(row)
+        self._engine.cancel(due)
+
+    def _engine_stopped_by(self, now: float) -> bool:
+        """Return whether all tasks have ended, ending them by force when their time is over."""
+        assert self.stopping is not None
+        if self._ledger and now < self.stopping.run_until:
+            return False
+        if not self.stopping.engine_stopped:
+            self.stopping.engine_stopped = True
+            self._engine.stop(self.stopping.kill_s)
+            for task in [task for row, task in self._ledger.held.items() if not self._attempts.is_lost(row)]:
+                self._fail(task, self.stopping.error())
+            self.flush()
+            self.stopping.flush_from(self._clock())
+        return True
+
+    def goodbye(self) -> None:
+        """Say that this process ends and holds no task."""
+        assert self.stopping is not None
+        self._send(messages.Goodbye(code=self.stopping.code, text=self.stopping.text))
+
+    def report_end(self) -> None:
+        """Tell the keeper why this process ends."""
+        assert self.stopping is not None
+        if self._ready:
+            self._reporter.ended(self.stopping.code, self.stopping.text)
+        else:
+            self._reporter.failed(StartFailure(self.stopping.code, self.stopping.text))
+
+    @property
+    def held(self) -> int:
+        """How many tasks have come and not ended."""
+        return len(self._ledger)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._ledger) or bool(self._spool)
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` must be called next, by the clock, or None."""
+        due = [self._deadlines.next(), self._spool.tick_at, self._flushed_at + GATHER_S if self._gathered else None]
+        if self.stopping is None:
+            due.append(self._idle.deadline(busy=self._busy))
+        elif self._ledger or self.stopping.engine_stopped:
+            due.append(self.stopping.next_deadline())
+        else:
+            due.append(self._clock())
+        return min((when for when in due if when is not None), default=None)
+
+
+def in_batches(items: Iterable[messages.ResultItem]) -> Iterator[list[messages.ResultItem]]:
+    """Yield the results in lists that fit a message."""
+    batch: list[messages.ResultItem] = []
+    size = 0
+    for item in items:
+        if batch and (size + len(item.payload) > RESULT_BATCH_BYTES or len(batch) >= RESULT_BATCH):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.payload)
+    if batch:
+        yield batch
