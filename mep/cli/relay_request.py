@@ -168,7 +168,7 @@ def _keys(signing: str, link: str) -> RelayKeys:
 def _refusal(status: int, body: bytes) -> RelayAnswer:
     try:
         error = decode_error(body, JSON)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return RelayAnswer(Kind.REFUSED, f"HTTP status {status}")
     text = f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
     return RelayAnswer(Kind.REFUSED, text, _CODES.get(error.code, Code.OTHER))

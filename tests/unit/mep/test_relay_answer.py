@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mep.cli.relay_answer import RECORD_BYTES, Code, Kind, RecordInvalid, RelayAnswer, decode, encode
+from mep.cli.relay_call import _refusal
 from mep_wire.relay_keys import MAX_EARLIER, EarlierKeys, RelayKeys
 
 
@@ -65,3 +66,8 @@ def test_only_the_newest_of_many_earlier_keys() -> None:
 def test_a_host_that_is_none(host: str) -> None:
     with pytest.raises(ValueError):
         encode(RelayAnswer(Kind.REGISTERED, link_host=host))
+
+
+@pytest.mark.parametrize("body", [b"\xff", b'"\xff"', b'{"code": "\xff"}', b"<html>", b"", b"[]"])
+def test_an_error_that_is_no_json_is_named_by_its_status(body: bytes) -> None:
+    assert _refusal(502, body) == RelayAnswer(Kind.REFUSED, "HTTP status 502")
