@@ -95,3 +95,19 @@ def test_stopping_the_endpoint_ends_its_user_endpoints(own_place: Any) -> None:
         pids = list(own_place.new_pids({}).values())
         own_place.endpoint.stop()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_an_endpoint_runs_through_a_rotation_of_the_relays_key(own_place: Any) -> None:
+    """Its mapper has the old key pinned when the first start comes after the rotation; then it takes the new key."""
+    own_place.endpoint.start()
+    relay = own_place.site.relay
+    relay.stop()
+    relay.run("key", "rotate")
+    relay.start()
+    with own_place.executor(own_place.anybody) as executor:
+        assert executor.submit(pow, 2, 5).result(timeout=RESULT_S) == 32
+    own_place.endpoint.register_again()
+    own_place.endpoint.stop()
+    own_place.endpoint.start()
+    with own_place.executor(own_place.anybody) as executor:
+        assert executor.submit(pow, 2, 6).result(timeout=RESULT_S) == 64
