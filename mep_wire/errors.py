@@ -182,7 +182,7 @@ class TooManyTasks(MepError):
 
 class RelayKeyChanged(MepError):
     """The relay at {url} presents another {what} than the pinned one, and no earlier key has signed it: it is
-    another relay, or one that was taken over. Pinned is {pinned}, it presents {offered}. Nothing was changed here. Ask
+    another relay, or one that was taken over. Pinned is {pinned}, it presents {offered}. The pin was not changed. Ask
     the relay's operator, by telephone say, what `mep-relay key` prints there. If that is what it presents, run
     `mep register {name} --again --new-relay-key FINGERPRINT` with it."""
 
@@ -191,8 +191,8 @@ class RelayKeyChanged(MepError):
 
 
 class RelayKeyUnexpected(MepError):
-    """The relay at {url} presents the keys {offered}, and not {expected}, which was given with --new-relay-key. Nothing
-    was changed here. Ask the relay's operator what `mep-relay key` prints there, and compare."""
+    """The relay at {url} presents the keys {offered}, and not {expected}, which was given with --new-relay-key. The
+    pin was not changed. Ask the relay's operator what `mep-relay key` prints there, and compare."""
 
     code = "RELAY_KEY_UNEXPECTED"
     http_status = 409
