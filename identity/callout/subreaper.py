@@ -48,6 +48,7 @@ def _become_program(program: int, argv: list[str], report: int) -> None:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         script = os.pread(program, 2, 0) == b"#!"  # its interpreter opens the descriptor again
+        os.set_inheritable(program, False)  # the parent passed it on under any number
         os.dup2(program, _PROGRAM_DESCRIPTOR)
         os.set_inheritable(_PROGRAM_DESCRIPTOR, script)
         os.execve(f"/proc/self/fd/{_PROGRAM_DESCRIPTOR}", argv, os.environ)  # noqa: S606  # no shell is wanted
