@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mep_sdk.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mep_sdk.client import Client
     from mep_sdk.executor import Executor
     from mep_sdk.shell import MPIFunction, ShellFunction, ShellResult
     from mep_sdk.strategies import ComputeSerializer
 
-__version__ = "0.1.0"
 __all__ = ["Client", "ComputeSerializer", "Executor", "MPIFunction", "ShellFunction", "ShellResult"]
 
 _HOMES = {

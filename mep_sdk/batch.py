@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from mep_sdk import __version__
 from mep_sdk.http import to_json_value
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import ComputeSerializer, result_ways
 from mep_sdk.task_options import Deadline, checked_options
+from mep_sdk.version import __version__
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.ids import uuid7

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mep.cli.relay_answer import RECORD_BYTES, Code, Kind, RecordInvalid, RelayAnswer, decode, encode
-from mep.cli.relay_call import _refusal
+from mep.cli.relay_request import _refusal
 from mep_wire.relay_keys import MAX_EARLIER, EarlierKeys, RelayKeys
 
 
