@@ -232,16 +232,20 @@ class _Walk:
             part = ahead.pop()
             if part == "..":
                 self._leave()
-            else:
-                self._step(part, ahead)
+                continue
+            name = os.path.join(self._way[-1][1], part)
+            try:
+                self._step(part, name, ahead)
+            except OSError as error:
+                if error.filename == part:  # the system call knew the name in its directory alone
+                    error.filename = name
+                raise
         if self.found < 0 and not self.name:
             self.found = os.dup(self.directory)
 
-    def _step(self, part: str, ahead: list[str]) -> None:
-        directory, above = self._way[-1]
-        name = os.path.join(above, part)
+    def _step(self, part: str, name: str, ahead: list[str]) -> None:
         try:
-            one = os.open(part, _LOOK, dir_fd=directory)
+            one = os.open(part, _LOOK, dir_fd=self.directory)
         except FileNotFoundError:
             if not ahead and self._may_lack:
                 self.name = part
