@@ -33,6 +33,8 @@ class Notes:
         self._root = f"{run_directory}/begun"
         self._closed = f"{self._root}/closed"
         self._before: set[bytes] = set()
+        self.known = not os.path.isdir(self._root)  # noqa: PTH112
+        """Whether it is known what the workers of earlier processes had begun."""
 
     def begin(self) -> str:
         """Look back, and return a new directory; empty on a full disk, where tasks run without notes."""
@@ -59,6 +61,7 @@ class Notes:
                 with open(path, "rb") as file:
                     data = file.read()
                 self._before.update(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+        self.known = True
 
     def _condense(self) -> None:
         """Put what closed files say into one file that has nothing but tasks' keys. Raises OSError."""

@@ -14,7 +14,7 @@ from mep_wire.errors import EngineFailed
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import Broken, Restarted
+from user_endpoint.engines.htex.block_events import Broken, Ready, Restarted
 from user_endpoint.engines.htex.engine import GlobusComputeEngine
 from user_endpoint.settings import GlobusComputeEngine as Settings
 from user_endpoint.workers import start_journal
@@ -30,6 +30,9 @@ class NotingClient:
         self.said.append(message)
 
     def flush(self) -> None: ...
+
+    def descriptor(self) -> int:
+        return -1
 
     def hear(self, most: int) -> list[bytes]:
         frames, self.frames = self.frames, []
@@ -141,3 +144,96 @@ def test_what_an_earlier_process_had_begun_is_lost_whatever_fails_now(
     engine.submit(tasks)
     found = codes(engine)
     assert found == ({1: "USER_ENDPOINT_LOST"} | ({} if when == "while it drains" else {2: "ENGINE_FAILED"}))
+
+
+BLOCKS_OF_A_MINUTE: dict[str, Any] = {
+    "provider": {"type": "SlurmProvider", "partition": "p", "walltime": "00:01:00"},
+    "address": "127.0.0.1",
+}
+
+
+@pytest.fixture
+def after_a_kill(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> GlobusComputeEngine:
+    """An engine whose user endpoint had an earlier process, which was killed while a worker ran the task "begun"."""
+    directory = tmp_path / "begun" / "open-1"
+    directory.mkdir(parents=True)
+    begun.create(str(directory / "w1"), begun.FENCED)
+    begun.BegunLog(str(directory / "w1"), begun.FENCED).note(7, "begun")
+    engine = GlobusComputeEngine(Settings(**BLOCKS_OF_A_MINUTE), run_directory=str(tmp_path))
+    monkeypatch.setattr(engine, "_drop_client", lambda: setattr(engine, "_client", None))
+    return engine
+
+
+def task(row: int, name: str, walltime_s: float = 0.0) -> EngineTask:
+    return EngineTask(row, name, "f", b"", b"", b"", walltime_s)
+
+
+def ends(engine: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch, *news: object) -> dict[str, str]:
+    """Tell the engine this news; return the codes with which tasks end."""
+    monkeypatch.setattr(engine._blocks, "take_news", lambda: list(news))
+    return {event.task_id: event.code for event in engine.collect() if isinstance(event, ResultItem)}
+
+
+def test_where_notes_of_an_earlier_process_cannot_be_read_no_task_is_said_to_be_unbegun(
+    after_a_kill: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = after_a_kill
+    engine.submit([task(1, "begun")])
+    news = Broken(EngineFailed(reason="OSError: stale file handle"), math.inf)
+    assert ends(engine, monkeypatch, news) == {"begun": "USER_ENDPOINT_LOST"}
+
+
+def test_a_walltime_that_fits_no_block_is_judged_after_what_had_begun(
+    after_a_kill: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = after_a_kill
+    engine.submit([task(1, "begun", 600.0), task(2, "new", 600.0)])  # the template's blocks were longer then
+    assert ends(engine, monkeypatch) == {}
+    engine._notes.look_back()
+    monkeypatch.setattr(engine, "_epoll", Registry())
+    assert ends(engine, monkeypatch, Ready(NotingClient())) == {  # type: ignore[arg-type]
+        "begun": "USER_ENDPOINT_LOST",
+        "new": "WALLTIME_TOO_LONG",
+    }
+    engine.submit([task(3, "later", 600.0)])
+    assert ends(engine, monkeypatch) == {"later": "WALLTIME_TOO_LONG"}
+
+
+class Registry:
+    def register(self, descriptor: int, events: int) -> None: ...
+
+
+def test_results_that_had_arrived_when_the_engine_is_over_are_taken(given_up: Any) -> None:
+    engine, client, _, news = given_up
+    done = protocol.Result(engine._numbers[1], "", "", b"value", 1.0, 2.0)
+    client.frames = [protocol.encode(protocol.Report(results=[done], block_id="0"))]
+    news.append(Broken(EngineFailed(reason="OSError: no such directory"), math.inf))
+    assert codes(engine) == {1: "", 2: "ENGINE_FAILED"}
+
+
+def test_a_task_that_a_node_had_is_not_said_to_be_unbegun(given_up: Any) -> None:
+    """A node reports no start of a task that ends in the same report."""
+    engine, client, _, news = given_up
+    first, second = engine._numbers[1], engine._numbers[2]
+    news.append(Broken(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
+    engine.collect()
+    killed, back = (protocol.Result(number, "TASK_CANCELLED", "", b"", 0.0, 1.0) for number in (first, second))
+    reports = [protocol.Report(results=[killed], block_id="0"), protocol.Report(results=[back])]  # node, interchange
+    client.frames = [protocol.encode(report) for report in reports]
+    assert codes(engine) == {1: "WORKER_LOST", 2: "ENGINE_FAILED"}
+
+
+@pytest.mark.parametrize(("block_id", "code"), [("0", "WORKER_LOST"), ("", "WALLTIME_TOO_LONG")])
+def test_a_walltime_that_fits_no_new_block_ends_by_what_the_answer_says(
+    given_up: Any, monkeypatch: pytest.MonkeyPatch, block_id: str, code: str
+) -> None:
+    engine, client, _, _ = given_up
+    monkeypatch.setattr(engine._blocks, "registered", lambda *_: True)
+    engine.submit([task(3, "long", 50.0)])
+    for _ in range(2):
+        client.frames.append(protocol.encode(protocol.Registered("1", 1, 20.0, "3.11.2")))
+    assert codes(engine) == {}, "a node may have begun it"
+    assert client.said[-1] == protocol.Cancel([engine._numbers[3]])
+    back = protocol.Result(engine._numbers[3], "TASK_CANCELLED", "", b"", 0.0, 1.0)
+    client.frames = [protocol.encode(protocol.Report(results=[back], block_id=block_id))]
+    assert codes(engine) == {3: code}

@@ -125,17 +125,21 @@ class GlobusComputeEngine:
             self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(_Held(task))]
             self._ring()
             return
-        self._send([_Held(task) for task in tasks if self._can_fit(task)])
+        self._send([_Held(task) for task in tasks])
 
-    def _can_fit(self, task: EngineTask) -> bool:
-        """Tell whether some block could run a task of this walltime; if not, the task ends here."""
-        limit = self._plan.block_walltime_s
-        if fits(limit, task.walltime_s):
-            return True
-        reason = f"blocks run for {limit:g} s, and a little of that is needed to begin"
-        self._end(_Held(task), WalltimeTooLong(walltime_s=task.walltime_s, reason=reason))
-        self._ring()
-        return False
+    def _fits(self, held: _Held) -> bool:
+        """Tell whether some block could run a task of this walltime."""
+        return fits(self._plan.block_walltime_s, held.task.walltime_s)
+
+    def _may_run(self, held: _Held) -> bool:
+        """Tell whether a task may be handed over; if not, it ends here. The notes of earlier processes are known."""
+        if self._was_begun(held):
+            return False
+        if not self._fits(held):
+            reason = f"blocks run for {self._plan.block_walltime_s:g} s, and a little of that is needed to begin"
+            self._end(held, WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
+            return False
+        return True
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End these tasks: at once where they wait, by killing the worker where they run."""
@@ -177,7 +181,8 @@ class GlobusComputeEngine:
         return events
 
     def _want(self) -> None:
-        self._blocks.want(len(self._waiting) + len(self._held), self._timed.values())
+        waiting = sum(map(self._fits, self._waiting))
+        self._blocks.want(waiting + len(self._held), self._timed.values())
 
     def drain(self) -> None:
         """Give back everything that has not started."""
@@ -215,22 +220,23 @@ class GlobusComputeEngine:
                 self._end_unsent(held, self._broken)
             self._ring()
             return
-        # Before they are handed over: some may end there, and no block is to be started for those.
-        self._timed |= {held.task.row: held.task.walltime_s for held in tasks if held.task.walltime_s}
+        if self._notes.known:
+            tasks = [held for held in tasks if self._may_run(held)]
+        # No block is started for one that fits none.
+        timed = [held.task for held in tasks if held.task.walltime_s and self._fits(held)]
+        self._timed |= {task.row: task.walltime_s for task in timed}
         if self._client is None:
             self._waiting += tasks
         else:
             self._hand_over(self._client, tasks)
-            if self._events:
-                self._ring()
+        if self._events:
+            self._ring()
         self._want()
 
     def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
         packed = []
         for held in tasks:
             row = held.task.row
-            if self._was_begun(held):
-                continue
             self._attempts += 1
             number = row << _ATTEMPT_BITS | self._attempts % (1 << _ATTEMPT_BITS)
             self._held[number], self._numbers[held.task.row] = held, number
@@ -247,8 +253,12 @@ class GlobusComputeEngine:
 
     def _end_unsent(self, held: _Held, error: MepError) -> None:
         """End a task that this process has not handed over. An earlier one's worker may have begun it."""
-        if not self._was_begun(held):
-            self._end(held, error)
+        if self._was_begun(held):
+            return
+        if not self._notes.known:
+            doubt = f"it cannot be read whether an earlier one had begun the task, and this one failed: {error.text}"
+            error = UserEndpointLost(reason=doubt)
+        self._end(held, error)
 
     def _packed(self, number: int, task: EngineTask) -> bytes:
         return protocol.encode(
@@ -282,7 +292,7 @@ class GlobusComputeEngine:
                 self._timed.pop(held.task.row, None)
                 self._events.append(TaskStarted(held.task.row, *place))
         for result in message.results:
-            self._result(result, place)
+            self._result(result, place, of_node=bool(message.block_id))
         for number in message.returned:
             if (held := self._forget(number)) is not None:
                 self._again(held)
@@ -307,13 +317,11 @@ class GlobusComputeEngine:
                 continue
             held.unfit += 1
             if held.unfit >= _MOST_UNFIT and self._client is not None:
-                number = self._numbers[row]
                 reason = f"{left_s:.0f} s were left of the last {held.unfit} blocks when their workers were up"
-                self._client.say(protocol.Cancel([number]))
-                self._end(held, WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
-                self._forget(number)
+                self._ask_back([self._numbers[row]], WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
 
-    def _result(self, result: protocol.Result, place: tuple[str, str] = ("", "")) -> None:
+    def _result(self, result: protocol.Result, place: tuple[str, str] = ("", ""), *, of_node: bool = True) -> None:
+        """Take a task's end. `of_node`: a node says it, and not the interchange of a task that no node has."""
         held = self._forget(result.id)
         if held is None:
             return
@@ -321,7 +329,9 @@ class GlobusComputeEngine:
         if result.started_at:
             self._pace.measured(task.function_id, result.ended_at - result.started_at)
         if result.code == TaskCancelled.code and held.failing is not None and not held.cancelled:
-            self._end(held, WorkerLost(reason=held.failing.text) if held.started else held.failing)
+            # A node reports no start of a task that ends in the same report.
+            begun = held.started or of_node
+            self._end(held, WorkerLost(reason=f"it was killed: {held.failing.text}") if begun else held.failing)
             return
         text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
         self._events.append(
@@ -410,7 +420,7 @@ class GlobusComputeEngine:
                 self._client = client
                 self._epoll.register(client.descriptor(), select.EPOLLIN)
                 waiting, self._waiting = self._waiting, []
-                self._hand_over(client, waiting)
+                self._hand_over(client, [held for held in waiting if self._may_run(held)])
             case BlockGone(block_id):
                 if self._client is not None:
                     self._client.say(protocol.BlockEnded(block_id))
@@ -443,21 +453,23 @@ class GlobusComputeEngine:
         for held in waiting:
             self._end_unsent(held, error)
         if math.isinf(until):
+            self._take_last_results()
             for held in self._held.values():
                 held.failing = error
             self._lost_together(list(self._held), self._begun_at_all(), error.text)
             self._drop_client()
             self._events.append(EngineOver(self._broken.code, self._broken.text))
         else:
-            self._ask_back(error)
+            self._ask_back([number for number, held in self._held.items() if not held.started], error)
 
-    def _ask_back(self, error: MepError) -> None:
-        """Have every task that is not known to run given back, and end it with this error if no worker has begun it."""
-        unstarted = [number for number, held in self._held.items() if not held.started]
-        for number in unstarted:
-            self._held[number].failing = error
-        if unstarted and self._client is not None:
-            self._client.say(protocol.Cancel(unstarted))
+    def _ask_back(self, numbers: list[int], error: MepError) -> None:
+        """Have these tasks given back, and end with this error those that no worker has begun."""
+        for number in numbers:
+            held = self._held[number]
+            held.failing = held.failing or error
+            self._timed.pop(held.task.row, None)
+        if numbers and self._client is not None:
+            self._client.say(protocol.Cancel(numbers))
 
     def _begun_at_all(self) -> set[int]:
         """Return the tasks that any worker has begun. From here on they begin no more."""
