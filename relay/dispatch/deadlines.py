@@ -26,6 +26,7 @@ _WHERE = {
     TaskState.DISPATCHED: "it was sent to the site, and had not begun",
     TaskState.RUNNING: "it had begun, and was ended",
 }
+_OUT_OF_TOUCH = "it was sent to the site, which is out of touch: it is not known whether it had begun"
 
 
 class Deadlines:
@@ -75,14 +76,18 @@ class Deadlines:
         for task in late:
             by_uep[task.uep_row].append(task)
         for uep_row, tasks in by_uep.items():
-            await self._delivery.expire_rows(uep_row, [_ending(task) for task in tasks])
             uep = self._board.by_row.get(uep_row)
+            in_touch = uep is not None and uep.peer is not None
+            await self._delivery.expire_rows(uep_row, [_ending(task, in_touch=in_touch) for task in tasks])
             away = [task.row for task in tasks if task.state is not TaskState.QUEUED]
             if uep is not None and uep.peer is not None and away:
                 self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
 
 
-def _ending(task: OverdueTask) -> Ending:
+def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
+    """Return the end of a task. `in_touch`: whether the user endpoint has a link, by which it says what begins."""
     error = TaskExpired()
-    text = f"{error.text[:-1]}: {_WHERE.get(task.state, 'it had not ended')}."
+    doubtful = task.state is TaskState.DISPATCHED and not in_touch
+    where = _OUT_OF_TOUCH if doubtful else _WHERE.get(task.state, "it had not ended")
+    text = f"{error.text[:-1]}: {where}."
     return Ending(task.row, TaskState.EXPIRED, error.code, text, ended_at=time.time())

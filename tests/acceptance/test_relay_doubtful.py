@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from mep_wire import messages
@@ -50,3 +51,25 @@ def test_the_next_process_is_asked_what_became_of_it(alice: Person, lab: FakeMan
     wait_for(lambda: status_of(alice, answer) == ["running"])
     following.finish([task])
     assert status_of(alice, answer) == ["success"]
+
+
+def test_a_deadline_says_not_begun_only_of_what_a_site_in_touch_has(
+    alice: Person, lab: FakeManager, function: str
+) -> None:
+    answer = alice.submit(lab.endpoint_id, function, ["p"], deadline=time.time() + DEADLINE_S)
+    uep = lab.start()
+    uep.credit(1)
+    uep.take(1)  # its worker has begun it, and the report is lost with the process
+    uep.close()
+    lab.ended(uep.uep_id)
+    code, text = end_of(alice, answer)
+    assert code == "TASK_EXPIRED"
+    assert "not known whether it had begun" in text
+    other = alice.submit(lab.endpoint_id, function, ["p"], deadline=time.time() + DEADLINE_S)
+    following = lab.start()
+    following.credit(1)
+    following.take(1)
+    assert "had not begun" in end_of(alice, other)[1]
+
+
+DEADLINE_S = 3.0
