@@ -282,8 +282,12 @@ class Executor(concurrent.futures.Executor):
     # --- ending -----------------------------------------------------------------------------------------
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until everything submitted is on the relay's disk (or refused); return whether it is, after at most
-        `timeout_s` seconds. From then on this process is not needed for the tasks to run."""
+        """Wait until everything submitted is on the relay's disk (or refused); return whether it is. From then on this
+        process is not needed for the tasks to run.
+
+        This takes at most `timeout_s` seconds. Without a timeout it takes as long as requests arrive, and ends once
+        none has arrived for ten seconds. Raises ForkedExecutor in a forked child.
+        """
         return self._session.flush(timeout_s)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -73,13 +73,13 @@ class Answer:
         self.body = response.data
 
     def retry_after_s(self) -> float:
-        """Return the seconds that Retry-After asks for; 0 where it does not say."""
+        """Return the seconds that Retry-After asks for; 0 where it does not say, or says what is no time."""
         from urllib3.exceptions import InvalidHeader
         from urllib3.util import Retry
 
         try:
             return max(0.0, Retry().parse_retry_after(self.retry_after or "0"))
-        except InvalidHeader:
+        except (InvalidHeader, ValueError, OverflowError):  # the last two: a year or a number beyond Python's
             return 0.0
 
 

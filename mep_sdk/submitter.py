@@ -22,7 +22,7 @@ from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
-from mep_sdk.http import PATIENT_S
+from mep_sdk.http import PATIENT_S, SILENT_S
 from mep_sdk.result_decoding import settle
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.status_poller import Recheck
@@ -39,6 +39,7 @@ _CANCEL_S = 10.0
 """How long to cancel may take, with a relay that is away or says nothing."""
 _CANCEL_ARRIVES_S = 5.0
 """How much of that a request on its way is given to arrive."""
+_SILENT_S = SILENT_S
 _LOOK_AGAIN_S = 1.0
 _JOIN_S = 2.0
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -105,6 +106,8 @@ class Session:
         self._sender: threading.Thread | None = None
         self._recheck: Recheck | None = None
         self._sender_waits = False
+        self._rounds = 0
+        """How often the sender has sent what it took, or has failed to."""
         self._stopping = False
 
     # --- taking tasks -----------------------------------------------------------------------------------
@@ -182,6 +185,7 @@ class Session:
                 self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
             with self._change:
                 self._sending.clear()
+                self._rounds += 1
                 self._change.notify_all()
 
     def _take(self) -> list[Item]:
@@ -375,9 +379,22 @@ class Session:
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
 
     def flush(self, timeout_s: float | None) -> bool:
-        """Wait until everything queued is sent, at most this long; return whether it is."""
+        """Wait until everything queued is sent; return whether it is. Without a timeout this ends once nothing has been
+        sent for SILENT_S seconds. Raises ForkedExecutor in a forked child."""
+        if self._pid != os.getpid():
+            raise ForkedExecutor
         with self._change:
-            return self._change.wait_for(lambda: not self._queue and not self._sending, timeout_s)
+            if timeout_s is not None:
+                return self._change.wait_for(self._is_sent, timeout_s)
+            while not self._is_sent():
+                before = self._rounds
+                if not self._change.wait_for(lambda: self._rounds != before or self._is_sent(), _SILENT_S):  # noqa: B023
+                    return False
+            return True
+
+    def _is_sent(self) -> bool:
+        """Return whether everything queued is sent; the caller holds the lock."""
+        return not self._queue and not self._sending
 
     def _lost_group(self) -> RelayAnswerMissing | None:
         """Return what says that a group's relay has been away for too long; the caller holds the lock."""

@@ -120,6 +120,17 @@ def test_an_unavailable_relay_is_asked_again(serve):
     assert asking(server.url).get("/") == b"\x01"
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 400, "9" * 5000, "Mon, 01 Jan 99999 00:00:00 GMT", "Mon, 01 Jan 2024 99:99:99 +999999999999", "soon", "-5"],
+)
+def test_no_retry_after_is_too_much(serve, value):
+    status, headers, body = refusal(RelayUnavailable(reason="busy"))
+    server = serve((status, {**headers, "Retry-After": value}, body))
+    with pytest.raises(RelayUnavailable):
+        asking(server.url, retry_for_s=0.2).get("/x")
+
+
 def test_retry_after_is_honoured_up_to_the_deadline(serve):
     status, headers, body = refusal(RelayUnavailable(reason="busy"))
     server = serve((status, {**headers, "Retry-After": "60"}, body), OK)
