@@ -100,21 +100,39 @@ def _bypassed(host: str, port: int) -> bool:
 
 
 def _parsed(address: str) -> Proxy:
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    scheme = parts.scheme.lower()
-    shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}"
+    full = address if "://" in address else f"http://{address}"
+    scheme = full.partition("://")[0].lower()
+    place = _without_password(full)
     try:
+        parts = urlsplit(full)
         port = parts.port or _PORTS.get(scheme, 0)
     except ValueError:
-        raise ProxyUnsupported(proxy=shown, reason="its port is not a number") from None
+        raise ProxyUnsupported(proxy=f"{scheme}://{place}", reason=_not_an_address(full)) from None
+    shown = f"{scheme}://{place}"
     if scheme not in _PORTS:
         raise ProxyUnsupported(proxy=shown, reason=f"it is none of {', '.join(_PORTS)}")
     if not parts.hostname:
         raise ProxyUnsupported(proxy=shown, reason="it names no host")
+    if "@" in full and "@" not in parts.netloc:
+        raise ProxyUnsupported(proxy=shown, reason=_not_an_address(full))
     if scheme.startswith("socks") and not _has_socks():
         raise ProxyUnsupported(proxy=shown, reason="SOCKS needs two more packages: pip install 'mep-sdk[socks]'")
     username = None if parts.username is None else unquote(parts.username)
     return Proxy(scheme, parts.hostname, port, username, unquote(parts.password or ""))
+
+
+def _without_password(address: str) -> str:
+    """Return what follows the last @, or stands before a colon: a password that is not escaped can hold what ends it
+    for a parser."""
+    _, found, place = address.rpartition("@")
+    return place if found else address.partition("://")[2].partition(":")[0]
+
+
+def _not_an_address(address: str) -> str:
+    before = address.partition("://")[2].rpartition("@")[0]
+    if any(mark in before for mark in "/?#"):
+        return "its name or password holds one of / ? #, which are written %2F %3F %23"
+    return "its host is no host, or its port is not a number"
 
 
 def _has_socks() -> bool:

@@ -8,6 +8,7 @@ import queue
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,8 @@ import msgspec
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
+from mep_sdk.connection import proxy_for
+from mep_sdk.errors import ProxyUnsupported
 from mep_sdk.http import Transport
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.result_stream import ResultStream
@@ -273,6 +276,30 @@ def test_a_bundle_that_cannot_be_read_is_named(variable, content, web, tmp_path:
         with pytest.raises(MepError, match=f"{variable}.*bundle.pem") as caught:
             use()
         assert caught.value.code == "CA_BUNDLE_UNUSABLE"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://alice:s3cret#x@proxy.test:80",
+        "http://alice:s3cret?x@proxy.test:80",
+        "http://alice:s3cret/x@proxy.test:80",
+        "http://alice:s3cret",
+        "alice:s3cret@proxy.test:port",
+        "http://alice:s3cret@[proxy.test",
+        "http://alice:s3cret@proxy\uff03.test:80",
+        "http://alice:s3cret@proxy.test:99999",
+        "ftp://alice:s3cret@proxy.test",
+        "http://alice:s3cret@",
+    ],
+)
+def test_an_address_that_is_no_proxys_shows_no_password(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", address)
+    with pytest.raises(ProxyUnsupported) as refused:
+        proxy_for(f"https://{RELAY}")
+    shown = "".join(traceback.format_exception(refused.value)) + repr(refused.value.fields)
+    assert "s3cret" not in shown, shown
+    assert ("%23" in shown) == ("x@" in address)
 
 
 def test_proxies_show_no_password() -> None:
