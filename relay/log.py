@@ -37,7 +37,9 @@ class _Line(logging.Formatter):
         if isinstance(record.args, tuple):
             shown.args = tuple(each if isinstance(each, int | float) else _Argument(each) for each in record.args)
         line = super().format(shown)
-        return printable_lines(line) if record.exc_info or record.stack_info else printable(line)
+        if record.exc_info or record.stack_info:
+            return printable_lines(line).replace("\n", "\n  ")  # an exception's text could hold a line of this log
+        return printable(line)
 
 
 class Sparing:

@@ -88,12 +88,14 @@ def test_a_field_forges_neither_line_nor_field(
 
 
 def test_a_traceback_in_the_relays_log_keeps_its_lines() -> None:
+    forged = "2026-01-01T00:00:00Z INFO mep-relay[1]: user endpoint x ended"
     try:
-        raise ValueError(ATTACK)
+        raise ValueError(f"{ATTACK}\n{forged}")
     except ValueError:
         record = relay_log.logger.makeRecord("relay", logging.ERROR, "f", 1, "failed", (), sys.exc_info())
     text = relay_log.formatter().format(record)
-    assert not raw(text) and "\nTraceback (most recent call last):\n" in text
+    assert not raw(text) and "\n  Traceback (most recent call last):\n" in text
+    assert all(line.startswith("  ") for line in text.splitlines()[1:]), "none can be taken for a line of the log"
 
 
 def test_what_a_peer_said_is_harmless_in_an_exceptions_text() -> None:
