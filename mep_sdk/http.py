@@ -26,7 +26,7 @@ from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, rebuild
-from mep_wire.text import printable
+from mep_wire.text import printable, printable_lines
 
 if TYPE_CHECKING:
     import urllib3
@@ -285,6 +285,13 @@ def describe(error: Exception) -> str:
     if isinstance(root, OSError) and root.strerror:
         return where + printable(root.strerror)
     return where + (printable(str(root)) or type(root).__name__)
+
+
+def log_failure(what: str) -> None:
+    """Log what is being handled, with its traceback. Its text may be a relay's, and the log is mostly a terminal."""
+    import traceback
+
+    log.error("%s\n%s", what, printable_lines(traceback.format_exc().rstrip()))
 
 
 def to_json_value(value: object) -> Any:

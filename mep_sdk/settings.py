@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +76,8 @@ def _checked(url: str, *, allow_insecure: bool) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib  # 7 ms, which only those pay who have such a file
+
     try:
         with path.open("rb") as file:
             info = os.fstat(file.fileno())

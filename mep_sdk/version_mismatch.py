@@ -12,7 +12,10 @@ import sys
 import threading
 import warnings
 
+from mep_wire.text import printable
+
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}(?![0-9])")
 _MODULE = re.compile(r"<module '([A-Za-z0-9_.]+)'")
 _ON_ENDPOINT = re.compile(r"\b([A-Za-z0-9_]+) (?:[^\s;]+ is|is not) installed on the endpoint")
 
@@ -27,7 +30,8 @@ _lock = threading.Lock()
 
 def warn_of_python(endpoint_id: str, theirs: str) -> None:
     """Warn, once for each endpoint, where its workers' Python (as in 3.12.1; empty: unknown) is another than this."""
-    minor = ".".join(theirs.split(".")[:2])
+    found = _VERSION.match(theirs)
+    minor = found[0] if found else ""
     if not minor or minor == OWN:
         return
     with _lock:
@@ -35,9 +39,9 @@ def warn_of_python(endpoint_id: str, theirs: str) -> None:
             return
         _warned.add((endpoint_id, minor))
     text = (
-        f"Endpoint {endpoint_id} runs tasks with Python {minor} and this script runs with {OWN}. Functions with source "
-        "text work; lambdas, closures and classes of this script travel as code of one version, and fail there. "
-        "Use the same version on both sides."
+        f"Endpoint {printable(endpoint_id)} runs tasks with Python {minor} and this script runs with {OWN}. Functions "
+        "with source text work; lambdas, closures and classes of this script travel as code of one version, and fail "
+        "there. Use the same version on both sides."
     )
     warnings.warn(text, PythonDiffers, stacklevel=3)
 

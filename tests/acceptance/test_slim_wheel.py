@@ -120,7 +120,7 @@ def test_a_script_needs_no_more(slim: Path) -> None:
 
 
 def test_its_import_brings_nothing_that_only_a_connection_needs(slim: Path) -> None:
-    heavy = ("asyncio", "email", "http", "ssl", "urllib.request", "urllib3", "websockets")
+    heavy = ("asyncio", "email", "http", "ssl", "tomllib", "urllib.request", "urllib3", "websockets")
     code = (
         f"import sys; from mep_sdk import Client, Executor; print(*[name for name in {heavy} if name in sys.modules])"
     )

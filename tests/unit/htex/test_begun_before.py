@@ -157,8 +157,8 @@ def after_a_kill(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Glo
     """An engine whose user endpoint had an earlier process, which was killed while a worker ran the task "begun"."""
     directory = tmp_path / "begun" / "open-1"
     directory.mkdir(parents=True)
-    begun.create(str(directory / "w1"), begun.FENCED)
-    begun.BegunLog(str(directory / "w1"), begun.FENCED).note(7, "begun")
+    start_journal.create(str(directory / "w1"), start_journal.FENCED)
+    start_journal.BegunLog(str(directory / "w1"), start_journal.FENCED).note(7, "begun")
     engine = GlobusComputeEngine(Settings(**BLOCKS_OF_A_MINUTE), run_directory=str(tmp_path))
     monkeypatch.setattr(engine, "_drop_client", lambda: setattr(engine, "_client", None))
     return engine
