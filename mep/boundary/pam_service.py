@@ -1,7 +1,8 @@
 """The file of a PAM service: where it is, and that no other account could have written it or what it includes.
 
-PAM uses its file `other` for a service without a file, so a file that has been removed could open a host. Looked at by
-the resolver, and by the PAM process before each transaction.
+PAM uses its file `other` for a service without a file, so a file that has been removed could open a host. It looks for
+a service under its name in lower case (pam_start), and for what a file includes under the name as it stands. Looked at
+by the resolver, and by the PAM process before each transaction.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ _INCLUDING = frozenset({"include", "substack"})
 
 def find_service(name: str) -> str:
     """Return the path of service `name`'s file; an empty text where there is none."""
+    return _find_file(name.lower())
+
+
+def _find_file(name: str) -> str:
     return next((path for one in DIRECTORIES if os.path.exists(path := os.path.join(one, name))), "")
 
 
 def check_service(name: str) -> None:
     """Raise FileNotFoundError where service `name` has no file, UntrustedPath where a file of it is not trusted."""
-    waiting, seen = [name], set[str]()
+    waiting, seen = [name.lower()], set[str]()
     while waiting:
         service = waiting.pop()
-        path = service if service.startswith("/") else find_service(service)
+        path = service if service.startswith("/") else _find_file(service)
         if not path:
             where = os.path.join(DIRECTORIES[0], service)
             raise FileNotFoundError(errno.ENOENT, "there is no such PAM service: PAM would use its file `other`", where)

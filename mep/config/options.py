@@ -112,7 +112,9 @@ def _absolute(value: str | None) -> str:
 
 
 def _service_name(value: str) -> str:
-    return "" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value) else "must be the name of a file in /etc/pam.d"
+    if re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", value):
+        return ""
+    return "must be the name of a file in /etc/pam.d, in lower case: PAM looks for no other"
 
 
 def _search_path(value: str) -> str:
