@@ -193,7 +193,7 @@ def test_a_manager_that_never_asks_is_noticed_whatever_it_says_of_its_link(alice
         uep_id, _ = start_as(manager, mapper, alice.name)
         if link:
             manager.send(LinkStatus(state=link, detail=""))
-        until("warned", lambda: "nobody has confirmed for long" in run.log_text(), 60)
+        until("warned", lambda: "identity mapping not re-verified" in run.log_text(), 60)
         record = until(
             "recorded", lambda: next((one for one in run.audit_records() if one["event"] == "overdue"), None)
         )
@@ -255,7 +255,7 @@ def test_without_a_manager_too_an_age_is_too_great(alice: LocalAccount) -> None:
 def test_no_greatest_age_is_none(alice: LocalAccount) -> None:
     with monitor(0.2, recheck_max_age_s=0.0) as (run, manager, mapper):
         start_as(manager, mapper, alice.name)
-        until("warned twice", lambda: run.log_text().count("nobody has confirmed for long") == 2, 60)
+        until("warned twice", lambda: run.log_text().count("identity mapping not re-verified") == 2, 60)
         assert state(run) == "running"
 
 

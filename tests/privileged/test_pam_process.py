@@ -271,7 +271,7 @@ def test_limit_of_a_module_that_leaves_no_room(
         assert start_as(manager, mapper, alice.name)[1].outcome != "started"
         until("it is closed", lambda: site.recorded() == WHOLE)
         assert [one["stage"] for one in run.audit_records() if one["event"] == "start"] == [stage]
-        assert "a mistake of its own" not in run.log_text()
+        assert "unexpected error" not in run.log_text()
 
 
 def test_module_that_asks(alice: LocalAccount, site: Site, module: str) -> None:
@@ -279,7 +279,7 @@ def test_module_that_asks(alice: LocalAccount, site: Site, module: str) -> None:
         answer = start_as(manager, mapper, alice.name)[1]
         assert answer.code == "ACCOUNT_REFUSED" and "password" not in answer.public
         record = next(one for one in run.audit_records() if one["event"] == "start")
-        assert "asks for an answer, which nobody can give here: New password:" in record["detail"]
+        assert "asks for an answer, which is impossible here: New password:" in record["detail"]
 
 
 HIDE = """

@@ -1,7 +1,7 @@
-"""Which local account a start may become: the keeper's look-up and the site's policy.
+"""Decides which local account a start may run as: the keeper's NSS look-up and the site's policy.
 
-Called by the keeper alone, since NSS may block for as long as a directory server likes. Trusts NSS; trusts the
-mapper for nothing but the name: whatever it says, root and the endpoint's own accounts are refused.
+Called by the keeper alone, because NSS may block for as long as a directory server does. Trusts NSS. Trusts the
+mapper for the account's name only: root and the endpoint's own accounts are refused whatever the mapper says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOBODY = 65534
 
 
 class StartRefused(Exception):
-    """A start is refused at `stage` with `code`; `public` may leave the host, `detail` may not."""
+    """A start was refused at `stage` with `code`. `public` may leave the host; `detail` may not."""
 
     def __init__(self, stage: Stage, code: str, public: str, detail: str) -> None:
         self.stage, self.code, self.public, self.detail = stage, code, public, detail
@@ -32,18 +32,18 @@ class StartRefused(Exception):
 
 
 class NotKnownNow(StartRefused):
-    """What decides cannot be said just now, since a directory is silent: to be tried again, by no means admitted."""
+    """The decision can't be made now, because a directory doesn't answer. Try again later; don't admit."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountRules:
-    """What decides whether an account may be used."""
+    """The rules that decide whether an account may be used."""
 
     policy: Policy
     own_accounts: tuple[str, ...]
     own_uids: tuple[int, ...]
     only_uid: int | None
-    """Single-user mode: the uid that everything runs as."""
+    """Single-user mode: the uid that all processes run as."""
 
 
 def lookup(name: str) -> Account:
@@ -63,12 +63,12 @@ def lookup(name: str) -> Account:
 
 
 def source_of(name: str) -> str:
-    """Return where the account `name` comes from: `files` where /etc/passwd has it, else an empty string."""
+    """Return the source of account `name`: `files` if /etc/passwd lists it, else an empty string."""
     return nss.LOCAL if nss.is_listed(name, nss.PASSWD_FILE) else ""
 
 
 def check_policy(account: Account, rules: AccountRules) -> None:
-    """Raise StartRefused(POLICY) unless `rules` admit `account` and it is open, NotKnownNow where none can say."""
+    """Raise StartRefused(POLICY) if `rules` don't admit `account` or it is closed, NotKnownNow if NSS can't say."""
     if rules.only_uid is not None:
         objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
     else:
@@ -90,7 +90,7 @@ def _objection(account: Account, rules: AccountRules) -> str:
     if _UNCHANGED in (account.uid, account.gid):
         return f"{name} has uid {account.uid} and gid {account.gid}: to the kernel that means no change"
     if name == "nobody" or account.uid in {_NOBODY, _overflow_uid()}:
-        return f"{name} has uid {account.uid}, which stands for nobody in particular"
+        return f"{name} has uid {account.uid}, which is not a real account's"
     if name in rules.own_accounts or account.uid in rules.own_uids:
         return f"{name} is one of the endpoint's own accounts"
     if account.uid in HELPER_UIDS:
@@ -110,7 +110,7 @@ def _objection(account: Account, rules: AccountRules) -> str:
 
 
 def _overflow_uid() -> int:
-    """Return the uid that the kernel shows for one that it cannot: what belongs to it may be anybody's."""
+    """Return the overflow uid. The kernel shows it for any uid that it can't map, so its files may be anyone's."""
     try:
         with open(_OVERFLOW_UID_FILE) as file:
             return int(file.read())
@@ -119,7 +119,7 @@ def _overflow_uid() -> int:
 
 
 def _members(account: Account, groups: Sequence[str]) -> str:
-    """Return the first of `groups` that the account is in; one that does not exist has no members."""
+    """Return the first of `groups` that the account belongs to. A group that doesn't exist has no members."""
     mine = {account.gid, *account.groups}
     for group in groups:
         try:
@@ -131,16 +131,16 @@ def _members(account: Account, groups: Sequence[str]) -> str:
 
 
 def _answered(groups: Sequence[str], stage: Stage) -> None:
-    """Raise NotKnownNow if it matters who is in `groups`, and a directory is silent that may know.
+    """Raise NotKnownNow if a directory that could know the members of `groups` doesn't answer.
 
-    libc does not say that: it finds no such group then, or leaves groups out of an account's list.
+    libc doesn't report this: it says that the group doesn't exist, or omits it from the account's group list.
     """
     if groups and (silent := nss.silent("group", groups[0])):
         raise not_known(stage, f"who is in {', '.join(groups)} is not known: {', '.join(silent)} does not answer")
 
 
 def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
-    """Return the limits of the first of `groups` that the account is in, else everybody's. Raises NotKnownNow."""
+    """Return the limits of the first of `groups` that the account belongs to, else the defaults. Raises NotKnownNow."""
     first = _members(account, [one.group for one in groups])
     if not groups or first != groups[0].group:
         _answered([one.group for one in groups], Stage.RLIMITS)
@@ -157,7 +157,7 @@ def _valid_shells() -> set[str]:
 
 
 def not_known(stage: Stage, detail: str) -> NotKnownNow:
-    """Return the refusal of a start about whose account something cannot be said just now."""
+    """Return the refusal of a start if its account can't be checked now."""
     return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE), detail)
 
 

@@ -1,9 +1,9 @@
-"""The root part of `mep map`: a process that says of one account whether a start as it would be allowed, and ends.
+"""The root part of `mep map`: a process that tells whether a start as one account would be allowed, and ends.
 
-It is forked before `mep map` becomes the mapper's account for good, because only root may read shadow entries and ask
-PAM. It reads one user name, and nothing else of what mapping files, callouts and directories say. What it calls is what
-a keeper calls before it starts a user endpoint. Where `mep map` is not run by root there is no such process. Called by
-mep/cli/map_identities.py; standard library only, as everything that is root's.
+It is forked before `mep map` permanently becomes the mapper's account, because only root may read shadow entries and
+ask PAM. It reads one user name and no other output of mapping files, callouts or directories. It calls the same code
+as a keeper before it starts a user endpoint. If `mep map` isn't run by root, there is no such process. Called by
+mep/cli/mapping.py. Standard library only, like all of root's code.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from mep.root.kernel import syscalls
 from mep.root.pam import account_check
 
 DEADLINE_S = 30
-"""A directory or a module of PAM may hang."""
+"""Time limit, because a directory or a PAM module may hang."""
 _MAX_NAME_BYTES, _MAX_RULING_BYTES = 1024, 65536
 _NOT_ROOT = "only root can see whether it is locked or expired, and ask PAM: run this as root"
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """Whether an account may be used: `problem` is empty, or says why not.
+    """Whether an account may be used: `problem` is empty, or gives the reason against it.
 
-    `stage` is where a start would end, empty where that is not known.
+    `stage` is the stage at which a start would fail; empty if not known.
     """
 
     problem: str = ""
     stage: str = ""
     state: str = ""
-    """What the shadow entry says."""
+    """The state of the shadow entry."""
 
 
 def rule(name: str, rules: AccountRules, pam_service: str) -> Ruling:
-    """Return whether a start as `name` would be allowed, by the keeper's own code. No `pam_service`: no PAM."""
+    """Return whether a start as `name` would be allowed, by the keeper's own code. Without `pam_service`, no PAM."""
     state = ""
     try:
         account = lookup(name)
@@ -72,7 +72,7 @@ def _state(name: str) -> str:
 
 
 def become(entry: pwd.struct_passwd | None) -> None:
-    """Be this account (None: who we are) for good, with its primary group alone, and gain no privilege by exec."""
+    """Permanently become this account (None: the current one) with only its primary group; exec gains no privilege."""
     if entry is not None:
         untraceable.become(entry.pw_uid, entry.pw_gid)
         untraceable.close_to_tracers()
@@ -80,7 +80,7 @@ def become(entry: pwd.struct_passwd | None) -> None:
 
 
 class Judge:
-    """Asks the root part, or this process itself where it is not root's."""
+    """Asks the root part, or this process itself if it isn't root's."""
 
     def __init__(self, rules: AccountRules, pam_service: str) -> None:
         self._rules, self._pam_service = rules, pam_service
@@ -92,7 +92,7 @@ class Judge:
             theirs.close()
 
     def ask(self, name: str) -> Ruling:
-        """Return whether a start as `name` would be allowed. To be asked once."""
+        """Return whether a start as `name` would be allowed. May be called once."""
         if self._socket is None:
             return rule(name, self._rules, self._pam_service)
         with self._socket as judge:
@@ -106,12 +106,12 @@ class Judge:
 
 
 def _serve(asker: socket.socket, rules: AccountRules, pam_service: str) -> NoReturn:
-    """Answer one question, in the process that was just forked. Never returns."""
+    """Answer one question in the process just forked. Never returns."""
     try:
         syscalls.set_process_name("mep-map-root")
         syscalls.close_all_but([0, 1, 2, asker.fileno()])
         with contextlib.suppress(OSError):
-            name = asker.recv(_MAX_NAME_BYTES)  # end-of-file: there is nobody to ask about
+            name = asker.recv(_MAX_NAME_BYTES)  # end-of-file: there is no question
             if name:
                 signal.alarm(DEADLINE_S)
                 ruling = rule(name.decode("utf-8", "surrogateescape"), rules, pam_service)

@@ -1,8 +1,8 @@
-"""What NSS cannot say through `pwd`: whether an entry does not exist, or its directory is only silent.
+"""Tells whether an NSS entry doesn't exist or its directory doesn't answer, which `pwd` can't.
 
-pwd.getpwnam says the same of both, and ending somebody's work because a directory server is away would be wrong. So
-each service that nsswitch.conf(5) names is asked by itself, through its module (libnss_NAME.so.2), whose answer tells
-"not found" from "unavailable". Called by keepers and checkers alone: any of it may block. Trusts NSS.
+pwd.getpwnam reports both in the same way, and ending a person's work because a directory server is down would be
+wrong. So each service in nsswitch.conf(5) is asked separately, through its module (libnss_NAME.so.2), which tells
+"not found" from "unavailable". Called by keepers and checkers alone, because any call may block. Trusts NSS.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CALLS = {"passwd": "getpwnam_r", "group": "getgrnam_r", "shadow": "getspnam_r"}
 
 
 def is_listed(name: str, path: str) -> bool | None:
-    """Return whether the file at `path` (passwd or group) has an entry `name`; None where it cannot be read."""
+    """Return whether the file at `path` (passwd or group) has an entry `name`; None if it can't be read."""
     start = name.encode() + b":"
     try:
         with open(path, "rb") as file:
@@ -29,9 +29,9 @@ def is_listed(name: str, path: str) -> bool | None:
 
 
 def services(database: str, path: str = SWITCH_FILE) -> list[str]:
-    """Return the services that `database` is looked up in, without the files of this host.
+    """Return the services that `database` is looked up in, without this host's files.
 
-    Shadow entries are looked up where accounts are, unless the file says otherwise, as libc does it.
+    As in libc, shadow entries are looked up in the same services as accounts, unless the file says otherwise.
     """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -44,9 +44,9 @@ def services(database: str, path: str = SWITCH_FILE) -> list[str]:
 
 
 def silent(database: str, name: str, names: Sequence[str] | None = None) -> list[str]:
-    """Return the services that could not say just now whether they have an entry `name` of `database`.
+    """Return the services that can't say now whether they have an entry `name` of `database`.
 
-    A service whose module is not installed has nothing to say and is not counted.
+    A service without an installed module can't have entries and isn't counted.
     """
     found = []
     for service in services(database) if names is None else names:

@@ -1,9 +1,9 @@
-"""A checker: a short-lived process, forked by the monitor, that looks one account up again and says what it found.
+"""A checker: a short-lived process, forked by the monitor, that looks up one account again and reports the result.
 
-It runs as root (single-user mode: as the owner), since it asks what the keeper asked at the start: NSS, shadow, the
-policy in force now, and PAM's account stage where `pam.recheck` is set. It may hang in NSS or PAM, so the monitor ends
-it after a while, and what it was to check goes on running. It is no keeper's work because a keeper that a new monitor
-has adopted has no channel to it, and knows an old policy.
+It runs as root (single-user mode: as the owner), because it repeats the keeper's checks at the start: NSS, shadow, the
+policy in force now, and PAM's account stage if `pam.recheck` is set. It may hang in NSS or PAM. The monitor then kills
+it after a time limit, and the user endpoints that it was checking keep running. Keepers don't do this work, because
+an adopted keeper has no channel to the new monitor and knows only the old policy.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mep.root.pam import account_check
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The account of one or several user endpoints, as it was at their start."""
+    """The account of one or more user endpoints, as it was when they started."""
 
     local_user: str
     uid: int
     source: str
-    """`files` where it was one of this host's own, else empty."""
+    """`files` if the account was local to this host, else empty."""
 
 
 def checker_main(subject: Subject, rules: AccountRules, channel: Channel, pam_service: str = "") -> NoReturn:
-    """Run as the checker of `subject`, in the process that was just forked for it. Never returns."""
+    """Run as the checker of `subject` in the process just forked for it. Never returns."""
     try:
         reset_signals()
         syscalls.set_parent_death_signal(signal.SIGKILL)
@@ -48,7 +48,7 @@ def checker_main(subject: Subject, rules: AccountRules, channel: Channel, pam_se
 
 
 def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Message:
-    """Return whether the account may still be used. An empty `pam_service`: PAM is not asked."""
+    """Return whether the account may still be used. If `pam_service` is empty, PAM isn't asked."""
     try:
         account = lookup(subject.local_user)
         if account.uid != subject.uid:
@@ -66,6 +66,6 @@ def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Messa
 
 
 def _is_gone(subject: Subject, stage: Stage) -> bool:
-    """Tell whether an account was this host's own and is no more: no directory need say that."""
+    """Tell whether a local account no longer exists. No directory has to confirm that."""
     was_here = subject.source == nss.LOCAL and stage is Stage.LOOKUP_USER
     return was_here and nss.is_listed(subject.local_user, nss.PASSWD_FILE) is False

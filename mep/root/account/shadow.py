@@ -1,8 +1,8 @@
 """Whether an account is closed by its shadow entry (shadow(5)): locked, expired, or inactive.
 
-An entry that cannot be read just now is told from one that does not exist: the first says nothing, and must not be
-taken for an open account. Called by keepers and checkers alone, as root: it goes through NSS and may block. Single-user
-endpoints are not root, and learn nothing here. Trusts NSS.
+An entry that can't be read now is told from one that doesn't exist. If it can't be read, nothing is known, and the
+account must not be taken as open. Called by keepers and checkers alone, as root. It goes through NSS and may block.
+Single-user endpoints don't run as root and learn nothing here. Trusts NSS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEVER = -1
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """An entry: days are since 1970, -1 is an empty field."""
+    """A shadow entry. Days count from 1970; -1 is an empty field."""
 
     password: str
     changed: int = _NEVER
@@ -45,7 +45,7 @@ class _Spwd(ctypes.Structure):
 
 
 def read(name: str) -> Shadow | None:
-    """Return the entry of `name`, or None where there is none. Raises OSError where that cannot be said."""
+    """Return the entry of `name`, or None if there is none. Raises OSError if that can't be determined."""
     try:
         call = ctypes.CDLL(None).getspnam_r
     except AttributeError:  # a libc without shadow passwords
@@ -58,7 +58,7 @@ def read(name: str) -> Shadow | None:
         return Shadow(password, entry.changed, entry.most, entry.inactive, entry.expire)
     if status not in (0, *_NO_SUCH):
         raise OSError(status, f"the shadow entry of {name} cannot be read: {os.strerror(status)}")
-    # libc says the same of a service that has no such entry and, mostly, of one that is away. So each is asked.
+    # libc gives the same answer for a missing entry and, mostly, for a service that is down. So ask each service.
     _check_file()
     if silent := nss.silent("shadow", name):
         raise OSError(errno.EAGAIN, f"the shadow entry of {name} cannot be read: {', '.join(silent)} does not answer")
@@ -66,7 +66,7 @@ def read(name: str) -> Shadow | None:
 
 
 def _check_file() -> None:
-    """Raise OSError where this host's own entries cannot be read; a host without any is no error."""
+    """Raise OSError if this host's own entries can't be read. A host without any is no error."""
     with contextlib.suppress(FileNotFoundError), open(SHADOW_FILE, "rb") as file:
         file.read(1)
 
@@ -74,9 +74,10 @@ def _check_file() -> None:
 def objection(entry: Shadow | None, today: int) -> str:
     """Return why the account with this entry is closed on day `today`, or an empty string.
 
-    Expired and inactive are what pam_unix calls so. Locked is what `usermod -L` and `passwd -l` do: a mark before
-    what was there. A bare mark (`!`, `!!`, `*`) says only that nobody logs in by password, as most accounts of a
-    cluster have it from `useradd` on. A password that is merely due for a change closes nothing: nobody types it here.
+    Expired and inactive mean the same as in pam_unix. Locked means a mark before the old content, as `usermod -L` and
+    `passwd -l` put it. A bare mark (`!`, `!!`, `*`) only says that the account has no password login. Most accounts of
+    a cluster have one since `useradd`. A password that is merely due for a change closes nothing, because user
+    endpoints have no password prompt.
     """
     if entry is None:
         return ""
@@ -92,14 +93,14 @@ def objection(entry: Shadow | None, today: int) -> str:
 
 
 def closed(name: str, *, today: int | None = None) -> str:
-    """Return why the account may not be used by its shadow entry. Raises OSError where that cannot be said."""
+    """Return why the shadow entry closes the account. Raises OSError if that can't be determined."""
     if os.geteuid() != 0:
         return ""
     return objection(read(name), int(time.time() / _DAY_S) if today is None else today)
 
 
 def describe(entry: Shadow | None) -> str:
-    """Return in words what an entry says of an account that is open."""
+    """Describe the entry of an open account in words."""
     if entry is None:
         return "no shadow entry: whether it is locked, its directory and PAM alone know"
     words = "open, with no password" if not entry.password.strip("!*") else "open, with a password"
@@ -109,7 +110,7 @@ def describe(entry: Shadow | None) -> str:
 
 
 def _date(day: int) -> str:
-    """Return the day as a date; a day beyond the calendar as its number."""
+    """Return the day as a date, or as its number if it is beyond the calendar."""
     try:
         return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY_S))
     except (OverflowError, ValueError, OSError):

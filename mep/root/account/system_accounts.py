@@ -13,7 +13,7 @@ ACCOUNTS_FILE = "/etc/passwd"
 
 
 def system_account(name: str) -> Account:
-    """Return the account `name`, without supplementary groups. Raises ConfigRefused where it is unusable."""
+    """Return the account `name`, without supplementary groups. Raises ConfigRefused if it is unusable."""
     with open(ACCOUNTS_FILE, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.rstrip("\n").split(":")
@@ -23,7 +23,7 @@ def system_account(name: str) -> Account:
 
 
 def uids_of(names: Sequence[str]) -> tuple[int, ...]:
-    """Return the uids of those of `names` that this host has."""
+    """Return the uids of those of `names` that exist on this host."""
     found = []
     for name in names:
         with contextlib.suppress(ConfigRefused):

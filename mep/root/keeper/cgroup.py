@@ -1,10 +1,10 @@
-"""A user endpoint's control group: made, entered, watched and killed by its keeper, which never stands in it itself.
+"""A user endpoint's control group: created, watched and killed by its keeper, which is never a member itself.
 
-Where systemd is the init, the tree is systemd's, and a transient scope is asked for with busctl: `StartTransientUnit`
-of org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. A person's own endpoint asks the
-person's own service manager, which runs while the person is logged in or lingers. Where PAM opened a session of
-logind's, the limits are set on the session's scope. Elsewhere the tree /sys/fs/cgroup/mep is written by hand. It lies
-outside the group that the monitor was started in: a service manager may do with that what it likes.
+If systemd is init, it owns the tree. A transient scope is requested with busctl: `StartTransientUnit` of
+org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. A single-user endpoint asks its
+owner's service manager, which runs while the owner is logged in or lingers. If PAM opened a logind session, the limits
+are set on the session's scope. Without systemd, the tree /sys/fs/cgroup/mep is written directly. It lies outside the
+group that the monitor was started in, because a service manager may change that group at any time.
 
 Trusts its configuration, systemd and the kernel. Called by keeper.py, and with a record by keepers.py.
 """
@@ -27,7 +27,7 @@ from mep.root.kernel.spawn import reset_signals
 _OURS = "mep"
 _BUS_LIMIT_S = 20.0
 _UNLIMITED_S = 5.0
-"""How long systemd may take for a group that only makes the end easier."""
+"""Time limit for systemd to create a group that isn't needed for limits, only for an easier end."""
 _TRIES = 5
 _LOOK_AGAIN_S = 0.002
 _REMOVE_TRIES = 200
@@ -41,12 +41,12 @@ Property = tuple[str, str, str]
 
 
 class CgroupFailed(Exception):
-    """The user endpoint cannot be put into a control group with its limits. The text is for the administrator."""
+    """The user endpoint can't be put into a control group with its limits. The text is for the administrator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Who is put into a group."""
+    """The process that is put into a group."""
 
     pid: int
     endpoint: str
@@ -56,7 +56,7 @@ class Member:
 
     @property
     def person_limits(self) -> Limits:
-        """The limits of everything that the account has here."""
+        """The limits on all processes of the account together."""
         own = self.limits
         return Limits(
             memory_max=own.person_memory_max, memory_high=own.person_memory_high, cpu_max=own.person_cpu_max,
@@ -65,7 +65,7 @@ class Member:
 
 
 def group_of(pid: int) -> str:
-    """Return the path of the cgroup v2 that process `pid` stands in. Raises OSError, CgroupFailed."""
+    """Return the path of the cgroup v2 that process `pid` is in. Raises OSError, CgroupFailed."""
     with open(f"/proc/{pid}/cgroup") as file:
         for line in file:
             if line.startswith("0::"):
@@ -77,7 +77,7 @@ class Cgroup:
     """The group of one user endpoint."""
 
     def __init__(self, path: str, limits: Limits, *, ours: bool) -> None:
-        """`ours`: it was made by hand, and is to be removed by hand."""
+        """If `ours` is set, we created the group directly and must remove it."""
         self.path, self._limits, self._ours = path, limits, ours
         self._memory, self._processes = self._events("memory"), self._events("pids")
         self._oom_kills = self._own_ooms = self._forks_denied = 0
@@ -85,18 +85,18 @@ class Cgroup:
         self._own_limit = False
 
     def _events(self, controller: str) -> int:
-        """Open the controller's events, which can be read for as long as the group is there; -1 for none."""
+        """Open the controller's events file, which stays readable while the group exists; -1 if there is none."""
         try:
             return os.open(f"{self.path}/{controller}.events", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return -1
 
     def urgent(self) -> list[int]:
-        """Return what to poll for POLLPRI, then to `look`: by the time that all is over, the group may be gone."""
+        """Return the descriptors to poll for POLLPRI, then `look`: once all processes ended, the group may be gone."""
         return [descriptor for descriptor in (self._memory, self._processes) if descriptor >= 0]
 
     def look(self) -> None:
-        """Take note of what went over a limit so far."""
+        """Record which limits have been exceeded so far."""
         memory, processes = _counts(self._memory), _counts(self._processes)
         if memory is None:
             self._memory = _closed(self._memory)
@@ -111,9 +111,9 @@ class Cgroup:
             self._forks_denied, self._denied_at = denied, now
 
     def excess(self) -> tuple[Refusal, str] | None:
-        """Return code and public text of the limit that was gone over just now, if one was.
+        """Return the code and public text of the limit that was exceeded just now, if any.
 
-        What was before, and survived, is not why it ended.
+        An earlier excess that the user endpoint survived is not the reason for its end.
         """
         since = time.monotonic() - _RECENT_S
         if self._killed_at > since:
@@ -137,14 +137,14 @@ class Cgroup:
         kill(self.path)
 
     def close(self) -> None:
-        """Let go of it, once every process has been reaped; one of ours is removed, with the account's if empty."""
+        """Release the group after all processes are reaped. If it is ours, remove it, and the account's if empty."""
         self._memory, self._processes = _closed(self._memory), _closed(self._processes)
         if self._ours:
             remove(self.path)
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes as people write it."""
+    """Return a number of bytes in a readable unit."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"
@@ -158,7 +158,7 @@ def _closed(descriptor: int) -> int:
 
 
 def _counts(descriptor: int) -> dict[str, int] | None:
-    """Return what an events file says; nothing where there is none, None where its group is gone."""
+    """Return the counters of an events file: empty without a file, None if its group is gone."""
     if descriptor < 0:
         return {}
     try:
@@ -169,13 +169,13 @@ def _counts(descriptor: int) -> dict[str, int] | None:
 
 
 def kill(path: str) -> None:
-    """SIGKILL everything in the group `path`; on a kernel before 5.14, which cannot, nothing."""
+    """SIGKILL everything in the group `path`. Kernels before 5.14 can't do this; then do nothing."""
     with contextlib.suppress(OSError):
         _write(path, _KILL, "1")
 
 
 def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
-    """Remove a group made by hand and the groups above it that are empty by then; leave systemd's alone."""
+    """Remove a group that we created and the groups above it that are then empty; leave systemd's alone."""
     ours = f"{tree()}/{_OURS}"
     if not path.startswith(f"{ours}/"):
         return
@@ -185,7 +185,7 @@ def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
             break
         except FileNotFoundError:
             break
-        except OSError:  # a process that was killed is not quite gone
+        except OSError:  # a killed process has not quite gone
             time.sleep(_LOOK_AGAIN_S)
     while (path := os.path.dirname(path)).startswith(ours):
         try:
@@ -195,9 +195,9 @@ def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
 
 
 def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
-    """Put a process that waits for it into its group; None where it has no limit by control group, and none works.
+    """Put a waiting process into its group. Return None if no control group works and no limit needs one.
 
-    `left` says how many seconds there are. Raises CgroupFailed, OSError.
+    `left` returns the seconds that remain. Raises CgroupFailed, OSError.
     """
     if controllers(member.limits):
         return _place(member, left)
@@ -212,7 +212,7 @@ def _place(member: Member, left: Callable[[], float]) -> Cgroup:
         return _place_by_hand(member)
     path = group_of(member.pid)
     session = os.path.basename(path)
-    opened = path != group_of(os.getpid())  # by PAM; else it is the session that the monitor was started from
+    opened = path != group_of(os.getpid())  # by PAM; otherwise it is the session that the monitor was started from
     if opened and session.startswith("session-") and session.endswith(".scope"):
         return _limit_session(member, session, left)
     return _ask_for_scope(member, left)
@@ -241,7 +241,7 @@ def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Calla
 
 
 def remove_helper_group(endpoint: str, kind: str) -> None:
-    """Remove what `place_helper` made by hand; does not wait."""
+    """Remove the group that `place_helper` created directly. Doesn't wait."""
     if not under_systemd():
         remove("/".join([tree(), *_helper_names(endpoint, kind)]), tries=1)
 
@@ -254,7 +254,7 @@ def _helper_names(endpoint: str, kind: str) -> list[str]:
 
 
 def unit_word(name: str) -> str:
-    """Return `name` for a unit's name, in which a dash would mean a slice within a slice (systemd.unit(5))."""
+    """Return `name` for use in a unit name, where a dash would mean a nested slice (systemd.unit(5))."""
     return "".join(
         char if char.isascii() and (char.isalnum() or char == "_") else f"\\x{ord(char):02x}" for char in name
     )
@@ -274,7 +274,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
         ("Description", "s", f"User endpoint {member.uep_id} of {member.endpoint}"),
         ("Slice", "s", f"{slice_of_person}.slice"),
         ("CollectMode", "s", "inactive-or-failed"),
-        ("Delegate", "b", "true"),  # else systemd ends the whole scope when the kernel has killed one process in it
+        ("Delegate", "b", "true"),  # otherwise systemd ends the whole scope when the kernel kills one process in it
         *_properties(member.limits),
     ]
     try:
@@ -282,7 +282,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
     except CgroupFailed:
         if not slices:
             raise
-        # Somebody else's start made one of the slices in between.
+        # A concurrent start has created one of the slices.
         is_there = True
         _start_scope(scope, wanted, member.pid, [], left)
     if is_there and person:
@@ -291,7 +291,7 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
 
 
 def _tree_of_manager() -> str:
-    """Return the group in which the service manager that is asked makes its slices: the host's or the owner's."""
+    """Return the group in which the service manager (the host's or the owner's) creates its slices."""
     uid = os.geteuid()
     return tree() if uid == 0 else f"{tree()}/user.slice/user-{uid}.slice/user@{uid}.service"
 
@@ -338,7 +338,7 @@ def _limit_session(member: Member, scope: str, left: Callable[[], float]) -> Cgr
 
 
 def _entered(pid: int, scope: str, left: Callable[[], float]) -> str:
-    """Wait until systemd, which has only queued it, has moved `pid`; return the group's path."""
+    """Wait until systemd, which only queues the job, has moved `pid`. Return the group's path."""
     while True:
         path = group_of(pid)
         if os.path.basename(path) == scope:
@@ -349,7 +349,7 @@ def _entered(pid: int, scope: str, left: Callable[[], float]) -> str:
 
 
 def _busctl(method: str, signature: str, words: Sequence[str], left: Callable[[], float]) -> None:
-    """Call systemd. Raises CgroupFailed with what busctl says, or where it does not come back."""
+    """Call systemd. Raises CgroupFailed with the error text of busctl, or if busctl doesn't return in time."""
     seconds = max(1.0, min(_BUS_LIMIT_S, left()))
     whose = "--system" if os.geteuid() == 0 else "--user"
     argv = [BUSCTL, whose, "--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
@@ -385,7 +385,7 @@ def _become_busctl(argv: list[str], stderr: int) -> None:
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes:
-    """Return what is said until end-of-file or `deadline`."""
+    """Return the output up to end-of-file or `deadline`."""
     said = b""
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
@@ -398,7 +398,7 @@ def _read_until(descriptor: int, deadline: float) -> bytes:
 
 
 def _ended(pid: int) -> int:
-    """Kill and reap a child that is at its end, or hangs; return its exit status, negative for a signal."""
+    """Kill and reap a child that is about to exit or hangs. Return its exit status, negative for a signal."""
     poller = select.poll()
     pidfd = os.pidfd_open(pid)
     try:
@@ -419,7 +419,7 @@ def _place_by_hand(member: Member) -> Cgroup:
         try:
             path = _made(names, controllers(member.limits))
             break
-        except FileNotFoundError:  # an end of another user endpoint has removed what they have in common
+        except FileNotFoundError:  # the end of another user endpoint has removed a group that both share
             if not left:
                 raise
     try:

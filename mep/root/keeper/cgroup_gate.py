@@ -1,7 +1,7 @@
-"""The keeper's part in limits: the gate at which its child waits for its group.
+"""The keeper's side of limits: the gate at which its child waits for its group.
 
-The child stops before its first step until the keeper has put it into its control group: nothing of it, and nothing
-that it forks, is ever outside. Called by keeper.py; the gate's other side is in spawn.py.
+The child stops before its first step until the keeper has put it into its control group. The child and its
+descendants are never outside the group. Called by keeper.py; the other side of the gate is in spawn.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mep.root.kernel.spawn import Account
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int]]:
-    """Return `limits` of single processes as setrlimit(2) takes them."""
+    """Return the per-process limits of `limits` as setrlimit(2) takes them."""
     found = [
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_FSIZE, limits.file_size),
@@ -28,14 +28,14 @@ def rlimits(limits: Limits) -> list[tuple[int, int]]:
 
 
 class Placing:
-    """The way of one child into its control group. Close it, whatever became of it."""
+    """Brings one child into its control group. Always close it, whether or not the child started."""
 
     def __init__(self, endpoint: str, uep_id: str, account: Account, limits: Limits, *, waits: bool = False) -> None:
-        """`waits`: it has to wait also where it has no group to enter."""
+        """`waits`: the child has to wait even if it has no group to enter."""
         self._endpoint, self._uep_id, self._account, self._limits = endpoint, uep_id, account, limits
         self.rlimits = rlimits(limits)
         self.gate: tuple[int, int] | None = None
-        """Where the child reads and who writes; None where it does not wait."""
+        """The descriptors that the child reads and we write; None if it doesn't wait."""
         if waits or controllers(limits) or can_group():
             self.gate = os.pipe2(os.O_CLOEXEC)
 

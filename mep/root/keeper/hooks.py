@@ -1,10 +1,10 @@
 """The administrator's own programs around a user endpoint's life: pre_start_hook and post_stop_hook.
 
-Run by the keeper as what it is itself (root), with the request as JSON on standard input, a clean environment, no
-descriptor besides, and a process group of its own that is killed at the timeout and when the program ends. Trusts a
-program only if no account but root (single-user mode: the owner) could have put it there. That is checked before every
-run, and the descriptor that was checked is what runs. A script keeps that descriptor, which its interpreter reads: its
-$0 is /proc/self/fd/3, a link to its path.
+The keeper runs a hook as its own account (root), with the request as JSON on standard input, a clean environment and
+no other descriptor. The hook has a process group of its own, which is killed at the timeout and when the hook ends.
+A program is trusted only if no account but root (single-user mode: the owner) could have written it. This is checked
+before every run, and the checked descriptor is executed. A script keeps that descriptor for its interpreter to read:
+its $0 is /proc/self/fd/3, a link to its path.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ STOPPING = "the endpoint is being stopped"
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
-    """What a hook did. `problem` is empty where it ended with exit status 0."""
+    """The result of a hook. `problem` is empty if the hook ended with exit status 0."""
 
     problem: str = ""
     said_no: bool = False
-    """It ran to its end and refuses, as opposed to a hook that does not work."""
+    """The hook ran to its end and refused, as opposed to a hook that doesn't work."""
     output: str = ""
     errors: str = ""
 
 
 def never() -> bool:
-    """Stop for nothing."""
+    """A `stop` that never stops."""
     return False
 
 
@@ -47,7 +47,7 @@ def run_hook(
 ) -> HookResult:
     """Run `hook` to its end, for at most its timeout and `left_s`.
 
-    `stop` is asked whether to kill it each time a descriptor in `watch` is readable.
+    Whenever a descriptor in `watch` is readable, `stop` is asked whether to kill the hook.
     """
     with contextlib.ExitStack() as opened:
         try:
@@ -72,7 +72,7 @@ def run_hook(
             problem = _wait(pid, reader, timeout_s, watch, stop)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # its own pid is not reaped yet, so the group is its own
+                os.killpg(pid, signal.SIGKILL)  # its leader is not reaped yet, so the group is its own
             status = os.waitpid(pid, 0)[1]
         reader.take()
     return _result(problem, status, *reader.texts())
@@ -97,7 +97,7 @@ def _document(request: bytes) -> int:
 
 def _start(path: str, program: int, name: str, descriptors: list[int]) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, descriptor, at) for at, descriptor in enumerate(descriptors)]
-    if is_script(program):  # dup2 clears close-on-exec, also of a descriptor onto itself
+    if is_script(program):  # dup2 clears close-on-exec, even if both descriptors are the same
         actions.append((os.POSIX_SPAWN_DUP2, program, _SCRIPT_DESCRIPTOR))
         program = _SCRIPT_DESCRIPTOR
     every = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -109,7 +109,7 @@ def _start(path: str, program: int, name: str, descriptors: list[int]) -> int:
 
 
 class _Reader:
-    """What a hook writes: the first bytes are kept, the rest is read and dropped, so that it never waits for us."""
+    """Reads a hook's output: keeps the first bytes and drops the rest, so the hook never blocks on a full pipe."""
 
     def __init__(self, output: int, errors: int) -> None:
         self._kept = {output: b"", errors: b""}
@@ -124,13 +124,13 @@ class _Reader:
                     self.open.discard(descriptor)
 
     def texts(self) -> tuple[str, str]:
-        """What was written to standard output and to standard error: foreign text, to be clipped where it goes on."""
+        """Return its standard output and standard error. This is foreign text: clip it before passing it on."""
         output, errors = (data.decode("utf-8", "replace").strip() for data in self._kept.values())
         return output, errors
 
 
 def _wait(pid: int, reader: _Reader, timeout_s: float, watch: Sequence[int], stop: Callable[[], bool]) -> str:
-    """Return an empty string once the hook has ended, or why it is to be ended."""
+    """Return an empty string once the hook has ended, or the reason to kill it."""
     deadline = time.monotonic() + timeout_s
     pidfd = os.pidfd_open(pid)
     try:

@@ -1,10 +1,10 @@
 """A keeper: the process, forked by the monitor, that starts one user endpoint and outlives the monitor with it.
 
-It runs as root (single-user mode: as the owner). It is the only code that calls NSS and hooks (hooks.py); PAM has a
-process of its own (pam_session.py). What of that hangs, hangs here, under a deadline. It becomes the user only in its
-child (spawn.py), is that child's parent and the subreaper of all its descendants, and leaves a record of it
-(keeper_record.py). It trusts its order and the monitor. It trusts nothing that the user endpoint reports: it clips the
-text and passes it on.
+It runs as root (single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has
+a process of its own (session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child
+becomes the user (spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and
+keeps a record of it (records.py). It trusts its order and the monitor. It trusts no report of the user endpoint: text
+is clipped and only passed on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from mep.root.kernel.subreaper import kill_descendants
 
 @dataclass(frozen=True, slots=True)
 class KeeperOrder:
-    """What a keeper is to start. Descriptors are the monitor's own, inherited by fork."""
+    """Tells a keeper which user endpoint to start. Descriptors are the monitor's own, inherited by fork."""
 
     uep_id: str
     local_user: str
@@ -75,7 +75,7 @@ class KeeperOrder:
     group_limits: Sequence[GroupLimits] = ()
     endpoint: str = ""
     identities: str = ""
-    """For hooks: what the mapper wrote for the audit log."""
+    """For hooks: the identities that the mapper wrote for the audit log."""
     person: bytes = b""
     literal: bool = False
 
@@ -85,21 +85,21 @@ _MAX_REASON = 256
 _MAX_IDENTITIES = 1024
 _NO_DEADLINE = float("inf")
 _DIRECTORY = frozenset({Stage.PAM_ACCOUNT, Stage.PAM_CRED, Stage.PAM_SESSION})
-"""Where EAGAIN means that a directory is silent."""
+"""Stages at which EAGAIN means that a directory doesn't answer."""
 
 
 class MonitorGone(Exception):
-    """The monitor ended before it had allowed the start: nothing was started."""
+    """The monitor ended before it allowed the start: nothing was started."""
 
 
 def keeper_main(order: KeeperOrder, channel: Channel) -> NoReturn:
-    """Run as the keeper of `order`, in the process that was just forked for it. Never returns."""
+    """Run as the keeper of `order` in the process just forked for it. Never returns."""
     log = Log("keeper")
     process_exit.be(lambda: _keep(order, channel, log), log, uep=order.uep_id)
 
 
 def _keep(order: KeeperOrder, channel: Channel, log: Log) -> None:
-    signal.set_wakeup_fd(-1)  # it is the monitor's pipe until there is an own one
+    signal.set_wakeup_fd(-1)  # still the monitor's pipe; replaced by our own below
     os.setsid()
     syscalls.set_process_name("mep-keeper")
     syscalls.become_subreaper()
@@ -118,7 +118,7 @@ class Keeper:
         self._channel: Channel | None = channel
         self._deadline = time.monotonic() + order.start_timeout_s
         self._records = Records(order.runtime_dir)
-        # Cut, since a record has a largest size, and the audit log has all of it.
+        # Clipped, because a record's size is bounded. The audit log has the whole text.
         names = clip(order.identities, _MAX_IDENTITIES)
         who: dict[str, Any] = {"person": order.person.hex(), "literal": order.literal, "identities": names}
         record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
@@ -127,7 +127,7 @@ class Keeper:
         self._placing: Placing | None = None
         self._group: Cgroup | None = None
         self._prepared: Account | None = None
-        """The account of a start that post_stop_hook has to hear of."""
+        """The account, once post_stop_hook must be told of its end."""
 
     def run(self) -> None:
         """Start, supervise, clean up, write the exit record."""
@@ -156,7 +156,7 @@ class Keeper:
         if self._order.pre_start_hook.path:
             account = self._still_admitted(account)
         source = source_of(account.name)
-        # Before the monitor is asked: one that is started after this one has granted it must know of it.
+        # Written before asking: a keeper with a later grant must see this one.
         self._update(source=source, uid=account.uid)
         self._tell(AskCaps(uid=account.uid, source=source))
         answer = self._hear()
@@ -173,7 +173,7 @@ class Keeper:
         return account
 
     def _still_admitted(self, account: Account) -> Account:
-        """Look once more after the hook, which may have taken long, or changed the account's groups."""
+        """Repeat the checks after the hook, which may have taken long or changed the account's groups."""
         now = lookup(account.name)
         if now.uid != account.uid:
             detail = f"{account.name} had uid {account.uid} before pre_start_hook ran, and {now.uid} after it"
@@ -213,7 +213,7 @@ class Keeper:
         return {"pam_pid": pid, "pam_start": start_ticks(pid) or 0} if pid else {}
 
     def _begin(self, stage: Stage) -> None:
-        """Begin, or go on with, a stage that may never end: say which, for whoever ends this process then."""
+        """Start or continue a stage that may never end. Record which one, for the process that may have to kill us."""
         if signal.SIGTERM in self._wakeup.take():
             raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
         self._obey(stage)
@@ -223,7 +223,7 @@ class Keeper:
         self._update(detail=f"at {stage.name}", **self._pam_process())
 
     def _obey(self, stage: Stage) -> None:
-        """Give the start up where the monitor says so. A monitor that is gone is not heard any more."""
+        """Give up the start if the monitor says so. If the monitor is gone, its channel is closed."""
         try:
             received = self._channel.receive() if self._channel is not None else None
         except BlockingIOError:
@@ -236,11 +236,11 @@ class Keeper:
             raise StartRefused(stage, order.code, order.public, "stopped before it started")
 
     def _heard(self) -> list[int]:
-        """Return what to poll for somebody who wants an end of this."""
+        """Return the descriptors to poll for a request to stop."""
         return [self._wakeup.fileno(), *([self._channel.fileno()] if self._channel is not None else [])]
 
     def _undo(self) -> None:
-        """When all is over: let go of group and session, and tell the administrator's hook."""
+        """At the end: release the group and the session, and run the administrator's hook."""
         if self._placing is not None:
             self._placing.close()
         if self._group is not None:
@@ -256,7 +256,7 @@ class Keeper:
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _prepare(self, account: Account) -> None:
-        """Run pre_start_hook. Raises StartRefused where it says no, SpawnFailed where it does not work."""
+        """Run pre_start_hook. Raises StartRefused if it refuses, SpawnFailed if it doesn't work."""
         if not self._order.pre_start_hook.path:
             self._prepared = account
             return
@@ -280,13 +280,13 @@ class Keeper:
         self._prepared = account
 
     def _asked_to_stop(self) -> bool:
-        """Tell whether SIGTERM came, or anything from the monitor: at this stage that can only be the end."""
+        """Tell whether SIGTERM or any message arrived. At this stage, any message from the monitor means stop."""
         if signal.SIGTERM in self._wakeup.take():
             return True
         return self._channel is not None and wait_readable([self._channel.fileno()], 0)
 
     def _request(self, event: str, account: Account, **more: object) -> bytes:
-        """Return what a hook reads. No secrets: the start document is never opened here."""
+        """Return the JSON request for a hook. It holds no secrets: the start document is never opened here."""
         order = self._order
         who = {"local_user": account.name, "uid": account.uid, "gid": account.gid, "home": account.home}
         known = {"event": event, "endpoint": order.endpoint, "uep_id": order.uep_id, **who}
@@ -303,7 +303,7 @@ class Keeper:
     # --- from exec on -----------------------------------------------------------------------------------
 
     def _await_exec(self, pid: int, stages: StageReport, placing: Placing) -> None:
-        """Put the child into its group; return once exec has worked. Raises SpawnFailed, having reaped the child."""
+        """Put the child into its group. Return once exec has worked. Raises SpawnFailed after reaping the child."""
         try:
             self._group = placing.admit(pid, self._left)
             if self._group is not None:
@@ -340,7 +340,7 @@ class Keeper:
         self._tell(ending.message())
 
     def _update(self, **changes: Any) -> None:
-        """Change the record. A full disk must not end a user endpoint: it is logged."""
+        """Update the record. A full disk must not end a user endpoint, so an error is only logged."""
         self._record = replace(self._record, **changes)
         try:
             self._records.write(self._record)
@@ -382,7 +382,7 @@ class Keeper:
 
 
 def _failed(failure: SpawnFailed) -> Ending:
-    """Return how a start ended of which a stage failed. What was only scarce may be there at another try."""
+    """Return the result of a start that failed at a stage. If resources were only scarce, another try may succeed."""
     code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=failure.stage.name)
     if failure.errno == errno.EAGAIN and failure.stage in _DIRECTORY:
         code, public = Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE)
@@ -414,5 +414,5 @@ def _plan(order: KeeperOrder, account: Account, inherited: list[int], placing: P
 
 
 def _reopened(descriptor: int) -> int:
-    """Return the same memfd read-only with an offset of its own, so that user endpoints share nothing of it."""
+    """Return the same memfd, read-only and with an offset of its own, which user endpoints must not share."""
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,9 +1,10 @@
-"""The keeper's hand over the PAM process of its user endpoint (session_process.py): start it, hear it, end it.
+"""The keeper's side of its user endpoint's PAM process (pam_process.py): start it, receive its messages, end it.
 
-The keeper never loads libpam. It knows what the PAM process said last, so a module that hangs has a name, and takes no
-longer than the start may. A PAM process that is killed later does not end the user endpoint: it is logged, and at
-the end another one closes the session with a new transaction, which is all that any module can be given by then.
-Whoever dies, the session is closed once. Trusts the PAM process as itself. Called by keeper.py.
+The keeper never loads libpam. It knows the last stage that the PAM process reported, so it can name a module that
+hangs, and the module can't take longer than the start may. A later kill of the PAM process is logged and doesn't end
+the user endpoint. At the end, a substitute process closes the session with a new transaction, which is all that
+modules can then be given. Whichever process dies, the session is closed once. Trusts the PAM process as itself.
+Called by keeper.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mep.root.kernel.spawn import SpawnPlan, StageReport
 from mep.root.pam.session_process import CLOSE_S, Login, pam_process, pam_substitute
 
 _STUCK_S = 5.0
-"""How much longer a module may take that the keeper does not wait for any more."""
+"""How long a module may go on after the keeper has stopped waiting for it."""
 _MAX_WORDS = 65536
 
 
@@ -33,7 +34,7 @@ class Session:
     def __init__(self, service: str, user: str, log: Log) -> None:
         self._service, self._user, self._log = service, user, log
         self.pid = 0
-        """The PAM process; 0 where there is none."""
+        """The pid of the PAM process; 0 if there is none."""
         self._socket: socket.socket | None = None
         self._answered = self._lost = False
 
@@ -41,10 +42,10 @@ class Session:
         self, plan: SpawnPlan, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None],
         left: Callable[[], float],
     ) -> tuple[int, StageReport]:  # fmt: skip
-        """Have the session opened and the child of `plan` forked in it; return what spawn.spawn returns.
+        """Have the session opened and the child of `plan` forked in it. Returns the same as spawn.spawn.
 
-        `begin` is told each stage, again whenever one of `heard` is readable, and may refuse it. Raises what it
-        raises, StartRefused and SpawnFailed.
+        `begin` is called with each stage, and again whenever one of `heard` is readable. It may refuse the stage.
+        Raises StartRefused, SpawnFailed and any exception of `begin`.
         """
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, pipe = os.pipe2(os.O_CLOEXEC)
@@ -83,17 +84,17 @@ class Session:
             return _own_child(said["pid"])
 
     def spared(self) -> int:
-        """Return the pid of the PAM process, which is not to be killed with the user's; 0 where there is none."""
+        """Return the pid of the PAM process, which must not be killed with the user's processes; 0 if there is none."""
         return self.pid
 
     def reaped(self, pid: int, how: str) -> None:
-        """Take note that the child `pid` of the keeper has ended, in case it is the PAM process."""
+        """Record that the keeper's child `pid` has ended, in case it is the PAM process."""
         if pid == self.pid:
             self.pid, self._lost = 0, True
             self._log.error("the PAM process was killed: its user endpoint goes on", user=self._user, how=how)
 
     def close(self) -> None:
-        """Have the session closed, by who opened it if that is still there, and wait for that a while."""
+        """Have the session closed, by the process that opened it if it still runs, and wait for that a while."""
         if self._socket is not None:
             self._socket.close()
         if self._lost and self._answered:
@@ -119,7 +120,7 @@ class Session:
 
 
 def _fork(work: Callable[[], NoReturn]) -> int:
-    """Return the pid of a child that does `work`. Raises SpawnFailed(FORK)."""
+    """Return the pid of a child that runs `work`. Raises SpawnFailed(FORK)."""
     try:
         pid = os.fork()
     except OSError as error:
@@ -137,7 +138,7 @@ def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
 
 
 def _own_child(pid: int) -> int:
-    """Return `pid`, a child of this process's that is not reaped. Raises SpawnFailed(FORK)."""
+    """Return `pid` if it is a child of this process that is not reaped. Raises SpawnFailed(FORK)."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError as error:

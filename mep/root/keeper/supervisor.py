@@ -1,7 +1,7 @@
-"""The keeper's second half: a user endpoint's life from exec to the last of its descendants.
+"""The keeper's second half: a user endpoint's life from exec to the end of its last descendant.
 
-Trusts nothing that the user endpoint reports; its datagrams are clipped and passed on as text. Goes on when the
-monitor is gone. Called by keeper.py.
+Trusts no report of the user endpoint: datagrams are clipped and passed on as text. Goes on when the monitor is gone.
+Called by keeper.py.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CODE = re.compile(r"[A-Z_]{1,64}")
 MAX_PUBLIC = 1024
 _FAILED_EXIT_S = 5.0
 _MAX_REPORTS = 64
-"""A user endpoint says two things in its life, and at most 16 notices: one that says more is not listened to."""
+"""A user endpoint sends two reports in its life, and at most 16 notices. After this many, its reports are ignored."""
 STOPPED = "STOPPED"
 _LOST = "USER_ENDPOINT_LOST"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a start failed, or a user endpoint that was ready ended. `stage` is None for the latter."""
+    """How a start failed, or how a user endpoint ended that was ready. `stage` is None for the latter."""
 
     code: str
     public: str = ""
@@ -45,7 +45,7 @@ class Ending:
     errno: int = 0
 
     def message(self) -> Message:
-        """What the monitor is told."""
+        """Return the message for the monitor."""
         public, detail = clip(self.public, MAX_PUBLIC), clip(self.detail, MAX_TEXT)
         if self.stage is None:
             return UepExited(status=self.status, code=self.code, public=public, detail=detail)
@@ -54,7 +54,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One datagram of the user endpoint's: READY, FAILED, ENDED or NOTICE."""
+    """One datagram of the user endpoint: READY, FAILED, ENDED or NOTICE."""
 
     kind: str
     code: str = ""
@@ -63,7 +63,7 @@ class Report:
 
 
 def parse_report(datagram: bytes) -> Report | None:
-    """Return what a datagram of the user endpoint's says, clipped; None where it is no report."""
+    """Return the report in a datagram of the user endpoint, clipped; None if it is malformed."""
     lines = datagram[:_MAX_REPORT_BYTES].decode("utf-8", "replace").split("\n")
     kind, rest = lines[0], [*lines[1:4], "", "", ""]
     if kind == "READY":
@@ -74,7 +74,7 @@ def parse_report(datagram: bytes) -> Report | None:
 
 
 class Supervisor:
-    """Waits for one user endpoint, its reports, the monitor's orders and signals."""
+    """Watches one user endpoint, its reports, the monitor's orders and signals."""
 
     def __init__(
         self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
@@ -121,7 +121,7 @@ class Supervisor:
         return self._ending(self._status)
 
     def tell(self, message: Message) -> None:
-        """Tell the monitor, if there still is one."""
+        """Send `message` to the monitor, if it still runs."""
         if self._channel is None:
             return
         try:
@@ -181,7 +181,7 @@ class Supervisor:
 
     def _take_report(self, report: Report | None, on_ready: Callable[[], None]) -> None:
         if report is None:
-            self._log.warning("a report of the user endpoint that is none was dropped", pid=self._pid)
+            self._log.warning("dropped malformed report from user endpoint", pid=self._pid)
         elif report.kind == "READY":
             if not self._ready and self._stopped is None:
                 self._ready = True
@@ -235,12 +235,12 @@ class Supervisor:
         return Ending(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
 
     def _ended_well(self) -> bool:
-        """Whether it ended in good order, in which case a limit that was met before is no reason."""
+        """Whether it ended in good order. An earlier excess of a limit is then not the reason."""
         return self._said is not None and self._said.kind == "ENDED"
 
 
 def describe_status(status: int) -> str:
-    """Return in words how a process with waitpid's `status` ended."""
+    """Describe in words how a process with waitpid's `status` ended."""
     if os.WIFSIGNALED(status):
         return f"killed by signal {os.WTERMSIG(status)}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"

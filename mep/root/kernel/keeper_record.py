@@ -1,8 +1,8 @@
-"""A keeper's record, RUN/keepers/UEP_ID.json: what a later monitor adopts it by, and at last how it ended.
+"""A keeper's record, RUN/keepers/UEP_ID.json: for adoption by a later monitor, and at the end for the exit status.
 
-Only root (in single-user mode: the owner) can read or write the directory, so its content is trusted; what
-processes it names is checked all the same, by start time, because pids are used again. Written by keepers,
-read and removed by the monitor.
+Only root (in single-user mode: the owner) can read or write the directory, so its content is trusted. The
+processes that it names are still checked by start time, because pids are reused. Written by keepers, read and
+removed by the monitor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STARTING, RUNNING, ENDED = "starting", "running", "ended"
 
 @dataclass(frozen=True, slots=True)
 class KeeperRecord:
-    """One keeper and its user endpoint. Start times are field 22 of /proc/PID/stat; pid 0 is none yet."""
+    """One keeper and its user endpoint. Start times are field 22 of /proc/PID/stat; pid 0 means no process yet."""
 
     uep_id: str
     local_user: str
@@ -40,17 +40,17 @@ class KeeperRecord:
     uid: int = -1
     source: str = ""
     person: str = ""
-    """The mapper's digest of whose it is, in hexadecimal digits."""
+    """The mapper's digest of its owner, in hexadecimal digits."""
     literal: bool = False
     """Whether the mapping file spells the account's name."""
     identities: str = ""
-    """Whose it is, for the log."""
+    """Its owner's identities, for the log."""
     cgroup: str = ""
-    """The path of its control group, where it has one of its own."""
+    """The path of its control group, if it has its own."""
     uep_pid: int = 0
     uep_start: int = 0
     pam_pid: int = 0
-    """Who closes the PAM session, also where the keeper is killed; 0 where there is none."""
+    """The process that closes the PAM session, even if the keeper is killed; 0 if there is none."""
     pam_start: int = 0
     status: int = 0
     """As from waitpid, once `state` is ended."""
@@ -59,16 +59,16 @@ class KeeperRecord:
     detail: str = ""
     ended_at: float = 0.0
     executable: str = ""
-    """The keeper's own; empty in records of older versions."""
+    """The keeper's executable; empty in records of older versions."""
     incarnation: str = ""
-    """What names the user endpoint's process, in hexadecimal; empty in records of older versions."""
+    """The incarnation of the user endpoint's process, in hexadecimal; empty in records of older versions."""
 
 
 _DEFAULTS = {one.name: one.default for one in fields(KeeperRecord) if one.default is not MISSING}
 
 
 def new_record(uep_id: str, local_user: str, correlation_id: str, incarnation: bytes = b"") -> KeeperRecord:
-    """Return the record of the calling process, a keeper at its start."""
+    """Return the record of the calling process, a keeper that is starting."""
     pid = os.getpid()
     return KeeperRecord(
         uep_id, local_user, correlation_id, boot_id(), time.time(), pid, start_ticks(pid) or 0,
@@ -99,25 +99,25 @@ class Records:
         os.replace(temporary, path)
 
     def read(self, uep_id: str) -> KeeperRecord | None:
-        """Return the record of `uep_id`, or None where there is none that can be read."""
+        """Return the record of `uep_id`, or None if there is no readable one."""
         try:
             with open(self._path(uep_id), "rb") as file:
                 said = json.loads(file.read(_MAX_RECORD_BYTES))
-            # A keeper lives on over an upgrade: one of an older version does not write what is new.
+            # A keeper keeps running during an upgrade. One of an older version doesn't write the new fields.
             return read_section(KeeperRecord, json.dumps({**_DEFAULTS, **said}).encode())
         except (OSError, ValueError, TypeError, ConfigRefused):
             return None
 
     def remove(self, uep_id: str) -> None:
-        """Remove the record of `uep_id`, if it is there and can be: a later monitor finds that its keeper is gone."""
+        """Remove the record of `uep_id` if possible. If it stays, a later monitor finds that its keeper is gone."""
         for path in (self._path(uep_id), self._mapped_path(uep_id)):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def ids(self) -> list[str]:
-        """Return the id of every record; leftovers of an interrupted write are removed.
+        """Return the id of every record, and remove leftovers of interrupted writes.
 
-        Keepers live on, and write and rename while this looks: what belongs to a living process is left alone.
+        Keepers keep running and may write and rename during the call. Files of living processes are left alone.
         """
         names = os.listdir(self._directory)
         found = {name.removesuffix(RECORD_SUFFIX) for name in names if name.endswith(RECORD_SUFFIX)}
@@ -128,22 +128,22 @@ class Records:
                 os.unlink(os.path.join(self._directory, name))
         return sorted(found)
 
-    # Beside the record, which is the keeper's, the monitor keeps when it was last told to whom the person maps: a
-    # monitor that is started anew must not believe that it was just now.
+    # Beside the keeper's record, the monitor stores the time of the last mapping confirmation. Otherwise a restarted
+    # monitor would take the mapping as just confirmed.
 
     def _mapped_path(self, uep_id: str) -> str:
         return os.path.join(self._directory, uep_id + MAPPED_SUFFIX)
 
     def note_mapped(self, uep_id: str, at: float, incarnation: bytes = b"") -> None:
-        """Remember that the mapping of this process of `uep_id` was confirmed `at`, by the monotonic clock."""
+        """Store the monotonic time `at` at which the mapping of this process of `uep_id` was confirmed."""
         path = self._mapped_path(uep_id)
         with open(f"{path}.tmp", "w") as file:
             file.write(f"{boot_id()} {at} {incarnation.hex()}\n")
         os.replace(f"{path}.tmp", path)
 
     def mapped_at(self, uep_id: str, incarnation: bytes = b"") -> float:
-        """Return when it was, by the monotonic clock; 0 where that is not known, was before the last boot, or of an
-        earlier process."""
+        """Return the monotonic time of the last confirmation. Return 0 if it isn't known, or belongs to an earlier boot
+        or process."""
         try:
             with open(self._mapped_path(uep_id)) as file:
                 boot, at, *named = file.read(256).split()
@@ -154,7 +154,7 @@ class Records:
 
 
 def executable_of(pid: int) -> str:
-    """Return what a process runs, empty where that cannot be seen; the same after an upgrade has replaced the file."""
+    """Return the executable of a process, empty if it isn't visible. An upgrade that replaces it changes nothing."""
     try:
         return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
     except OSError:
@@ -162,7 +162,7 @@ def executable_of(pid: int) -> str:
 
 
 def open_keeper(record: KeeperRecord) -> int | None:
-    """Return a pidfd of the keeper that wrote `record`: of this boot, as old as it says, and running what it ran."""
+    """Return a pidfd of the keeper that wrote `record`, if boot, start time and executable match it."""
     pidfd = open_process(record.keeper_pid, record.keeper_start) if record.boot_id == boot_id() else None
     if pidfd is not None and record.executable not in {"", executable_of(record.keeper_pid)}:
         os.close(pidfd)
@@ -177,9 +177,9 @@ def _is_being_written(name: str) -> bool:
 
 
 def open_process(pid: int, started: int) -> int | None:
-    """Return a pidfd of the process that has `pid` and started at `started`, or None where it is gone.
+    """Return a pidfd of the process with `pid` that started at `started`, or None if it is gone.
 
-    The descriptor is opened first and the start time read after: so it cannot be another process's.
+    The descriptor is opened before the start time is read, so it can't refer to another process.
     """
     if pid <= 1:
         return None
@@ -194,7 +194,7 @@ def open_process(pid: int, started: int) -> int | None:
 
 
 def kill_user_endpoint(record: KeeperRecord) -> None:
-    """SIGKILL the user endpoint of a keeper of this boot that is gone, if it is still there."""
+    """SIGKILL the user endpoint of a dead keeper of this boot, if it still runs."""
     pidfd = open_process(record.uep_pid, record.uep_start)
     if pidfd is None:
         return

@@ -1,10 +1,10 @@
-"""The monitor's network namespace: an empty one, without an interface that is up; its children return to the host's.
+"""The monitor's network namespace, which is empty and has no interface that is up. Its children return to the host's.
 
-The monitor reads nothing from a network, and so cannot be reached over one, or be made to. What it forks may need the
-network (NSS of NIS, PAM modules, hooks, user endpoints), so every child of os.fork enters the host's namespace before
-its first step: the one that the monitor was started in, which a descriptor keeps. Sources: network_namespaces(7),
-unshare(2), setns(2). A UNIX socket with a name in the file system belongs to no network namespace; one with an abstract
-name does (sd_notify.py opens its own before).
+The monitor reads nothing from a network. In an empty namespace it can't be reached over one, or be made to use one. Its
+children may need the network (NSS of NIS, PAM modules, hooks, user endpoints). Every child of os.fork therefore enters
+the host's namespace before its first step. That is the namespace the monitor was started in, kept by a descriptor.
+Sources: network_namespaces(7), unshare(2), setns(2). A UNIX socket with a name in the file system belongs to no network
+namespace. One with an abstract name does, so notify.py opens its own before.
 
 Called by main.py and helper_process.py. Trusts the kernel.
 """
@@ -25,7 +25,7 @@ class _Host:
 
 
 def leave_network() -> str:
-    """Enter a new, empty network namespace; return why that is impossible here, or an empty string."""
+    """Enter a new, empty network namespace. Return the reason if this is impossible here, else an empty string."""
     descriptor = -1
     try:
         descriptor = os.open(_PATH, os.O_RDONLY | os.O_CLOEXEC)
@@ -45,7 +45,7 @@ def left_network() -> bool:
 
 
 def _return() -> None:
-    """In a child: enter the host's network namespace. One that cannot must not go on: its user would lack a network."""
+    """In a child: enter the host's network namespace. If it can't, it must not go on: its user would lack a network."""
     descriptor, _Host.descriptor = _Host.descriptor, -1
     if descriptor < 0:
         return

@@ -1,8 +1,8 @@
-"""Killing children together with all that descends from them, however fast it forks. Called by subreaper.py.
+"""Kills children together with all their descendants, however fast they fork. Called by killing.py.
 
-What is killed one by one makes room for others of it to fork. So everything is stopped first: a stopped process does
-not fork (fork(2) gives up where a signal waits), so that what is found below it is all that there is. Then everything
-is killed. Trusts the kernel only.
+If processes were killed one by one, the others could fork into the freed slots. So all are stopped first. A stopped
+process doesn't fork (fork(2) gives up if a signal is pending), so the descendants found below it are complete. Then
+all are killed. Trusts the kernel only.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _FULL = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def kill_trees(pids: Iterable[int]) -> int:
-    """SIGKILL `pids`, children of this process's that are not reaped, and all their descendants; return how many."""
+    """SIGKILL `pids`, unreaped children of this process, and all their descendants. Return how many were killed."""
     held: list[int] = []
     waiting: list[tuple[int, int]] = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGSTOP)  # at once, before it forks and ends: nobody else reaps it
+            os.kill(pid, signal.SIGSTOP)  # at once, before it forks and ends; only this process reaps it
         waiting.append((pid, os.getpid()))
     try:
         while waiting:
@@ -33,7 +33,7 @@ def kill_trees(pids: Iterable[int]) -> int:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        # These first, then: the others are found again.
+        # No free descriptor: kill those found first. The next call finds the others.
     finally:
         for pidfd in held:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -43,10 +43,10 @@ def kill_trees(pids: Iterable[int]) -> int:
 
 
 def _stopped(pid: int, parent: int) -> int:
-    """Stop `pid`, if it is `parent`'s child, and return a pidfd; -1 where it is gone. Raises OSError(EMFILE).
+    """Stop `pid` if it is `parent`'s child, and return a pidfd; -1 if it is gone. Raises OSError(EMFILE).
 
-    The parent is read after the descriptor was opened: so the descriptor cannot be of a process that has nothing to
-    do with this, and got the number meanwhile.
+    The parent is read after the descriptor was opened. So the descriptor can't belong to an unrelated process that got
+    the pid in between.
     """
     try:
         pidfd = os.pidfd_open(pid)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class Wakeup:
-    """Catches `signals` and makes `fileno()` readable; `take` says which came."""
+    """Catches `signals` and makes `fileno()` readable. `take` returns the signals that came."""
 
     def __init__(self, *signals: signal.Signals) -> None:
         self._caught: set[int] = set()
@@ -26,7 +26,7 @@ class Wakeup:
     def take(self) -> set[int]:
         """Return the signals that came since the last call.
 
-        What is in the pipe only wakes: thousands of SIGCHLD may fill it, and another signal's byte be lost.
+        The pipe's bytes only wake the poll: thousands of SIGCHLD may fill it, and another signal's byte may be lost.
         """
         with contextlib.suppress(BlockingIOError):
             os.read(self._ours, 65536)
@@ -38,9 +38,9 @@ class Wakeup:
 
 
 def wait_readable(descriptors: Sequence[int], seconds: float | None, urgent: Sequence[int] = ()) -> bool:
-    """Wait until one of `descriptors` is readable or at its end; False after `seconds` (None: for ever).
+    """Wait until one of `descriptors` is readable or at its end; False after `seconds` (None: no limit).
 
-    `urgent` are files of the kernel's that say by POLLPRI that their content has changed.
+    `urgent` are kernel files that report by POLLPRI that their content has changed.
     """
     poller = select.poll()
     for descriptor in descriptors:

@@ -1,7 +1,7 @@
 """From fork to exec: the steps by which a child drops root, and nothing else.
 
-Trusts its plan, which the keeper (for a user endpoint) or the monitor (for manager and mapper) made. A step that
-fails ends the child and says which one over a close-on-exec pipe; end-of-file on that pipe means exec worked.
+Trusts its plan, which the keeper (for a user endpoint) or the monitor (for manager and mapper) made. If a step fails,
+the child names the step on a close-on-exec pipe and exits. End-of-file on that pipe means that exec worked.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mep.root.kernel import syscalls
 _REPORT = struct.Struct("!BI")
 _ORPHAN = struct.Struct("!II")
 _MAX_REPORT = 512
-_HIGH = 64  # descriptors are moved above this first, so that none is overwritten while they are put in place
+_HIGH = 64  # descriptors are first moved above this, so that none is overwritten while they are put in place
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom a child becomes. `groups` are the supplementary groups, the primary one included or not."""
+    """The account that a child becomes. `groups` are the supplementary groups; the primary group may be among them."""
 
     name: str
     uid: int
@@ -40,7 +40,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class SpawnPlan:
-    """What a child becomes and runs."""
+    """The account, program and environment of a child."""
 
     account: Account
     switch: bool
@@ -48,23 +48,23 @@ class SpawnPlan:
     argv: Sequence[str]
     environment: dict[str, str]
     descriptors: Sequence[int]
-    """What becomes descriptor 0, 1, 2 and so on; every other one is closed."""
+    """The descriptors that become 0, 1, 2 and so on; all others are closed."""
     directory: str
-    """Where it starts, if it may be entered by then; else `/`."""
+    """Working directory; `/` if the child can't enter it."""
     open_files: tuple[int, int] | None = None
-    """RLIMIT_NOFILE to give back, where the monitor raised its own."""
+    """RLIMIT_NOFILE to restore if the monitor raised its own."""
     setuid_programs: bool = False
     """Whether setuid programs and file capabilities may work in it."""
     prepared: bool = False
-    """Whether limits and umask are PAM's by now, and stay."""
+    """Whether PAM has already set limits and umask, which then stay."""
     keyring: bool = False
     """Whether PAM made a session keyring for it."""
     gate: tuple[int, int] | None = None
-    """A pipe at which it waits until its parent has put it into its control group, and has written so."""
+    """A pipe on which the child waits until its parent has put it into its control group and writes to the pipe."""
     rlimits: Sequence[tuple[int, int]] = ()
-    """Limits of the site's, each as number and value, over whatever else there is."""
+    """The site's limits, each as number and value. They override all others."""
     enter_group: Callable[[], None] | None = None
-    """What it calls as root, to put itself into a control group."""
+    """Called by the child as root to enter a control group."""
     own_network: bool = False
     """Whether it gets an empty network namespace of its own."""
     untraceable: bool = False
@@ -73,7 +73,7 @@ class SpawnPlan:
 
 
 class StageReport:
-    """The parent's end of the report pipe: what the child said, once it has exec'd or ended."""
+    """The parent's end of the report pipe, which carries the child's report once it has exec'd or ended."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -85,7 +85,7 @@ class StageReport:
         return self._descriptor
 
     def finished(self) -> bool:
-        """Take what is there; True at end-of-file. Raises SpawnFailed where the child named a stage."""
+        """Read the pipe; return True at end-of-file. Raises SpawnFailed if the child named a stage."""
         while True:
             try:
                 piece = os.read(self._descriptor, _MAX_REPORT)
@@ -125,9 +125,9 @@ def spawn(plan: SpawnPlan) -> tuple[int, StageReport]:
 
 
 def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
-    """Have a child that follows `plan` forked, and given to `parent`, this process's own parent and a subreaper.
+    """Fork a child that follows `plan`, as the child of `parent`: this process's own parent, a subreaper.
 
-    Return its pid; it reports to `pipe`. It must have a gate, at which it waits until its new parent has it.
+    Return its pid. The child reports to `pipe`. It must have a gate, at which it waits until its new parent has it.
     Raises OSError.
     """
     ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -135,7 +135,7 @@ def spawn_for(parent: int, plan: SpawnPlan, pipe: int) -> int:
         between = os.fork()
         if between == 0:
             _fork_and_end(parent, plan, pipe, theirs)
-        os.waitpid(between, 0)  # by the time that it can be reaped, its child has the new parent
+        os.waitpid(between, 0)  # when it can be reaped, its child already has the new parent
         os.close(theirs)
         pid, number = _ORPHAN.unpack(os.read(ours, _ORPHAN.size))
     finally:
@@ -190,7 +190,7 @@ def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:
 
 
 def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callable[[], None]]]:
-    """The order matters: bounding set and securebits can only be changed before the uid, groups likewise."""
+    """The order matters: bounding set, securebits and groups can only be changed before the uid."""
     account = plan.account
     deny = not plan.setuid_programs
     waiting: list[tuple[Stage, Callable[[], None]]] = []
@@ -223,7 +223,7 @@ def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callabl
 
 
 def reset_signals() -> None:
-    """Give every signal its default action, and block none: ignored ones would stay ignored over exec."""
+    """Reset every signal to its default action, and block none: ignored ones would stay ignored over exec."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if number not in {signal.SIGKILL, signal.SIGSTOP} and signal.getsignal(number) is not None:
@@ -233,7 +233,7 @@ def reset_signals() -> None:
 
 
 def _wait_at(ours: int, theirs: int) -> None:
-    os.close(theirs)  # so that the parent's end is end-of-file here
+    os.close(theirs)  # otherwise the end of the parent would not be end-of-file here
     if os.read(ours, 1) != b"\1":
         raise SpawnFailed(Stage.CGROUP, errno.ESRCH, "the parent did not let it go on")
     os.close(ours)
@@ -247,7 +247,7 @@ def _limit(rlimits: Sequence[tuple[int, int]]) -> None:
 
 
 def prepare(open_files: tuple[int, int] | None) -> None:
-    """Give this process umask and limits for a user endpoint: what PAM starts from, where it is enabled."""
+    """Set this process's umask and limits for a user endpoint. If PAM is enabled, its modules start from these."""
     os.umask(0o077)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, open_files)

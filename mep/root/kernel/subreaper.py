@@ -1,9 +1,9 @@
-"""How a subreaper ends what came back to it: kill first and reap a bounded number, again and again.
+"""How a subreaper ends the orphans that came back to it: kill first and reap a bounded number, in turns.
 
-Whoever runs something can have it fork and exit as fast as the kernel lets it, thousands at once. Reaping all of
-that first would never come to an end, so no turn here waits for there to be nothing more to reap. Only own children are
-signalled: those cannot be another process's pid, since nobody else reaps them; their children then come to this
-process. Called by keepers and by the monitor.
+A user can have processes fork and exit as fast as the kernel allows, thousands at once. Reaping all of them first
+might never end, so no turn waits until nothing is left to reap. Only our own children are signalled. Their pids can't
+be reused, because only this process reaps them. Their children then become children of this process. Called by
+keepers and by the monitor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ended = tuple[int, int]
 
 
 def reap(limit: int = MAX_REAPS) -> tuple[list[Ended], bool]:
-    """Return at most `limit` children that have ended, and whether there are any more children."""
+    """Return at most `limit` children that have ended, and whether there are any other children."""
     found: list[Ended] = []
     while len(found) < limit:
         try:
@@ -38,7 +38,7 @@ def reap(limit: int = MAX_REAPS) -> tuple[list[Ended], bool]:
 
 
 def reap_each(pids: Iterable[int]) -> Iterator[Ended]:
-    """Return those of `pids` that have ended, which so need not wait behind thousands of others."""
+    """Return those of `pids` that have ended, without waiting behind thousands of others."""
     for pid in list(pids):
         with contextlib.suppress(ChildProcessError):
             found, status = os.waitpid(pid, os.WNOHANG)
@@ -49,17 +49,17 @@ def reap_each(pids: Iterable[int]) -> Iterator[Ended]:
 def each_child() -> Iterator[int]:
     """Return the pids of this process's own children, the youngest first, adopted orphans and zombies included.
 
-    One that is born or orphaned meanwhile may be missed.
+    A child that is born or orphaned during the call may be missing.
     """
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             yield from reversed([int(word) for word in file.read().split()])
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN, or no descriptor is left
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN, or no free descriptor
         yield from _each_by_parent()
 
 
 def _each_by_parent() -> Iterator[int]:
-    """Return each at once when it is found: what forks and ends all the time is not there for long."""
+    """Yield each child as soon as it is found, because a process that keeps forking and exiting is gone soon."""
     me = b"%d" % os.getpid()
     for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
@@ -68,17 +68,18 @@ def _each_by_parent() -> Iterator[int]:
 
 
 def children() -> list[int]:
-    """Return what `each_child` does; nothing where there is no descriptor left to look with."""
+    """Return the pids from `each_child`, or none if no descriptor is free to read them."""
     with contextlib.suppress(OSError):
         return list(each_child())
     return []
 
 
 def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[int, int], None] | None = None) -> None:
-    """SIGKILL and reap until nothing is left of what this process is subreaper of, but for the process `spared`.
+    """SIGKILL and reap all descendants of this process, a subreaper, except the process `spared`.
 
-    `reaped` is told of every other child. That none is left is what waitpid says. Where one is spared, the list of
-    children says it, which misses nobody for long: what it missed was there a moment later, or had ended by then.
+    `reaped` is called for every other child. Without a spared process, waitpid tells that no child is left. With one,
+    the list of children tells. That list may miss a child once, but a missed child is listed a moment later or has
+    ended.
     """
     clean, killed, pause = 0, 0, _LOOK_AGAIN_S
     hurry()
@@ -98,15 +99,15 @@ def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[in
 
 
 def hurry() -> None:
-    """Go before everybody's ordinary processes, until `calm`: a storm of them is to be overtaken.
+    """Run before all ordinary processes until `calm`, to overtake a storm of them.
 
-    Where that is not allowed (single-user mode, some containers), it goes without.
+    If that isn't allowed (single-user mode, some containers), priority stays as it is.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 def calm() -> None:
-    """Take a place among the others again."""
+    """Return to ordinary scheduling."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

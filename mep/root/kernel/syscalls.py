@@ -1,4 +1,4 @@
-"""System calls that the standard library does not have: prctl(2), capget(2), capset(2), keyctl(2), unshare(2).
+"""System calls that the standard library lacks: prctl(2), capget(2), capset(2), keyctl(2), unshare(2).
 
 Numbers are those of the kernel's headers (linux/prctl.h, linux/capability.h, linux/securebits.h, linux/keyctl.h).
 Every function raises OSError. Called by monitor, keeper and by their children between fork and exec.
@@ -28,8 +28,8 @@ _NR_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 _CLONE_FILES, _CLONE_NEWNET = 0x400, 0x40000000
 _LAST_CAPABILITY = 63
 
-# NOROOT and NO_CAP_AMBIENT_RAISE on; NO_SETUID_FIXUP and KEEP_CAPS off, so that setuid takes the capabilities
-# away; each with its lock bit.
+# NOROOT and NO_CAP_AMBIENT_RAISE are on; NO_SETUID_FIXUP and KEEP_CAPS are off, so that setuid clears the
+# capabilities. Each lock bit is set.
 SECUREBITS_LOCKED = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x80
 
 
@@ -64,18 +64,18 @@ def set_dumpable(dumpable: bool) -> None:
 
 
 def set_process_name(name: str) -> None:
-    """Set what `ps -o comm` shows: at most 15 bytes."""
+    """Set the name that `ps -o comm` shows: at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _checked(_libc.prctl(_PR_SET_NAME, buffer, 0, 0, 0), "prctl(PR_SET_NAME)")
 
 
 def become_subreaper() -> None:
-    """Have orphaned descendants come back to this process instead of init."""
+    """Reparent orphaned descendants to this process instead of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_no_new_privs() -> None:
-    """Make exec of setuid programs and of file capabilities give nothing, for good."""
+    """Permanently keep exec of setuid programs and file capabilities from giving privileges."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -109,7 +109,7 @@ def bounding_set_is_empty() -> bool:
 
 
 def lock_securebits() -> None:
-    """Make uid 0 give no capabilities from now on, and lock that. Needs CAP_SETPCAP."""
+    """Stop uid 0 from giving capabilities, and lock that. Needs CAP_SETPCAP."""
     _prctl(_PR_SET_SECUREBITS, SECUREBITS_LOCKED)
 
 
@@ -143,7 +143,7 @@ def enter_network(descriptor: int) -> None:
 
 
 def _keyctl(operation: int, second: int = 0) -> int | None:
-    """Return keyctl's result, or None on a kernel or in a container without."""
+    """Return keyctl's result; None if the kernel or container has no keyctl."""
     number = _NR_KEYCTL.get(os.uname().machine)
     if number is None:
         return None
@@ -157,12 +157,12 @@ def _keyctl(operation: int, second: int = 0) -> int | None:
 
 
 def join_new_session_keyring() -> None:
-    """Leave root's session keyring for a new, empty one. Nothing happens on a kernel or in a container without."""
+    """Replace root's session keyring by a new, empty one. Do nothing if the kernel or container has no keyctl."""
     _keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
 
 
 def session_keyring() -> int | None:
-    """Return the number of this process's session keyring; None where there is none."""
+    """Return the serial number of this process's session keyring; None if there is none."""
     try:
         return _keyctl(_KEYCTL_GET_KEYRING_ID, _KEY_SPEC_SESSION_KEYRING)
     except OSError:
@@ -170,16 +170,16 @@ def session_keyring() -> int | None:
 
 
 def close_all_but(keep: Iterable[int]) -> None:
-    """Close every descriptor that is not in `keep`; by way of /proc, since kernels before 5.9 have no close_range."""
+    """Close every descriptor not in `keep`. Uses /proc, because kernels before 5.9 have no close_range."""
     wanted = set(keep)
     for name in os.listdir("/proc/self/fd"):
         if (descriptor := int(name)) not in wanted:
-            with contextlib.suppress(OSError):  # the listing's own
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 os.close(descriptor)
 
 
 def clone_sharing_descriptors() -> int | None:
-    """Fork a child that shares this process's descriptor table: 0 in the child; None where we do not know how."""
+    """Fork a child that shares this process's descriptor table: 0 in the child; None on an unknown architecture."""
     number = _NR_CLONE.get(os.uname().machine)
     if number is None:
         return None
@@ -192,10 +192,10 @@ _THREAD_LIBRARY_SIGNALS = (32, 33)
 
 
 def default_thread_library_signals() -> None:
-    """Give the two signals that libc keeps for itself their default action.
+    """Reset the two signals that libc keeps for itself to their default action.
 
-    libc's own sigaction refuses to touch them, yet its posix_spawn leaves them ignored in a child (make starts its
-    commands so), and what is ignored stays ignored over exec. rt_sigaction(2): a zeroed structure is SIG_DFL.
+    libc's own sigaction refuses to touch them, but its posix_spawn leaves them ignored in a child (make starts its
+    commands this way). Ignored signals stay ignored over exec. rt_sigaction(2): a zeroed structure is SIG_DFL.
     """
     number = _NR_RT_SIGACTION.get(os.uname().machine)
     if number is None:

@@ -1,7 +1,7 @@
-"""Adoption: a new monitor takes over the keepers that a former one left, and reads how others ended.
+"""Adoption: a new monitor takes over the keepers of its predecessor, and reads how the others ended.
 
-Trusts the records (root's own directory) for what happened, and the kernel for what still runs: a pid counts only
-with its start time and this boot's id, and is held by a pidfd before it is believed. Called once, at the start.
+Trusts the records (root's own directory) for past events and the kernel for running processes. A pid counts only
+together with its start time and this boot's id, and a pidfd is opened before it is believed. Called once, at startup.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def adopt_keepers(monitor: Monitor) -> None:
-    """Adopt every living keeper; report the end of every other recorded user endpoint."""
+    """Adopt every living keeper, and report the end of every other recorded user endpoint."""
     for uep_id in monitor.records.ids():
         record = monitor.records.read(uep_id)
         if record is None or record.uep_id != uep_id:
@@ -50,7 +50,7 @@ def _adopt(monitor: Monitor, record: KeeperRecord, pidfd: int) -> None:
 
 
 def _person(record: KeeperRecord) -> bytes:
-    """Return the digest of whose user endpoint it is, empty where that is not known."""
+    """Return the digest of the user endpoint's owner; empty if it isn't known."""
     try:
         return bytes.fromhex(record.person)
     except ValueError:
@@ -58,7 +58,7 @@ def _person(record: KeeperRecord) -> bytes:
 
 
 def _bury(monitor: Monitor, record: KeeperRecord) -> None:
-    """Report the end of a user endpoint whose keeper is gone; what may be left of it is killed."""
+    """Report the end of a user endpoint without a keeper, and kill any processes it left."""
     endpoint = UserEndpoint(
         record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
         incarnation=_incarnation(record), uid=record.uid, pid=record.uep_pid, ready=True,
@@ -68,7 +68,7 @@ def _bury(monitor: Monitor, record: KeeperRecord) -> None:
 
 
 def _incarnation(record: KeeperRecord) -> bytes:
-    """Return what names the process of a record, none where that cannot be read."""
+    """Return the incarnation of the recorded process; empty if it can't be read."""
     with contextlib.suppress(ValueError):
         found = bytes.fromhex(record.incarnation)
         return found if len(found) == INCARNATION_BYTES else b""

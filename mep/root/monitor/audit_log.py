@@ -1,7 +1,7 @@
-"""The audit log: one JSON object a line, appended, for every start, refusal and end of a user endpoint.
+"""The audit log: one JSON object per line, appended for every start, refusal and end of a user endpoint.
 
-What comes from outside (identities, reasons) is data inside JSON strings, with every control character and every
-character that is not ASCII escaped: it cannot forge a line. Called by the monitor alone.
+Values from outside (identities, reasons) are stored in JSON strings. Control characters and non-ASCII characters are
+escaped, so a value can't forge a line. Called by the monitor alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from mep.boundary.log import Log
 
 
 def open_appending(path: str) -> int:
-    """Return a descriptor that appends to the file of records at `path`, made if it is not there.
+    """Return a descriptor that appends to the record file at `path`, which is created if missing.
 
-    Raises OSError, also where the file or a directory above it is not trusted.
-    Where a crash has left half a record at its end, the next one begins on a line of its own.
+    Raises OSError, also if the file or a directory above it isn't trusted.
+    If a crash left half a record at the end of the file, the next record starts on a new line.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = ours().open(path, flags)
     try:
         if not _ends_a_line(descriptor):
-            with contextlib.suppress(OSError):  # a full disk is told of when there is something to write
+            with contextlib.suppress(OSError):  # a full disk is reported when the next record is written
                 os.write(descriptor, b"\n")
     except OSError:
         os.close(descriptor)
@@ -52,7 +52,7 @@ class Audit:
         self.reopen()
 
     def reopen(self, path: str | None = None) -> None:
-        """Open the file again by its name, as logrotate wants it, or another one. Raises OSError."""
+        """Reopen the file by name, after logrotate has moved it, or open another one. Raises OSError."""
         if path is not None:
             self._path = path
         if not self._path:
@@ -63,7 +63,7 @@ class Audit:
         self._descriptor = descriptor
 
     def write(self, event: str, **fields: object) -> bool:
-        """Append a record of `event`; False where that cannot be done, which is logged as an error."""
+        """Append a record of `event`. If that fails, log an error and return False."""
         if self._descriptor < 0:
             return False
         now = time.time()
@@ -76,7 +76,7 @@ class Audit:
         except OSError as error:
             self._log.error("the audit log cannot be written", path=self._path, error=error.strerror)
             return False
-        # On a disk that is full the beginning of a record may be there: the next begins on a line of its own.
+        # If the disk is full, part of a record may have been written: start the next one on a new line.
         self._torn = written < len(line)
         if self._torn:
             self._log.error("the audit log cannot be written", path=self._path, error="the disk is full")

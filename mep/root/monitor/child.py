@@ -1,7 +1,7 @@
-"""One child of the monitor as the monitor sees it: its channel, its phase, what it has said and how fast.
+"""One child as the monitor sees it: its channel, its phase, and the messages it has sent and how fast.
 
-Trusts nothing about the child. Sending never blocks: what the child does not read waits in a bounded queue, and
-a child that lets it fill up, or talks too fast, gets a `fault`, for which the monitor ends it.
+Trusts nothing about the child. Sending never blocks: messages that the child hasn't read wait in a bounded queue. A
+child that lets the queue fill up, or sends too fast, gets a `fault`, for which the monitor kills it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mep.root.monitor.event_loop import READ, WRITE, Loop
 
 MAX_QUEUED = 2048
 MAX_RATE, MAX_BURST = 100.0, 4000.0
-"""Messages a second that a child may send for long, and at once. Each may be a line in the audit log: one that
-talks faster would fill the disk."""
+"""Messages per second that a child may send, sustained and in a burst. Each may cause a line in the audit log, so a
+faster child could fill the disk."""
 
 
 class Kind(enum.StrEnum):
-    """What a child is."""
+    """The kind of a child."""
 
     MANAGER = "manager"
     MAPPER = "mapper"
@@ -32,7 +32,7 @@ class Kind(enum.StrEnum):
 
 
 class Phase(enum.Flag):
-    """Where a child is in its life; a message is allowed in some phases only."""
+    """A phase of a child's life. Each message is allowed in some phases only."""
 
     BEGINNING = enum.auto()
     """Manager or mapper: exec'd, not ready."""
@@ -47,18 +47,18 @@ class Phase(enum.Flag):
     RUNNING = enum.auto()
     """Keeper: its user endpoint ready."""
     ENDING = enum.auto()
-    """Said its last: nothing more is allowed."""
+    """Has sent its last message; no further one is allowed."""
 
 
 class Bucket:
-    """A token bucket: `rate` a second, `burst` at once."""
+    """A token bucket: `rate` tokens per second, at most `burst` at once."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._tokens, self._at = burst, clock()
 
     def take(self) -> bool:
-        """Use one up; False where there is none."""
+        """Take one token; return False if there is none."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
@@ -85,7 +85,7 @@ class Child:
         self._deaf = False
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send, or queue, a message; `descriptors` become the child's to close."""
+        """Send or queue a message. `descriptors` are the child's to close."""
         if not self.open or self.fault or self._deaf:
             close_descriptors(descriptors)
         elif len(self._queue) >= MAX_QUEUED:
@@ -96,7 +96,7 @@ class Child:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is queued as far as the child reads."""
+        """Send queued messages as far as the child reads them."""
         while self._queue and self.open:
             message, descriptors = self._queue[0]
             try:
@@ -104,7 +104,7 @@ class Child:
             except BlockingIOError:
                 break
             except OSError:
-                # It has ended or closed its end. What it said before is still to be read.
+                # The child has ended or closed its end. Earlier messages from it are still to be read.
                 self._deaf = True
                 self._drop_queue()
                 break
@@ -120,7 +120,7 @@ class Child:
         self._queue.clear()
 
     def close(self) -> None:
-        """Close the channel and drop what was queued."""
+        """Close the channel and drop the queue."""
         if not self.open:
             return
         self.open = False
@@ -129,5 +129,5 @@ class Child:
         self._drop_queue()
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the child. Only while it is not reaped: its pid is its own until then."""
+        """Send a signal to the child. Only allowed before it is reaped, because its pid may be reused afterwards."""
         os.kill(self.pid, number)

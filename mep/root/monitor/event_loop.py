@@ -1,4 +1,4 @@
-"""The monitor's poll loop: descriptors and timers, one thread, nothing that waits except the poll itself."""
+"""The monitor's poll loop: descriptors and timers, one thread. Nothing blocks except the poll itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW = 64
 
 
 class Timer:
-    """A call in the future that can be cancelled."""
+    """A future call that can be cancelled."""
 
     __slots__ = ("callback",)
 
@@ -21,12 +21,12 @@ class Timer:
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        """Do not call."""
+        """Cancel the call."""
         self.callback = None
 
 
 class Loop:
-    """Watched descriptors and timers. Callbacks run one after the other, in `turn`."""
+    """Watched descriptors and timers. Callbacks run one at a time, in `turn`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._epoll = select.epoll()
@@ -59,13 +59,13 @@ class Loop:
         return timer
 
     def _tidy(self) -> None:
-        """Forget cancelled timers: most are, long before their time."""
+        """Forget cancelled timers: most are cancelled long before they are due."""
         self._timers = [entry for entry in self._timers if entry[2].callback is not None]
         heapq.heapify(self._timers)
         self._tidy_at = max(_FEW, 2 * len(self._timers))
 
     def turn(self) -> None:
-        """Wait for something to happen and call what it calls for."""
+        """Wait for an event and run its callbacks."""
         for descriptor, _ in self._epoll.poll(self._wait_s()):
             if (callback := self._callbacks.get(descriptor)) is not None:
                 callback()

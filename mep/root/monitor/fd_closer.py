@@ -1,8 +1,9 @@
-"""Closing descriptors that somebody else made, without waiting for it.
+"""Closes descriptors that other processes created, without waiting.
 
-close(2) can wait: for a socket's SO_LINGER, a terminal's drain, a FUSE or NFS server; so manager and mapper, who
-may send descriptors, could stop the monitor. A short-lived child that shares the monitor's descriptor table takes
-them out of it and waits in the monitor's place. Called by the monitor's modules for whatever is not a sealed memfd.
+close(2) can block: on a socket's SO_LINGER, a terminal's drain, a FUSE or NFS server. Manager and mapper may send
+descriptors, so they could stop the monitor this way. A short-lived child that shares the monitor's descriptor table
+closes the descriptors and blocks in the monitor's place. The monitor's modules call this for every received descriptor
+that isn't a sealed memfd.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from mep.root.kernel import syscalls
 
 
 class Closer:
-    """Closes elsewhere. `pids` are the children that do so at the moment."""
+    """Closes descriptors in child processes. `pids` are the children that are closing one now."""
 
     def __init__(self) -> None:
         self.pids: set[int] = set()
 
     def close(self, descriptors: Iterable[int]) -> None:
-        """Close `descriptors`; does not wait."""
+        """Close `descriptors` without waiting."""
         doomed = list(descriptors)
         pid: int | None = None
         with contextlib.suppress(OSError):
@@ -39,5 +40,5 @@ class Closer:
             os._exit(0)
 
     def reaped(self, pid: int) -> None:
-        """Take note that a child has ended, if it is one of these."""
+        """Record that a child has ended, if it is one of these."""
         self.pids.discard(pid)

@@ -1,6 +1,6 @@
-"""How many descriptors the monitor may come to need: checked before anything is started, and at each reload.
+"""How many descriptors the monitor may need: checked at startup, before any process is started, and at each reload.
 
-One that has none left could fork nobody, and hear nobody. Called by main.py and reload.py.
+A monitor without free descriptors couldn't fork or receive messages. Called by main.py and reload.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mep.boundary.resolved_config import Resolved
 
 _FOR_ITSELF = 128
 _EACH = 2
-"""A user endpoint's channel, and what is open for a moment at its start or end."""
+"""A user endpoint's channel, and the descriptors that its start or end opens for a moment."""
 
 
 def needed(resolved: Resolved) -> int:
@@ -22,14 +22,14 @@ def needed(resolved: Resolved) -> int:
 
 
 def raise_limit() -> tuple[int, int]:
-    """Give this process as many as it may have; return the limits that it had, for what it forks."""
+    """Raise this process's limit as far as allowed. Return the old limits, for the processes it forks."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
     return before
 
 
 def check(resolved: Resolved) -> None:
-    """Raise ConfigRefused where people may have more user endpoints than there are descriptors for."""
+    """Raise ConfigRefused if the configuration allows more user endpoints than there are descriptors for."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < needed(resolved):
         most = resolved.caps.max_user_endpoints

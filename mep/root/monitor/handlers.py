@@ -1,7 +1,7 @@
-"""The monitor's answers: one short function for each row of the table in permissions.py, named after its message.
+"""The monitor's handlers: one short function for each row of the table in dispatch.py, named after its message.
 
-The table has checked who speaks and when; the channel has checked sizes and types. What is left to check here is
-what the values mean. Called by permissions.py alone.
+The table has checked the sender and the phase. The channel has checked sizes and types. Handlers check the meaning
+of the values. Called by dispatch.py alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EPOCH_BYTES = 16
 
 
 def answer_manager_ready(monitor: Monitor, child: Child, message: m.ManagerReady, _: list[int]) -> None:
-    """The manager runs: tell it the epoch and what runs here."""
+    """The manager is ready: send it the epoch and the running user endpoints."""
     monitor.log.info("the manager is ready", pid=child.pid, version=message.version)
     monitor.introduce()
 
@@ -37,13 +37,13 @@ def answer_start_endpoint(monitor: Monitor, child: Child, message: m.StartEndpoi
 
 
 def answer_link_status(monitor: Monitor, child: Child, message: m.LinkStatus, _: list[int]) -> None:
-    """The manager says how its link to the relay is: for `mep status`."""
+    """The manager reports the state of its link to the relay, for `mep status`."""
     monitor.status.link_state, monitor.status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
     monitor.status.changed()
 
 
 def answer_stop_all(monitor: Monitor, child: Child, message: m.StopAll, _: list[int]) -> None:
-    """The relay has deleted this endpoint: end its user endpoints. Later starts will not be signed by it."""
+    """The relay has deleted this endpoint: end its user endpoints. The relay won't sign further starts."""
     monitor.log.warning("the endpoint was deleted: stopping its user endpoints", reason=clip(message.reason, 1024))
     monitor.keepers.stop_all("The endpoint was deleted.")
 
@@ -52,7 +52,7 @@ def answer_stop_all(monitor: Monitor, child: Child, message: m.StopAll, _: list[
 
 
 def answer_mapper_ready(monitor: Monitor, child: Child, message: m.MapperReady, _: list[int]) -> None:
-    """The mapper runs, with a new epoch for the relay to sign with."""
+    """The mapper is ready, with a new epoch for the relay to sign with."""
     if len(message.epoch) != EPOCH_BYTES:
         raise BoundaryViolation(f"MapperReady: an epoch of {len(message.epoch)} bytes")
     monitor.log.info("the mapper is ready", pid=child.pid)
@@ -61,19 +61,19 @@ def answer_mapper_ready(monitor: Monitor, child: Child, message: m.MapperReady, 
 
 
 def answer_mapping_status(monitor: Monitor, child: Child, message: m.MappingStatus, _: list[int]) -> None:
-    """The mapper says which mapping is in force: for `mep status`."""
+    """The mapper reports which mapping is in force, for `mep status`."""
     monitor.status.mapping_is(clip(message.loaded, 1024), clip(message.problem, 4096))
     if not message.problem:
         monitor.rechecks.all_now()
 
 
 def answer_reload_needed(monitor: Monitor, child: Child, message: m.ReloadNeeded, _: list[int]) -> None:
-    """The mapping needs more or less than the mapper was started with: have root's resolver look."""
+    """The mapping needs more or less than the mapper was started with: run root's resolver."""
     monitor.reload.start_for_mapper()
 
 
 def answer_mapped(monitor: Monitor, child: Child, message: m.Mapped, descriptors: list[int]) -> None:
-    """The mapper has verified a request and says which user it means. The id becomes a file name: check it."""
+    """The mapper has verified a request and names its user. The id becomes a file name, so check it."""
     if not _UEP_ID.fullmatch(message.uep_id) or not _LOCAL_USER.fullmatch(message.local_user):
         child.channel.dispose(descriptors)
         raise BoundaryViolation("Mapped: uep_id or local_user is malformed")
@@ -94,12 +94,12 @@ def answer_not_mapped(monitor: Monitor, child: Child, message: m.NotMapped, _: l
 
 
 def answer_still_mapped(monitor: Monitor, child: Child, message: m.StillMapped, _: list[int]) -> None:
-    """The mapper says to whom the person of a user endpoint maps now."""
+    """The mapper reports the account that the owner of a user endpoint maps to now."""
     monitor.starts.rechecked(message)
 
 
 def answer_no_longer_mapped(monitor: Monitor, child: Child, message: m.NoLongerMapped, _: list[int]) -> None:
-    """The mapper says that the person of a user endpoint maps to nobody now, or that it cannot say."""
+    """The mapper reports that the owner of a user endpoint no longer maps to an account, or that it can't say."""
     if message.code not in set(Refusal):
         raise BoundaryViolation("NoLongerMapped: unknown code")
     monitor.starts.rechecked(message)
@@ -114,12 +114,12 @@ def answer_still_admitted(monitor: Monitor, child: Child, message: m.StillAdmitt
 
 
 def answer_no_longer_admitted(monitor: Monitor, child: Child, message: m.NoLongerAdmitted, _: list[int]) -> None:
-    """The account of a user endpoint may not be used any more."""
+    """The account of a user endpoint may no longer be used."""
     monitor.rechecks.account_checked(child, message.detail or "refused")
 
 
 def answer_not_checked(monitor: Monitor, child: Child, message: m.NotChecked, _: list[int]) -> None:
-    """Nothing can be said about the account just now: what runs, runs on."""
+    """The account can't be checked now. Its user endpoints keep running."""
     monitor.rechecks.not_checked(child, message.detail)
 
 
@@ -127,7 +127,7 @@ def answer_not_checked(monitor: Monitor, child: Child, message: m.NotChecked, _:
 
 
 def answer_ask_caps(monitor: Monitor, child: Child, message: m.AskCaps, _: list[int]) -> None:
-    """A keeper has found and admitted the account: may this uid have one more?"""
+    """A keeper has found and admitted the account, and asks whether this uid may have one more user endpoint."""
     monitor.keepers.grant_or_deny(child, message)
 
 
@@ -137,7 +137,7 @@ def answer_spawned(monitor: Monitor, child: Child, message: m.Spawned, _: list[i
 
 
 def answer_uep_ready(monitor: Monitor, child: Child, message: m.UepReady, _: list[int]) -> None:
-    """A user endpoint is configured and its engine runs: the start is answered."""
+    """A user endpoint is configured and its engine runs: answer the start."""
     monitor.keepers.ready(child)
 
 

@@ -1,7 +1,7 @@
-"""The control group of manager or mapper: limits of memory and processes that hold for all of it together.
+"""The control group of manager or mapper: limits on memory and processes for the whole helper.
 
-The child enters it itself, as root, before it drops: the monitor never waits for systemd. Where no group with limits
-can be had, the child goes on without, which is logged. Called by helper_process.py.
+The child enters the group itself, as root, before it drops privileges, so the monitor never waits for systemd. If no
+group with limits is available, the child runs without one, which is logged. Called by children.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mep.boundary.resolved_config import Limits
 from mep.root.keeper.cgroup import CgroupFailed, place_helper, remove_helper_group
 
 _LIMIT_S = 5.0
-"""How long systemd may take."""
+"""Time limit for systemd."""
 
 
 def why_no_groups(limits: Limits) -> str:
-    """Return why this host or mode has no control group for helpers, or an empty string."""
+    """Return why helpers have no control group on this host or in this mode; empty if they have."""
     return problem([limits])
 
 
@@ -33,5 +33,5 @@ def enter_group(endpoint: str, kind: str, limits: Limits) -> None:
 
 
 def leave_group(endpoint: str, kind: str) -> None:
-    """Remove the group of a process that has ended, where it was made by hand."""
+    """Remove the group of a process that has ended, if we created it directly."""
     remove_helper_group(endpoint, kind)

@@ -1,7 +1,7 @@
-"""What manager and mapper may use: limits of the process (setrlimit(2)) and of its control group.
+"""Limits of manager and mapper, on the process (setrlimit(2)) and on its control group.
 
-A helper that was taken over, or has a fault, must not use up the host. The numbers are far above what the helpers need:
-the manager has some 5 threads, the mapper at most 40. Called by helper_process.py.
+A compromised or faulty helper must not use up the host. The limits are far above the helpers' needs: the manager has
+about 5 threads, the mapper at most 40. Called by children.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _NO_LIMIT = 0
 
 @dataclass(frozen=True, slots=True)
 class HelperLimits:
-    """The limits of one helper; 0 is none."""
+    """The limits of one helper; 0 means no limit."""
 
     processes: int
     """RLIMIT_NPROC: processes and threads of its account. Endpoints that share one share this too."""
     open_files: int
     file_size: int
-    """RLIMIT_FSIZE, in bytes. It counts for memfds too, so it is as large as the largest document."""
+    """RLIMIT_FSIZE, in bytes. It applies to memfds too, so it must admit the largest document."""
     address_space: int
     memory_max: int
     """Of its control group, in bytes."""
@@ -33,7 +33,7 @@ class HelperLimits:
     """Of its control group: processes and threads."""
 
     def rlimits(self) -> list[tuple[int, int]]:
-        """Return the limits of the process as setrlimit(2) takes them."""
+        """Return the process limits as setrlimit(2) takes them."""
         found = [
             (resource.RLIMIT_NPROC, self.processes),
             (resource.RLIMIT_NOFILE, self.open_files),
@@ -48,10 +48,10 @@ class HelperLimits:
 
 
 def helper_limits(kind: Kind, resolved: Resolved) -> HelperLimits:
-    """Return the limits of the manager or the mapper of an endpoint.
+    """Return the limits of an endpoint's manager or mapper.
 
-    A mapper that runs programs of the site's has no limits of the process but of open files: its programs inherit them.
-    In single-user mode RLIMIT_NPROC would count whatever else the owner runs, so there is none.
+    If the mapper runs the site's programs, its only process limit is on open files, because those programs inherit the
+    limits. In single-user mode RLIMIT_NPROC would count all of the owner's processes, so it isn't set.
     """
     processes = 256 if resolved.multi_user else _NO_LIMIT
     if kind is Kind.MANAGER:

@@ -1,10 +1,10 @@
-"""What manager or mapper write to their standard output and error: copied to the monitor's log, line by line.
+"""Copies standard output and error of manager or mapper to the monitor's log, line by line.
 
-They get a pipe, not the log: who shares an open file can cut it short and write over it. A line that begins as their
-own log's lines do goes on as it is, every other as a field of a line of the monitor's, so that one that was taken over
-cannot speak for another process; control characters are escaped, lines cut, too many of them in a second dropped and
-counted, and too many bytes of them in a day (log_budget.py) left out and counted.
-Called by helper_process.py. Trusts nothing that it reads.
+A process that holds the log open could truncate it or overwrite it, so helpers write to a pipe. The monitor copies
+well-formed lines of the helper's own log and quotes all others in a line of its own. A compromised helper therefore
+can't forge another process's entries. Control characters are escaped and lines are cut. Lines beyond a rate per second
+are dropped and counted, and so are bytes beyond a daily budget (log_budget.py).
+Called by children.py. Trusts nothing that it reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 
 
 class Voice:
-    """The pipe of one process; `theirs` is for it, and to be closed here once it has been forked."""
+    """The log pipe of one process. `theirs` is its end; close it here once the process has been forked."""
 
     def __init__(self, who: str, loop: Loop, log: Log, budget: DayBudget) -> None:
         self._who, self._loop, self._log, self._budget = who, loop, log, budget
@@ -37,7 +37,7 @@ class Voice:
         loop.watch(self._ours, self.take)
 
     def take(self) -> None:
-        """Copy what is there, so much at a time; close at end-of-file."""
+        """Copy a bounded part of the pipe's content; close the pipe at end-of-file."""
         if self._ours < 0:
             return
         try:
@@ -63,7 +63,7 @@ class Voice:
             return
         if self._dropped:
             self._log.warning(
-                "lines of its log were dropped: too many a second", process=self._who, lines=self._dropped
+                "dropped log lines of a helper: too many per second", process=self._who, lines=self._dropped
             )
             self._dropped = 0
         if self._own.match(text):
@@ -72,7 +72,7 @@ class Voice:
             self._log.warning("a process wrote to its standard error", process=self._who, line=text)
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop reading."""
         if self._ours >= 0:
             self._loop.unwatch(self._ours)
             os.close(self._ours)

@@ -1,4 +1,4 @@
-"""Manager and mapper: launched by drop and exec, ended when they misbehave, launched again with back-off.
+"""Manager and mapper: started by drop and exec, ended when they misbehave, and restarted with back-off.
 
 Trusts the resolved configuration. Called by the monitor.
 """
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
-"""A child that ran this long starts again without delay: its back-off is forgotten."""
+"""A child that ran this long is restarted without delay: its back-off is reset."""
 SHUTDOWN_GRACE_S = 5.0
 
 
 class Helper:
-    """The one manager or the one mapper, whichever process that is at the time."""
+    """The one manager or the one mapper, across restarts of its process."""
 
     def __init__(self, kind: Kind, monitor: Monitor) -> None:
         self.kind = kind
@@ -52,11 +52,11 @@ class Helper:
 
     @property
     def serving(self) -> bool:
-        """Whether it has said that it is ready."""
+        """Whether it has reported that it is ready."""
         return self.child is not None and self.child.phase is Phase.SERVING and not self.child.fault
 
     def launch(self) -> None:
-        """Start it; where that fails, try again later."""
+        """Start it. If that fails, try again later."""
         self._relaunch = None
         self._launched_at = self._monitor.loop.clock()
         try:
@@ -129,7 +129,7 @@ class Helper:
         )
 
     def _enter_group(self, limits: Limits) -> Callable[[], None] | None:
-        """Return how it enters its control group; None where there can be none, which is said once."""
+        """Return the call that enters its control group; None if it can't have one, which is logged once."""
         endpoint = self._monitor.resolved.name
         if reason := why_no_groups(limits):
             if not self._said_no_group:
@@ -152,7 +152,7 @@ class Helper:
         self._stages = None
 
     def ended(self, how: str) -> None:
-        """Take note that its process is gone, and launch it again unless the monitor is stopping."""
+        """Record that its process is gone, and start it again unless the monitor is stopping."""
         self._take_stages()
         self.child = None
         leave_group(self._monitor.resolved.name, str(self.kind))
@@ -171,7 +171,7 @@ class Helper:
         self._relaunch = self._monitor.loop.after(delay, self.launch)
 
     def shut_down(self, reason: str) -> None:
-        """Ask it to end, and end it where it does not. A launch that is due is called off by `stopping`."""
+        """Ask it to end, and kill it if it doesn't. `stopping` cancels a pending start."""
         child = self.child
         if self._relaunch is not None and self._monitor.stopping:
             self._relaunch.cancel()
@@ -186,7 +186,7 @@ class Helper:
 
 
 def open_secret(path: str, account: Account) -> int:
-    """Return a descriptor of the key file at `path`, which must be readable by root and `account` alone.
+    """Return a descriptor of the key file at `path`, which only root and `account` may be able to read.
 
     Raises UntrustedPath and OSError.
     """

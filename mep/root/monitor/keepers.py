@@ -1,7 +1,7 @@
-"""What the monitor does with keepers: fork one for a start, grant caps, hear how it went, stop it, bury it.
+"""The monitor's side of keepers: fork one for a start, grant caps, receive its messages, stop it, clean up after it.
 
-Keepers are root's own processes, yet their messages are checked like everybody's. Called by handlers.py,
-start_requests.py and monitor.py; adoption of keepers that a former monitor forked is in adoption.py.
+Keepers are root's own processes, yet their messages are checked like all others. Called by answers.py, starts.py
+and monitor.py. adopt.py adopts keepers that a former monitor forked.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ if TYPE_CHECKING:
     from mep.root.monitor.monitor import Monitor
 
 LATE_S = 5.0
-"""How much longer than its own deadline a keeper may take before the monitor ends it."""
+"""Extra time after its own deadline before the monitor kills a keeper."""
 
 KILL_AFTER_S = 10.0
-"""How much longer than grace and undoing a keeper that was told to stop may take before the monitor ends it."""
+"""Extra time after grace and cleanup before the monitor kills a keeper that was told to stop."""
 
 _START_RECORDS_BYTES = 4096
-"""What a start that a keeper begins adds to log and audit log, its end included, besides the identities."""
+"""Bytes that a start with a keeper adds to log and audit log, including its end, besides the identities."""
 BURY_S = 1.0
-"""After how long a group whose processes were killed is removed."""
+"""Delay before a group is removed after its processes were killed."""
 
 
 class Keepers:
-    """The monitor's hand over its keepers."""
+    """Starts, stops and cleans up after keepers."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._endpoints = monitor.endpoints
         self.closing: set[int] = set()
-        """PAM processes whose keeper was killed: they close their session, and then end by themselves."""
+        """PAM processes without a keeper, which was killed. They close their session and then exit by themselves."""
         self.burying = 0
-        """Groups of user endpoints whose keeper was killed, which are to be removed."""
+        """How many groups are still to be removed because their keeper was killed."""
 
     def places_left(self) -> int:
-        """Return how many more starts may be under way; one beyond max_user_endpoints is answered in `fork`."""
+        """Return how many more starts may be in progress. `fork` refuses a start beyond max_user_endpoints."""
         return self._monitor.resolved.caps.max_starting - self._endpoints.starting()
 
     def _full(self, start: Start) -> str:
-        """Return what its person is told where there is no room for one more, else an empty string.
+        """Return the public text of a refusal if there is no room for one more, else an empty string.
 
-        By name, before anybody is asked whose answer may take long; by uid the keeper asks once more.
+        Counts by account name, before the slow look-ups. The keeper asks again with the uid.
         """
         caps = self._monitor.resolved.caps
         if len(self._endpoints) >= caps.max_user_endpoints:
@@ -70,7 +70,7 @@ class Keepers:
         return ""
 
     def fork(self, start: Start, descriptor: int) -> None:
-        """Fork the keeper of a mapped start; `descriptor` is its document."""
+        """Fork the keeper of a mapped start. `descriptor` is its document."""
         try:
             if text := self._full(start):
                 self._monitor.starts.kept(start.uep_id, m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, stage="CAPS")
@@ -91,7 +91,7 @@ class Keepers:
             os.close(descriptor)
 
     def _recorded(self, start: Start) -> bool:
-        """Record what is about to be tried: later a user endpoint would run of which there may be no record."""
+        """Record the attempt first. Otherwise a user endpoint could run without a record in the audit log."""
         return self._monitor.audit.write(
             "request", uep_id=start.uep_id, local_user=start.local_user, identities=start.identities,
             correlation_id=start.correlation_id,
@@ -151,7 +151,7 @@ class Keepers:
         )
 
     def rules(self) -> AccountRules:
-        """Return what decides, by the configuration in force, whether an account may be used."""
+        """Return the account rules of the configuration in force."""
         resolved = self._monitor.resolved
         return AccountRules(
             policy=resolved.policy,
@@ -161,7 +161,7 @@ class Keepers:
         )
 
     def _late(self, child: Child) -> None:
-        """A keeper hangs, in NSS: end it. Its child has the keeper's death as its own."""
+        """Kill a keeper that hangs in NSS. Its child dies with it."""
         endpoint = self._endpoints.get(child.uep_id)
         if endpoint is not None and endpoint.keeper is child and not endpoint.ready and not endpoint.told:
             record = self._monitor.records.read(child.uep_id)
@@ -173,14 +173,14 @@ class Keepers:
             child.signal(signal.SIGKILL)
 
     def _answer(self, endpoint: UserEndpoint, code: str, public: str, **audit: object) -> None:
-        asked_for_place = endpoint.uid >= 0 or audit.get("stage") == Stage.CAPS.name  # which comes after policy
+        asked_for_place = endpoint.uid >= 0 or audit.get("stage") == Stage.CAPS.name  # caps come after policy
         admitted = "admitted" if asked_for_place else "not asked"
         policy = "refused" if code in {Refusal.ACCOUNT_REFUSED, Refusal.ACCOUNT_SHARED} else admitted
         self._monitor.starts.kept(
             endpoint.uep_id, outcome_of(code), code, public, policy=policy, **_who(endpoint), **audit
         )
 
-    # --- what keepers say -------------------------------------------------------------------------------
+    # --- messages from keepers ------------------------------------------------------------------------------
 
     def grant_or_deny(self, child: Child, message: m.AskCaps) -> None:
         """Answer AskCaps."""
@@ -197,9 +197,9 @@ class Keepers:
         child.send(m.CapsGranted())
 
     def _shared_with(self, endpoint: UserEndpoint, uid: int) -> UserEndpoint | None:
-        """Return a user endpoint of another person that keeps `endpoint` from running as `uid`, if there is one.
+        """Return another person's user endpoint that keeps `endpoint` from running as `uid`, if there is one.
 
-        Accounts are told apart by uid: one uid may have several names.
+        Accounts are compared by uid, because one uid may have several names.
         """
         mode = self._monitor.resolved.shared_accounts
         if mode == "allow":
@@ -208,7 +208,7 @@ class Keepers:
         return next((one for one in others if mode == "refuse" or not (endpoint.literal and one.literal)), None)
 
     def spawned(self, child: Child, pid: int) -> None:
-        """Remember the pid of a user endpoint that was exec'd."""
+        """Record the pid of a user endpoint that was exec'd."""
         endpoint = self._endpoints[child.uep_id]
         endpoint.pid = pid
         self._monitor.tell_account(endpoint)
@@ -232,7 +232,7 @@ class Keepers:
         self._answer(endpoint, message.code, message.public, stage=stage, errno=message.errno, detail=message.detail)
 
     def exited(self, child: Child, message: m.UepExited) -> None:
-        """Report the end of a user endpoint that had been ready."""
+        """Report the end of a user endpoint that was ready before."""
         self._report_end(self._endpoints[child.uep_id], message.code, message.public, message.detail)
 
     def _report_end(self, endpoint: UserEndpoint, code: str, public: str, detail: str) -> None:
@@ -254,7 +254,7 @@ class Keepers:
     # --- ends -------------------------------------------------------------------------------------------
 
     def gone(self, endpoint: UserEndpoint) -> None:
-        """The keeper's process is gone: say what it could not say, and forget it."""
+        """The keeper's process is gone: send the reports that it couldn't send, and forget it."""
         record = self._monitor.records.read(endpoint.uep_id)
         if record is not None and record.pam_pid in children() and start_ticks(record.pam_pid) == record.pam_start:
             self.closing.add(record.pam_pid)
@@ -289,7 +289,7 @@ class Keepers:
         self._answer(endpoint, code, public, detail=detail)
 
     def _bury(self, path: str) -> None:
-        """End what is left in the group of a user endpoint whose keeper was killed."""
+        """Kill all processes in the group of a user endpoint after its keeper was killed."""
         if not path.startswith(ROOT + "/"):
             return
         kill(path)
@@ -301,12 +301,12 @@ class Keepers:
         remove(path, tries=1)
 
     def revoke(self, endpoint: UserEndpoint, code: str, public: str) -> None:
-        """End a user endpoint that its person may not have any more."""
+        """End a user endpoint that its owner may no longer have."""
         endpoint.cause = (code, public)
         self.stop(endpoint, public, code)
 
     def stop(self, endpoint: UserEndpoint, public: str, code: str = STOPPED) -> None:
-        """Ask the keeper to end its user endpoint, with the configured grace."""
+        """Tell the keeper to end its user endpoint within the configured grace."""
         endpoint.ending = True
         self._monitor.status.changed()
         if endpoint.watchdog is None:
@@ -318,13 +318,13 @@ class Keepers:
             self._signal(endpoint, signal.SIGTERM)
 
     def undoing_s(self) -> float:
-        """Return how long a keeper may take to close a session and run a hook once its user endpoint is gone."""
+        """Return how long a keeper may take to close a session and run a hook after its user endpoint is gone."""
         resolved = self._monitor.resolved
         hook = resolved.post_stop_hook.timeout_s if resolved.post_stop_hook.path else 0.0
         return hook + (CLOSE_S if resolved.pam.enable else 0.0)
 
     def patience_s(self) -> float:
-        """Return how long a keeper may take from being told to stop to its end."""
+        """Return how long a keeper may take to end after it was told to stop."""
         return self._monitor.resolved.caps.stop_grace_s + self.undoing_s() + KILL_AFTER_S
 
     def stop_all(self, public: str) -> None:
@@ -334,12 +334,12 @@ class Keepers:
                 self.stop(endpoint, public)
 
     def kill_all(self) -> None:
-        """End the keepers that did not end their user endpoints in time, and those user endpoints."""
+        """Kill the keepers that didn't end their user endpoints in time, and those user endpoints."""
         for endpoint in self._endpoints.values():
             self._kill(endpoint)
 
     def _kill(self, endpoint: UserEndpoint) -> None:
-        """End a keeper that does not end. What it leaves behind is ended once it is gone."""
+        """Kill a keeper that doesn't end. Its orphans are killed after its process is gone."""
         self._monitor.log.error("a keeper does not end: killing it", uep=endpoint.uep_id, user=endpoint.local_user)
         self._signal(endpoint, signal.SIGKILL)
 
@@ -352,7 +352,7 @@ class Keepers:
 
 
 def _who(endpoint: UserEndpoint) -> dict[str, object]:
-    """Return what the audit log says of a user endpoint's processes; nothing of what does not exist."""
+    """Return the audit fields of a user endpoint's processes, without those that don't exist."""
     return {
         "uid": endpoint.uid if endpoint.uid >= 0 else None,
         "pid": endpoint.pid or None,

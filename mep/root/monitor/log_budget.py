@@ -1,8 +1,7 @@
 """How much manager and mapper can make root write to its logs in a day.
 
-A rate alone would let a helper that was taken over fill the disk slowly. What is left out is counted, and the count is
-written to log and audit log when the day is over. Called by helper_process.py, start_requests.py, keepers.py and
-recheck_schedule.py.
+A rate alone would let a compromised helper fill the disk slowly. Omitted lines are counted, and the count is written
+to log and audit log at the end of the day. Called by children.py, starts.py, keepers.py and rechecks.py.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ DAY_S = 86400.0
 
 
 class DayBudget:
-    """So many bytes in 24 hours, counted from the first."""
+    """A number of bytes per 24 hours, which begin with the first line."""
 
     def __init__(self, what: str, limit: int, loop: Loop, log: Log, audit: Audit) -> None:
-        """`what` names the lines, for the log."""
+        """`what` names the lines in the log."""
         self._what, self.limit = what, limit
         self._loop, self._log, self._audit = loop, log, audit
         self._began = float("-inf")
         self._spent = self._lines = self._bytes = 0
 
     def take(self, size: int) -> bool:
-        """Use up `size` bytes; False where so much is not left, and the line is to be left out."""
+        """Use up `size` bytes. Return False if fewer are left; the caller then omits the line."""
         now = self._loop.clock()
         if now - self._began >= DAY_S and not self._lines:
             self._began, self._spent = now, 0

@@ -1,9 +1,9 @@
-"""The monitor's start: `python -I -m mep.root.monitor --config-fd N --bundle-fd M`.
+"""The monitor's entry point: `python -I -m mep.monitor --config-fd N --bundle-fd M`.
 
-It must be root for a multi-user endpoint, and must not be for a single-user one. It touches: two sealed memfds
-from the resolver; its runtime directory, log and audit log; the key files, which it opens and hands on without
-reading; socketpairs to its children. It has no network, and imports the standard library, mep.boundary and
-mep.boundary.errors only. PRIVSEP.md says what each process of an endpoint may do.
+It must run as root for a multi-user endpoint, and must not for a single-user one. It touches: two sealed memfds
+from the resolver; its runtime directory, log and audit log; the key files, which it opens and passes on without
+reading; socketpairs to its children. It has no network. It imports only the standard library, mep.boundary and
+mep.errors. PRIVSEP.md says what each process of an endpoint may do.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from mep.root.monitor.status_file import Status
 from mep.root.monitor.user_endpoints import Endpoints
 
 _GC_THRESHOLDS = (100, 1, 1)
-"""What is not frozen is little: to look through all of it costs nothing, and garbage in cycles does not pile up."""
-_USAGE = "usage: python -I -m mep.root.monitor --config-fd N --bundle-fd M"
+"""Few objects are not frozen, so a full collection is cheap, and garbage in cycles doesn't pile up."""
+_USAGE = "usage: python -I -m mep.monitor --config-fd N --bundle-fd M"
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +62,7 @@ def _descriptors(argv: list[str]) -> tuple[int, int]:
 
 
 def refuse_wrong_user(*, multi_user: bool) -> None:
-    """Raise ConfigRefused unless this process is whom the configuration wants it to be."""
+    """Raise ConfigRefused unless this process runs as the account that the configuration requires."""
     if multi_user and os.getresuid() != (0, 0, 0):
         raise ConfigRefused("monitor", "multi_user", "must run as root: it starts processes as other accounts")
     if not multi_user and 0 in os.getresuid():
@@ -70,7 +70,7 @@ def refuse_wrong_user(*, multi_user: bool) -> None:
 
 
 def refuse_old_kernel() -> None:
-    """Raise ConfigRefused on a kernel without pidfds: without them a recycled pid could be signalled."""
+    """Raise ConfigRefused on a kernel without pidfds: without them, a reused pid could be signalled."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError as error:
@@ -78,7 +78,7 @@ def refuse_old_kernel() -> None:
 
 
 def run(resolved: Resolved, bundle: int) -> None:
-    """Set everything up, then serve. Raises ConfigRefused and OSError for what is wrong at the start."""
+    """Set up the monitor, then serve. Raises ConfigRefused and OSError for errors at startup."""
     runtime = RuntimeDir(resolved.runtime_dir, private=not resolved.multi_user)
     endpoints = Endpoints()
     status = Status(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
@@ -89,12 +89,12 @@ def run(resolved: Resolved, bundle: int) -> None:
         status.state, status.problem = "failed", str(error)
         status.write()
         raise
-    open_notify_socket()  # its name may be an abstract one, which belongs to the network namespace that is left next
+    open_notify_socket()  # an abstract name belongs to this network namespace, which is left next
     if reason := leave_network():
         monitor.log.info("the monitor stays in the host's network namespace", reason=reason)
     gc.collect()
     gc.freeze()
-    gc.collect()  # so that what is frozen is not counted: else a full collection would wait for as much again
+    gc.collect()  # resets the count: frozen objects would delay the next full collection until as many were made
     gc.set_threshold(*_GC_THRESHOLDS)
     monitor.run()
     monitor.log.info("stopped")
@@ -114,7 +114,7 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
     log = Log("monitor")
     audit = Audit(resolved.audit_path, log)
     if resolved.task_log_path:
-        os.close(open_appending(resolved.task_log_path))  # so that what is wrong with it is said now
+        os.close(open_appending(resolved.task_log_path))  # reports an unusable file at startup
     own_uids: tuple[int, ...] = ()
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):

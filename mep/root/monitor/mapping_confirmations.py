@@ -1,9 +1,10 @@
-"""How long ago it was last confirmed that the person of a user endpoint maps to its account; what follows from that.
+"""How long ago the mapping of each running user endpoint was last confirmed, and the consequences.
 
-A re-check of a mapping happens where the manager asks the relay for one, and the manager may be in foreign hands. So
-nothing that it says counts here, neither of its link nor of anything else. What counts is the mapper's answer to what
-the relay signed, and the monotonic clock. An age that is too great is warned of; one beyond `recheck_max_age_s` ends
-the user endpoint. Ages outlive the monitor (keeper_record.py). Called by recheck_schedule.py and keepers.py.
+A mapping is re-checked when the manager asks the relay for it, and the manager may be compromised. Nothing that the
+manager says counts here, whether about its link or anything else. Only two things count: the mapper's answer to a
+statement signed by the relay, and the monotonic clock. If a confirmation is too old, the monitor logs a warning.
+If it is older than `recheck_max_age_s`, the monitor ends the user endpoint. Ages outlive the monitor (records.py).
+Called by rechecks.py and keepers.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mep.root.monitor.monitor import Monitor
 
 _STALL_S = 60.0
-"""A monitor that has not looked for so long was stopped, or its host was."""
+"""If this long passes between two looks, the monitor or its host was stopped."""
 
 Revoke = Callable[[UserEndpoint, str, str, str, str], None]
 
@@ -32,7 +33,7 @@ class Ages:
         self._started_at = self._looked_at = self._ends_from = 0.0
 
     def start(self) -> None:
-        """Begin: what a former monitor left is asked about before it is ended. One of unknown age begins at 0."""
+        """Begin. User endpoints of a former monitor are re-checked before any ends; unknown ages count from now."""
         now = self._monitor.loop.clock()
         self._started_at = self._looked_at = now
         self._ends_from = now + self._warn_age_s()
@@ -44,10 +45,10 @@ class Ages:
         return OVERDUE_INTERVALS * self._monitor.resolved.manager.recheck_interval_s
 
     def confirmed(self, endpoint: UserEndpoint, at: float) -> None:
-        """It was confirmed `at` that its person maps to this account."""
+        """Record that the mapping of this person to this account was confirmed `at`."""
         if endpoint.overdue:
             self._monitor.log.info(
-                "it is confirmed again that this person maps to this account",
+                "identity mapping confirmed again after a long gap",
                 uep=endpoint.uep_id, user=endpoint.local_user,
             )  # fmt: skip
         endpoint.mapped_at, endpoint.mapping_said = at, ""
@@ -55,13 +56,13 @@ class Ages:
         try:
             self._monitor.records.note_mapped(endpoint.uep_id, at, endpoint.incarnation)
         except OSError as error:
-            self._monitor.log.error("cannot note a check", uep=endpoint.uep_id, error=error.strerror)
+            self._monitor.log.error("cannot record a mapping check", uep=endpoint.uep_id, error=error.strerror)
 
     def look(self) -> None:
-        """Warn of what is overdue, and end what is too old."""
+        """Warn about overdue confirmations, and end user endpoints with one that is too old."""
         now, warn_age = self._monitor.loop.clock(), self._warn_age_s()
         if now - self._looked_at > _STALL_S:
-            self._ends_from = now + warn_age  # nobody could be asked meanwhile
+            self._ends_from = now + warn_age  # no re-check was possible while this process was stopped
         self._looked_at = now
         if not warn_age or self._monitor.stopping:
             return
@@ -75,21 +76,21 @@ class Ages:
                 self._warn(endpoint, age, warn_age)
 
     def _look_at_account(self, endpoint: UserEndpoint, now: float, warn_age: float) -> None:
-        """Show where nobody can say whether an account may be used; each check that fails is warned of by itself."""
+        """Show that an account couldn't be checked for long. Each check that fails logs a warning of its own."""
         overdue = now - (endpoint.admitted_at or self._started_at) > warn_age
         if overdue != endpoint.account_overdue:
             endpoint.account_overdue = overdue
             self._monitor.status.changed()
 
     def _warn(self, endpoint: UserEndpoint, age: float, warn_age: float) -> None:
-        """Say so: at once, and whenever the age has doubled."""
+        """Log a warning, first at `warn_age` and then each time the age has doubled."""
         if age < endpoint.warn_age:
             return
         endpoint.overdue, endpoint.warn_age = True, 2 * max(age, warn_age)
         who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
         self._monitor.log.warning(
-            "nobody has confirmed for long that this person still maps to this account: the relay or the directory is "
-            "away, or the manager, which may be in foreign hands, does not ask",
+            "identity mapping not re-verified for too long: relay or directory unreachable, or the manager (possibly "
+            "compromised) no longer asks",
             **who, seconds=round(age), said=endpoint.mapping_said or "nothing",
             link_as_the_manager_says=self._monitor.status.link_state,
         )  # fmt: skip

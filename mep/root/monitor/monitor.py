@@ -1,7 +1,7 @@
-"""The monitor: forks, watches, reaps. A list of what it does with signals, children and time.
+"""The monitor: forks, watches and reaps. Lists its reactions to signals, children and time.
 
-Trusts its resolved configuration and the kernel. One thread, one poll loop; nothing in it waits for anything but
-that poll: what may hang (NSS, PAM, hooks) is the keepers', and no channel is ever blocking. Called by main.py.
+Trusts its resolved configuration and the kernel. It has one thread and one poll loop, and only the poll blocks. Keepers
+make all calls that may hang (NSS, PAM, hooks), and no channel is ever blocking. Called by main.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAX_UNTOLD = 4096
 
 
 class Monitor:
-    """Everything the monitor knows; its other modules are its hands."""
+    """All state of the monitor. The package's other modules act on it."""
 
     def __init__(
         self, resolved: Resolved, bundle: int, log: Log, audit: Audit, status: Status, endpoints: Endpoints,
@@ -72,12 +72,12 @@ class Monitor:
         self._helpers_told = False
         self._children: dict[int, Child] = {}
         self._found = set(children())
-        """Children of the program that became the monitor by exec: they are left alone."""
+        """Children of the program that became the monitor by exec. They are left alone."""
         self._untold: deque[EndpointEnded] = deque(maxlen=_MAX_UNTOLD)
         self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
     def run(self) -> None:
-        """Serve until told to stop, and everything has ended."""
+        """Serve until told to stop and all children have ended."""
         self.loop.watch(self._wakeup.fileno(), self._take_signals)
         self.status.attach(self.loop, self.log)
         for helper in self.helpers.values():
@@ -88,13 +88,13 @@ class Monitor:
             self._end_faulty()
 
     def log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
-        """Return a budget of a day for log lines that manager or mapper cause."""
+        """Return a day's budget for log lines that manager or mapper cause."""
         return DayBudget(what, shares * self.resolved.log_bytes_a_day, self.loop, self.log, self.audit)
 
     # --- children ---------------------------------------------------------------------------------------
 
     def add_child(self, child: Child) -> Child:
-        """Watch a child that was just forked."""
+        """Watch a child just forked."""
         self._children[child.pid] = child
         self.loop.watch(child.channel.fileno(), lambda: self._readable(child))
         return child
@@ -115,13 +115,13 @@ class Monitor:
             child.close()
             child.signal(signal.SIGKILL)
         for helper in self.helpers.values():
-            # A channel closed by a child that lives on: it is of no use any more.
+            # The channel of a living child is closed, so the child is useless.
             if helper.child is not None and not helper.child.open and not helper.child.fault:
                 helper.child.fault = "it closed its channel"
                 helper.child.signal(signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Reap what has ended, so much at a time, then end the orphans that came before: by then it is known whose."""
+        """Reap a bounded number of ended children, then kill the orphans. Reaping first tells orphans from our own."""
         before = children()
         ended, _ = reap()
         more = len(ended) == MAX_REAPS
@@ -153,8 +153,8 @@ class Monitor:
             self._helper_ended(child.kind, how)
 
     def _drain(self, child: Child) -> None:
-        """Take what a child said before it ended."""
-        for _ in range(permissions.AT_ONCE):
+        """Handle the messages that a child sent before it ended."""
+        for _ in range(dispatch.AT_ONCE):
             if not child.open:
                 return
             with contextlib.suppress(BoundaryViolation):
@@ -170,10 +170,10 @@ class Monitor:
             self.starts.manager_lost()
         self.status.changed()
 
-    # --- what manager and mapper are told -----------------------------------------------------------------
+    # --- messages to the manager ------------------------------------------------------------------------------
 
     def introduce(self) -> None:
-        """Tell the manager the epoch and what runs here, once both manager and mapper are ready."""
+        """Send the manager the epoch and the running user endpoints, once both manager and mapper are ready."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is None or not self.helpers[Kind.MANAGER].serving or not self.helpers[Kind.MAPPER].serving:
             return
@@ -192,7 +192,7 @@ class Monitor:
         self.rechecks.all_now()
 
     def hand_over_task_log(self) -> None:
-        """Give the manager, where it keeps task records, the file anew: it can only append to it."""
+        """Send a fresh descriptor of the task log to the manager if it keeps task records; it can only append to it."""
         manager, path = self.helpers[Kind.MANAGER].child, self.resolved.task_log_path
         if manager is None or not self.helpers[Kind.MANAGER].serving or not path:
             return
@@ -202,7 +202,7 @@ class Monitor:
             self.log.error("task records cannot be written", path=path, error=error.strerror)
 
     def tell_account(self, endpoint: UserEndpoint) -> None:
-        """Tell the manager, where it keeps task records, whose process a user endpoint is."""
+        """Tell the manager, if it keeps task records, the account of a user endpoint."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving and self.resolved.task_log_path:
             manager.send(
@@ -210,19 +210,19 @@ class Monitor:
             )
 
     def tell_running(self, endpoint: UserEndpoint) -> None:
-        """Tell the manager, if there is one, that a user endpoint runs; another one is told when it comes."""
+        """Tell the manager, if it runs, that a user endpoint runs. A later manager is told when it is ready."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving:
             manager.send(EndpointRunning(endpoint.uep_id, incarnation=endpoint.incarnation))
 
     def tell_revoked(self, endpoint: UserEndpoint, code: str, public: str) -> None:
-        """Tell the manager, if there is one, that a user endpoint is being ended; its end is told in any case."""
+        """Tell the manager, if it runs, that a user endpoint is being ended. `tell_ended` always reports the end."""
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving:
             manager.send(EndpointRevoked(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation))
 
     def tell_ended(self, endpoint: UserEndpoint, code: str, public: str) -> None:
-        """Tell the manager, now or when there is one, that a user endpoint has ended."""
+        """Tell the manager, now or when it next runs, that a user endpoint has ended."""
         message = EndpointEnded(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation)
         manager = self.helpers[Kind.MANAGER].child
         if manager is not None and self.helpers[Kind.MANAGER].serving:
@@ -248,7 +248,7 @@ class Monitor:
     # --- the end --------------------------------------------------------------------------------------------
 
     def stop(self, *, keep_user_endpoints: bool) -> None:
-        """Begin to end: user endpoints first (unless they are kept), then manager and mapper."""
+        """Begin to stop: first user endpoints (unless they are kept), then manager and mapper."""
         if self.stopping:
             return
         self.stopping, self.keep_user_endpoints = True, keep_user_endpoints
@@ -262,7 +262,7 @@ class Monitor:
             self.loop.after(self.keepers.patience_s(), self.keepers.kill_all)
 
     def _ended(self) -> bool:
-        """Whether all is over; manager and mapper are asked to end once no user endpoint is left to report on."""
+        """Whether everything has ended. Manager and mapper are told to end once no user endpoint is left."""
         if not self.stopping or (not self.keep_user_endpoints and self._anything_left()):
             return False
         if not self._helpers_told:

@@ -1,7 +1,7 @@
-"""What a child of the monitor's that was killed has left behind, and the monitor, as subreaper, is now the parent of.
+"""Ends the orphans of killed children, which the monitor, as subreaper, has become the parent of.
 
-It is killed in passes, each short, a moment apart, until a pass finds nothing: a person whose processes fork as fast as
-they can keeps the monitor from nothing else. The log gets two lines, not one for each process. Called by monitor.py.
+They are killed in short passes, a moment apart, until a pass finds none. Processes that fork as fast as they can don't
+keep the monitor from other work. The log gets two lines, not one for each process. Called by monitor.py.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from mep.root.monitor.event_loop import Loop
 
 AGAIN_S = 0.02
 GIVE_UP_S = 10.0
-"""After so long they keep the monitor from ending no more: what does not die is the kernel's to end."""
+"""After this long, orphans no longer keep the monitor from exiting. The kernel must end those that don't die."""
 
 
 class Leavings:
-    """The passes, while there are any."""
+    """The passes, while there are orphans."""
 
     def __init__(self, loop: Loop, log: Log, again: Callable[[], None]) -> None:
-        """`again` is to lead to `sweep`."""
+        """`again` must lead to a call of `sweep`."""
         self._loop, self._log, self._again = loop, log, again
         self._busy = False
         self._since = 0.0
         self._due = False
 
     def wait_for(self) -> bool:
-        """Tell whether there is something left that the end of the monitor has to wait for."""
+        """Tell whether there are orphans that the monitor has to wait for before it exits."""
         return self._busy and self._loop.clock() - self._since < GIVE_UP_S
 
     def sweep(self, strangers: Iterable[int], *, more: bool) -> None:
-        """End `strangers`: children that nobody here has forked. `more`: there are zombies left to reap."""
+        """Kill `strangers`: children that this process didn't fork. `more`: there are zombies left to reap."""
         found = 0
         for pid in strangers:
             found += 1
@@ -49,7 +49,7 @@ class Leavings:
             self._busy = False
             calm()
             seconds = self._loop.clock() - self._since
-            self._log.warning("what a child left behind is gone", seconds=f"{seconds:.1f}")
+            self._log.warning("all processes that a child left behind are gone", seconds=f"{seconds:.1f}")
         if (found or more) and not self._due:
             self._due = True
             self._loop.after(AGAIN_S, self._next)

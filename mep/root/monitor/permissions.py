@@ -1,8 +1,8 @@
-"""The permission table of the privilege boundary: every message a child may send, when, how often, and what is done.
+"""The permission table of the privilege boundary: every message a child may send, when, how often, and its effect.
 
-One row is one root power; what is not in the table does not exist. A message that is unknown, malformed,
-oversized, of another phase, said once too often or too fast is the end of the child that sent it, and the log
-names message and phase. Trusts nothing that it reads. Called by the monitor for each child that is readable.
+One row is one privilege of root's. A message that isn't in the table doesn't exist. If a message is unknown,
+malformed, oversized, out of phase, repeated or too fast, the monitor kills its sender and logs the message and the
+phase. Trusts nothing that it reads. The monitor calls it for each readable child.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Monitor", Child, Any, list[int]], None]
 AT_ONCE = 32
-"""Messages taken from one child before the others have their turn."""
+"""Messages read from one child before the others have their turn."""
 ONCE, MANY = True, False
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """One row: who may say what in which phase, once or many times; what is done; the phase it leads to."""
+    """One row: the sender, the phases, whether the message may be repeated, its handler and the next phase."""
 
     kind: Kind
     message: type[m.Message]
@@ -70,7 +70,7 @@ _POWERS = {(power.kind, power.message): power for power in TABLE}
 
 
 def take_messages(monitor: Monitor, child: Child) -> None:
-    """Read what `child` sent and do what the table says. Raises BoundaryViolation for anything else."""
+    """Read the messages of `child` and handle them by the table. Raises BoundaryViolation for anything else."""
     for _ in range(AT_ONCE):
         try:
             received = child.channel.receive() if child.open else None

@@ -1,10 +1,10 @@
-"""Revocation: what runs is checked again, now and then, and ended where its person may not have it any more.
+"""Revocation: running user endpoints are re-checked periodically, and ended if their owner may no longer have them.
 
-Two things are checked. Whether the person still maps to the account: the manager has the relay say anew who they are,
-the mapper verifies and maps that, and its answer comes here; how long ago that was is watched by
-mapping_confirmations.py, which trusts no manager. And whether the account may still be used: a checker
-(recheck_process.py) looks, which needs neither relay nor manager. A check without an answer ends nothing. Called by
-monitor.py, handlers.py, start_requests.py and reload.py.
+Two things are checked. The first is whether the owner still maps to the account. The manager asks the relay for a new
+signed statement of the identities; the mapper verifies and maps it, and its answer arrives here. ages.py, which
+doesn't trust the manager, watches how long ago the last answer was. The second is whether the account may still be
+used. A checker (checker.py) looks, which needs neither relay nor manager. An answer of "unknown" ends nothing. Called
+by monitor.py, answers.py, starts.py and reload.py.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 MAX_CHECKERS = 4
 PACE_S = 0.02
-"""Between two checkers, so that a thousand that fall due together are no burst."""
+"""Pause between two checkers, to spread a thousand checks that are due together."""
 LONGEST_PAUSE_S = 5.0
 CHECK_DEADLINE_S = 20.0
 STATUS_DELAY_S = 2.0
 
 
 class Rechecks:
-    """When what is checked again, and what follows."""
+    """Decides when user endpoints are re-checked, and acts on the answers."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._queue: deque[Subject] = deque()
         self._checkers: dict[int, tuple[Subject, list[UserEndpoint]]] = {}
-        """By the checker's pid: the account, and which processes of its were there when the checker was forked. Its
-        answer is about those alone: a later one was admitted later."""
+        """By the checker's pid: the account, and its user endpoints when the checker was forked. The answer applies to
+        those alone: a later one was admitted later."""
         self._status_due = False
         self.ages = Ages(monitor, self.revoke)
 
@@ -51,12 +51,12 @@ class Rechecks:
         return self._monitor.resolved.manager.recheck_interval_s
 
     def start(self) -> None:
-        """Begin to look now and then."""
+        """Start the periodic checks."""
         self.ages.start()
         self._tick()
 
     def all_now(self) -> None:
-        """Configuration or mapping may have changed: check everything soon."""
+        """Check everything soon, because configuration or mapping may have changed."""
         running = [one for one in self._monitor.endpoints.values() if one.ready and not one.ending]
         if not running or not self._interval_s or self._monitor.stopping:
             return
@@ -80,7 +80,7 @@ class Rechecks:
         self._monitor.loop.after(pause, self._tick)
 
     def _look(self) -> None:
-        """Queue the accounts that are due, each once."""
+        """Queue each account that is due once."""
         now, interval = self._monitor.loop.clock(), self._interval_s
         if not interval or self._monitor.stopping:
             return
@@ -110,7 +110,7 @@ class Rechecks:
             for end in ends:
                 end.close()
             self._monitor.log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
-            for endpoint in self._of(subject):  # somebody may have filled the process table: try again soon
+            for endpoint in self._of(subject):  # a user may have filled the process table: try again soon
                 endpoint.check_due = min(endpoint.check_due, self._monitor.loop.clock() + LONGEST_PAUSE_S)
             return
         if pid == 0:
@@ -127,7 +127,7 @@ class Rechecks:
             child.signal(signal.SIGKILL)
 
     def account_checked(self, child: Child, problem: str) -> None:
-        """A checker has answered; an empty `problem` is good."""
+        """Take a checker's answer; an empty `problem` means that the account may be used."""
         now = self._monitor.loop.clock()
         subject, there = self._checkers[child.pid]
         for endpoint in [one for one in self._of(subject) if one in there]:
@@ -139,12 +139,12 @@ class Rechecks:
         self._show()
 
     def not_checked(self, child: Child, reason: str) -> None:
-        """A checker cannot say: what runs, runs on."""
+        """A checker can't say. The account's user endpoints keep running."""
         user = self._checkers[child.pid][0].local_user
-        self._monitor.log.warning("an account cannot be checked now; what it runs goes on", user=user, reason=reason)
+        self._monitor.log.warning("an account cannot be checked now: its processes go on", user=user, reason=reason)
 
     def checker_ended(self, child: Child) -> None:
-        """Its process is gone; one that has said nothing was killed."""
+        """A checker's process is gone. If it gave no answer, it was killed."""
         if child.phase is not Phase.ENDING:
             self.not_checked(child, f"no answer within {CHECK_DEADLINE_S:g} s, or its checker failed")
         del self._checkers[child.pid]
@@ -156,7 +156,7 @@ class Rechecks:
     # --- mapping ------------------------------------------------------------------------------------------
 
     def mapper_says(self, message: m.StillMapped | m.NoLongerMapped) -> None:
-        """The mapper has answered a re-check."""
+        """Take the mapper's answer to a re-check."""
         endpoint = self._monitor.endpoints.get(message.uep_id)
         if endpoint is None or not endpoint.ready or endpoint.ending:
             return
@@ -181,24 +181,24 @@ class Rechecks:
             if not self._monitor.refusals.take(len(message.detail) + 512):
                 return
             self._monitor.log.warning(
-                "a mapping cannot be checked now; what runs goes on",
+                "a mapping cannot be checked now: the user endpoint keeps running",
                 uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
             )  # fmt: skip
 
-    # --- the end of it ------------------------------------------------------------------------------------
+    # --- revocation ---------------------------------------------------------------------------------------
 
     def revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
-        """End a user endpoint with a code of REVOCATIONS, and tell log, audit log and manager why."""
+        """End a user endpoint with a code of REVOCATIONS, and give log, audit log and manager the reason."""
         who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
         said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
         self._monitor.audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
-        self._monitor.log.warning("ending a user endpoint that may not be any more", **said, **who)
+        self._monitor.log.warning("revoking user endpoint: owner no longer authorized", **said, **who)
         endpoint.correlation_id = correlation_id
         self._monitor.tell_revoked(endpoint, code, public)
         self._monitor.keepers.revoke(endpoint, code, public)
 
     def _show(self) -> None:
-        """Have the status file say when things were checked, not at once: that happens often."""
+        """Have the times of checks written to the status file later: checks happen often."""
         if not self._status_due:
             self._status_due = True
             self._monitor.loop.after(STATUS_DELAY_S, self._show_now)

@@ -1,8 +1,8 @@
-"""SIGHUP: run the resolver again and take over what it wrote, if that is good.
+"""SIGHUP: run the resolver again and take over its configuration, if it is valid.
 
-The resolver is the administrator's own command line tool, run as root with two memfds to write to; what it
-writes is sealed and checked as at the start. A bad document, a failure or a resolver that hangs leaves the old
-configuration in force. Called by the monitor.
+The resolver is the administrator's own command line tool, run as root with two memfds to write to. Its output is
+sealed and checked as at startup. If the document is bad, or the resolver fails or hangs, the old configuration stays
+in force. Called by the monitor.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ DEADLINE_S = 60.0
 MAPPER_PAUSE_S = 5.0
 MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
-"""What cannot change while the endpoint runs."""
+"""Settings that can't change while the endpoint runs."""
 
 
 class Reload:
-    """The resolver's run, if there is one."""
+    """The running resolver, if there is one."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.pid = 0
@@ -46,7 +46,7 @@ class Reload:
         self._next_for_mapper = 0.0
 
     def start(self) -> None:
-        """Begin to reload; a second request while one is under way is dropped."""
+        """Start a reload. A second request during a reload is dropped."""
         monitor = self._monitor
         self._reopen_logs()
         if self.pid or monitor.stopping or not monitor.resolved.resolver_argv:
@@ -63,7 +63,7 @@ class Reload:
         monitor.log.info("reading the configuration again", resolver=self.pid)
 
     def start_for_mapper(self) -> None:
-        """Begin to reload since the mapper asks for it: at once, or MAPPER_PAUSE_S after the last time."""
+        """Start a reload for the mapper: at once, or MAPPER_PAUSE_S after the last one."""
         if self._for_mapper is None:
             loop = self._monitor.loop
             self._for_mapper = loop.after(max(0.0, self._next_for_mapper - loop.clock()), self._start_for_mapper)
@@ -71,13 +71,13 @@ class Reload:
     def _start_for_mapper(self) -> None:
         loop, self._for_mapper = self._monitor.loop, None
         self._next_for_mapper = loop.clock() + MAPPER_PAUSE_S
-        if self.pid:  # that one may have read the mapping as it was before
+        if self.pid:  # that resolver may have read the mapping before it changed
             self.start_for_mapper()
         else:
             self.start()
 
     def _reopen_logs(self) -> None:
-        """Each by itself: one that cannot be opened again keeps none of the others from it."""
+        """Reopen each log separately: a failure doesn't keep the others from being reopened."""
         resolved, monitor = self._monitor.resolved, self._monitor
         steps: dict[str, Callable[[], object]] = {
             "log": lambda: open_log(resolved.log_path),
@@ -96,7 +96,7 @@ class Reload:
             os.kill(self.pid, signal.SIGKILL)
 
     def reaped(self, pid: int, status: int) -> None:
-        """A process that is no manager, mapper or keeper has ended: the resolver, or somebody's orphan."""
+        """A process other than manager, mapper or keeper has ended: the resolver, or an orphan."""
         if pid != self.pid:
             return
         self.pid = 0
@@ -176,9 +176,9 @@ def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:
 
 
 def open_log(path: str) -> None:
-    """Make descriptors 1 and 2 the log at `path`; an empty path leaves them.
+    """Make descriptors 1 and 2 the log at `path`. If `path` is empty, leave them.
 
-    Raises OSError, also where the file or a directory above it is not trusted.
+    Raises OSError, also if the file or a directory above it isn't trusted.
     """
     if not path:
         return

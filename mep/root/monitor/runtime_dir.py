@@ -1,7 +1,7 @@
-"""The monitor's runtime directory: made safely, locked for its life, and the status file in it.
+"""The monitor's runtime directory: created safely, locked while the monitor runs, and the status file in it.
 
-Called by the monitor at its start and end. A directory on the way that somebody else could change is refused:
-what is in it decides whom root adopts and signals.
+Called by the monitor at startup and exit. If another account could change a directory above it, it is refused: its
+content decides which processes root adopts and signals.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mep.boundary.runtime_files import (
 
 
 def ensure_directory(path: str, mode: int) -> None:
-    """Make `path` a directory of ours with `mode`; what is missing above gets 0755.
+    """Create `path` as a directory of ours with `mode`. Missing directories above it get 0755.
 
-    Raises UntrustedPath where another account owns a directory on the way or may write to it, and OSError.
+    Raises UntrustedPath if another account owns or may write to a directory above it, and OSError.
     """
     ours().make_directory(path, mode)
     if stat.S_IMODE(os.stat(path).st_mode) != mode:
@@ -34,7 +34,7 @@ def ensure_directory(path: str, mode: int) -> None:
 
 
 def check_reachable(path: str) -> None:
-    """Raise ConfigRefused unless every account can reach `path` and read it, and run it where it is a program."""
+    """Raise ConfigRefused unless every account can reach and read `path`, and execute it if it is a program."""
     real = os.path.realpath(path)
     try:
         if not os.stat(real).st_mode & 0o004:
@@ -54,7 +54,7 @@ class RuntimeDir:
     """RUN, held by this monitor alone."""
 
     def __init__(self, path: str, *, private: bool) -> None:
-        """Make and lock it. Raises ConfigRefused, also where another monitor holds it, and OSError."""
+        """Create and lock it. Raises ConfigRefused, also if another monitor holds the lock, and OSError."""
         self.path = path
         ensure_directory(path, 0o700 if private else 0o755)
         ensure_directory(os.path.join(path, KEEPERS_DIR), 0o700)
@@ -65,7 +65,7 @@ class RuntimeDir:
     def _take_lock(self) -> int:
         """Return the descriptor of the lock.
 
-        It lies in a directory that other accounts cannot enter: flock(2) needs only a descriptor, so an account that
+        The lock is in a directory that other accounts can't enter. flock(2) needs only a descriptor, so an account that
         could open the file for reading could keep the endpoint from starting.
         """
         path = os.path.join(self.path, LOCK_DIR, "monitor")
@@ -77,13 +77,13 @@ class RuntimeDir:
             holder = running_monitor(self.path)
             who = f"its pid is {holder}" if holder else f"a process holds the lock {path}"
             raise ConfigRefused(self.path, PID_FILE, f"another monitor of this endpoint runs: {who}") from None
-        if running_monitor(self.path) is not None:  # of a version that locked its pid file
+        if running_monitor(self.path) is not None:  # an older version, which locked its pid file
             os.close(descriptor)
             raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs")
         return descriptor
 
     def release(self, *, keep_records: bool) -> None:
-        """Remove the files; with `keep_records`, keepers live on and their records stay."""
+        """Remove the files. With `keep_records`, keepers keep running and their records stay."""
         names = [STATUS_FILE, REASONS_FILE, PID_FILE]
         for name in names:
             _unlink(os.path.join(self.path, name))
@@ -91,7 +91,7 @@ class RuntimeDir:
             keepers = os.path.join(self.path, KEEPERS_DIR)
             for name in os.listdir(keepers):
                 _unlink(os.path.join(keepers, name))
-        # Said, not left to close: a child of fd_closer.py may still share the descriptor.
+        # Unlock explicitly: a child of closing.py may still share the descriptor, so close alone might not.
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 

@@ -12,14 +12,14 @@ class _Opened:
 
 
 def open_notify_socket() -> None:
-    """Open the socket to send from: an abstract NOTIFY_SOCKET is found in the network namespace of now alone."""
+    """Open the sending socket. An abstract NOTIFY_SOCKET can only be found in the current network namespace."""
     with contextlib.suppress(OSError):
         _Opened.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         _Opened.sock.setblocking(False)
 
 
 def notify(state: str) -> None:
-    """Tell the service manager `state`, for instance READY=1. Without one, and where it does not listen, nothing."""
+    """Send `state` to the service manager, for instance READY=1. Do nothing if there is none or it doesn't listen."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if _Opened.sock is None or not address.startswith(("/", "@")):
         return

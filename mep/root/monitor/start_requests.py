@@ -1,8 +1,8 @@
-"""Starts on their way: from the manager's StartEndpoint over the mapper to a keeper, and the answer back.
+"""Start requests in progress: from the manager's StartEndpoint through the mapper to a keeper, and the answer back.
 
-What the manager sent is never read here: it is a sealed memfd that goes to the mapper, and what the mapper sends
-back is another one, which goes to the keeper. Each start ends in exactly one answer to every one of its askers,
-or in none where the manager that asked is gone. Called by handlers.py and keepers.py.
+The monitor never reads the manager's document: it is a sealed memfd that goes to the mapper. The mapper sends back
+another memfd, which goes to the keeper. Each start ends in exactly one answer to each of its askers, or in no answer
+if the manager that asked is gone. Called by answers.py and keepers.py.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MAX_MAPPING = 32
 """Requests that the mapper has at a time; the others wait here."""
 PLACES_S = 1.0
-"""How often waiting starts are told their places."""
+"""How often waiting starts are told their queue positions."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
-"""Documents of waiting starts, all together; beyond, starts are `unavailable`."""
+"""Total size of the documents of waiting starts. Beyond it, starts are `unavailable`."""
 _TRY_AGAIN = frozenset(
     {
         Refusal.SITE_BUSY, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
@@ -39,7 +39,7 @@ _TRY_AGAIN = frozenset(
 
 
 class State(enum.Enum):
-    """Where a start is."""
+    """The state of a start."""
 
     WAITING = "waiting for the mapper"
     MAPPING = "with the mapper"
@@ -50,30 +50,30 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Start:
-    """One start. `askers` are the manager's numbers that wait for the answer."""
+    """One start. `askers` are the manager's request numbers that wait for the answer."""
 
     ref: int
     askers: list[int]
     descriptor: int
-    """The document we hold for it: first the manager's, then the mapper's; -1 for none."""
+    """The document held for it: first the manager's, then the mapper's; -1 for none."""
     size: int
     state: State = State.WAITING
     timer: Timer | None = None
     uep_id: str = ""
     local_user: str = ""
     mapped_at: float = 0.0
-    """By the loop's clock, when the mapper answered."""
+    """Time of the mapper's answer, by the loop's clock."""
     identities: str = ""
     correlation_id: str = ""
     incarnation: bytes = b""
-    """Of the process that comes of it; once it is answered, of the one that runs."""
+    """Incarnation of the process to be started; once it is answered, of the running one."""
     person: bytes = b""
     literal: bool = False
     refused_by_mapper: bool = False
     paid: bool = False
-    """Whether its records are within the day's budget already."""
+    """Whether its records are already counted in the day's budget."""
     told_place: int = 0
-    """Its place in the queue, as its askers were told last."""
+    """The queue position that its askers were last told."""
     audit: dict[str, object] = field(default_factory=dict)
 
 
@@ -96,17 +96,17 @@ class Starts:
         self._by_uep: dict[str, Start] = {}
         self._parked: dict[str, list[Start]] = {}
         self._served: dict[str, int] = {}
-        """Our number of each local user's latest start that went to a keeper."""
+        """By local user: our number of the latest start that went to a keeper."""
         self._askers: set[int] = set()
         self._held = 0
         self._places_due = False
         self._mapper_moved_at = 0.0
-        """When the mapper last answered, or was given something to do after it had nothing."""
+        """When the mapper last answered, or got a request while it had none."""
 
     # --- from the manager -----------------------------------------------------------------------------
 
     def ask(self, asker: int, descriptor: int) -> None:
-        """Take the manager's request number `asker`. Raises BoundaryViolation."""
+        """Accept the manager's request number `asker`. Raises BoundaryViolation."""
         try:
             size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
         except NotSealed as error:
@@ -140,7 +140,7 @@ class Starts:
         return None
 
     def pump(self) -> None:
-        """Hand on what can go on: requests to the mapper, mapped ones to keepers."""
+        """Pass on every start that can go on: requests to the mapper, mapped ones to keepers."""
         mapper = self._monitor.helpers[Kind.MAPPER].child
         while mapper is not None and self._waiting and len(self._mapping) < MAX_MAPPING:
             start = self._waiting.popleft()
@@ -159,7 +159,7 @@ class Starts:
             self._monitor.loop.after(PLACES_S, self._tell_places)
 
     def _tell_places(self) -> None:
-        """Tell the askers of waiting starts their places: at first, and again whenever one has become half of it."""
+        """Send waiting starts their queue positions: at first, and again each time a position has halved."""
         self._places_due = False
         manager, served = self._monitor.helpers[Kind.MANAGER].child, self._served
         turns = Counter(start.local_user for start in self._by_uep.values() if start.state is State.KEPT)
@@ -177,10 +177,11 @@ class Starts:
             self._monitor.loop.after(PLACES_S, self._tell_places)
 
     def _fairest(self) -> Start | None:
-        """Take the oldest start of whoever has the fewest under way, then of whoever had none for longest.
+        """Choose the next start: fewest in progress first, then least recently served.
 
-        One person's burst so delays nobody else by more than one start. Nor do starts that hang: nobody has more than
-        half of the places, nor the last free one while having another. None where nobody who waits may have one now.
+        One user's burst delays another user by at most one start. Starts that hang don't block others either: no user
+        may hold more than half the slots, or take the last free slot while holding another. Returns None if no waiting
+        user may have one now.
         """
         places, free = self._monitor.resolved.caps.max_starting, self._monitor.keepers.places_left()
         if not self._mapped or free <= 0:
@@ -196,7 +197,7 @@ class Starts:
         return start
 
     def _release(self, start: Start) -> int:
-        """Return the descriptor of `start`, now the caller's."""
+        """Return the descriptor of `start`. The caller owns it from now on."""
         descriptor, start.descriptor = start.descriptor, -1
         self._held -= start.size
         start.size = 0
@@ -205,7 +206,7 @@ class Starts:
     # --- from the mapper ------------------------------------------------------------------------------
 
     def _answered_by_mapper(self, ref: int, name: str) -> Start | None:
-        """Return the start that the mapper was asked about as `ref`; None where it was given up since."""
+        """Return the start that was sent to the mapper as `ref`; None if it was given up since."""
         self._mapper_moved_at = self._monitor.loop.clock()
         if ref in self._abandoned:
             self._abandoned.discard(ref)
@@ -216,7 +217,7 @@ class Starts:
         return start
 
     def mapped(self, message: m.Mapped, descriptor: int) -> None:
-        """Go on with a request that is genuine and means `message.local_user`. Raises BoundaryViolation."""
+        """Go on with a genuine request that maps to `message.local_user`. Raises BoundaryViolation."""
         try:
             size = check_sealed(descriptor, m.MAX_DOCUMENT_BYTES)
             start = self._answered_by_mapper(message.ref, "Mapped")
@@ -237,7 +238,7 @@ class Starts:
         self.pump()
 
     def _place(self, start: Start) -> None:
-        """Decide what a mapped start means here: a new user endpoint, one that runs, or one on its way."""
+        """Route a mapped start: a new user endpoint, one that already runs, or one that is being started."""
         running = self._monitor.endpoints.get(start.uep_id)
         if other := self._by_uep.get(start.uep_id):
             start.audit["with"] = other.correlation_id
@@ -251,7 +252,7 @@ class Starts:
             self._mapped.append(start)
         elif running.ending or running.local_user != start.local_user:
             if not running.ending:
-                # The administrator has mapped this person to another account since.
+                # The administrator has since mapped this person to another account.
                 self._monitor.keepers.stop(running, "The mapping of your identity has changed.")
             start.state = State.PARKED
             self._parked.setdefault(start.uep_id, []).append(start)
@@ -271,7 +272,7 @@ class Starts:
         self.pump()
 
     def rechecked(self, message: m.StillMapped | m.NoLongerMapped) -> None:
-        """The mapper has answered a re-check: that is a matter of what runs, and the asker is done. Nothing starts."""
+        """Take the mapper's answer to a re-check: it concerns a running user endpoint, so nothing starts."""
         start = self._answered_by_mapper(message.ref, type(message).__name__)
         if start is None:
             return
@@ -285,14 +286,14 @@ class Starts:
     # --- from the keepers -----------------------------------------------------------------------------
 
     def kept(self, uep_id: str, outcome: m.Outcome, code: str, public: str, **audit: object) -> None:
-        """Answer the start that the keeper of `uep_id` worked on, if there still is one."""
+        """Answer the start that the keeper of `uep_id` worked on, if it is still unanswered."""
         start = self._by_uep.get(uep_id)
         if start is not None and start.state is State.KEPT:
             start.audit.update(audit)
             self.finish(start, outcome, code, public)
 
     def gone(self, uep_id: str) -> None:
-        """Go on with what waited for the end of `uep_id`."""
+        """Go on with the starts that waited for the end of `uep_id`."""
         for start in self._parked.pop(uep_id, []):
             self._place(start)
         self.pump()
@@ -300,17 +301,17 @@ class Starts:
     # --- ends -------------------------------------------------------------------------------------------
 
     def finish(self, start: Start, outcome: m.Outcome, code: str, public: str) -> None:
-        """Give the audit log its record and every asker its answer, in this order."""
+        """Write the audit record first, then answer every asker."""
         self._record(start, outcome, code)
         runs = outcome in {m.Outcome.STARTED, m.Outcome.ALREADY_RUNNING}
         incarnation = start.incarnation if runs else b""
         self._answer(start, outcome, start.uep_id, code, public, start.correlation_id, incarnation)
-        if outcome is m.Outcome.STARTED and not start.askers:  # another manager asked, and this one has to know
+        if outcome is m.Outcome.STARTED and not start.askers:  # a former manager asked, and the present one must know
             self._monitor.tell_running(self._monitor.endpoints[start.uep_id])
         self._drop(start)
 
     def _record(self, start: Start, outcome: str, code: str) -> None:
-        """Give log and audit log their record of what has become of a start."""
+        """Write the outcome of a start to log and audit log."""
         mapping = "mapped" if start.local_user else "refused" if start.refused_by_mapper else "not asked"
         said = {"outcome": outcome, "code": code, "correlation_id": start.correlation_id, "mapping": mapping}
         who = {"uep_id": start.uep_id, "local_user": start.local_user}
@@ -353,7 +354,7 @@ class Starts:
         self._all.pop(start.ref, None)
 
     def _overdue(self, start: Start) -> None:
-        """A start has waited for as long as it may."""
+        """Refuse a start that has waited for too long."""
         if start.state is State.MAPPING:
             del self._mapping[start.ref]
             self._abandoned.add(start.ref)
@@ -372,7 +373,7 @@ class Starts:
                 queue.remove(start)
 
     def mapper_lost(self) -> None:
-        """The mapper is gone: what it had, and what it was to get, was signed for its epoch."""
+        """The mapper is gone: all its requests, sent or waiting, were signed for its epoch. Answer them."""
         lost = [*self._mapping.values(), *self._waiting]
         self._mapping.clear()
         self._waiting.clear()
@@ -382,7 +383,7 @@ class Starts:
             self.finish(start, m.Outcome.UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, text)
 
     def manager_lost(self) -> None:
-        """The manager is gone: nobody waits for answers. What is with a keeper goes on; the rest is dropped."""
+        """The manager is gone, so no answers are awaited. Starts with a keeper go on; the rest is dropped."""
         self._askers.clear()
         self._abandoned.update(self._mapping)
         self._mapping.clear()
@@ -395,7 +396,7 @@ class Starts:
                 self._drop(start)
 
     def abort(self, public: str) -> None:
-        """Answer everything that no keeper has yet: the endpoint is being stopped."""
+        """Answer every start that has no keeper yet, because the endpoint is being stopped."""
         self._abandoned.update(self._mapping)
         self._mapping.clear()
         for start in list(self._all.values()):

@@ -1,7 +1,7 @@
-"""The status file: what `mep status` and `mep list` show, and everybody on the host may read.
+"""The status file: the content of `mep status` and `mep list`, readable by every account on the host.
 
-So no identity, no configuration and no reason of a refusal is in it: reasons are in a file of their own, for root.
-Written at once, but the less often the more there is to write.
+It therefore holds no identity, no configuration and no reason of a refusal. Reasons are in a separate file for root.
+It is written at once, but less often the more there is to write.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from mep.boundary.runtime_files import MonitorStatus, write_reasons, write_statu
 from mep.root.monitor.event_loop import Loop, Timer
 from mep.root.monitor.user_endpoints import Endpoints
 
-_REFUSED = "refused when it was last read, the one before stays in force: the log says why"
+_REFUSED = "refused when last read, the previous one stays in force: the log says why"
 _UNUSABLE = "the mapping file cannot be used: the log says why"
 INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
 class Status:
-    """The monitor's state as others see it. Set the fields, then call `changed`."""
+    """The monitor's published state. Set the fields, then call `changed`."""
 
     def __init__(self, directory: str, endpoint_id: str, started_at: float, endpoints: Endpoints) -> None:
         self.state = "starting"
@@ -38,12 +38,12 @@ class Status:
         self._written_at = float("-inf")
 
     def attach(self, loop: Loop, log: Log) -> None:
-        """Write on changes from now on."""
+        """Write the file at changes from now on."""
         self._loop, self._log = loop, log
         self.changed()
 
     def changed(self) -> None:
-        """Have the file written: now, or a while after the last time."""
+        """Have the file written: now, or a while after the last write."""
         if self._loop is None or self._due is not None:
             return
         interval = INTERVAL_S + INTERVAL_FOR_EACH_S * len(self._endpoints)
@@ -51,7 +51,7 @@ class Status:
         self._due = self._loop.after(wait, self._write_due)
 
     def configured(self, problem: str) -> None:
-        """Note that the configuration was read again: taken over, or refused for `problem`."""
+        """Record that the configuration was read again, and taken over or refused for `problem`."""
         self.configuration_problem = problem
         if problem:
             self.configuration_refused_at = time.time()
@@ -60,7 +60,7 @@ class Status:
         self.changed()
 
     def mapping_is(self, loaded: str, problem: str) -> None:
-        """Note which mapping is in force, and why the file as it is now is refused."""
+        """Record which mapping is in force, and why the present file is refused."""
         if problem != self.mapping_problem:
             self.mapping_refused_at = time.time() if problem else 0.0
         self.mapping_loaded, self.mapping_problem = loaded, problem

@@ -1,6 +1,6 @@
-"""The user endpoints of this host: those whose keepers the monitor forked, and those it adopted.
+"""The user endpoints of this host: forked by this monitor, or adopted from a former one.
 
-Nothing here starts or stops anything; it is what the monitor knows. Called by the monitor's other modules.
+This module holds the monitor's knowledge and starts or stops nothing. Called by the monitor's other modules.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from mep.root.monitor.event_loop import Timer
 
 @dataclass(slots=True, eq=False)
 class UserEndpoint:
-    """One user endpoint from the fork of its keeper until that keeper is gone."""
+    """One user endpoint, from the fork of its keeper until that keeper is gone."""
 
     uep_id: str
     local_user: str
     correlation_id: str
     keeper_pid: int
     keeper: Child | None
-    """None for an adopted one: there is no channel to it, only `pidfd`."""
+    """None if adopted: there is no channel to it, only `pidfd`."""
     incarnation: bytes = b""
-    """What names this process, as the mapper has said: empty for one whose keeper is of an older version."""
+    """The id of this process, from the mapper; empty if its keeper is of an older version."""
     pidfd: int = -1
     uid: int = -1
     pid: int = 0
@@ -33,47 +33,47 @@ class UserEndpoint:
     told: bool = False
     """Whether its end has been reported."""
     cause: tuple[str, str] = ("", "")
-    """Code and public text of the end, where the monitor has decided on it."""
+    """Code and public text of the end, if the monitor has decided on it."""
     person: bytes = b""
-    """The mapper's digest of whose it is; empty for one whose keeper is of an older version."""
+    """The mapper's digest of its owner; empty if its keeper is of an older version."""
     literal: bool = False
     """Whether the mapping file spells the account's name."""
     identities: str = ""
-    """Whose it is, for the log."""
+    """Its owner's identities, for the log."""
     source: str = ""
-    """Where the account was found at the start: `files` for this host's own, else empty."""
+    """Source of the account at the start: `files` if it is local to this host, else empty."""
     mapped_at: float = 0.0
-    """By the monotonic clock, when the mapper last said, of what the relay had signed, that its person maps to this
-    account. 0: not known, of one that was just adopted."""
+    """Monotonic time of the mapper's last confirmation, from a statement signed by the relay, that the owner maps to
+    this account. 0 if unknown, after an adoption."""
     mapping_said: str = ""
-    """The code of what the mapper has said since, where it could not say."""
+    """The code of the mapper's later answer, if it couldn't say."""
     overdue: bool = False
-    """Whether that is too long ago."""
+    """Whether the last confirmation is too long ago."""
     warn_age: float = 0.0
-    """The age at which the next warning is due, once it is overdue."""
+    """The age at which the next warning is due, if a confirmation is overdue."""
     admitted_at: float = 0.0
-    """When the account was last found fit; 0 is not by this monitor."""
+    """When the account was last found usable; 0 if this monitor hasn't checked it yet."""
     account_overdue: bool = False
-    """Whether that is too long ago."""
+    """Whether the last successful check of the account is too long ago."""
     check_due: float = 0.0
-    """When the account is to be looked at again."""
+    """When the next check of the account is due."""
     late: Timer | None = None
-    """Ends a keeper that hangs."""
+    """Kills a keeper that hangs."""
     watchdog: Timer | None = None
-    """Ends a keeper that was told to stop and does not end."""
+    """Kills a keeper that doesn't end after being told to stop."""
 
     def is_named(self, incarnation: bytes) -> bool:
-        """Tell whether a message about this incarnation is about this process; an unknown one may be about any."""
+        """Tell whether a message about this incarnation means this process. An unknown incarnation may mean any."""
         return not incarnation or not self.incarnation or incarnation == self.incarnation
 
     def public(self) -> dict[str, Any]:
-        """What status.json, which everybody may read, says of it."""
+        """Return its entry in status.json, which every account on the host may read."""
         state = "stopping" if self.ending else "running" if self.ready else "starting"
         value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
         times = {"mapping_checked_at": self.mapped_at, "account_checked_at": self.admitted_at}
         if self.mapped_at and self.admitted_at:
             times["checked_at"] = min(self.mapped_at, self.admitted_at)
-        # They are by the monotonic clock; what is shown goes by the calendar.
+        # These times are monotonic; the file shows calendar time.
         now, calendar = time.monotonic(), time.time()
         value |= {name: round(calendar - (now - at), 1) for name, at in times.items() if at}
         flags = {"overdue": self.overdue, "account_overdue": self.account_overdue}
@@ -84,21 +84,21 @@ class Endpoints(dict[str, UserEndpoint]):
     """User endpoints by their id."""
 
     def of_uid(self, uid: int) -> int:
-        """Return how many the account with `uid` has."""
+        """Return how many user endpoints the account with `uid` has."""
         return sum(one.uid == uid for one in self.values())
 
     def of_another(self, person: bytes, uid: int) -> list[UserEndpoint]:
-        """Return those of the account with `uid` that are not `person`'s; one of an unknown person may be anybody's."""
+        """Return the user endpoints of `uid` that aren't known to be `person`'s. An unknown owner counts as another."""
         return [one for one in self.values() if one.uid == uid and one.person != person]
 
     def of_user(self, local_user: str) -> int:
-        """Return how many were started for the account of this name."""
+        """Return how many user endpoints were started for the account of this name."""
         return sum(one.local_user == local_user for one in self.values())
 
     def starting(self) -> int:
-        """Return how many are being started."""
+        """Return how many user endpoints are being started."""
         return sum(not one.ready and not one.ending and one.keeper is not None for one in self.values())
 
     def by_keeper(self, pid: int) -> UserEndpoint | None:
-        """Return the one whose keeper has `pid`."""
+        """Return the user endpoint of the keeper `pid`."""
         return next((one for one in self.values() if one.keeper_pid == pid), None)

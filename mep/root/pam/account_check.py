@@ -1,7 +1,7 @@
-"""PAM's account stage by itself: whether PAM would let an account in now. Nothing is opened.
+"""PAM's account stage alone: whether PAM would let an account in now. No session is opened.
 
-Called in a short-lived process of its own, as root: a module may hang, and may change its caller. `mep map` asks it
-where a start would, a checker where `pam.recheck` is set.
+Called in a short-lived process of its own, as root, because a module may hang or change its caller. `mep map` calls it
+where a start would; a checker calls it if `pam.recheck` is set.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from mep.root.account.lookup import StartRefused
 from mep.root.pam import libpam
 
 CLOSED = frozenset({6, 10, 13, 27})
-"""No permission, no such user, account expired, password expired and inactive. Other refusals are of the moment:
+"""No permission, no such user, account expired, password expired and inactive. Other refusals are temporary:
 pam_nologin's (7), a password that has to be changed (12)."""
 
 
 def ask(service: str, user: str, *, running: bool = False) -> None:
-    """Raise StartRefused where PAM's `service` does not admit `user`, SpawnFailed where it does not work.
+    """Raise StartRefused if PAM's `service` doesn't admit `user`, SpawnFailed if PAM doesn't work.
 
-    `running`: something of theirs runs, which only what closes the account is to end; the rest is SpawnFailed too.
+    `running`: the user has running processes. Then only a closed account raises StartRefused, and all other failures
+    raise SpawnFailed.
     """
     try:
         transaction = libpam.Transaction(service, user, lambda _: None)

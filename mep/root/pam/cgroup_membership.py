@@ -1,7 +1,7 @@
-"""Which control groups this process is in, and how it gets back there.
+"""Which control groups this process is in, and how it returns to them.
 
 A PAM module may move its caller (pam_systemd: into the session's scope). Trusts the kernel's files. Called by the
-keeper (process_context.py). Works on cgroup v2, v1 and both at once. Raises OSError.
+keeper (context.py). Works with cgroup v2, v1 and both at once. Raises OSError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def memberships() -> dict[str, str]:
 
 
 def move_back(before: dict[str, str]) -> None:
-    """Enter those groups of `before` that this process is not in any more."""
+    """Enter those groups of `before` that this process is no longer in."""
     now = memberships()
     for controllers, path in before.items():
         if now.get(controllers, path) != path and (directory := _directory(controllers, path)):
@@ -29,7 +29,7 @@ def move_back(before: dict[str, str]) -> None:
 
 
 def _directory(controllers: str, path: str) -> str:
-    """Return where the hierarchy's group `path` is mounted; empty where it is not."""
+    """Return the mount point of the hierarchy's group `path`; empty if it isn't mounted."""
     with open("/proc/self/mountinfo") as file:
         for line in file:
             left, _, right = line.partition(" - ")

@@ -1,8 +1,8 @@
-"""PAM, by ctypes on libpam.so.0: account, credentials and session of one user, and never a prompt.
+"""PAM, by ctypes on libpam.so.0: account, credentials and session of one user, without any prompt.
 
-Trusts the host's PAM configuration, whose modules run in this process, as root. Called by the PAM process alone
-(session_process.py), since a module may take as long as it likes. libpam is loaded when the first transaction starts,
-so only where PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
+Trusts the host's PAM configuration. Its modules run in this process, as root. Called by the PAM process alone
+(pam_process.py), because a module may block for any time. libpam is loaded when the first transaction starts, which
+happens only if PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mep.boundary.pam_service import check_service
 LIBRARY = "libpam.so.0"
 SUCCESS = 0
 BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
-"""Codes of a PAM that does not work (modules, memory, a directory out of reach), as opposed to one that says no."""
+"""Codes of a PAM that doesn't work (modules, memory, unreachable directory), as opposed to one that refuses."""
 _AWAY = 9
-"""PAM_AUTHINFO_UNAVAIL: a directory does not answer."""
+"""PAM_AUTHINFO_UNAVAIL: a directory doesn't answer."""
 
 _USER = 2
 _ESTABLISH_CRED, _DELETE_CRED = 0x2, 0x4
@@ -30,12 +30,12 @@ _MAX_MESSAGES, _MAX_TEXT, _MAX_TEXTS = 32, 512, 16
 
 
 def shortage(code: int) -> int:
-    """Return the errno that says the same as `code`, of BROKEN, where another try may succeed; else 0."""
+    """Return the errno equivalent to `code`, one of BROKEN, if another try may succeed; else 0."""
     return {_AWAY: errno.EAGAIN, _BUF_ERR: errno.ENOMEM}.get(code, 0)
 
 
 class PamFailed(Exception):
-    """A PAM call did not succeed: `code` is PAM's own, `texts` is what its modules said on the way."""
+    """A PAM call failed. `code` is PAM's own; `texts` are the messages of its modules."""
 
     def __init__(self, call: str, code: int, reason: str, texts: list[str]) -> None:
         self.call, self.code, self.texts = call, code, texts
@@ -63,7 +63,7 @@ class _Conversation(ctypes.Structure):
 
 @cache
 def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
-    """Return libpam and libc with their signatures. Raises OSError where libpam is missing."""
+    """Return libpam and libc with their signatures. Raises OSError if libpam is missing."""
     pam, libc = ctypes.CDLL(LIBRARY), ctypes.CDLL(None)
     handle = ctypes.c_void_p
     pam.pam_start.argtypes = (
@@ -80,12 +80,12 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 
 class Transaction:
-    """One PAM transaction. Every method raises PamFailed with PAM's own words."""
+    """One PAM transaction. Every method raises PamFailed with PAM's own text."""
 
     def __init__(self, service: str, user: str, hear: Callable[[str], None]) -> None:
-        """Start it; `hear` gets each text that a module has for the user.
+        """Start it. `hear` is called with each text that a module has for the user.
 
-        Raises OSError where libpam is missing, or the service's file is missing or not trusted.
+        Raises OSError if libpam is missing, or if the service's file is missing or not trusted.
         """
         check_service(service)
         self._pam, self._libc = _library()
@@ -110,11 +110,11 @@ class Transaction:
         self._check("pam_acct_mgmt", self._pam.pam_acct_mgmt(self._handle, 0))
 
     def establish_credentials(self) -> None:
-        """Have credentials made; modules may add groups to this process."""
+        """Establish the credentials. Modules may add groups to this process."""
         self._check("pam_setcred", self._pam.pam_setcred(self._handle, _ESTABLISH_CRED))
 
     def open_session(self) -> None:
-        """Open the session; modules change limits, umask, keyring and more of this process."""
+        """Open the session. Modules change limits, umask, keyring and more of this process."""
         self._check("pam_open_session", self._pam.pam_open_session(self._handle, 0))
 
     def close_session(self) -> None:
@@ -122,11 +122,11 @@ class Transaction:
         self._check("pam_close_session", self._pam.pam_close_session(self._handle, 0))
 
     def delete_credentials(self) -> None:
-        """Have the credentials removed."""
+        """Delete the credentials."""
         self._check("pam_setcred(delete)", self._pam.pam_setcred(self._handle, _DELETE_CRED))
 
     def end(self) -> None:
-        """Give the transaction up."""
+        """End the transaction."""
         self._check("pam_end", self._pam.pam_end(self._handle, self._last))
 
     def user(self) -> str:
@@ -136,7 +136,7 @@ class Transaction:
         return (item.value or b"").decode("utf-8", "surrogateescape")
 
     def environment(self) -> list[bytes]:
-        """Return what modules want in the user's environment, each `NAME=VALUE`."""
+        """Return the variables that modules set for the user's environment, each `NAME=VALUE`."""
         entries = self._pam.pam_getenvlist(self._handle)
         if not entries:
             return []
@@ -149,13 +149,13 @@ class Transaction:
         return found
 
     def _converse(self, count: int, messages: Any, responses: Any, _data: Any) -> int:
-        """Take note of texts; refuse to answer anything, since there is nobody to ask."""
+        """Record texts. Refuse every prompt, because no user is present to answer."""
         if not 0 < count <= _MAX_MESSAGES:
             return _CONV_ERR
         for at in range(count):
             text = (messages[at].contents.text or b"")[:_MAX_TEXT].decode("utf-8", "replace").strip()
             asks = messages[at].contents.style not in {_ERROR_MSG, _TEXT_INFO}
-            self._note(f"asks for an answer, which nobody can give here: {text}" if asks else text)
+            self._note(f"asks for an answer, which is impossible here: {text}" if asks else text)
             if asks:
                 return _CONV_ERR
         answer = self._libc.calloc(count, ctypes.sizeof(_Response))

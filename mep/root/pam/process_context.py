@@ -1,9 +1,9 @@
-"""What the PAM process is to the kernel, saved before its modules work on it and put back once the child is forked.
+"""The PAM process's state in the kernel: saved before PAM modules run, restored after the child is forked.
 
-PAM's modules change their caller: pam_limits its limits, pam_umask its umask, pam_group its groups, pam_systemd its
-control group. The child that becomes the user keeps all that. The PAM process itself is to close the session later,
-as root with room to work, and must not stand where the user's processes are counted and killed. Called by
-session_process.py. A namespace or a login uid cannot be put back, and need not be: the keeper never had them.
+PAM modules change their caller: pam_limits its limits, pam_umask its umask, pam_group its groups, pam_systemd its
+control group. The child that becomes the user keeps all of that. The PAM process closes the session later, as root,
+and needs room to work. It must not stay in the group where the user's processes are counted and killed. Called by
+pam_process.py. A namespace or a login uid can't be restored, and need not be: the keeper never had them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.starts
 
 
 class Context:
-    """The calling process as it was when this object was made."""
+    """The state of the calling process at the time this object was created."""
 
     def __init__(self) -> None:
         self._ids = os.getresuid(), os.getresgid(), os.getgroups()
@@ -34,11 +34,11 @@ class Context:
             self._oom = file.read()
 
     def keyring_changed(self) -> bool:
-        """Tell whether this process has another session keyring than it had."""
+        """Tell whether this process's session keyring has changed."""
         return syscalls.session_keyring() != self._keyring
 
     def restore(self, log: Log) -> None:
-        """Put back what can be. What cannot is logged: the child has been forked by then."""
+        """Restore as much as possible. Failures are only logged, because the child has already been forked."""
         for what, step in self._steps():
             try:
                 step()
@@ -52,19 +52,19 @@ class Context:
         yield "gid", lambda: os.setresgid(*gids)
         yield "groups", lambda: os.setgroups(groups)
         yield "umask", lambda: os.umask(0o077)
-        yield "directory", lambda: os.chdir("/")  # not in a home directory that is to be unmounted at the close
+        yield "directory", lambda: os.chdir("/")  # not a home directory, which the close may unmount
         yield "priority", lambda: os.setpriority(os.PRIO_PROCESS, 0, self._priority)
         yield "oom_score_adj", self._restore_oom
         yield "signals", lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ())
         yield "cgroup", lambda: move_back(self._groups)
 
     def _restore_limits(self) -> None:
-        """A hard limit only rises with CAP_SYS_RESOURCE, which containers take away: then up to what it is."""
+        """Raising a hard limit needs CAP_SYS_RESOURCE, which containers drop. Then raise the soft limit up to it."""
         for number, limits in self._limits.items():
             hard = resource.getrlimit(number)[1]
             try:
                 resource.setrlimit(number, limits)
-            except ValueError:  # Python's word for EPERM
+            except ValueError:  # Python raises this for EPERM
                 resource.setrlimit(number, (hard, hard))
 
     def _restore_oom(self) -> None:

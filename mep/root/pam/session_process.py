@@ -1,18 +1,18 @@
 """The PAM process of one user endpoint: opens its session, forks it, waits for its end, closes the session.
 
-Forked by the keeper (pam_session.py) where PAM is enabled, and root like it. It is a process of its own because modules
-change their caller, in ways that cannot all be undone (a hard limit without CAP_SYS_RESOURCE, a mount namespace);
-because a module that hangs must not hang the keeper; and because somebody has to close the session when the keeper
-is killed. The order is sshd's: account; gid and groups; credentials (modules may add groups); session. No
-authentication: who the person is was the identity's matter.
+If PAM is enabled, the keeper forks it (session.py), and it runs as root too. It is a process of its own for three
+reasons. Modules change their caller in ways that can't all be undone (a hard limit without CAP_SYS_RESOURCE, a mount
+namespace). A module that hangs must not hang the keeper. The session has to be closed even if the keeper is killed.
+The order is sshd's: account; gid and groups; credentials (modules may add groups); session. There is no
+authentication: the identity provider has authenticated the person.
 
-The user endpoint is to have what modules made of their caller, so it is forked here; and it is to be the keeper's
-child. So a process in between forks it and ends: the orphan goes to the nearest subreaper, the keeper, which this
-process is not. (CLONE_PARENT would do without, but by a raw system call behind the interpreter's back.)
+The user endpoint must inherit the changes that modules make to their caller, so it is forked here. It must also be the
+keeper's child. So an intermediate process forks it and exits: the orphan goes to the nearest subreaper, the keeper,
+because this process isn't one. (CLONE_PARENT would do the same, but needs a raw system call that the interpreter
+doesn't know of.)
 
-End-of-file from the keeper means: it is over. The user endpoint is killed if it is still there, then the session is
-closed. Trusts PAM's modules with root, as everything that uses PAM does; trusts what they want in the environment
-only within `admitted`.
+End-of-file from the keeper means the end: the user endpoint is killed if it still runs, then the session is closed.
+Trusts PAM's modules with root, like every user of PAM. Trusts their environment variables only within `admitted`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mep.root.pam import libpam
 from mep.root.pam.process_context import Context
 
 CLOSE_S = 20.0
-"""How long the modules may take to close a session."""
+"""Time limit for the modules to close a session."""
 _ALARM_AFTER_S = 10.0
 _DEAF_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGXFSZ)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -50,19 +50,19 @@ _REFUSED_PREFIXES = ("LD_", "PYTHON", "GLIBC_", "MALLOC_", "BASH_FUNC")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a PAM process is to do. Descriptors are inherited from the keeper."""
+    """Tells a PAM process what to do. Descriptors are inherited from the keeper."""
 
     service: str
     plan: SpawnPlan
     """The user endpoint as it would be without PAM."""
     keeper: int
     pipe: int
-    """Where the user endpoint reports the stage that fails."""
+    """The pipe on which the user endpoint reports a failed stage."""
     left_s: float
 
 
 class KeeperGone(Exception):
-    """The keeper ended, or gave the start up: nothing more is to be opened."""
+    """The keeper ended or gave up the start: nothing further may be opened."""
 
 
 def pam_process(login: Login, keeper: socket.socket) -> NoReturn:
@@ -73,7 +73,7 @@ def pam_process(login: Login, keeper: socket.socket) -> NoReturn:
 
 
 def pam_substitute(service: str, user: str) -> NoReturn:
-    """Close the session of a PAM process that was killed, as well as a new transaction can. Never returns."""
+    """Close the session of a killed PAM process, as far as a new transaction can. Never returns."""
     _run(PamSession.close_for_another, service, user, [0, 1, 2])
 
 
@@ -91,7 +91,7 @@ def _run(work: Callable[[PamSession], None], service: str, user: str, kept: Iter
 
 
 def _turn_deaf() -> None:
-    """Its end is the keeper's to say. Handlers, so that what modules run has the default actions."""
+    """Ignore signals, by handlers: exec resets those in the modules' programs. The keeper decides on the end."""
     for number in _DEAF_TO:
         signal.signal(number, lambda *_: None)
 
@@ -106,7 +106,7 @@ class PamSession:
 
     def serve(self, login: Login, keeper: socket.socket) -> None:
         """Open the session, fork the user endpoint, hold the session until the keeper is done with it, close it."""
-        signal.setitimer(signal.ITIMER_REAL, login.left_s + _ALARM_AFTER_S)  # for when there is no keeper to end us
+        signal.setitimer(signal.ITIMER_REAL, login.left_s + _ALARM_AFTER_S)  # in case no keeper is left to kill us
         try:
             user_endpoint = self._log_in(login, keeper)
         except (StartRefused, SpawnFailed) as failure:
@@ -123,8 +123,8 @@ class PamSession:
             self._close()
 
     def close_for_another(self) -> None:
-        """Close a session that another process had opened."""
-        self._transaction = libpam.Transaction(self._service, self._user, self._hear)
+        """Close a session that another process opened."""
+        self._transaction = pam.Transaction(self._service, self._user, self._hear)
         self._has_credentials = self._is_open = True
         self._close()
 
@@ -149,7 +149,7 @@ class PamSession:
         return user_endpoint
 
     def _stage(self, stage: Stage, keeper: socket.socket, step: Callable[[], None]) -> None:
-        """Say what comes, since a module may never come back from it; then do it."""
+        """Report the next stage first, because a module may never return. Then run it."""
         if wait_readable([keeper.fileno()], 0):
             raise KeeperGone
         _say(keeper, stage=stage)
@@ -170,7 +170,7 @@ class PamSession:
 
     def _establish(self) -> None:
         assert self._transaction is not None
-        self._has_credentials = True  # one that failed half-way may have left something
+        self._has_credentials = True  # a call that failed half-way may have left credentials
         self._transaction.establish_credentials()
 
     def _open(self) -> None:
@@ -179,15 +179,15 @@ class PamSession:
         self._is_open = True
 
     def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
-        """Return pid and pidfd of the user endpoint. Limits that modules have set hold here too by now."""
+        """Return pid and pidfd of the user endpoint. Limits that modules have set apply to this process too."""
         try:
             pid = spawn_for(login.keeper, plan, login.pipe)
-            return pid, os.pidfd_open(pid)  # the keeper does not reap it before it hears of it
+            return pid, os.pidfd_open(pid)  # the keeper does not reap it before it is told of it
         except OSError as error:
             raise SpawnFailed(Stage.FORK, error.errno or 0) from None
 
     def _in_session(self, plan: SpawnPlan, context: Context) -> SpawnPlan:
-        """Return `plan` with what PAM gives."""
+        """Return `plan` with the session's environment and settings."""
         assert self._transaction is not None
         environment, dropped = admitted(self._transaction.environment())
         if dropped:
@@ -203,7 +203,7 @@ class PamSession:
     # --- the end --------------------------------------------------------------------------------------
 
     def _wait(self, user_endpoint: int, keeper: socket.socket) -> None:
-        """Return once the keeper is done or dead, and the user endpoint gone."""
+        """Return once the keeper is done or dead, and the user endpoint is gone."""
         wait_readable([keeper.fileno()], None)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(user_endpoint, signal.SIGKILL)
@@ -211,7 +211,7 @@ class PamSession:
             self._log.error("closing the session of a user endpoint that does not end", user=self._user)
 
     def _close(self) -> None:
-        """Close the session and delete the credentials, as far as there are any. What fails is logged."""
+        """Close the session and delete the credentials, as far as they exist. Failures are logged."""
         transaction = self._transaction
         if transaction is None:
             return
@@ -226,7 +226,7 @@ class PamSession:
 
 
 def _say(keeper: socket.socket, **words: object) -> None:
-    """Tell the keeper. Raises KeeperGone."""
+    """Send `words` to the keeper. Raises KeeperGone."""
     try:
         keeper.send(json.dumps(words).encode())
     except OSError:
@@ -238,16 +238,16 @@ def _refused(stage: Stage, detail: str) -> StartRefused:
 
 
 def _take_groups(plan: SpawnPlan) -> None:
-    """Modules for credentials add to the user's own groups, so these have to be there first."""
+    """Set the user's own groups first, because credential modules add to them."""
     account = plan.account
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
 
 
 def admitted(entries: Iterable[bytes]) -> tuple[dict[str, str], list[str]]:
-    """Return PAM's variables that a user endpoint gets, and the names of those that it does not get.
+    """Return PAM's variables that a user endpoint gets, and the names of those that it doesn't get.
 
-    What decides which code runs in a program (loader, Python, shells) and what says who the user is are not PAM's.
+    PAM may not set variables that decide which code a program runs (loader, Python, shells) or who the user is.
     """
     found: dict[str, str] = {}
     dropped = []
