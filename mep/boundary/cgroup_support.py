@@ -1,7 +1,7 @@
-"""What this host can do about limits by control group: asked by the resolver and by the monitor before anything starts.
+"""This host's support for limits by control group, as checked by resolver and monitor before any start.
 
-Only files are read. How a user endpoint is put into its group is the keeper's (mep/root/keeper/cgroup.py). Source:
-the kernel's Documentation/admin-guide/cgroup-v2.rst.
+Only files are read. The keeper puts a user endpoint into its group (mep/monitor/cgroup.py). Source: the kernel's
+Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _CONTROLLER = {
 
 
 def controllers(limits: Limits) -> set[str]:
-    """Return the controllers that `limits` need; none where no limit is one of control groups."""
+    """Return the controllers that `limits` need; empty if no limit is set by control group."""
     keys = [(prefix + key, name) for key, name in _CONTROLLER.items() for prefix in ("", "person_")]
     return {name for key, name in keys if getattr(limits, key)}
 
 
 def tree() -> str:
-    """Return where cgroup v2 is mounted, alone or beside v1; empty where it is not."""
+    """Return the mount point of cgroup v2, alone or beside v1; empty if it isn't mounted."""
     return next((path for path in (ROOT, f"{ROOT}/unified") if os.path.exists(f"{path}/cgroup.procs")), "")
 
 
 def under_systemd() -> bool:
-    """Tell whether systemd is this host's init: then the tree of control groups is systemd's."""
+    """Tell whether systemd is this host's init. If so, it owns the tree of control groups."""
     return os.path.isdir(_SYSTEMD)
 
 
 def runtime_dir_of(uid: int) -> str:
-    """Return where logind puts what belongs to a login of `uid` (pam_systemd(8))."""
+    """Return logind's runtime directory for a login of `uid` (pam_systemd(8))."""
     return f"/run/user/{uid}"
 
 
 def can_group() -> bool:
-    """Tell whether a user endpoint can have a group of its own, limits or none: what is in one is ended at once.
+    """Tell whether a user endpoint can have its own group, with or without limits, to be killed as a whole.
 
     Without root, that takes the person's own service manager, user@UID.service.
     """
@@ -58,7 +58,7 @@ def can_group() -> bool:
 
 
 def problem(every: Iterable[Limits]) -> str:
-    """Return why this host cannot hold somebody to one of `every`, or an empty string."""
+    """Return why this host can't enforce one of `every`, or an empty string."""
     wanted: set[str] = set()
     for limits in every:
         wanted |= controllers(limits)
@@ -71,7 +71,7 @@ def problem(every: Iterable[Limits]) -> str:
             present = set(file.read().split())
     except OSError:
         return (
-            "this host has no cgroup v2 at /sys/fs/cgroup, by which they are set; boot it with "
+            "this host has no cgroup v2 at /sys/fs/cgroup, which the limits need; boot it with "
             "systemd.unified_cgroup_hierarchy=1, or remove the limits"
         )
     if missing := wanted - present:
@@ -81,7 +81,7 @@ def problem(every: Iterable[Limits]) -> str:
 
 def _no_systemd() -> str:
     if not os.access(BUSCTL, os.X_OK):
-        return f"{BUSCTL} is missing, by which systemd is asked for them"
+        return f"{BUSCTL} is missing, which requests them from systemd"
     return "" if os.path.exists(_BUS) else "systemd cannot be asked for them: there is no system bus (install dbus)"
 
 

@@ -1,8 +1,8 @@
 """The channel of the privilege boundary: whole messages over a SOCK_SEQPACKET socketpair.
 
-Trusts nothing that it reads: a frame that is not exactly one declared message, within its caps and with the
-declared number of descriptors, raises BoundaryViolation, and the caller ends the peer. The caps are checked
-on send as well, so that our own mistakes show at their origin. Called by monitor, keeper, manager and mapper.
+Trusts nothing that it reads. A frame must be exactly one declared message, within its caps and with the declared
+number of descriptors. Any other frame raises BoundaryViolation, and the caller ends the peer. The caps are also
+checked on send, so that our own errors show at their origin. Called by monitor, keeper, manager and mapper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mep.boundary.messages import DESCRIPTORS, MAX_FRAME_BYTES, WIRE_TYPES, Mess
 _NUMBERS = {cls: number for number, cls in WIRE_TYPES.items()}
 _INT_BYTES = 8
 _LENGTH_BYTES = 2
-_MAX_DESCRIPTORS = 253  # SCM_MAX_FD: a surplus is received, not truncated, since the kernel would close it here
+_MAX_DESCRIPTORS = 253  # SCM_MAX_FD: a surplus is received, not truncated, because the kernel would close it here
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def clip(value: str, cap: int) -> str:
 
 
 def encode(message: Message) -> bytes:
-    """Return the frame for `message`. Raises ValueError where a field is over its cap."""
+    """Return the frame for `message`. Raises ValueError if a field is over its cap."""
     parts = [bytes([_NUMBERS[type(message)]])]
     for spec in _FIELDS[type(message)]:
         value = getattr(message, spec.name)
@@ -104,9 +104,9 @@ def close_descriptors(descriptors: Iterable[int]) -> None:
 
 
 class Channel:
-    """One end of a boundary socketpair. Non-blocking unless `blocking`; never buffers a part of a message.
+    """One end of a boundary socketpair. Non-blocking unless `blocking`. Never buffers a part of a message.
 
-    `dispose` closes what a peer sent and should not have: the monitor's does so where it cannot block.
+    `dispose` closes descriptors that a peer wasn't allowed to send. The monitor's version doesn't block.
     """
 
     def __init__(self, sock: socket.socket, *, blocking: bool = False) -> None:
@@ -131,12 +131,12 @@ class Channel:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close this end, and whatever in it was not received; the peer reads end-of-file."""
+        """Close this end and all descriptors not yet received. The peer reads end-of-file."""
         if (descriptor := self._sock.detach()) >= 0:
             self.dispose([descriptor])
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send one message whole. Raises BlockingIOError when the peer does not read, OSError when it is gone."""
+        """Send one message whole. Raises BlockingIOError if the peer doesn't read, OSError if it is gone."""
         if len(descriptors) != DESCRIPTORS.get(type(message), 0):
             raise ValueError(f"{type(message).__name__}: {len(descriptors)} descriptors")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -145,7 +145,7 @@ class Channel:
     def receive(self) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors (now the caller's, close-on-exec), or None at end-of-file.
 
-        Raises BlockingIOError when there is none yet, BoundaryViolation for anything not allowed.
+        Raises BlockingIOError if there is no message yet, BoundaryViolation for anything not allowed.
         """
         room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
         frame, ancillary, flags, _ = self._sock.recvmsg(MAX_FRAME_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)

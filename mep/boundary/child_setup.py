@@ -1,7 +1,7 @@
-"""How the monitor's two lasting children, manager and mapper, begin: who they must be, what they inherit, how they log.
+"""Startup of the monitor's two lasting children, manager and mapper: accounts, inherited descriptors, log.
 
-Standard library only. Called first thing by mep/manager/main.py and mep/mapper/main.py, which run as
-`python -I -m ...` with descriptor 3 the channel, 4 their section on a sealed memfd, 5 their secret key.
+Standard library only. Called first by mep/manager/main.py and mep/mapper/main.py, which run as `python -I -m ...`.
+Descriptor 3 is the channel, 4 their section on a sealed memfd, 5 their secret key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Section = TypeVar("_Section", ManagerSection, MapperSection)
 
 
 def refuse_root(process: str) -> None:
-    """End this process unless it has no trace of root: real, effective and saved ids, and every group."""
+    """End this process if any trace of root is left: in real, effective and saved ids, or in a group."""
     if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
         sys.exit(f"{process}: refuses to run as root: the monitor starts it as its own account")
 
@@ -73,7 +73,7 @@ def take_secret() -> bytes:
 
 
 def log_uncaught(log: Log) -> None:
-    """Have whatever ends this process, or a thread of it, logged as one line, since its text may be foreign."""
+    """Log any exception that ends this process or one of its threads as one line: its text may be foreign."""
 
     def hook(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         log.error("ended by an error", error=f"{kind.__name__}: {error}", where="".join(traceback.format_tb(trace)))

@@ -1,7 +1,7 @@
-"""What manager and mapper give up once they have imported and opened everything they start with.
+"""Confinement of manager and mapper after they have imported and opened everything that they start with.
 
-Landlock first, then seccomp, whose filter forbids to change anything of it. What this host cannot do is logged once and
-left out; limits, network namespace and control group are the monitor's part (mep/root/monitor/helper_limits.py).
+Landlock comes first, then seccomp, which forbids any change to it. Features that this host lacks are logged
+once and left out. Limits, network namespace and control group are set by the monitor (mep/monitor/helper_limits.py).
 
 Standard library only. Called by mep/manager/main.py and mep/mapper/main.py while they have one thread.
 """
@@ -20,26 +20,26 @@ _SYSTEM = (
     "/usr", "/lib", "/lib32", "/lib64", "/etc", "/dev/null", "/dev/urandom",
     "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd",
 )  # fmt: skip
-"""Libraries, and what glibc reads to look up names. Directories: /etc/resolv.conf is replaced while we run."""
+"""Libraries, and glibc's files for name look-ups. Directories, because /etc/resolv.conf may be replaced at runtime."""
 _DNS_PORT = 53
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a helper has to be able to do."""
+    """The access that a helper needs."""
 
     profile: str
-    """Which list of syscalls.json it gets."""
+    """The name of its list in syscalls.json."""
     readable: tuple[str, ...] = ()
-    """What it reads besides libraries and the files of name look-ups."""
+    """Paths that it reads besides libraries and the files of name look-ups."""
     connect: tuple[int, ...] | None = ()
     """The TCP ports that it connects to; None for any."""
     programs: bool = False
-    """Whether it runs programs of the site's, which inherit what it has given up."""
+    """Whether it runs the site's programs, which inherit the confinement."""
 
 
 def confine(needs: Needs, log: Log) -> None:
-    """Give up everything but `needs`, for good."""
+    """Permanently give up all access but `needs`."""
     said = {}
     if not needs.programs:
         said["landlock"] = _restrict_files(needs)
@@ -68,6 +68,6 @@ def _filter_calls(needs: Needs) -> str:
 
 
 def directories_of(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return the directories in which `paths` lie, by their own names and by where links lead."""
+    """Return the directories that contain `paths` and the targets of their links."""
     found = {os.path.dirname(other) for path in paths for other in (os.path.abspath(path), os.path.realpath(path))}
     return tuple(sorted(found - {"/"}))

@@ -1,7 +1,7 @@
 """Errors and stages of the privileged side. Standard library only: the monitor imports this.
 
-Each `code` here is also a code in mep_wire.errors, which has the sentence the person reads; a test compares
-the two. What is written here is for the administrator's log.
+Each `code` here is also a code in mep_wire.errors, which has the sentence for the person; a test compares
+the two. The texts of the exceptions below are for the administrator's log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 
 class Stage(enum.IntEnum):
-    """Where in the start of a user endpoint something failed: in the order in which they happen."""
+    """The stage at which the start of a user endpoint failed. Stages are in the order in which they happen."""
 
     VERIFY = 1
     MAP = 2
@@ -42,7 +42,7 @@ class Stage(enum.IntEnum):
 
 
 class Refusal(enum.StrEnum):
-    """Codes with which a start may be refused by the endpoint's own processes."""
+    """Codes with which the endpoint's own processes may refuse a start."""
 
     IDENTITY_NOT_MAPPED = "IDENTITY_NOT_MAPPED"
     IDENTITY_AMBIGUOUS = "IDENTITY_AMBIGUOUS"
@@ -82,22 +82,22 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.TOO_MANY_PROCESSES: "Your process at the site reached its number of processes and threads ({limit}). "
     "Start fewer.",
 }
-"""The sentences of mep_wire.errors that monitor and keeper say themselves; the others come from the mapper."""
+"""The sentences of mep_wire.errors that monitor and keeper send themselves. The others come from the mapper."""
 
 OWN_LIMIT = (
     "You have as many user endpoints at this site as it allows one person ({limit}). Your tasks wait until one ends."
 )
-"""SITE_BUSY in other words: of one person's limit."""
+"""SITE_BUSY in other words: for one person's limit."""
 NO_PLACE = (
     "The site starts no more than {limit} user endpoints at a time, and others were under way for too long. "
     "Your tasks wait."
 )
-"""SITE_BUSY in other words: of a start whose turn did not come."""
+"""SITE_BUSY in other words: for a start that had to wait for too long."""
 
 NO_ROOM = "The site has no room for another process just now (at stage {stage}). Your tasks wait."
-"""SITE_BUSY in other words: of a start for which the host lacked something."""
+"""SITE_BUSY in other words: for a start that the host lacked a resource for."""
 SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
-"""Errors of system calls that say that there is too little of something now: another try may succeed."""
+"""errno values of a temporary shortage: another try may succeed."""
 
 
 REVOCATIONS = frozenset(
@@ -106,16 +106,16 @@ REVOCATIONS = frozenset(
         Refusal.MAPPING_UNCONFIRMED, Refusal.ACCOUNT_REFUSED,
     }
 )  # fmt: skip
-"""Codes with which a running user endpoint is ended because its person may not have it any more."""
+"""Codes with which a running user endpoint is ended because its owner may no longer have it."""
 
 
 def public_text(code: Refusal, **fields: object) -> str:
-    """Return what a person reads about `code`, one of PUBLIC_TEXTS."""
+    """Return the sentence for the person about `code`, one of PUBLIC_TEXTS."""
     return PUBLIC_TEXTS[code].format(**fields)
 
 
 class SpawnFailed(Exception):
-    """A stage of a start failed. `errno` is 0 where no system call was at fault."""
+    """A stage of a start failed. `errno` is 0 if no system call failed."""
 
     def __init__(self, stage: Stage, errno: int = 0, detail: str = "") -> None:
         self.stage, self.errno, self.detail = stage, errno, detail

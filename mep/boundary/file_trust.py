@@ -1,12 +1,12 @@
-"""Whether a path may be trusted: an account that can write to a file, or exchange it, decides what its reader does.
+"""Whether a path may be trusted: an account that can write to a file, or replace it, controls its reader.
 
 A path is walked by descriptor, component by component from `/`, and each component is checked on its descriptor.
-Callers then read, append to or run the last descriptor, so nothing can be exchanged between the check and the use.
+Callers then read, append to or run the last descriptor, so nothing can be replaced between the check and the use.
 Every component must belong to root or to a permitted owner, and neither its mode nor its POSIX ACL may let others
 write to it. A sticky directory such as /tmp may be shared, but a symbolic link in it is refused. A link in any other
 trusted directory is followed, and its target is checked in the same way.
 
-A refusal names the file and the command that mends it, as sshd's do. Standard library only, and no NSS. Called by the
+Like sshd's, a refusal names the file and the command that mends it. Standard library only, and no NSS. Called by the
 monitor, keepers, resolver, mapper, command line and relay.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_LINKS = 40
-"""The kernel's own limit: more are ELOOP."""
+"""The kernel's own limit: more links give ELOOP."""
 SHARED_LOG_DIRECTORY = "/var/log"
 """The log daemon's group may write here on some distributions (Ubuntu: root:syslog 0775). Treated as sticky."""
 
@@ -48,9 +48,9 @@ class UntrustedPath(PermissionError):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whose files are trusted: those of root and of the uids in `owners`.
+    """Which owners' files are trusted: root's and those of the uids in `owners`.
 
-    `last_owner` may own the last component alone: a key may belong to the account that uses it, in root's directory.
+    `last_owner` may own only the last component: a key may belong to the account that uses it, in root's directory.
     `chown_to` is the account that refusals name.
     """
 
@@ -63,7 +63,7 @@ class Trust:
     ) -> int:
         """Return a descriptor of the regular file at `path`. A `secret` must be readable by its owner alone.
 
-        With O_CREAT a missing file is made, with `mode`. With O_NOFOLLOW its name must not be a symbolic link.
+        With O_CREAT, a missing file is created with `mode`. With O_NOFOLLOW, its name must not be a symbolic link.
         Raises UntrustedPath and OSError.
         """
         walk = self._walk(path, follow=not flags & os.O_NOFOLLOW, secret=secret, may_lack=bool(flags & os.O_CREAT))
@@ -87,7 +87,7 @@ class Trust:
     def open_program(self, path: str | os.PathLike[str]) -> int:
         """Return a descriptor of the program at `path`, to be run by its descriptor_path().
 
-        A script's descriptor must stay open across exec, since its interpreter opens it again: see is_script().
+        A script's descriptor must stay open across exec, because its interpreter opens it again: see is_script().
         The interpreter is checked too. Raises UntrustedPath and OSError.
         """
         descriptor = self.open(path)
@@ -102,9 +102,9 @@ class Trust:
         return descriptor
 
     def make_directory(self, path: str | os.PathLike[str], mode: int, *, private: bool = True) -> None:
-        """Make the directory `path` with `mode` where it is missing, and those above it with 0755.
+        """Create the directory `path` with `mode` if it is missing, and missing ones above it with 0755.
 
-        `private`: others must not be able to make files in it, even if it is sticky. Raises UntrustedPath and OSError.
+        `private`: others must not be able to create files in it, even if it is sticky. Raises UntrustedPath, OSError.
         """
         walk = self._walk(path, make=mode, private=private)
         try:
@@ -115,9 +115,9 @@ class Trust:
             walk.close()
 
     def check(self, path: str | os.PathLike[str], *, secret: bool = False, private: bool = False) -> None:
-        """Raise UntrustedPath where `path` is not trusted, OSError where it leads nowhere.
+        """Raise UntrustedPath if `path` isn't trusted, OSError if it doesn't exist.
 
-        `private`: for a directory in which others must not be able to make files, even if it is sticky.
+        `private`: for a directory in which others must not be able to create files, even if it is sticky.
         """
         walk = self._walk(path, secret=secret, private=private)
         try:
@@ -126,7 +126,7 @@ class Trust:
             walk.close()
 
     def problems(self, path: str | os.PathLike[str], *, secret: bool = False, private: bool = False) -> list[str]:
-        """Return all that is wrong with `path`, each with the command that mends it; nothing where it is trusted."""
+        """Return all problems of `path`, each with the command that mends it; empty if the path is trusted."""
         try:
             self.check(path, secret=secret, private=private)
         except UntrustedPath as error:
@@ -137,7 +137,7 @@ class Trust:
         return []
 
     def problems_below(self, top: str) -> Iterator[str]:
-        """Yield what is wrong with the files and directories in the trusted directory `top`. Links are not followed."""
+        """Yield the problems of the files and directories in the trusted directory `top`. Links aren't followed."""
         waiting = [top]
         while waiting:
             with os.scandir(waiting.pop()) as entries:
@@ -154,7 +154,7 @@ class Trust:
         self, name: str, found: os.stat_result, at: str, *, last: bool = False, secret: bool = False,
         private: bool = False,
     ) -> list[str]:  # fmt: skip
-        """Return what is wrong with one file or directory `name`, whose ACL can be read at the path `at`."""
+        """Return the problems of one file or directory `name`. Its ACL is read at the path `at`."""
         owners = self.owners_of(last=last)
         if found.st_uid not in owners:
             whom = self.chown_to if last or not self.last_owner else "root"
@@ -173,7 +173,7 @@ class Trust:
         return []
 
     def owners_of(self, *, last: bool) -> frozenset[int]:
-        """Return the uids that a component, or the last one, may belong to."""
+        """Return the uids that may own a component, or the last one."""
         return self.owners | {0, self.last_owner} if last else self.owners | {0}
 
     def _walk(
@@ -198,9 +198,9 @@ class _Walk:
     ) -> None:
         self.problems: list[str] = []
         self.found = -1
-        """The last component; -1 where it is missing and may be."""
+        """The last component; -1 if it is missing and may be."""
         self.name = ""
-        """The name of a last component that is missing, in `directory`."""
+        """The name of a missing last component, in `directory`."""
         self._trust, self._follow, self._secret, self._private = trust, follow, secret, private
         self._may_lack, self._make = may_lack, make
         self._way: list[tuple[int, str]] = []
@@ -212,7 +212,7 @@ class _Walk:
         return self._way[-1][0]
 
     def refuse(self) -> None:
-        """Raise UntrustedPath where there is a problem."""
+        """Raise UntrustedPath if there is a problem."""
         if self.problems:
             raise UntrustedPath(self.problems)
 
@@ -225,7 +225,7 @@ class _Walk:
         self.found, self._way = -1, []
 
     def go(self, path: str) -> None:
-        """Walk along the absolute `path`. Raises UntrustedPath where it cannot go on safely, and OSError."""
+        """Walk along the absolute `path`. Raises UntrustedPath if it can't go on safely, and OSError."""
         ahead = _parts(path)
         self._enter(os.open("/", _LOOK | os.O_DIRECTORY), "/", last=not ahead)
         while ahead:
@@ -274,14 +274,14 @@ class _Walk:
         self.refuse()
         try:
             os.mkdir(part, 0o700, dir_fd=self.directory)
-        except FileExistsError:  # made by another process in between; it is checked like any other
+        except FileExistsError:  # another process has created it in between; it is checked like any other
             return os.open(part, _LOOK, dir_fd=self.directory)
         one = os.open(part, _LOOK | os.O_DIRECTORY, dir_fd=self.directory)
         os.chmod(descriptor_path(one), self._make if last else 0o755)
         return one
 
     def _follow_link(self, link: int, name: str, ahead: list[str]) -> None:
-        """Go on to the target of a link, unless others could have it lead elsewhere."""
+        """Go on to the target of a link, unless other accounts could redirect it."""
         self.refuse()
         target = os.readlink("", dir_fd=link)
         if _is_shared(self._way[-1][1], os.fstat(self.directory)):
@@ -304,7 +304,7 @@ class _Walk:
             os.close(self._way.pop()[0])
 
     def _note(self, descriptor: int, name: str, *, last: bool) -> None:
-        """Check one component. Raises UntrustedPath at once where it is a foreigner's: all below it is theirs too."""
+        """Check one component. If another account owns it, raise UntrustedPath at once: all below it is theirs too."""
         found = os.fstat(descriptor)
         secret, private = self._secret and last, self._private and last
         at = descriptor_path(descriptor)
@@ -321,7 +321,7 @@ def ours() -> Trust:
 
 
 def descriptor_path(descriptor: int) -> str:
-    """Return a path that leads to what `descriptor` has open, whatever has become of its name."""
+    """Return a path that leads to the open file of `descriptor`, even if its name has changed."""
     return f"/proc/self/fd/{descriptor}"
 
 
@@ -331,7 +331,7 @@ def is_script(descriptor: int) -> bool:
 
 
 def permitted(at: str, found: os.stat_result, permission: int) -> tuple[set[int], set[int]]:
-    """Return the uids and gids to which mode and ACL give `permission` (4 read, 2 write), without that of others."""
+    """Return the uids and gids that mode and ACL give `permission` (4 read, 2 write), without the bits for others."""
     users = {found.st_uid} if found.st_mode >> 6 & permission else set[int]()
     acl = read_acl(at)
     if acl is None:
@@ -341,9 +341,9 @@ def permitted(at: str, found: os.stat_result, permission: int) -> tuple[set[int]
 
 
 def read_acl(path: str) -> list[tuple[int, int, int]] | None:
-    """Return the entries (tag, permissions, id) of the POSIX ACL at `path`; None where there is none.
+    """Return the entries (tag, permissions, id) of the POSIX ACL at `path`; None if there is none.
 
-    Raises OSError where the ACL cannot be read, so that the file is refused.
+    Raises OSError if the ACL can't be read, so that the file is refused.
     """
     try:
         data = os.getxattr(path, _ACL)
@@ -355,14 +355,14 @@ def read_acl(path: str) -> list[tuple[int, int, int]] | None:
 
 
 def _others_in_acl(acl: list[tuple[int, int, int]], owners: frozenset[int], permission: int) -> str:
-    """Return whom `acl` gives `permission` besides `owners`, as text."""
+    """Return as text which entries besides `owners` get `permission` from `acl`."""
     users, groups, own = _granted_by_acl(acl, permission)
     admitted = [f"uid {uid}" for uid in sorted(users - owners)] + [f"gid {gid}" for gid in sorted(groups)]
     return ", ".join([*admitted, *(["its own group"] if own else [])])
 
 
 def _granted_by_acl(acl: list[tuple[int, int, int]], permission: int) -> tuple[set[int], set[int], bool]:
-    """Return the named users, the named groups, and whether the file's group have any bit of `permission`."""
+    """Return the users and groups with any bit of `permission`, and whether the file's group has one."""
     mask = next((bits for tag, bits, _ in acl if tag == _MASK), 7)
     granted = [(tag, who) for tag, bits, who in acl if bits & mask & permission]
     users = {who for tag, who in granted if tag == _USER}
@@ -371,7 +371,7 @@ def _granted_by_acl(acl: list[tuple[int, int, int]], permission: int) -> tuple[s
 
 
 def _is_shared(name: str, found: os.stat_result) -> bool:
-    """Whether others may make files in this directory but cannot exchange root's."""
+    """Whether others may create files in this directory but can't replace root's."""
     if not stat.S_ISDIR(found.st_mode):
         return False
     if found.st_mode & stat.S_ISVTX:

@@ -1,7 +1,7 @@
-"""Landlock: which files a process may read, which TCP ports it may connect to; nothing that it may write or listen on.
+"""Landlock: restricts the files that a process may read and the TCP ports it may connect to; no writing or listening.
 
-Rules hang on the inodes that the paths mean now, so directories are named where a file may be replaced. Files that are
-open already stay as they are. Source: the kernel's Documentation/userspace-api/landlock.rst.
+Rules apply to the inodes of the paths at the time of the call, so name a directory if a file in it may be replaced.
+Files that are already open are not affected. Source: the kernel's Documentation/userspace-api/landlock.rst.
 
 Standard library only. Called by mep/boundary/confinement.py.
 """
@@ -20,12 +20,12 @@ _PATH_BENEATH, _NET_PORT = 1, 2
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _CONNECT_TCP = 1 << 1
 _RIGHTS_OF = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""How many of the rights over files a version knows."""
+"""How many of the file access rights each version knows."""
 _WITH_NETWORK, _WITH_SCOPES = 4, 6
 
 
 class LandlockUnavailable(Exception):
-    """This kernel cannot restrict files; the text says why."""
+    """This kernel can't restrict files; the text gives the reason."""
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -42,9 +42,9 @@ def version() -> int:
 
 
 def restrict(readable: Iterable[str], connect: Iterable[int] | None) -> int:
-    """Restrict this thread, and those that it starts, to reading `readable` and connecting to TCP ports `connect`.
+    """Restrict this thread, and the threads it starts, to reading `readable` and connecting to TCP ports `connect`.
 
-    `connect` None leaves TCP alone. A path that is not there is left out. Needs no_new_privs. Returns the version.
+    If `connect` is None, TCP isn't restricted. Missing paths are skipped. Needs no_new_privs. Returns the version.
     Raises LandlockUnavailable.
     """
     known = version()

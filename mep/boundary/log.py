@@ -1,7 +1,7 @@
 """Log lines of the endpoint's processes: `UTC-time level process[pid]: text key=value` on standard error.
 
-Standard library only, no threads, no handlers. Foreign text cannot forge a line or a field: a value that is not plain
-is quoted, and control characters are escaped (text.py).
+Standard library only, no threads, no handlers. Foreign text can't forge a line or a field: values are quoted unless
+they are plain, and control characters are escaped (text.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mep.boundary.text import field_text, printable
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _STDERR = 2
 _MAX_LINE = 4096
-"""A pipe that is ready takes as much without blocking (PIPE_BUF)."""
+"""A ready pipe takes this much without blocking (PIPE_BUF)."""
 
 
 class Log:
@@ -27,19 +27,19 @@ class Log:
         self._threshold = LEVELS.index(level) if level in LEVELS else LEVELS.index("INFO")
 
     def debug(self, text: str, /, **fields: object) -> None:
-        """Write for developers."""
+        """Log a message for developers."""
         self.write("DEBUG", text, **fields)
 
     def info(self, text: str, /, **fields: object) -> None:
-        """Write what happened."""
+        """Log a normal event."""
         self.write("INFO", text, **fields)
 
     def warning(self, text: str, /, **fields: object) -> None:
-        """Write what an administrator may want to look at."""
+        """Log an event that an administrator may want to look at."""
         self.write("WARNING", text, **fields)
 
     def error(self, text: str, /, **fields: object) -> None:
-        """Write what an administrator must look at."""
+        """Log an event that an administrator must look at."""
         self.write("ERROR", text, **fields)
 
     def write(self, level: str, text: str, /, **fields: object) -> None:
@@ -54,14 +54,14 @@ class Log:
 
 
 def copy_line(text: str) -> None:
-    """Write a line that another process has made. What could make two of it is escaped."""
+    """Write a line from another process, with characters escaped that could split it in two."""
     _emit((printable(text) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _emit(line: bytes) -> None:
     """Write to standard error unless that would block (a stopped terminal, a full pipe) or fail (a full disk).
 
-    A line that is lost is better than a monitor that hangs.
+    A lost line is better than a monitor that hangs.
     """
     ready = select.poll()
     ready.register(_STDERR, select.POLLOUT)

@@ -1,7 +1,7 @@
-"""Sealed memfds: how documents cross the boundary without being read on the way.
+"""Sealed memfds: carry documents across the boundary without being read on the way.
 
-A sealed memfd cannot change after it was checked, cannot block its reader and cannot be a device, a pipe or
-a file on a hostile file system; `read_sealed` accepts nothing else (memfd_create(2), fcntl(2) F_ADD_SEALS).
+A sealed memfd can't change after it was checked and can't block its reader. It can't be a device, a pipe or a file
+on a hostile file system. `read_sealed` accepts nothing else (memfd_create(2), fcntl(2) F_ADD_SEALS).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def seal(descriptor: int) -> None:
 
 
 def check_sealed(descriptor: int, cap: int) -> int:
-    """Return the size of the sealed memfd. Raises NotSealed where it is none, or larger than `cap` bytes."""
+    """Return the size of the sealed memfd. Raises NotSealed if it isn't one or is larger than `cap` bytes."""
     try:
         seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
     except OSError as error:

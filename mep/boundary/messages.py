@@ -1,15 +1,15 @@
 """The messages of the privilege boundary: one frozen dataclass each, imported by both ends.
 
 Each travels alone in one datagram of a SOCK_SEQPACKET socketpair, never larger than MAX_FRAME_BYTES. A
-field is text, bytes or an integer with a declared cap; a message has nothing optional, nested or
-repeated, so the decoder is one short loop (mep/boundary/channel.py). Documents (start requests,
+field is text, bytes or an integer with a declared cap. A message has no optional, nested or repeated
+fields, so the decoder is one short loop (mep/boundary/channel.py). Documents (start requests,
 bundles, keys) never travel in a message: they go by descriptor, as sealed memfds.
 
 `ref` is the sender's own number for an exchange and comes back in the answer.
 
-A message about a process of a user endpoint names that process by its `incarnation`: INCARNATION_BYTES of the mapper's,
-or none, which is unknown, where a keeper of an older version runs. The messages between monitor and keeper need none:
-each keeper has one process and a channel of its own, which names it.
+A message about a user endpoint's process names it by its `incarnation`: INCARNATION_BYTES that the mapper chose, or
+empty (unknown) for a keeper of an older version. Messages between monitor and keeper need no incarnation, because each
+keeper has one process and its own channel, which identifies it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_DOCUMENT_BYTES = 512 * 1024
 INCARNATION_BYTES = 16
 PERSON_BYTES = 32
 MAX_STARTS_OUTSTANDING = 1024
-"""Most StartEndpoint that a manager may have unanswered; one more is a violation."""
+"""Most unanswered StartEndpoint messages of a manager; one more is a violation."""
 
 
 def text(cap: int = MAX_TEXT) -> Any:
@@ -41,12 +41,12 @@ def blob(cap: int) -> Any:
 
 
 def process_name() -> Any:
-    """Declare which process a message is about; empty where that is unknown. On the wire it is always there."""
+    """Declare the process that a message is about; empty if unknown. The field is always on the wire."""
     return field(default=b"", metadata={"cap": INCARNATION_BYTES})
 
 
 class Outcome(enum.StrEnum):
-    """What became of a start."""
+    """The outcome of a start."""
 
     STARTED = "started"
     ALREADY_RUNNING = "already_running"
@@ -66,10 +66,10 @@ class MapperReady:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """The request with `ref` is genuine and fresh, and means this user. Carries one descriptor: the sealed
+    """The request with `ref` is genuine and fresh, and maps to this user. Carries one descriptor: the sealed
     memfd with the verified start. `identities` is for the audit log: JSON, opaque to the monitor. `person` is a digest
-    of who asks: the same for all identities of one person. `incarnation` names the process that may come of it.
-    `literal` is 1 where the mapping file itself spells the account's name, else 0."""
+    of the requester, the same for all identities of one person. `incarnation` names the process that may be started.
+    `literal` is 1 if the mapping file itself spells the account's name, else 0."""
 
     ref: int
     uep_id: str = text(36)
@@ -83,8 +83,8 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class NotMapped:
-    """The request with `ref` is refused: `code` is a mep.boundary.errors.Refusal; `public` may leave the host,
-    `detail` may not. `uep_id` and `identities` (as in Mapped) are empty where the request could not be read."""
+    """The request with `ref` is refused. `code` is a mep.errors.Refusal. `public` may leave the host,
+    `detail` may not. `uep_id` and `identities` (as in Mapped) are empty if the request could not be read."""
 
     ref: int
     uep_id: str = text(36)
@@ -108,8 +108,8 @@ class StillMapped:
 
 @dataclass(frozen=True, slots=True)
 class NoLongerMapped:
-    """The request with `ref` is a genuine and fresh re-check, and its person maps to nobody now (the other fields as in
-    NotMapped), or that cannot be said at the moment (`code` MAPPER_UNAVAILABLE)."""
+    """The request with `ref` is a genuine and fresh re-check, and its person no longer maps to an account (the other
+    fields as in NotMapped). With `code` MAPPER_UNAVAILABLE, the mapper can't tell at the moment."""
 
     ref: int
     uep_id: str = text(36)
@@ -122,7 +122,7 @@ class NoLongerMapped:
 
 @dataclass(frozen=True, slots=True)
 class MappingStatus:
-    """What the mapper's mapping file is like now, for the log and `mep status`: empty `problem` is good."""
+    """The state of the mapper's mapping file, for the log and `mep status`. An empty `problem` is good."""
 
     loaded: str = text(1024)
     problem: str = text(4096)
@@ -130,7 +130,7 @@ class MappingStatus:
 
 @dataclass(frozen=True, slots=True)
 class ReloadNeeded:
-    """The mapping names a directory or a program, and the mapper was started without what they need; or the reverse."""
+    """The mapping names a directory or a program, and the mapper was started without access to them; or the reverse."""
 
 
 # --- monitor -> mapper ------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class ReloadNeeded:
 
 @dataclass(frozen=True, slots=True)
 class MapRequest:
-    """Verify and map the request in the one descriptor that comes along (a memfd made by the manager)."""
+    """Verify and map the request in the attached descriptor (a memfd made by the manager)."""
 
     ref: int
 
@@ -155,7 +155,7 @@ class ManagerReady:
 
 @dataclass(frozen=True, slots=True)
 class StartEndpoint:
-    """Start what the signed request in the one descriptor that comes along says. The descriptor is a
+    """Start the user endpoint of the signed request in the attached descriptor. The descriptor is a
     sealed memfd: MessagePack of [request, signature]."""
 
     ref: int
@@ -188,7 +188,7 @@ class MapperEpoch:
 
 @dataclass(frozen=True, slots=True)
 class StartAnswered:
-    """What became of StartEndpoint `ref`: an Outcome, and for refusals a Refusal (or a code of the user
+    """The outcome of StartEndpoint `ref`: an Outcome, and for refusals a Refusal (or a code of the user
     endpoint's own), with text that may leave the host."""
 
     ref: int
@@ -202,7 +202,7 @@ class StartAnswered:
 
 @dataclass(frozen=True, slots=True)
 class StartPlaced:
-    """StartEndpoint `ref` waits for others: it is number `place` of those that are to be started."""
+    """StartEndpoint `ref` is queued at position `place` of the starts that wait."""
 
     ref: int
     place: int
@@ -229,7 +229,7 @@ class EndpointRunning:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRevoked:
-    """A user endpoint is being ended: its person may not have it any more. EndpointEnded follows."""
+    """A user endpoint is being ended, because its owner may no longer have it. EndpointEnded follows."""
 
     uep_id: str = text(36)
     code: str = text(64)
@@ -240,7 +240,7 @@ class EndpointRevoked:
 
 @dataclass(frozen=True, slots=True)
 class EndpointAccount:
-    """Whose process a user endpoint is: for the task records, and told only where they are kept."""
+    """The account of a user endpoint's process: for the task records, and sent only if they are kept."""
 
     uid: int
     uep_id: str = text(36)
@@ -250,7 +250,7 @@ class EndpointAccount:
 
 @dataclass(frozen=True, slots=True)
 class TaskLogFile:
-    """Append task records to the one descriptor that comes along, from now on."""
+    """Append task records to the attached descriptor from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ class RecheckNow:
 @dataclass(frozen=True, slots=True)
 class AskCaps:
     """The account exists and policy admits it: may this uid have one more user endpoint? `source` is `files` for an
-    account of this host's own, else empty."""
+    account local to this host, else empty."""
 
     uid: int
     source: str = text(32)
@@ -279,7 +279,7 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class UepReady:
-    """The user endpoint says that it is configured and its engine runs."""
+    """The user endpoint reports that it is configured and its engine runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,14 +313,14 @@ class StillAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class NoLongerAdmitted:
-    """The account is gone, another one, locked, expired, or refused by policy; `detail` says which."""
+    """The account is gone, changed, locked, expired, or refused by policy; `detail` says which."""
 
     detail: str = text(4096)
 
 
 @dataclass(frozen=True, slots=True)
 class NotChecked:
-    """Whether the account may still be used cannot be said at the moment."""
+    """Whether the account may still be used can't be determined at the moment."""
 
     detail: str = text(4096)
 
@@ -342,7 +342,7 @@ class CapsDenied:
 
 @dataclass(frozen=True, slots=True)
 class SharingDenied:
-    """The account already runs a user endpoint of another person; `detail` says which, for the administrator."""
+    """The account already runs another person's user endpoint; `detail` names it for the administrator."""
 
     detail: str = text(4096)
 
@@ -386,7 +386,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     60: Shutdown,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
 }  # fmt: skip
-"""The first byte of a frame. Numbers are never reused, since keepers outlive an upgrade of the monitor."""
+"""The first byte of a frame. Numbers are never reused, because keepers outlive an upgrade of the monitor."""
 
 DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1}
-"""How many descriptors come with a message; none for all others. Any other number is a violation."""
+"""Number of descriptors attached to a message, for those with any. Any other number is a violation."""

@@ -1,8 +1,7 @@
-"""The file of a PAM service: where it is, and that no other account could have written it or what it includes.
+"""The file of a PAM service: finds it, and checks that no other account could have written it or its includes.
 
-PAM uses its file `other` for a service without a file, so a file that has been removed could open a host. It looks for
-a service under its name in lower case (pam_start), and for what a file includes under the name as it stands. Looked at
-by the resolver, and by the PAM process before each transaction.
+PAM uses its file `other` for a service without a file, so removing a file could open a host. Checked by the resolver,
+and by the PAM process before each transaction.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ import os
 from mep.boundary.file_trust import Trust
 
 DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d")
-"""Where Linux-PAM looks, in its order."""
+"""The directories that Linux-PAM searches, in its order."""
 _MAX_BYTES = 256 * 1024
 _INCLUDING = frozenset({"include", "substack"})
 
 
 def find_service(name: str) -> str:
-    """Return the path of service `name`'s file; an empty text where there is none."""
-    return _find_file(name.lower())
-
-
-def _find_file(name: str) -> str:
+    """Return the path of service `name`'s file; empty if there is none."""
     return next((path for one in DIRECTORIES if os.path.exists(path := os.path.join(one, name))), "")
 
 
 def check_service(name: str) -> None:
-    """Raise FileNotFoundError where service `name` has no file, UntrustedPath where a file of it is not trusted."""
-    waiting, seen = [name.lower()], set[str]()
+    """Raise FileNotFoundError if service `name` has no file, UntrustedPath if one of its files isn't trusted."""
+    waiting, seen = [name], set[str]()
     while waiting:
         service = waiting.pop()
         path = service if service.startswith("/") else _find_file(service)

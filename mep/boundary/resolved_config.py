@@ -1,8 +1,8 @@
-"""The resolved configuration: what the resolver (the CLI, which parses YAML) hands the monitor.
+"""The resolved configuration, which the resolver (the CLI, which parses YAML) passes to the monitor.
 
-One JSON document on a sealed memfd, typed here; `from_json` refuses unknown and missing keys and wrong
-types. It comes from root's own short-lived process, and is checked all the same. Paths are absolute.
-Next to it goes a second memfd, the bundle for user endpoints (mep_wire.bundle), which the monitor passes
+One JSON document on a sealed memfd, typed here. `from_json` refuses unknown and missing keys and wrong
+types. It comes from root's own short-lived process, but is checked all the same. Paths are absolute.
+A second memfd goes with it: the bundle for user endpoints (mep_wire.bundle), which the monitor passes
 on without reading it.
 """
 
@@ -17,15 +17,15 @@ from mep.boundary.errors import ConfigRefused
 MAX_RESOLVED_BYTES = 1024 * 1024
 HELPER_UIDS = range(61184, 65520)
 """The uids that `mep configure` gives to the accounts of managers and mappers: the range of systemd's DynamicUser
-(systemd.exec(5)), in which no person's account lies. The policy refuses all of it."""
+(systemd.exec(5)), which contains no person's account. The policy refuses the whole range."""
 OVERDUE_INTERVALS = 4
-"""After how many intervals a re-check that has said nothing good is overdue, and is warned of."""
+"""A re-check is overdue, with a warning, after this many intervals without a good answer."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which accounts the keeper may start a process for, whatever the mapper says. Root never is."""
+    """The accounts that a keeper may start a process for, whatever the mapper says. Root is never allowed."""
 
     min_uid: int = 1000
     max_uid: int = 2**31 - 1
@@ -37,7 +37,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """How many user endpoints there may be, and how long a start may take."""
+    """How many user endpoints may run, and how long a start may take."""
 
     max_user_endpoints: int = 1000
     max_user_endpoints_per_user: int = 10
@@ -53,12 +53,12 @@ class Pam:
     enable: bool = False
     service_name: str = "mep"
     recheck: bool = False
-    """Whether the account stage is asked also of what runs."""
+    """Whether the account stage is asked again for running user endpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program of the administrator's, run by the keeper; none where `path` is empty."""
+    """An administrator's program, run by the keeper; no hook if `path` is empty."""
 
     path: str = ""
     timeout_s: float = 30.0
@@ -66,18 +66,18 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one user endpoint may use, and (`person_`) one account with all of its user endpoints. 0 is no limit."""
+    """Limits of one user endpoint, and (`person_`) of one account with all its user endpoints. 0 is no limit."""
 
     memory_max: int = 0
-    """Bytes: beyond, the kernel kills."""
+    """In bytes. Above it, the kernel kills."""
     memory_high: int = 0
-    """Bytes: beyond, the kernel slows down and takes memory back."""
+    """In bytes. Above it, the kernel slows the processes down and reclaims memory."""
     cpu_max: float = 0.0
     """Processors."""
     tasks_max: int = 0
     """Processes and threads."""
     io_weight: int = 0
-    """1 to 10000; everybody else has 100."""
+    """1 to 10000; the default of all others is 100."""
     person_memory_max: int = 0
     person_memory_high: int = 0
     person_cpu_max: float = 0.0
@@ -88,12 +88,12 @@ class Limits:
     file_size: int = 0
     """RLIMIT_FSIZE, in bytes."""
     processes: int = 0
-    """RLIMIT_NPROC: of the account, wherever it came from."""
+    """RLIMIT_NPROC, which counts all processes of the account, wherever they were started."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of the members of one UNIX group, in place of everybody's."""
+    """The limits of the members of one UNIX group, in place of the default limits."""
 
     group: str
     limits: Limits
@@ -101,7 +101,7 @@ class GroupLimits:
 
 @dataclass(frozen=True, slots=True)
 class ManagerSection:
-    """The manager's configuration: what it is told at its start, and nothing else of the endpoint's."""
+    """The manager's configuration. It gets no other part of the endpoint's configuration."""
 
     endpoint_id: str
     relay_link_address: str
@@ -110,13 +110,13 @@ class ManagerSection:
     account: str
     """System account it runs as; empty in single-user mode."""
     link_key_path: str
-    """Where its CURVE secret key is: opened by the monitor, read by the manager from descriptor 5."""
+    """Path of its CURVE secret key, opened by the monitor and read by the manager from descriptor 5."""
     recheck_interval_s: float = 300.0
-    """How often a running user endpoint is re-checked, by manager and monitor; 0 is never."""
+    """Interval at which manager and monitor re-check a running user endpoint; 0 is never."""
     audit_tasks: bool = False
-    """Whether it writes task records, to a file that the monitor hands over."""
+    """Whether it writes task records, to a file that the monitor passes to it."""
     audit_required: bool = False
-    """Whether it passes on no start while it cannot write them."""
+    """Whether it passes on no start while it can't write them."""
     log_level: str = "INFO"
 
 
@@ -132,9 +132,9 @@ class MapperSection:
     mapping_path: str
     """The administrator's identity mapping, read by the mapper; empty in single-user mode."""
     owner_identities: list[str]
-    """Ids of the only identities that a single-user endpoint accepts; empty in multi-user mode."""
+    """The ids of the only identities that a single-user endpoint accepts; empty in multi-user mode."""
     own_user: str
-    """Single-user mode: the account that everything runs as."""
+    """Single-user mode: the account that all processes run as."""
     clock_skew_s: float = 30.0
     log_level: str = "INFO"
     network: bool = False
@@ -145,7 +145,7 @@ class MapperSection:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Everything the monitor works from."""
+    """The monitor's whole configuration."""
 
     name: str
     multi_user: bool
@@ -158,7 +158,7 @@ class Resolved:
     runtime_dir: str
     """/run/mep/NAME: keepers/ with exit records, monitor.pid, status.json."""
     log_path: str
-    """Where the monitor logs; empty for standard error."""
+    """Path of the monitor's log; empty for standard error."""
     audit_path: str
     user_environment_path: str
     """PATH given to user endpoints."""
@@ -169,26 +169,26 @@ class Resolved:
     manager: ManagerSection
     mapper: MapperSection
     resolver_argv: list[str]
-    """What the monitor runs on SIGHUP to be given a new document."""
+    """The command that the monitor runs on SIGHUP to get a new document."""
     limits: Limits = field(default_factory=Limits)
     group_limits: list[GroupLimits] = field(default_factory=list)
-    """The first group that an account is in decides."""
+    """The limits of the first group that an account belongs to apply."""
     audit_required: bool = False
-    """Whether a start that cannot be recorded is refused."""
+    """Whether a start that can't be recorded is refused."""
     task_log_path: str = ""
-    """Where the manager writes task records; empty for nowhere."""
+    """Path of the manager's task records; empty for none."""
     pam: Pam = field(default_factory=Pam)
     setuid_programs: bool = False
     """Whether setuid programs may work in user endpoints."""
     pre_start_hook: Hook = field(default_factory=Hook)
     post_stop_hook: Hook = field(default_factory=Hook)
     shared_accounts: str = ""
-    """Whether two people's user endpoints may run as one account at a time: `allow`, `refuse`, or empty, which allows
-    it only where the mapping file spells the account's name for both."""
+    """Whether two people's user endpoints may run as one account at a time: `allow`, `refuse`, or empty. Empty allows
+    it only if the mapping file spells the account's name for both."""
     log_bytes_a_day: int = 64 * 1024 * 1024
-    """What each of manager and mapper, and what is refused because of them, may add to root's logs in a day."""
+    """How much manager and mapper may each add to root's logs in a day, including refusals that they cause."""
     recheck_max_age_s: float = 1209600.0
-    """How long a user endpoint may run on after its person's mapping was last confirmed; 0 is for ever."""
+    """How long a user endpoint may run after the last confirmation of its owner's mapping; 0 is no limit."""
 
 
 def to_json(resolved: Resolved) -> bytes:

@@ -1,20 +1,21 @@
-"""What monitor and command line agree on in the runtime directory (/run/mep/NAME): file names and formats.
+"""The runtime directory (/run/mep/NAME), as monitor and command line agree on it: file names and formats.
 
 Standard library only, and no pathlib, which would cost the monitor half a megabyte. The monitor writes;
 `mep start|stop|status` read, and trust the files because the directory belongs to root (or to the person, for a
 single-user endpoint).
 
 `monitor.pid`: one line `PID START BOOT`, START being field 22 (start time in clock ticks) of /proc/PID/stat and BOOT
-the kernel's boot id, so that a stale file is told from a running monitor. Replaced atomically.
-`lock/monitor`: the monitor holds an exclusive flock(2) on it for its whole life, so that there is one. `lock` has mode
+the kernel's boot id, which tell a stale file from a running monitor. Replaced atomically.
+`lock/monitor`: the monitor holds an exclusive flock(2) on it while it runs, so only one can run. `lock` has mode
 0700: another account that could open the file could hold the lock.
-`status.json`: a `MonitorStatus`, replaced atomically whenever something in it changes. Everybody may read it.
-`reasons.json`: why something in it was refused, which may quote identities: for root (or the person) alone.
+`status.json`: a `MonitorStatus`, replaced atomically at every change. Every account may read it.
+`reasons.json`: the reasons of refusals in `status.json`. They may quote identities, so only root (or the person) may
+read it.
 
 The resolver (`Resolved.resolver_argv`), which the monitor runs on SIGHUP: the monitor appends
 `--config-fd N --bundle-fd M`, two inherited memfds that it made with MFD_ALLOW_SEALING and has not sealed yet.
-The resolver writes the two documents there and exits 0, after which the monitor seals and checks them; or it
-exits with another status, having written the reason to standard error.
+The resolver writes the two documents there and exits 0. The monitor then seals and checks them. On failure, the
+resolver writes the reason to standard error and exits with another status.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ REASONS_FILE = "reasons.json"
 KEEPERS_DIR = "keepers"
 LOCK_DIR = "lock"
 RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"
-"""In it, of each user endpoint: its keeper's record, and when the monitor last knew that its mapping was good."""
+"""Its files, for each user endpoint: its keeper's record, and the time when its mapping was last confirmed."""
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorStatus:
-    """What a monitor says of itself. `state` is starting, up, stopping or failed; `problem` says why it failed."""
+    """A monitor's published state. `state` is starting, up, stopping or failed; `problem` says why it failed."""
 
     state: str
     pid: int
@@ -53,18 +54,18 @@ class MonitorStatus:
     """As in the manager's LinkStatus: connecting, up, down, refused or gone."""
     link_detail: str = ""
     configured_at: float = 0.0
-    """When the configuration in force was read; times are seconds since the epoch, 0 for never."""
+    """When the configuration in force was read. Times are seconds since the epoch, 0 for never."""
     configuration_problem: str = ""
-    """That, and not why, the configuration was refused when it was last read again."""
+    """That the last reload of the configuration was refused, but not why."""
     configuration_refused_at: float = 0.0
     mapping_loaded: str = ""
     mapping_problem: str = ""
-    """That, and not why, the mapping file as it is now is refused."""
+    """That the present mapping file is refused, but not why."""
     mapping_refused_at: float = 0.0
     user_endpoints: list[dict[str, Any]] = field(default_factory=list)
-    """One mapping each, with at least `uep_id`, `local_user`, `pid` and `state`; `mapping_checked_at` and
-    `account_checked_at` where known, `checked_at` the earlier of both, `overdue` and `account_overdue` where the one or
-    the other is too long ago."""
+    """One mapping for each, with at least `uep_id`, `local_user`, `pid` and `state`. `mapping_checked_at` and
+    `account_checked_at` if known, and `checked_at`, the earlier of both. `overdue` and `account_overdue` if the
+    respective check is too long ago."""
 
 
 def write_status(directory: Path | str, status: MonitorStatus) -> None:
@@ -91,7 +92,7 @@ def _replace_text(directory: Path | str, name: str, text: str, mode: int) -> Non
 
 
 def read_reasons(directory: Path | str) -> dict[str, str]:
-    """Return what write_reasons wrote; nothing where there is none, or it is not for us to read."""
+    """Return the content of `reasons.json`; empty if there is none, or this account may not read it."""
     try:
         with open(f"{directory}/{REASONS_FILE}", "rb") as file:
             value = json.loads(file.read(_MAX_STATUS_BYTES))
@@ -101,7 +102,7 @@ def read_reasons(directory: Path | str) -> dict[str, str]:
 
 
 def read_status(directory: Path | str) -> MonitorStatus | None:
-    """Return the last status written, or None where there is none that can be read."""
+    """Return the last status written, or None if there is no readable one."""
     try:
         with open(f"{directory}/{STATUS_FILE}", "rb") as file:
             value = json.loads(file.read(_MAX_STATUS_BYTES))
@@ -112,13 +113,13 @@ def read_status(directory: Path | str) -> MonitorStatus | None:
 
 @functools.cache
 def boot_id() -> str:
-    """Return the kernel's id of this boot: pids and start times of another one mean nothing."""
+    """Return the kernel's id of this boot. Pids and start times of another boot are meaningless."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
 
 def _stat_fields(pid: int) -> list[bytes] | None:
-    """Return the fields of /proc/PID/stat from the third (the state) on, or None where there is no such process."""
+    """Return the fields of /proc/PID/stat from the third (the state) on, or None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
@@ -128,7 +129,7 @@ def _stat_fields(pid: int) -> list[bytes] | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when process `pid` started, in clock ticks since boot, or None where there is no such process."""
+    """Return when process `pid` started, in clock ticks since boot, or None if there is no such process."""
     found = _stat_fields(pid)
     return int(found[19]) if found else None
 
@@ -144,7 +145,7 @@ def pid_line(pid: int) -> str:
 
 
 def running_monitor(directory: Path | str) -> int | None:
-    """Return the pid of the monitor that wrote `monitor.pid`, or None where it does not run (any more)."""
+    """Return the pid of the monitor that wrote `monitor.pid`, or None if it no longer runs."""
     try:
         descriptor = os.open(f"{directory}/{PID_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -1,12 +1,12 @@
-"""Seccomp filters of manager and mapper: the list of their system calls as a program for the kernel.
+"""Seccomp filters of manager and mapper: translates lists of system calls into a program for the kernel.
 
-The filter is assembled here from `syscalls.json` (seccomp(2), linux/filter.h): a site then needs no libseccomp, and the
+The filter is assembled here from `syscalls.json` (seccomp(2), linux/filter.h). A site needs no libseccomp, and the
 program is the same on every host of an architecture. `packaging/trace_syscalls.py` writes the lists from a traced run.
 
-An unlisted system call fails with EPERM, since libraries try calls that they can do without (glibc asks nscd over a
-socket, for instance), and go on. One that no code of a helper ever tries (exec, ptrace, mount) kills the process: it
-runs foreign code by then, and its death is logged with SIGSYS. A call that is newer than the lists, and clone3 and
-openat2, whose arguments no filter can see, fail with ENOSYS: libraries then take the older call.
+An unlisted system call fails with EPERM: libraries try calls that they can do without (glibc asks nscd over a
+socket, for instance) and then go on. A call that no helper code ever makes (exec, ptrace, mount) kills the process,
+because it must be running foreign code. The death is logged with SIGSYS. Calls newer than the lists fail with ENOSYS,
+and so do clone3 and openat2, since no filter can see their arguments. Libraries then use the older call.
 
 Standard library only. Called by mep/boundary/confinement.py.
 """
@@ -41,16 +41,16 @@ KILLED = (
     "acct", "clock_settime", "settimeofday", "iopl", "ioperm", "setuid", "setgid", "setreuid", "setregid",
     "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset",
 )  # fmt: skip
-"""What kills a helper that tries it."""
+"""Calls that kill a helper."""
 NEEDED_BY_PROGRAMS = frozenset({"execve", "execveat", "add_key", "request_key", "keyctl"})
-"""What a site's own programs may do of that, where the mapper runs some: Kerberos keeps tickets in a keyring."""
+"""The exceptions for a site's own programs, if the mapper runs any: Kerberos keeps tickets in a keyring."""
 _NOT_SUPPORTED = ("clone3", "openat2")
 
 _O_TMPFILE = 0o20000000
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _O_TMPFILE
 _CLONE_THREAD = 0x00010000
 _FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX (nscd, systemd-resolved), AF_INET, AF_INET6, AF_NETLINK (glibc asks which addresses there are)."""
+"""AF_UNIX (nscd, systemd-resolved), AF_INET, AF_INET6, AF_NETLINK (glibc asks for the host's addresses)."""
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1033, 1034)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS."""
 _IOCTL = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -60,7 +60,7 @@ _PRCTL = (15, 16, 0x53564D41)
 
 
 class SeccompUnavailable(Exception):
-    """This host cannot filter system calls; the text says why."""
+    """This host can't filter system calls; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Test:
     high: bool = False
 
     def instructions(self) -> list[bytes]:
-        """Return a program that goes on where the condition holds, and else fails the call with EPERM."""
+        """Return a program that continues if the condition holds, and otherwise fails the call with EPERM."""
         last = len(self.values) - 1
         return [
             _instruction(_LOAD, _ARGUMENTS_AT + 8 * self.argument + 4 * self.high),
@@ -84,7 +84,7 @@ class Test:
 
 
 def conditions(pid: int) -> dict[str, tuple[Test, ...]]:
-    """Return on which arguments an allowed system call is allowed to the process `pid`."""
+    """Return the conditions on the arguments of allowed system calls in the process `pid`."""
     return {
         "openat": (Test(2, (0,), _WRITES),),
         "open": (Test(1, (0,), _WRITES),),
@@ -94,7 +94,7 @@ def conditions(pid: int) -> dict[str, tuple[Test, ...]]:
         "ioctl": (Test(1, _IOCTL),),
         "prctl": (Test(0, _PRCTL),),
         "tgkill": (Test(0, (pid,)),),
-        "prlimit64": (Test(0, (0,)), Test(2, (0,)), Test(2, (0,), high=True)),  # to read limits, not to set them
+        "prlimit64": (Test(0, (0,)), Test(2, (0,)), Test(2, (0,), high=True)),  # may read limits but not set them
     }
 
 
@@ -104,16 +104,16 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The data: numbers by architecture and name, and which names each profile allows."""
+    """The data: numbers by architecture and name, and the names that each profile allows."""
 
     numbers: Mapping[str, Mapping[str, int]]
     profiles: Mapping[str, Sequence[str]]
     instead: Mapping[str, str]
-    """Which call newer architectures have in place of an older one."""
+    """The call that replaces an older one on newer architectures."""
 
 
 def read_lists() -> Lists:
-    """Return what `syscalls.json` says."""
+    """Return the content of `syscalls.json`."""
     data = json.loads(_DATA.read_bytes())
     return Lists(data["numbers"], data["profiles"], data["instead"])
 
@@ -133,7 +133,7 @@ def allowing(names: Iterable[str], lists: Lists, machine: str, pid: int) -> byte
 def forbidding(lists: Lists, machine: str) -> bytes:
     """Return the program for a mapper that runs a site's programs, which inherit it: all but KILLED is allowed.
 
-    What is forbidden fails with EPERM here: a program of the site's may try it, and go on without.
+    Forbidden calls fail with EPERM here, because a site's program may try one and go on without it.
     """
     numbers = lists.numbers[machine]
     names = [name for name in KILLED if name not in NEEDED_BY_PROGRAMS]
@@ -142,7 +142,7 @@ def forbidding(lists: Lists, machine: str) -> bytes:
 
 
 def _beginning(machine: str, numbers: Mapping[str, int], newer: int = _ERRNO | errno.ENOSYS) -> list[bytes]:
-    """Kill what calls by another architecture's numbers; deal with what is newer than the lists."""
+    """Kill callers that use another architecture's numbers; handle calls newer than the lists."""
     program = [
         _instruction(_LOAD, _ARCH_AT),
         _instruction(_JUMP_EQUAL, AUDIT_ARCH[machine], 1, 0),
@@ -172,7 +172,7 @@ def _checked(program: list[bytes]) -> bytes:
 
 
 def filter_for(profile: str, *, programs: bool = False) -> bytes:
-    """Return the filter of a profile of `syscalls.json`; with `programs`, the one for a mapper that runs some.
+    """Return the filter of a profile of `syscalls.json`, or with `programs`, the one for a mapper that runs programs.
 
     Raises SeccompUnavailable on an architecture without lists.
     """
@@ -187,7 +187,7 @@ class _Program(ctypes.Structure):
 
 
 def install(program: bytes) -> None:
-    """Put the filter on every thread of this process. Needs no_new_privs. Raises SeccompUnavailable."""
+    """Install the filter on every thread of this process. Needs no_new_privs. Raises SeccompUnavailable."""
     number = read_lists().numbers[os.uname().machine]["seccomp"]
     libc = ctypes.CDLL(None, use_errno=True)
     described = _Program(len(program) // 8, program)

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made harmless for a terminal and for a line of a log. Standard library only.
+"""Makes foreign text harmless for a terminal and for a log line. Standard library only.
 
 `mep_wire/text.py` is the same code for all other processes; root imports nothing of that package. A test compares both.
 """
