@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: doubling, with jitter, up to a limit. Pure."""
+"""The delay before the next attempt: doubling, with jitter, up to a limit. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST_S, LIMIT_S = 0.5, 30.0
 
 
 class Backoff:
-    """One sequence of waits. Half of each is random, so that a relay's restart does not meet all at once."""
+    """One sequence of delays. Half of each is random, so that a restarted relay isn't met by all endpoints at once."""
 
     def __init__(
         self, first_s: float = FIRST_S, limit_s: float = LIMIT_S, draw: Callable[[], float] = random.random
@@ -24,5 +24,5 @@ class Backoff:
         return base * (0.5 + 0.5 * self._draw())
 
     def reset(self) -> None:
-        """Begin again: the last attempt worked."""
+        """Start over after a successful attempt."""
         self._next_s = self._first_s

@@ -1,7 +1,7 @@
 """One connection to the relay: a CURVE DEALER socket and its events. The only module here that holds a socket.
 
-Trusts whoever holds the relay's pinned CURVE key, and only to speak the link's messages. libzmq's own
-reconnection is off: the manager decides when to try again, and says so. Called by mep/manager/manager.py.
+Trusts the holder of the relay's pinned CURVE key, and only to speak the link's messages. libzmq's own reconnection
+is off: the manager decides when to try again, and logs it. Called by mep/manager/service.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 MAX_INBOUND_BYTES = 1024 * 1024
-"""Largest message that a relay has to send a manager, with room (a start request has at most 256 KiB)."""
+"""Largest message that a relay sends to a manager, with a margin (a start request has at most 256 KiB)."""
 CONNECT_TIMEOUT_MS = 10_000
 _SEND_QUEUE = 1000
 
 
 class LinkEvent(enum.Enum):
-    """What happened to the connection."""
+    """An event of the connection."""
 
     UP = "the relay proved its key"
     NO_CONNECTION = "no connection"
@@ -39,10 +39,10 @@ _EVENTS = {
 
 
 class Link:
-    """One attempt to reach the relay, and the connection that may come of it."""
+    """One attempt to reach the relay, and the connection if it succeeds."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, server_key: bytes, secret: bytes) -> None:
-        """Begin to connect to `address`. Keys are 32 raw bytes. Raises zmq.ZMQError for an impossible address."""
+        """Start connecting to `address`. Keys are 32 raw bytes. Raises zmq.ZMQError for an impossible address."""
         sock = context.socket(zmq.DEALER)
         self.socket = sock
         sock.setsockopt(zmq.LINGER, 0)
@@ -65,12 +65,12 @@ class Link:
             raise
 
     def close(self, linger_ms: int = 0) -> None:
-        """Close, giving what is queued up to `linger_ms` to leave."""
+        """Close the socket. Queued messages have up to `linger_ms` to be sent."""
         self.socket.disable_monitor()
         self.socket.close(linger=linger_ms)
 
     def events(self) -> list[tuple[LinkEvent, str]]:
-        """Return what has happened, each with the system's reason where there is one."""
+        """Return the new events, each with the system's reason if there is one."""
         found = []
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)
@@ -80,7 +80,7 @@ class Link:
         return found
 
     def send(self, frame: bytes) -> bool:
-        """Queue one frame; False where the queue is full."""
+        """Queue one frame; return False if the queue is full."""
         try:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -88,7 +88,7 @@ class Link:
         return True
 
     def receive(self) -> bytes | None:
-        """Return the next frame, or None when there is none. A message of several frames is None's equal: skipped."""
+        """Return the next frame, or None if there is none. A multi-frame message is skipped and also returns None."""
         try:
             frames = self.socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:

@@ -1,9 +1,9 @@
-"""The manager's start: runs as the system account mep (single-user: the owner), never as root.
+"""The manager's entry point: runs as the system account mep (single-user: the owner), never as root.
 
-It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, its CURVE secret
-key; one outbound TCP connection to the relay. Before it connects it gives up all else (`confine`). It decides nothing:
-what a start request means is the mapper's, and whether it is carried out the monitor's. It trusts the relay for the
-link alone.
+It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, its CURVE secret key;
+one outbound TCP connection to the relay. Before it connects, it gives up all other access (`confine`). It decides
+nothing: the mapper decides which user a start request means, and the monitor decides whether to start it. It trusts
+the relay for the link alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mep.boundary.resolved_config import ManagerSection
 
 
 def main() -> None:
-    """Run until the monitor closes the channel or says Shutdown."""
+    """Run until the monitor closes the channel or sends Shutdown."""
     refuse_root("manager")
     forbid_core_and_ptrace()
     ignore_terminal_signals()
@@ -32,8 +32,8 @@ def main() -> None:
     log = Log("manager", section.log_level)
     log_uncaught(log)
 
-    # Imported only now, so that no library runs before the process has checked what it is.
-    from mep.manager.manager import Manager
+    # Imported only now, so that no library runs before the process has checked its own accounts.
+    from mep.manager.service import Manager
 
     channel = take_channel(blocking=False)
     confine(needs(section), log)
@@ -41,6 +41,6 @@ def main() -> None:
 
 
 def needs(section: ManagerSection) -> Needs:
-    """Return what the manager of `section` has to be able to do."""
+    """Return the access that the manager of `section` needs."""
     port = section.relay_link_address.rpartition(":")[2]
     return Needs(profile="manager", connect=(int(port),) if port.isdecimal() else None)

@@ -1,8 +1,8 @@
 """The manager's loop: one thread between the relay's link and the monitor's channel.
 
-Trusts neither side with more than its messages: a frame from the relay that cannot be decoded is logged and
-dropped, and a message that the monitor may not send ends this process. `start_endpoint` here faces
-`answer_start_endpoint` in the monitor. Called by mep/manager/main.py.
+Trusts each side with its own messages only. A frame from the relay that can't be decoded is logged and dropped. A
+message that the monitor may not send ends this process. `start_endpoint` here faces `answer_start_endpoint` in the
+monitor. Called by mep/manager/main.py.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START
 from mep_wire.start_request import same_process
 
 MAX_PENDING = MAX_STARTS_OUTSTANDING
-"""Start requests that the monitor has not answered yet; further ones are `unavailable` for the moment."""
+"""Most start requests that the monitor hasn't answered yet. Further ones are `unavailable` for the moment."""
 GREETING_S = 15.0
-"""How long connecting and greeting may take together."""
+"""Time limit for connecting and greeting together."""
 REFUSED_RETRY_S = 300.0
-"""The wait after a final refusal: an administrator has to act, and a relay may be mended without us."""
+"""Delay after a final refusal: an administrator has to act, and the relay may be repaired without a change here."""
 CLOCK_SKEW_WARN_S = 5.0
 RETRY_S = 0.2
-"""When to try again what a full queue did not take."""
+"""Delay before retrying a message that a full queue didn't accept."""
 SHUTDOWN_LINGER_MS = 500
 
 
 class State(enum.StrEnum):
-    """Where the link is. The values are what `mep status` shows."""
+    """The state of the link. The values appear in `mep status`."""
 
     DOWN = "down"
     CONNECTING = "connecting"
@@ -105,7 +105,7 @@ class Manager:
         if section.audit_tasks:
             self._records = TaskRecords(log, required=section.audit_required)
             self._poller.register(self._records.fileno(), zmq.POLLIN)
-        self._deadline = 0.0  # of the state: next attempt, end of greeting, or the peer taken for dead
+        self._deadline = 0.0  # of the state: next attempt, end of greeting, or time at which the peer counts as dead
         self._heartbeat_s = HEARTBEAT_S
         self._next_ping = 0.0
         self._ended = False
@@ -113,7 +113,7 @@ class Manager:
     # --- the loop -----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until the monitor goes away or says Shutdown."""
+        """Serve until the monitor goes away or sends Shutdown."""
         self._tell(ManagerReady(version=__version__))
         try:
             while not self._ended:
@@ -204,7 +204,7 @@ class Manager:
             if event is LinkEvent.UP:
                 self._greet(time.monotonic())
             else:
-                # Take what the relay said last (why it refuses us) before letting go.
+                # Read the relay's last messages (the reason of a refusal) before closing.
                 self._take_frames(link)
                 if self._link is link:
                     self._lose_link(reason, time.monotonic())
@@ -216,7 +216,7 @@ class Manager:
             try:
                 message = decode_to_manager(frame)
             except LinkMessageInvalid as error:
-                self._log.warning("a message of the relay was dropped", reason=error.text)
+                self._log.warning("dropped malformed message from relay", reason=error.text)
                 continue
             self._take_relay_message(message, time.monotonic())
 
@@ -288,12 +288,12 @@ class Manager:
         self._next_ping = now + self._heartbeat_s
         self._enter(State.UP, f"relay {self._section.relay_link_address}", now + LINK_DEAD_S)
         self._flush_outbox(now)
-        # After the kept messages, so that the relay's last word is what runs now.
+        # Sent after the kept messages, so that the relay's last news is the process that runs now.
         self._running_untold = True
         self._tell_running()
 
     def _tell_running(self) -> None:
-        """Tell the relay what runs now, where it may not know, once it was told everything that led to it."""
+        """Tell the relay which processes run that it may not know of, after all earlier messages."""
         if self._running_untold and self._state is State.UP and self._outbox.peek() is None:
             running = sorted(self._running)
             named = [self._running[uep_id] for uep_id in running]
@@ -320,7 +320,7 @@ class Manager:
         self._log.debug("start request", uep=start.uep_id, ref=ref)
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
-        """What it says is between relay, mapper and monitor; where it cannot be passed on, the next one is."""
+        """Pass on a re-check for mapper and monitor. If that isn't possible now, the next one is passed on."""
         outstanding = len(self._pending) + len(self._pending_rechecks)
         if outstanding < MAX_PENDING and self._ask_monitor(ref, start):
             self._pending_rechecks[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
@@ -359,7 +359,7 @@ class Manager:
         )
 
     def _keep(self, message: Kept) -> None:
-        """Say it to the relay, now or when the link is up."""
+        """Send the message to the relay, now or when the link is up."""
         self._outbox.add(message)
         if self._state is State.UP:
             self._flush_outbox(time.monotonic())
@@ -367,19 +367,19 @@ class Manager:
     # --- task records -----------------------------------------------------------------------------------
 
     def _record(self, message: messages.TaskEvents) -> None:
-        """Write what the relay tells of tasks, if it was asked to tell."""
+        """Write the relay's task events, if it was asked to send them."""
         if self._records is not None and (answer := self._records.take(message, self._links)):
             self._send(answer)
 
     def _answer_records(self) -> None:
-        """Tell the relay what has reached the disk."""
+        """Tell the relay which events have reached the disk."""
         if self._records is not None and (answer := self._records.collect(self._links)):
             self._send(answer)
 
     # --- from and to the monitor ------------------------------------------------------------------------
 
     def _tell(self, message: Message, descriptors: list[int] | None = None) -> bool:
-        """Send the monitor a message; False where it does not read just now."""
+        """Send a message to the monitor; return False if it doesn't read now."""
         try:
             self._channel.send(message, descriptors or [])
         except BlockingIOError:
@@ -452,7 +452,7 @@ class Manager:
             return
         start = self._pending.pop(answer.ref, None)
         if start is None:
-            self._log.warning("an answer to nothing that was asked", ref=answer.ref)
+            self._log.warning("unexpected StartAnswered: no pending request has this ref", ref=answer.ref)
             return
         if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
             self._runs(start.uep_id, answer.incarnation)
@@ -463,7 +463,7 @@ class Manager:
             self._send(messages.StartPlaced(uep_id=start.uep_id, place=message.place, asked=start.incarnation))
 
     def _is_running(self, uep_id: str, incarnation: bytes) -> bool:
-        """Whether this is the process that runs, so far as is known here."""
+        """Whether this is the running process, as far as the manager knows."""
         return uep_id in self._running and same_process(self._running[uep_id], incarnation)
 
     def _endpoint_ended(self, ended: EndpointEnded) -> None:
@@ -494,11 +494,11 @@ class Manager:
         )
 
     def _runs(self, uep_id: str, incarnation: bytes) -> bool:
-        """Note that this process runs. Returns whether that is new."""
+        """Record that this process runs. Return whether that is new."""
         if self._is_running(uep_id, incarnation):
             self._running[uep_id] = self._running[uep_id] or incarnation
             return False
-        self._rechecks.remove(uep_id)  # what was asked about the process before will not be said of this one
+        self._rechecks.remove(uep_id)  # an answer to the former process's re-check doesn't apply to this one
         self._running[uep_id] = incarnation
         self._rechecks.add(uep_id, time.monotonic())
         return True

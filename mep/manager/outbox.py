@@ -1,8 +1,8 @@
-"""What the relay must hear even if the link breaks: answers and ends, kept until the relay has shown it read them.
+"""Messages that must reach the relay even if the link breaks: answers and ends, kept until the relay has read them.
 
-Pure. The link keeps order, and the relay answers Ping by Pong in turn, so a Pong proves that everything sent
-before its Ping was read. What is not proven when a link dies is sent again on the next one. Bounded: past the
-cap the oldest is dropped, and the relay asks again by itself.
+Pure. The link keeps the order, and the relay answers each Ping with a Pong in turn. A Pong therefore proves that the
+relay has read everything sent before its Ping. Unproven messages are sent again on the next link. The outbox is
+bounded: if it is full, the oldest message is dropped, and the relay asks again by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_KEPT = 4096
 
 
 class Outbox:
-    """Messages in order: first those sent and not proven read, then those not sent."""
+    """Messages in order: first those sent but not proven read, then those not sent."""
 
     def __init__(self, max_kept: int = MAX_KEPT) -> None:
         self._unsent: deque[Kept] = deque()
@@ -46,11 +46,11 @@ class Outbox:
         self._unproven.append((now, self._unsent.popleft()))
 
     def proven(self, until: float) -> None:
-        """Forget what was sent before `until`: the relay has read it."""
+        """Forget the messages sent before `until`: the relay has read them."""
         while self._unproven and self._unproven[0][0] < until:
             self._unproven.popleft()
 
     def link_lost(self) -> None:
-        """Put what is not proven back in front, for the next link."""
+        """Put unproven messages back in front, for the next link."""
         self._unsent.extendleft(message for _, message in reversed(self._unproven))
         self._unproven.clear()

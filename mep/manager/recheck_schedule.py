@@ -1,7 +1,7 @@
-"""When the manager has the relay say anew who the person of a running user endpoint is. The clock is the caller's.
+"""Schedules re-checks: when the manager asks the relay for a new statement about the owner of a user endpoint.
 
-Each user endpoint falls due once an interval, at a time of its own. Few are under way at once, and those that fall due
-together go at a fixed pace, so that a thousand neither burst nor keep somebody's start waiting behind them.
+Each user endpoint is due once per interval, at its own time. Few re-checks are in progress at once, and those due
+together are sent at a fixed pace. A thousand of them neither cause a burst nor delay a start. The caller has the clock.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import random
 from collections.abc import Callable
 
 PACE_S = 0.02
-"""Between two that are asked for."""
+"""Pause between two re-checks."""
 MAX_UNDER_WAY = 4
-"""Asked of the relay and not answered by the monitor: well below what a callout or directory may have at once."""
+"""Re-checks in progress, from relay to monitor; well below the limit of concurrent callouts and directory look-ups."""
 ANSWER_S = 90.0
-"""After this, no answer will come: a request is good for less."""
+"""After this time, no answer will come: a request is valid for less."""
 SOON_S = 20.0
-"""When to ask again where nothing could be said."""
+"""Delay before asking again after an answer of "unknown"."""
 
 
 class Rechecks:
-    """The user endpoints that run, and when each is due."""
+    """The running user endpoints, and when each is due."""
 
     def __init__(self, interval_s: float, draw: Callable[[], float] = random.random) -> None:
         self._interval_s, self._draw = interval_s, draw
@@ -31,34 +31,34 @@ class Rechecks:
         self._next = 0.0
 
     def add(self, uep_id: str, now: float) -> None:
-        """It runs, and was verified just now or a while ago."""
+        """Add a running user endpoint, verified just now or a while ago."""
         if self._interval_s and uep_id not in self._due:
             self._put(uep_id, now + self._interval_s * (0.5 + 0.5 * self._draw()))
 
     def remove(self, uep_id: str) -> None:
-        """It has ended."""
+        """Remove a user endpoint that has ended."""
         self._due.pop(uep_id, None)
         self._asked.pop(uep_id, None)
 
     def all_now(self, now: float) -> None:
-        """Everything is due."""
+        """Make every user endpoint due now."""
         self._asked.clear()
         for uep_id in list(self._due):
             self._put(uep_id, now)
 
     def answered(self, uep_id: str, now: float, *, said: bool) -> None:
-        """An answer has come; `said` is false where nothing could be said."""
+        """Take an answer. `said` is false if the mapping could not be determined."""
         if self._asked.pop(uep_id, None) is not None and not said and uep_id in self._due:
             self._put(uep_id, min(self._due[uep_id], now + SOON_S * (0.5 + 0.5 * self._draw())))
 
     def link_lost(self) -> None:
-        """What was asked will not be answered."""
+        """Re-queue the re-checks in progress, because they won't be answered."""
         for uep_id in self._asked:
             self._put(uep_id, self._asked[uep_id])
         self._asked.clear()
 
     def take(self, now: float) -> list[str]:
-        """Return those to ask for now; each is due again an interval later."""
+        """Return the user endpoints to ask about now. Each is due again an interval later."""
         self._forget_unanswered(now)
         taken: list[str] = []
         while len(self._asked) < MAX_UNDER_WAY and self.next_at() <= now:
@@ -70,7 +70,7 @@ class Rechecks:
         return taken
 
     def next_at(self) -> float:
-        """Return when something is to be done, for ever away where nothing is."""
+        """Return the time of the next action; infinity if there is none."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if len(self._asked) >= MAX_UNDER_WAY:

@@ -1,7 +1,7 @@
-"""The file of task records: appended to by a thread, so that a disk that hangs or is full holds up no start.
+"""The file of task records, appended to by a thread, so that a full or hanging disk delays no start.
 
-The monitor opens the file, where only root may make one, and hands over a descriptor to append with; this process
-could not open it itself. One page is under way at a time; what cannot be written is tried again until it can.
+The monitor opens the file, in a directory where only root may create one, and passes a descriptor for appending. This
+process couldn't open it itself. One page is in progress at a time, and a failed write is retried until it succeeds.
 Called by mep/manager/task_records.py.
 """
 
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable
 
 RETRY_S = 2.0
-"""Between attempts to write what a full disk has not taken."""
+"""Pause between attempts to write to a full disk."""
 
 
 class TaskLog:
-    """The file, once the monitor has handed it over."""
+    """The file, once the monitor has passed its descriptor."""
 
     def __init__(self, retry_s: float = RETRY_S) -> None:
         self._retry_s = retry_s
@@ -27,8 +27,8 @@ class TaskLog:
         self._thread = threading.Thread(target=self._run, name="task-log", daemon=True)
         self._written: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.problem = "the monitor has not handed over the file"
-        """Why nothing can be written now; empty where it can. Set by the thread."""
-        # From here on: the thread's own.
+        """Why writing isn't possible now; empty if it is. Set by the thread."""
+        # From here on, used by the thread alone.
         self._descriptor = -1
         self._page = b""
         self._done = 0
@@ -39,11 +39,11 @@ class TaskLog:
         return self._bell
 
     def use(self, descriptor: int) -> None:
-        """Go on with this descriptor, now its own: the first, or after the file was rotated."""
+        """Take over this descriptor: the first one, or a new one after the file was rotated."""
         self._work.put(lambda: self._take(descriptor))
 
     def write(self, page: bytes) -> None:
-        """Append whole lines, once everything before is written, and see that they are on the disk."""
+        """Append whole lines after all earlier ones, and sync them to the disk."""
         self._work.put(lambda: self._begin(page))
 
     def written(self) -> int:
@@ -69,7 +69,7 @@ class TaskLog:
     def _take(self, descriptor: int) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor, self._done = descriptor, 0  # what a page has left in the old file comes whole in the new one
+        self._descriptor, self._done = descriptor, 0  # a page half-written to the old file goes whole into the new one
         self._say("")
 
     def _begin(self, page: bytes) -> None:

@@ -1,8 +1,8 @@
-"""Task records: what the relay tells of this endpoint's tasks, as one JSON object a line.
+"""Task records: the relay's events of this endpoint's tasks, as one JSON object per line.
 
-Each event is asked of the relay until it is on the disk, and acknowledged then: at least once, and its `seq` tells a
-repetition. Text from outside is data inside JSON strings, all of it escaped that is not plain ASCII: it cannot forge a
-line. `source` says whose word an event is. Called by mep/manager/manager.py, in its one thread.
+The relay sends each event until it is acknowledged, which happens when it is on the disk: at least once, and its `seq`
+tells a repetition. Text from outside is stored in JSON strings with everything but plain ASCII escaped, so it can't
+forge a line. `source` names the sender of an event. Called by mep/manager/service.py, in its one thread.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mep_wire.messages import TaskEvents, TaskEventsWritten
 from mep_wire.task_events import Source, TaskEvent
 
 MAX_ACCOUNTS = 10_000
-"""User endpoints whose account is remembered; those that ended longest ago are forgotten first."""
+"""How many user endpoints' accounts are remembered. Those that ended longest ago are forgotten first."""
 MAX_PROCESSES = 8
-"""Processes of one user endpoint whose account is remembered: the last ones."""
+"""How many processes of one user endpoint are remembered with their account: the latest ones."""
 MAX_FIELD = 256
 
 
@@ -30,33 +30,33 @@ class _Page(NamedTuple):
 
 
 class TaskRecords:
-    """The events under way from the relay to the disk."""
+    """Task events on their way from the relay to the disk."""
 
     def __init__(self, log: Log, *, required: bool, file: TaskLog | None = None) -> None:
         self._log, self._required = log, required
         self._file = file or TaskLog()
         self._accounts: dict[str, dict[bytes, tuple[str, int]]] = {}
-        """By user endpoint, then by incarnation, the last one last."""
+        """By user endpoint, then by incarnation, with the latest at the end."""
         self._next: _Page | None = None
         self._writing: _Page | None = None
         self._last: frozenset[TaskEvent] = frozenset()
         self._problem = ""
 
     def fileno(self) -> int:
-        """The descriptor that polls readable when `collect` has something to do."""
+        """The descriptor that polls readable when `collect` has work."""
         return self._file.fileno()
 
     @property
     def refuse_starts(self) -> bool:
-        """Whether nothing may be started whose tasks could not be recorded."""
+        """Whether starts are refused because tasks can't be recorded."""
         return self._required and bool(self._file.problem)
 
     def use(self, descriptor: int) -> None:
-        """Go on with this file."""
+        """Use this file from now on."""
         self._file.use(descriptor)
 
     def account(self, message: EndpointAccount) -> None:
-        """The monitor says whose process a user endpoint is."""
+        """Take the monitor's message about the account of a user endpoint."""
         processes = self._accounts.pop(message.uep_id, {})
         processes.pop(message.incarnation, None)
         processes[message.incarnation] = (message.local_user, message.uid)
@@ -67,9 +67,9 @@ class TaskRecords:
             del self._accounts[next(iter(self._accounts))]
 
     def take(self, message: TaskEvents, link: int) -> TaskEventsWritten | None:
-        """Begin to write what the relay has sent on its link number `link`; return the answer if there is one already.
+        """Start writing the relay's events from its link number `link`. Return the answer if there is one already.
 
-        A relay that has heard no answer on an earlier link sends the same again: that is written once.
+        A relay that got no answer on an earlier link sends the same events again. They are written once.
         """
         self._next = _Page(message, link)
         return self._begin(link)
@@ -92,7 +92,7 @@ class TaskRecords:
         return None
 
     def collect(self, link: int) -> TaskEventsWritten | None:
-        """Take note of what the file says; return the answer to what was asked on the link that is up now."""
+        """Read the file's progress. Return the answer to a request on the link `link`, the present one."""
         written, answer = self._file.written(), None
         if self._file.problem != self._problem:
             self._problem = self._file.problem
@@ -106,7 +106,7 @@ class TaskRecords:
         return self._begin(link) or answer
 
     def _account_of(self, event: TaskEvent) -> tuple[str, int]:
-        """Return the account of the process that an event is about: of no other one, where both are named."""
+        """Return the account of an event's process, never of a process with a different incarnation."""
         processes = self._accounts.get(event.uep_id, {})
         named = processes.get(event.incarnation) or processes.get(b"")
         last = next(reversed(processes.values()), None)
@@ -138,7 +138,7 @@ def _answer(message: TaskEvents) -> TaskEventsWritten:
 
 
 def stamp(at: float) -> str:
-    """Return a time in UTC, empty where it cannot be one."""
+    """Return a time in UTC; empty if it isn't a valid time."""
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
     except (OverflowError, ValueError, OSError):

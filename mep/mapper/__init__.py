@@ -1,5 +1,1 @@
-"""Process mep-mapper: verifies that the relay signed a start request and maps its identities to one local user.
-
-It runs as `mapper_account`. It trusts the relay's pinned signing key and the administrator's mapping. No other
-package may import it.
-"""
+"""The mapper: the only process that decides which local user a start request means. Runs as account mep-idmap."""

@@ -1,4 +1,4 @@
-"""What the identity package says through `logging`, in the mapper's own log."""
+"""Forwards the identity package's `logging` output to the mapper's own log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Forward(logging.Handler):
 
 
 def forward_library_log(log: Log) -> None:
-    """Send what libraries log from INFO on to `log`."""
+    """Forward library log records from INFO on to `log`."""
     root = logging.getLogger()
     root.addHandler(_Forward(log))
     root.setLevel(logging.INFO)

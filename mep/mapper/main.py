@@ -1,9 +1,9 @@
-"""The mapper's start: runs as the system account mep-idmap (single-user: the owner), never as root.
+"""The mapper's entry point: runs as the system account mep-idmap (single-user: the owner), never as root.
 
 It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, the unseal key;
-the administrator's mapping file, and the directory servers that file names. It has no other connection. Before the
-first request it gives up all else (`confine`). It trusts its section and the relay's signing key in it, and nothing
-of a request before its signature is verified.
+the administrator's mapping file, and the directory servers that the file names. It has no other connection. Before the
+first request, it gives up all other access (`confine`). It trusts its section and the relay's signing key in it. It
+trusts no part of a request before its signature is verified.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mep.boundary.resolved_config import MapperSection
 
 
 def main() -> None:
-    """Run until the monitor closes the channel or says Shutdown."""
+    """Run until the monitor closes the channel or sends Shutdown."""
     forbid_core_and_ptrace()
     refuse_root("mapper")
     ignore_terminal_signals()
@@ -34,7 +34,7 @@ def main() -> None:
     log = Log("mapper", section.log_level)
     log_uncaught(log)
 
-    # Imported only now, so that no library runs before the process has made itself safe.
+    # Imported only now, so that no library runs before the process is protected.
     from mep.mapper.library_log import forward_library_log
     from mep.mapper.mapper import Mapper
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def needs(section: MapperSection, readable: list[str]) -> Needs:
-    """Return what the mapper of `section` has to be able to do, with a mapping that is made of the files `readable`."""
+    """Return the access that the mapper of `section` needs, with a mapping that consists of the files `readable`."""
     return Needs(
         profile="mapper-programs" if section.programs else "mapper-network" if section.network else "mapper",
         readable=("/",) if section.network else directories_of(readable),

@@ -1,8 +1,8 @@
-"""The mapper's loop: requests from the monitor, verified in their order, each answered once when it is mapped.
+"""The mapper's loop: requests from the monitor, verified in order, each answered once when it is mapped.
 
-Trusts the monitor's messages; the descriptor that comes with a request was made by the manager and may be
-anything. What was verified goes on as bytes in a sealed memfd, so that neither monitor nor keeper reads it and
-the manager cannot change it. Called by mep/mapper/main.py.
+Trusts the monitor's messages. The descriptor in a request was made by the manager and may be anything. The verified
+start goes on as bytes in a sealed memfd. Neither monitor nor keeper reads it, and the manager can't change it. Called
+by mep/mapper/main.py.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ from mep_wire.start_request import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest,
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 MAX_MAPPING_THREADS = 32
-"""How many people may be mapped at once for starts: as many as the monitor asks about at once (starts.MAX_MAPPING), and
-well above what may be with callouts and directories (identity.concurrency_limits.MAX_SLOW). The others so always find a
-thread."""
+"""How many start requests may be mapped at once: as many as the monitor sends at once (starts.MAX_MAPPING), and well
+above the limit of callouts and directory look-ups (identity.places.MAX_SLOW). Others therefore always find a thread."""
 MAX_RECHECK_THREADS = 4
-"""How many re-checks of what runs go on at once, in threads of their own, so that no start waits for them."""
+"""How many re-checks may run at once, in threads of their own, so that no start waits for them."""
 MAX_RECHECKS_WAITING = 4
-"""How many more may wait; whoever comes on top is told at once that nothing can be said, and asks again later. Together
-with MAX_SLOW it must leave some of what the monitor asks about at once to people whose mapping is quick."""
+"""How many more re-checks may wait. A further one is answered "unknown" at once, and asked again later. Together with
+MAX_SLOW, it must leave some of the monitor's concurrent requests to people with a quick mapping."""
 REFRESH_MS = 1000
-"""How often a mapping file that nobody asks about is looked at."""
+"""How often the mapping file is checked while there are no requests."""
 _TOO_MANY = f"{MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING} re-checks are under way; this one will be made later"
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
 
@@ -105,7 +104,7 @@ class Mapper:
             self._channel.send(message, descriptors)
 
     def run(self) -> None:
-        """Answer until the monitor closes the channel or says Shutdown, or the epoch is spent."""
+        """Answer until the monitor closes the channel or sends Shutdown, or the epoch is spent."""
         self._send(MapperReady(epoch=self._epoch))
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
@@ -118,7 +117,7 @@ class Mapper:
                     return
                 self._take(*received)
         except EpochSpent:
-            self._log.warning("this epoch has seen all the requests it may: starting anew")
+            self._log.warning("restarting: this epoch has used all its nonces")
         finally:
             for threads in (self._threads, self._recheck_threads):
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -150,7 +149,7 @@ class Mapper:
         done.add_done_callback(_check)
 
     def _answer_map_request(self, ref: int, data: bytes, request: StartRequest) -> None:
-        """Map a verified request and answer it. Runs in a thread, since directories may block."""
+        """Map a verified request and answer it. Runs in a thread, because directories may block."""
         try:
             verified, user = self._map(data, request)
         except MepError as error:
@@ -159,7 +158,7 @@ class Mapper:
         self._accept(ref, request, verified, literal=user.literal)
 
     def _answer_recheck(self, ref: int, request: StartRequest) -> None:
-        """Say who the person of a running user endpoint maps to now. Runs in a thread, since directories may block."""
+        """Report the account that a user endpoint's owner maps to now. Runs in a thread: directories may block."""
         try:
             user = self._mapping.map(request.identity_set, request.correlation_id, certain=True)
         except MepError as error:
@@ -228,7 +227,7 @@ class Mapper:
         )
 
     def _refuse(self, ref: int, request: StartRequest | None, error: MepError) -> None:
-        """Refuse a request, which may be one that could not be read or is not genuine."""
+        """Refuse a request, which may be unreadable or not genuine."""
         uep_id, identities = (request.uep_id, _audit_text(request.identity_set)) if request else ("", "")
         self._log.warning(
             "start request refused",
@@ -253,10 +252,10 @@ class Mapper:
 
 
 def _check(done: Future[None]) -> None:
-    """End the process where answering failed: the monitor starts another, and the relay asks again."""
+    """End the process if answering failed. The monitor starts another, and the relay asks again."""
     if done.cancelled() or (error := done.exception()) is None:
         return
-    if not isinstance(error, BrokenPipeError | ConnectionError):  # the monitor is gone: the loop sees that itself
+    if not isinstance(error, BrokenPipeError | ConnectionError):  # the monitor is gone: the loop notices that itself
         sys.excepthook(type(error), error, error.__traceback__)
         os._exit(1)
 
@@ -269,14 +268,14 @@ def _read(descriptor: int) -> bytes:
 
 
 def _person(who: IdentitySet) -> bytes:
-    """Return the digest that tells one person of the relay's from another, whichever identity they logged in with."""
+    """Return the digest that tells one of the relay's people from another, whichever identity they logged in with."""
     return hashlib.sha256(b"mep person v1\0" + who.account_id.encode("utf-8", "surrogatepass")).digest()
 
 
 def _audit_text(who: IdentitySet, decided: dict[str, Any] | None = None) -> str:
-    """Return JSON for the audit log: which identity decided, if one did, and as many of the linked ones as fit.
+    """Return JSON for the audit log: the identity that decided, if any, and as many of the linked ones as fit.
 
-    The first of these is the one that the person logged in with.
+    The first of the linked ones is the identity that the person logged in with.
     """
     decided = decided or {"id": "", "username": ""}
     names = [f"{one.username} ({one.id}, {one.status})" for one in who.identities]

@@ -1,8 +1,8 @@
-"""Whether a start request is genuine, fresh and for this endpoint. Pure: time and epoch come in as arguments.
+"""Whether a start request is genuine, fresh and for this endpoint. Pure: time and epoch are arguments.
 
-Trusts nothing but the relay's pinned Ed25519 key: the document comes from the manager, which may be hostile.
-Called by mep/mapper/mapper.py for each request. Every refusal is StartRequestRefused (something is wrong with
-the request) or StartRequestStale (the relay may sign it anew).
+Trusts only the relay's pinned Ed25519 key: the document comes from the manager, which may be hostile. Called by
+mep/mapper/service.py for each request. Every refusal is StartRequestRefused (the request is invalid) or
+StartRequestStale (the relay may sign it again).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _document = msgspec.msgpack.Decoder(tuple[bytes, bytes])
 
 
 class EpochSpent(Exception):
-    """The epoch has seen MAX_NONCES requests: the mapper must start anew with another."""
+    """The epoch has seen MAX_NONCES requests: the mapper must restart with another."""
 
 
 class Verifier:
@@ -138,9 +138,11 @@ class Verifier:
                 correlation_id=request.correlation_id,
             )
         if request.recheck:
-            # Who the person is now may be another account than the one that the id was made of: nothing starts here.
+            # The id may be of another account than the person maps to now. That's fine: a re-check starts nothing.
             if not _is_uuid(request.uep_id):
-                raise StartRequestRefused(reason="its user endpoint id is none", correlation_id=request.correlation_id)
+                raise StartRequestRefused(
+                    reason="its user endpoint id is not a UUID", correlation_id=request.correlation_id
+                )
             if len(request.incarnation) not in {0, INCARNATION_BYTES}:
                 reason = "its incarnation has a wrong length"
                 raise StartRequestRefused(reason=reason, correlation_id=request.correlation_id)
@@ -177,9 +179,9 @@ def _user_endpoint_id(request: StartRequest) -> str:
     try:
         return user_endpoint_id(request.endpoint_id, who.account_id, config, runtime)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
-        # MessagePack has values that JSON, in which the id is computed, has not.
+        # MessagePack has values that JSON lacks, and the id is computed from JSON.
         raise StartRequestRefused(
-            reason="its configuration has a value that JSON has not",
+            reason="its configuration has a value that JSON lacks",
             detail=str(error),
             correlation_id=request.correlation_id,
         ) from None

@@ -1,7 +1,7 @@
-"""From an identity set to one local user: by the administrator's mapping file, or by the owner's identities.
+"""Maps an identity set to one local user: by the administrator's mapping file, or by the owner's identities.
 
-Trusts the mapping file (root's) and an identity set whose signature was verified. Called by
-mep/mapper/mapper.py. Raises mep_wire's named errors, with what was tried in `detail`, for the log alone.
+Trusts the mapping file (root's) and an identity set with a verified signature. Called by mep/mapper/service.py.
+Raises mep_wire's named errors. Their `detail` lists the attempts, for the log alone.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from mep_wire.errors import IdentityAmbiguous, IdentityNotMapped, MapperUnavaila
 from mep_wire.identity import Identity, IdentitySet
 
 MAPPED_STATUSES = frozenset({"used", "private"})
-"""An identity that its provider reports as unused or closed proves nothing about who is asking."""
+"""An identity that its provider reports as unused or closed proves nothing about the requester."""
 MAX_USER_NAME_BYTES = 32
 _NOT_STARTED_FOR = (
-    "it names a directory or a program for the first time: the mapper is started again with what these need, once the "
-    "configuration has been read again"
+    "it names a directory or a program for the first time: the mapper restarts with the access that these need after "
+    "the configuration has been reloaded"
 )
 _NO_FIELDS = dict.fromkeys(Identity.__struct_fields__, "")
 """A template may name any field, whether or not the identity has it."""
@@ -39,30 +39,30 @@ _NO_FIELDS = dict.fromkeys(Identity.__struct_fields__, "")
 
 @dataclass(frozen=True, slots=True)
 class MappedUser:
-    """The one local user, the identity that decided it (its fields), and which mapping did."""
+    """The one local user, the fields of the deciding identity, and the mapping that decided."""
 
     name: str
     identity: dict[str, str]
     mapper: str
     literal: bool = False
-    """Whether the mapping file spells the name: the administrator has made it an account of several people."""
+    """Whether the mapping file spells the name, which makes the account one that several people share."""
 
 
 class Mapping(Protocol):
-    """How identity sets become local users."""
+    """Maps identity sets to local users."""
 
     def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable.
 
-        `certain`: from no cache, and with MapperUnavailable for any mapper that fails on the way, whatever `on_error`
-        says of it: an outage must not end what runs.
+        `certain`: bypass all caches, and raise MapperUnavailable for any mapper that fails on the way, whatever its
+        `on_error` is. An outage must not end a running user endpoint.
         """
 
     def refresh(self) -> None:
-        """Notice what has changed since."""
+        """Notice changes to the files."""
 
     def readable(self) -> list[str]:
-        """Return the files that it reads again when they change."""
+        """Return the files that it rereads when they change."""
 
 
 def fields_of(one: Identity) -> dict[str, str]:
@@ -71,7 +71,7 @@ def fields_of(one: Identity) -> dict[str, str]:
 
 
 def present_fields(one: Identity) -> dict[str, str]:
-    """Return the fields that the identity has: on the wire one that it lacks is empty, which a rule must not match."""
+    """Return the fields that the identity has. On the wire, a missing field is empty, which a rule must not match."""
     return {name: value for name, value in fields_of(one).items() if value}
 
 
@@ -81,21 +81,21 @@ def usable(who: IdentitySet) -> list[dict[str, str]]:
 
 
 class OwnerMapping:
-    """Single-user mode: the owner's identities mean the account that everything runs as."""
+    """Single-user mode: the owner's identities map to the account that all processes run as."""
 
     def __init__(self, owner_identities: Sequence[str], own_user: str) -> None:
         self._owner = frozenset(owner_identities)
         self._own_user = own_user
 
     def refresh(self) -> None:
-        """Do nothing: who owns the endpoint changes with its registration, at a new start."""
+        """Do nothing: the owner changes only with the registration, at a restart."""
 
     def readable(self) -> list[str]:
         """Return nothing: it reads no file."""
         return []
 
     def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
-        """Return the own user for the owner. Raises IdentityNotMapped for everybody else."""
+        """Return the own user for the owner. Raises IdentityNotMapped for all others."""
         for fields in usable(who):
             if fields["id"] in self._owner:
                 return MappedUser(self._own_user, fields, "owner")
@@ -103,9 +103,9 @@ class OwnerMapping:
 
 
 def _rules(account: str) -> Rules:
-    """Return whose files are trusted: the mapping must be root's, what it names may be ours too.
+    """Return the trusted owners: the mapping must be root's; files that it names may also belong to this account.
 
-    Where this process is not `account`, nothing was dropped from root, and files of whoever we are will do.
+    If this process isn't `account`, it hasn't dropped root, and files of its own account are accepted too.
     """
     try:
         dropped = pwd.getpwnam(account).pw_uid == os.geteuid()
@@ -115,11 +115,11 @@ def _rules(account: str) -> Rules:
 
 
 class FileMapping:
-    """Multi-user mode: the administrator's mapping file, read again whenever it, or a file it names, changes.
+    """Multi-user mode: the administrator's mapping file, reread whenever it, or a file it names, changes.
 
-    A file that is broken when it changes, or that others could have written, leaves the mapping before it in force;
-    `report(loaded, problem)` says so. `account` is the one that the mapper was made for: what it could have written
-    itself is no mapping file.
+    If a changed file is broken, or others could have written it, the previous mapping stays in force, and
+    `report(loaded, problem)` is called. `account` is the mapper's account: a file that this account could have written
+    is not accepted as a mapping file.
     """
 
     def __init__(
@@ -133,9 +133,10 @@ class FileMapping:
         self._tell()
 
     def _load(self, path: Path, **options: Any) -> Chain:
-        """Load the file. Refuse what this process was not started for: it has given up what that would need.
+        """Load the file. Refuse a mapping that this process lacks the access for, because it has given that up.
 
-        Where it needs more than that, or less, `need_reload` has this process replaced by one with as much.
+        If the mapping needs more access than that, or less, `need_reload` has the process replaced by one with the
+        right access.
         """
         network, programs = identity.loader.needs(path, options["files"])
         if (network, programs) != (self._network, self._programs):
@@ -145,7 +146,7 @@ class FileMapping:
         return identity.loader.load(path, **options)
 
     def readable(self) -> list[str]:
-        """Return the files that it reads again when they change."""
+        """Return the files that it rereads when they change."""
         try:
             named = self._reloader.chain.files
         except identity.errors.MapperUnavailable:
@@ -153,7 +154,7 @@ class FileMapping:
         return [str(path) for path in (self._path, *named)]
 
     def refresh(self) -> None:
-        """Read what changed; report when that changed anything. Called now and then, and before each mapping."""
+        """Reread changed files, and report any change of the mapping. Called periodically and before each mapping."""
         if self._reloader.check():
             self._tell()
 
