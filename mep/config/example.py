@@ -1,4 +1,4 @@
-"""The example endpoint of etc/mep/example: `python -m mep.config.example DIRECTORY` writes it anew."""
+"""The example endpoint of etc/mep/example: `python -m mep.config.example DIRECTORY` regenerates it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VALUES = {"relay_url": "https://relay.example.org", "display_name": "Example si
 
 
 def default_file(name: str) -> str:
-    """Return the text of a default of one of the five files (config.yaml has none: it is generated)."""
+    """Return the default text of one of the five files (config.yaml has none: it is generated)."""
     return resources.files("mep.config").joinpath("defaults", name).read_text()
 
 

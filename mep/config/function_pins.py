@@ -21,7 +21,7 @@ _decoder = msgspec.json.Decoder(dict[str, str])
 
 
 def read_pins(where: EndpointPaths, owner: int) -> dict[str, bytes]:
-    """Return the pinned digests by function id, empty where nothing is pinned. Raises ConfigRefused."""
+    """Return the pinned digests by function id, empty if nothing is pinned. Raises ConfigRefused."""
     path = where.function_pins
     if not path.exists():
         return {}

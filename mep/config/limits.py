@@ -1,4 +1,4 @@
-"""The `limits` of config.yaml: what is accepted, and what the monitor is given. Used by options.py and the resolver."""
+"""The `limits` of config.yaml: accepted values, and their form for the monitor. Used by options.py and the resolver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZES = frozenset({"memory_max", "memory_high", "person_memory_max", "person_me
 
 
 def size(value: int | str) -> int:
-    """Return the bytes that a checked size means: a number, or one with K, M, G or T."""
+    """Return the bytes of a checked size: a number, or one with K, M, G or T."""
     if isinstance(value, int):
         return value
     number, unit = re.fullmatch(r"([0-9.]+)([KMGT]?)", value).groups()  # type: ignore[union-attr]  # was checked
@@ -29,7 +29,7 @@ def _values(options: LimitValues) -> dict[str, Any]:
 
 
 def resolved_limits(where: EndpointPaths, options: EndpointOptions) -> tuple[Limits, list[GroupLimits]]:
-    """Return everybody's limits and those of groups. Raises ConfigRefused where this host cannot."""
+    """Return the default limits and those of groups. Raises ConfigRefused if this host can't enforce them."""
     common = _values(options.limits)
     limits = Limits(**common)
     groups = [

@@ -1,4 +1,4 @@
-"""The texts that come from the declaration of config.yaml: the commented file, the help and the docs' table."""
+"""Texts made from the declaration of config.yaml: the commented file, the help and the docs' table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _default(declared: Field[Any]) -> Any:
 
 
 def keys(cls: type[Any] = EndpointOptions, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
-    """Yield (full key, type, declaration) of every key, sections' own keys included."""
+    """Yield (full key, type, declaration) of every key, including the sections' own keys."""
     hints = get_type_hints(cls)
     for declared in fields(cls):
         kind = hints[declared.name]
@@ -31,7 +31,7 @@ def keys(cls: type[Any] = EndpointOptions, prefix: str = "") -> Iterator[tuple[s
 
 
 def type_text(kind: Any) -> str:
-    """Return a type as the docs say it."""
+    """Return a type in words, for the docs."""
     if get_origin(kind) in {Union, types.UnionType}:
         return " or ".join(type_text(one) for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is list:
@@ -48,7 +48,7 @@ def _note(declared: Field[Any]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """Return a value as YAML in one line (YAML 1.2 takes JSON as it is)."""
+    """Return a value as YAML in one line (YAML 1.2 accepts JSON)."""
     if isinstance(value, list | dict) and not value:
         return "[]" if isinstance(value, list) else "{}"
     return json.dumps(value)
@@ -87,7 +87,7 @@ def help_text() -> str:
     for key, kind, declared in keys():
         lines.append(f"{key}  ({type_text(kind)}, default {_scalar(_default(declared))})")
         lines += [f"    {line}" for line in wrap(_note(declared), _WIDTH - 4)]
-    lines += ["", "Accepted for the sake of existing files, and ignored with a warning:"]
+    lines += ["", "Accepted in existing files, and ignored with a warning:"]
     lines += [f"    {line}" for line in wrap(", ".join(sorted(IGNORED_KEYS)), _WIDTH - 4)]
     return "\n".join(lines)
 
@@ -97,6 +97,6 @@ def docs_table() -> str:
     rows = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
     for key, kind, declared in keys():
         rows.append(f"| `{key}` | {type_text(kind)} | `{_scalar(_default(declared))}` | {_note(declared)} |")
-    rows += ["", "Keys of Globus Compute that are accepted and named in a warning, since they do not apply here:", ""]
+    rows += ["", "Keys of Globus Compute that don't apply here. They are accepted with a warning:", ""]
     rows += [f"- `{key}`: {reason}" for key, reason in sorted(IGNORED_KEYS.items())]
     return "\n".join(rows) + "\n"

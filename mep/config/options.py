@@ -1,8 +1,8 @@
 """Every key of config.yaml, declared once: type, default, unit, check and text.
 
-Defaults, checks, help, the commented config.yaml of `mep configure` and the table in docs/configuration.md all
-come from here. Names follow Globus Compute where the same thing exists there. Holds no I/O; used by
-mep/config/parser.py (checks) and mep/config/option_docs.py (text).
+The source of the defaults, checks, help, the commented config.yaml of `mep configure` and the table in
+docs/configuration.md. Names follow Globus Compute if the same setting exists there. Holds no I/O; used by
+mep/config/document.py (checks) and mep/config/describe.py (text).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 from mep_wire.function_lists import entry_problem
 
 Check = Callable[[Any], str]
-"""Returns why a value is not accepted, or an empty string."""
+"""Returns why a value is refused, or an empty string."""
 
 
 def about(doc: str, *, check: Check | None = None, example: Any = None, unit: str = "") -> dict[str, Any]:
-    """Return what is declared of a key besides type and default. `doc` is what an administrator reads."""
+    """Return a key's declaration apart from type and default. `doc` is the text for administrators."""
     return {"doc": doc, "check": check, "example": example, "unit": unit}
 
 
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def relay_url_problem(value: str | None) -> str:
-    """Return why `value` is no acceptable relay URL, or an empty string."""
+    """Return why `value` is not an acceptable relay URL, or an empty string."""
     if value is None:
         return ""
     try:
@@ -135,7 +135,7 @@ def _display_name(value: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOptions:
-    """Which accounts a user endpoint may run as, whatever the mapping says. Root and the endpoint's own never."""
+    """Which accounts a user endpoint may run as, whatever the mapping says. Root and the endpoint's own never may."""
 
     min_uid: int = option("Lowest uid that may have a user endpoint.", 1000, check=at_least(1))
     max_uid: int = option("Highest uid that may have a user endpoint.", 2**31 - 1, check=at_least(1))
@@ -154,13 +154,13 @@ class PolicyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapsOptions:
-    """How many user endpoints there may be, and how long a start may take."""
+    """How many user endpoints may run, and how long a start may take."""
 
     max_user_endpoints: int = option("Most user endpoints of all people together.", 1000, check=between(1, 1_000_000))
     max_user_endpoints_per_user: int = option("Most user endpoints of one account.", 10, check=between(1, 100_000))
     max_starting: int = option("Most starts under way at once.", 16, check=between(1, 10_000))
     start_timeout_s: float = option(
-        "A user endpoint that is not ready by then is ended.", 60.0, unit="seconds", check=between(1, 3600)
+        "A user endpoint that isn't ready after this time is ended.", 60.0, unit="seconds", check=between(1, 3600)
     )
     stop_grace_s: float = option(
         "Time between asking a user endpoint to end and killing it.", 10.0, unit="seconds", check=between(0, 3600)
@@ -171,41 +171,41 @@ class CapsOptions:
 class PamOptions:
     """Give every user endpoint a PAM session: account checks, limits, environment (docs/privileges.md). Needs root."""
 
-    enable: bool = option("Whether PAM is asked at all.", default=False)
+    enable: bool = option("Whether to use PAM.", default=False)
     service_name: str = option("Name of the file in /etc/pam.d.", "mep", check=_service_name)
     recheck: bool = option(
-        "Ask the account stage also of those whose user endpoints run, and end them where it says that the account is "
-        "expired, unknown or has no permission. Not for a service with modules that refuse for a while (pam_time) or "
-        "act on who asks (pam_slurm_adopt).",
+        "Ask the account stage also for running user endpoints. End them if it says that the account is expired, "
+        "unknown or has no permission. Don't use this with modules that refuse temporarily (pam_time) or that act on "
+        "the requesting process (pam_slurm_adopt).",
         default=False,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreStartHookOptions:
-    """A program of root's that is run before each start, and may refuse it (docs/privileges.md)."""
+    """A program run as root before each start, which may refuse it (docs/privileges.md)."""
 
-    path: str | None = option("Absolute path; nobody but root may be able to write to it.", None, check=_absolute)
+    path: str | None = option("Absolute path; only root may be able to write to it.", None, check=_absolute)
     timeout_s: float = option("It is killed after this time.", 30.0, unit="seconds", check=between(0.1, 3600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostStopHookOptions:
-    """A program of root's that is run after each end, whenever pre_start_hook had not refused (docs/privileges.md)."""
+    """A program run as root after each end, unless pre_start_hook had refused the start (docs/privileges.md)."""
 
-    path: str | None = option("Absolute path; nobody but root may be able to write to it.", None, check=_absolute)
+    path: str | None = option("Absolute path; only root may be able to write to it.", None, check=_absolute)
     timeout_s: float = option("It is killed after this time.", 30.0, unit="seconds", check=between(0.1, 3600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitValues:
-    """What user endpoints may use; what is absent is not limited."""
+    """Limits of user endpoints. A limit that is absent is not set."""
 
     memory_max: int | str | None = option(
-        "Memory of one user endpoint; beyond, the kernel kills.", None, unit="bytes", check=_size, example="4G"
+        "Memory of one user endpoint. Above it, the kernel kills.", None, unit="bytes", check=_size, example="4G"
     )
     memory_high: int | str | None = option(
-        "Memory of one user endpoint; beyond, the kernel slows it down.", None, unit="bytes", check=_size, example="3G"
+        "Memory of one user endpoint. Above it, the kernel throttles.", None, unit="bytes", check=_size, example="3G"
     )
     cpu_max: float | None = option(
         "Processors of one user endpoint.", None, unit="processors", check=at_least(0.01), example=2.0
@@ -214,7 +214,7 @@ class LimitValues:
         "Processes and threads of one user endpoint.", None, check=at_least(16), example=1000
     )
     io_weight: int | None = option(
-        "Share of disks of one user endpoint, 1 to 10000, where everybody else has 100.",
+        "Share of disks of one user endpoint, 1 to 10000; the default of all other processes is 100.",
         None,
         check=lambda value: "" if value is None else between(1, 10000)(value),
         example=50,
@@ -248,7 +248,7 @@ class LimitValues:
         "Largest file that a process may write (RLIMIT_FSIZE).", None, unit="bytes", check=_size, example="100G"
     )
     processes: int | None = option(
-        "Processes and threads of the account, wherever they came from (RLIMIT_NPROC).",
+        "Processes and threads of the account, wherever they were started (RLIMIT_NPROC).",
         None,
         check=at_least(16),
         example=4000,
@@ -257,13 +257,13 @@ class LimitValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsOptions(LimitValues):
-    """What user endpoints may use. memory, cpu, tasks and io need cgroup v2 with systemd, or without it, and root."""
+    """Limits of user endpoints. memory, cpu, tasks and io need root and cgroup v2, with or without systemd."""
 
     by_group: dict[str, LimitValues] = field(
         default_factory=dict,
         metadata=about(
-            "Values of this section for the members of UNIX groups, in place of everybody's. The first group that an "
-            "account is in decides.",
+            "Limits of the members of UNIX groups, in place of the values of this section. The first group that an "
+            "account belongs to applies.",
             check=_groups,
             example={"staff": {"memory_max": "16G"}},
         ),
@@ -278,14 +278,14 @@ class EndpointOptions:
         "The relay that people send their tasks to.", None, check=relay_url_problem, example="https://relay.example.org"
     )
     display_name: str | None = option(
-        "The name that people see. The directory's name where it is absent.", None, check=_display_name
+        "The name shown to people. Absent: the directory's name.", None, check=_display_name
     )
     multi_user: bool = option(
-        "Serve everybody whom identity_mapping.json maps to a local account. Needs root. Otherwise the endpoint "
-        "serves the identities of the person who registered it, and nobody else.",
+        "Serve every person that identity_mapping.json maps to a local account. Needs root. Otherwise the endpoint "
+        "serves only the identities of the person who registered it.",
         default=False,
     )
-    public: bool = option("Show the endpoint to everybody in the relay's list (no matter of access).", default=False)
+    public: bool = option("Show the endpoint to all in the relay's list. Access isn't affected.", default=False)
     admins: list[str] = field(
         default_factory=list,
         metadata=about("Ids of identities that may manage the endpoint at the relay.", check=_uuids),
@@ -307,24 +307,24 @@ class EndpointOptions:
         None,
     )
     identity_mapping_config_path: str | None = option(
-        "Which identity is which local account. Absent: identity_mapping.json beside this file.", None
+        "Maps identities to local accounts. Absent: identity_mapping.json beside this file.", None
     )
     audit_log_path: str | None = option(
-        "Where each start and end of a user endpoint is recorded. Absent: audit.log in the state directory.", None
+        "File that records each start and end of a user endpoint. Absent: audit.log in the state directory.", None
     )
     audit_required: bool = option(
-        "Start no user endpoint whose start cannot be recorded in the audit log (a full disk, for instance), or, with "
-        "audit_tasks, while tasks cannot be recorded.",
+        "Refuse a start that can't be recorded in the audit log (because the disk is full, for instance). With "
+        "audit_tasks, also refuse starts while tasks can't be recorded.",
         default=False,
     )
     audit_tasks: bool = option(
-        "Record what happens to each task (received, sent, begun, ended), with function, block and job. Written by the "
-        "manager, from what the relay and user endpoints say.",
+        "Record each step of a task (received, sent, begun, ended), with function, block and job. The manager writes "
+        "these records from reports of the relay and of user endpoints.",
         default=False,
     )
-    task_log_path: str | None = option("Where tasks are recorded. Absent: tasks.log in the state directory.", None)
+    task_log_path: str | None = option("File of the task records. Absent: tasks.log in the state directory.", None)
     log_path: str | None = option(
-        "Where a detached endpoint logs. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
+        "Log file of a detached endpoint. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
     )
     debug: bool = option("Log more.", default=False)
     user_search_path: str = option(
@@ -333,46 +333,46 @@ class EndpointOptions:
         check=_search_path,
     )
     user_state_dir: str | None = option(
-        "Where user endpoints keep log, spool and run directory, for sites whose home directories need a ticket. "
-        "Absent: ~/.mep/uep of each account.",
+        "Directory for the log, spool and run directory of user endpoints, for sites whose home directories need a "
+        "ticket. Absent: ~/.mep/uep of each account.",
         None,
         check=_absolute_or_home,
-        example="/var/tmp/mep-{user}",  # noqa: S108  # the user endpoint makes it 0700 and checks whose it is
+        example="/var/tmp/mep-{user}",  # noqa: S108  # the user endpoint makes it 0700 and checks its owner
     )
     clock_skew_s: float = option(
-        "How far the relay's clock and this host's may be apart.", 30.0, unit="seconds", check=between(0, 3600)
+        "Largest difference between the relay's clock and this host's.", 30.0, unit="seconds", check=between(0, 3600)
     )
     manager_account: str = option(
         "Account of this host that the manager runs as: never root, and not the mapper's. `mep configure` makes one "
-        "for each endpoint. An account that two endpoints share can read the keys of both and signal the processes of "
-        "both.",
+        "for each endpoint. If two endpoints share an account, it can read the keys of both and signal the processes "
+        "of both.",
         "mep",
         check=lambda value: _names([value]),
     )
     mapper_account: str = option(
-        "Account of this host that the mapper runs as, and with it callouts: never root, and not the manager's. `mep "
-        "configure` makes one for each endpoint. Sharing it means the same as for manager_account.",
+        "Account of this host that the mapper and its callouts run as: never root, and not the manager's. `mep "
+        "configure` makes one for each endpoint. Sharing it has the same effect as for manager_account.",
         "mep-idmap",
         check=lambda value: _names([value]),
     )
     recheck_interval_s: float = option(
-        "How often it is checked that the person of a running user endpoint still maps to its account, and that the "
-        "account may still be used; it is ended otherwise. 0: never.",
+        "Interval of the checks that the owner of a running user endpoint still maps to its account, and that the "
+        "account may still be used. If not, the user endpoint is ended. 0: never.",
         300.0,
         unit="seconds",
         check=between(0, 86400),
     )
     recheck_max_age_s: float = option(
-        "For how long a user endpoint may run on where nobody confirms that its person still maps to its account, "
-        "because the relay, the mapper's directory or the manager is away or does not have it checked. It is warned of "
-        "after four intervals, and ended after this. Longer than any outage that is to cost nobody's work. 0: never.",
+        "How long a user endpoint may run without a confirmation that its owner still maps to its account, because "
+        "the relay, the mapper's directory or the manager is down or asks for none. A warning is logged after four "
+        "intervals. Choose a time longer than any outage that must not cost people's work. 0: no limit.",
         1209600.0,
         unit="seconds",
         check=between(0, 366 * 86400),
     )
     setuid_programs: str = option(
-        "Whether setuid programs and file capabilities work in user endpoints: `deny` (no_new_privs, an empty bounding "
-        "set, locked securebits) or `allow`, for schedulers whose commands are setuid (PBS). The same with and "
+        "Whether setuid programs and file capabilities work in user endpoints. `deny` sets no_new_privs, an empty "
+        "bounding set and locked securebits. `allow` is for schedulers with setuid commands (PBS). The same with and "
         "without PAM.",
         "deny",
         check=one_of("deny", "allow"),
@@ -396,12 +396,12 @@ class EndpointOptions:
 IGNORED_KEYS: dict[str, str] = {
     "amqp_port": "the link to the relay is not AMQP; its address comes with the registration",
     "heartbeat_period": "the relay sets the interval of the manager's heartbeats",
-    "heartbeat_threshold": "the link's silence limit is the same everywhere",
-    "environment": "relay_url says which relay it is",
-    "local_compute_services": "relay_url says which relay it is",
+    "heartbeat_threshold": "the link's silence limit is fixed",
+    "environment": "relay_url names the relay",
+    "local_compute_services": "relay_url names the relay",
     "subscription_id": "a relay has no subscriptions",
     "force_mu_allow_same_user": "root never runs tasks here",
-    "mu_child_ep_grace_period_s": "the relay asks again by itself when a user endpoint has ended",
+    "mu_child_ep_grace_period_s": "the relay requests a new start by itself after a user endpoint has ended",
     "detach_endpoint": "use `mep start --detach`",
     "log_dir": "use log_path; user endpoints log in ~/.mep/uep of their accounts",
     "stdout": "use log_path",
@@ -413,16 +413,16 @@ IGNORED_KEYS: dict[str, str] = {
 MOVED_KEYS = frozenset(
     {"engine", "executors", "idle_heartbeats_soft", "idle_heartbeats_hard", "endpoint_setup", "endpoint_teardown"}
 )
-"""Keys of Globus Compute that stand in another file here: refused, saying where they belong."""
+"""Keys of Globus Compute that belong in another file here. They are refused, with the name of that file."""
 
 UNENFORCED_KEYS: dict[str, str] = {
     "authentication_policy": "this relay has no authentication policies, and the endpoint would be open to more "
     "people than the key says; remove it, and limit access by identity_mapping.json and `policy`",
     "high_assurance": "there is no high-assurance mode here; remove the key or set it to false",
 }
-"""Keys of Globus Compute that restrict access and are not enforced here: refused unless they restrict nothing."""
+"""Keys of Globus Compute that restrict access and are not enforced here. Refused unless they restrict nothing."""
 
 
 def restricts_nothing(key: str, value: Any) -> bool:
-    """Whether an `UNENFORCED_KEYS` value asks for nothing."""
+    """Whether the value of an `UNENFORCED_KEYS` key restricts nothing."""
     return value is None or value is False

@@ -1,4 +1,4 @@
-"""What config.yaml says of PAM and hooks, held against the host: used by the resolver."""
+"""Checks the PAM and hook settings of config.yaml against this host. Used by the resolver."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PAM_LIBRARY = "libpam.so.0"
 
 
 def checked_pam(where: EndpointPaths, options: EndpointOptions, warnings: list[str], *, multi_user: bool) -> Pam:
-    """Return the PAM settings that hold here.
+    """Return the PAM settings that apply here.
 
-    Raises ConfigRefused where PAM is missing, or the service's file is missing or not trusted.
+    Raises ConfigRefused if PAM is missing, or if the service's file is missing or not trusted.
     """
     pam, config = options.pam, str(where.config)
     if not pam.enable:
@@ -45,7 +45,7 @@ def checked_pam(where: EndpointPaths, options: EndpointOptions, warnings: list[s
 
 
 def checked_hook(where: EndpointPaths, key: str, hook: PreStartHookOptions | PostStopHookOptions) -> Hook:
-    """Return the hook. Raises ConfigRefused where it is not trusted or cannot be run."""
+    """Return the hook. Raises ConfigRefused if it isn't trusted or can't be run."""
     if hook.path is None:
         return Hook(timeout_s=hook.timeout_s)
     try:

@@ -1,4 +1,4 @@
-"""config.yaml to `EndpointOptions`: typed, checked, and with file, line and key in every complaint.
+"""Reads config.yaml into `EndpointOptions`: typed, checked, and with file, line and key in every error.
 
 Only the administrator's own file is parsed here, never a person's input. Aliases, duplicate keys and tags other
 than YAML's own are refused. Used by the resolver and by `mep configure`.
@@ -28,7 +28,7 @@ _MOVED = "belongs to user_config_template.yaml.j2 here: every endpoint's engine 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says: the options, the warnings to print, and the plain values for templates."""
+    """The content of a file: the options, the warnings to print, and the plain values for templates."""
 
     options: EndpointOptions
     warnings: list[str]
@@ -36,7 +36,7 @@ class Document:
 
 
 def read_document(text: str, path: str) -> Document:
-    """Return what `text` of file `path` says. Raises ConfigRefused with file, line, key and reason."""
+    """Parse `text`, the content of file `path`. Raises ConfigRefused with file, line, key and reason."""
     reader = _Reader(path)
     node = reader.compose(text)
     options = EndpointOptions() if node is None else reader.section(node, EndpointOptions, "")
@@ -128,7 +128,7 @@ class _Reader:
         raise ConfigRefused(self._where(node), key, f"must be {wanted}, and is {_shown(value)}")
 
     def _named(self, node: yaml.Node, kind: type[Any], key: str) -> dict[str, Any]:
-        """Read a mapping of names, which are not declared, to sections of one kind."""
+        """Read a mapping of arbitrary names to sections of one kind."""
         if not isinstance(node, yaml.MappingNode):
             raise ConfigRefused(self._where(node), key, "must be a mapping of names to values")
         found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where an endpoint's files are, and which names an endpoint may have. No I/O but the environment.
+"""The paths of an endpoint's files, and the names that an endpoint may have. No I/O but the environment.
 
 As root: /etc/mep/NAME, /var/lib/mep/NAME, /run/mep/NAME. As a person: ~/.mep/NAME with `state` and `run` in it.
 MEP_ETC, MEP_VAR and MEP_RUN move the three roots, for tests.
@@ -56,7 +56,7 @@ class EndpointPaths:
 
     @property
     def registration(self) -> Path:
-        """What the relay answered at registration."""
+        """The relay's answer to the registration."""
         return self.state_dir / REGISTRATION
 
     @property
@@ -71,7 +71,7 @@ class EndpointPaths:
 
 
 def find_roots(environ: Mapping[str, str], *, privileged: bool, home: Path) -> Roots:
-    """Return the roots for root (`privileged`) or for the person whose home directory is `home`."""
+    """Return the roots for root (`privileged`) or for the person with home directory `home`."""
     etc, var, run = ("/etc/mep", "/var/lib/mep", "/run/mep") if privileged else (str(home / ".mep"),) * 3
     return Roots(
         Path(environ.get("MEP_ETC", etc)).absolute(),
@@ -89,7 +89,7 @@ def here(environ: Mapping[str, str] | None = None) -> Roots:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if an endpoint may be called so. Raises ConfigRefused."""
+    """Return `name` if it is a valid endpoint name. Raises ConfigRefused."""
     if not _NAME.fullmatch(name):
         raise ConfigRefused(
             "endpoint name", name, "must be 1 to 63 letters, digits, '-', '_' or '.', beginning with a letter or digit"
@@ -100,9 +100,9 @@ def check_name(name: str) -> str:
 
 
 def endpoint_paths(roots: Roots, name: str) -> EndpointPaths:
-    """Return the directories of endpoint `name`. Raises ConfigRefused for a name that none may have."""
+    """Return the directories of endpoint `name`. Raises ConfigRefused for an invalid name."""
     check_name(name)
-    # A person's roots are one directory, so that state and run need a place of their own in it.
+    # A person's roots are one directory, so state and run need subdirectories.
     shared = len({roots.etc, roots.var, roots.run}) < 3
     state = roots.var / name / "state" if shared else roots.var / name
     run = roots.run / name / "run" if shared else roots.run / name
@@ -110,7 +110,7 @@ def endpoint_paths(roots: Roots, name: str) -> EndpointPaths:
 
 
 def no_such_endpoint(where: EndpointPaths) -> ConfigRefused:
-    """Return what is said, by every command, of a name that no endpoint has."""
+    """Return the error of every command for a name that no endpoint has."""
     remedy = f"run `mep configure {where.name}`"
     return ConfigRefused(str(where.config), "", f"there is no endpoint {where.name} here: {remedy}")
 

@@ -1,4 +1,4 @@
-"""registration.json: what the relay answered when the endpoint was registered, pinned from then on."""
+"""registration.json: the relay's answer to the endpoint's registration, pinned from then on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_BYTES = 1024 * 1024
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """The relay's answer and where it came from. Keys are 64 hexadecimal digits."""
+    """The relay's answer and its source. Keys are 64 hexadecimal digits."""
 
     endpoint_id: str
     relay_url: str
@@ -34,7 +34,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     registered_at: float
     """Seconds since the epoch."""
     told: str = ""
-    """Digest of what the relay was told of the configuration, so that a later change is noticed."""
+    """Digest of the configuration as the relay knows it, to notice a later change."""
 
     @property
     def relay_keys(self) -> RelayKeys:
@@ -46,7 +46,7 @@ _decoder = msgspec.json.Decoder(Registration)
 
 
 def facts(name: str, options: EndpointOptions, schema: dict[str, Any] | None, *, multi_user: bool) -> dict[str, Any]:
-    """Return what the relay is told of the configuration, in the names of its API."""
+    """Return the part of the configuration that is sent to the relay, with the names of its API."""
     return {
         "endpoint_name": name,
         "display_name": options.display_name or name,
@@ -64,7 +64,7 @@ def digest(told: dict[str, Any]) -> str:
 
 
 def read_registration(path: Path, name: str) -> Registration:
-    """Return the registration in `path`. Raises ConfigRefused, saying how to register endpoint `name`."""
+    """Return the registration in `path`. Raises ConfigRefused with the command that registers endpoint `name`."""
     try:
         data = trust_in(os.geteuid()).read(path, _MAX_BYTES)
     except UntrustedPath as error:

@@ -1,7 +1,7 @@
-"""From an endpoint's directory to the two documents that the monitor works from.
+"""Resolves an endpoint's directory into the two documents for the monitor.
 
-Run by `mep start`, `mep check` and, on SIGHUP, by the monitor as a child of its own: the only code that parses
-YAML as root, on files that only root can have written. Nothing here is kept running.
+Run by `mep start`, `mep check` and, on SIGHUP, by the monitor as a child of its own. It is the only code that parses
+YAML as root, and reads only files that no account but root can have written. No process of it stays running.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mep_wire.bundle import UepBundle
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The documents, and what the administrator should be told."""
+    """The documents, and the messages for the administrator."""
 
     resolved: Resolved
     bundle: bytes
@@ -53,18 +53,18 @@ def read_config(where: EndpointPaths) -> Document:
 
 
 def _trusted_config(where: EndpointPaths) -> Document:
-    """Return config.yaml. Raises ConfigRefused, listing every file that is not trusted, that of a bad one included."""
+    """Return config.yaml. Raises ConfigRefused with every untrusted file, including the file of a bad config.yaml."""
     if where.config.exists() and trust_in(os.geteuid()).problems(where.config):
         check_files(where, None)
     document = read_config(where)
     if where.privileged and document.options.multi_user:
-        helper_accounts(where, document.options)  # whose the key is to be
+        helper_accounts(where, document.options)  # the future owners of the keys
     check_files(where, document.options)
     return document
 
 
 def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
-    """Return what the monitor needs for the endpoint. Raises ConfigRefused naming file, key and reason."""
+    """Return the monitor's configuration for the endpoint. Raises ConfigRefused naming file, key and reason."""
     document = _trusted_config(where)
     options = document.options
     warnings = list(document.warnings)
@@ -98,7 +98,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         setuid_programs=options.setuid_programs == "allow",
         pre_start_hook=checked_hook(where, "pre_start_hook", options.pre_start_hook),
         post_stop_hook=checked_hook(where, "post_stop_hook", options.post_stop_hook),
-        # All user endpoints of a single-user endpoint are its owner's.
+        # All user endpoints of a single-user endpoint belong to its owner.
         shared_accounts=options.shared_accounts or "" if multi_user else "allow",
         recheck_max_age_s=_recheck_max_age(where, options),
     )
@@ -106,7 +106,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
 
 
 def _recheck_max_age(where: EndpointPaths, options: EndpointOptions) -> float:
-    """Return recheck_max_age_s, refused where one missed check or two would end what runs."""
+    """Return recheck_max_age_s. Refuse a value so low that one or two missed checks would end user endpoints."""
     least = OVERDUE_INTERVALS * options.recheck_interval_s
     if 0 < options.recheck_max_age_s < least:
         reason = f"must be 0, or at least {OVERDUE_INTERVALS} times recheck_interval_s: {least:g}"
@@ -136,7 +136,7 @@ def _multi_user(where: EndpointPaths, options: EndpointOptions, warnings: list[s
     if options.multi_user and not where.privileged:
         warnings.append(
             f"{where.config}: multi_user: needs root to become other accounts; "
-            "serving the identities of the person who registered it, and nobody else"
+            "serving only the identities of the person who registered it"
         )
     return options.multi_user and where.privileged
 
@@ -228,14 +228,15 @@ def _key_path(where: EndpointPaths, name: str) -> str:
 
 
 def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Path, bool, bool]:
-    """Return where the mapping is, and whether it needs the network and runs programs. Raises ConfigRefused."""
+    """Return the mapping's path, and whether it needs the network and runs programs. Raises ConfigRefused."""
+    import identity.config
     import identity.errors
     import identity.loader
     import identity.tracked_files
 
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     mapper = helper_accounts(where, options).mapper
-    # As the mapper itself has it at each reload, where the mapper's account is who the files' owner may be too.
+    # As at each reload by the mapper, which also trusts files of its own account that the mapping names.
     own, named = trust_in(os.geteuid()), Trust(frozenset({os.geteuid(), mapper.pw_uid}))
     files = identity.tracked_files.Files(identity.tracked_files.Rules(mapping=own, named=named))
     try:
@@ -256,7 +257,7 @@ def _check_usable_by(path: Path, account: pwd.struct_passwd, *, is_program: bool
         wanted = 0o1 if is_program or stat.S_ISDIR(info.st_mode) else 0o4
         if not (info.st_mode >> shift) & wanted:
             remedy = f"chmod o+x {one}" if wanted == 0o1 else f"chgrp {account.pw_name} {one} && chmod 0640 {one}"
-            # Nobody should open root's home directory for this, where a migrated config.yaml often points.
+            # Never advise opening root's home directory for this, which a migrated config.yaml often points to.
             closed = f"move {path} to the directory of config.yaml" if one == Path("/root") else f"run: {remedy}"
             verb = "run" if is_program and one == real else "read"
             raise ConfigRefused(str(one), "", f"cannot be {verb} by account {account.pw_name}; {closed}")
@@ -277,7 +278,7 @@ def _resolver_argv(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> 
 
 
 def summary(resolution: Resolution) -> dict[str, Any]:
-    """Return what `mep check` shows."""
+    """Return the content of `mep check`'s output."""
     resolved = resolution.resolved
     return {
         "name": resolved.name,

@@ -23,7 +23,7 @@ class HelperAccounts:
 
 
 def system_account(name: str) -> pwd.struct_passwd:
-    """Return the system account `name`. Raises ConfigRefused, saying how to make it."""
+    """Return the system account `name`. Raises ConfigRefused with the command that creates it."""
     try:
         return pwd.getpwnam(name)
     except KeyError:
@@ -44,7 +44,7 @@ def helper_accounts(where: EndpointPaths, options: EndpointOptions) -> HelperAcc
 
 
 def account_names(roots: Roots) -> dict[str, tuple[str, str]]:
-    """Return manager_account and mapper_account of every endpoint under `roots` whose config.yaml can be read."""
+    """Return manager_account and mapper_account of every endpoint under `roots` with a readable config.yaml."""
     found = {}
     for name in list_names(roots):
         path = endpoint_paths(roots, name).config
@@ -58,13 +58,13 @@ def account_names(roots: Roots) -> dict[str, tuple[str, str]]:
 
 
 def own_accounts(roots: Roots, options: EndpointOptions) -> list[str]:
-    """Return the accounts of all endpoints of this host, to which no identity is mapped."""
+    """Return the accounts of all endpoints of this host. No identity is mapped to them."""
     others = [account for pair in account_names(roots).values() for account in pair] if roots.privileged else []
     return names.own_accounts(options.manager_account, options.mapper_account, *others)
 
 
 def sharing_notes(where: EndpointPaths, roots: Roots, options: EndpointOptions) -> list[str]:
-    """Return a warning for each account of this endpoint that another endpoint of this host runs as too, by uid."""
+    """Return a warning for each account of this endpoint that another endpoint of this host also uses, by uid."""
     notes = []
     keys = {"manager_account": options.manager_account, "mapper_account": options.mapper_account}
     for name, pair in account_names(roots).items():
@@ -80,7 +80,7 @@ def sharing_notes(where: EndpointPaths, roots: Roots, options: EndpointOptions) 
 
 
 def _uid(name: str) -> int | str:
-    """Return the uid of account `name`, or the name where there is no such account."""
+    """Return the uid of account `name`, or the name if there is no such account."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:

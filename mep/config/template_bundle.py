@@ -1,7 +1,7 @@
-"""The administrator's template, schema and environment as the one document that user endpoints get.
+"""The administrator's template, schema and environment as one document for user endpoints.
 
-What is read here ends up in the memory of people's own processes, so it holds no secret: from the endpoint's
-directory itself only Jinja files are taken, never identity_mapping.json or a password file beside it.
+This content ends up in the memory of people's own processes, so it must hold no secret. Only Jinja files are taken
+from the endpoint's directory itself, never identity_mapping.json or a password file beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def included_files(template: Path, config_dir: Path) -> Iterator[Path]:
 
 
 def read_templates(template: Path, config_dir: Path, owner: int) -> dict[str, str]:
-    """Return the template and what it may include, by relative path. Raises ConfigRefused."""
+    """Return the template and the files that it may include, by relative path. Raises ConfigRefused."""
     top = template.parent
     found = {template.name: read_trusted(template, cap=MAX_BUNDLE_BYTES, owner=owner)}
     total = 0
@@ -57,7 +57,7 @@ def read_templates(template: Path, config_dir: Path, owner: int) -> dict[str, st
 
 
 def read_schema(path: Path, *, required: bool, owner: int) -> dict[str, Any] | None:
-    """Return the JSON schema in `path`, checked to be one; None where there is none. Raises ConfigRefused."""
+    """Return the JSON schema in `path` after checking it; None if there is none. Raises ConfigRefused."""
     if not required and not path.exists():
         return None
     text = read_trusted(path, cap=MAX_BUNDLE_BYTES, owner=owner)
@@ -105,7 +105,7 @@ def _references(value: Any) -> list[str]:
 
 
 def read_environment(path: Path, owner: int) -> dict[str, str]:
-    """Return the variables of user_environment.yaml; none where it is absent. Raises ConfigRefused."""
+    """Return the variables of user_environment.yaml; empty if it is absent. Raises ConfigRefused."""
     if not path.exists():
         return {}
     text = read_trusted(path, cap=MAX_BUNDLE_BYTES, owner=owner)
@@ -139,7 +139,7 @@ def _text(path: Path, key: str, value: Any) -> str:
 
 
 def encode_bundle(bundle: UepBundle, config_dir: Path) -> bytes:
-    """Return the bundle's bytes. Raises ConfigRefused where it is too large for user endpoints."""
+    """Return the bundle's bytes. Raises ConfigRefused if it is too large for user endpoints."""
     data = msgspec.msgpack.encode(bundle)
     if len(data) > MAX_BUNDLE_BYTES:
         raise ConfigRefused(

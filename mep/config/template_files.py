@@ -1,4 +1,4 @@
-"""Reading the administrator's files: only those that no other account could have written (mep/boundary/file_trust.py).
+"""Reads the administrator's files: only those that no other account could have written (mep/boundary/file_trust.py).
 
 Root acts on these files, so an account that can write to one, or to a directory above it, could become root.
 Used by the resolver and the commands.
@@ -25,7 +25,7 @@ def trust_in(owner: int) -> Trust:
 
 
 def refusal(problems: list[str], where: str) -> ConfigRefused:
-    """Return the error that lists `problems`, of files of `where`."""
+    """Return the error that lists `problems` of the files of `where`."""
     if len(problems) == 1:
         name, _, reason = problems[0].partition(": ")
         return ConfigRefused(name, "", reason)
@@ -34,7 +34,7 @@ def refusal(problems: list[str], where: str) -> ConfigRefused:
 
 
 def check_trusted(path: Path, owner: int) -> None:
-    """Raise ConfigRefused where an account other than root and `owner` could have written or exchanged `path`."""
+    """Raise ConfigRefused if an account other than root and `owner` could have written or replaced `path`."""
     if problems := trust_in(owner).problems(path):
         raise refusal(problems, str(path))
 
@@ -42,7 +42,7 @@ def check_trusted(path: Path, owner: int) -> None:
 def read_trusted(path: Path, *, cap: int, owner: int) -> str:
     """Return the text of a regular file of at most `cap` bytes that only `owner` or root can have written.
 
-    Raises ConfigRefused naming the file, or the directory above it, and what to do.
+    Raises ConfigRefused, which names the file, or the directory above it, and the remedy.
     """
     try:
         data = trust_in(owner).read(path, cap + 1)
@@ -59,7 +59,7 @@ def read_trusted(path: Path, *, cap: int, owner: int) -> str:
 
 
 def walk_tree(top: Path) -> Iterator[Path]:
-    """Yield every file under `top`, in order, without hidden ones and editors' leftovers."""
+    """Yield every file under `top`, in order, without hidden files and editor backups."""
     for directory, subdirectories, names in os.walk(top, followlinks=False):
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         for name in sorted(names):
@@ -70,6 +70,6 @@ def walk_tree(top: Path) -> Iterator[Path]:
 
 
 def check_inside(path: Path, top: Path) -> None:
-    """Raise ConfigRefused where `path` is a link that leads out of `top`."""
+    """Raise ConfigRefused if `path` is a link that leads out of `top`."""
     if not path.resolve().is_relative_to(top.resolve()):
         raise ConfigRefused(str(path), "", f"a link that leaves {top}: copy the file instead")

@@ -1,7 +1,7 @@
-"""Whether the administrator's template can be read by Jinja at all: what `mep check` asks, and nobody else.
+"""Whether Jinja can parse the administrator's template. Used by `mep check` alone.
 
-A template is rendered as the mapped person, with their values, and by `mep check` without privilege
-(mep/cli/template_check.py). Here root only parses it, into the text of a program that never runs.
+A template is rendered as the mapped person, with their values, and by `mep check` without privilege (mep/cli/trial.py).
+Here, as root, it is only parsed and compiled to the text of a program that is never run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def check_template(where: EndpointPaths, resolution: Resolution) -> None:
 
 
 def template_path(where: EndpointPaths, resolution: Resolution) -> Path:
-    """Return where the template is."""
+    """Return the path of the template."""
     configured = resolution.endpoint.user_config_template_path
     return find_file(where.config_dir, configured, names.TEMPLATE, names.TEMPLATE_OLD)
 
 
 def check_syntax(path: Path, text: str) -> None:
-    """Raise ConfigRefused, with file and line, if `text`, from the file `path`, is not a template."""
-    # Not optimized: otherwise expressions of constants would be worked out here.
+    """Raise ConfigRefused, with file and line, if `text`, the content of file `path`, isn't a valid template."""
+    # Not optimized: otherwise constant expressions would be evaluated here.
     environment = ImmutableSandboxedEnvironment(optimized=False)
     environment.filters["shell_escape"] = str
     try:

@@ -1,7 +1,7 @@
-"""Every file and directory that root, or a helper of an endpoint, opens: all that is wrong with them in one list.
+"""Every file and directory that root, or a helper of an endpoint, opens: lists all their problems at once.
 
-The programs that open them check again (mep/boundary/file_trust.py); here the administrator gets the whole list.
-Used by the resolver, and so by `mep check`, `mep start`, `mep restart` and at SIGHUP.
+The programs that open them check again (mep/boundary/file_trust.py). Here, the administrator gets the whole list.
+Used by the resolver, and therefore by `mep check`, `mep start`, `mep restart` and at SIGHUP.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mep.config.template_files import refusal, trust_in
 
 
 def check_files(where: EndpointPaths, options: EndpointOptions | None) -> None:
-    """Raise ConfigRefused, listing every file of the endpoint and of the installation that is not trusted.
+    """Raise ConfigRefused, listing every untrusted file of the endpoint and of the installation.
 
-    `options` is None where config.yaml itself is not trusted: then files are looked for where they are by default.
+    `options` is None if config.yaml itself isn't trusted. Then the default paths of the other files are checked.
     """
     trust = trust_in(os.geteuid())
     found = [*_directories(where, trust), *_state(where, options or EndpointOptions(), trust)]
@@ -48,7 +48,7 @@ def _directories(where: EndpointPaths, trust: Trust) -> Iterator[str]:
 
 
 def _existing(problems: Callable[[Path], list[str]], path: Path) -> list[str]:
-    """Return the problems of `path`, or of the lowest directory above it where it is still to be made."""
+    """Return the problems of `path`, or if it doesn't exist yet, of the lowest directory above it."""
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     return problems(path)
@@ -88,17 +88,17 @@ def _state(where: EndpointPaths, options: EndpointOptions, trust: Trust) -> Iter
 def _key_trust(where: EndpointPaths, account: str, trust: Trust) -> Trust:
     try:
         uid = pwd.getpwnam(account).pw_uid
-    except KeyError:  # which the resolver says
+    except KeyError:  # the resolver reports it
         return trust
     return Trust(trust.owners, uid, account) if where.privileged else trust
 
 
 def installation_problems() -> list[str]:
-    """Return what is wrong with the interpreter and with what it imports, as root's processes run them."""
+    """Return the problems of the interpreter and its imports, as root's processes run them."""
     trust = Trust()
     trees = [sysconfig.get_path("scripts"), *(path for path in sys.path if Path(path).is_dir())]
     found = [problem for path in (sys.prefix, sys.executable, *trees) for problem in trust.problems(path)]
-    if found:  # what lies below may not be what it seems
+    if found:  # don't look below an untrusted directory
         return found
     real = dict.fromkeys(os.path.realpath(tree) for tree in trees)
     return [problem for tree in real for problem in trust.problems_below(tree)]
