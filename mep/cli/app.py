@@ -27,7 +27,7 @@ from mep.cli.status_commands import list_endpoints, status
 )
 @click.version_option(__version__, "-V", "--version", prog_name="mep")
 @click.option("-c", "--config-dir", type=click.Path(file_okay=False), metavar="DIR",
-              help="Where the endpoints' directories are, instead of /etc/mep or ~/.mep.")  # fmt: skip
+              help="Directory of the endpoints' directories, instead of /etc/mep or ~/.mep.")  # fmt: skip
 def cli(config_dir: str | None) -> None:
     """Offer this machine as an endpoint that runs people's functions, each as their own account."""
     if config_dir is not None:

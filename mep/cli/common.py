@@ -1,6 +1,6 @@
-"""What the commands share: arguments, options, and how a failure becomes a text and an exit code.
+"""Shared code of the commands: arguments, options, and the text and exit code of a failure.
 
-Imports nothing heavier than click, since every command pays for it.
+Imports nothing heavier than click, because every command pays for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MepGroup(click.Group):
     """The command group: turns our named errors into texts and documented exit codes."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, which for one of Globus Compute's that means nothing here says what to do."""
+        """Return the command. A Globus Compute command without a counterpart here prints the alternative."""
         return super().get_command(ctx, cmd_name) or instead(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -72,7 +72,7 @@ def _complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str
 
 
 def name_argument(command: _F) -> _F:
-    """Add the endpoint's name; `default` where it is absent, as in Globus Compute."""
+    """Add the endpoint's name; `default` if it is absent, as in Globus Compute."""
     return click.argument("name", default="default", shell_complete=_complete_name)(command)
 
 
@@ -91,12 +91,12 @@ def token_option(command: _F) -> _F:
 
 
 def epilog(*examples: str) -> str:
-    """Return a help page's end: examples and exit codes."""
+    """Return the end of a help page: examples and exit codes."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) + "\n\n" + EXIT_TEXT
 
 
 def locate(name: str) -> tuple[EndpointPaths, Roots]:
-    """Return where endpoint `name` is, for the account that runs this. Raises ConfigRefused for a bad name."""
+    """Return the paths of endpoint `name` for the account that runs this. Raises ConfigRefused for a bad name."""
     from mep.config.paths import endpoint_paths, here
 
     roots = here()
@@ -104,7 +104,7 @@ def locate(name: str) -> tuple[EndpointPaths, Roots]:
 
 
 def read_token(token_file: str | None) -> str:
-    """Return the access token from a file, from MEP_TOKEN or from a prompt. Raises CliFailed. Never an argument."""
+    """Return the access token from a file, MEP_TOKEN or a prompt, never an argument. Raises CliFailed."""
     if token_file is not None:
         token = _token_from_file(token_file)
     elif "MEP_TOKEN" in os.environ:
@@ -115,7 +115,7 @@ def read_token(token_file: str | None) -> str:
         raise CliFailed("no access token: give --token-file FILE, or set MEP_TOKEN", Exit.USAGE)
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise CliFailed("the access token is empty or has characters that no token has", Exit.USAGE)
+        raise CliFailed("the access token is empty or has invalid characters", Exit.USAGE)
     return token
 
 

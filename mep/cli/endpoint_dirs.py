@@ -1,7 +1,7 @@
-"""Making an endpoint's directories: all of a directory or nothing, with owners and modes set before it has its name.
+"""Creates an endpoint's directories, each whole or not at all, with owners and modes set before it gets its name.
 
-Used by configure and register. As root, the configuration is root's, and the mapping file may also be read by the
-mapper's group.
+Used by configure and register. As root, the configuration is root's, and the mapper's group may also read the
+mapping file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_new(path: Path, data: bytes, *, mode: int, owner: int = -1, group: int
 
 
 def replace_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Write a file whole or not at all, over one that may exist."""
+    """Write a file whole or not at all, replacing an existing one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     write_new(temporary, data, mode=mode)
@@ -41,7 +41,7 @@ def replace_file(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Sync the names in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -50,7 +50,7 @@ def sync_directory(path: Path) -> None:
 
 
 def make_parents(path: Path, *, privileged: bool) -> None:
-    """Make a directory and those above it: open to look into as root, private as a person."""
+    """Create a directory and those above it: readable by all if run as root, private otherwise."""
     for one in [*reversed(path.parents), path]:
         if not one.exists():
             with contextlib.suppress(FileExistsError):
@@ -60,7 +60,7 @@ def make_parents(path: Path, *, privileged: bool) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, mode: int) -> Iterator[Path]:
-    """Yield a directory to fill, which becomes `path` at the end, or vanishes if the filling fails.
+    """Yield a directory to fill. At the end it is renamed to `path`, or removed if filling fails.
 
     `path` may exist if it is empty. Raises OSError.
     """
@@ -77,7 +77,7 @@ def new_directory(path: Path, *, mode: int) -> Iterator[Path]:
 
 
 def refuse_existing(where: EndpointPaths) -> None:
-    """Raise CliFailed where one of the endpoint's five files exists."""
+    """Raise CliFailed if one of the endpoint's five files exists."""
     existing = [name for name in FIVE_FILES if (where.config_dir / name).exists()]
     if existing:
         raise CliFailed(
@@ -89,9 +89,9 @@ def refuse_existing(where: EndpointPaths) -> None:
 def write_five_files(
     where: EndpointPaths, config: str, mapping: str | None = None, *, mapper: pwd.struct_passwd | None
 ) -> None:
-    """Write the endpoint's five files, all or none, with `mapping` in place of the example of a mapping file.
+    """Write the endpoint's five files, all or none, with `mapping` in place of the example mapping file.
 
-    As root, the mapping file may also be read by the group of `mapper`. Raises CliFailed where one of them exists.
+    As root, the group of `mapper` may also read the mapping file. Raises CliFailed if one of the files exists.
     """
     refuse_existing(where)
     make_parents(where.config_dir.parent, privileged=where.privileged)

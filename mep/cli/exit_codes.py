@@ -6,7 +6,7 @@ import enum
 
 
 class Exit(enum.IntEnum):
-    """What `mep` exits with. 2 (wrong usage) is click's own."""
+    """Exit codes of `mep`. 2 (wrong usage) is click's own."""
 
     OK = 0
     FAILED = 1
@@ -30,7 +30,7 @@ Exit codes:
 
 
 class CliFailed(Exception):
-    """A command failed: `text` says why and what to do, `exit_code` is the process's."""
+    """A command failed: `text` gives the reason and the remedy, `exit_code` is the process's."""
 
     def __init__(self, text: str, exit_code: Exit = Exit.FAILED) -> None:
         self.text, self.exit_code = text, exit_code

@@ -1,8 +1,8 @@
-"""Pinning the code of the functions that config.yaml lists by id: part of `mep register`.
+"""Pins the code of the functions that config.yaml lists by id: part of `mep register`.
 
-The relay is asked once, by a child without privilege, for the SHA-256 of each function's code. The digests are kept in
+A child without privilege asks the relay once for the SHA-256 of each function's code. The digests are stored in
 function_pins.json, which only the endpoint's owner writes. User endpoints run no other code under these ids. A pin is
-never replaced: code does not change under an id, so a relay that says so is refused.
+never replaced: code doesn't change under an id, so a relay that reports a change is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def pin_functions(
 ) -> None:
     """Pin the code of every id in `entries` (`allowed_functions`), and forget other pins.
 
-    `account` is who the child becomes, None for as we are. Raises CliFailed where the relay does not know a function or
-    tells another digest than is pinned; ConfigRefused for a damaged file.
+    The child becomes `account`, or keeps ours if it is None. Raises CliFailed if the relay doesn't know a function or
+    its digest differs from the pinned one. Raises ConfigRefused for a damaged file.
     """
     ids = ids_in(entries)
     if not ids and not where.function_pins.exists():
@@ -79,8 +79,8 @@ def fetch_function_pins(
 
 
 def read_records(output: bytes, ids: list[str]) -> dict[str, bytes]:
-    """Return what the child's records say. Raises CliFailed for anything but records of functions that were asked for,
-    each at most once."""
+    """Parse the child's records. Raises CliFailed unless each record is of a requested function, at most one for
+    each."""
     records = [output[start : start + RECORD_BYTES] for start in range(0, len(output), RECORD_BYTES)]
     found = {str(uuid.UUID(bytes=one[:16])): one[16:] for one in records if len(one) == RECORD_BYTES}
     if len(found) != len(records) or not found.keys() <= set(ids):

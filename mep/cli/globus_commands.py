@@ -1,4 +1,4 @@
-"""Commands of globus-compute-endpoint that mean nothing here: each says in a sentence what to do in its place."""
+"""Commands of globus-compute-endpoint without a counterpart here: each prints the alternative in a sentence."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ INSTEAD = {
     "--token-file, from MEP_TOKEN, or ask for it",
     "logout": "there is nothing to log out of: no token of yours is kept here; the relay's administrator revokes one "
     "with `mep-relay user token NAME`, which makes a new one",
-    "whoami": "nobody is logged in here: an endpoint belongs to the identity whose token registered it",
+    "whoami": "no login exists here: an endpoint belongs to the identity whose token registered it",
     "enable-on-boot": "run `systemctl enable mep@NAME` (systemd/mep@.service, see docs/running.md)",
     "disable-on-boot": "run `systemctl disable mep@NAME`",
-    "migrate-to-template-capable": "an endpoint's directory as it is will do: copy it to /etc/mep/NAME, then "
+    "migrate-to-template-capable": "no migration is needed: copy the endpoint's directory to /etc/mep/NAME, then "
     "`mep register NAME` and `mep check NAME`",
     "render-user-config": "run `mep check NAME`, which renders the template with values made up from its schema",
     "self-diagnostic": "run `mep check NAME` and `mep status NAME`",
     "python-exec": "run the endpoint's own interpreter, /opt/mep/bin/python",
-    "user-endpoint": "the running endpoint starts them, for people whose tasks come: `mep start NAME`",
+    "user-endpoint": "the running endpoint starts them, when tasks arrive: `mep start NAME`",
     "version": "run `mep --version`",
 }
 
 
 def instead(name: str) -> click.Command | None:
-    """Return a command that refuses in a sentence, for a name of INSTEAD; None for any other name."""
+    """Return a command that refuses with one sentence, for a name of INSTEAD; None for any other name."""
     if name not in INSTEAD:
         return None
 

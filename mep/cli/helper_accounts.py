@@ -1,7 +1,7 @@
-"""The accounts that an endpoint's manager and mapper run as: `mep configure` makes a pair, `mep delete` removes it.
+"""The accounts of an endpoint's manager and mapper: `mep configure` creates a pair, `mep delete` removes it.
 
-An account made here says in its comment field which endpoint it was made for, by the directory of config.yaml. Only an
-account with that comment and a uid of HELPER_UIDS is used again or removed. Runs useradd and userdel, as root.
+The comment field of such an account names its endpoint by the directory of config.yaml. Only an account with that
+comment and a uid in HELPER_UIDS is reused or removed. Runs useradd and userdel, as root.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mep.config import paths as names
 from mep.config.paths import EndpointPaths
 
 ROLES = {"manager_account": ("manager", "mep-"), "mapper_account": ("mapper", "mep-map-")}
-"""For each option: the word in the account's comment, and what the account's name begins with."""
+"""For each option: the role in the account's comment, and the prefix of the account's name."""
 _VALID = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-"""What every useradd takes, and at most the 32 bytes of a name in utmp(5)."""
+"""Longest name that every useradd accepts; utmp(5) has at most 32 bytes for a name."""
 _SHARED = frozenset({names.MANAGER_ACCOUNT, names.MAPPER_ACCOUNT, names.RELAY_ACCOUNT, "mep-register"})
 _PASSWD = Path("/etc/passwd")
 _SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -34,7 +34,7 @@ _WAIT_S, _LOOK_AGAIN_S = 10.0, 0.1
 
 
 def make_account(where: EndpointPaths, key: str, endpoint_id: str) -> str:
-    """Return the account for option `key` of an endpoint, made unless an earlier configure has. Raises CliFailed."""
+    """Return the account for option `key` of an endpoint, created unless an earlier configure has. Raises CliFailed."""
     comment = _comment(where, key)
     for entry in _local_accounts():
         if _is_ours(entry, comment):
@@ -46,7 +46,7 @@ def make_account(where: EndpointPaths, key: str, endpoint_id: str) -> str:
 
 
 def remove_accounts(where: EndpointPaths) -> list[str]:
-    """Remove the accounts that configure made for an endpoint; return a line for each that has to stay."""
+    """Remove the accounts that configure created for an endpoint. Return a line for each that has to stay."""
     comments = [_comment(where, key) for key in ROLES]
     kept = []
     for entry in _local_accounts():
@@ -66,7 +66,7 @@ def _is_ours(entry: pwd.struct_passwd, comment: str) -> bool:
 
 
 def _local_accounts() -> list[pwd.struct_passwd]:
-    """Return the accounts in /etc/passwd: a directory may have a great many, and none of them is ours."""
+    """Return the accounts in /etc/passwd only: a directory may have a great many, and none of them is ours."""
     found = []
     for line in _PASSWD.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split(":")
@@ -92,10 +92,10 @@ def _is_free(name: str) -> bool:
 
 
 def _free_uids(comment: str) -> Iterator[int]:
-    """Yield the uids of the range that have neither account nor group, from one on that depends on `comment`.
+    """Yield the uids of the range with neither account nor group. The first one depends on `comment`.
 
-    An endpoint that is made again so gets the same uids as before, where it can. systemd shows the users that it has
-    made for running services through NSS, and takes no uid for one that NSS knows.
+    If an endpoint is created again, it gets the same uids if possible. systemd reports the users of running services
+    through NSS, and doesn't take a uid that NSS knows.
     """
     first = int.from_bytes(hashlib.sha256(comment.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     for offset in range(len(HELPER_UIDS)):
@@ -110,7 +110,7 @@ def _free_uids(comment: str) -> Iterator[int]:
 
 
 def _useradd(name: str, comment: str) -> bool:
-    """Make the account; False where somebody else has taken the name in between. Raises CliFailed."""
+    """Create the account. Return False if another process has taken the name in between. Raises CliFailed."""
     nologin = shutil.which("nologin", path=_SEARCH_PATH) or "/bin/false"
     homeless = ["--no-create-home", "--home-dir", "/nonexistent", "--shell", nologin]
     for uid in _free_uids(comment):
@@ -129,7 +129,7 @@ def _remedy(key: str) -> str:
 
 
 def _run(command: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the shadow suite, again for as long as another one holds the lock or a process is ending."""
+    """Run a command of the shadow suite. Retry while another one holds the lock or a process is ending."""
     program = shutil.which(command, path=_SEARCH_PATH)
     if program is None:
         raise CliFailed(f"{command} is not installed: give --manager-account NAME and --mapper-account NAME")

@@ -1,8 +1,8 @@
-"""What a start depends on besides the endpoint's files: the installation, and names that this host should know.
+"""Checks a start's requirements besides the endpoint's files: the installation, and account and group names.
 
-Other accounts must be able to execute the installation: checked before an endpoint starts, as root. A virtual
-environment or an interpreter inside a private home directory works for root and for nobody else; the person would
-only see that their process could not be started.
+Other accounts must be able to execute the installation. This is checked before an endpoint starts, as root. A virtual
+environment or an interpreter inside a private home directory works for root alone; people would only see that their
+process could not be started.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _links(path: Path) -> list[Path]:
 
 
 def first_closed(path: Path) -> Path | None:
-    """Return the first directory on the way to `path`, or `path` itself, that other accounts cannot use."""
+    """Return `path` or the first directory above it that other accounts can't use; None if they can use all."""
     for step in [*_links(path), path.resolve()]:
         for one in [*reversed(step.parents), step]:
             mode = one.stat().st_mode
@@ -41,7 +41,7 @@ def first_closed(path: Path) -> Path | None:
 
 
 def check_installation() -> None:
-    """Raise CliFailed naming the first file or directory of the installation that other accounts cannot use."""
+    """Raise CliFailed naming the first file or directory of the installation that other accounts can't use."""
     needed = [Path(sys.executable), Path(sysconfig.get_path("stdlib")) / "os.py", Path(sysconfig.get_path("purelib"))]
     needed += [Path(user_endpoint_main()).parent, Path(__file__)]
     for path in needed:
@@ -49,15 +49,15 @@ def check_installation() -> None:
         if closed is not None:
             raise CliFailed(
                 f"{closed} cannot be used by other accounts, and user endpoints run {path} as theirs. "
-                f"Either run: chmod o+rX {closed}, or install into /opt/mep over a Python that everybody can execute "
-                "(the system's /usr/bin/python3)."
+                f"Either run: chmod o+rX {closed}, or install into /opt/mep with a Python that every account can "
+                "execute (the system's /usr/bin/python3)."
             )
 
 
 def unknown_names(options: EndpointOptions) -> list[str]:
-    """Return a warning for each account and group of the configuration that this host does not know.
+    """Return a warning for each account and group of the configuration that this host doesn't know.
 
-    No error: the directory that knows it may be away. But a misspelt denied group denies nobody.
+    It is no error, because the directory that knows it may be down. But a misspelt denied group denies no account.
     """
     policy = options.policy
     return [

@@ -1,8 +1,8 @@
-"""The command line's entry: `mep`, also installed as `globus-compute-endpoint`.
+"""The command line's entry point: `mep`, also installed as `globus-compute-endpoint`.
 
-Runs as root for a multi-user endpoint, or as the person whose endpoint it is. The installed command starts Python with
-`-I` (packaging/install.py). As root, the caller's PYTHON* variables are removed as well, since children would act on
-them; where Python was started without `-I`, it is started again.
+Runs as root for a multi-user endpoint, or as the owner of a single-user endpoint. The installed command starts Python
+with `-I` (packaging/install.py). As root, the caller's PYTHON* variables are removed as well, because children would
+act on them. If Python was started without `-I`, it is started again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _PROGRAM = "MEP_PROGRAM_NAME"
 
 
 def _isolate_root() -> None:
-    """As root, remove the caller's PYTHON* variables, and run again where Python may have acted on them."""
+    """As root, remove the caller's PYTHON* variables, and restart if Python may have acted on them."""
     if os.geteuid() != 0:
         return
     foreign = [name for name in os.environ if name.startswith("PYTHON")]

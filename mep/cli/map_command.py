@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from mep.cli.map_identities import Site, Verdict
 
 SHOWN_TRACE = 12
-"""Lines of a mapper's reasons that are shown without --verbose."""
+"""How many lines of a mapper's reasons are shown without --verbose."""
 _INPUT = click.Path(exists=True, dir_okay=False, allow_dash=True)
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command(
     "map",
-    short_help="Show which account a person would be here.",
+    short_help="Show which account a person's identities map to.",
     epilog=epilog(
         "mep map site --identity alice@example.edu",
         'mep map site --identity \'{"username": "alice@example.edu", "identity_provider": "..."}\'',
@@ -42,7 +42,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @click.option("-c", "--file", "--config", "mapping_file", type=_FILE, help="A mapping file, without an endpoint.")
 @click.option("--check", "check_file", type=_FILE, help="Only check this mapping file.")
 @click.option("-a/-f", "--all/--first", "every", default=False,
-              help="Ask also the mappers after the one that decides, or (default) only those up to it.")  # fmt: skip
+              help="Also ask the mappers after the deciding one. The default is to stop there.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Show every rule that was tried.")
 @json_option
 @click.pass_context
@@ -57,11 +57,11 @@ def map_command(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Show which local account a person's identities mean at endpoint NAME, and why.
+    """Show which local account a person's identities map to at endpoint NAME, and why.
 
-    Nothing is started and no relay is asked. Exits with 0 only where one account comes out and a start as it would be
-    allowed: by its shadow entry, the endpoint's policy and, with pam.enable, PAM. Run it as root, who alone can see
-    that; the mapping itself is then tried as the mapper's account.
+    Nothing is started and no relay is asked. Exits with 0 only if the identities map to one account and a start as it
+    would be allowed: by its shadow entry, the endpoint's policy and, with pam.enable, PAM. Run it as root, since only
+    root can check that. The mapping itself is then tried as the mapper's account.
     """
     from mep.cli import map_identities
     from mep.root.account.map_check_process import Judge
@@ -89,7 +89,7 @@ def _identities(typed: tuple[str, ...], set_file: str | None) -> list[dict[str, 
     if set_file is not None or (not typed and not sys.stdin.isatty()):
         identities += map_identities.identities_in(_read(set_file), set_file or "standard input")
     if not identities:
-        raise click.UsageError("whose? Give --identity NAME@DOMAIN or --identity-set FILE")
+        raise click.UsageError("no identity given: use --identity NAME@DOMAIN or --identity-set FILE")
     return identities
 
 
@@ -148,7 +148,7 @@ def _text(verdict: Verdict, site: Site, *, verbose: bool) -> str:
 
 
 def _policy(site: Site) -> str:
-    """Say what else a start as the account has to pass, beside its state."""
+    """Describe the further checks of a start as the account, apart from its state."""
     policy, default = asdict(site.policy), asdict(type(site.policy)())
     said = [f"{key}={_listed(value)}" for key, value in policy.items() if value != default[key]]
     words = f"of endpoint {site.endpoint}" if site.endpoint else "the default (no endpoint was named)"

@@ -1,9 +1,9 @@
-"""What `mep map` does: maps identities as the endpoint would, and says which local account comes out and whether it
-may be used.
+"""The work of `mep map`: maps identities as the endpoint would, and reports the local account and whether it may be
+used.
 
-As root it first becomes the mapper's account for good, so that what the mapper could not read fails here too and no
-callout runs as root. The account itself is judged by the keeper's own code, in a root process of its own
-(mep/root/account/map_check_process.py).
+As root, it first becomes the mapper's account permanently. Files that the mapper couldn't read then fail here too, and
+no callout runs as root. The account itself is checked by the keeper's own code, in a separate root process
+(mep/monitor/judging.py).
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ MAX_IDENTITIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the mapping is and what the endpoint's policy says; defaults for a file without an endpoint."""
+    """The mapping's path and the endpoint's policy; defaults for a file without an endpoint."""
 
     file: Path
     gateway: str = NO_GATEWAY
     policy: Policy = field(default_factory=Policy)
     mapper_account: str = "mep-idmap"
     pam_service: str = ""
-    """The service that a start asks; empty without PAM."""
+    """The PAM service that a start uses; empty without PAM."""
     hook: str = ""
-    """The program that a start asks too, and `mep map` does not."""
+    """The hook that a start also asks; `mep map` doesn't."""
     endpoint: str = ""
     own_accounts: tuple[str, ...] = ()
-    """The accounts of this host's endpoints; empty: the default ones."""
+    """The accounts of this host's endpoints; if empty, the default ones."""
 
     def rules(self) -> AccountRules:
-        """Return what decides whether an account may be used here."""
+        """Return the rules that decide whether an account may be used here."""
         own = self.own_accounts or tuple(names.own_accounts())
         own_uids = tuple(entry.pw_uid for name in own if (entry := _entry(name)) is not None)
         return AccountRules(self.policy, own, own_uids, only_uid=None)
@@ -63,7 +63,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came out: `problem` is empty where the account may be used."""
+    """The result: `problem` is empty if the account may be used."""
 
     explanation: Explanation
     account: account.Account | None
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def problem(self) -> str:
-        """Why there is no account that may be used, or an empty text."""
+        """Why no account may be used, or an empty text."""
         return self.ruling.problem
 
     def as_json(self, site: Site) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def endpoint_site(name: str) -> Site:
 
 
 def become_mapper(site: Site) -> str:
-    """As root, become the mapper's account for good. Return a warning where that cannot be done.
+    """As root, permanently become the mapper's account. Return a warning if that isn't possible.
 
-    Callouts gain no privilege, whoever runs this, as under the mapper.
+    Callouts gain no privilege, no matter which account runs this, as under the mapper.
     """
     if os.geteuid() != 0:
         become(None)
@@ -143,7 +143,7 @@ def become_mapper(site: Site) -> str:
 def load(site: Site) -> Chain:
     """Return the chain. Raises CliFailed naming file, document and reason.
 
-    Where an endpoint was named, files that others could have written are refused, as the mapper does.
+    If an endpoint was named, files that others could have written are refused, as the mapper does.
     """
     try:
         return identity.loader.load(
@@ -157,9 +157,9 @@ def load(site: Site) -> Chain:
 
 
 def distrust(site: Site) -> str:
-    """Return why the mapper would refuse a file without an endpoint where it lies, or an empty text: it may be a draft.
+    """Return why the mapper would refuse a file without an endpoint at its present path, or an empty text.
 
-    Nothing is said where this process has not become the mapper's account.
+    The file may be a draft. The text is empty if this process hasn't become the mapper's account.
     """
     mapper = _entry(site.mapper_account)
     if site.endpoint or mapper is None or mapper.pw_uid != os.geteuid():
@@ -169,14 +169,14 @@ def distrust(site: Site) -> str:
 
 
 def _trusted(site: Site) -> Rules:
-    """Return whose files the mapper trusts: the mapping must be root's, what it names may be the mapper's too."""
+    """Return the owners that the mapper trusts: the mapping must be root's; files it names may be the mapper's too."""
     mapper = _entry(site.mapper_account)
     dropped = mapper is not None and mapper.pw_uid == os.geteuid()
     return Rules(mapping=Trust() if dropped else ours(), named=ours())
 
 
 def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False) -> Verdict:
-    """Map `identities`, look the account up, and ask whether it may be used. `every`: show what all mappers say."""
+    """Map `identities`, look the account up, and ask whether it may be used. `every`: include all mappers."""
     explanation = chain.explain(identities, every=every)
     if explanation.user is None:
         return Verdict(explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP"))
@@ -195,7 +195,7 @@ def _entry(name: str) -> pwd.struct_passwd | None:
 
 
 def typed_identity(text: str) -> list[dict[str, str]]:
-    """Return what --identity means: a user name, which is the e-mail address too, or identities in JSON."""
+    """Parse --identity: a user name, which is the e-mail address too, or identities in JSON."""
     if text.lstrip().startswith(("{", "[")):
         return identities_in(text, "--identity")
     if not text.strip():
@@ -206,7 +206,7 @@ def typed_identity(text: str) -> list[dict[str, str]]:
 def identities_in(data: str, where: str) -> list[dict[str, str]]:
     """Return one person's identities in JSON: one, a list, or an object with `identities`.
 
-    The last is an identity set of the relay's, and what `globus get-identities -F json` prints. Raises CliFailed.
+    Such an object is the relay's identity set, and the output of `globus get-identities -F json`. Raises CliFailed.
     """
     value = _json(data, where)
     at = "identities"
@@ -217,7 +217,7 @@ def identities_in(data: str, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list):
         raise CliFailed(f"{where}: neither an identity, a list of them, nor an object with `identities`", Exit.USAGE)
     if not value:
-        raise CliFailed(f"{where}: the list of identities is empty: Globus prints that of somebody it does not know",
+        raise CliFailed(f"{where}: the list of identities is empty: Globus prints that for an unknown person",
                         Exit.USAGE)  # fmt: skip
     if len(value) > MAX_IDENTITIES:
         raise CliFailed(f"{where}: more than {MAX_IDENTITIES} identities", Exit.USAGE)
@@ -225,7 +225,7 @@ def identities_in(data: str, where: str) -> list[dict[str, str]]:
 
 
 def as_the_relay_has_it(given: object, where: str) -> dict[str, str]:
-    """Return an identity with the fields that one from the relay has, and no others; an id is made where it lacks.
+    """Return an identity with exactly the fields of one from the relay. A missing id is generated.
 
     Raises CliFailed, naming `where` and the key.
     """
@@ -241,7 +241,7 @@ def as_the_relay_has_it(given: object, where: str) -> dict[str, str]:
             fields[name] = value
     if not fields["username"] and "id" not in given:
         raise CliFailed(f"{where}: has neither `username` nor `id`", Exit.USAGE)
-    return {name: value for name, value in fields.items() if value}  # as the mapper does with what is empty
+    return {name: value for name, value in fields.items() if value}  # the mapper drops empty fields too
 
 
 def _json(data: str, where: str) -> Any:

@@ -1,7 +1,7 @@
-"""Starting, stopping and asking the monitor of an endpoint.
+"""Starts, stops and queries the monitor of an endpoint.
 
-`start` turns into the monitor (exec) or, detached, waits until it says that it is up. `stop` finds it by its
-pid file and its start time, and holds it by a pidfd, so that no other process is ever signalled.
+`start` turns into the monitor (exec) or, detached, waits until it reports that it is up. `stop` finds it by its
+pid file and its start time, and holds it by a pidfd, so no other process is ever signalled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _environment() -> dict[str, str]:
 
 
 def refuse_second(where: EndpointPaths) -> None:
-    """Raise CliFailed if the endpoint runs already."""
+    """Raise CliFailed if the endpoint already runs."""
     if (pid := running_monitor(where.runtime_dir)) is not None:
         raise CliFailed(f"endpoint {where.name} is running already (monitor pid {pid})")
 
@@ -124,18 +124,18 @@ def _log_tail(path: Path, began: int) -> str:
 def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False, keep: bool = False) -> int | None:
     """End the endpoint's monitor, and with it (unless `keep`) its user endpoints.
 
-    Returns its pid, or None where none ran. Raises CliFailed.
+    Returns its pid, or None if none ran. Raises CliFailed.
     """
     pid = running_monitor(where.runtime_dir)
     if pid is None:
         return None
-    check_trusted(where.runtime_dir, os.geteuid())  # its files say which process to signal
+    check_trusted(where.runtime_dir, os.geteuid())  # its files decide which process is signalled
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     try:
-        # The pidfd may be of a successor with the same number: the start time says whose it is now.
+        # The pidfd may be of a later process with the same pid: compare the start time again.
         if running_monitor(where.runtime_dir) != pid:
             return None
         _signal(pidfd, signal.SIGUSR1 if keep else signal.SIGTERM, where)

@@ -1,7 +1,7 @@
-"""Stopping user endpoints that have no monitor: left by `mep stop --keep-user-endpoints`, a killed monitor, or systemd.
+"""Stops user endpoints without a monitor: left by `mep stop --keep-user-endpoints`, a killed monitor, or systemd.
 
-Each has a keeper, which ends it in good order at SIGTERM. Keepers are found by their records, and are signalled only
-if pid, start time and boot are those of the record.
+Each has a keeper, which ends it in good order on SIGTERM. Keepers are found by their records. They are signalled only
+if pid, start time and boot match the record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _records(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _open_keeper(record: dict[str, Any]) -> int | None:
-    """Return a pidfd of the record's keeper, or None where it has ended."""
+    """Return a pidfd of the record's keeper, or None if it has ended."""
     if record.get("boot_id") != boot_id() or record.get("state") == "ended":
         return None
     try:
@@ -44,11 +44,11 @@ def _open_keeper(record: dict[str, Any]) -> int | None:
 
 
 def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
-    """End every user endpoint of a monitor that does not run; return how many there were. Raises CliFailed."""
+    """End every user endpoint of a monitor that doesn't run. Return how many there were. Raises CliFailed."""
     deadline = time.monotonic() + timeout_s
     running = {}
     if (where.runtime_dir / KEEPERS_DIR).exists():
-        check_trusted(where.runtime_dir / KEEPERS_DIR, os.geteuid())  # its files say which processes to signal
+        check_trusted(where.runtime_dir / KEEPERS_DIR, os.geteuid())  # its files decide which processes are signalled
     for path, record in _records(where.runtime_dir / KEEPERS_DIR):
         if (pidfd := _open_keeper(record)) is not None:
             running[path] = pidfd

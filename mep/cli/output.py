@@ -1,7 +1,7 @@
-"""What `mep` prints: JSON where asked for, tables on a terminal, plain lines elsewhere.
+"""Output of `mep`: JSON on request, tables on a terminal, plain lines elsewhere.
 
-Foreign text goes through `printable` where it becomes part of a line. Beneath that, `main` has `escape_output` escape
-the control characters of all output, tracebacks included.
+Foreign text goes through `printable` when it becomes part of a line. In addition, `main` has `escape_output` escape the
+control characters of all output, tracebacks included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def warn(warnings: Sequence[str]) -> None:
 
 
 def fields_text(value: Mapping[str, Any]) -> str:
-    """Return a mapping as aligned lines, without what is empty."""
+    """Return a mapping as aligned lines, without empty values."""
     shown = {key: item for key, item in value.items() if item not in ("", None, [], {})}
     width = max((len(key) for key in shown), default=0)
     return "\n".join(f"{key.replace('_', ' '):<{width}}  {printable(str(item))}" for key, item in shown.items())
@@ -55,8 +55,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
 
     table = Table()
     for column in columns:
-        table.add_column(column, overflow="fold")  # an id that is cut short is of no use
+        table.add_column(column, overflow="fold")  # a truncated id is useless
     for row in rows:
         table.add_row(*(Text(printable(str(row[column]))) for column in columns))
     sys.stdout.flush()
-    Console(file=sys.__stdout__).print(table)  # its own colours are not to be escaped
+    Console(file=sys.__stdout__).print(table)  # its own colours must not be escaped

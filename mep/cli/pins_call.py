@@ -44,7 +44,7 @@ def pin_records(url: str, token: str, ids: list[str], ask: Ask) -> bytes:
 
 
 class PinsUnavailable(Exception):
-    """The relay did not answer with digests; the text says why."""
+    """The relay did not answer with digests; the text gives the reason."""
 
 
 def _records(body: str | bytes, asked: list[str]) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""Registering an endpoint with its relay: keys, the request, and what the relay answers, in an order that can resume.
+"""Registers an endpoint with its relay: keys, the request, and the relay's answer, in an order that can resume.
 
-The state directory gets its keys and the id to ask for first; registration.json, last, makes the endpoint
-registered. Whatever fails in between, `mep register NAME` goes on with the same keys and the same id, so that the
-relay never has a second endpoint of it. Keys and requests are made in children without privilege.
+The state directory first gets the keys and the requested id. registration.json, written last, makes the endpoint
+registered. If a step in between fails, `mep register NAME` goes on with the same keys and the same id, so the relay
+never has a second endpoint of it. Keys and requests are made in children without privilege.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NEW_ID = "mep register {} --new-id"
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What an endpoint asks to be known by: the id and the public keys, kept in keys.json."""
+    """An endpoint's identity at the relay: the id and the public keys, stored in keys.json."""
 
     endpoint_id: str
     link_public_key: str
@@ -56,7 +56,7 @@ _keys_decoder = msgspec.json.Decoder(KeyRecord)
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Whom the children become; None means: as we are (a person's own endpoint)."""
+    """The accounts that the children become; None means the present account (a single-user endpoint)."""
 
     manager: pwd.struct_passwd | None
     mapper: pwd.struct_passwd | None
@@ -65,7 +65,7 @@ class Accounts:
 
 
 def accounts_for(where: EndpointPaths, options: EndpointOptions) -> Accounts:
-    """Return the accounts for the children. Raises ConfigRefused where one is missing."""
+    """Return the accounts for the children. Raises ConfigRefused if one is missing."""
     if not where.privileged:
         return Accounts(None, None, None)
     found = helper_accounts(where, options)
@@ -78,15 +78,15 @@ def register_account(where: EndpointPaths) -> pwd.struct_passwd | None:
 
 
 def endpoint_id(where: EndpointPaths) -> str:
-    """Return the id that the endpoint asks to be known by, or a new one where it has none. Raises CliFailed."""
+    """Return the endpoint's id, or a new one if it has none. Raises CliFailed."""
     known = _known_keys(where)
     return known.endpoint_id if known else str(uuid.uuid4())
 
 
 def ensure_keys(where: EndpointPaths, accounts: Accounts, new_id: str = "") -> KeyRecord:
-    """Return the endpoint's id and public keys; what is missing of its keys is made, the id as `new_id`.
+    """Return the endpoint's id and public keys. Missing keys are created; a missing id becomes `new_id`.
 
-    Keys that are there are given to `accounts`. Raises CliFailed.
+    Existing keys are given to `accounts`. Raises CliFailed.
     """
     try:
         if where.state_dir.exists():
@@ -121,7 +121,7 @@ def _complete_keys(where: EndpointPaths, accounts: Accounts, new_id: str) -> Key
 
 
 def _give_keys(where: EndpointPaths, accounts: Accounts) -> None:
-    """Make each secret key that exists the property of the account that uses it."""
+    """Give each existing secret key to the account that uses it."""
     for name, account in ((names.LINK_KEY, accounts.manager), (names.UNSEAL_KEY, accounts.mapper)):
         path = where.state_dir / name
         if account is None or not path.exists():
@@ -166,7 +166,7 @@ def _key(kind: KeyKind, path: Path, account: pwd.struct_passwd | None) -> str:
 
 
 def forget_keys(where: EndpointPaths) -> None:
-    """Remove both secret keys, so that registering makes new ones."""
+    """Remove both secret keys, so that the next registration makes new ones."""
     for name in (names.LINK_KEY, names.UNSEAL_KEY):
         (where.state_dir / name).unlink(missing_ok=True)
 
@@ -191,7 +191,7 @@ def _facts(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any]:
 def register(
     where: EndpointPaths, options: EndpointOptions, relay_url: str, token: str, new_id: str = "", expected: str = ""
 ) -> Registration:
-    """Register the endpoint, or register it again with what changed; an endpoint without an id gets `new_id`.
+    """Register the endpoint, or register its changes. An endpoint without an id gets `new_id`.
 
     Keys of the relay that are others than the pinned ones are refused, unless those have signed them or `expected`, the
     fingerprint that the administrator gave, names them. Raises CliFailed, ConfigRefused.

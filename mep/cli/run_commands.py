@@ -60,15 +60,15 @@ def start(name: str, detach: bool, as_json: bool) -> None:  # click passes optio
 )
 @name_argument
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
-              help="Seconds to wait for its end.")  # fmt: skip
-@click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended by then.")
+              help="Seconds to wait for it to end.")  # fmt: skip
+@click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended after that time.")
 @click.option("--keep-user-endpoints", "keep", is_flag=True,
               help="Leave the user endpoints running; the next start takes them over.")  # fmt: skip
 @json_option
 def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> None:
-    """Stop endpoint NAME and its user endpoints, also those that a former stop or a crash has left."""
-    from mep.cli.monitor_control import stop as stop_monitor
-    from mep.cli.orphaned_keepers import stop_keepers
+    """Stop endpoint NAME and its user endpoints, including those left by a former stop or a crash."""
+    from mep.cli.left_running import stop_keepers
+    from mep.cli.running import stop as stop_monitor
 
     where, _ = locate(name)
     require_endpoint(where)
@@ -81,22 +81,22 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
 
 
 @click.command(
-    short_help="Stop and start; user endpoints run on.",
+    short_help="Stop and start; user endpoints keep running.",
     epilog=epilog("mep restart site", "mep restart site --all"),
 )
 @name_argument
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
-              help="Seconds to wait for its end.")  # fmt: skip
+              help="Seconds to wait for it to end.")  # fmt: skip
 @json_option
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
-    """Stop endpoint NAME if it runs, and start it detached; user endpoints run on."""
-    from mep.cli.monitor_control import stop as stop_monitor
-    from mep.cli.orphaned_keepers import stop_keepers
+    """Stop endpoint NAME if it runs, and start it detached. User endpoints keep running."""
+    from mep.cli.left_running import stop_keepers
+    from mep.cli.running import stop as stop_monitor
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
-    resolve(where, roots, log_to_file=True)  # a configuration that is refused must not cost a running endpoint
+    resolve(where, roots, log_to_file=True)  # a refused configuration must not stop a running endpoint
     stop_monitor(where, timeout_s, keep=not everything)
     if everything:
         stop_keepers(where, timeout_s)
@@ -112,8 +112,8 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
 @click.option("--config-fd", required=True, type=int)
 @click.option("--bundle-fd", required=True, type=int)
 def resolve(name: str, etc: Path, var: Path, run: Path, log_to_file: bool, config_fd: int, bundle_fd: int) -> None:
-    """Write the resolved configuration to two descriptors: how the monitor is given a new one on SIGHUP."""
-    from mep.boundary.resolved_config import to_json
+    """Write the resolved configuration to two descriptors. The monitor runs this on SIGHUP."""
+    from mep.boundary.resolved import to_json
     from mep.config.paths import Roots, endpoint_paths
     from mep.config.resolver import resolve as resolve_endpoint
 

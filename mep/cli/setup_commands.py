@@ -1,4 +1,4 @@
-"""configure, register, check and delete: what makes and unmakes an endpoint. Heavy imports happen in the commands."""
+"""configure, register, check and delete: create and remove an endpoint. Heavy imports happen in the commands."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @name_argument
 @click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
 @click.option("--domain", "domains", multiple=True, metavar="DOMAIN",
-              help="name@DOMAIN is the account `name`; with --multi-user. Repeat it for several domains.")  # fmt: skip
+              help="Map name@DOMAIN to the account `name`; with --multi-user. May be repeated.")  # fmt: skip
 @click.option("--relay", "relay_url", metavar="URL", envvar="MEP_RELAY_URL", show_envvar=True,
               help="The relay, https except on this machine.")  # fmt: skip
 @token_option
-@click.option("--display-name", help="The name that people see.")
+@click.option("--display-name", help="The name shown to people.")
 @click.option(
     "--manager-account",
     metavar="ACCOUNT",
@@ -68,9 +68,9 @@ def configure(
     endpoint_config: str | None,
     as_json: bool,
 ) -> None:
-    """Make endpoint NAME: write its five files and register it with the relay.
+    """Create endpoint NAME: write its five files and register it with the relay.
 
-    With --multi-user, two system accounts are made for its manager and its mapper.
+    With --multi-user, two system accounts are created for its manager and its mapper.
     """
     from mep.cli.endpoint_dirs import refuse_existing
     from mep.cli.registration import endpoint_id
@@ -91,7 +91,7 @@ def configure(
     except CliFailed as error:
         raise CliFailed(
             f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
-            f"When the cause is mended (relay_url is in config.yaml): mep register {name}",
+            f"After fixing the cause (relay_url is in config.yaml): mep register {name}",
             error.exit_code,
         ) from None
     value = {**_registered_value(where, registration), "config_dir": str(where.config_dir)}
@@ -165,7 +165,7 @@ def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -
 def _chosen_accounts(
     document: Document, multi_user: bool, manager: str | None, mapper: str | None
 ) -> dict[str, str | None]:
-    """Return the account for each option that config.yaml does not set, None where one is to be made."""
+    """Return the account for each option that config.yaml doesn't set; None if it is to be created."""
     given = {"manager_account": manager, "mapper_account": mapper}
     for key, account in given.items():
         option = f"--{key.replace('_', '-')}"
@@ -179,8 +179,8 @@ def _chosen_accounts(
 def _write_files(
     where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
 ) -> Document:
-    """Make the accounts that are to be made and write the five files, or neither; return what config.yaml says."""
-    from mep.cli.endpoint_dirs import write_five_files
+    """Create missing accounts and write the five files, or do neither. Return the content of config.yaml."""
+    from mep.cli.files import write_five_files
     from mep.cli.helper_accounts import make_account, remove_accounts
     from mep.cli.registration import accounts_for
     from mep.config.parser import read_document
@@ -198,7 +198,7 @@ def _write_files(
 
 
 def _with_value(text: str, key: str, value: str) -> str:
-    """Return config.yaml with a key set: in the place where the key stands as a comment, else at the end."""
+    """Return config.yaml with a key set: at its commented-out line if there is one, else at the end."""
     line = f'{key}: "{value}"'
     replaced, count = re.subn(rf"(?m)^#{key}:.*$", line, text, count=1)
     return replaced if count else f"{text.rstrip()}\n{line}\n"
@@ -232,7 +232,7 @@ def _configured_text(
         f"Its files are in {where.config_dir}. Next:",
     ]
     if multi_user and not domains:
-        lines.append("  say in identity_mapping.json whose identity is which local account (nobody's is, so far);")
+        lines.append("  map identities to local accounts in identity_mapping.json (none is mapped so far);")
     if multi_user:
         lines.append(f"  mep map {where.name} --identity name@{(domains or ('example.edu',))[0]}, to try it;")
     lines += [
@@ -244,13 +244,13 @@ def _configured_text(
 
 
 @click.command(
-    short_help="Register an endpoint whose files exist.",
+    short_help="Register an endpoint that has its files.",
     epilog=epilog("mep register site --token-file ~/token", "mep register site --again"),
 )
 @name_argument
 @token_option
-@click.option("--relay", "relay_url", metavar="URL", help="The relay, where config.yaml does not say it.")
-@click.option("--again", is_flag=True, help="Tell the relay what has changed in the configuration since.")
+@click.option("--relay", "relay_url", metavar="URL", help="The relay, if config.yaml doesn't name it.")
+@click.option("--again", is_flag=True, help="Tell the relay about changes of the configuration.")
 @click.option("--new-keys", is_flag=True, help="Register again with new keys (the endpoint must be stopped).")
 @click.option("--new-id", is_flag=True, help="Register as a new endpoint with another id (it must be stopped).")
 @click.option("--new-relay-key", metavar="FINGERPRINT", default="",
@@ -266,9 +266,9 @@ def register(
     new_relay_key: str,
     as_json: bool,
 ) -> None:
-    """Register endpoint NAME, whose files exist, with its relay; or go on where `configure` failed."""
-    from mep.cli.monitor_control import refuse_second
-    from mep.cli.registration import forget_id, forget_keys
+    """Register endpoint NAME, which has its files, with its relay, or resume a failed `configure`."""
+    from mep.cli.registering import forget_id, forget_keys
+    from mep.cli.running import refuse_second
     from mep.config.resolver import read_config
 
     where, _ = locate(name)
@@ -324,7 +324,7 @@ def check(name: str, as_json: bool) -> None:
 @name_argument
 @token_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Stop it if it runs; delete it here even if the relay cannot be told.")
+@click.option("--force", is_flag=True, help="Stop it if it runs. Delete it here even if the relay can't be told.")
 @click.option("--local-only", is_flag=True, help="Do not tell the relay.")
 @json_option
 def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only: bool, as_json: bool) -> None:

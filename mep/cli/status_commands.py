@@ -1,4 +1,4 @@
-"""list and status: what the monitor says of itself, for a terminal, a pipe or a program."""
+"""list and status: show the state that the monitor publishes, for a terminal, a pipe or a program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHERE_WHY = "the log says why"
 
 
 def require_endpoint(where: EndpointPaths) -> None:
-    """Raise ConfigRefused where there is no such endpoint."""
+    """Raise ConfigRefused if there is no such endpoint."""
     from mep.config.paths import no_such_endpoint
 
     if not where.config.exists() and not where.runtime_dir.exists():
@@ -72,7 +72,7 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
 
 
 def _problem(public: str, reason: str | None) -> str:
-    """Return what is wrong, with the reason where we may read it."""
+    """Return the problem, with the reason if this account may read it."""
     return public.replace(_WHERE_WHY, reason) if public and reason else public
 
 
@@ -89,15 +89,16 @@ def list_endpoints(as_json: bool) -> None:
     emit_rows(rows, columns, as_json=as_json, empty=empty)
 
 
-@click.command(short_help="Show what an endpoint is doing.", epilog=epilog("mep status site", "mep status site --json"))
+@click.command(short_help="Show the state of an endpoint.", epilog=epilog("mep status site", "mep status site --json"))
 @name_argument
 @json_option
 @click.pass_context
 def status(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Show what endpoint NAME is doing; exits with 3 where it does not run.
+    """Show the state of endpoint NAME. Exits with 3 if it isn't running.
 
-    Which configuration and mapping are in force and since when, what was refused and (for root) why, and for each user
-    endpoint how long ago mapping and account were found good. A mapping that nobody has confirmed for long is overdue.
+    Shows which configuration and mapping are in force and since when, and any refusal with (for root) its reason.
+    For each user endpoint, shows when mapping and account were last confirmed. A mapping that has not been confirmed
+    for too long is overdue.
     """
     where, _ = locate(name)
     require_endpoint(where)
@@ -118,13 +119,12 @@ def _text(value: dict[str, Any]) -> str:
         shown[key] = _calendar(value[key]) if value[key] else None
     if value["overdue"]:
         shown["overdue"] = (
-            f"{value['overdue']} of {len(value['user_endpoints'])}: nobody has confirmed for long that these people "
-            "still map to these accounts"
+            f"{value['overdue']} of {len(value['user_endpoints'])}: identity mapping not re-verified for too long"
         )
     if value["accounts_overdue"]:
         shown["accounts_overdue"] = (
-            f"{value['accounts_overdue']} of {len(value['user_endpoints'])}: whether these accounts may still be used "
-            "could not be said for long; the log says why"
+            f"{value['accounts_overdue']} of {len(value['user_endpoints'])}: account not checked successfully for too "
+            "long; the log says why"
         )
     return fields_text(shown)
 
@@ -144,7 +144,7 @@ def _plain(one: dict[str, Any]) -> str:
 
 
 def _age(one: dict[str, Any], key: str) -> str:
-    """Say how long ago something was found good."""
+    """Return how long ago the last successful check was."""
     at = one.get(key)
     if not isinstance(at, int | float):
         return "not yet"

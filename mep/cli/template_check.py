@@ -1,7 +1,7 @@
-"""The trial rendering of `mep check`: by a child without privilege, which gets the bundle and no more.
+"""The trial rendering of `mep check`: done by a child without privilege, which gets only the bundle.
 
-What a start would do as the mapped person is done here once, with values made up, so that a mistake in what the
-template gives is found before a person's task meets it.
+It repeats a start's work as the mapped person, with made-up values, so that an error in the template's output is found
+before a person's task runs into it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNPRIVILEGED = "nobody"
 
 
 def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
-    """Return what is to be noted. Raises ConfigRefused, with file and line, for what every start would fail of."""
+    """Return notes for the administrator. Raises ConfigRefused, with file and line, if every start would fail."""
     from mep.config.template_syntax import template_path
 
     account = pwd.getpwnam(UNPRIVILEGED) if where.privileged else None
@@ -46,4 +46,4 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
 def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
     if problems:
         line, text = problems[0]
-        raise ConfigRefused(f"{path}:{line}" if line else str(path), "", f"what the template gives is refused: {text}")
+        raise ConfigRefused(f"{path}:{line}" if line else str(path), "", f"the template's output is refused: {text}")

@@ -29,7 +29,7 @@ Work = Callable[[socket.socket], None]
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment for our own children: nothing that could change what they run."""
+    """Return the environment for our own children, without variables that could change which code they run."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **kept}
 

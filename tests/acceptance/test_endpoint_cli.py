@@ -268,12 +268,12 @@ def test_a_bad_file_is_named_with_its_place(site: Cli, name: str, text: str | by
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("engine:\n  type: ProcessPolEngine\n", ":2: what the template gives is refused: engine.type"),
-        ("{# x\n#}\nengine:\n  type: ProcessPoolEngine\n  max_wrkers: 1\n", ":5: what the template gives is refused"),
+        ("engine:\n  type: ProcessPolEngine\n", ":2: the template's output is refused: engine.type"),
+        ("{# x\n#}\nengine:\n  type: ProcessPoolEngine\n  max_wrkers: 1\n", ":5: the template's output is refused"),
         ("engine: [\n", "refused: while parsing"),
         (
             "engine:\n  type: ThreadPoolEngine\nx: {{ 1 // 0 }}\n",
-            ":3: what the template gives is refused: ZeroDivision",
+            ":3: the template's output is refused: ZeroDivision",
         ),
         ("{% for x in range(10**5) %}{% for y in range(10**5) %}{% endfor %}{% endfor %}engine: x", "20 s"),
     ],

@@ -96,7 +96,7 @@ def test_a_configuration_that_is_refused(tmp_path: pathlib.Path) -> None:
         first = until("shown", lambda: json.loads(status(run, "--json"))["configured_at"])
         os.kill(run.pid, 1)
         text = until("shown", lambda: (said := status(run)) and "configuration problem" in said and said)
-        assert "refused when it was last read, the one before stays in force" in text
+        assert "refused when last read, the previous one stays in force" in text
         assert "the resolver ended with exit status 4; `mep check` says why" in text
         value = json.loads(status(run, "--json"))
         assert value["configured_at"] == first
@@ -113,7 +113,7 @@ def test_what_runs_and_what_is_overdue(alice: LocalAccount) -> None:
     with monitor(0.5) as (run, manager, mapper):
         uep_id = start(run, manager, mapper, alice.name)
         text = until("overdue", lambda: (said := status(run)) and "(overdue)" in said and said)
-        assert "1 of 1: nobody has confirmed for long" in text
+        assert "1 of 1: identity mapping not re-verified" in text
         line = next(one for one in text.splitlines() if uep_id in one)
         assert line.startswith(f"  {alice.name}  {uep_id}  running  pid ")
         assert "(overdue), account checked" in line
