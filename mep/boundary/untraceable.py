@@ -23,8 +23,8 @@ from collections.abc import Sequence
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 3, 4, 38
 _NO_GROUPS = (65534, 65533)
-"""Groups of which no process of an endpoint's accounts is a member; the second for accounts whose group is the
-first."""
+"""Groups that no process of an endpoint's accounts is a member of. The second is for accounts with the first as their
+own group."""
 
 
 def _prctl(option: int, second: int = 0) -> int:
@@ -36,7 +36,7 @@ def _prctl(option: int, second: int = 0) -> int:
 
 
 def other_gid(gid: int) -> int:
-    """Return the real gid for a process whose effective gid is `gid`, until it is not dumpable."""
+    """Return the real gid for a process with effective gid `gid`, until it is not dumpable."""
     return _NO_GROUPS[gid == _NO_GROUPS[0]]
 
 

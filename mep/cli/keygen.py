@@ -1,7 +1,7 @@
 """One key pair, made or read by a child that runs as the account that owns it.
 
-The child writes the 32 bytes of a new secret key to a descriptor, or reads an existing one from it, and says the public
-key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registration.py.
+The child writes the 32 bytes of a new secret key to a descriptor, or reads an existing key from it. It returns the
+public key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registering.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECRET_BYTES = 32
 
 
 class KeyKind(enum.Enum):
-    """Which key; the value is what its public key looks like."""
+    """Which key; the value is the form of its public key."""
 
     LINK = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
     """CURVE, in Z85."""

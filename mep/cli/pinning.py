@@ -1,7 +1,8 @@
 """Whether the keys that a relay presents may be pinned, given those that were pinned before.
 
-They are what an endpoint trusts a relay by: whoever holds the signing key says who may start what. Run as root; what it
-reads of the relay's answer has a fixed size (mep/cli/relay_answer.py). Called by mep/cli/registration.py.
+An endpoint trusts a relay by these keys: the holder of the signing key decides who may start a user endpoint. Run as
+root. The part of the relay's answer that it reads has a fixed size (mep/cli/relay_answer.py). Called by
+mep/cli/registering.py.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from mep_wire.relay_keys import EarlierKeys, RelayKeys, rotation_statement
 def check_keys(
     name: str, url: str, pinned: RelayKeys | None, offered: RelayKeys, earlier: Sequence[EarlierKeys], expected: str
 ) -> str:
-    """Return what to say of the keys `offered` to endpoint `name`, empty where they are the pinned ones.
+    """Return a message about the keys `offered` to endpoint `name`; empty if they are the pinned ones.
 
-    `expected` is the fingerprint that the administrator gave, or empty. Raises CliFailed where they are refused.
+    `expected` is the fingerprint that the administrator gave, or empty. Raises CliFailed if the keys are refused.
     """
     if expected and expected != offered.fingerprint:
         raise _refused(RelayKeyUnexpected(url=url, offered=offered.fingerprint, expected=expected))

@@ -1,7 +1,7 @@
 """Asks the relay for the digests of functions, in a child that has dropped root (mep/cli/unprivileged_child.py).
 
-It says one record for each function that the relay knows: the 16 bytes of its id and the 32 bytes of the SHA-256 of its
-code. Nothing else of the relay's answer leaves this process. Trusts the server only as far as TLS proves it.
+It returns one record for each function that the relay knows: the 16 bytes of its id and the 32 bytes of the SHA-256 of
+its code. No other part of the relay's answer leaves this process. Trusts the server only as far as TLS proves it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _decoder = msgspec.json.Decoder(FunctionDigestsAnswer)
 
 PATH = "/v3/functions/digests"
 CHUNK = 256
-"""Functions of one request; the relay takes no more."""
+"""Functions per request, the relay's own limit."""
 DATAGRAM_BYTES = CHUNK * 48
-"""Most bytes of digests that are said at once."""
+"""Most bytes of digests that are sent at once."""
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes one request: `{"url", "method", "path", "token", "body"}` to `{"status", "body"}` or `{"failed": reason}`."""
 
@@ -57,7 +57,7 @@ def _records(body: str | bytes, asked: list[str]) -> list[bytes]:
 
 
 def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
-    """Ask, and say one record of mep/cli/relay_answer.py: DONE, with the digests after it, or why there are none."""
+    """Ask, and send one record of mep/cli/relay_answer.py: DONE, then the digests, or the reason of a failure."""
 
     def ask(call: dict[str, Any]) -> dict[str, Any]:
         try:

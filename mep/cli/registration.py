@@ -61,7 +61,7 @@ class Accounts:
     manager: pwd.struct_passwd | None
     mapper: pwd.struct_passwd | None
     register: pwd.struct_passwd | None
-    """For what talks to the relay: an account for that alone."""
+    """The account of the child that talks to the relay, used for nothing else."""
 
 
 def accounts_for(where: EndpointPaths, options: EndpointOptions) -> Accounts:
@@ -143,7 +143,7 @@ def _key_record(directory: Path, accounts: Accounts, endpoint_id: str) -> KeyRec
 
 
 def _key(kind: KeyKind, path: Path, account: pwd.struct_passwd | None) -> str:
-    """Return the public key to `path`, from a child of `account`, which makes the pair where there is none."""
+    """Return the public key to `path`, from a child of `account`, which makes a pair if there is none."""
     if path.exists():
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -172,7 +172,7 @@ def forget_keys(where: EndpointPaths) -> None:
 
 
 def forget_id(where: EndpointPaths) -> None:
-    """Remove keys, id and registration, so that registering makes another endpoint of these files.
+    """Remove keys, id and registration, so that the next registration makes another endpoint of these files.
 
     The relay's keys stay pinned: the registration is put aside until there is a new one.
     """
@@ -193,8 +193,8 @@ def register(
 ) -> Registration:
     """Register the endpoint, or register its changes. An endpoint without an id gets `new_id`.
 
-    Keys of the relay that are others than the pinned ones are refused, unless those have signed them or `expected`, the
-    fingerprint that the administrator gave, names them. Raises CliFailed, ConfigRefused.
+    Keys of the relay that differ from the pinned ones are refused, unless the pinned ones have signed them, or
+    `expected`, the administrator's fingerprint, names them. Raises CliFailed, ConfigRefused.
     """
     accounts = accounts_for(where, options)
     pinned = _pinned(where)
@@ -230,7 +230,7 @@ def register(
 
 
 def _pinned(where: EndpointPaths) -> RelayKeys | None:
-    """Return the relay's keys that were pinned at an earlier registration, also one that --new-id has put aside."""
+    """Return the relay's keys pinned at an earlier registration, including one that --new-id has put aside."""
     for path in (where.registration, where.former_registration):
         if path.exists():
             return read_registration(path, where.name).relay_keys
@@ -240,7 +240,7 @@ def _pinned(where: EndpointPaths) -> RelayKeys | None:
 def _tell(
     where: EndpointPaths, accounts: Accounts, relay_url: str, token: str, body: dict[str, Any]
 ) -> tuple[RelayAnswer, list[Identity]]:
-    """Return the relay's answer to a new registration, or to a change where it knows the endpoint already."""
+    """Return the relay's answer to a new registration, or to a change if it already knows the endpoint."""
     if where.registration.exists() and read_registration(where.registration, where.name).relay_url == relay_url:
         path = f"/v3/endpoints/{body['endpoint_uuid']}"
         answer, owner = call_relay(RelayCall(relay_url, "PUT", path, token, body), accounts.register)

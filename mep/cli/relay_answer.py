@@ -1,10 +1,10 @@
-"""What the child that talks to the relay may say to root: records of one fixed size, with nothing in them to parse.
+"""The messages to root of the child that talks to the relay: records of one fixed size, which need no parsing.
 
-The child (mep/cli/relay_request.py) reads the relay's HTTP and JSON, and whoever takes it over speaks here. So each
-field has its place and its length, text is printable ASCII, and anything else is refused. Beside the id and the two
-keys, root needs the link's host and port, which are configuration and no secret: the link proves its key. Earlier
-keys are here, signatures and all, because root itself verifies them. Text is shown to the administrator and never
-looked at.
+The child (mep/cli/relay_call.py) reads the relay's HTTP and JSON, so a compromised child may send anything here. Each
+field therefore has a fixed position and length, text is printable ASCII, and anything else is refused. Besides the id
+and the two keys, root needs the link's host and port. They are configuration and no secret: the link proves its key.
+Earlier keys are included with their signatures, because root itself verifies them. Text is only shown to the
+administrator.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _HOST_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW
 
 
 class Kind(enum.IntEnum):
-    """What a record says. All but NOTE are the last."""
+    """The kind of a record. All but NOTE are the last one."""
 
     NOTE = 1
     """Show `text` to the administrator."""
     REGISTERED = 2
     DONE = 3
-    """What was asked for is done, and there is nothing to say of it."""
+    """The request succeeded, without further data."""
     REFUSED = 4
-    """The relay answered with an error: `text`, and `code` where root acts upon it."""
+    """The relay answered with an error: `text`, and `code` if root acts on it."""
     UNREACHABLE = 5
     MALFORMED = 6
-    """The relay's answer is not what its API says."""
+    """The relay's answer doesn't follow its API."""
 
 
 class Code(enum.IntEnum):
-    """The relay's errors that root acts upon."""
+    """The relay's errors that root acts on."""
 
     OTHER = 0
     ENDPOINT_NOT_FOUND = 1
@@ -69,7 +69,7 @@ class RelayAnswer:
 
 
 def encode(answer: RelayAnswer) -> bytes:
-    """Return the record. Text is escaped and cut to what fits; raises ValueError for a host that cannot be one."""
+    """Return the record. Text is escaped and cut to fit. Raises ValueError for an impossible host."""
     host = answer.link_host.encode("ascii")
     if len(host) > _MAX_HOST or not _HOST_CHARACTERS.issuperset(host):
         raise ValueError(f"{answer.link_host!r} is no host")
@@ -84,7 +84,7 @@ def encode(answer: RelayAnswer) -> bytes:
 
 
 def decode(record: bytes) -> RelayAnswer:
-    """Return what a record says. Raises RecordInvalid."""
+    """Return the decoded record. Raises RecordInvalid."""
     if len(record) != RECORD_BYTES:
         raise RecordInvalid(f"{len(record)} bytes")
     kind, code, endpoint_id, signing, link, host, port, count = _FIXED.unpack_from(record)

@@ -1,9 +1,9 @@
 """One request to the relay's HTTP API, in a child that has dropped root: mep-register, an account for this alone.
 
-The child reads what the relay sends, and says one record of mep/cli/relay_answer.py, before it up to MAX_NOTES notes.
-The administrator's token comes with the fork; no other process of the account can look into the child, or speak for
+The child reads the relay's answer and returns one record of mep/cli/relay_answer.py, after up to MAX_NOTES notes.
+The administrator's token comes with the fork. No other process of the account can look into the child, or answer for
 it (mep/boundary/untraceable.py). It trusts the server only as far as TLS proves it. Root takes nothing else of the
-answer. A person's own endpoint runs the same code as that person, and is told the owner's identities too.
+answer. A single-user endpoint runs the same code as its owner, and also gets the owner's identities.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _CODES = {EndpointNotFound.code: Code.ENDPOINT_NOT_FOUND, IdConflict.code: Code.
 
 @dataclass(frozen=True, slots=True)
 class RelayCall:
-    """What to ask. The token is not in its repr."""
+    """The request. The token is not in its repr."""
 
     url: str
     method: str
     path: str
     token: str
     body: dict[str, Any] | None = None
-    """A registration, which RegisterAnswer answers; without one the answer's body is not looked at."""
+    """A registration, answered by RegisterAnswer; without one, the answer's body is ignored."""
 
     def __repr__(self) -> str:
         return f"{self.method} {self.url}{self.path}"
@@ -63,9 +63,9 @@ class RelayCall:
 
 
 def call_relay(call: RelayCall, account: pwd.struct_passwd | None) -> tuple[RelayAnswer, list[Identity]]:
-    """Ask the relay in a child and return the last record; with no `account` of its own, also who the owner is.
+    """Call the relay in a child and return the last record. Without an `account`, also return the owner's identities.
 
-    Notes are shown as warnings. Raises CliFailed where there is no answer, or none that can be one.
+    Notes are shown as warnings. Raises CliFailed if there is no answer or the answer is invalid.
     """
     try:
         with DroppedChild(partial(_work, call, account is None), account) as child:
@@ -78,9 +78,9 @@ def call_relay(call: RelayCall, account: pwd.struct_passwd | None) -> tuple[Rela
 
 
 def last_record(child: DroppedChild, url: str) -> RelayAnswer:
-    """Return the record that ends an exchange; notes before it are shown as warnings.
+    """Return the record that ends an exchange. Notes before it are shown as warnings.
 
-    Raises CliFailed where it says that there is no answer, or none that can be one.
+    Raises CliFailed if the record says that there is no answer, or if it is invalid.
     """
     try:
         for _ in range(MAX_NOTES + 1):
@@ -109,7 +109,7 @@ def _owner(child: DroppedChild) -> list[Identity]:
 
 
 def _work(call: RelayCall, owner: bool, answers: socket.socket) -> None:
-    """Ask, and say what came of it."""
+    """Call the relay, and send the result."""
     answer, identities = _outcome(call, answers)
     answers.send(encode(answer))
     if owner and answer.kind is Kind.REGISTERED:
@@ -141,7 +141,7 @@ def _note(answers: socket.socket, text: str) -> None:
 
 
 def _registered(said: RegisterAnswer) -> RelayAnswer:
-    """Return the record for a registration. Raises ValueError where it is none."""
+    """Return the record for a registration. Raises ValueError if it is invalid."""
     address = _LINK_ADDRESS.fullmatch(said.link_address)
     if address is None or not 0 < int(address[2]) < 65536:
         raise ValueError(f"its link address {said.link_address!r} is no tcp:// address")
@@ -175,7 +175,7 @@ def _refusal(status: int, body: bytes) -> RelayAnswer:
 
 
 class Unreachable(Exception):
-    """There was no answer. The text says why."""
+    """There was no answer. The text gives the reason."""
 
 
 def _connection(url: str) -> HTTPConnection:

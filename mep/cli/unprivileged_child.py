@@ -1,9 +1,9 @@
 """Children of the command line that have dropped root, and that no other process of their account can ever trace.
 
-Whatever makes keys or talks to the network runs in one. Such a child is forked and does not exec: it becomes its
-account as mep/boundary/untraceable.py says, is not dumpable from then on, and gets its secrets with the fork. It has
-no terminal, no descriptor but its socket and those it was given, no new privileges, and may not fork. What it says is
-a datagram whose size its parent bounds. `run_module` is for what holds no secret, and execs. Used by configure,
+All code that makes keys or uses the network runs in one. Such a child is forked and does not exec. It becomes its
+account by mep/boundary/untraceable.py, isn't dumpable from then on, and gets its secrets with the fork. It has no
+terminal, no descriptor but its socket and those passed to it, no new privileges, and may not fork. It answers in
+datagrams of a size that its parent bounds. `run_module` is for work without secrets, and execs. Used by configure,
 register, delete and check.
 """
 
@@ -35,9 +35,9 @@ def clean_environment() -> dict[str, str]:
 
 
 class DroppedChild:
-    """A child that does `work` as `account` (None: as we are), for the length of a `with` block.
+    """A child that runs `work` as `account` (None: the present account), for the length of a `with` block.
 
-    `work` gets a SOCK_SEQPACKET socket to the parent; `keep` are the other descriptors that it may use.
+    `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use.
     """
 
     def __init__(self, work: Work, account: pwd.struct_passwd | None, keep: Sequence[int] = ()) -> None:
@@ -51,7 +51,7 @@ class DroppedChild:
         theirs.close()
 
     def receive(self, size: int, timeout_s: float = TIMEOUT_S) -> bytes:
-        """Return the next datagram, of which at most `size` + 1 bytes; empty where it has ended. Raises CliFailed."""
+        """Return at most `size` + 1 bytes of the next datagram; empty if the child has ended. Raises CliFailed."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(timeout_s * 1000):
@@ -99,7 +99,7 @@ def _be(
 
 
 def refuse_root() -> None:
-    """Raise PermissionError where this process has a trace of root: ids, groups, or a way back."""
+    """Raise PermissionError if this process has a trace of root: ids, groups, or a way back."""
     if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
         raise PermissionError("refuses to run as root")
     try:
@@ -122,11 +122,11 @@ def _leave_all_but(keep: Sequence[int]) -> None:
 
 
 def run_module(module: str, arguments: Sequence[str], *, account: pwd.struct_passwd | None, descriptor: int) -> bytes:
-    """Run `python -I -m module` as `account` (None: as we are) and return what it printed. It must get no secret.
+    """Run `python -I -m module` as `account` (None: the present account) and return its output. Pass it no secret.
 
-    What it writes to standard error goes to ours. `descriptor` is inherited under its own number. Its real gid stays
-    another than its effective one, so that no other process of the account can trace it and change what it says.
-    Raises CliFailed where it does not exit with 0.
+    Its standard error goes to ours. `descriptor` is inherited under its own number. Its real gid stays different from
+    its effective one, so no other process of the account can trace it and change its output.
+    Raises CliFailed if it doesn't exit with 0.
     """
     argv = [sys.executable, "-I", "-m", module, *arguments]
 

@@ -263,7 +263,7 @@ def _give_up_capabilities() -> None:
 
 
 def _closed_and_bound_to(parent: int, *, keep_gids: bool) -> None:
-    """Let nobody look into what is still the parent's memory; end when the parent ends. Both: a new uid resets them."""
+    """Hide the copy of the parent's memory from others, and die with the parent. A change of uid resets both."""
     if keep_gids:
         syscalls.set_dumpable(False)
     else:
@@ -293,10 +293,10 @@ def _prove(plan: SpawnPlan) -> None:
 
 
 def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False, untraceable: bool = False) -> None:
-    """Prove that root is gone and cannot come back, unless by a setuid program where these are allowed.
+    """Prove that root is gone and can't come back, except through a setuid program where these are allowed.
 
-    One that stays `untraceable` over exec sets no_new_privs after it. Raises SpawnFailed(PROVE_DROP) saying what is
-    left.
+    A child that stays `untraceable` over exec sets no_new_privs after it. Raises SpawnFailed(PROVE_DROP) with the
+    privilege that is left.
     """
     uids, gids = (account.uid,) * 3, (account.gid,) * 3
     if untraceable:
