@@ -83,7 +83,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class NotMapped:
-    """The request with `ref` is refused. `code` is a mep.errors.Refusal. `public` may leave the host,
+    """The request with `ref` is refused. `code` is a mep.boundary.errors.Refusal. `public` may leave the host,
     `detail` may not. `uep_id` and `identities` (as in Mapped) are empty if the request could not be read."""
 
     ref: int

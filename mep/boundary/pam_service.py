@@ -1,6 +1,7 @@
 """The file of a PAM service: finds it, and checks that no other account could have written it or its includes.
 
-PAM uses its file `other` for a service without a file, so removing a file could open a host. Checked by the resolver,
+PAM uses its file `other` for a service without a file, so removing a file could open a host. PAM looks for a service
+under its name in lower case (pam_start), and for an included file under the name as it stands. Checked by the resolver,
 and by the PAM process before each transaction.
 """
 
@@ -19,12 +20,16 @@ _INCLUDING = frozenset({"include", "substack"})
 
 def find_service(name: str) -> str:
     """Return the path of service `name`'s file; empty if there is none."""
+    return _find_file(name.lower())
+
+
+def _find_file(name: str) -> str:
     return next((path for one in DIRECTORIES if os.path.exists(path := os.path.join(one, name))), "")
 
 
 def check_service(name: str) -> None:
     """Raise FileNotFoundError if service `name` has no file, UntrustedPath if one of its files isn't trusted."""
-    waiting, seen = [name], set[str]()
+    waiting, seen = [name.lower()], set[str]()
     while waiting:
         service = waiting.pop()
         path = service if service.startswith("/") else _find_file(service)

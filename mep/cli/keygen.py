@@ -1,7 +1,7 @@
 """One key pair, made or read by a child that runs as the account that owns it.
 
 The child writes the 32 bytes of a new secret key to a descriptor, or reads an existing key from it. It returns the
-public key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registering.py.
+public key in the form that the relay's API takes. No secret reaches root. Run by mep/cli/registration.py.
 """
 
 from __future__ import annotations

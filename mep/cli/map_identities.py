@@ -3,7 +3,7 @@ used.
 
 As root, it first becomes the mapper's account permanently. Files that the mapper couldn't read then fail here too, and
 no callout runs as root. The account itself is checked by the keeper's own code, in a separate root process
-(mep/monitor/judging.py).
+(mep/root/account/map_check_process.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An endpoint trusts a relay by these keys: the holder of the signing key decides who may start a user endpoint. Run as
 root. The part of the relay's answer that it reads has a fixed size (mep/cli/relay_answer.py). Called by
-mep/cli/registering.py.
+mep/cli/registration.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The messages to root of the child that talks to the relay: records of one fixed size, which need no parsing.
 
-The child (mep/cli/relay_call.py) reads the relay's HTTP and JSON, so a compromised child may send anything here. Each
-field therefore has a fixed position and length, text is printable ASCII, and anything else is refused. Besides the id
-and the two keys, root needs the link's host and port. They are configuration and no secret: the link proves its key.
+The child (mep/cli/relay_request.py) reads the relay's HTTP and JSON, so a compromised child may send anything here.
+Each field therefore has a fixed position and length, text is printable ASCII, and anything else is refused. Besides the
+id and the two keys, root needs the link's host and port. They are configuration and no secret: the link proves its key.
 Earlier keys are included with their signatures, because root itself verifies them. Text is only shown to the
 administrator.
 """

@@ -67,8 +67,8 @@ def start(name: str, detach: bool, as_json: bool) -> None:  # click passes optio
 @json_option
 def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> None:
     """Stop endpoint NAME and its user endpoints, including those left by a former stop or a crash."""
-    from mep.cli.left_running import stop_keepers
-    from mep.cli.running import stop as stop_monitor
+    from mep.cli.monitor_control import stop as stop_monitor
+    from mep.cli.orphaned_keepers import stop_keepers
 
     where, _ = locate(name)
     require_endpoint(where)
@@ -91,8 +91,8 @@ def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> 
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
     """Stop endpoint NAME if it runs, and start it detached. User endpoints keep running."""
-    from mep.cli.left_running import stop_keepers
-    from mep.cli.running import stop as stop_monitor
+    from mep.cli.monitor_control import stop as stop_monitor
+    from mep.cli.orphaned_keepers import stop_keepers
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
@@ -113,7 +113,7 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
 @click.option("--bundle-fd", required=True, type=int)
 def resolve(name: str, etc: Path, var: Path, run: Path, log_to_file: bool, config_fd: int, bundle_fd: int) -> None:
     """Write the resolved configuration to two descriptors. The monitor runs this on SIGHUP."""
-    from mep.boundary.resolved import to_json
+    from mep.boundary.resolved_config import to_json
     from mep.config.paths import Roots, endpoint_paths
     from mep.config.resolver import resolve as resolve_endpoint
 

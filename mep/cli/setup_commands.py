@@ -180,7 +180,7 @@ def _write_files(
     where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
 ) -> Document:
     """Create missing accounts and write the five files, or do neither. Return the content of config.yaml."""
-    from mep.cli.files import write_five_files
+    from mep.cli.endpoint_dirs import write_five_files
     from mep.cli.helper_accounts import make_account, remove_accounts
     from mep.cli.registration import accounts_for
     from mep.config.parser import read_document
@@ -267,8 +267,8 @@ def register(
     as_json: bool,
 ) -> None:
     """Register endpoint NAME, which has its files, with its relay, or resume a failed `configure`."""
-    from mep.cli.registering import forget_id, forget_keys
-    from mep.cli.running import refuse_second
+    from mep.cli.monitor_control import refuse_second
+    from mep.cli.registration import forget_id, forget_keys
     from mep.config.resolver import read_config
 
     where, _ = locate(name)

@@ -2,7 +2,7 @@
 
 The source of the defaults, checks, help, the commented config.yaml of `mep configure` and the table in
 docs/configuration.md. Names follow Globus Compute if the same setting exists there. Holds no I/O; used by
-mep/config/document.py (checks) and mep/config/describe.py (text).
+mep/config/parser.py (checks) and mep/config/option_docs.py (text).
 """
 
 from __future__ import annotations

@@ -229,7 +229,6 @@ def _key_path(where: EndpointPaths, name: str) -> str:
 
 def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Path, bool, bool]:
     """Return the mapping's path, and whether it needs the network and runs programs. Raises ConfigRefused."""
-    import identity.config
     import identity.errors
     import identity.loader
     import identity.tracked_files

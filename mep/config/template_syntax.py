@@ -1,7 +1,7 @@
 """Whether Jinja can parse the administrator's template. Used by `mep check` alone.
 
-A template is rendered as the mapped person, with their values, and by `mep check` without privilege (mep/cli/trial.py).
-Here, as root, it is only parsed and compiled to the text of a program that is never run.
+A template is rendered as the mapped person, with their values, and by `mep check` without privilege
+(mep/cli/template_check.py). Here, as root, it is only parsed and compiled to the text of a program that is never run.
 """
 
 from __future__ import annotations

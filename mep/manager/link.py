@@ -1,7 +1,7 @@
 """One connection to the relay: a CURVE DEALER socket and its events. The only module here that holds a socket.
 
 Trusts the holder of the relay's pinned CURVE key, and only to speak the link's messages. libzmq's own reconnection
-is off: the manager decides when to try again, and logs it. Called by mep/manager/service.py.
+is off: the manager decides when to try again, and logs it. Called by mep/manager/manager.py.
 """
 
 from __future__ import annotations

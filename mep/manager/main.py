@@ -33,7 +33,7 @@ def main() -> None:
     log_uncaught(log)
 
     # Imported only now, so that no library runs before the process has checked its own accounts.
-    from mep.manager.service import Manager
+    from mep.manager.manager import Manager
 
     channel = take_channel(blocking=False)
     confine(needs(section), log)

@@ -2,7 +2,7 @@
 
 The relay sends each event until it is acknowledged, which happens when it is on the disk: at least once, and its `seq`
 tells a repetition. Text from outside is stored in JSON strings with everything but plain ASCII escaped, so it can't
-forge a line. `source` names the sender of an event. Called by mep/manager/service.py, in its one thread.
+forge a line. `source` names the sender of an event. Called by mep/manager/manager.py, in its one thread.
 """
 
 from __future__ import annotations

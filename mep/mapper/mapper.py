@@ -50,7 +50,8 @@ from mep_wire.start_request import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest,
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 MAX_MAPPING_THREADS = 32
 """How many start requests may be mapped at once: as many as the monitor sends at once (starts.MAX_MAPPING), and well
-above the limit of callouts and directory look-ups (identity.places.MAX_SLOW). Others therefore always find a thread."""
+above the limit of callouts and directory look-ups (identity.concurrency_limits.MAX_SLOW). Others therefore always find
+a thread."""
 MAX_RECHECK_THREADS = 4
 """How many re-checks may run at once, in threads of their own, so that no start waits for them."""
 MAX_RECHECKS_WAITING = 4

@@ -1,7 +1,7 @@
 """Whether a start request is genuine, fresh and for this endpoint. Pure: time and epoch are arguments.
 
 Trusts only the relay's pinned Ed25519 key: the document comes from the manager, which may be hostile. Called by
-mep/mapper/service.py for each request. Every refusal is StartRequestRefused (the request is invalid) or
+mep/mapper/mapper.py for each request. Every refusal is StartRequestRefused (the request is invalid) or
 StartRequestStale (the relay may sign it again).
 """
 

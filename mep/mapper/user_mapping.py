@@ -1,6 +1,6 @@
 """Maps an identity set to one local user: by the administrator's mapping file, or by the owner's identities.
 
-Trusts the mapping file (root's) and an identity set with a verified signature. Called by mep/mapper/service.py.
+Trusts the mapping file (root's) and an identity set with a verified signature. Called by mep/mapper/mapper.py.
 Raises mep_wire's named errors. Their `detail` lists the attempts, for the log alone.
 """
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mep.monitor.pam import PamFailed, Transaction
 
 from mep.boundary.pam_service import check_service
 from mep.config.options import _service_name
+from mep.root.pam.libpam import PamFailed, Transaction
 
 DENIES = "account required pam_deny.so\n"
 

@@ -3,7 +3,7 @@
 It is forked before `mep map` permanently becomes the mapper's account, because only root may read shadow entries and
 ask PAM. It reads one user name and no other output of mapping files, callouts or directories. It calls the same code
 as a keeper before it starts a user endpoint. If `mep map` isn't run by root, there is no such process. Called by
-mep/cli/mapping.py. Standard library only, like all of root's code.
+mep/cli/map_identities.py. Standard library only, like all of root's code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A keeper: the process, forked by the monitor, that starts one user endpoint and outlives the monitor with it.
 
 It runs as root (single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has
-a process of its own (session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child
+a process of its own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child
 becomes the user (spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and
 keeps a record of it (records.py). It trusts its order and the monitor. It trusts no report of the user endpoint: text
 is clipped and only passed on.

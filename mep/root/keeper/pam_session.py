@@ -1,4 +1,4 @@
-"""The keeper's side of its user endpoint's PAM process (pam_process.py): start it, receive its messages, end it.
+"""The keeper's side of its user endpoint's PAM process (session_process.py): start it, receive its messages, end it.
 
 The keeper never loads libpam. It knows the last stage that the PAM process reported, so it can name a module that
 hangs, and the module can't take longer than the start may. A later kill of the PAM process is logged and doesn't end

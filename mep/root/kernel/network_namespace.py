@@ -4,7 +4,7 @@ The monitor reads nothing from a network. In an empty namespace it can't be reac
 children may need the network (NSS of NIS, PAM modules, hooks, user endpoints). Every child of os.fork therefore enters
 the host's namespace before its first step. That is the namespace the monitor was started in, kept by a descriptor.
 Sources: network_namespaces(7), unshare(2), setns(2). A UNIX socket with a name in the file system belongs to no network
-namespace. One with an abstract name does, so notify.py opens its own before.
+namespace. One with an abstract name does, so sd_notify.py opens its own before.
 
 Called by main.py and helper_process.py. Trusts the kernel.
 """

@@ -1,4 +1,4 @@
-"""Kills children together with all their descendants, however fast they fork. Called by killing.py.
+"""Kills children together with all their descendants, however fast they fork. Called by subreaper.py.
 
 If processes were killed one by one, the others could fork into the freed slots. So all are stopped first. A stopped
 process doesn't fork (fork(2) gives up if a signal is pending), so the descendants found below it are complete. Then

@@ -1,7 +1,7 @@
-"""The monitor's handlers: one short function for each row of the table in dispatch.py, named after its message.
+"""The monitor's handlers: one short function for each row of the table in permissions.py, named after its message.
 
 The table has checked the sender and the phase. The channel has checked sizes and types. Handlers check the meaning
-of the values. Called by dispatch.py alone.
+of the values. Called by permissions.py alone.
 """
 
 from __future__ import annotations

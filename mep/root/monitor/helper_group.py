@@ -1,7 +1,7 @@
 """The control group of manager or mapper: limits on memory and processes for the whole helper.
 
 The child enters the group itself, as root, before it drops privileges, so the monitor never waits for systemd. If no
-group with limits is available, the child runs without one, which is logged. Called by children.py.
+group with limits is available, the child runs without one, which is logged. Called by helper_process.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Limits of manager and mapper, on the process (setrlimit(2)) and on its control group.
 
 A compromised or faulty helper must not use up the host. The limits are far above the helpers' needs: the manager has
-about 5 threads, the mapper at most 40. Called by children.py.
+about 5 threads, the mapper at most 40. Called by helper_process.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A process that holds the log open could truncate it or overwrite it, so helpers 
 well-formed lines of the helper's own log and quotes all others in a line of its own. A compromised helper therefore
 can't forge another process's entries. Control characters are escaped and lines are cut. Lines beyond a rate per second
 are dropped and counted, and so are bytes beyond a daily budget (log_budget.py).
-Called by children.py. Trusts nothing that it reads.
+Called by helper_process.py. Trusts nothing that it reads.
 """
 
 from __future__ import annotations

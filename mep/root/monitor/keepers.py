@@ -1,7 +1,7 @@
 """The monitor's side of keepers: fork one for a start, grant caps, receive its messages, stop it, clean up after it.
 
-Keepers are root's own processes, yet their messages are checked like all others. Called by answers.py, starts.py
-and monitor.py. adopt.py adopts keepers that a former monitor forked.
+Keepers are root's own processes, yet their messages are checked like all others. Called by handlers.py,
+start_requests.py and monitor.py. adoption.py adopts keepers that a former monitor forked.
 """
 
 from __future__ import annotations

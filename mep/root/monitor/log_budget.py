@@ -1,7 +1,7 @@
 """How much manager and mapper can make root write to its logs in a day.
 
 A rate alone would let a compromised helper fill the disk slowly. Omitted lines are counted, and the count is written
-to log and audit log at the end of the day. Called by children.py, starts.py, keepers.py and rechecks.py.
+to log and audit log at the end of the day. Called by helper_process.py, start_requests.py, keepers.py and rechecks.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The monitor's entry point: `python -I -m mep.monitor --config-fd N --bundle-fd M`.
+"""The monitor's entry point: `python -I -m mep.root.monitor --config-fd N --bundle-fd M`.
 
 It must run as root for a multi-user endpoint, and must not for a single-user one. It touches: two sealed memfds
 from the resolver; its runtime directory, log and audit log; the key files, which it opens and passes on without
 reading; socketpairs to its children. It has no network. It imports only the standard library, mep.boundary and
-mep.errors. PRIVSEP.md says what each process of an endpoint may do.
+mep.boundary.errors. PRIVSEP.md says what each process of an endpoint may do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mep.root.monitor.user_endpoints import Endpoints
 
 _GC_THRESHOLDS = (100, 1, 1)
 """Few objects are not frozen, so a full collection is cheap, and garbage in cycles doesn't pile up."""
-_USAGE = "usage: python -I -m mep.monitor --config-fd N --bundle-fd M"
+_USAGE = "usage: python -I -m mep.root.monitor --config-fd N --bundle-fd M"
 
 
 def main(argv: list[str]) -> int:

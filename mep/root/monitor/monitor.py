@@ -154,7 +154,7 @@ class Monitor:
 
     def _drain(self, child: Child) -> None:
         """Handle the messages that a child sent before it ended."""
-        for _ in range(dispatch.AT_ONCE):
+        for _ in range(permissions.AT_ONCE):
             if not child.open:
                 return
             with contextlib.suppress(BoundaryViolation):

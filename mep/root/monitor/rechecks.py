@@ -1,10 +1,10 @@
 """Revocation: running user endpoints are re-checked periodically, and ended if their owner may no longer have them.
 
 Two things are checked. The first is whether the owner still maps to the account. The manager asks the relay for a new
-signed statement of the identities; the mapper verifies and maps it, and its answer arrives here. ages.py, which
-doesn't trust the manager, watches how long ago the last answer was. The second is whether the account may still be
-used. A checker (checker.py) looks, which needs neither relay nor manager. An answer of "unknown" ends nothing. Called
-by monitor.py, answers.py, starts.py and reload.py.
+signed statement of the identities; the mapper verifies and maps it, and its answer arrives here.
+mapping_confirmations.py, which doesn't trust the manager, watches how long ago the last answer was. The second is
+whether the account may still be used. A checker (recheck_process.py) looks, which needs neither relay nor manager. An
+answer of "unknown" ends nothing. Called by monitor.py, handlers.py, start_requests.py and reload.py.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class RuntimeDir:
             keepers = os.path.join(self.path, KEEPERS_DIR)
             for name in os.listdir(keepers):
                 _unlink(os.path.join(keepers, name))
-        # Unlock explicitly: a child of closing.py may still share the descriptor, so close alone might not.
+        # Unlock explicitly: a child of fd_closer.py may still share the descriptor, so close alone might not.
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 

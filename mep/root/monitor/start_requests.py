@@ -2,7 +2,7 @@
 
 The monitor never reads the manager's document: it is a sealed memfd that goes to the mapper. The mapper sends back
 another memfd, which goes to the keeper. Each start ends in exactly one answer to each of its askers, or in no answer
-if the manager that asked is gone. Called by answers.py and keepers.py.
+if the manager that asked is gone. Called by handlers.py and keepers.py.
 """
 
 from __future__ import annotations

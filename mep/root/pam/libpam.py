@@ -1,7 +1,7 @@
 """PAM, by ctypes on libpam.so.0: account, credentials and session of one user, without any prompt.
 
 Trusts the host's PAM configuration. Its modules run in this process, as root. Called by the PAM process alone
-(pam_process.py), because a module may block for any time. libpam is loaded when the first transaction starts, which
+(session_process.py), because a module may block for any time. libpam is loaded when the first transaction starts, which
 happens only if PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
 """
 

@@ -3,7 +3,7 @@
 PAM modules change their caller: pam_limits its limits, pam_umask its umask, pam_group its groups, pam_systemd its
 control group. The child that becomes the user keeps all of that. The PAM process closes the session later, as root,
 and needs room to work. It must not stay in the group where the user's processes are counted and killed. Called by
-pam_process.py. A namespace or a login uid can't be restored, and need not be: the keeper never had them.
+session_process.py. A namespace or a login uid can't be restored, and need not be: the keeper never had them.
 """
 
 from __future__ import annotations

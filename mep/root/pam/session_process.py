@@ -1,6 +1,6 @@
 """The PAM process of one user endpoint: opens its session, forks it, waits for its end, closes the session.
 
-If PAM is enabled, the keeper forks it (session.py), and it runs as root too. It is a process of its own for three
+If PAM is enabled, the keeper forks it (pam_session.py), and it runs as root too. It is a process of its own for three
 reasons. Modules change their caller in ways that can't all be undone (a hard limit without CAP_SYS_RESOURCE, a mount
 namespace). A module that hangs must not hang the keeper. The session has to be closed even if the keeper is killed.
 The order is sshd's: account; gid and groups; credentials (modules may add groups); session. There is no
@@ -124,7 +124,7 @@ class PamSession:
 
     def close_for_another(self) -> None:
         """Close a session that another process opened."""
-        self._transaction = pam.Transaction(self._service, self._user, self._hear)
+        self._transaction = libpam.Transaction(self._service, self._user, self._hear)
         self._has_credentials = self._is_open = True
         self._close()
 
