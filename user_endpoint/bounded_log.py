@@ -43,7 +43,7 @@ class BoundedFile:
         self._descriptor = self._open(path)
 
     def stand_for(self, *descriptors: int) -> None:
-        """Have what is printed to these descriptors (1 and 2) copied to this file. Raises OSError."""
+        """Copy the output on these descriptors (1 and 2) to this file. Raises OSError."""
         self._raw = self._open(self._path + ".raw", os.O_RDWR)
         self._collect()  # the last words of a process that was killed
         for each in descriptors:
@@ -57,7 +57,7 @@ class BoundedFile:
         return self._descriptor
 
     def write(self, data: bytes) -> None:
-        """Append `data`. Never raises: there is nobody to tell."""
+        """Append `data`. Never raises, since an error could not be reported anywhere."""
         with contextlib.suppress(OSError):
             self.trim(len(data))
             os.write(self._descriptor, data[: self._limit])
@@ -91,11 +91,11 @@ class BoundedFile:
             os.write(self._descriptor, text[: self._limit])
         self._copied += taken
         if size - self._copied > self._limit or (size > self._raw_limit and self._copied == size):
-            os.ftruncate(self._raw, 0)  # what is printed just now may be lost
+            os.ftruncate(self._raw, 0)  # output printed just now may be lost
             self._copied = 0
 
     def close(self) -> None:
-        """Copy what is left of others' output, and close."""
+        """Copy the rest of others' output, and close."""
         if self._raw >= 0:
             with contextlib.suppress(OSError):
                 self._collect(all_of_it=True)

@@ -11,7 +11,7 @@ from typing import Final
 from mep_wire.messages import TaskItem
 
 MAX_HELD_BYTES: Final = 128 * 1024 * 1024
-"""Payload bytes of held tasks beyond which no more are asked for, however many the engine would take."""
+"""Above this many payload bytes of held tasks no further task is requested, even if the engine has room."""
 
 
 class Credit:
@@ -25,7 +25,7 @@ class Credit:
         self.outstanding = 0
 
     def used(self, tasks: int) -> None:
-        """The relay sent this many. One that sends more than it was granted gets no more for it."""
+        """The relay sent this many. Sending more than was granted earns it no further credit."""
         self.outstanding = max(0, self.outstanding - tasks)
 
     def grant(self, capacity: int, held: int) -> int:
@@ -59,7 +59,7 @@ class Ledger:
         return True
 
     def release(self, row: int) -> bool:
-        """Hold it no more. Returns False where it was not held."""
+        """Stop holding it. Returns False if it was not held."""
         task = self.held.pop(row, None)
         if task is None:
             return False

@@ -34,7 +34,7 @@ class Deadlines:
             heapq.heapify(self._heap)
 
     def forget(self, row: int) -> None:
-        """This task is held no more."""
+        """This task is no longer held."""
         self._at.pop(row, None)
 
     def next(self) -> float | None:
@@ -42,7 +42,7 @@ class Deadlines:
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[int]:
-        """Return the rows whose time is up, each once. Some may have ended long since."""
+        """Return each expired row once. Some of these tasks may already have ended."""
         rows: list[int] = []
         while self._heap and self._heap[0][0] <= now:
             row = heapq.heappop(self._heap)[1]

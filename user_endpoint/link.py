@@ -1,4 +1,4 @@
-"""The link to the relay: one outbound CURVE connection, made anew whenever it breaks.
+"""The link to the relay: one outbound CURVE connection, made again whenever it breaks.
 
 ZeroMQ would reconnect by itself, silently, and the relay would not know who had come back; so each connection
 is a socket of its own that begins with a hello. The relay is authenticated by its pinned key, we by a key pair
@@ -33,7 +33,7 @@ _LOST_EVENTS: Final = (
 
 
 class Backoff:
-    """Doubling pauses with jitter, so that a relay that comes back is not met by everybody at once."""
+    """Doubling pauses with jitter: a relay that comes back doesn't get all connections at once."""
 
     def __init__(self, first_s: float = _BACKOFF_FIRST_S, most_s: float = _BACKOFF_MOST_S) -> None:
         self._first, self._most, self._next = first_s, most_s, first_s
@@ -50,7 +50,7 @@ class Backoff:
 
 
 class Link:
-    """One process's connection to its relay, made anew whenever it is lost."""
+    """One process's connection to its relay, made again whenever it is lost."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Link:
         self.welcomed = False
 
     def close(self, linger_s: float) -> None:
-        """End the link for good, giving what was sent at most `linger_s` seconds to leave."""
+        """Close the link permanently; sent messages get at most `linger_s` seconds to leave."""
         if self._socket is not None:
             self._socket.disable_monitor()
             self._socket.close(linger=int(linger_s * 1000))
@@ -125,13 +125,13 @@ class Link:
     # --- messages -------------------------------------------------------------------------------------
 
     def send(self, message: messages.ToRelay) -> None:
-        """Queue one message. Without a connection it is dropped: whoever needs it says it again after a hello."""
+        """Queue one message. Without a connection it is dropped: the caller sends it again after a hello."""
         if self._socket is not None:
             self._socket.send(codec.encode(message), zmq.DONTWAIT)
             self._last_sent = self._clock()
 
     def receive(self) -> list[messages.ToUep]:
-        """Return what has come, pings answered. Ends the connection where it makes no sense."""
+        """Return the received messages; answer pings. A malformed message ends the connection."""
         received: list[messages.ToUep] = []
         while self._socket is not None and len(received) < _RECEIVE_TURN:
             try:

@@ -1,4 +1,4 @@
-"""What becomes of a task that was begun and lost with what ran it: it is asked for again, or it has failed.
+"""Decides whether a task that had begun and was lost is requested again or fails.
 
 The relay counts the attempts, so that the count outlives this process; here it is decided whether one more is left,
 and what was lost is remembered until the relay has it. No socket, no clock. Called by the user endpoint.
@@ -45,7 +45,7 @@ class Attempts:
         return [row for row, attempt in pairs if self._lost.get(row) == attempt and self._lost.pop(row)]
 
     def comes_again(self, task: TaskItem) -> bool:
-        """Tell whether this is the next attempt of a task whose last one was lost, which the relay then knows."""
+        """Tell whether this is the next attempt of a lost task. The relay then knows that the last one was lost."""
         return task.attempt > self._lost.get(task.row, task.attempt) and self._lost.pop(task.row) > 0
 
     def message(self, *, everything: bool = False) -> Lost | None:

@@ -1,7 +1,7 @@
 """Where a user endpoint keeps log, spool and run directory: ~/.mep/uep/UEP_ID, mode 0700.
 
-The home directory is the user's own, and others may be able to write there: each level is opened without
-following links and must belong to this user, so that nobody can steer these files elsewhere. Called by main.
+The home directory is the user's own, but others may be able to write there. Each level is opened without
+following links and must belong to this user. Others therefore can't redirect these files. Called by main.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Paths:
     def __init__(self, root: str, descriptor: int) -> None:
         self.root = root
         self.descriptor = descriptor
-        """The open root directory: what was checked, whatever happens to its name later."""
+        """The open root directory: the one that was checked, even if its name changes later."""
         self.log = f"{root}/endpoint.log"
         self.worker_log = f"{root}/worker.log"
         self.spool = f"{root}/spool"
         self.run = f"{root}/run"
 
     def held(self, path: str) -> str:
-        """Return another name of `path`, below the root, that leads there also where somebody renames the root."""
+        """Return another name of `path`, below the root, that stays valid if the root is renamed."""
         return f"/proc/self/fd/{self.descriptor}{path.removeprefix(self.root)}"
 
 

@@ -1,6 +1,6 @@
 """What a task asks for: its resource_specification, checked before the task goes anywhere.
 
-Engines for MPI need one and the others take none, so that nobody believes in resources that are not given. The
+MPI engines require one; the others refuse it, since they would not provide the resources. The
 keys are Parsl's. Called by the user endpoint, and again on the node that runs the task, which alone knows how
 many nodes its block has.
 """
@@ -41,7 +41,7 @@ class Shape(msgspec.Struct, frozen=True):
 def shape_of(spec: bytes, block_nodes: int | None = None) -> Shape:
     """Return the shape that a resource_specification (MessagePack) asks for. Raises ResourceSpecInvalid.
 
-    What is not given follows from the rest, or is 1. `block_nodes` is how many nodes there are, where it is known.
+    A missing value follows from the rest, or is 1. `block_nodes` is the number of nodes, if known.
     """
     given = _given(spec)
     nodes = given.num_nodes or math.ceil((given.num_ranks or 1) / (given.ranks_per_node or given.num_ranks or 1))

@@ -1,12 +1,12 @@
 """Results that the relay has not yet on its disk, kept on ours: an append-only log in small segment files.
 
-A result is written to its segment in the turn of the loop in which it is sent, which is enough to survive the
-death of this process; only one that the relay has not confirmed after a moment is also forced to the disk,
-to survive the host's. So a lone task waits for no disk, and nothing is lost while the relay is away. What an
-earlier process of the same user endpoint left is found and sent again: results are keyed by task, and the
-relay confirms those it has already. Segments whose results are all confirmed are removed.
+A result is written to its segment in the same turn of the loop that sends it. That is enough to survive the death
+of this process. A result that the relay has not confirmed after a moment is also forced to the disk, to survive the
+host's crash. A lone task therefore waits for no disk, and nothing is lost while the relay is away. Results left by an
+earlier process of the same user endpoint are found and sent again: results are keyed by task, and the relay
+confirms those it already has. A segment is removed once all its results are confirmed.
 
-A full disk (or quota) is no error: results stay in memory and `is_full` says that no more tasks may come.
+A full disk (or quota) is no error: results stay in memory and `is_full` says that no further task may come.
 The directory is this user's alone (paths.py). Called by the user endpoint, which is the only writer.
 """
 
@@ -26,7 +26,7 @@ from mep_wire.messages import ResultItem
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 LIMIT_BYTES: Final = 512 * 1024 * 1024
-"""Bytes of unconfirmed results beyond which no more tasks are asked for."""
+"""Above this many bytes of unconfirmed results no task is requested."""
 MEMORY_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """The same for results that the disk did not take."""
 SYNC_AFTER_S: Final = 0.25
@@ -133,12 +133,12 @@ class Spool:
 
     @property
     def rows(self) -> list[int]:
-        """Every row whose result is not confirmed."""
+        """Every row with an unconfirmed result."""
         return [*self._where, *self._memory]
 
     @property
     def is_full(self) -> bool:
-        """Whether no more tasks should be asked for until some results are confirmed."""
+        """Whether to request no task until some results are confirmed."""
         return self._disk_bytes > self._limits[0] or self._memory_bytes > self._limits[1]
 
     @property
@@ -210,11 +210,11 @@ class Spool:
         """Every unconfirmed result, oldest first, to be sent again: read one at a time."""
         for row in self.rows:
             item = self.get(row)
-            if item is not None:  # else it was confirmed meanwhile
+            if item is not None:  # else it has since been confirmed
                 yield item
 
     def tick(self) -> None:
-        """Force to the disk what is unconfirmed for too long; move what memory holds to a disk that has room."""
+        """Force results unconfirmed for too long to the disk; move results from memory to a disk with room."""
         if self._tick_at is None or self._clock() < self._tick_at:
             return
         self._tick_at = None
@@ -226,7 +226,7 @@ class Spool:
         self._sync()
 
     def close(self) -> None:
-        """Remove what is confirmed and close the files; unconfirmed results stay for the next process."""
+        """Remove confirmed results and close the files; unconfirmed ones stay for the next process."""
         if self._where:
             self._sync()
         self._retire_active()
@@ -249,8 +249,8 @@ class Spool:
     def _sync(self) -> None:
         """Force the active segment to the disk.
 
-        A kernel that cannot write (a quota on NFS tells only now) drops what it had and says so once, fsync(2): so
-        what was written since the last time goes back to memory, and from there into another file.
+        If write-back fails (an NFS quota, say), the kernel drops the dirty pages and reports it once, on fsync(2).
+        Everything since the last good fsync is requeued in memory and written to another file.
         """
         if self._active is None:
             return

@@ -110,7 +110,7 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     max_tasks_per_child: Count | None = None
     """Tasks after which a worker process is replaced by a new one."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a task is run again that had begun and was lost with what ran it, where it has no max_attempts itself."""
+    """Times a begun task is run again after its worker or user endpoint was lost, unless it has its own max_attempts."""
     working_dir: str | None = None
     """Directory in which tasks run, relative to the user endpoint's run directory; the home directory if not given."""
     run_in_sandbox: bool = False
@@ -170,7 +170,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Tasks a node may hold beyond its workers. Where it is not given: 0 while more than one node can
     run, since the first node would otherwise take tasks that an idle one could run."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a task is run again that had begun and was lost with what ran it, where it has no max_attempts itself."""
+    """Times a begun task is run again after its worker or user endpoint was lost, unless it has its own max_attempts."""
     strategy: Literal["simple", "htex_auto_scale", "none"] | StrategySettings | None = None
     """How many blocks there are: simple (the default) adds them as tasks need them and removes them when there have
     been no tasks for max_idletime, htex_auto_scale removes each that is idle, none keeps to init_blocks."""
@@ -181,7 +181,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     heartbeat_threshold: Count = 120
     """Seconds without a heartbeat after which a node is taken for lost."""
     drain_period: Count | None = None
-    """Seconds after its start at which a node takes no more tasks."""
+    """Seconds after its start at which a node stops taking tasks."""
     address_probe_timeout: Count | None = None
     """Seconds for which a node tries to reach this host; 30 where it is not given."""
     block_error_handler: bool = True
@@ -213,7 +213,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
     """What runs the workers of each node in a container."""
     container_uri: str | None = None
-    """The image, whose python3 needs mep-sdk[worker] unless it is of the user endpoint's own version."""
+    """The image. Its python3 needs mep-sdk[worker] unless it has the user endpoint's own version."""
     container_cmd_options: str | None = None
     """More options for it, as the shell reads them. For custom the whole command: {EXECUTOR_LAUNCH_CMD} stands for
     the workers' own command, {EXECUTOR_RUNDIR} for the run directory."""

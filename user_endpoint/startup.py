@@ -45,7 +45,7 @@ class Servers:
         return server or exec_server()
 
     def discard(self) -> None:
-        """End the first one if nobody has taken it."""
+        """End the first one if it was not taken."""
         if self._first is not None:
             self._first.stop(0)
             self._first = None

@@ -172,7 +172,7 @@ class Trial:
             Plan(settings.engine)
 
     def _misconfigured(self, error: EndpointMisconfigured) -> None:
-        """Say what is wrong, and in which line as far as that can be told."""
+        """Describe the mistake and, if it is known, the line."""
         cause, detail = error.__cause__, error.detail
         if isinstance(cause, DocumentInvalid):
             self.verdict.problem(self._line_like(cause.excerpt), f"{cause.reason}: {cause.excerpt}")

@@ -40,7 +40,7 @@ MAX_NOTICES: Final = 16
 """Functions about which the administrator is told. The keeper listens to a bounded number of reports."""
 CROWD: Final = 32
 GATHER_S: Final = 0.001
-"""While this many tasks are held, what they bring leaves at most once in this time. A lone result waits for nothing."""
+"""While this many tasks are held, results are sent at most once in this time. A lone result is sent at once."""
 
 
 class UserEndpoint:
@@ -147,7 +147,7 @@ class UserEndpoint:
             self._resend()
         if lost := self._attempts.message(everything=True):
             self._send(lost)
-        self._started = dict(self._begun)  # what was told may have been lost with its connection, or with the relay
+        self._started = dict(self._begun)  # earlier messages may have been lost with their connection or the relay
         if not self._ready:
             self._ready = True
             self._reporter.ready()
@@ -164,7 +164,7 @@ class UserEndpoint:
         if link is None:
             return
         if refused.code == JoinRefused.code and not self._enrolled and self._joins_sent > 1:
-            # The relay may have taken an earlier Join whose welcome was lost with its connection.
+            # The relay may have accepted an earlier Join, and its welcome was lost with the connection.
             self._enrolled = True
             link.disconnect("the join token was refused the second time")
         elif refused.final:
@@ -180,7 +180,7 @@ class UserEndpoint:
         for task in message.tasks:
             ended = self._spool.get(task.row)
             if ended is not None and ended.task_id != task.task_id:
-                # A relay restored from a backup gives rows again: nobody waits for the old task's result.
+                # A relay restored from a backup reuses row numbers. The old task's result is no longer wanted.
                 self._log.warning("a spooled result is of no task the relay knows", row=task.row, task=ended.task_id)
                 self._spool.durable([task.row])
                 ended = None
@@ -316,7 +316,7 @@ class UserEndpoint:
             return
         full = self._spool.is_full
         if full and not self._was_full:
-            self._log.warning("no more tasks are asked for until the relay confirms results", spooled=len(self._spool))
+            self._log.warning("not requesting tasks until the relay confirms results", spooled=len(self._spool))
         self._was_full = full
         if full or self._ledger.bytes > MAX_HELD_BYTES:
             return
@@ -326,7 +326,7 @@ class UserEndpoint:
     # --- the end --------------------------------------------------------------------------------------
 
     def stop(self, code: str, text: str, grace_s: float | None = None) -> None:
-        """Begin to end: give back what has not started, let the rest finish within the grace."""
+        """Begin to shut down: return tasks that have not started; let the rest finish within the grace period."""
         if self.stopping is None:
             self._log.info("ending", code=code, text=text, held=len(self._ledger))
             self.stopping = Stopping(code, text, self._clock(), grace_s)
@@ -350,7 +350,7 @@ class UserEndpoint:
         return not unsent or now >= self.stopping.flush_until
 
     def _expire(self, now: float) -> None:
-        """End tasks whose deadline is past."""
+        """End tasks that are past their deadline."""
         due = [row for row in self._deadlines.due(now) if row in self._ledger.held]
         if not due or (self.stopping is not None and self.stopping.engine_stopped):
             return

@@ -22,7 +22,7 @@ OLDEST = (3, 11)
 
 
 def stage(run_directory: str, *, copy: bool) -> str:
-    """Put everything into the run directory, in place of what is there; return the directory of our packages.
+    """Put everything into the run directory, replacing its contents; return the directory of our packages.
 
     Raises EngineFailed.
     """

@@ -48,7 +48,7 @@ class TaskStarted(msgspec.Struct, frozen=True):
 
 
 class TaskReturned(msgspec.Struct, frozen=True):
-    """The engine has the task no more, it had not started, and nothing is known against it: queue it again."""
+    """The engine no longer has the task. It had not started and nothing is known against it: queue it again."""
 
     row: int
 
@@ -63,8 +63,9 @@ class EngineOver(msgspec.Struct, frozen=True):
 Event = TaskStarted | TaskReturned | ResultItem | EngineOver
 """What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
 
-An engine never begins a task again that had begun: it reports WORKER_LOST or USER_ENDPOINT_LOST, with what died, and
-the user endpoint decides by the task's attempts. What had not begun it may send on to another worker by itself."""
+An engine never restarts a task that had begun. It reports WORKER_LOST or USER_ENDPOINT_LOST and names the process that
+died; the user endpoint decides by the task's attempts. A task that had not begun may go to another worker.
+"""
 
 
 class Engine(Protocol):
@@ -94,7 +95,7 @@ class Engine(Protocol):
         """End these tasks, queued or running; each still ends with an event. Unknown rows are ignored."""
 
     def collect(self) -> list[Event]:
-        """Return what has happened since the last call, results in the order of their ends."""
+        """Return the events since the last call, results in the order in which they ended."""
 
     def drain(self) -> None:
         """Start nothing more: every task that has not started comes back as a TaskReturned, running ones go on."""

@@ -2,10 +2,10 @@
 
 Kept in RUN/begun: a directory `open-N` for the workers of this life of the user endpoint (or of its interchange),
 and `closed` with the files of workers that were given up. Closing a worker's file both fences the worker off and
-lets its notes be read (see workers.begun); a whole directory is closed when it could be removed, which the file
-system allows only once nothing is in it. Any number of user endpoints may die between a task's begin and the
-moment when it is asked for again, so what closed files say is kept for as long as a task may wait. The files are the
-user's own. Called by the engines; no pathlib, since the process engine's start is measured.
+lets its notes be read (see workers.begun). A whole directory is closed once it could be removed, which the file
+system allows only when it is empty. Any number of user endpoints may die between the moment a task begins and the
+moment it is requested again. The contents of closed files are therefore kept for as long as a task may wait. The
+files are the user's own. Called by the engines; no pathlib, since the process engine's start is measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Notes:
         return ""
 
     def look_back(self) -> None:
-        """Fence off the workers of earlier processes and learn what they had begun. Raises OSError."""
+        """Fence off the workers of earlier processes and read which tasks they had begun. Raises OSError."""
         os.makedirs(self._closed, mode=0o700, exist_ok=True)  # noqa: PTH103
         for name in os.listdir(self._root):  # noqa: PTH208
             if name.startswith("open-"):
@@ -94,7 +94,7 @@ class Notes:
         return directory
 
     def close(self, directory: str) -> set[int]:
-        """Fence off every worker with a file in `directory`, remove it, and return what they had begun.
+        """Fence off every worker with a file in `directory`, remove it, and return the tasks they had begun.
 
         Raises OSError where that cannot be done.
         """
@@ -116,7 +116,7 @@ class Notes:
                 time.sleep(0.01)
 
     def close_pool(self, directory: str, pool: str) -> set[int]:
-        """Fence off the workers of one pool, and return what they had begun. Raises OSError."""
+        """Fence off the workers of one pool, and return the tasks they had begun. Raises OSError."""
         begun: set[int] = set()
         for name in os.listdir(directory):  # noqa: PTH208
             if name.partition(".")[0] == pool:

@@ -2,7 +2,7 @@
 
 For tasks that mostly wait, or must share memory. A running task cannot be killed: a cancelled one, or one over
 its walltime, ends for the person at once while its thread goes on until the function returns. Another thread
-takes its place, so that nothing waits behind it, until MAX_ABANDONED of them go on: then what waits fails.
+replaces it, and no task waits behind it. Once MAX_ABANDONED such threads are running, waiting tasks fail.
 Whatever a function does to its process, it does to the user endpoint.
 Called by the user endpoint's loop.
 """
@@ -88,7 +88,7 @@ class ThreadPoolEngine:
         return True
 
     def _start_threads(self) -> None:
-        """Start threads for what waits. Under the lock, as the next two."""
+        """Start threads for waiting tasks. The caller holds the lock, as for the next two."""
         if self._abandoned >= MAX_ABANDONED and not self._threads:
             text = f"{self._abandoned} ended tasks still hold their threads, which cannot be killed"
             while self._queue:
@@ -132,7 +132,7 @@ class ThreadPoolEngine:
         return events
 
     def drain(self) -> None:
-        """Give back what is queued; threads end after what they run."""
+        """Return the queued tasks; each thread ends after its running task."""
         with self._changed:
             self._ending = True
             self._events += [TaskReturned(task.row) for task in self._queue]

@@ -1,6 +1,6 @@
 """How a user endpoint ends: running tasks may finish within a grace, then their results have a moment to leave.
 
-The keeper kills what is left some seconds after its SIGTERM, so the defaults stay below that. Holds times only;
+The keeper kills the remaining processes some seconds after its SIGTERM; the defaults stay below that. Holds times only;
 the clock is the caller's.
 """
 

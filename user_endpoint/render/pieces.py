@@ -1,8 +1,8 @@
 """Template text and values as distinct pieces, from the first expression to the last.
 
-What keeps a person's values away from the YAML parser is here: whatever is not marked as the template's
-own text (`Text`) is a value. Anything an operator, filter or test makes is a plain Python object and thus
-a value; so is whatever a new version of the template engine might emit in a way that is not foreseen here.
+This module keeps a person's values away from the YAML parser: everything not marked as the template's own
+text (`Text`) is a value. The result of an operator, filter or test is a plain Python object, hence a value.
+Any output that a new version of the template engine emits in an unforeseen way is a value too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the process engine, its fork server and its workers say to each other: whole values over SOCK_SEQPACKET.
 
-One datagram is one value, so that the kernel decides who gets it: whoever reads a task's datagram owns the
-task, which is how the engine takes back what a worker has not begun. A large value goes into a memfd whose
-descriptor travels instead. All three processes are the same user's; nothing here crosses a privilege boundary,
+One datagram is one value, and the kernel decides who gets it. The process that reads a task's datagram owns the
+task; this is how the engine takes back a task that a worker has not begun. A large value goes into a memfd, and
+its descriptor is sent instead. All three processes are the same user's; nothing here crosses a privilege boundary,
 and marshal is used because it costs neither an import nor any time.
 
 Called by the process engine, the fork server and the workers.

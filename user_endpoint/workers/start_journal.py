@@ -1,11 +1,11 @@
-"""Which tasks a worker has begun, in a file that outlives it, and that whoever gives the worker up can close to it.
+"""Records which tasks a worker has begun, in a file that outlives it and that others can close to it.
 
-Where workers or a user endpoint are killed, the last reports may not have left them. What a worker has begun it
-has noted here before, so that a task that may have had effects is told from one that never ran. A note is three
+Where workers or a user endpoint are killed, the last reports may not have left them. A worker notes a task here
+before it begins it, so that a task that may have had effects is told from one that never ran. A note is three
 stores into a mapped page, about 0.5 microseconds.
 
 Where a worker may outlive what it works for (a node of a cluster), its file is also its fence. The file has two
-names in turn, and the worker gives it the other one between the note and the task. Whoever gives the worker up
+names in turn, and the worker gives it the other one between the note and the task. A process that gives the worker up
 takes the file away by renaming it too (see engines.notes). The file system says who was first: if it was the
 worker, its note is there to be read; if not, the worker begins nothing more. Where hosts share files, the note is
 also forced to the file system each time: others' views of a mapped page may be seconds late.

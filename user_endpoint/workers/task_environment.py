@@ -47,7 +47,7 @@ class Tidy:
             return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), "/"
 
     def before(self, task_id: str, variables: dict[str, str] | None) -> None:
-        """Give the task what is its own. Raises OSError where its directory cannot be made."""
+        """Set up the task's own environment and directory. Raises OSError if the directory cannot be made."""
         os.environ[TASK_VARIABLE] = task_id
         if variables:
             os.environ.update(variables)

@@ -50,7 +50,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
     """Run tasks until the engine closes its end, or `max_tasks` of them, each in its own directory if `sandbox`.
     `sock` is blocking.
 
-    Raises BegunClosed where it may begin no more: another user endpoint answers for its tasks by now.
+    Raises BegunClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
     """
     from mep_sdk.task_runner import FunctionCache as Loaded
     from mep_sdk.task_runner import Outcome, run_task
@@ -91,7 +91,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
             whole = False
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
-        if not whole or max_tasks == 0:  # and what was sent here meanwhile goes to another worker
+        if not whole or max_tasks == 0:  # and tasks sent here since then go to another worker
             return
 
 

@@ -224,7 +224,7 @@ def test_a_full_spool_asks_for_no_more_and_says_so_once(tmp_path: pathlib.Path) 
     stage.uep.flush()
     stage.uep.flush()
     assert not stage.link.take(messages.Credit)
-    assert stage.log.read_text().count("no more tasks are asked for") == 1
+    assert stage.log.read_text().count("not requesting tasks") == 1
     stage.uep.take([messages.ResultsDurable(rows=[1])])
     stage.uep.flush()
     assert stage.link.take(messages.Credit)

@@ -10,7 +10,7 @@ from user_endpoint.engines.htex.executor import Client
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The executor takes tasks. Whoever takes this news closes its task sockets."""
+    """The executor takes tasks. The reader of this event closes its task sockets."""
 
     client: Client
 
@@ -35,7 +35,7 @@ class Restarted:
     """The interchange has died, and with it every block; Ready follows."""
 
     begun: set[int]
-    """The tasks that workers of those blocks had begun. They begin no more."""
+    """The tasks that workers of those blocks had begun. Those workers can't begin another."""
 
 
 News = Ready | BlockGone | Broken | Restarted

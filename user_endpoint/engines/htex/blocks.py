@@ -1,8 +1,8 @@
 """Blocks of workers: started when tasks wait, watched, and ended when they idle. On a thread of its own.
 
-Schedulers' commands take seconds, so they are never run on the user endpoint's thread. The two threads share
-what is behind `_lock`, and nothing else: the engine says how many tasks there are and which blocks have
-registered, and takes the news. Parsl's exceptions end here.
+Schedulers' commands take seconds and never run on the user endpoint's thread. The two threads share only the
+state protected by `_lock`. The engine reports the number of tasks and the registered blocks, and reads the
+blocks' events. Parsl's exceptions end here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ with light_parsl():
 _log = logging.getLogger(__name__)
 
 MAX_FAILED_BLOCKS = 3
-"""Blocks in a row that end before their workers have registered, after which no more are started."""
+"""Consecutive blocks that may end before their workers register; after that no further block is started."""
 HOLD_OFF_S = 60.0
 """Seconds after which, when tasks still come, one more block is tried."""
 MAX_RESTARTS = 3
@@ -133,7 +133,7 @@ class Blocks:
         self._wake.set()
 
     def take_news(self) -> list[News]:
-        """Return what has happened since the last call."""
+        """Return the events since the last call."""
         with self._lock:
             news, self._news = self._news, []
         return news
@@ -428,7 +428,7 @@ class Blocks:
         self._cancel([block_id for block_id in idle if block_id in still])
 
     def _idle(self, client: Client, seconds: float, now: float) -> list[str]:
-        """Return the blocks whose nodes have had nothing to do for so long, and those that have waited in vain."""
+        """Return the blocks with nodes that have been idle for so long, and those that have waited in vain."""
         nodes = client.nodes()
         busy = {node["block_id"] for node in nodes if node["tasks"] or node["idle_duration"] < seconds}
         return [

@@ -1,13 +1,13 @@
 """GlobusComputeEngine: tasks in blocks of workers that Parsl's providers start, by Parsl's HighThroughputExecutor.
 
-This module is the engine's side on the user endpoint's one thread: tasks out, reports in, and whose fate is
-what when something dies. Starting and watching blocks is user_endpoint.engines.htex.blocks, on a thread. Imports Parsl,
-so it is itself imported only when a template asks for it.
+This module runs on the user endpoint's one thread. It sends tasks, reads reports, and decides which tasks are lost
+when a process dies. user_endpoint.htex.blocks starts and watches blocks, on a thread. This module imports Parsl, and
+is therefore imported only when a template asks for it.
 
-A task that no worker has begun is never lost: it is sent again. One that was begun ends with WORKER_LOST, and
-the user endpoint decides by its attempts whether it is run again. What workers have begun is known from reports
-and, where those did not get away, from the workers' own notes, which also fence off nodes that were given up
-(engines.notes): both need a file system that this host and the nodes share.
+A task that no worker has begun is never lost: it is sent again. A task that had begun ends with WORKER_LOST, and
+the user endpoint decides by its attempts whether to run it again. The engine learns which tasks workers have begun
+from reports and, if a report was never sent, from the workers' own notes. The notes also fence off nodes that were
+given up (engines.notes). Both need a file system that this host and the nodes share.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class GlobusComputeEngine:
             self._ring()
 
     def collect(self) -> list[Event]:
-        """Return what nodes have reported and what has become of blocks."""
+        """Return the nodes' reports and the blocks' changes of state."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._bell)
         for news in self._blocks.take_news():
@@ -365,7 +365,7 @@ class GlobusComputeEngine:
     def _begun_in(self, pool: str) -> set[int]:
         """Return the tasks that a pool's workers have begun, which may be more than its last report says.
 
-        From here on they begin no more, even if the pool lives and is only out of reach.
+        From here on they can't begin another, even if the pool is alive and only unreachable.
         """
         if self._client is None or not pool:
             return set()
@@ -376,14 +376,14 @@ class GlobusComputeEngine:
             return set(self._held)
 
     def _lost_together(self, numbers: list[int], begun: set[int], reason: str) -> None:
-        """Tasks are gone with what had them."""
+        """Tasks were lost with the pool or block that held them."""
         for number in numbers:
             if (held := self._forget(number)) is not None:
                 held.started = held.started or number in begun
                 self._lost(held, reason)
 
     def _lost(self, held: _Held, reason: str) -> None:
-        """A task is gone with what had it: decide by whether it had started."""
+        """A task was lost with the pool or block that held it: decide by whether it had started."""
         if held.cancelled:
             self._end(held, TaskCancelled())
             return

@@ -152,7 +152,7 @@ class Client(HighThroughputExecutor):
             raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}") from error
         self._wait_for_interchange(socket, zmq.POLLIN, deadline)
         port = int(socket.recv_pyobj())
-        # It may have answered before its connection for tasks is up, and what is said before that would be dropped.
+        # It may have answered before its connection for tasks is up, and messages sent before that would be dropped.
         self._wait_for_interchange(self.outgoing_q.zmq_socket, zmq.POLLOUT, deadline)
         return port
 
@@ -217,7 +217,7 @@ class Client(HighThroughputExecutor):
         self.flush()
 
     def flush(self) -> None:
-        """Send what is waiting, as far as that can be done now."""
+        """Send waiting messages, as many as can be sent now."""
         with contextlib.suppress(zmq.Again):
             while self._unsent:
                 self.outgoing_q.zmq_socket.send(self._unsent[0], zmq.NOBLOCK)
@@ -255,7 +255,7 @@ class Client(HighThroughputExecutor):
             self.interchange_proc.wait()
 
     def hold(self, block_id: str) -> None:
-        """Have no more tasks sent to this block."""
+        """Stop sending tasks to this block."""
         self._hold_block(block_id)  # type: ignore[no-untyped-call] # Parsl's
 
     # --- the end, on the blocks' thread ---------------------------------------------------------------
@@ -276,7 +276,7 @@ class Client(HighThroughputExecutor):
     # --- the end of tasks, on whichever thread has had their sockets ----------------------------------
 
     def close_task_sockets(self) -> None:
-        """Close what `say` and `hear` use; what has not been sent is dropped."""
+        """Close the sockets that `say` and `hear` use; unsent messages are dropped."""
         for name in ("outgoing_q", "incoming_q"):
             if hasattr(self, name):
                 getattr(self, name).close()
@@ -290,7 +290,7 @@ def _names(accelerators: int | list[int | str]) -> list[str]:
 def free_ports() -> tuple[int, int]:
     """Return a range of ports that the kernel does not give to outgoing connections.
 
-    Inside that range a socket that connects to a port nobody listens on can be given that very port, and
+    Inside that range, a socket that connects to a port without a listener can be given that very port, and
     connects to itself.
     """
     try:
@@ -302,7 +302,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def free_port(ports: tuple[int, int]) -> int:
-    """Return a port of the range that nobody listens on just now. Raises EngineFailed."""
+    """Return a port of the range that currently has no listener. Raises EngineFailed."""
     for _ in range(100):
         port = secrets.randbelow(ports[1] - ports[0]) + ports[0]
         with socket_module.socket() as probe:

@@ -2,7 +2,7 @@
 
 In a process of its own (interchange_main), started by the client with its settings on standard input, which is
 Parsl's way. It serves one user endpoint, as the same user, and ends when that does. Beyond Parsl's it takes
-many tasks in one message, cancels, returns what has not started, fills every node's workers before any node's
+many tasks in one message, cancels, returns tasks that have not started, fills every node's workers before any node's
 reserve, and tells the client of nodes at once.
 """
 

@@ -1,8 +1,8 @@
 """The pods of Parsl's KubernetesProvider: their states, what went wrong in them, and that they are deleted.
 
-Parsl takes a pod that was deleted to run for ever, since it takes every failed question for no answer. Here the
-API server's own word counts: not found means gone, and everything else that fails means nothing. A pod whose image
-cannot be had would wait for ever too: it has failed. Pods that have ended are deleted, since nobody else does that.
+Parsl believes that a deleted pod runs for ever, since it treats every failed query as no answer. This module relies
+on the API server's answer: not found means gone, and any other failure means nothing. A pod that can't pull its
+image would also wait for ever: it counts as failed. Pods that have ended are deleted, since Parsl doesn't do that.
 Needs the `kubernetes` package, as the provider does; imported only where that is used. Called by blocks.
 """
 
@@ -49,7 +49,7 @@ class Pods(Scheduler):
         return [self._status_of(job) for job in jobs]
 
     def ended(self, job: Any) -> None:
-        """A pod has ended: nobody needs it any more."""
+        """A pod has ended and is no longer needed."""
         self.cancel([job], 0.0)
 
     def _status_of(self, job: Any) -> Any:

@@ -53,7 +53,7 @@ def block_nodes(environment: Mapping[str, str]) -> list[str]:
 
 
 def is_open_mpi() -> bool:
-    """Tell whether mpiexec is Open MPI's, whose options are not those of the others."""
+    """Tell whether mpiexec is Open MPI's: its options differ from those of the others."""
     try:
         answer = subprocess.run(["mpiexec", "--version"], capture_output=True, timeout=_PROBE_S, check=False)
     except (OSError, subprocess.SubprocessError):
@@ -154,7 +154,7 @@ class MpiEngine:
         self._place()
 
     def collect(self) -> list[Event]:
-        """Return what has happened; tasks that ended have given their nodes to others."""
+        """Return the events; tasks that ended have passed their nodes to others."""
         found = self._workers.collect()
         for event in found:
             if isinstance(event, TaskReturned | ResultItem):
@@ -165,7 +165,7 @@ class MpiEngine:
         return events
 
     def drain(self) -> None:
-        """Give back what has not begun."""
+        """Return the tasks that have not begun."""
         self._draining = True
         self._events += [TaskReturned(task.row) for task, _ in self._waiting]
         self._waiting = []

@@ -53,7 +53,7 @@ class Cancel(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """Client to interchange to pools: give back what has not started, and take nothing more."""
+    """Client to interchange to pools: return tasks that have not started, and take no others."""
 
 
 class BlockEnded(_Message, frozen=True):
@@ -67,7 +67,7 @@ class Leave(_Message, frozen=True):
 
 
 class Report(_Message, frozen=True):
-    """Pool to interchange to client: what has become of tasks since the last report."""
+    """Pool to interchange to client: the changes in tasks since the last report."""
 
     started: list[int] = []
     results: list[Result] = []

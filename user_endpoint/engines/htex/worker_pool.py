@@ -3,7 +3,7 @@
 A program of its own, started in each node of a block by Parsl's provider and launcher, in place of Parsl's
 process_worker_pool and with its options. One thread and no Parsl, so that it is up in 60 ms; its workers are
 forked before ZeroMQ is loaded, and which task each of them runs is always known. It trusts the interchange,
-whose key it has from the user's own directory, and nothing that tasks do. It runs as the mapped user.
+with the key from the user's own directory, and nothing that tasks do. It runs as the mapped user.
 """
 
 from __future__ import annotations
@@ -175,14 +175,14 @@ class Pool:
         self._engine.stop(1.0)
 
     def _say_goodbye(self) -> None:
-        """The scheduler ends this node: give back what has not started, and give up the rest."""
+        """The scheduler ends this node: return tasks that have not started, and give up the rest."""
         self._engine.drain()
         self._collect(self._engine.collect(), time.monotonic())
         self._send_report(lost=sorted(self._held), leaving=True)
         self._socket.linger = _GOODBYE_MS
 
     def _abandoned(self, now: float) -> bool:
-        """Tell whether the interchange is gone for good: its port does not come back after it has died."""
+        """Tell whether the interchange is permanently gone: its port does not come back after it has died."""
         return self._down_since is not None and now - self._down_since > _LINK_DOWN_S
 
     def _timeout_ms(self, beat: float) -> int:

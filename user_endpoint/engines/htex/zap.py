@@ -32,12 +32,12 @@ class KeyAuthenticator:
         self._thread.start()
 
     def configure_curve(self, domain: str = "*", location: str | os.PathLike[str] = ".") -> None:
-        """Let in whoever has a key in the directory `location`; `domain` means nothing here."""
+        """Admit peers with a key in the directory `location`; `domain` is ignored."""
         keys = zmq.auth.load_certificates(os.fspath(location))
         self._keys = tuple(zmq.utils.z85.decode(key) for key in keys)
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._ended.set()
 
     def _serve(self) -> None:

@@ -1,9 +1,9 @@
 """ProcessPoolEngine: tasks in worker processes on this host, forked by a small fork server.
 
-Every task is one datagram to one worker, answered by one datagram, so it is known at any time which task each
-worker runs. Tasks are queued at a worker only while its function is measured as short, and are taken back
-from it as soon as another worker has nothing to do: no task waits behind a long one while a worker is idle.
-A worker's death ends the one task it ran; what it had not begun goes to another. Called by the user
+Every task is one datagram to one worker, answered by one datagram. The engine therefore always knows which task
+each worker runs. Tasks are queued at a worker only while their function is measured as short. They are taken back
+as soon as another worker is idle, and no task waits behind a long one while a worker is idle.
+A worker's death ends the one task it ran; the tasks it had not begun go to another worker. Called by the user
 endpoint's loop, from its one thread.
 """
 
@@ -119,7 +119,7 @@ class ProcessPoolEngine:
         return self._epoll.fileno()
 
     def submit(self, tasks: Sequence[EngineTask]) -> None:
-        """Queue these tasks and send workers what they can take."""
+        """Queue these tasks and send workers as many as they can take."""
         if self._draining:
             self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(task)]
         else:
@@ -155,7 +155,7 @@ class ProcessPoolEngine:
         self._ring()
 
     def collect(self) -> list[Event]:
-        """Read what workers and fork server have said; enforce walltimes; hand out what waits."""
+        """Read the workers' and the fork server's messages; enforce walltimes; hand out waiting tasks."""
         for descriptor, _ in self._epoll.poll(0):
             worker = self._by_descriptor.get(descriptor)
             if worker is not None:
@@ -217,7 +217,7 @@ class ProcessPoolEngine:
             queue.popleft()
 
     def _take_from_busy(self, now: float) -> bool:
-        """Take what waits behind one worker's running task, if another has nothing to do; return whether there was."""
+        """Take back tasks queued behind a worker's running task, if another worker is idle; return whether any were."""
         if self._queue:
             return False
         victims = [worker for worker in self._workers.values() if len(worker.sent) > 1]
@@ -236,7 +236,7 @@ class ProcessPoolEngine:
         return None
 
     def _short_worker(self, task: EngineTask) -> WorkerHandle | None:
-        """Return the least loaded worker behind whose short tasks this short one may wait."""
+        """Return the least loaded worker that runs short tasks, for this short one to wait behind."""
         if not self._pace.is_short(task.function_id) or task.walltime_s:
             return None
         best: WorkerHandle | None = None
@@ -332,7 +332,7 @@ class ProcessPoolEngine:
                     self._kill_running(worker, WalltimeExceeded.code)
 
     def _kill_running(self, worker: WorkerHandle, code: str) -> None:
-        """Kill a worker for its running task, unless that has ended meanwhile. Nothing may wait at the worker."""
+        """Kill a worker for its running task, unless the task has just ended. No task may be queued at the worker."""
         if not worker.sent:
             return
         row = worker.sent[0].row
@@ -355,7 +355,7 @@ class ProcessPoolEngine:
         self._forget(worker)
 
     def _retire(self) -> None:
-        """Give back the memory of workers that nobody has needed for a while."""
+        """End workers that have been idle for a while, to free their memory."""
         now = self._clock()
         for worker in list(self._workers.values()):
             if not worker.sent and now - worker.began > (_WARM_S if worker.served else _SPARE_S):
@@ -423,7 +423,7 @@ class ProcessPoolEngine:
         self._by_descriptor[worker.sock.fileno()] = worker
         self._epoll.register(worker.sock.fileno(), select.EPOLLIN)
         if not server.order(("spawn", worker.number), worker.worker_end.fileno()):
-            self._forget(worker)  # it reads no more orders, which its silence will show
+            self._forget(worker)  # it no longer reads orders, and its silence will show that
             return None
         server.ask(self._clock())
         return worker

@@ -49,7 +49,7 @@ class ForkServerLink:
         return self._server.own_environment
 
     def order(self, order: tuple[object, ...], descriptor: int = -1) -> bool:
-        """Send an order. False where there was no room, or nobody: the next `reports` or `check` says which."""
+        """Send an order. False if the socket was full or closed: the next `reports` or `check` says which."""
         try:
             datagrams.send(self._server.sock, order, descriptor)
         except OSError:

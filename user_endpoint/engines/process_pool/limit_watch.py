@@ -1,7 +1,7 @@
 """Why a process of ours died: its status, and whether it was the site's limits.
 
-Those are read from our own control group, which everybody may read. Where there is no cgroup v2 there is nothing to
-read, and nothing to say. Called by the engines when a worker is lost.
+The limits are read from our own control group, which is world-readable. Without cgroup v2 there is nothing to
+read, and nothing to report. Called by the engines when a worker is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 _ROOT: Final = "/sys/fs/cgroup"
 _GUESS: Final = " - out of memory?"
-"""What is said of a SIGKILL as long as nobody knows."""
+"""The explanation given for a SIGKILL of unknown origin."""
 
 
 def _read(path: str) -> str:

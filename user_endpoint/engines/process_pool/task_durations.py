@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 SHORT_S: Final = 0.010
-"""A function whose tasks take less than this on average is short: its tasks may wait behind each other."""
+"""A function is short if its tasks take less than this on average: its tasks may wait behind each other."""
 _WEIGHT: Final = 0.2
 _MAX_FUNCTIONS: Final = 1024
 _LOOK_AHEAD_S: Final = 0.05
