@@ -84,9 +84,9 @@ class Client:
         searchable: bool | None = None,
         **unrecognized: Any,
     ) -> str:
-        """Register a function and return its id, with which anybody allowed to can call it later.
+        """Register a function and return its id. Users with permission can call it later by this id.
 
-        `public` lets everybody at the relay run it. `description` defaults to the docstring.
+        `public` lets every user of the relay run it. `description` defaults to the docstring.
         Raises FunctionUnserializable, PayloadTooLarge.
         """
         for name in [*unrecognized, *(["searchable"] if searchable is not None else [])]:
@@ -222,16 +222,15 @@ class Client:
                 body = self.transport.post("/v2/batch_status", api.BatchStatusBody(task_ids=asked))
                 answer = self._read(body, api.BatchStatusAnswer)
                 found |= {key: self._status(status) for key, status in answer.results.items()}
-                # What was too large for one answer is asked for again, as long as each brings some of it.
+                # Results that did not fit in one answer are requested again, as long as each answer brings some.
                 asked = answer.withheld if len(answer.withheld) < len(asked) else []
         return found
 
     def endings(
         self, task_ids: Sequence[str], *, retry_for_s: float | None = None
     ) -> tuple[list[api.StreamedResult], list[str], list[str]]:
-        """Return those of these tasks that have ended, as the result stream tells them; the ids of no task of
-        yours; and the ids of those to ask for again, whose ends were too much for one answer. Those still to end
-        are in none of these."""
+        """Return three lists: the ended tasks, in the result stream's form; the ids that are not your tasks; and the
+        ids to request again, since their results did not fit in one answer. Pending tasks are in none of these."""
         body = api.BatchStatusBody(task_ids=list(task_ids))
         answer = self._read(
             self.transport.post("/v2/batch_status", body, retry_for_s=retry_for_s), api.BatchStatusAnswer

@@ -2,8 +2,8 @@
 
 The environment says both, as other HTTP clients read it: https_proxy, http_proxy, all_proxy and no_proxy;
 REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR. urllib3 makes the connections for requests and
-websockets that for the result stream; both are given what is found here. A proxy's password is in no text. What is
-slow to import is imported where it is used.
+websockets that for the result stream; both get these settings. No message contains a proxy's password. Slow
+imports are made where they are used.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A frame is `MEP`, one byte for its kind, four bytes of CRC-32 over the rest, and the rest. Kinds of value are
 a plain pickle, which any Python can read, a cloudpickle, which carries code and so names the Python
-that made it, and JSON, where somebody asked for it. What is read is trusted as far as pickles can be: it can run
+that made it, and JSON, on request. Input is trusted as far as pickles can be: it can run
 code. People read what their own tasks returned, workers what their own user sent; the relay reads none of it.
 Called by the SDK and, in workers, by the task runner; so cloudpickle, which is slow to import, is imported only
 where it is needed.
@@ -35,7 +35,7 @@ REQUEST = b"r"
 _HEADER_BYTES = 8
 
 PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
-"""The Python whose code objects this process makes and reads, e.g. cpython-3.11."""
+"""The Python version of the code objects that this process makes and reads, e.g. cpython-3.11."""
 
 
 def frame(kind: bytes, body: bytes) -> bytes:

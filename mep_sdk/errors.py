@@ -128,6 +128,6 @@ class RelayAnswerMissing(MepError):
 
 
 class MpiUnavailable(MepError):
-    """This endpoint's engine runs no MPI tasks: it has no launcher. Use an endpoint whose engine is for MPI."""
+    """This endpoint's engine runs no MPI tasks: it has no launcher. Use an endpoint with an MPI engine."""
 
     code = "MPI_UNAVAILABLE"

@@ -1,4 +1,4 @@
-"""A concurrent.futures.Executor whose workers are on a site's machines."""
+"""A concurrent.futures.Executor with its workers on a site's machines."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Executor(concurrent.futures.Executor):
         self.batch_size = batch_size
         with _executors_lock:
             _executors.add(self)
-        # An executor that nobody holds any more ends its threads once its tasks have ended.
+        # An executor without references ends its threads once its tasks have ended.
         weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
         self._complete = True
 
@@ -178,7 +178,7 @@ class Executor(concurrent.futures.Executor):
     @serializer.setter
     def serializer(self, value: ComputeSerializer) -> None:
         self._serializer = value
-        self._by_object.clear()  # functions are serialized anew, and registered anew where that differs
+        self._by_object.clear()  # functions are serialized again, and registered again if the bytes differ
 
     @property
     def result_serializers(self) -> list[str] | None:
@@ -291,7 +291,7 @@ class Executor(concurrent.futures.Executor):
         return self._session.flush(timeout_s)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks; with `wait`, return when every task has ended.
+        """Stop accepting tasks; with `wait`, return when every task has ended.
 
         `cancel_futures` cancels everything that has not ended, on the endpoint too. Raises RelayAnswerMissing
         where the relay stays out of reach; the futures left then carry the same error.
@@ -342,7 +342,7 @@ class Executor(concurrent.futures.Executor):
         return checked_options(self.walltime_s, self.max_attempts, self.deadline, self.deadline_s, self.priority)
 
     def _function(self, fn: Callable[..., Any]) -> Function:
-        # Plain functions are known by what they are. Other callables may have changed since last time, and a
+        # Plain functions are known by identity. Other callables may have changed since last time, and a
         # lambda in a loop is a new one each time: those are known by their bytes.
         plain = isinstance(fn, types.FunctionType)
         known = self._by_object.get(fn) if plain else None

@@ -17,7 +17,7 @@ class Canceller(Protocol):
     """What a future asks to be cancelled."""
 
     def cancel_futures(self, futures: list[TaskFuture]) -> int:
-        """Cancel what has not ended; return how many that were."""
+        """Cancel the tasks that have not ended; return their number."""
 
 
 _making = threading.Lock()
@@ -40,7 +40,7 @@ class TaskFuture(Future[Any]):
 
     A Future makes a condition, a lock and three containers when it is made. Of many thousand futures most are
     never waited for while pending, and the garbage collector would spend more time on these than all else here
-    takes. So they are made when somebody first asks for the condition.
+    takes. They are therefore made on the first access to the condition.
     """
 
     _lazy_condition: threading.Condition | None = None
@@ -81,7 +81,7 @@ class TaskFuture(Future[Any]):
         """End with this value or failure. For the session alone."""
         with _making:
             if self._lazy_condition is None and self._state == PENDING:
-                # Nobody can be waiting, and whoever begins to will find this.
+                # No thread can be waiting yet, and a later one will see this.
                 self._result, self._exception = value, failure
                 self._state = FINISHED
                 return
@@ -106,7 +106,7 @@ class TaskFuture(Future[Any]):
         super().add_done_callback(functools.partial(_call, fn))
 
     def mark_cancelled(self) -> bool:
-        """Become cancelled without asking anybody, and wake whoever waits. For the session alone."""
+        """Become cancelled unconditionally, and wake waiting threads. Called only by the session."""
         return super().cancel() and not self.set_running_or_notify_cancel()
 
 

@@ -37,7 +37,7 @@ RETRY_FOR_S = 120.0
 SILENT_S = 10.0
 """How long a call of the person's waits for a relay that says nothing."""
 PATIENT_S = 90.0
-"""The same for threads that nobody waits for."""
+"""The same for background threads."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _RETRIED = frozenset({429, 502, 503, 504})

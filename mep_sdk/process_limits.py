@@ -1,8 +1,8 @@
-"""Whether a limit on processes and threads is why a function failed: the system's own words are of no help there.
+"""Tells whether a function failed at a limit on processes and threads: the system's own message doesn't help.
 
-"Resource temporarily unavailable" is what fork says, and "can't start new thread" Python's threads. Who counts is the
-control group (pids.events, which everybody may read; pids.max of it or of one above) and RLIMIT_NPROC. Where neither
-says it, neither is blamed. Called by task_runner.py when a function has failed so.
+"Resource temporarily unavailable" is what fork says, and "can't start new thread" Python's threads. The limits
+are the control group's (pids.events, which is world-readable; pids.max of it or of one above) and RLIMIT_NPROC. If
+neither shows a refusal, neither is blamed. Called by runner.py when a function has failed so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mep_wire.errors import TooManyProcesses
 
 _ROOT = "/sys/fs/cgroup"
 _LEVELS = 3
-"""The user endpoint's group, the account's, the endpoint's: whose limit it may be."""
+"""The groups that may set the limit: the user endpoint's, the account's, the endpoint's."""
 _NO_THREAD = "can't start new thread"
 _DEPTH = 8
 """How far back to what an exception came from."""

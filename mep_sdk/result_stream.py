@@ -229,7 +229,7 @@ class ResultStream:
 
 
 def _may_pass(status: int) -> bool:
-    """Return whether this HTTP status says no for now, rather than for good."""
+    """Return whether this HTTP status is a temporary refusal, not a permanent one."""
     return status == 429 or status >= 500
 
 

@@ -39,8 +39,8 @@ class ShellFunction:
     """A command line to submit like a function; its keyword arguments fill the braces in it. Braces of the
     command's own are doubled: `awk '{{print $1}}' {path}`.
 
-    What fills them is put in as it is: quote what is not yours (`shlex.quote`). A return code other than 0
-    is no failure of the task: look at the result's `returncode`.
+    Values are inserted unquoted: quote untrusted ones (`shlex.quote`). A return code other than 0
+    doesn't fail the task: check the result's `returncode`.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ShellFunction:
         walltime: float | None = None,
         snippet_lines: int = 1000,
     ) -> None:
-        """Describe the command. `stdout` and `stderr` are files on the endpoint to append to; `walltime` is in
-        seconds, after which the command and all that it started are ended and the return code is 124;
-        `snippet_lines` is how many lines of each stream come back."""
+        """Describe the command. `stdout` and `stderr` are files on the endpoint to append to. After `walltime`
+        seconds the command and its descendants are ended, and the return code is 124. `snippet_lines` is the
+        number of lines of each stream that come back."""
         self.cmd, self.stdout, self.stderr = cmd, stdout, stderr
         self.walltime, self.snippet_lines = walltime, snippet_lines
 
@@ -91,7 +91,7 @@ class ShellFunction:
 
 class MPIFunction(ShellFunction):
     """A command line that the endpoint's MPI launcher starts, on the nodes and ranks of the executor's
-    `resource_specification`. Needs an endpoint whose engine runs MPI tasks."""
+    `resource_specification`. Needs an endpoint with an engine that runs MPI tasks."""
 
     def __call__(self, **kwargs: Any) -> ShellResult:
         """Run the command through the launcher. In the worker. Raises MpiUnavailable."""

@@ -1,8 +1,8 @@
 """The thread that asks the relay about tasks which the result stream may never bring.
 
 A task's record can be gone from the relay: past its retention time before anybody read it, or missing from a
-database that was restored. The stream says nothing of such a task. So after each break of the stream, and now and
-then, the relay is asked for what is still pending. Run by the Session, which decides what the answers mean.
+database that was restored. The stream says nothing of such a task. After each break of the stream, and now and
+then, this thread asks the relay about pending tasks. Run by the Session, which interprets the answers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logging.getLogger("mep_sdk")
 EVERY_S = 180.0
 """How often to ask while something is pending."""
 SETTLE_S = 3.0
-"""How long a stream that is back is given to bring what has ended meanwhile; up to twice that, so that the clients
-of a relay that has restarted do not all ask at once."""
+"""How long a reconnected stream has to bring the tasks that ended during the break. The wait is up to twice as long,
+so that the clients of a restarted relay do not all ask at once."""
 PAGE = 256
 _PAUSE_S = 0.05
 _RETRY_S = 5.0
@@ -80,7 +80,7 @@ class Recheck(threading.Thread):
                     return
 
     def _ask_page(self, task_ids: Sequence[str]) -> None:
-        """Ask for these, and again for what was too much for one answer. Raises MepError."""
+        """Request these, and again those that did not fit in one answer. Raises MepError."""
         while task_ids:
             ended, missing, withheld = self._client.endings(task_ids, retry_for_s=_RETRY_S)
             self._found(ended, missing)

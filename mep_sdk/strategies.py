@@ -1,6 +1,6 @@
 """Serialization strategies by the names that Globus Compute gives them: to choose one, and to allow only some.
 
-What is serialized here carries tags of its own (frames, functions); each name stands for one or more of them.
+Serialized data carries MEP's own tags (frames, functions); each name stands for one or more of them.
 Which tags a function or an argument list has is read without unpickling or unmarshalling anything, so that a user
 endpoint can refuse what its site does not allow before any worker sees it. Called by the SDK and the user endpoint.
 """

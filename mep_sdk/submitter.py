@@ -1,8 +1,8 @@
 """What an Executor does behind its methods: registers functions, sends tasks in batches, resolves futures.
 
-Three kinds of thread: one sender, which sends whatever is queued when its previous request has returned; one
-listener for each task group; and one that asks for tasks which the stream may never bring. Every future ends
-exactly once, by whoever takes it out of `_pending`.
+Three kinds of thread: one sender, which sends the queue when its previous request has returned; one listener
+for each task group; and one that asks for tasks which the stream may never bring. Every future ends exactly
+once: the thread that takes it out of `_pending` ends it.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ class Session:
                 items = self._take()
             try:
                 self._send(items)
-            except Exception as error:  # noqa: BLE001 - the thread's outermost loop: whoever waits must be told
-                log_failure("sending tasks failed")
+            except Exception as error:  # the thread's outermost loop: waiting callers must get the error
+                log.exception("sending tasks failed")
                 self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
             with self._change:
                 self._sending.clear()
@@ -305,7 +305,7 @@ class Session:
     # --- cancelling -------------------------------------------------------------------------------------
 
     def cancel_futures(self, futures: list[TaskFuture]) -> int:
-        """Cancel what has not ended; return how many that were. Those not sent yet are only dropped."""
+        """Cancel the tasks that have not ended; return their number. Unsent tasks are only dropped."""
         with self._change:
             drop = [future for future in futures if future.task_id in self._unsent]
             self._unsent.difference_update(future.task_id for future in drop)
@@ -342,14 +342,14 @@ class Session:
     # --- ending -----------------------------------------------------------------------------------------
 
     def unfinished(self) -> int:
-        """Return how many futures are not resolved; none in a forked child, whose parent has them."""
+        """Return the number of unresolved futures; 0 in a forked child, since they belong to its parent."""
         if self._pid != os.getpid():
             return 0
         with self._change:
             return len(self._pending)
 
     def stop(self, *, cancel_futures: bool) -> None:
-        """Take no more tasks; end the threads when everything queued is sent and has ended."""
+        """Stop accepting tasks; end the threads when everything queued is sent and has ended."""
         if self._pid != os.getpid():
             return
         with self._change:

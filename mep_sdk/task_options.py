@@ -28,7 +28,7 @@ class TaskOptions(NamedTuple):
 def checked_options(
     walltime_s: float | None, max_attempts: int | None, deadline: Deadline, deadline_s: float | None, priority: int
 ) -> TaskOptions:
-    """Return the options as they are sent. Raises ValueError or TypeError, which say what is wrong with which."""
+    """Return the options as they are sent. Raises ValueError or TypeError, naming the option and its fault."""
     if max_attempts is not None and not 1 <= _whole(max_attempts, "max_attempts") <= limits.MAX_ATTEMPTS:
         raise ValueError(f"max_attempts is 1 to {limits.MAX_ATTEMPTS} (1: never run again), not {max_attempts}")
     if not limits.MIN_PRIORITY <= _whole(priority, "priority") <= limits.MAX_PRIORITY:

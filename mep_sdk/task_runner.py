@@ -83,7 +83,7 @@ def _returned(value: object, max_result_bytes: int, ways: list[str]) -> Outcome:
 
 
 def _not_run(stage: Stage, error: BaseException) -> Outcome:
-    """Return the outcome where it was not the call that failed, but what comes before or after it."""
+    """Return the outcome of a failure before or after the call itself."""
     if not isinstance(error, MepError):
         # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
         reason = serialize.failure_text(error)

@@ -58,7 +58,7 @@ def _version(module: str) -> str:
 
 
 def _culprit(error: BaseException) -> str:
-    """Return the package whose absence, or other version, an error comes from; empty where none is to be seen."""
+    """Return the package that is missing or has another version and so caused an error; empty if there is none."""
     if isinstance(error, ImportError):
         return (error.name or "").partition(".")[0]
     found = _MODULE.search(str(error)) if isinstance(error, AttributeError) else None

@@ -35,8 +35,8 @@ def opaque_from_text(text: str) -> bytes:
 
 
 Opaque = Annotated[Any, msgspec.Meta(extra_json_schema={"type": "string"})]
-"""In a body: bytes (MessagePack) or text (JSON). msgspec has no union of the two: whoever decodes a body
-turns each into bytes with `opaque_bytes`."""
+"""In a body: bytes (MessagePack) or text (JSON). msgspec has no union of the two: the code that decodes a
+body turns each into bytes with `opaque_bytes`."""
 
 
 def opaque_bytes(value: object) -> bytes:
@@ -96,7 +96,7 @@ class SubmitBody(msgspec.Struct, kw_only=True):
     walltime_s: float | None = None
     """This project's own: seconds after which a worker ends the task."""
     max_attempts: int | None = None
-    """This project's own: how often a task may be begun, where what ran it dies. The endpoint says, if not given."""
+    """MEP only: how often a task may be begun if its worker or user endpoint dies. Default: the endpoint's."""
     deadline: float | None = None
     """This project's own: seconds since the epoch, by the relay's clock, at which an unfinished task expires."""
     deadline_s: float | None = None
@@ -147,8 +147,8 @@ class BatchStatusAnswer(msgspec.Struct, kw_only=True):
     response: str = "batch"
     missing: list[str] = []
     withheld: list[str] = []
-    """This project's own: tasks that have ended and whose ends, too large for this answer, come when they are asked
-    for again. Until then they stand in `results` as if they still ran, so that no client takes them for empty."""
+    """MEP only: ended tasks with results too large for this answer; request them again. Until then `results` lists
+    them as still running, so that no client takes them for empty."""
 
 
 class CancelBody(msgspec.Struct, kw_only=True):

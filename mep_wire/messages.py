@@ -40,8 +40,8 @@ class Pong(_Msg, frozen=True):
 class Refused(_Msg, frozen=True):
     """Relay to peer: what you said is refused; with `final`, do not come back with it.
 
-    HELLO_NEEDED is never final: the relay does not know the link (it was restarted, or took the peer for
-    gone) and wants a hello first; what was sent meanwhile is to be sent again after the welcome.
+    HELLO_NEEDED is never final. The relay does not know the link (it was restarted, or took the peer for
+    gone) and needs a hello first. The peer sends its earlier messages again after the welcome.
     """
 
     code: str
@@ -133,7 +133,7 @@ class UepRevoked(_Msg, frozen=True):
 
 
 class Recheck(_Msg, frozen=True):
-    """Manager to relay: say anew, by a SignedStart with `recheck` for each, who the people of these user endpoints are.
+    """Manager to relay: state again, by a SignedStart with `recheck` for each, who owns these user endpoints.
 
     At most MAX_RECHECKS ids; those that the relay does not know as this endpoint's get no answer.
     """
@@ -304,9 +304,9 @@ class Returned(_Msg, frozen=True):
 
 
 class Lost(_Msg, frozen=True):
-    """User endpoint to relay: what ran these attempts died, and the tasks may be run again: charge them, and queue
-    them. `attempts` has one number for each row. Repeated after a reconnect until LossesDurable names them or they
-    come as later attempts."""
+    """User endpoint to relay: the processes of these attempts died and the tasks may run again. Charge them, and
+    queue them. `attempts` has one number for each row. Repeated after a reconnect until LossesDurable names them or
+    they come as later attempts."""
 
     rows: list[int]
     attempts: list[int]
@@ -327,7 +327,7 @@ class Goodbye(_Msg, frozen=True):
 
 
 class StopUep(_Msg, frozen=True):
-    """Relay to user endpoint: end (after returning what has not started)."""
+    """Relay to user endpoint: end (after returning tasks that have not started)."""
 
     code: str
     text: str

@@ -17,7 +17,7 @@ class TaskState(enum.IntEnum):
     DISPATCHED = 1
     """Sent to a user endpoint, not known to have started."""
     RUNNING = 2
-    """A worker has started it. Lost with what ran it, it is queued again while it may be begun once more."""
+    """A worker has started it. If its worker or user endpoint is lost, it is queued again while attempts are left."""
     SUCCESS = 10
     """Its result is on the relay's disk."""
     FAILED = 11
@@ -43,9 +43,9 @@ class UepState(enum.IntEnum):
     ONLINE = 2
     """Its link is up."""
     DISCONNECTED = 3
-    """It was online, its link is silent, and nobody has said it ended."""
+    """It was online, its link is silent, and it has not been reported as ended."""
     DRAINING = 4
-    """It was told to stop, or said it will: it gets no more tasks, its results are still taken."""
+    """It was told to stop, or said it will: it gets no further tasks, but its results are still accepted."""
 
 
 class IllegalTransition(ValueError):

@@ -110,7 +110,7 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     max_tasks_per_child: Count | None = None
     """Tasks after which a worker process is replaced by a new one."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a begun task is run again after its worker or user endpoint was lost, unless it has its own max_attempts."""
+    """Times a begun task is run again after its worker or user endpoint was lost, if it has no max_attempts itself."""
     working_dir: str | None = None
     """Directory in which tasks run, relative to the user endpoint's run directory; the home directory if not given."""
     run_in_sandbox: bool = False
@@ -170,7 +170,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """Tasks a node may hold beyond its workers. Where it is not given: 0 while more than one node can
     run, since the first node would otherwise take tasks that an idle one could run."""
     max_retries_on_system_failure: NonNegative = 0
-    """Times a begun task is run again after its worker or user endpoint was lost, unless it has its own max_attempts."""
+    """Times a begun task is run again after its worker or user endpoint was lost, if it has no max_attempts itself."""
     strategy: Literal["simple", "htex_auto_scale", "none"] | StrategySettings | None = None
     """How many blocks there are: simple (the default) adds them as tasks need them and removes them when there have
     been no tasks for max_idletime, htex_auto_scale removes each that is idle, none keeps to init_blocks."""
