@@ -2,7 +2,7 @@
 
 "Resource temporarily unavailable" is what fork says, and "can't start new thread" Python's threads. The limits
 are the control group's (pids.events, which is world-readable; pids.max of it or of one above) and RLIMIT_NPROC. If
-neither shows a refusal, neither is blamed. Called by runner.py when a function has failed so.
+neither shows a refusal, neither is blamed. Called by task_runner.py when a function has failed so.
 """
 
 from __future__ import annotations

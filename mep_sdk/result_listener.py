@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mep_sdk.http import Backoff, describe, log_failure
+from mep_sdk.http import Backoff, describe
 from mep_sdk.result_stream import ResultStream, refusal_of
 from mep_sdk.settings import Settings
 from mep_wire import api

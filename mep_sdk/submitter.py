@@ -22,7 +22,7 @@ from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
-from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
+from mep_sdk.http import PATIENT_S, SILENT_S
 from mep_sdk.result_decoding import settle
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.status_poller import Recheck

@@ -1,6 +1,6 @@
-"""Removes what is kept for long enough, a page at a time: ended tasks, their arguments, and what nobody uses any more.
+"""Removes expired rows, a page at a time: ended tasks, their arguments, and unused objects.
 
-Runs beside everything else in the relay's event loop; a page is small, so that nobody waits for it. Called by the
+Runs beside everything else in the relay's event loop; a page is small enough not to delay requests. Called by the
 server.
 """
 
@@ -73,7 +73,7 @@ class Sweeper:
             await asyncio.sleep(_SHORT_PAUSE_S)
 
     async def ended(self) -> None:
-        """Remove old endings and what is unused, and expire what waited too long. Raises RelayUnavailable."""
+        """Remove old endings and unused objects, and expire tasks that waited too long. Raises RelayUnavailable."""
         now = time.time()
         removed = PAGE
         while removed == PAGE:
@@ -87,7 +87,7 @@ class Sweeper:
         await self._do(lambda tx: tx.compact(COMPACT_PAGES))
 
     async def _unused(self, now: float, before: float) -> None:
-        """Remove a page of what nobody has used for long."""
+        """Remove a page of objects unused for long."""
         here = set(self._dispatcher.board.by_row)
         followed = self._dispatcher.streams.rows()
         removed = await self._do(lambda tx: tx.sweep_ueps(before, here, PAGE))

@@ -46,7 +46,7 @@ class App:
             status = route.status
         except MepError as error:
             status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
-            # What is left of the body is not read: the connection cannot be used again.
+            # The rest of the body is not read: the connection cannot be reused.
             close = isinstance(error, (PayloadTooLarge, TokenUnknown, RelayBusy)) and scope["method"] in ("POST", "PUT")
             if status >= 500:
                 logger.error("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)

@@ -1,9 +1,9 @@
 """How many bytes of requests the relay holds at once: of one person, and of all together.
 
 A body is held from its first byte until its request is answered. Its declared size is reserved before anything of it
-is read, so that many large ones at once wait at their senders and not in the relay's memory. Nobody holds more than
-is left for the others, and short bodies are never refused for what others hold: a few people who send long ones
-slowly keep nobody else out.
+is read, so that many large ones at once wait at their senders and not in the relay's memory. No person may hold more
+than is left for the others, and short bodies are never refused because of others' bodies. A few people who send
+long bodies slowly can't keep others out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One HTTP connection, with bounds on what somebody can make the relay hold before they have said who they are.
+"""One HTTP connection, with bounds on the memory and time that an unauthenticated peer can take.
 
 uvicorn's own protocol keeps whatever comes before a request's blank line, for as long as it takes to come. Here a
 request's head may have MAX_HEAD_BYTES and HEAD_S, and its body BODY_S. Trusts nothing. Called by uvicorn.
@@ -23,7 +23,7 @@ BODY_S = 600.0
 
 
 MAX_FROM_ONE_ADDRESS = 1000
-"""Most connections at once from one address; any number from this host, where a TLS proxy may speak for everybody."""
+"""Most connections at once from one address; unlimited from this host, where a TLS proxy may forward all."""
 _LOOPBACK = ("127.", "::1")
 
 
@@ -73,7 +73,7 @@ class BoundedConnection(HttpToolsProtocol):
             del self._from[self._address]
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, and close where the head is too long."""
+        """Parse the received bytes, and close the connection if the head is too long."""
         self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -97,7 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The last byte: what comes next is another request's head."""
+        """The last byte: another request's head follows."""
         self._in_head, self._head_bytes = True, 0
         self._allow(None)
         super().on_message_complete()

@@ -1,7 +1,7 @@
 """Free-form values of bodies (configurations, metadata, schemas) made plain: what JSON can say, of a bounded size.
 
 MessagePack can say more than JSON (bytes, keys that are no strings, not-a-number) and JSON more than MessagePack
-(whole numbers of any size). What is stored, compared, signed and sent on is the part that both can say.
+(whole numbers of any size). Only values that both can express are stored, compared, signed and sent on.
 """
 
 from __future__ import annotations

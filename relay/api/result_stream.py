@@ -83,7 +83,7 @@ async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tu
 
 
 async def _push(service: Service, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
-    """Send what comes until the client has gone. Raises TokenUnknown once the token is good no more."""
+    """Send results until the client disconnects. Raises TokenUnknown once the token is no longer valid."""
     streams = service.dispatcher.streams
     event = streams.join(group.row)
     gone = asyncio.create_task(_until_gone(receive))

@@ -158,7 +158,7 @@ def _deadline(body: SubmitBody, now: float) -> float:
 def _new_tasks(
     service: Service, caller: Caller, endpoint: EndpointRecord, body: SubmitBody
 ) -> tuple[list[NewTask], dict[str, list[str]]]:
-    """Return the tasks of a submission and their ids by function. Raises what is wrong with them."""
+    """Return the tasks of a submission and their ids by function. Raises an error if one is invalid."""
     count = sum(map(len, body.tasks.values()))
     if not 0 < count <= MAX_TASKS_PER_SUBMIT:
         raise BodyInvalid(reason=f"tasks: expected 1 to {MAX_TASKS_PER_SUBMIT} tasks, got {count}")

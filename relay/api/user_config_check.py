@@ -29,7 +29,7 @@ MAX_SCHEMA_BYTES = 256 * 1024
 CHECK_S = 0.5
 """Longest that one check may take."""
 KEPT = 256
-"""Endpoints whose validator is kept ready."""
+"""The number of endpoints with a cached validator."""
 MAX_REASON = 500
 
 _deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
@@ -119,7 +119,7 @@ _CHECK_FAILURES = (_TooSlow, RecursionError, Unresolvable, re2.error)
 
 
 def _fault(schema: Mapping[str, Any]) -> str | None:
-    """Return what is wrong inside `schema`: a reference that leads out of it, or a pattern that re2 cannot take."""
+    """Return the fault inside `schema`: a reference that leads out of it, or a pattern that re2 cannot take."""
     resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
     waiting = [(resource, SPECIFICATIONS.resolver_with_root(resource))]
     while waiting:

@@ -28,7 +28,7 @@ def new_token() -> str:
 
 
 def token_hash(token: str) -> bytes:
-    """Return what is stored of a token."""
+    """Return the stored form of a token."""
     return hashlib.sha256(token.encode()).digest()
 
 
@@ -40,7 +40,7 @@ class TokenAuth:
         self._known: dict[str, tuple[float, Caller]] = {}
 
     def caller(self, authorization: str) -> Caller:
-        """Return whose `Authorization` header this is. Raises TokenUnknown."""
+        """Return the person with this `Authorization` header. Raises TokenUnknown."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenUnknown

@@ -1,7 +1,7 @@
 """Ends tasks whose deadline is past, wherever they are: waiting, sent, or running at a user endpoint that may be away.
 
 One timer, for the first deadline of all. The user endpoint ends a running task at the same time by its own clock,
-since its link may be down; here the task ends whether or not it does. What comes of the task later is not taken.
+since its link may be down; here the task ends in any case. A later result of the task is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._next = deadline
-        delay = min(max(deadline - time.time(), at_least_s), _LONGEST_S)  # the host's clock may be set meanwhile
+        delay = min(max(deadline - time.time(), at_least_s), _LONGEST_S)  # the host's clock may be set during the wait
         self._timer = self._board.loop.call_later(delay, self._due)
 
     def _due(self) -> None:

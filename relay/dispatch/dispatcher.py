@@ -43,7 +43,7 @@ from relay.store.task_record_writes import AuditedStore
 MAX_EARLY_FRAMES = 64
 """Messages that a peer may send while its join is being stored."""
 MAX_STRANGER_BYTES = 8 * 1024 * 1024
-"""Most that a peer may say before it is welcome: room for a hello with a million rows, and no more to decode."""
+"""Largest message from a peer before its welcome: enough for a hello with a million rows."""
 SETTLE_S = 600.0
 """After the relay's start, how long user endpoints have to come back before one counts as not heard of."""
 Handler = Callable[[Peer, Any], object]
@@ -239,7 +239,7 @@ class Dispatcher:
         return asked
 
     async def expire(self, lifetime_s: float) -> None:
-        """End tasks that have waited for longer than this, also those at user endpoints of which nobody has heard for
+        """End tasks that have waited for longer than this, also those at user endpoints that have been silent for
         so long. Raises RelayUnavailable."""
         before = time.time() - lifetime_s
         settled = self.board.loop.time() - self._up_since > min(lifetime_s, SETTLE_S)
@@ -265,7 +265,7 @@ class Dispatcher:
             self._refuse(link.peer, LinkForbidden(what=f"endpoint {endpoint.endpoint_id}"))
 
     async def endpoint_deleted(self, endpoint_id: str) -> None:
-        """An endpoint was deleted: its manager and user endpoints are told, what waits fails."""
+        """An endpoint was deleted: tell its manager and user endpoints, and fail its waiting tasks."""
         error = EndpointDeleted(endpoint_id=endpoint_id)
         link = self.board.managers.get(endpoint_id)
         if link is not None:
@@ -277,10 +277,10 @@ class Dispatcher:
                 uep.go(UepState.DRAINING)
             await self.delivery.end_queue(uep, error)
             self._endings.conclude_if_deleted(uep)
-        self._audited.keep(endpoint_id, keep=False)  # its manager has left for good
+        self._audited.keep(endpoint_id, keep=False)  # its manager has left permanently
 
     def added(self, uep: Uep) -> None:
-        """Tasks were added: have it started, or end them where its endpoint was deleted meanwhile."""
+        """Tasks were added: request its start, or end them if its endpoint has since been deleted."""
         self._endings.conclude_if_deleted(uep)
         self.starts.want(uep)
 

@@ -31,7 +31,7 @@ STORE_RETRY_S = 1.0
 
 @dataclass(eq=False, slots=True)
 class ManagerLink:
-    """A manager whose link is up."""
+    """A manager with a live link."""
 
     endpoint_id: str
     peer: Peer
@@ -59,8 +59,8 @@ class Uep:
     has_queued: bool = False
     pumping: bool = False
     unsettled: bool = False
-    """Its process is gone and had tasks that may have begun, whose results may be in its spool: the next process will
-    tell."""
+    """Its process is gone and had tasks that may have begun. Their results may be in its spool: the next process will
+    report them."""
     starting: bool = False
     """A start request is being made or waits for its answer or its join."""
     start_answered: bool = False
@@ -134,7 +134,7 @@ class Uep:
 
 @dataclass(eq=False, slots=True)
 class Joining:
-    """The session of a peer whose join is being stored: what it says meanwhile waits."""
+    """The session of a peer while its join is being stored: its messages wait until then."""
 
     record: UepRecord
     offered: bytes

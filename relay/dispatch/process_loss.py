@@ -1,4 +1,10 @@
-"""Ends of user endpoints' processes. What becomes of their tasks, and when, is the table of `lost`."""
+"""Ends of user endpoints' processes, in this order.
+
+The process is forgotten. The tasks sent to it keep their state, since they may have begun. The next process joins and
+lists the tasks it holds. Any other task is lost if it had begun, and is sent to the new process if not. Its workers'
+notes then tell what had begun without the relay's hearing of it. Where no next process comes, everything that was sent is lost, and
+only what was not sent is said not to have begun.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +27,7 @@ class Endings:
         self._board, self._delivery, self._starts = board, delivery, starts
 
     def conclude_if_ended(self, uep: Uep) -> None:
-        """If its link is down and its manager says that it has no process, or nobody will ever say, it has ended."""
+        """It has ended if its link is down and its manager reports no process, or no report can ever come."""
         link = self._board.managers.get(uep.record.endpoint_id)
         gone = link is not None and link.reported and not link.runs(uep.record)
         if self._board.loop.time() < uep.grace_until:
@@ -31,12 +37,12 @@ class Endings:
             self._board.run(self.conclude(uep, "", "its process has ended"))
 
     def _is_deleted(self, uep: Uep) -> bool:
-        """Whether its endpoint is no more: then nobody tells of its end, and nothing starts it again."""
+        """Whether its endpoint was deleted: then its end is not reported, and it is not started again."""
         endpoint = self._board.store.endpoint(uep.record.endpoint_id)
         return endpoint is None or bool(endpoint.deleted_at)
 
     def conclude_if_deleted(self, uep: Uep) -> None:
-        """If its endpoint is no more and it has no link: end what it had, in a moment where it may still come back."""
+        """If its endpoint was deleted and it has no link: end its tasks, after a delay if it may still come back."""
         if uep.peer is not None or not self._is_deleted(uep):
             return
         if uep.record.link_key:

@@ -1,4 +1,4 @@
-"""Wakes the result streams: whoever waits for a task group is told when tasks of it have ended.
+"""Wakes the result streams: streams that wait for a task group are told when tasks of it have ended.
 
 Nothing is kept for a slow reader: it is told that there is something, and reads the store from its own
 cursor, a page at a time.
@@ -30,11 +30,11 @@ class Streams:
             del self._waiting[group_row]
 
     def rows(self) -> set[int]:
-        """Return the groups that somebody waits for."""
+        """Return the groups that have a waiting stream."""
         return set(self._waiting)
 
     def wake(self, group_rows: Iterable[int]) -> None:
-        """Tell whoever waits for these groups."""
+        """Wake the streams that wait for these groups."""
         for row in group_rows:
             for event in self._waiting.get(row, ()):
                 event.set()

@@ -1,8 +1,8 @@
 """Has user endpoints started: asks their manager, waits for answer and join, and tries again with back-off.
 
-One request a user endpoint at a time, no more than `MAX_UNDER_WAY` an endpoint, half of that an account, and none
-while the manager is away: its next hello asks for everything that waits. What the relay decides here is only whether
-to ask again; who may run as whom is the endpoint's business.
+One request in flight per user endpoint, `MAX_UNDER_WAY` per endpoint, half of that per account. While the manager
+is offline nothing is sent; its next hello triggers pending starts. The relay decides here only whether to ask
+again. The endpoint decides who may run under which account.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Starts:
             return None
 
     def say_who(self, link: ManagerLink, processes: Iterable[tuple[str, bytes]]) -> None:
-        """Tell a manager who the people of its user endpoints are now: nobody, where an account is gone.
+        """Tell a manager who owns its user endpoints now: an empty identity set if the relay account is gone.
 
         `processes`: id and incarnation of each.
         """
@@ -235,7 +235,7 @@ class Starts:
         self._board.forget_idle(uep)
 
     async def _give_up(self, uep: Uep, error: MepError) -> None:
-        """Fail what waits, and what a process had that is gone: its spool will not be asked."""
+        """Fail waiting tasks, and those of a process that is gone: its spool will not be read."""
         if uep.unsettled:
             await self._delivery.end_sent(uep, error)
             uep.unsettled = False
@@ -296,7 +296,7 @@ class Starts:
                 self.want(uep)
 
     def manager_gone(self, endpoint_id: str) -> None:
-        """Starts asked of a manager whose link is down: they may still come to join; asked anew at its hello."""
+        """Starts requested from a manager that lost its link: they may still join; requested again at its hello."""
         for uep in self._board.of_endpoint(endpoint_id):
             if uep.state is UepState.STARTING:
                 uep.set_timer(None)

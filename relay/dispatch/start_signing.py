@@ -74,7 +74,7 @@ class MadeStart:
 
 
 def join_hash(token: bytes) -> bytes:
-    """Return what is stored of a join token."""
+    """Return the stored form of a join token."""
     return hashlib.sha256(token).digest()
 
 

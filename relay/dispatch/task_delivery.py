@@ -1,8 +1,8 @@
-"""Carries tasks to linked user endpoints within their credit, and what comes back into the store.
+"""Sends tasks to linked user endpoints within their credit, and stores their results.
 
 A task leaves the queue only when its end is on disk, and nothing is acknowledged before. A lone task for a
-user endpoint with credit is stored as dispatched in the commit that accepts it and sent right after; a
-crowd is taken from the store a page at a time, so memory goes with credit and not with the queue.
+user endpoint with credit is stored as dispatched in the commit that accepts it, and sent right after. Many
+tasks are read from the store a page at a time. Memory therefore grows with credit, not with the queue.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class Delivery:
             uep.credit += credit
 
     def _send_direct(self, uep: Uep, peer: object, added: Added, tasks: Sequence[NewTask]) -> None:
-        """Send what was just stored as dispatched. Where the link has gone meanwhile nobody has to take the tasks
-        back: the store compares with what the user endpoint holds after each hello, join, goodbye and end, and
-        every one of those comes after this in the writer's order."""
+        """Send the tasks just stored as dispatched. If the link has gone since then, the tasks need not be taken
+        back: the store compares them with the user endpoint's list after each hello, join, goodbye and end.
+        Each of those comes after this in the writer's order."""
         if uep.peer is peer and uep.state is UepState.ONLINE:
             queued = [
                 QueuedTask(
@@ -282,7 +282,7 @@ class Delivery:
             self._ended(uep, await self._board.insist(lambda tx: tx.record_endings(uep.row, endings)))
 
     async def lose_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
-        """Tasks had begun, and what ran them is gone: those that may be begun again wait, the others fail."""
+        """Tasks had begun and their process is gone: those with attempts left are queued, the others fail."""
         loss = Loss(error, uep.default_attempts, uep.most_attempts)
         if rows:
             self.requeued(uep, await self._board.insist(lambda tx: lose(tx, uep.row, rows, loss)))
@@ -330,7 +330,7 @@ class Delivery:
         uep.has_queued = self._board.store.has_queued(uep.row)
 
     async def expire(self, uep: Uep, lifetime_s: float) -> None:
-        """End what waits for this user endpoint for longer than this. Raises RelayUnavailable."""
+        """End tasks that have waited longer than this for this user endpoint. Raises RelayUnavailable."""
         before = time.time() - lifetime_s
         oldest = self._board.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
@@ -350,7 +350,7 @@ class Delivery:
         uep.has_queued = self._board.store.has_queued(uep.row)
 
     async def expire_lost(self, uep: Uep, lifetime_s: float) -> None:
-        """End what a user endpoint has that nobody has heard of for longer than this. Raises RelayUnavailable."""
+        """End the tasks of a user endpoint that has been silent for longer than this. Raises RelayUnavailable."""
         gone = f"Nothing was heard of your process at the site for {lifetime_s / 86400:g} days"
         texts = {
             TaskState.DISPATCHED: f"{gone}, to which the task was sent; it is not known to have begun.",
@@ -366,7 +366,7 @@ class Delivery:
         uep.unsettled = False
 
     async def expire_rows(self, uep_row: int, endings: Sequence[Ending]) -> None:
-        """End tasks whose deadline is past. Raises RelayUnavailable."""
+        """End tasks that are past their deadline. Raises RelayUnavailable."""
         settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings), inline=False))
         uep = self._board.by_row.get(uep_row)
         if uep is not None:
@@ -392,7 +392,7 @@ def uuid_text(raw: bytes) -> str:
 
 
 def _ending(item: messages.ResultItem) -> Ending:
-    """Return what is stored of a result: a peer's words are clipped, an oversized payload is refused."""
+    """Return the stored form of a result: a peer's text is clipped, an oversized payload is refused."""
     if len(item.payload) > MAX_PAYLOAD_BYTES:
         error = ResultTooLarge(size=len(item.payload), limit=MAX_PAYLOAD_BYTES)
         return Ending(

@@ -1,8 +1,8 @@
 """Task events on their way to the managers of endpoints that keep task records.
 
-The store keeps each until its manager has said that it is on that host's disk: a manager, a link or a relay that goes
-away loses none, and one that comes back may get some again, with the same numbers. One message at a time is under way
-for an endpoint, so that a slow disk there holds up nothing here. Called by the dispatcher, in the event loop's thread.
+The store keeps each event until the manager confirms that it is on that host's disk. None is lost when a manager, link
+or relay fails; after a reconnect some may be sent again, with the same numbers. Each endpoint has one message in
+flight, so that a slow disk there holds up nothing here. Called by the dispatcher, in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Outgoing:
 
 
 class TaskEvents:
-    """Sends the events of every endpoint whose manager is here."""
+    """Sends the events of every endpoint with a connected manager."""
 
     def __init__(self, board: Board, store: AuditedStore) -> None:
         self._board, self._store = board, store
@@ -61,7 +61,7 @@ class TaskEvents:
             self._soon(link.endpoint_id)
 
     def gone(self, link: ManagerLink) -> None:
-        """A manager's link is down: what was under way is sent again."""
+        """A manager's link is down: the events in flight are sent again."""
         known = self._outgoing.get(link.endpoint_id)
         if known is not None and known.peer is link.peer:
             self._forget(link.endpoint_id)
@@ -127,7 +127,7 @@ class TaskEvents:
         )  # fmt: skip
 
     def _username(self, account_id: str, identity_id: str) -> str:
-        """Return the name of an identity, empty where the relay has it no more."""
+        """Return the name of an identity, empty if the relay no longer has it."""
         name, until = self._names.get((account_id, identity_id), ("", 0.0))
         now = time.monotonic()
         if now >= until:

@@ -1,7 +1,7 @@
 """What becomes of tasks inside one transaction: put together from the store's single steps.
 
-A task that waits again is one that nobody has asked to cancel; one that was begun and lost waits again only while it
-may be begun once more. Called with the transaction by the other modules of this package.
+A task is queued again only if its cancellation was not requested. A task that had begun and was lost is queued
+again only while it has attempts left. Called with the transaction by the other modules of this package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Tasks that had begun are gone with what ran them: why, and how often they may be begun there."""
+    """Tasks that had begun were lost with their process: why, and how often they may be begun there."""
 
     error: MepError
     default_attempts: int
@@ -70,7 +70,7 @@ def charge(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) -> Requeued:
 
 
 def lose(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
-    """These had begun, and what ran them is gone: queue again those that may be begun once more, end the others."""
+    """These had begun and their process is gone: queue again those with attempts left, end the others."""
     again: list[tuple[int, int]] = []
     endings: list[Ending] = []
     for task in tx.standing(uep_row, rows):

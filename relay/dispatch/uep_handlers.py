@@ -152,7 +152,7 @@ class UserEndpoints:
         self._delivery.results(peer.session, message.items)
 
     def lost(self, peer: Peer, message: messages.Lost) -> None:
-        """What ran these died, and they may be run again. Raises LinkMessageInvalid."""
+        """The processes of these tasks died, and they may be run again. Raises LinkMessageInvalid."""
         if len(message.attempts) != len(message.rows) or any(not 0 < n <= MAX_ATTEMPTS for n in message.attempts):
             raise LinkMessageInvalid(reason="an attempt that no task has")
         self._delivery.lost(peer.session, list(zip(_rows(message.rows), message.attempts, strict=True)))

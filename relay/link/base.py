@@ -56,4 +56,4 @@ class Plane(Protocol):
         """Forget a peer: nothing is sent to it any more. `on_gone` is not called."""
 
     def stop(self) -> None:
-        """Stop listening, after what was sent has left (for up to a second)."""
+        """Stop listening, after sent messages have left (for up to a second)."""

@@ -1,9 +1,9 @@
 """The embedded plane: one ZeroMQ ROUTER socket with CURVE, served from the event loop's own thread.
 
-Every peer must prove a CURVE key; `Zap` turns the key into the `User-Id` of each of its messages. A routing
-id can be chosen by a peer, so it is never an identity: a peer is (key, routing id), a message whose key
-differs from the one seen with its routing id starts a new Peer, and answers go only to the routing id that
-came with the key. ROUTER_HANDOVER stays off: nobody can take over a routing id that is connected.
+Every peer must prove a CURVE key; `Zap` turns the key into the `User-Id` of each of its messages. A peer
+can choose its routing id, and it is therefore never an identity: a peer is (key, routing id). A message with a
+key other than the one seen with its routing id starts a new Peer. Answers go only to the routing id that came
+with the key. ROUTER_HANDOVER stays off: a connected routing id can't be taken over.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class AccountTx(Protocol):
         """Make an identity, with its tokens, a person of its own, with this new account."""
 
     def remove_account(self, account_id: str) -> None:
-        """Remove the person's identities and tokens. What they own stays and belongs to nobody."""
+        """Remove the person's identities and tokens. Their property stays, without an owner."""
 
     def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
         """Let the token with this SHA-256 speak for `caller`."""
@@ -79,7 +79,7 @@ class RegistryTx(Protocol):
         """Add a function."""
 
     def delete_function(self, function_id: str, now: float) -> None:
-        """Mark a function as deleted: nobody finds it any more; tasks that have it still run."""
+        """Mark a function as deleted: it can't be found any more; tasks that have it still run."""
 
     def put_uep(self, uep: UepRecord) -> UepRecord:
         """Add a user endpoint, or find the one with this `uep_id`; `row` is the store's to choose."""
@@ -161,7 +161,7 @@ class TaskTx(Protocol):
 
 
 class SweepTx(Protocol):
-    """Removing what nobody has used for long, and giving the room back."""
+    """Removing rows unused for long, and freeing the space."""
 
     def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
         """Remove user endpoints without process and tasks that were last seen before this time, up to `limit` and none
@@ -189,7 +189,7 @@ class TaskEventTx(Protocol):
     """Changes to the events of endpoints that keep task records. A body is opaque to the store."""
 
     def keep_task_events(self, endpoint_id: str, *, keep: bool) -> None:
-        """Begin to keep the endpoint's events, or end it and forget what was kept. Numbers are never given again."""
+        """Begin to keep the endpoint's events, or stop and delete the kept ones. Numbers are never reused."""
 
     def add_task_events(self, endpoint_id: str, bodies: Sequence[bytes], most: int) -> None:
         """Append events, if the endpoint's are kept; beyond `most` the oldest are dropped, and counted."""
@@ -204,7 +204,7 @@ class TaskEventTx(Protocol):
         """Return the oldest queued tasks of this user endpoint."""
 
     def uep_key(self, uep_row: int) -> UepKey | None:
-        """Return whose a user endpoint is."""
+        """Return the owner of a user endpoint."""
 
 
 class Tx(AccountTx, RegistryTx, TaskTx, SweepTx, TaskEventTx, Protocol):
@@ -215,7 +215,7 @@ class AccountReads(Protocol):
     """Questions about people."""
 
     def caller(self, token_hash: bytes) -> Caller | None:
-        """Return whose token this is."""
+        """Return the owner of this token."""
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         """Return a person's identities, the one with id `first` in front."""
@@ -224,7 +224,7 @@ class AccountReads(Protocol):
         """Return the account and identity of a username."""
 
     def accounts(self) -> list[IdentitySet]:
-        """Return everybody, in order of their first username."""
+        """Return all people, in order of their first username."""
 
 
 class RegistryReads(Protocol):
@@ -265,7 +265,7 @@ class TaskReads(Protocol):
         """Return the first deadline of any unfinished task; None where none has one."""
 
     def overdue(self, now: float, limit: int) -> list[OverdueTask]:
-        """Return unfinished tasks whose deadline is past, the first ones, up to `limit`."""
+        """Return the first unfinished tasks past their deadline, up to `limit`."""
 
     def oldest_queued(self, uep_row: int) -> float | None:
         """Return when the task that waits for this user endpoint longest was submitted; None where none waits."""
@@ -283,7 +283,7 @@ class TaskReads(Protocol):
         """Return the tasks that exist among these."""
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
-        """Return the tasks that exist among these, whose payloads are not read."""
+        """Return the tasks that exist among these, without reading their payloads."""
 
     def group(self, group_id: str) -> GroupRef | None:
         """Return a task group."""
@@ -300,7 +300,7 @@ class TaskEventReads(Protocol):
     """Questions about task events."""
 
     def task_events_kept(self) -> list[str]:
-        """Return the endpoints whose events are kept."""
+        """Return the endpoints with kept events."""
 
     def task_events(self, endpoint_id: str, limit: int) -> EventPage:
         """Return the oldest events of an endpoint, up to `limit`."""
@@ -318,4 +318,4 @@ class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, Protocol):
         """
 
     def close(self) -> None:
-        """Finish what was submitted and close."""
+        """Finish submitted changes and close."""

@@ -1,9 +1,9 @@
 """One writer for a SQLite database: a thread that commits waiting changes in groups, and a short cut for a
 lone one.
 
-A change that finds the writer idle is run and committed in the caller's thread, which saves two thread
-switches (0.1-0.2 ms), as long as commits have been quick: a disk that takes milliseconds to sync must not
-hold up the relay's event loop. Called by the SQLite store alone.
+If the writer is idle, a change is run and committed in the caller's thread. That saves two thread switches
+(0.1-0.2 ms). It is done only while commits are quick: a disk that takes milliseconds to sync must not hold
+up the relay's event loop. Called by the SQLite store alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUICK_COMMIT_S = 0.002
 
 
 class Writer:
-    """Runs changes over `tx` on `connection`, which must be in autocommit mode and used by nobody else."""
+    """Runs changes over `tx` on `connection`, which must be in autocommit mode and used only here."""
 
     def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
         self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
@@ -59,7 +59,7 @@ class Writer:
         return future
 
     def close(self) -> None:
-        """Commit what waits, and end the thread."""
+        """Commit waiting changes, and end the thread."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -104,7 +104,7 @@ class Writer:
         self._connection.execute("SAVEPOINT change")
         try:
             value = change(self._tx)
-        except Exception as error:  # whoever asked must hear of it, and the thread that serves all others goes on
+        except Exception as error:  # the caller must get the error, and the thread that serves all others goes on
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
                 raise  # the disk's, and the whole group's
             self._connection.execute("ROLLBACK TO change")

@@ -123,7 +123,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class OverdueTask(msgspec.Struct, frozen=True):
-    """An unfinished task whose deadline is past."""
+    """An unfinished task past its deadline."""
 
     row: int
     uep_row: int
@@ -255,6 +255,6 @@ class Held(msgspec.Struct, frozen=True):
 
     requeued: int
     lost: list[int]
-    """Rows that had started and that it has no more."""
+    """Rows that had started and that it no longer has."""
     over: list[int]
     """Rows that it holds and that have ended, or are not its own: to be cancelled there."""

@@ -119,7 +119,7 @@ class SqliteStore(SqliteTaskEventReads):
         return self._writer.submit(change, inline=inline)
 
     def close(self) -> None:
-        """Finish what was submitted and close."""
+        """Finish submitted changes and close."""
         self._writer.close()
         if self._checkpointer is not None:
             self._checkpointer.close()

@@ -162,7 +162,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, SqliteTaskEvents):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what was remembered of the database: called after a rollback."""
+        """Drop cached database values: called after a rollback."""
         (self._next_row,) = self._db.execute(sql.NEXT_ROW).fetchone()
         (self._next_seq,) = self._db.execute(sql.NEXT_SEQ).fetchone()
         self._groups.clear()

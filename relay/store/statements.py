@@ -54,7 +54,7 @@ ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY a
 
 # --- endpoints, functions, user endpoints -----------------------------------------------------------
 
-# Add or replace an endpoint; its link key must be its own. Nobody else's is replaced, and no deleted one comes back.
+# Add or replace an endpoint; its link key must be its own. Another person's is not replaced; a deleted one stays deleted.
 PUT_ENDPOINT = (
     "INSERT INTO endpoints (endpoint_id, owner, name, link_key, body) VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT (endpoint_id) DO UPDATE SET name = excluded.name, link_key = excluded.link_key, "
@@ -185,7 +185,7 @@ ENDED_INPUTS = (
 DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
 STORED_BYTES = "SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?"
 
-# --- what nobody has used for long --------------------------------------------------------------------
+# --- unused for long ----------------------------------------------------------------------------------
 
 # Of all these the newest stays, so that its number is never given again: streams, records and tasks know them by it.
 UNSEEN_UEPS = (

@@ -22,7 +22,7 @@ from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled, Tas
 
 T = TypeVar("T")
 MAX_EVENTS = 200_000
-"""Events that are kept for one endpoint whose manager is away: about 40 MB. Beyond, the oldest are dropped."""
+"""Most events kept for one endpoint while its manager is away: about 40 MB. Beyond that the oldest are dropped."""
 _MAX_REMEMBERED = 100_000
 Place = tuple[str, str]
 

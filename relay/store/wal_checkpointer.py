@@ -17,7 +17,7 @@ INTERVAL_S = 0.5
 
 
 class Checkpointer:
-    """A thread that checkpoints over `connection`, which nobody else uses, some time after each `changed`."""
+    """A thread that checkpoints over `connection`, for its use only, some time after each `changed`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
