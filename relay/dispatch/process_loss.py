@@ -2,8 +2,8 @@
 
 The process is forgotten. The tasks sent to it keep their state, since they may have begun. The next process joins and
 lists the tasks it holds. Any other task is lost if it had begun, and is sent to the new process if not. Its workers'
-notes then tell what had begun without the relay's hearing of it. Where no next process comes, everything that was sent is lost, and
-only what was not sent is said not to have begun.
+notes then show which tasks had begun without a report to the relay. If no next process comes, every task that was
+sent is lost, and only unsent tasks are reported as not begun.
 """
 
 from __future__ import annotations

@@ -75,9 +75,9 @@ class Starts:
             self.want(uep)
 
     def _has_room(self, uep: Uep) -> bool:
-        """Whether one more start may be under way there: no account has more than half, nor the last besides another.
+        """Whether one more start may be in flight there: no account holds more than half, or the last besides another.
 
-        So nobody's starts that hang or are refused slowly keep other people's from being asked for.
+        One account's slow or hanging starts therefore don't block other people's.
         """
         under_way = [one.record.account_id for one in self._board.of_endpoint(uep.record.endpoint_id) if one.starting]
         own, free = under_way.count(uep.record.account_id), MAX_UNDER_WAY - len(under_way)
@@ -242,10 +242,10 @@ class Starts:
         await self._delivery.end_queue(uep, error)
 
     async def revoke(self, uep: Uep, error: MepError) -> None:
-        """Its person may not have it any more: its tasks end with the reason, not with that of its process's end.
+        """Its owner is no longer authorized: its tasks end with that reason, not with that of its process's end.
 
-        What waits for somebody who maps to another account now can run there, and what waits for somebody of whom
-        nothing could be said is asked about again.
+        If the owner now maps to another account, waiting tasks can run there. If the owner's mapping could not be
+        determined, it is requested again for the waiting tasks.
         """
         if uep.state is UepState.ONLINE:
             uep.go(UepState.DRAINING)

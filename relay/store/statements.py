@@ -54,7 +54,7 @@ ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY a
 
 # --- endpoints, functions, user endpoints -----------------------------------------------------------
 
-# Add or replace an endpoint; its link key must be its own. Another person's is not replaced; a deleted one stays deleted.
+# Add or replace an endpoint; its link key must be its own. Others' are not replaced; deleted ones stay deleted.
 PUT_ENDPOINT = (
     "INSERT INTO endpoints (endpoint_id, owner, name, link_key, body) VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT (endpoint_id) DO UPDATE SET name = excluded.name, link_key = excluded.link_key, "
