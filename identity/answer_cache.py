@@ -44,7 +44,7 @@ class AnswerCache(Generic[V]):
             return True, entry.answer
 
     def drop(self, key: str, began: float) -> None:
-        """Forget what is remembered of `key`, and what look-ups that began before `began` will still say."""
+        """Drop the cached answer for `key`, and ignore the answers of look-ups that began before `began`."""
         with self._lock:
             self._keep(key, _Entry(0.0, None, began, is_answer=False))
 

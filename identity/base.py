@@ -23,17 +23,17 @@ class Answer:
     name: str
     rule: str
     literal: bool = False
-    """Whether the mapping file itself spells the name, so that it is the same for everybody whom the rule matches."""
+    """Whether the mapping file spells out the name, so that everyone the rule matches gets the same one."""
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to look somebody up."""
+    """How to look a person up."""
 
     bypass_cache: bool = False
-    """Ask anew whatever is remembered."""
+    """Ignore cached answers."""
     background: bool = False
-    """A re-check of what runs, which nobody waits for."""
+    """A background re-check of a running user endpoint."""
     person: str = ""
     """Tells people apart, where they are counted."""
 

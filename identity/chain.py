@@ -3,7 +3,7 @@
 Called by the mapper process and `mep map`. Thread-safe: a chain is immutable but for the caches and connection
 pools inside its LDAP mappers and the count of running callouts, each behind its own lock. `Chain.map` may block for
 as long as a callout's or a directory's timeout, so the mapper runs it in a small pool of threads; a slow callout
-then delays nobody else.
+then doesn't delay others.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Chain:
     ) -> LocalUser:
         """Return the one local user that `identities` (one person's) mean; its name is checked.
 
-        `bypass_cache` asks directories anew. `certain`, for re-checks of what runs, does too, and a mapper that fails
+        `bypass_cache` queries directories again. So does `certain`, for re-checks, and then a mapper that fails
         stops the chain whatever its `on_error` says: the answer then holds for a chain in which everything works.
         Raises NoMapping (NameRefused where a rule applies but its result cannot be a user name), AmbiguousMapping,
         MapperUnavailable (MapperBusy among them); nothing else, whatever the identities hold.

@@ -1,12 +1,10 @@
-"""How many people may be looked up at once by what may be slow: callouts and directories.
+"""Limits how many people are looked up at once by mappers that may be slow: callouts and directories.
 
-Each of their documents has `limit` places; who finds none waits. Everybody who is in one or waits for one holds a
-thread of the mapper, so both are bounded: while MAX_AT_ONE people are with a document nobody more waits for it, and no
-more than MAX_SLOW people are with all the documents of a chain together, one and the same person no more than
-MAX_OF_ONE times. Whoever comes on top is sent away at once (MapperBusy), to be
-asked about again a little later, and so whoever is mapped by expressions, domains or from memory never waits for them.
-Re-checks of what runs (`background`) hold at most half of a document's places; how many there are at once is for their
-caller to bound. Thread-safe.
+Each document runs `limit` lookups at once; further ones wait. Each lookup, running or waiting, occupies a mapper
+thread. At most MAX_AT_ONE run or wait per document, MAX_SLOW in total for a chain, and MAX_OF_ONE per person. Further
+lookups fail at once with MapperBusy, and are retried a little later. Lookups by expressions, domains or from the cache
+therefore never wait for slow mappers. Re-checks of running user endpoints (`background`) take at most half of a
+document's permits; their caller bounds their number. Thread-safe.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ from identity.errors import MapperBusy
 MAX_SLOW = 20
 """People who may be with all callouts and directories of a chain at once, re-checks not counted."""
 MAX_OF_ONE = 4
-"""Of them, how many may be one and the same person, with several starts at once: nobody crowds the others out."""
+"""How many of them may be the same person, with several starts at once. It keeps one person from taking them all."""
 MAX_AT_ONE = 16
-"""People with one callout or directory, those who wait included, from which on nobody more waits for a place of it."""
+"""Lookups of one callout or directory, waiting ones included, above which further ones are refused."""
 
 
 class Crowd:
-    """Everybody who is with any of the slow mappers of one process."""
+    """All people being looked up by any slow mapper of one process."""
 
     def __init__(self, most: int = MAX_SLOW, most_of_one: int = MAX_OF_ONE) -> None:
         self._most, self._most_of_one = most, most_of_one

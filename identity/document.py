@@ -1,4 +1,4 @@
-"""Reading one mapping document: every key is taken once, with its type, and keys nobody took are refused."""
+"""Reading one mapping document: every key is taken once, with its type, and the other keys are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DocumentInvalid(Exception):
 
 
 class Document:
-    """A mapping whose keys are taken one by one. Every `take_*` raises DocumentInvalid."""
+    """A mapping with keys that are taken one by one. Every `take_*` raises DocumentInvalid."""
 
     def __init__(self, value: Any, where: str = "") -> None:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -34,7 +34,7 @@ class Document:
             _log.warning("mapping: %s%s: %s", self._where, key, reason)
 
     def end(self) -> None:
-        """Refuse the document if it has keys that nobody took."""
+        """Refuse the document if it has keys that were not taken."""
         if self._left:
             raise self.refuse(min(self._left), "unknown key")
 

@@ -44,7 +44,7 @@ class DomainMapper:
 
 
 def file_text(domains: Sequence[str]) -> str:
-    """Return a mapping file for people of `domains`. Raises DocumentInvalid for what is no domain."""
+    """Return a mapping file for people of `domains`. Raises DocumentInvalid for an invalid domain."""
     document = {"DATA_TYPE": DATA_TYPE, "domain": domains[0] if len(domains) == 1 else list(domains)}
     from_document(Document(document))
     return json.dumps([document], indent=2) + "\n"

@@ -41,8 +41,8 @@ class MapperUnavailable(MappingError):
 class MapperBusy(MapperUnavailable):
     """More people wait for a callout or a directory than may; to be tried again a little later.
 
-    The chain never goes on past it, whatever `on_error` says: it is no failure of the site's, and whoever can make
-    others wait must not decide by which rule they are mapped.
+    The chain never goes on past it, whatever `on_error` says: it isn't a failure of the site, and a person
+    who makes others wait must not decide by which rule they are mapped.
     """
 
 

@@ -1,11 +1,11 @@
 """Follows a mapping file: the chain in force is always the last one that could be loaded.
 
 The mapper process calls `check` every second and before it maps. A change counts whether the file was written in place
-or replaced by rename, and so does a change of the LDAP password, CA and key files and of the callouts' programs that it
-names. A change is taken over when nothing has changed any more for SETTLE_S, so that no file is read half-written: the
-beginning of a YAML file mostly is a YAML file, with fewer rules in it. A broken file leaves the chain before it in
-force; it is tried again when it changes, and every RETRY_S, since what it lacked may lie outside (a callout's program,
-say). As often it is looked at whether anybody else could have written the files by now.
+or replaced by rename. Changes of the LDAP password, CA and key files and of the callouts' programs it names count
+too. A change takes effect once nothing has changed for SETTLE_S, so that no file is read half-written. The beginning
+of a YAML file is usually valid YAML, with fewer rules in it. A broken file leaves the previous chain in force. It is
+tried again when it changes, and every RETRY_S, since the cause may lie outside (a callout's program, say). Every RETRY_S
+the files are also checked for writability by untrusted accounts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Reloader:
     """The chain of the mapping file at `path`, loaded at once. Thread-safe.
 
     `load` makes a Chain of a path, noting files in the `files` it is given, and raises MappingFileInvalid. `rules` say
-    whose files are trusted; without them everybody's are.
+    which owners' files are trusted; without them all are.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Reloader:
         return self._chain
 
     def check(self) -> bool:
-        """Load what has changed. Return whether something new is in force, or `status` is another than before."""
+        """Load changed files. Return whether something new is in force, or `status` is another than before."""
         with self._lock:
             before = (self.status, self._chain)
             if self._settled():
@@ -110,7 +110,7 @@ class Reloader:
             self._reload()
 
     def _look_again(self) -> None:
-        """Try a broken file again; where all was well, see that nobody else may write the files by now."""
+        """Try a broken file again; otherwise check that only trusted accounts can write the files."""
         if self.status.problem:
             self._reload()
             return

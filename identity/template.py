@@ -47,7 +47,7 @@ class Template:
         self.fields = tuple(dict.fromkeys(names))
         """Names of the identity fields used, each once, in order."""
         self.doubt = ""
-        """Why nobody can ever have what the template needs; mostly a slip, so it is worth a warning."""
+        """Why no identity can satisfy the template. It is usually a mistake and worth a warning."""
         if unknown := [name for name in self.fields if name not in FIELDS]:
             self.doubt = f"no identity has a field {unknown[0]!r}, so this maps nobody"
 

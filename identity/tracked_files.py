@@ -27,7 +27,7 @@ _LOCAL_ACCOUNTS = Path("/etc/passwd")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Whom to trust with the mapping file itself, and with the files and programs that it names."""
+    """The accounts trusted with the mapping file itself, and with the files and programs that it names."""
 
     mapping: Trust
     named: Trust
@@ -40,7 +40,7 @@ class FileRefused(Exception):
 class Files:
     """The files that were read or looked at for one load, with the signature that each had then.
 
-    With `rules`, every one of them must be such that nobody else could have written it.
+    With `rules`, every one of them must be writable only by trusted accounts.
     """
 
     def __init__(self, rules: Rules | None = None) -> None:
@@ -77,7 +77,7 @@ class Files:
         return self._rules.named if self._rules else ours()
 
     def changed(self) -> bool:
-        """Return whether any of the files is no longer what was read."""
+        """Return whether any of the files has changed since it was read."""
         return any(signature_of(path) != signature for path, signature in self.signatures.items())
 
     def now(self) -> dict[Path, Signature]:

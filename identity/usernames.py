@@ -1,8 +1,8 @@
 """The check of every local user name before anything uses it.
 
 The rule is that of the portable user name of POSIX.1-2017, 3.437 (letters, digits, `.`, `_`, `-`, not starting
-with `-`), narrowed by what is unsafe in practice: `.` and `..` are directories, and a name of digits alone is read
-as a uid by chown, systemd and others. A trailing newline does not pass.
+with `-`). Names that are unsafe in practice are refused too. `.` and `..` are directories; chown, systemd and others
+read a name of digits alone as a uid. A trailing newline does not pass.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""external_identity_mapping#1.0.0: a program of the site's that is asked who a person is.
+"""external_identity_mapping#1.0.0: asks a program of the site which account a person maps to.
 
 It runs as the account of the process that asks, which is the mapper's and must not be root. It gets
 `identity_mapping_input#1.0.0` on its standard input, the arguments `-c CONNECTOR -s GATEWAY -a` after its own, and
 answers `identity_mapping_output#1.0.0` on its standard output: an object with `DATA_TYPE` and `result`, as Globus
-Connect Server's guide has it. An empty list as the `result` is the answer that it maps nobody. Anything else than a
-good answer is a failed mapper, never a match and never "nobody": a status other than 0, the time limit, too much
-output, no output (a script that ended early says nothing of anybody), malformed output, an id that was not asked about.
+Connect Server's guide has it. An empty `result` list means that no identity maps. Any fault is a failed mapper,
+never a match and never "no mapping". Faults are a status other than 0, the time limit, too much output, no output
+(a script that ended early gives no answer), malformed output, and an id that was not in the request.
 """
 
 from __future__ import annotations

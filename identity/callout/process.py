@@ -1,9 +1,9 @@
 """Runs one program with a deadline, no shell, and nothing of ours but its input; for callouts.
 
 The program gets its own session (so its own process group), a clean environment, `/` as its directory, no descriptor
-but its three, and cannot gain privilege. Its parent is identity.callout.subreaper, to which whatever it leaves running
-comes back, also what has left its session: all of it is killed when the program ends, at the deadline, or when it
-writes too much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
+but its three, and cannot gain privilege. Its parent is identity.runner, a subreaper: it inherits the program's orphans,
+also those that left the session. It kills them all when the program ends, at the deadline, or when it writes too
+much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_OUTPUT_BYTES = 1024 * 1024
 MAX_STDERR_BYTES = 16 * 1024
 RUNNER_END_S = 3.0
-"""How long it is waited for that the runner has killed what is left, and has ended."""
+"""How long to wait for the runner to kill the remaining processes and end."""
 _CHUNK_BYTES = 65536
 _RUNNER = Path(__file__).with_name("subreaper.py")
 
@@ -67,7 +67,7 @@ def run(
         except OSError as error:
             raise CommandFailed(f"cannot be talked to: {error}") from None
         finally:
-            ours.close()  # which has the runner kill what is left
+            ours.close()  # which makes the runner kill the remaining processes
             _reap(process)
             if exchange:
                 exchange.close()
@@ -169,7 +169,7 @@ class _Exchange:
                     stream.close()
 
     def _note_end(self) -> None:
-        """The program has ended: take what is in the pipes, but do not wait for whoever else holds them open."""
+        """The program has ended: read the rest of the pipes, without waiting for other holders of them."""
         self._over = True
         self.ending = self._control.recv(_CHUNK_BYTES).decode(errors="replace")
         while self._take_stdout():

@@ -1,11 +1,11 @@
 """The parent of one callout: `PYTHON -I -S subreaper.py DESCRIPTOR PROGRAM ARGV...`. Started by `process`.
 
-PROGRAM is the descriptor of the program that was checked; ARGV is what it gets, its name included.
-It makes itself the subreaper of all that the program starts, so that a process which has left the program's group or
-session comes to it as soon as its own parent ends. When the program has ended, or when the other end of DESCRIPTOR (a
-socket) is closed, it kills every process below it and then says on DESCRIPTOR how the program ended: `exit STATUS`,
-`signal NUMBER`, or `error REASON` where it could not be run. Neither it nor what it starts can gain privilege
-(no_new_privs). Should it be killed itself, the kernel ends the program with it.
+PROGRAM is the descriptor of the program that was checked; ARGV is its argument list, name included.
+It makes itself the subreaper of the program's descendants. A process that has left the program's group or session is
+reparented to it as soon as its own parent ends. When the program has ended, or when the other end of DESCRIPTOR (a
+socket) is closed, it kills every process below it. It then reports on DESCRIPTOR how the program ended:
+`exit STATUS`, `signal NUMBER`, or `error REASON` if it could not be run. Neither it nor its descendants can gain
+privilege (no_new_privs). Should it be killed itself, the kernel ends the program with it.
 
 It runs as a file of its own, not as a module, and imports the standard library alone: it must start quickly. It has one
 thread, so it may fork.
@@ -79,7 +79,7 @@ def _let_go_of_its_streams() -> None:
 
 
 def _wait(pid: int, control: int) -> None:
-    """Return when the program has ended (it is not reaped yet) or nobody wants its answer any more."""
+    """Return when the program has ended (it is not reaped yet) or its answer is no longer wanted."""
     ended = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
@@ -116,7 +116,7 @@ def _kill_all(program: int, control: int, reason: str) -> None:
 
 
 def _say(control: int, status: int, reason: str) -> None:
-    with contextlib.suppress(OSError):  # nobody wants to know any more
+    with contextlib.suppress(OSError):  # the answer is no longer wanted
         os.write(control, (f"error {reason}" if reason else _ending(status)).encode())
 
 

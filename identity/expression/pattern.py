@@ -1,8 +1,8 @@
 r"""The reduced pattern language of expression mappings, run by google-re2 (linear time in pattern and text).
 
 The language is that of the Globus Connect Server identity mapping guide: `.` any one character but a newline, `?`
-and `*` after what they repeat, `|`, `(` and `)`, and a backslash that takes the meaning from one of those, from
-itself or from `"`. Everything else stands for itself. The whole string must match. What the guide does not have is
+and `*` after the item they repeat, `|`, `(` and `)`. A backslash makes one of those, itself or `"` literal.
+Everything else stands for itself. The whole string must match. Syntax that the guide does not have is
 refused when the file is loaded: other escapes (also back-references), lazy and repeated wildcards, wildcards with
 nothing to repeat (and so Perl's `(?...)`).
 

@@ -1,9 +1,9 @@
 """Finds, among many patterns, the few that may match a string, by the fixed text they begin or end with.
 
 A file with a line for each person has thousands of rules; trying a regular expression for each would cost
-milliseconds a mapping. Which patterns are worth trying is looked up in dictionaries instead: by the whole string
-where the pattern is exact, by what it must end with, or by what it must begin with; for the rest a search for a text
-that must be in the string comes before the regular expression. The index only ever leaves out patterns that cannot
+milliseconds a mapping. Dictionaries give the patterns worth trying instead: by the whole string if the
+pattern is exact, by its required ending, or by its required beginning. For the rest, a search for a required text
+comes before the regular expression. The index only ever leaves out patterns that cannot
 match.
 """
 

@@ -49,7 +49,7 @@ class LimitedSocket:
         self.inner, self._limit = inner, limit
 
     def recv(self, size: int) -> bytes:
-        """Return what has come, at most `size` bytes. Raises OSError, TimeoutError among them."""
+        """Return the received bytes, at most `size`. Raises OSError, TimeoutError among them."""
         self.inner.settimeout(self._limit.left_s())
         data = bytes(self.inner.recv(size))
         self._limit.received(len(data))
@@ -65,7 +65,7 @@ class LimitedSocket:
 
 
 class LimitedTls(Tls):  # type: ignore[misc]  # ldap3 has no type stubs
-    """Wraps with a context made once, so that OpenSSL itself checks the name, and the CA is what was loaded."""
+    """Wraps with a context made once, so that OpenSSL itself checks the name, and the CA is the loaded one."""
 
     def __init__(self, context: ssl.SSLContext, limit: Limit) -> None:
         super().__init__(validate=context.verify_mode)

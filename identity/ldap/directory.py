@@ -58,7 +58,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How to reach a directory and as whom."""
+    """How to reach a directory, and the account to bind as."""
 
     servers: Sequence[Server]
     tls: ssl.SSLContext | None
@@ -93,7 +93,7 @@ class Query:
 
 
 class Referred(DirectoryFailed):
-    """The directory holds only a part of what was searched, and nobody was found in that."""
+    """The directory holds only a part of the searched tree, and no entry was found in that part."""
 
 
 class Directory:

@@ -1,7 +1,7 @@
 """Identity fields in LDAP filters: escaping (RFC 4515), and which values are fit to be looked up at all.
 
 A directory compares texts after preparing them (RFC 4518): it drops invisible characters, squeezes spaces and folds
-letters into others. A value that this would change could so be taken for somebody else's; it is not looked up.
+letters into others. A value that this would change could match another person's entry; it is not looked up.
 Case is left to the directory's schema.
 """
 

@@ -1,7 +1,7 @@
 """ldap_identity_mapping#1.0.0: looks a person's identity up in a directory.
 
 Every identity that counts is looked up by itself: the filter is filled with its fields, and exactly one entry must
-be found, whose attribute is the user name. Two entries, or two names in one, are refused as ambiguous; a directory
+be found, and its attribute is the user name. Two entries, or two names in one, are refused as ambiguous; a directory
 that does not answer is a failed mapper. An identity whose fields the filter needs but that are missing, empty or
 unfit (identity.ldap.filter_values) is not looked up. With `required_group`, an entry that is not in the group is as if
 it had not been found.
@@ -80,7 +80,7 @@ class LdapMapper:
         except DirectoryFailed as error:
             raise MapperUnavailable(str(error)) from None
         except (AmbiguousMapping, NameRefused):
-            self._cache.drop(text, began)  # whoever it gave before, it does not any more
+            self._cache.drop(text, began)  # the entry it gave before no longer matches
             raise
         self._cache.put(text, answer, began)
         return answer, f"{text}: {reason}"
