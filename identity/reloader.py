@@ -4,8 +4,8 @@ The mapper process calls `check` every second and before it maps. A change count
 or replaced by rename. Changes of the LDAP password, CA and key files and of the callouts' programs it names count
 too. A change takes effect once nothing has changed for SETTLE_S, so that no file is read half-written. The beginning
 of a YAML file is usually valid YAML, with fewer rules in it. A broken file leaves the previous chain in force. It is
-tried again when it changes, and every RETRY_S, since the cause may lie outside (a callout's program, say). Every RETRY_S
-the files are also checked for writability by untrusted accounts.
+tried again when it changes, and every RETRY_S, since the cause may lie outside (a callout's program, say). Every
+RETRY_S the files are also checked for writability by untrusted accounts.
 """
 
 from __future__ import annotations
