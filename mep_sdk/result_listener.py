@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mep_sdk.http import Backoff, describe
+from mep_sdk.http import Backoff, describe, log_failure
 from mep_sdk.result_stream import ResultStream, refusal_of
 from mep_sdk.settings import Settings
 from mep_wire import api
@@ -86,7 +86,7 @@ class ResultListener(threading.Thread):
                 self._refused(self.task_group_id, error)
                 return
             except Exception as error:  # the thread's outermost loop: waiting callers must get the error
-                log.exception("reading results failed")
+                log_failure("reading results failed")
                 text = f"Reading results failed: {type(error).__name__}: {error}"
                 self._refused(self.task_group_id, MepError(text=text))
                 return

@@ -22,7 +22,7 @@ from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.futures import TaskFuture, new_task_id
-from mep_sdk.http import PATIENT_S, SILENT_S
+from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
 from mep_sdk.result_decoding import settle
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.status_poller import Recheck
@@ -181,7 +181,7 @@ class Session:
             try:
                 self._send(items)
             except Exception as error:  # the thread's outermost loop: waiting callers must get the error
-                log.exception("sending tasks failed")
+                log_failure("sending tasks failed")
                 self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
             with self._change:
                 self._sending.clear()
