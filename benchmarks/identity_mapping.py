@@ -93,7 +93,7 @@ def pathological_ms() -> list[float]:
 
 
 def rows() -> Iterator[Row]:
-    """Yield what was measured."""
+    """Yield each measurement."""
     kinds = (
         ("a line for each person", personal_rules, "person500@example.edu"),
         ("the last of them matches", personal_rules, "somebody@example.edu"),

@@ -12,7 +12,7 @@ _UNITS = {"ms": "{:,.2f} ms", "s": "{:.3f} s", "per s": "{:,.0f} per s", "MB": "
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured. `theirs` is the same work done by `beside`, where there is such a thing.
+    """One measurement. `theirs` is the same work done by `beside`, where there is such a thing.
 
     `goal` is in the same unit; `goal_ratio` is a bound on ours divided by theirs. `more_is_better` says on
     which side of them we must be.

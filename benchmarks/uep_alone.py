@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: what is measured is what is installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # last, so that the installed code is measured
 
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_wire import messages

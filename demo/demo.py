@@ -1,7 +1,7 @@
 """`make demo`: two people's functions run as their own accounts on a site made for the occasion, then removed.
 
 As root: a relay and a multi-user endpoint, accounts for Alice and Bob. Otherwise: a relay and a single-user
-endpoint of whoever runs it. Everything goes through what anybody can use: `mep-relay`, `mep` and the SDK.
+endpoint of the current user. All steps use the public interfaces: `mep-relay`, `mep` and the SDK.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Visitor:
 
 
 def show_who(report: Report, visitor: Visitor) -> None:
-    """Show as whom a person's function ran. Raises SiteError where that is not their account."""
+    """Show the account that a person's function ran as. Raises SiteError if it is not theirs."""
     found = visitor.first_result()
     account = visitor.account
     expected = {"uid": account.uid, "gid": account.gid, "groups": account.groups, "home": str(account.home)}

@@ -2,14 +2,18 @@
 """Installs MEP into a virtual environment: what `make install` runs. Standard library only.
 
 As root: a service environment (default /opt/mep) over an interpreter that every account can execute, with
-the system accounts the endpoint and the relay run as. Otherwise: an environment in the checkout, for
-single-user mode. Nothing is done twice: a stamp records what was installed from which sources.
+the system accounts of the endpoint and the relay. Otherwise: an environment in the checkout, for
+single-user mode. No step is repeated: a stamp records the installed versions and their sources.
 
-Three environments, with PREFIX as the beginning of their names:
-  PREFIX        the service: the distributions of lock/run.txt and mep, nothing else, pip neither
-  PREFIX-build  pip and setuptools (lock/build.txt), which install the other two
-  PREFIX-tests  with --tools or --tests: what tests, lint and types need beside the service (lock/tools.txt)
-pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them); no code of a download runs here.
+Three environments share PREFIX as the beginning of their names:
+
+  PREFIX        the service: the distributions of lock/run.txt and mep only, without pip.
+
+  PREFIX-build  pip and setuptools (lock/build.txt), which install the other two.
+
+  PREFIX-tests  with --tools or --tests: the tools for tests, lint and types (lock/tools.txt).
+
+pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them). No code of a download runs here.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 STAMP = ".installed.json"
 LOCK_DIR = ".install-lock"
 MAX_FIRST_LINE = 127
-"""Older kernels read no more of a script's first line."""
+"""Older kernels read only this much of a script's first line."""
 LOCKS = ROOT / "packaging" / "lock"
 EXTRAS = ("kubernetes",)
 """Files in LOCKS that a site may add to its service."""

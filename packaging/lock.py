@@ -3,8 +3,8 @@
 
 Run as `make lock` after a change to constraints.txt or to the requirements in pyproject.toml, read the difference, and
 commit it. Versions are those of constraints.txt. pip decides what a group needs, on the running Python: run this with
-the oldest one supported, since newer ones need no more. pip is then asked, for each Python, architecture and libc,
-which wheel it would install. A distribution without a wheel for one of them is an error, since nothing is built at a
+the oldest supported one; newer ones need no further packages. pip is then asked which wheel it would install for each
+Python, architecture and libc. A distribution without a wheel for one of them is an error, since nothing is built at a
 site. pip's default index is asked, and none of this account's configuration. Standard library only.
 """
 
@@ -40,7 +40,7 @@ def normal(name: str) -> str:
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the requirements of each lock file. `run` is the service; other files leave out what is in it."""
+    """Return the requirements of each lock file. `run` is the service; the other files leave its requirements out."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = document["project"]
     return {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the slim wheel mep-sdk: what a researcher's script needs, and nothing of a site's service.
+"""Builds the slim wheel mep-sdk: the packages that a researcher's script needs, without the site's service.
 
 It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
 blocks run in it; `socks` adds what a SOCKS proxy on the way to the relay needs. Lower bounds are those of the project's

@@ -68,7 +68,7 @@ def make_group(name: str) -> int:
 
 
 def check_free(name: str) -> None:
-    """Raises NameTaken where an account or group of that name exists: it is somebody else's, and is left alone."""
+    """Raises NameTaken where an account or group of that name exists: it belongs to another user, and is left alone."""
     _check(name)
     for what, find in (("account", pwd.getpwnam), ("group", grp.getgrnam)):
         with contextlib.suppress(KeyError):

@@ -8,4 +8,4 @@ class SiteError(Exception):
 
 
 class NameTaken(SiteError):
-    """There is an account or a group of that name, made by somebody else."""
+    """There is an account or a group of that name, made by another user."""

@@ -66,7 +66,7 @@ def directory() -> Path:
 
 
 def _place() -> Path:
-    """Return where the ledgers of this user are: where nobody else can make anything, if there is such a place."""
+    """Return the directory of this user's ledgers: one that no other user can write to, if there is one."""
     uid = os.geteuid()
     if uid == 0:
         return Path("/run/mep-sites")

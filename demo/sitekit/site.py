@@ -29,7 +29,7 @@ ADMIN = "admin@example.edu"
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody whom the relay knows, with what the SDK needs to speak for them."""
+    """A person with an account at the relay, and the settings that the SDK needs to act for them."""
 
     username: str
     token: str
