@@ -85,7 +85,7 @@ class ResultListener(threading.Thread):
                 log.error("relay refuses the result stream: %s", error)
                 self._refused(self.task_group_id, error)
                 return
-            except Exception as error:  # the thread's outermost loop: waiting callers must get the error
+            except Exception as error:  # noqa: BLE001 - the outermost loop of the thread: waiting callers must get the error
                 log_failure("reading results failed")
                 text = f"Reading results failed: {type(error).__name__}: {error}"
                 self._refused(self.task_group_id, MepError(text=text))

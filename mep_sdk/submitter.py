@@ -180,7 +180,7 @@ class Session:
                 items = self._take()
             try:
                 self._send(items)
-            except Exception as error:  # the thread's outermost loop: waiting callers must get the error
+            except Exception as error:  # noqa: BLE001 - the outermost loop of the thread: waiting callers must get the error
                 log_failure("sending tasks failed")
                 self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
             with self._change:
