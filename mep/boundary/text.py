@@ -24,9 +24,7 @@ def printable(text: str) -> str:
 
 def printable_lines(text: str) -> str:
     """Return `text` as `printable` does, but with its newlines and tabs."""
-    if text.isprintable():
-        return text
-    return "".join(c if c in "\n\t" else printable(c) for c in text)
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def field_text(value: object) -> str:

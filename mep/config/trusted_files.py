@@ -11,6 +11,7 @@ import pwd
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mep.boundary.file_trust import Trust
@@ -25,10 +26,11 @@ from mep.config.template_files import refusal, trust_in
 def check_files(where: EndpointPaths, options: EndpointOptions | None) -> None:
     """Raise ConfigRefused, listing every untrusted file of the endpoint and of the installation.
 
-    `options` is None if config.yaml itself isn't trusted. Then the default paths of the other files are checked.
+    `options` is None if config.yaml itself isn't trusted. Then the default paths of the other files are checked, but
+    not the owners of the keys, which config.yaml names.
     """
     trust = trust_in(os.geteuid())
-    found = [*_directories(where, trust), *_state(where, options or EndpointOptions(), trust)]
+    found = [*_directories(where, trust), *_state(where, options, trust)]
     found += [problem for path in _configuration(where, options) for problem in _existing(trust.problems, path)]
     if options is not None and options.pam.enable and where.privileged:
         service = find_service(options.pam.service_name) or DIRECTORIES[0]
@@ -70,16 +72,18 @@ def _configuration(where: EndpointPaths, options: EndpointOptions | None) -> Ite
             yield Path(hook)
 
 
-def _state(where: EndpointPaths, options: EndpointOptions, trust: Trust) -> Iterator[str]:
+def _state(where: EndpointPaths, options: EndpointOptions | None, trust: Trust) -> Iterator[str]:
+    given = options or EndpointOptions()
     for name in (names.REGISTRATION, names.KEY_RECORD, names.FUNCTION_PINS):
         yield from _existing(trust.problems, where.state_dir / name)
-    keys = ((names.LINK_KEY, options.manager_account), (names.UNSEAL_KEY, options.mapper_account))
+    keys = ((names.LINK_KEY, given.manager_account), (names.UNSEAL_KEY, given.mapper_account))
     for name, account in keys:
         path = where.state_dir / name
         if os.path.lexists(path):
-            yield from _key_trust(where, account, trust).problems(path, secret=True)
+            key_trust = _key_trust(where, account, trust) if options else replace(trust, last_owner=path.lstat().st_uid)
+            yield from key_trust.problems(path, secret=True)
     logs = (
-        (options.audit_log_path, "audit.log"), (options.log_path, "endpoint.log"), (options.task_log_path, "tasks.log")
+        (given.audit_log_path, "audit.log"), (given.log_path, "endpoint.log"), (given.task_log_path, "tasks.log")
     )  # fmt: skip
     for configured, default in logs:
         yield from _existing(trust.problems, find_file(where.state_dir, configured, default))

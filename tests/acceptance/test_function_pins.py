@@ -59,7 +59,7 @@ def digest(code: bytes) -> str:
 def tamper(relay: RelayProcess, function_id: str, code: bytes) -> None:
     """Have the relay serve other code under an id, as one that was taken over would."""
     relay.stop()
-    with sqlite3.connect(relay.state_dir / "relay.db") as database:
+    with sqlite3.connect(relay.state / "relay.db") as database:
         assert (
             database.execute("UPDATE functions SET code = ? WHERE function_id = ?", (code, function_id)).rowcount == 1
         )
@@ -111,7 +111,7 @@ def test_a_digest_needs_no_pin(site: Cli) -> None:
 
 def test_many_ids_are_asked_for_in_turns(site: Cli, relay: RelayProcess, person: Person) -> None:
     functions = [person.function(f"code {number}") for number in range(3)]
-    with sqlite3.connect(relay.state_dir / "relay.db") as database:
+    with sqlite3.connect(relay.state / "relay.db") as database:
         made = [(str(uuid.uuid4()), f"made {number}".encode()) for number in range(300)]
         database.executemany(
             "INSERT INTO functions (function_id, owner, public, code, body, used_at) VALUES (?, '', 0, ?, x'', 0)", made
@@ -143,7 +143,7 @@ def test_a_pin_file_that_others_can_write_is_refused(site: Cli, person: Person) 
     site("register", "site", "--again")
     path = site.path("var", "site", "function_pins.json")
     path.chmod(0o666)
-    assert f"chmod o-w {path}" in site("check", "site", expect=4).stderr
+    assert f"chmod go-w {path}" in site("check", "site", expect=4).stderr
 
 
 @pytest.mark.parametrize(

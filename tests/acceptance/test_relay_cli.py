@@ -40,10 +40,10 @@ def test_a_token_is_printed_once_and_only_its_hash_is_stored(relay: RelayProcess
     token = done.stdout.strip()
     assert re.fullmatch(r"mep_[A-Za-z0-9_-]{43}", token)
     assert done.stdout.count("\n") == 1  # nothing else, for use in scripts
-    for name in relay.state_dir.iterdir():
+    for name in relay.state.iterdir():
         assert token.encode() not in name.read_bytes()
-    assert stat.S_IMODE(relay.state_dir.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(name.stat().st_mode) for name in relay.state_dir.iterdir()} == {0o600}
+    assert stat.S_IMODE(relay.state.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(name.stat().st_mode) for name in relay.state.iterdir()} == {0o600}
 
 
 def test_adding_in_json(relay: RelayProcess) -> None:
@@ -56,8 +56,8 @@ def test_adding_in_json(relay: RelayProcess) -> None:
 def test_people_are_listed_linked_and_removed(relay: RelayProcess) -> None:
     done = relay.cli("user", "list", check=False)  # as with a mistyped --state
     assert done.returncode == 1
-    assert f"there is no relay in {relay.state_dir}: say where it is with --state" in done.stderr
-    assert not (relay.state_dir / "relay.db").exists()
+    assert f"there is no relay in {relay.state}: say where it is with --state" in done.stderr
+    assert not (relay.state / "relay.db").exists()
     for name in ("alice@example.edu", "alice@lab.example.org", "bob@example.edu"):
         relay.cli("user", "add", name)
     relay.cli("user", "link", "alice@example.edu", "alice@lab.example.org")
@@ -164,7 +164,7 @@ def test_a_state_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 def test_a_damaged_key_is_not_replaced(relay: RelayProcess) -> None:
     with relay:
         pass
-    (relay.state_dir / "link.key").write_bytes(b"short")
+    (relay.state / "link.key").write_bytes(b"short")
     done = relay.cli("serve", "--port", "0", "--link-port", "0", check=False)
     assert done.returncode == 1
     assert "link.key is not a key of 32 bytes" in done.stderr
@@ -172,7 +172,7 @@ def test_a_damaged_key_is_not_replaced(relay: RelayProcess) -> None:
 
 def test_a_state_of_a_newer_relay_is_refused(relay: RelayProcess) -> None:
     relay.cli("user", "add", "early@example.edu")
-    with sqlite3.connect(relay.state_dir / "relay.db") as connection:
+    with sqlite3.connect(relay.state / "relay.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     done = relay.cli("user", "list", check=False)
     assert done.returncode == 1
@@ -234,18 +234,18 @@ def test_root_becomes_mep_relay_before_anything_is_opened(open_directory: Path, 
         assert text.partition("Groups:")[2].splitlines()[0].split() in ([], [str(account.pw_gid)])
         relay.add_user("late@example.edu")
         assert relay.request("GET", "/v2/version")[0] == 200
-        owners = {(name.stat().st_uid, name.stat().st_gid) for name in [relay.state_dir, *relay.state_dir.iterdir()]}
+        owners = {(name.stat().st_uid, name.stat().st_gid) for name in [relay.state, *relay.state.iterdir()]}
         assert owners == {(account.pw_uid, account.pw_gid)}
 
 
 @pytest.mark.root
 def test_root_does_not_use_a_state_of_another_account(open_directory: Path, account: pwd.struct_passwd) -> None:
     relay = RelayProcess(open_directory, drop=True)
-    relay.state_dir.mkdir()
+    relay.state.mkdir()
     done = relay.cli("user", "list", check=False)
     assert done.returncode == 1
     assert "does not belong to mep-relay" in done.stderr
-    assert list(relay.state_dir.iterdir()) == []
+    assert list(relay.state.iterdir()) == []
 
 
 @pytest.mark.root

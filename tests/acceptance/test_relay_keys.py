@@ -48,7 +48,7 @@ def test_after_a_rotation_old_and_new_pins_are_served(tmp_path: Path) -> None:
         assert before in said.stdout
         assert fingerprint(relay) != before
         assert fingerprint(relay) in said.stdout
-        assert {stat.S_IMODE(one.stat().st_mode) for one in relay.state_dir.iterdir()} == {0o600}
+        assert {stat.S_IMODE(one.stat().st_mode) for one in relay.state.iterdir()} == {0o600}
     with relay:
         person = Person(relay)
         new = FakeManager(relay, token).hello()

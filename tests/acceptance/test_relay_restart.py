@@ -186,7 +186,7 @@ def test_killed_over_and_over_under_load(relay: RelayProcess) -> None:
     found = scene.alice.ok("POST", "/v2/batch_status", {"task_ids": accepted})
     assert len(found["results"]) == len(accepted) == 301
     assert found["missing"] == []
-    with sqlite3.connect(relay.state_dir / "relay.db") as connection:
+    with sqlite3.connect(relay.state / "relay.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -196,7 +196,7 @@ def test_sigterm_ends_it_cleanly_with_streams_open(relay: RelayProcess) -> None:
     before = time.monotonic()
     assert relay.stop() == 0
     assert time.monotonic() - before < 30
-    assert not (relay.state_dir / "relay.json").exists()
+    assert not (relay.state / "relay.json").exists()
     assert "ended" in relay.log.read_text()
     stream.socket.close()
     relay.start()

@@ -18,12 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.privileged.test_configure import Registrar, mep, registrar
 from tests.support.accounts import account
 from tests.support.cli import Cli
-
-__all__ = ["mep", "registrar"]
-
+from tests.support.registrar import Registrar
 
 WAIT_S = 60.0
 

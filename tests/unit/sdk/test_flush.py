@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mep_sdk import Client, Executor, session
+from mep_sdk import Client, Executor, submitter
 from mep_sdk.errors import ForkedExecutor
 from mep_wire.errors import MepError
 
@@ -19,7 +19,7 @@ SILENT_S = 0.5
 
 @pytest.fixture
 def executor(monkeypatch: pytest.MonkeyPatch) -> Executor:
-    monkeypatch.setattr(session, "_SILENT_S", SILENT_S)
+    monkeypatch.setattr(submitter, "_SILENT_S", SILENT_S)
     return Executor(GROUP, client=Client("http://127.0.0.1:9", "token"), batch_size=1)
 
 
@@ -44,7 +44,7 @@ def test_a_relay_that_says_nothing_ends_the_wait() -> None:
 def test_a_slow_relay_is_waited_for(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
 
-    def send(items: list[session.Item]) -> None:
+    def send(items: list[submitter.Item]) -> None:
         time.sleep(SILENT_S * 0.6)
         sent.extend(items)
 

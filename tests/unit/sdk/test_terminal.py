@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mep_sdk import Client, Executor, mismatch
+from mep_sdk import Client, Executor, version_mismatch
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.settings import Settings
 
@@ -36,9 +36,9 @@ def fail(*_: object) -> None:
 def test_a_version_that_is_none_is_not_shown() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        mismatch.warn_of_python(GROUP, f"3.{ATTACK}")
-        mismatch.warn_of_python(GROUP, f"{ATTACK}.1")
-        mismatch.warn_of_python(f"id{ATTACK}", "3.99.1")
+        version_mismatch.warn_of_python(GROUP, f"3.{ATTACK}")
+        version_mismatch.warn_of_python(GROUP, f"{ATTACK}.1")
+        version_mismatch.warn_of_python(f"id{ATTACK}", "3.99.1")
     (one,) = caught
     assert not RAW & set(str(one.message))
     assert "Python 3.99" in str(one.message)
