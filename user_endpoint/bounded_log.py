@@ -1,6 +1,6 @@
-"""Files of bounded size for what a user endpoint and its workers have to say.
+"""Log files of bounded size for a user endpoint and its workers.
 
-Python's logging costs 13 ms and a megabyte at start, which is more than the rest of this process has to say.
+Python's logging costs 13 ms and a megabyte at start, too much for the few lines that this process logs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_HALF_LINE = 4096
 
 
 def escape_output(data: bytes) -> bytes:
-    """Return what a task or a library printed as lines without control characters; the last one ends with a newline."""
+    """Return the output of a task or library as lines without control characters; the last one ends with a newline."""
     if not data:
         return b""
     text = printable_lines(data.decode("utf-8", "backslashreplace"))
@@ -31,8 +31,8 @@ class BoundedFile:
     """An append-only file that never takes more than twice `limit` bytes on the disk. A full disk loses lines.
 
     Other processes and libraries print to descriptors that `stand_for` has given them. That output goes to NAME.raw,
-    and `trim` copies it into the file, line by line and escaped. A pipe would do without NAME.raw, but a process that
-    reads what it prints itself hangs once the pipe is full.
+    and `trim` copies it into the file, line by line and escaped. A pipe would need no NAME.raw, but a process
+    that reads its own output hangs once the pipe is full.
     """
 
     def __init__(self, path: str, limit: int = LIMIT_BYTES) -> None:

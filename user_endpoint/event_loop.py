@@ -1,7 +1,7 @@
 """The user endpoint's one thread: waits for the relay, the engine, signals, the keeper's end and time.
 
-Each turn reads everything that is ready, then sends what came of it in as few messages as possible: a busy
-endpoint batches by itself and a lone task waits for nothing. Called by main.
+Each turn reads everything that is ready, then sends the outcome in as few messages as possible. A busy
+endpoint therefore batches by itself, and a lone task waits for nothing. Called by main.
 """
 
 from __future__ import annotations

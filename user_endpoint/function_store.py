@@ -22,11 +22,11 @@ class Functions:
         self._memory: dict[str, bytes] = {}
         self._size = 0
         self._files: dict[str, str] = {}
-        self._digests: dict[str, bytes] = {}  # of what is in memory
+        self._digests: dict[str, bytes] = {}  # of the functions in memory
         self._remove_old()
 
     def _remove_old(self) -> None:
-        """Remove what a process that was killed has left."""
+        """Remove the files that a killed process left."""
         with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
             for entry in entries:
                 if entry.name.startswith(_PREFIX):

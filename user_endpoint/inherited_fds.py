@@ -1,7 +1,7 @@
 """The descriptors that the keeper leaves a user endpoint: 3 verified start, 4 bundle, 5 report channel.
 
-What 3 and 4 hold was sealed before the keeper saw it; the seals are checked again here, so that nothing that
-runs as the same user can change it while it is read. Called by main.
+The contents of 3 and 4 were sealed before the keeper saw them. The seals are checked again here, so that no process
+of the same user can change them while they are read. Called by main.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ALL_SEALS = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE, fc
 
 
 class NotInherited(Exception):
-    """A descriptor is not what a keeper leaves: this process was not started by one."""
+    """A descriptor does not come from a keeper: this process was not started by one."""
 
 
 def read_and_close(descriptor: int, cap: int) -> bytes:

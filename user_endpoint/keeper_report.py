@@ -1,6 +1,6 @@
-"""What a user endpoint tells its keeper: ready, failed, ended, or a notice, one datagram each.
+"""The reports of a user endpoint to its keeper: ready, failed, ended, or a notice, one datagram each.
 
-The keeper trusts none of it. What the person may read and what only the administrator may read are separate
+The keeper trusts none of it. The text for the person and the text for the administrator alone are separate
 lines. Called by main and the loop.
 """
 

@@ -1,9 +1,9 @@
 """The link to the relay: one outbound CURVE connection, made again whenever it breaks.
 
-ZeroMQ would reconnect by itself, silently, and the relay would not know who had come back; so each connection
-is a socket of its own that begins with a hello. The relay is authenticated by its pinned key, we by a key pair
-drawn for this process, which the join token enrols. Messages come out decoded; what cannot be decoded ends the
-connection. Knows nothing of tasks. Called by the user endpoint's loop.
+ZeroMQ would reconnect by itself, silently, and the relay would not know which peer had come back. Each connection
+is therefore a socket of its own that begins with a hello. The relay is authenticated by its pinned key, this process
+by a key pair of its own, which the join token enrols. Messages come out decoded; a message that can't be decoded
+ends the connection. This module knows nothing of tasks. Called by the user endpoint's loop.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Link:
         return min(LINK_DEAD_S, 3.5 * self._heartbeat_s)
 
     def tick(self) -> None:
-        """Do what is due: notice a lost connection, begin a new one, send a heartbeat."""
+        """Do the periodic work: notice a lost connection, begin a new one, send a heartbeat."""
         now = self._clock()
         if self._connection_lost():
             self.disconnect("the connection was lost" if self.welcomed else "the relay cannot be reached")

@@ -1,7 +1,7 @@
 """Decides whether a task that had begun and was lost is requested again or fails.
 
-The relay counts the attempts, so that the count outlives this process; here it is decided whether one more is left,
-and what was lost is remembered until the relay has it. No socket, no clock. Called by the user endpoint.
+The relay counts the attempts, so that the count outlives this process. This module decides whether one more is left,
+and remembers lost attempts until the relay has them. No socket, no clock. Called by the user endpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOSSES: Final = frozenset({WorkerLost.code, UserEndpointLost.code})
 
 
 class Attempts:
-    """`default` is how often a task is begun that says nothing of it, `most` what it may ask for at most, 0 for any."""
+    """`default` is how often a task without its own limit is begun, `most` the highest limit it may set, 0 for any."""
 
     def __init__(self, default: int = 1, most: int = 0) -> None:
         self.default, self.most = default, most
@@ -49,7 +49,7 @@ class Attempts:
         return task.attempt > self._lost.get(task.row, task.attempt) and self._lost.pop(task.row) > 0
 
     def message(self, *, everything: bool = False) -> Lost | None:
-        """Return what the relay is to be told that it was not told on this connection, or (again) everything."""
+        """Return the lost attempts that were not reported on this connection, or (again) all of them."""
         untold, self._untold = self._untold, []
         rows = list(self._lost) if everything else [row for row in untold if row in self._lost]
         return Lost(rows=rows, attempts=[self._lost[row] for row in rows]) if rows else None

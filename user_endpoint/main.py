@@ -1,9 +1,9 @@
 """The user endpoint: a process of the mapped user's, started by a keeper, with nothing of root's left.
 
 It must not be root, and touches the user's own files under ~/.mep/uep, the relay (outbound) and its workers.
-What it trusts: the sealed documents that its keeper left on descriptors 3 and 4. With nothing imported but what
-all of them need, it forks the child that renders the template and the server that forks workers; while the
-child renders, it connects to the relay. It joins once its engine stands.
+It trusts the sealed documents that its keeper left on descriptors 3 and 4. Having imported only the modules that all
+of them need, it forks the child that renders the template and the server that forks workers. While the
+child renders, it connects to the relay. It joins once its engine is ready.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def name_process(name: str) -> None:
 
 
 def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None = None) -> NoReturn:
-    """Run `work` and exit with what it returns. If it raises: tell `failed` in one line, print all, exit with 1."""
+    """Run `work` and exit with its return value. If it raises: tell `failed` in one line, print all, exit with 1."""
     status = 1
     try:
         status = work()

@@ -1,8 +1,8 @@
 """Rendering in a child that exits: jinja2, YAML and JSON schema leave no memory behind, and a template that
 does not end can be killed.
 
-Begun as soon as there is what both need, since it takes longest; its answer is one frame on a pipe. Called by
-starting.
+It starts as early as possible, since rendering takes longest; its answer is one frame on a pipe. Called by
+startup.
 """
 
 from __future__ import annotations

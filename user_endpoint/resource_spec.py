@@ -1,4 +1,4 @@
-"""What a task asks for: its resource_specification, checked before the task goes anywhere.
+"""A task's resource_specification, checked before the task goes anywhere.
 
 MPI engines require one; the others refuse it, since they would not provide the resources. The
 keys are Parsl's. Called by the user endpoint, and again on the node that runs the task, which alone knows how
@@ -69,7 +69,7 @@ def _given(spec: bytes) -> _Given:
 
 
 class ResourceRule:
-    """What the tasks of one engine may ask for."""
+    """The resources that tasks of one engine may ask for."""
 
     def __init__(self, engine: EngineSettings) -> None:
         self._mpi = isinstance(engine, GlobusMPIEngine)

@@ -49,7 +49,7 @@ def encode_record(item: ResultItem) -> bytes:
 
 
 def read_records(data: bytes) -> tuple[list[tuple[int, ResultItem]], int]:
-    """Return (offset, result) of every sound record in `data`, and where what can be read ends.
+    """Return (offset, result) of every sound record in `data`, and the end of its readable part.
 
     A damaged record costs only itself as long as its length makes sense.
     """
@@ -149,7 +149,7 @@ class Spool:
     # --- results --------------------------------------------------------------------------------------
 
     def recover(self) -> int:
-        """Take over what earlier processes left; return how many results. Raises OSError."""
+        """Take over the results that earlier processes left; return how many. Raises OSError."""
         names = sorted(name for name in os.listdir(self._directory) if name.endswith(".seg"))  # noqa: PTH208  # as above
         for name in names:
             segment = _Segment(f"{self._directory}/{name}", create=False)
@@ -164,7 +164,7 @@ class Spool:
         return len(self)
 
     def add(self, items: Sequence[ResultItem]) -> None:
-        """Keep these results until they are confirmed. Never raises: what the disk refuses stays in memory."""
+        """Keep these results until they are confirmed. Never raises: results that the disk refuses stay in memory."""
         records = [encode_record(item) for item in items]
         try:
             segment = self._writable()

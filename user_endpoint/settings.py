@@ -1,4 +1,4 @@
-"""What a rendered template says: every option of a user endpoint and its engine, declared once.
+"""The settings of a rendered template: every option of a user endpoint and its engine, declared once.
 
 Names and defaults are those of Globus Compute's endpoint configuration, so that a site's template works
 unchanged. Imports msgspec alone, since every user endpoint pays for it. The document comes from
@@ -185,7 +185,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     address_probe_timeout: Count | None = None
     """Seconds for which a node tries to reach this host; 30 where it is not given."""
     block_error_handler: bool = True
-    """Fail what waits once several blocks in a row have failed. With false it goes on waiting, and blocks are tried
+    """Fail waiting tasks once several blocks in a row have failed. With false they go on waiting, and blocks are tried
     again from time to time."""
     manager_selector: ManagerSelectorSettings = msgspec.field(
         default_factory=lambda: ManagerSelectorSettings(type="RandomManagerSelector")
@@ -211,7 +211,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
     """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
     for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
     container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
-    """What runs the workers of each node in a container."""
+    """The program that runs the workers of each node in a container."""
     container_uri: str | None = None
     """The image. Its python3 needs mep-sdk[worker] unless it has the user endpoint's own version."""
     container_cmd_options: str | None = None
@@ -251,7 +251,7 @@ class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="G
     label: str = "GlobusMPIEngine"
     """A name for logs and for the scheduler's jobs."""
     mpi_launcher: Literal["mpiexec", "srun", "aprun"] = "mpiexec"
-    """What starts the ranks of a task; its command is in PARSL_MPI_PREFIX."""
+    """The program that starts the ranks of a task; its command is in PARSL_MPI_PREFIX."""
     max_workers_per_block: Count = 1
     """Most tasks at once in one block, however few nodes they take."""
     run_in_sandbox: bool = True
@@ -275,7 +275,7 @@ class UepSettings(_Section, frozen=True):
     """The whole of a rendered template."""
 
     engine: EngineSettings
-    """What runs the tasks: a mapping with `type` and that engine's keys."""
+    """The engine that runs the tasks: a mapping with `type` and that engine's keys."""
     display_name: str | None = None
     """A name for people."""
     debug: bool = False
@@ -331,8 +331,8 @@ mep_wire.struct_info says why."""
 def settings_from(document: object, lines: Mapping[str, int] | None = None) -> UepSettings:
     """Return the settings in a rendered document. Keys that are null or empty text count as not given.
 
-    `lines` says where each key stands, for what is found to be wrong later. Raises SettingsInvalid, naming the key's
-    path and what is accepted there.
+    `lines` gives the line of each key, for mistakes found later. Raises SettingsInvalid, naming the key's
+    path and the accepted values.
     """
     if not isinstance(document, Mapping):
         raise SettingsInvalid("", "the configuration is not a mapping of keys to values")
@@ -357,7 +357,7 @@ _INTERNAL = frozenset({"not_applicable", "lines"})
 
 
 def located(reason: str, lines: Mapping[str, int]) -> str:
-    """Return a reason that begins with a key's path, with the line of that key, or of what it is missing from."""
+    """Return a reason that begins with a key's path, with the line of that key, or of its parent if it is missing."""
     path = reason.partition(":")[0]
     while path and path not in lines:
         path = path.rpartition(".")[0]

@@ -1,7 +1,7 @@
 """From the inherited documents to a running loop: directories, engine, link, in the order that costs least.
 
-Called by main, in a process of the user's own. A failure is a StartFailure with what the person may read
-apart from what only the administrator may.
+Called by main, in a process of the user's own. A failure is a StartFailure, which keeps the text for the person
+apart from the text for the administrator.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Starting:
 
 
 def open_log(paths: Paths, *, debug: bool) -> Log:
-    """Return the log; what anything else here prints goes to it as well. Raises StartFailure."""
+    """Return the log, which also takes the output of other code in this process. Raises StartFailure."""
     try:
         out = BoundedFile(paths.held(paths.log))
         out.stand_for(1, 2)
@@ -177,7 +177,7 @@ def wait_for_lock(paths: Paths) -> int:
 
 
 def open_spool(paths: Paths, log: Log) -> Spool:
-    """Return the spool with what earlier processes left. Raises StartFailure."""
+    """Return the spool with the results that earlier processes left. Raises StartFailure."""
     from user_endpoint.result_spool import Spool
 
     spool = Spool(paths.held(paths.spool), report=log.warning)
@@ -214,7 +214,7 @@ def remove_staged(run_directory: str) -> None:
 
 
 def settle_memory() -> None:
-    """Keep what was made so far, nearly all of it for good, out of the collector's way. (Collecting takes 5 ms.)"""
+    """Exclude the objects made so far from garbage collection: nearly all are permanent, and collecting takes 5 ms."""
     gc.freeze()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 20, 50)

@@ -1,6 +1,6 @@
-"""What a user endpoint accepts of the tasks that come: functions, resources, and how things are serialized.
+"""Decides which tasks a user endpoint accepts, by their functions, resources and serialization.
 
-The relay has checked some of this before; here it is checked again, by what the site itself says. Nothing is loaded
+The relay has checked some of this before; here it is checked again, by the site's own settings. Nothing is loaded
 or unpickled for it. Called by the user endpoint for each task.
 """
 
@@ -23,11 +23,11 @@ from user_endpoint.function_store import Functions
 Refusals = (
     FunctionCodeChanged, FunctionNotAllowed, FunctionUnloadable, ResourceSpecInvalid, SerializerNotAllowed,
 )  # fmt: skip
-"""What `code_of` raises."""
+"""The errors of `code_of`."""
 
 
 class Serializers(Protocol):
-    """What the site's template allows (mep_sdk.strategies.Allowed). Both raise SerializerNotAllowed."""
+    """The strategies that the site's template allows (mep_sdk.strategies.Allowed). Both raise SerializerNotAllowed."""
 
     def function(self, code: bytes) -> bytes:
         """Return the function in the ways that are allowed."""

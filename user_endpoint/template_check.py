@@ -1,8 +1,8 @@
 """`python -I -m user_endpoint.template_check FD`: render a template with made-up values and report the result.
 
 For `mep check`, as an unprivileged account: the bundle comes on descriptor FD, one JSON document goes to standard
-output, {"problems": [[line, text], ...], "notes": [text, ...]}. A problem is the administrator's, and starts would fail
-of it. What depends on the values that were made up is a note. Nothing is run but the template, in its sandbox.
+output, {"problems": [[line, text], ...], "notes": [text, ...]}. A problem is the administrator's, and would make starts
+fail. A finding that depends on the made-up values is a note. Nothing is run but the template, in its sandbox.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from user_endpoint.task_admission import function_lists
 DEADLINE_S = 20
 MAX_VARIABLES = 50
 _GUESSES: tuple[Any, ...] = (1, "sample", ["sample"], {"sample": 1})
-"""What is tried for a variable of which the schema says nothing."""
+"""Values to try for a variable that the schema does not describe."""
 _EXPRESSION = re.compile(r"\{\{.*?\}\}")
 _KEY = re.compile(r"(?:- )?([A-Za-z_][A-Za-z0-9_-]*)\s*:")
 _RUNTIME = {
@@ -48,18 +48,18 @@ _IDENTITY: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Verdict:
-    """What was found."""
+    """The findings."""
 
     problems: list[tuple[int, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def problem(self, line: int, text: str) -> None:
-        """Add what starts would fail of, with its line in the template, 0 where that is not known."""
+        """Add a problem that would make starts fail, with its line in the template, 0 if unknown."""
         if (line, text) not in self.problems:
             self.problems.append((line, text))
 
     def note(self, text: str) -> None:
-        """Add what may be well."""
+        """Add a finding that may be harmless."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -97,7 +97,7 @@ def _sample_of_type(kind: Any, schema: Mapping[str, Any], depth: int) -> Any:
 
 
 def samples(schema: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Yield what a person might give: as little as the schema allows, then every variable that it names."""
+    """Yield configurations that a person might give: the schema's minimum, then every variable that it names."""
     properties = (schema or {}).get("properties", {})
     required = (schema or {}).get("required", [])
     yield {name: sample_of(properties.get(name, {})) for name in required}
@@ -155,7 +155,7 @@ class Trial:
         return True
 
     def _look_at(self, settings: UepSettings) -> None:
-        """Note what means nothing here. Raises EndpointMisconfigured for a provider or launcher that there is not."""
+        """Note options that have no effect here. Raises EndpointMisconfigured for an unknown provider or launcher."""
         for key in settings.not_applicable:
             line = self._line_of_key(key)
             place = f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
@@ -185,7 +185,7 @@ class Trial:
             self.verdict.problem(line, detail[place.end() + 2 :] if place else detail)
 
     def _line_like(self, excerpt: str) -> int:
-        """Return the one line of the template that gives the line `excerpt`, whose values are blanked; 0 for none."""
+        """Return the one line of the template that gives the line `excerpt` (with its values blanked); 0 for none."""
         blank = excerpt.replace("***", "\0")
         found = [n for n, line in enumerate(self._lines, 1) if _EXPRESSION.sub("\0", line).strip() == blank]
         return found[0] if len(found) == 1 else 0

@@ -1,4 +1,4 @@
-"""The user endpoint itself: what each message of the relay and each event of the engine means.
+"""The user endpoint itself: handles each message of the relay and each event of the engine.
 
 Every task that comes is either given back unstarted or ends in one result, which stays spooled until the relay
 has it on its disk. Messages of one turn of the loop leave together. It trusts the relay (pinned key) to send
@@ -80,7 +80,7 @@ class UserEndpoint:
         self._was_full = False
         self._to_run: list[EngineTask] = []
         self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
-        self._started: dict[int, tuple[str, str]] = {}  # of those, what has not been told
+        self._started: dict[int, tuple[str, str]] = {}  # of those, the ones not reported yet
         self._changed: set[str] = set()
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
@@ -113,7 +113,7 @@ class UserEndpoint:
         )
 
     def take(self, received: Iterable[messages.ToUep]) -> None:
-        """Act on what the relay has said."""
+        """Handle the relay's messages."""
         for message in received:
             match message:
                 case messages.Tasks():
@@ -238,7 +238,7 @@ class UserEndpoint:
     # --- the engine -----------------------------------------------------------------------------------
 
     def collect(self) -> bool:
-        """Take what the engine has to say; return whether there was anything."""
+        """Handle the engine's events; return whether there were any."""
         events = self._engine.collect()
         for event in events:
             if isinstance(event, messages.ResultItem):
@@ -278,10 +278,10 @@ class UserEndpoint:
         self._begun.pop(row, None)
         self._started.pop(row, None)
 
-    # --- what leaves ----------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Send what this turn has brought, and put its results on the disk."""
+        """Send this turn's messages, and put its results on the disk."""
         if len(self._ledger) >= CROWD and self._gathered and self._clock() < self._flushed_at + GATHER_S:
             return
         self._flushed_at = self._clock()
@@ -336,7 +336,7 @@ class UserEndpoint:
             self.stopping.hurry(self._clock() + grace_s)
 
     def tick(self) -> bool:
-        """Do what is due; return True once there is nothing more to do and the process may end."""
+        """Do the periodic work; return True once there is nothing more to do and the process may end."""
         now = self._clock()
         self._spool.tick()
         self._expire(now)

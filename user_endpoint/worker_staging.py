@@ -1,10 +1,11 @@
-"""What a worker needs of ours, put where workers in another Python, or on another host, find it.
+"""Stages our packages where workers in another Python, or on another host, find them.
 
-In the user endpoint's run directory, which is the person's own and which blocks must see anyway for their keys:
-`runner/packages` holds our packages and nothing else, so that a task imports nothing of the endpoint's by accident and
-an older mep-sdk in a person's environment does no harm; `runner/libraries-3.11` holds what these need, for a Python of
-that version without mep-sdk[worker]. Links where workers run on this host, copies elsewhere. Made at the engine's start
-and removed at the user endpoint's end. `use_libraries` runs in the worker; standard library only.
+They are in the user endpoint's run directory, which is the person's own and which blocks must see anyway for their
+keys. `runner/packages` holds our packages and nothing else. A task therefore imports nothing of the endpoint's by
+accident, and an older mep-sdk in a person's environment does no harm. `runner/libraries-3.11` holds the libraries
+that these need, for a Python of that version without mep-sdk[worker]. They are links where workers run on this host,
+copies elsewhere. Made at the engine's start and removed at the user endpoint's end. `use_libraries` runs in the
+worker; standard library only.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _staged(run_directory: str, *, copy: bool) -> str:
 
 
 def unstage(run_directory: str) -> None:
-    """Remove what `stage` has made."""
+    """Remove the files that `stage` made."""
     shutil.rmtree(_runner(run_directory), ignore_errors=True)
 
 
@@ -79,7 +80,7 @@ def _put(source: str, target: str, *, copy: bool) -> None:
 
 
 def use_libraries(packages: str, *needed: str) -> str:
-    """Make `needed` importable in this process, from its own Python or from beside `packages`; return what is wrong."""
+    """Make `needed` importable in this process, from its own Python or from beside `packages`; return any problem."""
     if all(importlib.util.find_spec(name) for name in needed):
         return ""
     top = os.path.dirname(packages)  # noqa: PTH120 - as above

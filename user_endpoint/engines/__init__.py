@@ -13,7 +13,7 @@ from user_endpoint.workers.fork_server import Server
 
 
 class EnginePlace(NamedTuple):
-    """What an engine may use of its user endpoint's: directories, and where its first worker processes come from."""
+    """The parts of its user endpoint that an engine may use: directories, and the source of its first workers."""
 
     run_directory: str
     worker_log: str
@@ -51,7 +51,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
 
 
 def _fork_servers(chosen: settings.ProcessPoolEngine, place: EnginePlace) -> Callable[[], Server]:
-    """Return what starts the processes that fork workers: the endpoint's own Python, or the person's."""
+    """Return the launcher of the processes that fork workers: the endpoint's own Python, or the person's."""
     python, setup = chosen.python or "", chosen.worker_init or ""
     if not python and not setup:
         return place.fork_server

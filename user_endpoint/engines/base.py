@@ -1,4 +1,4 @@
-"""The contract of an engine: what runs a person's tasks inside their user endpoint.
+"""The contract of an engine, which runs a person's tasks inside their user endpoint.
 
 One engine is one file beside this one. The user endpoint's loop is a single thread over poll(2); an engine
 never blocks it and never calls it: it makes its descriptor readable and is then asked to `collect`. While
@@ -61,7 +61,7 @@ class EngineOver(msgspec.Struct, frozen=True):
 
 
 Event = TaskStarted | TaskReturned | ResultItem | EngineOver
-"""What an engine reports. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
+"""The reports of an engine. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
 
 An engine never restarts a task that had begun. It reports WORKER_LOST or USER_ENDPOINT_LOST and names the process that
 died; the user endpoint decides by the task's attempts. A task that had not begun may go to another worker.
@@ -69,7 +69,7 @@ died; the user endpoint decides by the task's attempts. A task that had not begu
 
 
 class Engine(Protocol):
-    """What every engine offers. All methods are called from the user endpoint's one thread."""
+    """The methods of every engine. All of them are called from the user endpoint's one thread."""
 
     @property
     def worker_python(self) -> str:
@@ -79,7 +79,7 @@ class Engine(Protocol):
     def capacity(self) -> int:
         """How many tasks the engine wants to hold at once: running ones and enough waiting to keep workers busy.
 
-        May change at any time, with what the engine learns about the length of tasks; an attribute will do.
+        May change at any time, as the engine learns how long tasks take; an attribute will do.
         """
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The begun-notes of one user endpoint: where its workers write them, and what earlier processes' workers wrote.
+"""The start journals of one user endpoint: the directory for its workers' notes, and the notes of earlier processes.
 
 Kept in RUN/begun: a directory `open-N` for the workers of this life of the user endpoint (or of its interchange),
 and `closed` with the files of workers that were given up. Closing a worker's file both fences the worker off and
@@ -19,10 +19,10 @@ from typing import Final
 from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
 
 KEEP_S: Final = 15 * 86400.0
-"""Seconds for which that is kept. The relay lets a task wait for two weeks."""
+"""Seconds for which notes are kept. The relay lets a task wait for two weeks."""
 _CLOSE_S: Final = 60.0
 _MOST_BYTES: Final = 8 * 1024 * 1024
-"""Of what is kept: the keys of 350,000 tasks."""
+"""Largest size of the kept notes: the keys of 350,000 tasks."""
 _KEYS: Final = "keys-"
 
 
@@ -34,7 +34,7 @@ class Notes:
         self._closed = f"{self._root}/closed"
         self._before: set[bytes] = set()
         self.known = not os.path.isdir(self._root)  # noqa: PTH112
-        """Whether it is known what the workers of earlier processes had begun."""
+        """Whether the tasks that workers of earlier processes had begun are known."""
 
     def begin(self) -> str:
         """Look back, and return a new directory; empty on a full disk, where tasks run without notes."""
@@ -64,10 +64,10 @@ class Notes:
         self.known = True
 
     def _condense(self) -> None:
-        """Put what closed files say into one file that has nothing but tasks' keys. Raises OSError."""
+        """Condense the closed files into one file that has only tasks' keys. Raises OSError."""
         files = [f"{self._closed}/{name}" for name in os.listdir(self._closed) if not name.startswith(_KEYS)]  # noqa: PTH208
         keys = {key for path in files for key in read_notes(path).values()}
-        self._before |= keys  # known even where a full disk takes no more
+        self._before |= keys  # known even if a full disk takes no further file
         if keys:
             new, name = f"{self._root}/new", f"{self._closed}/{_KEYS}{time.time_ns():020d}"
             with open(new, "wb") as file:

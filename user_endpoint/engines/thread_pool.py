@@ -56,7 +56,7 @@ class ThreadPoolEngine:
         self._begun: BegunLog | None = None
 
     def start(self) -> None:
-        """Import the runner now, so that the first task does not wait for it. Learn what was begun before."""
+        """Import the runner now, so that the first task does not wait for it. Read which tasks were begun before."""
         import mep_sdk.task_runner  # noqa: F401
 
         if self._notes is not None and (directory := self._notes.begin()):
@@ -118,7 +118,7 @@ class ThreadPoolEngine:
         self._wake()
 
     def collect(self) -> list[Event]:
-        """Return what threads have reported; end tasks that are over their walltime."""
+        """Return the reports of threads; end tasks that are over their walltime."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 65536)
         now = self._clock()

@@ -1,8 +1,8 @@
-"""When a user endpoint has nothing left to live for: the soft and the hard limit of Globus Compute's endpoints.
+"""Decides when an idle user endpoint ends: the soft and the hard limit of Globus Compute's endpoints.
 
-Soft: no task held and no result unconfirmed for so long. Hard: nothing moved for so long, tasks or not, which
-ends user endpoints whose tasks hang. The next process sends any results left on the disk. If the soft limit is off,
-both are off. The clock is the caller's.
+Soft: no task held and no result unconfirmed for so long. Hard: no activity for so long, with or without tasks;
+this ends user endpoints with hanging tasks. The next process sends any results left on the disk. If the soft limit is
+off, both are off. The clock is the caller's.
 """
 
 from __future__ import annotations

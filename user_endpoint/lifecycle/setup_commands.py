@@ -39,8 +39,8 @@ def run_commands(key: str, commands: str | None, directory: str, limit_s: float)
 
 
 def _failure(key: str, what: str) -> StartFailure:
-    # Whose fault it is cannot be known here: a template may take the commands from the person, as the one that is
-    # written by `mep configure` does. What the commands are is not said.
+    # Either side may be at fault: a template may take the commands from the person, as the one that
+    # `mep configure` writes does. The commands themselves are not quoted.
     public = (
         f"The commands of {key} {what}. They are the template's, with what your user_endpoint_config gives to it; "
         "their output is at the site, in ~/.mep/uep/*/endpoint.log."

@@ -15,7 +15,7 @@ RUN_GRACE_S: Final = 5.0
 KILL_S: Final = 1.0
 """For the engine to end its workers."""
 FLUSH_S: Final = 2.0
-"""For the relay to confirm the last results; what it does not is on the disk for the next process."""
+"""For the relay to confirm the last results; unconfirmed ones are on the disk for the next process."""
 
 
 class Stopping:

@@ -24,8 +24,8 @@ __all__ = ["render_settings"]
 def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dict[str, Any]) -> UepSettings:
     """Return the settings that `bundle`'s template gives for this person's request.
 
-    Raises UserConfigInvalid and UserConfigReserved for what the person can put right, and
-    EndpointMisconfigured, with the place and the reason in `detail`, for what only the administrator can.
+    Raises UserConfigInvalid and UserConfigReserved for mistakes that the person can correct. Raises
+    EndpointMisconfigured, with the place and the reason in `detail`, for those that only the administrator can.
     """
     from user_endpoint.render.template import render
     from user_endpoint.render.user_config_check import check_user_config
@@ -78,7 +78,7 @@ def _blamed(
     config: Mapping[str, Any],
     template_name: str,
 ) -> UserConfigInvalid | EndpointMisconfigured:
-    """Tell whose mistake it is: the person's, if the place that is refused holds a value of theirs."""
+    """Attribute the mistake: it is the person's if the refused key holds a value of theirs."""
     path = tuple(error.path.split("."))
     where = f"{template_name}: {located(str(error), document.lines)}"
     names = {

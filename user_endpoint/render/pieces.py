@@ -36,9 +36,9 @@ class Text(str):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What one expression gave: plain data, never template text.
+    """The value of one expression: plain data, never template text.
 
-    `names` are the variables the expression reads: they tell whose value it is when it is refused.
+    `names` are the variables that the expression reads. If the value is refused, they tell where it came from.
     """
 
     data: Any
@@ -68,9 +68,9 @@ class Json(str):
 
 
 class Fragment(str):
-    """What a macro, block, include, `caller()`, `super()` or block set gives: text that knows its pieces.
+    """The output of a macro, block, include, `caller()`, `super()` or block set: text that knows its pieces.
 
-    To an operator or filter it is ordinary text, and what they make of it is a value.
+    To an operator or filter it is ordinary text; their result is a value.
     """
 
     _pieces: tuple[Text | Value, ...]

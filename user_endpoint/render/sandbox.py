@@ -89,7 +89,7 @@ def _is_literal_text(node: nodes.Expr) -> bool:
 
 
 def _says_all_itself(node: nodes.Filter) -> bool:
-    """Tell whether every argument of a filter is a constant, so that no value decides what it does."""
+    """Tell whether every argument of a filter is a constant, so that no value affects the filter's behaviour."""
     arguments = [*node.args, *(keyword.value for keyword in node.kwargs)]
     return not node.dyn_args and not node.dyn_kwargs and all(isinstance(part, nodes.Const) for part in arguments)
 
@@ -104,7 +104,7 @@ def _names_in(node: nodes.Expr) -> list[nodes.Name]:
 
 
 class PieceEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox whose templates render to a Fragment."""
+    """A sandbox in which templates render to a Fragment."""
 
     code_generator_class = PieceCodeGenerator
 
@@ -130,7 +130,7 @@ class PieceEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def value(names: tuple[str, ...], data: Any) -> Text | Value | Fragment:
-        """Return what an expression that reads `names` gave, as a piece."""
+        """Return the result of an expression that reads `names`, as a piece."""
         if isinstance(data, Fragment | Value):
             return data
         if isinstance(data, TemplateModule):
@@ -139,7 +139,7 @@ class PieceEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(items: Iterable[Any]) -> Fragment:
-        """Join what a template, block or macro emitted. Whatever is not a piece already becomes a value."""
+        """Join the output of a template, block or macro. Anything that isn't a piece becomes a value."""
         return _joined(items)
 
 
@@ -157,7 +157,7 @@ def _joined(items: Iterable[Any]) -> Fragment:
 
 
 def _source(templates: Mapping[str, str], name: str) -> tuple[str, str, None] | None:
-    """Return source and file name of a template; the file name is what tracebacks are searched for."""
+    """Return source and file name of a template; tracebacks are searched for the file name."""
     source = templates.get(name)
     return None if source is None else (source, name, None)
 
@@ -183,7 +183,7 @@ def _as_it_is(value: Any) -> Any:
 def _indent(
     usual: Callable[..., str], text: Any, width: int | str = 4, first: bool = False, blank: bool = False
 ) -> Any:
-    """Indent the lines of template text; what a value holds is left alone, and counts as not blank."""
+    """Indent the lines of template text; a value's contents are left alone and count as not blank."""
     if not isinstance(text, Fragment):
         return usual(text, width, first, blank)
     margin = width if isinstance(width, str) else " " * width

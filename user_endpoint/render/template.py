@@ -1,4 +1,4 @@
-"""Run one template in the sandbox, and say whose mistake it is when it cannot be run."""
+"""Run one template in the sandbox; attribute a failure to the person or to the administrator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RAISED_BY_EXPRESSIONS = (
     TypeError,
     ValueError,
 )
-"""What filters, operators and calls inside a template raise when they are given what they cannot take."""
+"""The errors of filters, operators and calls inside a template for arguments of the wrong kind."""
 
 
 def render(
@@ -34,7 +34,7 @@ def render(
     schema: Mapping[str, Any] | None,
     config: Mapping[str, Any],
 ) -> Fragment:
-    """Return what the template called `name` renders to. `config` is the part of `variables` a person set.
+    """Return the rendered template called `name`. `config` is the part of `variables` a person set.
 
     Raises UserConfigInvalid for a variable the person must give, else EndpointMisconfigured.
     """

@@ -17,7 +17,7 @@ TEMPLATE_GLOBALS = frozenset({"range", "dict", "cycler", "joiner", "namespace"})
 
 
 def check_user_config(schema: Mapping[str, Any] | bool | None, config: Mapping[str, Any]) -> None:
-    """Raises UserConfigReserved, UserConfigInvalid, or EndpointMisconfigured for a schema that is none."""
+    """Raises UserConfigReserved, UserConfigInvalid, or EndpointMisconfigured for an invalid schema."""
     for key in config:
         if key in RESERVED_TEMPLATE_VARIABLES or key in TEMPLATE_GLOBALS:
             raise UserConfigReserved(key=key)

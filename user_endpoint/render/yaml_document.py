@@ -1,10 +1,10 @@
 """From rendered pieces to a document, so that no value ever meets the YAML parser.
 
-Template text is joined with an unguessable placeholder for each value; YAML composes that to nodes; then a
-plain scalar that is exactly one placeholder becomes the typed value, and a placeholder inside a longer,
+Template text is joined with an unguessable placeholder for each value, and YAML composes the result to nodes. A
+plain scalar that is exactly one placeholder then becomes the typed value. A placeholder inside a longer,
 quoted or block scalar becomes the value's text. Keys, tags, anchors and aliases may not hold placeholders.
 
-Of YAML 1.1 two things are left out: an unquoted 10:30:00 is text here, not the number 37800, and an
+Two features of YAML 1.1 are left out: an unquoted 10:30:00 is text here, not the number 37800, and an
 unquoted date is text, not a date.
 """
 

@@ -1,4 +1,4 @@
-"""What the process engine, its fork server and its workers say to each other: whole values over SOCK_SEQPACKET.
+"""The messages between the process engine, its fork server and its workers: whole values over SOCK_SEQPACKET.
 
 One datagram is one value, and the kernel decides who gets it. The process that reads a task's datagram owns the
 task; this is how the engine takes back a task that a worker has not begun. A large value goes into a memfd, and
@@ -25,11 +25,11 @@ _buffer = bytearray(INLINE_BYTES + 1)
 _view = memoryview(_buffer)
 
 Value = Any
-"""What marshal takes: here tuples of int, float, str, bytes and None."""
+"""The values that marshal takes: here tuples of int, float, str, bytes and None."""
 
 
 class PeerGone(Exception):
-    """The other end has closed its socket, or what it sent is not a value."""
+    """The other end has closed its socket, or sent bytes that are not a value."""
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:

@@ -26,8 +26,11 @@ exec "$@"
 
 
 def staged_server(python: str, setup: str, packages: str) -> Server:
-    """Start a fork server in `python` (or in what `setup` activates, or in this one), which takes our packages from
-    `packages`, where runner_files has put them, and says when it is ready. Raises OSError where it cannot be tried."""
+    """Start a fork server in `python` (or in the Python that `setup` activates, or in this one).
+
+    It imports our packages from `packages`, where worker_staging has put them, and reports when it is ready. Raises
+    OSError if it can't be run.
+    """
     ours, theirs = datagrams.pair()
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - the server's, which closes it
     with contextlib.closing(theirs):

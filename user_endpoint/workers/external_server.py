@@ -1,8 +1,8 @@
 """The fork server in a Python of the person's own, in which nothing of MEP need be installed.
 
-Our packages are taken from where this file is (see runner_files). What they need beyond the standard library is taken
-from that Python or, where both are of one version, from the user endpoint's own; else the person is told what to
-install. Run as a program; standard library only until it knows that it can go on.
+Our packages are imported from this file's directory (see worker_staging). Their dependencies come from that Python
+or, if both are of one version, from the user endpoint's own; else the person is told which packages to install. Run
+as a program; standard library only until the dependencies are found.
 """
 
 from __future__ import annotations

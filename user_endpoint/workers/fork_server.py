@@ -1,14 +1,22 @@
 """The fork server: a small single-threaded process that forks workers, ends them, and reports their deaths.
 
 It is forked from the user endpoint before ZeroMQ is imported, so that a worker costs one or two megabytes,
-and no thread exists that a fork could catch holding a lock. It also reads what workers print, and keeps a
-bounded log of it. It trusts the engine that orders it about (same user), and nothing that tasks do.
+and no thread exists that a fork could catch holding a lock. It also reads the workers' output, and keeps a
+bounded log of it. It trusts the engine that sends its orders (same user), and nothing that tasks do.
 
-Orders:  ("configure", environment, directory, log path, max result bytes, a sandbox for each task,
-          how many tasks a worker runs or 0)
-         ("place", number, variables, processors): what the worker of this number gets beyond the rest
-         ("spawn", number) with the worker's socket      ("kill", number, signal)      ("ping",)
-Reports: ("spawned", number, pid)     ("ended", number, wait status, reason)           ("pong",)
+Orders:
+
+- ("configure", environment, directory, log path, max result bytes, a sandbox for each task, most tasks a worker or 0)
+- ("place", number, variables, processors): the binding of the worker of this number
+- ("spawn", number) with the worker's socket
+- ("kill", number, signal)
+- ("ping",)
+
+Reports:
+
+- ("spawned", number, pid)
+- ("ended", number, wait status, reason)
+- ("pong",)
 """
 
 from __future__ import annotations
@@ -102,7 +110,7 @@ class ForkServer:
         return True
 
     def _configure(self, environment: dict[str, str] | None, directory: str, log_path: str) -> None:
-        if environment is not None:  # else what worker_init has made of it
+        if environment is not None:  # else the one that worker_init has set up
             os.environ.clear()
             os.environ.update(environment)
         if directory:
@@ -174,7 +182,7 @@ class ForkServer:
             number = self._workers.pop(pid, None)
             if number is not None:  # others are orphans of tasks, which come here because we are their subreaper
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # what the task started and did not put into a session of its own
+                    os.killpg(pid, signal.SIGKILL)  # the task's, unless in their own session
                 self._copy_output(all_of_it=True)
                 self._report("ended", number, status, "")
 

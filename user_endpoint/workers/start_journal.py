@@ -4,7 +4,7 @@ Where workers or a user endpoint are killed, the last reports may not have left 
 before it begins it, so that a task that may have had effects is told from one that never ran. A note is three
 stores into a mapped page, about 0.5 microseconds.
 
-Where a worker may outlive what it works for (a node of a cluster), its file is also its fence. The file has two
+Where a worker may outlive its user endpoint (a node of a cluster), its file is also its fence. The file has two
 names in turn, and the worker gives it the other one between the note and the task. A process that gives the worker up
 takes the file away by renaming it too (see engines.notes). The file system says who was first: if it was the
 worker, its note is there to be read; if not, the worker begins nothing more. Where hosts share files, the note is
@@ -35,7 +35,7 @@ class BegunClosed(Exception):
 
 
 def create(path: str, how: str) -> None:
-    """Make the file in which a worker will note what it begins. Raises OSError."""
+    """Make the file in which a worker will note the tasks that it begins. Raises OSError."""
     name = path if how == PLAIN else path + FIRST
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -55,7 +55,7 @@ def names_of(path: str) -> tuple[str, ...]:
 
 
 def key_of(task_id: str, attempt: int) -> bytes:
-    """Return what a note has of one attempt at a task."""
+    """Return the key of one attempt at a task, as a note holds it."""
     try:
         raw = bytes.fromhex(task_id.replace("-", ""))
     except ValueError:
@@ -113,7 +113,7 @@ class BegunLog:
 
 
 class BegunView:
-    """The reading end, of a file whose worker lives. Raises OSError."""
+    """The reading end, of a live worker's file. Raises OSError."""
 
     def __init__(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -1,9 +1,9 @@
-"""What a task finds, and what it may not leave behind: its worker runs others after it.
+"""Sets up a task's environment and cleans up after the task: its worker runs others after it.
 
 Each task finds its own id in GC_TASK_UUID and, where the site wants that, a directory of its own, which is also in
-GC_TASK_SANDBOX_DIR. Afterwards directory, umask, environment, signal handlers and timers are as they were. What
-cannot be put back (threads, closed descriptors, lowered limits) ends the worker once it has answered: another takes
-a millisecond to fork. Called by the worker around each task.
+GC_TASK_SANDBOX_DIR. Afterwards directory, umask, environment, signal handlers and timers are as they were. A
+change that can't be undone (threads, closed descriptors, lowered limits) ends the worker once it has answered: another
+takes a millisecond to fork. Called by the worker around each task.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Tidy:
             os.environ[SANDBOX_VARIABLE] = place
 
     def after(self) -> bool:
-        """Put back what can be put back; return whether that was all. Raises OSError where the worker is broken."""
+        """Undo the changes that can be undone; return whether those were all. Raises OSError if the worker is broken."""
         self._restore_environment()
         os.fchdir(self._directory)
         os.umask(self._umask)
@@ -91,6 +91,6 @@ class Tidy:
 
 
 def _raw_environment() -> dict[bytes, bytes]:
-    """Return what os.environ keeps, to be compared at once: a copy by its public face costs twenty times as much."""
+    """Return the dictionary inside os.environ, to compare: a copy by the public API costs twenty times as much."""
     found: dict[bytes, bytes] = getattr(os.environ, "_data")  # noqa: B009 - not part of the public face
     return found

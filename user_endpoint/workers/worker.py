@@ -1,7 +1,7 @@
 """A worker: runs one task after another, forked by the fork server, as the mapped user.
 
-It reads a task's datagram, runs it with mep_sdk's runner and answers at once, so that what the engine has
-not been answered is exactly what the worker was running when it died. It trusts its engine; the function it
+It reads a task's datagram, runs it with mep_sdk's runner and answers at once. The tasks without an
+answer are therefore exactly those that the worker was running when it died. It trusts its engine; the function it
 runs may do anything to this process, and the engine expects that.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
 BEGUN_VARIABLE = "MEP_BEGUN"
-"""Environment variable that says where and how a worker notes what it begins, as HOW:PATH; not passed on to tasks."""
+"""Environment variable with a worker's kind of start journal and its path, as HOW:PATH; not passed on to tasks."""
 _CACHE_BYTES = 64 * 1024 * 1024
 
 
@@ -96,7 +96,7 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
 
 
 def _flush_output() -> None:
-    """What a task printed goes to the log when it ends, not when the worker does. The task may have closed it."""
+    """A task's output goes to the log when the task ends, not when the worker does. The task may have closed it."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What `blocks` tells the engine, from its own thread."""
+"""The events that `blocks` reports to the engine, from its own thread."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Blocks:
         self._tell(Ready(client))
 
     def _first_blocks(self) -> None:
-        """Start what is wanted at the start, while the interchange is still loading."""
+        """Start the initial blocks while the interchange is still loading."""
         assert self._client is not None, "called while it starts"
         with self._lock:
             waiting = self._outstanding > 0
@@ -298,7 +298,7 @@ class Blocks:
     # --- watching -------------------------------------------------------------------------------------
 
     def _watch(self, client: Client, now: float, *, ending: bool = False) -> None:
-        """Ask the scheduler for the state of every block. What it does not know is left as it is."""
+        """Ask the scheduler for the state of every block. A block without an answer is left as it is."""
         if not self._blocks:
             return
         ids = list(self._blocks)
@@ -333,7 +333,7 @@ class Blocks:
             return
         self._hold_until = time.monotonic() + HOLD_OFF_S
         if any(block.registered for block in self._blocks.values()) or not self._settings.block_error_handler:
-            return  # what waits can run there, or is to wait on
+            return  # waiting tasks can run there, or should go on waiting
         last_words = (status.stderr_summary or status.message or "").strip()[-600:]
         reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
         error = EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason)

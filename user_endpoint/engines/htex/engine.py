@@ -45,7 +45,7 @@ _ATTEMPT_BITS: Final = 15
 """A task's number for the executor is its row and, in these lowest bits, which attempt it is."""
 _MOST_WAITING: Final = 64
 _MOST_UNSTARTED_LOSSES: Final = 5
-"""Times a task may be lost before any node reported its start; then it is taken to be what ends the nodes."""
+"""Times a task may be lost before any node reported its start; after that it is assumed to kill the nodes."""
 _MOST_UNFIT: Final = 2
 """New blocks that may have too little left for a task, which then fits none."""
 
@@ -61,7 +61,7 @@ class _Held:
     unfit: int = 0
     """Blocks that had too little left for it when they were just up."""
     failing: MepError | None = None
-    """Why it ends if no worker has begun it: what has it was asked to give it back, and its answer decides."""
+    """The error to end with if no worker has begun it. Its node or interchange was asked to return it."""
 
 
 class GlobusComputeEngine:
@@ -156,7 +156,7 @@ class GlobusComputeEngine:
             self._client.say(protocol.Cancel(numbers))
         for number in numbers:
             self._held[number].cancelled = True
-            if self._settings.launch_cmd is not None:  # Parsl's own pool cannot end it: what it answers is dropped
+            if self._settings.launch_cmd is not None:  # Parsl's own pool cannot end it: its answer is dropped
                 self._end(self._held[number], TaskCancelled())
                 self._forget(number)
         if self._events:
@@ -341,7 +341,7 @@ class GlobusComputeEngine:
         )
 
     def _stock(self, message: dict[str, Any]) -> None:
-        """Take what Parsl's own worker pool answers. It reports no starts: a task it had may have run."""
+        """Handle an answer of Parsl's own worker pool, which reports no starts: any task it was sent may have run."""
         from parsl.serialize import deserialize
 
         number = message["task_id"]
@@ -432,7 +432,7 @@ class GlobusComputeEngine:
                 self._give_up(error, until)
 
     def _take_last_results(self) -> None:
-        """Take what the interchange had sent before it died. What it said of losses is known better by now."""
+        """Take the results that the interchange sent before it died. Its reports of losses are outdated and ignored."""
         while self._client is not None and (frames := self._client.hear(_TURN)):
             for frame in frames:
                 if protocol.is_ours(frame) and isinstance(report := protocol.decode_to_client(frame), protocol.Report):
@@ -446,7 +446,7 @@ class GlobusComputeEngine:
             self._client = None
 
     def _give_up(self, error: MepError, until: float) -> None:
-        """End what waits, and what comes before `until`. What workers have begun is no matter of this error."""
+        """End all waiting tasks, and those that come before `until`. Tasks that workers have begun are not affected."""
         self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
         self._broken_until = until
         waiting, self._waiting = self._waiting, []
@@ -472,7 +472,7 @@ class GlobusComputeEngine:
             self._client.say(protocol.Cancel(numbers))
 
     def _begun_at_all(self) -> set[int]:
-        """Return the tasks that any worker has begun. From here on they begin no more."""
+        """Return the tasks that any worker has begun. After this call workers can't begin another."""
         if self._client is None:
             return set()
         try:

@@ -130,7 +130,7 @@ class Client(HighThroughputExecutor):
             "manager_selector": self.manager_selector,
             "run_id": self.run_id,
             "log_config": None,
-            "_check_python_mismatch": False,  # workers may have another Python: each task says what it needs
+            "_check_python_mismatch": False,  # workers may have another Python: each task states its needs
         }
         for socket in (self.outgoing_q.zmq_socket, self.incoming_q.results_receiver):
             socket.linger = 0
@@ -208,10 +208,10 @@ class Client(HighThroughputExecutor):
     # --- tasks, on the user endpoint's thread ---------------------------------------------------------
 
     def say(self, message: protocol.ToInterchange) -> None:
-        """Send one message to the interchange. Never blocks: what cannot go yet waits for the next `flush`.
+        """Send one message to the interchange. Never blocks: if it can't be sent yet, it waits for the next `flush`.
 
-        That is so while the interchange has not connected, or has died; then `Restarted` follows, and with it the
-        decision about everything that the interchange was to have.
+        Messages wait while the interchange has not connected, or has died. After a death `Restarted` follows, which
+        decides about all messages meant for that interchange.
         """
         self._unsent.append(protocol.encode(message))
         self.flush()
@@ -241,7 +241,7 @@ class Client(HighThroughputExecutor):
     # --- nodes, on the blocks' thread -----------------------------------------------------------------
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return what the interchange knows of each node: block_id, tasks, idle_duration and more."""
+        """Return the interchange's data on each node: block_id, tasks, idle_duration and more."""
         return list(self.command_client.run("MANAGERS", timeout_s=_COMMAND_S))  # type: ignore[no-untyped-call] # Parsl's
 
     def ask(self) -> None:

@@ -112,7 +112,7 @@ class BatchInterchange(Interchange):
             self.pending_task_queue.add((float(priority), -number, message))
 
     def _unsent(self, wanted: Callable[[int], bool]) -> list[int]:
-        """Take what is wanted of the tasks that no node has out of the queue."""
+        """Remove the tasks that `wanted` selects from the queue of tasks that no node has."""
         found = [entry for entry in self.pending_task_queue if wanted(entry[2]["task_id"])]
         for entry in found:
             self.pending_task_queue.remove(entry)
@@ -245,7 +245,7 @@ class BatchInterchange(Interchange):
 _NEVER = threading.Event()
 """Parsl sets it at a mismatch of Python versions, a check that is switched off."""
 _CONTEXT = {"task_executor": {"f": "user_endpoint.engines.htex.parsl_worker.run"}}
-"""Where Parsl's own worker pool is used: what it calls with a task's bytes."""
+"""The function that Parsl's own worker pool, where it is used, calls with a task's bytes."""
 
 
 def _frames(receive: Callable[..., Any]) -> list[Any]:

@@ -21,9 +21,9 @@ class JobRecord:
         self._path, self._provider = path, provider
 
     def left_over(self) -> dict[str, dict[str, str]]:
-        """Return the jobs that an earlier process has recorded with the same provider, and not ended.
+        """Return the jobs that an earlier process recorded with the same provider and did not end.
 
-        With each comes what the provider must know of it to end it.
+        With each comes the data that the provider needs to end it.
         """
         try:
             found = json.loads(self._path.read_text())

@@ -1,4 +1,4 @@
-"""The pods of Parsl's KubernetesProvider: their states, what went wrong in them, and that they are deleted.
+"""The pods of Parsl's KubernetesProvider: their states, their failures and their deletion.
 
 Parsl believes that a deleted pod runs for ever, since it treats every failed query as no answer. This module relies
 on the API server's answer: not found means gone, and any other failure means nothing. A pod that can't pull its

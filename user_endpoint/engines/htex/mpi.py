@@ -30,7 +30,7 @@ _MOST_OVERTAKEN = 64
 
 
 def block_nodes(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of this block's nodes, as the scheduler tells them; this host alone where none does.
+    """Return the names of this block's nodes as the scheduler gives them; without a scheduler, this host's alone.
 
     Raises OptionsInvalid where they cannot be read.
     """
@@ -86,7 +86,7 @@ def launch_variables(launcher: str, shape: Shape, hosts: Sequence[str], *, open_
 
 
 def slots_in_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what lets Open MPI's mpiexec start a rank for each processor that Slurm has given the block.
+    """Return the settings with which Open MPI's mpiexec starts a rank for each processor that Slurm gave the block.
 
     It starts as many on each node as the job has tasks there, which is one: a block's script.
     """

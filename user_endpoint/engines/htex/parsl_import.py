@@ -38,7 +38,7 @@ _HOMES = {
 
 
 class _LatePackage(ModuleType):
-    """A package whose own code has not run yet."""
+    """A package before its own code has run."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

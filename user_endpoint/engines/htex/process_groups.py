@@ -1,4 +1,4 @@
-"""Ending jobs and processes, and waiting for them to be gone: what `blocks` does at its ends."""
+"""Ends jobs and processes and waits until they are gone. Called by `blocks` when it stops."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ with light_parsl():
 _log = logging.getLogger(__name__)
 
 SILENT = (CommandClientTimeoutError, CommandClientBadError)
-"""What a command to an interchange raises that does not answer."""
+"""The errors of a command to an interchange that does not answer."""
 PARSL_RAISES = (
     *(ParslError, subprocess.SubprocessError, zmq.ZMQError, OSError),
     *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
 )
-"""What providers raise: their own errors, and what commands and their output can lead to."""
+"""The errors of providers: their own, and those that commands and their output can cause."""
 
 
 def until(done: Callable[[], bool], seconds: float) -> bool:

@@ -1,6 +1,6 @@
-"""What client, interchange and pools say to each other beyond Parsl's own pickled dicts.
+"""The messages between client, interchange and pools beyond Parsl's own pickled dicts.
 
-Each message is one frame of MessagePack that begins with an array marker, by which it is told from a pickle
+Each message is one frame of MessagePack. It begins with an array marker, which tells it from a pickle
 (which begins with 0x80). The interchange hands tasks to pools in Parsl's form, with a Task in `buffer`, so that
 Parsl's own worker pool can be used as well.
 """

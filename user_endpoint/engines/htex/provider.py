@@ -39,8 +39,8 @@ _ENFORCES_WALLTIME = frozenset(
     {"SlurmProvider", "PBSProProvider", "LSFProvider", "TorqueProvider", "GridEngineProvider"}
 )
 _RUN_ONCE = {"SlurmProvider": "#SBATCH --no-requeue", "PBSProProvider": "#PBS -r n", "TorqueProvider": "#PBS -r n"}
-"""What keeps a scheduler from queueing a job again whose node has died, which takes Slurm two minutes: its tasks are
-run in a new one. A template's own scheduler_options come after it, and count."""
+"""The option that keeps a scheduler from requeueing a job after its node died, which takes Slurm two minutes. The job's
+tasks run in a new job instead. A template's own scheduler_options come after it and take precedence."""
 _IN_MINUTES = frozenset({"SlurmProvider", "LSFProvider"})
 """Parsl gives these whole minutes, from HH:MM:SS and no other form; none at all mean no limit."""
 
@@ -131,8 +131,8 @@ class Plan:
             options["launcher"] = parsl.launchers.SimpleLauncher()  # the usual one starts four processes more
         provider = self._kind(**options)
         if self.name == "SlurmProvider" and provider._cmd.startswith("squeue"):  # noqa: SLF001 - where there is no sacct
-            # Asked for one job alone that it has forgotten, squeue fails as it does when it gets no answer, and the
-            # job would never be known to have ended. Asked for two, it leaves out what it does not know.
+            # If the one job asked for is forgotten, squeue fails as it does when the controller is away, and the job
+            # would never count as ended. If two are asked for, squeue leaves out the jobs that it doesn't know.
             provider._cmd = provider._cmd.replace("'{0}'", "'{0},{0}'")  # noqa: SLF001
         return provider
 
@@ -209,7 +209,7 @@ def _widened(kind: type) -> tuple[type, ...]:
 def worker_addresses(settings: GlobusComputeEngine, *, local: bool) -> list[str]:
     """Return the addresses at which workers look for this host. Raises EndpointMisconfigured.
 
-    Nobody outside is asked (Parsl's own way asks a public service for this host's address).
+    No outside service is used (Parsl itself asks a public one for this host's address).
     """
     given = settings.address
     if isinstance(given, str):

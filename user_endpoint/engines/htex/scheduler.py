@@ -1,9 +1,9 @@
-"""The jobs of a provider: what its scheduler says of them, and that every one of them ends.
+"""The jobs of a provider: asks the scheduler for their states, and makes sure that every job ends.
 
 Parsl's providers take a job to have ended when an answer does not name it, and some when there was no answer. Here
 a job has ended when the scheduler says so: by its state, or by saying that it knows no such job. Anything else
-leaves it as it was last seen. What is to end is recorded on disk until the scheduler has accepted that, so that
-no job is forgotten because a scheduler was away, or because the user endpoint was killed.
+leaves it as it was last seen. A job that is to end is recorded on disk until the scheduler has accepted the
+cancellation. No job is forgotten because a scheduler was away or the user endpoint was killed.
 
 Called by blocks, on its thread, since all this takes seconds. It trusts the site's commands.
 """
@@ -35,7 +35,7 @@ class _Answer(NamedTuple):
 
 
 class Scheduler:
-    """See the module; this is a provider whose word is taken. `record` is None where jobs end with this process."""
+    """See the module; this class trusts the provider's answers. `record` is None where jobs end with this process."""
 
     raises: tuple[type[Exception], ...] = PARSL_RAISES
 
@@ -59,7 +59,7 @@ class Scheduler:
         self._write()
 
     def cancel(self, jobs: Sequence[Any], now: float) -> None:
-        """End these jobs. What is not accepted now is tried again by `try_again`. Never raises."""
+        """End these jobs. `try_again` retries cancellations that the scheduler does not accept now. Never raises."""
         for job in jobs:
             self._doomed[job] = self._live.pop(job, {})
         self._end_doomed(now)
@@ -77,7 +77,7 @@ class Scheduler:
         self._end_doomed(now)
 
     def try_again(self, now: float) -> None:
-        """End again, after a while, what the scheduler did not accept to end."""
+        """Retry, after a while, the cancellations that the scheduler did not accept."""
         if self._doomed and now >= self._next_retry:
             self._end_doomed(now)
 
@@ -105,10 +105,10 @@ class Scheduler:
         answers = self._provider.cancel(jobs)
         return answers is None or all(answers)
 
-    # --- what is known --------------------------------------------------------------------------------
+    # --- states of jobs -------------------------------------------------------------------------------
 
     def status(self, jobs: Sequence[Any]) -> list[Any]:
-        """Return Parsl's JobStatus of each job, None where nobody can tell now. Never raises."""
+        """Return Parsl's JobStatus of each job, None where it can't be determined now. Never raises."""
         try:
             return list(self._provider.status(list(jobs)))
         except self.raises:
@@ -117,7 +117,7 @@ class Scheduler:
     # --- the record -----------------------------------------------------------------------------------
 
     def _details(self, job: Any) -> dict[str, str]:
-        """Return what the provider must know of a job to end it."""
+        """Return the data that the provider needs to end a job."""
         known = self._provider.resources.get(job, {})
         return {str(name): value for name, value in known.items() if isinstance(value, str)}
 
@@ -127,7 +127,7 @@ class Scheduler:
 
 
 class CommandScheduler(Scheduler):
-    """A scheduler that is asked by commands, whose very words are looked at."""
+    """A scheduler that is asked by commands; their output is parsed here."""
 
     unknown = r"(?!)"
     """How it says that it knows no such job; its first group is the job."""
@@ -147,8 +147,8 @@ class CommandScheduler(Scheduler):
         provider.execute_wait = execute_wait
 
     def status(self, jobs: Sequence[Any]) -> list[Any]:
-        """Return what the scheduler has said in so many words. A job that it does not know makes some commands
-        fail for all, so the others are asked for once more."""
+        """Return the states that the scheduler has stated explicitly. An unknown job makes some commands
+        fail for all jobs; the others are then queried once more."""
         known = self._asked(list(jobs))
         gone = self._unknown(jobs)
         others = [job for job in jobs if job not in gone]
@@ -220,7 +220,7 @@ class Slurm(CommandScheduler):
         if job in named or not str(self._provider._cmd).startswith("sacct"):  # noqa: SLF001 - the one that it asks by
             return True
         where = f" --clusters={self._provider.clusters}" if self._provider.clusters else ""
-        # Asked for one job that it does not know, squeue fails as if nobody had answered; asked for two, it does not.
+        # For one unknown job squeue fails as it does when the controller is away; for two it doesn't fail.
         status, out, _ = self._provider.execute_wait(f"squeue{where} --noheader --format=%i --job {job},{job}")
         return status == 0 and job not in out.split()
 
@@ -258,7 +258,7 @@ _KINDS: dict[str, type[Scheduler]] = {
 
 
 def scheduler_of(name: str, provider: Any, record: JobRecord | None) -> Scheduler:
-    """Return the scheduler behind the provider whose class has this name."""
+    """Return the scheduler behind the provider class of this name."""
     if name == "KubernetesProvider":
         from user_endpoint.engines.htex.kubernetes_pods import Pods  # needs the Kubernetes client, as its provider does
 

@@ -1,7 +1,7 @@
-"""Whether a task still fits into what is left of a block, and how many new blocks those need that do not.
+"""Decides whether a task fits the time left in a block, and how many new blocks the tasks that don't fit need.
 
 A block's script notes when it began (see provider), so that queueing and worker_init count against the block and
-not against the task. Each node says how much is left when it registers; from there on only durations are compared,
+not against the task. Each node reports the time left when it registers; after that only durations are compared,
 since the clocks of two hosts may differ. Standard library only: the node's pool uses it too.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 STARTED_VARIABLE = "MEP_BLOCK_STARTED"
 """Set by a block's script to the second in which it began."""
 MARGIN_S = 2.0
-"""What must be left of a block beyond a task's walltime: the way to the node, and the worker's start."""
+"""Time that a block must have left beyond a task's walltime: for the way to the node and the worker's start."""
 _FORM = re.compile(r"(?:(\d+)-)?(\d+):(\d{1,2})(?::(\d{1,2}))?")
 
 
@@ -29,10 +29,10 @@ def seconds_of(text: str) -> float | None:
 
 
 def seconds_left(environment: Mapping[str, str], started: float, walltime_s: float, now: float) -> float | None:
-    """Return what is left of the block in which this runs, None where nobody knows.
+    """Return the seconds left of the block in which this runs; None if unknown.
 
-    `started` is when its script began (0: not noted, taken for now), `walltime_s` what it was submitted for (0: no
-    limit). Slurm's own word counts where it is the earlier one. `now`: seconds since the epoch.
+    `started` is when its script began (0: not noted, taken for now), `walltime_s` the time it was submitted for (0:
+    no limit). Slurm's own end time counts if it is earlier. `now`: seconds since the epoch.
     """
     ends = [(started or now) + walltime_s] if walltime_s else []
     said = environment.get("SLURM_JOB_END_TIME", "")
@@ -53,7 +53,7 @@ class Ends:
         self._ends: dict[str, float | None] = {}
 
     def registered(self, block_id: str, left_s: float | None, now: float | None = None) -> bool:
-        """Note what a node has said. Returns whether it was the first one of its block."""
+        """Record a node's report. Returns whether it was the first one of its block."""
         now = time.monotonic() if now is None else now
         first = block_id not in self._ends
         end, known = None if left_s is None else now + left_s, self._ends.get(block_id)
@@ -61,7 +61,7 @@ class Ends:
         return first
 
     def left(self, block_id: str, now: float) -> float | None:
-        """Return the seconds left of a block, None where nobody knows."""
+        """Return the seconds left of a block; None if unknown."""
         end = self._ends.get(block_id)
         return None if end is None else end - now
 
@@ -76,5 +76,5 @@ class Ends:
 
 
 def blocks_for(stranded: list[float], slots: int) -> int:
-    """Return how many new blocks the stranded tasks need; one where it is not known what a block holds."""
+    """Return how many new blocks the stranded tasks need; one while the capacity of a block is unknown."""
     return math.ceil(len(stranded) / slots) if slots else int(bool(stranded))

@@ -20,7 +20,7 @@ _PROBE_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What one worker gets. No `processors` means all that the pool has."""
+    """The binding of one worker. No `processors` means all that the pool has."""
 
     variables: dict[str, str]
     processors: list[int]
@@ -105,7 +105,7 @@ def _thread_variables(processors: list[int]) -> dict[str, str]:
 
 
 def _accelerator_variables(name: str, workers: int, devices: int) -> dict[str, str]:
-    """Return what pins a worker to one accelerator; more workers than CUDA devices share them evenly."""
+    """Return the variables that pin a worker to one accelerator; more workers than CUDA devices share them evenly."""
     cuda = name
     if devices and name.isdecimal() and workers >= devices:
         cuda = str(int(name) // (workers // devices))

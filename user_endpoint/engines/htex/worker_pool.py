@@ -242,7 +242,7 @@ class Pool:
             self._report_results.append(protocol.Result(event.row, event.code, event.text, event.payload, *times))
 
     def _due(self, now: float) -> bool:
-        """Tell whether to report now: at once while little is going on, else what has gathered in 2 ms."""
+        """Tell whether to report now: at once while there is little traffic, else every 2 ms."""
         if self._report_results or self._report_returned:
             return len(self._held) < _FEW or now - self._report_since >= _LINGER_S
         return bool(self._report_started) and now - self._report_since >= _LINGER_S

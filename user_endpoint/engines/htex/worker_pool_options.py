@@ -1,4 +1,4 @@
-"""What a node's pool is told on its command line, and how many workers it has.
+"""The command-line options of a node's pool, and the number of its workers.
 
 Standard library only. The options are those of Parsl's process_worker_pool, so that sites' own `launch_cmd`
 can name either.
@@ -36,7 +36,7 @@ class Options:
     working_dir: str = ""
     run_in_sandbox: int = 0
     begun: str = ""
-    """Directory for the notes of what workers begin."""
+    """Directory for workers' notes of the tasks that they begin."""
     shared: int = 0
     """Whether the user endpoint is on another host."""
     block_walltime: float = 0.0

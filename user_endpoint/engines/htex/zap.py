@@ -27,7 +27,7 @@ class KeyAuthenticator:
         self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
 
     def start(self) -> None:
-        """Answer from now on; nobody is let in before `configure_curve`."""
+        """Answer from now on; no peer is let in before `configure_curve`."""
         self._socket.bind(_ENDPOINT)
         self._thread.start()
 

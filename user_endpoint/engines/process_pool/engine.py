@@ -84,7 +84,7 @@ class ProcessPoolEngine:
 
     @property
     def worker_python(self) -> str:
-        """What the fork server runs in."""
+        """The Python in which the fork server runs."""
         return self._server.python if self._server is not None else ""
 
     @property
@@ -253,7 +253,7 @@ class ProcessPoolEngine:
     def _take_back(self, worker: WorkerHandle) -> None:
         self._queue.extendleft(reversed(worker.take_back()))
 
-    # --- what workers say -----------------------------------------------------------------------------
+    # --- messages of workers --------------------------------------------------------------------------
 
     def _read_worker(self, worker: WorkerHandle) -> None:
         answers, sound = worker.answers(_TURN)
@@ -290,7 +290,7 @@ class ProcessPoolEngine:
     def _worker_ended(self, worker: WorkerHandle, reason: str, *, by_itself: bool = True) -> None:
         self._read_worker(worker)
         self._take_back(worker)
-        for task in worker.sent:  # what it had begun, and not answered: one task at most
+        for task in worker.sent:  # begun and not answered: one task at most
             self._lost(task, worker.ending, reason)
         if by_itself and not worker.served and not worker.sent and worker.ending is None:
             self._start_failed(reason)
@@ -328,7 +328,7 @@ class ProcessPoolEngine:
             elif worker.sent and worker.ending is None:
                 limit = worker.sent[0].walltime_s
                 if limit and now - worker.began > limit:
-                    self._take_back(worker)  # what it has not even read has not begun, and is no matter of walltime
+                    self._take_back(worker)  # unread tasks have not begun: walltime doesn't concern them
                     self._kill_running(worker, WalltimeExceeded.code)
 
     def _kill_running(self, worker: WorkerHandle, code: str) -> None:
@@ -378,7 +378,7 @@ class ProcessPoolEngine:
         self._server.order(("configure", environment, *self._configuration))
 
     def _watch_server(self) -> None:
-        """Give up a fork server that does not answer; start one where none is and a task waits."""
+        """Give up a fork server that does not answer; start one if there is none and a task waits."""
         now = self._clock()
         if self._server is not None:
             try:

@@ -1,8 +1,8 @@
 """One fork server as the process engine sees it: orders to it, reports from it, and whether it still answers.
 
-Nothing here waits: a server that has not said that it is ready, or does not answer a question within a time,
-is lost, and the engine starts another. A task may stop its fork server or fill its machine, since all of them
-are the same user's; what must not happen is that tasks then wait for ever. Called by the process engine alone.
+Nothing here waits: a server that does not report ready, or does not answer a question within a time, is lost, and
+the engine starts another. A task may stop its fork server or fill its machine, since all of them are the same
+user's. Tasks must not wait for ever after that. Called by the process engine alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ForkServerLink:
         self._server, self._since = server, now
         self.ready = server.ready
         self.python = OWN_PYTHON if server.ready else ""
-        """What it runs in; empty before it has said so."""
+        """The Python in which it runs; empty before it has reported that."""
         self._asked_at: float | None = None
         server.sock.setblocking(False)
 
@@ -45,7 +45,7 @@ class ForkServerLink:
 
     @property
     def own_environment(self) -> bool:
-        """Whether its environment is what worker_init made of it."""
+        """Whether its environment was set up by worker_init."""
         return self._server.own_environment
 
     def order(self, order: tuple[object, ...], descriptor: int = -1) -> bool:
@@ -63,7 +63,7 @@ class ForkServerLink:
             self.order(("ping",))
 
     def reports(self) -> Iterator[tuple[Any, ...]]:
-        """Yield what it has said. Raises ServerLost."""
+        """Yield its reports. Raises ServerLost."""
         while True:
             try:
                 report, _ = datagrams.receive(self._server.sock)

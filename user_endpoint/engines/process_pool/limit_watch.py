@@ -24,7 +24,7 @@ def _read(path: str) -> str:
 
 
 class MemoryWatch:
-    """What the kernel has killed in our control group for want of memory."""
+    """Counts the processes that the kernel has killed in our control group for want of memory."""
 
     def __init__(self, membership: str = "/proc/self/cgroup", root: str = _ROOT) -> None:
         lines = [line for line in _read(membership).splitlines() if line.startswith("0::/")]

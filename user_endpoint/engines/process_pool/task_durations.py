@@ -1,4 +1,4 @@
-"""How long tasks of a function take, as measured: what decides whether to queue several at one worker.
+"""Measures how long tasks of a function take, to decide whether to queue several at one worker.
 
 Holds no clock and no socket. Called by the process engine.
 """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEPTH = 16
 """Most tasks at one worker, the running one included."""
 ANSWER = (int, str, str, bytes, float, float)
-"""Of what an answer consists: row, code, text, payload, when it started and when it ended."""
+"""The fields of an answer: row, code, text, payload, time of its start and time of its end."""
 
 
 class WorkerHandle:
