@@ -37,7 +37,7 @@ from relay.store.sqlite_reads import SqliteStore
 _DEFAULTS = Settings()
 MAX_USERNAME = 256
 _UNUSABLE = (StateTooNew, sqlite3.DatabaseError)
-"""What opening a database may say: of a newer relay, damaged, or locked for too long."""
+"""The errors of opening a database: made by a newer relay, damaged, or locked for too long."""
 
 
 def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:

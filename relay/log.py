@@ -62,7 +62,7 @@ class Sparing:
 
 
 def formatter() -> logging.Formatter:
-    """Return what makes a line of a record."""
+    """Return the formatter that turns a record into a line."""
     text = "%(asctime)sZ %(levelname)s mep-relay[%(process)d]: %(message)s"
     return _Line(text, datefmt="%Y-%m-%dT%H:%M:%S")
 

@@ -33,8 +33,8 @@ _DAY_S = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """In seconds: how long ended tasks are kept, how long one may wait (0: for ever), and how long functions, task
-    groups and user endpoints are kept that nobody uses (0: for ever)."""
+    """In seconds: how long ended tasks are kept, how long one may wait (0: for ever), and how long unused functions,
+    task groups and user endpoints are kept (0: for ever)."""
 
     retention_s: float
     lifetime_s: float
@@ -64,7 +64,7 @@ class Sweeper:
         return await durable(self._store.submit(change, inline=False))
 
     async def inputs(self) -> None:
-        """Drop what ended tasks were called with. Raises RelayUnavailable."""
+        """Drop the arguments of ended tasks. Raises RelayUnavailable."""
         while True:
             before = self._inputs_after
             self._inputs_after = await self._do(lambda tx, at=before: tx.drop_inputs(at, INPUTS_PAGE))  # type: ignore[misc]

@@ -45,17 +45,17 @@ class Settings:
     link_host: str = "127.0.0.1"
     link_port: int = 8651
     link_address: str | None = None
-    """What endpoints are told to connect to, where it differs from what is bound."""
+    """The address that endpoints are given, if it differs from the bound one."""
     retention_days: float = 14.0
     """How long ended tasks and their results are kept."""
     task_lifetime_days: float = 14.0
     """How long a task may wait until a user endpoint takes it, and for one that has it and is away; 0: for ever."""
     unused_days: float = 365.0
-    """How long functions, task groups and user endpoints are kept that nobody uses; 0: for ever."""
+    """How long unused functions, task groups and user endpoints are kept; 0: for ever."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
     max_stored_gb: float = 50.0
-    """What one person's waiting arguments and kept results may take; 0: any amount."""
+    """Most space for one person's waiting arguments and kept results; 0: any amount."""
 
     @property
     def periods(self) -> Periods:

@@ -33,7 +33,7 @@ LOCK = "serve.lock"
 
 
 class StateRefused(Exception):
-    """The state directory cannot be used. The text says why and what to do."""
+    """The state directory cannot be used. The text gives the reason and the remedy."""
 
 
 def default_dir() -> Path:
@@ -42,9 +42,9 @@ def default_dir() -> Path:
 
 
 def become_relay_account(directory: Path) -> None:
-    """As root: make the directory for the relay's account and become that account for good; else nothing.
+    """As root: make the directory for the relay's account and become that account irrevocably; else do nothing.
 
-    Raises StateRefused where the account does not exist or the directory is another's.
+    Raises StateRefused if the account does not exist or the directory is another's.
     """
     if os.geteuid() != 0:
         return
@@ -60,7 +60,7 @@ def become_relay_account(directory: Path) -> None:
         if problems := trust.problems(next(one for one in directory.parents if os.path.lexists(one))):
             raise StateRefused("; ".join(problems))
         directory.mkdir(parents=True, mode=0o700)
-        # By descriptor: nobody may put something else in its place in between.
+        # By descriptor, so that the directory can't be replaced in between.
         made = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         os.fchown(made, account.pw_uid, account.pw_gid)
         os.close(made)
@@ -105,7 +105,7 @@ class _Pending(msgspec.Struct):
 
 
 class _Rotations(msgspec.Struct):
-    """rotations.json: what the relay's keys were before, oldest first."""
+    """rotations.json: the relay's earlier keys, oldest first."""
 
     earlier: list[_Earlier] = []
     pending: _Pending | None = None
@@ -129,7 +129,7 @@ class Keys:
 
     @property
     def public(self) -> RelayKeys:
-        """What endpoints pin."""
+        """The keys that endpoints pin."""
         return RelayKeys(self.signing_public, self.link_public)
 
     @property
@@ -160,10 +160,10 @@ class State:
         return state
 
     def refuse_untrusted(self) -> None:
-        """Raise StateRefused, listing what in the directory another account could read, write or exchange."""
+        """Raise StateRefused, listing the files in the directory that another account could read, write or exchange."""
         trust = _trust()
         found = trust.problems(self.directory, secret=True)
-        if not found:  # else what is in it may not be what it seems
+        if not found:  # else its contents can't be trusted
             secret = [
                 "link.key",
                 "signing.key",
@@ -187,7 +187,7 @@ class State:
 
     @property
     def listening(self) -> Path:
-        """What a running server says of itself."""
+        """The file in which a running server publishes its addresses."""
         return self.directory / "relay.json"
 
     def lock(self) -> int:

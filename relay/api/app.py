@@ -76,5 +76,5 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def _id(value: str) -> str:
-    """Return an id of a path as it is stored; what is no UUID is found nowhere and shortened for the answer."""
+    """Return the stored form of an id in a path. Invalid UUIDs match nothing and are clipped in the answer."""
     return value.lower() if _UUID.fullmatch(value) else value[:64]

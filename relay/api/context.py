@@ -1,4 +1,4 @@
-"""What the handlers share: the store, the dispatcher, the accounts, the relay's own keys."""
+"""The state that the handlers share: the store, the dispatcher, the accounts, the relay's own keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Service:
     earlier_keys: list[EarlierRelayKeys]
     """The pairs before, oldest first."""
     quota: Quota
-    """What one person may have stored."""
+    """The limits on one person's stored data."""
     bodies: Bodies = field(default_factory=Bodies)
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""

@@ -25,7 +25,7 @@ _IGNORED = ("authentication_policy", "subscription_uuid", "high_assurance")
 
 
 class EndpointInfo(msgspec.Struct, kw_only=True):
-    """GET /v2/endpoints/ID: what people may know of an endpoint."""
+    """GET /v2/endpoints/ID: the public data of an endpoint."""
 
     uuid: str
     name: str
@@ -184,7 +184,7 @@ def _info(record: EndpointRecord) -> EndpointInfo:
 
 
 async def listing(service: Service, request: Request) -> list[EndpointInfo]:
-    """GET /v2/endpoints: one's own; with `role=any` also those that are open to everybody."""
+    """GET /v2/endpoints: one's own; with `role=any` also those that are open to all."""
     me = request.caller.account_id
     if request.query.get("role") != "any":
         return [_info(record) for record in service.store.endpoints(me)]

@@ -1,7 +1,7 @@
-"""Free-form values of bodies (configurations, metadata, schemas) made plain: what JSON can say, of a bounded size.
+"""Normalises free-form values of bodies (configurations, metadata, schemas) to JSON values of a bounded size.
 
-MessagePack can say more than JSON (bytes, keys that are no strings, not-a-number) and JSON more than MessagePack
-(whole numbers of any size). Only values that both can express are stored, compared, signed and sent on.
+MessagePack has values that JSON lacks (bytes, keys that aren't strings, not-a-number), and JSON some that MessagePack
+lacks (whole numbers of any size). Only values that both can express are stored, compared, signed and sent on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mep_wire.ids import canonical_json
 def plain(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]:
     """Return `value` (an empty dictionary for None) as it comes back from canonical JSON.
 
-    Raises PayloadTooLarge where that has more than `limit` bytes, BodyInvalid where there is no such JSON.
+    Raises PayloadTooLarge if that has more than `limit` bytes, BodyInvalid if JSON can't express the value.
     """
     if not value:
         return {}

@@ -22,7 +22,7 @@ from relay.store.records import Caller, Completion, GroupRef
 PAGE = 1000
 PAGE_BYTES = 1024 * 1024
 FIRST_FRAME_S = 30.0
-"""How long a client may take to say what it wants."""
+"""How long a client may take to send its request."""
 
 _subscribe = msgspec.msgpack.Decoder(Subscribe)
 _encoder = msgspec.msgpack.Encoder()
@@ -63,7 +63,7 @@ async def _reject(send: Send, error: MepError) -> None:
 
 
 async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tuple[GroupRef, int]:
-    """Return what the client asks for. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
+    """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
     try:
         message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
     except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""What one person may have stored: the bytes of their waiting tasks' arguments and of the results that are kept.
+"""Limits one person's stored data: the bytes of their waiting tasks' arguments and of the results that are kept.
 
 The store counts by task group; here the sum is remembered for a moment, so that a submission costs no sum over
 thousands of groups. Called by the API for each submission.

@@ -134,7 +134,7 @@ def _resource_spec(body: SubmitBody) -> bytes:
 
 
 def _options(body: SubmitBody, now: float) -> tuple[bytes, float, int, float, int]:
-    """Return what all tasks of a submission have in common, as in NewTask. Raises BodyInvalid."""
+    """Return the fields that all tasks of a submission share, as in NewTask. Raises BodyInvalid."""
     walltime, attempts = body.walltime_s or 0.0, body.max_attempts
     if not 0 <= walltime <= MAX_WALLTIME_S:
         raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")

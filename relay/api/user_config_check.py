@@ -115,7 +115,7 @@ def _first_error(validator: Any, value: Any) -> ValidationError | None:
 
 
 _CHECK_FAILURES = (_TooSlow, RecursionError, Unresolvable, re2.error)
-"""What a hostile or broken schema can make of a check."""
+"""The errors that a hostile or broken schema can cause in a check."""
 
 
 def _fault(schema: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from relay.store.base import AccountReads
 from relay.store.records import Caller
 
 PREFIX = "mep_"
-"""Lets people and secret scanners tell what a token is for."""
+"""Lets people and secret scanners tell the purpose of a token."""
 CACHE_S = 1.0
 CACHE_SIZE = 10_000
 

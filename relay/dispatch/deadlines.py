@@ -1,4 +1,4 @@
-"""Ends tasks whose deadline is past, wherever they are: waiting, sent, or running at a user endpoint that may be away.
+"""Ends tasks at their deadline, wherever they are: waiting, sent, or running at a user endpoint that may be away.
 
 One timer, for the first deadline of all. The user endpoint ends a running task at the same time by its own clock,
 since its link may be down; here the task ends in any case. A later result of the task is refused.
@@ -85,7 +85,7 @@ class Deadlines:
 
 
 def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
-    """Return the end of a task. `in_touch`: whether the user endpoint has a link, by which it says what begins."""
+    """Return the end of a task. `in_touch`: whether the user endpoint has a link on which it reports started tasks."""
     error = TaskExpired()
     doubtful = task.state is TaskState.DISPATCHED and not in_touch
     where = _OUT_OF_TOUCH if doubtful else _WHERE.get(task.state, "it had not ended")

@@ -1,4 +1,4 @@
-"""Decides who may say what on the endpoint link, and hands each message to what answers it.
+"""Decides which peer may send which message on the endpoint link, and hands each message to its handler.
 
 A peer is known by its CURVE key alone. A manager's key (from its endpoint's registration) may speak for that
 endpoint, a user endpoint's key (enrolled with a join token) for that user endpoint and its own tasks; an
@@ -71,7 +71,7 @@ class Dispatcher:
         self._from_stranger, self._from_manager, self._from_uep = self._tables()
 
     def _tables(self) -> tuple[Handlers, Handlers, Handlers]:
-        """Who may say what, and what answers it: strangers, managers, user endpoints."""
+        """The permitted messages of unauthenticated peers, managers and user endpoints, and their handlers."""
         liveness: Handlers = {messages.Ping: self._ping, messages.Pong: self._pong}
         stranger: Handlers = {
             messages.ManagerHello: self._manager_hello,
@@ -145,7 +145,7 @@ class Dispatcher:
         return isinstance(session, Joining)
 
     def _handler(self, peer: Peer, kind: type[Any]) -> Handler:
-        """Return what answers this message from this peer. Raises HelloNeeded or LinkForbidden."""
+        """Return the handler of this message from this peer. Raises HelloNeeded or LinkForbidden."""
         if isinstance(peer.session, Uep):
             handler = self._from_uep.get(kind)
         elif isinstance(peer.session, ManagerLink):

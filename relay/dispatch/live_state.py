@@ -1,5 +1,7 @@
-"""What the relay knows at this moment of managers and user endpoints. All of it can be lost: the store has
-what matters. Memory here goes with the number of live links, never with the number of tasks.
+"""The relay's in-memory state of managers and user endpoints.
+
+All of it can be lost: everything that must survive is in the store. Its size grows with the number of live links,
+never with the number of tasks.
 
 Used by the other modules of this package, always in the event loop's thread.
 """
@@ -70,22 +72,22 @@ class Uep:
     answered: bytes = b""
     """Of the process that the manager says runs since then: `asked`, or that of an earlier request."""
     place: int = 0
-    """Its place among what the site is to start, as its manager has said last; 0 for none."""
+    """Its position in the site's queue of starts, as its manager last reported; 0 for none."""
     attempts: int = 0
     """Starts that came to nothing since the last link."""
     unjoined_since: float = 0.0
     """By the loop's clock: when its manager first said that it runs without there being a link; 0: it has not."""
     default_attempts: int = 1
-    """How often a task may be begun there that says nothing of it: what its process has said last."""
+    """How often a task without its own limit may be begun there, as its process last reported."""
     most_attempts: int = 0
-    """The most that one may ask for, 0 for no limit."""
+    """The highest limit that a task may set, 0 for any."""
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
     losses: int = 0
     """Processes lost in a row with no task ended in between."""
     last_code: str = ""
     last_end: str = ""
-    """What the manager said of the end of its last process."""
+    """The manager's report of how its last process ended."""
     grace_until: float = 0.0
     """By the loop's clock: until then its absence from its manager's list proves nothing."""
     timer: asyncio.TimerHandle | None = None
@@ -107,7 +109,7 @@ class Uep:
             self.state = next_uep_state(self.state, then)
 
     def unlink(self) -> None:
-        """Forget the link, and what went over it."""
+        """Forget the link, and the state that belonged to it."""
         if self.peer is not None:
             self.peer.session = None
         self.peer, self.credit = None, 0
@@ -122,7 +124,7 @@ class Uep:
         return bool(self.record.link_key) and same_process(incarnation, self.record.incarnation)
 
     def is_starting(self, incarnation: bytes) -> bool:
-        """Whether the process of this incarnation is what the start under way has led to, by its manager's word."""
+        """Whether the process of this incarnation came from the start under way, according to its manager."""
         return self.state is UepState.STARTING and self.start_answered and same_process(incarnation, self.answered)
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
@@ -160,8 +162,8 @@ class Board:
     by_row: dict[int, Uep] = field(default_factory=dict)
     """The same, by the store's row."""
     _known: WeakValueDictionary[str, Uep] = field(default_factory=WeakValueDictionary)
-    """Those, and every record that was forgotten and that a step under way still holds: a second one for the same user
-    endpoint would miss what happens to the first."""
+    """Those, and every forgotten record that a step under way still holds: a second record for the same user endpoint
+    would miss changes to the first."""
     open_tasks: dict[str, int] = field(default_factory=dict)
     """Unfinished tasks by account, for accounts that have submitted since the relay started."""
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -171,7 +173,7 @@ class Board:
         known = self._known.get(record.uep_id)
         if known is None or known.row != record.row:
             known = self._known[record.uep_id] = Uep(record)
-        if self.ueps.get(record.uep_id) is not known:  # new, or forgotten: only the store knows what happened since
+        if self.ueps.get(record.uep_id) is not known:  # new, or forgotten: only the store knows later changes
             known.has_queued = self.store.has_queued(record.row)
             known.unsettled = not known.record.link_key and self.store.has_active(record.row)
             self.keep(known)
@@ -217,9 +219,9 @@ class Board:
             logger.error("dispatch: a step failed", exc_info=task.exception())
 
     def when_durable(self, peer: Peer | None, future: Future[T], then: Callable[[T], None]) -> None:
-        """Call `then` with the result in this thread: at once where the commit is done already.
+        """Call `then` with the result in this thread: at once if the commit is done already.
 
-        Where it failed, the link that it came from is cut: the peer comes back and says again what counts.
+        If it failed, the link that it came from is cut: the peer reconnects and repeats its unconfirmed messages.
         """
 
         def finish() -> None:

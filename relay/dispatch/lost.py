@@ -1,14 +1,14 @@
-"""What becomes of the tasks of a user endpoint whose process is gone, and in which order that is found out.
+"""Decides the fate of a user endpoint's tasks after its process is gone, in steps.
 
-The workers of a process note on the site's disk what they begin, and the last reports of a killed process never leave
-it. So the relay does not know whether a task that was sent had begun. The next process knows: it reads the notes before
-it begins anything. The order is therefore:
+The workers of a process note on the site's disk which tasks they begin. The last reports of a killed process never
+leave it, so the relay can't tell whether a task that was sent had begun. The next process can: it reads the notes
+before it begins anything. The steps are therefore:
 
-1. ENDED: the manager says that the process is gone. Nothing is decided.
-2. TOLD: the next process has joined and has said what it holds. What was sent is sent again, and that process ends it
-   as lost where the notes say that it had begun. What was known to run is lost.
-3. GIVEN_UP, in place of TOLD: no process comes that could read the notes. Only what was never sent ends with the reason
-   for that. The rest ends as lost, since it may have had effects.
+1. ENDED: the manager reports that the process is gone. Nothing is decided.
+2. TOLD: the next process has joined and has listed the tasks that it holds. Tasks that were sent are sent again, and
+   that process ends them as lost if the notes say that they had begun. Tasks that were known to run are lost.
+3. GIVEN_UP, in place of TOLD: no process comes that could read the notes. Only tasks that were never sent end with the
+   reason for that. The rest end as lost, since they may have had effects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from relay.store.records import Ending, Settled
 
 
 class Step(enum.Enum):
-    """What the relay has been told since it lost a process."""
+    """The reports that the relay has received since it lost a process."""
 
     ENDED = enum.auto()
     TOLD = enum.auto()
@@ -33,7 +33,7 @@ class Step(enum.Enum):
 
 
 class Fate(enum.Enum):
-    """What a step means for a task."""
+    """The effect of a step on a task."""
 
     STAYS = enum.auto()
     """As it is: the next step decides."""
@@ -72,7 +72,7 @@ def why_failed(state: TaskState, error: MepError) -> MepError:
 
 
 def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
-    """The user endpoint is given up: end what its last process had been sent. What was never sent ends after it."""
+    """The user endpoint is given up: end the tasks sent to its last process. Tasks never sent end after them."""
     now, errors = time.time(), {state: why_failed(state, error) for state in FATES[Step.GIVEN_UP]}
     endings = []
     for row, state in tx.active_rows(uep_row).items():

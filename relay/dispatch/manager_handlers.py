@@ -1,4 +1,4 @@
-"""What managers say on the endpoint link, and what follows: who is there, which starts worked, who ended."""
+"""Handles managers' messages on the endpoint link: running user endpoints, results of starts, ended processes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Managers:
             logger.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
 
     def start_answer(self, peer: Peer, message: messages.StartAnswer) -> None:
-        """What became of a start request."""
+        """The outcome of a start request."""
         self._starts.answered(peer.session, message)
 
     def start_placed(self, peer: Peer, message: messages.StartPlaced) -> None:
@@ -87,8 +87,8 @@ class Managers:
         return self._board.uep(record) if record is not None and record.endpoint_id == link.endpoint_id else None
 
     def _is_of_now(self, uep: Uep, message: messages.UepEnded | messages.UepRevoked) -> bool:
-        """Whether a manager speaks of the process that joined last or is being started. It says again what it does not
-        know to be read, and a process may have come after the one of which it speaks."""
+        """Whether a manager's message is about the process that joined last or is being started. The manager repeats
+        unconfirmed messages, and another process may have followed the one that the message is about."""
         said = message.incarnation
         if uep.has_joined(said) or uep.is_starting(said) or not said:
             return True

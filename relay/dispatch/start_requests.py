@@ -50,7 +50,7 @@ _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 
 
 class Starts:
-    """Start requests: when, and what follows from their answers."""
+    """Start requests: when to send them, and how to handle their answers."""
 
     def __init__(self, board: Board, delivery: Delivery, key: Signer) -> None:
         self._board, self._delivery, self._key = board, delivery, key
@@ -147,7 +147,7 @@ class Starts:
     # --- answers ----------------------------------------------------------------------------------
 
     def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
-        """The manager says what became of a start request."""
+        """The manager reports the outcome of a start request."""
         uep = self._board.ueps.get(answer.uep_id)
         if uep is not None and not same_process(answer.asked, uep.asked):
             logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
@@ -179,7 +179,7 @@ class Starts:
             uep.place = max(0, min(message.place, MAX_PLACE))
 
     def why_waiting(self, uep_row: int) -> str:
-        """Return, for the person, what a queued task of this user endpoint waits for; empty where nothing is known."""
+        """Return, for the person, the reason why a queued task of this user endpoint waits; empty if unknown."""
         uep = self._board.by_row.get(uep_row)
         if uep is None or uep.state is not UepState.STARTING or uep.start_answered or not uep.place:
             return ""
@@ -261,7 +261,7 @@ class Starts:
             await self._delivery.end_queue(uep, error)
         uep.unsettled = uep.unsettled and self._board.store.has_active(uep.row)
 
-    # --- what else ends a start -------------------------------------------------------------------
+    # --- other ends of a start --------------------------------------------------------------------
 
     def joined(self, uep: Uep) -> None:
         """Its link is up: the start, if there was one, is done."""

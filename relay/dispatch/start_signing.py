@@ -63,7 +63,7 @@ class OverlapSigner:
 
 @dataclass(frozen=True, slots=True)
 class MadeStart:
-    """A signed start with what the relay keeps of it."""
+    """A signed start with the data that the relay keeps on it."""
 
     message: SignedStart
     join_hash: bytes

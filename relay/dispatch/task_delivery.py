@@ -36,7 +36,7 @@ END_PAGE = 2000
 STARTED_DELAY_S = 0.02
 """How long reports of started tasks may wait to share a commit: they are overtaken by quick results."""
 _AT_ONCE_S = 0.001
-"""What is left of a deadline that has passed: 0 would say that there is none."""
+"""The time sent for a deadline that has passed: 0 would mean that there is none."""
 MAX_CREDIT = 100_000
 MAX_TEXT = 64 * 1024
 MAX_CODE = 64
@@ -166,7 +166,7 @@ class Delivery:
         """Take tasks from the queue and send them; False where the link has gone (see `_send_direct`)."""
         peer, limit = uep.peer, min(uep.credit, PAGE_TASKS)
         uep.credit -= limit
-        # Before the store is asked: what is added while it answers sets this again.
+        # Before the query: a task that is added during the query sets this again.
         uep.has_queued = False
         try:
             tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
@@ -194,7 +194,7 @@ class Delivery:
         self._started.setdefault(uep.row, set()).update(rows)
 
     def flush_started(self) -> None:
-        """Store what `started` gathered."""
+        """Store the reports that `started` gathered."""
         gathered, self._started = self._started, {}
         now = time.time()
         reports = [(uep_row, sorted(rows)) for uep_row, rows in gathered.items() if rows]
@@ -218,7 +218,7 @@ class Delivery:
         def stored(settled: Settled) -> None:
             uep.losses = 0
             self._ended(uep, settled)
-            if peer is not None:  # foreign ones too: its spool must let go of what no task waits for
+            if peer is not None:  # foreign ones too: its spool must drop results that no task waits for
                 self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
             if settled.foreign:
                 logger.warning(
@@ -308,7 +308,7 @@ class Delivery:
         )
 
     async def end_sent(self, uep: Uep, error: MepError) -> None:
-        """The user endpoint is given up because of `error`: end what its last process had been sent."""
+        """The user endpoint is given up because of `error`: end the tasks sent to its last process."""
         self._ended(uep, await self._board.insist(lambda tx: end_what_was_sent(tx, uep.row, error)))
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
@@ -419,7 +419,7 @@ def _ending(item: messages.ResultItem) -> Ending:
 
 
 def _raw_id(text: str) -> bytes:
-    """Return the bytes of a task id as a peer writes it; none, which is no task's, where it is no id."""
+    """Return the bytes of a task id as a peer writes it; for an invalid id none, which match no task."""
     try:
         return bytes.fromhex(text.replace("-", ""))
     except ValueError:

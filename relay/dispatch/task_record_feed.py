@@ -102,7 +102,7 @@ class TaskEvents:
             out.timer = self._board.loop.call_later(GATHER_S, self._send, endpoint_id)
 
     def _send(self, endpoint_id: str) -> None:
-        """Send what there is, unless something is under way."""
+        """Send the stored events, unless some are under way."""
         out = self._outgoing.get(endpoint_id)
         if out is None:
             return

@@ -1,4 +1,4 @@
-"""What becomes of tasks inside one transaction: put together from the store's single steps.
+"""State changes of tasks inside one transaction, composed of the store's single steps.
 
 A task is queued again only if its cancellation was not requested. A task that had begun and was lost is queued
 again only while it has attempts left. Called with the transaction by the other modules of this package.
@@ -88,7 +88,7 @@ def lose(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What follows from a user endpoint's list of its rows."""
+    """The consequences of a user endpoint's list of its rows."""
 
     held: Held
     requeued: Requeued
@@ -97,7 +97,7 @@ class Reconciled:
 
 
 def reconcile(tx: Tx, uep_row: int, held: Sequence[int]) -> Reconciled:
-    """Compare, as `TaskTx.reconcile`, and see to what is to be cancelled."""
+    """Compare, as `TaskTx.reconcile` does, and handle the tasks that are to be cancelled."""
     found = tx.reconcile(uep_row, held)
     requeued = _without_cancelled(tx, uep_row, found.requeued)
     lost = set(found.lost)

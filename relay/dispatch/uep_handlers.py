@@ -1,4 +1,4 @@
-"""What user endpoints say on the endpoint link, and what follows: joining, coming back, tasks and results."""
+"""Handles user endpoints' messages on the endpoint link: joining, coming back, tasks and results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from relay.log import logger
 
 MAX_ROW = 2**63
 SEEN_S = 60.0
-"""How exact it is what the store knows of when a user endpoint was last seen."""
+"""Precision of the stored time at which a user endpoint was last seen."""
 
 _MAX_VERSION_CHARS = 32
 
@@ -95,7 +95,7 @@ class UserEndpoints:
         self._board.plane.send(peer, codec.encode(welcome))
 
     def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
-        """Compare what it holds with the store, before it is sent anything."""
+        """Compare its list of tasks with the store, before it is sent anything."""
         self._delivery.flush_started()
         uep.pumping = True
         self._board.when_durable(
@@ -163,7 +163,7 @@ class UserEndpoints:
 
 
 def _rows(rows: list[int]) -> list[int]:
-    """Return rows as they came. Raises LinkMessageInvalid for what no row can be."""
+    """Return the rows unchanged. Raises LinkMessageInvalid for a value that can't be a row."""
     if any(not 0 < row < MAX_ROW for row in rows):
         raise LinkMessageInvalid(reason="a row that no task has")
     return rows

@@ -1,7 +1,7 @@
 """The contract of a plane: it moves frames between the relay and its peers and knows each peer by its key.
 
-One backend is one file beside this one. A plane decodes nothing: what a frame says, and what its sender
-may say, is the dispatcher's to decide.
+One backend is one file beside this one. A plane decodes nothing: the dispatcher reads the frames and decides
+which messages their senders may send.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Peer:
 
 
 class PlaneHandler(Protocol):
-    """What a plane calls, always in the event loop's thread."""
+    """The callbacks of a plane, always called in the event loop's thread."""
 
     def on_frame(self, peer: Peer, frame: bytes) -> None:
         """A peer sent a frame."""
@@ -38,7 +38,7 @@ class PlaneHandler(Protocol):
 
 
 class Plane(Protocol):
-    """What every plane offers. All methods are called from the event loop's thread."""
+    """The methods of every plane. All of them are called from the event loop's thread."""
 
     address: str
     """Where peers connect to."""

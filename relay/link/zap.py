@@ -1,6 +1,6 @@
 """Answers ZeroMQ's authentication requests (ZAP, RFC 27): any peer that proves a CURVE key may connect.
 
-What a key may then say is decided message by message, by the dispatcher. The answer gives libzmq the key as
+The dispatcher decides, message by message, which ones a key may send. The answer gives libzmq the key as
 the `User-Id` of every message of that connection. Served from the event loop's thread; called by ZmqPlane.
 """
 

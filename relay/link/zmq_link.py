@@ -26,7 +26,7 @@ SEND_HWM = 32
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Bytes that wait for a slow peer here before it is dropped."""
 WRITABLE_BYTES = 64 * 1024
-"""Bytes waiting here up to which a peer may be sent more: a burst of short messages is no sign that it is slow."""
+"""Bytes waiting here up to which a peer may be sent more: a burst of short messages doesn't mean that it is slow."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.0005, 0.02
 """When a slow peer's waiting messages are tried again: soon after a burst has filled its queue, which its
 connection takes in no time, and ever later while it reads nothing. (A ROUTER cannot wait for one peer's room.)"""
@@ -48,7 +48,7 @@ class ZmqPlane:
         self._configure(z85.encode(secret_key))
         self._peers: dict[bytes, Peer] = {}
         self._strangers: deque[Peer] = deque()
-        """Peers in the order in which they came, as far as nobody has looked what became of them."""
+        """Peers in order of arrival, until they are examined."""
         self._sparing = Sparing()
         self._slow: set[Peer] = set()
         self._retry_s = FIRST_RETRY_S

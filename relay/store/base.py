@@ -2,7 +2,7 @@
 
 Reads are direct calls. Writes are functions over a `Tx`, handed to `Store.submit`: each is atomic, several
 may share one commit, and the returned future is done once the change is durable. The store trusts its
-callers with everything but concurrency: who may do what is decided before.
+callers with everything but concurrency: permissions are checked before.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class TaskTx(Protocol):
     ) -> Added:
         """Store tasks, the first `dispatched` of them as already sent.
 
-        A task whose id is known with the same group, function and user endpoint is left as it is. Raises
+        A task is left as it is if its id is known with the same group, function and user endpoint. Raises
         IdConflict for a task id or group id that is taken by something else; then nothing is stored.
         """
 
@@ -156,8 +156,8 @@ class TaskTx(Protocol):
         """Remove up to `limit` records of tasks that ended before this time; return how many."""
 
     def drop_inputs(self, after: int, limit: int) -> int:
-        """Remove what ended tasks were called with, those of `limit` endings after this sequence number; return the
-        number of the last of them, `after` where there is none."""
+        """Remove the arguments of ended tasks, for `limit` endings after this sequence number; return the number of the
+        last of them, `after` if there is none."""
 
 
 class SweepTx(Protocol):
@@ -240,7 +240,7 @@ class RegistryReads(Protocol):
         """Return a function with its code."""
 
     def function_ref(self, function_id: str) -> FunctionRef | None:
-        """Return what a submission needs of a function."""
+        """Return the data on a function that a submission needs."""
 
     def function_code(self, function_id: str) -> bytes | None:
         """Return a function's code, a deleted function's too: tasks submitted before may still need it."""
@@ -262,13 +262,13 @@ class TaskReads(Protocol):
         """Return whether any task waits for this user endpoint."""
 
     def next_deadline(self) -> float | None:
-        """Return the first deadline of any unfinished task; None where none has one."""
+        """Return the first deadline of any unfinished task; None if there are no deadlines."""
 
     def overdue(self, now: float, limit: int) -> list[OverdueTask]:
         """Return the first unfinished tasks past their deadline, up to `limit`."""
 
     def oldest_queued(self, uep_row: int) -> float | None:
-        """Return when the task that waits for this user endpoint longest was submitted; None where none waits."""
+        """Return the submission time of the task that has waited longest for this user endpoint; None if none waits."""
 
     def has_active(self, uep_row: int) -> bool:
         """Return whether this user endpoint has any task dispatched or running."""
@@ -310,10 +310,10 @@ class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
-        """Run `change` atomically; the future is done when it is durable, or carries what it raised
-        (RelayUnavailable where the store cannot write).
+        """Run `change` atomically; the future is done when it is durable, or carries its exception
+        (RelayUnavailable if the store can't write).
 
-        A lone change may be committed in the caller's thread, at once, where commits are quick;
+        A lone change may be committed in the caller's thread, at once, if commits are quick;
         `inline=False` never does that.
         """
 

@@ -1,6 +1,6 @@
 """The store in plain dictionaries, for unit tests: the same contract, nothing on disk.
 
-A change that fails is undone by restoring a copy of everything, which is fine for what this is for.
+A change that fails is undone by restoring a copy of everything, which is fast enough for tests.
 """
 # ruff: noqa: D102 - relay.store.base has the text of every method
 

@@ -1,4 +1,4 @@
-"""The changes of the memory store, over what it holds. See relay.store.memory."""
+"""The changes of the memory store, over its dictionaries. See relay.store.memory."""
 # ruff: noqa: D102 - relay.store.base has the text of every method
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ class MemoryTx(MemoryTaskEvents):
             task.has_input = False
         return ended[-1].seq if ended else after
 
-    # --- what nobody has used for long --------------------------------------------------------------
+    # --- long unused records ------------------------------------------------------------------------
 
     def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
         busy = {task.uep_row for task in self._d.tasks.values() if not task.state.is_terminal} | set(keep)

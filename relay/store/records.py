@@ -38,7 +38,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionRef(msgspec.Struct, frozen=True):
-    """What a submission needs to know of a registered function; its code stays in the store."""
+    """The data on a registered function that a submission needs; its code stays in the store."""
 
     row: int
     function_id: str
@@ -112,7 +112,7 @@ class QueuedTask(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """An unfinished task, as what decides on its fate needs it. `attempts`: how many had begun and were lost."""
+    """An unfinished task, with the data that decides its fate. `attempts`: how many had begun and were lost."""
 
     row: int
     state: TaskState
@@ -144,8 +144,8 @@ class Ending(msgspec.Struct, frozen=True):
     stored_at: float = msgspec.field(default_factory=time.time)
     """By the relay's clock; the other two are by the endpoint's."""
     task_id: bytes | None = None
-    """What the row has to stand for, as a user endpoint says: rows are given again after a backup was restored.
-    None where the row is the store's own word."""
+    """The task that the row must belong to, according to a user endpoint: after a restored backup, rows are reused.
+    None where the row comes from the store itself."""
     block_id: str = ""
     """Where it ran, for endpoints that keep task records; not stored with the task."""
     job_id: str = ""
@@ -181,7 +181,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskBrief(msgspec.Struct, frozen=True):
-    """A task without its end: `size` is what that has, in bytes of payload and characters of text."""
+    """A task without its end: `size` is the size of the end, in bytes of payload and characters of text."""
 
     row: int
     task_id: bytes
@@ -194,7 +194,7 @@ class TaskBrief(msgspec.Struct, frozen=True):
 
 
 class TaskRef(msgspec.Struct, frozen=True):
-    """What a task event needs to know of a task."""
+    """The data on a task that a task event needs."""
 
     row: int
     task_id: bytes
@@ -204,7 +204,7 @@ class TaskRef(msgspec.Struct, frozen=True):
 
 
 class UepKey(msgspec.Struct, frozen=True):
-    """Whose a user endpoint is, and where."""
+    """The owner of a user endpoint, and its endpoint."""
 
     endpoint_id: str
     uep_id: str
@@ -231,8 +231,8 @@ class GroupRef(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """What became of a submission. `rows[i]` is the row of task i; `repeated` says that some were there before
-    (then none was marked as dispatched)."""
+    """The outcome of a submission. `rows[i]` is the row of task i; `repeated` says that some were there before
+    (in that case none was marked as dispatched)."""
 
     rows: list[int]
     group: GroupRef
@@ -241,13 +241,13 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """What a change of task states did: the group rows in which tasks ended, and how many ended."""
+    """The effect of a change of task states: the group rows in which tasks ended, and how many ended."""
 
     groups: frozenset[int]
     ended: int
     foreign: list[int] = []
-    """Rows that stand for another task than the ending was for: left open, and queued again, since the user endpoint
-    may have had only the other task (if it has both, it knows the row when it comes again)."""
+    """Rows that belong to another task than the ending did. They stay open and are queued again, since the user
+    endpoint may have had only the other task. (If it has both, it recognises the row when it comes again.)"""
 
 
 class Held(msgspec.Struct, frozen=True):

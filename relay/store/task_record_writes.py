@@ -1,8 +1,8 @@
 """A store that leaves an event of every change of a task's state, for endpoints that keep task records.
 
-Wraps any store. The event is in the transaction that changes the state: neither is ever there without the other, and
-whichever part of the relay changes a state need not know of it. Where no endpoint keeps records, a change goes straight
-through. Called by the dispatcher; what happens to the events then is relay.dispatch.task_record_feed' matter.
+Wraps any store. The event is in the transaction that changes the state: neither ever exists without the other, and
+the part of the relay that changes a state need not know about events. If no endpoint keeps records, a change goes
+straight through. Called by the dispatcher; relay.dispatch.task_record_feed sends the events.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NOT_RECORDED: Final[Mapping[str, str]] = {
 
 
 class AuditedStore(DelegatingStore):
-    """`relay.store.base.Store`, whose transactions leave events."""
+    """A `relay.store.base.Store` that adds events to its transactions."""
 
     def __init__(self, inner: Store, most: int = MAX_EVENTS) -> None:
         super().__init__(inner)
@@ -100,7 +100,7 @@ class AuditedStore(DelegatingStore):
         return self._places.pop((uep_row, row), ("", ""))
 
     def key(self, tx: Tx, uep_row: int) -> UepKey | None:
-        """Return whose a user endpoint is, None where its endpoint keeps no records."""
+        """Return the owner of a user endpoint, None if its endpoint keeps no records."""
         if uep_row not in self._keys:
             if len(self._keys) > _MAX_REMEMBERED:
                 self._keys.clear()

@@ -58,7 +58,7 @@ class Tidy:
             os.environ[SANDBOX_VARIABLE] = place
 
     def after(self) -> bool:
-        """Undo the changes that can be undone; return whether those were all. Raises OSError if the worker is broken."""
+        """Undo the changes that can be undone; return whether those were all. Raises OSError if it is broken."""
         self._restore_environment()
         os.fchdir(self._directory)
         os.umask(self._umask)
