@@ -70,4 +70,4 @@ class _Entry(Generic[V]):
     answer: V | None
     began: float
     is_answer: bool
-    """False: only that what was remembered before `began` is not to be believed."""
+    """False: the entry holds no answer, and only invalidates answers remembered before `began`."""

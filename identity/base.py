@@ -1,6 +1,6 @@
-"""The contract of a mapper: what one document of the mapping file is made into.
+"""The contract of a mapper, the object made from one document of the mapping file.
 
-A mapper is given the identities that count (identity.chain filters them) and says which local user each means.
+A mapper is given the identities that count (identity.chain filters them) and returns the local user for each.
 It is called from several threads at once. One file for each kind: expression, domain, callout, ldap.
 """
 
@@ -46,10 +46,10 @@ class Mapper(Protocol):
         """Type and particulars in one line, for logs. No secrets."""
 
     def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
-        """Return what the first rule that applies to any of `identities` says of each of them, in their order.
+        """Return the results of the first rule that applies to any of `identities`, one for each of them in order.
 
-        Raises MapperUnavailable where the mapper cannot tell, AmbiguousMapping where what it found is not unique
-        and NameRefused where a rule that applies gives no name.
+        Raises MapperUnavailable if the mapper can't tell, AmbiguousMapping if its result is not unique
+        and NameRefused if a rule that applies gives no name.
         """
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ class LocalUser:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One document of the mapping file with what the site says of its failures and its ambiguities."""
+    """One document of the mapping file with the site's settings for its failures and ambiguities."""
 
     mapper: Mapper
     first_of_several: bool = False
@@ -47,7 +47,7 @@ class Link:
 
 @dataclass(slots=True)
 class Step:
-    """What one mapper said, for `mep map`. `outcome` is answered, nothing, failed, ambiguous, refused or not tried."""
+    """One mapper's result, for `mep map`. `outcome` is answered, nothing, failed, ambiguous, refused or not tried."""
 
     mapper: str
     outcome: str = "not tried"
@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(slots=True)
 class Explanation:
-    """Every mapper, what it answered and why; `user` or else `error` is the result."""
+    """Every mapper, its answer and the reason; `user` or else `error` is the result."""
 
     steps: list[Step]
     ignored: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Chain:
     def explain(
         self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True, every: bool = False
     ) -> Explanation:
-        """Return what `map` would answer, and how each mapper came to it. Raises nothing.
+        """Return the answer that `map` would give, and each mapper's part in it. Raises nothing.
 
         `every` asks the mappers after the one that decides too; they change nothing about the result.
         """

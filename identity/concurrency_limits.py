@@ -48,7 +48,7 @@ class Crowd:
         finally:
             with self._lock:
                 self._inside[person] -= 1
-                self._inside += Counter()  # which drops those who are inside no more
+                self._inside += Counter()  # drops people with no look-up left
 
 
 class Places:

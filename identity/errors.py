@@ -1,4 +1,4 @@
-"""What can go wrong in identity mapping. The texts are for the administrator's log and for `mep map`.
+"""The errors of identity mapping. Their texts are for the administrator's log and for `mep map`.
 
 Nothing here goes to the person: the mapper answers with a code of its own (mep_wire.errors) and keeps these
 texts on the host.

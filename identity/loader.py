@@ -40,10 +40,10 @@ def load(
 ) -> Chain:
     """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
 
-    `connector` and `gateway` are what callouts get with -c and -s; an endpoint gives its own id as the gateway.
-    `files` says whose files are trusted, and learns which were read and what they were like, also where the load fails.
-    `crowd` counts the people who are with slow mappers, across the chains that follow each other in one process;
-    `clock` (seconds) is what directories' answers grow old by.
+    Callouts get `connector` and `gateway` with -c and -s; an endpoint gives its own id as the gateway.
+    `files` decides which owners' files are trusted, and records the files read and their signatures, even if the load
+    fails. `crowd` counts look-ups in slow mappers, across the successive chains of one process. `clock` (seconds)
+    times out directories' answers.
     """
     files = files or Files()
     makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
@@ -63,7 +63,7 @@ def load(
 def needs(path: Path, files: Files) -> tuple[bool, bool]:
     """Return whether the mapping file needs the network, and whether it runs programs, by the types of its documents.
 
-    What these name is not looked at. Raises MappingFileInvalid.
+    The files that these name are not read. Raises MappingFileInvalid.
     """
     documents = [value for value in _documents(path, files) if isinstance(value, dict)]
     types = [value.get("DATA_TYPE") for value in documents]
@@ -132,10 +132,10 @@ def _parse_yaml(data: bytes) -> Any:
 
 
 def _check_node(node: Any, sizes: dict[int, int]) -> int:
-    """Return how many nodes `node` comes to with its aliases written out; each node is looked at once.
+    """Return the number of nodes in `node` with its aliases expanded; each node is visited once.
 
-    Refused are more of them than MAX_NODES, an alias within what it stands for, and a key given twice in one mapping,
-    which yaml would take the last of.
+    Refuses more nodes than MAX_NODES, an alias within its own anchor, and a key given twice in one mapping (yaml
+    would use the last one).
     """
     if node is None or isinstance(node.value, str):
         return 1

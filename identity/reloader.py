@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the mapping is like now, for the log and `mep status`."""
+    """The state of the mapping now, for the log and `mep status`."""
 
     loaded: str
-    """What is in force and since when; empty where nothing could be loaded yet."""
+    """The mapping in force and the time of its load; empty if none could be loaded yet."""
     problem: str
     """Why the file as it is now is not in force; empty where it is."""
 
@@ -64,7 +64,7 @@ class Reloader:
         self._tried_at = 0.0
         self._chain: Chain | None = None
         self._seen: tuple[dict[Path, Signature], float] | None = None
-        """What the files were like when a change was noticed, and since when they have been so."""
+        """The files' signatures when a change was noticed, and the time since which they have been unchanged."""
         self.status = Status("", "")
         self._reload()
         self._settle_at_start(sleep)

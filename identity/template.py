@@ -1,8 +1,7 @@
 """Strings with `{field}` and `{0}` in them: `source` and `output` of expression mappings, LDAP filters.
 
-Filled in one pass, so that an identity's value that itself contains `{email}` stays what it is. A brace that is
-not closed is text; so is one after an odd number of backslashes (and the backslashes stay), as in Globus Connect
-Server.
+Filled in one pass, so that an identity's value that itself contains `{email}` stays unchanged. An unclosed brace is
+text. So is a brace after an odd number of backslashes (which stay), as in Globus Connect Server.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 FIELDS = frozenset({"id", "username", "name", "email", "organization", "identity_provider", "identity_type", "status"})
-"""What an identity may have."""
+"""The fields that an identity may have."""
 _REFERENCE = re.compile(r"(?<!\\)((?:\\\\)*)\{([^}]*)\}")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]*")
 _GROUP = re.compile(r"[0-9]{1,4}")

@@ -1,7 +1,7 @@
-"""Reads the files that a mapping depends on, and remembers what each was like, so that a change is noticed.
+"""Reads the files that a mapping depends on, and remembers their signatures, so that changes are noticed.
 
-A file's signature is what stat(2) says of what the path leads to: device, inode, size and both times. So a change
-in place, a replacement by rename and a symbolic link that now leads elsewhere all count.
+A signature comes from stat(2), which follows symbolic links: device, inode, size and both times. A change in
+place, a replacement by rename and a symbolic link that now leads elsewhere all change it.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Files:
         """Those that are not read but run."""
 
     def read_mapping(self, path: Path) -> bytes:
-        """Return what the mapping file holds. Raises FileRefused."""
+        """Return the contents of the mapping file. Raises FileRefused."""
         return self._read(path, self._rules.mapping if self._rules else None, secret=False)
 
     def read(self, path: Path, *, secret: bool = False) -> bytes:
-        """Return what the file holds. A `secret` one must be readable by this account alone. Raises FileRefused."""
+        """Return the file's contents. A `secret` one must be readable by this account alone. Raises FileRefused."""
         self.cut_unseen = True
         return self._read(path, self._rules.named if self._rules else None, secret=secret)
 
@@ -73,7 +73,7 @@ class Files:
 
     @property
     def named(self) -> Trust:
-        """Whom to trust with what the mapping file names: where nobody said, root and the account we are."""
+        """The trusted owners of the files that the mapping file names: by default root and this process's account."""
         return self._rules.named if self._rules else ours()
 
     def changed(self) -> bool:
@@ -81,7 +81,7 @@ class Files:
         return any(signature_of(path) != signature for path, signature in self.signatures.items())
 
     def now(self) -> dict[Path, Signature]:
-        """Return what each of the files is like now."""
+        """Return the current signature of each file."""
         return {path: signature_of(path) for path in self.signatures}
 
     def problem(self, mapping: Path) -> str:
@@ -149,8 +149,8 @@ def private_problem(trust: Trust, path: Path, status: os.stat_result, descriptor
 
 
 def _has_only(gid: int, trusted: frozenset[int]) -> bool:
-    """Whether group `gid` has no member but `trusted` ones, as far as this host says: NSS for the group's list of
-    members, and its own accounts for whose primary group it is."""
+    """Whether group `gid` has only `trusted` members, as far as this host can tell. NSS gives the group's list of
+    members; the host's own accounts are searched for those that have it as their primary group."""
     try:
         names = grp.getgrgid(gid).gr_mem
     except KeyError:

@@ -48,7 +48,7 @@ class CalloutMapper:
         self.description = f"callout {argv[0]}"
 
     def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
-        """Return what the program says, in the order of the identities. Raises MapperUnavailable."""
+        """Return the program's answers, in the order of the identities. Raises MapperUnavailable."""
         if os.geteuid() == 0:
             raise MapperUnavailable("a callout must not run as root")
         output = self._run(identities, how)

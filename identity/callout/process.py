@@ -31,7 +31,7 @@ _RUNNER = Path(__file__).with_name("subreaper.py")
 
 
 class CommandFailed(Exception):
-    """The program could not be run to a good end; the text says why, `stderr` what it wrote there."""
+    """The program could not be run successfully; the text says why, `stderr` is its standard error."""
 
     def __init__(self, reason: str, stderr: bytes = b"") -> None:
         self.stderr = stderr
@@ -40,7 +40,7 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a program wrote before it ended with status 0."""
+    """The output of a program that ended with status 0."""
 
     stdout: bytes
     stderr: bytes
@@ -50,7 +50,7 @@ def run(
     argv: Sequence[str], data: bytes, timeout_s: float, max_output: int = MAX_OUTPUT_BYTES, *,
     program: int | None = None,
 ) -> Output:  # fmt: skip
-    """Run `argv` with `data` on its standard input and return what it wrote. Raises CommandFailed.
+    """Run `argv` with `data` on its standard input and return its output. Raises CommandFailed.
 
     `argv` begins with the program's path; `program` is its descriptor, where it was checked. More than `max_output`
     bytes of output are an error; of standard error the rest is dropped. Thread-safe.
@@ -106,7 +106,7 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 
 def _judge(exchange: _Exchange) -> Output:
-    """Return what the program wrote if it ended well. Raises CommandFailed."""
+    """Return the program's output if it succeeded. Raises CommandFailed."""
     what, _, detail = exchange.ending.partition(" ")
     stderr = bytes(exchange.stderr)
     if what == "error":
@@ -151,7 +151,7 @@ class _Exchange:
             self._selector.register(stream, event, act)
 
     def talk(self, deadline: float, timeout_s: float) -> None:
-        """Return when the program has ended and what it wrote has been read. Raises CommandFailed."""
+        """Return when the program has ended and its output has been read. Raises CommandFailed."""
         while not self._over:
             left = deadline - time.monotonic()
             ready = self._selector.select(left) if left > 0 else []
@@ -202,7 +202,7 @@ class _Exchange:
         return bool(chunk)
 
     def _read(self, stream: IO[bytes] | None) -> bytes:
-        """Return what can be read at once; nothing at the end of the stream, which is then left alone."""
+        """Return the bytes that can be read at once; none at the end of the stream, which is then no longer watched."""
         assert stream
         if stream.closed:
             return b""

@@ -26,8 +26,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _PROGRAM_DESCRIPTOR = 3
 REPORT_S, KILL_S = 1.5, 60.0
-"""When to say how the program ended though something is left, and for how long to go on killing that: processes that
-wait for a dead file server do not go, and on a busy host all take their time."""
+"""When to report the program's exit although descendants remain, and for how long to go on killing those. Processes
+that wait for a dead file server don't die, and on a busy host all of them are slow to die."""
 
 
 def _prctl(option: int, value: int = 1) -> None:

@@ -1,8 +1,8 @@
 """expression_identity_mapping#1.0.0: rules that match a text made of an identity's fields.
 
 Semantics: the public Globus Connect Server identity mapping guide. The first rule that matches any of the
-identities decides. A rule whose `source` needs a field that an identity lacks does not apply to that identity; one
-whose `output` does is a rule that gives no name, and the person is refused.
+identities decides. A rule does not apply to an identity that lacks a field of the rule's `source`. If the
+identity lacks a field of its `output`, the rule gives no name and the person is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Rule:
     output: Template
 
     def answer(self, identity: Identity, groups: tuple[str, ...]) -> Answer:
-        """Return what the rule makes of `identity`, which it matches. Raises NameRefused."""
+        """Return the rule's output for `identity`, which it matches. Raises NameRefused."""
         try:
             return Answer(identity, self.output.fill(identity, groups), self.place, self.output.is_literal)
         except Missing as error:
@@ -49,7 +49,7 @@ class ExpressionMapper:
         self.description = f"expression mapping of {len(rules)} rules"
 
     def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
-        """Return what the first rule that matches says of each identity that it matches."""
+        """Return the output of the first matching rule for each identity that it matches."""
         for rule in self._rules if trace else self._candidates(identities):
             found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]
             if found:

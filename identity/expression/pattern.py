@@ -47,11 +47,11 @@ class Pattern:
     groups: int
     """How many match groups there are."""
     prefix: str
-    """What every matching string begins with, folded where `ignore_case`; may be empty."""
+    """The prefix of every matching string, folded if `ignore_case`; may be empty."""
     suffix: str
-    """What every matching string ends with, likewise."""
+    """The suffix of every matching string, likewise."""
     within: str
-    """What every matching string has somewhere in it, likewise."""
+    """A text that every matching string contains, likewise."""
     exact: bool
     """Whether `prefix` is the whole: a string matches exactly when it equals it (folded, likewise)."""
     ignore_case: bool
@@ -161,7 +161,7 @@ def _escape(char: str) -> str:
 def _fixed_pieces(tokens: list[Token]) -> list[str]:
     """Return the texts that any match has in it, in order: it begins with the first of them and ends with the last.
 
-    They are what stands outside parentheses and is not repeated; an empty one says nothing.
+    They are the literal parts outside parentheses that are not repeated; an empty one restricts nothing.
     """
     if _has_top_level_choice(tokens):
         return [""]

@@ -13,11 +13,11 @@ from typing import Any
 from ldap3.core.tls import Tls
 
 MAX_REPLY_BYTES = 256 * 1024
-"""What one operation may receive; an answer that is of use has a few hundred bytes."""
+"""Most bytes that one operation may receive; a useful answer has a few hundred."""
 
 
 class Limit:
-    """What the operation that is under way on one connection may take."""
+    """The limits of the operation under way on one connection."""
 
     def __init__(self) -> None:
         self._until = 0.0
@@ -29,7 +29,7 @@ class Limit:
         self._bytes_left = MAX_REPLY_BYTES
 
     def left_s(self) -> float:
-        """Return the seconds that are left. Raises TimeoutError where none are."""
+        """Return the seconds that are left. Raises TimeoutError once the deadline has passed."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError("no whole answer came in time")

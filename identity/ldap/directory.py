@@ -37,7 +37,7 @@ _FAILURES = (
     *(LDAPException, PyAsn1Error, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error),
     *(RecursionError, ArithmeticError),
 )
-"""What ldap3 raises when a server is away, breaks off or talks nonsense."""
+"""The errors of ldap3 when a server is away, disconnects or sends invalid answers."""
 
 
 class DirectoryFailed(Exception):
@@ -123,7 +123,7 @@ class Directory:
             _hang_up(line)
 
     def search(self, query: Query, until: float) -> list[Entry]:
-        """Return what `query` finds before `until` (time.monotonic). Raises DirectoryFailed."""
+        """Return the entries that `query` finds before `until` (time.monotonic). Raises DirectoryFailed."""
         reasons: list[str] = []
         for line in self._lines(reasons, until):
             line.limit.renew(min(until, time.monotonic() + self._access.operation_timeout_s))
@@ -220,7 +220,7 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A connection of ldap3 with the limit of what is done on it."""
+    """A connection of ldap3 with the limit of its operations."""
 
     connection: Any
     limit: Limit
@@ -234,7 +234,7 @@ class Visit:
         self._until = time.monotonic() + timeout_s
 
     def search(self, query: Query) -> list[Entry]:
-        """Return what `query` finds. Raises DirectoryFailed."""
+        """Return the entries that `query` finds. Raises DirectoryFailed."""
         return self._directory.search(query, self._until)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 
 _DROPPED = frozenset(map(chr, (0x034F, 0x1806, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), 0xFFFC)))
-"""What RFC 4518 has a directory drop though Python calls it printable: joiners, variation selectors and the like."""
+"""Characters that directories drop by RFC 4518 though Python calls them printable: joiners, variation selectors etc."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@.-_ ,=+:/")
 
 

@@ -1,10 +1,9 @@
 """ldap_identity_mapping#1.0.0: looks a person's identity up in a directory.
 
-Every identity that counts is looked up by itself: the filter is filled with its fields, and exactly one entry must
-be found, and its attribute is the user name. Two entries, or two names in one, are refused as ambiguous; a directory
-that does not answer is a failed mapper. An identity whose fields the filter needs but that are missing, empty or
-unfit (identity.ldap.filter_values) is not looked up. With `required_group`, an entry that is not in the group is as if
-it had not been found.
+Every identity that counts is looked up by itself: the filter is filled with its fields, exactly one entry must be
+found, and its attribute is the user name. Two entries, or two names in one, are refused as ambiguous; a directory
+that does not answer is a failed mapper. An identity is not looked up if a field that the filter needs is missing,
+empty or unfit (identity.ldap.filter_values). With `required_group`, an entry outside the group counts as not found.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from identity.usernames import problem
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What to look for: `required_group` is a DN or empty, `group_attribute` how it lists its members."""
+    """The query: `required_group` is a DN or empty, `group_attribute` the attribute that lists its members."""
 
     base: str
     scope: str
