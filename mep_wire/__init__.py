@@ -1,4 +1,4 @@
-"""What crosses the network between SDK, relay and endpoint: messages, states, codec, errors.
+"""The protocol between SDK, relay and endpoint: messages, states, codec, errors.
 
 Imports the standard library and msgspec only, and holds no sockets: bytes become messages here and
 messages become bytes; the channel, link and client modules elsewhere move them.

@@ -1,7 +1,7 @@
 """How often a task may be begun: what the person asks for, the endpoint's default and its administrator's limit.
 
 Only attempts that had begun and were lost count: a worker, block, user endpoint or host died. Both the user endpoint
-and the relay decide by this, the first for what dies below it, the second for what dies with it.
+and the relay decide by this: the first if its workers die, the second if the user endpoint itself dies.
 """
 
 from __future__ import annotations

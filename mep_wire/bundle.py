@@ -1,4 +1,4 @@
-"""What the administrator's files become on their way to a user endpoint: one sealed document.
+"""The administrator's files on their way to a user endpoint: one sealed document.
 
 Written by the resolver (as root, from /etc/mep/NAME), carried by descriptor through monitor and keeper
 without being read there, and decoded by the user endpoint, as the user. The user can read the memory of

@@ -30,7 +30,7 @@ class MepError(Exception):
         super().__init__(self.text)
 
     def __str__(self) -> str:
-        # For a terminal, and a peer may have said it. The attributes hold what was said, as it was.
+        # Escaped for a terminal, since a peer may have written the text. The attributes hold it unescaped.
         return f"{printable_lines(self.text)} [{self.code}, correlation id {printable(self.correlation_id)}]"
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -28,7 +28,7 @@ MAX_ATTEMPTS: Final = 100
 """Most attempts that a task may ask for."""
 MIN_PRIORITY: Final = -5
 MAX_PRIORITY: Final = 5
-"""Priority of a task among those of its person, 0 where none is given: higher ones first."""
+"""Priority of a task among those of its person, 0 by default: higher ones first."""
 MAX_RECHECKS: Final = 64
 """Most user endpoints that one Recheck may name."""
 START_REQUEST_LIFETIME_S: Final = 60

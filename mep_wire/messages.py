@@ -1,13 +1,13 @@
 """Messages on the endpoint link (ZeroMQ ROUTER at the relay, DEALER at its peers), one struct each.
 
 Each ZeroMQ message is one frame: the MessagePack encoding of one struct, tagged by name. Arrays rather
-than maps, since tasks and results come by the thousand. The relay knows who speaks by the peer's CURVE
-key (ZAP), never by anything inside a message. Byte strings are opaque here.
+than maps, since tasks and results come by the thousand. The relay identifies the sender by the peer's
+CURVE key (ZAP), never by anything inside a message. Byte strings are opaque here.
 
 A user endpoint has one process at a time and many in its life. A message about one of them names it by its
 `incarnation` (mep_wire.start_request.incarnation_of), which is compared by equality: one that names another process
-than the receiver's is logged and dropped. Empty is unknown: peers of the version before have no such field, and what
-they say is taken to be about the process of that moment. A user endpoint's own messages need none: its key names it.
+than the receiver's is logged and dropped. Empty means unknown: peers of the version before have no such field, and
+their messages count for the current process. A user endpoint's own messages need none: its key names it.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class SignedStart(_Msg, frozen=True):
     signature: bytes
     """1 to MAX_SIGNATURES signatures, one after the other: mep_wire.start_request."""
     recheck: bool = False
-    """What the request says too, where it counts: here it tells the manager what it asked for."""
+    """A copy for the manager of the field in the signed request, which is authoritative."""
     incarnation: bytes = b""
     """Of the process that this may lead to; of a re-check, of the process that it is about."""
 
 
 class StartAnswer(_Msg, frozen=True):
-    """Manager to relay: what became of a SignedStart.
+    """Manager to relay: the outcome of a SignedStart.
 
     `outcome`: `started`, `already_running`, `refused` (fails the waiting tasks with code and text) or
     `unavailable` (nothing wrong with the request: the relay asks again, with back-off).
@@ -179,9 +179,9 @@ class TaskEventsWritten(_Msg, frozen=True):
 class Join(_Msg, frozen=True):
     """First message of a user endpoint's first link: spends the join token for the key of this link.
 
-    `held`: rows whose results an earlier process of the same user endpoint left on its disk; the Results
-    follow. Of what that process had, everything else that had started is lost. `default_attempts` and
-    `most_attempts` are what mep_wire.attempts makes of a task's max_attempts here.
+    `held`: rows of the results that an earlier process of the same user endpoint left on disk; the Results
+    follow. That process's other started tasks are lost. mep_wire.attempts applies `default_attempts` and
+    `most_attempts` to a task's max_attempts here.
     """
 
     protocol: int
@@ -193,8 +193,8 @@ class Join(_Msg, frozen=True):
 
 
 class UepHello(_Msg, frozen=True):
-    """First message of a later link of an enrolled key. `held`: every row it has been sent and whose result it
-    does not know to be durable: waiting, running, or with its result in the spool. The rest is as in Join."""
+    """First message of a later link of an enrolled key. `held`: every row that it was sent, unless it knows that the
+    result is durable: waiting, running, or with its result in the spool. The rest is as in Join."""
 
     protocol: int
     uep_id: str
@@ -231,7 +231,7 @@ class TaskItem(msgspec.Struct, frozen=True, array_like=True):
     """One task. `row` is the relay's integer key for it, used for everything that follows.
 
     `resource_spec` is MessagePack (empty when there is none); `walltime_s` is 0 when there is none. `attempt`
-    counts from 1: so many times less one the task was begun and lost. `max_attempts` is what the person asked for, 0
+    counts from 1: the task was begun and lost `attempt` - 1 times. `max_attempts` is the person's limit, 0
     for the endpoint's default. `expires_in_s`: seconds from now until its deadline, 0 for none; `priority` orders it
     among the person's tasks, higher first.
     """

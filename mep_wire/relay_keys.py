@@ -47,5 +47,5 @@ class EarlierKeys:
 
 
 def rotation_statement(old: RelayKeys, new: RelayKeys) -> bytes:
-    """Return what the signing key of `old` signs to say that `new` follows it."""
+    """Return the bytes that the signing key of `old` signs to certify `new` as its successor."""
     return _ROTATION_CONTEXT + old.signing + old.link + new.signing + new.link

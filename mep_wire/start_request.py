@@ -1,4 +1,4 @@
-"""The start request: what the relay signs, what the mapper verifies, what the user endpoint acts on.
+"""The start request: the relay signs it, the mapper verifies it, and the user endpoint acts on it.
 
 The signature covers the exact bytes of the encoded request. Those bytes are never re-encoded on the
 way: the mapper verifies them and hands them on inside `VerifiedStart`. Signing itself (Ed25519) and
@@ -50,15 +50,15 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sealed_join_token: bytes
     correlation_id: str
     recheck: bool = False
-    """Starts nothing: it says who the person is now whose user endpoint runs. Configuration, runtime and join token
-    are empty, and so is the identity set of somebody whom the relay does not know any more."""
+    """Starts nothing: it gives the current identities of a running user endpoint's owner. Configuration, runtime and
+    join token are empty. So is the identity set if the relay no longer knows the owner."""
     incarnation: bytes = b""
     """Of a re-check: which process it is about, as the manager has asked. Empty where an older manager does not say."""
 
 
 class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):
-    """What the mapper writes into the sealed memfd that the user endpoint reads: the exact bytes the
-    relay signed, the opened join token, and the identity that decided the mapping."""
+    """The contents of the sealed memfd that the mapper writes and the user endpoint reads: the exact bytes
+    that the relay signed, the opened join token, and the identity that decided the mapping."""
 
     request: bytes
     join_token: bytes
@@ -74,7 +74,7 @@ decode_verified_start = msgspec.msgpack.Decoder(VerifiedStart).decode
 
 
 def incarnation_of(join_token: bytes) -> bytes:
-    """Return the incarnation of the one process that may spend `join_token`: what names it among all processes of its
+    """Return the incarnation of the one process that may spend `join_token`: its name among all processes of its
     user endpoint. Relay and mapper each compute it, so that it need not travel in the request."""
     return hashlib.sha256(INCARNATION_CONTEXT + join_token).digest()[:INCARNATION_BYTES]
 

@@ -25,7 +25,7 @@ class TaskState(enum.IntEnum):
     CANCELLED = 12
     """Its person has cancelled it."""
     EXPIRED = 13
-    """It had not ended at its deadline, or nobody took it, or nothing was heard of who had, for the task lifetime."""
+    """It missed its deadline, or for the task lifetime no user endpoint took it, or its user endpoint was silent."""
 
     @property
     def is_terminal(self) -> bool:

@@ -1,4 +1,4 @@
-"""Builds what msgspec needs to decode a module's structs while that module is imported.
+"""Builds msgspec's decoding data for a module's structs while that module is imported.
 
 msgspec builds this on the first use of a type, without a lock, and publishes it before its fields are filled in
 (StructInfo_Convert in msgspec 0.22's _core.c). A second thread that decodes at that moment follows a null pointer, and

@@ -1,4 +1,4 @@
-"""What happens to tasks, as a site that keeps task records is told of it: relay to manager, for one endpoint.
+"""Task events for a site that keeps task records: relay to manager, for one endpoint.
 
 The relay makes an event in the transaction that changes the task's state, and keeps it until the manager says that it
 is written. Ids and codes are as the relay stores them; block, job, code and the time of RUNNING may be a user
@@ -20,7 +20,7 @@ MAX_PLACE = 128
 
 
 class Happened(enum.StrEnum):
-    """What happened to a task. Those of Globus Compute's audit log, and one for tasks that did not end well."""
+    """The events of a task: those of Globus Compute's audit log, and one for tasks that did not succeed."""
 
     RECEIVED = "RECEIVED"
     """The relay has it on its disk."""
@@ -35,7 +35,7 @@ class Happened(enum.StrEnum):
 
 
 class Source(enum.StrEnum):
-    """Whose word an event is."""
+    """The process that an event's data comes from."""
 
     RELAY = "relay"
     USER_ENDPOINT = "user_endpoint"
@@ -58,7 +58,7 @@ class TaskEvent(msgspec.Struct, frozen=True, array_like=True):
     block_id: str
     job_id: str
     incarnation: bytes = b""
-    """Of the process that joined last when this happened; empty where none had, or it is unknown."""
+    """Of the process that joined last when this happened; empty if none had, or if it is unknown."""
 
 
 build_struct_info(__name__)
