@@ -1,4 +1,4 @@
-"""MEP's SDK: what researchers import to run functions on a site's machines.
+"""MEP's SDK: researchers import it to run functions on a site's machines.
 
 `from mep_sdk import Executor, Client`. Names are loaded when first asked for, so that a worker which needs only
 the task runner imports nothing else.

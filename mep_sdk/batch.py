@@ -22,9 +22,9 @@ UuidLike = UUID | str
 
 
 def user_runtime() -> dict[str, str]:
-    """Return what the site may know of the person's Python: part of what decides which user endpoint serves them.
+    """Return the data on the person's Python that the site receives and that helps select their user endpoint.
 
-    Only what matters for running their functions, so that a new patch release starts no second process.
+    Holds only facts that matter for running their functions, so that a new patch release starts no second process.
     """
     return {
         "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -101,7 +101,7 @@ class Batch:
         return task_id
 
     def prepare(self) -> api.SubmitBody:
-        """Return the request body: what the batch holds now."""
+        """Return the request body, with the batch's current contents."""
         with self._lock:
             tasks = {key: list(payloads) for key, payloads in self.tasks.items()}
             task_ids = {key: list(ids) for key, ids in self.task_ids.items()}

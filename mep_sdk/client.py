@@ -322,7 +322,7 @@ def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return what a function or other callable is called."""
+    """Return the name of a function or other callable."""
     return str(getattr(function, "__name__", None) or type(function).__name__)
 
 

@@ -142,7 +142,7 @@ def _has_socks() -> bool:
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return what checks certificates, of the relay and of an https proxy. Raises CaBundleUnusable."""
+    """Return the SSL context that checks certificates, of the relay and of an https proxy. Raises CaBundleUnusable."""
     for variable in (*_REPLACING, _ADDING):
         if path := os.environ.get(variable):
             return _context(variable, path)

@@ -58,7 +58,7 @@ class _NeedsValue(Exception):
 
 
 class _Pickler(pickle.Pickler):
-    """A pickler that stops at what the other side could not import.
+    """A pickler that stops at objects that the other side could not import.
 
     The C pickler asks `reducer_override` only about objects that are not of the plain built-in types, so
     numbers, strings and containers of them cost nothing extra.

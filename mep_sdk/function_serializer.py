@@ -41,7 +41,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
-    """What the frame of a function holds. Either `codes` is set, or `pickled`."""
+    """The contents of a function's frame. Either `codes` is set, or `pickled`."""
 
     name: str
     module: str
@@ -125,7 +125,7 @@ class _Needs:
         self.imports: dict[tuple[str, str], None] = {}
         self.values: dict[str, Any] = {}
         self._space = function.__globals__
-        self.plain = all(self._add_needs_of(each) for each in self.functions)  # which grows meanwhile
+        self.plain = all(self._add_needs_of(each) for each in self.functions)  # grows during the loop
 
     def _add_needs_of(self, function: types.FunctionType) -> bool:
         if function.__closure__ or function.__dict__ or function.__globals__ is not self._space:
@@ -276,7 +276,7 @@ def load_function(data: bytes) -> LoadedFunction:
 
 
 def read_record(data: bytes) -> SerializedFunction:
-    """Return what a function's bytes say, without loading any of it. Raises FunctionUnloadable."""
+    """Return the record in a function's bytes, without loading any of it. Raises FunctionUnloadable."""
     try:
         kind, body = encoding.unframe(data, "function")
         if kind != encoding.FUNCTION:

@@ -73,7 +73,7 @@ class Answer:
         self.body = response.data
 
     def retry_after_s(self) -> float:
-        """Return the seconds that Retry-After asks for; 0 where it does not say, or says what is no time."""
+        """Return the seconds that Retry-After asks for; 0 if it is absent or invalid."""
         from urllib3.exceptions import InvalidHeader
         from urllib3.util import Retry
 
@@ -268,7 +268,7 @@ def _is_timeout(error: Exception) -> bool:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what a library's error was made from."""
+    """Return the cause of a library's error."""
     for _ in range(8):
         inside = [getattr(error, "original_error", None), *error.args, error.__cause__]
         found = next((each for each in inside if isinstance(each, Exception) and each is not error), None)
@@ -288,7 +288,7 @@ def describe(error: Exception) -> str:
 
 
 def log_failure(what: str) -> None:
-    """Log what is being handled, with its traceback. Its text may be a relay's, and the log is mostly a terminal."""
+    """Log the current exception with its traceback. Its text may be a relay's, and the log is mostly a terminal."""
     import traceback
 
     log.error("%s\n%s", what, printable_lines(traceback.format_exc().rstrip()))

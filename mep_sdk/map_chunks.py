@@ -1,4 +1,4 @@
-"""Several calls of one function as one task: what `Executor.map` with a chunksize sends."""
+"""Several calls of one function as one task, for `Executor.map` with a chunksize."""
 
 from __future__ import annotations
 

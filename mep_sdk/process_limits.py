@@ -19,11 +19,11 @@ _LEVELS = 3
 """The groups that may set the limit: the user endpoint's, the account's, the endpoint's."""
 _NO_THREAD = "can't start new thread"
 _DEPTH = 8
-"""How far back to what an exception came from."""
+"""How many causes of an exception to follow."""
 
 
 class ProcessWatch:
-    """What has been refused for want of processes, in the control group of this process."""
+    """Watches for processes refused by the limits of this process's control group."""
 
     def __init__(self, membership: str = "/proc/self/cgroup", root: str = _ROOT) -> None:
         self._membership, self._root = membership, root
@@ -63,8 +63,8 @@ class ProcessWatch:
 
 
 def _refused(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, can be a refused process or thread. Only what is of the system's own type
-    is looked into: a class of the person's may answer as it likes."""
+    """Whether `error`, or one of its causes, can be a refused process or thread. Only exceptions of the system's own
+    types are inspected: a class of the person's may answer as it likes."""
     for _ in range(_DEPTH):
         if error is None:
             return False

@@ -21,7 +21,7 @@ def state_of(status: str) -> TaskState | None:
 
 
 def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
-    """Return what to raise for a task that did not succeed: what the function raised, else a named error."""
+    """Return the exception to raise for a task that did not succeed: the function's own, else a named error."""
     text = result.text
     if result.payload:
         try:

@@ -1,4 +1,4 @@
-"""What the SDK sends and what workers return, as bytes: functions, arguments, results, exceptions.
+"""Functions, arguments, results and exceptions as bytes, as the SDK sends them and workers return them.
 
 The one place to import from for serialization. The formats are in encoding.py and function_serializer.py; the relay
 never looks inside them.
@@ -93,7 +93,7 @@ def load_result(data: bytes) -> Any:
 
 class ExceptionRecord(msgspec.Struct, frozen=True, array_like=True):
     """An exception as it travels. `pickled` is a frame of the instance, `parts` one of (class, args, attributes)
-    for classes whose `__init__` takes something other than `args`; both are empty where they do not pickle."""
+    for classes with an `__init__` that takes something other than `args`; both are empty if they don't pickle."""
 
     type_name: str
     message: str
@@ -112,7 +112,7 @@ def type_name(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an exception's own text, clipped; a class whose `__str__` fails gets a placeholder."""
+    """Return an exception's own text, clipped; a placeholder if its `__str__` fails."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - the exception's own code

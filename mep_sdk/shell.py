@@ -22,7 +22,7 @@ _MAX_SNIPPET_BYTES = 4 * 1024 * 1024
 
 
 class ShellResult:
-    """What a command did. `stdout` and `stderr` are the last lines of each."""
+    """The result of a command. `stdout` and `stderr` are the last lines of each."""
 
     def __init__(self, cmd: str, stdout: str, stderr: str, returncode: int, exception_name: str | None = None) -> None:
         self.cmd, self.stdout, self.stderr = cmd, stdout, stderr
@@ -62,7 +62,7 @@ class ShellFunction:
         return f"{type(self).__name__}: {self.cmd}"
 
     def __call__(self, **kwargs: Any) -> ShellResult:
-        """Run the command with bash and return what it did. In the worker."""
+        """Run the command with bash and return its result. In the worker."""
         return self._run(self._filled(kwargs))
 
     def _filled(self, values: dict[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _output(name: str | None) -> IO[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], walltime: float | None) -> tuple[int, str | None]:
-    """Return the return code, and the name of what was wrong with it."""
+    """Return the return code, and the name of the failure."""
     with contextlib.ExitStack() as unless_ended:
         unless_ended.callback(_end, process)  # also where the worker is told to stop: it must not outlive the task
         try:

@@ -76,7 +76,7 @@ class ComputeSerializer:
 
 
 class Allowed:
-    """What a site allows: `allowed_serializers` of its template."""
+    """The strategies that a site allows: `allowed_serializers` of its template."""
 
     def __init__(self, names: Iterable[str]) -> None:
         """Raises StrategyUnknown, and ValueError unless there is one for functions and one for data."""
@@ -99,7 +99,7 @@ class Allowed:
     def function(self, code: bytes) -> bytes:
         """Return the function with only those of its ways that are allowed. Raises SerializerNotAllowed.
 
-        A function that is no function at all is left for the worker to tell.
+        Bytes that are not a function are left for the worker to report.
         """
         try:
             record = read_record(code)

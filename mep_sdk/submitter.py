@@ -1,4 +1,4 @@
-"""What an Executor does behind its methods: registers functions, sends tasks in batches, resolves futures.
+"""The machinery behind an Executor's methods: registers functions, sends tasks in batches, resolves futures.
 
 Three kinds of thread: one sender, which sends the queue when its previous request has returned; one listener
 for each task group; and one that asks for tasks which the stream may never bring. Every future ends exactly
@@ -98,7 +98,7 @@ class Session:
         self._change = threading.Condition()
         self._queue: deque[Item] = deque()
         self._unsent: set[str] = set()
-        """Ids in the queue: what can still be cancelled without the relay."""
+        """Ids in the queue: these tasks can still be cancelled without the relay."""
         self._sending: set[str] = set()
         self._cancelling: set[str] = set()
         self._pending: dict[str, TaskFuture] = {}
@@ -295,7 +295,7 @@ class Session:
             return [each for each in self._pending if each not in self._unsent and each not in self._sending]
 
     def _rechecked(self, ended: list[api.StreamedResult], missing: list[str]) -> None:
-        """Take what the relay has answered on pending tasks."""
+        """Handle the relay's answers on pending tasks."""
         for task_id in missing:
             future = self._taken(task_id)
             if future is not None:

@@ -1,6 +1,6 @@
-"""What a task may be given beyond its arguments: how long, how often, until when, and in which order it runs.
+"""A task's options beyond its arguments: how long, how often, until when, and in which order it runs.
 
-The relay checks these too; here a mistake is told where it was made. Called by Executor and Batch.
+The relay checks these too; here a mistake is reported where it was made. Called by Executor and Batch.
 """
 
 from __future__ import annotations

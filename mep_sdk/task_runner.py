@@ -1,4 +1,4 @@
-"""Run one task: bytes in, bytes out. What every engine's worker calls.
+"""Run one task: bytes in, bytes out. Called by every engine's worker.
 
 The function is the person's own code and runs as the person; nothing it does, short of ending the process,
 gets past `run_task`. Imports stay light: a worker that only runs plain functions imports neither

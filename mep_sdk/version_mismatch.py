@@ -1,4 +1,4 @@
-"""What differs between the person's Python and the one in which their tasks run, in words that name both.
+"""Describes the differences between the person's Python and the one in which their tasks run.
 
 Most differences do no harm: plain functions travel with their source text. So the person is warned once for each
 endpoint where the versions of Python are known to differ, and a failure that a package causes names its version on
