@@ -36,7 +36,7 @@ def field_text(value: object) -> str:
 
 
 class EscapingStream:
-    """A text stream that writes `printable_lines` of what it is given. All else is the stream's own."""
+    """A text stream that passes its input through `printable_lines`. All else is the stream's own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
