@@ -27,17 +27,17 @@ from identity.expression.pattern import compile_pattern
 RULES = 1000
 PATHOLOGICAL = "(a*)*(a|aa)*b"
 LENGTHS = (40_000, 80_000, 160_000, 320_000)
-"""Long enough for google-re2 to use one and the same of its engines; identity fields are much shorter."""
+"""Long enough that google-re2 uses the same engine for all of them; identity fields are much shorter."""
 
 
 def personal_rules(count: int) -> list[dict[str, Any]]:
-    """Return a site's file: a line for each of `count` people, then one for everybody of the domain."""
+    """Return a site's file: a line for each of `count - 1` people, then one for the whole domain."""
     lines = [{"source": "{username}", "match": rf"person{i}@example\.edu", "output": f"p{i}"} for i in range(count - 1)]
     return [*lines, {"source": "{username}", "match": r"(.*)@example\.edu", "output": "{0}"}]
 
 
 def pattern_rules(count: int) -> list[dict[str, Any]]:
-    """Return a file of patterns that begin and end with anything."""
+    """Return a file of patterns with a wildcard at each end."""
     lines = [{"source": "{username}", "match": rf"(.*)-{i}(a|b)*.*", "output": "{0}"} for i in range(count - 1)]
     return [*lines, {"source": "{username}", "match": r"(.*)@example\.edu", "output": "{0}"}]
 
@@ -57,7 +57,7 @@ def _identity(username: str) -> dict[str, str]:
 
 
 def per_second(call: Callable[[], object], at_least_s: float = 0.5) -> float:
-    """Return how often a second `call` can be made: the median of five stretches."""
+    """Return how many calls of `call` a second holds: the median of five series."""
     rates = []
     for _ in range(5):
         began, calls = time.perf_counter(), 0

@@ -76,7 +76,7 @@ class Bench:
 
     @contextmanager
     def executor(self, engine: str, *, idle_s: float = 600, short: bool = False) -> Iterator[Executor]:
-        """An executor with values nobody has used: its first task starts a user endpoint.
+        """Yield an executor with unused values: its first task starts a user endpoint.
 
         `idle_s`: how long a block may idle; `short`: the user endpoint ends when it has been idle for a while.
         """

@@ -1,6 +1,6 @@
 """`make bench`: the work of the design's goals on MEP, bare Parsl and ssh, in one run, side by side.
 
-It reports and never judges a run by its times: ratios of one run count, absolute numbers drift with the
+It reports times but never fails a run because of them. Compare ratios of one run: absolute numbers depend on the
 machine. Takes about two minutes.
 """
 
@@ -32,7 +32,7 @@ HTEX_TASKS, TASKS, SINGLES = 3_000, 30_000, 300
 
 
 def bare_parsl() -> dict[str, float]:
-    """Return what benchmarks/bare_parsl.py measured in a process of its own."""
+    """Run benchmarks/bare_parsl.py in a process of its own and return its measurements."""
     script = Path(__file__).with_name("bare_parsl.py")
     env = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}  # Parsl starts its parts by name
     argv = [sys.executable, str(script), str(HTEX_TASKS), str(SINGLES)]
@@ -83,7 +83,7 @@ def _queued(count: int) -> Callable[[Bench, Site, dict[str, float]], Iterator[Ro
 
 
 def measure(console: Console, queued: int) -> list[Row]:
-    """Return every row; says on `console` what is being measured."""
+    """Return every row, and print each measurement's name on `console` before it begins."""
     console.print("identity mapping ...")
     rows = list(identity_mapping.rows())
     console.print("bare Parsl ...")

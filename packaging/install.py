@@ -47,7 +47,7 @@ CANDIDATES = (
     "/usr/bin/python3.11",
 )
 OLDEST, NEWEST = (3, 11), (3, 14)
-"""The lock files have wheels for these and those between them."""
+"""The lock files have wheels for these versions and those between them."""
 STAMP = ".installed.json"
 LOCK_DIR = ".install-lock"
 MAX_FIRST_LINE = 127
@@ -56,7 +56,7 @@ LOCKS = ROOT / "packaging" / "lock"
 EXTRAS = ("kubernetes",)
 """Files in LOCKS that a site may add to its service."""
 KEPT_COMMANDS = frozenset({"process_worker_pool.py", "interchange.py"})
-"""Parsl's, which are started by these names: by a site's `launch_cmd`, on nodes, and by the benchmark of bare Parsl."""
+"""Parsl's commands that are started by name: by a site's `launch_cmd`, on nodes, and by the benchmark of bare Parsl."""
 TOOLS_PATH = "mep-service.pth"
 NO_SERVICES = (
     "#!/bin/sh\n# Made by MEP's installer for the time it takes: remove this file if that has ended.\nexit 101\n"
@@ -67,7 +67,7 @@ PROBE = (
 
 
 class CannotInstall(Exception):
-    """Why the installation stops, and what the person can do about it."""
+    """The installation stops: the text says why, and what the person can do about it."""
 
 
 def say(text: str) -> None:
@@ -111,7 +111,7 @@ def probe(python: str) -> tuple[tuple[int, int], Path, Path] | None:
 
 
 def objection(python: str, *, shared: bool) -> str | None:
-    """Return why this interpreter will not do, or None. `shared`: other accounts must be able to execute it."""
+    """Return why this interpreter can't be used, or None. `shared`: other accounts must be able to execute it."""
     found = probe(python)
     if found is None:
         return "it does not run"
@@ -173,7 +173,7 @@ def no_service_starts(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[
 
 
 def apt_install(packages: list[str]) -> None:
-    """Install Debian packages, refreshing the package lists only if that is what is missing."""
+    """Install Debian packages; refresh the package lists only if the first attempt fails."""
     command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     say(f"apt-get install {' '.join(packages)}")
@@ -199,7 +199,7 @@ def missing_debian_packages(file: Path) -> list[str]:
 
 
 def prepare_system(python: str, *, root: bool, tests: bool) -> None:
-    """See that venv works, and as root that Debian's packages and the system accounts are there."""
+    """Make sure that venv works, and as root that Debian's packages and the system accounts exist."""
     if not can_make_venv(python):
         if not root or not shutil.which("apt-get") or not python.startswith("/usr/bin/"):
             raise CannotInstall(
@@ -274,7 +274,7 @@ def locked(prefix: Path) -> Iterator[None]:
 
 
 def read_stamp(prefix: Path) -> dict[str, str]:
-    """Return what was installed by the last run, or nothing."""
+    """Return the record of the last installation, empty if there is none."""
     try:
         stamp: dict[str, str] = json.loads((prefix / STAMP).read_text())
     except (OSError, ValueError):
@@ -283,7 +283,7 @@ def read_stamp(prefix: Path) -> dict[str, str]:
 
 
 def empty(prefix: Path) -> None:
-    """Remove an environment that cannot be used any more, and only an environment."""
+    """Remove an unusable environment, and no directory that isn't an environment."""
     children = [child for child in prefix.iterdir() if child.name != LOCK_DIR]
     if children and not (prefix / "pyvenv.cfg").exists():
         raise CannotInstall(f"{prefix} is not a virtual environment and not empty: choose another PREFIX.")
@@ -345,7 +345,7 @@ class Pip:
         run(*pip, command, "-q", *words)
 
     def install_locked(self, prefix: Path, *groups: str) -> None:
-        """Install what is in these lock files. Nothing else is looked for, and nothing is built."""
+        """Install the wheels in these lock files. pip looks for no other packages and builds none."""
         files = [word for group in groups for word in ("-r", LOCKS / f"{group}.txt")]
         self(prefix, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", *files)
 
@@ -406,7 +406,7 @@ def install_tools(pip: Pip, prefix: Path, tools: Path, python: str) -> None:
     say("installing what tests, lint and types use")
     pip.install_locked(tools, "tools")
     (site_packages(tools) / TOOLS_PATH).write_text(f"{site_packages(prefix)}\n")
-    # Tests run in the service's own interpreter, so that what they start is the service without the tools.
+    # Tests run in the service's own interpreter, so a process that they start is the service without the tools.
     runner = tools / "bin" / "pytest"
     body = f"import sys\n\nsys.path.append({str(site_packages(tools))!r})\n\nimport pytest\n\nsys.exit(pytest.main())\n"
     runner.write_text(first_line(prefix / "bin" / "python") + body)
@@ -438,7 +438,7 @@ def write_commands(prefix: Path) -> None:
 
 
 def first_line(python: Path) -> str:
-    """Return what makes the kernel start a script under `python -I`; by way of sh where it takes no such path."""
+    """Return a first line that starts a script under `python -I`, through sh if the kernel can't take the path."""
     line = f"#!{python} -I\n"
     if len(line) <= MAX_FIRST_LINE and not re.search(r"\s", str(python)):
         return line
@@ -463,12 +463,12 @@ def open_to_everybody(prefix: Path) -> None:
 
 
 def beside(prefix: Path, what: str) -> Path:
-    """Return where the environment `what` (build, tests) of an installation is."""
+    """Return the path of an installation's environment `what` (build, tests)."""
     return prefix.with_name(f"{prefix.name}-{what}")
 
 
 def wanted_stamps(python: str, extras: list[str]) -> dict[str, dict[str, str]]:
-    """Return what each environment's stamp says when it is up to date."""
+    """Return the stamp that each environment has when it is up to date."""
     found = probe(python)
     assert found is not None
     base = {"python": f"{found[1]} {found[0]}", "installer": digest(Path(__file__).resolve())}
@@ -486,7 +486,7 @@ def wanted_stamps(python: str, extras: list[str]) -> dict[str, dict[str, str]]:
 
 
 def up_to_date(prefix: Path, wanted: dict[str, str]) -> bool:
-    """Return whether an environment's stamp says what it should; remove one that does not, since work begins."""
+    """Return whether an environment's stamp is current; remove a stale stamp, since work on the environment begins."""
     if read_stamp(prefix) == wanted:
         return True
     (prefix / STAMP).unlink(missing_ok=True)
@@ -533,7 +533,7 @@ def install_service(pip: Pip, prefix: Path, python: str, stamp: dict[str, str], 
 
 
 def main() -> int:
-    """Install, or say in one message why not and what to do."""
+    """Install, or print one message with the reason and the remedy."""
     parser = argparse.ArgumentParser(description=__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--prefix", type=Path, help="where the virtual environment goes")

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Writes the lists of system calls for the seccomp filters of manager and mapper from a traced run: `make seccomp`.
 
-Needs root, strace and the kernel's headers (Debian: strace, linux-libc-dev). It runs a command (by default the tests
-that drive both helpers through everything they do) under `strace -f`, takes what each helper calls once it has said
-`confined profile=NAME`, and writes `mep/boundary/syscalls.json`. A call that the present filter refuses is seen too: a
-list that lacks one is mended by one run, or by some where the code went another way. Run it again after code of a
-helper has moved or changed, after a new libzmq, cryptography or ldap3, and on each architecture; then read the diff.
+Needs root, strace and the kernel's headers (Debian: strace, linux-libc-dev). It runs a command under `strace -f`, by
+default the tests that exercise both helpers fully. It collects each helper's system calls after the helper's log line
+`confined profile=NAME`, and writes `mep/boundary/syscalls.json`. Calls that the present filter refuses are traced too.
+One run thus adds a missing call, or several runs if a refusal changes the code's path. Run it again after a helper's
+code has moved or changed, after a new libzmq, cryptography or ldap3, and on each architecture; then read the diff.
 
     packaging/trace_syscalls.py [--add] [-- COMMAND ...]
 
-`--add` keeps what the lists have; otherwise each profile that was seen is written anew. What must never be on a list
-(FORBIDDEN) is named and left out.
+`--add` keeps the calls that the lists have; otherwise each traced profile is replaced. Calls that must never be on a
+list (FORBIDDEN) are reported and left out.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ ALWAYS = frozenset({
     "setsockopt", "recvfrom", "sendto", "lgetxattr", "getxattr", "fgetxattr", "getpeername", "sched_getparam",
     "sched_getscheduler",
 })  # fmt: skip
-"""What any run may come to need (another kernel, libc or hour), whether the traced one did or not."""
+"""Calls that any run may need (another kernel, libc or time of day), whether or not the traced run made them."""
 NAMES = frozenset({"socket", "connect", "bind", "sendmmsg", "recvmmsg", "shutdown"})
-"""What a connection and a look-up of a name need, which differs by nsswitch.conf."""
+"""Calls for a connection and a name look-up; they depend on nsswitch.conf."""
 PROFILES = {"manager": ALWAYS | NAMES | {"fdatasync", "fsync"}, "mapper": ALWAYS, "mapper-network": ALWAYS | NAMES}
 _NEVER = frozenset({
     "chmod", "chown", "copy_file_range", "creat", "fallocate", "fchmod", "fchmodat", "fchown", "fchownat",
@@ -92,7 +92,7 @@ def numbers() -> dict[str, dict[str, int]]:
 
 
 def instead(table: dict[str, dict[str, int]]) -> dict[str, str]:
-    """Return which call has the place of an older one that not every architecture has."""
+    """Return the call that replaces each older call that some architectures lack."""
     pairs = {
         "access": "faccessat", "open": "openat", "stat": "newfstatat", "lstat": "newfstatat", "poll": "ppoll",
         "select": "pselect6", "epoll_wait": "epoll_pwait", "readlink": "readlinkat", "dup2": "dup3", "pipe": "pipe2",
@@ -102,7 +102,7 @@ def instead(table: dict[str, dict[str, int]]) -> dict[str, str]:
 
 
 class Trace:
-    """What the helpers of one run called, by profile."""
+    """The system calls of one run's helpers, by profile."""
 
     def __init__(self) -> None:
         self.calls: dict[str, Counter[str]] = defaultdict(Counter)
@@ -137,7 +137,7 @@ class Trace:
 
 
 def traced(command: list[str]) -> Trace:
-    """Run `command` under strace and return what its helpers called."""
+    """Run `command` under strace and return its helpers' system calls."""
     if shutil.which("strace") is None:
         sys.exit("strace is missing: apt-get install strace")
     trace = Trace()
@@ -154,7 +154,7 @@ def traced(command: list[str]) -> Trace:
 
 
 def merged(profile: str, seen: set[str], before: set[str], *, add: bool) -> list[str]:
-    """Return the list for `profile`, having printed what changed."""
+    """Print the changes to the list for `profile`, and return the new list."""
     refused = sorted(seen & FORBIDDEN[profile])
     kept = before if add else set()
     now = (seen | kept | PROFILES[profile]) - FORBIDDEN[profile] - {"clone3", "openat2", "execve", "seccomp"}
@@ -163,7 +163,7 @@ def merged(profile: str, seen: set[str], before: set[str], *, add: bool) -> list
 
 
 def main() -> None:
-    """Trace, write the data, say what changed."""
+    """Trace, write the data and print the changes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", action="store_true", help="keep what the lists have")
     parser.add_argument("command", nargs="*", help="what to trace, after --")

@@ -1,7 +1,7 @@
-"""What a run has made and must remove: processes, accounts and directories, on disk while they exist.
+"""The ledger of a run: the processes, accounts and directories that it made and must remove, recorded on disk.
 
-One JSON file a run, in a directory that belongs to this user alone. A run that ends well removes its file; a
-file whose run is gone is what a killed run left, and `sweep` clears that up.
+Each run has one JSON file, in a directory that belongs to this user alone. A run that ends normally removes its file.
+A file without a live run was left by a killed run, and `sweep` clears up after it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Entries(TypedDict):
 
 
 class Ledger:
-    """What this run has made. Every entry is on disk before the thing exists."""
+    """The ledger of this run. An account or path is on disk before it exists, a process once it has started."""
 
     def __init__(self) -> None:
         me = os.getpid()

@@ -1,6 +1,6 @@
 """A relay, endpoints and people on one machine, in a directory of their own on free loopback ports.
 
-As root the endpoints are multi-user ones. With `run_as`, or when it is not root who runs this, everything
+As root the endpoints are multi-user ones. With `run_as`, or if a user other than root runs this, everything
 belongs to that one person, as on a laptop.
 """
 
@@ -86,7 +86,7 @@ class Relay:
             self._daemon = None
 
     def add_person(self, username: str) -> Person:
-        """Add somebody and return them with their token."""
+        """Add a person and return them with their token."""
         said = json.loads(self.run("user", "add", username, "--json"))
         return Person(username, said["token"], self.url)
 
@@ -149,7 +149,7 @@ class Site:
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[None]:
-        """Record an account or group before it is made, and never one that somebody else has made."""
+        """Record an account or group before it is made, and never an existing one."""
         accounts.check_free(name)
         self.ledger.account(name)
         try:

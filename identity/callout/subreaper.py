@@ -26,8 +26,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _PROGRAM_DESCRIPTOR = 3
 REPORT_S, KILL_S = 1.5, 60.0
-"""When to report the program's exit although descendants remain, and for how long to go on killing those. Processes
-that wait for a dead file server don't die, and on a busy host all of them are slow to die."""
+"""Seconds until the program's end is reported although descendants are left, and until killing them is given up.
+Processes that wait for a dead file server don't end, and on a busy host every process ends late."""
 
 
 def _prctl(option: int, value: int = 1) -> None:

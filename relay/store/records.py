@@ -246,8 +246,8 @@ class Settled(msgspec.Struct, frozen=True):
     groups: frozenset[int]
     ended: int
     foreign: list[int] = []
-    """Rows that belong to another task than the ending did. They stay open and are queued again, since the user
-    endpoint may have had only the other task. (If it has both, it recognises the row when it comes again.)"""
+    """Rows that stand for another task than the one reported as ended. They stay open and are queued again, since the
+    user endpoint may have had only the other task. If it has both, it knows the row when it receives it again."""
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -131,8 +131,8 @@ MARK_STARTED = (
 REQUEUE = (
     f"UPDATE tasks SET state = {_QUEUED} WHERE row = ? AND uep_row = ? AND state IN {_may_become(TaskState.QUEUED)}"
 )
-# The index on open tasks is partial, and SQLite uses it only if the query contains the index's own condition. Without
-# `likely`, SQLite would search the range of that condition, in place of the state that is asked for.
+# The index on open tasks is partial: SQLite uses it only if the query contains the index's own condition. Without
+# `likely`, SQLite would search the range of that condition, not the requested state.
 _OPEN = f"likely(state < {_END})"
 REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED} AND {_OPEN}"
 ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN}"
