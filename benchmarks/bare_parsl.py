@@ -1,7 +1,7 @@
-"""Parsl's HighThroughputExecutor on its own: run in a process of its own, prints one JSON object.
+"""Measures Parsl's HighThroughputExecutor alone, in a process of its own, and prints one JSON object.
 
 First result: from `parsl.load` to the first result of an app, as a person uses Parsl. Warm round trips and
-throughput: tasks given to the executor itself, without the DataFlowKernel, which is its fastest use.
+throughput: tasks are given to the executor directly, without the DataFlowKernel, which is the fastest way.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/identity_mapping.py
 
-Beside it, where it is installed, the published `globus-identity-mapping` package on the same rules. The pathological
-pattern is given to ours alone: the other's time doubles with every character.
+The published `globus-identity-mapping` package, if installed, is measured on the same rules. Only ours runs the
+pathological pattern: the other package's time doubles with every character.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pattern_rules(count: int) -> list[dict[str, Any]]:
 
 
 def loose_rules(count: int) -> list[dict[str, Any]]:
-    """Return a file of patterns without any fixed text, every one of which has to be run."""
+    """Return a file of patterns without fixed text, so that each must be run."""
     lines = [{"source": "{username}", "match": rf"(.*)(x{i}|y{i})", "output": "{0}"} for i in range(count - 1)]
     return [*lines, {"source": "{username}", "match": r"(.*)@example\.edu", "output": "{0}"}]
 

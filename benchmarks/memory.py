@@ -1,4 +1,4 @@
-"""How much memory processes hold, from /proc."""
+"""The memory of processes, read from /proc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _parents() -> dict[int, int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process and everything below it."""
+    """Return a process and all its descendants."""
     parents = _parents()
     tree = [pid]
     for member in tree:
@@ -45,7 +45,7 @@ def rss_mb(pid: int) -> float:
 
 
 def pythons() -> int:
-    """Return how many Python processes run: they share pages, so PSS depends on it."""
+    """Return the number of running Python processes: they share pages, so PSS depends on it."""
     count = 0
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

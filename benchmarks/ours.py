@@ -132,8 +132,8 @@ class Bench:
     def queued(self, tasks: int, chunk: int = 10_000) -> tuple[float, float, float]:
         """Queue tasks for an endpoint that is stopped.
 
-        Returns how much slower the last chunk went than the first in percent, the rate of the last chunk, and
-        how many MB the relay grew by after the first chunk.
+        Returns the slowdown of the last chunk against the first in percent, the rate of the last chunk, and the
+        relay's growth in MB after the first chunk.
         """
         pid = self._site.relay.pid
         client = Client(relay_url=self.person.relay_url, token=self.person.token)

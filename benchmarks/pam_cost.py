@@ -1,7 +1,7 @@
-"""What PAM adds to a cold start: the same person and account on two endpoints of one site, one of them with PAM.
+"""Measures the cost of PAM in a cold start: one person and account on two endpoints of one site, one of them with PAM.
 
-Run as root: `python benchmarks/pam_cost.py`. Starts alternate, so that a busy moment meets both. The service is the
-shipped etc/pam.d/mep under another name, removed afterwards.
+Run as root: `python benchmarks/pam_cost.py`. Starts alternate, so that load on the host affects both. The PAM service
+is a copy of etc/pam.d/mep under another name, removed afterwards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def measure(service: str) -> None:
             for name, endpoint in (("without PAM", bench.endpoint), ("with PAM", bench.stopped)):
                 times[name].append(first_result_s(bench, endpoint, 1000 + number))
         for name, all_of_them in times.items():
-            counted = all_of_them[1:]  # the first one loads what later ones find loaded
+            counted = all_of_them[1:]  # the first one loads files that later ones find cached
             low, median, high = statistics.quantiles(counted, n=4)
             print(f"{name}: median {median * 1e3:.0f} ms, quartiles {low * 1e3:.0f} to {high * 1e3:.0f} ms")
         if ssh.available():

@@ -1,8 +1,8 @@
-"""What the relay alone can do: tasks per second through HTTP, SQLite and the link, and its part of a round trip.
+"""Measures the relay alone: tasks per second through HTTP, SQLite and the link, and its part of a round trip.
 
     python benchmarks/relay_store.py [--tasks 40000]
 
-Starts a relay on a temporary state with a fake endpoint, and prints medians. Reports; asserts nothing.
+Starts a relay with a temporary state and a fake endpoint, and prints medians. It asserts nothing.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ _UNITS = {"ms": "{:,.2f} ms", "s": "{:.3f} s", "per s": "{:,.0f} per s", "MB": "
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. `theirs` is the same work done by `beside`, where there is such a thing.
+    """One measurement. `theirs` is the same work done by `beside`, if there is something to compare.
 
-    `goal` is in the same unit; `goal_ratio` is a bound on ours divided by theirs. `more_is_better` says on
-    which side of them we must be.
+    `goal` is in the same unit; `goal_ratio` is a bound on ours divided by theirs. `more_is_better` says whether
+    the measurement must be above or below them.
     """
 
     work: str
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether every goal is reached, or None where there is nothing to compare."""
+        """Whether every goal is reached, or None if there is nothing to compare."""
         pairs = [(self.ours, self.goal), (self.ratio, self.goal_ratio)]
         known = [(value, bound) for value, bound in pairs if value is not None and bound is not None]
         if not known:

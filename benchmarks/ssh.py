@@ -1,7 +1,7 @@
-"""`ssh user@127.0.0.1 python -c ...`: what a person without MEP does, over a server of its own on a free port.
+"""Measures `ssh user@127.0.0.1 python -c ...`, a person's way without MEP, over a separate server on a free port.
 
-The system's own ssh service is neither used nor started. Where no ssh server is installed, root installs
-one; anybody else goes without this column.
+The system's own ssh service is neither used nor started. If no ssh server is installed, root installs one; for other
+users this column is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SSHD = Path("/usr/sbin/sshd")
 
 
 def available() -> bool:
-    """Return whether there is an ssh server and client, installing them as root where they are missing."""
+    """Return whether there is an ssh server and client. As root, install them if they are missing."""
     if not SSHD.exists() and os.geteuid() == 0 and shutil.which("apt-get"):
         installer = Path(__file__).resolve().parents[1] / "packaging" / "install.py"
         packages = ["--packages", "openssh-server", "openssh-client"]  # which starts no service

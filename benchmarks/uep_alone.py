@@ -1,4 +1,4 @@
-"""The user endpoint and its engine alone, against a stand-in for the relay in this process: no store, no HTTP.
+"""Measures the user endpoint and its engine alone, against a stand-in for the relay in this process: no store, no HTTP.
 
 Prints time to the first result, warm round trip, tasks per second, CPU per task, and memory, for each engine.
 Run: `python benchmarks/uep_alone.py [process|thread|htex ...]`.
@@ -26,7 +26,7 @@ STARTS, SINGLES, TASKS = 7, 500, 20_000
 
 
 def noop() -> None:
-    """What every task runs."""
+    """The function of every task."""
 
 
 FUNCTIONS = {"noop": serialize_function(noop)}

@@ -1,4 +1,4 @@
-"""`make demo`: two people's functions run as their own accounts on a site made for the occasion, then removed.
+"""`make demo`: two people's functions run as their own accounts on a temporary site, which is removed afterwards.
 
 As root: a relay and a multi-user endpoint, accounts for Alice and Bob. Otherwise: a relay and a single-user
 endpoint of the current user. All steps use the public interfaces: `mep-relay`, `mep` and the SDK.
@@ -70,7 +70,7 @@ def run(console: Console, site: Site) -> None:
 
 
 def use(report: Report, site: Site, visitors: list[Visitor]) -> None:
-    """What the people do with the endpoint."""
+    """Use the endpoint as each person."""
     report.step("Each person's function runs as that person's account, with the value that the person chose")
     for visitor in visitors:
         show_who(report, visitor)

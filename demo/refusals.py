@@ -1,4 +1,4 @@
-"""What the site refuses, and how that reads."""
+"""The demo's refusals, each with the error that a person reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _show(report: Report, what: str, expected: set[str], executor: Executor) -> 
 
 
 def show_refusals(report: Report, site: Site, visitor: Visitor) -> None:
-    """A value that the schema forbids, and a person whom the site does not know."""
+    """Show the refusals of a value that the schema forbids and of a person without an account."""
     report.step("Refused, with a reason that a person can read")
     forbidden = visitor.another_executor(workers=64)
     _show(report, f"{visitor.name} asks for 64 workers", {"USER_CONFIG_INVALID"}, forbidden)

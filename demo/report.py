@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""The demo's output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Report:
         self.console.print(f"\n[bold]{self._steps}. {title}[/bold]", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Say one thing that happened."""
+        """Print one event."""
         self.console.print(f"   {text}", markup=False, soft_wrap=True)
 
     def progress(self) -> Progress:

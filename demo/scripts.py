@@ -6,7 +6,7 @@ from typing import Any
 
 
 def who_am_i(project_file: str) -> dict[str, Any]:
-    """Report as whom a task runs, and the value its person chose in user_endpoint_config."""
+    """Report the account that a task runs as, and the value its person chose in user_endpoint_config."""
     import os
     import pwd
     from pathlib import Path
@@ -58,4 +58,4 @@ def pi(num_points: int) -> float:
 
 
 def nothing() -> None:
-    """Do nothing, to time everything else."""
+    """Do nothing, so that only MEP's own time is measured."""

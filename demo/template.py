@@ -1,4 +1,4 @@
-"""What the demo's administrator writes: the template, its schema and the identity mapping."""
+"""The files of the demo's administrator: the template, its schema and the identity mapping."""
 
 from __future__ import annotations
 

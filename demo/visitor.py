@@ -31,7 +31,7 @@ class Visitor:
 
     @property
     def name(self) -> str:
-        """What the demo calls them."""
+        """Their name in the demo's output."""
         return self.person.username.partition("@")[0]
 
     @property

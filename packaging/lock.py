@@ -57,7 +57,7 @@ class Wheel(NamedTuple):
     version: str
     digest: str
     pure: bool
-    """It is the one for every Python and machine."""
+    """Whether this wheel fits every Python and machine."""
 
 
 class Pip:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the slim wheel mep-sdk: the packages that a researcher's script needs, without the site's service.
 
-It holds mep_sdk and mep_wire. The extra `worker` adds what a worker needs in an environment of a person's own, where
-blocks run in it; `socks` adds what a SOCKS proxy on the way to the relay needs. Lower bounds are those of the project's
-own pyproject.toml. A package whose threads were tested is also bounded above, at the newest release that passed. Run as
+It holds mep_sdk and mep_wire. The extra `worker` adds the packages that workers need if blocks run in a person's own
+environment. The extra `socks` adds the packages for a SOCKS proxy to the relay. Lower bounds are those of the project's
+own pyproject.toml. A package with tested threads also has an upper bound, the newest release that passed. Run as
 `PREFIX-build/bin/python packaging/sdk_wheel.py --out dist`, which has the pinned pip and setuptools.
 """
 
@@ -86,7 +86,7 @@ def build(out: Path) -> Path:
 
 
 def main() -> int:
-    """Build, and say where it is."""
+    """Build the wheel and print its path."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheel goes")
     print(build(parser.parse_args().out))

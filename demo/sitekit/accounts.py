@@ -68,7 +68,7 @@ def make_group(name: str) -> int:
 
 
 def check_free(name: str) -> None:
-    """Raises NameTaken where an account or group of that name exists: it belongs to another user, and is left alone."""
+    """Raises NameTaken if an account or group of that name exists: it isn't this run's, and is left alone."""
     _check(name)
     for what, find in (("account", pwd.getpwnam), ("group", grp.getgrnam)):
         with contextlib.suppress(KeyError):
@@ -88,7 +88,7 @@ def remove(name: str) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """Return the processes whose real or effective user is `uid`, zombies left out."""
+    """Return the processes with `uid` as real or effective user, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -101,7 +101,7 @@ def processes_of(uid: int) -> list[int]:
 
 
 def helpers_below(prefix: str) -> list[str]:
-    """Return the accounts that `mep configure` made for endpoints whose directory's path begins with `prefix`."""
+    """Return the accounts that `mep configure` made for endpoints in directories with the path prefix `prefix`."""
     found = []
     for entry in pwd.getpwall():
         role, of, path = entry.pw_gecos.partition(" of ")

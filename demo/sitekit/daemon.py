@@ -27,7 +27,7 @@ def stop_on_signals() -> None:
 
 
 def environment(extra: Mapping[str, str], run_as: Account | None = None) -> dict[str, str]:
-    """Return a small environment: what commands need and nothing of the caller's that could change them."""
+    """Return a small environment: the variables that commands need, and none of the caller's that could affect them."""
     who = {"HOME": str(run_as.home), "USER": run_as.name} if run_as else {"HOME": str(Path("~").expanduser())}
     return {"PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8", **who, **extra}
 
@@ -45,7 +45,7 @@ def command(
     text: str | None = None,
     timeout_s: float = 60,
 ) -> str:
-    """Run a command to its end and return its output. Raises SiteError with what it said."""
+    """Run a command to its end and return its output. Raises SiteError with the command's output if it fails."""
     done = attempt(*argv, env=env, run_as=run_as, text=text, timeout_s=timeout_s)
     if done.returncode:
         raise SiteError(f"{' '.join(map(str, argv))} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -59,7 +59,7 @@ def attempt(
     text: str | None = None,
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever that is."""
+    """Run a command to its end, with any exit status."""
     return subprocess.run(
         [str(word) for word in argv],
         env=environment(env, run_as),
@@ -118,7 +118,7 @@ class Daemon:
             raise SiteError(f"did not end within {timeout_s} s:\n{tail(self.log)}") from None
 
     def wait_for(self, what: str, ready: Callable[[], _T | None], timeout_s: float = 20) -> _T:
-        """Return what `ready` returns once it is not None. Raises SiteError if the service ends before."""
+        """Return the first value of `ready` that isn't None. Raises SiteError if the service ends or the time is up."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (found := ready()) is not None:

@@ -71,7 +71,7 @@ class Endpoint:
         (self.config_dir / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
     def register_again(self) -> None:
-        """Tell the relay what changed in the files (the schema, which it checks itself)."""
+        """Register again after a change of the files: the relay has its own copy of the schema."""
         self._mep("register", self.name, "--again", "--token-file", str(self._token_file))
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class Endpoint:
         return self.status().get("link_state") == "up"
 
     def status(self) -> dict[str, Any]:
-        """Return what the monitor says of itself, empty if it says nothing yet."""
+        """Return the monitor's status, empty if it has written none yet."""
         try:
             found: dict[str, Any] = json.loads((self.runtime_dir / "status.json").read_text())
         except (OSError, ValueError):

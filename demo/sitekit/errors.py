@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class SiteError(Exception):
-    """Something of the site does not do what it should, or may not be made: the text says what."""
+    """A part of the site doesn't work, or may not be made: the text names it."""
 
 
 class NameTaken(SiteError):
-    """There is an account or a group of that name, made by another user."""
+    """The name belongs to an account or group that this run did not make."""
