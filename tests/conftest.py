@@ -1,7 +1,7 @@
-"""What every test session does: choose the tests, clear up after a killed run, and leave nothing behind.
+"""The work of every test session: choose the tests, clear up after a killed run, and leave nothing behind.
 
-Tests run against the installed packages, never the checkout: a mapped user may not be able to read the
-checkout, and what is installed is what people get.
+Tests run against the installed packages, never the checkout: a mapped user may not be able to read the checkout, and
+users get the installed files.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
 
 @pytest.fixture(scope="module")
 def alice(relay: RelayProcess) -> Person:
-    """Somebody with an account at the relay."""
+    """A person with an account at the relay."""
     return Person(relay, "alice")
 
 

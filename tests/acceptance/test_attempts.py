@@ -30,7 +30,7 @@ def site() -> Iterator[Place]:
 
 @pytest.fixture
 def notes(site: Place) -> Path:
-    """A file to which tasks can add a line, as whoever they run as."""
+    """A world-writable file to which a task appends a line under any account."""
     path = Path(f"/tmp/meptest-notes-{time.time_ns()}")
     path.touch(mode=0o666)
     path.chmod(0o666)

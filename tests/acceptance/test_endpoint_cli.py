@@ -1,4 +1,4 @@
-"""The command line with a real relay: an endpoint's life from configure to delete, and what is said of failures."""
+"""The command line with a real relay: an endpoint's life from configure to delete, and the report of each failure."""
 
 from __future__ import annotations
 

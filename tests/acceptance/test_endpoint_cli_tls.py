@@ -1,4 +1,4 @@
-"""Registering over https: only a relay whose certificate is accepted hears the token."""
+"""Registering over https: the token is sent only to a relay with an accepted certificate."""
 
 from __future__ import annotations
 

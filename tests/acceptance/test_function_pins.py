@@ -68,7 +68,7 @@ def tamper(relay: RelayProcess, function_id: str, code: bytes) -> None:
 
 
 def test_an_id_is_pinned_at_registration(site: Cli, person: Person) -> None:
-    """Somebody else's private function too: its digest tells nothing of what it does."""
+    """Another person's private function can be pinned too: its digest doesn't reveal its code."""
     function = person.function(CODE.decode())
     listing(site, function.upper())
     done = site("check", "site", expect=4)

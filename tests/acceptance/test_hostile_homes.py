@@ -1,4 +1,4 @@
-"""Home directories that are traps, full, or changed under a starting process: a clear word, nobody else affected."""
+"""Home directories that are traps, full, or changed under a starting process: a clear error; others aren't affected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Any]:
-    """A running multi-user endpoint whose user endpoints keep their files in the homes."""
+    """A running multi-user endpoint. Its user endpoints keep their files in the home directories."""
     with make_place("multi", "homes", TEMPLATE) as made:
         made.endpoint.start()
         yield made

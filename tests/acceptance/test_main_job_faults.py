@@ -65,7 +65,7 @@ def test_the_relay_killed_between_accept_and_result_loses_nothing(own_place: Any
         _wait("running task", lambda: _status(client, futures[0]) in {"running", "success", "waiting-for-nodes"})
         own_place.site.relay.kill()
         assert not all(future.done() for future in futures)
-        time.sleep(0.5)  # results arrive while nobody takes them
+        time.sleep(0.5)  # results arrive while the relay is down
         own_place.site.relay.start()
         assert [future.result(timeout=RESULT_S) for future in futures] == [n * n for n in range(12)]
 

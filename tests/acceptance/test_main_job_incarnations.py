@@ -1,4 +1,4 @@
-"""What is said late of a process that is gone does not touch the process after it: a real relay and a real endpoint."""
+"""A late message about an ended process doesn't affect its successor: a real relay and a real endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused end to end, with which words, and that nothing was started for it."""
+"""Refusals end to end: the error text of each, and that no process was started."""
 
 from __future__ import annotations
 

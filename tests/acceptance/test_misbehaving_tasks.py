@@ -1,7 +1,7 @@
-"""Fifty tasks that each misbehave in a way of their own, beside fifty good ones in the same workers.
+"""Fifty tasks that each misbehave in a different way, beside fifty good ones in the same workers.
 
-Each bad one ends with an error that says what happened, or with its value where it did no harm; every good one
-succeeds and finds its worker as if nobody had been there before.
+Each bad task ends with an error that says what happened, or with its value if it did no harm. Every good task succeeds
+and finds its worker unaffected by the tasks before it.
 """
 
 from __future__ import annotations

@@ -325,7 +325,7 @@ def test_a_deleted_endpoint_fails_what_waits_and_its_manager_is_told(
     uep.expect(messages.StopUep)
     wait_for(lambda: status_of(alice, answer)[1:] == ["failed"] * 2)
     assert alice.task(answer["tasks"][function][1])["code"] == "ENDPOINT_DELETED"
-    uep.finish([task])  # what ran to its end is still taken
+    uep.finish([task])  # a task that ran to its end is still accepted
     assert status_of(alice, answer)[0] == "success"
     alice.refused(404, "ENDPOINT_NOT_FOUND", "GET", f"/v2/endpoints/{doomed.endpoint_id}")
     body = {"tasks": {function: ["p"]}}

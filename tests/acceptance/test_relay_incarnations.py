@@ -39,7 +39,7 @@ def begin(alice: Person, uep: FakeUep, answer: Any) -> list[messages.TaskItem]:
 
 @pytest.fixture
 def scene(alice: Person, lab: FakeManager, function: str) -> tuple[FakeUep, FakeUep, Any, list[messages.TaskItem]]:
-    """A process that ended without a task begun, the next one, and a submission whose task runs there."""
+    """An ended process that began no task, its successor, and a submission with its task running in the successor."""
     answer = alice.submit(lab.endpoint_id, function, ["p"])
     first = start(lab)
     first.close()
@@ -239,5 +239,5 @@ def test_a_recheck_names_the_process_that_the_manager_asked_about(lab: FakeManag
         lab.send(messages.Recheck(uep_ids=[asked.uep_id], incarnations=[asked.incarnation]))
         signed = lab.expect(messages.SignedStart)
         assert (decode_start(signed.request).incarnation, signed.incarnation) == (asked.incarnation, asked.incarnation)
-    lab.send(messages.Recheck(uep_ids=[second.uep_id]))  # an older manager, whose mapper knows no such field
+    lab.send(messages.Recheck(uep_ids=[second.uep_id]))  # an older manager: its mapper doesn't know this field
     assert b"incarnation" not in lab.expect(messages.SignedStart).request

@@ -33,7 +33,7 @@ def test_who_has_too_much_stored_is_refused_also_after_a_restart_and_nobody_else
     ids = answer["tasks"][function]
     assert alice.ok("POST", "/v3/tasks/cancel", {"task_ids": ids})["cancelled"] == ids
     status, _ = alice.call("POST", path, body)
-    while status == 429:  # until the arguments of what has ended are removed
+    while status == 429:  # until the arguments of ended tasks are removed
         time.sleep(0.2)
         status, _ = alice.call("POST", path, body)
     assert status == 200

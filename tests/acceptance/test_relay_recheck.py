@@ -1,4 +1,4 @@
-"""The relay's part in re-checks: says anew who people are, and fails the tasks of what is revoked."""
+"""The relay's part in re-checks: it signs the identities again, and fails the tasks of a revoked user endpoint."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_all_tasks_of_what_is_revoked_fail_at_once_with_the_reason(lab: FakeMana
     assert uep.expect(messages.CancelTasks).rows == [running.row]
     uep.finish([running, sent], b"too late")
     assert set(status_of(alice, answer)) == {"failed"}
-    # Nothing is sent to it any more, and nothing starts it again before somebody asks.
+    # Nothing is sent to it after that, and it isn't started again before a person submits to it.
     uep.close()
     lab.ended(uep.uep_id, "ACCOUNT_REFUSED", "Not any more.")
     with pytest.raises(Nothing):

@@ -1,4 +1,4 @@
-"""What somebody without a token can make the relay hold: next to nothing, and not for long."""
+"""A client without a token can make the relay hold next to nothing, and not for long."""
 
 from __future__ import annotations
 

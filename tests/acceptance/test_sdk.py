@@ -47,7 +47,7 @@ class Place(NamedTuple):
     token: str
     endpoint: FakeEndpoint
     idle: FakeEndpoint
-    """An endpoint that nobody serves: tasks for it wait."""
+    """An endpoint without a running manager: tasks for it wait."""
 
     def client(self, **options: Any) -> Client:
         return Client(self.relay.url, self.token, **options)
@@ -146,7 +146,7 @@ def test_map_times_out_and_cancels_the_rest(place):
         results = executor.map(add, range(3), range(3), timeout=0.2)
         with pytest.raises(TimeoutError):
             next(results)
-    # The shutdown has returned, so what was left is cancelled.
+    # The shutdown has returned, and the remaining tasks are cancelled.
 
 
 def test_a_function_is_registered_once(executor):

@@ -1,4 +1,4 @@
-"""`mep restart` and `mep stop --keep-user-endpoints` disturb nobody; `mep stop` ends everything."""
+"""`mep restart` and `mep stop --keep-user-endpoints` disturb no running task; `mep stop` ends everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESULT_S = 60
 
 
 def mep(place: Any, *words: str) -> str:
-    """Run `mep` as whoever the site belongs to."""
+    """Run `mep` as the account that the site belongs to."""
     site = place.site
     return command(BIN / "mep", *words, env=site.env, run_as=site.run_as)
 

@@ -128,7 +128,7 @@ def test_first_result_is_quick(relay: FakeRelay, home: pathlib.Path) -> None:
         relay.submit(FUNCTIONS, [task(1, echo, 1)])
         relay.results(1)
         took = time.perf_counter() - uep.started_at
-    assert took < 30  # 0.08 s on an idle machine; this bound is only for what is badly wrong
+    assert took < 30  # 0.08 s on an idle machine; this bound only catches gross errors
 
 
 def test_started_comes_before_the_result_of_a_long_task(relay: FakeRelay, home: pathlib.Path) -> None:

@@ -33,7 +33,7 @@ FUNCTIONS = {"note": serialize_function(note_then_nap)}
 
 
 class Play:
-    """A relay that keeps its side of the contract: what is returned or unheard of is sent again."""
+    """A relay that keeps its side of the contract: it resends tasks that were returned or never confirmed."""
 
     def __init__(self, relay: FakeRelay, ran: pathlib.Path) -> None:
         self.relay, self.ran = relay, ran
@@ -145,7 +145,7 @@ def test_the_relay_comes_and_goes(home: pathlib.Path) -> None:
 
 
 def test_the_user_endpoint_is_killed(home: pathlib.Path) -> None:
-    """What had a result is not run again; what had not started is; what was running is known."""
+    """A task with a result isn't run again; a task that had not started is run; those that were running are known."""
     relay = FakeRelay()
     play = Play(relay, home / "ran")
     with UepProcess(relay, home, template=MANY) as first:

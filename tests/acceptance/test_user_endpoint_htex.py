@@ -1,4 +1,4 @@
-"""A user endpoint with GlobusComputeEngine, as its keeper starts it: whose workers they are, and what is left."""
+"""A user endpoint with GlobusComputeEngine, started as its keeper does: its workers' account, and no leftovers."""
 
 from __future__ import annotations
 
