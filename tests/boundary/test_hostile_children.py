@@ -1,4 +1,4 @@
-"""A manager or mapper that was taken over, in raw bytes against a real monitor: killed, restarted, nobody else hurt."""
+"""A compromised manager or mapper sends raw bytes to a real monitor: it's killed and restarted, and others go on."""
 
 from __future__ import annotations
 
