@@ -48,7 +48,7 @@ class Writes:
         self._seen.clear()
         try:
             self._database.execute(f"EXPLAIN {statement}")
-        except sqlite3.ProgrammingError:  # its parameters are missing: by then it is parsed
+        except sqlite3.ProgrammingError:  # its parameters are missing, but it is parsed already
             assert self._seen, statement
         except sqlite3.OperationalError:
             assert not statement.startswith(("INSERT", "UPDATE", "DELETE", "REPLACE", "WITH")), statement

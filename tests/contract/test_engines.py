@@ -26,10 +26,10 @@ SETTINGS: dict[str, Callable[[], EngineSettings]] = {
     "thread": lambda: ThreadPoolEngine(max_workers=2),
 }
 KILLS = ["htex", "process"]
-"""Engines whose running tasks can be killed and whose workers can die."""
+"""Engines that let a test kill running tasks and workers."""
 
 
-# --- what is run ----------------------------------------------------------------------------------------
+# --- running tasks -------------------------------------------------------------------------------------
 
 
 def echo(value: object) -> object:
@@ -152,7 +152,7 @@ def close_everything() -> None:
 
 
 class Bench:
-    """An engine and what has come out of it."""
+    """An engine and its output up to now."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -300,7 +300,7 @@ def test_nothing_waits_behind_a_long_task_while_a_worker_is_idle(bench: Bench) -
     bench.wait(*[bench.submit(echo, 1) for _ in range(50)])  # measured as short
     bench.wait(*[bench.submit(nap, 0.0) for _ in range(50)])
     tasks = [bench.task(nap, 0.0) for _ in range(20)]
-    tasks += [bench.task(nap, 60.0)]  # unlike what was measured
+    tasks += [bench.task(nap, 60.0)]  # unlike the measured durations
     tasks += [bench.task(nap, 0.0) for _ in range(100)]
     long = tasks[20].row
     bench.engine.submit(tasks)

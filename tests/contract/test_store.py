@@ -628,7 +628,7 @@ def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: 
     assert (settled.ended, settled.foreign) == (2, [])
 
 
-# --- what is kept, and for how long -----------------------------------------------------------------
+# --- retention: which records, and for how long ----------------------------------------------------
 
 
 def test_a_persons_bytes_are_those_of_arguments_and_results_until_they_are_removed(work: Work) -> None:
