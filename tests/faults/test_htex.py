@@ -63,7 +63,7 @@ def where() -> str:
 
 
 class Bench:
-    """An engine, and what has come out of it."""
+    """An engine and its output up to now."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
@@ -113,7 +113,7 @@ class Bench:
         return sorted({part for pid in self.processes("pool_main") for part in _arguments(pid) if "--block_id" in part})
 
     def processes(self, name: str) -> list[int]:
-        """The pids of this engine's own processes whose command line has `name`."""
+        """Return the pids of this engine's own processes that have `name` in their command line."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():

@@ -1,7 +1,7 @@
 """GlobusComputeEngine through a scheduler's commands: SlurmProvider, with commands that run jobs on this host.
 
-The four commands are small shell scripts that answer in Slurm's own formats; what they check is what we ask of a
-scheduler and when, not Slurm.
+The four commands are small shell scripts that answer in Slurm's own formats. They check which requests we make of a
+scheduler, and when; they don't test Slurm.
 """
 
 from __future__ import annotations

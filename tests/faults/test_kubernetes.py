@@ -1,7 +1,7 @@
 """GlobusComputeEngine with KubernetesProvider and the real Kubernetes client, against a stand-in for the API server.
 
-The stand-in runs the pods' commands on this host, so what is shown is what we ask the API for and what we make of
-its answers, not Kubernetes.
+The stand-in runs the pods' commands on this host. The tests therefore show our requests to the API and our handling of
+its answers; they don't test Kubernetes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A thousand tasks in flight through the whole installed path, and one process of it is killed.
 
-Whatever is killed, every task ends once, a task that had not started runs, none runs twice (max_attempts is 1),
-and when the endpoint has stopped there is no process, spooled result or scheduler's job of it left.
+Whichever process is killed, every task ends once. A task that had not started runs, and none runs twice (max_attempts
+is 1). When the endpoint has stopped, it has left no process, spooled result or scheduler job.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def place() -> Iterator[Place]:
 
 
 def named(word: str, uid: int) -> list[int]:
-    """The processes of an account whose name or command line has `word`."""
+    """Return the processes of an account that have `word` in their name or command line."""
     found = []
     for pid in processes_of(uid):
         try:
@@ -103,7 +103,7 @@ def kill_user_endpoint(place: Place, uid: int) -> None:
 
 
 def exhaust_user_endpoint(place: Place, uid: int) -> None:
-    """Leave it no more memory than it has: it comes to its end with the next large result, if not before."""
+    """Cap its memory at its present size: it ends with the next large result, if not before."""
     (pid,) = place.pids().values()
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) << 10

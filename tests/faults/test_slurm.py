@@ -36,7 +36,7 @@ def test_a_job_that_the_controller_has_forgotten_is_known_to_have_ended(slurm: S
     try:
         running = bench.submit(note, str(tmp_path / "ran"), 60.0)
         bench.until(lambda: running in bench.started)
-        slurm.daemons["slurmctld"].send_signal(signal.SIGSTOP)  # nobody answers, which says nothing
+        slurm.daemons["slurmctld"].send_signal(signal.SIGSTOP)  # no answer from slurmctld, which proves nothing
         for pid in bench.processes("pool_main"):
             with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
                 os.kill(pid, signal.SIGTERM)
@@ -77,7 +77,7 @@ def test_jobs_that_wait_in_the_queue_for_a_killed_user_endpoint_are_ended_by_the
 def test_jobs_end_by_themselves_where_no_user_endpoint_comes_after_the_killed_one(
     slurm: Slurm, tmp_path: Path, pending: bool
 ) -> None:
-    """A block that runs misses its user endpoint; one that begins later finds nobody. Neither runs to its walltime."""
+    """A running block misses its user endpoint; a block that begins later finds none. Neither runs to its walltime."""
     for node in ("n1", "n2") if pending else ():
         slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     child = os.fork()
@@ -99,7 +99,7 @@ def test_jobs_end_by_themselves_where_no_user_endpoint_comes_after_the_killed_on
 
 
 class Orphans:
-    """What is left of a user endpoint that has gone."""
+    """The orphans of a user endpoint that has gone."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

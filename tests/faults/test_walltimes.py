@@ -124,7 +124,7 @@ def test_a_block_that_waits_in_the_queue_makes_no_room(make: Callable[..., Bench
 
 
 class _Workers:
-    """Takes tasks and never ends them: what is looked at is what they are given."""
+    """Takes tasks and never ends them. The tests look at the tasks that it was given."""
 
     def __init__(self) -> None:
         self.given: list[int] = []
