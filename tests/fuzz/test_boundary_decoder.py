@@ -18,7 +18,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 
 def values(cls: type[Message]) -> st.SearchStrategy[Message]:
-    """Messages of `cls` whose fields are within their caps."""
+    """Messages of `cls` with every field within its caps."""
     kinds: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         cap = field.metadata.get("cap", 0)

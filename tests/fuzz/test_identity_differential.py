@@ -7,18 +7,18 @@ Refused at load here, while the published package accepts them:
  R1  `(?...)`: the guide's language has no such thing; Python's re takes it for its own extensions.
  R2  `\0`..`\9`: back-references are not in the guide and cannot run in linear time.
  R3  a lone backslash at the end, which the published package joins with the `$` that it appends.
- R4  `{}` and other references that are neither a field's name nor a group that the pattern has, which the published
-     package finds out only when it maps, or (negative numbers) takes for a group counted from the end.
+ R4  `{}` and other references that are neither a field's name nor a group of the pattern. The published package notices
+     them only when it maps. It takes a negative number for a group counted from the end.
 Accepted here, while the published package refuses them:
- A1  `\"`, which its own documentation allows, and an escaped backslash before an ordinary character (it takes the
-     second backslash for the beginning of another escape), and `\*?` and `\??`, an escaped character that may be left
-     out (it takes them for lazy wildcards).
- A2  a `literal` with a backslash in it, where what leaks through (D3) is no pattern.
+ A1  `\"`, which its own documentation allows. An escaped backslash before an ordinary character: it takes the second
+     backslash for the beginning of another escape. `\*?` and `\??`, an optional escaped character: it takes them for
+     lazy wildcards.
+ A2  a `literal` with a backslash in it, if the text that leaks through (D3) isn't a valid pattern.
 Different answers:
  D1  `a|b`: the published package anchors only the first and the last alternative, so `a|b` matches any text that
      begins with `a`. Here the whole text must match, as the guide says.
  D2  a trailing newline: Python's `$` lets it pass.
- D3  `literal`: the published package leaves what follows a backslash unescaped, so that a pattern leaks through.
+ D3  `literal`: the published package doesn't escape the text after a backslash, which lets a pattern leak through.
  D4  values that look like `{field}` are interpolated a second time by the published package; so is a reference that a
      backslash protects, where the same one stands elsewhere without.
  D5  ignore_case: Python takes the Kelvin sign for a `k`, the long s for an `s` and the dotless i for an `i`.
@@ -31,14 +31,14 @@ Of chains (several documents, as a Globus Compute endpoint goes through them):
  C1  a mapper that fails (D6, D7): there the next one decides; here it stops the chain, unless `on_error: next`.
  C2  an entry with several users for one person: there the first is taken; here it is refused, unless
      `ambiguous: first`.
- C3  what cannot be a POSIX user name, or is empty: there it goes on to the look-up of the account; here it is refused,
-     and no later rule is tried, either.
+ C3  an output that is empty or cannot be a POSIX user name: there it goes on to the look-up of the account; here it is
+     refused, and no later rule is tried.
  C4  a document of an unknown type: there it is skipped with a warning; here the file is refused.
- C5  a callout that writes nothing: there it maps nobody; here it has failed (as `{}` and other malformed output has on
-     both sides).
+ C5  a callout that writes nothing: there it maps no identity; here it has failed (as `{}` and other malformed output
+     has on both sides).
 
-In the property test D1 and D3 are taken out by giving the published package the rule as it should have read it, D2, D4
-and D5 by generating nothing that leads there; the others are recognised by what happens. Each has an example below.
+The property test avoids D1 and D3 by giving the published package a corrected form of the rule. It avoids D2, D4 and D5
+by never generating a text that leads to them. It recognises the others by their effect. Each has an example below.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _loads_on_both_sides(each: dict[str, Any]) -> bool:
 
 
 def first_user_there(documents: list[list[dict[str, Any]]], people: list[dict[str, str]]) -> tuple[str | None, bool]:
-    """Return whom a Globus Compute endpoint starts for `people`, and whether one of its mappers failed before that."""
+    """Return the user that a Globus Compute endpoint starts for `people`, and whether a mapper failed before."""
     failed = False
     configured = [{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": rules} for rules in documents]
     for mapper in load_mappers(configured, "connector", "gateway"):

@@ -22,7 +22,7 @@ from identity.expression.pattern import PatternInvalid, compile_pattern, fold
 from identity.ldap import filter_values
 from identity.tracked_files import Files
 
-# Close to the language's own characters, so that most of what is generated means something.
+# Close to the language's own characters, which gives most generated texts a meaning.
 PATTERN_TEXT = st.text(st.sampled_from('ab@.?*|()\\"{}[]^$+0é\n'), max_size=12)
 PIECES = st.sampled_from([*"ab{}01\\-", "{username}", "{0}", "{1}", "{email}"])
 TEMPLATE_TEXT = st.lists(PIECES, max_size=5).map("".join)
