@@ -59,7 +59,7 @@ def _fill(directory: pathlib.Path) -> None:
 
 
 def in_directory(directory: pathlib.Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run `command` on a host whose accounts come from the module too."""
+    """Run `command` on a host that takes accounts from the module too."""
     mount = f'mount --bind {directory}/nsswitch.conf /etc/nsswitch.conf && exec "$@"'
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", mount, "sh", *command],

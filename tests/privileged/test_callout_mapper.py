@@ -49,11 +49,11 @@ while not os.path.exists(os.path.join({place!r}, "go")):
 result = [{{"id": asked[0]["id"], "output": "slow"}}]
 print(json.dumps({{"DATA_TYPE": "identity_mapping_output#1.0.0", "result": result}}))
 """
-"""Says who somebody is when the test says `go`."""
+"""Maps the identity when the test says `go`."""
 
 
 class Site:
-    """A mapping of example.edu by rule, and of everybody else by a callout that answers when the test lets it."""
+    """A mapping of example.edu by rule. All other identities go to a callout that answers when the test lets it."""
 
     def __init__(self, directory: pathlib.Path, max_concurrent: int) -> None:
         directory.chmod(0o1777)
@@ -112,7 +112,7 @@ def _ask(running: Running, ref: int, document: bytes) -> None:
 
 
 def take(running: Running, count: int) -> dict[int, Message]:
-    """Return the next `count` answers, by what they answer."""
+    """Return the next `count` answers by the reference of their request."""
     answers: dict[int, Message] = {}
     while len(answers) < count:
         message, descriptors = running.receive()
@@ -125,7 +125,7 @@ def take(running: Running, count: int) -> dict[int, Message]:
 
 
 def in_the_mapper(site: Site, scenario: Callable[[Running, RelaySide], T]) -> T:
-    """Return what `scenario` returns with a mapper that runs as nobody."""
+    """Return the result of `scenario` with a mapper that runs as the account `nobody`."""
 
     def run() -> T:
         relay = RelaySide(now=time.time())
@@ -165,7 +165,7 @@ def test_a_slow_callout_delays_nobody_elses_start(site: Site) -> None:
 
 
 def test_people_beyond_what_may_wait_are_told_at_once_and_the_quick_go_through(site: Site) -> None:
-    """Forty-five people whose callout does not answer, and ten whose mapping is a rule."""
+    """Forty-five people mapped by a callout that doesn't answer, and ten mapped by a rule."""
 
     def scenario(running: Running, relay: RelaySide) -> tuple[dict[int, Message], dict[int, Message]]:
         for ref in range(45):
@@ -187,7 +187,7 @@ def test_people_beyond_what_may_wait_are_told_at_once_and_the_quick_go_through(s
 
 
 def test_rechecks_that_are_slow_keep_no_start_waiting_and_are_put_off(site: Site) -> None:
-    """Forty re-checks whose callout does not answer; then starts by the same callout, and by a rule."""
+    """Forty re-checks by a callout that doesn't answer; then starts by the same callout, and by a rule."""
     under_way = MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING
 
     def scenario(running: Running, relay: RelaySide) -> tuple[dict[int, Message], dict[int, Message], int]:
@@ -218,7 +218,7 @@ def test_rechecks_that_are_slow_keep_no_start_waiting_and_are_put_off(site: Site
 
 
 class RealMapper(MonitorRun):
-    """A monitor whose mapper is the real one; the test plays the manager alone."""
+    """A monitor with the real mapper; the test plays the manager alone."""
 
     def __init__(self, site: Site, relay: RelaySide) -> None:
         super().__init__(caps=Caps(start_timeout_s=120.0, stop_grace_s=1.0))
@@ -260,7 +260,7 @@ def test_with_the_real_monitor_the_quick_go_through_past_forty_five_slow_people(
         before = answers(45 - MAX_AT_ONE + 10)
         site.go()
         after = answers(MAX_AT_ONE)
-    # There is no account of any of these names: whoever was mapped is refused for that, by a keeper.
+    # None of these names has an account, and a keeper refuses each mapped person for that reason.
     assert {ref for ref, one in before.items() if one.code == "ACCOUNT_REFUSED"} == set(range(100, 110))
     busy = [one for one in before.values() if one.code == "MAPPER_UNAVAILABLE"]
     assert len(busy) == 45 - MAX_AT_ONE

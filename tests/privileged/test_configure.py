@@ -1,4 +1,4 @@
-"""Configuring as root: whose every file is, who makes the keys, who talks to the relay, and what is left on failure."""
+"""Configuring as root: the owner of each file, who makes the keys, who talks to the relay, and leftovers on failure."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_what_must_not_be_root_says_so(module: str) -> None:
 
 
 class TestTrust:
-    """Files that somebody else could have written are not acted upon."""
+    """Files that another account could have written are not acted upon."""
 
     @pytest.fixture
     def site(self, mep: Cli, registrar: Registrar) -> Cli:

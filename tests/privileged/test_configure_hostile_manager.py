@@ -49,7 +49,7 @@ def somebody() -> Iterator[LocalAccount]:
 
 
 class Taken:
-    """The endpoint, whose manager the test is."""
+    """An endpoint with the test as its manager."""
 
     def __init__(self, run: MonitorRun, user: str) -> None:
         self.run, self.user = run, user

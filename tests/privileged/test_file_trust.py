@@ -1,6 +1,6 @@
 """Files that a local user could have written or exchanged: `mep check` and `mep start` refuse each, with a remedy.
 
-Each test is an attack: what is spoilt here was accepted once.
+Each test is an attack: the file that it spoils was accepted once.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def etc(mep: Cli, *names: str) -> Path:
     return mep.path("etc", "site", *names)
 
 
-# --- the state directory and what is in it -----------------------------------------------------------------
+# --- the state directory and its files ---------------------------------------------------------------------
 
 
 def test_a_registration_that_everybody_may_write(endpoint: Cli) -> None:
@@ -116,7 +116,7 @@ def test_a_state_directory_with_an_acl_for_a_group(endpoint: Cli, alice: LocalAc
 
 
 def test_a_state_directory_where_everybody_makes_files(endpoint: Cli) -> None:
-    """Sticky, so that what is there is safe; a log that is not there yet is not."""
+    """The sticky bit protects the files that exist; a log that doesn't exist yet isn't protected."""
     state(endpoint).chmod(0o1777)
     assert_refused(endpoint, f"bad permissions: chmod go-w {state(endpoint)}")
 
@@ -388,7 +388,7 @@ def test_a_pam_service_that_is_spoilt_while_the_endpoint_runs(alice: LocalAccoun
 
 @contextlib.contextmanager
 def _permissive_other() -> Iterator[None]:
-    """What some hosts have: a file `other` that lets everybody in."""
+    """As on some hosts: a file `other` that admits every account."""
     other = Path("/etc/pam.d/other")
     kept = other.read_bytes() if other.exists() else None
     other.write_text("".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session")))
@@ -419,7 +419,7 @@ def test_a_lock_that_everybody_can_hold() -> None:
 
 
 def _hold(path: Path) -> subprocess.Popen[bytes]:
-    """As nobody: take a lock on `path` as soon as it can be had, and keep it."""
+    """As the account `nobody`: take a lock on `path` as soon as possible, and keep it."""
     code = (
         "import fcntl, os, sys, time\nfile = open(sys.argv[1])\nos.write(1, b'x')\n"
         "fcntl.flock(file, fcntl.LOCK_EX)\ntime.sleep(60)\n"

@@ -1,7 +1,7 @@
-"""Thousands of processes, some of which fork and end as fast as they can: no stop of them is outlived, nobody waits.
+"""Thousands of processes, some of which fork and exit as fast as they can: a stop ends them all, and no start waits.
 
-Neither the keeper, whose children they become, nor the monitor, where the keeper was killed, may be kept from killing
-by what there is to reap.
+Reaping must not delay the killing: neither by the keeper, which adopts the processes, nor by the monitor, which adopts
+them after the keeper was killed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def end_all_of(uid: int) -> None:
 
 
 def storming(manager: Puppet, mapper: Puppet, who: LocalAccount, program: str, ref: int = 1) -> str:
-    """Start a user endpoint whose processes storm; return its id."""
+    """Start a user endpoint that runs a fork storm; return its id."""
     for puppet in (manager, mapper):
         puppet.wait_at_most(WAIT_S)
     uep_id, answer = start_as(
@@ -75,7 +75,7 @@ def storming(manager: Puppet, mapper: Puppet, who: LocalAccount, program: str, r
 
 
 def started_at_last(manager: Puppet, mapper: Puppet, who: LocalAccount) -> None:
-    """Somebody else is started: where the host had no process for it in that moment, when it is asked for again."""
+    """Another person's start succeeds. If the host had no room for a process at that moment, the next request does."""
     for ref in range(2, 12):
         outcome = start_as(manager, mapper, who.name, ref=ref)[1].outcome
         if outcome != "unavailable":

@@ -1,4 +1,4 @@
-"""The accounts of manager and mapper: a pair for each endpoint, made by configure, removed by delete, nobody else's."""
+"""The accounts of manager and mapper: each endpoint has its own pair, made by configure and removed by delete."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_an_endpoint_without_the_options_keeps_the_accounts_of_the_installation(
 
 
 def test_no_identity_is_mapped_to_an_account_of_any_endpoint(mep: Cli, registrar: Registrar) -> None:
-    """Of one that was made after this one, and of one whose account the administrator chose."""
+    """An endpoint made after this one, and an endpoint with an account that the administrator chose."""
     with account() as chosen:
         for name, more in (("one", ()), ("two", ()), ("three", ("--manager-account", chosen.name))):
             make(mep, registrar, name, *more)

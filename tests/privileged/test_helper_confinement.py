@@ -96,7 +96,7 @@ NUMBERS = {
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-    """A directory that everybody may write to, outside of what a helper reads."""
+    """A world-writable directory, outside the files that a helper reads."""
     path = pathlib.Path("/var/tmp") / f"meptest-confinement-{os.getpid()}"
     path.mkdir()
     path.chmod(0o777)

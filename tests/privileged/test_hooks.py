@@ -1,4 +1,4 @@
-"""The administrator's hooks, as real programs: what they are given, what a refusal is, what they cannot do."""
+"""The administrator's hooks, as real programs: their input, the form of a refusal, and the limits on them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_hook_that_hangs_is_killed_with_its_group(alice: LocalAccount, site: Sit
 
 
 def test_hook_that_writes_without_end(alice: LocalAccount, site: Site) -> None:
-    """What is kept of it is little; that it is read keeps it from waiting."""
+    """Little of its output is kept, but all of it is read, and the hook never blocks on a write."""
     body = "dd if=/dev/zero bs=1M count=64 2>/dev/null | tr '\\0' x"
     with running_monitor(pre_start_hook=hook(site, body)) as (run, manager, mapper):
         assert start_as(manager, mapper, alice.name)[1].outcome == "started"

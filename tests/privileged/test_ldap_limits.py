@@ -34,8 +34,10 @@ LDIF = (
     + group("everybody", members=("alice", *MANY))
 )
 BOUND_S = 30.0
-"""What must end by a deadline of a few seconds has ended by then, however busy the host is; without the deadline it
-would take twice as long at least."""
+"""An operation with a deadline of a few seconds ends within this bound, however busy the host is.
+
+Without the deadline it would take at least twice as long.
+"""
 
 
 def who(username: str, **fields: str) -> dict[str, str]:
@@ -225,7 +227,7 @@ def test_a_base_that_is_elsewhere_is_a_failure(load: Loader, references: str) ->
         chain.map([who("bob@example.edu")])
 
 
-# --- what is remembered -----------------------------------------------------------------------------------
+# --- cached answers ---------------------------------------------------------------------------------------
 
 
 def test_found_and_not_found_are_forgotten_each_in_its_time(
@@ -357,7 +359,7 @@ def test_a_changed_client_certificate_and_key_are_used(
     assert agent(reloader) == "agent"
 
 
-# --- what is refused at load --------------------------------------------------------------------------------
+# --- refused at load ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def load(tmp_path: pathlib.Path, slapd: Slapd, authority: Authority) -> Iterator
         chain.close()
 
 
-# --- what is found -------------------------------------------------------------------------------------
+# --- matches -------------------------------------------------------------------------------------------
 
 
 def test_the_entry_found_gives_the_user(load: Loader) -> None:
@@ -290,7 +290,7 @@ def test_a_server_that_comes_back_is_used_again(load: Loader, authority: Authori
         shaky.start()
         assert chain.map([who("alice@example.edu")]).name == "alice"
         shaky.stop()
-        shaky.start()  # the idle connection is dead now, which nobody notices
+        shaky.start()  # the idle connection is dead now, which goes unnoticed
         assert chain.map([who("alice@example.edu")]).name == "alice"
 
 
@@ -370,7 +370,7 @@ def test_many_threads_share_few_connections(load: Loader, monkeypatch: pytest.Mo
     assert 1 <= len(opened) <= 3
 
 
-# --- what is refused at load -----------------------------------------------------------------------------
+# --- refused at load -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""User endpoints without a monitor: `mep stop` ends them, by their keepers, and nobody else."""
+"""User endpoints without a monitor: `mep stop` ends them through their keepers, and ends no other process."""
 
 from __future__ import annotations
 

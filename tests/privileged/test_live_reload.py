@@ -197,7 +197,7 @@ def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
         os.kill(status(site)["pid"], signal.SIGHUP)
         soon(lambda: mapper_uid(site) == chosen.uid)
         soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
-        # Nobody is mapped to it, since it is the endpoint's own.
+        # No person is mapped to it, since it is one of the endpoint's own accounts.
         mine = site.path("etc", "site", "mine.json")
         rule = {**RULE, "match": "me@example.edu", "output": chosen.name, "literal": True}
         mine.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": [rule]}]))

@@ -75,7 +75,7 @@ def test_what_is_written_after_a_rotation_is_in_the_new_files(site: Cli, script:
 
 
 def processes(site: Cli) -> list[int]:
-    """Return the monitor and the manager, which write what is not lost."""
+    """Return the monitor and the manager: they write the logs that must not lose a line."""
     monitor = int(site.json("status", "site")["pid"])
     children = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
     manager = [int(pid) for pid in children if b"mep.manager" in Path(f"/proc/{pid}/cmdline").read_bytes()]

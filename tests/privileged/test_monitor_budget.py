@@ -89,14 +89,14 @@ def state_of(run: MonitorRun) -> tuple[int, list[str]]:
 
 
 def settled(run: MonitorRun) -> tuple[int, list[str]]:
-    """Return what is open once nothing is under way: the status file is written a while after a change."""
+    """Return the open resources once nothing is under way: the status file is written a while after a change."""
     while (found := state_of(run)) != (time.sleep(0.3), state_of(run))[1]:
         pass
     return found
 
 
 QUICK = "printf READY >&5\nprintf 'ENDED\\nIDLE\\n' >&5\n"
-"""A user endpoint that is ready at once and has nothing to do: a start costs little but what is measured."""
+"""A user endpoint that is ready at once and has nothing to do: a start costs little beyond the measured work."""
 
 
 def test_starts_and_stops_leave_nothing_behind(alice: LocalAccount) -> None:

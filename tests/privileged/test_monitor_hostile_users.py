@@ -1,4 +1,4 @@
-"""People who want to harm: by their home directory, their processes, their account. Nobody else notices."""
+"""Hostile users: they attack through their home directory, their processes, their account. Other users don't notice."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_no_start_that_cannot_be_recorded(alice: LocalAccount, small_disk: pathl
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"x" * 512)
-        # What is left of the log's last page takes a record or two, or a part of one.
+        # The rest of the log's last page holds a record or two, or a part of one.
         answers = [start_as(manager, mapper, alice.name, ref=ref)[1] for ref in range(2, 40)]
         assert (answers[-1].outcome, answers[-1].code) == ("unavailable", "AUDIT_UNAVAILABLE")
         assert "the audit log cannot be written" in run.log_text()

@@ -222,7 +222,7 @@ def test_key_that_is_missing_is_named_and_tried_again() -> None:
         run.puppet("mapper")
 
 
-# --- what is written ------------------------------------------------------------------------------------------
+# --- records and logs -----------------------------------------------------------------------------------------
 
 
 def test_foreign_text_cannot_forge_a_record(alice: LocalAccount) -> None:

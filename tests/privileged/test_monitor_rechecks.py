@@ -310,7 +310,7 @@ def test_a_new_manager_is_told_to_have_everything_rechecked(alice: LocalAccount)
 
 @pytest.fixture
 def pam_service(tmp_path: Path) -> Iterator[Path]:
-    """A service whose account stage says what a module of the test's says: the number in a file."""
+    """A PAM service with a test module in its account stage: the module returns the number in a file."""
     source, library, code = tmp_path / "pam.c", tmp_path / "pam_meptest.so", tmp_path / "code"
     source.write_text(
         "#include <stdio.h>\n"

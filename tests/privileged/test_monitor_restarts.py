@@ -1,4 +1,4 @@
-"""Restarts that disturb nobody: manager, mapper, monitor and keepers killed under running user endpoints."""
+"""Restarts without disturbance: manager, mapper, monitor and keepers killed under running user endpoints."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_process_that_runs_something_else_is_no_keeper(alice: LocalAccount) ->
 
 def test_record_of_another_boot_is_not_believed(alice: LocalAccount) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
-    group = pathlib.Path(tree() or "/nowhere", alice.name)  # what has a session's name now may be anybody's
+    group = pathlib.Path(tree() or "/nowhere", alice.name)  # a cgroup with a session's name may now be anyone's
     try:
         if can_group():
             group.mkdir()

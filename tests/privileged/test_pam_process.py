@@ -1,4 +1,4 @@
-"""The PAM process: who it is, and that a session is closed once and its credentials deleted, whoever is killed."""
+"""The PAM process: its identity, and that a session is closed once and its credentials deleted, whichever is killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_who_is_who(alice: LocalAccount, site: Site) -> None:
                 user=alice.uid, group=alice.gid, extra_groups=[alice.gid], capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert "PermissionError" in said.stderr
-        # What a service manager sends to everybody is the keeper's to act on.
+        # A service manager's signals to all processes are for the keeper to act on.
         os.kill(pam, signal.SIGTERM)
         os.kill(pam, signal.SIGHUP)
         assert start_as(manager, mapper, alice.name, ref=2, uep_id=uep_id)[1].outcome == "already_running"
@@ -81,7 +81,7 @@ def test_without_pam_there_is_none(alice: LocalAccount) -> None:
 
 
 def test_keeper_killed(alice: LocalAccount, site: Site) -> None:
-    """The monitor, who is then everybody's parent, kills what is left over, but not who is to close the session."""
+    """The monitor, now the parent of all of them, kills the leftovers, but not the process that closes the session."""
     with pam_monitor(site, *recording(site)) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
         record = kill(run, uep_id, "keeper")
@@ -94,7 +94,7 @@ def test_keeper_killed(alice: LocalAccount, site: Site) -> None:
 
 
 def test_keeper_and_monitor_killed(alice: LocalAccount, site: Site) -> None:
-    """Nobody is left but the PAM process; the next monitor finds a record without a keeper."""
+    """Only the PAM process is left; the next monitor finds a record without a keeper."""
     with pam_monitor(site, *recording(site)) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
         assert run.process is not None
@@ -120,7 +120,7 @@ def test_stop_waits_for_a_session_that_closes_without_its_keeper(alice: LocalAcc
 
 
 def test_stop_does_not_wait_for_a_module_that_opens(alice: LocalAccount, site: Site) -> None:
-    """The keeper hears its monitor meanwhile: long before the start's deadline, and before it would be killed."""
+    """The keeper still hears its monitor: it ends long before the start's deadline, and before it would be killed."""
     script = site.script("slow", f'echo $PAM_TYPE >> {site.record}\n[ "$PAM_TYPE" = open_session ] && exec sleep 300')
     caps = Caps(start_timeout_s=240, stop_grace_s=60)
     with pam_monitor(site, f"session required pam_exec.so {script}", caps=caps) as (run, manager, mapper):
@@ -170,7 +170,7 @@ def test_adopted(alice: LocalAccount, site: Site) -> None:
 
 @pytest.mark.parametrize("what", ["keeper", "pam"])
 def test_killed_while_a_module_runs(alice: LocalAccount, site: Site, what: str) -> None:
-    """In the middle of opening: nothing is started, and whoever is left undoes what there is."""
+    """In the middle of opening: nothing is started, and the surviving process undoes the work so far."""
     body = f'echo $PAM_TYPE >> {site.record}\n[ "$PAM_TYPE" = close_session ] || {{ touch {site.root}/on; sleep 2; }}'
     with pam_monitor(site, f"session required pam_exec.so {site.script('slow', body)}") as (run, manager, mapper):
         ask(manager, 1)
@@ -265,7 +265,7 @@ def test_credentials_are_deleted(alice: LocalAccount, site: Site, module: str, k
 def test_limit_of_a_module_that_leaves_no_room(
     alice: LocalAccount, site: Site, module: str, descriptors: int, stage: str
 ) -> None:
-    """It holds for the PAM process too until it is put back. The start fails by name, and what was opened is closed."""
+    """The limit holds for the PAM process too until it's put back. The start fails by name; the session is closed."""
     lines = [f"auth required {module}", f"account required {module}", f"session required {module} {descriptors}"]
     with pam_monitor(site, *lines) as (run, manager, mapper):
         assert start_as(manager, mapper, alice.name)[1].outcome != "started"
@@ -297,7 +297,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_libpam_missing(alice: LocalAccount, site: Site, enabled: bool) -> None:
-    """Hidden in a mount namespace of the monitor's. Without PAM nobody notices; with it, the reason is plain."""
+    """Hidden in the monitor's mount namespace. Without PAM this has no effect; with PAM, the error gives the reason."""
     pam = site.define()
     run = MonitorRun(**({"pam": pam} if enabled else {}))
     run.before = [sys.executable, "-I", "-c", HIDE]
@@ -312,7 +312,7 @@ def test_libpam_missing(alice: LocalAccount, site: Site, enabled: bool) -> None:
 
 
 def test_namespace_of_a_module_is_the_user_endpoints_alone(alice: LocalAccount, site: Site, module: str) -> None:
-    """A module that unshares its caller, as pam_namespace does: the keeper stays where everybody is."""
+    """A module that unshares its caller, as pam_namespace does: the keeper stays in the host's namespace."""
     with pam_monitor(site, f"session required {module} unshare") as (run, manager, mapper):
         uep_id, answer = start_as(manager, mapper, alice.name)
         assert answer.outcome == "started"

@@ -17,7 +17,7 @@ DENIES = "account required pam_deny.so\n"
 
 @pytest.fixture
 def service() -> Iterator[Path]:
-    """The file of a service that lets nobody in; its name has capital letters."""
+    """The file of a service that denies every account; its name has capital letters."""
     path = Path("/etc/pam.d", f"MepTest{uuid.uuid4().hex[:8]}")
     path.write_text(DENIES)
     path.chmod(0o644)

@@ -118,7 +118,7 @@ def test_module_that_does_not_exist(alice: LocalAccount, site: Site) -> None:
 
 
 def test_prompt_is_refused(alice: LocalAccount, site: Site) -> None:
-    """pam_unix would ask for the old password to change an expired one; nobody is there to answer."""
+    """pam_unix would ask for the old password to change an expired one, and there is no user to answer."""
     with pam_monitor(site, "account required pam_unix.so") as (run, manager, mapper):
         os.system(f"chage -d 0 {alice.name}")
         try:
@@ -131,7 +131,7 @@ def test_prompt_is_refused(alice: LocalAccount, site: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["account", "session"])
 def test_module_that_hangs(alice: LocalAccount, site: Site, kind: str) -> None:
-    """In C code, with a child of the module's own: the monitor ends both, and nobody else waits."""
+    """In C code, with a child of the module's own: the monitor ends both, and other starts don't wait."""
     script = site.script("hang", f'[ "$PAM_USER" = {alice.name} ] || exit 0\necho $$ >> {site.record}\nexec sleep 600')
     caps = Caps(start_timeout_s=4.0, stop_grace_s=1.0)
     with account() as bob, pam_monitor(site, f"{kind} required pam_exec.so {script}", caps=caps) as (run, *both):

@@ -1,4 +1,4 @@
-"""The children of the command line: who they are, what they have, and who can look into them."""
+"""The children of the command line: their identity, the privileges left to them, and who can look into them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What runs is ended where its person may not have it any more: real relay, real endpoint, real accounts, a real slapd.
+"""A task ends when its person loses the right to run it: real relay, real endpoint, real accounts, a real slapd.
 
-Each test takes something away from somebody while their task runs, and looks that this task alone fails, soon, and with
-the reason; and that what is only out of reach for a while ends nothing.
+Each test takes something away from one person while their task runs. It checks that this task alone fails, soon, and
+with the reason. It also checks that an outage ends nothing.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Place:
         return [one for line in lines if (one := json.loads(line))["event"] == event]
 
     def map_to(self, username: str, account: str) -> None:
-        """Map somebody, and wait until the mapping is in force."""
+        """Map a person, and wait until the mapping is in force."""
         self.rules[username] = account
         self.renew_mapping()
 
@@ -103,7 +103,7 @@ class Place:
         wait_for(lambda: self.status()["mapping"] != before)
 
     def person(self, account: str = "", *, mapped: bool = True) -> Person:
-        """Return somebody new, whom the mapping file maps to `account`, or to a new one."""
+        """Return a new person. The mapping file maps them to `account`, or to a new one."""
         username = f"{unique_name()}@example.edu"
         token = self.relay.add_user(username)
         name = account or self.account().name
@@ -114,7 +114,7 @@ class Place:
 
 @dataclass
 class Person:
-    """Somebody with an account here."""
+    """A person with an account here."""
 
     place: Place
     username: str
@@ -181,7 +181,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def bystander(place: Place) -> Iterator[Person]:
-    """Somebody else, whose task has to run through everything."""
+    """Another person. Their task has to run through everything."""
     somebody = place.person()
     somebody.task = somebody.begin()  # type: ignore[attr-defined]
     somebody.pid = place.running()[somebody.account]["pid"]  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ def bystander(place: Place) -> Iterator[Person]:
 
 @pytest.fixture
 def victim(place: Place, bystander: Person) -> Iterator[Person]:
-    """Somebody whose task runs; at the end the bystander's must run too."""
+    """A person with a running task; at the end the bystander's must run too."""
     somebody = place.person()
     yield somebody
     somebody.close()
@@ -301,7 +301,7 @@ def test_a_policy_that_a_reload_changes(place: Place, victim: Person) -> None:
 
 
 def cling() -> None:
-    """Be somebody who does not want to go: deaf to signals, in other sessions, forking, the user endpoint stopped."""
+    """Be a user who resists: deaf to signals, in other sessions, forking, the user endpoint stopped."""
     import os
     import pathlib
     import signal
@@ -313,7 +313,7 @@ def cling() -> None:
     for _ in range(3):
         if os.fork() == 0:
             os.setsid()
-            while True:  # a chain whose every process lives for an instant
+            while True:  # a chain in which every process lives for an instant
                 if os.fork() > 0:
                     os._exit(0)
                 time.sleep(0.001)

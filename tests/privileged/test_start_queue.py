@@ -1,4 +1,4 @@
-"""Starts that wait for others: each person sees its place, and one person's burst delays nobody else."""
+"""Starts that wait for others: each person sees their place in the queue, and one person's burst delays no one else."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_the_state_of_the_mapping_file(alice: LocalAccount) -> None:
         assert "\x1b" not in text
         refused = json.loads(status(run, "--json"))["mapping_refused_at"]
         assert time.time() - 300 < refused <= time.time()
-        # Why is not for everybody.
+        # Other accounts don't see the reason.
         others = status(run, uid=pwd.getpwnam("nobody").pw_uid)
         assert "the mapping file cannot be used: the log says why" in others
         assert "alice@example.edu" not in others + (run.run / "status.json").read_text()

@@ -1,4 +1,4 @@
-"""What comes from a relay or a directory reaches root's terminal without its control characters."""
+"""Text from a relay or a directory reaches root's terminal without its control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is only so for the moment ends nobody's tasks, and admits nobody: such a start is tried again."""
+"""A passing failure ends no running task and admits no new person: such a start is tried again."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_does_not_depend_on_the_silent_directory_goes_on(alice: LocalAccoun
 
 
 def test_a_host_without_room_for_a_process(alice: LocalAccount) -> None:
-    """The keeper may have no more descriptors than it has: its fork of the user endpoint fails by EMFILE."""
+    """The keeper has no free descriptor: its fork of the user endpoint fails by EMFILE."""
     with MonitorRun() as run:
         manager, mapper = run.ready()
         assert start_as(manager, mapper, alice.name)[1].outcome == "started"
