@@ -40,7 +40,7 @@ class FakeLink:
         self.connect()
 
     def connect(self, rcvhwm: int = 1000) -> None:
-        """Open a new link with the same key; ZeroMQ takes about `rcvhwm` messages that nobody asks for."""
+        """Open a new link with the same key; ZeroMQ accepts about `rcvhwm` messages before the test reads one."""
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.rcvhwm = rcvhwm

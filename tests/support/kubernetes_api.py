@@ -17,7 +17,7 @@ from typing import Any, Self
 
 
 class Api:
-    """`pods` is what was created, by name, as the client sent it, with its status; `asked` every request."""
+    """`pods` has the created pods by name, as the client sent them, with their status; `asked` has every request."""
 
     def __init__(self, directory: Path) -> None:
         self.pods: dict[str, dict[str, Any]] = {}

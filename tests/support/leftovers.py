@@ -55,7 +55,7 @@ class Session:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Whether no other session goes on; none can begin to judge meanwhile."""
+        """Whether no other session is running; while this is held, none can begin to judge."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

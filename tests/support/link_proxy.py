@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a relay's link, whose connections a test can cut."""
+"""A TCP proxy in front of a relay's link; a test can cut its connections."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A real monitor with stand-ins for what it execs: the test itself plays manager and mapper, in raw bytes if it likes.
 
-The monitor runs `Resolved.python`, here a shell script: for manager and mapper it starts a puppet that hands its
-three inherited descriptors to the test and sleeps; for user endpoints it starts `uep_standin.py`, which does what
-the start document (written by the test as the mapper) says.
+The monitor runs `Resolved.python`, here a shell script. For manager and mapper the script starts a puppet that hands
+its three inherited descriptors to the test and sleeps. For user endpoints it starts `uep_standin.py`, which follows the
+start document that the test wrote as the mapper.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def new_uep_id() -> str:
 
 
 def until(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
-    """Return the first true value of `condition`; fail after `seconds`. What is not there to be looked up may come yet:
-    status and records are written a while after a change."""
+    """Return the first true value of `condition`; fail after `seconds`.
+
+    A LookupError counts as false: status and records are written a while after a change.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(LookupError):

@@ -58,6 +58,6 @@ class Site:
 
 @contextlib.contextmanager
 def pam_monitor(site: Site, *lines: str, **options: Any) -> Iterator[tuple[MonitorRun, Puppet, Puppet]]:
-    """A running monitor whose user endpoints get a session with the service of `lines`."""
+    """A running monitor. Its user endpoints get a session of a PAM service with these `lines`."""
     with running_monitor(pam=site.define(*lines), **options) as running:
         yield running

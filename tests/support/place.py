@@ -1,7 +1,7 @@
 """A relay and an endpoint as a site has them, with nothing mocked: multi-user as root, and single-user.
 
-The single-user site belongs to whoever runs the tests; where that is root, to a throw-away account, since root
-may not have one.
+The single-user site belongs to the account that runs the tests. Root may not have a single-user site, and the site then
+belongs to a throw-away account.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Place:
 
     @property
     def anybody(self) -> str:
-        """Somebody who is mapped here."""
+        """A person who is mapped here."""
         return next(iter(self.accounts))
 
     def person(self, name: str) -> Person:
-        """Return somebody whom the relay knows, added now if they are new."""
+        """Return a person known to the relay, added now if they are new."""
         if name not in self.people:
             self.people[name] = self.site.relay.add_person(f"{name}@example.edu")
         return self.people[name]

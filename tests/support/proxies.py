@@ -64,7 +64,7 @@ class Proxy:
         raise AssertionError("a subclass does this")
 
     def address_of(self, host: str, port: int) -> Address:
-        """Return what is behind a name."""
+        """Return the address behind a name."""
         self.targets.append(host)
         return ("127.0.0.1", self.hosts.get(host, port))
 

@@ -35,7 +35,7 @@ def done(number: int, tag: int) -> bytes:
 
 
 Answer = Callable[[socket.socket, int], None]
-"""What is done on a connection when a search with this number comes."""
+"""Called on a connection when a search arrives, with the number of that search."""
 
 
 def drip(connection: socket.socket, data: bytes = b"\x30\x84\x00\x01\x00\x00" + bytes(600)) -> None:

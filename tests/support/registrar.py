@@ -17,7 +17,7 @@ TOKEN = "a-token-that-must-show-up-nowhere"
 
 
 def uid_of_peer(port: int) -> int:
-    """Return the uid of the socket on this host whose local port is `port`."""
+    """Return the uid of the socket on this host that has the local port `port`."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
         if int(words[1].rpartition(":")[2], 16) == port and words[3] == "01":

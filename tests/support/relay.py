@@ -1,7 +1,7 @@
 """A real relay process for tests: `RelayProcess(tmp_path)` starts `mep-relay serve` on free ports.
 
-`start` waits for relay.json, not for a time; `kill` is SIGKILL and leaves the state, so that `start` again
-is the restart of a crashed relay (on the same ports, so that peers and clients find it).
+`start` waits for relay.json, not for a time. `kill` is SIGKILL and leaves the state. `start` after it restarts a
+crashed relay, on the same ports, where peers and clients find it.
 """
 
 from __future__ import annotations

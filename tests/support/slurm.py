@@ -74,7 +74,7 @@ class SlurmFailed(Exception):
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now, and that the kernel gives to no outgoing connection."""
+    """Return ports that have no listener now, and that the kernel gives to no outgoing connection."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     found: set[int] = set()
     while len(found) < count:
@@ -146,7 +146,7 @@ class Slurm:
         self.wait_for("socket of munged", (place / "socket").exists)
 
     def with_pmix(self) -> None:
-        """Let the nodes to come start ranks of MPI: what they run finds libpmix.so where it is looked for."""
+        """Let later nodes start MPI ranks: their steps find libpmix.so where they look for it."""
         if not (_PMIX / "libpmix.so").exists():
             copy = self.directory / "pmix"
             shutil.copytree(_PMIX, copy, symlinks=True)
@@ -172,7 +172,7 @@ class Slurm:
         self._daemon(f"slurmd-{node}", *self._in_pmix, "/usr/sbin/slurmd", "-D", "-N", node, "-f", str(self.conf))
 
     def stop(self) -> None:
-        """End every job, then the daemons by their pids, then remove what is on disk."""
+        """End every job, then the daemons by their pids, then remove the files on disk."""
         if self.daemons.get("slurmctld") is not None and self.daemons["slurmctld"].poll() is None:
             with contextlib.suppress(SlurmFailed, subprocess.TimeoutExpired):
                 self.wait_for("end of jobs", self._end_jobs, 15)
@@ -190,10 +190,10 @@ class Slurm:
         self.ledger.clear()
 
     def _end_jobs(self) -> bool:
-        """Kill what is running and cancel everything; returns whether nothing was left to do."""
+        """Kill the running jobs and cancel the rest; returns whether nothing was left to do."""
         jobs = self.jobs()
         running = [job for job, (_, state) in jobs.items() if state == "RUNNING"]
-        with contextlib.suppress(SlurmFailed):  # it has ended meanwhile
+        with contextlib.suppress(SlurmFailed):  # it has ended by itself
             if running:
                 self.run("scancel", "--signal=KILL", "--full", *running)
             if jobs:

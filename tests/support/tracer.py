@@ -100,7 +100,7 @@ class Tracer:
             self._follow(pid, memory)
 
     def _follow(self, pid: int, memory: FileIO) -> None:
-        """Trace its system calls. `memory` stays open: from its prctl on, nobody could open it again."""
+        """Trace its system calls. `memory` stays open: after the prctl it could not be opened again."""
         ptrace(_SETOPTIONS, pid, 0, _TRACESYSGOOD)
         deliver, call = 0, (0, 0, 0)
         info = ctypes.create_string_buffer(96)

@@ -56,7 +56,7 @@ if mode == "orphans":
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
         ).wait()  # fmt: skip
 if mode == "join":
-    # Into a PID namespace that the account holds elsewhere: the parent of what is left there is that namespace's init.
+    # Into a PID namespace that the account holds elsewhere: that namespace's init is the parent of the orphans there.
     words = ["nsenter", "--user", "--preserve-credentials", "--pid", "--target", str(order["target"])]
     subprocess.run([*words, "setsid", "sh", "-c", f"sleep {order['seconds']} &"], check=True, close_fds=True)
 if mode == "term-ends":
