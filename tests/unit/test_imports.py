@@ -1,7 +1,7 @@
-"""Who may import whom: the directions of the layout, over every import statement, lazy ones included.
+"""Which parts may import which: the directions of the layout, over every import statement, lazy ones included.
 
-The table says for each part which of the project's own modules and which installed libraries it may import.
-The standard library is always allowed. The longest matching prefix decides.
+The table says for each part which of the project's own modules and which installed libraries it may import. The
+standard library is always allowed. The longest matching prefix decides.
 """
 
 from __future__ import annotations

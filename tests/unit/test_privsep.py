@@ -1,4 +1,4 @@
-"""The table at the end of PRIVSEP.md names tests that exist, in every row, and a row for everybody."""
+"""The table at the end of PRIVSEP.md names tests that exist in every row, and has rows for every party."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign text: what is escaped, that root's copy of the function is the same, and each log's lines and fields."""
+"""Foreign text: the escaped characters, that root's copy of the function agrees, and each log's lines and fields."""
 
 from __future__ import annotations
 

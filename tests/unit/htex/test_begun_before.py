@@ -1,4 +1,4 @@
-"""What the engine makes of tasks whose user endpoint or interchange has died."""
+"""How the engine treats tasks after their user endpoint or interchange has died."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ BLOCKS_OF_A_MINUTE: dict[str, Any] = {
 
 @pytest.fixture
 def after_a_kill(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> GlobusComputeEngine:
-    """An engine whose user endpoint had an earlier process, which was killed while a worker ran the task "begun"."""
+    """An engine with an earlier user endpoint process, which was killed while a worker ran the task "begun"."""
     directory = tmp_path / "begun" / "open-1"
     directory.mkdir(parents=True)
     start_journal.create(str(directory / "w1"), start_journal.FENCED)

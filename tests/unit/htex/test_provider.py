@@ -1,4 +1,4 @@
-"""Providers and launchers by name, their keys checked against Parsl's signatures, and what they generate."""
+"""Providers and launchers by name, their keys checked against Parsl's signatures, and the scripts they generate."""
 
 from __future__ import annotations
 

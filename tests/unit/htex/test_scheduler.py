@@ -19,7 +19,7 @@ from user_endpoint.settings import GlobusComputeEngine as Settings
 
 
 class Site:
-    """A provider whose commands are answered from a list: part of the command, status, output, errors."""
+    """A provider with answers to its commands from a list: part of the command, status, output, errors."""
 
     def __init__(self, directory: Path, kind: str, **options: Any) -> None:
         self.asked: list[str] = []

@@ -22,7 +22,7 @@ QSTAT = """{
 
 
 class Commands:
-    """Commands on PATH that give recorded answers and note what they were asked."""
+    """Commands on PATH that give recorded answers and log each request."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

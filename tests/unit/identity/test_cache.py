@@ -1,4 +1,4 @@
-"""What is remembered, for how long, and whose word counts where look-ups overlap."""
+"""Which answers are cached, for how long, and which one counts when look-ups overlap."""
 
 from __future__ import annotations
 

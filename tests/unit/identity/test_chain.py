@@ -55,7 +55,7 @@ class Broken:
 
 
 class Fixed:
-    """A mapper that says `name` of everybody."""
+    """A mapper that maps every identity to `name`."""
 
     description = "fixed"
 

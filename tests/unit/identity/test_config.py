@@ -1,4 +1,4 @@
-"""Reading mapping files: what is accepted, and that every slip is named with file, index and reason."""
+"""Reading mapping files: valid forms, and that every mistake is named with file, index and reason."""
 
 from __future__ import annotations
 

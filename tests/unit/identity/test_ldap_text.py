@@ -1,4 +1,4 @@
-"""Which values are looked up in a directory: those that it cannot take for somebody else's."""
+"""Which values are looked up in a directory: those that it cannot take for another person's."""
 
 from __future__ import annotations
 

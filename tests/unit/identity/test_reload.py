@@ -50,7 +50,7 @@ def follow(path: pathlib.Path, **keys: Any) -> Reloader:
 
 
 def settled(reloader: Reloader) -> bool:
-    """Check as the mapper does, until what has changed has been at rest. Return whether a check said so."""
+    """Check as the mapper does, until a changed file has settled. Return whether a check said so."""
     first = reloader.check()
     CLOCK.now += SETTLE_S
     return reloader.check() or first
@@ -216,7 +216,7 @@ def test_a_yaml_file_that_was_written_just_before_the_start_is_read_again(path: 
     assert not slept, "the beginning of a JSON file is none: no need to wait"
 
 
-# --- whose files --------------------------------------------------------------------------------------
+# --- owners and modes of the files -------------------------------------------------------------------
 
 RULES = Rules(mapping=ours(), named=ours())
 

@@ -262,7 +262,7 @@ def test_a_password_that_an_acl_shows_to_others(
 
 @pytest.mark.root
 def test_a_password_of_a_group_with_other_members(file: pathlib.Path) -> None:
-    os.chown(file, 0, 65534)  # the group of nobody
+    os.chown(file, 0, 65534)  # the group of the account `nobody`
     file.chmod(0o640)
     with pytest.raises(FileRefused, match="group 65534"):
         Files().read(file, secret=True)

@@ -40,7 +40,7 @@ def test_a_late_refusal_of_an_account_ends_only_what_was_there_when_it_was_asked
     first, other = site.runs("one"), site.runs("other")
     subject = Subject("alice", 1000, "files")
     site.rechecks._checkers[99] = subject, site.rechecks._of(subject)
-    second = site.runs("one")  # the account was made again meanwhile, and a keeper has admitted it
+    second = site.runs("one")  # the account was made again since, and a keeper has admitted it
     child: Any = SimpleNamespace(pid=99)
     site.rechecks.account_checked(child, "gone")
     assert site.revoked == [other]

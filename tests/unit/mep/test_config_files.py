@@ -1,4 +1,4 @@
-"""Names, places and trust of the administrator's files, for whoever runs the tests."""
+"""Names, locations and trust of the administrator's files, under any account that runs the tests."""
 
 from __future__ import annotations
 

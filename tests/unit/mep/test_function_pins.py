@@ -1,4 +1,4 @@
-"""The records that the child of `mep register` prints, and what is taken for none."""
+"""The records that the child of `mep register` prints, and output that isn't a valid record."""
 
 from __future__ import annotations
 

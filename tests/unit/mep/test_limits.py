@@ -1,4 +1,4 @@
-"""Limits: what config.yaml may say of them, whom they hold for, and what a host must have."""
+"""Limits: their form in config.yaml, the people that they hold for, and their demands on a host."""
 
 from __future__ import annotations
 

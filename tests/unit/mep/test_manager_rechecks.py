@@ -1,4 +1,4 @@
-"""The manager's part in re-checks: asks the relay, passes on what it says, and tells it what is revoked."""
+"""The manager's part in re-checks: asks the relay, passes on its answers, and reports each revocation to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mapper's part in re-checks: says to whom a person maps now, and takes no outage for an answer."""
+"""The mapper's part in re-checks: says which account a person maps to now, and takes no outage for an answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_start_without_identities_stays_refused(relay: RelaySide, mapper: Runn
 
 @pytest.fixture
 def broken_first(relay: RelaySide, tmp_path: Path) -> Iterator[Running]:
-    """A mapper whose first document fails and may be passed over, and whose second maps to somebody else."""
+    """A mapper with two documents: the first fails and may be passed over, the second maps to another account."""
     broken = {
         "DATA_TYPE": "ldap_identity_mapping#1.0.0", "servers": ["ldap://127.0.0.1:1"], "start_tls": False,
         "base": "dc=x", "filter": "(mail={username})", "connect_timeout_s": 1, "on_error": "next",

@@ -9,7 +9,7 @@ from mep.manager.recheck_schedule import ANSWER_S, MAX_UNDER_WAY, PACE_S, SOON_S
 
 
 def run(rechecks: Rechecks, start: float, end: float, *, said: bool = True) -> list[tuple[float, str]]:
-    """Let time pass, answering at once; return what was asked for, and when."""
+    """Let time pass, answering at once; return each request with its time."""
     asked, now = [], start
     while (now := max(now, rechecks.next_at())) < end:
         for uep_id in rechecks.take(now):

@@ -137,7 +137,7 @@ def test_a_rotated_file_gets_no_more(scene: Scene, tmp_path: Path) -> None:
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe, which stands for a disk that takes no more."""
+    """Both ends of a pipe, which stands for a full disk."""
     reader, writer = os.pipe()
     yield reader, writer
     os.close(reader)

@@ -1,4 +1,4 @@
-"""What goes on after a failure that nobody foresaw: no place is lost, no task waits for ever."""
+"""Dispatch goes on after an unforeseen failure: no slot is lost, no task waits for ever."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class NotingPlane:
-    """A plane that takes notes of what is sent."""
+    """A plane that records the messages sent."""
 
     address = "tcp://nowhere"
 
@@ -57,7 +57,7 @@ class NotingPlane:
 
 
 class FailingStore(MemoryStore):
-    """A store whose next changes fail in a way that it should not."""
+    """A store that fails its next changes with an unexpected error."""
 
     failures = 0
 

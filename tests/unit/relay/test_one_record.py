@@ -25,7 +25,7 @@ from tests.unit.relay.test_dispatch_failures import Scene
 
 
 class Site(Scene):
-    """An endpoint whose user endpoint is idle and known, with what opens a join token."""
+    """An endpoint with a known, idle user endpoint, and the key that opens a join token."""
 
     def __init__(self) -> None:
         super().__init__()

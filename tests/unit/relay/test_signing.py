@@ -1,4 +1,4 @@
-"""Start requests: what is signed is what is sent, and only the mapper can open the token."""
+"""Start requests: the signed bytes are the bytes sent, and only the mapper can open the token."""
 
 from __future__ import annotations
 

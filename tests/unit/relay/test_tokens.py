@@ -1,4 +1,4 @@
-"""Tokens: how they look, what is stored, and how long an answer is kept."""
+"""Tokens: their form, their stored form, and how long an answer is kept."""
 
 from __future__ import annotations
 

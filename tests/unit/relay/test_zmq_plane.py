@@ -1,6 +1,6 @@
-"""The embedded plane on real sockets: who a peer is, when it is gone, and what waits for a slow one."""
+"""The embedded plane on real sockets: who a peer is, when it is gone, and which messages wait for a slow one."""
 
-# ruff: noqa: ASYNC110 - what is waited for happens in other threads and sockets
+# ruff: noqa: ASYNC110 - the tests wait for events in other threads and sockets
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
-    """Return a peer whose first message has come under a name that another one had.
+    """Return a peer after its first message has come under a name that an earlier peer had.
 
     A ROUTER frees a name when it notices that the connection is closed, which takes a moment. A peer that comes before
-    that is never heard under this name, so another one tries.
+    that is never heard under this name, and another peer has to try.
     """
     async with asyncio.timeout(20):
         while True:

@@ -1,4 +1,4 @@
-"""Whose mistake it is: what the person reads names their variable, what the administrator reads has the line."""
+"""Who made the mistake: the person's error names their variable; the administrator's error has the line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executor.flush(): without a timeout it waits while what was submitted arrives, and no longer."""
+"""Executor.flush(): without a timeout it waits until the submitted tasks have arrived, and no longer."""
 
 from __future__ import annotations
 

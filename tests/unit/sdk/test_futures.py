@@ -25,7 +25,7 @@ def pending() -> TaskFuture:
 
 
 def waited_for() -> TaskFuture:
-    """A future that somebody has asked for its condition, as `wait` and callbacks do."""
+    """A future that already has its condition, as after `wait` or a callback."""
     future = pending()
     assert "pending" in repr(future)
     return future

@@ -1,4 +1,4 @@
-"""Through real proxies: requests and the result stream, with TLS to the proxy and within it; and whom TLS trusts."""
+"""Through real proxies: requests and the result stream, with TLS to the proxy and within it, and the accepted CAs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked for when the stream may have lost something, and when."""
+"""Which tasks are asked for when the stream may have lost something, and when."""
 
 from __future__ import annotations
 

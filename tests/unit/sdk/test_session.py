@@ -19,7 +19,7 @@ from mep_wire.states import TaskState
 
 
 class Exits:
-    """A value that ends whoever loads it."""
+    """A value that ends any process that loads it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return sys.exit, ("from the result",)

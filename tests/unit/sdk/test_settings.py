@@ -1,4 +1,4 @@
-"""Which relay is asked, with which token, and what is refused before anything is sent."""
+"""Which relay is asked, with which token, and the refusals before anything is sent."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def batch(cursor: int, *results: api.StreamedResult) -> bytes:
 
 
 class Relay:
-    """Gives each connection to the next of `scripts`; what was subscribed to is in `asked`."""
+    """Gives each connection to the next of `scripts`; the subscriptions are in `asked`."""
 
     def __init__(self) -> None:
         self.scripts: queue.Queue[Callable[[ServerConnection], None]] = queue.Queue()
@@ -204,7 +204,7 @@ def test_the_token_is_in_no_log(relay, caplog):
 
 
 class ScriptedClient(Client):
-    """A client whose submissions do what the test says."""
+    """A client that lets the test decide the outcome of each submission."""
 
     def __init__(self, relay: Relay, submit: Callable[[api.SubmitBody], Any]) -> None:
         super().__init__(relay.settings.relay_url, "secret")

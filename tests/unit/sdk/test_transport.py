@@ -19,7 +19,7 @@ from mep_wire.errors import EndpointNotFound, RelayUnavailable, RelayUnreachable
 
 
 class Script(ThreadingHTTPServer):
-    """Gives the answers in `answers` one after another, the last for ever; remembers what was asked."""
+    """Gives the answers in `answers` one after another, the last for ever; remembers each request."""
 
     daemon_threads = True
 

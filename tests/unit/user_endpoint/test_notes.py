@@ -1,4 +1,4 @@
-"""What workers begin is known to whoever gives them up, and nothing is begun after that."""
+"""The tasks that workers begin are known to the process that gives them up, and no task begins after that."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_writable_by_others_is_refused(tmp_path: pathlib.Path) -> None:
     assert "can be written by others" in refusal(tmp_path).public
 
 
-@pytest.mark.root  # it makes somebody else's directory
+@pytest.mark.root  # it makes another account's directory
 def test_somebody_elses_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / ".mep").mkdir()
     os.chown(tmp_path / ".mep", 12345, 12345)
@@ -91,7 +91,7 @@ def test_one_process_at_a_time(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_directory_that_is_put_in_its_place_gets_neither_log_nor_results(tmp_path: pathlib.Path) -> None:
-    """Whoever may write to the home directory may rename what was checked."""
+    """An account that may write to the home directory may rename a checked directory."""
     paths = make_paths(UEP, str(tmp_path), None, "alice")
     kept, theirs = tmp_path / ".kept", tmp_path / "theirs"
     (tmp_path / ".mep").rename(kept)

@@ -40,7 +40,7 @@ def test_reports_are_one_datagram_of_clean_lines() -> None:
     reporter.ended("IDLE", "no task")
     assert ours.recv(9999) == b"ENDED\nIDLE\nno task"
     ours.close()
-    reporter.ready()  # nobody reads: nothing happens
+    reporter.ready()  # without a reader nothing happens
     theirs.close()
 
 
