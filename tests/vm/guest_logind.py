@@ -103,7 +103,7 @@ def check_gone(run: MonitorRun, record: dict[str, Any], scope: str) -> None:
 
 
 def check_administrators_session(who: LocalAccount) -> None:
-    """A monitor that was started from a login shell stands in that session's group: it is nobody's to limit or kill."""
+    """A monitor started from a login shell is in that session's cgroup, which user endpoints must not limit or kill."""
     shell = subprocess.Popen(["systemd-run", "--quiet", "--scope", "--unit=session-99", "sleep", "600"])
     scope = until("a session", lambda: path if (path := cgroup_of(shell.pid)).endswith("/session-99.scope") else "")
     for limits in (Limits(), LIMITS):

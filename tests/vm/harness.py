@@ -139,7 +139,7 @@ def _bootstrap(home: Path, packages: list[str]) -> None:
 
 
 class Guest:
-    """One virtual machine, booted anew for every run from an unchanged image."""
+    """One virtual machine, freshly booted for every run from an unchanged image."""
 
     def __init__(self, booted: Image, *, memory_mib: int = 1024, processors: int = 2) -> None:
         self._image, self._memory_mib, self._processors = booted, memory_mib, processors

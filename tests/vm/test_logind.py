@@ -14,7 +14,7 @@ TREE = ("mep", "tests/__init__.py", "tests/support")
 
 
 def script() -> str:
-    """What the guest runs: the tree importable for its own Python (the monitor needs no more), then guest_logind.py."""
+    """The guest's script: make the tree importable by its own Python (enough for the monitor), run guest_logind.py."""
     return "\n".join(
         [
             "set -e",
