@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 if importlib.util.find_spec("tests") is None:
-    # What tests share lives in tests.support; the checkout itself must stay off sys.path.
+    # Shared test code lives in tests.support; the checkout itself must stay off sys.path.
     _package = types.ModuleType("tests")
     _package.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = _package
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs root, for anybody else. As root nothing is left out."""
+    """Leave out the tests that need root, unless run as root. As root nothing is left out."""
     privileged = ROOT / "tests" / "privileged"
     needs_root = [item for item in items if item.get_closest_marker("root") or privileged in item.path.parents]
     if IS_ROOT or not needs_root:

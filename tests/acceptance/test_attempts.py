@@ -207,7 +207,7 @@ def test_waiting_tasks_run_by_priority(site: Place, notes: Path) -> None:
     with site.executor(site.anybody, project="order", workers=1) as executor:
         held = executor.submit(sleep_noted, str(notes), 3.0)
         wait_until(lambda: notes.read_text() == "ran\n")
-        # What the site has asked for already, two a worker, is not overtaken.
+        # The site's outstanding requests, two a worker, are not overtaken.
         futures = [executor.submit(note, str(notes), f"first{number}") for number in range(2)]
         wait_until(lambda: all(status(site, future) == "waiting-for-nodes" for future in futures))
         for name, priority in (("low", -5), ("plain", 0), ("high", 5)):

@@ -1,4 +1,4 @@
-"""`make demo`, to its end and interrupted: it shows what it says, and leaves nothing."""
+"""`make demo`, to its end and interrupted: its output is right, and it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def digest(code: bytes) -> str:
 
 
 def tamper(relay: RelayProcess, function_id: str, code: bytes) -> None:
-    """Have the relay serve other code under an id, as one that was taken over would."""
+    """Have the relay serve other code under an id, as a compromised relay would."""
     relay.stop()
     with sqlite3.connect(relay.state / "relay.db") as database:
         assert (

@@ -29,7 +29,7 @@ def site() -> Iterator[Any]:
 
 
 def outcome(site: Any, who: str, project: str) -> MepError | int:
-    """Return what becomes of a task: its result, or its error."""
+    """Return the outcome of a task: its result, or its error."""
     with site.executor(who, project=project) as executor:
         try:
             return int(executor.submit(pow, 2, 3).result(timeout=RESULT_S))
@@ -106,7 +106,7 @@ def test_no_home_at_all(site: Any) -> None:
 
 
 def test_a_home_that_is_full(site: Any) -> None:
-    """A disk that was filled before the start, and one that is filled by the person's own task."""
+    """A disk that was filled before the start, and another that the person's own task fills."""
     alice = site.accounts["alice"]
     options = f"size=512k,mode=0700,uid={alice.uid},gid={alice.gid}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "meptest", str(alice.home)], check=True)

@@ -1,4 +1,4 @@
-"""What a task finds about the process it runs in: nothing of root, nothing inherited, its own session."""
+"""A task's view of its own process: nothing of root, nothing inherited, its own session."""
 
 from __future__ import annotations
 

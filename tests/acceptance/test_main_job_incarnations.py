@@ -49,7 +49,7 @@ def test_the_end_of_a_user_endpoint_told_again_leaves_the_next_one_alone(own_pla
             client = own_place.client(own_place.anybody)
             wait("tasks that run in the next process", lambda: all(runs(client, future) for future in futures))
             successor = own_place.new_pids({uep_id: killed})[uep_id]
-            # The manager has not yet heard a Pong since it told the end, so it tells it again on its next link.
+            # The manager has heard no Pong since it reported the end, and reports it again on its next link.
             assert proxy.cut() >= 2
             wait("link", lambda: endpoint.log.read_text().count("connected") >= 2)
             # The tasks run for longer than the relay waits for last results before it believes in an end.

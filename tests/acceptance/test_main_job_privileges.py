@@ -1,4 +1,4 @@
-"""PAM, setuid_programs and hooks through the whole chain: a person's task finds what the administrator decided."""
+"""PAM, setuid_programs and hooks through the whole chain: a person's task runs under the administrator's settings."""
 
 from __future__ import annotations
 

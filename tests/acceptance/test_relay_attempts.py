@@ -142,7 +142,7 @@ def test_a_cancellation_is_said_again_where_the_link_died_before_it_came(
     answer, uep, (task,) = begun(alice, lab, function)
     told = alice.ok("POST", "/v3/tasks/cancel", {"task_ids": [task.task_id]})
     assert told["asked"] == [task.task_id]
-    uep.close()  # what the relay said is lost with the link, or was never read
+    uep.close()  # the relay's message is lost with the link, or was never read
     relay.kill()
     relay.start()
     uep.connect()

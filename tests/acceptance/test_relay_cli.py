@@ -1,4 +1,4 @@
-"""The command `mep-relay`: what it prints, what it refuses, and that a serving relay sees its changes."""
+"""The command `mep-relay`: its output, its refusals, and that a serving relay sees its changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks and results over the endpoint link: a real relay, and a peer that says what a test wants said."""
+"""Tasks and results over the endpoint link: a real relay, and a peer that sends the test's messages."""
 
 from __future__ import annotations
 

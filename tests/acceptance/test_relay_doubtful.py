@@ -12,7 +12,7 @@ from tests.support.relay_steps import status_of, wait_for
 
 
 def end_of(alice: Person, answer: Any) -> tuple[str, str]:
-    """Wait for the end of a submission's one task; return its code and what the person reads."""
+    """Wait for the end of a submission's one task; return its code and the text that the person reads."""
     ((task_id,),) = answer["tasks"].values()
     wait_for(lambda: "completion_t" in alice.task(task_id))
     found = alice.task(task_id)

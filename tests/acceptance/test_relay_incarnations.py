@@ -1,7 +1,8 @@
 """Messages about an earlier process of a user endpoint, told late: a real relay, and peers that a test plays.
 
-Each test has a process that ended, one after it that runs tasks, and something said of the first once the second is
-there. A manager says again what it does not know to be read, so that all of this happens wherever a link is cut.
+Each test has an ended process, its successor, which runs tasks, and a message about the first that arrives while the
+second runs. A manager repeats each message until it knows that it was read. All of this therefore happens wherever a
+link is cut.
 """
 
 from __future__ import annotations

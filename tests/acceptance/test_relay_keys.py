@@ -1,4 +1,4 @@
-"""`mep-relay key`: the fingerprint, and what a relay that has changed its keys says to endpoints with the old pin."""
+"""`mep-relay key`: the fingerprint, and the answer of a relay with changed keys to endpoints with the old pin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts and joins over the endpoint link, and who may say what on it."""
+"""Starts and joins over the endpoint link, and which peer may send which message on it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_a_person_asked_for_before_their_accounts_were_linked_still_starts(
     request, token = lab.hello().take_start()
     who = request.identity_set
     assert [one.username for one in who.identities] == [carol.username, kept.username]
-    # The endpoint computes the same, and refuses what does not fit.
+    # The endpoint computes the same, and refuses a mismatch.
     config, runtime = request.user_endpoint_config, request.user_runtime
     assert user_endpoint_id(request.endpoint_id, who.account_id, config, runtime) == request.uep_id
     lab.answer(request.uep_id, "started")

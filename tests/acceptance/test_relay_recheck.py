@@ -30,7 +30,7 @@ def alice(relay: RelayProcess) -> Person:
 
 
 def who(lab: FakeManager, uep_id: str) -> StartRequest:
-    """Return what the relay says of a user endpoint, its signature checked."""
+    """Return the relay's message about a user endpoint, its signature checked."""
     lab.send(messages.Recheck(uep_ids=[uep_id]))
     signed = lab.expect(messages.SignedStart)
     lab.signing_key.verify(signed.signature, SIGNATURE_CONTEXT + signed.request)

@@ -1,4 +1,4 @@
-"""What the relay refuses over HTTP, each with its status, code and a reason that says what to do."""
+"""The relay's refusals over HTTP: the status and code of each, and a reason that names the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person's script sees: a real relay, and a stand-in endpoint that runs tasks for real."""
+"""The view of a person's script: a real relay, and a stand-in endpoint that runs tasks for real."""
 
 from __future__ import annotations
 

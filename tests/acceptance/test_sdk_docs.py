@@ -1,4 +1,4 @@
-"""Every example of docs/sdk.md, run as a person would: as a script of its own."""
+"""Every example of docs/sdk.md, run as a person would: as a separate script."""
 
 from __future__ import annotations
 

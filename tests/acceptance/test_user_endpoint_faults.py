@@ -173,7 +173,7 @@ def test_the_user_endpoint_is_killed(home: pathlib.Path) -> None:
             play.turn()
     assert len(lost) <= 8
     assert len(lost - ran_before) <= 4, "said to have started; one of each worker may have died before its first line"
-    unknown = ran_before - known - held - lost  # begun, and dead before a word of it could leave
+    unknown = ran_before - known - held - lost  # begun, and dead before any message could leave
     assert {row for row, count in play.runs().items() if count > 1} == set()
     ended = {row for row, item in play.results.items() if item.code == "USER_ENDPOINT_LOST"}
     assert unknown <= ended

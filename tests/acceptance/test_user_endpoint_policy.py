@@ -1,4 +1,4 @@
-"""What a template allows, enforced by the user endpoint itself: functions, and serialization strategies."""
+"""A template's policy, enforced by the user endpoint itself: functions, and serialization strategies."""
 
 from __future__ import annotations
 
