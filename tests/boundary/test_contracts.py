@@ -1,4 +1,4 @@
-"""What the boundary declares once and two sides rely on: messages, table, sentences, channel, memfds, documents."""
+"""The boundary's shared declarations, used by both sides: messages, table, sentences, channel, memfds, documents."""
 
 from __future__ import annotations
 

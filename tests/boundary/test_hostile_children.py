@@ -346,7 +346,7 @@ def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, co
         with contextlib.suppress(BrokenPipeError):
             manager.raw(frame, *numbers)  # this one is never received: it goes down with the channel
         for one in doomed:
-            one.close()  # not the last reference, so this does not wait
+            one.close()  # not the last reference: this does not wait
         killed(run, manager)
         began = time.monotonic()
         again = run.puppet("manager")
