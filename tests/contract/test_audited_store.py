@@ -135,7 +135,7 @@ def test_every_reason_is_a_sentence_about_a_transaction() -> None:
 
 
 class Wider(SqliteTx):
-    """What a later version might add: each of these changes states, and is in no list."""
+    """Changes that a later version might add: each changes states, and is in no list."""
 
     def lose_all(self, uep_row: int) -> None:
         """By a statement written where it is used."""
@@ -167,7 +167,7 @@ def test_a_new_transaction_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Noting:
-    """Notes what it is asked."""
+    """Records its requests."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = []

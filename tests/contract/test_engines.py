@@ -1,4 +1,4 @@
-"""One suite over every engine: what user_endpoint/engines/base.py promises, with real workers."""
+"""One suite over every engine: the contract of user_endpoint/engines/base.py, with real workers."""
 
 from __future__ import annotations
 
@@ -496,7 +496,7 @@ def begun(settings: EngineSettings, where: EnginePlace) -> Bench:
 
 
 def server_of(bench: Bench) -> int:
-    """Return the process id of the fork server: what forks this bench's workers."""
+    """Return the pid of the fork server, which forks this bench's workers."""
     value = bench.value(bench.submit(parent_of_worker))
     assert isinstance(value, int)
     return value

@@ -1,4 +1,4 @@
-"""What only the SQLite store promises: durability across processes, versions, a disk that fails."""
+"""The promises of the SQLite store alone: durability across processes, versions, a disk that fails."""
 
 from __future__ import annotations
 

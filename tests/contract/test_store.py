@@ -361,7 +361,7 @@ def test_another_persons_group_is_taken(work: Work) -> None:
 
 
 def test_failed_changes_leave_the_store_in_use(work: Work) -> None:
-    """What a store remembers of its own must be right again after a change that failed."""
+    """A store's in-memory state must be right again after a change that failed."""
     tasks = work.new(1)
     work.add(tasks)
 

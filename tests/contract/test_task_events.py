@@ -263,7 +263,7 @@ def test_a_change_that_fails_leaves_no_event(scene: Audited) -> None:
 
 
 def test_every_change_that_may_set_a_state_is_known_here() -> None:
-    """A new one must be audited, or be one that takes a task to no state that has an event."""
+    """A new change must be audited, unless it takes a task to no state that has an event."""
     audited = {"add_tasks", "take_queued", "record_started", "record_endings", "end_queued"}
     silent = {"requeue", "reconcile", "charge", "ask_cancel", "sweep", "drop_inputs"}
     questions = {"running_rows", "active_rows", "queued_before", "standing", "cancelling"}

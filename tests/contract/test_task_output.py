@@ -1,4 +1,4 @@
-"""What a task prints, and what a killed process has printed, stands in a log without control characters."""
+"""The output of a task, or of a killed process, is in a log without control characters."""
 
 from __future__ import annotations
 
