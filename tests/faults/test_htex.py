@@ -155,7 +155,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
             assert bench.processes(name) == []
 
 
-# --- what dies --------------------------------------------------------------------------------------------
+# --- processes that die -----------------------------------------------------------------------------------
 
 
 def test_the_pool_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_pool_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
     waiting = [bench.submit(echo, number) for number in range(20)]
     bench.until(lambda: running in bench.started and (tmp_path / "ran").exists())
     for pid in bench.processes("pool_main"):
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
     (item,) = bench.wait(running)
     assert item.code == "WORKER_LOST"
@@ -181,7 +181,7 @@ def test_a_thousand_tasks_each_end_once_and_none_runs_twice(
     rows = [bench.submit(brief, str(mark), number) for number in range(1000)]
     bench.until(lambda: len(bench.ended) > 300)
     for pid in bench.processes(victim):
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
     items = bench.wait(*rows)
     lost = {number for number, item in enumerate(items) if item.code}
@@ -198,7 +198,7 @@ def test_the_interchange_is_killed(make: Callable[..., Bench], tmp_path: Path) -
     waiting = [bench.submit(echo, number) for number in range(20)]
     bench.until(lambda: running in bench.started and (tmp_path / "ran").exists())
     for pid in bench.processes("interchange_main"):
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
     (item,) = bench.wait(running)
     assert item.code == "WORKER_LOST"
@@ -250,7 +250,7 @@ def test_the_engine_does_not_run_a_lost_task_again_by_itself(make: Callable[...,
     row = bench.submit(note, str(mark), 30.0)
     bench.until(lambda: row in bench.started and mark.exists())
     for pid in bench.processes("pool_main"):
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
     (item,) = bench.wait(row)
     assert item.code == "WORKER_LOST"
@@ -310,10 +310,10 @@ def test_a_cancelled_task_is_not_run_again_where_its_node_dies(make: Callable[..
     bench.until(lambda: row in bench.started and (tmp_path / "ran").exists())
     pools = bench.processes("pool_main")
     for pid in pools:
-        os.kill(pid, signal.SIGSTOP)  # so that it does not hear of the cancellation
+        os.kill(pid, signal.SIGSTOP)  # it must not hear of the cancellation
     bench.engine.cancel([row])
     for pid in pools:
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
     (item,) = bench.wait(row)
     assert item.code == "TASK_CANCELLED"

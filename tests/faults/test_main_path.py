@@ -88,7 +88,7 @@ def kill_fork_server(place: Place, uid: int) -> None:
 
 def kill_block(place: Place, uid: int) -> None:
     for pid in named("pool_main", uid):
-        with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
 
 
@@ -165,7 +165,7 @@ def _count(resolved: Counter[int], number: int, _: object) -> None:
 
 
 def left_files(home: Path) -> list[str]:
-    """Spooled results, job records that name jobs, and sockets in what user endpoints keep."""
+    """Spooled results, job records that name jobs, and sockets in the directories of user endpoints."""
     spooled = [str(path) for path in home.glob(".mep/uep/*/spool/*") if path.is_file() and path.stat().st_size]
     return spooled + [str(path) for path in home.glob(".mep/**/*") if path.is_socket()]
 

@@ -38,7 +38,7 @@ def test_a_job_that_the_controller_has_forgotten_is_known_to_have_ended(slurm: S
         bench.until(lambda: running in bench.started)
         slurm.daemons["slurmctld"].send_signal(signal.SIGSTOP)  # no answer from slurmctld, which proves nothing
         for pid in bench.processes("pool_main"):
-            with contextlib.suppress(ProcessLookupError):  # one that went with the one before it
+            with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
                 os.kill(pid, signal.SIGTERM)
         (item,) = bench.wait(running)
         assert item.code == "WORKER_LOST"

@@ -1,7 +1,7 @@
-"""A thousand tasks in flight on the nodes of a real Slurm, behind the whole path, and something of it dies.
+"""A thousand tasks in flight on the nodes of a real Slurm, behind the whole path, and one part of it dies.
 
-What holds for blocks on one host must hold here too, where the nodes live on when their user endpoint is killed,
-and may be out of reach and alive.
+The guarantees for blocks on one host must hold here too. Here the nodes live on when their user endpoint is killed, and
+may be out of reach and alive.
 """
 
 from __future__ import annotations
