@@ -67,7 +67,7 @@ from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInva
 from identity.expression.mapper import from_document
 
 Result = list[tuple[str, str]] | None
-"""What the first rule that matches says: (id, user name) of each identity. None where there is nothing."""
+"""The answer of the first matching rule: (id, user name) of each identity, or None without a match."""
 
 
 def ours(rules: list[dict[str, Any]], people: list[dict[str, str]]) -> Result:
@@ -96,7 +96,7 @@ def reason_for_refusal_here(each: dict[str, Any], error: DocumentInvalid) -> str
 
 
 def reason_for_refusal_there(each: dict[str, Any]) -> str:
-    """Return which listed difference it is that the published package refuses what loads here; empty if none."""
+    """Return which listed difference explains why the published package refuses rules that load here; empty if none."""
     if each.get("literal"):
         return "A2" if "\\" in each["match"] else ""
     return "A1" if re.search(r'\\["\\]|\\[*?]\?', each["match"]) else ""
@@ -309,7 +309,7 @@ def test_callouts_agree(tmp_path: pathlib.Path, what: str) -> None:
     try:
         found = ExternalIdentityMapping(str(program), storage_gateway="g", connector="c").map_identities(ONE)
         there = next((users[0] for mapping in found for users in mapping.values()), "nobody")
-    except (IdentityMappingError, InvalidMappingError, LookupError):  # a LookupError where there is no result
+    except (IdentityMappingError, InvalidMappingError, LookupError):  # a LookupError if there is no result
         there = "failed"
     try:
         output = process.run([str(program)], b"{}", 30)

@@ -75,7 +75,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def possible(output: str) -> re.Pattern[str]:
-    """Return what `output` can produce: its text as it is, and anything in place of every interpolation."""
+    """Return the possible texts of `output`: its text as it is, and anything in place of every interpolation."""
     pieces = re.split(r"(?<!\\)((?:\\\\)*)\{[^}]*\}", output)
     text = [re.escape(a + b) for a, b in zip(pieces[::2], [*pieces[1::2], ""], strict=True)]
     return re.compile("(?s:.*)".join(text))
