@@ -1,4 +1,4 @@
-"""What tests of root's code share."""
+"""Shared by the tests of root's code."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def answer(*pairs, **more):
 
 @pytest.fixture
 def place() -> Iterator[pathlib.Path]:
-    """A directory that any account may read and write files of its own in."""
+    """A directory in which any account may read and write its own files."""
     with open_directory() as directory:
         directory.chmod(0o1777)
         yield directory

@@ -1,4 +1,4 @@
-"""What a started endpoint's manager and mapper are and hold, and that either may die without a loss."""
+"""A started endpoint's manager and mapper: their identity and resources, and that either may die without a loss."""
 
 from __future__ import annotations
 

@@ -370,7 +370,7 @@ def test_a_relays_state_whose_parent_others_may_write(tmp_path: Path, alice: Loc
 
 @pytest.mark.parametrize("how", ["removed", "writable", "foreign"])
 def test_a_pam_service_that_is_spoilt_while_the_endpoint_runs(alice: LocalAccount, site: Site, how: str) -> None:
-    """PAM would take its file `other` for one that is not there."""
+    """PAM would use its file `other` for a missing service file."""
     service = Path("/etc/pam.d", site.service)
     spoil: dict[str, Callable[[], None]] = {
         "removed": service.unlink,

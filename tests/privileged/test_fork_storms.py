@@ -129,7 +129,7 @@ def test_a_storm_whose_keeper_was_killed_keeps_the_monitor_from_nothing(
 
 
 def test_a_keeper_that_does_not_end_its_user_endpoint_is_ended_itself(alice: LocalAccount) -> None:
-    """Stopped, it cannot hear: the monitor has a timer of its own for every stop."""
+    """While stopped, it cannot hear: the monitor has a separate timer for every stop."""
     with MonitorRun(caps=Caps(stop_grace_s=0.5)) as run:
         manager, mapper = run.ready()
         manager.wait_at_most(WAIT_S)

@@ -1,4 +1,4 @@
-"""What a taken-over manager or mapper can do: hostile code behind the same confinement, and the real processes.
+"""The powers of a compromised manager or mapper: hostile code behind the same confinement, and the real processes.
 
 The hostile code runs in a process of the helper's account that has confined itself as the helper's main.py does, with
 the same profile, files and ports. The real helpers are looked at in /proc.
@@ -341,7 +341,7 @@ print(json.dumps({"DATA_TYPE": "identity_mapping_output#1.0.0", "result": result
 
 
 def test_a_mapping_that_comes_to_name_a_callout_has_the_mapper_replaced(place: Place) -> None:
-    """By one that may run it; and by a confined one again when the callout is gone."""
+    """By a process that may run it; and by a confined one again when the callout is gone."""
     mapping = place.endpoint.config_dir / "identity_mapping.json"
     before, first = json.loads(mapping.read_text()), helpers(place)[2]
     program = place.endpoint.config_dir / "callout"

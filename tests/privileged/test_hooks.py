@@ -47,7 +47,7 @@ def test_what_hooks_are_given(alice: LocalAccount, site: Site) -> None:
 
 
 def test_hook_that_says_no(alice: LocalAccount, site: Site) -> None:
-    """Its first line of output is for the person, what it writes to standard error for the administrator."""
+    """Its first line of output is for the person, its standard error for the administrator."""
     refusing = hook(site, "echo Your project has no hours left.; echo second line; echo project x17 >&2; exit 3")
     after = hook(site, f"touch {site.root}/was-run", "after")
     with running_monitor(pre_start_hook=refusing, post_stop_hook=after) as (run, manager, mapper):
@@ -136,7 +136,7 @@ def _through_a_link(site: Site, path: pathlib.Path, owner: LocalAccount) -> None
 
 
 def test_after_a_start_that_failed_later(alice: LocalAccount, site: Site) -> None:
-    """What pre_start_hook has prepared, post_stop_hook hears of, whatever came between; PAM's session is inside."""
+    """post_stop_hook runs after every successful pre_start_hook, whatever came between; PAM's session is inside."""
     record = site.script("order", f'echo "${{PAM_TYPE:-$1}}" >> {site.record}')
     both = Hook(str(record), 5.0)
     lines = [f"session required pam_exec.so quiet {record}"]

@@ -86,7 +86,7 @@ OWN = {
 
 @pytest.mark.parametrize("content", OWN.values(), ids=OWN.keys())
 def test_a_persons_own_environment_file(alice: LocalAccount, pam_site: Site, content: bytes) -> None:
-    """What pam_env makes of it is its own affair: the start succeeds or ends in PAM's stage, and others' starts do."""
+    """pam_env may treat it in any way: the start succeeds or fails in PAM's stage, and others' starts succeed."""
     file = pathlib.Path(alice.home, "odd-environment")
     file.write_bytes(content)
     line = f"session optional pam_env.so readenv=1 envfile={file} user_readenv=1"

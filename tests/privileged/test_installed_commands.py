@@ -106,7 +106,7 @@ def test_no_code_of_the_callers_environment_runs(
     done = subprocess.run(
         [BIN / command, "--help"],
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **variables},
-        input=hostile.code,  # what PYTHONINSPECT would have it read
+        input=hostile.code,  # the file that PYTHONINSPECT would have it read
         cwd=hostile.directory,
         capture_output=True,
         text=True,

@@ -94,7 +94,7 @@ Loader = Callable[..., Chain]
 
 @pytest.fixture
 def load(write: Write, clock: Clock) -> Iterator[Loader]:
-    """A loader of such a file, that closes what it loaded."""
+    """A loader of such a file that closes each chain it loaded."""
     loaded: list[Chain] = []
 
     def make(*others: dict[str, Any], **keys: Any) -> Chain:

@@ -1,4 +1,4 @@
-"""LDAP mapping against a real slapd: what it finds, what it refuses, how it connects, what happens when it is away."""
+"""LDAP mapping against a real slapd: matches, refusals, how it connects, and outages of the directory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Loader = Callable[..., Chain]
 
 @pytest.fixture
 def load(tmp_path: pathlib.Path, slapd: Slapd, authority: Authority) -> Iterator[Loader]:
-    """A loader of one LDAP document, with defaults that work, that closes what it loaded."""
+    """A loader of one LDAP document with working defaults. It closes each chain it loaded."""
     loaded: list[Chain] = []
 
     def make(*others: dict[str, Any], **keys: Any) -> Chain:
@@ -262,7 +262,7 @@ def test_sasl_external_with_a_client_certificate(load: Loader, slapd: Slapd, aut
     assert chain.map([who("agent@example.edu")]).name == "agent"
 
 
-# --- what happens when it is away ----------------------------------------------------------------------
+# --- outages of the directory --------------------------------------------------------------------------
 
 
 def test_failover_and_the_chain_stops_when_all_are_down(

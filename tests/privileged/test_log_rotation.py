@@ -1,4 +1,4 @@
-"""Rotation of the three logs by what etc/logrotate.d/mep runs, of an endpoint that runs."""
+"""Rotation of the three logs of a running endpoint, by the commands of etc/logrotate.d/mep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the root side costs: its lines, imports and memory, printed; and that starts and stops leave nothing behind."""
+"""The cost of the root side: its lines, imports and memory, printed; and that starts and stops leave nothing behind."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tests.support.pam import Site, pam_monitor
 
 STARTS = 1000
 KEEPERS = 10
-# What a heavy import or a leak would pass, on any machine: how much of the interpreter is shared with other
-# processes, and so the figures themselves, differ from host to host. They are printed, and `make bench` measures them.
+# Bounds that only a heavy import or a leak would exceed, on any machine. The share of the interpreter that other
+# processes use, and with it the figures, differs from host to host. The figures are printed, and `make bench` measures
+# them.
 MONITOR_RSS_KB = 24_000
 KEEPER_PSS_KB = 8_000
 
@@ -35,7 +36,7 @@ def test_root_imports_the_standard_library_and_the_boundary_only() -> None:
     assert {name.split(".")[0] for name in imported - ours} <= sys.stdlib_module_names
     allowed = ("mep.root", "mep.boundary")
     assert {name for name in ours if name != "mep" and not name.startswith(allowed)} == set()
-    # Big, or able to do what the root side must not: threads of its own, networks, other programs.
+    # Big, or able to do things that the root side must not: threads, networks, other programs.
     assert not imported & {"asyncio", "subprocess", "multiprocessing", "threading", "ssl", "http", "pickle", "pathlib"}
 
 

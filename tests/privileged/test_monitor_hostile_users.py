@@ -171,9 +171,10 @@ for pid in map(int, sys.argv[1:]):
 
 @pytest.mark.parametrize("account_name", ["mep", "mep-idmap", "nobody"])
 def test_nobody_reads_memory_or_descriptors_of_the_mapper_that_holds_the_key(account_name: str) -> None:
-    """The manager, a callout (which runs as the mapper's own account) and anybody else, by every way there is.
+    """The manager, a callout (which runs as the mapper's own account) and any other account, in every possible way.
 
-    The real mapper stands by itself: it makes itself not dumpable, which its own account's processes meet too.
+    The real mapper protects itself in the same way: it makes itself not dumpable, which stops its own account's
+    processes too.
     """
     code = "import ctypes, time\nctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\nprint('here', flush=True)\ntime.sleep(60)"
     holder, looker = pwd.getpwnam("mep-idmap"), pwd.getpwnam(account_name)

@@ -1,4 +1,4 @@
-"""The monitor names the process that it speaks of, and what it is told late of an earlier one touches no other."""
+"""The monitor names the process in each message, and a late message about an earlier process touches no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One real keeper, forked by the test, which plays its monitor: what it does when the monitor goes or misbehaves."""
+"""One real keeper, forked by the test, which plays its monitor: its behaviour when the monitor goes or misbehaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the monitor must be, what it refuses to start with, and the same code as a single-user endpoint."""
+"""Who the monitor must be, the settings that it refuses to start with, and the same code as a single-user endpoint."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_single_user_restart_and_stop(alice: LocalAccount) -> None:
         assert not processes_of(alice.uid)
 
 
-# --- who it is, what its children are -------------------------------------------------------------------------
+# --- identity of the monitor and its children -----------------------------------------------------------------
 
 
 def test_manager_and_mapper_are_dropped() -> None:
@@ -106,11 +106,11 @@ def test_children_die_with_the_monitor() -> None:
         until("manager and mapper are gone", lambda: manager.is_gone() and mapper.is_gone())
 
 
-# --- what it does not start with ------------------------------------------------------------------------------
+# --- refusals to start ----------------------------------------------------------------------------------------
 
 
 def refused(change: Callable[[MonitorRun], None], owner: LocalAccount | None = None) -> tuple[MonitorRun, str]:
-    """Start a monitor after `change`; return what it wrote when it ended."""
+    """Start a monitor after `change`; return its output when it has ended."""
     run = MonitorRun(owner=owner)
     try:
         change(run)

@@ -65,7 +65,7 @@ def answer(manager: Puppet, mapper: Puppet, message: type[StillMapped | NoLonger
 
 
 def state(run: MonitorRun) -> str:
-    """Return what the status file says of the only user endpoint."""
+    """Return the status file's entry for the only user endpoint."""
     found = run.status().get("user_endpoints", [])
     return str(found[0]["state"]) if found else ""
 
@@ -422,14 +422,14 @@ def test_the_services_of_a_database(tmp_path: Path) -> None:
         ([["usermod", "--password", "*"], ["usermod", "--lock"]], "locked"),
         ([["usermod", "--password", "$6$salt$hash"], ["passwd", "--lock"]], "locked"),
         ([["usermod", "--password", "$6$salt$hash"], ["usermod", "--lock"], ["usermod", "--unlock"]], ""),
-        # Neither leaves a trace where there was no password: what useradd makes looks the same.
+        # Neither leaves a trace where there was no password: an account from useradd looks the same.
         ([["usermod", "--password", "!"], ["usermod", "--lock"]], ""),
         ([["usermod", "--password", "!"], ["passwd", "--lock"]], ""),
         ([["usermod", "--password", "!"], ["usermod", "--lock", "--expiredate", "1"]], "expired (1970-01-02)"),
         ([["chage", "--expiredate", "0"]], "expired"),
         ([["chage", "--expiredate", "2020-01-01"]], "expired (2020-01-01)"),
         ([["chage", "--expiredate", "-1"]], ""),
-        # A password that is due for a change, and one that has to be changed at the next login, close nothing.
+        # A password that is due for a change, or must be changed at the next login, closes nothing.
         ([["chage", "--maxdays", "90", "--lastday", "2020-01-01"]], ""),
         ([["chage", "--maxdays", "90", "--inactive", "30", "--lastday", "0"]], ""),
         ([["chage", "--maxdays", "90", "--inactive", "30", "--lastday", "2020-01-01"]], "inactive"),
@@ -462,7 +462,7 @@ def test_the_day_that_closes_an_account_is_pam_unixs() -> None:
 
 
 def elsewhere(tmp_path: Path, mounts: dict[Path, str], code: str) -> str:
-    """Run Python code where these files lie over those of the host; return what it prints."""
+    """Run Python code where these files lie over those of the host; return its output."""
     binds = "".join(f"mount --bind '{ours}' {theirs} && " for ours, theirs in mounts.items())
     command = ["unshare", "--mount", "sh", "-c", f'{binds} exec "$0" -c "$1"', sys.executable, code]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}

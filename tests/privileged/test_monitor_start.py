@@ -1,4 +1,4 @@
-"""A real start as root: who the user endpoint is, what it holds, and what each refusal and failed stage is called."""
+"""A real start as root: the user endpoint's identity and resources, and the name of each refusal and failed stage."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_a_user_endpoint_holds(alice: LocalAccount) -> None:
 
 
 def test_ignored_signals_are_not_inherited(alice: LocalAccount) -> None:
-    """SIGPIPE and SIGXFSZ are ignored by Python in the keeper; what it execs must not start that way."""
+    """Python ignores SIGPIPE and SIGXFSZ in the keeper; the program it execs must not start that way."""
     with MonitorRun() as run:
         shell = run.root / "python"
         shell.write_text(shell.read_text().rpartition("exec")[0] + 'cp /proc/$$/status "$HOME/status"\nexec sleep 60\n')
@@ -106,7 +106,7 @@ def test_securebits_are_locked(alice: LocalAccount) -> None:
 
 
 def refused(run: MonitorRun, answer: StartAnswered, local_name: str, stage: str, detail: str) -> None:
-    """Check a refusal by policy: nothing local in what leaves the host, everything in the audit log."""
+    """Check a refusal by policy: nothing local leaves the host, everything is in the audit log."""
     assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
     assert (
         answer.public == "You are not permitted by this site's policy. Ask its administrators, with the correlation id."
@@ -405,7 +405,7 @@ def test_starts_of_one_person_that_hang_take_half_of_the_places(alice: LocalAcco
 
 
 def test_whoever_has_all_that_they_may_takes_no_place(alice: LocalAccount) -> None:
-    """That is seen before a keeper asks anybody, by name, also of starts that are under way."""
+    """The cap is checked by name before a keeper is forked, and starts under way count too."""
     with running_monitor(caps=Caps(max_user_endpoints_per_user=1)) as (run, manager, mapper):
         ask(manager, 1)
         map_next(mapper, alice.name, mode="silent")

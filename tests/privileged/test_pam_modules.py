@@ -1,4 +1,4 @@
-"""What the host's usual PAM modules do to a user endpoint: limits, environment, home, shells, access, groups."""
+"""The effect of the host's usual PAM modules on a user endpoint: limits, environment, home, shells, access, groups."""
 
 from __future__ import annotations
 

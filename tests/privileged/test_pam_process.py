@@ -189,7 +189,7 @@ def test_killed_while_a_module_runs(alice: LocalAccount, site: Site, what: str) 
 
 @pytest.mark.parametrize("keeper_killed", [False, True])
 def test_module_that_hangs_at_the_close(alice: LocalAccount, site: Site, keeper_killed: bool) -> None:
-    """The person is told at once; the module is ended after its time, with what it started; the hook still runs."""
+    """The person is told at once. The module and its children are ended after its time; the hook still runs."""
     body = f'[ "$PAM_TYPE" = close_session ] || exit 0\necho $$ > {site.record}\nexec sleep 600'
     with pam_monitor(site, f"session required pam_exec.so {site.script('hang', body)}") as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)

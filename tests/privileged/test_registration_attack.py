@@ -24,7 +24,7 @@ TRACER = Path(__file__).parents[1] / "support" / "tracer.py"
 
 @contextlib.contextmanager
 def tracing(directory: Path, name: str) -> Iterator[Path]:
-    """Have a hostile process of account `name` trace what it can; yields its log."""
+    """Have a hostile process of account `name` trace every process it can; yields its log."""
     account = pwd.getpwnam(name)
     log, program = directory / f"{name}.traced", directory / "tracer.py"
     program.write_text(TRACER.read_text())

@@ -1,4 +1,4 @@
-"""The relay's keys are pinned when an endpoint is registered: what happens when it presents others, as root sees it."""
+"""The relay's keys are pinned at registration: root's view when the relay presents others."""
 
 from __future__ import annotations
 

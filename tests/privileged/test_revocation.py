@@ -200,7 +200,7 @@ def victim(place: Place, bystander: Person) -> Iterator[Person]:
 
 
 def ends(place: Place, who: Person, task: TaskFuture, kind: type[MepError]) -> MepError:
-    """Wait for the end of everything of `who`; return what their task failed with."""
+    """Wait for the end of everything of `who`; return the error of their task."""
     began = time.monotonic()
     error = task.exception(SOON_S)
     told = time.monotonic() - began
@@ -241,7 +241,7 @@ def test_an_identity_that_is_unlinked(place: Place, victim: Person) -> None:
     place.relay.cli("user", "unlink", victim.username)
     ends(place, both, task, IdentityNotMapped)
     both.close()
-    # The identity that was taken out is a person of its own, and still maps.
+    # The removed identity is a separate person, and still maps.
     account = place.running
     assert victim.executor.submit(os.getuid).result(SOON_S) > 0
     assert victim.account in account()

@@ -36,7 +36,7 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 def look(who: LocalAccount, **options: Any) -> tuple[dict[str, str], dict[str, Any], dict[str, str], int]:
-    """Start a user endpoint; return its status, what it says of itself, the monitor's status, its oom_score_adj."""
+    """Start a user endpoint; return its status, its own report, the monitor's status, its oom_score_adj."""
     with MonitorRun(**options) as run:
         program = run.root / "id-as-root"
         shutil.copy("/usr/bin/id", program)

@@ -48,7 +48,7 @@ def said(answer: StartAnswered) -> tuple[str, str]:
 def test_who_may_share(
     alice: LocalAccount, mode: str, first_is_literal: bool, second_is_literal: bool, both_may_run: bool
 ) -> None:
-    """Each order of a literal and another mapping is a row of its own."""
+    """Each order of a literal and another mapping is a separate row."""
     with site(mode) as run:
         manager, mapper = run.ready()
         _, answer = start(manager, mapper, alice.name, "anna", 1, literal=first_is_literal)

@@ -56,7 +56,7 @@ def soon(what: Callable[[], Any]) -> Any:
 
 
 def asked(place: Place, who: str, future: Any) -> dict[str, Any]:
-    """Return what the relay says of a task, nothing before it has it."""
+    """Return the relay's record of a task, empty before it has one."""
     try:
         return dict(place.client(who).get_task(future.task_id)) if future.task_id else {}
     except TaskNotFound:

@@ -38,7 +38,7 @@ def command(run: MonitorRun, *options: str) -> tuple[list[str], dict[str, str]]:
 
 
 def status(run: MonitorRun, *options: str, uid: int = 0) -> str:
-    """Return what it prints into a pipe."""
+    """Return its output into a pipe."""
     argv, environment = command(run, *options)
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, user=uid, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
@@ -46,7 +46,7 @@ def status(run: MonitorRun, *options: str, uid: int = 0) -> str:
 
 
 def on_terminal(run: MonitorRun, columns: int) -> str:
-    """Return what it prints on a terminal."""
+    """Return its output on a terminal."""
     argv, environment = command(run)
     environment["COLUMNS"] = str(columns)
     ours, theirs = pty.openpty()

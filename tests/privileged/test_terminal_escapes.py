@@ -72,7 +72,7 @@ def test_status_on_a_terminal_and_in_a_pipe(alice: LocalAccount) -> None:
 
 
 def test_a_name_on_the_command_line(mep: Cli) -> None:
-    """What a script took from elsewhere and handed on, a name or a file, is shown in the refusal."""
+    """A name or file that a script passed on from elsewhere is shown in the refusal."""
     assert harmless(mep("status", f"x{ATTACK}", expect=4).stderr)
     assert harmless(mep("map", "--file", f"/x{ATTACK}", "--identity", "a@b.c", expect=2).stderr)
 
