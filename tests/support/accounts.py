@@ -43,7 +43,7 @@ def create_account(
 
 
 def remove_account(name: str) -> None:
-    """Remove an account and its home; one that is gone already is no error."""
+    """Remove an account and its home; a missing account is not an error."""
     subprocess.run(["userdel", "--force", "--remove", name], check=False, capture_output=True, timeout=30)
     subprocess.run(["groupdel", name], check=False, capture_output=True, timeout=30)
 

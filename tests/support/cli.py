@@ -1,4 +1,4 @@
-"""The command `mep` as a test calls it, with an endpoint's three roots in a directory of its own."""
+"""The command `mep` as a test calls it, with an endpoint's three roots in a private directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cli:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the command is run with."""
+        """The command's environment."""
         base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(self.directory)}
         if self.account is not None:
             return {**base, "HOME": self.account.pw_dir, **self.variables}
@@ -70,7 +70,7 @@ class Cli:
         return done
 
     def json(self, *words: str, expect: int = 0, **variables: str) -> Any:
-        """Run `mep WORDS --json` and return what it printed."""
+        """Run `mep WORDS --json` and return its output."""
         return json.loads(self(*words, "--json", expect=expect, **variables).stdout)
 
 

@@ -1,4 +1,4 @@
-"""Runs a function in a forked child as the account `nobody`, for what must not be tried as root."""
+"""Runs a function in a forked child as the account `nobody`, for actions that must not be tried as root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def as_nobody(function: Callable[[], T]) -> T:
-    """Return what `function` returns in a child without root; raises what it raises. Not root: runs it here."""
+    """Return the result of `function` in a child without root; raises its exception. Not root: runs it here."""
     if os.geteuid() != 0:
         return function()
     read_end, write_end = os.pipe()

@@ -1,6 +1,6 @@
 """An endpoint in one process for tests of the SDK: manager and user endpoints on the real link, tasks run inline.
 
-It starts nothing as anybody: every user endpoint is a link of its own in this process, and a task is a call of
+It changes no account: every user endpoint is a separate link in this process, and a task is a call of
 `mep_sdk.task_runner.run_task`. It comes back by itself when the relay does. `FakeEndpoint(relay, token)` starts it.
 """
 
@@ -29,7 +29,7 @@ from mep_wire.start_request import SEAL_CONTEXT, decode_start
 CREDIT = 512
 PING_S = 0.5
 WORKER_PYTHON = os.environ.get("MEP_TEST_WORKER_PYTHON", "")
-"""What it says that its workers run in."""
+"""The Python that it reports for its workers."""
 
 
 class FakeEndpoint:
@@ -112,7 +112,7 @@ class Uep(Link):
         self.send(messages.Join(protocol=PROTOCOL_VERSION, uep_id=uep_id, token=token))
 
     def take(self, message: Any) -> None:
-        """Do what the relay says."""
+        """Carry out the relay's messages."""
         if isinstance(message, messages.Tasks):
             self.functions.update({item.function_id: item.code for item in message.functions})
             self.queue.extend(message.tasks)
@@ -162,7 +162,7 @@ class Manager(Link):
         self.hello()
 
     def hello(self) -> None:
-        """Say hello; on `ManagerWelcome` what runs is reported."""
+        """Say hello; on `ManagerWelcome` report the running user endpoints."""
         self.send(
             messages.ManagerHello(
                 protocol=PROTOCOL_VERSION,
@@ -174,7 +174,7 @@ class Manager(Link):
         )
 
     def take(self, message: Any) -> Uep | None:
-        """Do what the relay says; return a user endpoint that this started."""
+        """Carry out the relay's messages; return a user endpoint that this started."""
         if isinstance(message, messages.Refused):
             self.hello()
         elif isinstance(message, messages.ManagerWelcome):

@@ -1,6 +1,6 @@
 """The other end of the endpoint link, for tests of the relay: a manager and user endpoints over real ZeroMQ.
 
-It does what mep.manager and user_endpoint do on the wire, on order of the test: nothing happens by itself.
+On the wire it behaves as mep.manager and user_endpoint do, on order of the test: nothing happens by itself.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class FakeManager(FakeLink):
         super().__init__(answer["link_address"], self.relay_key, codec.decode_to_manager, z85.decode(secret))
 
     def hello(self, running: list[str] | None = None, incarnations: list[bytes] | None = None) -> FakeManager:
-        """Say hello and report what runs; without incarnations, as a manager of an older version does."""
+        """Say hello and report the running user endpoints; without incarnations, as an older manager does."""
         self.send(
             messages.ManagerHello(
                 protocol=PROTOCOL_VERSION, endpoint_id=self.endpoint_id, epoch=self.epoch, version="t", hostname="h"

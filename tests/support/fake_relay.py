@@ -1,6 +1,6 @@
 """The relay's end of the link for tests of the user endpoint alone: a real ROUTER with a real CURVE key.
 
-It keeps no state of its own beyond what came: a test says what the relay says.
+It keeps only the messages received: the test decides the relay's answers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FakeRelay:
         return None
 
     def expect(self, kind: type[M], timeout_s: float = 60.0) -> M:
-        """Return the next message of this kind; what came before stays in `backlog`."""
+        """Return the next message of this kind; earlier ones stay in `backlog`."""
         for at, message in enumerate(self.backlog):
             if isinstance(message, kind):
                 del self.backlog[at]

@@ -1,7 +1,7 @@
 """A stand-in for a Kubernetes API server: pods by HTTP as the API documents them, their commands run on this host.
 
-Not Kubernetes: it has no scheduler, kubelet or images, and knows only what the provider asks for (create, read and
-delete a pod, read its log). What it answers has the form of the API reference, v1 `Pod` and `Status`.
+Not Kubernetes: it has no scheduler, kubelet or images, and supports only the provider's requests (create, read and
+delete a pod, read its log). Its answers have the form of the API reference, v1 `Pod` and `Status`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Api:
         return pod
 
     def log(self, name: str) -> str:
-        """Return what a pod has printed."""
+        """Return the output of a pod."""
         path = self._directory / f"{name}.log"
         return path.read_text() if path.exists() else ""
 

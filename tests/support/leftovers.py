@@ -1,7 +1,7 @@
-"""What a test session finds of an earlier one that was killed, and what it must not leave itself.
+"""Leftovers of an earlier, killed test session, and those that a session must not leave itself.
 
-Sessions may overlap on one machine. Each holds a shared lock for its life; only one that can have the lock
-for itself alone judges or removes what bears the tests' names.
+Sessions may overlap on one machine. Each holds a shared lock for its life. A session judges or removes anything with
+the tests' names only while it has the lock for itself alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _directories() -> set[str]:
 
 
 class Session:
-    """One test session, with what there was at its beginning."""
+    """One test session, with the host's state at its beginning."""
 
     def __init__(self, lock: int, prefix: str) -> None:
         self._lock, self._prefix = lock, prefix
@@ -66,7 +66,7 @@ class Session:
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def clear_up(self) -> list[str]:
-        """Remove what killed runs have left; returns one line for each thing."""
+        """Remove the leftovers of killed runs; returns one line for each."""
         cleared = ledger.sweep()
         with self._alone() as alone:
             if alone:
@@ -75,7 +75,7 @@ class Session:
         return cleared
 
     def left_behind(self) -> list[str]:
-        """Return what this session has not removed, and end its processes."""
+        """Return everything that this session has not removed, and end its processes."""
         deadline = time.monotonic() + WAIT_S
         with self._alone() as alone:
             if not alone:
@@ -104,7 +104,7 @@ def _test_accounts() -> list[str]:
 
 
 def _test_endpoints() -> str:
-    """Return what the paths of tests' endpoints begin with."""
+    """Return the prefix of the paths of tests' endpoints."""
     return f"{tempfile.gettempdir()}/meptest-"
 
 

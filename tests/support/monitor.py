@@ -48,7 +48,7 @@ HERE = pathlib.Path(__file__).parent
 WAIT_S = 60.0
 _M = TypeVar("_M", bound=Message)
 
-# -p: a shell would otherwise take the real gid, which is no group of the helper, for its effective one.
+# -p: a shell would otherwise take the real gid, a group that the helper isn't in, for its effective one.
 _INTERPRETER = """#!/bin/sh -p
 case "$3" in
 mep.manager) exec {python} -I {here}/puppet.py manager {control} ;;
@@ -78,7 +78,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> A
 
 
 def gone(pid: int, started: int) -> bool:
-    """Tell whether a process has ended: it is a zombie, or there is none, or another one has its pid."""
+    """Tell whether a process has ended: it is a zombie, or doesn't exist, or another one has its pid."""
     if start_ticks(pid) != started:
         return True
     try:
@@ -151,7 +151,7 @@ class Puppet:
 
 
 class MonitorRun:
-    """One running monitor, in a directory of its own that every account can reach."""
+    """One running monitor, in a private directory that every account can reach."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class MonitorRun:
         **changes: Any,
     ) -> None:
         self.owner = owner
-        """Run as this account, in single-user mode (as root; anybody else is the owner anyway)."""
+        """Run as this account, in single-user mode (as root; otherwise the caller is the owner anyway)."""
         self.multi_user = is_root() and owner is None
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="meptest-monitor-", dir="/tmp"))
         self.root.chmod(0o755)
@@ -343,7 +343,7 @@ class MonitorRun:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _kill_recorded(self) -> None:
-        """Kill what a monitor that was killed has left: keepers and user endpoints, by pid and start time."""
+        """Kill the keepers and user endpoints of a killed monitor, by pid and start time."""
         keepers = self.run / "keepers"
         for path in keepers.glob("*.json") if keepers.exists() else ():
             record = json.loads(path.read_text())
@@ -363,7 +363,7 @@ class MonitorRun:
 
 
 def remove_empty_groups() -> None:
-    """Remove what killed monitors and keepers of tests have left of control groups; those in use cannot be."""
+    """Remove the cgroups of killed monitors and keepers of tests; those in use can't be removed."""
     for tree in map(pathlib.Path, ("/sys/fs/cgroup/mep", "/sys/fs/cgroup/unified/mep")):
         for directory, _, _ in os.walk(tree / "endpoint-test", topdown=False):
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ PERMIT = ["auth required pam_permit.so", "account required pam_permit.so", "sess
 
 
 class Site:
-    """A directory of root's for the files that modules read, and a monitor that uses a service of its own."""
+    """A directory of root's for the files that modules read, and a monitor that uses a private service."""
 
     def __init__(self) -> None:
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="meptest-pam-", dir="/tmp"))

@@ -88,7 +88,7 @@ class Place:
         return {each["uep_id"]: int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])}
 
     def new_pids(self, before: dict[str, int]) -> dict[str, int]:
-        """Return what `pids` has beyond `before`, which must be something."""
+        """Return the entries of `pids` that are not in `before`; there must be some."""
         new = {uep: pid for uep, pid in self.pids().items() if before.get(uep) != pid}
         assert new, "no new user endpoint"
         return new
@@ -106,7 +106,7 @@ _numbers = itertools.count()
 
 
 def _prefix() -> str:
-    """Return what the names of one place's throw-away accounts begin with."""
+    """Return the prefix of the names of one place's throw-away accounts."""
     return f"meptest-{os.getpid()}-{next(_numbers)}-"
 
 

@@ -1,6 +1,6 @@
-"""Proxies for tests, each in threads of its own: HTTP and HTTPS ones with CONNECT, and SOCKS4(a) and SOCKS5 ones.
+"""Proxies for tests, each in its own threads: HTTP and HTTPS ones with CONNECT, and SOCKS4(a) and SOCKS5 ones.
 
-`hosts` are names that only the proxy knows, with the addresses behind them. What the proxy saw is in its attributes.
+`hosts` are names that only the proxy knows, with the addresses behind them. The proxy's record is in its attributes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import sys
 
 from mep.boundary.untraceable import end_with, gain_no_privilege
 
-# What manager and mapper do first thing, but for being closed to tracers: tests look into this one.
+# The first steps of manager and mapper, except closing itself to tracers: tests look into this one.
 group = os.getegid()
 os.setresgid(group, group, group)
 gain_no_privilege()

@@ -26,7 +26,7 @@ def uid_of_peer(port: int) -> int:
 
 
 def processes_showing(text: str) -> list[str]:
-    """Return what shows `text` in its command line or environment, this process apart."""
+    """Return the processes with `text` in their command line or environment, this one apart."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -191,7 +191,7 @@ class Slapd:
             self._process = None
 
     def freeze(self) -> None:
-        """Make it answer nothing any more; connections to it stay open."""
+        """Make it stop answering; connections to it stay open."""
         assert self._process
         os.kill(self._process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then one of its threads may still answer

@@ -111,7 +111,7 @@ class Slurm:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs in its environment to use this cluster's commands."""
+        """The environment that a process needs to use this cluster's commands."""
         return {"PATH": _PATH, "SLURM_CONF": str(self.conf), "LANG": "C.UTF-8"}
 
     # --- start and end --------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class Slurm:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    # --- what an administrator does -------------------------------------------------------------------
+    # --- an administrator's actions -------------------------------------------------------------------
 
     def run(self, *argv: str) -> str:
         """Run one of Slurm's commands as root and return its output. Raises SlurmFailed."""
@@ -246,7 +246,7 @@ class Slurm:
         return {job: (user, state) for job, user, state in (line.split() for line in lines)}
 
     def show(self, job: str) -> dict[str, str]:
-        """Return what the controller knows of a job, also one that has ended lately."""
+        """Return the controller's record of a job, including a recently ended one."""
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 

@@ -57,7 +57,7 @@ def can_read_memory(pid: int) -> bool:
 
 
 class Tracer:
-    """What it has tried and what came of it."""
+    """Its attempts and their outcomes."""
 
     def __init__(self, log: str, marker: bytes, forged: bytes) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND)

@@ -50,7 +50,7 @@ def private_home() -> Iterator[pathlib.Path]:
 
 
 class UepProcess:
-    """One user endpoint. `kill` and `__exit__` end it and what it left."""
+    """One user endpoint. `kill` and `__exit__` end it and its orphans."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class UepProcess:
         os.kill(self.pid, number)
 
     def log(self) -> str:
-        """What it has logged."""
+        """Its log."""
         path = self.state / "endpoint.log"
         return path.read_text() if path.exists() else ""
 

@@ -1,4 +1,4 @@
-"""Stands in for a user endpoint: does what the start document says, as the mapped user."""
+"""Stands in for a user endpoint: follows the start document, as the mapped user."""
 
 import json
 import os
@@ -49,7 +49,7 @@ if mode == "storm" and os.fork() == 0:
 if mode == "ignore-term":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "orphans":
-    # Twice forked, in a session of its own, closed to the outside: it must not survive.
+    # Twice forked, in a new session, closed to the outside: it must not survive.
     for _ in range(3):
         subprocess.Popen(
             [sys.executable, "-I", "-c", "import os,time\nif os.fork() == 0:\n os.setsid()\n time.sleep(3600)"],
