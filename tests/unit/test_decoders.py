@@ -1,6 +1,6 @@
 """Decoders are made while a module is imported, never by the thread that first needs one.
 
-msgspec builds what it knows of a type on first use, without a lock: mep_wire.struct_info says what happens then, and
+msgspec builds its data about a type on first use, without a lock. mep_wire.struct_info describes the consequence, and
 tests/unit/wire/test_decoder_races.py shows it.
 """
 
@@ -41,7 +41,7 @@ def _built_at_import(tree: ast.Module) -> set[str]:
 
 
 def first_uses_in_functions(text: str) -> Iterator[str]:
-    """Yield each line in a function where msgspec may have to build what it knows of a type."""
+    """Yield each line in a function where msgspec may have to build its data about a type."""
     tree = ast.parse(text)
     built = _built_at_import(tree)
     for function in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""What README and docs say is so: links, commands, code, generated pages."""
+"""The statements of README and docs hold: links, commands, code, generated pages."""
 
 from __future__ import annotations
 

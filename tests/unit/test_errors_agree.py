@@ -1,4 +1,4 @@
-"""The codes of the two sides agree: what the endpoint may refuse with has a sentence that a person reads."""
+"""The codes of the two sides agree: each refusal code of the endpoint has a sentence for the person."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ OWN = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 
 @dataclass(frozen=True)
 class Rule:
-    """What one part may import: own modules by prefix, and libraries (None: any)."""
+    """The imports that one part may make: own modules by prefix, and libraries (None: any)."""
 
     own: tuple[str, ...]
     libraries: frozenset[str] | None = frozenset()
@@ -166,7 +166,7 @@ def test_the_rules_notice_a_breach(tmp_path: Path) -> None:
 
 
 def test_the_monitor_loads_nothing_but_the_standard_library() -> None:
-    """What the statements say is also what happens: root's process has no library in it."""
+    """The import statements tell the truth: root's process has no library in it."""
     code = "import mep.root.monitor.main, sys; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = {name for name in done.stdout.split() if name not in sys.stdlib_module_names}

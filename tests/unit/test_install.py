@@ -1,4 +1,4 @@
-"""The installer: which interpreters it takes, what it says otherwise, and that it does nothing twice."""
+"""The installer: the interpreters that it takes, its message otherwise, and that it does nothing twice."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Shelf:
         (self.locks / "run.txt").write_text(f"shown==1{f' --hash=sha256:{digest}' if hashed else ''}\n")
 
     def install(self) -> None:
-        """Install what the lock file names."""
+        """Install the packages that the lock file names."""
         self._pip.install_locked(self.prefix, "run")
 
     def is_there(self) -> bool:

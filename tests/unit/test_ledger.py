@@ -1,4 +1,4 @@
-"""What a killed run has left is cleared up by the next, and nothing of a run that goes on is touched."""
+"""The leftovers of a killed run are cleared up by the next, and nothing of a run that goes on is touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no tracked file may hold: one machine's paths, registries, leftovers; and how long things may be."""
+"""Forbidden in tracked files: one machine's paths, registries, leftovers; and limits on length."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _catches_everything(handler: ast.ExceptHandler) -> bool:
 
 
 def test_few_places_catch_everything() -> None:
-    """`except Exception` is for a process's outermost loop; what runs foreign code may need it as well."""
+    """`except Exception` is for a process's outermost loop; a caller of foreign code may need it as well."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path, text in OURS.items()

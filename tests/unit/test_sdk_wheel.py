@@ -1,4 +1,4 @@
-"""What the SDK's wheel requires."""
+"""The requirements of the SDK's wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MPI tasks find: shapes from specifications, nodes as schedulers name them, and Parsl's own launch commands."""
+"""The environment of MPI tasks: shapes from specifications, scheduler node lists, and Parsl's own launch commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's workers: how many, and what each of them gets."""
+"""A node's workers: how many, and the share of each."""
 
 from __future__ import annotations
 

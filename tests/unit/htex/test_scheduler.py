@@ -1,6 +1,6 @@
-"""What a scheduler's words mean: ended is what it calls so, or does not know; no answer means nothing.
+"""The meaning of a scheduler's answers: a job has ended if it says so, or doesn't know it; no answer means nothing.
 
-The answers are those of the real commands, in their own formats; there is no PBS, LSF or slurmdbd here.
+The answers are those of the real commands, in their own formats; PBS, LSF and slurmdbd are not installed here.
 """
 
 from __future__ import annotations

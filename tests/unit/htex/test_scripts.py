@@ -1,4 +1,4 @@
-"""What PBS and LSF are asked, with our settings, and how their recorded answers are read: there is no server here."""
+"""Our requests to PBS and LSF, with our settings, and how their recorded answers are read: no server runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer or none: the order of mappers and rules, ambiguity, failures, and what `explain` says of it."""
+"""One answer or none: the order of mappers and rules, ambiguity, failures, and the output of `explain`."""
 
 from __future__ import annotations
 

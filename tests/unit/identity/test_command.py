@@ -19,7 +19,7 @@ which starts the mapper, sets them back."""
 
 
 def script(tmp_path: pathlib.Path, text: str) -> str:
-    """Return the path of a shell script. It takes its name from its text, so that none is written while it runs."""
+    """Return the path of a shell script. Each text has a separate file, which is never written while it runs."""
     path = tmp_path / f"script-{abs(hash(text))}"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""`mep map` as a process: what it prints and what it exits with."""
+"""`mep map` as a process: its output and its exit status."""
 
 from __future__ import annotations
 

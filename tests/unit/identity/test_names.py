@@ -1,4 +1,4 @@
-"""What may be a local user's name."""
+"""Valid names of local users."""
 
 from __future__ import annotations
 

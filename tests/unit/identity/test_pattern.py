@@ -1,4 +1,4 @@
-"""The reduced pattern language: what it means, and what it refuses."""
+"""The reduced pattern language: its meaning, and its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checker says is about the processes that were there when it was forked, and about no later one."""
+"""A checker's report covers the processes that existed when it was forked, and no later one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mep.root.monitor.user_endpoints import UserEndpoint
 
 
 class Site:
-    """What Rechecks needs of a monitor."""
+    """The parts of a monitor that Rechecks needs."""
 
     def __init__(self) -> None:
         self.revoked: list[UserEndpoint] = []

@@ -15,7 +15,7 @@ WARN_S = 4 * INTERVAL_S
 
 
 class Site:
-    """What Ages needs of a monitor, with one user endpoint that was confirmed at 1,000,000."""
+    """The parts of a monitor that Ages needs, with one user endpoint that was confirmed at 1,000,000."""
 
     def __init__(self, *, interval_s: float = INTERVAL_S, limit_s: float = LIMIT_S) -> None:
         self.now = 1_000_000.0

@@ -320,7 +320,7 @@ def test_task_records_are_asked_for_written_and_acknowledged(
     relay_end.next(messages.RunningUeps)
     relay_end.say(messages.TaskEvents(dropped=0, events=[EVENT]))
     relay_end.say(messages.Ping(sent_at=1.0))
-    relay_end.next(messages.Pong)  # nothing is written yet, so nothing was acknowledged
+    relay_end.next(messages.Pong)  # nothing is written yet and nothing was acknowledged
     path = tmp_path / "tasks.log"
     with path.open("a") as file:
         recording.say(TaskLogFile(), [file.fileno()])

@@ -1,4 +1,4 @@
-"""What of PAM's work needs no PAM: which variables pass, and a process that is put back as it was."""
+"""The parts of PAM's work that need no PAM: which variables pass, and restoring a process's state."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_a_rotation_that_was_cut_short_is_completed(state: State, name: str) -> 
 
 
 def _cut_short(state: State) -> _Rotations:
-    """Return what rotations.json holds after a rotation's decision, with the key files as they were before."""
+    """Return rotations.json after a rotation's decision, with the key files as they were before."""
     files = {one: (state.directory / one).read_bytes() for one in ("signing.key", "link.key")}
     state.rotate_keys(60.0, new_link=True)
     rotations = state._rotations()

@@ -1,4 +1,4 @@
-"""Task records: the file, and what goes into it."""
+"""Task records: the file and its contents."""
 
 from __future__ import annotations
 

@@ -86,5 +86,5 @@ def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatc
     assert not connect("192.0.2.8")[1]
     assert not any(connect("127.0.0.1")[1] for _ in range(5))
     first.connection_lost(None)
-    assert connect("192.0.2.7")[1]  # the one that was refused has not heard of its end yet
+    assert connect("192.0.2.7")[1]  # the refused one has not heard of its end yet
     BoundedConnection._from.clear()

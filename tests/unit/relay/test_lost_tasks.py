@@ -1,4 +1,4 @@
-"""What becomes of the tasks of a process that is gone: each step of the table, for each state of a task."""
+"""The fate of the tasks of a process that is gone: each step of the table, for each state of a task."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Lost(Scene):
         await self.dispatcher.starts._refuse(self.uep, REFUSED)
 
     async def told(self) -> list[int]:
-        """The next process joins, and holds nothing; return what it has lost."""
+        """The next process joins, and holds nothing; return its lost tasks."""
         await self.ended()
         return self.do(lambda tx: reconcile(tx, self.uep.row, [])).held.lost
 

@@ -1,4 +1,4 @@
-"""The specification says what the server does: made from one table, and complete."""
+"""The specification matches the server: made from one table, and complete."""
 
 from __future__ import annotations
 

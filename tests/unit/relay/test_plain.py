@@ -1,4 +1,4 @@
-"""Free-form values: what JSON and MessagePack can both say, or a refusal that names the field."""
+"""Free-form values: those that both JSON and MessagePack can express, or a refusal that names the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one person may have stored."""
+"""The storage quota of one person."""
 
 from __future__ import annotations
 

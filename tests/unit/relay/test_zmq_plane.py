@@ -20,7 +20,7 @@ from relay.log import Sparing
 
 
 class Handler:
-    """Notes what the plane says. A peer has a session from its first frame on."""
+    """Records the plane's calls. A peer has a session from its first frame on."""
 
     def __init__(self) -> None:
         self.frames: list[tuple[Peer, bytes]] = []

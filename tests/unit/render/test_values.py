@@ -1,4 +1,4 @@
-"""What a template's expressions become: typed values where they stand alone, text inside a text, never YAML."""
+"""Values of a template's expressions: typed where they stand alone, text inside a text, never YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions travel: what a person may send, run in a fresh Python that has nothing of theirs."""
+"""Functions travel: the forms that a person may send, run in a fresh Python that has nothing of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person reads where their Python, or a package of theirs, is not the one in which their tasks run."""
+"""The person's message when their tasks run with another Python, or another version of a package of theirs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def package(directory: Path, monkeypatch: pytest.MonkeyPatch, version: str, sour
 
 
 def failed(payload: bytes, function: bytes) -> tuple[str, str]:
-    """Return how it ends at a worker, and what the person reads."""
+    """Return how it ends at a worker, and the message for the person."""
     outcome = run_task(function, payload, max_result_bytes=10_000)
     told = api.StreamedResult("t", int(TaskState.FAILED), outcome.code, outcome.text, outcome.payload)
     value, error = settle(told)

@@ -18,7 +18,7 @@ WAIT_S = 10
 
 
 class Relay:
-    """Knows no task, and says what `refusals` has first."""
+    """Knows no task, and answers with `refusals` first."""
 
     def __init__(self) -> None:
         self.asked: queue.Queue[int] = queue.Queue()
@@ -57,7 +57,7 @@ def test_asks_now_and_then_in_pages(monkeypatch):
     relay = Relay()
     thread, found = start(relay, 600, monkeypatch, EVERY_S=0.05)
     assert [relay.asked.get(timeout=WAIT_S) for _ in range(3)] == [256, 256, 88]
-    time.sleep(0.2)  # nothing is pending any more
+    time.sleep(0.2)  # nothing is pending now
     end(thread)
     assert relay.asked.empty()
     assert len(found) == 600

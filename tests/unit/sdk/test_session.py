@@ -1,4 +1,4 @@
-"""What reaches futures from the threads that bring results."""
+"""The outcomes that reach futures from the threads that bring results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Many threads in one session: whatever two of them touch, they touch under one rule.
 
-Threads switch every microsecond, so that a loop over something that another thread changes does not get through.
+Threads switch every microsecond, and a loop over something that another thread changes fails.
 """
 
 from __future__ import annotations

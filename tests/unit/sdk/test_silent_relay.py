@@ -1,4 +1,4 @@
-"""A relay that accepts connections and says nothing: what a person calls without a timeout ends after ten seconds."""
+"""A relay that accepts connections and never answers: a person's call without a timeout ends after ten seconds."""
 
 from __future__ import annotations
 

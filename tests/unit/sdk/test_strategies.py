@@ -1,4 +1,4 @@
-"""Serialization strategies by name: what a site allows is told by tags alone, and what a person chooses is sent."""
+"""Serialization strategies by name: a site's allowed ones are told by tags alone, and a person's choice is sent."""
 
 from __future__ import annotations
 

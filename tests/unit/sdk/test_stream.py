@@ -1,4 +1,4 @@
-"""The result stream and the session above it, against a WebSocket server that says what a test wants."""
+"""The result stream and the session above it, against a WebSocket server with scripted messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def relay() -> Iterator[Relay]:
 
 
 class Followed:
-    """A listener with what it delivered and how it was refused."""
+    """A listener with the results that it delivered and how it was refused."""
 
     def __init__(self, relay: Relay) -> None:
         self.results: queue.Queue[api.StreamedResult] = queue.Queue()

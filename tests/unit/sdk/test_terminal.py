@@ -1,4 +1,4 @@
-"""What a relay says reaches the terminal of a script without its control characters."""
+"""A relay's texts reach the terminal of a script without their control characters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUP = "00000000-0000-4000-8000-000000000001"
 
 @pytest.fixture
 def terminal() -> Iterator[io.StringIO]:
-    """What the SDK's log writes where a script has set up Python's logging in the plainest way."""
+    """The output of the SDK's log where a script has set up Python's logging in the plainest way."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     log = logging.getLogger("mep_sdk")

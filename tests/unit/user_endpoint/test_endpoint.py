@@ -1,4 +1,4 @@
-"""What each message and event means, with a link and an engine that only take notes."""
+"""The meaning of each message and event, with a link and an engine that only record calls."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_refusals(stage: Stage) -> None:
 
 
 def test_a_task_that_comes_while_it_stops_is_given_back_by_the_engine(stage: Stage) -> None:
-    """The engine alone knows what workers of an earlier process have begun."""
+    """Only the engine knows which tasks the workers of an earlier process have begun."""
     stage.tasks(1)
     stage.uep.stop("STOPPED", "by SIGTERM")
     stage.tasks(2, 3)

@@ -1,4 +1,4 @@
-"""The trial rendering of `mep check`: what it makes up, what it finds, and where."""
+"""The trial rendering of `mep check`: its invented values, its findings, and where they are."""
 
 from __future__ import annotations
 

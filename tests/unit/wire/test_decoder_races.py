@@ -1,8 +1,8 @@
-"""Threads that decode for the first time, all at once: msgspec builds what it knows of a struct type without a lock.
+"""Threads that decode for the first time, all at once: msgspec builds its data about a struct type without a lock.
 
-A thread that comes while another still builds it follows a null pointer. So each case runs in interpreters of its own,
-in which nothing has been decoded before, with a switch of threads every microsecond. Before types were built while
-their modules are imported, each of these cases ended with SIGSEGV in one of the first interpreters.
+A thread that arrives while another is building it follows a null pointer. Each case therefore runs in fresh
+interpreters, in which nothing has been decoded before, with a switch of threads every microsecond. Before types were
+built while their modules are imported, each of these cases ended with SIGSEGV in one of the first interpreters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors: unique codes, sentences that can be filled in, and what survives the network."""
+"""Errors: unique codes, sentences that can be filled in, and the fields that survive the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids: the layout of version 7, and what does and does not change a user endpoint's id."""
+"""Ids: the layout of version 7, and which inputs change a user endpoint's id."""
 
 from __future__ import annotations
 

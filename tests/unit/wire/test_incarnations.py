@@ -1,4 +1,4 @@
-"""What names a process, and that peers of the version before can still be spoken to."""
+"""The name of a process, and that peers of the version before can still be spoken to."""
 
 from __future__ import annotations
 
