@@ -21,7 +21,7 @@ from tests.support.monitor import MonitorRun, gone, start_as
 ROOT = "/sys/fs/cgroup"
 CAPS = Caps(start_timeout_s=120.0, stop_grace_s=1.0)
 SECONDS = "3611"
-"""What tells the process that went into the namespace from others."""
+"""Distinguishes the process that went into the namespace from others."""
 
 
 def passed(what: str) -> None:
@@ -70,7 +70,7 @@ def started(run: MonitorRun, who: LocalAccount, target: int) -> tuple[Any, str, 
 
 
 def check_without_group(who: LocalAccount, target: int) -> None:
-    """What the documentation says of a host where no group can be had."""
+    """The documentation's statement about a host where no cgroup can be had."""
     with MonitorRun(owner=who, caps=CAPS) as run:
         _, _, record = started(run, who, target)
         assert record["cgroup"] == "", record

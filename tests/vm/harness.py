@@ -70,7 +70,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class GuestResult:
-    """What one run left: the script's exit status (None: it did not end in time), its output, its files."""
+    """The outcome of one run: the script's exit status (None: it did not end in time), its output, its files."""
 
     status: int | None
     log: str
@@ -169,7 +169,7 @@ class Guest:
         command += ["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"]
         for disk, option in disks:
             command += ["-drive", f"file={disk},if=virtio,format=raw,{option}"]
-        environment = {**os.environ, "TMPDIR": str(work)}  # where qemu keeps what the guest writes to its root disk
+        environment = {**os.environ, "TMPDIR": str(work)}  # where qemu keeps the guest's writes to its root disk
         console = work / "console"
         with console.open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PREFIX = Path(sys.prefix)
 OURS = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 LEFT_OUT = ("pip", "mypy", "mypyc", "hypothesis", "pygments", "setuptools", "ruff", "librt", "_pytest", "parsl")
-"""Big, and of no use to what runs there."""
+"""Big, and of no use to the programs there."""
 
 
 def service_environment(target: Path) -> None:
@@ -52,7 +52,7 @@ def _add_text(archive: tarfile.TarFile, path: Path, text: str) -> None:
 
 
 def script() -> str:
-    """What the guest runs: everything in place, then guest_cgroups.py."""
+    """The guest's script: put everything in place, then run guest_cgroups.py."""
     return "\n".join(
         [
             "set -e",

@@ -1,4 +1,4 @@
-"""The virtual machine itself: it has what the tests that use it are for."""
+"""The virtual machine itself: it has the features that its tests need."""
 
 from __future__ import annotations
 

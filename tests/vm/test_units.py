@@ -13,7 +13,7 @@ SYSTEMD = ROOT / "systemd"
 
 
 def script() -> str:
-    """What the guest runs: everything in place, then guest_units.py."""
+    """The guest's script: put everything in place, then run guest_units.py."""
     return "\n".join(
         [
             "set -e",
