@@ -1,4 +1,4 @@
-"""The life of a PAM session, with the host's real PAM: order, who runs it, how it ends, what the keeper stays."""
+"""The life of a PAM session, with the host's real PAM: order, who runs it, how it ends, the keeper's own state."""
 
 from __future__ import annotations
 
