@@ -9,11 +9,15 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from user_endpoint.settings import EngineSettings, settings_from
+
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "mep").rglob("*.md"))]
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "mep").rglob("*.md"))]
 _by_path = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -30,6 +34,12 @@ def _generated() -> dict[str, Callable[[], str]]:
 @pytest.mark.parametrize("name", _generated())
 def test_a_generated_page_is_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == _generated()[name](), f"docs/{name} is old: run `make docs`"
+
+
+@pytest.mark.parametrize("kind", get_args(EngineSettings), ids=lambda kind: kind.__name__)
+def test_an_engine_can_be_chosen_and_has_its_section(kind: type) -> None:
+    assert isinstance(settings_from({"engine": {"type": kind.__name__}}).engine, kind)
+    assert f"\n## engine: type: {kind.__name__}\n" in (ROOT / "docs" / "engines.md").read_text()
 
 
 @_by_path
