@@ -43,6 +43,7 @@ check: tools ## the quick part of the tests: lint, types, unit
 lint: tools
 	@"$(TOOLS)/ruff" check --quiet .
 	@"$(TOOLS)/ruff" format --quiet --check .
+	@"$(BIN)/python" docs/prose_lint.py
 
 types: tools
 	@"$(TOOLS)/mypy" --no-error-summary
