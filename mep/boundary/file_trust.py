@@ -137,18 +137,37 @@ class Trust:
         return []
 
     def problems_below(self, top: str) -> Iterator[str]:
-        """Yield the problems of the files and directories in the trusted directory `top`. Links aren't followed."""
-        waiting = [top]
+        """Yield the problems of the files and directories in the trusted directory `top`, which holds programs.
+
+        No directory may be open to others, even if it is sticky. The target of a link is checked with every directory
+        on the way and everything below it. A dangling link is passed over if no other account could make its target.
+        """
+        first = os.stat(top)
+        waiting, seen = [top], {(first.st_dev, first.st_ino)}
         while waiting:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISLNK(found.st_mode):
-                        continue
-                    problems = self.entry_problems(entry.path, found, entry.path)
+                    found, problems = self._looked_at(entry)
                     yield from problems
-                    if stat.S_ISDIR(found.st_mode) and not problems:
+                    if problems or found is None or not stat.S_ISDIR(found.st_mode):
+                        continue
+                    if (found.st_dev, found.st_ino) not in seen:  # links may lead around in a circle
+                        seen.add((found.st_dev, found.st_ino))
                         waiting.append(entry.path)
+
+    def _looked_at(self, entry: os.DirEntry[str]) -> tuple[os.stat_result | None, list[str]]:
+        """Return what an entry of a trusted directory is, None for a link to nothing, and what is wrong with it."""
+        found = entry.stat(follow_symlinks=False)
+        if not stat.S_ISLNK(found.st_mode):
+            return found, self.entry_problems(entry.path, found, entry.path, private=True)
+        try:
+            self.check(entry.path, private=True)
+            return entry.stat(), []
+        except UntrustedPath as error:
+            return None, error.problems
+        except FileNotFoundError as error:
+            lacking = os.path.dirname(error.filename or entry.path)
+            return None, self.problems(lacking, private=True)
 
     def entry_problems(
         self, name: str, found: os.stat_result, at: str, *, last: bool = False, secret: bool = False,

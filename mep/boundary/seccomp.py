@@ -49,6 +49,8 @@ _NOT_SUPPORTED = ("clone3", "openat2")
 _O_TMPFILE = 0o20000000
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _O_TMPFILE
 _CLONE_THREAD = 0x00010000
+_CLONE_NEW = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET: what unshare(2) does, by clone(2)."""
 _FAMILIES = (1, 2, 10, 16)
 """AF_UNIX (nscd, systemd-resolved), AF_INET, AF_INET6, AF_NETLINK (glibc asks for the host's addresses)."""
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1033, 1034)
@@ -133,11 +135,15 @@ def allowing(names: Iterable[str], lists: Lists, machine: str, pid: int) -> byte
 def forbidding(lists: Lists, machine: str) -> bytes:
     """Return the program for a mapper that runs a site's programs, which inherit it: all but KILLED is allowed.
 
-    Forbidden calls fail with EPERM here, because a site's program may try one and go on without it.
+    Forbidden calls fail with EPERM here, because a site's program may try one and go on without it. No program can make
+    a user namespace, where it would have every capability. clone3 fails with ENOSYS, because a filter can't see its
+    flags.
     """
     numbers = lists.numbers[machine]
     names = [name for name in KILLED if name not in NEEDED_BY_PROGRAMS]
     program = _beginning(machine, numbers, newer=_ALLOW) + _answers(numbers, names, _ERRNO | errno.EPERM)
+    program += _answers(numbers, ["clone3"], _ERRNO | errno.ENOSYS)
+    program += _answer(numbers["clone"], (Test(0, (0,), _CLONE_NEW),), _ALLOW)
     return _checked([*program, _instruction(_RETURN, _ALLOW)])
 
 

@@ -98,11 +98,14 @@ def _key_trust(where: EndpointPaths, account: str, trust: Trust) -> Trust:
 
 
 def installation_problems() -> list[str]:
-    """Return the problems of the interpreter and its imports, as root's processes run them."""
+    """Return the problems of the interpreter and its imports, as root's processes run them.
+
+    A directory must be closed to others even if it is sticky: an account that can add a file to it adds a module.
+    """
     trust = Trust()
-    trees = [sysconfig.get_path("scripts"), *(path for path in sys.path if Path(path).is_dir())]
-    found = [problem for path in (sys.prefix, sys.executable, *trees) for problem in trust.problems(path)]
+    trees = [sysconfig.get_path("scripts"), *(path for path in sys.path if Path(path).exists())]
+    found = [problem for path in (sys.prefix, sys.executable, *trees) for problem in trust.problems(path, private=True)]
     if found:  # don't look below an untrusted directory
         return found
-    real = dict.fromkeys(os.path.realpath(tree) for tree in trees)
+    real = dict.fromkeys(os.path.realpath(tree) for tree in trees if Path(tree).is_dir())
     return [problem for tree in real for problem in trust.problems_below(tree)]

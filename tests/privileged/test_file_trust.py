@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 import mep.boundary.errors
+from mep.boundary.file_trust import UntrustedPath
+from mep.boundary.pam_service import check_service
 from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount
 from tests.support.cli import Cli, open_directory
@@ -272,6 +274,44 @@ def test_a_pam_service_that_everybody_may_write(endpoint: Cli, site: Site) -> No
     assert_refused(endpoint, f"bad permissions: chmod go-w {service}")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "account include {path}",
+        "account INCLUDE {path}",
+        "-account Substack {path}",
+        "account [include] {path}",
+        "account include [{path}]",
+        "account \\\n  include {path}",
+        "account required {path}",
+        "account [success=ok default=die] {path} quiet",
+        "account [success=ok \\\n default=die] \\\n {path}",
+    ],
+)
+def test_what_a_pam_service_names_by_path(line: str, tmp_path: Path, alice: LocalAccount) -> None:
+    """Each is a spelling by which PAM reads the file, or loads it, in a process of root's."""
+    named, service = tmp_path / "named", tmp_path / "service"
+    named.write_text("account required pam_permit.so\n")
+    service.write_text("account required pam_permit.so\n" + line.format(path=named) + "\n")
+    check_service(str(service))
+    os.chown(named, alice.uid, alice.gid)
+    with pytest.raises(UntrustedPath, match=f"chown root {named}"):
+        check_service(str(service))
+
+
+def test_a_pam_service_that_leaves_the_account_to_other(tmp_path: Path) -> None:
+    """PAM takes `other` for each type that a service has no line of, so an emptied file is as a removed one."""
+    service = tmp_path / "service"
+    for text in ("", "# account required pam_unix.so\n", "auth required pam_unix.so\n", "account\n"):
+        service.write_text(text)
+        with pytest.raises(FileNotFoundError, match="account"):
+            check_service(str(service))
+    included = tmp_path / "included"
+    included.write_text("Account required pam_unix.so\n")
+    service.write_text(f"@include {included}\n")
+    check_service(str(service))
+
+
 # --- the installation ------------------------------------------------------------------------------------------
 
 
@@ -287,6 +327,35 @@ def test_an_installation_that_everybody_may_write(endpoint: Cli, which: str) -> 
     }[which]
     mode = path.stat().st_mode & 0o7777
     path.chmod(mode | 0o022)
+    try:
+        assert_refused(endpoint, f"bad permissions: chmod go-w {path}")
+    finally:
+        path.chmod(mode)
+    endpoint("check", "site")
+
+
+@pytest.mark.alone
+def test_what_an_installation_imports_through_a_link(endpoint: Cli, alice: LocalAccount, tmp_path: Path) -> None:
+    """A package that was linked into site-packages for its development is root's code as any other."""
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "__init__.py").touch()
+    os.chown(target / "__init__.py", alice.uid, alice.gid)
+    link = Path(mep.boundary.errors.__file__).parents[2] / "linked_for_a_test"
+    link.symlink_to(target)
+    try:
+        assert_refused(endpoint, "bad ownership: chown root")
+    finally:
+        link.unlink()
+    endpoint("check", "site")
+
+
+@pytest.mark.alone
+def test_a_directory_of_an_installation_where_all_make_files(endpoint: Cli) -> None:
+    """The sticky bit keeps a file from being exchanged, and not a new module from being imported."""
+    path = Path(mep.boundary.errors.__file__).parents[2]
+    mode = path.stat().st_mode & 0o7777
+    path.chmod(0o1777)
     try:
         assert_refused(endpoint, f"bad permissions: chmod go-w {path}")
     finally:

@@ -89,8 +89,8 @@ DIES = {
     "enter another namespace": "libc.unshare(0x10000000)",
 }
 NUMBERS = {
-    "x86_64": {"tgkill": 234, "prctl": 157, "prlimit64": 302, "ptrace": 101},
-    "aarch64": {"tgkill": 131, "prctl": 167, "prlimit64": 261, "ptrace": 117},
+    "x86_64": {"tgkill": 234, "prctl": 157, "prlimit64": 302, "ptrace": 101, "clone": 56},
+    "aarch64": {"tgkill": 131, "prctl": 167, "prlimit64": 261, "ptrace": 117, "clone": 220},
 }[os.uname().machine]
 
 
@@ -204,6 +204,21 @@ def test_a_callout_may_do_what_a_program_does(directory: pathlib.Path) -> None:
     ):
         assert tries("mapper with a callout", needs, directory, attempt) == (0, "done")
     assert tries("mapper with a callout", needs, directory, "call({ptrace}, 0)")[1] == "EPERM"
+
+
+@pytest.mark.parametrize(
+    "attempt, refusal",
+    [
+        ("libc.unshare(0x10000000) and call({ptrace}, 0)", "EPERM"),
+        ("call({clone}, 0x10000000 | 17, 0, 0, 0, 0)", "EPERM"),
+        ("call({clone}, 0x10000000 | 0x40000000 | 17, 0, 0, 0, 0)", "EPERM"),
+        ("words = (ctypes.c_uint64 * 8)(0x10000000, 0, 0, 0, 17); call(435, ctypes.addressof(words), 64)", "ENOSYS"),
+    ],
+)
+def test_a_callout_makes_no_user_namespace(directory: pathlib.Path, attempt: str, refusal: str) -> None:
+    """It would have every capability there, and with them the kernel's code that only root reaches."""
+    needs = mapper(network=True, programs=True)
+    assert tries("mapper with a callout", needs, directory, attempt) == (0, refusal)
 
 
 # --- the real processes -----------------------------------------------------------------------------------

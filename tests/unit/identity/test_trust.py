@@ -203,9 +203,17 @@ def test_all_below_a_directory(tmp_path: pathlib.Path) -> None:
     for path in bad:
         path.touch()
         path.chmod(0o666)
-    (tmp_path / "a" / "link").symlink_to("/tmp")
+    (tmp_path / "a" / "link").symlink_to(tmp_path)  # around in a circle
+    (tmp_path / "a" / "nowhere").symlink_to("missing")
     found = list(ours().problems_below(str(tmp_path)))
-    assert sorted(found) == [f"{path}: has mode 0666: bad permissions: chmod go-w {path}" for path in bad]
+    assert sorted(set(found)) == [f"{path}: has mode 0666: bad permissions: chmod go-w {path}" for path in bad]
+    for path in bad:
+        path.chmod(0o600)
+    assert list(ours().problems_below(str(tmp_path))) == []
+    for target in ("/tmp", "/tmp/missing"):  # where others make files
+        (tmp_path / "a" / "shared").symlink_to(target)
+        assert list(ours().problems_below(str(tmp_path))) == ["/tmp: has mode 1777: bad permissions: chmod go-w /tmp"]
+        (tmp_path / "a" / "shared").unlink()
 
 
 def test_programs(file: pathlib.Path) -> None:
