@@ -53,6 +53,10 @@ _CLONE_NEW = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET: what unshare(2) does, by clone(2)."""
 _FAMILIES = (1, 2, 10, 16)
 """AF_UNIX (nscd, systemd-resolved), AF_INET, AF_INET6, AF_NETLINK (glibc asks for the host's addresses)."""
+_PROTOCOLS = (0, 6, 17)
+"""The default, TCP and UDP. Landlock does not see MPTCP; of AF_NETLINK's protocols, 0 is NETLINK_ROUTE."""
+_MSG_FASTOPEN = 0x20000000
+"""It connects while it sends, and Landlock does not see that either."""
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1033, 1034)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS."""
 _IOCTL = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -91,7 +95,10 @@ def conditions(pid: int) -> dict[str, tuple[Test, ...]]:
         "openat": (Test(2, (0,), _WRITES),),
         "open": (Test(1, (0,), _WRITES),),
         "clone": (Test(0, (_CLONE_THREAD,), _CLONE_THREAD),),
-        "socket": (Test(0, _FAMILIES),),
+        "socket": (Test(0, _FAMILIES), Test(2, _PROTOCOLS)),
+        "sendto": (Test(3, (0,), _MSG_FASTOPEN),),
+        "sendmsg": (Test(2, (0,), _MSG_FASTOPEN),),
+        "sendmmsg": (Test(3, (0,), _MSG_FASTOPEN),),
         "fcntl": (Test(1, _FCNTL),),
         "ioctl": (Test(1, _IOCTL),),
         "prctl": (Test(0, _PRCTL),),

@@ -182,6 +182,22 @@ def test_the_manager_connects_to_the_relays_port_alone(directory: pathlib.Path) 
     assert tries("manager", ROLES["manager"], directory, connects(22)) == (0, "EACCES")
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.socket().sendto(b'x', socket.MSG_FASTOPEN, ('127.0.0.1', 22))",
+        "socket.socket().sendmsg([b'x'], [], socket.MSG_FASTOPEN, ('127.0.0.1', 22))",
+        "socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).connect(('127.0.0.1', 22))",
+        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9)",
+    ],
+    ids=["fast open, sendto", "fast open, sendmsg", "MPTCP", "netlink of the kernel's audit"],
+)
+def test_the_manager_reaches_no_other_port_by_a_way_that_landlock_does_not_see(
+    directory: pathlib.Path, attempt: str
+) -> None:
+    assert tries("manager", ROLES["manager"], directory, attempt) == (0, "EPERM")
+
+
 def test_what_a_helper_needs_it_can_do(directory: pathlib.Path) -> None:
     good = [
         "import json.tool, encodings.idna, sqlite3",  # reads the standard library, and loads a library
