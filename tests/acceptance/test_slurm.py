@@ -80,7 +80,8 @@ def meet(directory: str, number: int, others: int) -> str:
     open(f"{directory}/here-{number}", "w").close()
     deadline = time.monotonic() + 30
     while len(os.listdir(directory)) < others:
-        assert time.monotonic() < deadline, "met nobody"
+        if time.monotonic() > deadline:  # an assert of pytest's would need pytest where the task runs
+            raise TimeoutError("no other task came")
         time.sleep(0.05)
     return os.environ["SLURMD_NODENAME"]
 

@@ -36,6 +36,9 @@ from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, sta
 
 CAPS = Caps(start_timeout_s=20.0, stop_grace_s=1.0)
 
+BEING_WRITTEN = shutil.ignore_patterns("*.lock", "*.[0-9]*", "*-", "*+")
+"""Files that useradd makes and removes in /etc while another test makes an account."""
+
 
 @pytest.fixture
 def alice() -> Iterator[LocalAccount]:
@@ -492,7 +495,7 @@ def test_a_shadow_service_that_is_away_says_nothing(
 
 def test_shadow_entries_that_cannot_be_read_are_not_open_accounts(alice: LocalAccount, tmp_path: Path) -> None:
     etc = tmp_path / "etc"
-    shutil.copytree("/etc", etc, symlinks=True)
+    shutil.copytree("/etc", etc, symlinks=True, ignore=BEING_WRITTEN)
     code = _CHECK.format(name=alice.name, uid=alice.uid)
     (etc / "shadow").unlink()
     assert elsewhere(tmp_path, {etc: "/etc"}, code) == "StillAdmitted()"
@@ -504,7 +507,7 @@ def test_shadow_entries_that_cannot_be_read_are_not_open_accounts(alice: LocalAc
 
 def test_a_start_whose_shadow_entry_cannot_be_read_is_refused(alice: LocalAccount, tmp_path: Path) -> None:
     etc = tmp_path / "etc"
-    shutil.copytree("/etc", etc, symlinks=True)
+    shutil.copytree("/etc", etc, symlinks=True, ignore=BEING_WRITTEN)
     (etc / "shadow").unlink()
     (etc / "shadow").mkdir()
     run = MonitorRun()
