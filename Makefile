@@ -49,7 +49,7 @@ types: tools
 	@"$(TOOLS)/mypy" --no-error-summary
 
 unit: tools
-	@"$(TOOLS)/pytest" -q tests/unit
+	@"$(TOOLS)/pytest" -q -n $(JOBS) --dist loadfile tests/unit
 
 demo: install ## the main job: two people's functions run as their own accounts
 	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py
