@@ -89,8 +89,8 @@ class DelegatingTx:
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._tx.add_join(uep_row, join_hash, expires, now)
 
-    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float) -> bool:
-        return self._tx.enrol(uep_row, join_hash, link_key, now)
+    def enrol(self, uep_row: int, join_hash: bytes, link_key: bytes, now: float, incarnation: bytes = b"") -> bool:
+        return self._tx.enrol(uep_row, join_hash, link_key, now, incarnation)
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         self._tx.clear_link(uep_row, link_key)

@@ -71,7 +71,8 @@ def test_a_late_refusal_of_an_earlier_process_stops_no_other(alice: LocalAccount
         mapper.send(StillMapped(late, uep_id, "somebody-else", "c", incarnation=FIRST))
         assert manager.take(StartAnswered)[0].ref == 4
         until("logged", lambda: run.log_text().count("a re-check of an earlier process was dropped") == 2)
-        assert runs(run, uep_id) and run.status()["user_endpoints"][0]["state"] == "running"
+        assert runs(run, uep_id)
+        until("shown as running", lambda: run.status()["user_endpoints"][0]["state"] == "running")
         now = recheck(manager, mapper, 5)
         mapper.send(NoLongerMapped(now, uep_id, CODE, "No.", "", "c", incarnation=SECOND))
         assert manager.take(EndpointRevoked)[0].incarnation == SECOND

@@ -35,7 +35,7 @@ SHAPES = {
 }
 ENDS_IT = """
 import os, sys, time
-from mep.root.monitor import syscalls
+from mep.root.kernel import syscalls
 from mep.root.kernel.subreaper import kill_descendants
 syscalls.become_subreaper()
 pid = os.fork()

@@ -80,7 +80,7 @@ def check_helpers(found, pattern):
 
 
 def prepare():
-    for account in ("mep", "mep-idmap", "mep-relay"):
+    for account in ("mep", "mep-idmap", "mep-relay", "mep-register"):
         run(
             "/usr/sbin/useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", account
         )
