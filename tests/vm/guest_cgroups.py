@@ -297,7 +297,10 @@ def main():
         assert not processes_of(pwd.getpwnam(name).pw_uid), name
     assert not list(pathlib.Path(f"/run/mep/{NAME}").glob("keepers/*"))
     listing = ["systemctl", "list-units", "--no-legend", "--plain", "mep*.scope", "mep*.slice"]
-    until("no scope is left", lambda: "the" not in run(*listing))
+    try:
+        until("no scope is left", lambda: "the" not in run(*listing))
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {run(*listing)}") from None
     assert not pathlib.Path(SLICE).exists()
     passed("mep stop leaves no process, record, scope or slice")
     by_hand()

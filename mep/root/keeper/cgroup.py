@@ -37,6 +37,8 @@ _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freede
 _KILL = "cgroup.kill"
 
 Property = tuple[str, str, str]
+Unit = tuple[str, list[Property]]
+"""A unit's name and properties."""
 """Name, D-Bus type and value, as busctl takes them."""
 
 
@@ -236,7 +238,7 @@ def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Calla
         ("CollectMode", "s", "inactive-or-failed"),
         *_properties(limits),
     ]
-    _start_scope(scope, wanted, pid, [], left)
+    _start_scope_and_slices(scope, wanted, pid, _missing_slices(endpoint), left)
     _entered(pid, scope, left)
 
 
@@ -264,12 +266,10 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
     slice_of_endpoint = f"mep-{unit_word(member.endpoint)}"
     slice_of_person = f"{slice_of_endpoint}-{member.uid}"
     scope = f"{slice_of_endpoint}-{member.uep_id.replace('-', '')}.scope"
-    above = f"{_tree_of_manager()}/mep.slice/{slice_of_endpoint}.slice"
     person = _properties(member.person_limits)
-    is_there = os.path.isdir(f"{above}/{slice_of_person}.slice")
-    slices: list[tuple[str, list[Property]]] = [] if is_there else [(f"{slice_of_person}.slice", person)]
-    if not os.path.isdir(above):
-        slices.append((f"{slice_of_endpoint}.slice", []))
+    is_there = os.path.isdir(f"{_group_of_slice(member.endpoint)}/{slice_of_person}.slice")
+    slices: list[Unit] = [] if is_there else [(f"{slice_of_person}.slice", person)]
+    slices += _missing_slices(member.endpoint)
     wanted = [
         ("Description", "s", f"User endpoint {member.uep_id} of {member.endpoint}"),
         ("Slice", "s", f"{slice_of_person}.slice"),
@@ -277,17 +277,19 @@ def _ask_for_scope(member: Member, left: Callable[[], float]) -> Cgroup:
         ("Delegate", "b", "true"),  # otherwise systemd ends the whole scope when the kernel kills one process in it
         *_properties(member.limits),
     ]
-    try:
-        _start_scope(scope, wanted, member.pid, slices, left)
-    except CgroupFailed:
-        if not slices:
-            raise
-        # A concurrent start has created one of the slices.
-        is_there = True
-        _start_scope(scope, wanted, member.pid, [], left)
-    if is_there and person:
+    created = _start_scope_and_slices(scope, wanted, member.pid, slices, left)
+    if person and (is_there or not created):
         _set_properties(f"{slice_of_person}.slice", person, left)
     return Cgroup(_entered(member.pid, scope, left), member.limits, ours=False)
+
+
+def _group_of_slice(endpoint: str) -> str:
+    return f"{_tree_of_manager()}/mep.slice/mep-{unit_word(endpoint)}.slice"
+
+
+def _missing_slices(endpoint: str) -> list[Unit]:
+    """Return the endpoint's slice unless it exists. systemd would create it as well, but would not remove it."""
+    return [] if os.path.isdir(_group_of_slice(endpoint)) else [(f"mep-{unit_word(endpoint)}.slice", [])]
 
 
 def _tree_of_manager() -> str:
@@ -296,10 +298,23 @@ def _tree_of_manager() -> str:
     return tree() if uid == 0 else f"{tree()}/user.slice/user-{uid}.slice/user@{uid}.service"
 
 
+def _start_scope_and_slices(
+    scope: str, wanted: Sequence[Property], pid: int, slices: Sequence[Unit], left: Callable[[], float]
+) -> bool:
+    """Start `scope` and those of `slices` that are missing. Return False if another start has created one of them."""
+    try:
+        _start_scope(scope, wanted, pid, slices, left)
+    except CgroupFailed:
+        if not slices:
+            raise
+        _start_scope(scope, wanted, pid, [], left)
+        return False
+    return True
+
+
 def _start_scope(
-    scope: str, wanted: Sequence[Property], pid: int, slices: Sequence[tuple[str, list[Property]]],
-    left: Callable[[], float],
-) -> None:  # fmt: skip
+    scope: str, wanted: Sequence[Property], pid: int, slices: Sequence[Unit], left: Callable[[], float]
+) -> None:
     words = [scope, "fail", str(len(wanted) + 1), "PIDs", "au", "1", str(pid), *_flat(wanted), str(len(slices))]
     for name, values in slices:
         own: list[Property] = [("StopWhenUnneeded", "b", "true"), *values]
