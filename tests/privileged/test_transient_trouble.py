@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mep.boundary.messages import MapperReady, StartAnswered
-from mep.boundary.resolved_config import Caps, GroupLimits, Limits, Policy
+from mep.boundary.resolved_config import Caps, GroupLimits, Hook, Limits, Policy
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, start_as, until
 
@@ -88,16 +88,30 @@ def test_what_does_not_depend_on_the_silent_directory_goes_on(alice: LocalAccoun
         assert said_of(run, alice.name)[0].outcome == "started"
 
 
+_TAKES_DESCRIPTORS = """#!/bin/sh
+[ -e {flag} ] || exit 0
+free=0
+while [ -e /proc/$PPID/fd/$free ]; do free=$((free + 1)); done
+exec prlimit --pid=$PPID --nofile=$free:
+"""
+"""Leaves its keeper a few descriptors: enough for the look-ups that follow, too few for a fork."""
+
+
 def test_a_host_without_room_for_a_process(alice: LocalAccount) -> None:
-    """The keeper has no free descriptor: its fork of the user endpoint fails by EMFILE."""
-    with MonitorRun() as run:
+    """The keeper has too few free descriptors: its fork of the user endpoint fails by EMFILE."""
+    run = MonitorRun()
+    script, flag = run.root / "takes-descriptors", run.root / "flag"
+    script.write_text(_TAKES_DESCRIPTORS.format(flag=flag))
+    script.chmod(0o755)
+    run.resolved = replace(run.resolved, pre_start_hook=Hook(str(script), 30.0))
+    with run:
         manager, mapper = run.ready()
         assert start_as(manager, mapper, alice.name)[1].outcome == "started"
-        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=12:"], check=True)
+        flag.touch()
         answer = start_as(manager, mapper, alice.name, ref=2)[1]
         assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY")
         assert "no room for another process" in answer.public
-        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
+        flag.unlink()
         assert start_as(manager, mapper, alice.name, ref=3)[1].outcome == "started"
 
 
