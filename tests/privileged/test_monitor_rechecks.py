@@ -203,8 +203,21 @@ def test_a_manager_that_never_asks_is_noticed_whatever_it_says_of_its_link(alice
         assert (record["uep_id"], record["local_user"]) == (uep_id, alice.name)
         until("shown", lambda: run.status()["user_endpoints"][0].get("overdue"))
         assert state(run) == "running"
-        answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
-        until("shown", lambda: "overdue" not in run.status()["user_endpoints"][0])
+        until("cleared", lambda: cleared_by_an_answer(run, manager, mapper, uep_id, alice.name))
+
+
+def cleared_by_an_answer(run: MonitorRun, manager: Puppet, mapper: Puppet, uep_id: str, user: str) -> bool:
+    """Confirm the mapping, and tell whether the status file says so before the next warning is due.
+
+    On a busy host that may come first: the caller then confirms it again.
+    """
+    warned = run.log_text().count("identity mapping not re-verified")
+    answer(manager, mapper, StillMapped, uep_id, user, "c-2")
+    while run.log_text().count("identity mapping not re-verified") == warned:
+        if "overdue" not in run.status()["user_endpoints"][0]:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @pytest.mark.parametrize("code", ["MAPPER_UNAVAILABLE", "START_REQUEST_STALE"])

@@ -51,6 +51,7 @@ class Ages:
                 "identity mapping confirmed again after a long gap",
                 uep=endpoint.uep_id, user=endpoint.local_user,
             )  # fmt: skip
+            self._monitor.status.changed()  # at once: the next warning may be due before other checks are shown
         endpoint.mapped_at, endpoint.mapping_said = at, ""
         endpoint.overdue, endpoint.warn_age = False, 0.0
         try:
