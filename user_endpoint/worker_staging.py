@@ -15,6 +15,8 @@ import os
 import shutil
 import sys
 
+from user_endpoint.run_directory import make_below
+
 _PACKAGES = ("mep_sdk", "mep_wire", "user_endpoint")
 _LIBRARIES = ("msgspec", "zmq", "cloudpickle")
 _BESIDE = ("pyzmq.libs",)
@@ -42,7 +44,7 @@ def _staged(run_directory: str, *, copy: bool) -> str:
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     libraries = f"{_runner(run_directory)}/libraries-{version}"
     for made in (packages, libraries):
-        os.makedirs(made, mode=0o700)  # noqa: PTH103 - no pathlib: the start is measured
+        make_below(run_directory, made)
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - as above
     for name in _PACKAGES:
         _put(f"{ours}/{name}", f"{packages}/{name}", copy=copy)

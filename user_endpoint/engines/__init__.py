@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mep_wire.errors import EngineFailed
 from user_endpoint import settings
 from user_endpoint.engines.base import Engine
+from user_endpoint.run_directory import make_below
 from user_endpoint.workers.fork_server import Server
 
 
@@ -68,7 +69,7 @@ def _working_directory(chosen: settings.ProcessPoolEngine, run_directory: str) -
         return ""
     directory = os.path.join(run_directory, os.path.expanduser(chosen.working_dir or "tasks_working_dir"))  # noqa: PTH111, PTH118 - no pathlib: the start is measured
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - as above
+        make_below(run_directory, directory)
     except OSError as error:
         raise EngineFailed(reason=f"working_dir: {error.strerror}", detail=directory) from error
     return directory

@@ -16,6 +16,7 @@ import os
 import time
 from typing import Final
 
+from user_endpoint.run_directory import make_below
 from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
 
 KEEP_S: Final = 15 * 86400.0
@@ -30,7 +31,7 @@ class Notes:
     """See the module. `run_directory` is the user endpoint's own. Not to be used by two processes at once."""
 
     def __init__(self, run_directory: str) -> None:
-        self._root = f"{run_directory}/begun"
+        self._run_directory, self._root = run_directory, f"{run_directory}/begun"
         self._closed = f"{self._root}/closed"
         self._before: set[bytes] = set()
         self.known = not os.path.isdir(self._root)  # noqa: PTH112
@@ -45,7 +46,7 @@ class Notes:
 
     def look_back(self) -> None:
         """Fence off the workers of earlier processes and read which tasks they had begun. Raises OSError."""
-        os.makedirs(self._closed, mode=0o700, exist_ok=True)  # noqa: PTH103
+        make_below(self._run_directory, self._closed)
         for name in os.listdir(self._root):  # noqa: PTH208
             if name.startswith("open-"):
                 self.close(f"{self._root}/{name}")
@@ -90,7 +91,8 @@ class Notes:
     def open(self) -> str:
         """Return a new directory for the files of workers. Raises OSError."""
         directory = f"{self._root}/open-{time.time_ns():x}"
-        os.makedirs(directory, mode=0o700)  # noqa: PTH103
+        make_below(self._run_directory, self._root)
+        os.mkdir(directory, mode=0o700)  # noqa: PTH102
         return directory
 
     def close(self, directory: str) -> set[int]:

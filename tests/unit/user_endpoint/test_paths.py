@@ -11,6 +11,7 @@ import pytest
 from mep_wire.messages import ResultItem
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.paths import make_paths, take_lock
+from user_endpoint.run_directory import make_below
 from user_endpoint.startup import open_log, open_spool
 
 UEP = str(uuid.UUID(int=7))
@@ -109,3 +110,24 @@ def test_a_directory_that_is_put_in_its_place_gets_neither_log_nor_results(tmp_p
     assert "a line" in (kept / "uep" / UEP / "endpoint.log").read_text()
     assert list((kept / "uep" / UEP / "spool").iterdir())
     assert not [path for path in theirs.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("below", ["begun/closed", "tasks_working_dir", "runner/packages"])
+def test_directories_of_an_engine_need_the_run_directory(tmp_path: pathlib.Path, below: str) -> None:
+    """If a link came into the way, none is made where it leads."""
+    bait, run = tmp_path / "bait", tmp_path / "mep" / "uep" / "id" / "run"
+    bait.mkdir()
+    (tmp_path / "mep").symlink_to(bait)
+    with pytest.raises(FileNotFoundError):
+        make_below(str(run), f"{run}/{below}")
+    assert not list(bait.iterdir())
+    (tmp_path / "mep").unlink()
+    run.mkdir(parents=True)
+    for _ in range(2):
+        make_below(str(run), f"{run}/{below}")
+    assert (run / below).is_dir()
+
+
+def test_a_working_directory_elsewhere_is_made_with_its_parents(tmp_path: pathlib.Path) -> None:
+    make_below(str(tmp_path / "run"), str(tmp_path / "scratch" / "alice"))
+    assert (tmp_path / "scratch" / "alice").is_dir()

@@ -37,6 +37,7 @@ from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.engines.htex.walltimes import fits
 from user_endpoint.engines.process_pool.task_durations import Pace
 from user_endpoint.engines.start_journals import Notes
+from user_endpoint.run_directory import make_below
 from user_endpoint.settings import GlobusComputeEngine as Settings
 
 _log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class GlobusComputeEngine:
             shutil.rmtree(before, ignore_errors=True)
             self._directory.rename(before)
             shutil.rmtree(before, ignore_errors=True)
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_below(str(self._directory.parent), str(self._directory))
         self._blocks.start()
 
     def fileno(self) -> int:

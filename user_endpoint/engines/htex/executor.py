@@ -29,6 +29,7 @@ from mep_wire.errors import EngineFailed
 from user_endpoint.engines.htex import containers, protocol
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.walltimes import STARTED_VARIABLE
+from user_endpoint.run_directory import make_below
 from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
 
 with light_parsl():
@@ -101,7 +102,7 @@ class Client(HighThroughputExecutor):
         self.jobs.script_dir = str(directory / "submit_scripts")
         self.working_directory = str(directory.parent / (settings.working_dir or "tasks_working_dir"))
         for needed in (self.logdir, self.jobs.script_dir, self.working_directory):
-            Path(needed).mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_below(str(directory.parent), needed)
         self.meanwhile: Callable[[], object] = lambda: None
 
     # --- start, on the blocks' thread -----------------------------------------------------------------
