@@ -19,11 +19,11 @@ from mep.boundary.file_trust import UntrustedPath
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal, sealed_memfd
 from mep.boundary.messages import DESCRIPTORS, WIRE_TYPES, CapsGranted, Mapped, MapRequest, Message, Outcome
 from mep.boundary.resolved_config import Caps, ManagerSection, Policy, from_json, read_section, section_json, to_json
-from mep.root.monitor import handlers
 from mep.root.monitor.child import Kind
+from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.permissions import TABLE
 from mep.root.monitor.runtime_dir import ensure_directory
-from mep.root.monitor.start_requests import outcome_of
+from mep.root.monitor.start import outcome_of
 from mep_wire.errors import by_code
 from tests.support.monitor import MonitorRun
 
@@ -54,7 +54,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
     assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
     assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
     for power in TABLE:
-        assert power.handler is getattr(handlers, power.handler.__name__)
+        assert power.handler is getattr(Handlers, power.handler.__name__)
         words = "".join("_" + c.lower() if c.isupper() else c for c in power.message.__name__)
         assert power.handler.__name__ == "answer" + words
 

@@ -197,9 +197,7 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return circles
 
 
-_MONITOR = "handlers helper_process keepers mapping_confirmations monitor permissions rechecks reload start_requests"
 CIRCLES = [
-    [f"mep.root.monitor.{name}" for name in _MONITOR.split()],
     ["mep_sdk.function_serializer", "mep_sdk.strategies"],
     ["relay.store.memory_events", "relay.store.memory_tx"],
     ["user_endpoint.engines.htex.kubernetes_pods", "user_endpoint.engines.htex.scheduler"],

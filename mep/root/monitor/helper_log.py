@@ -23,7 +23,7 @@ _AT_ONCE = 65536
 _OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 
 
-class Voice:
+class HelperLog:
     """The log pipe of one process. `theirs` is its end; close it here once the process has been forked."""
 
     def __init__(self, who: str, loop: Loop, log: Log, budget: DayBudget) -> None:

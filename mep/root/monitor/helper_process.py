@@ -1,6 +1,6 @@
 """Manager and mapper: started by drop and exec, ended when they misbehave, and restarted with back-off.
 
-Trusts the resolved configuration. Called by the monitor.
+Trusts the resolved configuration. Made and called by the monitor, which is told of each new process and each failure.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mep.boundary.channel import Channel
 from mep.boundary.errors import ConfigRefused, SpawnFailed
 from mep.boundary.file_trust import ours
+from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
@@ -21,13 +21,13 @@ from mep.root.account.system_accounts import invoking_account, system_account
 from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import Account, SpawnPlan, StageReport, spawn
 from mep.root.monitor.child import Child, Kind, Phase
-from mep.root.monitor.event_loop import Timer
+from mep.root.monitor.configuration import Configuration
+from mep.root.monitor.event_loop import Loop, Timer
+from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.helper_group import enter_group, leave_group, why_no_groups
 from mep.root.monitor.helper_limits import helper_limits
-from mep.root.monitor.helper_log import Voice
-
-if TYPE_CHECKING:
-    from mep.root.monitor.monitor import Monitor
+from mep.root.monitor.helper_log import HelperLog
+from mep.root.monitor.log_budget import DayBudget
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
@@ -38,17 +38,22 @@ SHUTDOWN_GRACE_S = 5.0
 class Helper:
     """The one manager or the one mapper, across restarts of its process."""
 
-    def __init__(self, kind: Kind, monitor: Monitor) -> None:
+    def __init__(
+        self, kind: Kind, configuration: Configuration, loop: Loop, log: Log, closer: Closer, budget: DayBudget, *,
+        launched: Callable[[Child], None], failed: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """`launched` is called with each new process, `failed` with the reason for which there is none."""
         self.kind = kind
         self.child: Child | None = None
-        self._monitor = monitor
+        self._configuration, self._loop, self._log, self._closer = configuration, loop, log, closer
+        self._budget, self._launched, self._failed = budget, launched, failed
+        self._relaunches = True
         self._failures = 0
         self._launched_at = 0.0
         self._relaunch: Timer | None = None
         self._stages: StageReport | None = None
-        self._voice: Voice | None = None
+        self._helper_log: HelperLog | None = None
         self._said_no_group = False
-        self._budget = monitor.log_budget(f"of the {kind}")
 
     @property
     def serving(self) -> bool:
@@ -58,7 +63,7 @@ class Helper:
     def launch(self) -> None:
         """Start it. If that fails, try again later."""
         self._relaunch = None
-        self._launched_at = self._monitor.loop.clock()
+        self._launched_at = self._loop.clock()
         try:
             self._launch()
         except (ConfigRefused, SpawnFailed, OSError) as error:
@@ -66,53 +71,53 @@ class Helper:
             self._again()
 
     def _cannot_start(self, reason: str) -> None:
-        self._monitor.log.error(f"cannot start the {self.kind}", reason=reason)
-        self._monitor.status.problem = f"cannot start the {self.kind}: {reason}"
-        self._monitor.status.changed()
+        self._log.error(f"cannot start the {self.kind}", reason=reason)
+        self._failed(f"cannot start the {self.kind}: {reason}")
 
     def _launch(self) -> None:
-        voice: Voice | None = None
+        helper_log: HelperLog | None = None
         ours, theirs = Channel.pair()
-        ours.dispose = self._monitor.closer.close
+        ours.dispose = self._closer.close
         opened = [theirs.fileno()]
         try:
-            voice = Voice(str(self.kind), self._monitor.loop, self._monitor.log, self._budget)
-            opened.append(voice.theirs)
+            helper_log = HelperLog(str(self.kind), self._loop, self._log, self._budget)
+            opened.append(helper_log.theirs)
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
             opened.append(open_secret(self._secret_path(), self._account()))
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
-                pid, stages = spawn(self._plan([null, voice.theirs, voice.theirs, opened[0], *opened[2:]]))
+                pid, stages = spawn(self._plan([null, helper_log.theirs, helper_log.theirs, opened[0], *opened[2:]]))
             finally:
                 os.close(null)
         except BaseException:
             ours.close()
-            if voice is not None:
-                voice.close()
+            if helper_log is not None:
+                helper_log.close()
             raise
         finally:
             theirs.close()
             for descriptor in opened[1:]:
                 os.close(descriptor)
-        self.child = self._monitor.add_child(Child(self.kind, pid, ours, Phase.BEGINNING, self._monitor.loop))
-        self._stages, self._voice = stages, voice
-        self._monitor.loop.watch(stages.fileno(), self._take_stages)
+        self.child = Child(self.kind, pid, ours, Phase.BEGINNING, self._loop)
+        self._stages, self._helper_log = stages, helper_log
+        self._loop.watch(stages.fileno(), self._take_stages)
+        self._launched(self.child)
 
     def _section(self) -> ManagerSection | MapperSection:
-        resolved = self._monitor.resolved
+        resolved = self._configuration.resolved
         return resolved.manager if self.kind is Kind.MANAGER else resolved.mapper
 
     def _secret_path(self) -> str:
-        resolved = self._monitor.resolved
+        resolved = self._configuration.resolved
         return resolved.manager.link_key_path if self.kind is Kind.MANAGER else resolved.mapper.unseal_key_path
 
     def _account(self) -> Account:
-        if self._monitor.resolved.multi_user:
+        if self._configuration.resolved.multi_user:
             return system_account(self._section().account)
-        return invoking_account(self._monitor.resolved.mapper.own_user)
+        return invoking_account(self._configuration.resolved.mapper.own_user)
 
     def _plan(self, descriptors: list[int]) -> SpawnPlan:
-        resolved, account = self._monitor.resolved, self._account()
+        resolved, account = self._configuration.resolved, self._account()
         limits = helper_limits(self.kind, resolved)
         return SpawnPlan(
             account=account,
@@ -121,7 +126,7 @@ class Helper:
             environment={"HOME": account.home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
             descriptors=descriptors,
             directory="/",
-            open_files=self._monitor.open_files,
+            open_files=self._configuration.open_files,
             rlimits=limits.rlimits(),
             enter_group=self._enter_group(limits.group_limits()),
             own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
@@ -130,11 +135,11 @@ class Helper:
 
     def _enter_group(self, limits: Limits) -> Callable[[], None] | None:
         """Return the call that enters its control group; None if it can't have one, which is logged once."""
-        endpoint = self._monitor.resolved.name
+        endpoint = self._configuration.resolved.name
         if reason := why_no_groups(limits):
             if not self._said_no_group:
                 self._said_no_group = True
-                self._monitor.log.info(f"the {self.kind} has no control group of its own", reason=reason)
+                self._log.info(f"the {self.kind} has no control group of its own", reason=reason)
             return None
         return lambda: enter_group(endpoint, str(self.kind), limits)
 
@@ -147,7 +152,7 @@ class Helper:
                 return
         except SpawnFailed as failure:
             self._cannot_start(str(failure))
-        self._monitor.loop.unwatch(stages.fileno())
+        self._loop.unwatch(stages.fileno())
         stages.close()
         self._stages = None
 
@@ -155,30 +160,34 @@ class Helper:
         """Record that its process is gone, and start it again unless the monitor is stopping."""
         self._take_stages()
         self.child = None
-        leave_group(self._monitor.resolved.name, str(self.kind))
-        if self._voice is not None:
-            self._voice.take()
-        if self._monitor.stopping:
+        leave_group(self._configuration.resolved.name, str(self.kind))
+        if self._helper_log is not None:
+            self._helper_log.take()
+        if not self._relaunches:
             return
-        self._monitor.log.warning(f"the {self.kind} ended", how=how)
+        self._log.warning(f"the {self.kind} ended", how=how)
         self._again()
 
     def _again(self) -> None:
-        if self._monitor.loop.clock() - self._launched_at >= STEADY_S:
+        if self._loop.clock() - self._launched_at >= STEADY_S:
             self._failures = 0
         delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._failures)
         self._failures += 1
-        self._relaunch = self._monitor.loop.after(delay, self.launch)
+        self._relaunch = self._loop.after(delay, self.launch)
+
+    def launch_no_more(self) -> None:
+        """Start no further process, because the monitor is stopping."""
+        self._relaunches = False
+        if self._relaunch is not None:
+            self._relaunch.cancel()
 
     def shut_down(self, reason: str) -> None:
-        """Ask it to end, and kill it if it doesn't. `stopping` cancels a pending start."""
+        """Ask it to end, and kill it if it doesn't."""
         child = self.child
-        if self._relaunch is not None and self._monitor.stopping:
-            self._relaunch.cancel()
         if child is None:
             return
         child.send(Shutdown(reason=reason))
-        self._monitor.loop.after(SHUTDOWN_GRACE_S, lambda: self._end(child))
+        self._loop.after(SHUTDOWN_GRACE_S, lambda: self._end(child))
 
     def _end(self, child: Child) -> None:
         if self.child is child:

@@ -19,12 +19,11 @@ from mep.boundary.file_trust import ours
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
-from mep.root.account.system_accounts import uids_of
 from mep.root.kernel import syscalls
 from mep.root.kernel.network_namespace import leave_network
 from mep.root.monitor import fd_limit
-from mep.root.monitor.adoption import adopt_keepers
 from mep.root.monitor.audit_log import Audit, open_appending
+from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.monitor import Monitor
 from mep.root.monitor.reload import MAX_BUNDLE_BYTES, open_log
 from mep.root.monitor.runtime_dir import RuntimeDir, check_reachable
@@ -84,20 +83,21 @@ def run(resolved: Resolved, bundle: int) -> None:
     status = Status(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
     try:
         monitor = _monitor(resolved, bundle, status, endpoints)
-        adopt_keepers(monitor)
+        monitor.adopt_keepers()
     except (ConfigRefused, OSError) as error:
         status.state, status.problem = "failed", str(error)
         status.write()
         raise
     open_notify_socket()  # an abstract name belongs to this network namespace, which is left next
+    log = Log("monitor")
     if reason := leave_network():
-        monitor.log.info("the monitor stays in the host's network namespace", reason=reason)
+        log.info("the monitor stays in the host's network namespace", reason=reason)
     gc.collect()
     gc.freeze()
     gc.collect()  # resets the count: frozen objects would delay the next full collection until as many were made
     gc.set_threshold(*_GC_THRESHOLDS)
     monitor.run()
-    monitor.log.info("stopped")
+    log.info("stopped")
     runtime.release(keep_records=monitor.keep_user_endpoints)
 
 
@@ -115,14 +115,12 @@ def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoin
     audit = Audit(resolved.audit_path, log)
     if resolved.task_log_path:
         os.close(open_appending(resolved.task_log_path))  # reports an unusable file at startup
-    own_uids: tuple[int, ...] = ()
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):
             check_reachable(path)
             ours().check(path)
-        own_uids = uids_of(resolved.own_accounts)
     syscalls.set_process_name("mep-monitor")
     syscalls.become_subreaper()
-    before = fd_limit.raise_limit()
+    configuration = Configuration(resolved, bundle, fd_limit.raise_limit())
     log.info("started", endpoint=resolved.name, pid=os.getpid(), multi_user=resolved.multi_user)
-    return Monitor(resolved, bundle, log, audit, status, endpoints, own_uids, before)
+    return Monitor(configuration, log, audit, status, endpoints)

@@ -1,108 +1,171 @@
-"""The monitor: forks, watches and reaps. Lists its reactions to signals, children and time.
+"""The monitor: wires its parts together, and lists its reactions to signals, children and time.
 
 Trusts its resolved configuration and the kernel. It has one thread and one poll loop, and only the poll blocks. Keepers
-make all calls that may hang (NSS, PAM, hooks), and no channel is ever blocking. Called by main.py.
+make all calls that may hang (NSS, PAM, hooks), and no channel is ever blocking. Each part is given the parts below it,
+and calls up only through functions that it was given here. Called by main.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections import deque
 from collections.abc import Callable
 
-from mep.boundary.channel import clip
 from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
-from mep.boundary.messages import (
-    EndpointAccount,
-    EndpointEnded,
-    EndpointRevoked,
-    EndpointRunning,
-    MapperEpoch,
-    TaskLogFile,
-)
 from mep.boundary.resolved_config import Resolved
 from mep.root.keeper.supervisor import describe_status
 from mep.root.kernel.keeper_record import Records
 from mep.root.kernel.signals import Wakeup
 from mep.root.kernel.subreaper import MAX_REAPS, children, reap, reap_each
 from mep.root.monitor import permissions
-from mep.root.monitor.audit_log import Audit, open_appending
+from mep.root.monitor.adoption import Adoption
+from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, Kind
+from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
+from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.orphans import Leavings
+from mep.root.monitor.mapping_confirmations import MappingConfirmations
+from mep.root.monitor.orphans import Orphans
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.sd_notify import notify
-from mep.root.monitor.start_requests import Starts
+from mep.root.monitor.start import Answer
+from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.status_file import Status
+from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints, UserEndpoint
-
-_MAX_UNTOLD = 4096
 
 
 class Monitor:
-    """All state of the monitor. The package's other modules act on it."""
+    """The process: its parts, its children and its end."""
 
     def __init__(
-        self, resolved: Resolved, bundle: int, log: Log, audit: Audit, status: Status, endpoints: Endpoints,
-        own_uids: tuple[int, ...], open_files: tuple[int, int],
-    ) -> None:  # fmt: skip
-        self.resolved, self.bundle, self.log, self.audit = resolved, bundle, log, audit
-        self.status, self.endpoints, self.own_uids, self.open_files = status, endpoints, own_uids, open_files
-        self.loop = Loop()
-        self.closer = Closer()
-        self.refusals = self.log_budget("on starts that no keeper began, and on re-checks")
-        self.start_records = self.log_budget("on starts that a keeper began", shares=4)
-        self.leavings = Leavings(self.loop, log, self._reap)
-        self.records = Records(resolved.runtime_dir)
-        self.starts = Starts(self)
-        self.keepers = Keepers(self)
-        self.helpers = {Kind.MAPPER: Helper(Kind.MAPPER, self), Kind.MANAGER: Helper(Kind.MANAGER, self)}
-        self.reload = Reload(self)
-        self.rechecks = Rechecks(self)
-        self.epoch = b""
-        self.stopping = False
+        self, configuration: Configuration, log: Log, audit: Audit, status: Status, endpoints: Endpoints
+    ) -> None:
+        self._configuration, self._log, self._audit = configuration, log, audit
+        self._status, self._endpoints = status, endpoints
+        self._loop, self._closer = Loop(), Closer()
+        self._records = Records(configuration.resolved.runtime_dir)
+        self._orphans = Orphans(self._loop, log, self._reap)
+        self._helpers = {kind: self._helper(kind) for kind in (Kind.MAPPER, Kind.MANAGER)}
+        self._to_manager = ToManager(configuration, log, endpoints, self._helpers[Kind.MANAGER])
+        self._wire()
+        self._stopping = False
         self.keep_user_endpoints = False
         self._helpers_told = False
         self._children: dict[int, Child] = {}
         self._found = set(children())
         """Children of the program that became the monitor by exec. They are left alone."""
-        self._untold: deque[EndpointEnded] = deque(maxlen=_MAX_UNTOLD)
         self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+
+    def _helper(self, kind: Kind) -> Helper:
+        return Helper(
+            kind, self._configuration, self._loop, self._log, self._closer, self._log_budget(f"of the {kind}"),
+            launched=self._add_child, failed=self._helper_failed,
+        )  # fmt: skip
+
+    def _wire(self) -> None:
+        """Make the parts that act, each from those below it."""
+        configuration, loop, endpoints = self._configuration, self._loop, self._endpoints
+        log, audit, status, to_manager = self._log, self._audit, self._status, self._to_manager
+        refusals = self._log_budget("on starts that no keeper began, and on re-checks")
+        confirmations = MappingConfirmations(
+            configuration, loop, endpoints, self._records, log, audit, status, revoke=self._revoke
+        )
+        self._keepers = keepers = Keepers(
+            configuration, loop, endpoints, self._records, log, audit, status, to_manager, confirmations,
+            self._log_budget("on starts that a keeper began", shares=4),
+            forked=self._add_child, answered=self._start_answered, gone=self._endpoint_gone,
+        )  # fmt: skip
+        self._rechecks = Rechecks(
+            configuration, loop, endpoints, log, audit, status, to_manager, confirmations, refusals,
+            forked=self._add_child, revoke=keepers.revoke,
+        )  # fmt: skip
+        self._starts = StartRequests(
+            configuration, loop, endpoints, log, audit, self._closer, self._helpers[Kind.MAPPER], to_manager, keepers,
+            refusals, rechecked=self._rechecks.mapper_says,
+        )  # fmt: skip
+        self._reload = Reload(
+            configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
+        )
+        self._handlers = Handlers(
+            log, status, self._starts, keepers, self._rechecks, self._reload,
+            manager_ready=self._introduce, mapper_ready=self._mapper_ready,
+        )  # fmt: skip
+
+    def _log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
+        """Return a day's budget for log lines that manager or mapper cause."""
+        limit = shares * self._configuration.resolved.log_bytes_a_day
+        return DayBudget(what, limit, self._loop, self._log, self._audit)
+
+    def adopt_keepers(self) -> None:
+        """Take over the keepers of a former monitor. Raises OSError."""
+        Adoption(self._loop, self._endpoints, self._records, self._keepers, self._log, self._audit).adopt_all()
 
     def run(self) -> None:
         """Serve until told to stop and all children have ended."""
-        self.loop.watch(self._wakeup.fileno(), self._take_signals)
-        self.status.attach(self.loop, self.log)
-        for helper in self.helpers.values():
+        self._loop.watch(self._wakeup.fileno(), self._take_signals)
+        self._status.attach(self._loop, self._log)
+        for helper in self._helpers.values():
             helper.launch()
-        self.rechecks.start()
+        self._rechecks.start()
         while not self._ended():
-            self.loop.turn()
+            self._loop.turn()
             self._end_faulty()
 
-    def log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
-        """Return a day's budget for log lines that manager or mapper cause."""
-        return DayBudget(what, shares * self.resolved.log_bytes_a_day, self.loop, self.log, self.audit)
+    # --- calls up from the parts ----------------------------------------------------------------------------
+
+    def _start_answered(self, uep_id: str, answer: Answer) -> None:
+        self._starts.finish_from_keeper(uep_id, answer)
+
+    def _endpoint_gone(self, uep_id: str) -> None:
+        self._starts.endpoint_gone(uep_id)
+
+    def _revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+        self._rechecks.revoke(endpoint, code, public, detail, correlation_id)
+
+    def _helper_failed(self, problem: str) -> None:
+        self._status.problem = problem
+        self._status.changed()
+
+    def _mapper_ready(self, epoch: bytes) -> None:
+        self._to_manager.epoch = epoch
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the manager of the epoch and the user endpoints, once both manager and mapper are ready."""
+        if not self._to_manager.introduce():
+            return
+        if not self._stopping:
+            self._status.state, self._status.problem = "up", ""
+            notify("READY=1")
+        self._status.changed()
+        self._rechecks.all_now()
+
+    def _taken_over(self, former: Resolved, now: Resolved) -> None:
+        """Restart the helpers whose part of the configuration has changed, and check everything again."""
+        changed = {Kind.MANAGER: former.manager != now.manager, Kind.MAPPER: former.mapper != now.mapper}
+        for kind, helper in self._helpers.items():
+            if changed[kind] or former.python != now.python:
+                helper.shut_down("its configuration has changed")
+        self._rechecks.all_now()
 
     # --- children ---------------------------------------------------------------------------------------
 
-    def add_child(self, child: Child) -> Child:
+    def _add_child(self, child: Child) -> None:
         """Watch a child just forked."""
         self._children[child.pid] = child
-        self.loop.watch(child.channel.fileno(), lambda: self._readable(child))
-        return child
+        self._loop.watch(child.channel.fileno(), lambda: self._readable(child))
 
     def _readable(self, child: Child) -> None:
         child.flush()
         try:
-            permissions.take_messages(self, child)
+            permissions.take_messages(self._handlers, child)
         except BoundaryViolation as violation:
             child.fault = str(violation)
 
@@ -110,11 +173,11 @@ class Monitor:
         """Kill every child that has broken the rules of the boundary."""
         for child in [child for child in self._children.values() if child.fault and child.open]:
             phase = child.phase.name
-            self.log.error("boundary violation: killing the child", child=child.name, phase=phase, fault=child.fault)
-            self.audit.write("violation", child=child.name, phase=phase, fault=child.fault)
+            self._log.error("boundary violation: killing the child", child=child.name, phase=phase, fault=child.fault)
+            self._audit.write("violation", child=child.name, phase=phase, fault=child.fault)
             child.close()
             child.signal(signal.SIGKILL)
-        for helper in self.helpers.values():
+        for helper in self._helpers.values():
             # The channel of a living child is closed, so the child is useless.
             if helper.child is not None and not helper.child.open and not helper.child.fault:
                 helper.child.fault = "it closed its channel"
@@ -126,29 +189,29 @@ class Monitor:
         ended, _ = reap()
         more = len(ended) == MAX_REAPS
         if more:
-            ended += reap_each([*self._children, *self.keepers.closing])
+            ended += reap_each([*self._children, *self._keepers.closing])
         for pid, status in ended:
             self._reaped(pid, describe_status(status), status)
         gone = {pid for pid, _ in ended}
-        known = {*self._children, *self._found, *self.closer.pids, *self.keepers.closing, self.reload.pid}
-        self.leavings.sweep((pid for pid in before if pid not in gone and pid not in known), more=more)
+        known = {*self._children, *self._found, *self._closer.pids, *self._keepers.closing, self._reload.pid}
+        self._orphans.sweep((pid for pid in before if pid not in gone and pid not in known), more=more)
 
     def _reaped(self, pid: int, how: str, status: int) -> None:
         child = self._children.pop(pid, None)
         if child is None:
             self._found.discard(pid)
-            self.closer.reaped(pid)
-            self.keepers.closing.discard(pid)
-            self.reload.reaped(pid, status)
+            self._closer.reaped(pid)
+            self._keepers.closing.discard(pid)
+            self._reload.reaped(pid, status)
             return
         if not child.fault:
             self._drain(child)
         child.close()
         if child.kind is Kind.KEEPER:
-            if (endpoint := self.endpoints.by_keeper(pid)) is not None:
-                self.keepers.gone(endpoint)
+            if (endpoint := self._endpoints.by_keeper(pid)) is not None:
+                self._keepers.gone(endpoint)
         elif child.kind is Kind.CHECKER:
-            self.rechecks.checker_ended(child)
+            self._rechecks.checker_ended(child)
         else:
             self._helper_ended(child.kind, how)
 
@@ -158,77 +221,17 @@ class Monitor:
             if not child.open:
                 return
             with contextlib.suppress(BoundaryViolation):
-                permissions.take_messages(self, child)
+                permissions.take_messages(self._handlers, child)
 
     def _helper_ended(self, kind: Kind, how: str) -> None:
-        self.helpers[kind].ended(how)
+        self._helpers[kind].ended(how)
         if kind is Kind.MAPPER:
-            self.epoch = b""
-            self.starts.mapper_lost()
+            self._to_manager.epoch = b""
+            self._starts.mapper_lost()
         else:
-            self.status.link_state, self.status.link_detail = "gone", "the manager is not running"
-            self.starts.manager_lost()
-        self.status.changed()
-
-    # --- messages to the manager ------------------------------------------------------------------------------
-
-    def introduce(self) -> None:
-        """Send the manager the epoch and the running user endpoints, once both manager and mapper are ready."""
-        manager = self.helpers[Kind.MANAGER].child
-        if manager is None or not self.helpers[Kind.MANAGER].serving or not self.helpers[Kind.MAPPER].serving:
-            return
-        if not self.stopping:
-            self.status.state, self.status.problem = "up", ""
-            notify("READY=1")
-        self.hand_over_task_log()
-        manager.send(MapperEpoch(epoch=self.epoch))
-        for endpoint in self.endpoints.values():
-            if endpoint.ready and not endpoint.told:
-                self.tell_account(endpoint)
-                self.tell_running(endpoint)
-        while self._untold:
-            manager.send(self._untold.popleft())
-        self.status.changed()
-        self.rechecks.all_now()
-
-    def hand_over_task_log(self) -> None:
-        """Send a fresh descriptor of the task log to the manager if it keeps task records; it can only append to it."""
-        manager, path = self.helpers[Kind.MANAGER].child, self.resolved.task_log_path
-        if manager is None or not self.helpers[Kind.MANAGER].serving or not path:
-            return
-        try:
-            manager.send(TaskLogFile(), [open_appending(path)])
-        except OSError as error:
-            self.log.error("task records cannot be written", path=path, error=error.strerror)
-
-    def tell_account(self, endpoint: UserEndpoint) -> None:
-        """Tell the manager, if it keeps task records, the account of a user endpoint."""
-        manager = self.helpers[Kind.MANAGER].child
-        if manager is not None and self.helpers[Kind.MANAGER].serving and self.resolved.task_log_path:
-            manager.send(
-                EndpointAccount(endpoint.uid, endpoint.uep_id, endpoint.local_user, incarnation=endpoint.incarnation)
-            )
-
-    def tell_running(self, endpoint: UserEndpoint) -> None:
-        """Tell the manager, if it runs, that a user endpoint runs. A later manager is told when it is ready."""
-        manager = self.helpers[Kind.MANAGER].child
-        if manager is not None and self.helpers[Kind.MANAGER].serving:
-            manager.send(EndpointRunning(endpoint.uep_id, incarnation=endpoint.incarnation))
-
-    def tell_revoked(self, endpoint: UserEndpoint, code: str, public: str) -> None:
-        """Tell the manager, if it runs, that a user endpoint is being ended. `tell_ended` always reports the end."""
-        manager = self.helpers[Kind.MANAGER].child
-        if manager is not None and self.helpers[Kind.MANAGER].serving:
-            manager.send(EndpointRevoked(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation))
-
-    def tell_ended(self, endpoint: UserEndpoint, code: str, public: str) -> None:
-        """Tell the manager, now or when it next runs, that a user endpoint has ended."""
-        message = EndpointEnded(*_said_of(endpoint, code, public), incarnation=endpoint.incarnation)
-        manager = self.helpers[Kind.MANAGER].child
-        if manager is not None and self.helpers[Kind.MANAGER].serving:
-            manager.send(message)
-        else:
-            self._untold.append(message)
+            self._status.link_state, self._status.link_detail = "gone", "the manager is not running"
+            self._starts.manager_lost()
+        self._status.changed()
 
     # --- signals ------------------------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ class Monitor:
         caught = self._wakeup.take()
         actions: list[tuple[signal.Signals, Callable[[], None]]] = [
             (signal.SIGCHLD, self._reap),
-            (signal.SIGHUP, self.reload.start),
+            (signal.SIGHUP, self._reload.start),
             (signal.SIGUSR1, lambda: self.stop(keep_user_endpoints=True)),
             (signal.SIGTERM, lambda: self.stop(keep_user_endpoints=False)),
             (signal.SIGINT, lambda: self.stop(keep_user_endpoints=False)),
@@ -249,31 +252,31 @@ class Monitor:
 
     def stop(self, *, keep_user_endpoints: bool) -> None:
         """Begin to stop: first user endpoints (unless they are kept), then manager and mapper."""
-        if self.stopping:
+        if self._stopping:
             return
-        self.stopping, self.keep_user_endpoints = True, keep_user_endpoints
-        self.log.info("stopping", keep_user_endpoints=keep_user_endpoints)
-        self.status.state = "stopping"
+        self._stopping, self.keep_user_endpoints = True, keep_user_endpoints
+        self._log.info("stopping", keep_user_endpoints=keep_user_endpoints)
+        self._status.state = "stopping"
         notify("STOPPING=1")
-        self.status.changed()
-        self.starts.abort("The endpoint is being stopped. Your tasks wait until it runs again.")
+        self._status.changed()
+        for helper in self._helpers.values():
+            helper.launch_no_more()
+        self._reload.stop()
+        self._rechecks.stop()
+        self._starts.close("The endpoint is being stopped. Your tasks wait until it runs again.")
         if not keep_user_endpoints:
-            self.keepers.stop_all("The endpoint was stopped by its administrator.")
-            self.loop.after(self.keepers.patience_s(), self.keepers.kill_all)
+            self._keepers.stop_all("The endpoint was stopped by its administrator.")
+            self._loop.after(self._keepers.patience_s(), self._keepers.kill_all)
 
     def _ended(self) -> bool:
         """Whether everything has ended. Manager and mapper are told to end once no user endpoint is left."""
-        if not self.stopping or (not self.keep_user_endpoints and self._anything_left()):
+        if not self._stopping or (not self.keep_user_endpoints and self._anything_left()):
             return False
         if not self._helpers_told:
             self._helpers_told = True
-            for helper in self.helpers.values():
+            for helper in self._helpers.values():
                 helper.shut_down("the endpoint is being stopped")
-        return all(helper.child is None for helper in self.helpers.values())
+        return all(helper.child is None for helper in self._helpers.values())
 
     def _anything_left(self) -> bool:
-        return bool(self.endpoints or self.keepers.closing or self.keepers.burying) or self.leavings.wait_for()
-
-
-def _said_of(endpoint: UserEndpoint, code: str, public: str) -> tuple[str, str, str, str]:
-    return endpoint.uep_id, clip(code, 64), clip(public, 1024), clip(endpoint.correlation_id, 64)
+        return bool(self._endpoints or self._keepers.closing or self._keepers.cleaning_up) or self._orphans.wait_for()

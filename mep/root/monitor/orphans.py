@@ -20,7 +20,7 @@ GIVE_UP_S = 10.0
 """After this long, orphans no longer keep the monitor from exiting. The kernel must end those that don't die."""
 
 
-class Leavings:
+class Orphans:
     """The passes, while there are orphans."""
 
     def __init__(self, loop: Loop, log: Log, again: Callable[[], None]) -> None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mep.boundary import messages as m
 from mep.boundary.errors import BoundaryViolation
-from mep.root.monitor import handlers
 from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.handlers import Handlers
 
-if TYPE_CHECKING:
-    from mep.root.monitor.monitor import Monitor
-
-Handler = Callable[["Monitor", Child, Any, list[int]], None]
+Handler = Callable[[Handlers, Child, Any, list[int]], None]
 AT_ONCE = 32
 """Messages read from one child before the others have their turn."""
 ONCE, MANY = True, False
@@ -39,37 +36,37 @@ class Power:
 
 P = Phase
 TABLE = (
-    Power(Kind.MANAGER, m.ManagerReady, P.BEGINNING, ONCE, handlers.answer_manager_ready, P.SERVING),
-    Power(Kind.MANAGER, m.StartEndpoint, P.SERVING, MANY, handlers.answer_start_endpoint),
-    Power(Kind.MANAGER, m.LinkStatus, P.SERVING, MANY, handlers.answer_link_status),
-    Power(Kind.MANAGER, m.StopAll, P.SERVING, ONCE, handlers.answer_stop_all),
-    Power(Kind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, handlers.answer_mapping_status),
-    Power(Kind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, handlers.answer_reload_needed),
-    Power(Kind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, handlers.answer_mapper_ready, P.SERVING),
-    Power(Kind.MAPPER, m.Mapped, P.SERVING, MANY, handlers.answer_mapped),
-    Power(Kind.MAPPER, m.NotMapped, P.SERVING, MANY, handlers.answer_not_mapped),
-    Power(Kind.MAPPER, m.StillMapped, P.SERVING, MANY, handlers.answer_still_mapped),
-    Power(Kind.MAPPER, m.NoLongerMapped, P.SERVING, MANY, handlers.answer_no_longer_mapped),
-    Power(Kind.CHECKER, m.StillAdmitted, P.ADMITTING, ONCE, handlers.answer_still_admitted, P.ENDING),
-    Power(Kind.CHECKER, m.NoLongerAdmitted, P.ADMITTING, ONCE, handlers.answer_no_longer_admitted, P.ENDING),
-    Power(Kind.CHECKER, m.NotChecked, P.ADMITTING, ONCE, handlers.answer_not_checked, P.ENDING),
-    Power(Kind.KEEPER, m.AskCaps, P.ADMITTING, ONCE, handlers.answer_ask_caps, P.SPAWNING),
-    Power(Kind.KEEPER, m.Spawned, P.SPAWNING, ONCE, handlers.answer_spawned, P.STARTING),
-    Power(Kind.KEEPER, m.UepReady, P.STARTING, ONCE, handlers.answer_uep_ready, P.RUNNING),
+    Power(Kind.MANAGER, m.ManagerReady, P.BEGINNING, ONCE, Handlers.answer_manager_ready, P.SERVING),
+    Power(Kind.MANAGER, m.StartEndpoint, P.SERVING, MANY, Handlers.answer_start_endpoint),
+    Power(Kind.MANAGER, m.LinkStatus, P.SERVING, MANY, Handlers.answer_link_status),
+    Power(Kind.MANAGER, m.StopAll, P.SERVING, ONCE, Handlers.answer_stop_all),
+    Power(Kind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, Handlers.answer_mapping_status),
+    Power(Kind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, Handlers.answer_reload_needed),
+    Power(Kind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, Handlers.answer_mapper_ready, P.SERVING),
+    Power(Kind.MAPPER, m.Mapped, P.SERVING, MANY, Handlers.answer_mapped),
+    Power(Kind.MAPPER, m.NotMapped, P.SERVING, MANY, Handlers.answer_not_mapped),
+    Power(Kind.MAPPER, m.StillMapped, P.SERVING, MANY, Handlers.answer_still_mapped),
+    Power(Kind.MAPPER, m.NoLongerMapped, P.SERVING, MANY, Handlers.answer_no_longer_mapped),
+    Power(Kind.CHECKER, m.StillAdmitted, P.ADMITTING, ONCE, Handlers.answer_still_admitted, P.ENDING),
+    Power(Kind.CHECKER, m.NoLongerAdmitted, P.ADMITTING, ONCE, Handlers.answer_no_longer_admitted, P.ENDING),
+    Power(Kind.CHECKER, m.NotChecked, P.ADMITTING, ONCE, Handlers.answer_not_checked, P.ENDING),
+    Power(Kind.KEEPER, m.AskCaps, P.ADMITTING, ONCE, Handlers.answer_ask_caps, P.SPAWNING),
+    Power(Kind.KEEPER, m.Spawned, P.SPAWNING, ONCE, Handlers.answer_spawned, P.STARTING),
+    Power(Kind.KEEPER, m.UepReady, P.STARTING, ONCE, Handlers.answer_uep_ready, P.RUNNING),
     Power(
         Kind.KEEPER,
         m.KeeperFailed,
         P.ADMITTING | P.SPAWNING | P.STARTING,
         ONCE,
-        handlers.answer_keeper_failed,
+        Handlers.answer_keeper_failed,
         P.ENDING,
     ),
-    Power(Kind.KEEPER, m.UepExited, P.RUNNING, ONCE, handlers.answer_uep_exited, P.ENDING),
+    Power(Kind.KEEPER, m.UepExited, P.RUNNING, ONCE, Handlers.answer_uep_exited, P.ENDING),
 )
 _POWERS = {(power.kind, power.message): power for power in TABLE}
 
 
-def take_messages(monitor: Monitor, child: Child) -> None:
+def take_messages(handlers: Handlers, child: Child) -> None:
     """Read the messages of `child` and handle them by the table. Raises BoundaryViolation for anything else."""
     for _ in range(AT_ONCE):
         try:
@@ -84,10 +81,10 @@ def take_messages(monitor: Monitor, child: Child) -> None:
         if not child.bucket.take():
             child.channel.dispose(received[1])
             raise BoundaryViolation(f"{type(received[0]).__name__}: too many messages a second")
-        _dispatch(monitor, child, *received)
+        _dispatch(handlers, child, *received)
 
 
-def _dispatch(monitor: Monitor, child: Child, message: m.Message, descriptors: list[int]) -> None:
+def _dispatch(handlers: Handlers, child: Child, message: m.Message, descriptors: list[int]) -> None:
     power = _POWERS.get((child.kind, type(message)))
     if power is None or not child.phase & power.phase or (power.once and power.message in child.seen):
         child.channel.dispose(descriptors)
@@ -95,4 +92,4 @@ def _dispatch(monitor: Monitor, child: Child, message: m.Message, descriptors: l
     child.seen.add(power.message)
     if power.then is not None:
         child.phase = power.then
-    power.handler(monitor, child, message, descriptors)
+    power.handler(handlers, child, message, descriptors)

@@ -2,30 +2,28 @@
 
 The resolver is the administrator's own command line tool, run as root with two memfds to write to. Its output is
 sealed and checked as at startup. If the document is bad, or the resolver fails or hangs, the old configuration stays
-in force. Called by the monitor.
+in force. Called by the monitor, which is told by `taken_over` and opens the logs again.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
+from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
-from mep.root.account.system_accounts import uids_of
 from mep.root.keeper.supervisor import describe_status
 from mep.root.kernel.spawn import reset_signals
 from mep.root.monitor import fd_limit
-from mep.root.monitor.child import Kind
-from mep.root.monitor.event_loop import Timer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mep.root.monitor.monitor import Monitor
+from mep.root.monitor.audit_log import Audit
+from mep.root.monitor.configuration import Configuration
+from mep.root.monitor.event_loop import Loop, Timer
+from mep.root.monitor.status_file import Status
 
 DEADLINE_S = 60.0
 MAPPER_PAUSE_S = 5.0
@@ -37,9 +35,15 @@ _FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
 class Reload:
     """The running resolver, if there is one."""
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(
+        self, configuration: Configuration, loop: Loop, log: Log, audit: Audit, status: Status, *,
+        send_task_log: Callable[[], None], taken_over: Callable[[Resolved, Resolved], None],
+    ) -> None:  # fmt: skip
+        """`taken_over` is called with the former and the new configuration, `send_task_log` to open that log again."""
         self.pid = 0
-        self._monitor = monitor
+        self._configuration, self._loop, self._log, self._audit, self._status = configuration, loop, log, audit, status
+        self._send_task_log, self._taken_over = send_task_log, taken_over
+        self._stopped = False
         self._documents: tuple[int, ...] = ()
         self._deadline: Timer | None = None
         self._for_mapper: Timer | None = None
@@ -47,9 +51,9 @@ class Reload:
 
     def start(self) -> None:
         """Start a reload. A second request during a reload is dropped."""
-        monitor = self._monitor
         self._reopen_logs()
-        if self.pid or monitor.stopping or not monitor.resolved.resolver_argv:
+        resolver = self._configuration.resolved.resolver_argv
+        if self.pid or self._stopped or not resolver:
             return
         try:
             self._documents = _two_memfds()
@@ -58,19 +62,23 @@ class Reload:
             self._failed(str(error))
             return
         if self.pid == 0:
-            _exec_resolver(monitor.resolved.resolver_argv, *self._documents)
-        self._deadline = monitor.loop.after(DEADLINE_S, self._overdue)
-        monitor.log.info("reading the configuration again", resolver=self.pid)
+            _exec_resolver(resolver, *self._documents)
+        self._deadline = self._loop.after(DEADLINE_S, self._overdue)
+        self._log.info("reading the configuration again", resolver=self.pid)
+
+    def stop(self) -> None:
+        """Start no more reloads, because the endpoint is being stopped."""
+        self._stopped = True
 
     def start_for_mapper(self) -> None:
         """Start a reload for the mapper: at once, or MAPPER_PAUSE_S after the last one."""
         if self._for_mapper is None:
-            loop = self._monitor.loop
-            self._for_mapper = loop.after(max(0.0, self._next_for_mapper - loop.clock()), self._start_for_mapper)
+            wait = max(0.0, self._next_for_mapper - self._loop.clock())
+            self._for_mapper = self._loop.after(wait, self._start_for_mapper)
 
     def _start_for_mapper(self) -> None:
-        loop, self._for_mapper = self._monitor.loop, None
-        self._next_for_mapper = loop.clock() + MAPPER_PAUSE_S
+        self._for_mapper = None
+        self._next_for_mapper = self._loop.clock() + MAPPER_PAUSE_S
         if self.pid:  # that resolver may have read the mapping before it changed
             self.start_for_mapper()
         else:
@@ -78,21 +86,21 @@ class Reload:
 
     def _reopen_logs(self) -> None:
         """Reopen each log separately: a failure doesn't keep the others from being reopened."""
-        resolved, monitor = self._monitor.resolved, self._monitor
+        resolved = self._configuration.resolved
         steps: dict[str, Callable[[], object]] = {
             "log": lambda: open_log(resolved.log_path),
-            "audit log": lambda: monitor.audit.reopen(resolved.audit_path),
-            "task records": monitor.hand_over_task_log,
+            "audit log": lambda: self._audit.reopen(resolved.audit_path),
+            "task records": self._send_task_log,
         }
         for what, again in steps.items():
             try:
                 again()
             except OSError as error:
-                monitor.log.error("cannot open a log again", which=what, error=str(error))
+                self._log.error("cannot open a log again", which=what, error=str(error))
 
     def _overdue(self) -> None:
         if self.pid:
-            self._monitor.log.error("the resolver hangs: killing it", pid=self.pid)
+            self._log.error("the resolver hangs: killing it", pid=self.pid)
             os.kill(self.pid, signal.SIGKILL)
 
     def reaped(self, pid: int, status: int) -> None:
@@ -122,31 +130,27 @@ class Reload:
         resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
         fd_limit.check(resolved)
         for key in _FIXED:
-            if getattr(resolved, key) != getattr(self._monitor.resolved, key):
+            if getattr(resolved, key) != getattr(self._configuration.resolved, key):
                 raise ConfigRefused("resolved configuration", key, "cannot change while the endpoint runs: restart it")
         return resolved
 
     def _failed(self, reason: str) -> None:
         self._close(*self._documents)
         self._documents = ()
-        self._monitor.log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
-        self._monitor.audit.write("reload", outcome="refused", detail=reason)
-        self._monitor.status.configured(reason)
+        self._log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
+        self._audit.write("reload", outcome="refused", detail=reason)
+        self._status.configured(reason)
 
     def _take_over(self, resolved: Resolved) -> None:
-        monitor, old = self._monitor, self._monitor.resolved
-        self._close(self._documents[0], monitor.bundle)
-        monitor.resolved, monitor.bundle, self._documents = resolved, self._documents[1], ()
-        monitor.own_uids = uids_of(resolved.own_accounts) if resolved.multi_user else ()
+        (config, bundle), former = self._documents, self._configuration.resolved
+        self._close(config)
+        self._documents = ()
+        self._configuration.replace(resolved, bundle)
         self._reopen_logs()
-        monitor.log.info("configuration reloaded")
-        monitor.audit.write("reload", outcome="taken over")
-        monitor.status.configured("")
-        if (resolved.manager, resolved.python) != (old.manager, old.python):
-            monitor.helpers[Kind.MANAGER].shut_down("its configuration has changed")
-        if (resolved.mapper, resolved.python) != (old.mapper, old.python):
-            monitor.helpers[Kind.MAPPER].shut_down("its configuration has changed")
-        monitor.rechecks.all_now()
+        self._log.info("configuration reloaded")
+        self._audit.write("reload", outcome="taken over")
+        self._status.configured("")
+        self._taken_over(former, resolved)
 
     def _close(self, *descriptors: int) -> None:
         for descriptor in descriptors:

@@ -5,12 +5,52 @@ This module holds the monitor's knowledge and starts or stops nothing. Called by
 
 from __future__ import annotations
 
+import enum
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from mep.root.monitor.child import Child
 from mep.root.monitor.event_loop import Timer
+
+
+class UepPhase(enum.Enum):
+    """A phase of a user endpoint's life. The values are those of the status file."""
+
+    STARTING = "starting"
+    CANCELLING = "stopping: it was not ready"
+    """Told to stop before it was ready."""
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "stopping: reported"
+    """Its failure or end is reported. Its keeper may still be there."""
+
+
+class UepEvent(enum.Enum):
+    """Something that happens to a user endpoint."""
+
+    READY = "it is configured and its engine runs"
+    STOP = "it is told to stop"
+    REPORTED = "its failure or end was reported"
+
+
+P, E = UepPhase, UepEvent
+TABLE: dict[tuple[UepPhase, UepEvent], UepPhase] = {
+    (P.STARTING, E.READY): P.RUNNING,
+    (P.STARTING, E.STOP): P.CANCELLING,
+    (P.STARTING, E.REPORTED): P.ENDED,
+    (P.CANCELLING, E.READY): P.STOPPING,
+    (P.CANCELLING, E.STOP): P.CANCELLING,
+    (P.CANCELLING, E.REPORTED): P.ENDED,
+    (P.RUNNING, E.STOP): P.STOPPING,
+    (P.RUNNING, E.REPORTED): P.ENDED,
+    (P.STOPPING, E.STOP): P.STOPPING,
+    (P.STOPPING, E.REPORTED): P.ENDED,
+    (P.ENDED, E.READY): P.ENDED,
+    (P.ENDED, E.STOP): P.ENDED,
+    (P.ENDED, E.REPORTED): P.ENDED,
+}
+"""The phase that follows. A user endpoint is ready once: there are no other rows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,10 +68,8 @@ class UserEndpoint:
     pidfd: int = -1
     uid: int = -1
     pid: int = 0
-    ready: bool = False
-    ending: bool = False
-    told: bool = False
-    """Whether its end has been reported."""
+    phase: UepPhase = UepPhase.STARTING
+    """Changed by `take` alone."""
     cause: tuple[str, str] = ("", "")
     """Code and public text of the end, if the monitor has decided on it."""
     person: bytes = b""
@@ -62,13 +100,37 @@ class UserEndpoint:
     watchdog: Timer | None = None
     """Kills a keeper that doesn't end after being told to stop."""
 
+    def take(self, event: UepEvent) -> None:
+        """Change the phase by the table."""
+        self.phase = TABLE[self.phase, event]
+
+    @property
+    def starts(self) -> bool:
+        """Whether its start is neither answered nor given up."""
+        return self.phase in {UepPhase.STARTING, UepPhase.CANCELLING}
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is ready and not told to stop."""
+        return self.phase is UepPhase.RUNNING
+
+    @property
+    def is_known_to_run(self) -> bool:
+        """Whether its start was answered and its end is not reported: the manager must know of it."""
+        return self.phase in {UepPhase.RUNNING, UepPhase.STOPPING}
+
+    @property
+    def stops(self) -> bool:
+        """Whether it was told to stop, or has ended."""
+        return self.phase in {UepPhase.CANCELLING, UepPhase.STOPPING, UepPhase.ENDED}
+
     def is_named(self, incarnation: bytes) -> bool:
         """Tell whether a message about this incarnation means this process. An unknown incarnation may mean any."""
         return not incarnation or not self.incarnation or incarnation == self.incarnation
 
     def public(self) -> dict[str, Any]:
         """Return its entry in status.json, which every account on the host may read."""
-        state = "stopping" if self.ending else "running" if self.ready else "starting"
+        state = self.phase.value.partition(":")[0]
         value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
         times = {"mapping_checked_at": self.mapped_at, "account_checked_at": self.admitted_at}
         if self.mapped_at and self.admitted_at:
@@ -97,7 +159,7 @@ class Endpoints(dict[str, UserEndpoint]):
 
     def starting(self) -> int:
         """Return how many user endpoints are being started."""
-        return sum(not one.ready and not one.ending and one.keeper is not None for one in self.values())
+        return sum(one.phase is UepPhase.STARTING for one in self.values())
 
     def by_keeper(self, pid: int) -> UserEndpoint | None:
         """Return the user endpoint of the keeper `pid`."""

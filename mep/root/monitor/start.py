@@ -1,0 +1,136 @@
+"""One start request and its states. The tables below are all that may happen to it; start_requests.py acts on them.
+
+This module holds data and starts nothing. Called by start_requests.py and keepers.py.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mep.boundary import messages as m
+from mep.boundary.errors import Refusal
+from mep.root.monitor.event_loop import Timer
+
+_TRY_AGAIN = frozenset(
+    {
+        Refusal.SITE_BUSY, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
+        "STOPPED", "RELAY_UNREACHABLE", "RELAY_UNAVAILABLE", "JOIN_REFUSED",
+    }
+)  # fmt: skip
+
+
+class State(enum.Enum):
+    """The state of a start."""
+
+    RECEIVED = "just received"
+    WAITING = "waiting for the mapper"
+    MAPPING = "with the mapper"
+    MAPPED = "waiting for a slot"
+    PARKED = "waiting for the end of the user endpoint before it"
+    IN_KEEPER = "with its keeper"
+    DONE = "answered or dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What may happen to a start in one state."""
+
+    then: frozenset[State]
+    """The states that may follow."""
+    overdue: Refusal | None = None
+    """The refusal of a start that waited here for too long; None if there is no time limit here."""
+    needs_mapper: bool = False
+    """Whether it is refused when the mapper is gone: its request was signed for that mapper's epoch."""
+    needs_manager: bool = False
+    """Whether it is dropped when the manager that asked is gone, and refused when the endpoint stops."""
+
+
+def _row(*then: State, overdue: Refusal | None = None, needs_mapper: bool = False, needs_manager: bool = True) -> Row:
+    return Row(frozenset(then), overdue, needs_mapper, needs_manager)
+
+
+S = State
+TABLE: dict[State, Row] = {
+    S.RECEIVED: _row(S.WAITING, S.DONE),
+    S.WAITING: _row(S.MAPPING, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
+    S.MAPPING: _row(S.MAPPED, S.PARKED, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
+    S.MAPPED: _row(S.IN_KEEPER, S.DONE, overdue=Refusal.SITE_BUSY),
+    S.PARKED: _row(S.MAPPED, S.DONE, overdue=Refusal.SITE_BUSY),
+    S.IN_KEEPER: _row(S.DONE, needs_manager=False),
+    S.DONE: _row(needs_manager=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a start. `audit` are fields for log and audit log, which don't leave the host."""
+
+    outcome: m.Outcome
+    code: str = ""
+    public: str = ""
+    audit: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Start:
+    """One start. `requesters` are the manager's request numbers that wait for the answer."""
+
+    ref: int
+    requesters: list[int]
+    descriptor: int
+    """The document held for it: first the manager's, then the mapper's; -1 for none."""
+    size: int
+    state: State = State.RECEIVED
+    """Changed by `Starts` alone."""
+    timer: Timer | None = None
+    uep_id: str = ""
+    local_user: str = ""
+    mapped_at: float = 0.0
+    """Time of the mapper's answer, by the loop's clock."""
+    identities: str = ""
+    correlation_id: str = ""
+    incarnation: bytes = b""
+    """Incarnation of the process to be started; once it is answered, of the running one."""
+    person: bytes = b""
+    literal: bool = False
+    refused_by_mapper: bool = False
+    paid: bool = False
+    """Whether its records are already counted in the day's budget."""
+    told_position: int = 0
+    """The queue position that its requesters were last told."""
+    audit: dict[str, object] = field(default_factory=dict)
+
+
+class Starts:
+    """Every start that is not done, by its state. Within a state, the oldest comes first."""
+
+    def __init__(self) -> None:
+        self._of: dict[State, dict[int, Start]] = {state: {} for state in State}
+
+    def __getitem__(self, state: State) -> dict[int, Start]:
+        """The starts in `state`, by their number."""
+        return self._of[state]
+
+    def __iter__(self) -> Iterator[Start]:
+        return iter([start for known in self._of.values() for start in known.values()])
+
+    def enter(self, start: Start, state: State) -> None:
+        """Change the state of `start`. Raises ValueError if the table doesn't allow it."""
+        if state not in TABLE[start.state].then:
+            raise ValueError(f"a start {start.state.value} cannot be {state.value} next")
+        self._of[start.state].pop(start.ref, None)
+        start.state = state
+        if state is not State.DONE:
+            self._of[state][start.ref] = start
+
+    def of_user_endpoint(self, uep_id: str) -> Start | None:
+        """Return the start that goes on for this user endpoint: there is at most one."""
+        found = (*self._of[State.MAPPED].values(), *self._of[State.IN_KEEPER].values())
+        return next((start for start in found if start.uep_id == uep_id), None)
+
+
+def outcome_of(code: str) -> m.Outcome:
+    """Return whether a start that failed with `code` is worth another try."""
+    return m.Outcome.UNAVAILABLE if code in _TRY_AGAIN else m.Outcome.REFUSED
