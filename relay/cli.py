@@ -32,7 +32,7 @@ from relay.server import Settings, serve
 from relay.state_dir import Keys, State, StateRefused, become_relay_account, default_dir
 from relay.store.records import Caller
 from relay.store.schema import StateTooNew
-from relay.store.sqlite_reads import SqliteStore
+from relay.store.sqlite import SqliteStore
 
 _DEFAULTS = Settings()
 MAX_USERNAME = 256

@@ -31,7 +31,7 @@ from relay.link.zmq_link import ZmqPlane
 from relay.log import logger
 from relay.retention import Periods, Sweeper
 from relay.state_dir import State
-from relay.store.sqlite_reads import SqliteStore
+from relay.store.sqlite import SqliteStore
 
 _DAY_S = 86400.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 
 from mep_wire.states import TaskState
-from relay.store import sqlite_task_events
 
 _END = int(TaskState.SUCCESS)
 
@@ -66,7 +65,14 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE ueps ADD COLUMN made_of TEXT NOT NULL DEFAULT '';
     UPDATE ueps SET made_of = account_id;
     """,
-    sqlite_task_events.SCHEMA,
+    """
+    CREATE TABLE task_records (
+        endpoint_id TEXT PRIMARY KEY, first_seq INTEGER NOT NULL, next_seq INTEGER NOT NULL, dropped INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE task_events (
+        endpoint_id TEXT NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (endpoint_id, seq)
+    ) WITHOUT ROWID;
+    """,
     f"""
     ALTER TABLE tasks ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE tasks ADD COLUMN deadline REAL NOT NULL DEFAULT 0;

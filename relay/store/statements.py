@@ -252,3 +252,30 @@ PAD_LOG = (
     "DELETE FROM padding",
     "PRAGMA wal_checkpoint(RESTART)",
 )
+
+# --- task events ------------------------------------------------------------------------------------
+
+KEEP_EVENTS = "INSERT INTO task_records VALUES (?, 1, 1, 0) ON CONFLICT (endpoint_id) DO NOTHING"
+# The numbers go on where they were if it is switched on again: a reader tells repeated events by them.
+STOP_KEEPING_EVENTS = (
+    "DELETE FROM task_events WHERE endpoint_id = ?",
+    "UPDATE task_records SET first_seq = -1, dropped = 0 WHERE endpoint_id = ?",
+)
+KEEP_EVENTS_AGAIN = "UPDATE task_records SET first_seq = next_seq WHERE endpoint_id = ? AND first_seq = -1"
+EVENTS_KEPT = "SELECT endpoint_id FROM task_records WHERE first_seq >= 0"
+EVENT_NUMBERS = "SELECT first_seq, next_seq, dropped FROM task_records WHERE endpoint_id = ? AND first_seq >= 0"
+SET_EVENT_NUMBERS = "UPDATE task_records SET first_seq = ?, next_seq = ?, dropped = ? WHERE endpoint_id = ?"
+ADD_EVENT = "INSERT INTO task_events VALUES (?, ?, ?)"
+DROP_EVENTS = "DELETE FROM task_events WHERE endpoint_id = ? AND seq < ?"
+EVENTS = "SELECT seq, body FROM task_events WHERE endpoint_id = ? ORDER BY seq LIMIT ?"
+TASK_REF = (
+    "SELECT t.row, t.task_id, f.function_id, t.state, t.submitted_at "
+    "FROM tasks t JOIN functions f ON f.function_row = t.function_row WHERE t.row = ? AND t.uep_row = ?"
+)
+QUEUED_REFS = (
+    "SELECT t.row, t.task_id, f.function_id, t.state, t.submitted_at "
+    "FROM tasks t JOIN functions f ON f.function_row = t.function_row "
+    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) "
+    "ORDER BY t.priority DESC, t.row LIMIT ?"
+)
+UEP_KEY = "SELECT endpoint_id, uep_id, account_id, identity_id, incarnation FROM ueps WHERE uep_row = ?"

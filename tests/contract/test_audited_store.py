@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from relay.store import memory_tx, sqlite_task_events, statements
+from relay.store import memory_tx, statements
 from relay.store.base import Store, Tx
 from relay.store.delegating import DelegatingStore, DelegatingTx
 from relay.store.schema import migrate
-from relay.store.sqlite_writes import SqliteTx
+from relay.store.sqlite import SqliteTx
 from relay.store.task_record_writes import NOT_RECORDED, AuditedStore, AuditedTx
 
 RECORDED = {name for name in vars(AuditedTx) if not name.startswith("_")} - {"enrol"}
 """`enrol` is there because a process that joins makes a remembered account out of date."""
-MODULES = {"sql": statements, "": sqlite_task_events}
+MODULES: dict[str, Any] = {"sql": statements}
 """The modules with statements, by the name under which methods have them."""
 
 
@@ -68,8 +68,6 @@ def _statements(tree: ast.AST) -> Iterator[str]:
         value: Any = None
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             value = getattr(MODULES.get(node.value.id), node.attr, None)
-        elif isinstance(node, ast.Name):
-            value = getattr(MODULES[""], node.id, None) if node.id.isupper() else None
         elif isinstance(node, ast.Constant):
             value = node.value
         elif isinstance(node, ast.JoinedStr):

@@ -13,7 +13,7 @@ from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
 from relay.store.records import FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
-from relay.store.sqlite_reads import SqliteStore
+from relay.store.sqlite import SqliteStore
 
 
 def test_it_is_all_there_after_opening_again(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from relay.store.records import (
     NewTask,
     UepRecord,
 )
-from relay.store.sqlite_reads import SqliteStore
+from relay.store.sqlite import SqliteStore
 
 S = TaskState
 

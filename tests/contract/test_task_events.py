@@ -17,7 +17,7 @@ from mep_wire.states import TaskState
 from relay.store.base import Store, TaskTx
 from relay.store.memory import MemoryStore
 from relay.store.records import Ending, FunctionRecord, NewTask, UepRecord
-from relay.store.sqlite_reads import SqliteStore
+from relay.store.sqlite import SqliteStore
 from relay.store.task_record_writes import AuditedStore, StoredEvent
 
 
