@@ -27,57 +27,15 @@ QUICK_COMMIT_S = 0.002
 """While a commit takes less than this on average, a lone one may run in the caller's thread."""
 
 
-class Writer:
-    """Runs changes over `tx` on `connection`, which must be in autocommit mode and used only here."""
+class _Commits:
+    """Commits groups of changes over `tx` on `connection`, which must be in autocommit mode."""
 
     def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
         self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
-        self._waiting: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
-        self._wake = threading.Condition(threading.Lock())
-        self._writing = threading.Lock()
-        self._commit_s = 0.0
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
-        self._thread.start()
+        self.commit_s = 0.0
+        """How long a commit takes on average."""
 
-    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
-        """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()  # who no longer waits must not take the answer from the others
-        if inline and not self._waiting and self._commit_s < QUICK_COMMIT_S and self._writing.acquire(blocking=False):
-            try:
-                if not self._waiting:
-                    self._commit_group([(change, future)])
-                    return future
-            finally:
-                self._writing.release()
-        with self._wake:
-            if self._closed:
-                raise RuntimeError("the store is closed")
-            self._waiting.append((change, future))
-            self._wake.notify()
-        return future
-
-    def close(self) -> None:
-        """Commit waiting changes, and end the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
-                if not self._waiting:
-                    return
-            with self._writing:
-                # Taken only with the lock held, so that a lone change cannot overtake these.
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
-                self._commit_group(group)
-
-    def _commit_group(self, group: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
+    def commit(self, group: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -86,7 +44,7 @@ class Writer:
                 outcomes.append((future, value, error))
             before = time.monotonic()
             self._connection.execute("COMMIT")
-            self._commit_s += 0.1 * (time.monotonic() - before - self._commit_s)
+            self.commit_s += 0.1 * (time.monotonic() - before - self.commit_s)
             if self._checkpointer is not None:
                 self._checkpointer.changed()
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
@@ -117,3 +75,74 @@ class Writer:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._tx.forget()
+
+
+class Writer:
+    """Runs changes over `tx` on `connection`, which must be in autocommit mode and used only here."""
+
+    def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
+        self._commits = _Commits(connection, tx, checkpointer)
+        self._waiting: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition(threading.Lock())
+        self._writing = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
+        """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # who no longer waits must not take the answer from the others
+        if (
+            inline
+            and not self._waiting
+            and self._commits.commit_s < QUICK_COMMIT_S
+            and self._writing.acquire(blocking=False)
+        ):
+            try:
+                if not self._waiting:
+                    self._commits.commit([(change, future)])
+                    return future
+            finally:
+                self._writing.release()
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the store is closed")
+            self._waiting.append((change, future))
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Commit waiting changes, and end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+            with self._writing:
+                # Taken only with the lock held, so that a lone change cannot overtake these.
+                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+                self._commits.commit(group)
+
+
+class DirectWriter:
+    """Makes each change in its caller's thread, at once: for a database in memory, which waits for nothing."""
+
+    def __init__(self, connection: sqlite3.Connection, tx: Any) -> None:
+        self._commits = _Commits(connection, tx)
+
+    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
+        """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
+        future: Future[T] = Future()
+        self._commits.commit([(change, future)])
+        return future
+
+    def close(self) -> None:
+        """Nothing waits."""

@@ -23,7 +23,7 @@ from mep_wire.limits import MAX_PRIORITY, MIN_PRIORITY
 from mep_wire.states import TaskState
 from relay.store import statements as sql
 from relay.store.base import Tx
-from relay.store.group_commit import Writer
+from relay.store.group_commit import DirectWriter, Writer
 from relay.store.records import (
     Added,
     Caller,
@@ -63,7 +63,7 @@ _function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
 _identity_decoder = msgspec.msgpack.Decoder(Identity)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
     )
@@ -483,18 +483,28 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 class SqliteStore:
     """`relay.store.base.Store` in one file."""
 
-    def __init__(self, path: Path, *, for_server: bool = False) -> None:
-        """Open or make the file; `for_server` prepares it for many commits. Raises StateTooNew, sqlite3.Error."""
-        self._write = _connect(path)
+    def __init__(self, path: Path | None, *, for_server: bool = False) -> None:
+        """Open or make the file; `for_server` prepares it for many commits. Raises StateTooNew, sqlite3.Error.
+
+        Without a path the database is in memory, and each change is made in its caller's thread.
+        """
+        self._checkpointer: Checkpointer | None = None
+        self._write = _connect(path or ":memory:")
         migrate(self._write)
+        self._read = self._write
+        self._writer: Writer | DirectWriter = DirectWriter(self._write, SqliteTx(self._write))
+        if path is not None:
+            self._open_file(path, for_server=for_server)
+
+    def _open_file(self, path: Path, *, for_server: bool) -> None:
         if for_server:
             pad, *rest = sql.PAD_LOG
             self._write.execute(pad, (PADDED_BYTES,))
             for statement in rest:
                 self._write.execute(statement).fetchall()
+            self._checkpointer = Checkpointer(_connect(path))
         self._read = _connect(path)
         self._read.execute("PRAGMA query_only = 1")
-        self._checkpointer = Checkpointer(_connect(path)) if for_server else None
         self._writer = Writer(self._write, SqliteTx(self._write), self._checkpointer)
 
     def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:

@@ -16,7 +16,6 @@ from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.store.base import Store
-from relay.store.memory import MemoryStore
 from relay.store.records import (
     Caller,
     Ending,
@@ -31,9 +30,9 @@ from relay.store.sqlite import SqliteStore
 S = TaskState
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "relay.db")
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made: Store = SqliteStore(tmp_path / "relay.db")
     yield made
     made.close()
 

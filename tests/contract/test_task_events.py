@@ -15,15 +15,14 @@ import pytest
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.store.base import Store, TaskTx
-from relay.store.memory import MemoryStore
 from relay.store.records import Ending, FunctionRecord, NewTask, UepRecord
 from relay.store.sqlite import SqliteStore
 from relay.store.task_record_writes import AuditedStore, StoredEvent
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def plain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "relay.db")
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Store]:
+    made: Store = SqliteStore(tmp_path / "relay.db")
     yield made
     made.close()
 

@@ -23,8 +23,8 @@ from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.live_state import ManagerLink, Uep
 from relay.link.base import Peer, PlaneHandler
 from relay.store.base import Tx
-from relay.store.memory import MemoryStore
 from relay.store.records import Ending, EndpointRecord, FunctionRecord, NewTask, UepRecord
+from relay.store.sqlite import SqliteStore
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class NotingPlane:
         """Nothing to end."""
 
 
-class FailingStore(MemoryStore):
+class FailingStore(SqliteStore):
     """A store that fails its next changes with an unexpected error."""
 
     failures = 0
@@ -74,7 +74,7 @@ class Scene:
     """A dispatcher with one user endpoint, one task and a manager."""
 
     def __init__(self) -> None:
-        self.store, self.plane = FailingStore(), NotingPlane()
+        self.store, self.plane = FailingStore(None), NotingPlane()
         self.dispatcher = Dispatcher(self.store, self.plane, Ed25519PrivateKey.generate())
         endpoint_id = str(uuid.uuid4())
         unseal = X25519PrivateKey.generate().public_key().public_bytes_raw()

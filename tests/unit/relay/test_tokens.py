@@ -9,8 +9,8 @@ import pytest
 from mep_wire.errors import TokenUnknown
 from mep_wire.identity import Identity
 from relay.auth.tokens import CACHE_S, CACHE_SIZE, TokenAuth, new_token, token_hash
-from relay.store.memory import MemoryStore
 from relay.store.records import Caller
+from relay.store.sqlite import SqliteStore
 
 ALICE = Caller("account", "identity")
 
@@ -23,8 +23,8 @@ class Clock:
 
 
 @pytest.fixture
-def store() -> MemoryStore:
-    made = MemoryStore()
+def store() -> SqliteStore:
+    made = SqliteStore(None)
     made.submit(lambda tx: tx.add_account("account", Identity(id="identity", username="alice"))).result()
     made.submit(lambda tx: tx.add_token(token_hash("secret"), ALICE, 1.0)).result()
     return made
@@ -40,7 +40,7 @@ def test_what_is_stored_is_a_hash() -> None:
     assert token_hash("secret") == hashlib.sha256(b"secret").digest()
 
 
-def test_a_bearer_token_leads_to_its_person(store: MemoryStore) -> None:
+def test_a_bearer_token_leads_to_its_person(store: SqliteStore) -> None:
     auth = TokenAuth(store)
     assert auth.caller("Bearer secret") == ALICE
     assert auth.caller("bearer secret") == ALICE
@@ -49,12 +49,12 @@ def test_a_bearer_token_leads_to_its_person(store: MemoryStore) -> None:
 @pytest.mark.parametrize(
     "header", ["", "secret", "Basic secret", "Bearer", "Bearer ", "Bearer other", "Bearer secret "]
 )
-def test_anything_else_is_unknown(store: MemoryStore, header: str) -> None:
+def test_anything_else_is_unknown(store: SqliteStore, header: str) -> None:
     with pytest.raises(TokenUnknown):
         TokenAuth(store).caller(header)
 
 
-def test_a_revoked_token_works_for_a_moment_only(store: MemoryStore) -> None:
+def test_a_revoked_token_works_for_a_moment_only(store: SqliteStore) -> None:
     clock = Clock()
     auth = TokenAuth(store, clock)
     auth.caller("Bearer secret")
@@ -66,7 +66,7 @@ def test_a_revoked_token_works_for_a_moment_only(store: MemoryStore) -> None:
         auth.caller("Bearer secret")
 
 
-def test_the_memory_of_answers_is_bounded(store: MemoryStore) -> None:
+def test_the_memory_of_answers_is_bounded(store: SqliteStore) -> None:
     auth = TokenAuth(store)
     auth._known = {str(number): (0.0, ALICE) for number in range(CACHE_SIZE)}
     auth.caller("Bearer secret")
