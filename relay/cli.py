@@ -210,7 +210,7 @@ def add(username: str, name: str, email: str, directory: Path | None, *, as_json
     """
     identity = _identity(username, name, email)
     with _store(directory, make=True) as store:
-        caller = Caller(str(uuid.uuid4()), identity.id)
+        caller = Caller(account_id=str(uuid.uuid4()), identity_id=identity.id)
         try:
             _wait(store.submit(lambda tx: tx.add_account(caller.account_id, identity)))
         except IdConflict as error:

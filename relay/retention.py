@@ -31,7 +31,7 @@ _SHORT_PAUSE_S = 0.02
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Periods:
     """In seconds: how long ended tasks are kept, how long one may wait (0: for ever), and how long unused functions,
     task groups and user endpoints are kept (0: for ever)."""

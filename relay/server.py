@@ -36,7 +36,7 @@ from relay.store.sqlite import SqliteStore
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """How a relay is to run. A port of 0 is any free one."""
 
@@ -60,7 +60,11 @@ class Settings:
     @property
     def periods(self) -> Periods:
         """How long things are kept."""
-        return Periods(self.retention_days * _DAY_S, self.task_lifetime_days * _DAY_S, self.unused_days * _DAY_S)
+        return Periods(
+            retention_s=self.retention_days * _DAY_S,
+            lifetime_s=self.task_lifetime_days * _DAY_S,
+            unused_s=self.unused_days * _DAY_S,
+        )
 
 
 class _Server(uvicorn.Server):

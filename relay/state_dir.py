@@ -79,7 +79,7 @@ def _trust() -> Trust:
         return ours()
 
 
-class _Earlier(msgspec.Struct):
+class _Earlier(msgspec.Struct, kw_only=True):
     """One pair of earlier keys in rotations.json. Bytes are in hexadecimal digits."""
 
     signing: str
@@ -97,14 +97,14 @@ class _Earlier(msgspec.Struct):
         return RelayKeys(bytes.fromhex(self.signing), bytes.fromhex(self.link))
 
 
-class _Pending(msgspec.Struct):
+class _Pending(msgspec.Struct, kw_only=True):
     """Secrets that a rotation has decided upon and not yet written to signing.key and link.key."""
 
     signing: str
     link: str
 
 
-class _Rotations(msgspec.Struct):
+class _Rotations(msgspec.Struct, kw_only=True):
     """rotations.json: the relay's earlier keys, oldest first."""
 
     earlier: list[_Earlier] = []
@@ -115,7 +115,7 @@ _MAX_ROTATIONS_BYTES = 64 * 1024
 _rotations_decoder = msgspec.json.Decoder(_Rotations)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
     """The relay's own keys. `link_*` are CURVE keys, 32 bytes."""
 
@@ -215,9 +215,9 @@ class State:
             rotations = self._rotations()
             now = self._keys(rotations)
             signing, link = os.urandom(32), os.urandom(32) if new_link else now.link_secret
-            pending = _Pending(signing.hex(), link.hex())
+            pending = _Pending(signing=signing.hex(), link=link.hex())
             if stolen:
-                rotations = _Rotations([], pending)
+                rotations = _Rotations(earlier=[], pending=pending)
             else:
                 new = _public(link, Ed25519PrivateKey.from_private_bytes(signing))
                 signature = now.signing.sign(rotation_statement(now.public, new))
@@ -228,7 +228,7 @@ class State:
                     secret=now.signing.private_bytes_raw().hex(),
                     until=time.time() + overlap_s,
                 )
-                rotations = _Rotations([*rotations.earlier, old][-MAX_EARLIER:], pending)
+                rotations = _Rotations(earlier=[*rotations.earlier, old][-MAX_EARLIER:], pending=pending)
             self._write_rotations(rotations)  # from here on the rotation is decided; `_rotations` completes it
             return self._keys(self._rotations())
 
@@ -246,11 +246,11 @@ class State:
         public = _public(link, signing)
         self._check_chain(rotations, public)
         return Keys(
-            link,
-            public.link,
-            signing,
-            tuple(EarlierKeys(one.keys, bytes.fromhex(one.signature)) for one in rotations.earlier),
-            tuple(
+            link_secret=link,
+            link_public=public.link,
+            signing=signing,
+            earlier=tuple(EarlierKeys(one.keys, bytes.fromhex(one.signature)) for one in rotations.earlier),
+            overlap=tuple(
                 (Ed25519PrivateKey.from_private_bytes(bytes.fromhex(one.secret)), one.until)
                 for one in reversed(rotations.earlier)
                 if one.secret

@@ -19,7 +19,7 @@ from relay.log import logger
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
-_NOBODY = Caller("", "")
+_NOBODY = Caller(account_id="", identity_id="")
 
 
 class App:

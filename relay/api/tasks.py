@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -133,8 +134,19 @@ def _resource_spec(body: SubmitBody) -> bytes:
     return msgspec.msgpack.encode(value) if value else b""
 
 
-def _options(body: SubmitBody, now: float) -> tuple[bytes, float, int, float, int]:
-    """Return the fields that all tasks of a submission share, as in NewTask. Raises BodyInvalid."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Options:
+    """The fields that all tasks of a submission share, as in NewTask."""
+
+    resource_spec: bytes
+    walltime_s: float
+    max_attempts: int
+    deadline: float
+    priority: int
+
+
+def _options(body: SubmitBody, now: float) -> _Options:
+    """Return what all tasks of a submission share. Raises BodyInvalid."""
     walltime, attempts = body.walltime_s or 0.0, body.max_attempts
     if not 0 <= walltime <= MAX_WALLTIME_S:
         raise BodyInvalid(reason=f"walltime_s: expected 0 to {MAX_WALLTIME_S:.0f} seconds")
@@ -142,7 +154,13 @@ def _options(body: SubmitBody, now: float) -> tuple[bytes, float, int, float, in
         raise BodyInvalid(reason=f"max_attempts: expected 1 to {MAX_ATTEMPTS}")
     if not MIN_PRIORITY <= body.priority <= MAX_PRIORITY:
         raise BodyInvalid(reason=f"priority: expected {MIN_PRIORITY} to {MAX_PRIORITY}")
-    return _resource_spec(body), walltime, attempts or 0, _deadline(body, now), body.priority
+    return _Options(
+        resource_spec=_resource_spec(body),
+        walltime_s=walltime,
+        max_attempts=attempts or 0,
+        deadline=_deadline(body, now),
+        priority=body.priority,
+    )
 
 
 def _deadline(body: SubmitBody, now: float) -> float:
@@ -182,7 +200,7 @@ def _append(
     function: FunctionRef,
     payloads: Sequence[Any],
     ids: Sequence[bytes],
-    options: tuple[bytes, float, int, float, int],
+    options: _Options,
 ) -> None:
     for number, (payload, task_id) in enumerate(zip(payloads, ids, strict=True)):
         try:
@@ -192,7 +210,18 @@ def _append(
         if len(data) > MAX_PAYLOAD_BYTES:
             what = f"tasks.{function.function_id}[{number}]"
             raise PayloadTooLarge(what=what, size=len(data), limit=MAX_PAYLOAD_BYTES)
-        tasks.append(NewTask(task_id, function, data, *options))
+        tasks.append(
+            NewTask(
+                task_id=task_id,
+                function=function,
+                payload=data,
+                resource_spec=options.resource_spec,
+                walltime_s=options.walltime_s,
+                max_attempts=options.max_attempts,
+                deadline=options.deadline,
+                priority=options.priority,
+            )
+        )
 
 
 def _task_ids(chosen: Mapping[str, list[str]] | None, name: str, count: int) -> list[bytes]:

@@ -90,4 +90,4 @@ def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
     doubtful = task.state is TaskState.DISPATCHED and not in_touch
     where = _OUT_OF_TOUCH if doubtful else _WHERE.get(task.state, "it had not ended")
     text = f"{error.text[:-1]}: {where}."
-    return Ending(task.row, TaskState.EXPIRED, error.code, text, ended_at=time.time())
+    return Ending(row=task.row, state=TaskState.EXPIRED, code=error.code, text=text, ended_at=time.time())

@@ -31,7 +31,7 @@ T = TypeVar("T")
 STORE_RETRY_S = 1.0
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class ManagerLink:
     """A manager with a live link."""
 
@@ -134,7 +134,7 @@ class Uep:
         self.timer = timer
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Joining:
     """The session of a peer while its join is being stored: its messages wait until then."""
 

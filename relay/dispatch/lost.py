@@ -77,5 +77,15 @@ def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
     endings = []
     for row, state in tx.active_rows(uep_row).items():
         e = errors[state]
-        endings.append(Ending(row, TaskState.FAILED, e.code, e.text, b"", e.correlation_id, ended_at=now))
+        endings.append(
+            Ending(
+                row=row,
+                state=TaskState.FAILED,
+                code=e.code,
+                text=e.text,
+                payload=b"",
+                correlation_id=e.correlation_id,
+                ended_at=now,
+            )
+        )
     return tx.record_endings(uep_row, endings)

@@ -42,7 +42,9 @@ class Managers:
                 self._starts.manager_gone(message.endpoint_id)
                 link.peer.session = None
                 board.plane.drop(link.peer)
-            link = board.managers[message.endpoint_id] = ManagerLink(message.endpoint_id, peer, message.epoch)
+            link = board.managers[message.endpoint_id] = ManagerLink(
+                endpoint_id=message.endpoint_id, peer=peer, epoch=message.epoch
+            )
             logger.info("manager of endpoint %s is here", message.endpoint_id)
         link.epoch, peer.session = message.epoch, link
         board.plane.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))

@@ -88,4 +88,4 @@ def _release(tx: Tx, uep_row: int, link_key: bytes) -> tuple[Requeued, bool]:
     tx.clear_link(uep_row, link_key)
     rows = [row for row, state in tx.cancelling(uep_row).items() if state is TaskState.DISPATCHED]
     settled = tx.record_endings(uep_row, cancelled(rows))
-    return Requeued(0, settled), bool(tx.active_rows(uep_row))
+    return Requeued(count=0, settled=settled), bool(tx.active_rows(uep_row))

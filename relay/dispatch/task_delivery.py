@@ -102,11 +102,19 @@ class Delivery:
         if uep.peer is peer and uep.state is UepState.ONLINE:
             queued = [
                 QueuedTask(
-                    row, t.task_id, t.function.function_id, t.payload, t.resource_spec, t.walltime_s,
-                    1, t.max_attempts, t.deadline, t.priority,
+                    row=row,
+                    task_id=t.task_id,
+                    function_id=t.function.function_id,
+                    payload=t.payload,
+                    resource_spec=t.resource_spec,
+                    walltime_s=t.walltime_s,
+                    attempt=1,
+                    max_attempts=t.max_attempts,
+                    deadline=t.deadline,
+                    priority=t.priority,
                 )
                 for row, t in zip(added.rows, tasks, strict=False)
-            ]  # fmt: skip
+            ]
             self._send_tasks(uep, queued)
 
     def _send_tasks(self, uep: Uep, tasks: Sequence[QueuedTask]) -> bool:
@@ -127,10 +135,18 @@ class Delivery:
             left = max(t.deadline - time.time(), _AT_ONCE_S) if t.deadline else 0.0
             items.append(
                 messages.TaskItem(
-                    t.row, uuid_text(t.task_id), t.function_id, t.payload, t.resource_spec, t.walltime_s,
-                    t.attempt, t.max_attempts, left, t.priority,
+                    row=t.row,
+                    task_id=uuid_text(t.task_id),
+                    function_id=t.function_id,
+                    payload=t.payload,
+                    resource_spec=t.resource_spec,
+                    walltime_s=t.walltime_s,
+                    attempt=t.attempt,
+                    max_attempts=t.max_attempts,
+                    expires_in_s=left,
+                    priority=t.priority,
                 )
-            )  # fmt: skip
+            )
         return self._send(uep, functions, items)
 
     def _send(self, uep: Uep, functions: list[messages.FunctionItem], tasks: list[messages.TaskItem]) -> bool:
@@ -283,7 +299,7 @@ class Delivery:
 
     async def lose_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
         """Tasks had begun and their process is gone: those with attempts left are queued, the others fail."""
-        loss = Loss(error, uep.default_attempts, uep.most_attempts)
+        loss = Loss(error=error, default_attempts=uep.default_attempts, most_attempts=uep.most_attempts)
         if rows:
             self.requeued(uep, await self._board.insist(lambda tx: lose(tx, uep.row, rows, loss)))
             self.pump(uep)
@@ -302,7 +318,15 @@ class Delivery:
         await self.end_rows(
             uep,
             [
-                Ending(row, TaskState.FAILED, error.code, error.text, b"", error.correlation_id, ended_at=now)
+                Ending(
+                    row=row,
+                    state=TaskState.FAILED,
+                    code=error.code,
+                    text=error.text,
+                    payload=b"",
+                    correlation_id=error.correlation_id,
+                    ended_at=now,
+                )
                 for row in rows
             ],
         )
@@ -315,10 +339,10 @@ class Delivery:
         """End every queued task of a user endpoint with an error, a page at a time."""
         now = time.time()
         ending = Ending(
-            0,
-            TaskState.FAILED,
-            error.code,
-            error.text,
+            row=0,
+            state=TaskState.FAILED,
+            code=error.code,
+            text=error.text,
             correlation_id=error.correlation_id,
             ended_at=now,
         )
@@ -378,7 +402,7 @@ class Delivery:
 
 def _expired(rows: Sequence[int], text: str) -> list[Ending]:
     now = time.time()
-    return [Ending(row, TaskState.EXPIRED, TaskExpired.code, text, ended_at=now) for row in rows]
+    return [Ending(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=now) for row in rows]
 
 
 def _small(count: int, size: int) -> bool:
@@ -396,22 +420,22 @@ def _ending(item: messages.ResultItem) -> Ending:
     if len(item.payload) > MAX_PAYLOAD_BYTES:
         error = ResultTooLarge(size=len(item.payload), limit=MAX_PAYLOAD_BYTES)
         return Ending(
-            item.row,
-            TaskState.FAILED,
-            error.code,
-            error.text,
+            row=item.row,
+            state=TaskState.FAILED,
+            code=error.code,
+            text=error.text,
             correlation_id=error.correlation_id,
             task_id=_raw_id(item.task_id),
         )
     return Ending(
-        item.row,
-        _STATES.get(item.code, TaskState.FAILED),
-        item.code[:MAX_CODE],
-        item.text[:MAX_TEXT],
-        item.payload,
-        "",
-        _time(item.started_at),
-        _time(item.ended_at) or time.time(),
+        row=item.row,
+        state=_STATES.get(item.code, TaskState.FAILED),
+        code=item.code[:MAX_CODE],
+        text=item.text[:MAX_TEXT],
+        payload=item.payload,
+        correlation_id="",
+        started_at=_time(item.started_at),
+        ended_at=_time(item.ended_at) or time.time(),
         task_id=_raw_id(item.task_id),
         block_id=item.block_id,
         job_id=item.job_id,

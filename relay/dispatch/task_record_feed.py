@@ -122,9 +122,20 @@ class TaskEvents:
         name = self._username(uep.account_id, uep.identity_id)
         task_id = str(uuid.UUID(bytes=e.task_id))
         return TaskEvent(
-            seq, e.event, e.source, e.at, task_id, e.function_id, uep.uep_id, uep.identity_id, name,
-            e.code, e.block_id, e.job_id, uep.incarnation,
-        )  # fmt: skip
+            seq=seq,
+            event=e.event,
+            source=e.source,
+            at=e.at,
+            task_id=task_id,
+            function_id=e.function_id,
+            uep_id=uep.uep_id,
+            identity_id=uep.identity_id,
+            username=name,
+            code=e.code,
+            block_id=e.block_id,
+            job_id=e.job_id,
+            incarnation=uep.incarnation,
+        )
 
     def _username(self, account_id: str, identity_id: str) -> str:
         """Return the name of an identity, empty if the relay no longer has it."""

@@ -16,10 +16,10 @@ from mep_wire.states import TaskState
 from relay.store.base import Tx
 from relay.store.records import Ending, Held, Settled, Standing
 
-NOTHING = Settled(frozenset(), 0)
+NOTHING = Settled(groups=frozenset(), ended=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Requeued:
     """How many tasks wait again, and the endings of those that were not to."""
 
@@ -27,7 +27,7 @@ class Requeued:
     settled: Settled = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
     """Tasks that had begun were lost with their process: why, and how often they may be begun there."""
 
@@ -38,13 +38,21 @@ class Loss:
     def ending(self, task: Standing, allowed: int) -> Ending:
         """Return the end of a task that may not be begun once more."""
         e, text = self.error, on_attempt(self.error.text, task.attempts + 1, allowed)
-        return Ending(task.row, TaskState.FAILED, e.code, text, b"", e.correlation_id, ended_at=time.time())
+        return Ending(
+            row=task.row,
+            state=TaskState.FAILED,
+            code=e.code,
+            text=text,
+            payload=b"",
+            correlation_id=e.correlation_id,
+            ended_at=time.time(),
+        )
 
 
 def cancelled(rows: Sequence[int]) -> list[Ending]:
     """Return the endings of cancelled tasks."""
     error, now = TaskCancelled(), time.time()
-    return [Ending(row, TaskState.CANCELLED, error.code, error.text, ended_at=now) for row in rows]
+    return [Ending(row=row, state=TaskState.CANCELLED, code=error.code, text=error.text, ended_at=now) for row in rows]
 
 
 def requeue(tx: Tx, uep_row: int, rows: Sequence[int] | None) -> Requeued:
@@ -56,7 +64,7 @@ def requeue(tx: Tx, uep_row: int, rows: Sequence[int] | None) -> Requeued:
 def _without_cancelled(tx: Tx, uep_row: int, count: int) -> Requeued:
     asked = [row for row, state in tx.cancelling(uep_row).items() if state is TaskState.QUEUED]
     settled = tx.record_endings(uep_row, cancelled(asked)) if asked else NOTHING
-    return Requeued(count - settled.ended, settled)
+    return Requeued(count=count - settled.ended, settled=settled)
 
 
 def charge(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) -> Requeued:
@@ -83,10 +91,10 @@ def lose(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
             endings.append(loss.ending(task, allowed))
     tx.charge(uep_row, again)
     settled = tx.record_endings(uep_row, endings) if endings else NOTHING
-    return Requeued(tx.requeue(uep_row, [row for row, _ in again]) if again else 0, settled)
+    return Requeued(count=tx.requeue(uep_row, [row for row, _ in again]) if again else 0, settled=settled)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reconciled:
     """The consequences of a user endpoint's list of its rows."""
 
@@ -101,7 +109,9 @@ def reconcile(tx: Tx, uep_row: int, held: Sequence[int]) -> Reconciled:
     found = tx.reconcile(uep_row, held)
     requeued = _without_cancelled(tx, uep_row, found.requeued)
     lost = set(found.lost)
-    return Reconciled(found, requeued, [row for row in tx.cancelling(uep_row) if row not in lost])
+    return Reconciled(
+        held=found, requeued=requeued, cancelling=[row for row in tx.cancelling(uep_row) if row not in lost]
+    )
 
 
 def cancel(tx: Tx, uep_row: int, rows: Sequence[int], *, ask: bool) -> tuple[list[int], Settled]:

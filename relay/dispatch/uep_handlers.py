@@ -46,7 +46,14 @@ class UserEndpoints:
             self._settle(uep, peer, held)
             return None
         offered, incarnation, held = join_hash(message.token), incarnation_of(message.token), _rows(message.held)
-        return Joining(record, offered, incarnation, held, message.default_attempts, message.most_attempts)
+        return Joining(
+            record=record,
+            offered=offered,
+            incarnation=incarnation,
+            held=held,
+            default_attempts=message.default_attempts,
+            most_attempts=message.most_attempts,
+        )
 
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
         """Store a join; False where the token is unknown, spent or expired."""

@@ -1,4 +1,7 @@
-"""The typed records that a store takes and gives. Plain values: nothing here knows SQL or the network."""
+"""The typed records that a store takes and gives. Plain values: nothing here knows SQL or the network.
+
+Every field is given by its name: most records have several of one type, which a caller could exchange unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import msgspec
 from mep_wire.states import TaskState
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who a token belongs to: the person's stable account and the identity that the token was made for."""
 
     account_id: str
@@ -37,7 +40,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Ids of identities that may change and delete it, as its owner may."""
 
 
-class FunctionRef(msgspec.Struct, frozen=True):
+class FunctionRef(msgspec.Struct, frozen=True, kw_only=True):
     """The data on a registered function that a submission needs; its code stays in the store."""
 
     row: int
@@ -81,7 +84,7 @@ class UepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The account that `uep_id` was made of, the store's to set: `account_id` is another once accounts were merged."""
 
 
-class NewTask(msgspec.Struct, frozen=True):
+class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     """A task to be stored. `task_id` is the UUID's 16 bytes."""
 
     task_id: bytes
@@ -96,7 +99,7 @@ class NewTask(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
-class QueuedTask(msgspec.Struct, frozen=True):
+class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
     """A task on its way to a user endpoint."""
 
     row: int
@@ -111,7 +114,7 @@ class QueuedTask(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """An unfinished task, with the data that decides its fate. `attempts`: how many had begun and were lost."""
 
     row: int
@@ -122,7 +125,7 @@ class Standing(msgspec.Struct, frozen=True):
     """The person has asked for it to be cancelled, and its user endpoint is to be told."""
 
 
-class OverdueTask(msgspec.Struct, frozen=True):
+class OverdueTask(msgspec.Struct, frozen=True, kw_only=True):
     """An unfinished task past its deadline."""
 
     row: int
@@ -130,7 +133,7 @@ class OverdueTask(msgspec.Struct, frozen=True):
     state: TaskState
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How one task ended, as it is to be stored."""
 
     row: int
@@ -151,7 +154,7 @@ class Ending(msgspec.Struct, frozen=True):
     job_id: str = ""
 
 
-class Completion(msgspec.Struct, frozen=True):
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A stored ending as readers of the result stream see it."""
 
     seq: int
@@ -180,7 +183,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str = ""
 
 
-class TaskBrief(msgspec.Struct, frozen=True):
+class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):
     """A task without its end: `size` is the size of the end, in bytes of payload and characters of text."""
 
     row: int
@@ -193,7 +196,7 @@ class TaskBrief(msgspec.Struct, frozen=True):
     size: int
 
 
-class TaskRef(msgspec.Struct, frozen=True):
+class TaskRef(msgspec.Struct, frozen=True, kw_only=True):
     """The data on a task that a task event needs."""
 
     row: int
@@ -203,7 +206,7 @@ class TaskRef(msgspec.Struct, frozen=True):
     submitted_at: float
 
 
-class UepKey(msgspec.Struct, frozen=True):
+class UepKey(msgspec.Struct, frozen=True, kw_only=True):
     """The owner of a user endpoint, and its endpoint."""
 
     endpoint_id: str
@@ -214,7 +217,7 @@ class UepKey(msgspec.Struct, frozen=True):
     """Of its process that joined last."""
 
 
-class EventPage(msgspec.Struct, frozen=True):
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     """The oldest task events of an endpoint that are not written there yet, with their numbers; `dropped`: how many
     before them are gone, since there were too many."""
 
@@ -222,7 +225,7 @@ class EventPage(msgspec.Struct, frozen=True):
     events: list[tuple[int, bytes]]
 
 
-class GroupRef(msgspec.Struct, frozen=True):
+class GroupRef(msgspec.Struct, frozen=True, kw_only=True):
     """A task group."""
 
     row: int
@@ -230,7 +233,7 @@ class GroupRef(msgspec.Struct, frozen=True):
     owner: str
 
 
-class Added(msgspec.Struct, frozen=True):
+class Added(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a submission. `rows[i]` is the row of task i; `repeated` says that some were there before
     (in that case none was marked as dispatched)."""
 
@@ -240,7 +243,7 @@ class Added(msgspec.Struct, frozen=True):
     repeated: bool
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """The effect of a change of task states: the group rows in which tasks ended, and how many ended."""
 
     groups: frozenset[int]
@@ -250,7 +253,7 @@ class Settled(msgspec.Struct, frozen=True):
     user endpoint may have had only the other task. If it has both, it knows the row when it receives it again."""
 
 
-class Held(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """How a user endpoint's own list of rows compares with the store's, after putting it right."""
 
     requeued: int

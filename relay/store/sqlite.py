@@ -110,7 +110,34 @@ def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]],
 
 
 def _ref(row: tuple[int, bytes, str, int, float]) -> TaskRef:
-    return TaskRef(row[0], row[1], row[2], TaskState(row[3]), row[4])
+    return TaskRef(row=row[0], task_id=row[1], function_id=row[2], state=TaskState(row[3]), submitted_at=row[4])
+
+
+def _caller(row: Sequence[Any]) -> Caller:
+    return Caller(account_id=row[0], identity_id=row[1])
+
+
+def _group(row: Sequence[Any]) -> GroupRef:
+    return GroupRef(row=row[0], group_id=row[1], owner=row[2])
+
+
+def _uep_key(row: Sequence[Any]) -> UepKey:
+    return UepKey(endpoint_id=row[0], uep_id=row[1], account_id=row[2], identity_id=row[3], incarnation=row[4])
+
+
+def _queued(row: Sequence[Any]) -> QueuedTask:
+    return QueuedTask(
+        row=row[0],
+        task_id=row[1],
+        function_id=row[2],
+        payload=row[3],
+        resource_spec=row[4],
+        walltime_s=row[5],
+        attempt=row[6],
+        max_attempts=row[7],
+        deadline=row[8],
+        priority=row[9],
+    )
 
 
 def _task(row: Sequence[Any]) -> TaskRecord:
@@ -293,7 +320,7 @@ class _TaskEventTx(_Part):
 
     def uep_key(self, uep_row: int) -> UepKey | None:
         row = self._db.execute(sql.UEP_KEY, (uep_row,)).fetchone()
-        return UepKey(*row) if row else None
+        return _uep_key(row) if row else None
 
 
 class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
@@ -335,7 +362,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         finally:
             self._db.execute("RELEASE tasks")
         self._add_inputs(group, rows, tasks)
-        return Added(rows, group, len(tasks), repeated=False)
+        return Added(rows=rows, group=group, new=len(tasks), repeated=False)
 
     def _add_unknown(self, group: GroupRef, uep_row: int, tasks: Sequence[NewTask], now: float) -> Added:
         rows, new = [], 0
@@ -350,7 +377,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
             if known[1:] != (group.row, uep_row, task.function.row):
                 raise IdConflict(id=task.task_id.hex())
             rows.append(known[0])
-        return Added(rows, group, new, repeated=True)
+        return Added(rows=rows, group=group, new=new, repeated=True)
 
     def _add_inputs(self, group: GroupRef, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
         self._db.execute(sql.ADD_BYTES, (sum(len(task.payload) for task in tasks), group.row))
@@ -367,7 +394,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         group = self._groups.get(group_id)
         if group is None:
             self._db.execute(sql.ADD_GROUP, (group_id, owner))
-            group = GroupRef(*self._db.execute(sql.GROUP, (group_id,)).fetchone())
+            group = _group(self._db.execute(sql.GROUP, (group_id,)).fetchone())
         if group.owner != owner:
             raise IdConflict(id=group_id)
         return group
@@ -382,7 +409,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
             size += len(row[3])
             if taken and size > max_bytes:
                 break
-            taken.append(QueuedTask(*row))
+            taken.append(_queued(row))
         cursor.close()
         self._db.executemany(sql.MARK_DISPATCHED, [(task.row, uep_row) for task in taken])
         return taken
@@ -402,7 +429,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         away = [row for row, state in active.items() if row not in holds and state == TaskState.DISPATCHED]
         lost = [row for row, state in active.items() if row not in holds and state == TaskState.RUNNING]
         requeued = self.requeue(uep_row, away) if away else 0
-        return Held(requeued, lost, [row for row in holds if row not in active])
+        return Held(requeued=requeued, lost=lost, over=[row for row in holds if row not in active])
 
     def running_rows(self, uep_row: int) -> list[int]:
         return [row[0] for row in self._db.execute(sql.RUNNING_ROWS, (uep_row,))]
@@ -412,7 +439,11 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 
     def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
         found = (self._db.execute(sql.STANDING, (row, uep_row)).fetchone() for row in rows)
-        return [Standing(r[0], TaskState(r[1]), r[2], r[3], bool(r[4])) for r in found if r is not None]
+        return [
+            Standing(row=r[0], state=TaskState(r[1]), attempts=r[2], max_attempts=r[3], cancelling=bool(r[4]))
+            for r in found
+            if r is not None
+        ]
 
     def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
         self._db.executemany(sql.CHARGE, [(lost, row, uep_row) for row, lost in attempts])
@@ -448,7 +479,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
-        return Settled(frozenset(groups), ended, foreign)
+        return Settled(groups=frozenset(groups), ended=ended, foreign=foreign)
 
     def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
@@ -526,7 +557,7 @@ class SqliteStore:
 
     def caller(self, token_hash: bytes) -> Caller | None:
         row = self._one(sql.CALLER, token_hash)
-        return Caller(*row) if row else None
+        return _caller(row) if row else None
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         rows = self._read.execute(sql.IDENTITIES, (account_id,)).fetchall()
@@ -536,7 +567,7 @@ class SqliteStore:
 
     def account_of(self, username: str) -> Caller | None:
         row = self._one(sql.ACCOUNT_OF, username)
-        return Caller(*row) if row else None
+        return _caller(row) if row else None
 
     def accounts(self) -> list[IdentitySet]:
         found = (self.identity_set(row[0]) for row in self._read.execute(sql.ACCOUNTS).fetchall())
@@ -561,7 +592,11 @@ class SqliteStore:
 
     def function_ref(self, function_id: str) -> FunctionRef | None:
         row = self._one(sql.FUNCTION_REF, function_id)
-        return FunctionRef(row[0], row[1], row[2], bool(row[3]), row[4]) if row else None
+        return (
+            FunctionRef(row=row[0], function_id=row[1], owner=row[2], public=bool(row[3]), used_at=row[4])
+            if row
+            else None
+        )
 
     def function_code(self, function_id: str) -> bytes | None:
         row = self._one(sql.FUNCTION_CODE, function_id)
@@ -595,7 +630,7 @@ class SqliteStore:
 
     def overdue(self, now: float, limit: int) -> list[OverdueTask]:
         rows = self._read.execute(sql.OVERDUE, (now, limit)).fetchall()
-        return [OverdueTask(row, uep_row, TaskState(state)) for row, uep_row, state in rows]
+        return [OverdueTask(row=row, uep_row=uep_row, state=TaskState(state)) for row, uep_row, state in rows]
 
     def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])
@@ -612,11 +647,24 @@ class SqliteStore:
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         rows = (self._one(sql.TASK_BRIEF, task_id) for task_id in task_ids)
-        return [TaskBrief(r[0], r[1], r[2], r[3], TaskState(r[4]), r[5], r[6], r[7]) for r in rows if r is not None]
+        return [
+            TaskBrief(
+                row=r[0],
+                task_id=r[1],
+                owner=r[2],
+                uep_row=r[3],
+                state=TaskState(r[4]),
+                submitted_at=r[5],
+                started_at=r[6],
+                size=r[7],
+            )
+            for r in rows
+            if r is not None
+        ]
 
     def group(self, group_id: str) -> GroupRef | None:
         row = self._one(sql.GROUP, group_id)
-        return GroupRef(*row) if row else None
+        return _group(row) if row else None
 
     def group_tasks(self, group_row: int) -> list[bytes]:
         return [row[0] for row in self._read.execute(sql.GROUP_TASKS, (group_row,))]
@@ -625,7 +673,12 @@ class SqliteStore:
         cursor = self._read.execute(sql.COMPLETIONS, (group_row, after, limit))
         rows = within(cursor, lambda row: len(row[5]) + len(row[4]), max_bytes)
         cursor.close()
-        return [Completion(r[0], r[1], TaskState(r[2]), r[3], r[4], r[5], r[6]) for r in rows]
+        return [
+            Completion(
+                seq=r[0], task_id=r[1], state=TaskState(r[2]), code=r[3], text=r[4], payload=r[5], correlation_id=r[6]
+            )
+            for r in rows
+        ]
 
     # --- task events ------------------------------------------------------------------------------
 
@@ -635,5 +688,5 @@ class SqliteStore:
     def task_events(self, endpoint_id: str, limit: int) -> EventPage:
         numbers = self._read.execute(sql.EVENT_NUMBERS, (endpoint_id,)).fetchone()
         if numbers is None:
-            return EventPage(0, [])
-        return EventPage(numbers[2], self._read.execute(sql.EVENTS, (endpoint_id, limit)).fetchall())
+            return EventPage(dropped=0, events=[])
+        return EventPage(dropped=numbers[2], events=self._read.execute(sql.EVENTS, (endpoint_id, limit)).fetchall())

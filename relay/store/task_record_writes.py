@@ -27,7 +27,7 @@ _MAX_REMEMBERED = 100_000
 Place = tuple[str, str]
 
 
-class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The body of an event as it is stored."""
 
     event: str
@@ -200,12 +200,20 @@ class AuditedTx(DelegatingTx):
 
 
 def _said(what: Happened, at: float, key: UepKey, task_id: bytes, function_id: str) -> StoredEvent:
-    return StoredEvent(what, Source.RELAY, at, task_id, function_id, key)
+    return StoredEvent(event=what, source=Source.RELAY, at=at, task_id=task_id, function_id=function_id, uep=key)
 
 
 def _running(key: UepKey, ref: TaskRef, at: float, place: Place) -> StoredEvent:
     return StoredEvent(
-        Happened.RUNNING, Source.USER_ENDPOINT, at, ref.task_id, ref.function_id, key, "", place[0], place[1]
+        event=Happened.RUNNING,
+        source=Source.USER_ENDPOINT,
+        at=at,
+        task_id=ref.task_id,
+        function_id=ref.function_id,
+        uep=key,
+        code="",
+        block_id=place[0],
+        job_id=place[1],
     )
 
 
@@ -214,5 +222,13 @@ def _end(key: UepKey, ref: TaskRef, ending: Ending, state: TaskState, place: Pla
     what = Happened.EXEC_END if state is TaskState.SUCCESS else Happened.FAILED
     source = Source.RELAY if ending.task_id is None else Source.USER_ENDPOINT
     return StoredEvent(
-        what, source, ending.stored_at, ref.task_id, ref.function_id, key, ending.code, place[0], place[1]
+        event=what,
+        source=source,
+        at=ending.stored_at,
+        task_id=ref.task_id,
+        function_id=ref.function_id,
+        uep=key,
+        code=ending.code,
+        block_id=place[0],
+        job_id=place[1],
     )

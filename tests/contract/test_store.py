@@ -47,7 +47,7 @@ def identity(username: str) -> Identity:
 
 def add_person(store: Store, username: str) -> Caller:
     one = identity(username)
-    caller = Caller(str(uuid.uuid4()), one.id)
+    caller = Caller(account_id=str(uuid.uuid4()), identity_id=one.id)
     do(store, lambda tx: tx.add_account(caller.account_id, one))
     return caller
 
@@ -111,7 +111,7 @@ class Work:
         self.group_id = str(uuid.uuid4())
 
     def new(self, count: int, payload: bytes = b"p") -> list[NewTask]:
-        return [NewTask(uuid7().bytes, self.function, payload) for _ in range(count)]
+        return [NewTask(task_id=uuid7().bytes, function=self.function, payload=payload) for _ in range(count)]
 
     def add(self, tasks: list[NewTask], dispatched: int = 0) -> list[int]:
         added = do(
@@ -128,7 +128,7 @@ class Work:
         return [task.row for task in taken]
 
     def end(self, rows: list[int], state: TaskState = S.SUCCESS, payload: bytes = b"r") -> Any:
-        endings = [Ending(row, state, "", "", payload) for row in rows]
+        endings = [Ending(row=row, state=state, code="", text="", payload=payload) for row in rows]
         return do(self.store, lambda tx: tx.record_endings(self.uep.row, endings))
 
     def states(self, tasks: list[NewTask]) -> list[TaskState]:
@@ -176,12 +176,12 @@ def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Sto
     do(store, lambda tx: tx.put_endpoint(mine))
     function = add_function(store, lab.account_id)
     uep = add_uep(store, account=lab.account_id)
-    new = [NewTask(uuid7().bytes, function, b"")]
+    new = [NewTask(task_id=uuid7().bytes, function=function, payload=b"")]
     do(store, lambda tx: tx.add_tasks(lab.account_id, "g", uep.row, new, 0, 1.0))
 
     do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
 
-    assert store.caller(b"2" * 32) == Caller(alice.account_id, lab.identity_id)
+    assert store.caller(b"2" * 32) == Caller(account_id=alice.account_id, identity_id=lab.identity_id)
     people = store.identity_set(alice.account_id, first=lab.identity_id)
     assert people is not None
     assert [one.username for one in people.identities] == ["alice@lab.example.org", "alice@example.edu"]
@@ -205,7 +205,7 @@ def test_an_unlinked_identity_is_a_person_of_its_own_and_takes_its_tokens_along(
     do(store, lambda tx: tx.move_identity(lab.identity_id, "new-account"))
 
     assert store.caller(b"1" * 32) == alice
-    assert store.caller(b"2" * 32) == Caller("new-account", lab.identity_id)
+    assert store.caller(b"2" * 32) == Caller(account_id="new-account", identity_id=lab.identity_id)
     for account_id, username in ((alice.account_id, "alice@example.edu"), ("new-account", "alice@lab.example.org")):
         people = store.identity_set(account_id)
         assert people is not None
@@ -390,7 +390,9 @@ def test_the_oldest_are_taken_first_within_number_and_size(work: Work) -> None:
 
 
 def test_what_is_taken_says_everything_that_a_user_endpoint_needs(work: Work) -> None:
-    task = NewTask(uuid7().bytes, work.function, b"\x00payload", b"spec", 2.5)
+    task = NewTask(
+        task_id=uuid7().bytes, function=work.function, payload=b"\x00payload", resource_spec=b"spec", walltime_s=2.5
+    )
     rows = work.add([task])
     (taken,) = do(work.store, lambda tx: tx.take_queued(work.uep.row, 9, 999))
     assert (taken.row, taken.task_id, taken.function_id) == (rows[0], task.task_id, work.function.function_id)
@@ -399,9 +401,10 @@ def test_what_is_taken_says_everything_that_a_user_endpoint_needs(work: Work) ->
 
 def test_tasks_are_taken_by_priority_and_then_by_age(work: Work) -> None:
     low, high, plain, highest = (
-        NewTask(uuid7().bytes, work.function, b"p", priority=priority) for priority in (-5, 1, 0, 5)
+        NewTask(task_id=uuid7().bytes, function=work.function, payload=b"p", priority=priority)
+        for priority in (-5, 1, 0, 5)
     )
-    later = NewTask(uuid7().bytes, work.function, b"p", priority=1)
+    later = NewTask(task_id=uuid7().bytes, function=work.function, payload=b"p", priority=1)
     rows = dict(zip("lhpxH", work.add([low, high, plain, highest, later]), strict=True))
     assert work.take(limit=2) == [rows["x"], rows["h"]]
     do(work.store, lambda tx: tx.requeue(work.uep.row, [rows["h"]]))
@@ -410,13 +413,13 @@ def test_tasks_are_taken_by_priority_and_then_by_age(work: Work) -> None:
 
 def test_the_oldest_that_waits_is_found_whatever_its_priority(work: Work) -> None:
     for at, priority in ((10.0, -3), (20.0, 5), (30.0, 0)):
-        work.add_at(NewTask(uuid7().bytes, work.function, b"", priority=priority), at)
+        work.add_at(NewTask(task_id=uuid7().bytes, function=work.function, payload=b"", priority=priority), at)
     assert work.store.oldest_queued(work.uep.row) == 10.0
     assert len(do(work.store, lambda tx: tx.queued_before(work.uep.row, 25.0, 10))) == 2
 
 
 def test_lost_attempts_are_counted_and_said_when_the_task_is_taken_again(work: Work) -> None:
-    task = NewTask(uuid7().bytes, work.function, b"", max_attempts=3, deadline=9e9, priority=2)
+    task = NewTask(task_id=uuid7().bytes, function=work.function, payload=b"", max_attempts=3, deadline=9e9, priority=2)
     (row,) = work.add([task], dispatched=1)
     do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))
     do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))  # said twice, counted once
@@ -443,7 +446,9 @@ def test_what_is_to_be_cancelled_is_known_until_it_ends(work: Work) -> None:
 
 def test_deadlines_are_told_in_their_order_until_the_tasks_end(work: Work) -> None:
     assert work.store.next_deadline() is None
-    late, later, none = (NewTask(uuid7().bytes, work.function, b"", deadline=at) for at in (200.0, 300.0, 0.0))
+    late, later, none = (
+        NewTask(task_id=uuid7().bytes, function=work.function, payload=b"", deadline=at) for at in (200.0, 300.0, 0.0)
+    )
     rows = work.add([later, late, none], dispatched=1)
     assert work.store.next_deadline() == 200.0
     assert work.store.overdue(199.0, 10) == []
@@ -527,7 +532,7 @@ def test_a_queued_task_may_end_and_another_user_endpoints_may_not(work: Work) ->
     tasks = work.new(1)
     rows = work.add(tasks)
     other = add_uep(work.store)
-    ending = Ending(rows[0], S.SUCCESS)
+    ending = Ending(row=rows[0], state=S.SUCCESS)
     assert do(work.store, lambda tx: tx.record_endings(other.row, [ending])).ended == 0
     assert do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending])).ended == 1
     assert work.take() == []
@@ -536,7 +541,16 @@ def test_a_queued_task_may_end_and_another_user_endpoints_may_not(work: Work) ->
 def test_an_ending_comes_back_as_it_went(work: Work) -> None:
     tasks = work.new(1)
     rows = work.add(tasks, dispatched=1)
-    ending = Ending(rows[0], S.FAILED, "TASK_FAILED", "why — ü", b"\x00\xff", "c-1", 3.0, 4.0)
+    ending = Ending(
+        row=rows[0],
+        state=S.FAILED,
+        code="TASK_FAILED",
+        text="why — ü",
+        payload=b"\x00\xff",
+        correlation_id="c-1",
+        started_at=3.0,
+        ended_at=4.0,
+    )
     do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
     (record,) = work.store.tasks([tasks[0].task_id])
     assert (record.state, record.code, record.text) == (S.FAILED, "TASK_FAILED", "why — ü")
@@ -547,7 +561,7 @@ def test_an_ending_comes_back_as_it_went(work: Work) -> None:
 def test_a_tasks_brief_has_the_size_of_its_end_and_not_the_end(work: Work) -> None:
     ended, waiting = work.new(2)
     rows = work.add([ended, waiting], dispatched=2)
-    ending = Ending(rows[0], S.FAILED, "TASK_FAILED", "why", b"x" * 1000)
+    ending = Ending(row=rows[0], state=S.FAILED, code="TASK_FAILED", text="why", payload=b"x" * 1000)
     do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
     first, second = work.store.briefs([ended.task_id, waiting.task_id, uuid7().bytes])
     assert (first.row, first.task_id, first.owner, first.uep_row) == (rows[0], ended.task_id, "a", work.uep.row)
@@ -571,7 +585,7 @@ def test_completions_are_paged_by_cursor_number_and_size(work: Work) -> None:
 def test_a_whole_queue_ends_alike_a_page_at_a_time(work: Work) -> None:
     tasks = work.new(5)
     work.add(tasks, dispatched=1)
-    ending = Ending(0, S.FAILED, "ENDPOINT_DELETED", "gone")
+    ending = Ending(row=0, state=S.FAILED, code="ENDPOINT_DELETED", text="gone")
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 3
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 1
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 0
@@ -618,11 +632,14 @@ def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: 
     sent, started = work.new(2)
     rows = work.add([sent, started], dispatched=2)
     do(work.store, lambda tx: tx.record_started(work.uep.row, [rows[1]], 1.0))
-    strange = [Ending(row, S.SUCCESS, task_id=uuid7().bytes) for row in rows]
+    strange = [Ending(row=row, state=S.SUCCESS, task_id=uuid7().bytes) for row in rows]
     settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, strange))
     assert (settled.ended, settled.foreign, settled.groups) == (0, rows, frozenset())
     assert work.states([sent, started]) == [S.QUEUED, S.QUEUED]
-    own = [Ending(rows[0], S.SUCCESS, task_id=sent.task_id), Ending(rows[1], S.SUCCESS, task_id=started.task_id)]
+    own = [
+        Ending(row=rows[0], state=S.SUCCESS, task_id=sent.task_id),
+        Ending(row=rows[1], state=S.SUCCESS, task_id=started.task_id),
+    ]
     settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, own))
     assert (settled.ended, settled.foreign) == (2, [])
 

@@ -112,7 +112,7 @@ class Audited:
         return int(self.do(lambda tx: tx.put_uep(record)).row)
 
     def add(self, uep: int, count: int = 1, dispatched: int = 0) -> list[int]:
-        tasks = [NewTask(uuid7().bytes, self.function, b"p") for _ in range(count)]
+        tasks = [NewTask(task_id=uuid7().bytes, function=self.function, payload=b"p") for _ in range(count)]
         return list(self.do(lambda tx: tx.add_tasks("a", "g", uep, tasks, dispatched, time.time())).rows)
 
     def events(self) -> list[StoredEvent]:
@@ -129,7 +129,7 @@ def scene(plain: Store) -> Audited:
 
 def from_uep(scene: Audited, row: int, state: TaskState = TaskState.SUCCESS, **fields: Any) -> Ending:
     record = next(r for r in scene.store.tasks(scene.store.group_tasks(1)) if r.row == row)
-    return Ending(row, state, task_id=record.task_id, **fields)
+    return Ending(row=row, state=state, task_id=record.task_id, **fields)
 
 
 def test_the_life_of_a_task(scene: Audited) -> None:
@@ -179,17 +179,20 @@ def test_an_end_is_recorded_once_however_often_it_is_said(scene: Audited) -> Non
 def test_ends_of_the_relays_own_are_its_word(scene: Audited) -> None:
     uep = scene.uep()
     rows = scene.add(uep, 3)
-    scene.do(lambda tx: tx.end_queued(uep, Ending(0, TaskState.EXPIRED, "TASK_EXPIRED"), 2))
-    scene.do(lambda tx: tx.record_endings(uep, [Ending(rows[2], TaskState.CANCELLED, "TASK_CANCELLED")]))
+    scene.do(lambda tx: tx.end_queued(uep, Ending(row=0, state=TaskState.EXPIRED, code="TASK_EXPIRED"), 2))
+    scene.do(lambda tx: tx.record_endings(uep, [Ending(row=rows[2], state=TaskState.CANCELLED, code="TASK_CANCELLED")]))
     ends = [(e.event, e.source, e.code) for e in scene.events() if e.event == "FAILED"]
     assert ends == [("FAILED", "relay", "TASK_EXPIRED")] * 2 + [("FAILED", "relay", "TASK_CANCELLED")]
 
 
 def test_of_a_part_of_the_queue_those_are_recorded_that_ended(scene: Audited) -> None:
     uep = scene.uep()
-    tasks = [NewTask(uuid7().bytes, scene.function, b"p", priority=number % 3) for number in range(9)]
+    tasks = [
+        NewTask(task_id=uuid7().bytes, function=scene.function, payload=b"p", priority=number % 3)
+        for number in range(9)
+    ]
     scene.do(lambda tx: tx.add_tasks("a", "g", uep, tasks, 0, 1.0))
-    scene.do(lambda tx: tx.end_queued(uep, Ending(0, TaskState.FAILED, "X"), 4))
+    scene.do(lambda tx: tx.end_queued(uep, Ending(row=0, state=TaskState.FAILED, code="X"), 4))
     ended = {r.task_id for r in scene.store.tasks([t.task_id for t in tasks]) if r.state is TaskState.FAILED}
     assert {e.task_id for e in scene.events() if e.event == "FAILED"} == ended
     assert len(ended) == 4
@@ -236,14 +239,14 @@ def test_what_is_remembered_of_places_is_short(scene: Audited) -> None:
 def test_an_endpoint_that_has_not_asked_leaves_no_event(scene: Audited) -> None:
     uep = scene.uep("quiet")
     (row,) = scene.add(uep, dispatched=1)
-    scene.do(lambda tx: tx.record_endings(uep, [Ending(row, TaskState.SUCCESS)]))
+    scene.do(lambda tx: tx.record_endings(uep, [Ending(row=row, state=TaskState.SUCCESS)]))
     assert scene.said() == []
     assert scene.told == []
 
 
 def test_a_repeated_submission_is_received_once(scene: Audited) -> None:
     uep = scene.uep()
-    first, second = (NewTask(uuid7().bytes, scene.function, b"p") for _ in range(2))
+    first, second = (NewTask(task_id=uuid7().bytes, function=scene.function, payload=b"p") for _ in range(2))
     scene.do(lambda tx: tx.add_tasks("a", "g", uep, [first], 0, 1.0))
     scene.do(lambda tx: tx.add_tasks("a", "g", uep, [first, second], 0, 2.0))
     assert [(e.event, e.at) for e in scene.events()] == [("RECEIVED", 1.0), ("RECEIVED", 2.0)]
@@ -253,7 +256,7 @@ def test_a_change_that_fails_leaves_no_event(scene: Audited) -> None:
     uep = scene.uep()
 
     def change(tx: Any) -> None:
-        tx.add_tasks("a", "g", uep, [NewTask(os.urandom(16), scene.function, b"p")], 0, 1.0)
+        tx.add_tasks("a", "g", uep, [NewTask(task_id=os.urandom(16), function=scene.function, payload=b"p")], 0, 1.0)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):

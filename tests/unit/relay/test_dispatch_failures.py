@@ -95,9 +95,9 @@ class Scene:
         record = self.do(lambda tx: tx.put_uep(record))
         ref = self.store.function_ref("f")
         assert ref is not None
-        self.task = NewTask(uuid7().bytes, ref, b"p")
+        self.task = NewTask(task_id=uuid7().bytes, function=ref, payload=b"p")
         self.do(lambda tx: tx.add_tasks("a", "g", record.row, [self.task], 0, time.time()))
-        self.manager = ManagerLink(endpoint_id, Peer(b"m", b"m", 0.0), b"e" * 32)
+        self.manager = ManagerLink(endpoint_id=endpoint_id, peer=Peer(b"m", b"m", 0.0), epoch=b"e" * 32)
         self.dispatcher.board.managers[endpoint_id] = self.manager
         self.uep: Uep = self.dispatcher.board.uep(record)
 
@@ -165,7 +165,7 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         heard = scene.dispatcher.streams.join(group.row)
         await scene.dispatcher.expire(60.0)
         assert (scene.state, heard.is_set()) == (TaskState.QUEUED, False)
-        periods = retention.Periods(86400.0, 1e-6, 86400.0)
+        periods = retention.Periods(retention_s=86400.0, lifetime_s=1e-6, unused_s=86400.0)
         sweeper = asyncio.create_task(retention.Sweeper(scene.store, scene.dispatcher, periods).run())
         await asyncio.wait_for(heard.wait(), 5)
         sweeper.cancel()
@@ -184,7 +184,7 @@ def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_kn
     async def run() -> None:
         scene = Scene()
         (row,) = [task.row for task in scene.store.tasks([scene.task.task_id])]
-        more = NewTask(uuid7().bytes, scene.task.function, b"")
+        more = NewTask(task_id=uuid7().bytes, function=scene.task.function, payload=b"")
         added = scene.store.submit(lambda tx: tx.add_tasks("a", "g", scene.uep.row, [more], 0, time.time())).result()
         scene.store.submit(lambda tx: tx.take_queued(scene.uep.row, 9, 999)).result()
         scene.store.submit(lambda tx: tx.record_started(scene.uep.row, [row], 1.0)).result()
@@ -201,7 +201,7 @@ def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_kn
         assert (begun.state, begun.code, sent.state) == (TaskState.EXPIRED, TaskExpired.code, TaskState.EXPIRED)
         assert "whether it finished is not known" in begun.text
         assert "not known to have begun" in sent.text
-        late = Ending(added.rows[0], TaskState.SUCCESS, payload=b"late")
+        late = Ending(row=added.rows[0], state=TaskState.SUCCESS, payload=b"late")
         settled = scene.store.submit(lambda tx: tx.record_endings(scene.uep.row, [late])).result()
         assert settled.ended == 0
 

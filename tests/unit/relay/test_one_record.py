@@ -94,7 +94,7 @@ def test_a_start_is_over_once_its_process_has_joined_also_where_the_record_was_f
         site = Site()
         uep = site.dispatcher.board.uep(site.record())
         go_on = site.later()
-        task = NewTask(uuid7().bytes, site.task.function, b"p" * 300_000)
+        task = NewTask(task_id=uuid7().bytes, function=site.task.function, payload=b"p" * 300_000)
         adding = asyncio.create_task(site.dispatcher.delivery.add(uep, "a", "g", [task]))
         await asyncio.sleep(0)
         site.dispatcher.board.forget_idle(uep)  # the end of its last process was settled just now, say
@@ -135,7 +135,7 @@ def test_tasks_of_a_forgotten_record_are_asked_for_when_the_manager_comes() -> N
         board, uep = site.dispatcher.board, site.uep
         manager = board.managers.pop(site.manager.endpoint_id)
         board.forget_idle(uep)
-        added = NewTask(uuid7().bytes, site.task.function, b"p")
+        added = NewTask(task_id=uuid7().bytes, function=site.task.function, payload=b"p")
         await site.dispatcher.delivery.add(uep, "a", "g", [added])
         site.dispatcher.added(uep)
         site.uep = uep = None  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from relay.auth.tokens import CACHE_S, CACHE_SIZE, TokenAuth, new_token, token_h
 from relay.store.records import Caller
 from relay.store.sqlite import SqliteStore
 
-ALICE = Caller("account", "identity")
+ALICE = Caller(account_id="account", identity_id="identity")
 
 
 class Clock:
