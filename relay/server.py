@@ -23,10 +23,10 @@ from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.context import Service
 from relay.api.http_protocol import BoundedConnection
-from relay.api.storage_quota import Quota
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.start_signing import OverlapSigner
+from relay.dispatch.submissions import PersonLimits
 from relay.link.zmq_link import ZmqPlane
 from relay.log import logger
 from relay.retention import Periods, Sweeper
@@ -66,6 +66,11 @@ class Settings:
             unused_s=self.unused_days * _DAY_S,
         )
 
+    @property
+    def limits(self) -> PersonLimits:
+        """The most that one person may have."""
+        return PersonLimits(open_tasks=self.max_open_tasks, stored_bytes=int(self.max_stored_gb * 1e9))
+
 
 class _Server(uvicorn.Server):
     """uvicorn's server with the process's signals left alone: `serve` handles them."""
@@ -83,7 +88,7 @@ async def serve(state: State, settings: Settings) -> None:
     store = SqliteStore(state.database, for_server=True)
     listener = _listen(settings.host, settings.port)
     plane = ZmqPlane(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(store, plane, OverlapSigner(keys.signing, keys.overlap))
+    dispatcher = Dispatcher(store, plane, OverlapSigner(keys.signing, keys.overlap), settings.limits)
     plane.start(dispatcher)
     service = Service(
         store=store,
@@ -93,8 +98,6 @@ async def serve(state: State, settings: Settings) -> None:
         link_public_key=keys.link_public.hex(),
         signing_public_key=keys.signing_public.hex(),
         earlier_keys=[_earlier(one) for one in keys.earlier],
-        quota=Quota(store, int(settings.max_stored_gb * 1e9)),
-        max_open_tasks=settings.max_open_tasks,
     )
     dispatcher.recover()
     server = _Server(_http_config(App(service)))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from mep_wire.api import EarlierRelayKeys
 from relay.api.body_budget import Bodies
-from relay.api.storage_quota import Quota
 from relay.api.user_config_check import UserConfigChecks
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
@@ -25,11 +24,7 @@ class Service:
     signing_public_key: str
     earlier_keys: list[EarlierRelayKeys]
     """The pairs before, oldest first."""
-    quota: Quota
-    """The limits on one person's stored data."""
     bodies: Bodies = field(default_factory=Bodies)
-    max_open_tasks: int = 2_000_000
-    """Unfinished tasks that one person may have."""
     function_digests: dict[int, str] = field(default_factory=dict)
     """SHA-256 of functions' code in hexadecimal, by row."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)

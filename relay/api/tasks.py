@@ -30,9 +30,8 @@ from mep_wire.errors import (
     PayloadTooLarge,
     TaskGroupNotFound,
     TaskNotFound,
-    TooManyTasks,
 )
-from mep_wire.ids import user_endpoint_id, uuid7
+from mep_wire.ids import uuid7
 from mep_wire.limits import (
     MAX_ATTEMPTS,
     MAX_PAYLOAD_BYTES,
@@ -46,9 +45,9 @@ from relay.api import endpoints, functions
 from relay.api.context import Service
 from relay.api.http import Request
 from relay.api.json_values import plain
-from relay.dispatch.live_state import Uep, durable
+from relay.dispatch.submissions import Submission
 from relay.dispatch.task_delivery import uuid_text
-from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord, UepRecord
+from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord
 
 MAX_WALLTIME_S = 366 * 86400.0
 MAX_DEADLINE_S = 10 * 366 * 86400.0
@@ -66,67 +65,23 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     runtime = plain(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
     service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
-    account = request.caller.account_id
-    size = sum(len(task.payload) for task in tasks)
-    _check_room(service, account, len(tasks))
-    service.quota.check(account, size)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
-    uep = await _user_endpoint(service, request.caller, endpoint, config, runtime)
-    added = await service.dispatcher.delivery.add(uep, account, group_id, tasks)
-    service.dispatcher.deadlines.expect(tasks[0].deadline)
-    service.dispatcher.board.open_tasks[account] += added.new
-    service.quota.added(account, size)
-    _note_use(service, tasks)
-    service.dispatcher.added(uep)
+    submission = Submission(
+        caller=request.caller,
+        endpoint_id=endpoint.endpoint_id,
+        config=config,
+        runtime=runtime,
+        group_id=group_id,
+        tasks=tasks,
+    )
+    worker_python = await service.dispatcher.submit(submission)
     return SubmitAnswer(
         request_id=str(uuid.uuid4()),
         task_group_id=group_id,
         endpoint_id=endpoint.endpoint_id,
         tasks=names,
-        worker_python=uep.worker_python,
+        worker_python=worker_python,
     )
-
-
-def _note_use(service: Service, tasks: Sequence[NewTask]) -> None:
-    """Once a day, note of functions that they are used."""
-    now = time.time()
-    stale = {task.function.row for task in tasks if task.function.used_at < now - 86400}
-    if stale:
-        service.store.submit(lambda tx: tx.use_functions(list(stale), now), inline=False)
-
-
-async def _user_endpoint(
-    service: Service, caller: Caller, endpoint: EndpointRecord, config: dict[str, Any], runtime: dict[str, Any]
-) -> Uep:
-    """Return the user endpoint that serves this person with this configuration, known from now on."""
-    board = service.dispatcher.board
-    uep_id = user_endpoint_id(endpoint.endpoint_id, caller.account_id, config, runtime)
-    known = board.ueps.get(uep_id)
-    if known is not None:
-        return known
-    record = service.store.uep(uep_id)
-    if record is None:
-        wanted = UepRecord(
-            row=0,
-            uep_id=uep_id,
-            endpoint_id=endpoint.endpoint_id,
-            account_id=caller.account_id,
-            identity_id=caller.identity_id,
-            config=config,
-            runtime=runtime,
-            seen_at=time.time(),
-        )
-        record = await durable(service.store.submit(lambda tx: tx.put_uep(wanted)))
-    return board.uep(record)
-
-
-def _check_room(service: Service, account_id: str, count: int) -> None:
-    """Raises TooManyTasks where `count` more would be too many for this person."""
-    counts = service.dispatcher.board.open_tasks
-    if account_id not in counts:
-        counts[account_id] = service.store.open_tasks(account_id)
-    if counts[account_id] + count > service.max_open_tasks:
-        raise TooManyTasks(count=counts[account_id], limit=service.max_open_tasks)
 
 
 def _resource_spec(body: SubmitBody) -> bytes:
@@ -280,7 +235,7 @@ async def look_up(service: Service, request: Request) -> TaskStatus:
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
     status = _status(found[0], packed=request.packed)
-    if found[0].state is TaskState.QUEUED and (why := service.dispatcher.starts.why_waiting(found[0].uep_row)):
+    if found[0].state is TaskState.QUEUED and (why := service.dispatcher.why_waiting(found[0].uep_row)):
         return msgspec.structs.replace(status, reason=why)
     return status
 

@@ -31,6 +31,7 @@ from relay.dispatch.process_loss import Endings
 from relay.dispatch.result_notifier import Streams
 from relay.dispatch.start_requests import Starts
 from relay.dispatch.start_signing import Signer
+from relay.dispatch.submissions import PersonLimits, Submission, Submissions
 from relay.dispatch.task_delivery import Delivery
 from relay.dispatch.task_record_feed import TaskEvents
 from relay.dispatch.uep_handlers import UserEndpoints
@@ -53,7 +54,7 @@ Handlers = Mapping[type[Any], Handler]
 class Dispatcher:
     """The relay's side of the endpoint link."""
 
-    def __init__(self, store: Store, plane: Plane, signing_key: Signer) -> None:
+    def __init__(self, store: Store, plane: Plane, signing_key: Signer, limits: PersonLimits | None = None) -> None:
         self.streams = Streams()
         self._audited = AuditedStore(store)
         store = self._audited
@@ -67,6 +68,7 @@ class Dispatcher:
         self._managers = Managers(self.board, self.starts, self._endings)
         self._ueps = UserEndpoints(self.board, self.delivery, self.starts, self._endings)
         self._task_events = TaskEvents(self.board, self._audited)
+        self._submissions = Submissions(self.board, self.delivery, self.deadlines, limits or PersonLimits())
         self._store, self._plane = store, plane
         self._from_stranger, self._from_manager, self._from_uep = self._tables()
 
@@ -279,10 +281,19 @@ class Dispatcher:
             self._endings.conclude_if_deleted(uep)
         self._audited.keep(endpoint_id, keep=False)  # its manager has left permanently
 
-    def added(self, uep: Uep) -> None:
-        """Tasks were added: request its start, or end them if its endpoint has since been deleted."""
-        self._endings.conclude_if_deleted(uep)
+    async def submit(self, submission: Submission) -> str:
+        """Store tasks, and have them run: sent, queued, or requested with the start of their user endpoint.
+
+        Returns the Python version of its workers, empty where it is not known. Raises as `Submissions.store`.
+        """
+        uep = await self._submissions.store(submission)
+        self._endings.conclude_if_deleted(uep)  # its endpoint may have been deleted since it was looked up
         self.starts.want(uep)
+        return uep.worker_python
+
+    def why_waiting(self, uep_row: int) -> str:
+        """Return why the queued tasks of this user endpoint wait, as far as their person needs to know."""
+        return self.starts.why_waiting(uep_row)
 
 
 def _check_protocol(theirs: int) -> None:

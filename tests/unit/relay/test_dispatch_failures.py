@@ -21,6 +21,7 @@ from relay import retention
 from relay.dispatch import dispatcher, start_requests, task_delivery
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.live_state import ManagerLink, Uep
+from relay.dispatch.submissions import PersonLimits
 from relay.link.base import Peer, PlaneHandler
 from relay.store.base import Tx
 from relay.store.records import Ending, EndpointRecord, FunctionRecord, NewTask, UepRecord
@@ -73,9 +74,9 @@ class FailingStore(SqliteStore):
 class Scene:
     """A dispatcher with one user endpoint, one task and a manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: PersonLimits | None = None) -> None:
         self.store, self.plane = FailingStore(None), NotingPlane()
-        self.dispatcher = Dispatcher(self.store, self.plane, Ed25519PrivateKey.generate())
+        self.dispatcher = Dispatcher(self.store, self.plane, Ed25519PrivateKey.generate(), limits)
         endpoint_id = str(uuid.uuid4())
         unseal = X25519PrivateKey.generate().public_key().public_bytes_raw()
         endpoint = EndpointRecord(

@@ -100,7 +100,7 @@ def test_a_start_is_over_once_its_process_has_joined_also_where_the_record_was_f
         site.dispatcher.board.forget_idle(uep)  # the end of its last process was settled just now, say
         go_on()
         await adding
-        site.dispatcher.added(uep)
+        site.dispatcher.starts.want(uep)
         token = await site.start_request()
         peer = await site.join(token)
         site.plane.sent.clear()
@@ -137,7 +137,7 @@ def test_tasks_of_a_forgotten_record_are_asked_for_when_the_manager_comes() -> N
         board.forget_idle(uep)
         added = NewTask(task_id=uuid7().bytes, function=site.task.function, payload=b"p")
         await site.dispatcher.delivery.add(uep, "a", "g", [added])
-        site.dispatcher.added(uep)
+        site.dispatcher.starts.want(uep)
         site.uep = uep = None  # type: ignore[assignment]
         gc.collect()
         board.managers[manager.endpoint_id] = manager

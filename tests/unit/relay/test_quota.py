@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from mep_wire.errors import StorageFull
-from relay.api.storage_quota import REFRESH_S, Quota
+from relay.dispatch.storage_quota import REFRESH_S, Quota
 from relay.store.base import Store
 
 

@@ -1,0 +1,108 @@
+"""Takes a person's tasks: their limits, the user endpoint that serves them, storing, sending, and the request to start.
+
+The API has checked the submission's form and the person's permissions. Here it either becomes durable as a whole or
+is refused as a whole. Called by the dispatcher, in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mep_wire.errors import TooManyTasks
+from mep_wire.ids import user_endpoint_id
+from relay.dispatch.deadlines import Deadlines
+from relay.dispatch.live_state import Board, Uep, durable
+from relay.dispatch.storage_quota import Quota
+from relay.dispatch.task_delivery import Delivery
+from relay.store.records import Caller, NewTask, UepRecord
+
+USED_S = 86400.0
+"""Precision of the stored time at which a function was last used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersonLimits:
+    """The most that one person may have here."""
+
+    open_tasks: int = 2_000_000
+    """Unfinished tasks."""
+    stored_bytes: int = 50_000_000_000
+    """Waiting arguments and kept results; 0: any amount."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """Tasks of one person for one endpoint. `config` and `runtime` are plain values (see relay.api.json_values)."""
+
+    caller: Caller
+    endpoint_id: str
+    config: dict[str, Any]
+    runtime: dict[str, Any]
+    group_id: str
+    tasks: Sequence[NewTask]
+    """At least one; all have the same deadline."""
+
+
+class Submissions:
+    """See the module."""
+
+    def __init__(self, board: Board, delivery: Delivery, deadlines: Deadlines, limits: PersonLimits) -> None:
+        self._board, self._delivery, self._deadlines, self._limits = board, delivery, deadlines, limits
+        self._quota = Quota(board.store, limits.stored_bytes)
+
+    async def store(self, submission: Submission) -> Uep:
+        """Store the tasks and send those that may be sent; return the user endpoint that is to run them.
+
+        Raises TooManyTasks, StorageFull, IdConflict or RelayUnavailable; then nothing was stored.
+        """
+        account, tasks = submission.caller.account_id, submission.tasks
+        size = sum(len(task.payload) for task in tasks)
+        self._check_count(account, len(tasks))
+        self._quota.check(account, size)
+        uep = await self._user_endpoint(submission)
+        added = await self._delivery.add(uep, account, submission.group_id, tasks)
+        self._deadlines.expect(tasks[0].deadline)
+        self._board.open_tasks[account] += added.new
+        self._quota.added(account, size)
+        self._note_use(tasks)
+        return uep
+
+    def _check_count(self, account_id: str, count: int) -> None:
+        """Raises TooManyTasks where `count` more would be too many for this person."""
+        counts = self._board.open_tasks
+        if account_id not in counts:
+            counts[account_id] = self._board.store.open_tasks(account_id)
+        if counts[account_id] + count > self._limits.open_tasks:
+            raise TooManyTasks(count=counts[account_id], limit=self._limits.open_tasks)
+
+    async def _user_endpoint(self, submission: Submission) -> Uep:
+        """Return the user endpoint that serves this person with this configuration, known from now on."""
+        caller, endpoint_id = submission.caller, submission.endpoint_id
+        uep_id = user_endpoint_id(endpoint_id, caller.account_id, submission.config, submission.runtime)
+        known = self._board.ueps.get(uep_id)
+        if known is not None:
+            return known
+        record = self._board.store.uep(uep_id)
+        if record is None:
+            wanted = UepRecord(
+                row=0,
+                uep_id=uep_id,
+                endpoint_id=endpoint_id,
+                account_id=caller.account_id,
+                identity_id=caller.identity_id,
+                config=submission.config,
+                runtime=submission.runtime,
+                seen_at=time.time(),
+            )
+            record = await durable(self._board.store.submit(lambda tx: tx.put_uep(wanted)))
+        return self._board.uep(record)
+
+    def _note_use(self, tasks: Sequence[NewTask]) -> None:
+        """Once a day, note of functions that they are used."""
+        now = time.time()
+        stale = {task.function.row for task in tasks if task.function.used_at < now - USED_S}
+        if stale:
+            self._board.store.submit(lambda tx: tx.use_functions(list(stale), now), inline=False)
