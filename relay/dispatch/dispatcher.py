@@ -35,7 +35,7 @@ from relay.dispatch.submissions import PersonLimits, Submission, Submissions
 from relay.dispatch.task_delivery import Delivery
 from relay.dispatch.task_record_feed import TaskEvents
 from relay.dispatch.uep_handlers import UserEndpoints
-from relay.link.base import Peer, Plane
+from relay.link.base import Peer, Plane, Session
 from relay.log import Sparing, logger
 from relay.store.base import Store
 from relay.store.records import EndpointRecord, TaskBrief
@@ -47,8 +47,7 @@ MAX_STRANGER_BYTES = 8 * 1024 * 1024
 """Largest message from a peer before its welcome: enough for a hello with a million rows."""
 SETTLE_S = 600.0
 """After the relay's start, how long user endpoints have to come back before one counts as not heard of."""
-Handler = Callable[[Peer, Any], object]
-Handlers = Mapping[type[Any], Handler]
+OfPeer = Mapping[type[Any], Callable[[Peer, Any], object]]
 
 
 class Dispatcher:
@@ -70,18 +69,23 @@ class Dispatcher:
         self._task_events = TaskEvents(self.board, self._audited)
         self._submissions = Submissions(self.board, self.delivery, self.deadlines, limits or PersonLimits())
         self._store, self._plane = store, plane
-        self._from_stranger, self._from_manager, self._from_uep = self._tables()
+        self._from_peer, self._from_manager, self._from_uep = self._of_peers(), self._of_managers(), self._of_ueps()
 
-    def _tables(self) -> tuple[Handlers, Handlers, Handlers]:
-        """The permitted messages of unauthenticated peers, managers and user endpoints, and their handlers."""
-        liveness: Handlers = {messages.Ping: self._ping, messages.Pong: self._pong}
-        stranger: Handlers = {
-            messages.ManagerHello: self._manager_hello,
-            messages.Join: self._join,
-            messages.UepHello: self._uep_hello,
+    def _of_peers(self) -> Mapping[type[Session | None], OfPeer]:
+        """The permitted messages about a link itself, by what its peer is so far."""
+        hello: OfPeer = {messages.ManagerHello: self._manager_hello}
+        uep_hello: OfPeer = {messages.UepHello: self._uep_hello}
+        liveness: OfPeer = {messages.Ping: self._ping, messages.Pong: self._pong}
+        return {
+            type(None): {**hello, **uep_hello, messages.Join: self._join},
+            ManagerLink: {**liveness, **hello},
+            Uep: {**liveness, **uep_hello},
+            Joining: {},
         }
-        manager: Handlers = {
-            messages.ManagerHello: self._manager_hello,
+
+    def _of_managers(self) -> Mapping[type[Any], Callable[[ManagerLink, Any], object]]:
+        """The other permitted messages of managers."""
+        return {
             messages.StartAnswer: self._managers.start_answer,
             messages.StartPlaced: self._managers.start_placed,
             messages.UepEnded: self._managers.uep_ended,
@@ -90,8 +94,10 @@ class Dispatcher:
             messages.RunningUeps: self._managers.running,
             messages.TaskEventsWritten: self._task_events.written,
         }
-        uep: Handlers = {
-            messages.UepHello: self._uep_hello,
+
+    def _of_ueps(self) -> Mapping[type[Any], Callable[[Uep, Any], object]]:
+        """The other permitted messages of user endpoints."""
+        return {
             messages.Credit: self._ueps.credit,
             messages.Started: self._started,
             messages.Results: self._ueps.results,
@@ -99,7 +105,6 @@ class Dispatcher:
             messages.Lost: self._ueps.lost,
             messages.Goodbye: self._ueps.goodbye,
         }
-        return stranger, {**liveness, **manager}, {**liveness, **uep}
 
     def recover(self) -> None:
         """After the relay's start: user endpoints that had a link get a grace time to come back."""
@@ -126,7 +131,7 @@ class Dispatcher:
             if self._is_early(peer, frame):
                 return
             message = codec.decode_to_relay(frame)
-            self._handler(peer, type(message))(peer, message)
+            self._handle(peer, message)
         except HelloNeeded as error:
             self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=False)))
         except (LinkMessageInvalid, LinkForbidden, JoinRefused, ProtocolMismatch) as error:
@@ -146,19 +151,19 @@ class Dispatcher:
         early.append(frame)
         return isinstance(session, Joining)
 
-    def _handler(self, peer: Peer, kind: type[Any]) -> Handler:
-        """Return the handler of this message from this peer. Raises HelloNeeded or LinkForbidden."""
-        if isinstance(peer.session, Uep):
-            handler = self._from_uep.get(kind)
-        elif isinstance(peer.session, ManagerLink):
-            handler = self._from_manager.get(kind)
+    def _handle(self, peer: Peer, message: Any) -> None:
+        """Hand a message to its handler. Raises HelloNeeded or LinkForbidden."""
+        session, kind = peer.session, type(message)
+        if isinstance(session, Uep) and (of_uep := self._from_uep.get(kind)):
+            of_uep(session, message)
+        elif isinstance(session, ManagerLink) and (of_manager := self._from_manager.get(kind)):
+            of_manager(session, message)
+        elif of_peer := self._from_peer[type(session)].get(kind):
+            of_peer(peer, message)
+        elif session is None:
+            raise HelloNeeded
         else:
-            handler = self._from_stranger.get(kind)
-            if handler is None:
-                raise HelloNeeded
-        if handler is None:
             raise LinkForbidden(what=kind.__name__)
-        return handler
 
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
@@ -194,11 +199,10 @@ class Dispatcher:
         if isinstance(peer.session, ManagerLink):
             self._task_events.hello(peer.session, wanted=message.audit_tasks)
 
-    def _started(self, peer: Peer, message: messages.Started) -> None:
-        uep: Uep = peer.session
+    def _started(self, uep: Uep, message: messages.Started) -> None:
         if message.places and uep.record.endpoint_id in self._audited.kept:
             self._audited.run_at(uep.row, message.rows, message.places)
-        self._ueps.started(peer, message)
+        self._ueps.started(uep, message)
 
     def _uep_hello(self, peer: Peer, message: messages.UepHello) -> None:
         _check_protocol(message.protocol)

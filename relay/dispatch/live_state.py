@@ -21,7 +21,7 @@ import msgspec
 from mep_wire.errors import RelayUnavailable
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
-from relay.link.base import Peer, Plane
+from relay.link.base import Peer, Plane, Session
 from relay.log import logger
 from relay.store.base import Store, Tx
 from relay.store.records import UepRecord
@@ -32,7 +32,7 @@ STORE_RETRY_S = 1.0
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class ManagerLink:
+class ManagerLink(Session):
     """A manager with a live link."""
 
     endpoint_id: str
@@ -50,7 +50,7 @@ class ManagerLink:
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Uep:
+class Uep(Session):
     """A user endpoint with tasks, a link or a start under way."""
 
     record: UepRecord
@@ -135,7 +135,7 @@ class Uep:
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Joining:
+class Joining(Session):
     """The session of a peer while its join is being stored: its messages wait until then."""
 
     record: UepRecord

@@ -21,7 +21,7 @@ SETTLE_S = 0.5
 
 
 class Managers:
-    """Handlers of managers' messages. `peer.session` is the ManagerLink in all but `hello`."""
+    """Handlers of managers' messages."""
 
     def __init__(self, board: Board, starts: Starts, endings: Endings) -> None:
         self._board, self._starts, self._endings = board, starts, endings
@@ -57,24 +57,22 @@ class Managers:
             self._starts.manager_gone(link.endpoint_id)
             logger.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
 
-    def start_answer(self, peer: Peer, message: messages.StartAnswer) -> None:
+    def start_answer(self, link: ManagerLink, message: messages.StartAnswer) -> None:
         """The outcome of a start request."""
-        self._starts.answered(peer.session, message)
+        self._starts.answered(link, message)
 
-    def start_placed(self, peer: Peer, message: messages.StartPlaced) -> None:
+    def start_placed(self, link: ManagerLink, message: messages.StartPlaced) -> None:
         """A start request waits for others."""
-        self._starts.placed(peer.session, message)
+        self._starts.placed(link, message)
 
-    def running(self, peer: Peer, message: messages.RunningUeps) -> None:
+    def running(self, link: ManagerLink, message: messages.RunningUeps) -> None:
         """Every user endpoint that has a process there: those that should and do not have ended."""
-        link: ManagerLink = peer.session
         link.running, link.reported = dict(_processes(message)), True
         for uep in self._board.of_endpoint(link.endpoint_id):
             self._endings.conclude_if_ended(uep)
 
-    def uep_ended(self, peer: Peer, message: messages.UepEnded) -> None:
+    def uep_ended(self, link: ManagerLink, message: messages.UepEnded) -> None:
         """A user endpoint's process has ended."""
-        link: ManagerLink = peer.session
         if same_process(link.running.get(message.uep_id, b""), message.incarnation):
             link.running.pop(message.uep_id, None)
         uep = self._own(link, message.uep_id)
@@ -103,17 +101,16 @@ class Managers:
         self._board.forget_idle(uep)
         return False
 
-    def uep_revoked(self, peer: Peer, message: messages.UepRevoked) -> None:
+    def uep_revoked(self, link: ManagerLink, message: messages.UepRevoked) -> None:
         """A user endpoint is being ended: its person may not have it any more."""
-        link: ManagerLink = peer.session
         uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
         if uep is not None and self._is_of_now(uep, message):
             logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
             self._board.run(self._starts.revoke(uep, _reason(message)))
 
-    def recheck(self, peer: Peer, message: messages.Recheck) -> None:
+    def recheck(self, link: ManagerLink, message: messages.Recheck) -> None:
         """The manager asks who the people of its user endpoints are now."""
-        self._starts.say_who(peer.session, _processes(message)[:MAX_RECHECKS])
+        self._starts.say_who(link, _processes(message)[:MAX_RECHECKS])
 
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
         if not link_key or not uep.has_joined(message.incarnation):

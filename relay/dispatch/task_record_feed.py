@@ -71,11 +71,10 @@ class TaskEvents:
         if known is not None and known.timer is not None:
             known.timer.cancel()
 
-    def written(self, peer: Peer, message: messages.TaskEventsWritten) -> None:
+    def written(self, link: ManagerLink, message: messages.TaskEventsWritten) -> None:
         """A manager has the events under way on its disk."""
-        link: ManagerLink = peer.session
         out = self._outgoing.get(link.endpoint_id)
-        if out is None or out.peer is not peer or (message.until, message.dropped) != (out.until, out.dropped):
+        if out is None or out.peer is not link.peer or (message.until, message.dropped) != (out.until, out.dropped):
             logger.warning("manager of endpoint %s has written task events that it was not sent", link.endpoint_id)
             return
 
@@ -86,7 +85,7 @@ class TaskEvents:
         done = self._store.submit(
             lambda tx: tx.task_events_written(link.endpoint_id, message.until, message.dropped), inline=False
         )
-        self._board.when_durable(peer, done, forgotten)
+        self._board.when_durable(link.peer, done, forgotten)
 
     def _tell(self, endpoints: Collection[str]) -> None:
         """Events of these endpoints are durable. Called in the store's thread too."""

@@ -27,7 +27,7 @@ _MAX_VERSION_CHARS = 32
 
 
 class UserEndpoints:
-    """Handlers of user endpoints' messages. `peer.session` is the Uep in all but `join` and `hello`."""
+    """Handlers of user endpoints' messages."""
 
     def __init__(self, board: Board, delivery: Delivery, starts: Starts, endings: Endings) -> None:
         self._board, self._delivery, self._starts, self._endings = board, delivery, starts, endings
@@ -133,9 +133,8 @@ class UserEndpoints:
         self._endings.conclude_if_deleted(uep)
         self._starts.want(uep)
 
-    def goodbye(self, peer: Peer, message: messages.Goodbye) -> None:
+    def goodbye(self, uep: Uep, message: messages.Goodbye) -> None:
         """A user endpoint ends on its own account: tasks that crossed its goodbye were dropped by it."""
-        uep: Uep = peer.session
         if uep.state is UepState.ONLINE:
             uep.go(UepState.DRAINING)
         uep.credit = 0
@@ -143,30 +142,29 @@ class UserEndpoints:
 
     # --- tasks ------------------------------------------------------------------------------------
 
-    def credit(self, peer: Peer, message: messages.Credit) -> None:
+    def credit(self, uep: Uep, message: messages.Credit) -> None:
         """It can take more tasks."""
-        uep: Uep = peer.session
         uep.worker_python = message.worker_python[:_MAX_VERSION_CHARS] or uep.worker_python
         self._delivery.credit(uep, message.grant)
 
-    def started(self, peer: Peer, message: messages.Started) -> None:
+    def started(self, uep: Uep, message: messages.Started) -> None:
         """Its workers have started these."""
-        self._delivery.started(peer.session, _rows(message.rows))
+        self._delivery.started(uep, _rows(message.rows))
 
-    def results(self, peer: Peer, message: messages.Results) -> None:
+    def results(self, uep: Uep, message: messages.Results) -> None:
         """These ended."""
         _rows([item.row for item in message.items])
-        self._delivery.results(peer.session, message.items)
+        self._delivery.results(uep, message.items)
 
-    def lost(self, peer: Peer, message: messages.Lost) -> None:
+    def lost(self, uep: Uep, message: messages.Lost) -> None:
         """The processes of these tasks died, and they may be run again. Raises LinkMessageInvalid."""
         if len(message.attempts) != len(message.rows) or any(not 0 < n <= MAX_ATTEMPTS for n in message.attempts):
             raise LinkMessageInvalid(reason="an attempt that no task has")
-        self._delivery.lost(peer.session, list(zip(_rows(message.rows), message.attempts, strict=True)))
+        self._delivery.lost(uep, list(zip(_rows(message.rows), message.attempts, strict=True)))
 
-    def returned(self, peer: Peer, message: messages.Returned) -> None:
+    def returned(self, uep: Uep, message: messages.Returned) -> None:
         """It has not started these and will not."""
-        self._delivery.returned(peer.session, _rows(message.rows))
+        self._delivery.returned(uep, _rows(message.rows))
 
 
 def _rows(rows: list[int]) -> list[int]:

@@ -7,7 +7,13 @@ which messages their senders may send.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
+
+
+class Session:
+    """What the dispatcher has made of a peer: the base of its records. The plane looks only at whether there is one."""
+
+    __slots__ = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -22,7 +28,7 @@ class Peer:
     address: bytes
     """Where answers go: chosen by the plane, not to be trusted as an identity."""
     last_seen: float
-    session: Any = None
+    session: Session | None = None
     waiting: list[bytes] = field(default_factory=list)
     waiting_bytes: int = 0
 

@@ -13,10 +13,12 @@ import zmq
 from zmq.utils import z85
 
 from relay.link import zmq_link
-from relay.link.base import Peer
+from relay.link.base import Peer, Session
 from relay.link.zap import answer
 from relay.link.zmq_link import ZmqPlane
 from relay.log import Sparing
+
+SESSION = Session()
 
 
 class Handler:
@@ -27,7 +29,7 @@ class Handler:
         self.gone: list[tuple[Peer, str]] = []
 
     def on_frame(self, peer: Peer, frame: bytes) -> None:
-        peer.session = peer.session or "session"
+        peer.session = peer.session or SESSION
         self.frames.append((peer, frame))
 
     def on_gone(self, peer: Peer, reason: str) -> None:
@@ -152,7 +154,7 @@ def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
         third = await heard(plane, handler, public)
         new = handler.frames[-1][0]
         assert new is not old
-        assert (new.key, new.session) == (third.key, "session")
+        assert (new.key, new.session) == (third.key, SESSION)
         assert handler.gone[0][0] is old
         assert not plane.send(old, b"for the first alone")
         await asyncio.sleep(0.1)
