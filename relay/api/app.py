@@ -12,9 +12,8 @@ from mep_wire.errors import MepError, PayloadTooLarge, RelayBusy, RouteNotFound,
 from relay.api import http
 from relay.api.context import Service
 from relay.api.http import Receive, Request, Scope, Send
-from relay.api.operations import ROUTES
 from relay.api.result_stream import serve_stream
-from relay.api.router import Route, Router
+from relay.api.routes import ROUTES, Route, Router
 from relay.log import logger
 from relay.store.records import Caller
 

@@ -1,4 +1,5 @@
 """Writes the OpenAPI 3.1 specification from the route table and the structs that the table names."""
+# ruff: noqa: D102 - relay.api.routes.Route has the text of every field
 
 from __future__ import annotations
 
@@ -6,18 +7,41 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import MepError
-from relay.api.router import Route
+
+
+class Operation(Protocol):
+    """What the specification tells of a route (see relay.api.routes.Route)."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def open(self) -> bool: ...
+    @property
+    def query(self) -> tuple[str, ...]: ...
+    @property
+    def body(self) -> type[Any] | None: ...
+    @property
+    def answer(self) -> Any: ...
+    @property
+    def all_errors(self) -> tuple[type[MepError], ...]: ...
+
 
 _REF = "#/components/schemas/{name}"
 
 
-def specification(routes: Sequence[Route], version: str) -> dict[str, Any]:
+def specification(routes: Sequence[Operation], version: str) -> dict[str, Any]:
     """Return the specification as a JSON-serializable object."""
     types: list[Any] = [ErrorAnswer]
     for route in routes:
@@ -38,7 +62,7 @@ def specification(routes: Sequence[Route], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, by_type: dict[str, Any]) -> dict[str, Any]:
+def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).strip('_')}",
         "summary": route.summary,
@@ -55,7 +79,7 @@ def _operation(route: Route, by_type: dict[str, Any]) -> dict[str, Any]:
     return operation
 
 
-def _parameters(route: Route) -> list[dict[str, Any]]:
+def _parameters(route: Operation) -> list[dict[str, Any]]:
     inside = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", route.path)
@@ -67,7 +91,7 @@ def _content(schema: Any, description: str) -> dict[str, Any]:
     return {"description": description, "content": {media: {"schema": schema} for media in (JSON, MSGPACK)}}
 
 
-def _errors(route: Route, by_type: dict[str, Any]) -> dict[str, Any]:
+def _errors(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     by_status: defaultdict[int, list[type[MepError]]] = defaultdict(list)
     for error in route.all_errors:
         by_status[error.http_status].append(error)

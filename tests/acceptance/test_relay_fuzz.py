@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.api import MSGPACK
 from mep_wire.errors import by_code
-from relay.api.operations import ROUTES
+from relay.api.routes import ROUTES
 from tests.support.fake_peer import FakeLink, FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person

@@ -99,9 +99,9 @@ def test_structs_that_several_modules_decode_are_whole_once_their_own_is_importe
 
 
 def test_the_relay_has_a_decoder_for_each_body_of_its_routes() -> None:
-    from relay.api import http, operations
+    from relay.api import http, routes
 
-    bodies = {route.body for route in operations.ROUTES if route.body is not None}
+    bodies = {route.body for route in routes.ROUTES if route.body is not None}
     assert bodies == set(http._json_decoders) == set(http._msgpack_decoders)
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from mep_wire.errors import by_code
 from relay.api.openapi import specification
-from relay.api.operations import ROUTES
-from relay.api.router import Route, Router
+from relay.api.routes import ROUTES, Route, Router
 
 SPEC: dict[str, Any] = json.loads(json.dumps(specification(ROUTES, "1")))
 

@@ -1,7 +1,14 @@
-"""Every operation of the relay's HTTP API. The specification and the server are both made from this table."""
+"""The route table: every operation of the relay's HTTP API, declared once, and the router that finds one.
+
+Path, body, answer, errors and handler of an operation stand in one place. `relay.api.app` serves from the table and
+`relay.api.openapi` writes the specification from it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from mep_wire import PROTOCOL_VERSION, api
@@ -10,9 +17,57 @@ from relay.api import endpoints, functions, tasks
 from relay.api.context import Service
 from relay.api.http import Request
 from relay.api.openapi import specification
-from relay.api.router import Route
 
 VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `path` has its variables in braces; `errors` are those beyond the common ones."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Any]]
+    answer: Any
+    summary: str
+    body: type[Any] | None = None
+    errors: tuple[type[e.MepError], ...] = ()
+    query: tuple[str, ...] = ()
+    status: int = 200
+    open: bool = False
+    """Whether it answers without a token."""
+
+    @property
+    def all_errors(self) -> tuple[type[e.MepError], ...]:
+        """Every error that this operation may answer with."""
+        common: tuple[type[e.MepError], ...] = () if self.open else (e.TokenUnknown,)
+        return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if self.body else ()) + self.errors
+
+
+@dataclass(slots=True)
+class Router:
+    """Finds the route of a request: fixed paths by one look-up, the others by pattern."""
+
+    _fixed: dict[tuple[str, str], Route] = field(default_factory=dict)
+    _patterns: list[tuple[str, re.Pattern[str], Route]] = field(default_factory=list)
+
+    def add(self, route: Route) -> None:
+        """Serve `route`."""
+        if "{" not in route.path:
+            self._fixed[route.method, route.path] = route
+            return
+        pattern = "/".join("([^/]+)" if part.startswith("{") else re.escape(part) for part in route.path.split("/"))
+        self._patterns.append((route.method, re.compile(pattern), route))
+
+    def find(self, method: str, path: str) -> tuple[Route, tuple[str, ...]] | None:
+        """Return the route and the values of its variables."""
+        fixed = self._fixed.get((method, path))
+        if fixed is not None:
+            return fixed, ()
+        for wanted, pattern, route in self._patterns:
+            if wanted == method and (match := pattern.fullmatch(path)):
+                return route, match.groups()
+        return None
 
 
 async def version(service: Service, request: Request) -> str | dict[str, Any]:
