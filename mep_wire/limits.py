@@ -41,5 +41,11 @@ HEARTBEAT_S: Final = 10.0
 LINK_DEAD_S: Final = 35.0
 """A peer silent for longer than this is taken for gone."""
 
-RESERVED_TEMPLATE_VARIABLES: Final = frozenset({"parent_config", "user_runtime", "mapped_identity"})
-"""Template variables that the endpoint sets and a person's user_endpoint_config may not."""
+ENDPOINT_VARIABLES: Final = ("mapped_identity", "user_runtime", "parent_config")
+"""Template variables that the endpoint sets. Each is also an attribute of the variables in ENDPOINT_NAMESPACES."""
+ENDPOINT_NAMESPACES: Final = ("_MEP", "_GC")
+"""Template variables that hold the endpoint's own. `_GC` is the name in templates of Globus Compute."""
+TEMPLATE_GLOBALS: Final = frozenset({"range", "dict", "cycler", "joiner", "namespace"})
+"""Functions of Jinja that every template may call, and that a variable of the same name would hide."""
+RESERVED_TEMPLATE_VARIABLES: Final = frozenset({*ENDPOINT_VARIABLES, *ENDPOINT_NAMESPACES}) | TEMPLATE_GLOBALS
+"""Template variables that a person's user_endpoint_config may not set, because templates trust them."""

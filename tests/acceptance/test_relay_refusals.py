@@ -347,7 +347,7 @@ def test_a_configuration_against_the_schema_names_the_key(
     alice.refused(404, "TASK_GROUP_NOT_FOUND", "GET", f"/v2/taskgroup/{group}")
 
 
-@pytest.mark.parametrize("key", ["parent_config", "user_runtime", "mapped_identity"])
+@pytest.mark.parametrize("key", ["parent_config", "user_runtime", "mapped_identity", "_GC", "_MEP", "range"])
 def test_reserved_variables(alice: Person, lab: FakeManager, function: str, key: str) -> None:
     body = {"tasks": {function: ["x"]}, "user_endpoint_config": {key: {}}}
     assert key in alice.refused(422, "USER_CONFIG_RESERVED", "POST", submission(lab.endpoint_id), body)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
+from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES
 from mep_wire.start_request import StartRequest
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
@@ -33,12 +34,8 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
 
     config = start.user_endpoint_config
     check_user_config(bundle.schema, config)
-    variables = {
-        **config,
-        "parent_config": bundle.parent_config,
-        "user_runtime": start.user_runtime,
-        "mapped_identity": mapped_identity,
-    }
+    own = dict(zip(ENDPOINT_VARIABLES, (mapped_identity, start.user_runtime, bundle.parent_config), strict=True))
+    variables = {**config, **own, **dict.fromkeys(ENDPOINT_NAMESPACES, own)}
     fragment = render(bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config)
     try:
         document = document_from(fragment)

@@ -12,14 +12,11 @@ from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfig
 from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
 from user_endpoint.render.schema_fast_path import surely_valid
 
-TEMPLATE_GLOBALS = frozenset({"range", "dict", "cycler", "joiner", "namespace"})
-"""Functions that every template may call, and that a variable of the same name would hide."""
-
 
 def check_user_config(schema: Mapping[str, Any] | bool | None, config: Mapping[str, Any]) -> None:
     """Raises UserConfigReserved, UserConfigInvalid, or EndpointMisconfigured for an invalid schema."""
     for key in config:
-        if key in RESERVED_TEMPLATE_VARIABLES or key in TEMPLATE_GLOBALS:
+        if key in RESERVED_TEMPLATE_VARIABLES:
             raise UserConfigReserved(key=key)
     if schema is not None and not surely_valid(schema, config):
         _validate(schema, config)

@@ -60,8 +60,9 @@ def test_another_draft_means_what_it_says() -> None:
 
 def test_reserved_names_come_before_the_schema() -> None:
     checks = UserConfigChecks()
-    with pytest.raises(UserConfigReserved, match="mapped_identity"):
-        checks.check("e", None, {"mapped_identity": {}})
+    for name in ("mapped_identity", "_GC", "_MEP", "namespace"):
+        with pytest.raises(UserConfigReserved, match=name):
+            checks.check("e", None, {name: {}})
     checks.check("e", None, {"anything": ["goes"]})
 
 

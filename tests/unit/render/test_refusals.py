@@ -9,8 +9,10 @@ import pytest
 from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, MepError, UserConfigInvalid, UserConfigReserved
 from mep_wire.identity import IdentitySet
+from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
 from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
+from user_endpoint.render.sandbox import PieceEnvironment
 from user_endpoint.settings import UepSettings
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
@@ -66,6 +68,13 @@ def test_what_the_endpoint_itself_gives_a_template() -> None:
     assert settings(source).display_name == "Site alice 3.11"
 
 
+@pytest.mark.parametrize("namespace", ["_GC", "_MEP"])
+def test_the_same_variables_under_one_name(namespace: str) -> None:
+    names = ("parent_config.display_name", "mapped_identity.local.uname", "user_runtime.python")
+    text = " ".join(f"{{{{ {namespace}.{name} }}}}" for name in names)
+    assert settings(f"{ENGINE}display_name: {text}").display_name == "Site alice 3.11"
+
+
 # --- the person's side ------------------------------------------------------------------------------------
 
 
@@ -73,6 +82,20 @@ def test_what_the_endpoint_itself_gives_a_template() -> None:
 def test_reserved_names(name: str) -> None:
     error = refused(UserConfigReserved, ENGINE, {name: 1})
     assert name in error.text
+
+
+@pytest.mark.parametrize("name", ["_GC", "_MEP", "mapped_identity"])
+def test_nobody_takes_a_branch_that_the_template_keeps_for_one_account(name: str) -> None:
+    """A template may trust these names, so a person who sends one is refused, whatever the schema allows."""
+    source = ENGINE + "{% if " + name + " is defined %}display_name: privileged{% endif %}"
+    mine = {"local": {"uname": "root"}}
+    error = refused(UserConfigReserved, source, {name: mine if name == "mapped_identity" else {"mapped_identity": mine}})
+    assert name in error.text
+
+
+def test_every_name_that_a_template_starts_with_is_reserved() -> None:
+    given = set(PieceEnvironment({}).globals)
+    assert given <= RESERVED_TEMPLATE_VARIABLES, "a person could hide a function that the template calls"
 
 
 def test_a_variable_that_is_missing_is_named() -> None:
