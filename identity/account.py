@@ -6,13 +6,12 @@ block on a network: callers that must not wait do not call this.
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 from dataclasses import dataclass
 
 from identity import usernames
 from identity.errors import AccountMissing
+from mep.boundary import nss_database
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,19 @@ def resolve(name: str) -> Account:
     """
     usernames.check(name)
     try:
-        record = pwd.getpwnam(name)
-    except KeyError:
-        raise AccountMissing(f"this host has no account {name!r}") from None
-    others = sorted(set(os.getgrouplist(record.pw_name, record.pw_gid)) - {record.pw_gid})
-    gids = [record.pw_gid, *others]
-    groups = tuple((gid, _group_name(gid)) for gid in gids)
-    return Account(record.pw_name, record.pw_uid, record.pw_gid, groups, record.pw_dir, record.pw_shell)
+        record = nss_database.passwd_by_name(name)
+    except OSError as error:
+        raise AccountMissing(error.strerror) from None
+    if record is None:
+        raise AccountMissing(f"this host has no account {name!r}")
+    others = sorted(set(os.getgrouplist(record.name, record.gid)) - {record.gid})
+    groups = tuple((gid, _group_name(gid)) for gid in [record.gid, *others])
+    return Account(record.name, record.uid, record.gid, groups, record.home, record.shell)
 
 
 def _group_name(gid: int) -> str:
     try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+        entry = nss_database.group_by_gid(gid)
+    except OSError:
+        entry = None
+    return str(gid) if entry is None else entry.name

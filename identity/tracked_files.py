@@ -6,14 +6,13 @@ place, a replacement by rename and a symbolic link that now leads elsewhere all 
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mep.boundary import nss_database
 from mep.boundary.file_trust import Trust, UntrustedPath, descriptor_path, ours, permitted
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -152,15 +151,12 @@ def _has_only(gid: int, trusted: frozenset[int]) -> bool:
     """Whether group `gid` has only `trusted` members, as far as this host can tell. NSS gives the group's list of
     members; the host's own accounts are searched for those that have it as their primary group."""
     try:
-        names = grp.getgrgid(gid).gr_mem
-    except KeyError:
-        names = []
-    for name in names:
-        try:
-            if pwd.getpwnam(name).pw_uid not in trusted:
-                return False
-        except KeyError:
-            continue
+        group = nss_database.group_by_gid(gid)
+        accounts = [nss_database.passwd_by_name(name) for name in (group.members if group else ())]
+    except OSError:  # the members are not known, and could be others
+        return False
+    if any(one is not None and one.uid not in trusted for one in accounts):
+        return False
     return all(uid in trusted for uid, primary in _local_accounts() if primary == gid)
 
 

@@ -6,16 +6,16 @@ comment and a uid in HELPER_UIDS is reused or removed. Runs useradd and userdel,
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import pwd
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mep.boundary import nss_database
 from mep.boundary.resolved_config import HELPER_UIDS
 from mep.cli.exit_codes import CliFailed
 from mep.config import paths as names
@@ -82,13 +82,19 @@ def _candidates(endpoint: str, key: str, endpoint_id: str) -> list[str]:
 
 
 def _is_free(name: str) -> bool:
-    for find in (pwd.getpwnam, grp.getgrnam):
-        try:
-            find(name)
-        except KeyError:
-            continue
-        return False
-    return True
+    return not _known(lambda: nss_database.passwd_by_name(name) or nss_database.group_by_name(name))
+
+
+def _known(look_up: Callable[[], object | None]) -> bool:
+    """Return whether NSS knows an account or a group. Raises CliFailed if that can't be determined."""
+    try:
+        return look_up() is not None
+    except OSError as error:
+        raise CliFailed(f"{error.strerror}: no account can be chosen for the endpoint's processes now") from None
+
+
+def _is_free_uid(uid: int) -> bool:
+    return not _known(lambda: nss_database.passwd_by_uid(uid) or nss_database.group_by_gid(uid))
 
 
 def _free_uids(comment: str) -> Iterator[int]:
@@ -100,13 +106,8 @@ def _free_uids(comment: str) -> Iterator[int]:
     first = int.from_bytes(hashlib.sha256(comment.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     for offset in range(len(HELPER_UIDS)):
         uid = HELPER_UIDS[(first + offset) % len(HELPER_UIDS)]
-        try:
-            pwd.getpwuid(uid)
-        except KeyError:
-            try:
-                grp.getgrgid(uid)
-            except KeyError:
-                yield uid
+        if _is_free_uid(uid):
+            yield uid
 
 
 def _useradd(name: str, comment: str) -> bool:

@@ -7,8 +7,6 @@ process could not be started.
 
 from __future__ import annotations
 
-import grp
-import pwd
 import stat
 import sys
 import sysconfig
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mep.boundary.nss_database import group_by_name, passwd_by_name
 from mep.cli.exit_codes import CliFailed
 from mep.config.options import EndpointOptions
 from mep.config.resolver import user_endpoint_main
@@ -61,10 +60,10 @@ def unknown_names(options: EndpointOptions) -> list[str]:
     """
     policy = options.policy
     return [
-        *_unknown("policy.denied_users", policy.denied_users, "account", pwd.getpwnam),
-        *_unknown("policy.denied_groups", policy.denied_groups, "group", grp.getgrnam),
-        *_unknown("policy.allowed_groups", policy.allowed_groups, "group", grp.getgrnam),
-        *_unknown("limits.by_group", options.limits.by_group, "group", grp.getgrnam),
+        *_unknown("policy.denied_users", policy.denied_users, "account", passwd_by_name),
+        *_unknown("policy.denied_groups", policy.denied_groups, "group", group_by_name),
+        *_unknown("policy.allowed_groups", policy.allowed_groups, "group", group_by_name),
+        *_unknown("limits.by_group", options.limits.by_group, "group", group_by_name),
     ]
 
 
@@ -72,7 +71,10 @@ def _unknown(key: str, names: Iterable[str], kind: str, look_up: Callable[[str],
     warnings = []
     for name in names:
         try:
-            look_up(name)
-        except KeyError:
+            known = look_up(name) is not None
+        except OSError as error:
+            warnings.append(f"{key}: {error.strerror}")
+            continue
+        if not known:
             warnings.append(f"{key}: this host knows no {kind} {name!r}, so it applies to nobody")
     return warnings

@@ -58,7 +58,7 @@ RULES = {
     ),
     "relay.link": Rule(("relay.link", "relay.log", "mep_wire"), _libraries("msgspec", "zmq")),
     "relay.store": Rule(("relay.store", "relay.log", "mep_wire"), _libraries("msgspec")),
-    "identity": Rule(("identity", "mep.boundary.file_trust"), _libraries("yaml")),
+    "identity": Rule(("identity", "mep.boundary.file_trust", "mep.boundary.nss_database"), _libraries("yaml")),
     "identity.expression": Rule(("identity",), _libraries("re2")),
     "identity.callout": Rule(("identity", "mep.boundary.file_trust")),
     "identity.ldap": Rule(("identity",), _libraries("ldap3", "pyasn1")),

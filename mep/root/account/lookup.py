@@ -6,12 +6,11 @@ mapper for the account's name only: root and the endpoint's own accounts are ref
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mep.boundary import nss_database
 from mep.boundary.errors import Refusal, Stage, public_text
 from mep.boundary.resolved_config import HELPER_UIDS, GroupLimits, Limits, Policy
 from mep.root.account import nss, shadow
@@ -49,17 +48,28 @@ class AccountRules:
 def lookup(name: str) -> Account:
     """Return the account `name` with its groups, from NSS. Raises StartRefused, NotKnownNow."""
     try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
+        entry = nss_database.passwd_by_name(name)
+    except OSError as error:
+        raise not_known(Stage.LOOKUP_USER, error.strerror) from None
+    if entry is None:
         detail = f"there is no account {name!r} on this host"
         if silent := nss.silent("passwd", name):
-            raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer") from None
-        raise _refused(Stage.LOOKUP_USER, detail) from None
+            raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
+        raise _refused(Stage.LOOKUP_USER, detail)
+    groups = _groups_of(entry.name, entry.gid)
+    return Account(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell)
+
+
+def _groups_of(name: str, primary: int) -> tuple[int, ...]:
+    """Return the group ids of account `name`. Raises NotKnownNow if even this host's own can't be read.
+
+    libc leaves out the groups of a service that fails, and reports nothing.
+    """
     try:
-        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+        nss.check_readable(nss.GROUP_FILE)
+        return tuple(os.getgrouplist(name, primary))
     except OSError as error:
-        raise not_known(Stage.LOOKUP_USER, f"groups of {name!r}: {error.strerror}") from None
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, entry.pw_shell)
+        raise not_known(Stage.LOOKUP_USER, f"the groups of {name!r} cannot be read: {error.strerror}") from None
 
 
 def source_of(name: str) -> str:
@@ -118,15 +128,19 @@ def _overflow_uid() -> int:
         return _NOBODY
 
 
-def _members(account: Account, groups: Sequence[str]) -> str:
-    """Return the first of `groups` that the account belongs to. A group that doesn't exist has no members."""
+def _members(account: Account, groups: Sequence[str], stage: Stage = Stage.POLICY) -> str:
+    """Return the first of `groups` that the account belongs to. A group that doesn't exist has no members.
+
+    Raises NotKnownNow if it can't be determined whether a group exists.
+    """
     mine = {account.gid, *account.groups}
     for group in groups:
         try:
-            if grp.getgrnam(group).gr_gid in mine:
-                return group
-        except KeyError:
-            continue
+            entry = nss_database.group_by_name(group)
+        except OSError as error:
+            raise not_known(stage, error.strerror) from None
+        if entry is not None and entry.gid in mine:
+            return group
     return ""
 
 
@@ -141,7 +155,7 @@ def _answered(groups: Sequence[str], stage: Stage) -> None:
 
 def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
     """Return the limits of the first of `groups` that the account belongs to, else the defaults. Raises NotKnownNow."""
-    first = _members(account, [one.group for one in groups])
+    first = _members(account, [one.group for one in groups], Stage.RLIMITS)
     if not groups or first != groups[0].group:
         _answered([one.group for one in groups], Stage.RLIMITS)
     return next((one.limits for one in groups if one.group == first), everybody)

@@ -7,14 +7,20 @@ wrong. So each service in nsswitch.conf(5) is asked separately, through its modu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import os
 from collections.abc import Callable, Sequence
+
+from mep.boundary.nss_database import reason_of, with_growing_buffer
 
 SWITCH_FILE, PASSWD_FILE, GROUP_FILE = "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"
 LOCAL = "files"
 _LOCAL_SERVICES = frozenset({LOCAL, "compat", "db"})
-_NOT_FOUND, _SUCCESS = 0, 1
-_BUFFER_BYTES = 64 * 1024
+_TRY_AGAIN, _NOT_FOUND, _SUCCESS = -2, 0, 1
+_UNREMARKABLE = frozenset({0, errno.ENOENT, errno.EAGAIN})
+"""errno values of a service that doesn't answer which add nothing to that."""
 _CALLS = {"passwd": "getpwnam_r", "group": "getgrnam_r", "shadow": "getspnam_r"}
 
 
@@ -44,27 +50,43 @@ def services(database: str, path: str = SWITCH_FILE) -> list[str]:
 
 
 def silent(database: str, name: str, names: Sequence[str] | None = None) -> list[str]:
-    """Return the services that can't say now whether they have an entry `name` of `database`.
+    """Return the services that can't say now whether they have an entry `name` of `database`, each with its reason.
 
-    A service without an installed module can't have entries and isn't counted.
+    A service without an installed module can't have entries and isn't counted. An entry that no buffer holds exists.
     """
     found = []
     for service in services(database) if names is None else names:
         ask = _module_call(service, _CALLS[database])
-        if ask is not None and ask(name) not in (_NOT_FOUND, _SUCCESS):
-            found.append(service)
+        status, number = (_NOT_FOUND, 0) if ask is None else ask(name)
+        exists = status == _TRY_AGAIN and number == errno.ERANGE
+        if status not in (_NOT_FOUND, _SUCCESS) and not exists:
+            found.append(service if number in _UNREMARKABLE else f"{service} ({reason_of(number)})")
     return found
 
 
-def _module_call(service: str, call: str) -> Callable[[str], int] | None:
+def check_readable(path: str) -> None:
+    """Raise OSError if the file at `path` exists and can't be read now."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.read(1)
+
+
+def _module_call(service: str, call: str) -> Callable[[str], tuple[int, int]] | None:
+    """Return a function that gives the status of a service's answer about a name, and its errno."""
     try:
         function = getattr(ctypes.CDLL(f"libnss_{service}.so.2"), f"_nss_{service}_{call}")
     except (OSError, AttributeError):
         return None
 
-    def ask(name: str) -> int:
-        entry, buffer = ctypes.create_string_buffer(256), ctypes.create_string_buffer(_BUFFER_BYTES)
-        number = ctypes.c_int()
-        return int(function(name.encode(), entry, buffer, ctypes.c_size_t(_BUFFER_BYTES), ctypes.byref(number)))
+    def ask(name: str) -> tuple[int, int]:
+        entry, number, key, status = ctypes.create_string_buffer(256), ctypes.c_int(), os.fsencode(name), _NOT_FOUND
+
+        def once(buffer: ctypes.Array[ctypes.c_char]) -> int:
+            nonlocal status
+            number.value = 0
+            status = int(function(key, entry, buffer, ctypes.c_size_t(len(buffer)), ctypes.byref(number)))
+            return number.value if status == _TRY_AGAIN else 0
+
+        with_growing_buffer(once)
+        return status, number.value
 
     return ask

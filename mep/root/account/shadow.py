@@ -7,19 +7,17 @@ Single-user endpoints don't run as root and learn nothing here. Trusts NSS.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import time
 from dataclasses import dataclass
 
+from mep.boundary.nss_database import NOT_FOUND, reason_of, with_growing_buffer
 from mep.root.account import nss
 
-_BUFFER_BYTES = 64 * 1024
 _DAY_S = 86400
 SHADOW_FILE = "/etc/shadow"
-_NO_SUCH = (errno.ENOENT, errno.ESRCH)
 _NEVER = -1
 
 
@@ -50,25 +48,25 @@ def read(name: str) -> Shadow | None:
         call = ctypes.CDLL(None).getspnam_r
     except AttributeError:  # a libc without shadow passwords
         return None
-    entry, buffer, result = _Spwd(), ctypes.create_string_buffer(_BUFFER_BYTES), ctypes.c_void_p()
-    size = ctypes.c_size_t(_BUFFER_BYTES)
-    status = call(os.fsencode(name), ctypes.byref(entry), buffer, size, ctypes.byref(result))
+    entry, result = _Spwd(), ctypes.c_void_p()
+    kept = []  # `entry` points into the buffer
+
+    def ask(buffer: ctypes.Array[ctypes.c_char]) -> int:
+        kept[:] = [buffer]
+        size = ctypes.c_size_t(len(buffer))
+        return int(call(os.fsencode(name), ctypes.byref(entry), buffer, size, ctypes.byref(result)))
+
+    status = with_growing_buffer(ask)
     if result.value and status == 0:
         password = (entry.password or b"").decode("utf-8", "replace")
         return Shadow(password, entry.changed, entry.most, entry.inactive, entry.expire)
-    if status not in (0, *_NO_SUCH):
-        raise OSError(status, f"the shadow entry of {name} cannot be read: {os.strerror(status)}")
+    if status not in NOT_FOUND:
+        raise OSError(status, f"the shadow entry of {name} cannot be read: {reason_of(status)}")
     # libc gives the same answer for a missing entry and, mostly, for a service that is down. So ask each service.
-    _check_file()
+    nss.check_readable(SHADOW_FILE)  # a host without any is no error
     if silent := nss.silent("shadow", name):
         raise OSError(errno.EAGAIN, f"the shadow entry of {name} cannot be read: {', '.join(silent)} does not answer")
     return None
-
-
-def _check_file() -> None:
-    """Raise OSError if this host's own entries can't be read. A host without any is no error."""
-    with contextlib.suppress(FileNotFoundError), open(SHADOW_FILE, "rb") as file:
-        file.read(1)
 
 
 def objection(entry: Shadow | None, today: int) -> str:

@@ -1,0 +1,172 @@
+"""Answers of NSS of every size and kind, from a real module in nsswitch.conf: each errno is read and told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+_MODULE = r"""
+#include <errno.h>
+#include <grp.h>
+#include <nss.h>
+#include <pwd.h>
+#include <shadow.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int calls;
+
+/* big-N: an entry of N KiB. eintr: interrupted thrice, then found. Others: an errno, and what a service says with it. */
+static enum nss_status answer(const char *name, size_t n, int *e) {
+    if (!strncmp(name, "big-", 4)) {
+        if (n < (size_t) atol(name + 4) * 1024) { *e = ERANGE; return NSS_STATUS_TRYAGAIN; }
+        return NSS_STATUS_SUCCESS;
+    }
+    if (!strcmp(name, "eintr")) {
+        if (++calls <= 3) { *e = EINTR; return NSS_STATUS_TRYAGAIN; }
+        return NSS_STATUS_SUCCESS;
+    }
+    if (!strcmp(name, "eagain")) { *e = EAGAIN; return NSS_STATUS_TRYAGAIN; }
+    if (!strcmp(name, "emfile")) { *e = EMFILE; return NSS_STATUS_UNAVAIL; }
+    if (!strcmp(name, "eio")) { *e = EIO; return NSS_STATUS_UNAVAIL; }
+    if (!strcmp(name, "enoent")) { *e = ENOENT; return NSS_STATUS_UNAVAIL; }
+    *e = ENOENT;
+    return NSS_STATUS_NOTFOUND;
+}
+static char *kept(char *b, const char *name) { return strcpy(b, name); }
+enum nss_status _nss_meptestany_getpwnam_r(const char *name, struct passwd *p, char *b, size_t n, int *e) {
+    enum nss_status said = answer(name, n, e);
+    if (said == NSS_STATUS_SUCCESS) {
+        p->pw_name = kept(b, name); p->pw_passwd = p->pw_gecos = p->pw_dir = p->pw_shell = b + strlen(b);
+        p->pw_uid = 4242; p->pw_gid = 4343;
+    }
+    return said;
+}
+enum nss_status _nss_meptestany_getgrnam_r(const char *name, struct group *g, char *b, size_t n, int *e) {
+    enum nss_status said = answer(name, n, e);
+    static char *members[] = {"one", "two", NULL};
+    if (said == NSS_STATUS_SUCCESS) {
+        g->gr_name = kept(b, name); g->gr_passwd = b + strlen(b); g->gr_gid = 4343; g->gr_mem = members;
+    }
+    return said;
+}
+enum nss_status _nss_meptestany_getspnam_r(const char *name, struct spwd *s, char *b, size_t n, int *e) {
+    enum nss_status said = answer(name, n, e);
+    if (said == NSS_STATUS_SUCCESS) {
+        memset(s, 0xff, sizeof *s); s->sp_namp = kept(b, name); s->sp_pwdp = b + strlen(b);
+    }
+    return said;
+}
+"""
+_BIND = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
+_FIND = {
+    "passwd": "nss_database.passwd_by_name",
+    "group": "nss_database.group_by_name",
+    "shadow": "shadow.read",
+}
+_SCRIPT = """
+import json, sys
+from mep.boundary import nss_database
+from mep.root.account import nss, shadow
+database, name = sys.argv[1:]
+try:
+    found = {find}(name)
+    said = "found" if found is not None else "none"
+except OSError as error:
+    said = f"{{error.errno}} {{error.strerror}}"
+print(json.dumps([said, nss.silent(database, name)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the module, and of the nsswitch.conf that names it."""
+    made = tmp_path_factory.mktemp("nss")
+    words = ["cc", "-x", "c", "-shared", "-fPIC", "-o", str(made / "libnss_meptestany.so.2"), "-"]
+    subprocess.run(words, input=_MODULE, text=True, check=True)
+    lines = [f"{database}: files meptestany" for database in _FIND]
+    (made / "nsswitch.conf").write_text("\n".join(lines) + "\n")
+    return made
+
+
+def run(directory: Path, script: str, *words: str) -> Any:
+    """Return what `script` prints, run with that NSS."""
+    command = ["unshare", "--mount", "sh", "-c", _BIND, str(directory / "nsswitch.conf"), sys.executable, "-c", script]
+    done = subprocess.run(
+        [*command, *words], env={**os.environ, "LD_LIBRARY_PATH": str(directory)}, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("database", sorted(_FIND))
+@pytest.mark.parametrize(
+    ("name", "said", "silent"),
+    [
+        ("big-4", "found", []),
+        ("big-63", "found", []),
+        ("big-3000", "found", []),
+        ("big-70000", "34 {} cannot be {}: its entry is larger than 64 MiB", []),
+        ("eintr", "found", []),
+        ("eagain", "11 {} cannot be {}: Resource temporarily unavailable", ["meptestany"]),
+        ("emfile", "24 {} cannot be {}: Too many open files", ["meptestany (Too many open files)"]),
+        ("eio", "5 {} cannot be {}: Input/output error", ["meptestany (Input/output error)"]),
+        ("enoent", "none", ["meptestany"]),
+        ("nothing", "none", []),
+    ],
+)
+def test_each_answer(directory: Path, database: str, name: str, said: str, silent: list[str]) -> None:
+    found, services = run(directory, _SCRIPT.format(find=_FIND[database]), database, name)
+    if database == "shadow":
+        words = (f"the shadow entry of {name}", "read")
+        if name == "enoent":  # libc doesn't say; the service does
+            said = f"11 the shadow entry of {name} cannot be read: meptestany does not answer"
+    else:
+        words = (f"the {'account' if database == 'passwd' else 'group'} '{name}'", "looked up")
+    assert found == said.format(*words)
+    assert services == silent
+
+
+_POLICY = textwrap.dedent(
+    """
+    import json, sys
+    from mep.boundary.resolved_config import Policy
+    from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy
+    from mep.root.kernel.spawn import Account
+    key, name, gid = sys.argv[1:]
+    account = Account("meptest-x", 4711, int(gid), (), "/", "/bin/sh")
+    try:
+        check_policy(account, AccountRules(Policy(**{key: [name]}), (), (), None))
+        said = ""
+    except StartRefused as refusal:
+        said = ("later: " if isinstance(refusal, NotKnownNow) else "never: ") + refusal.detail
+    print(json.dumps(said))
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "gid", "said"),
+    [
+        ("denied_groups", "big-3000", 4711, ""),
+        ("denied_groups", "big-3000", 4343, "never: meptest-x is in the denied group big-3000"),
+        ("allowed_groups", "big-3000", 4343, ""),
+        ("denied_groups", "emfile", 4711, "later: the group 'emfile' cannot be looked up: Too many open files"),
+        ("allowed_groups", "eio", 4711, "later: the group 'eio' cannot be looked up: Input/output error"),
+        ("denied_groups", "enoent", 4711, "later: who is in enoent is not known: meptestany does not answer"),
+    ],
+)
+def test_a_policy_with_such_a_group(directory: Path, key: str, name: str, gid: int, said: str) -> None:
+    """A group with many members refuses nobody else; one that can't be read now admits nobody."""
+    assert run(directory, _POLICY, key, name, str(gid)) == said
