@@ -7,6 +7,7 @@ import pathlib
 import pwd
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -162,6 +163,27 @@ def test_denied_users_and_groups(alice: LocalAccount) -> None:
         with running_monitor(policy=Policy(denied_groups=[name])) as (run, manager, mapper):
             refused(run, start_as(manager, mapper, alice.name)[1], alice.name, "POLICY", "denied group")
         with running_monitor(policy=Policy(allowed_groups=[name])) as (run, manager, mapper):
+            assert start_as(manager, mapper, alice.name)[1].outcome == "started"
+
+
+def test_denied_under_another_name_of_the_uid(alice: LocalAccount) -> None:
+    """The kernel compares uids, so a policy does: a second spelling of a denied account is that account."""
+    with account(uid=alice.uid) as alias, group([alice.name]) as (banned, _):
+        detail = f"as {alice.name}, with the same uid"
+        for policy in (Policy(denied_users=[alice.name]), Policy(denied_groups=[banned])):
+            with running_monitor(policy=policy) as (run, manager, mapper):
+                refused(run, start_as(manager, mapper, alias.name)[1], alias.name, "POLICY", detail)
+        with running_monitor(policy=Policy(allowed_groups=[banned])) as (run, manager, mapper):
+            answer = start_as(manager, mapper, alias.name)[1]
+            refused(run, answer, alias.name, "POLICY", "none of allowed_groups")  # its process would not be in it
+
+
+def test_denied_and_allowed_groups_under_another_name_of_the_gid(alice: LocalAccount) -> None:
+    with group([alice.name]) as (_, gid), group([]) as (alias, _):
+        subprocess.run(["groupmod", "--non-unique", "--gid", str(gid), alias], check=True, timeout=30)
+        with running_monitor(policy=Policy(denied_groups=[alias])) as (run, manager, mapper):
+            refused(run, start_as(manager, mapper, alice.name)[1], alice.name, "POLICY", f"denied group {alias}")
+        with running_monitor(policy=Policy(allowed_groups=[alias])) as (run, manager, mapper):
             assert start_as(manager, mapper, alice.name)[1].outcome == "started"
 
 

@@ -48,7 +48,7 @@ enum nss_status _nss_meptestany_getpwnam_r(const char *name, struct passwd *p, c
     enum nss_status said = answer(name, n, e);
     if (said == NSS_STATUS_SUCCESS) {
         p->pw_name = kept(b, name); p->pw_passwd = p->pw_gecos = p->pw_dir = p->pw_shell = b + strlen(b);
-        p->pw_uid = 4242; p->pw_gid = 4343;
+        p->pw_uid = 4711; p->pw_gid = 4343;
     }
     return said;
 }
@@ -164,6 +164,10 @@ _POLICY = textwrap.dedent(
         ("allowed_groups", "big-3000", 4343, ""),
         ("denied_groups", "emfile", 4711, "later: the group 'emfile' cannot be looked up: Too many open files"),
         ("allowed_groups", "eio", 4711, "later: the group 'eio' cannot be looked up: Input/output error"),
+        ("denied_users", "big-3000", 4711, "never: meptest-x is in denied_users, as big-3000, with the same uid"),
+        ("denied_users", "emfile", 4711, "later: the account 'emfile' cannot be looked up: Too many open files"),
+        ("denied_users", "enoent", 4711, "later: which uid enoent has is not known: meptestany does not answer"),
+        ("denied_users", "nothing", 4711, ""),
         ("denied_groups", "enoent", 4711, "later: who is in enoent is not known: meptestany does not answer"),
     ],
 )

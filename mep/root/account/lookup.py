@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mep.boundary import nss_database
 from mep.boundary.errors import Refusal, Stage, public_text
@@ -90,6 +90,7 @@ def check_policy(account: Account, rules: AccountRules) -> None:
     if objection:
         raise _refused(Stage.POLICY, objection)
     if rules.only_uid is None:
+        _known_users(rules.policy.denied_users)
         _answered(rules.policy.denied_groups, Stage.POLICY)
 
 
@@ -107,16 +108,69 @@ def _objection(account: Account, rules: AccountRules) -> str:
         return f"{name} has uid {account.uid}: {HELPER_UIDS[0]} to {HELPER_UIDS[-1]} are for accounts of endpoints"
     if not policy.min_uid <= account.uid <= policy.max_uid:
         return f"{name} has uid {account.uid}, allowed are {policy.min_uid} to {policy.max_uid}"
-    if name in policy.denied_users:
-        return f"{name} is in denied_users"
-    if denied := _members(account, policy.denied_groups):
-        return f"{name} is in the denied group {denied}"
+    if denied := _denied_name(account, policy.denied_users):
+        return f"{name} is in denied_users" + ("" if denied == name else f", as {denied}, with the same uid")
+    if objection := _denied_group(account, policy.denied_groups):
+        return objection
     if policy.allowed_groups and not _members(account, policy.allowed_groups):
         _answered(policy.allowed_groups, Stage.POLICY)
         return f"{name} is in none of allowed_groups"
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
     return ""
+
+
+def _denied_name(account: Account, users: Sequence[str]) -> str:
+    """Return the entry of `users` that is the account's name, or a name of its uid. Raises NotKnownNow."""
+    if account.name in users:
+        return account.name
+    for user in users:
+        entry = _entry(user)
+        if entry is not None and entry.uid == account.uid:
+            return user
+    return ""
+
+
+def _known_users(users: Sequence[str]) -> None:
+    """Raise NotKnownNow if a directory that could know the uids of `users` doesn't answer."""
+    missing = [user for user in users if _entry(user) is None]
+    if missing and (silent := nss.silent("passwd", missing[0])):
+        detail = f"which uid {missing[0]} has is not known: {', '.join(silent)} does not answer"
+        raise not_known(Stage.POLICY, detail)
+
+
+def _entry(user: str) -> nss_database.Passwd | None:
+    try:
+        return nss_database.passwd_by_name(user)
+    except OSError as error:
+        raise not_known(Stage.POLICY, error.strerror) from None
+
+
+def _denied_group(account: Account, groups: Sequence[str]) -> str:
+    """Return an objection if the account, under this or another name of its uid, belongs to one of `groups`."""
+    if not groups:
+        return ""
+    if denied := _members(account, groups):
+        return f"{account.name} is in the denied group {denied}"
+    for name in _other_names(account):
+        entry = _entry(name)
+        if entry is None or entry.uid != account.uid:
+            continue
+        other = replace(account, gid=entry.gid, groups=_groups_of(name, entry.gid))
+        if denied := _members(other, groups):
+            return f"{account.name} is in the denied group {denied}, as {name}, with the same uid"
+    return ""
+
+
+def _other_names(account: Account) -> list[str]:
+    """Return the other names of the account's uid: those in this host's file, and the one that NSS gives for it."""
+    try:
+        found = nss.names_of(account.uid)
+        entry = nss_database.passwd_by_uid(account.uid)
+    except OSError as error:
+        raise not_known(Stage.POLICY, f"the names of uid {account.uid} are not known: {error.strerror}") from None
+    names = [*found, *([entry.name] if entry is not None else [])]
+    return [name for name in dict.fromkeys(names) if name != account.name]
 
 
 def _overflow_uid() -> int:

@@ -34,6 +34,14 @@ def is_listed(name: str, path: str) -> bool | None:
         return None
 
 
+def names_of(uid: int, path: str = PASSWD_FILE) -> list[str]:
+    """Return the names of `uid` in the file at `path`, without those of other services. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split(":") for line in file]
+        return [fields[0] for fields in lines if len(fields) > 2 and fields[2] == str(uid)]
+    return []
+
+
 def services(database: str, path: str = SWITCH_FILE) -> list[str]:
     """Return the services that `database` is looked up in, without this host's files.
 
