@@ -23,6 +23,10 @@ OVERDUE_INTERVALS = 4
 _T = TypeVar("_T")
 
 
+PRIVILEGED_GROUPS = ("disk", "kmem", "shadow")
+"""Groups whose members can read or write any file of the host. Group 0 always counts as one too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The accounts that a keeper may start a process for, whatever the mapper says. Root is never allowed."""
@@ -33,6 +37,8 @@ class Policy:
     allowed_groups: list[str] = field(default_factory=list)
     denied_groups: list[str] = field(default_factory=list)
     require_valid_shell: bool = False
+    privileged_groups: list[str] = field(default_factory=lambda: list(PRIVILEGED_GROUPS))
+    allowed_privileged_groups: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ def unknown_names(options: EndpointOptions) -> list[str]:
         *_unknown("policy.denied_users", policy.denied_users, "account", passwd_by_name),
         *_unknown("policy.denied_groups", policy.denied_groups, "group", group_by_name),
         *_unknown("policy.allowed_groups", policy.allowed_groups, "group", group_by_name),
+        *_unknown("policy.allowed_privileged_groups", policy.allowed_privileged_groups, "group", group_by_name),
         *_unknown("limits.by_group", options.limits.by_group, "group", group_by_name),
     ]
 

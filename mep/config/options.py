@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from mep.boundary.resolved_config import PRIVILEGED_GROUPS
 from mep_wire.function_lists import entry_problem
 
 Check = Callable[[Any], str]
@@ -151,6 +152,22 @@ class PolicyOptions:
     denied_groups: list[str] = field(
         default_factory=list, metadata=about(
             "Members of these UNIX groups never get one, under any name of their uid.", check=_names
+        ),
+    )
+    privileged_groups: list[str] = field(
+        default_factory=lambda: list(PRIVILEGED_GROUPS),
+        metadata=about(
+            "Groups that are as good as root. Their members, and those of group 0, never get one unless "
+            "`allowed_privileged_groups` names the group. Add docker, lxd or wheel if they are so here.",
+            check=_names,
+        ),
+    )
+    allowed_privileged_groups: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "Privileged groups (also group 0) that a user endpoint may be in. Its tasks then have their rights.",
+            check=_names,
+            example=["docker"],
         ),
     )
     require_valid_shell: bool = option("Refuse accounts whose shell is not in /etc/shells.", default=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import grp
 import os
 import pwd
 
@@ -40,6 +41,10 @@ def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = No
         ({"name": "nobody"}, "not a real account's"),
         ({"name": "mep"}, "own accounts"),
         ({"uid": 999}, "own accounts"),
+        ({"groups": (2000, 0)}, "group 0, which is privileged"),
+        ({"groups": (2000, grp.getgrnam("disk").gr_gid)}, "group disk, which is privileged"),
+        ({"groups": (2000, grp.getgrnam("mep").gr_gid)}, "the group of mep"),
+        ({"gid": grp.getgrnam("shadow").gr_gid}, "group shadow, which is privileged"),
         ({"uid": 61184}, "for accounts of endpoints"),
         ({"uid": 65519}, "for accounts of endpoints"),
         ({"uid": 61183}, ""),
@@ -49,6 +54,23 @@ def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = No
 )
 def test_whatever_the_policy_says(change: dict[str, object], reason: str) -> None:
     found = objection(dataclasses.replace(ALICE, **change))
+    assert reason in found and bool(reason) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("policy", "group", "reason"),
+    [
+        (Policy(allowed_privileged_groups=["root"]), "root", ""),
+        (Policy(allowed_privileged_groups=["disk"]), "disk", ""),
+        (Policy(allowed_privileged_groups=["disk", "no-such-group-here"]), "root", "group 0, which is privileged"),
+        (Policy(privileged_groups=["daemon"]), "daemon", "group daemon, which is privileged"),
+        (Policy(privileged_groups=[]), "disk", ""),
+        (Policy(privileged_groups=[]), "root", "group 0, which is privileged"),
+        (Policy(privileged_groups=["daemon"], allowed_privileged_groups=["daemon"]), "daemon", ""),
+    ],
+)
+def test_privileged_groups_are_refused_unless_named(policy: Policy, group: str, reason: str) -> None:
+    found = objection(dataclasses.replace(ALICE, groups=(2000, grp.getgrnam(group).gr_gid)), policy)
     assert reason in found and bool(reason) == bool(found)
 
 

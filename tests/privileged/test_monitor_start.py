@@ -187,6 +187,20 @@ def test_denied_and_allowed_groups_under_another_name_of_the_gid(alice: LocalAcc
             assert start_as(manager, mapper, alice.name)[1].outcome == "started"
 
 
+@pytest.mark.parametrize(("allowed", "left"), [([], "group 0"), (["root"], "group disk"), (["root", "disk"], "")])
+def test_a_secondary_group_that_is_as_good_as_root(allowed: list[str], left: str) -> None:
+    with (
+        account() as who,
+        running_monitor(policy=Policy(allowed_privileged_groups=allowed)) as (run, manager, mapper),
+    ):
+        subprocess.run(["usermod", "--append", "--groups", "root,disk", who.name], check=True, timeout=30)
+        answer = start_as(manager, mapper, who.name)[1]
+        if left:
+            refused(run, answer, who.name, "POLICY", f"is in {left}, which is privileged")
+        else:
+            assert answer.outcome == "started"
+
+
 def test_shell_that_is_no_login_shell() -> None:
     with account(shell="/usr/sbin/nologin") as who:
         with running_monitor(policy=Policy(require_valid_shell=True)) as (run, manager, mapper):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mep.boundary.messages import StartAnswered
+from mep.boundary.resolved_config import Policy
 from tests.support.accounts import LocalAccount, account, group
 from tests.support.monitor import MonitorRun, Puppet, start_as
 from tests.support.pam import Site, pam_monitor
@@ -116,6 +117,18 @@ def test_groups(alice: LocalAccount, site: Site) -> None:
         pid = started(run, manager, mapper, alice.name)
         assert {*map(int, groups_of(pid))} == {alice.gid, gid}
         assert groups_of(parent_of(pid)) == groups_of(run.pid)
+
+
+def test_a_module_that_adds_a_privileged_group(alice: LocalAccount, site: Site) -> None:
+    """The policy on privileged groups holds for what modules add, too."""
+    with group_conf(f"{site.service};*;{alice.name};Al0000-2400;root"):
+        with pam_monitor(site, "auth optional pam_group.so") as (run, manager, mapper):
+            answer = start_as(manager, mapper, alice.name)[1]
+            check_refused(run, answer, "PAM_SESSION", "after PAM's modules", "group 0, which is privileged")
+        policy = Policy(allowed_privileged_groups=["root"])
+        with pam_monitor(site, "auth optional pam_group.so", policy=policy) as (run, manager, mapper):
+            pid = started(run, manager, mapper, alice.name)
+            assert {*map(int, groups_of(pid))} == {alice.gid, 0}
 
 
 def parent_of(pid: int) -> int:

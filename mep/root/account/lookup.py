@@ -7,16 +7,18 @@ mapper for the account's name only: root and the endpoint's own accounts are ref
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mep.boundary import nss_database
 from mep.boundary.errors import Refusal, Stage, public_text
 from mep.boundary.resolved_config import HELPER_UIDS, GroupLimits, Limits, Policy
 from mep.root.account import nss, shadow
+from mep.root.account.system_accounts import gids_of
 from mep.root.kernel.spawn import Account
 
 _UNCHANGED = 2**32 - 1
+_ROOT_GID = 0
 _SHELLS = "/etc/shells"
 _OVERFLOW_UID_FILE = "/proc/sys/kernel/overflowuid"
 _NOBODY = 65534
@@ -106,6 +108,10 @@ def _objection(account: Account, rules: AccountRules) -> str:
         return f"{name} is one of the endpoint's own accounts"
     if account.uid in HELPER_UIDS:
         return f"{name} has uid {account.uid}: {HELPER_UIDS[0]} to {HELPER_UIDS[-1]} are for accounts of endpoints"
+    if own := _own_group(account, rules.own_accounts):
+        return f"{name} is in the group of {own}, one of the endpoint's own accounts"
+    if objection := privileged_objection(name, {account.gid, *account.groups}, forbidden_gids(policy)):
+        return objection
     if not policy.min_uid <= account.uid <= policy.max_uid:
         return f"{name} has uid {account.uid}, allowed are {policy.min_uid} to {policy.max_uid}"
     if denied := _denied_name(account, policy.denied_users):
@@ -118,6 +124,32 @@ def _objection(account: Account, rules: AccountRules) -> str:
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
     return ""
+
+
+def forbidden_gids(policy: Policy) -> dict[int, str]:
+    """Return the privileged groups that no user endpoint may be in: their gids with their names. Raises NotKnownNow."""
+    names = {_ROOT_GID: "0", **_gids_of(policy.privileged_groups)}
+    allowed = _gids_of(policy.allowed_privileged_groups)
+    return {gid: name for gid, name in names.items() if gid not in allowed}
+
+
+def _gids_of(groups: Sequence[str]) -> dict[int, str]:
+    found = ((_group(group, Stage.POLICY), group) for group in groups)
+    return {entry.gid: name for entry, name in found if entry is not None}
+
+
+def privileged_objection(name: str, gids: Iterable[int], forbidden: Mapping[int, str]) -> str:
+    """Return an objection if account `name` has one of the groups `forbidden` (of forbidden_gids) among `gids`."""
+    found = sorted(forbidden.keys() & set(gids))
+    if not found:
+        return ""
+    return f"{name} is in group {forbidden[found[0]]}, which is privileged: policy.allowed_privileged_groups lacks it"
+
+
+def _own_group(account: Account, own_accounts: Sequence[str]) -> str:
+    """Return the one of the endpoint's own accounts with a primary group that `account` belongs to."""
+    mine = {account.gid, *account.groups}
+    return next((name for name, gid in gids_of(own_accounts).items() if gid in mine), "")
 
 
 def _denied_name(account: Account, users: Sequence[str]) -> str:
@@ -189,13 +221,17 @@ def _members(account: Account, groups: Sequence[str], stage: Stage = Stage.POLIC
     """
     mine = {account.gid, *account.groups}
     for group in groups:
-        try:
-            entry = nss_database.group_by_name(group)
-        except OSError as error:
-            raise not_known(stage, error.strerror) from None
+        entry = _group(group, stage)
         if entry is not None and entry.gid in mine:
             return group
     return ""
+
+
+def _group(name: str, stage: Stage) -> nss_database.Group | None:
+    try:
+        return nss_database.group_by_name(name)
+    except OSError as error:
+        raise not_known(stage, error.strerror) from None
 
 
 def _answered(groups: Sequence[str], stage: Stage) -> None:

@@ -31,6 +31,15 @@ def uids_of(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def gids_of(names: Sequence[str]) -> dict[str, int]:
+    """Return the primary groups of those of `names` that exist on this host, by name."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(ConfigRefused):
+            found[name] = system_account(name).gid
+    return found
+
+
 def _checked(account: Account) -> Account:
     if account.uid == 0 or account.gid == 0:
         raise ConfigRefused(ACCOUNTS_FILE, account.name, "is root: the endpoint's own processes must not be")

@@ -34,7 +34,15 @@ from mep.boundary.messages import (
 )
 from mep.boundary.resolved_config import GroupLimits, Hook, Limits
 from mep.boundary.runtime_files import start_ticks
-from mep.root.account.lookup import AccountRules, StartRefused, check_policy, limits_of, lookup, source_of
+from mep.root.account.lookup import (
+    AccountRules,
+    StartRefused,
+    check_policy,
+    forbidden_gids,
+    limits_of,
+    lookup,
+    source_of,
+)
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.cgroup_gate import Placing
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
@@ -195,7 +203,7 @@ class Keeper:
         plan = _plan(order, account, inherited, placing)
         try:
             if with_pam:
-                self._session = Session(order.pam_service, account.name, self._log)
+                self._session = Session(order.pam_service, account.name, forbidden_gids(order.rules.policy), self._log)
                 pid, stages = self._session.spawn(plan, self._heard, self._begin, self._left)
             else:
                 pid, stages = spawn(plan)

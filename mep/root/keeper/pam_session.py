@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
@@ -31,8 +31,9 @@ _MAX_WORDS = 65536
 class Session:
     """One account's session with PAM service `service`."""
 
-    def __init__(self, service: str, user: str, log: Log) -> None:
-        self._service, self._user, self._log = service, user, log
+    def __init__(self, service: str, user: str, forbidden: Mapping[int, str], log: Log) -> None:
+        """`forbidden` are the groups that modules may not add, as forbidden_gids gives them."""
+        self._service, self._user, self._forbidden, self._log = service, user, forbidden, log
         self.pid = 0
         """The pid of the PAM process; 0 if there is none."""
         self._socket: socket.socket | None = None
@@ -49,7 +50,7 @@ class Session:
         """
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, pipe = os.pipe2(os.O_CLOEXEC)
-        login = Login(self._service, plan, os.getpid(), pipe, left())
+        login = Login(self._service, plan, self._forbidden, os.getpid(), pipe, left())
         report = StageReport(ours)
         try:
             self.pid = _fork(lambda: pam_process(login, theirs))

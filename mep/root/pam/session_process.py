@@ -23,14 +23,14 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mep.boundary.channel import clip
 from mep.boundary.errors import Refusal, SpawnFailed, Stage
 from mep.boundary.log import Log
-from mep.root.account.lookup import StartRefused
+from mep.root.account.lookup import StartRefused, privileged_objection
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.signals import wait_readable
 from mep.root.kernel.spawn import SpawnPlan, prepare, reset_signals, spawn_for
@@ -55,6 +55,8 @@ class Login:
     service: str
     plan: SpawnPlan
     """The user endpoint as it would be without PAM."""
+    forbidden: Mapping[int, str]
+    """The privileged groups that the user endpoint may not be in, with their names."""
     keeper: int
     pipe: int
     """The pipe on which the user endpoint reports a failed stage."""
@@ -139,6 +141,7 @@ class PamSession:
             self._stage(Stage.SETGROUPS, keeper, lambda: _take_groups(plan))
             self._stage(Stage.PAM_CRED, keeper, self._establish)
             self._stage(Stage.PAM_SESSION, keeper, self._open)
+            self._check_groups(login.forbidden)
             pid, user_endpoint = self._fork(login, self._in_session(plan, context))
         finally:
             context.restore(self._log)
@@ -177,6 +180,11 @@ class PamSession:
         assert self._transaction is not None
         self._transaction.open_session()
         self._is_open = True
+
+    def _check_groups(self, forbidden: Mapping[int, str]) -> None:
+        """Raise StartRefused if modules have added a privileged group, which policy refuses for the account itself."""
+        if objection := privileged_objection(self._user, os.getgroups(), forbidden):
+            raise _refused(Stage.PAM_SESSION, f"after PAM's modules: {objection}")
 
     def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
         """Return pid and pidfd of the user endpoint. Limits that modules have set apply to this process too."""
