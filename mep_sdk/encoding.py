@@ -23,6 +23,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from mep_sdk.errors import DataCorrupt, DataUnreadable
+from mep_sdk.foreign_code import attempt, failure_text
 
 MAGIC = b"MEP"
 FUNCTION = b"f"
@@ -100,10 +101,12 @@ def dumps_by_value(value: object, module: ModuleType) -> bytes:
 def _first_that_works(*ways: Callable[[object], bytes], value: object) -> bytes:
     reason = ""
     for way in ways:
-        try:
-            return way(value)
-        except Exception as error:  # noqa: BLE001 - the value's own code pickles itself, and may raise anything
-            reason = f"{type(error).__name__}: {error}"
+        data, failure = attempt(way, value)  # the value's own code pickles itself
+        if data is not None:
+            return data
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+        reason = failure_text(failure) if failure is not None else ""
     raise NotSerializable(reason)
 
 
@@ -144,10 +147,10 @@ def dumps_json(value: object) -> bytes:
     """Return the frame of `value` as JSON. Raises NotSerializable."""
     import json
 
-    try:
-        return frame(JSON, json.dumps(value).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise NotSerializable(f"{type(error).__name__}: {error}") from error
+    text, failure = attempt(json.dumps, value)
+    if text is None:
+        raise NotSerializable(failure_text(failure) if failure is not None else "") from failure
+    return frame(JSON, text.encode())
 
 
 def request(ways: list[str], arguments: bytes) -> bytes:
@@ -195,14 +198,15 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
         return _loads_json(body, what)
     elif kind != PICKLE:
         raise DataCorrupt(what=what, reason=f"its kind is {kind!r}")
-    try:
-        return pickle.loads(body)  # noqa: S301 - see the module's docstring
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}{_differing(error, maker, where)}"
-        raise DataUnreadable(what=what, where=where, reason=reason) from error
+    value, failure = attempt(pickle.loads, body)  # see the module's docstring
+    if failure is None:
+        return value
+    differing, _ = attempt(_differing, failure, maker, where)
+    reason = f"{failure_text(failure)}{differing or ''}"
+    raise DataUnreadable(what=what, where=where, reason=reason) from failure
 
 
-def _differing(error: Exception, maker: str, where: str) -> str:
+def _differing(error: BaseException, maker: str, where: str) -> str:
     """Return which versions differ, where that may be why something cannot be loaded."""
     from mep_sdk import version_mismatch  # only a failure needs it
 

@@ -349,6 +349,8 @@ def _from_pickles(record: SerializedFunction) -> LoadedFunction:
             return LoadedFunction(encoding.loads(data, "function"), record.name)
         except (DataCorrupt, DataUnreadable) as error:
             failure = error
+            if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
+                break  # its module exits when it is imported: the person means that
     reason = f"{record.name}: {failure.fields.get('reason')}"
     if record.python != encoding.PYTHON and record.python not in reason:
         reason += f" (serialized by {record.python}; this worker runs {encoding.PYTHON})"

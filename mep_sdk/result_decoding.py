@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import current_thread, main_thread
 from typing import Any
 
 from mep_sdk.errors import DataCorrupt, DataUnreadable
@@ -48,5 +49,7 @@ def settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
         try:
             return load_result(result.payload), None
         except MepError as error:
+            if type(error.__cause__) is KeyboardInterrupt and current_thread() is main_thread():
+                raise error.__cause__ from None  # the person's Ctrl-C during a long load, or as good as that
             return None, error
     return None, _failure(result, state)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import msgspec
 from mep_sdk.batch import user_runtime
 from mep_sdk.client import Client
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
+from mep_sdk.foreign_code import attempt, failure_text
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
 from mep_sdk.result_decoding import settle
@@ -249,8 +251,16 @@ class Session:
             if result.state == TaskState.CANCELLED and cancelling:
                 future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
             else:
-                future.resolve(*_settle(result))
+                self._resolve(future, *_settle(result))
         self._settled()
+
+    def _resolve(self, future: TaskFuture, value: Any, failure: Exception | None) -> None:
+        try:
+            future.resolve(value, failure)
+        except InvalidStateError:
+            log.warning(
+                "task %s: your script has given its future a result itself; this one is dropped", future.task_id
+            )
 
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
         self._fail_futures([item.future for item in items], error)
@@ -258,7 +268,7 @@ class Session:
     def _fail_futures(self, futures: Sequence[TaskFuture], error: MepError) -> None:
         for future in futures:
             if self._taken(future.task_id) is not None:
-                future.resolve(None, _copy(error))
+                self._resolve(future, None, _copy(error))
         self._settled()
 
     def _taken(self, task_id: str) -> TaskFuture | None:
@@ -299,7 +309,7 @@ class Session:
         for task_id in missing:
             future = self._taken(task_id)
             if future is not None:
-                future.resolve(None, TaskNotFound(task_id=task_id))
+                self._resolve(future, None, TaskNotFound(task_id=task_id))
         self._deliver(ended)
 
     # --- cancelling -------------------------------------------------------------------------------------
@@ -409,12 +419,11 @@ class Session:
 
 
 def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
-    """As `settle`. To load a result can run anything, sys.exit() too: that ends neither this thread nor the wait for
-    the result."""
-    try:
-        return settle(result)
-    except SystemExit as error:
-        return None, DataUnreadable(what="result", where="here", reason=f"SystemExit: {error}")
+    """As `settle`. To load a result can run anything: that ends neither this thread nor the wait for the result."""
+    settled, trouble = attempt(settle, result)
+    if settled is not None:
+        return settled
+    return None, DataUnreadable(what="result", where="here", reason=failure_text(trouble) if trouble else "")
 
 
 def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:

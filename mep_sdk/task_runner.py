@@ -7,7 +7,6 @@ cloudpickle nor anything that holds a socket.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import linecache
 import os
@@ -15,11 +14,14 @@ import os
 import msgspec
 
 from mep_sdk import serialize
+from mep_sdk.foreign_code import attempt, clean, failure_text, type_name
 from mep_sdk.function_serializer import LoadedFunction, load_function
 from mep_sdk.process_limits import ProcessWatch
 from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
 
 _MAX_CACHED = 256
+_MAX_TEXT_CHARS = 8 * 1024
+_OURS = ("mep_sdk.errors", "mep_wire.errors")
 _processes = ProcessWatch()
 
 
@@ -59,9 +61,18 @@ def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: F
         stage = Stage.RETURN
         return _returned(value, max_result_bytes, serialize.result_ways_of(payload))
     except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
-        if loaded is not None and stage is Stage.CALL:
-            return _failed(loaded, error, max_result_bytes)
-        return _not_run(stage, error)
+        called = loaded if stage is Stage.CALL else None
+        outcome, trouble = attempt(_described, stage, called, error, max_result_bytes)
+        # To describe it calls the person's code as well.
+        return outcome or Outcome(TaskFailed.code, _undescribed(error, trouble), b"")
+
+
+def _described(stage: Stage, called: LoadedFunction | None, error: BaseException, max_result_bytes: int) -> Outcome:
+    return _not_run(stage, error) if called is None else _failed(called, error, max_result_bytes)
+
+
+def _undescribed(error: BaseException, trouble: BaseException | None) -> str:
+    return f"{type_name(error)}, and no more can be told of it: {failure_text(trouble or error)}"
 
 
 def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
@@ -84,25 +95,26 @@ def _returned(value: object, max_result_bytes: int, ways: list[str]) -> Outcome:
 
 def _not_run(stage: Stage, error: BaseException) -> Outcome:
     """Return the outcome of a failure before or after the call itself."""
-    if not isinstance(error, MepError):
-        # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
-        reason = serialize.failure_text(error)
-        if isinstance(error, ImportError):
-            from mep_sdk.version_mismatch import explain  # only a failure needs it
+    if type(error).__module__ in _OURS and isinstance(error, MepError):
+        return Outcome(error.code, clean(error.text, _MAX_TEXT_CHARS), b"")
+    # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
+    reason = failure_text(error)
+    if isinstance(error, ImportError):
+        from mep_sdk.version_mismatch import explain  # only a failure needs it
 
-            reason += explain(error, "on the endpoint")
-        error = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
-    return Outcome(error.code, error.text, b"")
+        reason += attempt(explain, error, "on the endpoint")[0] or ""
+    named = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
+    return Outcome(named.code, clean(named.text, _MAX_TEXT_CHARS), b"")
 
 
 def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:
     _show_source(loaded)
-    if limit := _processes.explain(error):
-        with contextlib.suppress(TypeError):  # it may have notes of another kind
-            BaseException.add_note(error, limit)
+    limit, _ = attempt(_processes.explain, error)
+    if limit:
+        attempt(BaseException.add_note, error, limit)  # it may be frozen, or have notes of another kind
     # A worker's frame of run_task is no news to the person: their own call comes first.
     data = serialize.serialize_exception(error, skip_frames=1, max_bytes=min(max_result_bytes, 1 << 20))
-    text = serialize.failure_text(error)
+    text = failure_text(error)
     return Outcome(TaskFailed.code, f"{text} - {limit}" if limit else text, data)
 
 

@@ -1,0 +1,535 @@
+"""Whatever the person's code does while an outcome is written or read ends that one task, readably, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pickle
+import sys
+import threading
+import traceback
+from typing import Any
+
+import msgspec
+import pytest
+
+from mep_sdk import encoding
+from mep_sdk.errors import DataUnreadable, RemoteError, RemoteTraceback
+from mep_sdk.function_serializer import LoadedFunction
+from mep_sdk.futures import TaskFuture
+from mep_sdk.result_decoding import settle
+from mep_sdk.serialize import load_exception, serialize_arguments, serialize_function, serialize_result
+from mep_sdk.submitter import Session
+from mep_sdk.task_runner import Outcome, run_task
+from mep_wire import api
+from mep_wire.errors import MepError
+from mep_wire.states import TaskState
+
+LIMIT = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+    what: str = "ice"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenInSlots(Exception):
+    code: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenByKeyword(Exception):
+    code: int
+
+
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code, *, unit):
+        super().__init__(f"{code} {unit}")
+        self.code = code
+
+
+class SetattrRaises(Exception):
+    def __setattr__(self, name, value):
+        raise RuntimeError("no attributes")
+
+
+class AddNoteRaises(Exception):
+    def add_note(self, note):
+        raise SystemExit(3)
+
+
+class NotesAreNoList(Exception):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.__dict__["__notes__"] = "text"
+
+
+class TextTwice(Exception):
+    def __init__(self, name):
+        super().__init__(f"no molecule {name}")
+
+
+class GetattrRaises(Exception):
+    def __getattribute__(self, name):
+        raise SystemExit(f"asked for {name}")
+
+
+class GetattrExits(Exception):
+    def __getattr__(self, name):
+        sys.exit(name)
+
+
+class StrExits(Exception):
+    def __str__(self):
+        sys.exit("text")
+
+
+class StrRaisesBase(Exception):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+
+class StrIsNoStr(Exception):
+    def __str__(self):
+        return 3
+
+
+class ReprRaises(Exception):
+    def __repr__(self):
+        raise GeneratorExit
+
+    def __str__(self):
+        return repr(self)
+
+
+class OddStr(str):
+    def __len__(self):
+        raise RuntimeError("no length")
+
+    def encode(self, *_):
+        raise RuntimeError("no bytes")
+
+    def __format__(self, _):
+        raise RuntimeError("no format")
+
+
+class StrIsOdd(Exception):
+    def __str__(self):
+        return OddStr("odd")
+
+
+class ReduceExits(Exception):
+    def __reduce__(self):
+        sys.exit("reduced")
+
+
+class ReduceRaisesBase(Exception):
+    def __reduce_ex__(self, _):
+        raise KeyboardInterrupt
+
+
+class ReduceIsNonsense(Exception):
+    def __reduce__(self):
+        return 5
+
+
+class RebuiltAsOther(Exception):
+    def __reduce__(self):
+        return dict, ()
+
+
+class RebuildExits(Exception):
+    def __reduce__(self):
+        return sys.exit, ("rebuilt",)
+
+
+class RebuildInterrupts(Exception):
+    def __reduce__(self):
+        return interrupt, ()
+
+
+class RebuildRecurses(Exception):
+    def __reduce__(self):
+        return recurse, ()
+
+
+class ClassProperty(Exception):
+    __class__ = property(lambda self: sys.exit("class"))
+
+
+class CauseProperty(Exception):
+    __cause__ = property(lambda self: sys.exit("cause"))
+
+
+class NotesProperty(Exception):
+    __notes__ = property(lambda self: sys.exit("notes"))
+
+
+class ArgsProperty(Exception):
+    args = property(lambda self: sys.exit("args"))
+
+
+class DictProperty(Exception):
+    __dict__ = property(lambda self: sys.exit("dict"))
+
+
+class NoModule(Exception):
+    __module__ = None
+
+
+class OddMeta(type):
+    def __getattribute__(cls, name):
+        if name == "__qualname__":
+            raise SystemExit("name")
+        return super().__getattribute__(name)
+
+
+class OddName(Exception, metaclass=OddMeta):
+    pass
+
+
+class CodeIsNumber(MepError):
+    """Odd."""
+
+    code = 5
+
+
+class TextExits(MepError):
+    """Odd."""
+
+    text = property(lambda self: sys.exit("text"), lambda self, value: None)
+
+
+class Base(BaseException):
+    pass
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def recurse():
+    return recurse()
+
+
+def in_a_circle():
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    one.__context__, other.__context__ = other, one
+    return one
+
+
+def in_a_long_chain():
+    error = ValueError("0")
+    for number in range(1, 3000):
+        after = ValueError(str(number))
+        after.__cause__, error = error, after
+    return error
+
+
+def unpicklable_class():
+    lock = threading.Lock()
+
+    class Local(Exception):
+        def locked(self):
+            return lock
+
+    return Local("held")
+
+
+def with_a_bad_attribute():
+    error = ValueError("odd attribute")
+    error.bad = RebuildExits()
+    return error
+
+
+def mute_member():
+    return ExceptionGroup("several", [StrExits("x"), ReduceExits("y"), ValueError("z")])
+
+
+READ_BACK = [
+    pytest.param(lambda: Frozen(3), id="frozen dataclass"),
+    pytest.param(lambda: FrozenInSlots(4), id="frozen dataclass with slots"),
+    pytest.param(lambda: FrozenByKeyword(code=5), id="frozen dataclass by keyword"),
+    pytest.param(lambda: Slotted(6, unit="m"), id="slots"),
+    pytest.param(lambda: SetattrRaises("a"), id="__setattr__ raises"),
+    pytest.param(lambda: AddNoteRaises("b"), id="add_note raises"),
+    pytest.param(lambda: NotesAreNoList("c"), id="notes that are no list"),
+    pytest.param(lambda: TextTwice("H2O"), id="text made by __init__"),
+    pytest.param(lambda: ValueError("lone \udc80 surrogate"), id="surrogate"),
+    pytest.param(in_a_circle, id="circle of causes"),
+    pytest.param(in_a_long_chain, id="long chain of causes"),
+]
+TOLD = [
+    pytest.param(kind, id=kind.__name__)
+    for kind in (
+        *(GetattrExits, GetattrRaises, StrExits, StrRaisesBase, StrIsNoStr, StrIsOdd, ReprRaises, ReduceExits),
+        *(ReduceRaisesBase, ReduceIsNonsense, RebuiltAsOther, RebuildExits, RebuildInterrupts, RebuildRecurses),
+        *(CauseProperty, NotesProperty, ArgsProperty, DictProperty, ClassProperty, NoModule, Base),
+        *(CodeIsNumber, TextExits, unpicklable_class, with_a_bad_attribute, mute_member),
+    )
+]
+
+
+def contained(call: Any) -> Any:
+    """Return what a call of ours returns. An exception that it lets pass could end the test run as well."""
+    escaped = ""
+    try:
+        return call()
+    except BaseException as error:
+        escaped = type(error).__name__
+    pytest.fail(f"{escaped} got through")
+
+
+def run_here(function: Any) -> Outcome:
+    """Run a function whose classes are known on both sides, as those of an installed package are."""
+    code = serialize_function(recurse)
+    cache = {code: LoadedFunction(function, "function")}
+    outcome = contained(lambda: run_task(code, serialize_arguments((), {}), max_result_bytes=LIMIT, cache=cache))
+    return msgspec.convert(msgspec.msgpack.decode(msgspec.msgpack.encode(outcome)), Outcome)  # as it crosses the relay
+
+
+def raised_by(make: Any) -> Outcome:
+    def fail():
+        raise make()
+
+    return run_here(fail)
+
+
+def raise_made(make):
+    raise make()
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
+
+
+def delivered(session: Session, *results: api.StreamedResult) -> list[TaskFuture]:
+    futures = [TaskFuture(result.task_id, "group", session) for result in results]
+    session._pending |= {future.task_id: future for future in futures}
+    contained(lambda: session._deliver(list(results)))
+    return futures
+
+
+def failure(task_id: str, outcome: Outcome) -> api.StreamedResult:
+    return api.StreamedResult(task_id, TaskState.FAILED, outcome.code, outcome.text, outcome.payload)
+
+
+def success(task_id: str, payload: bytes) -> api.StreamedResult:
+    return api.StreamedResult(task_id, TaskState.SUCCESS, "", "", payload)
+
+
+@pytest.mark.parametrize("make", READ_BACK)
+def test_an_exception_arrives_with_its_type_and_text(make: Any, session: Session) -> None:
+    outcome = raised_by(make)
+    assert outcome.code == "TASK_FAILED"
+    error, after = delivered(session, failure("odd", outcome), success("next", serialize_result(1)))
+    original, arrived = make(), error.exception(0)
+    assert type(arrived) is type(original)
+    assert str(arrived) == str(original)
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    assert "remote traceback" in arrived.__dict__["__notes__"][-1]
+    assert "fail" in "".join(traceback.format_exception(arrived))
+    assert after.result(0) == 1
+
+
+@pytest.mark.parametrize("field", ["code", "what"])
+def test_fields_of_frozen_exceptions_arrive(field: str) -> None:
+    assert getattr(load_exception(raised_by(lambda: Frozen(3)).payload), field) == getattr(Frozen(3), field)
+    assert load_exception(raised_by(lambda: Slotted(6, unit="m")).payload).code == 6
+    assert load_exception(raised_by(lambda: FrozenByKeyword(code=5)).payload).code == 5
+
+
+@pytest.mark.parametrize("make", TOLD)
+def test_an_exception_that_does_anything_else_is_told_of(make: Any, session: Session) -> None:
+    outcome = raised_by(lambda: made(make))
+    assert outcome.code == "TASK_FAILED"
+    assert outcome.text
+    error, after = delivered(session, failure("odd", outcome), success("next", serialize_result(1)))
+    assert issubclass(type(error.exception(0)), Exception)
+    assert after.result(0) == 1
+
+
+def made(make: Any) -> BaseException:
+    if not isinstance(make, type):
+        return make()
+    return make(text="odd") if issubclass(make, MepError) else make("odd")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, Base])
+def test_an_exception_that_would_end_the_script_is_named(kind: type[BaseException]) -> None:
+    error = load_exception(raised_by(lambda: kind("now")).payload)
+    assert type(error) is RemoteError
+    assert error.type_name.endswith(kind.__name__)
+    assert "now" in str(error)
+
+
+class ResultExits:
+    def __reduce__(self):
+        return sys.exit, ("loaded",)
+
+
+class ResultInterrupts:
+    def __reduce__(self):
+        return interrupt, ()
+
+
+class ResultRecurses:
+    def __reduce__(self):
+        return recurse, ()
+
+
+class ResultRaisesMute:
+    def __reduce__(self):
+        return raise_made, (StrExits,)
+
+
+class ResultRaisesSurrogate:
+    def __reduce__(self):
+        return raise_made, (surrogate,)
+
+
+def surrogate():
+    return ValueError("\udc80")
+
+
+@pytest.mark.parametrize(
+    "kind", [ResultExits, ResultInterrupts, ResultRecurses, ResultRaisesMute, ResultRaisesSurrogate]
+)
+def test_a_result_that_cannot_be_loaded_is_that_futures_failure(kind: type, session: Session) -> None:
+    frame = encoding.frame(encoding.PICKLE, pickle.dumps(kind()))
+    listener = threading.Thread(target=lambda: got.extend(delivered(session, success("a", frame), success("b", ONE))))
+    got: list[TaskFuture] = []
+    listener.start()
+    listener.join(60)
+    with pytest.raises(DataUnreadable) as caught:
+        got[0].result(0)
+    assert caught.value.text.encode()
+    assert got[1].result(0) == 1
+
+
+ONE = serialize_result(1)
+
+
+def test_ctrl_c_while_a_result_is_read_by_hand_is_the_persons() -> None:
+    frame = encoding.frame(encoding.PICKLE, pickle.dumps(ResultInterrupts()))
+    with pytest.raises(KeyboardInterrupt):
+        settle(success("a", frame))
+
+
+class PickleExits:
+    def __reduce__(self):
+        sys.exit("written")
+
+
+class PickleInterrupts:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+class PickleRaisesMute:
+    def __reduce__(self):
+        raise StrExits
+
+
+class PickleRaisesSurrogate:
+    def __reduce__(self):
+        raise ValueError("\udc80" * 100_000)
+
+
+@pytest.mark.parametrize("kind", [PickleExits, PickleInterrupts, PickleRaisesMute, PickleRaisesSurrogate])
+def test_a_result_that_cannot_be_written_is_that_tasks_failure(kind: type) -> None:
+    outcome = run_here(kind)
+    assert outcome.code == "RESULT_UNSERIALIZABLE"
+    assert len(outcome.text) < 20_000
+
+
+@pytest.mark.parametrize("kind", [ResultExits, ResultInterrupts, ResultRecurses, ResultRaisesMute])
+def test_arguments_that_cannot_be_loaded_are_that_tasks_failure(kind: type) -> None:
+    payload = encoding.frame(encoding.PICKLE, pickle.dumps(((kind(),), {})))
+    outcome = run_task(serialize_function(raise_made), payload, max_result_bytes=LIMIT)
+    assert outcome.code == "DATA_UNREADABLE"
+    assert outcome.text
+
+
+def test_a_future_that_the_script_has_ended_itself_holds_up_no_other(session: Session, caplog: Any) -> None:
+    futures = [TaskFuture(name, "group", session) for name in ("a", "b")]
+    session._pending |= {future.task_id: future for future in futures}
+    futures[0].set_result("mine")
+    with caplog.at_level(logging.WARNING, "mep_sdk"):
+        session._deliver([success("a", ONE), success("b", ONE)])
+    assert (futures[0].result(0), futures[1].result(0)) == ("mine", 1)
+    assert "task a" in caplog.text
+
+
+# --- groups ---------------------------------------------------------------------------------------------
+
+
+class TakesTwo(Exception):
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+        self.where = where
+
+
+class OwnGroup(ExceptionGroup):
+    def __new__(cls, message, members, *, run):
+        made = super().__new__(cls, message, members)
+        made.run = run
+        return made
+
+    def __init__(self, message, members, *, run):
+        super().__init__(message, members)
+
+
+def told(error: BaseException) -> Any:
+    if isinstance(error, BaseExceptionGroup):
+        return error.message, [told(each) for each in error.exceptions]
+    return type(error).__name__, str(error)
+
+
+GROUPS = [
+    pytest.param(lambda: ExceptionGroup("g", [TakesTwo("a", "b"), ValueError(1)]), id="other arguments"),
+    pytest.param(lambda: ExceptionGroup("g", [Frozen(3), TextTwice("x")]), id="frozen"),
+    pytest.param(
+        lambda: ExceptionGroup("g", [ExceptionGroup("inner", [TakesTwo("a", "b")]), Slotted(1, unit="m")]), id="nested"
+    ),
+    pytest.param(lambda: OwnGroup("own", [TakesTwo("a", "b")], run=7), id="own class of group"),
+    pytest.param(lambda: BaseExceptionGroup("base", [TakesTwo("a", "b"), KeyError("k")]), id="base group"),
+]
+
+
+@pytest.mark.parametrize("make", GROUPS)
+def test_groups_keep_type_and_text_of_every_member(make: Any) -> None:
+    arrived = load_exception(raised_by(make).payload)
+    assert type(arrived) is type(make())
+    assert told(arrived) == told(make())
+
+
+def test_a_groups_own_fields_arrive() -> None:
+    arrived = load_exception(raised_by(lambda: OwnGroup("own", [TakesTwo("a", "node 3")], run=7)).payload)
+    assert (arrived.run, arrived.exceptions[0].where) == (7, "node 3")
+
+
+def test_members_that_cannot_be_rebuilt_are_named_in_the_group() -> None:
+    group = load_exception(
+        raised_by(
+            lambda: BaseExceptionGroup("g", [KeyboardInterrupt("now"), ReduceExits("x"), ValueError("y")])
+        ).payload
+    )
+    assert type(group) is ExceptionGroup
+    ended, unpickled, plain = group.exceptions
+    assert type(ended) is RemoteError and ended.type_name == "KeyboardInterrupt" and "now" in str(ended)
+    assert str(unpickled).find("x") >= 0
+    assert type(plain) is ValueError and plain.args == ("y",)
+
+
+def test_a_large_group_arrives_whole() -> None:
+    group = load_exception(raised_by(lambda: ExceptionGroup("g", [ValueError(n) for n in range(1000)])).payload)
+    assert len(group.exceptions) == 1000
+    assert type(group.exceptions[0]) is ValueError
+    assert "999" in str(group.exceptions[-1])
