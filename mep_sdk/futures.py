@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+import logging
 import os
 import threading
 import time
@@ -12,12 +12,20 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any, Protocol
 
+from mep_sdk.foreign_code import attempt, failure_text
+from mep_wire.text import printable_lines
+
+log = logging.getLogger("mep_sdk")
+
 
 class Canceller(Protocol):
-    """What a future asks to be cancelled."""
+    """What a future asks to be cancelled, and to have its callbacks called."""
 
     def cancel_futures(self, futures: list[TaskFuture]) -> int:
         """Cancel the tasks that have not ended; return their number."""
+
+    def call_back(self, future: TaskFuture) -> None:
+        """Have `call_callbacks` of a future called, in a thread that has nothing else to do."""
 
 
 _making = threading.Lock()
@@ -44,6 +52,8 @@ class TaskFuture(Future[Any]):
     """
 
     _lazy_condition: threading.Condition | None = None
+    _calling_back = False
+    """Whether a thread is in `call_callbacks`."""
 
     def __init__(self, task_id: str, task_group_id: str, canceller: Canceller) -> None:
         # Not the base's __init__, which makes everything: see above.
@@ -101,20 +111,48 @@ class TaskFuture(Future[Any]):
         return not self.done() and self._canceller.cancel_futures([self]) == 1
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Have `fn` called with this future once it has ended. What it raises is logged, sys.exit() included: the
-        thread that calls it has other tasks' results to bring."""
-        super().add_done_callback(functools.partial(_call, fn))
+        """Have `fn` called with this future once it has ended: after those that were added before, in a thread of the
+        executor's. It may wait for other futures. What it raises is logged, sys.exit() included."""
+        with self._condition:
+            if not self.done() or self._done_callbacks or self._calling_back:
+                self._done_callbacks.append(fn)
+                return
+        self._call(fn)
+
+    def _invoke_callbacks(self) -> None:
+        # Called by the base once the state is final, in the thread that brings results.
+        if self._done_callbacks:
+            self._canceller.call_back(self)
+
+    def call_callbacks(self) -> None:
+        """Call the callbacks, and those that are added meanwhile."""
+        while True:
+            with self._condition:
+                callbacks, self._done_callbacks = self._done_callbacks, []
+                self._calling_back = bool(callbacks)
+                if not callbacks:
+                    return
+            for callback in callbacks:
+                self._call(callback)
+
+    def _call(self, callback: Callable[[Future[Any]], object]) -> None:
+        _, failure = attempt(callback, self)
+        if isinstance(failure, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise failure
+        if failure is not None:
+            shown, _ = attempt(traceback_of, failure)
+            log.error("a callback of task %s has failed\n%s", self.task_id, shown or failure_text(failure))
 
     def mark_cancelled(self) -> bool:
         """Become cancelled unconditionally, and wake waiting threads. Called only by the session."""
         return super().cancel() and not self.set_running_or_notify_cancel()
 
 
-def _call(callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
-    try:
-        callback(future)
-    except SystemExit as error:
-        raise RuntimeError(f"a callback has called sys.exit({error.code!r})") from error  # which the base logs
+def traceback_of(error: BaseException) -> str:
+    """Return an exception with its traceback, for a log that is mostly a terminal."""
+    import traceback  # only a failure needs it
+
+    return printable_lines("".join(traceback.format_exception(error)).rstrip())
 
 
 class TaskIds:

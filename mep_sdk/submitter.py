@@ -1,8 +1,8 @@
 """The machinery behind an Executor's methods: registers functions, sends tasks in batches, resolves futures.
 
-Three kinds of thread: one sender, which sends the queue when its previous request has returned; one listener
-for each task group; and one that asks for tasks which the stream may never bring. Every future ends exactly
-once: the thread that takes it out of `_pending` ends it.
+Kinds of thread: one sender, which sends the queue when its previous request has returned; one listener
+for each task group; one that asks for tasks which the stream may never bring. Others call done-callbacks. Every
+future ends exactly once: the thread that takes it out of `_pending` ends it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mep_sdk.batch import user_runtime
+from mep_sdk.callback_threads import CallbackThreads
 from mep_sdk.client import Client
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.foreign_code import attempt, failure_text
@@ -89,7 +90,7 @@ class Session:
     """The machinery of one Executor. Thread-safe.
 
     `_change` guards every collection here: it is held wherever one is changed, looped over or copied. It is not held
-    while a future is resolved, since that runs the person's callbacks.
+    while a future is resolved, since that loads the person's values.
     """
 
     def __init__(self, client: Client, *, lost_relay_timeout_s: float) -> None:
@@ -107,6 +108,7 @@ class Session:
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
         self._recheck: Recheck | None = None
+        self._callbacks = CallbackThreads()
         self._sender_waits = False
         self._rounds = 0
         """How often the sender has sent what it took, or has failed to."""
@@ -262,6 +264,10 @@ class Session:
                 "task %s: your script has given its future a result itself; this one is dropped", future.task_id
             )
 
+    def call_back(self, future: TaskFuture) -> None:
+        """Have a future's callbacks called. They may wait, so the threads that bring results do not call them."""
+        self._callbacks.put(future)
+
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
         self._fail_futures([item.future for item in items], error)
 
@@ -371,7 +377,8 @@ class Session:
         self._settled()
 
     def wait(self) -> None:
-        """Wait until every future has ended, after `stop`. Raises RelayAnswerMissing."""
+        """Wait until every future has ended and its callbacks have returned, after `stop`; a callback that calls this
+        waits for the others. Raises RelayAnswerMissing."""
         if self._pid != os.getpid():
             return
         while True:
@@ -387,6 +394,7 @@ class Session:
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
+        self._callbacks.wait()
 
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until everything queued is sent; return whether it is. Without a timeout this ends once nothing has been

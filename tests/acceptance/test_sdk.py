@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import gc
 import hashlib
+import itertools
 import logging
 import os
 import subprocess
@@ -90,6 +92,15 @@ class NoSuchMolecule(Exception):
         self.name, self.code = name, code
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+def freeze(code):
+    raise FrozenError(code)
+
+
 def look_up(name):
     raise NoSuchMolecule(name, code=7)
 
@@ -114,6 +125,26 @@ def test_callbacks_are_called(executor):
     called = threading.Event()
     executor.submit(add, 1, 1).add_done_callback(lambda future: future.result() == 2 and called.set())
     assert called.wait(WAIT_S)
+
+
+def test_callbacks_may_wait_for_other_futures_and_shut_down(place):
+    executor = place.executor()
+    futures = [executor.submit(add, number, 1) for number in range(200)]
+    got, down = [], threading.Event()
+    for future, later in itertools.pairwise(futures):
+        future.add_done_callback(lambda _, later=later: got.append(later.result(WAIT_S)))
+    futures[100].add_done_callback(lambda _: (executor.shutdown(wait=True), down.set()))
+    executor.shutdown()
+    assert sorted(got) == list(range(2, 201))
+    assert down.wait(WAIT_S)
+
+
+def test_a_frozen_exception_is_its_own_tasks_failure(executor):
+    others = [executor.submit(add, number, 1) for number in range(5)]
+    with pytest.raises(FrozenError) as caught:
+        executor.submit(freeze, 3).result(WAIT_S)
+    assert caught.value.code == 3
+    assert [future.result(WAIT_S) for future in others] == [1, 2, 3, 4, 5]
 
 
 def test_ten_thousand_tasks(executor):
