@@ -14,16 +14,22 @@ import functools
 import io
 import pickle
 import sys
-import sysconfig
 import threading
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.foreign_code import attempt, failure_text
+from mep_sdk.importable import (
+    NotSerializable,
+    local_modules,
+    named_elsewhere,
+    needs_value,
+    own_reduction,
+    reduces_itself,
+)
 
 MAGIC = b"MEP"
 FUNCTION = b"f"
@@ -68,18 +74,20 @@ class _Pickler(pickle.Pickler):
     local_by_value = False
 
     def reducer_override(self, obj: Any) -> Any:
-        owner = obj if isinstance(obj, (type, FunctionType, BuiltinFunctionType)) else type(obj)
+        named = isinstance(obj, (type, FunctionType, BuiltinFunctionType))
+        owner = obj if named else type(obj)
         if needs_value(getattr(owner, "__module__", None) or "builtins", local=self.local_by_value):
             raise _NeedsValue
-        return NotImplemented
+        if named or not reduces_itself(type(obj)):
+            return NotImplemented
+        reduced = own_reduction(obj)
+        if isinstance(reduced, str) and named_elsewhere(obj, reduced, local=self.local_by_value):
+            raise _NeedsValue
+        return reduced
 
 
 class _LocalPickler(_Pickler):
     local_by_value = True
-
-
-class NotSerializable(Exception):
-    """A value cannot be made into bytes; the text says why."""
 
 
 def dumps(value: object, *, local_by_value: bool) -> bytes:
@@ -128,6 +136,8 @@ _registering = threading.Lock()
 def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = ()) -> bytes:
     import cloudpickle  # 5 ms that most workers never need
 
+    from mep_sdk import by_value
+
     with _registering:  # cloudpickle's register is one for the whole process
         already = cloudpickle.list_registry_pickle_by_value()
         modules = {module.__name__: module for module in (*also, *(local_modules() if local else ()))}
@@ -135,7 +145,9 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
         for module in mine:
             cloudpickle.register_pickle_by_value(module)
         try:
-            body: bytes = cloudpickle.dumps(value, protocol=5)
+            buffer = io.BytesIO()
+            (by_value.LocalPickler if local else by_value.Pickler)(buffer, protocol=5).dump(value)
+            body = buffer.getvalue()
         finally:
             for module in mine:
                 cloudpickle.unregister_pickle_by_value(module)
@@ -218,60 +230,3 @@ def _differing(error: BaseException, maker: str, where: str) -> str:
         own = ""
     made = f"; it was made with {maker} and this is {own}" if maker and own and maker != own else ""
     return version_mismatch.explain(error, where) + made
-
-
-def needs_value(module_name: str, *, local: bool) -> bool:
-    """Return whether what belongs to this module must travel by value: the other side cannot import it.
-
-    With `local`, modules that are not installed count among these.
-    """
-    if module_name in ("__main__", "__mp_main__"):
-        return True
-    module = sys.modules.get(module_name)
-    if module is None:
-        return True
-    return local and is_local(module)
-
-
-@functools.cache
-def _installed_under() -> tuple[str, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    paths = {sysconfig.get_path(name) for name in names} | {getattr(sys, "_stdlib_dir", None)}
-    return tuple(str(Path(path)) + "/" for path in paths if path)
-
-
-@functools.cache
-def _is_local_file(name: str, file: str) -> bool:
-    if name.partition(".")[0] in ("mep_sdk", "mep_wire"):
-        return False  # the other side has these, even where they run from a checkout
-    parts = file.split("/")
-    return not (file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts)
-
-
-def is_local(module: ModuleType) -> bool:
-    """Return whether a module was read from a file outside the standard library and installed packages."""
-    file = getattr(module, "__file__", None)
-    if not isinstance(file, str):
-        return getattr(module, "__spec__", None) is None and module.__name__ not in sys.builtin_module_names
-    return _is_local_file(module.__name__, file)
-
-
-_seen_local: tuple[int, tuple[ModuleType, ...]] = (0, ())
-
-
-def local_modules() -> tuple[ModuleType, ...]:
-    """Return the imported modules that are local, `__main__` excepted (cloudpickle always takes that by value)."""
-    global _seen_local
-    count, found = _seen_local
-    if count != len(sys.modules):
-        loaded = list(sys.modules.copy().items())  # other threads import
-        found = tuple(
-            module
-            for name, module in loaded
-            if isinstance(module, ModuleType)
-            and module.__name__ == name
-            and name not in ("__main__", "__mp_main__")
-            and is_local(module)
-        )
-        _seen_local = (len(loaded), found)
-    return found

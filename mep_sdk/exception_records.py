@@ -156,14 +156,18 @@ def _note(error: BaseException, note: str) -> None:
 
 def _rebuild(record: ExceptionRecord) -> Exception:
     """Return the exception in a record, of its own class where it comes with that and its text."""
-    unlike = None
+    unlike: Exception | None = None
     for make in (_from_members,) if record.members else (_from_pickle, _from_parts, _from_message):
-        made, _ = attempt(make, record)
-        if made is not None and issubclass(type(made), Exception):
-            if record.members or text_of(made) == record.message:
-                return made
-            unlike = unlike or made  # as with texts that hold an address
-    return unlike or RemoteError(type_name=record.type_name, message=record.message, remote_traceback=record.traceback)
+        made: Any = attempt(make, record)[0]
+        if not issubclass(type(made), Exception):
+            continue
+        rebuilt: Exception = made
+        if record.members or text_of(rebuilt) == record.message:
+            return rebuilt
+        unlike = rebuilt if unlike is None else unlike  # as with texts that hold an address
+    if unlike is not None:
+        return unlike
+    return RemoteError(type_name=record.type_name, message=record.message, remote_traceback=record.traceback)
 
 
 def _from_pickle(record: ExceptionRecord) -> Any:

@@ -23,6 +23,7 @@ import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.errors import DataCorrupt, DataUnreadable, FunctionUnserializable
+from mep_sdk.importable import NotSerializable, needs_value
 from mep_wire.errors import FunctionUnloadable, MepError
 
 _MAX_SOURCE_CHARS = 64 * 1024
@@ -154,14 +155,14 @@ class _Needs:
 
 def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     """Return the function as its code object, or None where it needs more than can travel with that."""
-    if not encoding.needs_value(function.__module__ or "", local=True):
+    if not needs_value(function.__module__ or "", local=True):
         return None
     needs = _Needs(function)
     if not needs.plain:
         return None
     try:
         values = encoding.dumps(needs.values, local_by_value=True) if needs.values else b""
-    except encoding.NotSerializable:
+    except NotSerializable:
         return None
     if values[3:4] not in (b"", encoding.PICKLE):
         return None
@@ -187,7 +188,7 @@ def _code_of(function: types.FunctionType) -> Code:
 
 
 def _travels_by_name(module: types.ModuleType) -> bool:
-    return sys.modules.get(module.__name__) is module and not encoding.needs_value(module.__name__, local=True)
+    return sys.modules.get(module.__name__) is module and not needs_value(module.__name__, local=True)
 
 
 def _submodules(package: types.ModuleType, attributes: set[str]) -> list[str]:
@@ -246,7 +247,7 @@ def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
 def _dump(value: object, name: str) -> bytes:
     try:
         return encoding.dumps(value, local_by_value=True)
-    except encoding.NotSerializable as error:
+    except NotSerializable as error:
         raise FunctionUnserializable(name=name, reason=str(error)) from error
 
 
@@ -257,7 +258,7 @@ def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]
         return []
     try:
         data = encoding.dumps_by_value(function, module)
-    except encoding.NotSerializable:
+    except NotSerializable:
         return []  # the reference still stands
     return [data] if len(data) <= _MAX_FALLBACK_BYTES else []
 

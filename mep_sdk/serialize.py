@@ -13,6 +13,7 @@ from mep_sdk import encoding
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt
 from mep_sdk.exception_records import ExceptionRecord, load_exception, serialize_exception
 from mep_sdk.function_serializer import LoadedFunction, load_function, serialize_function
+from mep_sdk.importable import NotSerializable
 from mep_wire.errors import ResultUnserializable
 
 __all__ = [
@@ -47,7 +48,7 @@ def serialize_arguments(
         call = (args, dict(kwargs))
         data = encoding.dumps_json(call) if as_json else encoding.dumps(call, local_by_value=local_by_value)
         return encoding.request(list(result_ways), data) if result_ways else data
-    except encoding.NotSerializable as error:
+    except NotSerializable as error:
         raise ArgumentsUnserializable(name=name, reason=str(error)) from error
 
 
@@ -69,7 +70,7 @@ def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
     for way in ways or ("pickle",):
         try:
             return encoding.dumps_json(value) if way == "json" else encoding.dumps(value, local_by_value=False)
-        except encoding.NotSerializable as error:
+        except NotSerializable as error:
             reasons.append(str(error) if len(ways) < 2 else f"{way}: {error}")
     raise ResultUnserializable(reason="; ".join(reasons))
 

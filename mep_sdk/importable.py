@@ -1,0 +1,101 @@
+"""What the other side can import, and what must therefore travel by value. Used by encoding and by_value."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import pickle
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class NotSerializable(Exception):
+    """A value cannot be made into bytes; the text says why."""
+
+
+def reduces_itself(kind: type) -> bool:
+    """Return whether instances of a class say themselves how they are pickled, and perhaps by a name."""
+    own: tuple[Any, Any] = (kind.__reduce_ex__, kind.__reduce__)
+    return own[0] is not object.__reduce_ex__ or own[1] is not object.__reduce__ or kind in copyreg.dispatch_table
+
+
+def own_reduction(obj: Any) -> Any:
+    """Return what an object says of how it is pickled: a tuple, or its name in its module."""
+    registered = copyreg.dispatch_table.get(type(obj))
+    return obj.__reduce_ex__(5) if registered is None else registered(obj)
+
+
+def module_of(obj: Any, name: str) -> str:
+    """Return the module in which pickle looks for an object of this name."""
+    return str(pickle.whichmodule(obj, name))  # type: ignore[attr-defined]  # not in typeshed
+
+
+def named_elsewhere(obj: Any, name: str, *, local: bool) -> bool:
+    """Return whether an object is pickled by a name that the other side cannot look up, or finds another object by."""
+    module = module_of(obj, name)
+    if needs_value(module, local=local):
+        return True
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not obj
+
+
+def needs_value(module_name: str, *, local: bool) -> bool:
+    """Return whether what belongs to this module must travel by value: the other side cannot import it.
+
+    With `local`, modules that are not installed count among these.
+    """
+    if module_name in ("__main__", "__mp_main__"):
+        return True
+    module = sys.modules.get(module_name)
+    if module is None:
+        return True
+    return local and is_local(module)
+
+
+@functools.cache
+def _installed_under() -> tuple[str, ...]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    paths = {sysconfig.get_path(name) for name in names} | {getattr(sys, "_stdlib_dir", None)}
+    return tuple(str(Path(path)) + "/" for path in paths if path)
+
+
+@functools.cache
+def _is_local_file(name: str, file: str) -> bool:
+    if name.partition(".")[0] in ("mep_sdk", "mep_wire"):
+        return False  # the other side has these, even where they run from a checkout
+    parts = file.split("/")
+    return not (file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts)
+
+
+def is_local(module: ModuleType) -> bool:
+    """Return whether a module was read from a file outside the standard library and installed packages."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str):
+        return getattr(module, "__spec__", None) is None and module.__name__ not in sys.builtin_module_names
+    return _is_local_file(module.__name__, file)
+
+
+_seen_local: tuple[int, tuple[ModuleType, ...]] = (0, ())
+
+
+def local_modules() -> tuple[ModuleType, ...]:
+    """Return the imported modules that are local, `__main__` excepted (cloudpickle always takes that by value)."""
+    global _seen_local
+    count, found = _seen_local
+    if count != len(sys.modules):
+        loaded = list(sys.modules.copy().items())  # other threads import
+        found = tuple(
+            module
+            for name, module in loaded
+            if isinstance(module, ModuleType)
+            and module.__name__ == name
+            and name not in ("__main__", "__mp_main__")
+            and is_local(module)
+        )
+        _seen_local = (len(loaded), found)
+    return found
