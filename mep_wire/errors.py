@@ -289,6 +289,12 @@ class StartFailed(MepError):
     code = "START_FAILED"
 
 
+class StartInterrupted(MepError):
+    """Your process at the site was ended while it started ({reason}). Tell its administrators if it goes on."""
+
+    code = "START_INTERRUPTED"
+
+
 class StartTimeout(MepError):
     """Your process at the site was not ready within {seconds} s. Tell its administrators, with the correlation id."""
 

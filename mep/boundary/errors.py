@@ -54,6 +54,7 @@ class Refusal(enum.StrEnum):
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
     START_REQUEST_STALE = "START_REQUEST_STALE"
     START_FAILED = "START_FAILED"
+    START_INTERRUPTED = "START_INTERRUPTED"
     START_TIMEOUT = "START_TIMEOUT"
     SITE_BUSY = "SITE_BUSY"
     AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
@@ -73,6 +74,8 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
     Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
     "Tell its administrators, with the correlation id.",
+    Refusal.START_INTERRUPTED: "Your process at the site was ended while it started ({reason}). "
+    "Tell its administrators if it goes on.",
     Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
     "Tell its administrators, with the correlation id.",
     Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",

@@ -21,6 +21,7 @@ import msgspec
 from mep_wire.errors import RelayUnavailable
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
+from relay.dispatch.start_trouble import Trouble
 from relay.link.base import Peer, Plane, Session
 from relay.log import logger
 from relay.store.base import Store, Tx
@@ -83,9 +84,12 @@ class Uep(Session):
     """The highest limit that a task may set, 0 for any."""
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
-    losses: int = 0
-    """Processes lost in a row with no task ended in between."""
+    trouble: Trouble = field(default_factory=Trouble)
+    doubtful: set[int] = field(default_factory=set)
+    """Rows that wait again and were sent to a process that is gone: it may have begun them. See `lost`."""
     last_code: str = ""
+    last_text: str = ""
+    """What its manager answered last to a start request."""
     last_end: str = ""
     """The manager's report of how its last process ended."""
     grace_until: float = 0.0

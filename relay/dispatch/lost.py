@@ -7,19 +7,24 @@ before it begins anything. The steps are therefore:
 1. ENDED: the manager reports that the process is gone. Nothing is decided.
 2. TOLD: the next process has joined and has listed the tasks that it holds. Tasks that were sent are sent again, and
    that process ends them as lost if the notes say that they had begun. Tasks that were known to run are lost.
-3. GIVEN_UP, in place of TOLD: no process comes that could read the notes. Only tasks that were never sent end with the
-   reason for that. The rest end as lost, since they may have had effects.
+3. GIVEN_UP, in place of TOLD or after it: no process comes that could read the notes. Only tasks that were never sent
+   end with the reason for that. The rest end as lost, since they may have had effects.
+
+Between TOLD and the moment in which a task is sent again, that task waits like one that was never sent. The process
+that joined may be gone before then. Such tasks are doubtful: their rows are kept in `Uep.doubtful`.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from mep_wire.errors import MepError, UserEndpointLost
 from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.states import TaskState
+from relay.dispatch.task_transitions import NOTHING, Reconciled, reconcile
 from relay.store.base import Tx
 from relay.store.records import Ending, Settled
 
@@ -60,9 +65,30 @@ FATES: Mapping[Step, Mapping[TaskState, Fate]] = {
 _MAYBE = "its process ended, and it is not known whether it had begun there."
 
 
-def why_failed(state: TaskState, error: MepError) -> MepError:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The consequences of the list of tasks that a process sent with its join or its hello."""
+
+    reconciled: Reconciled
+    doubtful: set[int]
+    """Rows that wait again, and that a process which is gone may have begun."""
+
+
+def tell(tx: Tx, uep_row: int, held: Sequence[int], doubtful: Iterable[int], *, new_process: bool) -> Told:
+    """Take a process's list of tasks. Only what was sent to a process before it is doubtful, not what crossed a cut."""
+    sent = [row for row, state in tx.active_rows(uep_row).items() if state is TaskState.DISPATCHED]
+    away = set(sent).difference(held) if new_process else set[int]()
+    told = reconcile(tx, uep_row, held)
+    return Told(told, _waiting(tx, uep_row, away.union(doubtful)))
+
+
+def _waiting(tx: Tx, uep_row: int, rows: Iterable[int]) -> set[int]:
+    return {task.row for task in tx.standing(uep_row, sorted(rows)) if task.state is TaskState.QUEUED}
+
+
+def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
     """Return the error with which a task ends once its user endpoint is given up because of `error`."""
-    match FATES[Step.GIVEN_UP][state]:
+    match Fate.MAYBE_BEGUN if doubtful else FATES[Step.GIVEN_UP][state]:
         case Fate.MAYBE_BEGUN:
             return UserEndpointLost(reason=f"{_MAYBE} {error.text}"[:MAX_PUBLIC_TEXT])
         case Fate.BEGUN:
@@ -73,19 +99,24 @@ def why_failed(state: TaskState, error: MepError) -> MepError:
 
 def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
     """The user endpoint is given up: end the tasks sent to its last process. Tasks never sent end after them."""
-    now, errors = time.time(), {state: why_failed(state, error) for state in FATES[Step.GIVEN_UP]}
-    endings = []
-    for row, state in tx.active_rows(uep_row).items():
-        e = errors[state]
-        endings.append(
-            Ending(
-                row=row,
-                state=TaskState.FAILED,
-                code=e.code,
-                text=e.text,
-                payload=b"",
-                correlation_id=e.correlation_id,
-                ended_at=now,
-            )
-        )
-    return tx.record_endings(uep_row, endings)
+    errors = {state: why_failed(state, error) for state in FATES[Step.GIVEN_UP]}
+    return tx.record_endings(uep_row, [_ending(row, errors[state]) for row, state in tx.active_rows(uep_row).items()])
+
+
+def end_doubtful(tx: Tx, uep_row: int, doubtful: Iterable[int], error: MepError) -> Settled:
+    """The user endpoint is given up: end the doubtful tasks that still wait, before those that were never sent."""
+    why = why_failed(TaskState.QUEUED, error, doubtful=True)
+    endings = [_ending(row, why) for row in sorted(_waiting(tx, uep_row, doubtful))]
+    return tx.record_endings(uep_row, endings) if endings else NOTHING
+
+
+def _ending(row: int, e: MepError) -> Ending:
+    return Ending(
+        row=row,
+        state=TaskState.FAILED,
+        code=e.code,
+        text=e.text,
+        payload=b"",
+        correlation_id=e.correlation_id,
+        ended_at=time.time(),
+    )

@@ -34,7 +34,7 @@ class Endings:
             return
         known = bool(uep.record.link_key) and uep.peer is None
         if known and not uep.starting and (gone or self._is_deleted(uep)):
-            self._board.run(self.conclude(uep, "", "its process has ended"))
+            self._board.run(self.conclude(uep, "", "its process ended."))
 
     def _is_deleted(self, uep: Uep) -> bool:
         """Whether its endpoint was deleted: then its end is not reported, and it is not started again."""
@@ -49,7 +49,7 @@ class Endings:
             uep.grace_until = self._board.loop.time() + LINK_DEAD_S
             self._board.loop.call_at(uep.grace_until, self.conclude_if_ended, uep)
         else:
-            self._board.run(self.conclude(uep, "", "the endpoint was deleted"))
+            self._board.run(self.conclude(uep, "", "the endpoint was deleted."))
 
     async def conclude(self, uep: Uep, code: str, text: str) -> None:
         """The process is gone."""
@@ -72,7 +72,7 @@ class Endings:
             await self._delivery.end_sent(uep, error)
             await self._delivery.end_queue(uep, error)
             uep.unsettled = False
-        elif left:
+        elif left or uep.has_queued:
             await self._starts.count_loss(uep, code, text)
         self._starts.want(uep)
         self._board.forget_idle(uep)

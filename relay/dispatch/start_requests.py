@@ -31,6 +31,7 @@ from mep_wire.start_request import same_process
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, ManagerLink, Uep
 from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_start
+from relay.dispatch.start_trouble import TRANSIENT, sentence
 from relay.dispatch.task_delivery import Delivery
 from relay.dispatch.task_transitions import requeue
 from relay.log import logger
@@ -44,8 +45,6 @@ MAX_SILENT_STARTS = 3
 """Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
 MAX_UNJOINED_S = 600
 """How long tasks wait for a process that its manager says runs and that has no link."""
-MAX_LOSSES = 3
-"""Processes lost in a row, with no task ended, after which the tasks that wait fail."""
 _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 
 
@@ -152,14 +151,17 @@ class Starts:
         if uep is not None and not same_process(answer.asked, uep.asked):
             logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
             return
-        if answer.outcome in ("started", "already_running"):
+        if answer.outcome in ("started", "already_running") and self._is_at(link, uep, answer.uep_id):
             link.running[answer.uep_id] = answer.incarnation
         if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
             return  # joined before its answer came, or an answer to something long given up
-        uep.last_code = answer.code
+        uep.last_code, uep.last_text = answer.code, answer.text[:MAX_PUBLIC_TEXT]
         if answer.outcome == "started":
             uep.start_answered, uep.answered, uep.unjoined_since = True, answer.incarnation, 0.0
             return  # its join ends the wait, or the deadline does
+        if answer.code in TRANSIENT:
+            self._interrupted(uep, answer)
+            return
         if answer.outcome == "refused":
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
             self._board.run(self._refuse(uep, error))
@@ -169,6 +171,22 @@ class Starts:
             self._board.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def _is_at(self, link: ManagerLink, uep: Uep | None, uep_id: str) -> bool:
+        """Whether there is a user endpoint of this id at that endpoint: a manager may invent any number of ids."""
+        record = uep.record if uep is not None else self._board.store.uep(uep_id)
+        return record is not None and record.endpoint_id == link.endpoint_id
+
+    def _interrupted(self, uep: Uep, answer: StartAnswer) -> None:
+        """The process was lost while it started: have another one started after a pause, for as long as tasks wait."""
+        now = self._board.loop.time()
+        logger.warning("start of %s: %s %s", answer.uep_id, answer.code, answer.text)
+        if not uep.trouble.note(now, sentence(uep.last_text)):
+            self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
+            return
+        text = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
+        uep.trouble.over()
+        self._board.run(self._refuse(uep, rebuild(answer.code[:64], text, answer.correlation_id[:64] or None)))
 
     def placed(self, link: ManagerLink, message: StartPlaced) -> None:
         """The manager says that a start waits for others, and its place among them."""
@@ -181,9 +199,14 @@ class Starts:
     def why_waiting(self, uep_row: int) -> str:
         """Return, for the person, the reason why a queued task of this user endpoint waits; empty if unknown."""
         uep = self._board.by_row.get(uep_row)
-        if uep is None or uep.state is not UepState.STARTING or uep.start_answered or not uep.place:
+        if uep is None or uep.peer is not None:
             return ""
-        return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
+        if uep.state is UepState.STARTING and uep.place and not uep.start_answered:
+            return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
+        now = self._board.loop.time()
+        if uep.trouble.count:
+            return f"{uep.trouble.so_far(now)} {_next_try(uep, now)}"
+        return f"{uep.last_text} {_next_try(uep, now)}" if uep.last_text else ""
 
     def _is_long_unjoined(self, uep: Uep) -> bool:
         """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""
@@ -191,13 +214,15 @@ class Starts:
         uep.unjoined_since = uep.unjoined_since or now
         return now - uep.unjoined_since >= MAX_UNJOINED_S
 
-    def _again_later(self, uep: Uep, *, at_once: bool = False) -> None:
-        """Give this try up and set the time of the next."""
+    def _again_later(self, uep: Uep, *, at_once: bool = False, delay: float | None = None) -> None:
+        """Give this try up and set the time of the next, `delay` seconds from now if that is given."""
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
         uep.starting = False
-        delay = 0.0 if at_once else min(MAX_RETRY_S, FIRST_RETRY_S * 2**uep.attempts) * random.uniform(0.8, 1.2)  # noqa: S311
-        uep.attempts = min(uep.attempts + 1, 16)
+        if delay is None:
+            delay = min(MAX_RETRY_S, FIRST_RETRY_S * 2**uep.attempts) * random.uniform(0.8, 1.2)  # noqa: S311
+            delay = 0.0 if at_once else delay
+            uep.attempts = min(uep.attempts + 1, 16)
         uep.set_timer(self._board.loop.call_later(delay, self._timer_up, uep))
         self.want_all(uep.record.endpoint_id, at_once=False)
 
@@ -230,7 +255,7 @@ class Starts:
                 self._again_later(uep)
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
-        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
+        uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
         self.want_all(uep.record.endpoint_id, at_once=False)
         self._board.forget_idle(uep)
 
@@ -266,7 +291,7 @@ class Starts:
     def joined(self, uep: Uep) -> None:
         """Its link is up: the start, if there was one, is done."""
         uep.set_timer(None)
-        uep.starting, uep.attempts, uep.unjoined_since = False, 0, 0.0
+        uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
         self.want_all(uep.record.endpoint_id, at_once=False)
 
     async def died_unjoined(self, uep: Uep, message: UepEnded) -> None:
@@ -281,12 +306,15 @@ class Starts:
             self.want(uep)
 
     async def count_loss(self, uep: Uep, code: str, text: str) -> None:
-        """A process was lost: tasks must not start processes that die at once for ever."""
-        uep.losses += 1
-        if uep.losses >= MAX_LOSSES:
-            uep.losses = 0
-            reason = f"{MAX_LOSSES} processes ended in a row before any task did; the last: {text or code}"
-            await self._give_up(uep, UserEndpointLost(reason=reason[:MAX_PUBLIC_TEXT]))
+        """A process that had joined was lost: the next is asked for at once, those after it after growing pauses."""
+        now = self._board.loop.time()
+        if uep.trouble.note(now, sentence(text or code)):
+            reason = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
+            uep.trouble.over()
+            await self._give_up(uep, UserEndpointLost(reason=reason))
+        elif not uep.starting and uep.state is UepState.ABSENT:
+            pause = uep.trouble.pause(first_at_once=True)
+            uep.set_timer(self._board.loop.call_later(pause, self._timer_up, uep) if pause else None)
 
     def room(self, endpoint_id: str) -> None:
         """A process ended at this endpoint: those that were refused a place there may be asked for again."""
@@ -302,3 +330,10 @@ class Starts:
                 uep.set_timer(None)
                 uep.go(UepState.ABSENT)
                 uep.starting = False
+
+
+def _next_try(uep: Uep, now: float) -> str:
+    """Return, for the person, what the relay does about a start that came to nothing."""
+    if uep.starting or uep.timer is None:
+        return "The relay has asked for it again."
+    return f"The relay asks for it again in {max(1, round(uep.timer.when() - now))} s."

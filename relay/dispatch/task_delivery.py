@@ -16,7 +16,7 @@ from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCanc
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import STORE_RETRY_S, Board, Uep, durable
-from relay.dispatch.lost import end_what_was_sent
+from relay.dispatch.lost import end_doubtful, end_what_was_sent
 from relay.dispatch.result_notifier import Streams
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, charge, lose, requeue
 from relay.log import logger
@@ -232,7 +232,7 @@ class Delivery:
         peer = uep.peer
 
         def stored(settled: Settled) -> None:
-            uep.losses = 0
+            uep.trouble.over()
             self._ended(uep, settled)
             if peer is not None:  # foreign ones too: its spool must drop results that no task waits for
                 self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
@@ -262,7 +262,8 @@ class Delivery:
         self._ended(uep, done.settled)
 
     def returned(self, uep: Uep, rows: list[int]) -> None:
-        """A user endpoint gives rows back that it has not started."""
+        """A user endpoint gives rows back that it has not started. It has read what processes before it had begun."""
+        uep.doubtful.difference_update(rows)
 
         def queued(done: Requeued) -> None:
             self.requeued(uep, done)
@@ -337,6 +338,9 @@ class Delivery:
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
+        doubtful, uep.doubtful = uep.doubtful, set()
+        if doubtful:
+            self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, doubtful, error)))
         now = time.time()
         ending = Ending(
             row=0,

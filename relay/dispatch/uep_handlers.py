@@ -11,11 +11,12 @@ from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.lost import Told, tell
 from relay.dispatch.process_loss import Endings
 from relay.dispatch.start_requests import Starts
 from relay.dispatch.start_signing import join_hash
+from relay.dispatch.start_trouble import sentence
 from relay.dispatch.task_delivery import Delivery
-from relay.dispatch.task_transitions import Reconciled, reconcile
 from relay.link.base import Peer
 from relay.log import logger
 
@@ -43,7 +44,7 @@ class UserEndpoints:
             uep, held = self._board.uep(record), _rows(message.held)
             uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
             self._link_up(uep, peer)  # its join was stored, the welcome lost
-            self._settle(uep, peer, held)
+            self._settle(uep, peer, held, new_process=True)
             return None
         offered, incarnation, held = join_hash(message.token), incarnation_of(message.token), _rows(message.held)
         return Joining(
@@ -66,7 +67,7 @@ class UserEndpoints:
             uep.set_process(peer.key, joining.incarnation)
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
             self._link_up(uep, peer)
-            self._settle(uep, peer, joining.held)
+            self._settle(uep, peer, joining.held, new_process=True)
         return enrolled
 
     def hello(self, peer: Peer, message: messages.UepHello) -> None:
@@ -101,23 +102,24 @@ class UserEndpoints:
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
 
-    def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
+    def _settle(self, uep: Uep, peer: Peer, held: list[int], *, new_process: bool = False) -> None:
         """Compare its list of tasks with the store, before it is sent anything."""
         self._delivery.flush_started()
         uep.pumping = True
         self._board.when_durable(
             peer,
-            self._board.store.submit(lambda tx: reconcile(tx, uep.row, held)),
-            lambda found: self._compare(uep, peer, found),
+            self._board.store.submit(lambda tx: tell(tx, uep.row, held, uep.doubtful, new_process=new_process)),
+            lambda told: self._compare(uep, peer, told),
         )
 
-    def _compare(self, uep: Uep, peer: Peer, found: Reconciled) -> None:
+    def _compare(self, uep: Uep, peer: Peer, told: Told) -> None:
         uep.pumping = uep.unsettled = False
+        found, uep.doubtful = told.reconciled, told.doubtful
         self._delivery.requeued(uep, found.requeued)
         if stop := [*found.held.over, *found.cancelling]:
             self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))
         if found.held.lost:
-            reason = f"{uep.last_end or 'Its process ended.'} It left no result of the task."
+            reason = f"{sentence(uep.last_end or 'its process ended')} It left no result of the task."
             self._board.run(self._endings.lose(uep, found.held.lost, reason))
         self._delivery.pump(uep)
 

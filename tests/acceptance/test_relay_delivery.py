@@ -220,18 +220,36 @@ def test_only_what_was_never_sent_is_said_not_to_have_begun(alice: Person, lab: 
     assert list(codes.values()) == ["START_FAILED"]
 
 
-def test_a_process_that_dies_again_and_again_is_given_up(alice: Person, lab: FakeManager, function: str) -> None:
+def test_tasks_wait_while_process_after_process_dies(alice: Person, lab: FakeManager, function: str) -> None:
+    """Three killed in a row say nothing against a fourth. The unit tests show when the tasks fail after all."""
     answer = alice.submit(lab.endpoint_id, function, ["p"])
-    for _ in range(3):
+    for _ in range(4):
         uep = lab.start()
         uep.credit(1)
         uep.take(1)
         uep.close()
         lab.ended(uep.uep_id, "KILLED", "killed by signal 9")
-    wait_for(lambda: status_of(alice, answer) == ["failed"])
-    told = alice.task(answer["tasks"][function][0])
-    assert told["code"] == "USER_ENDPOINT_LOST"
-    assert "killed by signal 9" in told["reason"]
+    uep = lab.start()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    wait_for(lambda: status_of(alice, answer) == ["success"])
+
+
+def test_a_start_that_was_interrupted_is_asked_for_again_and_the_person_reads_why(
+    alice: Person, lab: FakeManager, function: str
+) -> None:
+    answer = alice.submit(lab.endpoint_id, function, ["p"])
+    text = "Your process at the site was ended while it started (killed by signal 9)."
+    ((task_id,),) = answer["tasks"].values()
+    for tried in ("It was lost once", "It was lost 2 times", "It was lost 3 times"):
+        request, _ = lab.take_start()
+        lab.answer(request.uep_id, "unavailable", "START_INTERRUPTED", text)
+        wait_for(lambda tried=tried: tried in (alice.task(task_id)["reason"] or ""))  # type: ignore[misc]
+        assert text in alice.task(task_id)["reason"]
+    uep = lab.start()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    wait_for(lambda: status_of(alice, answer) == ["success"])
 
 
 def test_a_process_that_ends_before_it_joins_is_asked_for_again(alice: Person, lab: FakeManager, function: str) -> None:

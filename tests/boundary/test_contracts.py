@@ -71,6 +71,7 @@ def test_only_documents_travel_with_descriptors() -> None:
         ("SITE_BUSY", Outcome.UNAVAILABLE),
         ("MAPPER_UNAVAILABLE", Outcome.UNAVAILABLE),
         ("START_REQUEST_STALE", Outcome.UNAVAILABLE),
+        ("START_INTERRUPTED", Outcome.UNAVAILABLE),
         ("ACCOUNT_REFUSED", Outcome.REFUSED),
         ("START_FAILED", Outcome.REFUSED),
         ("ENDPOINT_MISCONFIGURED", Outcome.REFUSED),

@@ -223,12 +223,15 @@ class Supervisor:
         if self._stopped is not None:
             why = self._stopped
             stage = None if self._ready else Stage.READY
-            return Ending(why.code, why.public, f"{why.detail}; {detail}", status, stage)
+            return Ending(why.code, why.public, _with_status(why.detail, detail), status, stage)
         if self._group is not None and (over := self._group.excess()) and not self._ended_well():
             return Ending(*over, f"{over[1]}; {detail}", status, None if self._ready else Stage.READY)
         if self._said is not None:
             stage = None if self._ready else Stage.READY
-            return Ending(self._said.code, self._said.public, f"{self._said.detail}; {detail}", status, stage)
+            return Ending(self._said.code, self._said.public, _with_status(self._said.detail, detail), status, stage)
+        if not self._ready and os.WIFSIGNALED(status):  # which says nothing against another try
+            text = public_text(Refusal.START_INTERRUPTED, reason=detail)
+            return Ending(Refusal.START_INTERRUPTED, text, f"it ended without a report: {detail}", status, Stage.READY)
         if not self._ready:
             text = public_text(Refusal.START_FAILED, stage=Stage.READY.name)
             return Ending(Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, Stage.READY)
@@ -237,6 +240,10 @@ class Supervisor:
     def _ended_well(self) -> bool:
         """Whether it ended in good order. An earlier excess of a limit is then not the reason."""
         return self._said is not None and self._said.kind == "ENDED"
+
+
+def _with_status(detail: str, status: str) -> str:
+    return f"{detail}; {status}" if detail else status
 
 
 def describe_status(status: int) -> str:

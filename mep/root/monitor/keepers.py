@@ -42,6 +42,7 @@ KILL_AFTER_S = 10.0
 
 _START_RECORDS_BYTES = 4096
 """Bytes that a start with a keeper adds to log and audit log, including its end, besides the identities."""
+_KEEPER_KILLED = "its keeper was killed"
 CLEAN_UP_S = 1.0
 """Delay before a group is removed after its processes were killed."""
 
@@ -292,7 +293,7 @@ class Keepers:
             return
         endpoint.take(UepEvent.REPORTED)
         if code == "USER_ENDPOINT_LOST":
-            code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=Stage.FORK_KEEPER.name)
+            code, public = Refusal.START_INTERRUPTED, public_text(Refusal.START_INTERRUPTED, reason=_KEEPER_KILLED)
         self._answer(endpoint, code, public, detail=detail)
 
     def _clean_up_cgroup(self, path: str) -> None:

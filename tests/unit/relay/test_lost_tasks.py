@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import StartRequestRefused, UserEndpointLost
 from mep_wire.states import TaskState, UepState
-from relay.dispatch.live_state import Uep
+from relay.dispatch.live_state import Joining, Uep
 from relay.dispatch.lost import FATES, Fate, Step
 from relay.dispatch.task_transitions import reconcile
 from relay.link.base import Peer
@@ -51,6 +52,20 @@ class Lost(Scene):
         """The next process joins, and holds nothing; return its lost tasks."""
         await self.ended()
         return self.do(lambda tx: reconcile(tx, self.uep.row, [])).held.lost
+
+    async def join_next(self) -> None:
+        """The next process joins, and is not sent anything."""
+        self.do(lambda tx: tx.add_join(self.uep.row, b"n", time.time() + 60, time.time()))
+        assert self.store.uep("u") is not None
+        joining = Joining(self.uep.record, b"n", b"n" * 16, [], 1, 0)
+        assert await self.dispatcher._ueps.enrol(Peer(os.urandom(32), b"n", 0.0), joining)
+        await asyncio.sleep(0)
+
+    async def hello(self) -> None:
+        """The process that has the task comes back after a cut, and has not received the task."""
+        peer = Peer(self.uep.record.link_key, b"v", 0.0)
+        self.dispatcher._ueps.hello(peer, messages.UepHello(protocol=PROTOCOL_VERSION, uep_id="u", held=[]))
+        await asyncio.sleep(0)
 
     @property
     def code(self) -> str:
