@@ -16,6 +16,7 @@ from typing import NoReturn
 from user_endpoint import inherited_fds
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.process_exit import name_process, run_and_exit
+from user_endpoint.shortage import interrupted, reason_of
 
 _NOT_STARTED = "The site could not start your process. Tell its administrators."
 
@@ -41,6 +42,11 @@ def _run(reporter: Reporter) -> int:
         _start_and_serve(reporter)
     except StartFailure as failure:
         reporter.failed(failure)
+        return 1
+    except (MemoryError, OSError) as error:
+        if not (reason := reason_of(error)):
+            raise
+        reporter.failed(interrupted(reason, repr(error)))
         return 1
     return 0
 

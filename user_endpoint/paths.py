@@ -13,14 +13,17 @@ import re
 import stat
 
 from user_endpoint.keeper_report import StartFailure
+from user_endpoint.shortage import interrupted, reason_of
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 LOCK_WAIT_S = 5.0
 
 
-def home_unusable(reason: str, detail: str = "") -> StartFailure:
-    """Return the failure for a home directory that cannot hold our files."""
+def home_unusable(reason: str, detail: str = "", error: OSError | None = None) -> StartFailure:
+    """Return the failure for a home directory that cannot hold our files. `error` may say that it soon can again."""
+    if error is not None and (short := reason_of(error)):
+        return interrupted(short, f"{reason} {detail}".strip())
     text = f"Your home directory at the site cannot hold the process's files: {reason}"
     return StartFailure("HOME_UNUSABLE", text, detail)
 
@@ -58,7 +61,7 @@ def _make_below(base: str, below: tuple[str, ...]) -> Paths:
     try:
         current = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise home_unusable(f"{error.strerror}", f"open {base}") from None
+        raise home_unusable(f"{error.strerror}", f"open {base}", error) from None
     for part in below:
         name = f"{name}/{part}"
         parent, current = current, _enter(current, part, name)
@@ -78,7 +81,7 @@ def _enter(parent: int, part: str, name: str) -> int:
     except OSError as error:
         link = _is_link(parent, part)
         reason = f"{name} is a symbolic link" if link else f"{name}: {error.strerror}"
-        raise home_unusable(reason) from None
+        raise home_unusable(reason, error=error) from None
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid():
         os.close(descriptor)
@@ -105,7 +108,7 @@ def take_lock(paths: Paths) -> int | None:
     try:
         descriptor = os.open("lock", flags, 0o600, dir_fd=paths.descriptor)
     except OSError as error:
-        raise home_unusable(f"{paths.root}/lock: {error.strerror}") from None
+        raise home_unusable(f"{paths.root}/lock: {error.strerror}", error=error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -23,6 +23,7 @@ from mep_wire.start_request import decode_start, decode_verified_start
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.process_exit import run_and_exit
 from user_endpoint.settings import UepSettings, decode_settings
+from user_endpoint.shortage import interrupted, killed, reason_of
 
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -58,12 +59,14 @@ class Rendering:
             os.close(self._read)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)  # it has answered, or has had its time
-            os.waitpid(self._pid, 0)
+            _, status = os.waitpid(self._pid, 0)
         try:
             if data[:1] == b"S":
                 return decode_settings(data[1:])
             code, public, detail = _failure_decoder.decode(data[1:])
         except msgspec.MsgspecError as error:
+            if failure := killed("the process that reads the configuration", status):
+                raise failure from None
             raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering gave no answer: {error}") from None
         raise StartFailure(code, public, detail)
 
@@ -99,12 +102,17 @@ def _failure(code: str, public: str, detail: str) -> bytes:
 
 
 def _render(start: bytes, bundle: bytes) -> bytes:
-    from user_endpoint.render import render_settings  # the parent never pays for these
-
-    verified = decode_verified_start(start)
-    document = decode_bundle(bundle)
     try:
+        from user_endpoint.render import render_settings  # the parent never pays for these
+
+        verified = decode_verified_start(start)
+        document = decode_bundle(bundle)
         settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
     except MepError as error:
         return _failure(error.code, error.text, error.detail)
+    except (MemoryError, OSError) as error:
+        if not (reason := reason_of(error)):
+            raise
+        failure = interrupted(reason, repr(error))
+        return _failure(failure.code, failure.public, failure.detail)
     return b"S" + msgspec.msgpack.encode(settings)

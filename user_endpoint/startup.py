@@ -22,6 +22,7 @@ from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, t
 from user_endpoint.process_exit import at_exit
 from user_endpoint.render_process import Rendering
 from user_endpoint.settings import located
+from user_endpoint.shortage import interrupted, reason_of
 from user_endpoint.workers.fork_server import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Starting:
         except MepError as error:
             log.error("cannot start", code=error.code, public=error.text, detail=error.detail)
             raise StartFailure(error.code, error.text, error.detail) from error
+        except (MemoryError, OSError, _zmq_error()) as error:
+            if not (reason := reason_of(error)):
+                raise
+            log.error("cannot go on", reason=reason, error=repr(error))
+            raise interrupted(reason, repr(error)) from error
 
     def _serve(self, paths: Paths, log: Log) -> None:
         from user_endpoint.engines import EnginePlace, make_engine
@@ -154,6 +160,13 @@ class Starting:
             raise
 
 
+def _zmq_error() -> type[Exception]:
+    """Return ZeroMQ's error, which is no OSError; imported only once something has gone wrong."""
+    from zmq import ZMQError
+
+    return ZMQError
+
+
 def open_log(paths: Paths, *, debug: bool) -> Log:
     """Return the log, which also takes the output of other code in this process. Raises StartFailure."""
     try:
@@ -161,7 +174,7 @@ def open_log(paths: Paths, *, debug: bool) -> Log:
         out.stand_for(1, 2)
         at_exit(out.close)
     except OSError as error:
-        raise home_unusable(f"{paths.log}: {error.strerror}") from error
+        raise home_unusable(f"{paths.log}: {error.strerror}", error=error) from error
     return Log(out, debug=debug)
 
 
@@ -184,7 +197,7 @@ def open_spool(paths: Paths, log: Log) -> Spool:
     try:
         found = spool.recover()
     except OSError as error:
-        raise home_unusable(f"{paths.spool}: {error.strerror}") from error
+        raise home_unusable(f"{paths.spool}: {error.strerror}", error=error) from error
     if found:
         log.info("found results of an earlier process", results=found)
     return spool

@@ -12,6 +12,7 @@ import time
 from typing import Final
 
 from user_endpoint.keeper_report import StartFailure
+from user_endpoint.shortage import killed
 
 SETUP_S: Final = 45.0
 TEARDOWN_S: Final = 5.0
@@ -33,6 +34,8 @@ def run_commands(key: str, commands: str | None, directory: str, limit_s: float)
             os.waitpid(pid, 0)
             raise _failure(key, f"took over {limit_s:g} s")
         time.sleep(0.005)
+    if failure := killed(f"a command of {key}", status):
+        raise failure
     if status:
         code = os.waitstatus_to_exitcode(status)
         raise _failure(key, f"ended with status {code}")

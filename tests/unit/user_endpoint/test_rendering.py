@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import time
 import uuid
 from typing import Any
@@ -11,12 +13,14 @@ import msgspec
 import pytest
 
 from mep_wire.bundle import UepBundle
+from mep_wire.errors import StartInterrupted
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.start_request import StartRequest, VerifiedStart, encode_start
 from user_endpoint import render_process
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.render_process import Rendering
 from user_endpoint.settings import ProcessPoolEngine
+from user_endpoint.shortage import reason_of
 
 
 def documents(template: str, config: dict[str, Any] | None = None, schema: Any = None) -> tuple[bytes, bytes]:
@@ -66,10 +70,33 @@ def test_a_template_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch)
     assert said.code == "ENDPOINT_MISCONFIGURED"
 
 
-def test_a_renderer_that_dies_or_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_process, "_render", lambda *_documents: os.kill(os.getpid(), 9))
-    assert "no answer" in failure("").detail
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_renderer_that_is_killed_says_nothing_against_the_configuration(number: signal.Signals) -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    rendering = Rendering(*documents(endless), close=())
+    os.kill(rendering._pid, number)
+    with pytest.raises(StartFailure) as caught:
+        rendering.result()
+    assert caught.value.code == StartInterrupted.code
+    assert f"was killed by {number.name}" in caught.value.public
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "x"), OSError(errno.ENOSPC, "x"), MemoryError()])
+def test_a_renderer_that_is_short_of_something_says_nothing_against_the_configuration(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(render_process, "decode_bundle", short)
+    said = failure("engine: {type: ProcessPoolEngine}")
+    assert said.code == StartInterrupted.code
+    assert reason_of(error) in said.public
+
+
+def test_a_renderer_that_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_process, "_render", lambda *_documents: 1 / 0)
     said = failure("")
+    assert said.code == "ENDPOINT_MISCONFIGURED"
     assert "ZeroDivisionError" in said.detail
     assert "ZeroDivisionError" not in said.public

@@ -193,6 +193,10 @@ def test_commands_run_in_their_directory_and_failures_say_which(tmp_path: pathli
     assert failed.value.code == "ENDPOINT_MISCONFIGURED"
     assert "endpoint_setup ended with status 7" in failed.value.public  # it may be the person's own
     assert "exit 7" not in failed.value.public
+    with pytest.raises(StartFailure) as killed:
+        run_commands("endpoint_setup", "kill -KILL $$", str(tmp_path), 5)
+    assert killed.value.code == "START_INTERRUPTED"
+    assert "a command of endpoint_setup was killed by SIGKILL" in killed.value.public
     with pytest.raises(StartFailure) as slow:
         run_commands("endpoint_teardown", "sleep 60", str(tmp_path), 0.1)
     assert "took over 0.1 s" in slow.value.detail
