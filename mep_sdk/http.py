@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mep_link.backoff import Backoff
 from mep_sdk.connection import CONNECT_TIMEOUT_S, Proxy, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
@@ -39,26 +39,11 @@ SILENT_S = 10.0
 PATIENT_S = 90.0
 """The same for background threads."""
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
 _RETRIED = frozenset({429, 502, 503, 504})
 _MOST_KEPT = 64
 """Connections that are kept at most. urllib3 warns of each that it closes beyond."""
 _BLOCK_BYTES = 1 << 18
 """A body larger than this is sent in blocks of this size, each with a timeout of its own."""
-
-
-class Backoff:
-    """Pauses between attempts: doubling, with full jitter, never past the deadline. Times in seconds."""
-
-    def __init__(self, *, longest_s: float = _LONGEST_PAUSE_S, rand: Callable[[], float] = random.random) -> None:
-        self.attempts = 0
-        self._longest_s, self._rand = longest_s, rand
-
-    def next_pause_s(self, at_least_s: float = 0.0) -> float:
-        """Return how long to wait before the next attempt."""
-        ceiling = min(self._longest_s, _FIRST_PAUSE_S * 2.0 ** min(self.attempts, 30))
-        self.attempts += 1
-        return max(at_least_s, ceiling * (0.5 + self._rand() / 2))
 
 
 class Answer:
@@ -123,7 +108,7 @@ class Transport:
         """
         started = time.monotonic()
         allowed_s = self.retry_for_s if retry_for_s is None else retry_for_s
-        backoff = Backoff()
+        backoff = Backoff(_FIRST_PAUSE_S)
         while True:
             at_least_s = 0.0
             try:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from mep_sdk.http import Backoff, describe, log_failure
+from mep_link.backoff import Backoff
+from mep_sdk.http import describe, log_failure
 from mep_sdk.result_stream import ResultStream, refusal_of
 from mep_sdk.settings import Settings
 from mep_wire import api
@@ -15,7 +16,7 @@ from mep_wire.errors import MepError
 
 log = logging.getLogger("mep_sdk")
 
-_LONGEST_PAUSE_S = 15.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 15.0
 _KEEP_UNUSED_S = 15.0
 """How long a connection is kept for a group that the relay does not have yet; the relay itself gives it 30 s."""
 
@@ -74,7 +75,7 @@ class ResultListener(threading.Thread):
     def run(self) -> None:
         """Connect, subscribe, deliver; again after every break."""
         self._down_since = time.monotonic()
-        backoff = Backoff(longest_s=_LONGEST_PAUSE_S)
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while not self._stopping:
             try:
                 self._stream_once(backoff)
@@ -127,7 +128,7 @@ class ResultListener(threading.Thread):
     def _up(self, backoff: Backoff) -> None:
         if backoff.attempts > 1:
             log.warning("result stream of relay %s is back", self._settings.relay_url)
-        backoff.attempts = 0
+        backoff.reset()
         self._down_since = None
         if self._broken:
             self._broken = False

@@ -37,7 +37,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
+PACKAGES = ("identity", "mep", "mep_link", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 ACCOUNTS = ("mep", "mep-idmap", "mep-relay", "mep-register")
 CANDIDATES = (
     "/usr/bin/python3",

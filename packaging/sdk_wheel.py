@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Builds the slim wheel mep-sdk: the packages that a researcher's script needs, without the site's service.
 
-It holds mep_sdk and mep_wire. The extra `worker` adds the packages that workers need if blocks run in a person's own
-environment. The extra `socks` adds the packages for a SOCKS proxy to the relay. Lower bounds are those of the project's
-own pyproject.toml. A package with tested threads also has an upper bound, the newest release that passed. Run as
-`PREFIX-build/bin/python packaging/sdk_wheel.py --out dist`, which has the pinned pip and setuptools.
+It holds mep_sdk, mep_wire, and of mep_link the pauses. The extra `worker` adds the packages that workers need if blocks
+run in a person's own environment. The extra `socks` adds the packages for a SOCKS proxy to the relay. Lower bounds are
+those of the project's own pyproject.toml. A package with tested threads also has an upper bound, the newest release
+that passed. `PREFIX-build/bin/python packaging/sdk_wheel.py --out dist` runs it with the pinned pip and setuptools.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mep_sdk", "mep_wire")
+PACKAGES = ("mep_link", "mep_sdk", "mep_wire")
+LEFT_OUT = {"mep_link": ("client.py", "zap.py")}
+"""Modules that need ZeroMQ, which a script does without."""
 SDK = ("cloudpickle", "msgspec", "urllib3", "websockets")
 WORKER = ("pyzmq",)
 SOCKS = ("pysocks", "python-socks")
@@ -77,7 +79,8 @@ def build(out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="mep-sdk-") as name:
         source = Path(name)
         for package in PACKAGES:
-            shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+            left_out = shutil.ignore_patterns("__pycache__", *LEFT_OUT.get(package, ()))
+            shutil.copytree(ROOT / package, source / package, ignore=left_out)
         (source / "pyproject.toml").write_text(pyproject())
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", str(out), name], check=True)

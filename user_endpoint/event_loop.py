@@ -13,9 +13,10 @@ import signal
 import time
 from collections.abc import Callable
 
+from mep_link.client import LinkClient
+from mep_wire import messages
 from user_endpoint.bounded_log import Log
 from user_endpoint.engines.base import TICK_S, Engine
-from user_endpoint.link import Link
 from user_endpoint.user_endpoint import UserEndpoint
 
 _HANGUP = select.POLLHUP | select.POLLERR
@@ -52,7 +53,7 @@ class Loop:
     def __init__(
         self,
         endpoint: UserEndpoint,
-        link: Link,
+        link: LinkClient[messages.ToUep],
         engine: Engine,
         signals: Signals,
         keeper_fd: int,
@@ -85,14 +86,13 @@ class Loop:
         if self._signals.stop is not None:
             self._signals.clear()
             self._endpoint.stop("STOPPED", f"stopped by {self._signals.stop}")
-        self._link.tick()
         while True:
             self._endpoint.take(self._link.receive())
             collected = self._endpoint.collect() if not self._engine_stopped else False
             self._endpoint.flush()
+            self._link.tick()
             if not collected and not self._link.pending:
                 break
-            self._link.tick()
         self._note_link()
         self._log.trim()
 

@@ -91,17 +91,20 @@ class Starting:
             raise interrupted(reason, repr(error)) from error
 
     def _serve(self, paths: Paths, log: Log) -> None:
+        from mep_link.client import LinkClient, options
+        from mep_wire.codec import decode_to_uep
+        from mep_wire.limits import MAX_LINK_MESSAGE_BYTES
         from user_endpoint.engines import EnginePlace, make_engine
         from user_endpoint.event_loop import Loop, Signals
         from user_endpoint.function_store import Functions
         from user_endpoint.lifecycle.idle import IdleRule
         from user_endpoint.lifecycle.setup_commands import SETUP_S, TEARDOWN_S, run_commands
-        from user_endpoint.link import Link
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
         os.environ.update(self._bundle.user_environment)
-        link = Link(self._bundle.relay_link_address, self._bundle.relay_link_key)
+        keys = options(self._bundle.relay_link_key, max_inbound_bytes=MAX_LINK_MESSAGE_BYTES)
+        link = LinkClient(self._bundle.relay_link_address, keys, decode_to_uep)
         link.connect()
         lock = wait_for_lock(paths)
         spool, functions = open_spool(paths, log), Functions(paths.run)
@@ -136,7 +139,6 @@ class Starting:
         )
         link.hello = endpoint.hello
         endpoint.link = link
-        link.greet()
         loop = Loop(endpoint, link, engine, signals, self._reporter.fileno(), log)
         settle_memory()
         loop.run()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from mep_link.client import LinkClient
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import (
     FunctionCodeChanged,
@@ -27,7 +28,6 @@ from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.lifecycle.idle import IdleRule
 from user_endpoint.lifecycle.shutdown import Stopping
-from user_endpoint.link import Link
 from user_endpoint.lost_attempts import LOSSES, Attempts
 from user_endpoint.result_spool import Spool
 from user_endpoint.task_admission import Admission, FunctionList, Refusals, Serializers
@@ -67,7 +67,7 @@ class UserEndpoint:
         self._uep_id, self._token = uep_id, join_token
         self._engine, self._spool, self._idle = engine, spool, idle
         self._reporter, self._log, self._clock = reporter, log, clock
-        self.link: Link | None = None
+        self.link: LinkClient[messages.ToUep] | None = None
         self._ledger, self._credit = Ledger(), Credit()
         self._attempts = Attempts() if attempts is None else attempts
         self._deadlines = Deadlines()
@@ -166,11 +166,11 @@ class UserEndpoint:
         if refused.code == JoinRefused.code and not self._enrolled and self._joins_sent > 1:
             # The relay may have accepted an earlier Join, and its welcome was lost with the connection.
             self._enrolled = True
-            link.disconnect("the join token was refused the second time")
+            link.disconnect("the join token was refused the second time", wait_s=0.0)
         elif refused.final:
             self.stop(refused.code, refused.text, grace_s=0.0)
         else:
-            link.disconnect(f"refused: {refused.code}")
+            link.disconnect(f"refused: {refused.code}", patient=True)
 
     def _take_tasks(self, message: messages.Tasks) -> None:
         for function in message.functions:

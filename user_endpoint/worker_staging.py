@@ -17,7 +17,7 @@ import sys
 
 from user_endpoint.run_directory import make_below
 
-_PACKAGES = ("mep_sdk", "mep_wire", "user_endpoint")
+_PACKAGES = ("mep_link", "mep_sdk", "mep_wire", "user_endpoint")
 _LIBRARIES = ("msgspec", "zmq", "cloudpickle")
 _BESIDE = ("pyzmq.libs",)
 """Directories of shared objects that stand beside a library where its wheel brings its own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import math
 import os
 import socket
 import time
@@ -41,27 +42,28 @@ from mep.boundary.messages import (
     TaskLogFile,
 )
 from mep.boundary.resolved_config import ManagerSection
-from mep.manager.backoff import Backoff
-from mep.manager.link import Link, LinkEvent
 from mep.manager.outbox import Kept, Outbox
 from mep.manager.recheck_schedule import Rechecks
 from mep.manager.task_records import TaskRecords
+from mep_link.client import LinkClient, LinkState, options
 from mep_wire import PROTOCOL_VERSION, messages
-from mep_wire.codec import decode_to_manager, encode
+from mep_wire.codec import decode_to_manager
 from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
-from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
+from mep_wire.limits import MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 from mep_wire.start_request import same_process
 
 MAX_PENDING = MAX_STARTS_OUTSTANDING
 """Most start requests that the monitor hasn't answered yet. Further ones are `unavailable` for the moment."""
-GREETING_S = 15.0
-"""Time limit for connecting and greeting together."""
+MAX_INBOUND_BYTES = 1024 * 1024
+"""Largest message that a relay sends to a manager, with a margin (a start request has at most 256 KiB)."""
+LINK_QUEUE = 1000
+"""Most messages that wait in the link's socket, each way."""
 REFUSED_RETRY_S = 300.0
 """Delay after a final refusal: an administrator has to act, and the relay may be repaired without a change here."""
 CLOCK_SKEW_WARN_S = 5.0
 RETRY_S = 0.2
 """Delay before retrying a message that a full queue didn't accept."""
-SHUTDOWN_LINGER_MS = 500
+SHUTDOWN_LINGER_S = 0.5
 
 
 class State(enum.StrEnum):
@@ -80,17 +82,24 @@ class Manager:
 
     def __init__(self, section: ManagerSection, secret: bytes, channel: Channel, log: Log) -> None:
         self._section = section
-        self._secret = secret
-        self._server_key = bytes.fromhex(section.relay_link_key)
         self._channel = channel
         self._log = log
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._poller.register(channel.fileno(), zmq.POLLIN)
-        self._link: Link | None = None
+        key = bytes.fromhex(section.relay_link_key)
+        self._link = LinkClient(
+            section.relay_link_address,
+            options(key, secret, max_inbound_bytes=MAX_INBOUND_BYTES, queue=LINK_QUEUE),
+            decode_to_manager,
+            malformed=self._malformed,
+        )
+        self._link.hello = self._hello
+        self._link_descriptors: list[int] = []
+        self._losses_seen = 0
+        self._refused_for_good = False
         self._state = State.DOWN
+        self._detail = ""
         self._status: LinkStatus | None = None
-        self._backoff = Backoff()
         self._outbox = Outbox()
         self._epoch = b""
         self._running: dict[str, bytes] = {}
@@ -100,14 +109,10 @@ class Manager:
         self._pending_rechecks: dict[int, messages.SignedStart] = {}
         self._rechecks = Rechecks(section.recheck_interval_s)
         self._refs = itertools.count(1)
-        self._links = 0
         self._records: TaskRecords | None = None
         if section.audit_tasks:
             self._records = TaskRecords(log, required=section.audit_required)
             self._poller.register(self._records.fileno(), zmq.POLLIN)
-        self._deadline = 0.0  # of the state: next attempt, end of greeting, or time at which the peer counts as dead
-        self._heartbeat_s = HEARTBEAT_S
-        self._next_ping = 0.0
         self._ended = False
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -117,6 +122,7 @@ class Manager:
         self._tell(ManagerReady(version=__version__))
         try:
             while not self._ended:
+                self._register_link()
                 self._poller.poll(self._wait_ms())
                 self._take_channel()
                 self._tell_running()
@@ -124,138 +130,108 @@ class Manager:
                 self._answer_records()
                 self._tick(time.monotonic())
         finally:
-            self._close_link(SHUTDOWN_LINGER_MS)
-            self._context.term()
+            self._link.close(SHUTDOWN_LINGER_S)
+
+    def _register_link(self) -> None:
+        descriptors = self._link.descriptors()
+        if descriptors == self._link_descriptors:
+            return
+        for descriptor in self._link_descriptors:
+            self._poller.unregister(descriptor)
+        for descriptor in descriptors:
+            self._poller.register(descriptor, zmq.POLLIN)
+        self._link_descriptors = descriptors
 
     def _wait_ms(self) -> int:
         if not self._epoch or self._state is State.GONE:
             return -1
-        wake = self._deadline
+        if self._link.pending:
+            return 0
+        now = time.monotonic()
+        wake = self._link.next_deadline()
         if self._state is State.UP:
-            wake = min(wake, self._next_ping, self._rechecks.next_at())
+            wake = min(wake, self._rechecks.next_at())
         if self._status is not None or (self._state is State.UP and self._outbox.peek() is not None):
-            wake = min(wake, time.monotonic() + RETRY_S)
-        return max(0, int((wake - time.monotonic()) * 1000) + 1)
+            wake = min(wake, now + RETRY_S)
+        return max(0, int((wake - now) * 1000) + 1)
 
     def _tick(self, now: float) -> None:
         self._flush_status()
-        if not self._epoch or self._ended:
+        if not self._epoch or self._ended or self._state is State.GONE:
             return
+        self._link.tick()
+        self._note_link()
         if self._state is State.UP:
-            if now >= self._next_ping:
-                self._next_ping = now + self._heartbeat_s
-                self._send(messages.Ping(sent_at=now))
-            if now < self._deadline:
-                self._flush_outbox(now)
-                self._ask_rechecks(now)
-        if now < self._deadline or self._state is State.GONE:
-            return
-        if self._state in {State.DOWN, State.REFUSED}:
-            self._connect(now)
-        elif self._state is State.UP:
-            self._lose_link(f"nothing heard for {LINK_DEAD_S:g} s", now)
-        else:
-            self._lose_link("no answer in time", now)
+            self._flush_outbox(now)
+            self._ask_rechecks(now)
 
     # --- the link's life ------------------------------------------------------------------------------
 
-    def _connect(self, now: float) -> None:
-        address = self._section.relay_link_address
-        self._enter(State.CONNECTING, address, now + GREETING_S)
-        self._links += 1
-        try:
-            self._link = Link(self._context, address, self._server_key, self._secret)
-        except zmq.ZMQError as error:
-            self._lose_link(str(error), now)
-            return
-        self._poller.register(self._link.socket, zmq.POLLIN)
-        self._poller.register(self._link.monitor, zmq.POLLIN)
+    def _take_link(self) -> None:
+        for message in self._link.receive():
+            self._take_relay_message(message, time.monotonic())
+        self._note_link()
 
-    def _close_link(self, linger_ms: int = 0) -> None:
-        if self._link is None:
-            return
-        self._poller.unregister(self._link.socket)
-        self._poller.unregister(self._link.monitor)
-        self._link.close(linger_ms)
-        self._link = None
+    def _malformed(self, error: LinkMessageInvalid) -> None:
+        self._log.warning("dropped malformed message from relay", reason=error.text)
 
-    def _lose_link(self, reason: str, now: float, wait_s: float | None = None) -> None:
-        self._close_link()
+    def _note_link(self) -> None:
+        """Draw the conclusions from the link's state. While the relay stays away, an attempt is no news."""
+        if self._state is State.GONE:
+            return
+        if self._link.losses != self._losses_seen:
+            self._losses_seen = self._link.losses
+            self._link_lost()
+        elif self._link.state is LinkState.GREETING:
+            self._enter(State.GREETING, self._section.relay_link_address)
+        elif self._link.state is LinkState.CONNECTING and not self._detail:
+            self._enter(State.CONNECTING, self._section.relay_link_address)
+
+    def _link_lost(self) -> None:
         self._outbox.link_lost()
         self._rechecks.link_lost()
-        final = wait_s is not None
-        wait = self._backoff.next_s() if wait_s is None else wait_s
-        address = self._section.relay_link_address
-        what = "refused this endpoint" if final else "unreachable"
-        self._log.warning(f"relay {address} {what}, next try in {wait:.1f} s", reason=reason)
-        detail = f"relay {address}: {reason}; next try in {wait:.0f} s"
-        self._enter(State.REFUSED if final else State.DOWN, detail, now + wait)
+        address, reason = self._section.relay_link_address, self._link.down_reason
+        pause_s = math.ceil(self._link.longest_pause_s())
+        state = State.REFUSED if self._refused_for_good else State.DOWN
+        self._refused_for_good = False
+        detail = f"relay {address}: {reason}; next try in {pause_s} s at most"
+        if (state, detail) != (self._state, self._detail):
+            what = "refused this endpoint" if state is State.REFUSED else "unreachable"
+            self._log.warning(f"relay {address} {what}, next try in {pause_s} s at most", reason=reason)
+        self._enter(state, detail)
 
-    def _enter(self, state: State, detail: str, deadline: float) -> None:
-        self._state, self._deadline = state, deadline
-        self._status = LinkStatus(state=state.value, detail=clip(detail, 1024))
+    def _enter(self, state: State, detail: str) -> None:
+        """Tell the monitor of a new state."""
+        if (state, detail) != (self._state, self._detail):
+            self._state, self._detail = state, detail
+            self._status = LinkStatus(state=state.value, detail=clip(detail, 1024))
         self._flush_status()
 
-    def _take_link(self) -> None:
-        link = self._link
-        if link is None:
-            return
-        for event, reason in link.events():
-            if event is LinkEvent.UP:
-                self._greet(time.monotonic())
-            else:
-                # Read the relay's last messages (the reason of a refusal) before closing.
-                self._take_frames(link)
-                if self._link is link:
-                    self._lose_link(reason, time.monotonic())
-                return
-        self._take_frames(link)
-
-    def _take_frames(self, link: Link) -> None:
-        while self._link is link and (frame := link.receive()) is not None:
-            try:
-                message = decode_to_manager(frame)
-            except LinkMessageInvalid as error:
-                self._log.warning("dropped malformed message from relay", reason=error.text)
-                continue
-            self._take_relay_message(message, time.monotonic())
-
-    def _greet(self, now: float) -> None:
-        self._enter(State.GREETING, self._section.relay_link_address, now + GREETING_S)
-        self._say_hello()
-
-    def _say_hello(self) -> None:
-        self._send(
-            messages.ManagerHello(
-                protocol=PROTOCOL_VERSION,
-                endpoint_id=self._section.endpoint_id,
-                epoch=self._epoch,
-                version=__version__,
-                hostname=socket.gethostname(),
-                audit_tasks=self._section.audit_tasks,
-            )
+    def _hello(self) -> messages.ManagerHello:
+        return messages.ManagerHello(
+            protocol=PROTOCOL_VERSION,
+            endpoint_id=self._section.endpoint_id,
+            epoch=self._epoch,
+            version=__version__,
+            hostname=socket.gethostname(),
+            audit_tasks=self._section.audit_tasks,
         )
 
-    def _send(self, message: messages.ToRelay) -> bool:
-        return self._link is not None and self._link.send(encode(message))
-
     def _flush_outbox(self, now: float) -> None:
-        while (message := self._outbox.peek()) is not None and self._send(message):
+        while (message := self._outbox.peek()) is not None and self._link.send(message):
             self._outbox.sent(now)
 
     def _ask_rechecks(self, now: float) -> None:
         if uep_ids := self._rechecks.take(now):
             named = [self._running.get(uep_id, b"") for uep_id in uep_ids]
-            self._send(messages.Recheck(uep_ids=uep_ids, incarnations=named))
+            self._link.send(messages.Recheck(uep_ids=uep_ids, incarnations=named))
 
     # --- from the relay -------------------------------------------------------------------------------
 
     def _take_relay_message(self, message: messages.ToManager, now: float) -> None:
-        if self._state is State.UP:
-            self._deadline = now + LINK_DEAD_S
         match message:
             case messages.Ping():
-                self._send(messages.Pong(sent_at=message.sent_at))
+                pass  # the link answers
             case messages.Pong():
                 self._outbox.proven(min(message.sent_at, now))
             case messages.ManagerWelcome():
@@ -263,19 +239,20 @@ class Manager:
             case messages.SignedStart():
                 self._start_endpoint(message)
             case messages.Refused():
-                self._refused(message, now)
+                self._refused(message)
             case messages.TaskEvents():
                 self._record(message)
             case messages.EndpointGone():
                 self._endpoint_gone(message.text)
 
-    def _refused(self, refused: messages.Refused, now: float) -> None:
+    def _refused(self, refused: messages.Refused) -> None:
         if refused.code == HelloNeeded.code and self._state is State.UP:
             self._log.info("the relay asks who this is: saying hello again")
-            self._greet(now)
+            self._link.greet()
             return
-        reason = f"{refused.code}: {refused.text}"
-        self._lose_link(reason, now, REFUSED_RETRY_S if refused.final else None)
+        self._refused_for_good = refused.final
+        wait_s = REFUSED_RETRY_S if refused.final else None
+        self._link.disconnect(f"{refused.code}: {refused.text}", wait_s=wait_s, patient=True)
 
     def _welcomed(self, welcome: messages.ManagerWelcome, now: float) -> None:
         skew = time.time() - welcome.relay_time
@@ -283,10 +260,7 @@ class Manager:
             self._log.warning("the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
         if self._state is not State.UP:
             self._log.info(f"relay {self._section.relay_link_address} connected")
-        self._backoff.reset()
-        self._heartbeat_s = min(max(welcome.heartbeat_s, 1.0), LINK_DEAD_S / 3)
-        self._next_ping = now + self._heartbeat_s
-        self._enter(State.UP, f"relay {self._section.relay_link_address}", now + LINK_DEAD_S)
+        self._enter(State.UP, f"relay {self._section.relay_link_address}")
         self._flush_outbox(now)
         # Sent after the kept messages, so that the relay's last news is the process that runs now.
         self._running_untold = True
@@ -297,7 +271,7 @@ class Manager:
         if self._running_untold and self._state is State.UP and self._outbox.peek() is None:
             running = sorted(self._running)
             named = [self._running[uep_id] for uep_id in running]
-            self._running_untold = not self._send(messages.RunningUeps(uep_ids=running, incarnations=named))
+            self._running_untold = not self._link.send(messages.RunningUeps(uep_ids=running, incarnations=named))
 
     def _start_endpoint(self, start: messages.SignedStart) -> None:
         if len(start.request) > MAX_START_REQUEST_BYTES:
@@ -337,8 +311,8 @@ class Manager:
 
     def _endpoint_gone(self, text: str) -> None:
         self._log.error("the relay says that this endpoint was deleted: stopping its user endpoints", text=text)
-        self._close_link()
-        self._enter(State.GONE, text, float("inf"))
+        self._link.hang_up()
+        self._enter(State.GONE, text)
         if not self._tell(StopAll(reason=clip(text, 1024))):
             raise BoundaryViolation("the monitor does not read")
 
@@ -368,13 +342,13 @@ class Manager:
 
     def _record(self, message: messages.TaskEvents) -> None:
         """Write the relay's task events, if it was asked to send them."""
-        if self._records is not None and (answer := self._records.take(message, self._links)):
-            self._send(answer)
+        if self._records is not None and (answer := self._records.take(message, self._link.connections)):
+            self._link.send(answer)
 
     def _answer_records(self) -> None:
         """Tell the relay which events have reached the disk."""
-        if self._records is not None and (answer := self._records.collect(self._links)):
-            self._send(answer)
+        if self._records is not None and (answer := self._records.collect(self._link.connections)):
+            self._link.send(answer)
 
     # --- from and to the monitor ------------------------------------------------------------------------
 
@@ -442,7 +416,7 @@ class Manager:
     def _new_epoch(self, epoch: bytes) -> None:
         self._epoch = epoch
         if self._state in {State.GREETING, State.UP}:
-            self._say_hello()
+            self._link.greet()
 
     def _start_answered(self, answer: StartAnswered) -> None:
         if (rechecked := self._pending_rechecks.pop(answer.ref, None)) is not None:
@@ -460,7 +434,7 @@ class Manager:
 
     def _start_placed(self, message: StartPlaced) -> None:
         if (start := self._pending.get(message.ref)) is not None:
-            self._send(messages.StartPlaced(uep_id=start.uep_id, place=message.place, asked=start.incarnation))
+            self._link.send(messages.StartPlaced(uep_id=start.uep_id, place=message.place, asked=start.incarnation))
 
     def _is_running(self, uep_id: str, incarnation: bytes) -> bool:
         """Whether this is the running process, as far as the manager knows."""

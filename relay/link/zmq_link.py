@@ -1,6 +1,6 @@
 """The embedded plane: one ZeroMQ ROUTER socket with CURVE, served from the event loop's own thread.
 
-Every peer must prove a CURVE key; `Zap` turns the key into the `User-Id` of each of its messages. A peer
+Every peer must prove a CURVE key; ZAP's answer makes the key the `User-Id` of each of its messages. A peer
 can choose its routing id, and it is therefore never an identity: a peer is (key, routing id). A message with a
 key other than the one seen with its routing id starts a new Peer. Answers go only to the routing id that came
 with the key. ROUTER_HANDOVER stays off: a connected routing id can't be taken over.
@@ -16,11 +16,12 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
+from mep_link.zap import ZapHandler
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_LINK_MESSAGE_BYTES
 from relay.link.base import Peer, PlaneHandler
-from relay.link.zap import DOMAIN, Zap
 from relay.log import Sparing
 
+ZAP_DOMAIN = b"mep"
 SEND_HWM = 32
 """Messages that ZeroMQ itself queues for one peer (bulk is at most a few megabytes a message)."""
 MAX_WAITING_BYTES = 16 * 1024 * 1024
@@ -42,7 +43,7 @@ class ZmqPlane:
 
     def __init__(self, host: str, port: int, secret_key: bytes) -> None:
         self._context = zmq.Context()
-        self._zap = Zap(self._context)
+        self._zap = ZapHandler(self._context, _user_id, ZAP_DOMAIN)
         self._socket = self._context.socket(zmq.ROUTER)
         self._host, self._port = host, port
         self._configure(z85.encode(secret_key))
@@ -60,7 +61,7 @@ class ZmqPlane:
         options: dict[int, Any] = {
             zmq.CURVE_SERVER: 1,
             zmq.CURVE_SECRETKEY: secret,
-            zmq.ZAP_DOMAIN: DOMAIN,
+            zmq.ZAP_DOMAIN: ZAP_DOMAIN,
             zmq.MAXMSGSIZE: MAX_LINK_MESSAGE_BYTES,
             zmq.ROUTER_MANDATORY: 1,
             zmq.SNDHWM: SEND_HWM,
@@ -79,7 +80,8 @@ class ZmqPlane:
         """Bind (port 0: any free one) and begin to listen. Raises OSError."""
         self._handler = handler
         self._loop = asyncio.get_running_loop()
-        self._zap.start(self._loop)
+        self._loop.add_reader(self._zap.fileno(), self._zap.answer_waiting)
+        self._loop.call_soon(self._zap.answer_waiting)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             self._socket.bind(f"tcp://{host}:{self._port or '*'}")
@@ -220,5 +222,11 @@ class ZmqPlane:
         self._stopped = True
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        self._zap.stop()
+        self._loop.remove_reader(self._zap.fileno())
+        self._zap.close()
         self._context.term()
+
+
+def _user_id(key: bytes) -> bytes:
+    """Any peer that proves a key may connect; the dispatcher decides, message by message, what this key may send."""
+    return key.hex().encode()

@@ -101,7 +101,7 @@ def test_it_holds_the_sdk_and_little_else(wheel: Path) -> None:
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith("METADATA")]
         text = archive.read(metadata).decode()
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"mep_sdk", "mep_wire"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"mep_link", "mep_sdk", "mep_wire"}
     needed = [line for line in text.splitlines() if line.startswith("Requires-Dist: ")]
     extras: dict[str, list[str]] = {}
     for line in needed:

@@ -103,7 +103,7 @@ def imports_parsl() -> None:
 def test_what_is_staged_takes_the_place_of_what_is_there_and_goes(tmp_path: Path) -> None:
     for copy in (True, False):
         packages = Path(stage(str(tmp_path), copy=copy))
-        assert sorted(path.name for path in packages.iterdir()) == ["mep_sdk", "mep_wire", "user_endpoint"]
+        assert sorted(path.name for path in packages.iterdir()) == ["mep_link", "mep_sdk", "mep_wire", "user_endpoint"]
         assert (packages / "mep_sdk").is_symlink() != copy
     unstage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
+PACKAGES = ("identity", "mep", "mep_link", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 FILES = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
 MAKERS = {"Decoder", "Encoder"}
 READERS = {"decode", "convert"}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
+OWN = ("identity", "mep", "mep_link", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ ROOT_PARTS = {  # a part of mep.root may import those before it
 _ENGINE = ("user_endpoint", "mep_wire", "mep_sdk.task_runner")
 RULES = {
     "mep_wire": Rule(("mep_wire",), _libraries("msgspec")),
-    "mep_sdk": Rule(("mep_sdk", "mep_wire"), None),
+    "mep_link": Rule(("mep_link", "mep_wire"), _libraries("zmq")),
+    "mep_link.backoff": Rule(()),
+    "mep_sdk": Rule(("mep_sdk", "mep_wire", "mep_link.backoff"), None),
     "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust", "mep.boundary.untraceable"), None),
     "relay.api": Rule(
         ("relay.api", "relay.auth", "relay.dispatch", "relay.log", "relay.store", "mep_wire"),
@@ -56,14 +58,21 @@ RULES = {
         ("relay.dispatch", "relay.link", "relay.log", "relay.state_dir", "relay.store", "mep_wire"),
         _libraries("cryptography", "msgspec"),
     ),
-    "relay.link": Rule(("relay.link", "relay.log", "mep_wire"), _libraries("msgspec", "zmq")),
+    "relay.link": Rule(("relay.link", "relay.log", "mep_link.zap", "mep_wire"), _libraries("msgspec", "zmq")),
     "relay.store": Rule(("relay.store", "relay.log", "mep_wire"), _libraries("msgspec")),
     "identity": Rule(("identity", "mep.boundary.file_trust", "mep.boundary.nss_database"), _libraries("yaml")),
     "identity.expression": Rule(("identity",), _libraries("re2")),
     "identity.callout": Rule(("identity", "mep.boundary.file_trust")),
     "identity.ldap": Rule(("identity",), _libraries("ldap3", "pyasn1")),
     "user_endpoint": Rule(
-        ("user_endpoint", "mep_wire", "mep_sdk.serialize", "mep_sdk.strategies", "mep_sdk.task_runner"),
+        (
+            "user_endpoint",
+            "mep_link.client",
+            "mep_wire",
+            "mep_sdk.serialize",
+            "mep_sdk.strategies",
+            "mep_sdk.task_runner",
+        ),
         _libraries("msgspec", "zmq"),
     ),
     "user_endpoint.render": Rule(
@@ -72,13 +81,17 @@ RULES = {
     ),
     "user_endpoint.engines": Rule(_ENGINE, _libraries("msgspec")),
     "user_endpoint.engines.process_pool": Rule(_ENGINE, _libraries("msgspec")),
-    "user_endpoint.engines.htex": Rule(_ENGINE, _libraries("kubernetes", "msgspec", "parsl", "urllib3", "yaml", "zmq")),
+    "user_endpoint.engines.htex": Rule(
+        ("mep_link.zap", *_ENGINE), _libraries("kubernetes", "msgspec", "parsl", "urllib3", "yaml", "zmq")
+    ),
     "user_endpoint.workers": Rule(("user_endpoint.workers", *_ENGINE)),
     "mep": Rule(()),
     "mep.boundary": Rule(SHARED),
     "mep.root": Rule(()),
     **{part: Rule(own) for part, own in ROOT_PARTS.items()},
-    "mep.manager": Rule(("mep.manager", "mep_wire", *SHARED), _libraries("msgspec", "zmq", "prometheus_client")),
+    "mep.manager": Rule(
+        ("mep.manager", "mep_link.client", "mep_wire", *SHARED), _libraries("msgspec", "zmq", "prometheus_client")
+    ),
     "mep.mapper": Rule(("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec")),
     "mep.config": Rule(("mep.config", "mep_wire", "identity", *SHARED), None),
     "mep.cli": Rule(
@@ -151,7 +164,7 @@ def test_a_module_imports_only_what_its_part_may(file: Path) -> None:
 
 def test_the_rules_notice_a_breach(tmp_path: Path) -> None:
     """The test's own test: hidden, relative and dynamic imports are found and judged."""
-    text = "def f():\n    from ... import manager\n    import zmq.green\n    __import__('user_endpoint.link')\n"
+    text = "def f():\n    from ... import manager\n    import zmq.green\n    __import__('user_endpoint.credit')\n"
     file = ROOT / "mep" / "root" / "monitor" / "never_written.py"
     names = set[str]()
     for node in ast.walk(ast.parse(text)):
@@ -161,7 +174,7 @@ def test_the_rules_notice_a_breach(tmp_path: Path) -> None:
             names.update(_from_import(node, _module_of(file), package=False))
         elif isinstance(node, ast.Call):
             names.update(_dynamic_import(node))
-    assert names == {"mep.manager", "zmq.green", "user_endpoint.link"}
+    assert names == {"mep.manager", "zmq.green", "user_endpoint.credit"}
     assert not any(_allowed(name, _rule_for("mep.root.monitor.never_written")) for name in names)
 
 
@@ -223,6 +236,7 @@ PROCESSES = {
     "manager": ("mep.manager",),
     "mapper": ("mep.mapper", "identity"),
     "relay": ("relay",),
+    "link of manager, user endpoint and relay": ("mep_link",),
     "user endpoint": ("user_endpoint",),
 }
 

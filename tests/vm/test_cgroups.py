@@ -14,7 +14,7 @@ from tests.vm.harness import Guest, image
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = Path(sys.prefix)
-OURS = ("identity", "mep", "mep_sdk", "mep_wire", "relay", "user_endpoint")
+OURS = ("identity", "mep", "mep_link", "mep_sdk", "mep_wire", "relay", "user_endpoint")
 LEFT_OUT = ("pip", "mypy", "mypyc", "hypothesis", "pygments", "setuptools", "ruff", "librt", "_pytest", "parsl")
 """Big, and of no use to the programs there."""
 

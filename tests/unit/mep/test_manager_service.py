@@ -13,7 +13,6 @@ import pytest
 import zmq
 from zmq.utils import z85
 
-import mep.manager.manager as service
 from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
@@ -31,9 +30,9 @@ from mep.boundary.messages import (
     TaskLogFile,
 )
 from mep.boundary.resolved_config import ManagerSection
-from mep.manager.backoff import Backoff
 from mep.manager.manager import Manager
 from mep.manager.outbox import Outbox
+from mep_link import client
 from mep_wire import messages
 from mep_wire.codec import decode_to_relay, encode
 from mep_wire.task_events import TaskEvent
@@ -249,7 +248,7 @@ def test_nobody_listens(context: zmq.Context[Any]) -> None:
 def test_a_silent_relay_is_taken_for_dead(
     monkeypatch: pytest.MonkeyPatch, relay_end: RelayEnd, manager: Running
 ) -> None:
-    monkeypatch.setattr(service, "LINK_DEAD_S", 1.2)
+    monkeypatch.setattr(client, "LINK_DEAD_S", 1.2)
     up(manager, relay_end)
     assert "nothing heard" in manager.status("down").detail
 
@@ -366,11 +365,3 @@ def test_the_outbox_keeps_order_and_its_bound() -> None:
     assert outbox.peek() == ended("2")
     outbox.sent(3.0)
     assert outbox.peek() == ended("3")
-
-
-def test_back_off_doubles_to_its_limit() -> None:
-    backoff = Backoff(1.0, 5.0, draw=lambda: 1.0)
-    assert [backoff.next_s() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
-    backoff.reset()
-    assert backoff.next_s() == 1.0
-    assert Backoff(1.0, 5.0, draw=lambda: 0.0).next_s() == 0.5

@@ -14,7 +14,6 @@ from zmq.utils import z85
 
 from relay.link import zmq_link
 from relay.link.base import Peer, Session
-from relay.link.zap import answer
 from relay.link.zmq_link import ZmqPlane
 from relay.log import Sparing
 
@@ -222,24 +221,6 @@ def test_an_address_that_is_taken_is_an_os_error() -> None:
         other.stop()
 
     run(scenario)
-
-
-@pytest.mark.parametrize(
-    ("request_parts", "status"),
-    [
-        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"200"),
-        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"NULL"], b"400"),
-        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"PLAIN", b"user", b"pass"], b"400"),
-        ([b"1.0", b"7", b"other", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"400"),
-        ([b"2.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(32)], b"400"),
-        ([b"1.0", b"7", b"mep", b"1.2.3.4", b"", b"CURVE", bytes(31)], b"400"),
-    ],
-)
-def test_only_a_curve_key_is_let_in(request_parts: list[bytes], status: bytes) -> None:
-    reply = answer([b"envelope", b"", *request_parts])
-    assert reply[:2] == [b"envelope", b""]
-    assert (reply[2], reply[3], reply[4]) == (b"1.0", b"7", status)
-    assert reply[6] == (bytes(32).hex().encode() if status == b"200" else b"")
 
 
 def test_strangers_are_so_many_and_no_more_and_the_welcome_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mep_sdk.errors import RelayAnswerInvalid
-from mep_sdk.http import Backoff, Transport
+from mep_sdk.http import Transport
 from mep_sdk.settings import Settings
 from mep_wire import api
 from mep_wire.errors import EndpointNotFound, RelayUnavailable, RelayUnreachable, TokenUnknown
@@ -248,9 +248,3 @@ def test_a_proxy_is_used_for_other_hosts(serve, monkeypatch):
     assert seen[0].startswith(b"CONNECT relay.invalid:443 HTTP/1.")
     assert b"Proxy-Authorization: Basic bWU6cHc=" in seen[0]
     assert b"secret" not in seen[0]
-
-
-def test_pauses_double_up_to_a_limit():
-    backoff = Backoff(longest_s=1.0, rand=lambda: 1.0)
-    assert [backoff.next_pause_s() for _ in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    assert backoff.next_pause_s(at_least_s=5.0) == 5.0

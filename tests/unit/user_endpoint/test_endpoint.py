@@ -64,7 +64,7 @@ class NotingLink:
     def send(self, message: messages.ToRelay) -> None:
         self.said.append(message)
 
-    def disconnect(self, reason: str) -> None:
+    def disconnect(self, reason: str, **_pause: object) -> None:
         self.dropped.append(reason)
         self.welcomed = False
 

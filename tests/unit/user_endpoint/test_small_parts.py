@@ -21,7 +21,6 @@ from user_endpoint.engines.process_pool.task_durations import Pace
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
 from user_endpoint.lifecycle.setup_commands import run_commands
-from user_endpoint.link import Backoff
 from user_endpoint.task_admission import FunctionList, function_lists
 from user_endpoint.user_endpoint import RESULT_BATCH_BYTES, in_batches
 from user_endpoint.workers.worker import FunctionCache
@@ -100,13 +99,6 @@ def test_a_log_is_no_way_to_another_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "other")
     with pytest.raises(OSError, match="symbolic"):
         BoundedFile(str(tmp_path / "log"))
-
-
-def test_backoff_doubles_to_a_limit_and_starts_again() -> None:
-    backoff = Backoff(0.2, 3.0)
-    assert [backoff.pause(lambda: 1.0) for _ in range(6)] == [0.2, 0.4, 0.8, 1.6, 3.0, 3.0]
-    backoff.reset()
-    assert backoff.pause(lambda: 0.0) == 0.1
 
 
 def test_pace_needs_a_measurement_before_it_calls_anything_short() -> None:
@@ -207,9 +199,9 @@ HEAVY = {"asyncio", "dataclasses", "inspect", "logging", "parsl", "pathlib", "su
 
 
 def test_what_every_user_endpoint_loads_is_light() -> None:
-    parts = ["fast_msgspec_import", "startup", "user_endpoint", "event_loop", "link", "result_spool"]
+    parts = ["fast_msgspec_import", "startup", "user_endpoint", "event_loop", "result_spool"]
     parts += ["engines.process_pool.engine", "engines.start_journals", "workers.worker"]
-    code = f"import user_endpoint.main, {', '.join('user_endpoint.' + part for part in parts)}"
+    code = f"import user_endpoint.main, {', '.join('user_endpoint.' + part for part in parts)}, mep_link.client"
     code += "\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert not HEAVY & set(done.stdout.split())

@@ -19,9 +19,9 @@ from typing import Any
 import zmq
 
 from user_endpoint.engines.htex import protocol
+from user_endpoint.engines.htex.authenticator import KeyAuthenticator
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.walltimes import fits
-from user_endpoint.engines.htex.zap import KeyAuthenticator
 
 with light_parsl(KeyAuthenticator):
     from parsl.executors.high_throughput.interchange import Interchange
