@@ -34,6 +34,7 @@ class FakeLink:
         self._address, self._relay_key, self._decode = address, relay_key, decode
         _, made = zmq.curve_keypair()
         self._secret = z85.encode(secret) if secret else made
+        self.secret_key = z85.decode(self._secret)
         self.public_key = z85.decode(zmq.curve_public(self._secret))
         self._routing_id = routing_id
         self._kept: list[Any] = []
