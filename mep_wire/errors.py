@@ -478,9 +478,9 @@ def _all_subclasses(base: type[MepError]) -> list[type[MepError]]:
 
 
 def by_code() -> dict[str, type[MepError]]:
-    """Return every declared error by its code."""
+    """Return every declared error by its code. A person's own subclasses of MepError are not among them."""
     classes: list[type[MepError]] = [MepError, *_all_subclasses(MepError)]
-    return {cls.code: cls for cls in classes}
+    return {cls.code: cls for cls in classes if cls.__module__ in ("mep_wire.errors", "mep_sdk.errors")}
 
 
 def rebuild(code: str, text: str, correlation_id: str | None = None) -> MepError:

@@ -141,18 +141,16 @@ class PolicyOptions:
     min_uid: int = option("Lowest uid that may have a user endpoint.", 1000, check=at_least(1))
     max_uid: int = option("Highest uid that may have a user endpoint.", 2**31 - 1, check=at_least(1))
     denied_users: list[str] = field(
-        default_factory=list, metadata=about(
-            "Accounts that never get one, under any name of their uid.", check=_names, example=["guest"]
-        ),
+        default_factory=list,
+        metadata=about("Accounts that never get one, under any name of their uid.", check=_names, example=["guest"]),
     )
     allowed_groups: list[str] = field(
         default_factory=list,
         metadata=about("If not empty: only members of one of these UNIX groups.", check=_names, example=["hpc-users"]),
     )
     denied_groups: list[str] = field(
-        default_factory=list, metadata=about(
-            "Members of these UNIX groups never get one, under any name of their uid.", check=_names
-        ),
+        default_factory=list,
+        metadata=about("Members of these UNIX groups never get one, under any name of their uid.", check=_names),
     )
     privileged_groups: list[str] = field(
         default_factory=lambda: list(PRIVILEGED_GROUPS),

@@ -57,7 +57,9 @@ class Lost(Scene):
         """The next process joins, and is not sent anything."""
         self.do(lambda tx: tx.add_join(self.uep.row, b"n", time.time() + 60, time.time()))
         assert self.store.uep("u") is not None
-        joining = Joining(self.uep.record, b"n", b"n" * 16, [], 1, 0)
+        joining = Joining(
+            record=self.uep.record, offered=b"n", incarnation=b"n" * 16, held=[], default_attempts=1, most_attempts=0
+        )
         assert await self.dispatcher._ueps.enrol(Peer(os.urandom(32), b"n", 0.0), joining)
         await asyncio.sleep(0)
 

@@ -47,3 +47,9 @@ def test_an_unknown_code_is_still_an_error_with_its_text() -> None:
     error = rebuild("FROM_THE_FUTURE", "Something new.", "c-1")
     assert type(error) is MepError
     assert "Something new." in str(error)
+
+
+def test_a_persons_own_subclass_is_not_in_the_catalogue() -> None:
+    made = type("EndpointNotFound", (MepError,), {"code": EndpointNotFound.code, "__module__": "__main__"})
+    assert by_code()[EndpointNotFound.code] is EndpointNotFound is not made
+    assert type(rebuild(EndpointNotFound.code, "text")) is EndpointNotFound
