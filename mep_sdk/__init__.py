@@ -1,5 +1,8 @@
 """MEP's SDK: researchers import it to run functions on a site's machines.
 
+It runs in a person's script, and its task runner in workers. It trusts the relay that the script names, and data only
+from the person's own tasks. `user_endpoint` may import the task runner and the serializers.
+
 `from mep_sdk import Executor, Client`. Names are loaded when first asked for, so that a worker which needs only
 the task runner imports nothing else.
 """

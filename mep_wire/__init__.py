@@ -1,5 +1,7 @@
 """The protocol between SDK, relay and endpoint: messages, states, codec, errors.
 
+It runs in every process but root's. Its decoders trust no byte. Every package but `mep.root` may import it.
+
 Imports the standard library and msgspec only, and holds no sockets: bytes become messages here and
 messages become bytes; the channel, link and client modules elsewhere move them.
 """

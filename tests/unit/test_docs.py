@@ -31,9 +31,21 @@ def _generated() -> dict[str, Callable[[], str]]:
     return pages
 
 
+def _packages() -> list[Path]:
+    tops = ("mep", "identity", "user_endpoint", "relay", "mep_link", "mep_wire", "mep_sdk")
+    return [path.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")]
+
+
 @pytest.mark.parametrize("name", _generated())
 def test_a_generated_page_is_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == _generated()[name](), f"docs/{name} is old: run `make docs`"
+
+
+@pytest.mark.parametrize("package", sorted({path.parent for path in _packages()}), ids=str)
+def test_a_package_says_where_it_runs_what_it_trusts_and_who_imports_it(package: Path) -> None:
+    about = (ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or "").split("\n\n")[1]
+    for words in ("run|process", "trust", "may import"):
+        assert re.search(words, about), f"{package}: its docstring's second paragraph lacks {words!r}"
 
 
 @pytest.mark.parametrize("kind", get_args(EngineSettings), ids=lambda kind: kind.__name__)

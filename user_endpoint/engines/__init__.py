@@ -1,4 +1,10 @@
-"""Engines by the type names that templates use. An engine's module is imported only when a template names it."""
+"""Engines by the type names that templates use.
+
+They run in the user endpoint, as the mapped user. They trust the rendered configuration, and no task. Only
+`user_endpoint` may import them.
+
+An engine's module is imported only when a template names it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """From the administrator's template and a person's user_endpoint_config to a user endpoint's settings.
 
-Runs as the mapped user, in a child of the user endpoint that exits afterwards and has a deadline. The
-templates and the schema are the administrator's; `user_endpoint_config` and `user_runtime` come from a
-person and are trusted in nothing: they reach the document as data only (see pieces and document).
+It runs as the mapped user, in a child of the user endpoint that exits afterwards and has a deadline. It trusts the
+administrator's templates and schema; it trusts nothing in `user_endpoint_config` and `user_runtime`, which come from a
+person and reach the document as data only (see `pieces` and `yaml_document`). Only `user_endpoint` may import it.
 """
 
 from __future__ import annotations
