@@ -44,7 +44,8 @@ def test_a_generated_page_is_current(name: str) -> None:
 @pytest.mark.parametrize("package", sorted({path.parent for path in _packages()}), ids=str)
 def test_a_package_says_where_it_runs_what_it_trusts_and_who_imports_it(package: Path) -> None:
     about = (ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or "").split("\n\n")[1]
-    for words in ("run|process", "trust", "may import"):
+    about = " ".join(about.split())
+    for words in ("run|process|forks|starts", "trust", "may import"):
         assert re.search(words, about), f"{package}: its docstring's second paragraph lacks {words!r}"
 
 
