@@ -61,7 +61,7 @@ class Sweeper:
                 logger.error("old records stay: %s %s", error, error.detail)
 
     async def _do(self, change: Callable[[Tx], T]) -> T:
-        return await durable(self._store.submit(change, inline=False))
+        return await durable(self._store.submit(change))
 
     async def inputs(self) -> None:
         """Drop the arguments of ended tasks. Raises RelayUnavailable."""

@@ -27,7 +27,6 @@ from relay.api.endpoints import Deleted
 from relay.api.http import Request
 from relay.api.json_values import plain
 from relay.dispatch.live_state import durable
-from relay.store.base import INLINE_BYTES
 from relay.store.records import FunctionRecord, FunctionRef
 
 MAX_NAME = 1024
@@ -71,7 +70,7 @@ async def register(service: Service, request: Request) -> FunctionAnswer:
         metadata=metadata,
         created_at=time.time(),
     )
-    await durable(service.store.submit(lambda tx: tx.put_function(function), inline=len(code) <= INLINE_BYTES))
+    await durable(service.store.submit(lambda tx: tx.put_function(function)))
     return FunctionAnswer(function_uuid=function.function_id)
 
 

@@ -204,7 +204,7 @@ class Board:
         rows, now = [uep.row for uep in ueps], time.time()
         for uep in ueps:
             uep.record = msgspec.structs.replace(uep.record, seen_at=now)
-        return self.store.submit(lambda tx: tx.saw_ueps(rows, now), inline=False)
+        return self.store.submit(lambda tx: tx.saw_ueps(rows, now))
 
     def count_ended(self, account_id: str, ended: int) -> None:
         """Note that tasks of an account have ended."""
@@ -254,4 +254,14 @@ class Board:
 
 async def durable(future: Future[T]) -> T:
     """Wait until a change is on disk and return its result."""
-    return future.result() if future.done() else await asyncio.wrap_future(future)
+    if not future.done():  # cheaper by a third than asyncio.wrap_future, and a change can't be taken back
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(_wake, waiter))
+        await waiter
+    return future.result()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -105,4 +105,4 @@ class Submissions:
         now = time.time()
         stale = {task.function.row for task in tasks if task.function.used_at < now - USED_S}
         if stale:
-            self._board.store.submit(lambda tx: tx.use_functions(list(stale), now), inline=False)
+            self._board.store.submit(lambda tx: tx.use_functions(list(stale), now))

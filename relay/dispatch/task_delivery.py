@@ -20,7 +20,7 @@ from relay.dispatch.lost import end_doubtful, end_what_was_sent
 from relay.dispatch.result_notifier import Streams
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, charge, lose, requeue
 from relay.log import logger
-from relay.store.base import INLINE_BYTES, INLINE_TASKS, Tx
+from relay.store.base import Tx
 from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
 
 PAGE_TASKS = 1000
@@ -64,7 +64,6 @@ class Delivery:
             added = await durable(
                 self._board.store.submit(
                     lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now),
-                    inline=_small(len(tasks), size),
                 )
             )
         except BaseException:
@@ -220,7 +219,7 @@ class Delivery:
                 tx.record_started(uep_row, rows, now)
 
         if reports:
-            self._board.store.submit(record, inline=False)
+            self._board.store.submit(record)
 
     def results(self, uep: Uep, items: Sequence[messages.ResultItem]) -> None:
         """Tasks ended: store it, then acknowledge and wake the streams."""
@@ -246,8 +245,7 @@ class Delivery:
                 uep.has_queued = True
                 self.pump(uep)
 
-        inline = _small(len(items), sum(len(item.payload) for item in items))
-        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings), inline=inline)
+        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings))
         self._board.when_durable(peer, change, stored)
 
     def _ended(self, uep: Uep, settled: Settled) -> None:
@@ -371,7 +369,7 @@ class Delivery:
             return tx.record_endings(uep.row, _expired(rows, text))
 
         while True:
-            settled = await durable(self._board.store.submit(end, inline=False))
+            settled = await durable(self._board.store.submit(end))
             self._ended(uep, settled)
             if settled.ended < END_PAGE:
                 break
@@ -390,12 +388,12 @@ class Delivery:
             endings = [_expired([row], texts[state])[0] for row, state in active.items()]
             return tx.record_endings(uep.row, endings)
 
-        self._ended(uep, await durable(self._board.store.submit(end, inline=False)))
+        self._ended(uep, await durable(self._board.store.submit(end)))
         uep.unsettled = False
 
     async def expire_rows(self, uep_row: int, endings: Sequence[Ending]) -> None:
         """End tasks that are past their deadline. Raises RelayUnavailable."""
-        settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings), inline=False))
+        settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings)))
         uep = self._board.by_row.get(uep_row)
         if uep is not None:
             self._ended(uep, settled)
@@ -407,10 +405,6 @@ class Delivery:
 def _expired(rows: Sequence[int], text: str) -> list[Ending]:
     now = time.time()
     return [Ending(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=now) for row in rows]
-
-
-def _small(count: int, size: int) -> bool:
-    return count <= INLINE_TASKS and size <= INLINE_BYTES
 
 
 def uuid_text(raw: bytes) -> str:

@@ -82,9 +82,7 @@ class TaskEvents:
             out.until = out.dropped = 0
             self._send(link.endpoint_id)
 
-        done = self._store.submit(
-            lambda tx: tx.task_events_written(link.endpoint_id, message.until, message.dropped), inline=False
-        )
+        done = self._store.submit(lambda tx: tx.task_events_written(link.endpoint_id, message.until, message.dropped))
         self._board.when_durable(link.peer, done, forgotten)
 
     def _tell(self, endpoints: Collection[str]) -> None:

@@ -38,11 +38,6 @@ from relay.store.records import (
 
 T = TypeVar("T")
 
-INLINE_BYTES = 256 * 1024
-"""Payload up to which a change is small enough to be run in the event loop's thread."""
-INLINE_TASKS = 8
-"""The same as a number of tasks."""
-
 
 class AccountTx(Protocol):
     """Changes to people: accounts, their identities and their tokens."""
@@ -309,12 +304,9 @@ class TaskEventReads(Protocol):
 class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
-    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """Run `change` atomically; the future is done when it is durable, or carries its exception
-        (RelayUnavailable if the store can't write).
-
-        A lone change may be committed in the caller's thread, at once, if commits are quick;
-        `inline=False` never does that.
+        (RelayUnavailable if the store can't write). Never waits: a thread of the store's own runs the change.
         """
 
     def close(self) -> None:

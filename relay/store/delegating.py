@@ -282,8 +282,8 @@ class DelegatingStore:
 
     # --- changes ---------------------------------------------------------------------------------------
 
-    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
-        return self._inner.submit(change, inline=inline)
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
+        return self._inner.submit(change)
 
     def close(self) -> None:
         self._inner.close()

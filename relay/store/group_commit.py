@@ -1,53 +1,63 @@
-"""One writer for a SQLite database: a thread that commits waiting changes in groups, and a short cut for a
-lone one.
+"""The writer of a SQLite database: a thread that alone uses the writing connection and commits changes in groups.
 
-If the writer is idle, a change is run and committed in the caller's thread. That saves two thread switches
-(0.1-0.2 ms). It is done only while commits are quick: a disk that takes milliseconds to sync must not hold
-up the relay's event loop. Called by the SQLite store alone.
+Whatever a commit waits for (another process's lock, a disk that takes its time), no other thread waits with it. A
+change that comes while the writer is idle is committed at once; those that come during a commit share the next one.
+Called by the SQLite store alone.
 """
 
 from __future__ import annotations
 
+import queue
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from mep_wire.errors import RelayUnavailable
+from relay.log import logger
 from relay.store.wal_checkpointer import Checkpointer
 
 T = TypeVar("T")
 
 MAX_GROUP = 256
 """Most changes that share one commit."""
-QUICK_COMMIT_S = 0.002
-"""While a commit takes less than this on average, a lone one may run in the caller's thread."""
+MAX_WAITING = 50_000
+"""Most changes that wait; beyond, they are refused at once."""
+LOCK_WAIT_S = 20.0
+"""How long a change waits for another process (the command line, a backup) to release the database's lock."""
+LOCK_STEP_S = 1.0
+"""How long before the log says that there is such a wait."""
+SLOW_COMMIT_S = 1.0
+"""A commit that takes longer is logged: it is the disk's time."""
+
+_Waiting = tuple[Callable[[Any], Any], Future[Any]]
 
 
-class _Commits:
+class Commits:
     """Commits groups of changes over `tx` on `connection`, which must be in autocommit mode."""
 
     def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
         self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
-        self.commit_s = 0.0
-        """How long a commit takes on average."""
+        self.groups = self.changes = self.failed = 0
+        """How many groups and changes were committed, and how many groups could not be."""
+        self.longest_wait_s = 0.0
+        """The longest wait for the lock or the disk since it was last read."""
+        self._rolled_back = False
 
-    def commit(self, group: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
+    def commit(self, group: list[_Waiting]) -> None:
+        """Commit a group; each future gets its change's own result or error."""
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
             for change, future in group:
                 value, error = self._attempt(change)
                 outcomes.append((future, value, error))
-            before = time.monotonic()
-            self._connection.execute("COMMIT")
-            self.commit_s += 0.1 * (time.monotonic() - before - self.commit_s)
-            if self._checkpointer is not None:
-                self._checkpointer.changed()
+            self._commit()
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
+            self.failed += 1
             self._roll_back()
             failure = RelayUnavailable(reason="its store cannot write", detail=repr(error))
             outcomes = [(future, None, failure) for _, future in group]
@@ -56,6 +66,40 @@ class _Commits:
                 future.set_exception(wrong)
             else:
                 future.set_result(value)
+
+    def _begin(self) -> None:
+        """Take the database's lock. Raises sqlite3.OperationalError where another process keeps it for too long."""
+        if self._connection.in_transaction:  # a rollback that failed with the disk
+            self._connection.rollback()
+        since, said = time.monotonic(), False
+        while not self._connection.in_transaction:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                waited = time.monotonic() - since
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited >= LOCK_WAIT_S:
+                    raise
+                if not said:
+                    logger.warning("store: another process holds the database's lock; changes wait for it")
+                    said = True
+        if self._rolled_back:
+            self._tx.forget()
+            self._rolled_back = False
+        waited = time.monotonic() - since
+        self.longest_wait_s = max(self.longest_wait_s, waited)
+        if said:
+            logger.warning("store: changes waited %.1f s for the database's lock, which another process held", waited)
+
+    def _commit(self) -> None:
+        before = time.monotonic()
+        self._connection.execute("COMMIT")
+        took = time.monotonic() - before
+        self.longest_wait_s = max(self.longest_wait_s, took)
+        if took > SLOW_COMMIT_S:
+            logger.warning("store: a commit took %.1f s: the disk is slow", took)
+        self.groups += 1
+        if self._checkpointer is not None:
+            self._checkpointer.changed()
 
     def _attempt(self, change: Callable[[Any], Any]) -> tuple[Any, BaseException | None]:
         """Run one change so that its own failure undoes it alone."""
@@ -69,76 +113,62 @@ class _Commits:
             self._connection.execute("RELEASE change")
             return None, error
         self._connection.execute("RELEASE change")
+        self.changes += 1
         return value, None
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        self._tx.forget()
+        """Undo the group. The same disk may refuse to be read now: cached values are read again with the next group."""
+        self._rolled_back = True
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
 
 
 class Writer:
-    """Runs changes over `tx` on `connection`, which must be in autocommit mode and used only here."""
+    """Runs changes in a thread of its own."""
 
-    def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
-        self._commits = _Commits(connection, tx, checkpointer)
-        self._waiting: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
-        self._wake = threading.Condition(threading.Lock())
-        self._writing = threading.Lock()
+    def __init__(self, commits: Commits) -> None:
+        self._commits = commits
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
+    def submit(self, change: Callable[[Any], T]) -> Future[T]:
         """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
+        if self._closed:
+            raise RuntimeError("the store is closed")
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # who no longer waits must not take the answer from the others
-        if (
-            inline
-            and not self._waiting
-            and self._commits.commit_s < QUICK_COMMIT_S
-            and self._writing.acquire(blocking=False)
-        ):
-            try:
-                if not self._waiting:
-                    self._commits.commit([(change, future)])
-                    return future
-            finally:
-                self._writing.release()
-        with self._wake:
-            if self._closed:
-                raise RuntimeError("the store is closed")
-            self._waiting.append((change, future))
-            self._wake.notify()
+        if self._waiting.qsize() >= MAX_WAITING:
+            future.set_exception(RelayUnavailable(reason="its store is behind", detail=f"{MAX_WAITING} changes wait"))
+        else:
+            self._waiting.put((change, future))
         return future
 
     def close(self) -> None:
         """Commit waiting changes, and end the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._closed = True
+        self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
-                if not self._waiting:
-                    return
-            with self._writing:
-                # Taken only with the lock held, so that a lone change cannot overtake these.
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
-                self._commits.commit(group)
+        more = True
+        while more:
+            group = [self._waiting.get()]
+            while len(group) < MAX_GROUP and not self._waiting.empty():
+                group.append(self._waiting.get())
+            more = group[-1] is not None
+            if changes := [one for one in group if one is not None]:
+                self._commits.commit(changes)
 
 
 class DirectWriter:
     """Makes each change in its caller's thread, at once: for a database in memory, which waits for nothing."""
 
-    def __init__(self, connection: sqlite3.Connection, tx: Any) -> None:
-        self._commits = _Commits(connection, tx)
+    def __init__(self, commits: Commits) -> None:
+        self._commits = commits
 
-    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
+    def submit(self, change: Callable[[Any], T]) -> Future[T]:
         """Run `change` in a transaction; see `relay.store.base.Store.submit`."""
         future: Future[T] = Future()
         self._commits.commit([(change, future)])

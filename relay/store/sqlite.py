@@ -1,8 +1,8 @@
 """The embedded store: one SQLite file in WAL mode with synchronous=FULL, so that a commit is on the disk.
 
 Reads run on their own connection in the caller's thread (they see every commit that has been reported
-done); writes go through `Writer`. The command line's own short changes share the file: SQLite's lock and a
-busy timeout keep them apart.
+done); writes go through `Writer`. The command line's own short changes share the file: SQLite's lock keeps them
+apart, and only the writer's thread waits for it.
 """
 # ruff: noqa: D102 - relay.store.base has the text of every method
 
@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mep_wire.errors import IdConflict
+from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.limits import MAX_PRIORITY, MIN_PRIORITY
 from mep_wire.states import TaskState
 from relay.store import statements as sql
 from relay.store.base import Tx
-from relay.store.group_commit import DirectWriter, Writer
+from relay.store.group_commit import LOCK_STEP_S, LOCK_WAIT_S, Commits, DirectWriter, Writer
 from relay.store.records import (
     Added,
     Caller,
@@ -51,8 +51,6 @@ from relay.store.wal_checkpointer import Checkpointer
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_S = 20.0
-"""How long a change waits for another process (the command line) to finish its own."""
 WAL_PAGES = 8000
 """Pages of write-ahead log (32 MB) after which a commit itself writes back into the database."""
 PADDED_BYTES = 8 * 1024 * 1024
@@ -65,7 +63,7 @@ _identity_decoder = msgspec.msgpack.Decoder(Identity)
 
 def _connect(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; an old one keeps its way
     connection.execute("PRAGMA journal_mode = WAL")
@@ -111,6 +109,10 @@ def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]],
 
 def _ref(row: tuple[int, bytes, str, int, float]) -> TaskRef:
     return TaskRef(row=row[0], task_id=row[1], function_id=row[2], state=TaskState(row[3]), submitted_at=row[4])
+
+
+def _unreadable(error: sqlite3.Error) -> RelayUnavailable:
+    return RelayUnavailable(reason="its store cannot be read", detail=repr(error))
 
 
 def _caller(row: Sequence[Any]) -> Caller:
@@ -523,7 +525,7 @@ class SqliteStore:
         self._write = _connect(path or ":memory:")
         migrate(self._write)
         self._read = self._write
-        self._writer: Writer | DirectWriter = DirectWriter(self._write, SqliteTx(self._write))
+        self._writer: Writer | DirectWriter = DirectWriter(Commits(self._write, SqliteTx(self._write)))
         if path is not None:
             self._open_file(path, for_server=for_server)
 
@@ -536,11 +538,14 @@ class SqliteStore:
             self._checkpointer = Checkpointer(_connect(path))
         self._read = _connect(path)
         self._read.execute("PRAGMA query_only = 1")
-        self._writer = Writer(self._write, SqliteTx(self._write), self._checkpointer)
+        if for_server:  # a read is in the event loop's thread; nothing but a recovery after a crash ever locks it out
+            self._read.execute("PRAGMA busy_timeout = 0")
+        self._write.execute(f"PRAGMA busy_timeout = {int(LOCK_STEP_S * 1000)}")  # `Commits` tries again
+        self._writer = Writer(Commits(self._write, SqliteTx(self._write), self._checkpointer))
 
-    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
-        return self._writer.submit(change, inline=inline)
+        return self._writer.submit(change)
 
     def close(self) -> None:
         """Finish submitted changes and close."""
@@ -551,7 +556,18 @@ class SqliteStore:
         self._write.close()
 
     def _one(self, statement: str, *parameters: Any) -> Any:
-        return self._read.execute(statement, parameters).fetchone()
+        """Return the first row. Raises RelayUnavailable."""
+        try:
+            return self._read.execute(statement, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
+
+    def _all(self, statement: str, *parameters: Any) -> list[Any]:
+        """Return every row. Raises RelayUnavailable."""
+        try:
+            return self._read.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -560,7 +576,7 @@ class SqliteStore:
         return _caller(row) if row else None
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
-        rows = self._read.execute(sql.IDENTITIES, (account_id,)).fetchall()
+        rows = self._all(sql.IDENTITIES, account_id)
         identities = [_identity_decoder.decode(row[0]) for row in rows]
         identities.sort(key=lambda identity: identity.id != first)
         return IdentitySet(account_id, tuple(identities)) if identities else None
@@ -570,7 +586,7 @@ class SqliteStore:
         return _caller(row) if row else None
 
     def accounts(self) -> list[IdentitySet]:
-        found = (self.identity_set(row[0]) for row in self._read.execute(sql.ACCOUNTS).fetchall())
+        found = (self.identity_set(row[0]) for row in self._all(sql.ACCOUNTS))
         return [one for one in found if one is not None]
 
     # --- endpoints, functions, user endpoints -------------------------------------------------------
@@ -580,7 +596,7 @@ class SqliteStore:
         return _endpoint(row) if row else None
 
     def endpoints(self, owner: str | None = None) -> list[EndpointRecord]:
-        found = self._read.execute(sql.ENDPOINTS) if owner is None else self._read.execute(sql.ENDPOINTS_OF, (owner,))
+        found = self._all(sql.ENDPOINTS) if owner is None else self._all(sql.ENDPOINTS_OF, owner)
         return [_endpoint(row) for row in found]
 
     def function(self, function_id: str) -> FunctionRecord | None:
@@ -612,8 +628,8 @@ class SqliteStore:
 
     def ueps_in_use(self, endpoint_id: str | None = None) -> list[UepRecord]:
         if endpoint_id is None:
-            return [uep_from_row(row) for row in self._read.execute(sql.UEPS_IN_USE)]
-        return [uep_from_row(row) for row in self._read.execute(sql.UEPS_IN_USE_OF, (endpoint_id,))]
+            return [uep_from_row(row) for row in self._all(sql.UEPS_IN_USE)]
+        return [uep_from_row(row) for row in self._all(sql.UEPS_IN_USE_OF, endpoint_id)]
 
     # --- tasks ------------------------------------------------------------------------------------
 
@@ -629,7 +645,7 @@ class SqliteStore:
         return row[0] if row else None
 
     def overdue(self, now: float, limit: int) -> list[OverdueTask]:
-        rows = self._read.execute(sql.OVERDUE, (now, limit)).fetchall()
+        rows = self._all(sql.OVERDUE, now, limit)
         return [OverdueTask(row=row, uep_row=uep_row, state=TaskState(state)) for row, uep_row, state in rows]
 
     def has_active(self, uep_row: int) -> bool:
@@ -667,12 +683,15 @@ class SqliteStore:
         return _group(row) if row else None
 
     def group_tasks(self, group_row: int) -> list[bytes]:
-        return [row[0] for row in self._read.execute(sql.GROUP_TASKS, (group_row,))]
+        return [row[0] for row in self._all(sql.GROUP_TASKS, group_row)]
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
-        cursor = self._read.execute(sql.COMPLETIONS, (group_row, after, limit))
-        rows = within(cursor, lambda row: len(row[5]) + len(row[4]), max_bytes)
-        cursor.close()
+        try:
+            cursor = self._read.execute(sql.COMPLETIONS, (group_row, after, limit))
+            rows = within(cursor, lambda row: len(row[5]) + len(row[4]), max_bytes)
+            cursor.close()
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
         return [
             Completion(
                 seq=r[0], task_id=r[1], state=TaskState(r[2]), code=r[3], text=r[4], payload=r[5], correlation_id=r[6]
@@ -683,10 +702,10 @@ class SqliteStore:
     # --- task events ------------------------------------------------------------------------------
 
     def task_events_kept(self) -> list[str]:
-        return [row[0] for row in self._read.execute(sql.EVENTS_KEPT)]
+        return [row[0] for row in self._all(sql.EVENTS_KEPT)]
 
     def task_events(self, endpoint_id: str, limit: int) -> EventPage:
-        numbers = self._read.execute(sql.EVENT_NUMBERS, (endpoint_id,)).fetchone()
+        numbers = self._one(sql.EVENT_NUMBERS, endpoint_id)
         if numbers is None:
             return EventPage(dropped=0, events=[])
-        return EventPage(dropped=numbers[2], events=self._read.execute(sql.EVENTS, (endpoint_id, limit)).fetchall())
+        return EventPage(dropped=numbers[2], events=self._all(sql.EVENTS, endpoint_id, limit))

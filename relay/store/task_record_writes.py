@@ -64,16 +64,16 @@ class AuditedStore(DelegatingStore):
         self._keys: dict[int, UepKey | None] = {}
         self._places: dict[tuple[int, int], Place] = {}
 
-    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
         if not self.kept:
-            return self._inner.submit(change, inline=inline)
+            return self._inner.submit(change)
         touched: set[str] = set()
 
         def audited(tx: Tx) -> T:
             return change(AuditedTx(tx, self, touched))
 
-        future = self._inner.submit(audited, inline=inline)
+        future = self._inner.submit(audited)
         future.add_done_callback(lambda _: self.tell(touched) if touched else None)
         return future
 

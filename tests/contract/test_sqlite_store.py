@@ -11,9 +11,11 @@ import pytest
 
 from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
+from relay.store import group_commit
 from relay.store.records import FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
+from tests.support.relay_steps import wait_for
 
 
 def test_it_is_all_there_after_opening_again(tmp_path: Path) -> None:
@@ -57,12 +59,12 @@ def test_user_endpoints_of_the_first_version_keep_the_account_that_their_id_was_
 def test_one_changes_failure_is_not_its_neighbours(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "relay.db")
     gate = threading.Event()
-    store.submit(lambda tx: gate.wait(10), inline=False)
+    store.submit(lambda tx: gate.wait(10))
     same = Identity(id="i", username="alice")
-    good = store.submit(lambda tx: tx.add_account("a", same), inline=False)
-    bad = store.submit(lambda tx: tx.add_account("b", same), inline=False)
-    huge = store.submit(lambda tx: tx.record_started(1, [2**70], 0.0), inline=False)
-    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")), inline=False)
+    good = store.submit(lambda tx: tx.add_account("a", same))
+    bad = store.submit(lambda tx: tx.add_account("b", same))
+    huge = store.submit(lambda tx: tx.record_started(1, [2**70], 0.0))
+    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")))
     gate.set()
     good.result(timeout=10)
     fine.result(timeout=10)
@@ -77,16 +79,16 @@ def test_one_changes_failure_is_not_its_neighbours(tmp_path: Path) -> None:
 def test_a_change_that_fails_unforeseen_or_is_given_up_stops_no_other(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "relay.db")
     gate = threading.Event()
-    store.submit(lambda tx: gate.wait(10), inline=False)
-    broken = store.submit(lambda tx: getattr(tx, "no_such_change")(), inline=False)  # noqa: B009 - as a mistake would
-    given_up = store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice")), inline=False)
-    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")), inline=False)
+    store.submit(lambda tx: gate.wait(10))
+    broken = store.submit(lambda tx: getattr(tx, "no_such_change")())  # noqa: B009 - as a mistake would
+    given_up = store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice")))
+    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")))
     given_up.cancel()
     gate.set()
     fine.result(timeout=10)
     with pytest.raises(AttributeError):
         broken.result(timeout=10)
-    store.submit(lambda tx: tx.remove_account("c"), inline=False).result(timeout=10)
+    store.submit(lambda tx: tx.remove_account("c")).result(timeout=10)
     store.close()
 
 
@@ -98,7 +100,7 @@ def test_a_full_disk_refuses_the_change_and_the_store_goes_on(tmp_path: Path) ->
     with pytest.raises(RelayUnavailable, match="cannot write"):
         store.submit(lambda tx: tx.add_account("a", big)).result()
     store._write.execute("PRAGMA max_page_count = 1000000")
-    store.submit(lambda tx: tx.add_account("a", big), inline=False).result(timeout=10)
+    store.submit(lambda tx: tx.add_account("a", big)).result(timeout=10)
     assert store.account_of("alice") is not None
     store.close()
 
@@ -168,3 +170,68 @@ def test_a_database_of_before_has_its_bytes_counted(tmp_path: Path) -> None:
         assert store.function_ref("f").used_at > 1e9  # type: ignore[union-attr]
     finally:
         store.close()
+
+
+def test_a_foreign_lock_holds_up_changes_and_no_caller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "LOCK_WAIT_S", 60.0)
+    store = SqliteStore(tmp_path / "relay.db", for_server=True)
+    store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice"))).result(20)
+    other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = store.submit(lambda tx: tx.add_account("b", Identity(id="k", username="bob")))
+    assert not waiting.done()  # in one thread, this is reached only if `submit` does not wait
+    assert store.account_of("alice") is not None
+    wait_for(lambda: "another process holds the database's lock" in caplog.text)
+    assert not waiting.done()
+    other.execute("ROLLBACK")
+    waiting.result(60)
+    assert "changes waited" in caplog.text
+    other.close()
+    store.close()
+
+
+def test_a_lock_held_too_long_fails_the_change_and_later_ones_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "LOCK_WAIT_S", 0.0)
+    store = SqliteStore(tmp_path / "relay.db")
+    other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RelayUnavailable, match="cannot write"):
+        store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice"))).result(60)
+    other.execute("ROLLBACK")
+    store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice"))).result(60)
+    other.close()
+    store.close()
+
+
+def test_changes_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "MAX_WAITING", 3)
+    store = SqliteStore(tmp_path / "relay.db")
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        gate.wait(60)
+
+    held = store.submit(hold)
+    assert begun.wait(60)
+    waiting = [store.submit(lambda _: None) for _ in range(3)]
+    with pytest.raises(RelayUnavailable, match="behind"):
+        store.submit(lambda _: None).result(0)
+    gate.set()
+    for one in (held, *waiting):
+        one.result(60)
+    store.close()
+
+
+def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "relay.db")
+    store._read.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+    for read in (store.accounts, lambda: store.caller(b"x"), lambda: store.completions(1, 0, 9, 99)):
+        with pytest.raises(RelayUnavailable, match="cannot be read"):
+            read()
+    store._read.set_authorizer(None)
+    store.close()

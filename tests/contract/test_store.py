@@ -37,8 +37,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
-def do(store: Store, change: Callable[[Any], Any], *, inline: bool = True) -> Any:
-    return store.submit(change, inline=inline).result(timeout=20)
+def do(store: Store, change: Callable[[Any], Any]) -> Any:
+    return store.submit(change).result(timeout=20)
 
 
 def identity(username: str) -> Identity:
@@ -622,7 +622,7 @@ def test_many_changes_at_once_all_become_durable(work: Work) -> None:
     for _ in range(300):
         tasks = work.new(2)
         change = lambda tx, t=tasks: tx.add_tasks("a", work.group_id, work.uep.row, t, 0, 1.0)  # noqa: E731
-        futures.append(work.store.submit(change, inline=False))
+        futures.append(work.store.submit(change))
     rows = [row for future in futures for row in future.result(timeout=20).rows]
     assert rows == sorted(set(rows))
     assert len(work.store.group_tasks(work.group_row)) == 600

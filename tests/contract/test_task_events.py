@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mep_wire.errors import RelayUnavailable
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.store.base import Store, TaskTx
@@ -223,9 +224,12 @@ def test_a_wish_that_could_not_be_stored_is_stored_when_it_is_said_again(tmp_pat
     audited = AuditedStore(store)
     store._write.execute("PRAGMA query_only = 1")
     audited.keep("e", keep=True)
+    with pytest.raises(RelayUnavailable):
+        store.submit(lambda _: None).result(20)
     store._write.execute("PRAGMA query_only = 0")
     assert audited.kept == set()
     audited.keep("e", keep=True)
+    store.submit(lambda _: None).result(20)
     assert (audited.kept, store.task_events_kept()) == ({"e"}, ["e"])
     store.close()
 

@@ -62,13 +62,13 @@ class FailingStore(SqliteStore):
 
     failures = 0
 
-    def submit(self, change: Callable[[Tx], T], *, inline: bool = True) -> Future[T]:
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         if self.failures:
             self.failures -= 1
             future: Future[T] = Future()
             future.set_exception(LookupError("nobody foresaw this"))
             return future
-        return super().submit(change, inline=inline)
+        return super().submit(change)
 
 
 class Scene:

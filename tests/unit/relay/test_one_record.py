@@ -48,7 +48,7 @@ class Site(Scene):
         """Have the next commit take until the returned function is called."""
         submit, waiting = self.store.submit, []
 
-        def slow(change: Callable[[Tx], Any], *, inline: bool = True) -> Future[Any]:
+        def slow(change: Callable[[Tx], Any]) -> Future[Any]:
             self.store.submit = submit  # type: ignore[method-assign]
             future: Future[Any] = Future()
             waiting.append((change, future))
