@@ -47,12 +47,10 @@ from relay.store.records import (
     UepRecord,
 )
 from relay.store.schema import migrate
-from relay.store.wal_checkpointer import Checkpointer
+from relay.store.wal_checkpointer import WAL_BYTES, WAL_PAGES, Checkpointer, CheckpointFigures
 
 T = TypeVar("T")
 
-WAL_PAGES = 8000
-"""Pages of write-ahead log (32 MB) after which a commit itself writes back into the database."""
 PADDED_BYTES = 8 * 1024 * 1024
 """Length that a server gives the log at its start."""
 PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
@@ -69,6 +67,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA cache_size = -32768")
     return connection
 
@@ -535,7 +534,7 @@ class SqliteStore:
             self._write.execute(pad, (PADDED_BYTES,))
             for statement in rest:
                 self._write.execute(statement).fetchall()
-            self._checkpointer = Checkpointer(_connect(path))
+            self._checkpointer = Checkpointer(_connect(path), path)
         self._read = _connect(path)
         self._read.execute("PRAGMA query_only = 1")
         if for_server:  # a read is in the event loop's thread; nothing but a recovery after a crash ever locks it out
@@ -546,6 +545,11 @@ class SqliteStore:
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
         return self._writer.submit(change)
+
+    @property
+    def checkpoints(self) -> CheckpointFigures | None:
+        """What the checkpoints of a server's store have done."""
+        return None if self._checkpointer is None else self._checkpointer.figures
 
     def close(self) -> None:
         """Finish submitted changes and close."""

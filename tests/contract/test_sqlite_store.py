@@ -15,6 +15,7 @@ from relay.store import group_commit
 from relay.store.records import FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
+from relay.store.wal_checkpointer import WAL_BYTES
 from tests.support.relay_steps import wait_for
 
 
@@ -234,4 +235,37 @@ def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         with pytest.raises(RelayUnavailable, match="cannot be read"):
             read()
     store._read.set_authorizer(None)
+    store.close()
+
+
+def test_the_log_is_cut_once_a_foreign_reader_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "relay.db"
+    store = SqliteStore(path, for_server=True)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM functions").fetchone()
+    try:
+        for number in range(10):
+            function = FunctionRecord(
+                function_id=f"f{number}", owner="a", name="f", code=b"x" * 4_000_000, public=False, description="",
+                metadata={}, created_at=1.0,
+            )  # fmt: skip
+            store.submit(lambda tx, function=function: tx.put_function(function)).result(60)  # type: ignore[misc]
+        log = path.with_name("relay.db-wal")
+        assert log.stat().st_size > WAL_BYTES
+        figures = store.checkpoints
+        assert figures is not None
+        wait_for(lambda: figures.incomplete and figures.waiting_pages and figures.log_bytes > WAL_BYTES)
+        reader.execute("COMMIT")
+        wait_for(lambda: log.stat().st_size <= WAL_BYTES)  # and nothing more is written
+        wait_for(lambda: (figures.cut, figures.waiting_pages, figures.failed) == (1, 0, 0))
+    finally:
+        reader.close()
+        store.close()
+
+
+def test_a_log_that_is_too_long_is_cut_by_the_next_commit_of_any_connection(tmp_path: Path) -> None:
+    """Also one that has no thread for it: the command line's."""
+    store = SqliteStore(tmp_path / "relay.db")
+    assert store._write.execute("PRAGMA journal_size_limit").fetchone() == (WAL_BYTES,)
     store.close()
