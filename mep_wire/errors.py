@@ -257,6 +257,13 @@ class AccountRefused(MepError):
     http_status = 403
 
 
+class NotAdmittedNow(MepError):
+    """This site does not admit you just now: {reason}. Your tasks wait."""
+
+    code = "NOT_ADMITTED_NOW"
+    http_status = 503
+
+
 class AccountShared(MepError):
     """This site lets no two people use one account at a time, and another person uses yours. Submit again later."""
 

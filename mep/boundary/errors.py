@@ -49,6 +49,7 @@ class Refusal(enum.StrEnum):
     IDENTITY_REMAPPED = "IDENTITY_REMAPPED"
     MAPPING_UNCONFIRMED = "MAPPING_UNCONFIRMED"
     ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
+    NOT_ADMITTED_NOW = "NOT_ADMITTED_NOW"
     ACCOUNT_SHARED = "ACCOUNT_SHARED"
     MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
@@ -69,6 +70,7 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     "and ended your process. Submit again.",
     Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
     "Ask its administrators, with the correlation id.",
+    Refusal.NOT_ADMITTED_NOW: "This site does not admit you just now: {reason}. Your tasks wait.",
     Refusal.ACCOUNT_SHARED: "This site lets no two people use one account at a time, and another person uses yours. "
     "Submit again later.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
@@ -96,6 +98,9 @@ NO_PLACE = (
     "Your tasks wait."
 )
 """SITE_BUSY in other words: for a start that had to wait for too long."""
+
+SITE_SAYS = "The site refuses to start your process: {reason}"
+"""ACCOUNT_REFUSED in other words: with the text that the site's hook or its PAM modules have for the person."""
 
 NO_ROOM = "The site has no room for another process just now (at stage {stage}). Your tasks wait."
 """SITE_BUSY in other words: for a start that the host lacked a resource for."""

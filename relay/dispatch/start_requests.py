@@ -29,6 +29,7 @@ from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
 from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState
+from mep_wire.text import printable
 from relay.dispatch.live_state import Board, ManagerLink, Uep
 from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_start
 from relay.dispatch.start_trouble import TRANSIENT, sentence
@@ -155,7 +156,7 @@ class Starts:
             link.running[answer.uep_id] = answer.incarnation
         if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
             return  # joined before its answer came, or an answer to something long given up
-        uep.last_code, uep.last_text = answer.code, answer.text[:MAX_PUBLIC_TEXT]
+        uep.last_code, uep.last_text = answer.code, printable(answer.text[:MAX_PUBLIC_TEXT])
         if answer.outcome == "started":
             uep.start_answered, uep.answered, uep.unjoined_since = True, answer.incarnation, 0.0
             return  # its join ends the wait, or the deadline does

@@ -77,14 +77,42 @@ def test_shells(site: Site) -> None:
         check_refused(run, start_as(manager, mapper, who.name)[1], "PAM_ACCOUNT", "pam_acct_mgmt")
 
 
-def test_nologin(alice: LocalAccount, site: Site) -> None:
-    """The module's own text is for the administrator."""
-    notice = site.write("nologin", "Down for maintenance until noon.\n")
+def check_waits(run: MonitorRun, answer: StartAnswered, reason: str) -> None:
+    assert (answer.outcome, answer.code) == ("unavailable", "NOT_ADMITTED_NOW")
+    assert answer.public == f"This site does not admit you just now: {reason}. Your tasks wait."
+    record = next(one for one in run.audit_records() if one["event"] == "start")
+    assert (record["stage"], record["code"]) == ("PAM_ACCOUNT", "NOT_ADMITTED_NOW")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Down for maintenance until noon.\n", "Down for maintenance until noon"),
+        ("Two lines:\n\x1b[31mred\u202e and\tmore.\n", "Two lines: \\x1b[31mred\\u202e and more"),
+        ("long " * 2000, ("long " * 2000)[:512].strip()),
+    ],
+)
+def test_nologin(alice: LocalAccount, site: Site, text: str, reason: str) -> None:
+    """The start waits. The module's text is for the person, on one line, clipped and without controls."""
+    notice = site.write("nologin", text)
     with pam_monitor(site, f"account required pam_nologin.so file={notice}") as (run, manager, mapper):
-        answer = start_as(manager, mapper, alice.name)[1]
-        check_refused(run, answer, "PAM_ACCOUNT", "Down for maintenance until noon.")
+        check_waits(run, start_as(manager, mapper, alice.name)[1], reason)
         notice.unlink()
         assert start_as(manager, mapper, alice.name, ref=2)[1].outcome == "started"
+
+
+@pytest.mark.parametrize("word", ["new_authtok_reqd", "try_again", "authtok_lock_busy", "cred_unavail", "auth_err"])
+def test_other_answers_that_pass(alice: LocalAccount, site: Site, word: str) -> None:
+    with pam_monitor(site, f"account required pam_debug.so acct={word}") as (run, manager, mapper):
+        check_waits(run, start_as(manager, mapper, alice.name)[1], f"acct={word}")
+
+
+@pytest.mark.parametrize("word", ["perm_denied", "user_unknown", "acct_expired", "authtok_expired"])
+def test_answers_that_do_not_pass(alice: LocalAccount, site: Site, word: str) -> None:
+    with pam_monitor(site, f"account required pam_debug.so acct={word}") as (run, manager, mapper):
+        answer = start_as(manager, mapper, alice.name)[1]
+        assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
+        assert answer.public == f"The site refuses to start your process: acct={word}"
 
 
 def test_access(alice: LocalAccount, site: Site) -> None:

@@ -117,8 +117,8 @@ def test_module_that_does_not_exist(alice: LocalAccount, site: Site) -> None:
         assert "Module is unknown" in next(one for one in run.audit_records() if one["event"] == "start")["detail"]
 
 
-def test_prompt_is_refused(alice: LocalAccount, site: Site) -> None:
-    """pam_unix would ask for the old password to change an expired one, and there is no user to answer."""
+def test_password_that_must_be_changed(alice: LocalAccount, site: Site) -> None:
+    """The start waits, and the person reads pam_unix's own words: they can change it by a login."""
     with pam_monitor(site, "account required pam_unix.so") as (run, manager, mapper):
         os.system(f"chage -d 0 {alice.name}")
         try:
@@ -126,7 +126,8 @@ def test_prompt_is_refused(alice: LocalAccount, site: Site) -> None:
         finally:
             os.system(f"chage -d -1 {alice.name}")
         record = next(one for one in run.audit_records() if one["event"] == "start")
-        assert (answer.code, record["code"]) == ("ACCOUNT_REFUSED", "ACCOUNT_REFUSED")
+        assert (answer.outcome, record["code"]) == ("unavailable", "NOT_ADMITTED_NOW")
+        assert "You are required to change your password" in answer.public
 
 
 @pytest.mark.parametrize("kind", ["account", "session"])

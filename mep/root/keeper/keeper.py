@@ -20,7 +20,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from mep.boundary.channel import Channel, clip
-from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, BoundaryViolation, Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.errors import (
+    NO_ROOM,
+    OWN_LIMIT,
+    SCARCE,
+    SITE_SAYS,
+    BoundaryViolation,
+    Refusal,
+    SpawnFailed,
+    Stage,
+    public_text,
+)
 from mep.boundary.log import Log
 from mep.boundary.messages import (
     MAX_TEXT,
@@ -276,7 +286,7 @@ class Keeper:
         self._log_hook("pre_start", result)
         if result.said_no:
             reason = clip(result.output.partition("\n")[0], _MAX_REASON)
-            public = f"The site refuses to start your process: {reason}" if reason else ""
+            public = SITE_SAYS.format(reason=reason) if reason else ""
             detail = f"pre_start_hook: {result.problem}: {result.errors}"
             raise StartRefused(
                 Stage.HOOK, Refusal.ACCOUNT_REFUSED, public or public_text(Refusal.ACCOUNT_REFUSED), detail

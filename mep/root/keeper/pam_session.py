@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.errors import Refusal, SpawnFailed, Stage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused
 from mep.root.kernel.signals import wait_readable
@@ -133,8 +133,8 @@ def _fork(work: Callable[[], NoReturn]) -> int:
 
 def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
     stage, detail = Stage(int(str(said["failed"]))), str(said["detail"])
-    if said["refused"]:
-        return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
+    if "code" in said:
+        return StartRefused(stage, Refusal(said["code"]), str(said["public"]), detail)
     return SpawnFailed(stage, int(str(said["errno"])), detail)
 
 

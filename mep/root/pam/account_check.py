@@ -6,13 +6,14 @@ where a start would; a checker calls it if `pam.recheck` is set.
 
 from __future__ import annotations
 
-from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
-from mep.root.account.lookup import StartRefused
+from mep.boundary.channel import clip
+from mep.boundary.errors import SITE_SAYS, Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.text import printable
+from mep.root.account.lookup import NotKnownNow, StartRefused
 from mep.root.pam import libpam
 
-CLOSED = frozenset({6, 10, 13, 27})
-"""No permission, no such user, account expired, password expired and inactive. Other refusals are temporary:
-pam_nologin's (7), a password that has to be changed (12)."""
+MAX_REASON = 512
+"""Longest text of modules, in bytes, that a person gets."""
 
 
 def ask(service: str, user: str, *, running: bool = False) -> None:
@@ -27,13 +28,27 @@ def ask(service: str, user: str, *, running: bool = False) -> None:
         name = transaction.user()
         transaction.end()
     except libpam.PamFailed as failure:
-        if failure.code in libpam.BROKEN or (running and failure.code not in CLOSED):
+        if failure.code in libpam.BROKEN or (running and failure.code not in libpam.CLOSED):
             raise SpawnFailed(Stage.PAM_ACCOUNT, 0, str(failure)) from None
-        raise _refused(str(failure)) from None
+        raise refusal_of(Stage.PAM_ACCOUNT, failure) from None
     except OSError as error:
         raise SpawnFailed(Stage.PAM_ACCOUNT, error.errno or 0, str(error)) from None
     if name != user:
         raise _refused(f"PAM service {service} means another user: {name}")
+
+
+def refusal_of(stage: Stage, failure: libpam.PamFailed) -> StartRefused:
+    """Return the refusal of a start for PAM's answer: for now, if a later try may succeed, else for good.
+
+    Modules address their texts to the person, so the person gets them: on one line, escaped and clipped.
+    """
+    said = clip(printable(" ".join(" ".join(failure.texts).split())), MAX_REASON).strip()
+    if failure.is_temporary(account_stage=stage is Stage.PAM_ACCOUNT):
+        reason = (said or failure.reason).rstrip(".")
+        code = Refusal.NOT_ADMITTED_NOW
+        return NotKnownNow(stage, code, public_text(code, reason=reason), str(failure))
+    code = Refusal.ACCOUNT_REFUSED
+    return StartRefused(stage, code, SITE_SAYS.format(reason=said) if said else public_text(code), str(failure))
 
 
 def _refused(detail: str) -> StartRefused:

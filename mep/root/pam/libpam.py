@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,6 +20,16 @@ LIBRARY = "libpam.so.0"
 SUCCESS = 0
 BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
 """Codes of a PAM that doesn't work (modules, memory, unreachable directory), as opposed to one that refuses."""
+CLOSED = frozenset({6, 10, 13, 27})
+"""No permission, no such user, account expired, password expired and inactive: the account is not admitted at all."""
+_WAIT_AT_ACCOUNT = frozenset({8, 12, 15, 16, 17, 20, 31})
+"""Answers about an account that a later try may not get: a password that has to be changed (12), credentials that are
+away or not usable now (8, 15 to 17, 20), an answer that is not complete (31)."""
+_WAIT_ANYWHERE = frozenset({22, 24, 30})
+"""A lock that another process holds (22), and the two that ask for another try (24, 30)."""
+_AUTH_ERR = 7
+"""pam_nologin's, with the text of its file, and pam_deny's, without any."""
+_NOLOGIN = ("/run/nologin", "/etc/nologin")
 _AWAY = 9
 """PAM_AUTHINFO_UNAVAIL: a directory doesn't answer."""
 
@@ -38,9 +49,15 @@ class PamFailed(Exception):
     """A PAM call failed. `code` is PAM's own; `texts` are the messages of its modules."""
 
     def __init__(self, call: str, code: int, reason: str, texts: list[str]) -> None:
-        self.call, self.code, self.texts = call, code, texts
+        self.call, self.code, self.reason, self.texts = call, code, reason, texts
         said = f"; its modules said: {' / '.join(texts)}" if texts else ""
         super().__init__(f"{call}: {reason} (PAM code {code}){said}")
+
+    def is_temporary(self, *, account_stage: bool) -> bool:
+        """Return whether this refusal may end by itself: such a start waits."""
+        if self.code == _AUTH_ERR and account_stage:
+            return bool(self.texts) or any(map(os.path.exists, _NOLOGIN))
+        return self.code in _WAIT_ANYWHERE or (account_stage and self.code in _WAIT_AT_ACCOUNT)
 
 
 class _Message(ctypes.Structure):

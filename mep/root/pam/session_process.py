@@ -28,13 +28,14 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mep.boundary.channel import clip
-from mep.boundary.errors import Refusal, SpawnFailed, Stage
+from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused, privileged_objection
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.signals import wait_readable
 from mep.root.kernel.spawn import SpawnPlan, prepare, reset_signals, spawn_for
 from mep.root.pam import libpam
+from mep.root.pam.account_check import refusal_of
 from mep.root.pam.process_context import Context
 
 CLOSE_S = 20.0
@@ -112,10 +113,8 @@ class PamSession:
         try:
             user_endpoint = self._log_in(login, keeper)
         except (StartRefused, SpawnFailed) as failure:
-            number = failure.errno if isinstance(failure, SpawnFailed) else 0
-            refused = isinstance(failure, StartRefused)
             with contextlib.suppress(KeeperGone):
-                _say(keeper, failed=failure.stage, refused=refused, errno=number, detail=failure.detail)
+                _say(keeper, failed=failure.stage, detail=failure.detail, **_words(failure))
         except KeeperGone:
             pass
         else:
@@ -161,7 +160,7 @@ class PamSession:
         except libpam.PamFailed as failure:
             if failure.code in libpam.BROKEN:
                 raise SpawnFailed(stage, libpam.shortage(failure.code), str(failure)) from None
-            raise _refused(stage, str(failure)) from None
+            raise refusal_of(stage, failure) from None
         except OSError as error:
             raise SpawnFailed(stage, error.errno or 0, str(error)) from None
 
@@ -241,8 +240,15 @@ def _say(keeper: socket.socket, **words: object) -> None:
         raise KeeperGone from None
 
 
+def _words(failure: StartRefused | SpawnFailed) -> dict[str, object]:
+    """Return what the keeper is told of a failure besides stage and detail."""
+    if isinstance(failure, SpawnFailed):
+        return {"errno": failure.errno}
+    return {"code": failure.code, "public": failure.public}
+
+
 def _refused(stage: Stage, detail: str) -> StartRefused:
-    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, "", detail)
+    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
 
 
 def _take_groups(plan: SpawnPlan) -> None:

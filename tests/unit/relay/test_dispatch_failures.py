@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -134,6 +135,31 @@ def test_a_start_that_fails_unforeseen_is_tried_again(monkeypatch: Any) -> None:
         assert not scene.uep.starting
         await scene.spoken()
         assert [type(one) for one in scene.sent()] == [messages.SignedStart]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("code", ["NOT_ADMITTED_NOW", "SITE_BUSY", "MAPPER_UNAVAILABLE"])
+def test_a_start_that_the_site_puts_off_gives_its_reason_until_it_runs(code: str) -> None:
+    async def run() -> None:
+        scene = Scene()
+        scene.dispatcher.starts.want(scene.uep)
+        await scene.spoken()
+        row = scene.uep.row
+        assert not scene.dispatcher.starts.why_waiting(row)
+        later = messages.StartAnswer(
+            uep_id="u", outcome="unavailable", code=code, text="Down until noon.\x1b[2J", correlation_id=""
+        )
+        scene.dispatcher.starts.answered(scene.manager, later)
+        assert scene.dispatcher.starts.why_waiting(row) == "Down until noon.\\x1b[2J"
+        scene.uep.set_timer(None)
+        scene.dispatcher.starts.want(scene.uep)
+        await scene.spoken()
+        assert scene.dispatcher.starts.why_waiting(row), "while it is tried again"
+        started = messages.StartAnswer(uep_id="u", outcome="started", code="", text="", correlation_id="")
+        scene.dispatcher.starts.answered(scene.manager, started)
+        assert not scene.dispatcher.starts.why_waiting(row)
+        scene.uep.set_timer(None)
 
     asyncio.run(run())
 
