@@ -26,7 +26,7 @@ _MODULE = r"""
 
 static int calls;
 
-/* big-N: an entry of N KiB. eintr: interrupted three times, then found. Others: an errno and a status. */
+/* big-N: an entry of N KiB. eintr: interrupted thrice, then found. The others: an errno with a status. */
 static enum nss_status answer(const char *name, size_t n, int *e) {
     if (!strncmp(name, "big-", 4)) {
         if (n < (size_t) atol(name + 4) * 1024) { *e = ERANGE; return NSS_STATUS_TRYAGAIN; }

@@ -109,7 +109,7 @@ def test_other_answers_that_pass(alice: LocalAccount, site: Site, word: str) -> 
 
 @pytest.mark.parametrize("word", ["perm_denied", "user_unknown", "acct_expired", "authtok_expired"])
 def test_answers_that_do_not_pass(alice: LocalAccount, site: Site, word: str) -> None:
-    with pam_monitor(site, f"account required pam_debug.so acct={word}") as (run, manager, mapper):
+    with pam_monitor(site, f"account required pam_debug.so acct={word}") as (_, manager, mapper):
         answer = start_as(manager, mapper, alice.name)[1]
         assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
         assert answer.public == f"The site refuses to start your process: acct={word}"

@@ -23,8 +23,8 @@ BROKEN = frozenset({1, 2, 3, 4, 5, 9, 26, 28})
 CLOSED = frozenset({6, 10, 13, 27})
 """No permission, no such user, account expired, password expired and inactive: the account is not admitted at all."""
 _WAIT_AT_ACCOUNT = frozenset({8, 12, 15, 16, 17, 20, 31})
-"""Answers about an account that a later try may not get: a password that has to be changed (12), credentials that are
-away or not usable now (8, 15 to 17, 20), an answer that is not complete (31)."""
+"""Answers about an account that a later try may not get. A password has to be changed (12); credentials are away or not
+usable now (8, 15 to 17, 20); an answer is not complete (31)."""
 _WAIT_ANYWHERE = frozenset({22, 24, 30})
 """A lock that another process holds (22), and the two that ask for another try (24, 30)."""
 _AUTH_ERR = 7

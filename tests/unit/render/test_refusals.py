@@ -89,8 +89,8 @@ def test_nobody_takes_a_branch_that_the_template_keeps_for_one_account(name: str
     """A template may trust these names, so a person who sends one is refused, whatever the schema allows."""
     source = ENGINE + "{% if " + name + " is defined %}display_name: privileged{% endif %}"
     mine = {"local": {"uname": "root"}}
-    sent = mine if name == "mapped_identity" else {"mapped_identity": mine}
-    error = refused(UserConfigReserved, source, {name: sent})
+    given = mine if name == "mapped_identity" else {"mapped_identity": mine}
+    error = refused(UserConfigReserved, source, {name: given})
     assert name in error.text
 
 
