@@ -43,7 +43,8 @@ def find_settings(
     """
     env = os.environ if environ is None else environ
     path = Path.home() / ".mep" / "client.toml" if file is None else file
-    url, secret = relay_url or env.get("MEP_RELAY_URL"), token or env.get("MEP_TOKEN")
+    url = relay_url or _without_ends(env.get("MEP_RELAY_URL"))
+    secret = _without_ends(token) or _without_ends(env.get("MEP_TOKEN"))
     if not (url and secret):
         stored = _read(path)
         url = url or stored.get("relay_url")
@@ -56,6 +57,11 @@ def find_settings(
     if "\n" in secret or "\r" in secret:
         raise NotConfigured(what="A usable token", remedy="The one given holds a line break.")
     return Settings(_checked(url, allow_insecure=allow_insecure), secret)
+
+
+def _without_ends(text: str | None) -> str | None:
+    """Return a text that was read from a file without the file's byte order mark and last line break."""
+    return text.strip("\ufeff \t\r\n") if text else None
 
 
 def _remedy(argument: str, variable: str, path: Path) -> str:
@@ -84,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
             # Elsewhere than on POSIX the mode says nothing.
             if os.name == "posix" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
                 raise SettingsFileUnsafe(path=path)
-            return tomllib.load(file)
+            return tomllib.loads(file.read().decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import ssl
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def _credentials(document: Document, files: Files) -> tuple[str, str, bool]:
     bind_dn = _dn(document, "bind_dn")
     data = _read(document, "password_file", files, secret=True)
     try:
-        password = data.decode().removesuffix("\n").removesuffix("\r")
+        password = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise document.refuse("password_file", "not UTF-8 text") from None
     if not password or not password.isprintable():
@@ -106,7 +107,7 @@ def _tls(document: Document, files: Files) -> ssl.SSLContext:
     verify = document.take_flag("verify_certificate", True)
     try:
         if document.has("ca_file"):
-            authorities = _read(document, "ca_file", files).decode("ascii", "replace")
+            authorities = _read(document, "ca_file", files).removeprefix(codecs.BOM_UTF8).decode("ascii", "replace")
             context = ssl.create_default_context(cadata=authorities)
         else:
             context = ssl.create_default_context()

@@ -404,7 +404,11 @@ def _parts(path: str) -> list[str]:
 
 
 def _interpreter(descriptor: int) -> str:
-    """Return the path after `#!`, or an empty text."""
+    """Return the path after `#!`, or an empty text. Raises OSError for a script that the kernel can't start."""
     first = os.pread(descriptor, 256, 0).partition(b"\n")[0]
+    if first.startswith(b"\xef\xbb\xbf#!"):
+        raise OSError(errno.ENOEXEC, "a script that begins with a byte order mark, which the kernel does not take")
+    if first.startswith(b"#!") and first.endswith(b"\r"):
+        raise OSError(errno.ENOEXEC, "a script with CRLF at its line ends, which its interpreter does not take")
     words = first[2:].split() if first.startswith(b"#!") else []
     return os.fsdecode(words[0]) if words else ""

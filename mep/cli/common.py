@@ -113,7 +113,7 @@ def read_token(token_file: str | None) -> str:
         token = click.prompt("Access token at the relay", hide_input=True, err=True)
     else:
         raise CliFailed("no access token: give --token-file FILE, or set MEP_TOKEN", Exit.USAGE)
-    token = token.strip()
+    token = token.strip("\ufeff").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise CliFailed("the access token is empty or has invalid characters", Exit.USAGE)
     return token

@@ -145,10 +145,9 @@ def _new_config(
 
 
 def _read_config(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CliFailed(f"{path}: not UTF-8 text (byte {error.start})", Exit.CONFIG) from None
+    from mep.config.template_files import text_of
+
+    return text_of(Path(path).read_bytes(), path)
 
 
 def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -> str:

@@ -52,10 +52,15 @@ def read_trusted(path: Path, *, cap: int, owner: int) -> str:
         raise ConfigRefused(str(path), "", getattr(error, "strerror", None) or str(error)) from None
     if len(data) > cap:
         raise ConfigRefused(str(path), "", f"larger than {cap} bytes")
+    return text_of(data, str(path))
+
+
+def text_of(data: bytes, name: str) -> str:
+    """Return the text of file `name`, without a byte order mark and with LF for CRLF. Raises ConfigRefused."""
     try:
-        return data.decode()
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigRefused(str(path), "", f"not UTF-8 text (byte {error.start})") from None
+        raise ConfigRefused(name, "", f"not UTF-8 text (byte {error.start})") from None
 
 
 def walk_tree(top: Path) -> Iterator[Path]:
