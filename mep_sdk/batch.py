@@ -17,6 +17,7 @@ from mep_sdk.version import __version__
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.ids import uuid7
+from mep_wire.user_values import check_characters
 
 UuidLike = UUID | str
 
@@ -71,6 +72,7 @@ class Batch:
         self.serializer = serializer or ComputeSerializer()
         self.resource_specification = to_json_value(resource_specification)
         self.user_endpoint_config = to_json_value(user_endpoint_config)
+        check_characters(self.user_endpoint_config or {})
         self.create_websocket_queue = create_websocket_queue
         self.result_serializers = result_serializers
         self.options = checked_options(walltime_s, max_attempts, deadline, deadline_s, priority)

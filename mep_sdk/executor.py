@@ -30,6 +30,7 @@ from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
+from mep_wire.user_values import check_characters
 
 log = logging.getLogger("mep_sdk")
 
@@ -382,11 +383,13 @@ def _uuid(value: UuidLike | None) -> UUID | None:
 
 
 def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
-    """Return a copy of `value` as JSON; empty for None. Raises TypeError, or PayloadTooLarge."""
+    """Return a copy of `value` as JSON; empty for None. Raises TypeError, PayloadTooLarge, UserConfigInvalid."""
     if value is None:
         return b""
     if not isinstance(value, dict):
         raise TypeError(f"{what} must be a dict or None, not {type(value).__name__}")
+    if what == "user_endpoint_config":
+        check_characters(value)
     try:
         text = canonical_json(value)
     except (TypeError, msgspec.MsgspecError, RecursionError) as error:

@@ -21,6 +21,7 @@ from mep.config.options import (
     EndpointOptions,
     restricts_nothing,
 )
+from mep_wire.user_values import unusable_texts
 
 MAX_CONFIG_BYTES = 1024 * 1024
 _MOVED = "belongs to user_config_template.yaml.j2 here: every endpoint's engine comes from its template"
@@ -119,6 +120,8 @@ class _Reader:
                 return self.section(node, kind, f"{key}.")
             raise ConfigRefused(self._where(node), key, "must be a mapping of keys to values")
         value = self.plain(node)
+        for path, problem in unusable_texts(value):
+            raise ConfigRefused(self._where(node), f"{key}.{path}" if path else key, problem)
         kinds = get_args(kind) if get_origin(kind) in {Union, types.UnionType} else (kind,)
         for one in kinds:
             accepted, converted = _convert(value, one)

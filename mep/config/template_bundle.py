@@ -19,6 +19,7 @@ from mep.boundary.errors import ConfigRefused
 from mep.config.template_files import check_inside, read_trusted, walk_tree
 from mep_wire.bundle import UepBundle
 from mep_wire.limits import MAX_BUNDLE_BYTES, RESERVED_TEMPLATE_VARIABLES
+from mep_wire.user_values import unusable_texts
 
 _JINJA_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON Schema
@@ -133,8 +134,8 @@ def _variable(path: Path, key: Any) -> str:
 def _text(path: Path, key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigRefused(str(path), key, "must be a text or a number (put it in quotes)")
-    if "\0" in str(value):
-        raise ConfigRefused(str(path), key, "must not have a NUL character")
+    for _, problem in unusable_texts(value):
+        raise ConfigRefused(str(path), key, problem)
     return str(value)
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from mep_wire.errors import BodyInvalid, PayloadTooLarge
 from mep_wire.ids import canonical_json
+from mep_wire.user_values import unusable_texts
 
 
 def plain(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]:
@@ -27,6 +28,9 @@ def plain(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]
             raise PayloadTooLarge(what=name, size=len(text), limit=limit)
         made: dict[str, Any] = msgspec.json.decode(text)
         msgspec.msgpack.encode(made)
+    except UnicodeEncodeError as error:
+        path, problem = next(iter(unusable_texts(value)), ("", str(error)))
+        raise BodyInvalid(reason=f"{name}: {path}: {problem}") from error
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BodyInvalid(reason=f"{name}: {error}") from error
     return made

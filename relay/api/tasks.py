@@ -41,6 +41,7 @@ from mep_wire.limits import (
     MIN_PRIORITY,
 )
 from mep_wire.states import API_STATUS, TaskState
+from mep_wire.user_values import unusable_texts
 from relay.api import endpoints, functions
 from relay.api.context import Service
 from relay.api.http import Request
@@ -62,7 +63,7 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     body: SubmitBody = request.body
     endpoint = endpoints.usable(service, request.path[0], request.caller)
     config = plain(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
-    runtime = plain(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
+    runtime = _runtime(body)
     service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
@@ -82,6 +83,14 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
         tasks=names,
         worker_python=worker_python,
     )
+
+
+def _runtime(body: SubmitBody) -> dict[str, Any]:
+    """Return the person's description of their SDK, which templates may use. Raises BodyInvalid."""
+    runtime = plain(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
+    for path, problem in unusable_texts(runtime):
+        raise BodyInvalid(reason=f"user_runtime: {path}: {problem}")
+    return runtime
 
 
 def _resource_spec(body: SubmitBody) -> bytes:

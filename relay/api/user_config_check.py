@@ -24,6 +24,7 @@ from referencing.jsonschema import DRAFT202012
 from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
 from mep_wire.ids import canonical_json
 from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
+from mep_wire.user_values import check_characters
 
 MAX_SCHEMA_BYTES = 256 * 1024
 CHECK_S = 0.5
@@ -180,6 +181,7 @@ class UserConfigChecks:
         for key in config:
             if key in RESERVED_TEMPLATE_VARIABLES:
                 raise UserConfigReserved(key=key)
+        check_characters(config)
         if schema is None:
             return
         try:

@@ -14,6 +14,7 @@ from mep_wire.bundle import UepBundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
 from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES
 from mep_wire.start_request import StartRequest
+from mep_wire.user_values import unusable_texts
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
 if TYPE_CHECKING:
@@ -42,12 +43,19 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     except DocumentInvalid as error:
         raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
     try:
+        _check_texts(document.data)
         settings = settings_from(document.data, document.lines)
         _check_policy(bundle, settings)
         _check_serializers(settings)
     except SettingsInvalid as error:
         raise _blamed(error, document, config, bundle.template_name) from error
     return settings
+
+
+def _check_texts(data: object) -> None:
+    """Raises SettingsInvalid for a text that no argument and no variable of a process can hold."""
+    for path, problem in unusable_texts(data):
+        raise SettingsInvalid(path, problem)
 
 
 def _check_policy(bundle: UepBundle, settings: UepSettings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfigReserved
 from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
+from mep_wire.user_values import check_characters
 from user_endpoint.render.schema_fast_path import surely_valid
 
 
@@ -18,6 +19,7 @@ def check_user_config(schema: Mapping[str, Any] | bool | None, config: Mapping[s
     for key in config:
         if key in RESERVED_TEMPLATE_VARIABLES:
             raise UserConfigReserved(key=key)
+    check_characters(config)
     if schema is not None and not surely_valid(schema, config):
         _validate(schema, config)
 

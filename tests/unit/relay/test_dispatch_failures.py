@@ -151,7 +151,7 @@ def test_a_start_that_the_site_puts_off_gives_its_reason_until_it_runs(code: str
             uep_id="u", outcome="unavailable", code=code, text="Down until noon.\x1b[2J", correlation_id=""
         )
         scene.dispatcher.starts.answered(scene.manager, later)
-        assert scene.dispatcher.starts.why_waiting(row) == "Down until noon.\\x1b[2J"
+        assert scene.dispatcher.starts.why_waiting(row).startswith("Down until noon.\\x1b[2J ")
         scene.uep.set_timer(None)
         scene.dispatcher.starts.want(scene.uep)
         await scene.spoken()

@@ -25,6 +25,7 @@ def settings(
     schema: dict[str, Any] | None = None,
     *,
     multi_user: bool = True,
+    runtime: dict[str, Any] | None = None,
 ) -> UepSettings:
     bundle = UepBundle(
         endpoint_id="e",
@@ -43,7 +44,7 @@ def settings(
         uep_id="u",
         identity_set=IdentitySet(account_id="a", identities=()),
         user_endpoint_config=config or {},
-        user_runtime={"python": "3.11"},
+        user_runtime=runtime or {"python": "3.11"},
         issued_at=0,
         expires_at=0,
         nonce=b"",
