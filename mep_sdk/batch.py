@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from mep_sdk.http import to_json_value
+from mep_sdk.json_values import checked_json
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import ComputeSerializer, result_ways
 from mep_sdk.task_options import Deadline, checked_options
@@ -70,8 +70,8 @@ class Batch:
     ) -> None:
         self.task_group_id = str(task_group_id or uuid7())
         self.serializer = serializer or ComputeSerializer()
-        self.resource_specification = to_json_value(resource_specification)
-        self.user_endpoint_config = to_json_value(user_endpoint_config)
+        self.resource_specification = checked_json(resource_specification, "resource_specification")
+        self.user_endpoint_config = checked_json(user_endpoint_config, "user_endpoint_config")
         check_characters(self.user_endpoint_config or {})
         self.create_websocket_queue = create_websocket_queue
         self.result_serializers = result_serializers

@@ -7,6 +7,7 @@ import concurrent.futures
 import hashlib
 import itertools
 import logging
+import marshal
 import os
 import threading
 import time
@@ -17,11 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.futures import TaskFuture
+from mep_sdk.json_values import checked_json
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
 from mep_sdk.strategies import ComputeSerializer, result_ways
@@ -383,20 +383,34 @@ def _uuid(value: UuidLike | None) -> UUID | None:
 
 
 def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
-    """Return a copy of `value` as JSON; empty for None. Raises TypeError, PayloadTooLarge, UserConfigInvalid."""
+    """Return a copy of `value` as JSON; empty for None. Raises TypeError, ValueError and what `_checked` raises."""
     if value is None:
         return b""
     if not isinstance(value, dict):
         raise TypeError(f"{what} must be a dict or None, not {type(value).__name__}")
-    if what == "user_endpoint_config":
-        check_characters(value)
     try:
-        text = canonical_json(value)
-    except (TypeError, msgspec.MsgspecError, RecursionError) as error:
-        raise TypeError(f"{what} must be JSON-serializable: {error}") from error
+        given = marshal.dumps(value, 2)  # to know it again: most submits have the same
+    except ValueError:
+        return _checked(value, what)
+    known = _snapshots.get(what)
+    if known is None or known[0] != given:
+        known = _snapshots[what] = (given, _checked(value, what))
+    return known[1]
+
+
+def _checked(value: dict[str, Any], what: str) -> bytes:
+    """Raises TypeError, ValueError, PayloadTooLarge, UserConfigInvalid."""
+    checked = checked_json(value, what)
+    if what == "user_endpoint_config":
+        check_characters(checked)
+    text = canonical_json(checked)
     if len(text) > limits.MAX_USER_CONFIG_BYTES:
         raise PayloadTooLarge(what=what, size=len(text), limit=limits.MAX_USER_CONFIG_BYTES)
     return text
+
+
+_snapshots: dict[str, tuple[bytes, bytes]] = {}
+"""The last value of each option, marshalled, and its JSON."""
 
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import os
 import threading
@@ -277,8 +276,3 @@ def log_failure(what: str) -> None:
     import traceback
 
     log.error("%s\n%s", what, printable_lines(traceback.format_exc().rstrip()))
-
-
-def to_json_value(value: object) -> Any:
-    """Return a deep copy of `value` as JSON would carry it. Raises TypeError or ValueError where JSON cannot."""
-    return json.loads(json.dumps(value))

@@ -42,11 +42,12 @@ def find_settings(
     http to another machine without `allow_insecure`) and SettingsFileUnsafe.
     """
     env = os.environ if environ is None else environ
-    path = Path.home() / ".mep" / "client.toml" if file is None else file
     url = relay_url or _without_ends(env.get("MEP_RELAY_URL"))
     secret = _without_ends(token) or _without_ends(env.get("MEP_TOKEN"))
+    path = file
     if not (url and secret):
-        stored = _read(path)
+        path = file or _default_file()
+        stored = _read(path) if path is not None else {}
         url = url or stored.get("relay_url")
         if url and not secret and _same_relay(url, stored.get("relay_url")):
             secret = stored.get("token")
@@ -64,7 +65,17 @@ def _without_ends(text: str | None) -> str | None:
     return text.strip("\ufeff \t\r\n") if text else None
 
 
-def _remedy(argument: str, variable: str, path: Path) -> str:
+def _default_file() -> Path | None:
+    """Return the person's settings file; None for an account without a home, as uids in containers are."""
+    try:
+        return Path.home() / ".mep" / "client.toml"
+    except RuntimeError:
+        return None
+
+
+def _remedy(argument: str, variable: str, path: Path | None) -> str:
+    if path is None:  # there is no HOME, and the account is not in passwd
+        return f"Pass {argument}=..., or set {variable}."
     return f"Pass {argument}=..., set {variable}, or write {argument} into {path}."
 
 
@@ -91,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
             if os.name == "posix" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
                 raise SettingsFileUnsafe(path=path)
             return tomllib.loads(file.read().decode("utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise NotConfigured(what="The SDK", remedy=f"{path} cannot be read: {error}.") from error

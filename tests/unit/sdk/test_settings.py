@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import subprocess
+import sys
+
 import pytest
 
+from mep_sdk import Client, Executor
 from mep_sdk.errors import InsecureRelay, SettingsFileUnsafe
 from mep_sdk.settings import find_settings
 from mep_wire.errors import NotConfigured
@@ -82,3 +88,52 @@ def test_the_token_is_in_no_repr(file):
 def test_a_token_cannot_carry_a_header(file):
     with pytest.raises(NotConfigured, match="line break"):
         find_settings(URL, "a\r\nX-Evil: 1", environ={}, file=file)
+
+
+@pytest.fixture
+def nobody_known(monkeypatch):
+    """The environment of a uid without an account, as in a container."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("MEP_RELAY_URL", URL)
+    monkeypatch.setenv("MEP_TOKEN", "secret")
+
+
+@pytest.mark.parametrize("make", [find_settings, Client, Executor, lambda: Executor(client=Client(URL, "other"))])
+def test_a_uid_without_an_account_needs_no_home(make, nobody_known):
+    assert make() is not None
+
+
+@pytest.mark.parametrize("missing", ["MEP_RELAY_URL", "MEP_TOKEN"])
+def test_without_a_home_no_file_is_named(missing, nobody_known, monkeypatch):
+    monkeypatch.delenv(missing)
+    with pytest.raises(NotConfigured, match=f"or set {missing}"):
+        find_settings()
+
+
+@pytest.mark.root
+def test_a_process_of_such_a_uid():
+    code = "from mep_sdk import Client, Executor; print(Executor(), Client())"
+    env = {"MEP_RELAY_URL": URL, "MEP_TOKEN": "secret"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env, user=54321, group=54321, cwd="/", capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert URL in ran.stdout
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/self/no/such"])
+def test_a_home_that_is_no_directory_holds_no_file(home, monkeypatch):
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(NotConfigured, match="MEP_TOKEN"):
+        find_settings(URL, environ={})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    os.mkdir(tmp_path / "client.toml")
+    with pytest.raises(NotConfigured, match=r"client.toml cannot be read"):
+        find_settings(URL, environ={}, file=tmp_path / "client.toml")
