@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,8 @@ from mep_sdk.errors import MpiUnavailable
 TIMED_OUT = 124
 """The return code of a command that ran past its walltime, as timeout(1) has it."""
 _GRACE_S = 5.0
+_MAX_ARGUMENT_BYTES = 100_000
+_SHOWN_CHARS, _SHOWN_LINES = 1024, 10
 _MAX_SNIPPET_BYTES = 4 * 1024 * 1024
 
 
@@ -29,7 +32,14 @@ class ShellResult:
         self.returncode, self.exception_name = returncode, exception_name
 
     def __str__(self) -> str:
-        return f"Command {self.cmd} returned with exit status: {self.returncode}"
+        """The command, how it ended, and the end of its output."""
+        said = [f"Command {self.cmd} returned with exit status: {self.returncode}"]
+        for name, output in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if text := output.strip("\n"):
+                shown = "\n".join(text[-_SHOWN_CHARS:].splitlines()[-_SHOWN_LINES:])
+                cut = "" if shown == text else f" (its end; .{name} has more)"
+                said.append(f"{name}{cut}:\n{shown}")
+        return "\n".join(said)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(returncode={self.returncode}, cmd={self.cmd!r})"
@@ -39,9 +49,14 @@ class ShellFunction:
     """A command line to submit like a function; its keyword arguments fill the braces in it. Braces of the
     command's own are doubled: `awk '{{print $1}}' {path}`.
 
-    Values are inserted unquoted: quote untrusted ones (`shlex.quote`). A return code other than 0
-    doesn't fail the task: check the result's `returncode`.
+    Each value is quoted for bash, so that it is one word or a part of the quotes around it: `{path}`, `"{path}.log"`.
+    `{options|raw}` inserts a value as it is. A return code other than 0 doesn't fail the task: check the result's
+    `returncode`.
     """
+
+    # For those that an earlier release has registered.
+    stdin: str | bytes | None = None
+    return_dict = quote = False
 
     def __init__(
         self,
@@ -50,54 +65,122 @@ class ShellFunction:
         stderr: str | None = None,
         walltime: float | None = None,
         snippet_lines: int = 1000,
+        name: str | None = None,
+        return_dict: bool = False,
+        *,
+        stdin: str | bytes | None = None,
+        quote: bool = True,
     ) -> None:
-        """Describe the command. `stdout` and `stderr` are files on the endpoint to append to. After `walltime`
-        seconds the command and its descendants are ended, and the return code is 124. `snippet_lines` is the
-        number of lines of each stream that come back."""
-        self.cmd, self.stdout, self.stderr = cmd, stdout, stderr
+        """Describe the command. `stdout` and `stderr` are files on the endpoint to append to, `stdin` is one to read,
+        or bytes. After `walltime` seconds the command and its descendants are ended, and the return code is 124.
+        `snippet_lines` is the number of lines of each stream that come back. `name` is what it is registered as.
+        `return_dict` gives a dict with the fields of a ShellResult. `quote=False` inserts all values as they are.
+        Raises ValueError or TypeError for what cannot be."""
+        if not isinstance(cmd, str):
+            raise TypeError(f"cmd is a command line such as 'ls {{path}}', not {cmd!r}")
+        if "\0" in cmd:
+            raise ValueError("cmd holds a NUL character, which no command line can")
+        if walltime is not None and not 0 <= _seconds(walltime) < float("inf"):
+            raise ValueError(f"walltime is in seconds, 0 or more, or None for no limit; it is {walltime}")
+        self.cmd = cmd
+        self.stdout, self.stderr, self.stdin = stdout, stderr, stdin
         self.walltime, self.snippet_lines = walltime, snippet_lines
+        self.__name__ = _identifier(name or type(self).__name__)
+        self.return_dict, self.quote = return_dict, quote
 
-    @property
-    def __name__(self) -> str:  # what the function is registered as
-        return f"{type(self).__name__}: {self.cmd}"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(cmd={self.cmd!r}, name={self.__name__!r}, walltime={self.walltime})"
 
-    def __call__(self, **kwargs: Any) -> ShellResult:
+    def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
         """Run the command with bash and return its result. In the worker."""
         return self._run(self._filled(kwargs))
 
     def _filled(self, values: dict[str, Any]) -> str:
+        from mep_sdk.shell_quoting import fill  # only workers need it
+
         try:
-            return self.cmd.format(**values)
+            command = fill(self.cmd, values, quote=self.quote)
         except (KeyError, IndexError, ValueError) as error:
             missing = f"nothing was given for {{{error.args[0]}}}" if isinstance(error, KeyError) else str(error)
             raise type(error)(
-                f"the braces of {self.cmd!r} cannot be filled: {missing}. Values are keyword arguments; "
+                f"the braces of {self.cmd[:_SHOWN_CHARS]!r} cannot be filled: {missing}. Values are keyword arguments; "
                 "braces that the command is to have itself are doubled: {{ }}"
             ) from None
+        if "\0" in command:
+            raise ValueError("a value holds a NUL character, which no command line can")
+        return command
 
-    def _run(self, command: str) -> ShellResult:
-        with _output(self.stdout) as stdout, _output(self.stderr) as stderr:
+    def _run(self, command: str) -> ShellResult | dict[str, Any]:
+        with (
+            _output(self.stdout) as stdout,
+            _output(self.stderr) as stderr,
+            _input(self.stdin) as stdin,
+            _script(command) as (arguments, descriptors),
+        ):
             process = subprocess.Popen(
-                ["/bin/bash", "-c", command],
-                stdin=subprocess.DEVNULL,
+                ["/bin/bash", *arguments],
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
+                pass_fds=descriptors,
                 start_new_session=True,  # so that all that it starts can be ended together
             )
             returncode, exception_name = _wait(process, self.walltime)
             lines = self.snippet_lines
-            return ShellResult(command, _tail(stdout, lines), _tail(stderr, lines), returncode, exception_name)
+            result = ShellResult(command, _tail(stdout, lines), _tail(stderr, lines), returncode, exception_name)
+            return dict(vars(result)) if self.return_dict else result
 
 
 class MPIFunction(ShellFunction):
     """A command line that the endpoint's MPI launcher starts, on the nodes and ranks of the executor's
     `resource_specification`. Needs an endpoint with an engine that runs MPI tasks."""
 
-    def __call__(self, **kwargs: Any) -> ShellResult:
+    def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
         """Run the command through the launcher. In the worker. Raises MpiUnavailable."""
         if not os.environ.get("PARSL_MPI_PREFIX"):
             raise MpiUnavailable
         return self._run(f"$PARSL_MPI_PREFIX {self._filled(kwargs)}")
+
+
+def _identifier(name: str) -> str:
+    import keyword
+
+    if not (isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)):
+        raise ValueError(f"name is that of a Python function, such as 'count_lines', not {name!r}")
+    return name
+
+
+def _seconds(walltime: object) -> float:
+    if isinstance(walltime, bool) or not isinstance(walltime, (int, float)):
+        raise TypeError(f"walltime is a number of seconds, not {walltime!r}")
+    return walltime
+
+
+@contextlib.contextmanager
+def _script(command: str) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Yield bash's arguments for a command, and the descriptors that it needs. The kernel takes 128 kB for one
+    argument: a longer command is a file in memory."""
+    text = os.fsencode(command)
+    if len(text) <= _MAX_ARGUMENT_BYTES:
+        yield ["-c", command], ()
+        return
+    descriptor = os.memfd_create("mep-command", os.MFD_CLOEXEC)
+    with open(descriptor, "wb") as file:
+        file.write(text)
+        file.flush()
+        yield [f"/proc/self/fd/{descriptor}"], (descriptor,)
+
+
+@contextlib.contextmanager
+def _input(given: str | bytes | None) -> Iterator[IO[bytes] | int]:
+    if given is None:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() if isinstance(given, bytes) else open(given, "rb") as file:
+        if isinstance(given, bytes):
+            file.write(given)
+            file.seek(0)
+        yield file
 
 
 def _output(name: str | None) -> IO[bytes]:

@@ -94,8 +94,160 @@ def test_mpi_goes_through_the_launcher(monkeypatch):
 
 
 def test_names_and_texts():
-    assert ShellFunction("ls").__name__ == "ShellFunction: ls"
-    assert MPIFunction("ls").__name__ == "MPIFunction: ls"
+    assert ShellFunction("ls").__name__ == "ShellFunction"
+    assert MPIFunction("ls").__name__ == "MPIFunction"
+    assert ShellFunction("ls", name="list_files").__name__ == "list_files"
     result = run(ShellFunction("exit 2"))
     assert str(result) == "Command exit 2 returned with exit status: 2"
     assert repr(result) == "ShellResult(returncode=2, cmd='exit 2')"
+    shown = str(run(ShellFunction("seq 1 20; echo trouble >&2; exit 3")))
+    assert shown.startswith("Command seq 1 20; echo trouble >&2; exit 3 returned with exit status: 3")
+    assert "20" in shown and "\n2\n" not in shown and ".stdout has more" in shown and "trouble" in shown
+
+
+@pytest.mark.parametrize("size", [90_000, 131_072, 200_000, 3_000_000])
+def test_a_command_of_any_size(size):
+    result = run(ShellFunction(f": {'x' * size}; echo {{word}} $BASHPID | tr -d 0-9; exit 3"), word="done")
+    assert (result.stdout.strip(), result.returncode) == ("done", 3)
+
+
+def test_a_value_of_any_size():
+    assert run(ShellFunction("echo {word} | wc -c"), word="x" * 500_000).stdout.strip() == "500001"
+
+
+def test_a_long_command_reads_its_stdin_and_ends_with_its_walltime(tmp_path):
+    long = f"# {'x' * 200_000}\n"
+    (tmp_path / "in").write_text("given")
+    assert run(ShellFunction(long + "cat", stdin=str(tmp_path / "in"))).stdout == "given"
+    assert run(ShellFunction(long + "cat")).stdout == ""
+    assert run(ShellFunction(long + "sleep 100", walltime=0.2)).returncode == 124
+
+
+VALUES = [
+    "plain",
+    "two words",
+    "it's",
+    'say "x"',
+    "$(echo run)",
+    "`echo run`",
+    "a; echo run",
+    "a\nb",
+    "$HOME",
+    "\\",
+    "a\\'b",
+    "*",
+    "",
+    "#no",
+    "-x",
+    "~",
+    "a&b|c>d",
+    "{a,b}",
+    "!1",
+    "ümläut",
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "printf %s {x}",
+        "printf %s '{x}'",
+        'printf %s "{x}"',
+        "printf %s {x!s}",
+        "true # don't\nprintf %s {x}",
+        "true # don't\nprintf %s '{x}'",
+        'v=$(printf %s {x}); printf %s "$v"',
+        ": \\' \"'\"; printf %s {x}",
+        'a={x}; printf %s "$a"',
+        "cat <<<{x} | head -c -1",
+        "[ $# = 0 ] && printf %s {x}",
+    ],
+)
+def test_a_value_is_one_word_wherever_it_stands(command, value):
+    assert run(ShellFunction(command), x=value).stdout == value
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cat <<END\n{x}\nEND",
+        'echo "$(echo {x})"',
+        "echo $'a{x}'",
+        'echo "`echo {x}`"',
+        "cat <<'E'\n{x}\nE",
+        "true # {x}",
+        "echo \\{x}",
+        "echo ${x}",
+        "echo `echo {x}`",
+        "echo $(( {x} ))",
+        'echo "${x}"',
+        'echo "a\\{x}"',
+        "cat <{y|raw}\n{x}\nEND",
+    ],
+)
+@pytest.mark.parametrize(
+    "value", ["$(touch {path})", "`touch {path}`", "a[$(touch {path})]", "'; touch {path}; '", "\n touch {path}\n"]
+)
+def test_a_value_is_refused_where_it_cannot_be_quoted_for_certain(command, value, tmp_path):
+    path = tmp_path / "made"
+    with pytest.raises(ValueError, match=r"x\|raw"):
+        run(ShellFunction(command), x=value.format(path=path), y="<END")
+    assert not path.exists()
+    run(ShellFunction(command), x="plain-1.5", y="<END")  # and this is not
+
+
+def test_values_may_go_in_as_they_are():
+    assert run(ShellFunction("printf '%s,' {x|raw} {x}"), x="a b").stdout == "a,b,a b,"
+    assert run(ShellFunction("printf '%s,' {x} {n:03d}", quote=False), x="a b", n=7).stdout == "a,b,007,"
+    assert run(ShellFunction("echo {n:>{width}|raw}".replace("|raw", "")), n=7, width=3).stdout == "  7\n"
+    with pytest.raises(ValueError, match=r"x\|raw"):
+        run(ShellFunction("echo {x|html}"), x="a")
+
+
+def test_one_that_was_registered_before_values_were_quoted_runs_as_it_did():
+    old = ShellFunction.__new__(ShellFunction)
+    old.__dict__.update(cmd="printf '%s,' {x}", stdout=None, stderr=None, walltime=None, snippet_lines=10)
+    assert run(old, x="a b").stdout == "a,b,"
+
+
+def test_stdin():
+    assert run(ShellFunction("cat", stdin=b"a\0b")).stdout == "a\0b"
+    assert run(ShellFunction("cat", stdin="/dev/null")).stdout == ""
+    with pytest.raises(FileNotFoundError):
+        run(ShellFunction("cat", stdin="/no/such/file"))
+
+
+def test_a_dict_instead_of_a_result():
+    assert run(ShellFunction("echo a; exit 1", return_dict=True)) == {
+        "cmd": "echo a; exit 1",
+        "stdout": "a\n",
+        "stderr": "",
+        "returncode": 1,
+        "exception_name": "subprocess.CalledProcessError",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"walltime": -1}, "walltime is in seconds"),
+        ({"walltime": float("nan")}, "walltime is in seconds"),
+        ({"walltime": float("inf")}, "None for no limit"),
+        ({"walltime": "10"}, "walltime is a number"),
+        ({"walltime": True}, "walltime is a number"),
+        ({"name": "two words"}, "name is that of a Python function"),
+        ({"name": "class"}, "name is that of a Python function"),
+        ({"cmd": ["ls", "-l"]}, "command line such as"),
+        ({"cmd": "a\0b"}, "NUL"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ShellFunction, MPIFunction])
+def test_what_cannot_be_is_refused_where_it_is_written(kind, options, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        kind(**{"cmd": "ls", **options})
+
+
+def test_a_value_with_a_nul_is_the_tasks_failure():
+    with pytest.raises(ValueError, match="NUL"):
+        run(ShellFunction("echo {x}"), x="a\0b")
