@@ -76,6 +76,13 @@ class Bench:
         self.started: list[int] = []
         self.returned: list[int] = []
         self.over: EngineOver | None = None
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Stop the engine, once."""
+        if not self.stopped:
+            self.stopped = True
+            self.engine.stop(2.0)
 
     def submit(self, function: Callable[..., object], *args: object) -> int:
         self.row += 1
@@ -140,6 +147,13 @@ def _arguments(pid: int) -> list[str]:
         return []
 
 
+def _parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
@@ -150,7 +164,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     yield build
     for bench in made:
-        bench.engine.stop(2.0)
+        bench.stop()
         for name in ("pool_main", "interchange_main"):
             assert bench.processes(name) == []
 
@@ -219,29 +233,59 @@ def test_an_interchange_that_does_not_answer_is_replaced(
     assert [bench.value(row) for row in rows] == list(range(5))
 
 
-def test_an_interchange_that_dies_again_and_again_ends_the_user_endpoint(
+def _kill(pids: list[int]) -> set[int]:
+    """Kill these; return the ones that were still there."""
+    killed = set()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    return killed
+
+
+def test_rare_deaths_of_the_interchange_are_not_added_up(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("user_endpoint.engines.htex.blocks.HEALTHY_S", 0.0)
+    monkeypatch.setattr("user_endpoint.engines.htex.failures.MOST_WAIT_S", 0.001)
     bench = make(max_workers_per_node=1)
-    for number in range(5):  # rare deaths are not added up
+    for number in range(3):
         assert bench.value(bench.submit(echo, number)) == number
-        for pid in bench.processes("interchange_main"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(bench.processes("interchange_main"))
     assert bench.value(bench.submit(echo, 7)) == 7
     assert bench.over is None
-    monkeypatch.setattr("user_endpoint.engines.htex.blocks.HEALTHY_S", 600.0)
+
+
+def test_an_interchange_that_dies_for_too_long_ends_the_user_endpoint(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("user_endpoint.engines.htex.failures.MOST_WAIT_S", 3.0)
+    bench = make(max_workers_per_node=1)
+    assert bench.value(bench.submit(echo, 7)) == 7
     deadline = time.monotonic() + 60
     while bench.over is None and time.monotonic() < deadline:
-        for pid in bench.processes("interchange_main"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(bench.processes("interchange_main"))
         bench.until(lambda: bench.over is not None or bool(bench.processes("interchange_main")))
     assert bench.over is not None
     assert bench.over.code == "ENGINE_FAILED"
+    assert "interchange failed" in bench.over.text
     (item,) = bench.wait(bench.submit(echo, 1))
     assert item.code == "ENGINE_FAILED"
+
+
+def test_an_interchange_that_is_killed_at_its_start_is_started_again(make: Callable[..., Bench]) -> None:
+    """Every one of the first four, before it can have said that it is up: the tasks wait, and run."""
+    bench = make(max_workers_per_node=1)
+    rows = [bench.submit(echo, number) for number in range(20)]
+    killed: set[int] = set()
+
+    def four_are_killed() -> bool:
+        if len(killed) < 4:
+            killed.update(_kill([pid for pid in bench.processes("interchange_main") if pid not in killed]))
+        return len(killed) >= 4
+
+    bench.until(four_are_killed)
+    assert [bench.value(row) for row in rows] == list(range(20))
 
 
 def test_the_engine_does_not_run_a_lost_task_again_by_itself(make: Callable[..., Bench], tmp_path: Path) -> None:
@@ -302,6 +346,43 @@ def test_a_block_whose_workers_never_register(make: Callable[..., Bench]) -> Non
     assert item.code == "ENGINE_FAILED"
     assert "had not registered" in item.text
     assert time.monotonic() - began < 60.0  # of the 77
+
+
+def test_blocks_that_are_killed_at_their_start_fail_no_task(make: Callable[..., Bench]) -> None:
+    """More of them than broken ones are tried, one after the other, and each before its workers register."""
+    bench = make(max_workers_per_node=1, provider={"type": "LocalProvider", "worker_init": "sleep 0.7"})
+    rows = [bench.submit(echo, number) for number in range(20)]
+    killed: set[int] = set()
+
+    def four_are_killed() -> bool:
+        if len(killed) < 4:
+            scripts = [pid for pid in bench.processes("submit_scripts") if "sleep" not in _arguments(pid)[0]]
+            killed.update(_kill([pid for pid in scripts if pid not in killed and _parent_of(pid) not in scripts]))
+        return len(killed) >= 4
+
+    bench.until(four_are_killed)
+    assert [bench.value(row) for row in rows] == list(range(20))
+
+
+@pytest.mark.root
+def test_a_disk_that_is_full_for_a_while_fails_no_task(make: Callable[..., Bench], tmp_path: Path) -> None:
+    home = tmp_path / "0"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(home)], check=True)
+    try:
+        bench = make(provider={"type": "LocalProvider", "init_blocks": 0})
+        bench.until(lambda: bench.engine._client is not None)
+        with pytest.raises(OSError, match="No space"), (home / "full").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        rows = [bench.submit(echo, number) for number in range(20)]
+        bench.until(lambda: len(bench.engine._blocks._block_failures) >= 3)
+        assert not bench.ended
+        (home / "full").unlink()
+        assert [bench.value(row) for row in rows] == list(range(20))
+        bench.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)
 
 
 def test_a_cancelled_task_is_not_run_again_where_its_node_dies(make: Callable[..., Bench], tmp_path: Path) -> None:

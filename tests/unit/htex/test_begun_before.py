@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import pathlib
 import time
@@ -99,11 +100,29 @@ def codes(engine: GlobusComputeEngine) -> dict[int, str]:
     return {event.row: event.code for event in engine.collect() if isinstance(event, ResultItem)}
 
 
-def test_the_notes_are_read_before_the_engine_is_said_to_have_failed(given_up: Any) -> None:
-    engine, _, worker, news = given_up
-    news.append(Broken(EngineFailed(reason="Parsl's interchange has died 3 times"), math.inf))
+def test_the_notes_are_read_before_the_engine_is_said_to_have_failed(
+    given_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, client, worker, news = given_up
+    engine._blocks._client = client
+    monkeypatch.setattr(engine._blocks, "_tell", news.append)
+    engine._blocks._over(EngineFailed(reason="Parsl's interchange has died 3 times"))  # on the blocks' thread
     assert codes(engine) == {1: "WORKER_LOST", 2: "ENGINE_FAILED"}
     assert not worker.note(2, "task-2"), "it may begin nothing more"
+
+
+def test_where_the_notes_cannot_be_read_every_task_counts_as_begun(
+    given_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: str) -> set[int]:
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    engine, client, _, news = given_up
+    engine._blocks._client = client
+    monkeypatch.setattr(engine._blocks, "_tell", news.append)
+    monkeypatch.setattr(engine._notes, "close", unreadable)
+    engine._blocks._over(EngineFailed(reason="Parsl's interchange has died 3 times"))
+    assert codes(engine) == {1: "WORKER_LOST", 2: "WORKER_LOST"}
 
 
 def test_blocks_that_fail_end_only_what_is_given_back_unbegun(given_up: Any) -> None:
@@ -207,7 +226,7 @@ def test_results_that_had_arrived_when_the_engine_is_over_are_taken(given_up: An
     engine, client, _, news = given_up
     done = protocol.Result(engine._numbers[1], "", "", b"value", 1.0, 2.0)
     client.frames = [protocol.encode(protocol.Report(results=[done], block_id="0"))]
-    news.append(Broken(EngineFailed(reason="OSError: no such directory"), math.inf))
+    news.append(Broken(EngineFailed(reason="OSError: no such directory"), math.inf, set()))
     assert codes(engine) == {1: "", 2: "ENGINE_FAILED"}
 
 

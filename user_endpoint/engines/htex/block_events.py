@@ -28,6 +28,9 @@ class Broken:
 
     error: MepError
     until: float
+    """Infinite where the engine is over."""
+    begun: set[int] | None = None
+    """Where it is over: the tasks that workers had begun. They can't begin another. None if that can't be known."""
 
 
 @dataclass(frozen=True, slots=True)

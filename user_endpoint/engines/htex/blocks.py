@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zmq
+
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.htex import provider as providers
 from user_endpoint.engines.htex.block_events import BlockGone, Broken, News, Ready, Restarted
-from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.executor import Client, InterchangeDied
+from user_endpoint.engines.htex.failures import Cause, Failure, Failures, of_block, of_error
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.process_groups import PARSL_RAISES, SILENT, gone, until
@@ -37,16 +40,12 @@ with light_parsl():
 
 _log = logging.getLogger(__name__)
 
-MAX_FAILED_BLOCKS = 3
-"""Consecutive blocks that may end before their workers register; after that no further block is started."""
-HOLD_OFF_S = 60.0
-"""Seconds after which, when tasks still come, one more block is tried."""
-MAX_RESTARTS = 3
-"""Deaths of the interchange, each within HEALTHY_S of the one before, after which it is not started again."""
 HEALTHY_S = 600.0
+"""Seconds for which an interchange must have run so that its death says nothing about the next one's."""
 ASK_EVERY_S = 10.0
 """Seconds between two questions whether the interchange still answers."""
 _LOCAL_POLL_S = 0.5
+_IDLE_POLL_S = 5.0
 _SOONEST_POLL_S = 1.0
 """Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
 
@@ -54,6 +53,7 @@ _SOONEST_POLL_S = 1.0
 @dataclass(slots=True)
 class _Block:
     job_id: Any
+    submitted: float
     since: float
     """When the job was first seen to run, or was submitted."""
     running: bool = False
@@ -90,9 +90,12 @@ class Blocks:
         self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
         self._client: Client | None = None
         self._scheduler: Scheduler
-        self._handed_over = False
+        self._handed_over = self._looked_back = False
         self._blocks: dict[str, _Block] = {}
-        self._failed, self._hold_until, self._restarts, self._restarted_at = 0, 0.0, 0, 0.0
+        self._block_failures = Failures("blocks of workers")
+        self._interchange_failures = Failures("Parsl's interchange")
+        self._started_at = 0.0
+        """When the interchange was last started."""
         self._next_question = time.monotonic() + ASK_EVERY_S
         self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
         self._changed = 0.0
@@ -149,20 +152,63 @@ class Blocks:
 
     def _run(self) -> None:
         try:
-            self._notes.look_back()
-            self._start_client()
+            self._begin()
             while not self._ending.is_set():
                 self._wake.wait(self._interval())
                 self._wake.clear()
                 if not self._ending.is_set():
                     self._look_or_restart()
         except MepError as error:
-            self._tell(Broken(error, math.inf))
+            self._over(error)
         except Exception as error:  # noqa: BLE001 - a thread's outermost frame: tasks wait for what it has to say
             _log.exception("blocks can no longer be looked after")
-            self._tell(Broken(EngineFailed(reason=f"{type(error).__name__}: {error}"), math.inf))
+            self._over(EngineFailed(reason=f"{type(error).__name__}: {error}"))
         finally:
             self._end()
+
+    def _over(self, error: MepError) -> None:
+        """Tell the engine that it is over, and which tasks had begun: reading that may take a while, so it is here."""
+        begun: set[int] | None = set()
+        try:
+            if self._client is not None:
+                begun = self._notes.close(self._client.begun_directory)
+        except OSError as problem:
+            _log.warning("notes cannot be read: tasks are taken to have begun: %s", problem)
+            begun = None
+        self._tell(Broken(error, math.inf, begun))
+
+    def _begin(self) -> None:
+        """Start the interchange. Raises EngineFailed where it comes to nothing again and again."""
+        while not self._ending.is_set():
+            tried_at = time.monotonic()
+            try:
+                if not self._looked_back:
+                    self._notes.look_back()
+                    self._looked_back = True
+                self._start_client()
+            except InterchangeDied as error:
+                self._not_started(tried_at, Failure(Cause.KILLED if error.killed else Cause.BROKEN, str(error)))
+            except (OSError, zmq.ZMQError) as error:
+                failure = of_error(error)
+                if failure.cause is Cause.BROKEN:
+                    raise
+                self._not_started(tried_at, failure)
+            else:
+                return
+
+    def _not_started(self, tried_at: float, failure: Failure) -> None:
+        """A start has failed: pause before the next. Raises EngineFailed once there is to be none."""
+        _log.warning("the interchange could not be started reason=%s", failure.text)
+        if reason := self._interchange_failures.note(time.monotonic(), tried_at, failure):
+            raise EngineFailed(reason=reason)
+        self._discard_client()
+        self._ending.wait(max(0.0, self._interchange_failures.next_at - time.monotonic()))
+
+    def _discard_client(self) -> None:
+        """End a dead interchange's blocks. The engine is told first which tasks they had begun."""
+        if self._client is not None:
+            self._tell(Restarted(self._notes.close(self._client.begun_directory)))
+        self._end(told=False)
 
     def _look_or_restart(self) -> None:
         try:
@@ -171,6 +217,10 @@ class Blocks:
             assert self._client is not None, "it was asked"
             self._client.kill()
             self._restart()
+        except OSError as error:
+            if of_error(error).cause is Cause.BROKEN:
+                raise
+            _log.warning("blocks cannot be looked after now error=%s", error)  # the next look comes after the interval
 
     def _tell(self, *news: News) -> None:
         with self._lock:
@@ -200,21 +250,25 @@ class Blocks:
         client.start()  # type: ignore[no-untyped-call] # Parsl's
         if not self._blocks:
             self._first_blocks()
-        self._handed_over = True
+        self._handed_over, self._started_at = True, time.monotonic()
         self._tell(Ready(client))
 
     def _first_blocks(self) -> None:
         """Start the initial blocks while the interchange is still loading."""
         assert self._client is not None, "called while it starts"
+        if time.monotonic() < self._block_failures.next_at:
+            return
         with self._lock:
             waiting = self._outstanding > 0
         wanted = min(self._client.jobs.max_blocks, max(self._client.jobs.init_blocks, int(waiting)))
         self._scale_out(wanted)
 
     def _interval(self) -> float:
-        if not self._blocks and self._plan.is_local:
-            return 5.0
-        return _LOCAL_POLL_S if self._plan.is_local else 1.0
+        usual = _LOCAL_POLL_S if self._plan.is_local else 1.0
+        if self._blocks or not self._plan.is_local:
+            return usual
+        pause = self._block_failures.next_at - time.monotonic()
+        return max(usual, pause) if 0.0 < pause < _IDLE_POLL_S else _IDLE_POLL_S
 
     def _look(self) -> None:
         client, now = self._client, time.monotonic()
@@ -250,21 +304,24 @@ class Blocks:
         with self._lock:
             registered, self._registered = self._registered, []
         for block_id in registered:
-            self._failed = 0
+            self._block_failures.over()
             if (block := self._blocks.get(block_id)) is not None:
                 block.registered = True
 
     def _restart(self) -> None:
-        """The interchange has died: end its blocks, begin again."""
+        """The interchange has died: end its blocks, begin again. Only the first time in a row is there no pause."""
         now = time.monotonic()
-        self._restarts = self._restarts + 1 if now - self._restarted_at < HEALTHY_S else 1
-        self._restarted_at = now
-        assert self._client is not None, "it has died"
-        self._tell(Restarted(self._notes.close(self._client.begun_directory)))  # before anything is said to have failed
-        if self._restarts > MAX_RESTARTS:
-            raise EngineFailed(reason=f"Parsl's interchange has died {self._restarts} times")
-        self._end(told=False)
-        self._start_client()
+        if now - self._started_at >= HEALTHY_S:
+            self._interchange_failures.over()
+        first = not self._interchange_failures
+        failure = Failure(Cause.KILLED, "Parsl's interchange was killed")
+        reason = self._interchange_failures.note(now, self._started_at, failure)
+        self._discard_client()
+        if reason:
+            raise EngineFailed(reason=reason)
+        if not first:
+            self._ending.wait(max(0.0, self._interchange_failures.next_at - now))
+        self._begin()
 
     def _end(self, *, told: bool = True) -> None:
         """End everything. `told`: pools have been told to leave."""
@@ -319,25 +376,23 @@ class Blocks:
                 if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
                     self._cancel([block_id])
                     limit = self._settings.block_start_timeout_s
-                    self._block_failed(f"its workers had not registered after {limit:.0f} s", status)
+                    self._block_failed(f"its workers had not registered after {limit:.0f} s", status, block.submitted)
 
     def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
         self._tell(BlockGone(block_id))
         if not block.registered:
-            self._block_failed(f"it ended ({status.state.name.lower()}) before its workers had registered", status)
+            what = f"it ended ({status.state.name.lower()}) before its workers had registered"
+            self._block_failed(what, status, block.submitted)
 
-    def _block_failed(self, what: str, status: Any) -> None:
-        self._failed += 1
+    def _block_failed(self, what: str, status: Any, submitted: float) -> None:
+        failure = of_block(what, status, str(self._directory))
+        _log.warning("a block failed cause=%s reason=%s", failure.cause.name, failure.text)
+        reason = self._block_failures.note(time.monotonic(), submitted, failure)
         self._wake.set()
-        if self._failed < MAX_FAILED_BLOCKS:
-            return
-        self._hold_until = time.monotonic() + HOLD_OFF_S
-        if any(block.registered for block in self._blocks.values()) or not self._settings.block_error_handler:
-            return  # waiting tasks can run there, or should go on waiting
-        last_words = (status.stderr_summary or status.message or "").strip()[-600:]
-        reason = f"{self._failed} blocks of workers failed in a row; the last: {what}"
-        error = EngineFailed(reason=f"{reason}: {last_words}" if last_words else reason)
-        self._tell(Broken(error, self._hold_until))
+        if not reason or any(block.registered for block in self._blocks.values()):
+            return  # waiting tasks can run there, or in a block to come
+        if self._settings.block_error_handler:
+            self._tell(Broken(EngineFailed(reason=reason), self._block_failures.next_at))
 
     # --- how many -------------------------------------------------------------------------------------
 
@@ -353,8 +408,8 @@ class Blocks:
             if stranded:
                 wanted = self._with_room_for(stranded, wanted, client, now)
             missing = wanted - len(self._blocks)
-            if missing > 0 and now >= self._hold_until:
-                self._scale_out(1 if self._failed else missing)
+            if missing > 0 and now >= self._block_failures.next_at:
+                self._scale_out(1 if self._block_failures else missing)
             elif missing < 0:
                 self._scale_in(client, -missing, outstanding, now)
 
@@ -391,16 +446,18 @@ class Blocks:
 
     def _scale_out(self, count: int) -> None:
         assert self._client is not None, "started"
+        began = time.monotonic()
         for _ in range(count):
             for block_id in self._client.scale_out_facade(1):
                 job = self._client.blocks_to_job_id[block_id]
-                self._blocks[block_id] = _Block(job, time.monotonic())
+                self._blocks[block_id] = _Block(job, began, time.monotonic())
                 self._scheduler.submitted(job)
                 with self._lock:
                     self._jobs[block_id] = str(job)
         self._note_change(time.monotonic())
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
-            self._block_failed("it was not accepted", self._client._simulated_status.pop(block_id))  # noqa: SLF001
+            status = self._client._simulated_status.pop(block_id)  # noqa: SLF001
+            self._block_failed("it was not accepted", status, began)
 
     def _scale_in(self, client: Client, count: int, outstanding: int, now: float) -> None:
         """End blocks that have had nothing to do for long enough."""

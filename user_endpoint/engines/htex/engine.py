@@ -429,8 +429,8 @@ class GlobusComputeEngine:
                 self._take_last_results()
                 self._drop_client()
                 self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
-            case Broken(error, until):
-                self._give_up(error, until)
+            case Broken(error, until, begun):
+                self._give_up(error, until, begun)
 
     def _take_last_results(self) -> None:
         """Take the results that the interchange sent before it died. Its reports of losses are outdated and ignored."""
@@ -446,7 +446,7 @@ class GlobusComputeEngine:
             self._client.close_task_sockets()
             self._client = None
 
-    def _give_up(self, error: MepError, until: float) -> None:
+    def _give_up(self, error: MepError, until: float, begun: set[int] | None) -> None:
         """End all waiting tasks, and those that come before `until`. Tasks that workers have begun are not affected."""
         self._broken = error if isinstance(error, EngineFailed) else EngineFailed(reason=error.text)
         self._broken_until = until
@@ -457,7 +457,7 @@ class GlobusComputeEngine:
             self._take_last_results()
             for held in self._held.values():
                 held.failing = error
-            self._lost_together(list(self._held), self._begun_at_all(), error.text)
+            self._lost_together(list(self._held), set(self._held) if begun is None else begun, error.text)
             self._drop_client()
             self._events.append(EngineOver(self._broken.code, self._broken.text))
         else:
@@ -471,13 +471,3 @@ class GlobusComputeEngine:
             self._timed.pop(held.task.row, None)
         if numbers and self._client is not None:
             self._client.say(protocol.Cancel(numbers))
-
-    def _begun_at_all(self) -> set[int]:
-        """Return the tasks that any worker has begun. After this call workers can't begin another."""
-        if self._client is None:
-            return set()
-        try:
-            return self._notes.close(self._client.begun_directory)
-        except OSError as problem:
-            _log.warning("notes cannot be read: tasks are taken to have begun: %s", problem)
-            return set(self._held)

@@ -45,6 +45,14 @@ POLL_MS = 1000
 """How often Parsl's parts look whether they should end. Messages wake them at once whatever it is."""
 
 
+class InterchangeDied(Exception):
+    """The interchange did not come up. `killed`: by a signal, so that nothing is said against another try."""
+
+    def __init__(self, how: str, logs: str, *, killed: bool = False) -> None:
+        self.killed = killed
+        super().__init__(f"Parsl's interchange {how} (see {logs})")
+
+
 class Client(HighThroughputExecutor):
     """The executor. `settings` must have been checked; `addresses` are where workers look for this host."""
 
@@ -113,7 +121,7 @@ class Client(HighThroughputExecutor):
     def _start_local_interchange_process(self) -> None:
         """Start the interchange and, while it loads, whatever `meanwhile` does: the first block.
 
-        Raises EngineFailed where it does not come up.
+        Raises InterchangeDied where it does not come up.
         """
         config = {
             "client_address": self.loopback_address,
@@ -137,9 +145,9 @@ class Client(HighThroughputExecutor):
             socket.linger = 0
         self.interchange_proc = subprocess.Popen(self.interchange_launch_cmd, stdin=subprocess.PIPE)
         assert self.interchange_proc.stdin is not None, "asked for"
-        with self.interchange_proc.stdin as pipe:
+        with contextlib.suppress(BrokenPipeError), self.interchange_proc.stdin as pipe:  # seen below where it has died
             pipe.write(pickle.dumps(config))
-        if self.worker_port is not None:
+        if self.worker_port is not None and self.interchange_proc.poll() is None:
             self.meanwhile()
         self.worker_port = self._port_of_interchange()
 
@@ -149,8 +157,8 @@ class Client(HighThroughputExecutor):
         self._wait_for_interchange(socket, zmq.POLLOUT, deadline)
         try:
             socket.send_pyobj("WORKER_BINDS", zmq.NOBLOCK)
-        except zmq.Again as error:
-            raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}") from error
+        except zmq.Again:
+            raise self._death_of_interchange() from None
         self._wait_for_interchange(socket, zmq.POLLIN, deadline)
         port = int(socket.recv_pyobj())
         # It may have answered before its connection for tasks is up, and messages sent before that would be dropped.
@@ -160,9 +168,18 @@ class Client(HighThroughputExecutor):
     def _wait_for_interchange(self, socket: Any, event: int, deadline: float) -> None:
         while not socket.poll(100, event):
             if self.interchange_proc is None or self.interchange_proc.poll() is not None:
-                raise EngineFailed(reason="Parsl's interchange ended at its start", detail=f"see {self.logdir}")
+                raise self._death_of_interchange()
             if time.monotonic() > deadline:
-                raise EngineFailed(reason=f"Parsl's interchange is not up after {_INTERCHANGE_START_S} s")
+                raise InterchangeDied(f"is not up after {_INTERCHANGE_START_S:g} s", self.logdir)
+
+    def _death_of_interchange(self) -> InterchangeDied:
+        """Return how it ended at its start. Its connection may end a moment before the process does."""
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self.interchange_proc.wait(1.0) if self.interchange_proc is not None else None
+        killed = status is not None and status < 0
+        how = f"was killed by signal {-status}" if status is not None and killed else f"ended with status {status}"
+        return InterchangeDied(f"{how} at its start", self.logdir, killed=killed)
 
     def initialize_scaling(self) -> None:
         """Compose the launch command, where it is the site's own. Ours is composed for each block."""
