@@ -11,8 +11,6 @@ import signal
 from typing import Final
 
 _ROOT: Final = "/sys/fs/cgroup"
-_GUESS: Final = " - out of memory?"
-"""The explanation given for a SIGKILL of unknown origin."""
 
 
 def _read(path: str) -> str:
@@ -42,7 +40,7 @@ class MemoryWatch:
         """Return `reason`, with "out of memory" and the limit where the kernel has killed since it was last asked."""
         kills = self._kills()
         new, self._seen = kills > self._seen, max(self._seen, kills)
-        return f"{reason.removesuffix(_GUESS)}: out of memory{self._limit()}" if new else reason
+        return f"{reason}: out of memory{self._limit()}" if new else reason
 
     def _limit(self) -> str:
         limit = _read(f"{self._directory}/memory.max").strip()
@@ -58,4 +56,4 @@ def describe_status(status: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = "unknown signal"
-    return f"it was killed by {name} ({-code})" + (_GUESS if -code == signal.SIGKILL else "")
+    return f"it was killed by {name} ({-code})"
