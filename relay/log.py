@@ -61,6 +61,11 @@ class Sparing:
         logger.warning(text + (f" ({left_out} more like it before)" if left_out else ""), *args)
 
 
+def _says_more(record: logging.LogRecord) -> bool:
+    """Leave out asyncio's remark on each write to a client that has gone: it names neither client nor request."""
+    return record.msg not in ("socket.send() raised exception.", "socket.sendto() raised exception.")
+
+
 def formatter() -> logging.Formatter:
     """Return the formatter that turns a record into a line."""
     text = "%(asctime)sZ %(levelname)s mep-relay[%(process)d]: %(message)s"
@@ -73,4 +78,5 @@ def set_up(level: int = logging.INFO) -> None:
     handler.setFormatter(formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_says_more)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

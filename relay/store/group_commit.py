@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from mep_wire.errors import RelayUnavailable
 from relay.log import logger
-from relay.store.wal_checkpointer import Checkpointer
+from relay.store.wal_checkpointer import Checkpointer, with_path
 
 T = TypeVar("T")
 
@@ -59,7 +59,8 @@ class Commits:
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
             self.failed += 1
             self._roll_back()
-            failure = RelayUnavailable(reason="its store cannot write", detail=repr(error))
+            detail = with_path(error, self._connection)
+            failure = RelayUnavailable(reason="its store cannot write", detail=detail)
             outcomes = [(future, None, failure) for _, future in group]
         for future, value, wrong in outcomes:
             if wrong is not None:

@@ -8,6 +8,7 @@ Called by the SQLite store of a server.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -91,7 +92,7 @@ class Checkpointer:
                 self._cut()
         except (sqlite3.Error, OSError) as error:  # a full disk, say: the log keeps everything until it works again
             figures.failed += 1
-            logger.error("store: checkpoint: %r", error)
+            logger.error("store: checkpoint: %s", with_path(error, self._connection))
             return False
         self._say_if_too_long()
         return not figures.waiting_pages and figures.log_bytes <= WAL_BYTES
@@ -111,3 +112,11 @@ class Checkpointer:
         elif now - self._too_long_since > SAY_S:
             self._too_long_since = now
             logger.warning("store: %s has %d MB: another process still reads an old state", self._log.name, size >> 20)
+
+
+def with_path(error: sqlite3.Error | OSError, connection: sqlite3.Connection) -> str:
+    """Return SQLite's text, which names no file, with the path of the database: the disk that is full is its own."""
+    path = ""
+    with contextlib.suppress(sqlite3.Error):
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+    return f"{type(error).__name__}: {error} ({path})" if path else f"{type(error).__name__}: {error}"
