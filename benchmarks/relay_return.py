@@ -2,13 +2,15 @@
 
 The monitor is a thread here: it opens start requests as the mapper would, and starts the user endpoint. A task is
 submitted during the outage, and another after it. The figures are seconds from the relay's return.
-Run: `python benchmarks/relay_return.py [restart frozen flapping accepting ...]`.
+Run: `python benchmarks/relay_return.py [restart frozen flapping accepting many]`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
@@ -16,7 +18,9 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # last, so that the installed code is measured
@@ -30,7 +34,9 @@ from mep.boundary.memfd import read_sealed
 from mep.boundary.messages import MapperEpoch, Outcome, StartAnswered, StartEndpoint
 from mep.boundary.resolved_config import ManagerSection
 from mep.manager.manager import Manager
+from mep_link.client import LinkClient, options
 from mep_sdk import Client, Executor
+from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.start_request import SEAL_CONTEXT, VerifiedStart, decode_start, incarnation_of
 from tests.support.fake_peer import FakeManager
 from tests.support.link_proxy import LinkProxy
@@ -41,6 +47,7 @@ OUTAGE_S = 33.0
 DURING_S = 10.0
 """When, from the outage's start, the first of the two tasks is submitted."""
 GIVE_UP_S = 180.0
+MANY, HOSTS = 1000, 4
 
 
 def add(a: int, b: int) -> int:
@@ -131,7 +138,7 @@ def wait(condition: Callable[[], object]) -> float:
     return time.monotonic()
 
 
-def restart(relay: RelayProcess, _proxy: LinkProxy) -> float:
+def restart(relay: RelayProcess, _proxy: LinkProxy | None) -> float:
     """Kill it; start it again after the outage."""
     relay.kill()
     time.sleep(OUTAGE_S)
@@ -171,6 +178,76 @@ def flapping(relay: RelayProcess, _proxy: LinkProxy) -> float:
 def accepting(relay: RelayProcess, proxy: LinkProxy) -> float:
     """Kill it behind a proxy that goes on accepting connections."""
     return restart(relay, proxy)
+
+
+def many(directory: Path) -> None:
+    """Have 1,000 managers lose the relay at the same instant, and print how they come back."""
+    with RelayProcess(directory) as relay:
+        token = relay.add_user("ada@example.edu")
+        keys = [registered(relay, token) for _ in range(MANY)]
+        pipes, processes = [], []
+        for number in range(HOSTS):
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=host, args=(theirs, relay.link_address, keys[number::HOSTS]))
+            process.start()
+            pipes.append(ours)
+            processes.append(process)
+        for pipe in pipes:
+            assert pipe.recv() == "all up"
+        restart(relay, None)
+        back = time.monotonic()
+        returned = sorted(when - back for pipe in pipes for when in pipe.recv())
+        slots = Counter(int(when / 0.1) for when in returned)
+        for process in processes:
+            process.terminate()
+            process.join()
+    print(
+        f"{MANY} links    first {returned[0]:.2f} s, half {returned[MANY // 2]:.2f} s, last {returned[-1]:.2f} s, "
+        f"at most {max(slots.values())} in 0.1 s",
+        flush=True,
+    )
+
+
+def registered(relay: RelayProcess, token: str) -> tuple[str, bytes, bytes]:
+    """Register an endpoint; return its id, the relay's key and the manager's secret."""
+    fake = FakeManager(relay, token)
+    fake.close()
+    return fake.endpoint_id, fake.relay_key, fake.secret_key
+
+
+def host(pipe: Connection, address: str, keys: list[tuple[str, bytes, bytes]]) -> None:
+    """Hold a link for each of `keys`; tell when all are up, and when each is up again after a loss."""
+    links = [link(address, *each) for each in keys]
+    up_at: dict[int, float] = {}
+    told = False
+    while True:
+        poll = select.poll()
+        owners = {fd: number for number, each in enumerate(links) for fd in each.descriptors()}
+        for fd in owners:
+            poll.register(fd, select.POLLIN)
+        now = time.monotonic()
+        due = min(each.next_deadline() for each in links)
+        busy = any(each.pending for each in links)
+        poll.poll(0 if busy else min(50.0, max(0.0, due - now) * 1000))
+        for number, each in enumerate(links):
+            each.receive()
+            each.tick()
+            if each.welcomed and (not told or each.losses):
+                up_at.setdefault(number, time.monotonic())
+        if len(up_at) == len(links):
+            pipe.send("all up" if not told else list(up_at.values()))
+            if told:
+                return
+            told, up_at = True, {}
+
+
+def link(address: str, endpoint_id: str, relay_key: bytes, secret: bytes) -> LinkClient[messages.ToManager]:
+    """Return a manager's link that has not been begun."""
+    made = LinkClient(address, options(relay_key, secret, max_inbound_bytes=1 << 20), codec.decode_to_manager)
+    made.hello = lambda: messages.ManagerHello(
+        protocol=PROTOCOL_VERSION, endpoint_id=endpoint_id, epoch=b"e" * 16, version="t", hostname="h"
+    )
+    return made
 
 
 SCENARIOS = {each.__name__: each for each in (restart, frozen, long_frozen, flapping, accepting)}
@@ -220,9 +297,12 @@ def measure(name: str, directory: Path) -> None:
 
 def main() -> None:
     """Measure what the command line names, or everything."""
-    for name in sys.argv[1:] or SCENARIOS:
+    for name in sys.argv[1:] or [*SCENARIOS, "many"]:
         with tempfile.TemporaryDirectory() as directory:
-            measure(name, Path(directory))
+            if name == "many":
+                many(Path(directory))
+            else:
+                measure(name, Path(directory))
 
 
 if __name__ == "__main__":
