@@ -6,9 +6,13 @@ compares them.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Callable, Mapping
 from typing import TextIO, cast
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@+,%*")
 
 
@@ -34,6 +38,50 @@ def field_text(value: object) -> str:
     if text and _PLAIN.issuperset(text):
         return text
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def log_line(
+    process: str, level: str, text: str, fields: Mapping[str, object], *, at: float | None = None, pid: int = 0
+) -> str:
+    """Return one line of a log, without its newline: `UTC-time level process[pid]: text key=value`.
+
+    `at` is seconds since 1970, now by default; `pid` is this process's by default. Foreign text can't forge a line or
+    a field: it stands in `fields`, quoted by `field_text`, and `text` is on one line.
+    """
+    at = time.time() if at is None else at
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+    words = [f"{key}={field_text(value)}" for key, value in fields.items()]
+    return " ".join([stamp, level, f"{process}[{pid or os.getpid()}]:", printable(text), *words])
+
+
+class FieldLog:
+    """The log of one process: each message one line with its fields."""
+
+    def __init__(self, process: str, emit: Callable[[str], None], level: str = "INFO") -> None:
+        """`emit` takes a line with its newline. Messages below `level` are left out; an unknown level is INFO."""
+        self._process, self._emit = process, emit
+        self._threshold = LEVELS.index(level if level in LEVELS else "INFO")
+
+    def debug(self, text: str, /, **fields: object) -> None:
+        """Log a message for developers."""
+        self.write("DEBUG", text, **fields)
+
+    def info(self, text: str, /, **fields: object) -> None:
+        """Log a normal event."""
+        self.write("INFO", text, **fields)
+
+    def warning(self, text: str, /, **fields: object) -> None:
+        """Log an event that an administrator may want to look at. The process goes on."""
+        self.write("WARNING", text, **fields)
+
+    def error(self, text: str, /, **fields: object) -> None:
+        """Log an event that an administrator must look at, or that ends a process, a task or a link."""
+        self.write("ERROR", text, **fields)
+
+    def write(self, level: str, text: str, /, **fields: object) -> None:
+        """Log a message of `level`, one of LEVELS."""
+        if LEVELS.index(level) >= self._threshold:
+            self._emit(log_line(self._process, level, text, fields) + "\n")
 
 
 class EscapingStream:

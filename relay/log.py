@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from mep_wire.text import field_text, printable, printable_lines
+from mep_wire.text import field_text, log_line, printable_lines
 
 logger = logging.getLogger("relay")
 
@@ -30,16 +30,16 @@ class _Argument:
 
 
 class _Line(logging.Formatter):
-    converter = staticmethod(time.gmtime)
-
     def format(self, record: logging.LogRecord) -> str:
         shown = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
             shown.args = tuple(each if isinstance(each, int | float) else _Argument(each) for each in record.args)
-        line = super().format(shown)
-        if record.exc_info or record.stack_info:
-            return printable_lines(line).replace("\n", "\n  ")  # an exception's text could hold a line of this log
-        return printable(line)
+        pid = record.process or 0
+        line = log_line("mep-relay", record.levelname, shown.getMessage(), {}, at=record.created, pid=pid)
+        # An exception's text could hold a line of this log: its lines are indented.
+        more = [self.formatException(record.exc_info)] if record.exc_info else []
+        more += [self.formatStack(record.stack_info)] if record.stack_info else []
+        return "".join([line, *("\n  " + printable_lines(each).replace("\n", "\n  ") for each in more)])
 
 
 class Sparing:
@@ -68,8 +68,7 @@ def _says_more(record: logging.LogRecord) -> bool:
 
 def formatter() -> logging.Formatter:
     """Return the formatter that turns a record into a line."""
-    text = "%(asctime)sZ %(levelname)s mep-relay[%(process)d]: %(message)s"
-    return _Line(text, datefmt="%Y-%m-%dT%H:%M:%S")
+    return _Line()
 
 
 def set_up(level: int = logging.INFO) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 
-from mep_wire.text import field_text, printable, printable_lines
+from mep_wire.text import FieldLog, printable_lines
 
 LIMIT_BYTES = 1024 * 1024
 """A log is moved aside to NAME.1 (replacing it) when it has grown to this."""
@@ -105,36 +104,17 @@ class BoundedFile:
         os.close(self._descriptor)
 
 
-class Log:
-    """Plain lines: `UTC-time level mep-uep[pid]: text key=value`."""
+class Log(FieldLog):
+    """The log of a user endpoint, in a file."""
 
     def __init__(self, out: BoundedFile, *, debug: bool = False) -> None:
-        self._out, self._debug = out, debug
-
-    def info(self, text: str, /, **fields: object) -> None:
-        """Something that an administrator wants to know."""
-        self._line("INFO", text, fields)
-
-    def warning(self, text: str, /, **fields: object) -> None:
-        """Something that is not as it should be, and that this process goes on with."""
-        self._line("WARNING", text, fields)
-
-    def error(self, text: str, /, **fields: object) -> None:
-        """Something that ends this process, or a task, or a link."""
-        self._line("ERROR", text, fields)
-
-    def debug(self, text: str, /, **fields: object) -> None:
-        """Something that only the author of a template or of this code wants to know."""
-        if self._debug:
-            self._line("DEBUG", text, fields)
+        super().__init__("mep-uep", self._append, "DEBUG" if debug else "INFO")
+        self._out = out
 
     def trim(self) -> None:
         """Keep the file in its bounds whatever other code has printed to it."""
         with contextlib.suppress(OSError):
             self._out.trim()
 
-    def _line(self, level: str, text: str, fields: dict[str, object]) -> None:
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        extra = "".join(f" {key}={field_text(value)}" for key, value in fields.items())
-        self._out.write(f"{stamp} {level} mep-uep[{os.getpid()}]: {printable(text)}{extra}\n".encode())
+    def _append(self, line: str) -> None:
+        self._out.write(line.encode("utf-8", "backslashreplace"))

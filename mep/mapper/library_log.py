@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from mep.boundary.log import LEVELS, Log
+from mep.boundary.log import Log
+from mep.boundary.text import LEVELS
 
 
 class _Forward(logging.Handler):

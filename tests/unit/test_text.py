@@ -87,6 +87,33 @@ def test_a_field_forges_neither_line_nor_field(
     assert text.endswith(' plain=alice empty=""\n')
 
 
+@pytest.mark.parametrize("lines", [lines_of_the_boundarys_log, lines_of_a_user_endpoints_log, lines_of_the_relays_log])
+def test_every_log_has_the_same_line(
+    lines: object, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.25)
+    text = lines(capfd, tmp_path)  # type: ignore[operator]
+    process = text.split()[2]
+    fields = {"user": FIELD, "other": ATTACK, "plain": "alice", "empty": ""}
+    name, _, _ = process.partition("[")
+    assert text == wire_text.log_line(name, "WARNING", f"text {ATTACK}", fields) + "\n"
+    assert text.startswith(f"2023-11-14T22:13:20.250Z WARNING {name}[{os.getpid()}]: text ")
+
+
+def test_a_level_leaves_out_those_below_it(tmp_path: pathlib.Path) -> None:
+    said: list[str] = []
+    log = wire_text.FieldLog("p", said.append, "WARNING")
+    log.debug("1")
+    log.info("2")
+    log.warning("3", n=1)
+    log.error("4")
+    assert [line.split(": ", 1)[1] for line in said] == ["3 n=1\n", "4\n"]
+    unknown = wire_text.FieldLog("p", said.append, "LOUD")
+    unknown.debug("5")
+    unknown.info("6")
+    assert len(said) == 3
+
+
 def test_a_traceback_in_the_relays_log_keeps_its_lines() -> None:
     forged = "2026-01-01T00:00:00Z INFO mep-relay[1]: user endpoint x ended"
     try:
