@@ -1,4 +1,4 @@
-"""The relay's log: plain lines `UTC-time level process[pid]: text`, on standard error.
+"""The relay's log: plain lines `UTC-time level process[pid]: text`, on standard error, written by a thread.
 
 Foreign text (names, keys, anything a peer sent) is passed as an argument. An argument that is not plain is quoted, and
 control characters are escaped, so that it can forge neither a line nor another argument.
@@ -7,13 +7,26 @@ control characters are escaped, so that it can forge neither a line nor another 
 from __future__ import annotations
 
 import logging
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import TextIO
 
 from mep_wire.text import field_text, log_line, printable_lines
 
 logger = logging.getLogger("relay")
+
+EVERY_S = 10.0
+"""How often a line that strangers can cause is written."""
+MAX_KINDS = 1000
+"""Most kinds of lines that a limiter remembers."""
+MAX_LINES = 10_000
+"""Most lines that wait to be written."""
+FLUSH_S = 2.0
+"""How long the process's end waits for them."""
 
 
 class _Argument:
@@ -42,23 +55,89 @@ class _Line(logging.Formatter):
         return "".join([line, *("\n  " + printable_lines(each).replace("\n", "\n  ") for each in more)])
 
 
+class Limiter:
+    """Lets each kind of line through once in `every_s` seconds, and counts the others."""
+
+    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = every_s, clock
+        self._last: dict[Hashable, tuple[float, int]] = {}
+        self.left_out = 0
+        """How many lines were not let through."""
+
+    def admit(self, kind: Hashable) -> str | None:
+        """Return what is to be added to a line of this kind (how many were left out before), None to leave it out."""
+        now = self._clock()
+        at, left_out = self._last.get(kind, (float("-inf"), 0))
+        if now - at < self._every:
+            self._last[kind] = at, left_out + 1
+            self.left_out += 1
+            return None
+        if len(self._last) >= MAX_KINDS:
+            self._last.clear()
+        self._last[kind] = now, 0
+        return f" ({left_out} more like it before)" if left_out else ""
+
+
 class Sparing:
     """Warnings that strangers can cause at will: each kind at most once in `every_s` seconds, with how many were not
     written."""
 
-    def __init__(self, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every, self._clock = every_s, clock
-        self._last: dict[str, tuple[float, int]] = {}
+    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limiter = Limiter(every_s, clock)
 
     def warning(self, text: str, *args: object) -> None:
         """Log `text % args` as a warning, or count it. `text` says which kind it is."""
-        now = self._clock()
-        at, left_out = self._last.get(text, (float("-inf"), 0))
-        if now - at < self._every:
-            self._last[text] = at, left_out + 1
+        more = self._limiter.admit(text)
+        if more is not None:
+            logger.warning(text + more, *args)
+
+
+class _Background(logging.Handler):
+    """Writes lines in a thread of its own, so that a full pipe or a stopped terminal holds up nothing else.
+
+    Lines of libraries pass a limiter: strangers can have them written at will. A line beyond MAX_LINES is dropped and
+    counted.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._limiter = Limiter()
+        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._dropped = 0
+        threading.Thread(target=self._write, name="log-writer", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record's line to the thread."""
+        more: str | None = ""
+        if record.name.partition(".")[0] != logger.name:
+            kind = type(record.exc_info[1]) if record.exc_info else None
+            more = self._limiter.admit((record.name, record.lineno, kind, str(record.msg).partition("\n")[0]))
+        if more is None:
             return
-        self._last[text] = now, 0
-        logger.warning(text + (f" ({left_out} more like it before)" if left_out else ""), *args)
+        if self._lines.qsize() >= MAX_LINES:
+            self._dropped += 1
+            return
+        self._lines.put(self.format(record) + more + "\n")
+
+    def flush(self) -> None:
+        """Wait until the lines so far are written, for FLUSH_S at most."""
+        done = threading.Event()
+        self._lines.put(done)
+        done.wait(FLUSH_S)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            if self._dropped:
+                line += f"{self._dropped} lines before were dropped: the log could not be written\n"
+                self._dropped = 0
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                self._stream.write(line)
+                self._stream.flush()
 
 
 def _says_more(record: logging.LogRecord) -> bool:
@@ -73,9 +152,9 @@ def formatter() -> logging.Formatter:
 
 def set_up(level: int = logging.INFO) -> None:
     """Send the log to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Background(sys.stderr)
     handler.setFormatter(formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for name in ("asyncio", "uvicorn", "websockets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("asyncio").addFilter(_says_more)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,89 @@
+"""The relay's log: lines that strangers can cause are few, whoever writes them, and a stuck log holds nothing up."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from relay import log
+from tests.support.relay_steps import wait_for
+
+
+class Stuck(io.StringIO):
+    """A pipe that nobody reads until `gate` opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.reached = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.reached.set()
+        self.gate.wait(60)
+        return super().write(text)
+
+
+@pytest.fixture
+def stream() -> Iterator[Stuck]:
+    made = Stuck()
+    yield made
+    made.gate.set()
+
+
+def handler(stream: Stuck, now: list[float]) -> log._Background:
+    made = log._Background(stream)
+    made.setFormatter(log.formatter())
+    made._limiter = log.Limiter(10.0, lambda: now[0])
+    return made
+
+
+def record(name: str, text: str, *args: object, line: int = 1) -> logging.LogRecord:
+    return logging.getLogger(name).makeRecord(name, logging.WARNING, "f.py", line, text, args, None)
+
+
+@pytest.mark.parametrize("name", ["uvicorn.error", "websockets.server", "asyncio", "something.new"])
+def test_a_librarys_line_is_written_once_in_ten_seconds_with_a_count(stream: Stuck, name: str) -> None:
+    stream.gate.set()
+    now = [0.0]
+    made = handler(stream, now)
+    for number in range(1000):
+        made.handle(record(name, "no descriptor for %s", number))
+    made.handle(record(name, "another kind", line=2))
+    now[0] = 10.0
+    made.handle(record(name, "no descriptor for %s", "x"))
+    made.flush()
+    lines = [line.partition(": ")[2] for line in stream.getvalue().splitlines()]
+    assert lines == ["no descriptor for 0", "another kind", "no descriptor for x (999 more like it before)"]
+
+
+def test_the_relays_own_lines_are_all_written(stream: Stuck) -> None:
+    stream.gate.set()
+    made = handler(stream, [0.0])
+    for number in range(100):
+        made.handle(record("relay", "user endpoint %s is here", number))
+    made.flush()
+    assert len(stream.getvalue().splitlines()) == 100
+
+
+def test_kinds_are_bounded() -> None:
+    limiter = log.Limiter(10.0, lambda: 0.0)
+    for number in range(3 * log.MAX_KINDS):
+        assert limiter.admit(number) == ""
+    assert len(limiter._last) <= log.MAX_KINDS
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(stream: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one thread: this goes on only where no line waits to be written."""
+    monkeypatch.setattr(log, "MAX_LINES", 10)
+    monkeypatch.setattr(log, "FLUSH_S", 0.01)
+    made = handler(stream, [0.0])
+    made.handle(record("relay", "first"))
+    assert stream.reached.wait(60)
+    for _ in range(30):
+        made.handle(record("relay", "more"))
+    made.flush()
+    stream.gate.set()
+    wait_for(lambda: "20 lines before were dropped" in stream.getvalue())
