@@ -22,6 +22,7 @@ from mep_wire.api import EarlierRelayKeys
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.context import Service
+from relay.api.http_acceptor import Acceptor
 from relay.api.http_protocol import BoundedConnection
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
@@ -73,7 +74,24 @@ class Settings:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with the process's signals left alone: `serve` handles them."""
+    """uvicorn's server that leaves the process's signals alone (`serve` handles them) and accepts in its own way."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self.acceptor = Acceptor(listener, self._protocol)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return BoundedConnection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets=[])
+        self.acceptor.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, and end the connections."""
+        self.acceptor.stop()
+        await super().shutdown(sockets=[])
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -100,7 +118,7 @@ async def serve(state: State, settings: Settings) -> None:
         earlier_keys=[_earlier(one) for one in keys.earlier],
     )
     dispatcher.recover()
-    server = _Server(_http_config(App(service)))
+    server = _Server(_http_config(App(service)), listener)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)
@@ -114,7 +132,7 @@ async def serve(state: State, settings: Settings) -> None:
         logger.warning("tokens travel over %s unencrypted: put a TLS proxy in front, and listen on loopback", url)
     gc.freeze()
     try:
-        await server.serve(sockets=[listener])
+        await server.serve()
     finally:
         state.remove_listening()
         sweeper.cancel()

@@ -16,6 +16,7 @@ from relay.dispatch.dispatcher import MAX_STRANGER_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
+from tests.support.relay_steps import wait_for
 
 
 class HastyRelay(RelayProcess):
@@ -118,3 +119,50 @@ def test_a_stranger_on_the_endpoint_link_may_not_say_much(relay: RelayProcess) -
 def test_the_relay_may_open_as_many_files_as_it_is_allowed(relay: RelayProcess) -> None:
     limits = Path(f"/proc/{relay.pid}/limits").read_text().partition("Max open files")[2].split()
     assert limits[0] == limits[1]
+
+
+def test_what_libraries_say_of_a_strangers_bytes_is_said_once(relay: RelayProcess) -> None:
+    parts = urlsplit(relay.url)
+    for _ in range(50):
+        with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as connection:
+            connection.sendall(b"this is not HTTP\r\n\r\n")
+            heard(connection)
+    wait_for(lambda: "Invalid HTTP request" in relay.log.read_text())
+    assert relay.log.read_text().count("Invalid HTTP request") == 1
+
+
+class PoorRelay(RelayProcess):
+    """A relay with few descriptors."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120));"
+        return [*python, f"{limit} {code}", *words, "--state", str(self.state)]
+
+
+def cpu_ticks(relay: RelayProcess) -> int:
+    fields = Path(f"/proc/{relay.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_out_of_descriptors_http_connections_wait_and_those_there_are_served(tmp_path: Path) -> None:
+    with PoorRelay(tmp_path) as relay, contextlib.ExitStack() as stack:
+        address = (str(urlsplit(relay.url).hostname), urlsplit(relay.url).port or 0)
+        token = relay.add_user("alice@example.edu")
+        lab = FakeManager(relay, token)
+        lab.close()
+        first = stack.enter_context(socket.create_connection(address, timeout=60))
+        idle = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(300)]
+        wait_for(lambda: "out of descriptors" in relay.log.read_text())
+        before = cpu_ticks(relay)
+        first.sendall(b"GET /v2/version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert heard(first).startswith(b"HTTP/1.1 200")
+        lab.connect()
+        lab.hello()  # a new connection of the link
+        assert cpu_ticks(relay) - before < 100
+        for connection in idle:
+            connection.close()
+        status, _ = relay.request("GET", "/v2/endpoints", token)
+        assert status == 200
+        assert relay.log.read_text().count("out of descriptors") <= 3
+        assert "accept() out of system resource" not in relay.log.read_text()
