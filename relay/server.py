@@ -30,6 +30,7 @@ from relay.dispatch.start_signing import OverlapSigner
 from relay.dispatch.submissions import PersonLimits
 from relay.link.zmq_link import ZmqPlane
 from relay.log import logger
+from relay.loop_watch import LoopWatch
 from relay.retention import Periods, Sweeper
 from relay.state_dir import State
 from relay.store.sqlite import SqliteStore
@@ -119,6 +120,7 @@ async def serve(state: State, settings: Settings) -> None:
     )
     dispatcher.recover()
     server = _Server(_http_config(App(service)), listener)
+    watch = LoopWatch()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)
@@ -132,8 +134,10 @@ async def serve(state: State, settings: Settings) -> None:
         logger.warning("tokens travel over %s unencrypted: put a TLS proxy in front, and listen on loopback", url)
     gc.freeze()
     try:
+        watch.start()
         await server.serve()
     finally:
+        watch.stop()
         state.remove_listening()
         sweeper.cancel()
         dispatcher.delivery.flush_started()
