@@ -71,8 +71,9 @@ class Batch:
         self.task_group_id = str(task_group_id or uuid7())
         self.serializer = serializer or ComputeSerializer()
         self.resource_specification = checked_json(resource_specification, "resource_specification")
+        if isinstance(user_endpoint_config, dict):
+            check_characters(user_endpoint_config)
         self.user_endpoint_config = checked_json(user_endpoint_config, "user_endpoint_config")
-        check_characters(self.user_endpoint_config or {})
         self.create_websocket_queue = create_websocket_queue
         self.result_serializers = result_serializers
         self.options = checked_options(walltime_s, max_attempts, deadline, deadline_s, priority)

@@ -400,10 +400,9 @@ def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
 
 def _checked(value: dict[str, Any], what: str) -> bytes:
     """Raises TypeError, ValueError, PayloadTooLarge, UserConfigInvalid."""
-    checked = checked_json(value, what)
     if what == "user_endpoint_config":
-        check_characters(checked)
-    text = canonical_json(checked)
+        check_characters(value)
+    text = canonical_json(checked_json(value, what))
     if len(text) > limits.MAX_USER_CONFIG_BYTES:
         raise PayloadTooLarge(what=what, size=len(text), limit=limits.MAX_USER_CONFIG_BYTES)
     return text

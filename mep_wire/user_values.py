@@ -29,8 +29,13 @@ def unusable_texts(value: Any, unusable: re.Pattern[str] = _NO_ARGUMENT) -> Iter
     By default, those that no argument and no variable of a process can hold.
     """
     waiting: list[tuple[str, Any]] = [("", value)]
+    seen: set[int] = set()  # a value may hold itself
     while waiting:
         path, one = waiting.pop()
+        if isinstance(one, Mapping | list | tuple):
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
         if isinstance(one, str) and (found := unusable.search(one)):
             where = f"at character {found.start() + 1}"
             yield path, f"has {name_of(found[0])} {where}, which no configuration can hold"

@@ -57,6 +57,12 @@ def test_taken(config: dict[str, Any]) -> None:
     settings(ENGINE, config)
 
 
+def test_a_value_that_holds_itself() -> None:
+    config: dict[str, Any] = {"A": ["x", "y\0"]}
+    config["A"] += [config, config["A"]]
+    assert [path for path, _ in unusable_texts(config)] == ["A.1"]
+
+
 @given(st.text(st.characters(codec=None), max_size=4))
 def test_the_rule_is_that_of_yaml(text: str) -> None:
     refused = False

@@ -49,6 +49,7 @@ def test_a_client_that_has_gone_is_no_line_of_the_log(capsys: pytest.CaptureFixt
     try:
         asyncio.run(write_on())
         asyncios.warning("something else")
+        root.handlers[0].flush()
     finally:
         root.handlers[:], asyncios.filters[:] = before, filters
         root.setLevel(level)
