@@ -21,7 +21,7 @@ from mep_sdk.errors import CaBundleUnusable, ProxyUnsupported
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 8.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PORTS = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
 _SOCKS_MODULES = ("socks", "python_socks")

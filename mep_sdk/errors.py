@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mep_wire import errors as wire_errors
 from mep_wire.errors import MepError
 from mep_wire.text import printable_lines
 
@@ -131,3 +132,9 @@ class MpiUnavailable(MepError):
     """This endpoint's engine runs no MPI tasks: it has no launcher. Use an endpoint with an MPI engine."""
 
     code = "MPI_UNAVAILABLE"
+
+
+def public() -> dict[str, type[Exception]]:
+    """Return every error that a script can meet, by its name."""
+    found = {**vars(wire_errors), **globals()}
+    return {name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, Exception)}

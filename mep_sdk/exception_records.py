@@ -143,8 +143,17 @@ def load_exception(data: bytes) -> Exception:
         raise DataCorrupt(what="exception", reason=str(error)) from error
     rebuilt = _rebuild(record)
     _cause.__set__(rebuilt, RemoteTraceback(record.traceback))
-    _note(rebuilt, f"remote traceback:\n{printable_lines(record.traceback.rstrip())}")
+    _note(rebuilt, RemoteNote(f"remote traceback:\n{printable_lines(record.traceback.rstrip())}"))
     return rebuilt
+
+
+class RemoteNote(str):
+    """The remote traceback as a note. Printed, it is short: `__cause__` has been printed then, with the same text."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "remote traceback: see above"
 
 
 def _note(error: BaseException, note: str) -> None:

@@ -104,7 +104,7 @@ class TaskFuture(Future[Any]):
         """Cancel the task, waiting or running; return False where it has ended already.
 
         A task that was not sent yet is simply dropped. For others the relay is asked, which takes a round trip;
-        False is also the answer where it could not be asked.
+        False is also the answer where it is away. It is then asked once it is back, as long as this process lives.
         """
         if self.cancelled():
             return True

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mep_sdk")
 
 RETRY_FOR_S = 120.0
-SILENT_S = 10.0
+SILENT_S = 9.0
 """How long a call of the person's waits for a relay that says nothing."""
 PATIENT_S = 90.0
 """The same for background threads."""

@@ -38,7 +38,7 @@ log = logging.getLogger("mep_sdk")
 
 _BODY_BYTES = limits.MAX_BODY_BYTES - 256 * 1024
 _TASK_OVERHEAD_BYTES = 64
-_CANCEL_S = 10.0
+_CANCEL_S = 9.0
 """How long to cancel may take, with a relay that is away or says nothing."""
 _CANCEL_ARRIVES_S = 5.0
 """How much of that a request on its way is given to arrive."""
@@ -104,6 +104,8 @@ class Session:
         """Ids in the queue: these tasks can still be cancelled without the relay."""
         self._sending: set[str] = set()
         self._cancelling: set[str] = set()
+        self._owed: dict[str, TaskFuture] = {}
+        """Tasks to be cancelled once the relay is back."""
         self._pending: dict[str, TaskFuture] = {}
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
@@ -306,7 +308,8 @@ class Session:
         return [*([self._recheck] if self._recheck is not None else []), *self._listeners.values()]
 
     def _on_relay(self) -> list[str]:
-        """Return the pending tasks that the relay has confirmed, and must know."""
+        """Return the pending tasks that the relay has confirmed, and must know; first cancel those that are owed."""
+        self._cancel_owed()
         with self._change:
             return [each for each in self._pending if each not in self._unsent and each not in self._sending]
 
@@ -344,13 +347,41 @@ class Session:
             left_s = ends - time.monotonic()
             cancelled = self.client.cancel_many(ask, retry_for_s=left_s, silent_s=left_s)
         except MepError as error:
-            log.warning("could not cancel %d tasks: %s", len(ask), error)
             cancelled = set()
+            if error.http_status >= 500:
+                self._cancel_later(ask, error)
+            else:
+                log.warning("could not cancel %d tasks: %s", len(ask), error)
+        else:
+            self._settle_owed(ask)
         told = [ask[task_id] for task_id in cancelled & ask.keys()]
         count = sum(self._mark_cancelled(future) or future.cancelled() for future in told)
         with self._change:
-            self._cancelling -= ask.keys()
+            self._cancelling -= ask.keys() - self._owed.keys()
         return count
+
+    def _settle_owed(self, ask: dict[str, TaskFuture]) -> None:
+        with self._change:
+            for task_id in ask:
+                self._owed.pop(task_id, None)
+
+    def _cancel_later(self, ask: dict[str, TaskFuture], error: MepError) -> None:
+        with self._change:
+            new = ask.keys() - self._owed.keys()
+            self._owed |= {task_id: future for task_id, future in ask.items() if task_id in self._pending}
+            if self._recheck is not None:
+                self._recheck.soon()
+        if new:
+            log.warning("%d tasks are cancelled once the relay is back: %s", len(new), error)
+
+    def _cancel_owed(self) -> None:
+        with self._change:
+            for task_id in self._owed.keys() - self._pending.keys():
+                del self._owed[task_id]
+                self._cancelling.discard(task_id)
+            owed = dict(self._owed)
+        if owed:
+            self._cancel_sent(owed)
 
     def _mark_cancelled(self, future: TaskFuture) -> bool:
         return self._taken(future.task_id) is not None and future.mark_cancelled()
@@ -390,6 +421,7 @@ class Session:
                 lost = self._lost_group()
             if lost is not None:
                 self._group_refused(str(lost.fields["task_group_id"]), lost)
+                self._callbacks.wait()
                 raise lost
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():

@@ -59,6 +59,10 @@ build-backend = "setuptools.build_meta"
 name = "mep-sdk"
 version = "{project["version"]}"
 description = "Run functions, commands and MPI programs on the machines of sites that run MEP endpoints"
+readme = "mep_sdk/README.md"
+license = "{project["license"]}"
+license-files = ["LICENSE"]
+classifiers = ["Typing :: Typed", "Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3"]
 requires-python = "{project["requires-python"]}"
 dependencies = {[bounded(name, known) for name in SDK]}
 
@@ -82,6 +86,7 @@ def build(out: Path) -> Path:
             left_out = shutil.ignore_patterns("__pycache__", *LEFT_OUT.get(package, ()))
             shutil.copytree(ROOT / package, source / package, ignore=left_out)
         (source / "pyproject.toml").write_text(pyproject())
+        shutil.copy(ROOT / "LICENSE", source)
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", str(out), name], check=True)
     made = set(out.glob("mep_sdk-*.whl"))

@@ -553,3 +553,31 @@ def test_shutdown_gives_up_on_a_relay_that_stays_away(own):
     own.endpoint.start()
     with own.executor(task_group_id=executor.task_group_id) as another:
         assert [each.result(WAIT_S) for each in another.reload_tasks()] == [3]
+
+
+def test_a_script_leaves_no_resource_open(place, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import gc, threading
+        from mep_sdk import Client, Executor
+
+        def add(a, b):
+            return a + b
+
+        for _ in range(2):
+            with Executor("{place.endpoint.endpoint_id}") as executor:
+                assert sum(executor.map(add, range(20), range(20))) == 380
+                executor.submit(add, 1, 2).add_done_callback(lambda future: future.result())
+        client = Client()
+        client.get_version()
+        client.close()
+        del executor, client
+        gc.collect()
+        """)
+    )
+    env = {**os.environ, "MEP_RELAY_URL": place.relay.url, "MEP_TOKEN": place.token, "PYTHONTRACEMALLOC": "10"}
+    command = [sys.executable, "-W", "always::ResourceWarning", str(script)]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "ResourceWarning" not in ran.stderr, ran.stderr

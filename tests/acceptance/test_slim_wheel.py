@@ -114,6 +114,17 @@ def test_it_holds_the_sdk_and_little_else(wheel: Path) -> None:
     }
 
 
+def test_it_has_a_readme_a_licence_and_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        text = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    assert "License-Expression: Apache-2.0" in text
+    assert "Description-Content-Type: text/markdown" in text
+    assert "pip install mep-sdk" in text
+    assert any(name.endswith("/LICENSE") for name in names)
+    assert {"mep_sdk/py.typed", "mep_wire/py.typed"} <= set(names)
+
+
 def test_a_script_needs_no_more(slim: Path) -> None:
     code = "from mep_sdk import Client, Executor, ShellFunction, MPIFunction; print(Executor, Client)"
     subprocess.run([slim / "bin" / "python", "-I", "-c", code], check=True, capture_output=True)

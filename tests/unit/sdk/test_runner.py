@@ -98,6 +98,15 @@ def test_remote_traceback_is_in_the_text():
     assert "mep_sdk/task_runner.py" not in shown
 
 
+def test_the_remote_traceback_is_printed_once_and_whole_in_both_places():
+    error = load_exception(outcome_of(fail_with_cause).payload)
+    assert "".join(traceback.format_exception(error)).count('raise Plain("outer") from error') == 1
+    for text in (str(error.__cause__), "".join(error.__notes__)):
+        assert 'raise Plain("outer") from error' in text
+        frames = [line.strip() for line in text.splitlines() if line.strip().startswith("File ")]
+        assert all("fail_with_cause" in frame for frame in frames)
+
+
 def test_tracebacks_show_lines_whose_file_is_elsewhere(tmp_path):
     path = tmp_path / "script.py"
     path.write_text("\n\ndef broken():\n    return 1 / 0  # here\n")

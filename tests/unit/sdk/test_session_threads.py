@@ -22,7 +22,7 @@ from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
 from mep_sdk.submitter import Session
 from mep_wire import api
-from mep_wire.errors import MepError, TaskNotFound
+from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound, TokenUnknown
 from mep_wire.states import TaskState
 
 GROUPS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(4)]
@@ -193,6 +193,43 @@ def test_callbacks_of_lost_futures_hold_no_other_thread_up(made: Session) -> Non
     (error,) = together(made.wait)
     assert isinstance(error, RelayAnswerMissing)
     assert asked.wait(WAIT_S)
+
+
+def test_cancellation_is_remembered_while_the_relay_is_away(made: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = made.adopt(GROUPS[0], ["first", "second", "third"])
+    away = [True]
+    asked: list[set[str]] = []
+
+    def cancel_many(task_ids: Any, **_: Any) -> set[str]:
+        if away[0]:
+            raise RelayUnreachable(url="http://relay", reason="away", waited_s=1)
+        asked.append(set(task_ids))
+        return set(task_ids)
+
+    monkeypatch.setattr(made.client, "cancel_many", cancel_many, raising=False)
+    assert not first.cancel()
+    assert not second.cancel()
+    assert not first.done()
+    assert set(made._on_relay()) == {"first", "second", "third"}  # and it is still away
+    made._deliver([api.StreamedResult("second", TaskState.SUCCESS, "", "", DONE)])
+    away[0] = False
+    assert made._on_relay() == ["third"]
+    assert asked == [{"first"}]
+    assert first.cancelled() and second.result(0) == 1 and not third.done()
+    assert not made._cancelling
+    made._on_relay()
+    assert asked == [{"first"}]
+
+
+def test_a_refused_cancellation_is_not_repeated(made: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    (future,) = made.adopt(GROUPS[0], ["first"])
+
+    def cancel_many(task_ids: Any, **_: Any) -> set[str]:
+        raise TokenUnknown
+
+    monkeypatch.setattr(made.client, "cancel_many", cancel_many, raising=False)
+    assert not future.cancel()
+    assert not made._owed and not made._cancelling
 
 
 def test_a_batch_is_filled_and_sent_while_others_fill_it(made: Session) -> None:
