@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import enum
+import importlib.util
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -209,12 +211,126 @@ def development_page() -> str:
     return _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
 
 
+# --- the SDK beside Globus Compute's -------------------------------------------------------------------------
+
+_OUR_MODULES = {
+    "globus_compute_sdk": "mep_sdk",
+    "globus_compute_sdk.errors": "mep_sdk.errors",
+    "globus_compute_sdk.serialize": "mep_sdk.serialize",
+}
+_NO_GLOBUS = "a relay's token is the login, not Globus Auth"
+_REASONS = {
+    "Client": f"MEP's is `Client(relay_url, token, *, ...)`: {_NO_GLOBUS}. `do_version_check` is False by default, and "
+    "other arguments are named in a warning",
+    "Client.FUNCX_SCOPE": _NO_GLOBUS,
+    "Client.FUNCX_SDK_CLIENT_ID": _NO_GLOBUS,
+    "Client.auth_client": _NO_GLOBUS,
+    "Client.get_result_amqp_url": "raises NotOffered: results come on the relay's own stream",
+    "Client.get_allowed_functions": "ids, or digests as `sha256:DIGEST`",
+    "Client.register_endpoint": "needs the endpoint's two public keys as well, which `mep register` makes",
+    "Client.stop_endpoint": "raises NotOffered: `mep stop` at the site does it",
+    "Executor": "`batch_size` is 10,000 by default; `amqp_port` and the limits of bursts have no effect",
+    "Executor.map": "the same arguments; short calls share a task with `chunksize`",
+    "ShellFunction": "values are quoted; `quote=False` inserts them as Globus Compute does",
+    "MPIFunction": "values are quoted; `quote=False` inserts them as Globus Compute does",
+    "ShellFunction.execute_cmd_line": "part of how a worker runs it, not of the interface",
+    "ShellFunction.get_and_close_streams": "part of how a worker runs it, not of the interface",
+    "ShellFunction.get_snippet": "part of how a worker runs it, not of the interface",
+    "ShellFunction.open_std_fd": "part of how a worker runs it, not of the interface",
+    "ShellFunction.valid_function_name": "names are checked when it is made",
+    "ComputeError": "the base of all of MEP's errors",
+    "MaxResultSizeExceeded": "MEP's ResultTooLarge, whose text has both sizes",
+    "SerdeError": "the base of MEP's errors of this kind",
+    "TaskExecutionFailed": "for tasks that end otherwise than by an exception of their function: such an exception is "
+    "raised as itself, with its own type, and its remote traceback as `__cause__`",
+    "TaskPending": "made from the task's id and state",
+    "VersionMismatch": "names the part, its version, the oldest that fits, and the relay",
+    "DillDataBase64": "a pickle; classes of the script travel by cloudpickle",
+    "CombinedCode.deserialize": "a worker tries the ways that it was sent in turn",
+    "CombinedCode.get_multiple_payloads": "a worker tries the ways that it was sent in turn",
+    "TaskExecutionFailed.SERDE_REGEX": "part of how it prints itself",
+    "TaskExecutionFailed.WORKER_LOST_REGEX": "part of how it prints itself",
+    "ComboSerializationStrategy": "its `serialize` takes the first way that fits",
+    "SerializationStrategy": "strategies of one's own are not used: workers know MEP's alone",
+    "DEFAULT_STRATEGY_CODE": "MEP's default is CombinedCode",
+}
+
+
+def _loaded_from(file: str) -> Any:
+    spec = importlib.util.spec_from_file_location(file, HERE / f"{file}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _argument_text(arguments: list[list[str]] | None) -> str:
+    if arguments is None:
+        return ""
+    marks = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
+    shown = [marks.get(kind, "") + name for name, kind, _ in arguments]
+    return f"({', '.join(shown)})"
+
+
+def _takes_all(theirs: list[list[str]] | None, ours: list[list[str]] | None) -> bool:
+    """Return whether every call that the first signature takes fits the second, too."""
+    if theirs is None or ours is None:
+        return theirs is None
+    named = [each for each in theirs if not each[1].startswith("VAR_")]
+    in_place = [each[0] for each in ours if each[1] in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")]
+    positional = [each[0] for each in named if each[1] != "KEYWORD_ONLY"]
+    if in_place[: len(positional)] != positional and positional != [each[0] for each in ours[: len(positional)]]:
+        return False
+    known = {each[0] for each in ours}
+    needed = {each[0] for each in ours if not each[2] and each[1] != "KEYWORD_ONLY" and not each[1].startswith("VAR_")}
+    return {each[0] for each in named} <= known and needed <= {each[0] for each in named}
+
+
+def _parity_row(name: str, theirs: dict[str, Any], ours: dict[str, Any] | None) -> str:
+    reason = _REASONS.get(name, "")
+    if ours is None:
+        verdict = "not there"
+    elif not _takes_all(theirs["arguments"], ours["arguments"]):
+        verdict = "differs"
+    else:
+        verdict = "same names, and differs" if reason else "same"
+    if verdict != "same" and not reason:
+        raise LookupError(
+            f"{name}: {verdict}, and nothing says why ({theirs['arguments']}, {ours and ours['arguments']})"
+        )
+    return f"| `{name}{_argument_text(theirs['arguments'])}` | {verdict} | {reason} |"
+
+
+def globus_page() -> str:
+    """Return docs/globus-compute.md. Raises LookupError for a difference without a reason."""
+    told = json.loads((HERE / "globus_compute_api.json").read_text())
+    describe = _loaded_from("globus_compute_api").described
+    lines = [NOTE, "# The SDK beside Globus Compute's\n"]
+    lines.append(
+        f"Each public name of globus-compute-sdk {told['version']}, and whether a call of it runs with the import line "
+        "changed: `from mep_sdk import Executor` for `from globus_compute_sdk import Executor`. `same`: MEP's takes "
+        "the same arguments in the same places, and may take more by keyword.\n"
+    )
+    for theirs, ours in _OUR_MODULES.items():
+        module = importlib.import_module(ours)
+        lines += [f"## {theirs}: {ours}\n", "| name | here | why |", "| --- | --- | --- |"]
+        for name, entry in told["modules"][theirs].items():
+            own = describe(getattr(module, name)) if hasattr(module, name) else None
+            lines.append(_parity_row(name, entry, own))
+            for member, part in entry.get("members", {}).items():
+                lines.append(_parity_row(f"{name}.{member}", part, (own or {}).get("members", {}).get(member)))
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "states.md": states_page,
     "errors.md": errors_page,
     "configuration.md": configuration_page,
     "engines.md": engines_page,
     "development.md": development_page,
+    "globus-compute.md": globus_page,
 }
 
 

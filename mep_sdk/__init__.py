@@ -16,18 +16,18 @@ from mep_sdk.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mep_sdk.client import Client
+    from mep_sdk.compute_serializer import ComputeSerializer
     from mep_sdk.errors import *  # noqa: F403 - every public error
     from mep_sdk.executor import Executor
     from mep_sdk.futures import TaskFuture
     from mep_sdk.shell import MPIFunction, ShellFunction, ShellResult
-    from mep_sdk.strategies import ComputeSerializer
     from mep_wire.errors import *  # noqa: F403
 
 __all__ = ["Client", "ComputeSerializer", "Executor", "MPIFunction", "ShellFunction", "ShellResult", "TaskFuture"]
 
 _HOMES = {
     "Client": "mep_sdk.client",
-    "ComputeSerializer": "mep_sdk.strategies",
+    "ComputeSerializer": "mep_sdk.compute_serializer",
     "Executor": "mep_sdk.executor",
     "MPIFunction": "mep_sdk.shell",
     "ShellFunction": "mep_sdk.shell",

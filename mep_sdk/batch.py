@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.json_values import checked_json
 from mep_sdk.serialize import serialize_arguments
-from mep_sdk.strategies import ComputeSerializer, result_ways
+from mep_sdk.strategies import Strategylike, name_of, result_ways
 from mep_sdk.task_options import Deadline, checked_options
 from mep_sdk.version import __version__
 from mep_wire import api, limits
@@ -60,7 +61,7 @@ class Batch:
         user_endpoint_config: dict[str, Any] | None = None,
         create_websocket_queue: bool = False,
         *,
-        result_serializers: list[str] | None = None,
+        result_serializers: list[Strategylike] | None = None,
         walltime_s: float | None = None,
         max_attempts: int | None = None,
         deadline: Deadline = None,
@@ -75,7 +76,7 @@ class Batch:
             check_characters(user_endpoint_config)
         self.user_endpoint_config = checked_json(user_endpoint_config, "user_endpoint_config")
         self.create_websocket_queue = create_websocket_queue
-        self.result_serializers = result_serializers
+        self.result_serializers = None if result_serializers is None else [name_of(each) for each in result_serializers]
         self.options = checked_options(walltime_s, max_attempts, deadline, deadline_s, priority)
         self.tasks: dict[str, list[bytes]] = {}
         self.task_ids: dict[str, list[str]] = {}

@@ -7,17 +7,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
 from mep_sdk.batch import Batch, UuidLike
-from mep_sdk.errors import RelayAnswerInvalid, TaskPending
+from mep_sdk.compute_serializer import ComputeSerializer
+from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
 from mep_sdk.http import RETRY_FOR_S, SILENT_S, Transport
 from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import Settings, find_settings
-from mep_sdk.strategies import ComputeSerializer
+from mep_sdk.strategies import Strategylike
 from mep_sdk.task_options import Deadline
+from mep_sdk.version import __version__
 from mep_sdk.version_mismatch import warn_of_python
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
@@ -46,14 +49,15 @@ class Client:
         *,
         allow_insecure: bool = False,
         retry_for_s: float = RETRY_FOR_S,
-        code_serialization_strategy: str | None = None,
-        data_serialization_strategy: str | None = None,
+        code_serialization_strategy: Strategylike | None = None,
+        data_serialization_strategy: Strategylike | None = None,
+        do_version_check: bool = False,
         **unrecognized: Any,
     ) -> None:
         """Find relay and token in the arguments, MEP_RELAY_URL and MEP_TOKEN, or ~/.mep/client.toml.
 
-        The two strategies, by name, say how functions and arguments are serialized where an endpoint accepts only
-        some ways, e.g. "JSONData".
+        The two strategies, by name or as in mep_sdk.serialize, say how functions and arguments are serialized where an
+        endpoint accepts only some ways, e.g. "JSONData". `do_version_check` calls `version_check`.
         `allow_insecure` permits plain http to a machine other than this one. Other keywords, as older
         scripts pass them, are named in a warning. Raises NotConfigured, InsecureRelay, SettingsFileUnsafe.
         """
@@ -62,6 +66,8 @@ class Client:
         self.settings: Settings = find_settings(relay_url, token, allow_insecure=allow_insecure)
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
+        if do_version_check:
+            self.version_check()
 
     def __repr__(self) -> str:
         return f"Client<{self.settings.relay_url}>"
@@ -70,17 +76,35 @@ class Client:
         """Close idle connections. The client stays usable."""
         self.transport.close()
 
+    def logout(self) -> None:
+        """Forget the token: later calls raise NotConfigured. Variables and files that hold it stay as they are, and the
+        relay's operator revokes it."""
+        self.transport.log_out()
+        self.settings = self.transport.settings
+
+    def version_check(self, endpoint_version: str | None = None) -> None:
+        """Raises VersionMismatch where this SDK, or an endpoint of this version, is too old for the relay."""
+        told = self._read(self.transport.get("/v2/version?service=all"), dict[str, Any])
+        checked = [("mep-sdk", __version__, told.get("min_sdk_version"))]
+        if endpoint_version is not None:
+            checked.append(("The endpoint", endpoint_version, told.get("min_ep_version")))
+        for part, version, least in checked:
+            if least and _release(version) < _release(str(least)):
+                raise VersionMismatch(part=part, version=version, least=least, url=self.settings.relay_url)
+
     # --- functions --------------------------------------------------------------------------------------
 
     def register_function(
         self,
         function: Callable[..., Any],
-        function_name: str | None = None,
-        container_uuid: UuidLike | None = None,
         description: str | None = None,
         metadata: dict[str, Any] | None = None,
         public: bool = False,
-        group: str | None = None,
+        group: UuidLike | None = None,
+        ha_endpoint_id: UuidLike | None = None,
+        *,
+        function_name: str | None = None,
+        container_uuid: UuidLike | None = None,
         searchable: bool | None = None,
         **unrecognized: Any,
     ) -> str:
@@ -89,7 +113,8 @@ class Client:
         `public` lets every user of the relay run it. `description` defaults to the docstring.
         Raises FunctionUnserializable, PayloadTooLarge.
         """
-        for name in [*unrecognized, *(["searchable"] if searchable is not None else [])]:
+        given = {"searchable": searchable, "ha_endpoint_id": ha_endpoint_id}
+        for name in [*unrecognized, *(name for name, value in given.items() if value is not None)]:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
         name = function_name or name_of(function)
         return self.register_serialized(
@@ -100,7 +125,34 @@ class Client:
                 container_uuid=str(container_uuid) if container_uuid else None,
                 metadata=metadata,
                 public=public,
-                group=group,
+                group=str(group) if group else None,
+            )
+        )
+
+    def register_source_code(
+        self,
+        source: str,
+        function_name: str,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        public: bool = False,
+        group: UuidLike | None = None,
+        ha_endpoint_id: UuidLike | None = None,
+    ) -> str:
+        """Register the function of this name in `source`, a module's text; return its id. A worker runs the text
+        once, at the first call. Raises FunctionUnserializable, PayloadTooLarge."""
+        from mep_sdk.source_code import serialize_source
+
+        if ha_endpoint_id is not None:
+            warnings.warn("The 'ha_endpoint_id' argument has no effect.", stacklevel=2)
+        return self.register_serialized(
+            api.FunctionBody(
+                function_name=function_name,
+                function_code=serialize_source(source, function_name),
+                description=description,
+                metadata=metadata,
+                public=public,
+                group=str(group) if group else None,
             )
         )
 
@@ -148,7 +200,7 @@ class Client:
         resource_specification: dict[str, Any] | None = None,
         user_endpoint_config: dict[str, Any] | None = None,
         create_websocket_queue: bool = False,
-        result_serializers: list[str] | None = None,
+        result_serializers: list[Strategylike] | None = None,
         *,
         walltime_s: float | None = None,
         max_attempts: int | None = None,
@@ -265,9 +317,74 @@ class Client:
 
     # --- endpoints --------------------------------------------------------------------------------------
 
-    def get_endpoints(self) -> list[dict[str, Any]]:
-        """Return the endpoints that you may see."""
-        return self._read(self.transport.get("/v2/endpoints"), list[dict[str, Any]])
+    def get_endpoints(self, role: str | None = None) -> list[dict[str, Any]]:
+        """Return your own endpoints; with role="any" also those that are open to all."""
+        query = f"?{urlencode({'role': role})}" if role is not None else ""
+        return self._read(self.transport.get(f"/v2/endpoints{query}"), list[dict[str, Any]])
+
+    def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
+        """Return `restricted`, whether an endpoint runs only some functions, and `functions`: their ids, or digests of
+        their code as sha256:DIGEST."""
+        allowed = self.get_endpoint_metadata(endpoint_id).get("allowed_functions")
+        return {"restricted": allowed is not None, "functions": allowed or []}
+
+    def get_worker_hardware_details(self, endpoint_id: UuidLike) -> str:
+        """Start a task that tells what a worker's machine has; return its id. `get_result` gives the text."""
+        from mep_sdk.hardware_report import hardware_report
+
+        return self.run(endpoint_id=endpoint_id, function_id=self.register_function(hardware_report))
+
+    def register_endpoint(
+        self,
+        name: str,
+        endpoint_id: UuidLike | None,
+        metadata: dict[str, Any] | None = None,
+        multi_user: bool | None = None,
+        display_name: str | None = None,
+        allowed_functions: list[UuidLike] | None = None,
+        auth_policy: UuidLike | None = None,
+        subscription_id: UuidLike | None = None,
+        public: bool | None = None,
+        high_assurance: bool | None = None,
+        admins: Sequence[UuidLike] | None = None,
+        *,
+        link_public_key: bytes = b"",
+        unseal_public_key: bytes = b"",
+    ) -> dict[str, Any]:
+        """Register an endpoint, or with `endpoint_id` change it; return what the relay answers.
+
+        It needs the two public keys of its manager and mapper, which `mep register` at the site makes and sends: use
+        that. Raises BodyInvalid without keys.
+        """
+        body = api.RegisterBody(
+            endpoint_name=name,
+            display_name=display_name,
+            metadata=metadata,
+            multi_user=bool(multi_user),
+            public=bool(public),
+            allowed_functions=None if allowed_functions is None else [str(each) for each in allowed_functions],
+            authentication_policy=str(auth_policy) if auth_policy else None,
+            subscription_uuid=str(subscription_id) if subscription_id else None,
+            high_assurance=bool(high_assurance),
+            admins=None if admins is None else [str(each) for each in admins],
+            link_public_key=link_public_key,
+            unseal_public_key=unseal_public_key,
+        )
+        method, path = ("PUT", f"/v3/endpoints/{endpoint_id}") if endpoint_id else ("POST", "/v3/endpoints")
+        return self._read(self.transport.request(method, path, msgspec.msgpack.encode(body)), dict[str, Any])
+
+    def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
+        """Remove an endpoint of yours. Tasks that wait for it fail."""
+        return self._read(self.transport.request("DELETE", f"/v2/endpoints/{endpoint_id}"), dict[str, Any])
+
+    def stop_endpoint(self, endpoint_id: UuidLike) -> None:
+        """Raises NotOffered: a relay cannot stop a process at a site."""
+        instead = f"run `mep stop NAME` where endpoint {endpoint_id} runs, or delete_endpoint() to remove it."
+        raise NotOffered(what="a way to stop an endpoint through the relay", instead=instead)
+
+    def get_result_amqp_url(self) -> dict[str, str]:
+        """Raises NotOffered: results come on the relay's own stream."""
+        raise NotOffered(what="message queues for results", instead="use an Executor, or get_batch_result().")
 
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return what an endpoint's administrator registered for it."""
@@ -329,6 +446,16 @@ def name_of(function: Callable[..., Any]) -> str:
 def doc_of(function: Callable[..., Any]) -> str | None:
     """Return a function's docstring; other callables have only their class's."""
     return inspect.getdoc(function) if inspect.isroutine(function) else None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return a version's leading numbers."""
+    found = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        found.append(int(part))
+    return tuple(found)
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -8,34 +8,42 @@ from mep_wire import errors as wire_errors
 from mep_wire.errors import MepError
 from mep_wire.text import printable_lines
 
+ComputeError = wire_errors.ComputeError
+SerdeError = wire_errors.SerdeError
+SerializationError = wire_errors.SerializationError
+DeserializationError = wire_errors.DeserializationError
+TaskExecutionFailed = wire_errors.TaskExecutionFailed
+MaxResultSizeExceeded = wire_errors.ResultTooLarge
+"""With TaskPending and VersionMismatch: the errors of Globus Compute's SDK."""
 
-class FunctionUnserializable(MepError):
+
+class FunctionUnserializable(MepError, SerializationError):
     """Function {name} cannot be sent to an endpoint: {reason}"""
 
     code = "FUNCTION_UNSERIALIZABLE"
     http_status = 422
 
 
-class ArgumentsUnserializable(MepError):
+class ArgumentsUnserializable(MepError, SerializationError):
     """The arguments of {name} cannot be sent to an endpoint: {reason}"""
 
     code = "ARGUMENTS_UNSERIALIZABLE"
     http_status = 422
 
 
-class DataCorrupt(MepError):
+class DataCorrupt(MepError, DeserializationError):
     """The serialized {what} is damaged: {reason}"""
 
     code = "DATA_CORRUPT"
 
 
-class DataUnreadable(MepError):
+class DataUnreadable(MepError, DeserializationError):
     """The {what} cannot be read {where}: {reason}"""
 
     code = "DATA_UNREADABLE"
 
 
-class RemoteError(MepError):
+class RemoteError(MepError, TaskExecutionFailed):
     """The task raised {type_name} on the endpoint, which cannot be rebuilt here: {message}"""
 
     code = "REMOTE_ERROR"
@@ -55,6 +63,7 @@ class RemoteError(MepError):
     ) -> None:
         self.type_name, self.remote_traceback = type_name, remote_traceback
         super().__init__(text=text, correlation_id=correlation_id, type_name=type_name, message=message)
+        self.remote_data = remote_traceback or self.text
 
 
 class RemoteTraceback(Exception):
@@ -128,7 +137,20 @@ class RelayAnswerMissing(MepError):
     http_status = 503
 
 
-class MpiUnavailable(MepError):
+class VersionMismatch(MepError):
+    """{part} {version} is older than {least}, the oldest that the relay at {url} works with. Upgrade it."""
+
+    code = "VERSION_MISMATCH"
+
+
+class NotOffered(MepError):
+    """MEP does not have {what}: {instead}"""
+
+    code = "NOT_OFFERED"
+    http_status = 501
+
+
+class MpiUnavailable(MepError, TaskExecutionFailed):
     """This endpoint's engine runs no MPI tasks: it has no launcher. Use an endpoint with an MPI engine."""
 
     code = "MPI_UNAVAILABLE"

@@ -20,11 +20,12 @@ from uuid import UUID
 
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.client import Client, doc_of, name_of
+from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.futures import TaskFuture
 from mep_sdk.json_values import checked_json
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
-from mep_sdk.strategies import ComputeSerializer, result_ways
+from mep_sdk.strategies import Strategylike, result_ways
 from mep_sdk.submitter import Function, Session, Target
 from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
@@ -46,24 +47,30 @@ class Executor(concurrent.futures.Executor):
     what it has submitted, for up to ten seconds, and does not wait for results: `reload_tasks` gets them later.
     """
 
+    amqp_port: int | None = None
+    """Globus Compute's; without effect, as results come from the relay's own port."""
+
     def __init__(
         self,
         endpoint_id: UuidLike | None = None,
-        container_id: UuidLike | None = None,
         client: Client | None = None,
         task_group_id: UuidLike | None = None,
         resource_specification: dict[str, Any] | None = None,
         user_endpoint_config: dict[str, Any] | None = None,
         label: str = "",
         batch_size: int = limits.MAX_TASKS_PER_SUBMIT,
+        amqp_port: int | None = None,
+        api_burst_limit: int = 4,
+        api_burst_window_s: int = 16,
+        serializer: ComputeSerializer | None = None,
+        result_serializers: Iterable[Strategylike] | None = None,
         *,
+        container_id: UuidLike | None = None,
         walltime_s: float | None = None,
         max_attempts: int | None = None,
         deadline: Deadline = None,
         deadline_s: float | None = None,
         priority: int = 0,
-        serializer: ComputeSerializer | None = None,
-        result_serializers: list[str] | None = None,
         relay_url: str | None = None,
         token: str | None = None,
         allow_insecure: bool = False,
@@ -79,17 +86,16 @@ class Executor(concurrent.futures.Executor):
         `priority`: -5 to 5, higher ones of your own waiting tasks first.
         `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
-        (names of strategies for data, tried in this order) how results are. Raises what Client raises.
+        (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
+        Compute's, and have no effect. Raises what Client raises.
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
         self._made_client = client is None
         self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
-        self.endpoint_id = endpoint_id
-        self.container_id = container_id
-        self.task_group_id = task_group_id
-        self.resource_specification = resource_specification
-        self.user_endpoint_config = user_endpoint_config
+        self.endpoint_id, self.container_id, self.task_group_id = endpoint_id, container_id, task_group_id
+        self.resource_specification, self.user_endpoint_config = resource_specification, user_endpoint_config
         self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts
         self.deadline, self.deadline_s, self.priority = deadline, deadline_s, priority
         self._options()
@@ -100,10 +106,7 @@ class Executor(concurrent.futures.Executor):
         self.task_count_submitted = 0
         self._session = Session(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
-        with _executors_lock:
-            _executors.add(self)
-        # An executor without references ends its threads once its tasks have ended.
-        weakref.finalize(self, self._session.stop, cancel_futures=False).atexit = False
+        _remember(self, self._session)
         self._complete = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -182,14 +185,15 @@ class Executor(concurrent.futures.Executor):
         self._by_object.clear()  # functions are serialized again, and registered again if the bytes differ
 
     @property
-    def result_serializers(self) -> list[str] | None:
+    def result_serializers(self) -> Iterable[Strategylike] | None:
         """In which ways results may be sent, tried in this order; None for what suits each."""
         return self._result_serializers
 
     @result_serializers.setter
-    def result_serializers(self, value: list[str] | None) -> None:
-        self._result_ways = result_ways(value or ())
-        self._result_serializers = value
+    def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
+        given = None if value is None else list(value)
+        self._result_ways = result_ways(given or ())
+        self._result_serializers = given
 
     @property
     def batch_size(self) -> int:
@@ -234,6 +238,17 @@ class Executor(concurrent.futures.Executor):
             else:
                 self._by_digest[_digest(serialize_function(fn, self._serializer.code))] = known
         return known.id
+
+    def register_source_code(self, source: str, function_name: str, **options: Any) -> str:
+        """Register the function of this name in `source`; return its id. `options` are those of
+        Client.register_source_code."""
+        return self.client.register_source_code(source, function_name, **options)
+
+    def get_worker_hardware_details(self) -> str:
+        """Return what a worker's machine has, as text. Waits for the task that tells it."""
+        from mep_sdk.hardware_report import hardware_report
+
+        return str(self.submit(hardware_report).result())
 
     def map(
         self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -415,6 +430,13 @@ _snapshots: dict[str, tuple[bytes, bytes]] = {}
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 _executors_lock = threading.RLock()
 """Held wherever `_executors` is changed or copied. One that is collected goes by itself, also while it is held."""
+
+
+def _remember(executor: Executor, session: Session) -> None:
+    with _executors_lock:
+        _executors.add(executor)
+    # An executor without references ends its threads once its tasks have ended.
+    weakref.finalize(executor, session.stop, cancel_futures=False).atexit = False
 
 
 def _forked() -> None:

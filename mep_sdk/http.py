@@ -24,7 +24,7 @@ from mep_sdk.connection import CONNECT_TIMEOUT_S, Proxy, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import Settings
 from mep_wire import api
-from mep_wire.errors import MepError, RelayUnreachable, rebuild
+from mep_wire.errors import MepError, NotConfigured, RelayUnreachable, rebuild
 from mep_wire.text import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class Transport:
         nothing for `silent_s` seconds is not tried again within SILENT_S. Raises RelayUnreachable after that;
         RelayAnswerInvalid; else the error that the relay answered.
         """
+        if "Authorization" not in self._headers:
+            raise NotConfigured(what="A token", remedy="This client has logged out: make a new one.")
         started = time.monotonic()
         allowed_s = self.retry_for_s if retry_for_s is None else retry_for_s
         backoff = Backoff(_FIRST_PAUSE_S)
@@ -138,6 +140,12 @@ class Transport:
             connections, self._connections = self._connections, None
         if connections is not None:
             connections.close()
+
+    def log_out(self) -> None:
+        """Forget the token."""
+        self._headers.pop("Authorization", None)
+        self.settings = Settings(self.settings.relay_url, "")
+        self.close()
 
     def _once(self, method: str, path: str, body: bytes | None, silent_s: float) -> Answer:
         from urllib3.exceptions import ProtocolError

@@ -8,6 +8,7 @@ endpoint can refuse what its site does not allow before any worker sees it. Call
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -39,40 +40,27 @@ DATA_STRATEGIES: dict[str, frozenset[str]] = {
 }
 """Which of our ways a strategy for arguments and results stands for."""
 _PACKAGES = ("globus_compute_sdk.serialize.concretes.", "globus_compute_sdk.serialize.", "mep_sdk.serialize.")
-_WILDCARDS = {"globus_compute_sdk.*Code": _CODE, "globus_compute_sdk.*Data": _DATA}
+WILDCARDS = {"globus_compute_sdk.*Code": _CODE, "globus_compute_sdk.*Data": _DATA}
 
 
 class StrategyUnknown(ValueError):
     """A name that is no strategy; the text says which there are."""
 
 
-def name_of(strategy: str) -> str:
-    """Return the bare name of a strategy, from an import path or a bare name. Raises StrategyUnknown."""
-    package = next((each for each in _PACKAGES if strategy.startswith(each)), "")
-    name = strategy.removeprefix(package)
+Strategylike = Any
+"""A strategy by name or import path, its class, or an instance (see strategy_classes)."""
+
+
+def name_of(strategy: Strategylike) -> str:
+    """Return the bare name of a strategy. Raises StrategyUnknown."""
+    kind = strategy if isinstance(strategy, type) else type(strategy)
+    given = str(strategy) if issubclass(kind, str) and strategy is not kind else kind.__name__
+    package = next((each for each in _PACKAGES if given.startswith(each)), "")
+    name = given.removeprefix(package)
     if name not in CODE_STRATEGIES and name not in DATA_STRATEGIES:
         known = ", ".join([*CODE_STRATEGIES, *DATA_STRATEGIES])
         raise StrategyUnknown(f"{strategy!r} is not a serialization strategy; there are {known}")
     return name
-
-
-class ComputeSerializer:
-    """Which strategies a client or an executor serializes with; None for what suits each function and value best."""
-
-    def __init__(self, strategy_code: str | None = None, strategy_data: str | None = None) -> None:
-        """Take strategies by name, as CODE_STRATEGIES and DATA_STRATEGIES have them. Raises StrategyUnknown, or
-        ValueError for a strategy of the other kind."""
-        self.code = None if strategy_code is None else name_of(strategy_code)
-        self.data = None if strategy_data is None else name_of(strategy_data)
-        if self.code is not None and self.code not in CODE_STRATEGIES:
-            raise ValueError(f"{self.code} is for data, not for functions")
-        if self.data is not None and self.data not in DATA_STRATEGIES:
-            raise ValueError(f"{self.data} is for functions, not for data")
-
-    @property
-    def as_json(self) -> bool:
-        """Whether arguments travel as JSON."""
-        return self.data is not None and PICKLED not in DATA_STRATEGIES[self.data]
 
 
 class Allowed:
@@ -83,7 +71,7 @@ class Allowed:
         self._names = list(names)
         self._code, self._data = frozenset[str](), frozenset[str]()
         for name in self._names:
-            if (ways := _WILDCARDS.get(name)) is None:
+            if (ways := WILDCARDS.get(name)) is None:
                 bare = name_of(name)
                 ways = CODE_STRATEGIES.get(bare) or DATA_STRATEGIES[bare]
             self._code |= ways & _CODE
@@ -164,7 +152,7 @@ def only(record: SerializedFunction, ways: frozenset[str], data: frozenset[str] 
     return msgspec.structs.replace(record, pickled=kept) if kept else None
 
 
-def result_ways(names: Iterable[str]) -> list[str]:
+def result_ways(names: Iterable[Strategylike]) -> list[str]:
     """Return in which ways to try to send a result, in order, for `result_serializers`. Raises StrategyUnknown."""
     found: dict[str, None] = {}
     for name in names:

@@ -14,7 +14,52 @@ from typing import ClassVar
 from mep_wire.text import printable, printable_lines
 
 
-class MepError(Exception):
+class ComputeError(Exception):
+    """Base of every error of MEP's. This and the next four have the names and places of Globus Compute's."""
+
+
+class SerdeError(ComputeError):
+    """Something could not be made into bytes, or from bytes."""
+
+    def __init__(self, reason: object = "") -> None:
+        super().__init__(reason)
+
+    @property
+    def reason(self) -> str:
+        """Why it could not."""
+        fields: dict[str, object] = getattr(self, "fields", {})
+        return str(fields.get("reason") or self.args[0])
+
+
+class SerializationError(SerdeError):
+    """Something could not be made into bytes."""
+
+
+class DeserializationError(SerdeError):
+    """Something could not be made from bytes."""
+
+
+class TaskExecutionFailed(ComputeError):
+    """A task did not succeed, and its function did not raise an exception that can be rebuilt here.
+
+    `remote_data` says why, `completion_t` when (seconds since the epoch, as text), if that is known.
+    """
+
+    completion_t: str | None = None
+    task_details: dict[str, object] | None = None
+
+    def __init__(
+        self, remote_data: str = "", completion_t: str | None = None, task_details: dict[str, object] | None = None
+    ) -> None:
+        self.remote_data = remote_data
+        if completion_t is not None:
+            self.completion_t = completion_t
+        if task_details is not None:
+            self.task_details = task_details
+        super().__init__(remote_data)
+
+
+class MepError(ComputeError):
     """Something went wrong that has no name of its own: give the correlation id to the administrator."""
 
     code: ClassVar[str] = "MEP_ERROR"
@@ -379,7 +424,7 @@ class ProtocolMismatch(MepError):
 # --- running a task ---------------------------------------------------------------------------------
 
 
-class TaskFailed(MepError):
+class TaskFailed(MepError, TaskExecutionFailed):
     """The task raised an exception on the endpoint."""
 
     code = "TASK_FAILED"
@@ -391,80 +436,80 @@ class ResourceSpecInvalid(MepError):
     code = "RESOURCE_SPEC_INVALID"
 
 
-class FunctionUnloadable(MepError):
+class FunctionUnloadable(MepError, DeserializationError, TaskExecutionFailed):
     """The function cannot be loaded on the endpoint: {reason}"""
 
     code = "FUNCTION_UNLOADABLE"
 
 
-class ResultUnserializable(MepError):
+class ResultUnserializable(MepError, SerializationError, TaskExecutionFailed):
     """The function returned something that cannot be serialized: {reason}"""
 
     code = "RESULT_UNSERIALIZABLE"
 
 
-class ResultTooLarge(MepError):
+class ResultTooLarge(MepError, TaskExecutionFailed):
     """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path."""
 
     code = "RESULT_TOO_LARGE"
 
 
-class OutOfMemory(MepError):
+class OutOfMemory(MepError, TaskExecutionFailed):
     """Your process at the site ran out of memory ({limit}). Use less, or ask its administrators."""
 
     code = "OUT_OF_MEMORY"
 
 
-class TooManyProcesses(MepError):
+class TooManyProcesses(MepError, TaskExecutionFailed):
     """Your process at the site reached its number of processes and threads ({limit}). Start fewer."""
 
     code = "TOO_MANY_PROCESSES"
 
 
-class WorkerLost(MepError):
+class WorkerLost(MepError, TaskExecutionFailed):
     """The worker process that ran the task died: {reason}"""
 
     code = "WORKER_LOST"
 
 
-class UserEndpointLost(MepError):
+class UserEndpointLost(MepError, TaskExecutionFailed):
     """The user endpoint that ran the task ended before the task did: {reason}"""
 
     code = "USER_ENDPOINT_LOST"
 
 
-class EngineFailed(MepError):
+class EngineFailed(MepError, TaskExecutionFailed):
     """The endpoint's engine cannot run tasks: {reason}"""
 
     code = "ENGINE_FAILED"
 
 
-class WalltimeExceeded(MepError):
+class WalltimeExceeded(MepError, TaskExecutionFailed):
     """The task ran longer than its walltime of {walltime_s} s and was ended."""
 
     code = "WALLTIME_EXCEEDED"
 
 
-class WalltimeTooLong(MepError):
+class WalltimeTooLong(MepError, TaskExecutionFailed):
     """The task's walltime of {walltime_s} s fits no block here: {reason}. Ask for less, or for longer blocks."""
 
     code = "WALLTIME_TOO_LONG"
 
 
-class SerializerNotAllowed(MepError):
+class SerializerNotAllowed(MepError, TaskExecutionFailed):
     """The endpoint does not accept how the {what} was serialized ({given}). It accepts: {accepted}."""
 
     code = "SERIALIZER_NOT_ALLOWED"
     http_status = 422
 
 
-class TaskCancelled(MepError):
+class TaskCancelled(MepError, TaskExecutionFailed):
     """The task was cancelled."""
 
     code = "TASK_CANCELLED"
 
 
-class TaskExpired(MepError):
+class TaskExpired(MepError, TaskExecutionFailed):
     """The task was not finished within its deadline."""
 
     code = "TASK_EXPIRED"

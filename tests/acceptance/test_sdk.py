@@ -147,6 +147,18 @@ def test_a_frozen_exception_is_its_own_tasks_failure(executor):
     assert [future.result(WAIT_S) for future in others] == [1, 2, 3, 4, 5]
 
 
+def test_source_code_and_hardware(place, executor):
+    function_id = executor.register_source_code("import math\n\ndef root(x):\n    return math.sqrt(x)\n", "root")
+    assert executor.submit_to_registered_function(function_id, (9,)).result(WAIT_S) == 3.0
+    assert "processors" in executor.get_worker_hardware_details()
+    client = place.client()
+    task_id = client.get_worker_hardware_details(place.endpoint.endpoint_id)
+    assert client.get_task(task_id)["task_id"] == task_id
+    client.version_check("99.0")
+    assert place.endpoint.endpoint_id in {each["uuid"] for each in client.get_endpoints(role="owner")}
+    assert client.get_allowed_functions(place.endpoint.endpoint_id) == {"restricted": False, "functions": []}
+
+
 def test_ten_thousand_tasks(executor):
     futures = [executor.submit(add, number, number) for number in range(10_000)]
     assert sum(future.result(60) for future in futures) == 9999 * 10_000
