@@ -14,7 +14,7 @@ from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, Id
 from relay.api.context import Service
 from relay.api.http import Request
 from relay.api.json_values import plain
-from relay.api.user_config_check import MAX_SCHEMA_BYTES, check_schema
+from relay.api.user_config_check import MAX_SCHEMA_BYTES
 from relay.dispatch.live_state import durable
 from relay.store.records import Caller, EndpointRecord
 
@@ -67,7 +67,7 @@ def _key(value: object, name: str, text_form: str) -> bytes:
     return raw
 
 
-def _check_body(body: RegisterBody) -> None:
+async def _check_body(service: Service, body: RegisterBody) -> None:
     """Check a registration and make its free-form parts plain. Raises BodyInvalid or PayloadTooLarge."""
     if not body.endpoint_name or len(body.endpoint_name) > MAX_NAME or not body.endpoint_name.isprintable():
         raise BodyInvalid(reason=f"endpoint_name: 1 to {MAX_NAME} printable characters")
@@ -76,7 +76,7 @@ def _check_body(body: RegisterBody) -> None:
     body.metadata = plain(body.metadata, "metadata", MAX_METADATA_BYTES)
     if body.user_config_schema is not None:
         body.user_config_schema = plain(body.user_config_schema, "user_config_schema", MAX_SCHEMA_BYTES)
-        check_schema(body.user_config_schema)
+        await service.checks.check_schema(body.user_config_schema)
 
 
 def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointRecord | None) -> EndpointRecord:
@@ -117,7 +117,7 @@ async def update(service: Service, request: Request) -> RegisterAnswer:
 
 async def _put(service: Service, request: Request, endpoint_id: str, old: EndpointRecord | None) -> RegisterAnswer:
     body: RegisterBody = request.body
-    _check_body(body)
+    await _check_body(service, body)
     record = _record(endpoint_id, body, request.caller, old)
     owner = service.store.identity_set(record.owner, request.caller.identity_id)
     if owner is None:

@@ -56,6 +56,8 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Results in one answer; a larger one comes alone."""
 READ_PAGE = 256
 """Tasks looked up before other requests have their turn."""
+GROUP_PAGE = 10_000
+"""The same for ids alone."""
 
 
 async def submit(service: Service, request: Request) -> SubmitAnswer:
@@ -64,7 +66,7 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
     endpoint = endpoints.usable(service, request.path[0], request.caller)
     config = plain(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
     runtime = _runtime(body)
-    service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
+    await service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
     submission = Submission(
@@ -301,8 +303,13 @@ async def group(service: Service, request: Request) -> TaskGroupAnswer:
     found = service.store.group(request.path[0])
     if found is None or found.owner != request.caller.account_id:
         raise TaskGroupNotFound(task_group_id=request.path[0])
-    ids = service.store.group_tasks(found.row)
-    return TaskGroupAnswer(taskgroup_id=found.group_id, tasks=[{"id": uuid_text(task_id)} for task_id in ids])
+    tasks: list[dict[str, str]] = []
+    after = 0
+    while page := service.store.group_tasks(found.row, after, GROUP_PAGE):
+        tasks += [{"id": uuid_text(task_id)} for _, task_id in page]
+        after = page[-1][0]
+        await asyncio.sleep(0)
+    return TaskGroupAnswer(taskgroup_id=found.group_id, tasks=tasks)
 
 
 async def cancel(service: Service, request: Request) -> CancelAnswer:

@@ -6,11 +6,13 @@ schema, patterns run on re2 (linear time), and a check that takes too long is a 
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jsonschema
 import re2
@@ -21,14 +23,20 @@ from referencing import Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
+from mep_wire.errors import BodyInvalid, RelayBusy, UserConfigInvalid, UserConfigReserved
 from mep_wire.ids import canonical_json
 from mep_wire.limits import RESERVED_TEMPLATE_VARIABLES
 from mep_wire.user_values import check_characters
 
+T = TypeVar("T")
+
 MAX_SCHEMA_BYTES = 256 * 1024
+QUICK_S = 0.01
+"""How long a check may take in the event loop's thread; one that takes longer is made in another."""
 CHECK_S = 0.5
 """Longest that one check may take."""
+MAX_SLOW = 16
+"""Most slow checks that run or wait; they run one at a time."""
 KEPT = 256
 """The number of endpoints with a cached validator."""
 MAX_REASON = 500
@@ -106,9 +114,9 @@ def _class_for(schema: Mapping[str, Any]) -> Any:
     return made
 
 
-def _first_error(validator: Any, value: Any) -> ValidationError | None:
+def _first_error(validator: Any, value: Any, limit_s: float = CHECK_S) -> ValidationError | None:
     """Return the first error. Raises _CHECK_FAILURES."""
-    token = _deadline.set(time.monotonic() + CHECK_S)
+    token = _deadline.set(time.monotonic() + limit_s)
     try:
         return next(iter(validator.iter_errors(value)), None)
     finally:
@@ -175,9 +183,11 @@ class UserConfigChecks:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[Mapping[str, Any], Any]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "schema-check")
+        self._slow = 0
 
-    def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-        """Raises UserConfigReserved or UserConfigInvalid. `config` is plain (see relay.api.json_values)."""
+    async def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+        """Raises UserConfigReserved, UserConfigInvalid or RelayBusy. `config` is plain (see relay.api.json_values)."""
         for key in config:
             if key in RESERVED_TEMPLATE_VARIABLES:
                 raise UserConfigReserved(key=key)
@@ -185,12 +195,32 @@ class UserConfigChecks:
         if schema is None:
             return
         try:
-            error = _first_error(self._validator(endpoint_id, schema), config)
+            error = await self._error(self._validator(endpoint_id, schema), config)
         except _CHECK_FAILURES as failure:
             reason = f"the endpoint's schema cannot be applied to it ({type(failure).__name__})"
             raise UserConfigInvalid(key="(top level)", reason=reason, detail=str(failure)) from failure
         if error is not None:
             raise UserConfigInvalid(key=_where(error), reason=error.message[:MAX_REASON])
+
+    async def _error(self, validator: Any, config: Mapping[str, Any]) -> ValidationError | None:
+        """Return the first error. Raises _CHECK_FAILURES or RelayBusy."""
+        try:
+            return _first_error(validator, config, QUICK_S)
+        except _TooSlow:
+            return await self._in_thread(_first_error, validator, config)
+
+    async def check_schema(self, schema: Mapping[str, Any]) -> None:
+        """Check an endpoint's user_config_schema, made plain, at its registration. Raises BodyInvalid or RelayBusy."""
+        await self._in_thread(check_schema, schema)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._slow >= MAX_SLOW:
+            raise RelayBusy(what="everybody's")
+        self._slow += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        finally:
+            self._slow -= 1
 
     def _validator(self, endpoint_id: str, schema: Mapping[str, Any]) -> Any:
         kept = self._kept.get(endpoint_id)

@@ -283,8 +283,8 @@ class TaskReads(Protocol):
     def group(self, group_id: str) -> GroupRef | None:
         """Return a task group."""
 
-    def group_tasks(self, group_row: int) -> list[bytes]:
-        """Return a group's task ids in order of submission."""
+    def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """Return rows and ids of a group's tasks after a row, in order of submission, up to `limit`."""
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         """Return a group's endings with a sequence number above `after`, in order: at least one (if there is

@@ -266,8 +266,8 @@ class DelegatingStore:
     def group(self, group_id: str) -> GroupRef | None:
         return self._inner.group(group_id)
 
-    def group_tasks(self, group_row: int) -> list[bytes]:
-        return self._inner.group_tasks(group_row)
+    def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
+        return self._inner.group_tasks(group_row, after, limit)
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         return self._inner.completions(group_row, after, limit, max_bytes)

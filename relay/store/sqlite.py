@@ -686,8 +686,8 @@ class SqliteStore:
         row = self._one(sql.GROUP, group_id)
         return _group(row) if row else None
 
-    def group_tasks(self, group_row: int) -> list[bytes]:
-        return [row[0] for row in self._all(sql.GROUP_TASKS, group_row)]
+    def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
+        return self._all(sql.GROUP_TASKS, group_row, after, limit)
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         try:

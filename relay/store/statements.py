@@ -238,7 +238,7 @@ TASK_BRIEF = (
     "WHERE t.task_id = ?"
 )
 GROUP = "SELECT group_row, group_id, owner FROM task_groups WHERE group_id = ?"
-GROUP_TASKS = "SELECT task_id FROM tasks WHERE group_row = ? ORDER BY row"
+GROUP_TASKS = "SELECT row, task_id FROM tasks WHERE group_row = ? AND row > ? ORDER BY row LIMIT ?"
 COMPLETIONS = (
     "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id "
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"

@@ -129,7 +129,9 @@ def scene(plain: Store) -> Audited:
 
 
 def from_uep(scene: Audited, row: int, state: TaskState = TaskState.SUCCESS, **fields: Any) -> Ending:
-    record = next(r for r in scene.store.tasks(scene.store.group_tasks(1)) if r.row == row)
+    record = next(
+        r for r in scene.store.tasks([task_id for _, task_id in scene.store.group_tasks(1, 0, 99)]) if r.row == row
+    )
     return Ending(row=row, state=state, task_id=record.task_id, **fields)
 
 

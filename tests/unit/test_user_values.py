@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_refused_everywhere_with_the_key(config: dict[str, Any], key: str, reaso
         Executor(ENDPOINT, user_endpoint_config=config, relay_url="https://relay.example.org", token="t")
 
     def by_relay() -> None:
-        UserConfigChecks().check("e", None, config)
+        asyncio.run(UserConfigChecks().check("e", None, config))
 
     for step in (by_batch, by_executor, by_relay, lambda: settings(ENGINE, config)):
         with pytest.raises(UserConfigInvalid) as caught:
@@ -53,7 +54,7 @@ def test_refused_everywhere_with_the_key(config: dict[str, Any], key: str, reaso
 def test_taken(config: dict[str, Any]) -> None:
     check_characters(config)
     Batch(None, user_endpoint_config=config)
-    UserConfigChecks().check("e", None, config)
+    asyncio.run(UserConfigChecks().check("e", None, config))
     settings(ENGINE, config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
+from relay.api import user_config_check
 from relay.api.user_config_check import KEPT, UserConfigChecks, check_schema
 
 VALUES = st.recursive(
@@ -35,7 +37,7 @@ SCHEMA: dict[str, Any] = {
 def test_the_verdict_is_that_of_jsonschema(config: dict[str, Any]) -> None:
     plain = jsonschema.Draft202012Validator(SCHEMA).is_valid(config)
     try:
-        UserConfigChecks().check("e", SCHEMA, config)
+        asyncio.run(UserConfigChecks().check("e", SCHEMA, config))
         ours = True
     except UserConfigInvalid as error:
         ours = False
@@ -45,7 +47,7 @@ def test_the_verdict_is_that_of_jsonschema(config: dict[str, Any]) -> None:
 
 def test_nested_keys_are_named() -> None:
     with pytest.raises(UserConfigInvalid, match=r": b\.1: "):
-        UserConfigChecks().check("e", SCHEMA, {"b": [1, "long"]})
+        asyncio.run(UserConfigChecks().check("e", SCHEMA, {"b": [1, "long"]}))
 
 
 def test_another_draft_means_what_it_says() -> None:
@@ -53,7 +55,7 @@ def test_another_draft_means_what_it_says() -> None:
     draft4["properties"]["n"]["exclusiveMaximum"] = True  # type: ignore[index]
     check_schema(draft4)
     with pytest.raises(UserConfigInvalid):
-        UserConfigChecks().check("e", draft4, {"n": 3})
+        asyncio.run(UserConfigChecks().check("e", draft4, {"n": 3}))
     with pytest.raises(BodyInvalid):
         check_schema({**draft4, "$schema": "https://json-schema.org/draft/2020-12/schema"})
 
@@ -62,17 +64,17 @@ def test_reserved_names_come_before_the_schema() -> None:
     checks = UserConfigChecks()
     for name in ("mapped_identity", "_GC", "_MEP", "namespace"):
         with pytest.raises(UserConfigReserved, match=name):
-            checks.check("e", None, {name: {}})
-    checks.check("e", None, {"anything": ["goes"]})
+            asyncio.run(checks.check("e", None, {name: {}}))
+    asyncio.run(checks.check("e", None, {"anything": ["goes"]}))
 
 
 def test_a_changed_schema_is_noticed_and_memory_is_bounded() -> None:
     checks = UserConfigChecks()
-    checks.check("e", {"properties": {"a": {"type": "string"}}}, {"a": "x"})
+    asyncio.run(checks.check("e", {"properties": {"a": {"type": "string"}}}, {"a": "x"}))
     with pytest.raises(UserConfigInvalid):
-        checks.check("e", {"properties": {"a": {"type": "integer"}}}, {"a": "x"})
+        asyncio.run(checks.check("e", {"properties": {"a": {"type": "integer"}}}, {"a": "x"}))
     for number in range(KEPT + 10):
-        checks.check(f"e{number}", {}, {})
+        asyncio.run(checks.check(f"e{number}", {}, {}))
     assert len(checks._kept) == KEPT
 
 
@@ -128,5 +130,31 @@ def test_a_costly_check_is_a_quick_refusal(case: int) -> None:
     schema, config = costly()[case]
     before = time.monotonic()
     with pytest.raises(UserConfigInvalid):
-        UserConfigChecks().check("e", schema, config)
+        asyncio.run(UserConfigChecks().check("e", schema, config))
     assert time.monotonic() - before < 30
+
+
+def test_while_a_costly_check_runs_the_event_loop_goes_on() -> None:
+    async def run() -> int:
+        schema, config = costly()[0]
+        check = asyncio.ensure_future(UserConfigChecks().check("e", schema, config))
+        turns = 0
+        while not check.done():
+            await asyncio.sleep(0)
+            turns += 1
+        with pytest.raises(UserConfigInvalid):
+            check.result()
+        return turns
+
+    assert asyncio.run(run()) > 10  # in the loop's thread, it is done after the first turn
+
+
+def test_costly_checks_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_config_check, "MAX_SLOW", 2)
+
+    async def run() -> list[str]:
+        checks, (schema, config) = UserConfigChecks(), costly()[0]
+        ends = await asyncio.gather(*(checks.check("e", schema, config) for _ in range(3)), return_exceptions=True)
+        return sorted(type(end).__name__ for end in ends)
+
+    assert asyncio.run(run()) == ["RelayBusy", "UserConfigInvalid", "UserConfigInvalid"]
