@@ -64,7 +64,8 @@ class VerifiedStart(msgspec.Struct, frozen=True, kw_only=True):
     join_token: bytes
     local_user: str
     mapped_identity: dict[str, Any]
-    """`{"local": {"uname": ...}, "globus": {"id": ..., "username": ..., ...}}`, for templates."""
+    """`{"local": {"uname": ...}, "globus": {"id": ..., "username": ..., ...}}`, for templates. The keeper adds the rest
+    of `local` from NSS."""
 
 
 build_struct_info(__name__)

@@ -1,6 +1,6 @@
-"""The descriptors that the keeper leaves a user endpoint: 3 verified start, 4 bundle, 5 report channel.
+"""The descriptors that the keeper leaves a user endpoint: 3 verified start, 4 bundle, 5 report channel, 6 account.
 
-The contents of 3 and 4 were sealed before the keeper saw them. The seals are checked again here, so that no process
+The contents of 3 and 4 were sealed before the keeper saw them, and 6 by the keeper. The seals are checked again here, so that no process
 of the same user can change them while they are read. Called by main.
 """
 
@@ -10,9 +10,10 @@ import fcntl
 import os
 import stat
 
-START_FD, BUNDLE_FD, REPORT_FD = 3, 4, 5
+START_FD, BUNDLE_FD, REPORT_FD, ACCOUNT_FD = 3, 4, 5, 6
 MAX_START_BYTES = 512 * 1024
 MAX_BUNDLE_BYTES = 8 * 1024 * 1024 + 64 * 1024
+MAX_ACCOUNT_BYTES = 8 * 1024 * 1024
 _F_GET_SEALS = 1034
 _ALL_SEALS = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE, fcntl(2)
 
@@ -35,6 +36,15 @@ def read_and_close(descriptor: int, cap: int) -> bytes:
         raise NotInherited(f"descriptor {descriptor}: {error.strerror}") from None
     finally:
         close_quietly(descriptor)
+
+
+def read_account() -> bytes:
+    """Return the keeper's document on the account; empty from a keeper of an older version. Raises NotInherited."""
+    try:
+        os.fstat(ACCOUNT_FD)
+    except OSError:
+        return b""
+    return read_and_close(ACCOUNT_FD, MAX_ACCOUNT_BYTES)
 
 
 def close_quietly(descriptor: int) -> None:

@@ -1,7 +1,7 @@
 """The user endpoint: a process of the mapped user's, started by a keeper, with nothing of root's left.
 
 It must not be root, and touches the user's own files under ~/.mep/uep, the relay (outbound) and its workers.
-It trusts the sealed documents that its keeper left on descriptors 3 and 4. Having imported only the modules that all
+It trusts the sealed documents that its keeper left on descriptors 3, 4 and 6. Having imported only the modules that all
 of them need, it forks the child that renders the template and the server that forks workers. While the
 child renders, it connects to the relay. It joins once its engine is ready.
 """
@@ -57,8 +57,9 @@ def _start_and_serve(reporter: Reporter) -> None:
     try:
         start = inherited_fds.read_and_close(inherited_fds.START_FD, inherited_fds.MAX_START_BYTES)
         bundle = inherited_fds.read_and_close(inherited_fds.BUNDLE_FD, inherited_fds.MAX_BUNDLE_BYTES)
+        account = inherited_fds.read_account()
     except inherited_fds.NotInherited as error:
         raise StartFailure("START_FAILED", _NOT_STARTED, str(error)) from error
     from user_endpoint.startup import Starting
 
-    Starting(start, bundle, reporter).serve()
+    Starting(start, bundle, account, reporter).serve()

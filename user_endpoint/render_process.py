@@ -14,12 +14,13 @@ import select
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from mep_wire.bundle import decode_bundle
 from mep_wire.errors import MepError
-from mep_wire.start_request import decode_start, decode_verified_start
+from mep_wire.start_request import VerifiedStart, decode_start, decode_verified_start
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.process_exit import run_and_exit
 from user_endpoint.settings import UepSettings, decode_settings
@@ -28,13 +29,15 @@ from user_endpoint.shortage import interrupted, killed, reason_of
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+_account_decoder = msgspec.json.Decoder(dict[str, Any])
 _failure_decoder = msgspec.msgpack.Decoder(tuple[str, str, str])
 
 
 class Rendering:
     """A child that renders; `result` waits for it."""
 
-    def __init__(self, start: bytes, bundle: bytes, close: Sequence[int]) -> None:
+    def __init__(self, start: bytes, bundle: bytes, account: bytes = b"", *, close: Sequence[int]) -> None:
+        """`account` is the keeper's document on the local account; empty if there is none."""
         self._read, write = os.pipe2(os.O_CLOEXEC)
         self._began = time.monotonic()
         self._pid = os.fork()
@@ -42,7 +45,7 @@ class Rendering:
             for descriptor in (self._read, *close):
                 os.close(descriptor)
             run_and_exit(
-                lambda: _child(write, start, bundle),
+                lambda: _child(write, start, bundle, account),
                 lambda detail: _write_all(write, _failure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, detail)),
             )
         os.close(write)
@@ -85,9 +88,9 @@ class Rendering:
         return b"".join(parts)
 
 
-def _child(write: int, start: bytes, bundle: bytes) -> int:
+def _child(write: int, start: bytes, bundle: bytes, account: bytes) -> int:
     gc.disable()
-    _write_all(write, _render(start, bundle))
+    _write_all(write, _render(start, bundle, account))
     return 0
 
 
@@ -101,13 +104,20 @@ def _failure(code: str, public: str, detail: str) -> bytes:
     return b"E" + msgspec.msgpack.encode((code, public, detail))
 
 
-def _render(start: bytes, bundle: bytes) -> bytes:
+def _mapped_identity(verified: VerifiedStart, account: bytes) -> dict[str, Any]:
+    """Return `mapped_identity`: the relay's identity as the mapper gives it, the account as the keeper's NSS does."""
+    known = verified.mapped_identity
+    return {**known, "local": {**known.get("local", {}), **(_account_decoder.decode(account) if account else {})}}
+
+
+def _render(start: bytes, bundle: bytes, account: bytes) -> bytes:
     try:
         from user_endpoint.render import render_settings  # the parent never pays for these
 
         verified = decode_verified_start(start)
         document = decode_bundle(bundle)
-        settings = render_settings(document, decode_start(verified.request), verified.mapped_identity)
+        mapped_identity = _mapped_identity(verified, account)
+        settings = render_settings(document, decode_start(verified.request), mapped_identity)
     except MepError as error:
         return _failure(error.code, error.text, error.detail)
     except (MemoryError, OSError) as error:

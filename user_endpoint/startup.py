@@ -55,9 +55,9 @@ class Servers:
 class Starting:
     """One user endpoint on its way up."""
 
-    def __init__(self, start: bytes, bundle: bytes, reporter: Reporter) -> None:
+    def __init__(self, start: bytes, bundle: bytes, account: bytes, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._rendering = Rendering(start, bundle, close=(reporter.fileno(),))
+        self._rendering = Rendering(start, bundle, account, close=(reporter.fileno(),))
         self._servers = Servers(fork_server(close=(reporter.fileno(), self._rendering.fileno())))
         try:
             self._verified = decode_verified_start(start)

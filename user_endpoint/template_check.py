@@ -37,7 +37,10 @@ _RUNTIME = {
     "mep_sdk_version": "1.0.0",
 }
 _IDENTITY: dict[str, dict[str, Any]] = {
-    "local": {"uname": "sample", "uid": 1000, "gid": 1000, "gecos": "", "dir": "/home/sample", "shell": "/bin/sh"},
+    "local": {
+        "uname": "sample", "uid": 1000, "gid": 1000, "groups": [1000], "group_names": ["sample"], "gecos": "",
+        "dir": "/home/sample", "shell": "/bin/sh",
+    },
     "globus": {
         "id": "00000000-0000-4000-8000-000000000000", "username": "sample@example.org", "name": "Sample",
         "email": "sample@example.org", "organization": "", "identity_provider": "", "identity_type": "login",

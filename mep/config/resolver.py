@@ -11,7 +11,7 @@ import os
 import pwd
 import stat
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,21 @@ def _schema(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any] | 
     return read_schema(path, required=options.user_config_schema_path is not None, owner=os.geteuid())
 
 
+_PRIVATE = frozenset(
+    {
+        "admins", "policy", "pam", "pre_start_hook", "post_stop_hook", "manager_account", "mapper_account",
+        "identity_mapping_config_path", "audit_log_path", "task_log_path", "log_path",
+    }
+)  # fmt: skip
+"""Keys of config.yaml that templates don't get, because every person can read `parent_config` in their own process."""
+
+
+def _parent_config(options: EndpointOptions, registration: Registration, *, multi_user: bool) -> dict[str, Any]:
+    """Return config.yaml as templates see it: every public key, with its default where it isn't given."""
+    public = {key: value for key, value in asdict(options).items() if key not in _PRIVATE}
+    return {**public, "relay_url": registration.relay_url, "multi_user": multi_user}
+
+
 def _bundle(
     where: EndpointPaths,
     document: Document,
@@ -164,7 +179,6 @@ def _bundle(
 ) -> bytes:
     options, owner = document.options, os.geteuid()
     template = find_file(where.config_dir, options.user_config_template_path, names.TEMPLATE, names.TEMPLATE_OLD)
-    declared = {f.name for f in fields(EndpointOptions)}
     bundle = UepBundle(
         endpoint_id=registration.endpoint_id,
         endpoint_name=where.name,
@@ -174,7 +188,7 @@ def _bundle(
         templates=read_templates(template, where.config_dir, owner),
         schema=schema,
         user_environment=read_environment(where.config_dir / names.ENVIRONMENT, owner),
-        parent_config={key: value for key, value in document.values.items() if key in declared},
+        parent_config=_parent_config(options, registration, multi_user=multi_user),
         allowed_functions=options.allowed_functions,
         function_pins=pins_for(where, options.allowed_functions, owner),
         multi_user=multi_user,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
 import pathlib
+import pwd
 import shutil
 from typing import Any
 
@@ -13,6 +16,7 @@ from sitekit.errors import SiteError
 from mep_wire.errors import MepError
 from tests.support.pam import Site as PamSite
 from tests.support.place import make_place
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 RESULT_S = 60
@@ -90,6 +94,46 @@ def test_what_a_person_reads_of_a_refusal() -> None:
             assert "PAM_ACCOUNT" in place.log() and "pam_acct_mgmt" in place.log()
     finally:
         pam.close()
+
+
+def test_logins_that_are_off_and_on_again() -> None:
+    """With nologin the task waits, the person reads its text, and the task runs once the file is gone."""
+    pam = PamSite()
+    try:
+        notice = pam.write("nologin", "Maintenance until noon.\n")
+        pam.define(f"account required pam_nologin.so file={notice}")
+        with make_place("multi", "off") as place:
+            place.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
+            place.endpoint.start()
+            with place.executor("alice") as executor:
+                future = executor.submit(pow, 2, 5)
+                reason = until("the reason is shown", lambda: executor.client.get_task(future.task_id).get("reason"))
+                assert "Maintenance until noon" in reason and "Your tasks wait" in reason
+                assert not future.done()
+                notice.unlink()
+                assert future.result(timeout=RESULT_S) == 32
+    finally:
+        pam.close()
+
+
+def test_what_a_template_knows_of_the_account_and_the_endpoint() -> None:
+    """By a real start: all that `mep check` supposes, from this host's NSS, and the defaults of config.yaml."""
+    said = "{{ [_GC.mapped_identity.local, parent_config] | tojson | shell_escape }}"
+    template = f"engine: {{type: ProcessPoolEngine}}\nendpoint_setup: printf %s {said} > ~/known.json\n"
+    with make_place("multi", "known", template) as place:
+        place.endpoint.start()
+        with place.executor("alice") as executor:
+            executor.submit(pow, 2, 5).result(timeout=RESULT_S)
+        entry = pwd.getpwnam(place.accounts["alice"].name)
+        local, config = json.loads(pathlib.Path(entry.pw_dir, "known.json").read_text())
+        gids = [entry.pw_gid, *sorted(set(os.getgrouplist(entry.pw_name, entry.pw_gid)) - {entry.pw_gid})]
+        assert local == {
+            "uname": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "groups": gids,
+            "group_names": [grp.getgrgid(gid).gr_name for gid in gids], "gecos": entry.pw_gecos, "dir": entry.pw_dir,
+            "shell": entry.pw_shell,
+        }  # fmt: skip
+        assert (config["multi_user"], config["caps"]["max_starting"], config["debug"]) == (True, 16, False)
+        assert not {"policy", "admins", "pam", "audit_log_path"} & set(config)
 
 
 def test_a_service_file_that_is_missing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import pwd
@@ -58,7 +59,12 @@ def test_what_a_user_endpoint_holds(alice: LocalAccount) -> None:
         assert [descriptors[fd] for fd in (0, 1, 2)] == ["/dev/null"] * 3
         assert "memfd:verified" in descriptors[3] and "memfd:bundle" in descriptors[4]
         assert descriptors[5].startswith("socket:")
-        assert set(descriptors) == {0, 1, 2, 3, 4, 5}
+        assert "memfd:mep-account" in descriptors[6]
+        assert set(descriptors) == {0, 1, 2, 3, 4, 5, 6}
+        known = json.loads(pathlib.Path(f"/proc/{pid}/fd/6").read_text())
+        assert (known["uname"], known["uid"], known["gid"], known["dir"], known["group_names"][0]) == (
+            alice.name, alice.uid, alice.gid, alice.home, alice.name,
+        )  # fmt: skip
         environ = pathlib.Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
         variables = dict(one.partition("=")[::2] for one in environ)
         variables.pop("PWD", None)  # the stand-in interpreter is a shell, which adds it

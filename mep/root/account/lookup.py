@@ -59,7 +59,7 @@ def lookup(name: str) -> Account:
             raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
         raise _refused(Stage.LOOKUP_USER, detail)
     groups = _groups_of(entry.name, entry.gid)
-    return Account(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell)
+    return Account(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell, entry.gecos)
 
 
 def _groups_of(name: str, primary: int) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ from mep.root.account.lookup import (
     lookup,
     source_of,
 )
+from mep.root.keeper.account_document import account_memfd
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.cgroup_gate import Placing
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
@@ -206,7 +207,8 @@ class Keeper:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         order = self._order
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
-        inherited = [null, null, null, *documents, theirs.fileno()]
+        documents.append(account_memfd(account))
+        inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2]]
         limits = limits_of(account, order.limits, order.group_limits)
         with_pam = bool(order.pam_service)
         self._placing = placing = Placing(order.endpoint, order.uep_id, account, limits, waits=with_pam)

@@ -36,6 +36,7 @@ class Account:
     groups: tuple[int, ...]
     home: str
     shell: str
+    gecos: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,14 @@ def test_settings_come_out_typed() -> None:
     assert settings.engine == ProcessPoolEngine(max_workers=3)
 
 
+def test_the_keepers_document_on_the_account_completes_the_identity() -> None:
+    template = "engine: {type: ProcessPoolEngine}\ndisplay_name: {{ mapped_identity.local.uid }} {{ _GC.mapped_identity"
+    template += ".local.group_names[0] }}"
+    account = msgspec.json.encode({"uname": "alice", "uid": 4711, "groups": [7], "group_names": ["staff"]})
+    settings = Rendering(*documents(template), account, close=()).result()
+    assert settings.display_name == "4711 staff"
+
+
 def test_the_persons_mistake_and_the_administrators() -> None:
     schema = {"type": "object", "properties": {"N": {"type": "integer"}}}
     theirs = failure("engine: {type: ProcessPoolEngine}", {"N": "x"}, schema)
