@@ -40,7 +40,7 @@ def unusable_texts(value: Any, unusable: re.Pattern[str] = _NO_ARGUMENT) -> Iter
             where = f"at character {found.start() + 1}"
             yield path, f"has {name_of(found[0])} {where}, which no configuration can hold"
         elif isinstance(one, Mapping):
-            waiting += [(_joined(path, escaped(key)), part) for key, part in reversed(one.items())]
+            waiting += [(_joined(path, escaped(key)), part) for key, part in reversed(list(one.items()))]
             waiting += [(_joined(path, escaped(key)), key) for key in one if unusable.search(str(key))]
         elif isinstance(one, list | tuple):
             waiting += [(_joined(path, str(index)), part) for index, part in reversed(list(enumerate(one)))]

@@ -1,7 +1,7 @@
 """The descriptors that the keeper leaves a user endpoint: 3 verified start, 4 bundle, 5 report channel, 6 account.
 
-The contents of 3 and 4 were sealed before the keeper saw them, and 6 by the keeper. The seals are checked again here, so that no process
-of the same user can change them while they are read. Called by main.
+The contents of 3 and 4 were sealed before the keeper saw them, and 6 by the keeper. The seals are checked again here.
+No process of the same user can change what is read. Called by main.
 """
 
 from __future__ import annotations

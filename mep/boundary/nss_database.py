@@ -134,7 +134,7 @@ def _found(call: str, key: object, what: str, entry: ctypes.Structure, made: Cal
     if key is None:
         return None
     function, result = getattr(ctypes.CDLL(None), call), ctypes.c_void_p()
-    kept = []  # `entry` points into the buffer
+    kept: list[ctypes.Array[ctypes.c_char]] = []  # `entry` points into the buffer
 
     def ask(buffer: ctypes.Array[ctypes.c_char]) -> int:
         kept[:] = [buffer]

@@ -52,7 +52,7 @@ def lookup(name: str) -> Account:
     try:
         entry = nss_database.passwd_by_name(name)
     except OSError as error:
-        raise not_known(Stage.LOOKUP_USER, error.strerror) from None
+        raise not_known(Stage.LOOKUP_USER, str(error.strerror)) from None
     if entry is None:
         detail = f"there is no account {name!r} on this host"
         if silent := nss.silent("passwd", name):
@@ -175,7 +175,7 @@ def _entry(user: str) -> nss_database.Passwd | None:
     try:
         return nss_database.passwd_by_name(user)
     except OSError as error:
-        raise not_known(Stage.POLICY, error.strerror) from None
+        raise not_known(Stage.POLICY, str(error.strerror)) from None
 
 
 def _denied_group(account: Account, groups: Sequence[str]) -> str:
@@ -231,7 +231,7 @@ def _group(name: str, stage: Stage) -> nss_database.Group | None:
     try:
         return nss_database.group_by_name(name)
     except OSError as error:
-        raise not_known(stage, error.strerror) from None
+        raise not_known(stage, str(error.strerror)) from None
 
 
 def _answered(groups: Sequence[str], stage: Stage) -> None:

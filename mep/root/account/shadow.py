@@ -49,7 +49,7 @@ def read(name: str) -> Shadow | None:
     except AttributeError:  # a libc without shadow passwords
         return None
     entry, result = _Spwd(), ctypes.c_void_p()
-    kept = []  # `entry` points into the buffer
+    kept: list[ctypes.Array[ctypes.c_char]] = []  # `entry` points into the buffer
 
     def ask(buffer: ctypes.Array[ctypes.c_char]) -> int:
         kept[:] = [buffer]

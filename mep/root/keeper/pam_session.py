@@ -134,7 +134,7 @@ def _fork(work: Callable[[], NoReturn]) -> int:
 def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
     stage, detail = Stage(int(str(said["failed"]))), str(said["detail"])
     if "code" in said:
-        return StartRefused(stage, Refusal(said["code"]), str(said["public"]), detail)
+        return StartRefused(stage, Refusal(str(said["code"])), str(said["public"]), detail)
     return SpawnFailed(stage, int(str(said["errno"])), detail)
 
 
