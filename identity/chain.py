@@ -71,9 +71,12 @@ class Chain:
     """The mappers of one mapping file. `files` are the other files it was made of (passwords, CAs)."""
 
     def __init__(
-        self, links: Sequence[Link], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False
-    ) -> None:
+        self, links: Sequence[Link], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False,
+        doubts: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         self._links = tuple(links)
+        self.doubts = tuple(doubts)
+        """What is odd about the file, each with its place."""
         self.network, self.programs = network, programs
         """Whether its mappers need the network (a directory or a program does), and whether they run programs."""
         self.files = tuple(files)

@@ -14,11 +14,15 @@ class MappingError(Exception):
 
 
 class MappingFileInvalid(MappingError):
-    """A mapping file is refused: `index` is the number of the document in it, None for the file as a whole."""
+    """A mapping file is refused: `index` is the number of the document in it, None for the file as a whole.
 
-    def __init__(self, file: Path, index: int | None, reason: str) -> None:
-        self.file, self.index, self.reason = file, index, reason
-        where = str(file) if index is None else f"{file}: document {index}"
+    `line` is where the reason lies, from 1; 0 if that isn't known.
+    """
+
+    def __init__(self, file: Path, index: int | None, reason: str, line: int = 0) -> None:
+        self.file, self.index, self.reason, self.line = file, index, reason, line
+        place = f"{file}:{line}" if line else str(file)
+        where = place if index is None else f"{place}: document {index}"
         super().__init__(f"{where}: {reason}")
 
 

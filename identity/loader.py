@@ -7,6 +7,7 @@ site wrote it: it is checked to the last key all the same, so that a slip stops 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -48,16 +49,51 @@ def load(
     files = files or Files()
     makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
     links: list[Link] = []
-    documents = _documents(path, files)
+    doubts: list[str] = []
+    data = _read(path, files)
+    documents = _documents(path, data, files)
     for index, value in enumerate(documents):
+        odd: list[str] = []
         try:
-            links.append(_link(value, makers))
+            links.append(_link(value, makers, odd))
         except DocumentInvalid as error:
-            raise MappingFileInvalid(path, index, str(error)) from None
+            raise MappingFileInvalid(path, index, str(error), line_of(data, index, str(error))) from None
+        doubts += [str(MappingFileInvalid(path, index, text, line_of(data, index, text))) for text in odd]
     types = {value["DATA_TYPE"] for value in documents}
     programs = callout.DATA_TYPE in types
     network = programs or _LDAP_TYPE in types
-    return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs)
+    return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs,
+                 doubts=doubts)  # fmt: skip
+
+
+def line_of(data: bytes, index: int, reason: str) -> int:
+    """Return the line of the key that `reason` begins with, in document `index` of `data`; 0 if it can't be told."""
+    import yaml  # reads JSON too, with places
+
+    try:
+        node = yaml.compose(data, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return 0
+    line = 0
+    for step in (index, *_KEY_STEP.findall(reason.partition(": ")[0])):
+        found = _child(node, step)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+_KEY_STEP = re.compile(r"[A-Za-z_]+|\[[0-9]+\]")
+
+
+def _child(node: Any, step: int | str) -> tuple[int, Any] | None:
+    """Return line and node of one element of a list, or of one key of a mapping."""
+    number = step if isinstance(step, int) else int(step[1:-1]) if step.startswith("[") else None
+    if node.id == "mapping" and number is None:
+        return next(((key.start_mark.line + 1, value) for key, value in node.value if key.value == step), None)
+    if node.id == "sequence" and number is not None and number < len(node.value):
+        return node.value[number].start_mark.line + 1, node.value[number]
+    return (node.start_mark.line + 1, node) if number == 0 and node.id == "mapping" else None
 
 
 def needs(path: Path, files: Files) -> tuple[bool, bool]:
@@ -65,14 +101,14 @@ def needs(path: Path, files: Files) -> tuple[bool, bool]:
 
     The files that these name are not read. Raises MappingFileInvalid.
     """
-    documents = [value for value in _documents(path, files) if isinstance(value, dict)]
+    documents = [value for value in _documents(path, _read(path, files), files) if isinstance(value, dict)]
     types = [value.get("DATA_TYPE") for value in documents]
     programs = callout.DATA_TYPE in types
     return programs or _LDAP_TYPE in types, programs
 
 
-def _link(value: Any, makers: dict[str, _Maker]) -> Link:
-    document = Document(value)
+def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> Link:
+    document = Document(value, doubts=doubts)
     data_type = document.take_text("DATA_TYPE")
     maker = makers.get(data_type)
     if maker is None:
@@ -99,24 +135,30 @@ def _ldap(document: Document, files: Files, crowd: Crowd, clock: Callable[[], fl
     return ldap_document.from_document(document, files, crowd, clock)
 
 
-def _documents(path: Path, files: Files) -> list[Any]:
+def _read(path: Path, files: Files) -> bytes:
     try:
-        value = _parse(path, files)
-    except (FileRefused, DocumentInvalid) as error:
+        return files.read_mapping(path)
+    except FileRefused as error:
         raise MappingFileInvalid(path, None, str(error)) from None
+
+
+def _documents(path: Path, data: bytes, files: Files) -> list[Any]:
+    try:
+        value = _parse(path, data, files)
+    except DocumentInvalid as error:
+        raise MappingFileInvalid(path, None, str(error), error.line) from None
     documents = [value] if isinstance(value, dict) else value
     if not isinstance(documents, list) or not documents:
         raise MappingFileInvalid(path, None, "not a list of mapping documents with something in it")
     return documents
 
 
-def _parse(path: Path, files: Files) -> Any:
-    data = files.read_mapping(path)
+def _parse(path: Path, data: bytes, files: Files) -> Any:
     try:
         return json.loads(data, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         if path.suffix not in {".yaml", ".yml"} and data.lstrip()[:1] in (b"[", b"{"):
-            raise DocumentInvalid(f"not JSON: {error}") from None
+            raise DocumentInvalid(f"not JSON: {error}", getattr(error, "lineno", 0)) from None
     files.cut_unseen = True  # the beginning of a YAML file mostly is a YAML file
     return _parse_yaml(data)
 
@@ -128,7 +170,8 @@ def _parse_yaml(data: bytes) -> Any:
         _check_node(yaml.compose(data, Loader=yaml.SafeLoader), {})
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DocumentInvalid(f"neither JSON nor YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        raise DocumentInvalid(f"neither JSON nor YAML: {error}", mark.line + 1 if mark else 0) from None
 
 
 def _check_node(node: Any, sizes: dict[int, int]) -> int:

@@ -8,6 +8,8 @@ identity lacks a field of its `output`, the rule gives no name and the person is
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,9 @@ from identity.expression.rule_index import RuleIndex
 from identity.template import Missing, Template, TemplateInvalid
 
 DATA_TYPE = "expression_identity_mapping#1.0.0"
+PLACEHOLDER = "change-me.invalid"
+_BARE_DOT = re.compile(r"@([A-Za-z0-9\\.-]*?[A-Za-z0-9-]\.[A-Za-z0-9-][A-Za-z0-9\\.-]*)")
+"""The domain of a pattern in which a dot has no backslash before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ def from_document(document: Document) -> ExpressionMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     entries = document.take_list("mappings")
     return ExpressionMapper(
-        [_rule(Document(entry, f"mappings[{i}]"), f"mappings[{i}]") for i, entry in enumerate(entries)]
+        [_rule(Document(entry, f"mappings[{i}]", document.doubts), f"mappings[{i}]") for i, entry in enumerate(entries)]
     )
 
 
@@ -99,9 +104,20 @@ def _rule(entry: Document, place: str) -> Rule:
         pattern = compile_literal(match, ignore_case) if literal else compile_pattern(match, ignore_case)
     except PatternInvalid as error:
         raise entry.refuse("match", error) from None
+    entry.doubt("match", doubt_of(match, literal=literal))
     return Rule(
         place, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, pattern.groups)
     )
+
+
+def doubt_of(match: str, *, literal: bool) -> str:
+    """Return why a `match` is probably not what its author means; empty if nothing is odd."""
+    if PLACEHOLDER in match.replace("\\", ""):
+        return f"{PLACEHOLDER} is the placeholder of `mep configure`, so this maps nobody: put in your own domain"
+    if not literal and (found := _BARE_DOT.search(match)):
+        meant = json.dumps(re.sub(r"(?<!\\)\.", r"\\.", found[1]))
+        return f"a dot in {found[1]!r} stands for any character, so other domains match too; write {meant}"
+    return ""
 
 
 def _template(entry: Document, key: str, text: str, groups: int) -> Template:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -34,6 +34,8 @@ class Document:
     options: EndpointOptions
     warnings: list[str]
     values: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+    """The line of each key that the file gives, sections' keys with a dot."""
 
 
 def read_document(text: str, path: str) -> Document:
@@ -42,13 +44,24 @@ def read_document(text: str, path: str) -> Document:
     node = reader.compose(text)
     options = EndpointOptions() if node is None else reader.section(node, EndpointOptions, "")
     values = {} if node is None else reader.plain(node)
-    return Document(options, reader.warnings, values)
+    _check_together(path, options, reader.lines)
+    return Document(options, reader.warnings, values, reader.lines)
+
+
+def _check_together(path: str, options: EndpointOptions, lines: dict[str, int]) -> None:
+    """Raise ConfigRefused for values that each may stand, but not together."""
+    low, high = options.policy.min_uid, options.policy.max_uid
+    if low > high:
+        key = "policy.min_uid" if "policy.min_uid" in lines else "policy.max_uid"
+        reason = f"min_uid {low} is greater than max_uid {high}, so no account may be used; swap them"
+        raise ConfigRefused(f"{path}:{lines.get(key, 1)}", key, reason)
 
 
 class _Reader:
     def __init__(self, path: str) -> None:
         self._path = path
         self.warnings: list[str] = []
+        self.lines: dict[str, int] = {}
 
     def compose(self, text: str) -> yaml.MappingNode | None:
         try:
@@ -91,6 +104,7 @@ class _Reader:
             if key not in declared:
                 self._undeclared(key_node, value_node, key, prefix, list(declared))
                 continue
+            self.lines[prefix + key] = key_node.start_mark.line + 1
             values[key] = self._value(value_node, hints[key], prefix + key)
             check = declared[key].metadata["check"]
             if check and (problem := check(values[key])):

@@ -7,6 +7,7 @@ YAML as root, and reads only files that no account but root can have written. No
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import pwd
 import stat
@@ -88,7 +89,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         policy=Policy(**asdict(options.policy)),
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
-        mapper=_mapper_section(where, options, registration, multi_user=multi_user),
+        mapper=_mapper_section(where, options, registration, warnings, multi_user=multi_user),
         resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
         limits=limits,
         group_limits=group_limits,
@@ -216,9 +217,9 @@ def _manager_section(
 
 
 def _mapper_section(
-    where: EndpointPaths, options: EndpointOptions, registration: Registration, *, multi_user: bool
+    where: EndpointPaths, options: EndpointOptions, registration: Registration, warnings: list[str], *, multi_user: bool
 ) -> MapperSection:
-    path, network, programs = _checked_mapping(where, options) if multi_user else ("", False, False)
+    path, network, programs = _checked_mapping(where, options, warnings) if multi_user else ("", False, False)
     return MapperSection(
         endpoint_id=registration.endpoint_id,
         relay_signing_key=registration.signing_public_key,
@@ -241,12 +242,16 @@ def _key_path(where: EndpointPaths, name: str) -> str:
     return str(path)
 
 
-def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Path, bool, bool]:
-    """Return the mapping's path, and whether it needs the network and runs programs. Raises ConfigRefused."""
+def _checked_mapping(where: EndpointPaths, options: EndpointOptions, warnings: list[str]) -> tuple[Path, bool, bool]:
+    """Return the mapping's path, and whether it needs the network and runs programs. Raises ConfigRefused.
+
+    What is odd about the mapping is added to `warnings`.
+    """
     import identity.errors
     import identity.loader
     import identity.tracked_files
 
+    logging.getLogger("identity").addHandler(logging.NullHandler())  # doubts are returned: see below
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     mapper = helper_accounts(where, options).mapper
     # As at each reload by the mapper, which also trusts files of its own account that the mapping names.
@@ -255,10 +260,12 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions) -> tuple[Pa
     try:
         chain = identity.loader.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
-        raise ConfigRefused(str(path), "", str(error).removeprefix(f"{path}: ")) from None
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise ConfigRefused(place, "", str(error).removeprefix(f"{place}: ")) from None
     for one in {path, *files.signatures}:
         _check_usable_by(one, mapper, is_program=one in files.programs)
     chain.close()
+    warnings += chain.doubts
     return path, chain.network, chain.programs
 
 

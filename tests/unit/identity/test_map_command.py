@@ -110,7 +110,7 @@ def test_check(file: str, tmp_path: pathlib.Path) -> None:
     broken.chmod(0o644)
     done = mep_map("--check", str(broken))
     assert done.returncode == 4
-    assert f"{broken}: document 0: DATA_TYPE: 'x#1' is unknown" in done.stderr
+    assert f"{broken}:1: document 0: DATA_TYPE: 'x#1' is unknown" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def refused(text: str) -> ConfigRefused:
         ("policy:\n  min_udi: 5\n", 2, "policy.min_udi", "did you mean policy.min_uid?"),
         ("policy: 5\n", 1, "policy", "a mapping"),
         ("policy: [1]\n", 1, "policy", "a mapping"),
+        ("policy:\n  min_uid: 2000\n  max_uid: 1500\n", 2, "policy.min_uid", "greater than max_uid 1500"),
+        ("policy: {max_uid: 900}\n", 1, "policy.max_uid", "min_uid 1000 is greater"),
         ("policy:\n  denied_users: bob\n", 2, "policy.denied_users", "a list of texts"),
         ("policy:\n  denied_users: [1]\n", 2, "policy.denied_users", "a list of texts"),
         ("policy:\n  denied_groups: ['a b']\n", 2, "policy.denied_groups", "is not a name"),
