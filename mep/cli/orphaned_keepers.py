@@ -1,7 +1,7 @@
 """Stops user endpoints without a monitor: left by `mep stop --keep-user-endpoints`, a killed monitor, or systemd.
 
 Each has a keeper, which ends it in good order on SIGTERM. Keepers are found by their records. They are signalled only
-if pid, start time and boot match the record.
+if pid, start time and boot match the record. The records stay: from them the next monitor tells the relay of the ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mep.boundary.runtime_files import KEEPERS_DIR, MAPPED_SUFFIX, RECORD_SUFFIX, boot_id, start_ticks
+from mep.boundary.runtime_files import KEEPERS_DIR, RECORD_SUFFIX, boot_id, start_ticks
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.config.paths import EndpointPaths
 from mep.config.template_files import check_trusted
@@ -62,9 +62,6 @@ def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
     finally:
         for pidfd in running.values():
             os.close(pidfd)
-    for path, _ in _records(where.runtime_dir / KEEPERS_DIR):
-        for one in (path, path.with_suffix(MAPPED_SUFFIX)):
-            one.unlink(missing_ok=True)
     return len(running)
 
 

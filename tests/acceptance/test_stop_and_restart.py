@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from sitekit.daemon import BIN, command
+
+from mep_wire.limits import LINK_DEAD_S
 
 RESULT_S = 60
 
@@ -30,4 +34,20 @@ def test_restart_keeps_and_stop_ends(own_place: Any) -> None:
         assert waiting.result(timeout=RESULT_S) == 32
         assert "User endpoints stopped that it had left: 1." in mep(own_place, "stop", name)
         assert not Path(f"/proc/{pid}").exists()
-    assert not list((own_place.endpoint.runtime_dir / "keepers").iterdir())
+    records = (own_place.endpoint.runtime_dir / "keepers").glob("*.json")
+    assert {json.loads(path.read_text())["state"] for path in records} == {"ended"}
+
+
+def test_after_a_killed_monitor_and_a_stop_the_next_task_need_not_wait_for_silence(own_place: Any) -> None:
+    """The next monitor tells the relay of the end, long before the relay gives up a silent link."""
+    own_place.endpoint.start()
+    name, who = own_place.endpoint.name, own_place.anybody
+    with own_place.executor(who) as executor:
+        assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
+        os.kill(int((own_place.endpoint.runtime_dir / "monitor.pid").read_text().split()[0]), signal.SIGKILL)
+        mep(own_place, "stop", name)
+        mep(own_place, "start", name, "--detach")
+        try:
+            assert executor.submit(pow, 2, 4).result(timeout=LINK_DEAD_S - 5) == 16
+        finally:
+            mep(own_place, "stop", name)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from mep.boundary.messages import EndpointEnded
 from mep.cli.exit_codes import CliFailed
 from mep.cli.orphaned_keepers import stop_keepers
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as
+from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as, until
 
 
 def place(run: MonitorRun) -> Any:
@@ -27,7 +28,7 @@ def test_what_a_stop_has_left_is_stopped_later(alice: LocalAccount) -> None:
         assert all(run.record(uep_id)["state"] == "running" for uep_id in ids)
         assert stop_keepers(place(run), 20) == 2
         assert not processes_of(alice.uid)
-        assert not list((run.run / "keepers").iterdir())
+        assert all(run.record(uep_id)["state"] == "ended" for uep_id in ids)
         assert stop_keepers(place(run), 20) == 0
 
 
@@ -39,6 +40,25 @@ def test_what_a_killed_monitor_has_left(alice: LocalAccount) -> None:
         run.process.wait()
         assert stop_keepers(place(run), 20) == 1
         assert not processes_of(alice.uid)
+
+
+@pytest.mark.parametrize("how", ["killed", "kept"])
+def test_the_next_monitor_tells_of_the_ends(alice: LocalAccount, how: str) -> None:
+    """Nothing else can: otherwise the relay waits for a silent user endpoint before it asks for another."""
+    with running_monitor() as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        if how == "killed":
+            assert run.process is not None
+            run.process.kill()
+            run.process.wait()
+        else:
+            run.stop(signal.SIGUSR1)
+        assert stop_keepers(place(run), 20) == 1
+        run.start()
+        manager, mapper = run.ready()
+        ended = manager.take(EndpointEnded)[0]
+        assert (ended.uep_id, ended.code) == (uep_id, "STOPPED")
+        until("it is forgotten", lambda: not list((run.run / "keepers").iterdir()))
 
 
 def test_a_keeper_that_does_not_end_is_named(alice: LocalAccount) -> None:
