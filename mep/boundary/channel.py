@@ -1,7 +1,8 @@
 """The channel of the privilege boundary: whole messages over a SOCK_SEQPACKET socketpair.
 
 Trusts nothing that it reads. A frame must be exactly one declared message, within its caps and with the declared
-number of descriptors. Any other frame raises BoundaryViolation, and the caller ends the peer. The caps are also
+number of descriptors. Any other frame raises BoundaryViolation, and the caller ends the peer. If the kernel could not
+deliver a descriptor because this process has no number free, DescriptorsLost is raised instead. The caps are also
 checked on send, so that our own errors show at their origin. Called by monitor, keeper, manager and mapper.
 """
 
@@ -103,6 +104,14 @@ def close_descriptors(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
+class DescriptorsLost(Exception):
+    """This process had too few free descriptors for those of `message`. Its sender has done nothing wrong."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        super().__init__(f"{type(message).__name__}: no descriptor is free here")
+
+
 class Channel:
     """One end of a boundary socketpair. Non-blocking unless `blocking`. Never buffers a part of a message.
 
@@ -145,7 +154,7 @@ class Channel:
     def receive(self) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors (now the caller's, close-on-exec), or None at end-of-file.
 
-        Raises BlockingIOError if there is no message yet, BoundaryViolation for anything not allowed.
+        Raises BlockingIOError if there is no message yet, DescriptorsLost, BoundaryViolation for anything not allowed.
         """
         room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
         frame, ancillary, flags, _ = self._sock.recvmsg(MAX_FRAME_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
@@ -153,12 +162,16 @@ class Channel:
         if not frame and not descriptors:
             return None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(frame) > MAX_FRAME_BYTES:
+            if flags & socket.MSG_TRUNC or len(frame) > MAX_FRAME_BYTES:
                 raise BoundaryViolation("oversized frame")
             message = decode(frame)
-            if len(descriptors) != DESCRIPTORS.get(type(message), 0):
+            expected = DESCRIPTORS.get(type(message), 0)
+            # The buffer has room for as many as can be sent, so only a lack of numbers here cuts them short.
+            if flags & socket.MSG_CTRUNC and len(descriptors) < expected:
+                raise DescriptorsLost(message)
+            if flags & socket.MSG_CTRUNC or len(descriptors) != expected:
                 raise BoundaryViolation(f"{type(message).__name__}: {len(descriptors)} descriptors")
-        except BoundaryViolation:
+        except (BoundaryViolation, DescriptorsLost):
             self.dispose(descriptors)
             raise
         return message, descriptors

@@ -18,7 +18,8 @@ import msgspec
 import zmq
 
 from mep import __version__
-from mep.boundary.channel import Channel, clip
+from mep.boundary import fd_reserve
+from mep.boundary.channel import Channel, DescriptorsLost, clip
 from mep.boundary.errors import BoundaryViolation, Refusal, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
@@ -286,7 +287,8 @@ class Manager:
             code, text = Refusal.AUDIT_UNAVAILABLE, public_text(Refusal.AUDIT_UNAVAILABLE)
             self._answer(start, Outcome.UNAVAILABLE, code, text, "")
             return
-        if len(self._pending) + len(self._pending_rechecks) >= MAX_PENDING or not self._ask_monitor(ref, start):
+        outstanding = len(self._pending) + len(self._pending_rechecks)
+        if outstanding >= MAX_PENDING or fd_reserve.is_touched() or not self._ask_monitor(ref, start):
             busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
             self._answer(start, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
             return
@@ -303,7 +305,11 @@ class Manager:
 
     def _ask_monitor(self, ref: int, start: messages.SignedStart) -> bool:
         document = msgspec.msgpack.encode([start.request, start.signature])
-        descriptor = sealed_memfd("mep-start-request", document)
+        try:
+            descriptor = sealed_memfd("mep-start-request", document)
+        except OSError as error:
+            self._log.error("a start request cannot be passed on", uep=start.uep_id, error=error.strerror)
+            return False
         try:
             return self._tell(StartEndpoint(ref=ref), [descriptor])
         finally:
@@ -375,6 +381,11 @@ class Manager:
                 return
             except ConnectionError:
                 received = None
+            except DescriptorsLost as lost:
+                # Its successor begins with few, and is sent them again.
+                self._log.error("ending, to be started again", reason=str(lost))
+                self._ended = True
+                return
             if received is None:
                 self._log.warning("the monitor is gone: ending")
                 self._ended = True

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from mep.boundary.channel import Channel, clip
+from mep.boundary.channel import Channel, DescriptorsLost, clip
 from mep.boundary.errors import BoundaryViolation, ConfigRefused, Refusal
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
@@ -113,7 +113,11 @@ class Mapper:
             while True:
                 while not poll.poll(REFRESH_MS):
                     self._mapping.refresh()
-                received = self._channel.receive()
+                try:
+                    received = self._channel.receive()
+                except DescriptorsLost as lost:
+                    self._refuse_unread(lost)
+                    continue
                 if received is None or isinstance(received[0], Shutdown):
                     return
                 self._take(*received)
@@ -139,6 +143,11 @@ class Mapper:
             self._take_recheck(message.ref, request)
         else:
             self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
+
+    def _refuse_unread(self, lost: DescriptorsLost) -> None:
+        """Refuse a request for whose document this process had no room."""
+        if isinstance(lost.message, MapRequest):
+            self._refuse(lost.message.ref, None, MapperUnavailable(detail=str(lost)))
 
     def _take_recheck(self, ref: int, request: StartRequest) -> None:
         if not self._recheck_places.acquire(blocking=False):

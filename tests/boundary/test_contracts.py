@@ -8,16 +8,31 @@ import inspect
 import json
 import os
 import pathlib
+import resource
 import socket
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 
-from mep.boundary.channel import Channel, encode
-from mep.boundary.errors import PUBLIC_TEXTS, ConfigRefused, Refusal
+from mep.boundary import fd_reserve
+from mep.boundary.channel import Channel, DescriptorsLost, encode
+from mep.boundary.errors import PUBLIC_TEXTS, BoundaryViolation, ConfigRefused, Refusal
 from mep.boundary.file_trust import UntrustedPath
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal, sealed_memfd
-from mep.boundary.messages import DESCRIPTORS, WIRE_TYPES, CapsGranted, Mapped, MapRequest, Message, Outcome
+from mep.boundary.messages import (
+    DESCRIPTORS,
+    WIRE_TYPES,
+    CapsGranted,
+    Mapped,
+    MapRequest,
+    Message,
+    Outcome,
+    StartEndpoint,
+    TaskLogFile,
+)
 from mep.boundary.resolved_config import Caps, ManagerSection, Policy, from_json, read_section, section_json, to_json
 from mep.root.monitor.child import Kind
 from mep.root.monitor.handlers import Handlers
@@ -222,3 +237,63 @@ def test_a_way_that_others_can_change_is_refused(tmp_path: pathlib.Path) -> None
     os.chown(tmp_path / "a", 12345, 0)
     with pytest.raises(UntrustedPath, match="belongs to uid 12345"):
         ensure_directory(str(tmp_path / "there" / "run"), 0o700)
+
+
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """Have this process find no free number for a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(2)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("message", [StartEndpoint(ref=3), MapRequest(ref=3), TaskLogFile()])
+def test_a_lack_of_descriptors_here_is_no_violation_of_the_peers(message: Message) -> None:
+    ours, theirs = Channel.pair()
+    document = sealed_memfd("x", b"content")
+    theirs.send(message, [document])
+    theirs.send(message, [document])
+    with no_free_descriptor(), pytest.raises(DescriptorsLost) as caught:
+        ours.receive()
+    assert caught.value.message == message
+    received = ours.receive()
+    assert received is not None and len(received[1]) == 1
+    os.close(received[1][0])
+    os.close(document)
+    ours.close()
+    theirs.close()
+
+
+def test_descriptors_of_a_message_that_has_none_stay_a_violation() -> None:
+    ours, theirs = Channel.pair()
+    with socket.socket(fileno=os.dup(theirs.fileno())) as raw:
+        socket.send_fds(raw, [encode(CapsGranted())], [2])
+    with no_free_descriptor(), pytest.raises(BoundaryViolation):
+        ours.receive()
+    ours.close()
+    theirs.close()
+
+
+def test_the_reserve_is_touched_before_the_last_descriptor_is_taken() -> None:
+    """In a process of its own, which has few open."""
+    code = """
+import os, resource
+from mep.boundary import fd_reserve
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+opened = []
+while not fd_reserve.is_touched():
+    opened.append(os.dup(0))
+print(100 - 1 - opened[-1])
+os.close(opened.pop())
+print(fd_reserve.is_touched())
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, hard))
+print(fd_reserve.is_touched())
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(fd_reserve.RESERVE), "False", "True"]

@@ -13,7 +13,7 @@ import pytest
 from mep.boundary.messages import MapperReady, StartAnswered
 from mep.boundary.resolved_config import Caps, GroupLimits, Hook, Limits, Policy
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, start_as, until
+from tests.support.monitor import MonitorRun, ask, map_next, start_as, until
 
 _MODULE = """
 #include <errno.h>
@@ -113,6 +113,25 @@ def test_a_host_without_room_for_a_process(alice: LocalAccount) -> None:
         assert "no room for another process" in answer.public
         flag.unlink()
         assert start_as(manager, mapper, alice.name, ref=3)[1].outcome == "started"
+
+
+def test_requests_wait_while_few_descriptors_are_free(alice: LocalAccount) -> None:
+    """Nobody is blamed for it: the manager lives, and its request goes on later."""
+    with MonitorRun() as run:
+        manager, mapper = run.ready()
+        assert start_as(manager, mapper, alice.name)[1].outcome == "started"
+        used = len(list(Path(f"/proc/{run.pid}/fd").iterdir()))
+        said: list[str] = []
+        for left in (0, 4):
+            subprocess.run(["prlimit", f"--pid={run.pid}", f"--nofile={used + left}:"], check=True)
+            ask(manager, 2 + left)
+            said.append("too few free descriptors")
+            until("it is said", lambda: run.log_text().count(said[0]) == len(said))
+            subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
+            map_next(mapper, alice.name)
+            answer = manager.take(StartAnswered)[0]
+            assert (answer.ref, answer.outcome) == (2 + left, "started")
+        assert not manager.is_gone() and "violation" not in run.log_text()
 
 
 def test_a_monitor_without_descriptors_lives(alice: LocalAccount) -> None:

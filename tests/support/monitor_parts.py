@@ -19,6 +19,7 @@ from mep.root.monitor.child import Child, Kind, Phase
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
+from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
@@ -92,7 +93,7 @@ class Parts:
         """Return the start requests. Answers to re-checks are dropped."""
         return StartRequests(
             self.configuration, self.loop, self.endpoints, self.log, self.audit, self.closer, self.mapper,
-            self.to_manager, keepers, self.budget, rechecked=lambda _: None,
+            self.to_manager, keepers, Reserve(self.log), self.budget, rechecked=lambda _: None,
         )  # fmt: skip
 
     def audit_records(self, event: str) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ class Child:
         self.open = True
         self._loop = loop
         self._queue: deque[tuple[Message, list[int]]] = deque()
-        self._waiting = False
+        self._waiting = self._paused = False
         self._deaf = False
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -112,7 +112,16 @@ class Child:
             close_descriptors(descriptors)
         if self.open and self._waiting != bool(self._queue):
             self._waiting = bool(self._queue)
-            self._loop.want(self.channel.fileno(), READ | WRITE if self._waiting else READ)
+            self._want()
+
+    def pause(self, *, paused: bool = True) -> None:
+        """Read no further messages until this is called with False. They wait in the channel."""
+        self._paused = paused
+        if self.open:
+            self._want()
+
+    def _want(self) -> None:
+        self._loop.want(self.channel.fileno(), (0 if self._paused else READ) | (WRITE if self._waiting else 0))
 
     def _drop_queue(self) -> None:
         for _, descriptors in self._queue:

@@ -37,6 +37,13 @@ class Handlers:
         self._rechecks, self._reload = rechecks, reload
         self._manager_ready, self._mapper_ready = manager_ready, mapper_ready
 
+    def answer_without_descriptors(self, message: m.Message) -> None:
+        """Answer a message with descriptors for which this process had no room: the start is tried again later."""
+        if isinstance(message, m.StartEndpoint):
+            self._starts.request_lost(message.ref)
+        elif isinstance(message, m.Mapped):
+            self._starts.mapped_lost(message.ref)
+
     # --- manager --------------------------------------------------------------------------------------------
 
     def answer_manager_ready(self, child: Child, message: m.ManagerReady, _: list[int]) -> None:

@@ -25,6 +25,7 @@ from mep.root.monitor.child import Child, Kind
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
+from mep.root.monitor.fd_limit import AGAIN_S, Reserve
 from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
@@ -49,7 +50,7 @@ class Monitor:
     ) -> None:
         self._configuration, self._log, self._audit = configuration, log, audit
         self._status, self._endpoints = status, endpoints
-        self._loop, self._closer = Loop(), Closer()
+        self._loop, self._closer, self._reserve = Loop(), Closer(), Reserve(log)
         self._records = Records(configuration.resolved.runtime_dir)
         self._orphans = Orphans(self._loop, log, self._reap)
         self._helpers = {kind: self._helper(kind) for kind in (Kind.MAPPER, Kind.MANAGER)}
@@ -88,7 +89,7 @@ class Monitor:
         )  # fmt: skip
         self._starts = StartRequests(
             configuration, loop, endpoints, log, audit, self._closer, self._helpers[Kind.MAPPER], to_manager, keepers,
-            refusals, rechecked=self._rechecks.mapper_says,
+            self._reserve, refusals, rechecked=self._rechecks.mapper_says,
         )  # fmt: skip
         self._reload = Reload(
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
@@ -164,6 +165,10 @@ class Monitor:
 
     def _readable(self, child: Child) -> None:
         child.flush()
+        if child.kind in self._helpers and not self._reserve.is_free():  # their messages bring descriptors
+            child.pause()
+            self._loop.after(AGAIN_S, lambda: child.pause(paused=False))
+            return
         try:
             permissions.take_messages(self._handlers, child)
         except BoundaryViolation as violation:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mep.boundary import messages as m
+from mep.boundary.channel import DescriptorsLost
 from mep.boundary.errors import BoundaryViolation
 from mep.root.monitor.child import Child, Kind, Phase
 from mep.root.monitor.handlers import Handlers
@@ -73,6 +74,9 @@ def take_messages(handlers: Handlers, child: Child) -> None:
             received = child.channel.receive() if child.open else None
         except BlockingIOError:
             return
+        except DescriptorsLost as lost:
+            _dispatch(handlers, child, lost.message, None)
+            continue
         except OSError:
             received = None
         if received is None:
@@ -84,12 +88,16 @@ def take_messages(handlers: Handlers, child: Child) -> None:
         _dispatch(handlers, child, *received)
 
 
-def _dispatch(handlers: Handlers, child: Child, message: m.Message, descriptors: list[int]) -> None:
+def _dispatch(handlers: Handlers, child: Child, message: m.Message, descriptors: list[int] | None) -> None:
+    """Handle `message` by the table. `descriptors` is None if the monitor had no room for them."""
     power = _POWERS.get((child.kind, type(message)))
     if power is None or not child.phase & power.phase or (power.once and power.message in child.seen):
-        child.channel.dispose(descriptors)
+        child.channel.dispose(descriptors or [])
         raise BoundaryViolation(f"{type(message).__name__} is not allowed to it in this phase")
     child.seen.add(power.message)
     if power.then is not None:
         child.phase = power.then
-    power.handler(handlers, child, message, descriptors)
+    if descriptors is None:
+        handlers.answer_without_descriptors(message)
+    else:
+        power.handler(handlers, child, message, descriptors)

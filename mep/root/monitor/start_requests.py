@@ -17,13 +17,14 @@ from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import NO_PLACE, BoundaryViolation, Refusal, public_text
+from mep.boundary.errors import NO_PLACE, NO_ROOM, BoundaryViolation, Refusal, Stage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
+from mep.root.monitor.fd_limit import AGAIN_S, Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
@@ -45,13 +46,14 @@ class StartRequests:
 
     def __init__(
         self, configuration: Configuration, loop: Loop, endpoints: Endpoints, log: Log, audit: Audit, closer: Closer,
-        mapper: Helper, to_manager: ToManager, keepers: Keepers, budget: DayBudget, *,
+        mapper: Helper, to_manager: ToManager, keepers: Keepers, reserve: Reserve, budget: DayBudget, *,
         rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts without a keeper. `rechecked` takes the mapper's answers to re-checks."""
         self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
         self._log, self._audit, self._closer, self._mapper = log, audit, closer, mapper
-        self._to_manager, self._keepers, self._budget, self._rechecked = to_manager, keepers, budget, rechecked
+        self._to_manager, self._keepers, self._reserve = to_manager, keepers, reserve
+        self._budget, self._rechecked = budget, rechecked
         self._refs = itertools.count(1)
         self._starts = Starts()
         self._abandoned: set[int] = set()
@@ -89,6 +91,17 @@ class StartRequests:
         self._starts.enter(start, State.WAITING)
         self._go_on()
 
+    def request_lost(self, requester: int) -> None:
+        """Refuse the manager's request number `requester`: there was no room for its document."""
+        if requester not in self._requesters:
+            self._requesters.add(requester)
+            self._finish(Start(next(self._refs), [requester], -1, 0), _no_room())
+
+    def mapped_lost(self, ref: int) -> None:
+        """Refuse a start that was mapped: there was no room for its document. Raises BoundaryViolation."""
+        if (start := self._answered_by_mapper(ref, "Mapped")) is not None:
+            self._finish(start, _no_room())
+
     def _timeout_s(self) -> float:
         return self._configuration.resolved.caps.start_timeout_s
 
@@ -117,6 +130,9 @@ class StartRequests:
             start = next(iter(waiting.values()))
             self._starts.enter(start, State.MAPPING)
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
+        if self._starts[State.MAPPED] and not self._reserve.is_free():
+            self._loop.after(AGAIN_S, self._go_on)
+            return
         while (chosen := self._fairest()) is not None:
             self._starts.enter(chosen, State.IN_KEEPER)
             if chosen.timer is not None:
@@ -357,3 +373,8 @@ class StartRequests:
         for start in [one for one in self._starts if TABLE[one.state].needs_manager]:
             self._abandon(start)
             self._finish(start, Answer(m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, public))
+
+
+def _no_room() -> Answer:
+    text = NO_ROOM.format(stage=Stage.MAP.name)
+    return Answer(m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"detail": "the monitor has no free descriptor"})
