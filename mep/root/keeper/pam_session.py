@@ -9,6 +9,7 @@ Called by keeper.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,10 +20,13 @@ from typing import NoReturn
 from mep.boundary.errors import Refusal, SpawnFailed, Stage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused
+from mep.root.kernel.process_tree import is_stopped
 from mep.root.kernel.signals import wait_readable
 from mep.root.kernel.spawn import SpawnPlan, StageReport
 from mep.root.pam.session_process import CLOSE_S, Login, pam_process, pam_substitute
 
+LOOK_S = 4.0
+"""Pause between two looks whether the PAM process was stopped by a signal."""
 _STUCK_S = 5.0
 """How long a module may go on after the keeper has stopped waiting for it."""
 _MAX_WORDS = 65536
@@ -65,12 +69,13 @@ class Session:
         self, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None], left: Callable[[], float]
     ) -> int:
         assert self._socket is not None
-        stage = Stage.PAM_ACCOUNT
+        stage, stopped = Stage.PAM_ACCOUNT, False
         while True:
             ready = wait_readable([self._socket.fileno()], 0)
             if not ready:
                 begin(stage)
-                wait_readable([self._socket.fileno(), *heard()], left())
+                if not wait_readable([self._socket.fileno(), *heard()], min(left(), LOOK_S)):
+                    stopped = self._refuse_stopped(stage, stopped)
                 continue
             data = self._socket.recv(_MAX_WORDS)
             if not data:
@@ -83,6 +88,14 @@ class Session:
             if "failed" in said:
                 raise _failure(said)
             return _own_child(said["pid"])
+
+    def _refuse_stopped(self, stage: Stage, before: bool) -> bool:
+        """Return whether the PAM process was stopped by a signal. Raises SpawnFailed if it was `before` too."""
+        stopped = is_stopped(self.pid)
+        if stopped and before:
+            os.kill(self.pid, signal.SIGKILL)
+            raise SpawnFailed(stage, errno.EAGAIN, "the PAM process was stopped and did not go on")
+        return stopped
 
     def spared(self) -> int:
         """Return the pid of the PAM process, which must not be killed with the user's processes; 0 if there is none."""

@@ -62,6 +62,15 @@ def _stopped(pid: int, parent: int) -> int:
     return -1
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process was stopped by a signal. One that can't be looked at counts as running."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read().rpartition(b")")[2].split(None, 1)[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
 def _parent_of(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:

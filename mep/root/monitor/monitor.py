@@ -21,7 +21,7 @@ from mep.root.kernel.subreaper import MAX_REAPS, children, reap, reap_each
 from mep.root.monitor import permissions
 from mep.root.monitor.adoption import Adoption
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.child import Child, Kind
+from mep.root.monitor.child import Child, Kind, Phase
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
@@ -29,6 +29,7 @@ from mep.root.monitor.fd_limit import AGAIN_S, Reserve
 from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
+from mep.root.monitor.liveness import Liveness
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations
 from mep.root.monitor.orphans import Orphans
@@ -67,7 +68,7 @@ class Monitor:
     def _helper(self, kind: Kind) -> Helper:
         return Helper(
             kind, self._configuration, self._loop, self._log, self._closer, self._log_budget(f"of the {kind}"),
-            launched=self._add_child, failed=self._helper_failed,
+            launched=self._add_child, failed=self._status.report,
         )  # fmt: skip
 
     def _wire(self) -> None:
@@ -115,6 +116,7 @@ class Monitor:
         for helper in self._helpers.values():
             helper.launch()
         self._rechecks.start()
+        Liveness(self._loop, self._watched, self._kill_stopped).start()
         while not self._ended():
             self._loop.turn()
             self._end_faulty()
@@ -129,10 +131,6 @@ class Monitor:
 
     def _revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
         self._rechecks.revoke(endpoint, code, public, detail, correlation_id)
-
-    def _helper_failed(self, problem: str) -> None:
-        self._status.problem = problem
-        self._status.changed()
 
     def _mapper_ready(self, epoch: bytes) -> None:
         self._to_manager.epoch = epoch
@@ -187,6 +185,24 @@ class Monitor:
             if helper.child is not None and not helper.child.open and not helper.child.fault:
                 helper.child.fault = "it closed its channel"
                 helper.child.signal(signal.SIGKILL)
+
+    def _watched(self) -> list[int]:
+        """Return the children that something waits for: all but the keepers of user endpoints that are ready."""
+        found = [pid for pid, child in self._children.items() if not child.phase & (Phase.RUNNING | Phase.ENDING)]
+        return [*found, self._reload.pid] if self._reload.pid else found
+
+    def _kill_stopped(self, pid: int) -> None:
+        """Kill a child that was stopped and doesn't go on. It is reaped like any other, and replaced."""
+        child = self._children.get(pid)
+        name = child.name if child is not None else f"resolver[{pid}]"
+        problem = f"{name} was stopped and did not go on: it was killed"
+        self._log.error("killing a process that was stopped and does not go on", process=name)
+        self._audit.write("killed", child=name, detail="stopped by a signal")
+        self._status.report(problem)
+        if child is None:
+            self._reload.replace()
+        else:
+            child.signal(signal.SIGKILL)
 
     def _reap(self) -> None:
         """Reap a bounded number of ended children, then kill the orphans. Reaping first tells orphans from our own."""

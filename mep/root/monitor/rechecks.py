@@ -34,6 +34,8 @@ PACE_S = 0.02
 """Pause between two checkers, to spread a thousand checks that are due together."""
 LONGEST_PAUSE_S = 5.0
 CHECK_DEADLINE_S = 20.0
+SOON_S = 5.0
+"""Pause before an account is checked again whose checker gave no answer."""
 STATUS_DELAY_S = 2.0
 
 
@@ -124,8 +126,7 @@ class Rechecks:
             for end in ends:
                 end.close()
             self._log.warning("cannot fork a checker", user=subject.local_user, error=error.strerror)
-            for endpoint in self._of(subject):  # a user may have filled the process table: try again soon
-                endpoint.check_due = min(endpoint.check_due, self._loop.clock() + LONGEST_PAUSE_S)
+            self._check_soon(subject)  # a user may have filled the process table
             return
         if pid == 0:
             pam = self._configuration.resolved.pam
@@ -136,6 +137,10 @@ class Rechecks:
         self._forked(child)
         self._checkers[pid] = subject, self._of(subject)
         self._loop.after(CHECK_DEADLINE_S, lambda: self._late(child))
+
+    def _check_soon(self, subject: Subject) -> None:
+        for endpoint in self._of(subject):
+            endpoint.check_due = min(endpoint.check_due, self._loop.clock() + SOON_S)
 
     def _late(self, child: Child) -> None:
         if self._checkers.get(child.pid) is not None and child.open:
@@ -162,6 +167,7 @@ class Rechecks:
         """A checker's process is gone. If it gave no answer, it was killed."""
         if child.phase is not Phase.ENDING:
             self.not_checked(child, f"no answer within {CHECK_DEADLINE_S:g} s, or its checker failed")
+            self._check_soon(self._checkers[child.pid][0])
         del self._checkers[child.pid]
 
     def _of(self, subject: Subject) -> list[UserEndpoint]:

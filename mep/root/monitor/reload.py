@@ -43,7 +43,7 @@ class Reload:
         self.pid = 0
         self._configuration, self._loop, self._log, self._audit, self._status = configuration, loop, log, audit, status
         self._send_task_log, self._taken_over = send_task_log, taken_over
-        self._stopped = False
+        self._stopped = self._again = False
         self._documents: tuple[int, ...] = ()
         self._deadline: Timer | None = None
         self._for_mapper: Timer | None = None
@@ -98,6 +98,11 @@ class Reload:
             except OSError as error:
                 self._log.error("cannot open a log again", which=what, error=str(error))
 
+    def replace(self) -> None:
+        """Kill the resolver, which was stopped and doesn't go on, and run another."""
+        self._again = True
+        os.kill(self.pid, signal.SIGKILL)
+
     def _overdue(self) -> None:
         if self.pid:
             self._log.error("the resolver hangs: killing it", pid=self.pid)
@@ -111,6 +116,9 @@ class Reload:
         if self._deadline is not None:
             self._deadline.cancel()
         if status != 0:
+            if self._again:
+                self._again = False
+                self._loop.after(0.0, self.start)
             self._failed(
                 f"the resolver ended with {describe_status(status)}; `mep check` says why, and so does the log"
             )

@@ -16,6 +16,7 @@ from mep.root.monitor.user_endpoints import Endpoints
 
 _REFUSED = "refused when last read, the previous one stays in force: the log says why"
 _UNUSABLE = "the mapping file cannot be used: the log says why"
+PROBLEM_S = 60.0
 INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
@@ -41,6 +42,18 @@ class Status:
         """Write the file at changes from now on."""
         self._loop, self._log = loop, log
         self.changed()
+
+    def report(self, problem: str) -> None:
+        """Show `problem` for a minute, or until manager and mapper are ready."""
+        self.problem = problem
+        self.changed()
+        if self._loop is not None:
+            self._loop.after(PROBLEM_S, lambda: self._forget(problem))
+
+    def _forget(self, problem: str) -> None:
+        if self.problem == problem and self.state == "up":
+            self.problem = ""
+            self.changed()
 
     def changed(self) -> None:
         """Have the file written: now, or a while after the last write."""

@@ -1,0 +1,32 @@
+"""Notices children that were stopped (SIGSTOP, a debugger's leftover) and don't go on, and has them killed.
+
+A stopped process answers nothing and ends at no request, so everything that waits for it would wait for its deadline.
+Killed, it is replaced or answered for like any other that ended. A user endpoint's keeper is watched until the user
+endpoint is ready: killing it later would end a person's work. Called by monitor.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mep.root.kernel.process_tree import is_stopped
+from mep.root.monitor.event_loop import Loop
+
+LOOK_S = 4.0
+"""Pause between two looks. A process that is stopped at two of them is killed: after 4 to 8 s."""
+
+
+class Liveness:
+    """The looks. `watched` returns the pids to look at, `found` is called with each that must be killed."""
+
+    def __init__(self, loop: Loop, watched: Callable[[], list[int]], found: Callable[[int], None]) -> None:
+        self._loop, self._watched, self._found = loop, watched, found
+        self._stopped: set[int] = set()
+
+    def start(self) -> None:
+        """Look now and from now on."""
+        before, now = self._stopped, {pid for pid in self._watched() if is_stopped(pid)}
+        self._stopped = now - before
+        for pid in now & before:
+            self._found(pid)
+        self._loop.after(LOOK_S, self.start)
