@@ -20,6 +20,7 @@ from typing import Final, Generic, TypeVar
 import zmq
 from zmq.utils import z85
 
+from mep.boundary import fd_reserve
 from mep_link.backoff import Backoff
 from mep_wire import codec, messages
 from mep_wire.errors import LinkMessageInvalid
@@ -31,6 +32,7 @@ ATTEMPT_S: Final = 15.0
 """Longest time from connecting to the handshake's end, and from the hello to the welcome."""
 PROVEN_S: Final = HEARTBEAT_S
 """A link that lasted this long has worked, and the pauses start over. A welcome alone does not count."""
+TOO_FEW_DESCRIPTORS: Final = "too few file descriptors are free here"
 _RECEIVE_TURN: Final = 64
 _HEARTBEAT_LEAST_S: Final = 0.05
 _EVENT: Final = struct.Struct("=hi")
@@ -181,6 +183,9 @@ class LinkClient(Generic[M]):
         """Begin a connection now; ZeroMQ's thread does the handshakes."""
         self.connections += 1
         self._proceed(LinkState.CONNECTING)
+        if fd_reserve.is_touched():  # libzmq aborts the process where it finds none
+            self.disconnect(TOO_FEW_DESCRIPTORS)
+            return
         try:
             self._connection = _Connection(self._context, self._address, self._options)
         except zmq.ZMQError as error:

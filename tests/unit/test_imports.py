@@ -43,6 +43,7 @@ _ENGINE = ("user_endpoint", "mep_wire", "mep_sdk.task_runner")
 RULES = {
     "mep_wire": Rule(("mep_wire",), _libraries("msgspec")),
     "mep_link": Rule(("mep_link", "mep_wire"), _libraries("zmq")),
+    "mep_link.client": Rule(("mep_link", "mep_wire", "mep.boundary.fd_reserve"), _libraries("zmq")),
     "mep_link.backoff": Rule(()),
     "mep_sdk": Rule(("mep_sdk", "mep_wire", "mep_link.backoff"), None),
     "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust", "mep.boundary.untraceable"), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from mep.boundary import fd_reserve
 from mep_link.backoff import SOON_S, Backoff
-from mep_link.client import ATTEMPT_S, PROVEN_S, LinkClient, LinkState, options
+from mep_link.client import ATTEMPT_S, PROVEN_S, TOO_FEW_DESCRIPTORS, LinkClient, LinkState, options
 from mep_wire import codec, messages
 from mep_wire.errors import LinkMessageInvalid
 from mep_wire.limits import LINK_DEAD_S
@@ -243,3 +245,18 @@ def test_hung_up_it_stays_away(scene: Scene) -> None:
     assert scene.link.next_deadline() == float("inf")
     assert not scene.link.send(HELLO)
     assert scene.link.descriptors() == []
+
+
+def test_without_free_descriptors_no_socket_is_made(scene: Scene) -> None:
+    """libzmq would abort the process, and its tasks with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + fd_reserve.RESERVE, hard))
+        try:
+            scene.link.tick()
+            assert (scene.link.state, scene.link.down_reason) == (LinkState.DOWN, TOO_FEW_DESCRIPTORS)
+            assert scene.link.descriptors() == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    scene.clock.now = scene.link.next_deadline()
+    scene.up()
