@@ -93,11 +93,8 @@ OWN_LIMIT = (
     "You have as many user endpoints at this site as it allows one person ({limit}). Your tasks wait until one ends."
 )
 """SITE_BUSY in other words: for one person's limit."""
-NO_PLACE = (
-    "The site starts no more than {limit} user endpoints at a time, and others were under way for too long. "
-    "Your tasks wait."
-)
-"""SITE_BUSY in other words: for a start that had to wait for too long."""
+NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and others are under way. Your tasks wait."
+"""SITE_BUSY in other words: for a start beyond `max_starting`, or that had to wait for too long."""
 
 SITE_SAYS = "The site refuses to start your process: {reason}"
 """ACCOUNT_REFUSED in other words: with the text that the site's hook or its PAM modules have for the person."""

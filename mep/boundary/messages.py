@@ -52,6 +52,8 @@ class Outcome(enum.StrEnum):
     ALREADY_RUNNING = "already_running"
     REFUSED = "refused"
     UNAVAILABLE = "unavailable"
+    TRY_LATER = "try_later"
+    """All slots are taken, or half of them by this account: the manager has it asked for again."""
 
 
 # --- mapper -> monitor ------------------------------------------------------------------------------
@@ -201,11 +203,10 @@ class StartAnswered:
 
 
 @dataclass(frozen=True, slots=True)
-class StartPlaced:
-    """StartEndpoint `ref` is queued at position `place` of the starts that wait."""
+class StartBegun:
+    """A keeper works on StartEndpoint `ref`: the mapping is done. StartAnswered follows."""
 
     ref: int
-    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,7 @@ Message = (
     | ManagerReady | StartEndpoint | LinkStatus | StopAll
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
-    | EndpointAccount | TaskLogFile | StartPlaced | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
+    | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
     | NotChecked | SharingDenied
 )  # fmt: skip
 
@@ -380,7 +381,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     10: MapRequest,
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
-    36: EndpointAccount, 37: TaskLogFile, 38: StartPlaced,
+    36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
     50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied,
     60: Shutdown,

@@ -124,6 +124,8 @@ class ManagerSection:
     audit_required: bool = False
     """Whether it passes on no start while it can't write them."""
     log_level: str = "INFO"
+    max_starting: int = 16
+    """How many starts the monitor begins at a time (caps.max_starting); the manager keeps the others back."""
 
 
 @dataclass(frozen=True, slots=True)

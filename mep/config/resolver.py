@@ -213,6 +213,7 @@ def _manager_section(
         audit_tasks=options.audit_tasks,
         audit_required=options.audit_required,
         log_level="DEBUG" if options.debug else "INFO",
+        max_starting=options.caps.max_starting,
     )
 
 

@@ -20,7 +20,7 @@ import zmq
 from mep import __version__
 from mep.boundary import fd_reserve
 from mep.boundary.channel import Channel, DescriptorsLost, clip
-from mep.boundary.errors import BoundaryViolation, Refusal, public_text
+from mep.boundary.errors import NO_SLOT, BoundaryViolation, Refusal, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
@@ -37,19 +37,20 @@ from mep.boundary.messages import (
     RecheckNow,
     Shutdown,
     StartAnswered,
+    StartBegun,
     StartEndpoint,
-    StartPlaced,
     StopAll,
     TaskLogFile,
 )
 from mep.boundary.resolved_config import ManagerSection
 from mep.manager.outbox import Kept, Outbox
 from mep.manager.recheck_schedule import Rechecks
+from mep.manager.start_queue import StartQueue
 from mep.manager.task_records import TaskRecords
 from mep_link.client import LinkClient, LinkState, options
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager
-from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused
+from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused, StartRequestStale
 from mep_wire.limits import MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 from mep_wire.start_request import same_process
 
@@ -106,6 +107,7 @@ class Manager:
         self._running: dict[str, bytes] = {}
         """Id and incarnation of every user endpoint that has a process here."""
         self._running_untold = False
+        self._queue = StartQueue(section.max_starting)
         self._pending: dict[int, messages.SignedStart] = {}
         self._pending_rechecks: dict[int, messages.SignedStart] = {}
         self._rechecks = Rechecks(section.recheck_interval_s)
@@ -152,6 +154,7 @@ class Manager:
         wake = self._link.next_deadline()
         if self._state is State.UP:
             wake = min(wake, self._rechecks.next_at())
+        wake = min(wake, self._queue.next_at(now))
         if self._status is not None or (self._state is State.UP and self._outbox.peek() is not None):
             wake = min(wake, now + RETRY_S)
         return max(0, int((wake - now) * 1000) + 1)
@@ -160,6 +163,7 @@ class Manager:
         self._flush_status()
         if not self._epoch or self._ended or self._state is State.GONE:
             return
+        self._send_starts(now)
         self._link.tick()
         self._note_link()
         if self._state is State.UP:
@@ -279,21 +283,45 @@ class Manager:
             error = StartRequestRefused(reason="it is too large")
             self._answer(start, Outcome.REFUSED, error.code, error.text, error.correlation_id)
             return
-        ref = next(self._refs)
         if start.recheck:
-            self._pass_on_recheck(ref, start)
+            self._pass_on_recheck(next(self._refs), start)
             return
         if self._records is not None and self._records.refuse_starts:
             code, text = Refusal.AUDIT_UNAVAILABLE, public_text(Refusal.AUDIT_UNAVAILABLE)
             self._answer(start, Outcome.UNAVAILABLE, code, text, "")
             return
+        if start.uep_id in self._running:
+            self._send_start(start)  # begins nothing
+        elif len(self._queue) >= MAX_PENDING:
+            self._answer_busy(start, "The endpoint has more start requests than it can take just now.")
+        else:
+            self._queue.add(start, time.monotonic())
+            self._send_starts(time.monotonic())
+
+    def _send_starts(self, now: float) -> None:
+        """Send the monitor the starts whose turn it is, and tell the others their positions."""
+        while (chosen := self._queue.take(now)) is not None:
+            if (ref := self._send_start(chosen.start)) is not None:
+                self._queue.sent(ref, chosen, now)
+        for start in self._queue.overdue(now):
+            self._answer_busy(start, NO_SLOT.format(limit=self._section.max_starting))
+        for start, position in self._queue.positions(now):
+            self._link.send(messages.StartPlaced(uep_id=start.uep_id, place=position, asked=start.incarnation))
+
+    def _send_start(self, start: messages.SignedStart) -> int | None:
+        """Send the monitor a start and return its number, or answer that this isn't possible now."""
+        ref = next(self._refs)
         outstanding = len(self._pending) + len(self._pending_rechecks)
         if outstanding >= MAX_PENDING or fd_reserve.is_touched() or not self._ask_monitor(ref, start):
-            busy = SiteBusy(limit=MAX_PENDING, text="The endpoint has more start requests than it can take just now.")
-            self._answer(start, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
-            return
+            self._answer_busy(start, "The endpoint has more start requests than it can take just now.")
+            return None
         self._pending[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
         self._log.debug("start request", uep=start.uep_id, ref=ref)
+        return ref
+
+    def _answer_busy(self, start: messages.SignedStart, text: str) -> None:
+        busy = SiteBusy(limit=self._section.max_starting, text=text)
+        self._answer(start, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
         """Pass on a re-check for mapper and monitor. If that isn't possible now, the next one is passed on."""
@@ -318,6 +346,7 @@ class Manager:
     def _endpoint_gone(self, text: str) -> None:
         self._log.error("the relay says that this endpoint was deleted: stopping its user endpoints", text=text)
         self._link.hang_up()
+        self._queue.clear()
         self._enter(State.GONE, text)
         if not self._tell(StopAll(reason=clip(text, 1024))):
             raise BoundaryViolation("the monitor does not read")
@@ -410,8 +439,8 @@ class Manager:
                 self._rechecks.all_now(time.monotonic())
             case EndpointRevoked():
                 self._endpoint_revoked(message)
-            case StartPlaced():
-                self._start_placed(message)
+            case StartBegun():
+                self._queue.begun(message.ref)
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():
@@ -426,6 +455,9 @@ class Manager:
 
     def _new_epoch(self, epoch: bytes) -> None:
         self._epoch = epoch
+        stale = StartRequestStale(reason="it was signed before this endpoint's last start")
+        for start in self._queue.clear():
+            self._answer(start, Outcome.UNAVAILABLE, stale.code, stale.text, stale.correlation_id)
         if self._state in {State.GREETING, State.UP}:
             self._link.greet()
 
@@ -436,16 +468,15 @@ class Manager:
                 self._rechecks.answered(rechecked.uep_id, time.monotonic(), said=said)
             return
         start = self._pending.pop(answer.ref, None)
+        self._queue.answered(answer.ref)
         if start is None:
             self._log.warning("unexpected StartAnswered: no pending request has this ref", ref=answer.ref)
             return
         if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
             self._runs(start.uep_id, answer.incarnation)
-        self._answer(start, answer.outcome, answer.code, answer.public, answer.correlation_id, answer.incarnation)
-
-    def _start_placed(self, message: StartPlaced) -> None:
-        if (start := self._pending.get(message.ref)) is not None:
-            self._link.send(messages.StartPlaced(uep_id=start.uep_id, place=message.place, asked=start.incarnation))
+        # The mapper takes a request once. The relay signs another, which is queued again here.
+        outcome = Outcome.UNAVAILABLE if answer.outcome == Outcome.TRY_LATER else answer.outcome
+        self._answer(start, outcome, answer.code, answer.public, answer.correlation_id, answer.incarnation)
 
     def _is_running(self, uep_id: str, incarnation: bytes) -> bool:
         """Whether this is the running process, as far as the manager knows."""

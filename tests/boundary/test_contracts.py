@@ -55,7 +55,7 @@ def test_the_root_side_says_the_same_sentence(code: Refusal) -> None:
 def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
     to_monitor = {power.message for power in TABLE}
     from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning", "EndpointAccount"}
-    from_monitor |= {"StartPlaced"}
+    from_monitor |= {"StartBegun"}
     from_monitor |= {
         "TaskLogFile",
         "EndpointRevoked",

@@ -28,7 +28,6 @@ class State(enum.Enum):
     RECEIVED = "just received"
     WAITING = "waiting for the mapper"
     MAPPING = "with the mapper"
-    MAPPED = "waiting for a slot"
     PARKED = "waiting for the end of the user endpoint before it"
     IN_KEEPER = "with its keeper"
     DONE = "answered or dropped"
@@ -56,9 +55,8 @@ S = State
 TABLE: dict[State, Row] = {
     S.RECEIVED: _row(S.WAITING, S.DONE),
     S.WAITING: _row(S.MAPPING, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
-    S.MAPPING: _row(S.MAPPED, S.PARKED, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
-    S.MAPPED: _row(S.IN_KEEPER, S.DONE, overdue=Refusal.SITE_BUSY),
-    S.PARKED: _row(S.MAPPED, S.DONE, overdue=Refusal.SITE_BUSY),
+    S.MAPPING: _row(S.IN_KEEPER, S.PARKED, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
+    S.PARKED: _row(S.IN_KEEPER, S.DONE, overdue=Refusal.SITE_BUSY),
     S.IN_KEEPER: _row(S.DONE, needs_manager=False),
     S.DONE: _row(needs_manager=False),
 }
@@ -99,8 +97,6 @@ class Start:
     refused_by_mapper: bool = False
     paid: bool = False
     """Whether its records are already counted in the day's budget."""
-    told_position: int = 0
-    """The queue position that its requesters were last told."""
     audit: dict[str, object] = field(default_factory=dict)
 
 
@@ -127,9 +123,8 @@ class Starts:
             self._of[state][start.ref] = start
 
     def of_user_endpoint(self, uep_id: str) -> Start | None:
-        """Return the start that goes on for this user endpoint: there is at most one."""
-        found = (*self._of[State.MAPPED].values(), *self._of[State.IN_KEEPER].values())
-        return next((start for start in found if start.uep_id == uep_id), None)
+        """Return the start that a keeper works on for this user endpoint: there is at most one."""
+        return next((start for start in self._of[State.IN_KEEPER].values() if start.uep_id == uep_id), None)
 
 
 def outcome_of(code: str) -> m.Outcome:

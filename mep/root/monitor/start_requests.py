@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import NO_PLACE, NO_ROOM, BoundaryViolation, Refusal, Stage, public_text
+from mep.boundary.errors import NO_ROOM, NO_SLOT, BoundaryViolation, Refusal, Stage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.fd_closer import Closer
-from mep.root.monitor.fd_limit import AGAIN_S, Reserve
+from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
@@ -34,8 +33,6 @@ from mep.root.monitor.user_endpoints import Endpoints
 
 MAX_MAPPING = 32
 """Requests that the mapper has at a time; the others wait here."""
-POSITIONS_S = 1.0
-"""How often waiting starts are told their queue positions."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Total size of the documents of waiting starts. Beyond it, starts are `unavailable`."""
 _NOT_ENOUGH_MEMORY = "The site has more start requests than it can take just now. Your tasks wait."
@@ -58,13 +55,11 @@ class StartRequests:
         self._starts = Starts()
         self._abandoned: set[int] = set()
         """Numbers of starts that were given up while the mapper had them."""
-        self._served: dict[str, int] = {}
-        """By local user: our number of the latest start that went to a keeper."""
         self._requesters: set[int] = set()
         self._held = 0
         self._closed = ""
         """The public text with which all starts are refused because the endpoint is being stopped."""
-        self._pump_due = self._positions_due = False
+        self._pump_due = False
         self._mapper_moved_at = 0.0
         """When the mapper last answered, or got a request while it had none."""
 
@@ -121,7 +116,7 @@ class StartRequests:
             self._loop.after(0.0, self._pump)
 
     def _pump(self) -> None:
-        """Pass on every start that can go on: requests to the mapper, mapped ones to keepers."""
+        """Pass on every start that can go on: requests to the mapper, parked ones whose user endpoint is gone."""
         self._pump_due = False
         waiting, mapper = self._starts[State.WAITING], self._mapper.child
         while mapper is not None and waiting and len(self._starts[State.MAPPING]) < MAX_MAPPING:
@@ -130,59 +125,8 @@ class StartRequests:
             start = next(iter(waiting.values()))
             self._starts.enter(start, State.MAPPING)
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
-        if self._starts[State.MAPPED] and not self._reserve.is_free():
-            self._loop.after(AGAIN_S, self._go_on)
-            return
-        while (chosen := self._fairest()) is not None:
-            self._starts.enter(chosen, State.IN_KEEPER)
-            if chosen.timer is not None:
-                chosen.timer.cancel()
-            if (refusal := self._keepers.fork(chosen, self._release(chosen))) is not None:
-                self._finish(chosen, refusal)
-        self._tell_positions_later()
-
-    def _tell_positions_later(self) -> None:
-        if self._starts[State.MAPPED] and not self._positions_due:
-            self._positions_due = True
-            self._loop.after(POSITIONS_S, self._tell_positions)
-
-    def _tell_positions(self) -> None:
-        """Send waiting starts their queue positions: at first, and again each time a position has halved."""
-        self._positions_due = False
-        turns = self._in_progress()
-        order: list[tuple[int, int, int, Start]] = []
-        for start in self._starts[State.MAPPED].values():
-            order.append((turns[start.local_user], self._served.get(start.local_user, 0), start.ref, start))
-            turns[start.local_user] += 1
-        for position, (_, _, _, start) in enumerate(sorted(order, key=lambda one: one[:3]), start=1):
-            if not start.told_position or position <= start.told_position // 2:
-                start.told_position = position
-                for requester in start.requesters:
-                    self._to_manager.answered(m.StartPlaced(ref=requester, place=position))
-        self._tell_positions_later()
-
-    def _in_progress(self) -> Counter[str]:
-        """Return how many starts each account has with keepers."""
-        return Counter(start.local_user for start in self._starts[State.IN_KEEPER].values())
-
-    def _fairest(self) -> Start | None:
-        """Choose the next start: fewest in progress first, then least recently served.
-
-        One user's burst delays another user by at most one start. Starts that hang don't block others either: no user
-        may hold more than half the slots, or take the last free slot while holding another. Returns None if no waiting
-        user may have one now.
-        """
-        slots, free = self._configuration.resolved.caps.max_starting, self._keepers.free_slots()
-        if not self._starts[State.MAPPED] or free <= 0:
-            return None
-        in_progress = self._in_progress()
-        most = slots // 2 if free > 1 else 1
-        able = [one for one in self._starts[State.MAPPED].values() if in_progress[one.local_user] < max(1, most)]
-        if not able:
-            return None
-        start = min(able, key=lambda one: (in_progress[one.local_user], self._served.get(one.local_user, 0)))
-        self._served[start.local_user] = start.ref
-        return start
+        for start in [one for one in self._starts[State.PARKED].values() if one.uep_id not in self._endpoints]:
+            self._route(start)
 
     def _release(self, start: Start) -> int:
         """Return the descriptor of `start`. The caller owns it from now on."""
@@ -235,7 +179,7 @@ class StartRequests:
             start.requesters = []
             self._drop(start)
         elif running is None:
-            self._starts.enter(start, State.MAPPED)
+            self._begin(start)
         elif running.stops or running.local_user != start.local_user:
             if not running.stops:
                 # The administrator has since mapped this person to another account.
@@ -244,6 +188,30 @@ class StartRequests:
         else:
             start.incarnation = running.incarnation
             self._finish(start, Answer(m.Outcome.ALREADY_RUNNING))
+
+    def _begin(self, start: Start) -> None:
+        """Have a keeper forked, if there is a slot for this account: the queue is the manager's."""
+        if not self._has_slot(start.local_user) or not self._reserve.is_free():
+            limit = self._configuration.resolved.caps.max_starting
+            self._finish(start, Answer(m.Outcome.TRY_LATER, Refusal.SITE_BUSY, NO_SLOT.format(limit=limit)))
+            return
+        self._starts.enter(start, State.IN_KEEPER)
+        if start.timer is not None:
+            start.timer.cancel()
+        for requester in start.requesters:
+            self._to_manager.answered(m.StartBegun(ref=requester))
+        if (refusal := self._keepers.fork(start, self._release(start))) is not None:
+            self._finish(start, refusal)
+
+    def _has_slot(self, local_user: str) -> bool:
+        """Whether one more start of this account may be in progress.
+
+        Starts that hang block no other account: none may hold more than half the slots, or take the last free one
+        while it holds another.
+        """
+        slots, free = self._configuration.resolved.caps.max_starting, self._keepers.free_slots()
+        own = sum(one.local_user == local_user for one in self._starts[State.IN_KEEPER].values())
+        return free > 0 and own < max(1, slots // 2 if free > 1 else 1)
 
     def not_mapped(self, message: m.NotMapped) -> None:
         """Answer a request that the mapper refused. Raises BoundaryViolation."""
@@ -276,9 +244,7 @@ class StartRequests:
             self._finish(start, answer)
 
     def endpoint_gone(self, uep_id: str) -> None:
-        """Go on with the starts that waited for the end of `uep_id`."""
-        for start in [one for one in self._starts[State.PARKED].values() if one.uep_id == uep_id]:
-            self._route(start)
+        """Have the starts go on that waited for the end of `uep_id`."""
         self._go_on()
 
     # --- ends -------------------------------------------------------------------------------------------
@@ -345,7 +311,7 @@ class StartRequests:
             if silent_s >= 0.9 * self._timeout_s() and (mapper := self._mapper.child):
                 mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._abandon(start)
-        busy = NO_PLACE.format(limit=self._configuration.resolved.caps.max_starting)
+        busy = NO_SLOT.format(limit=self._configuration.resolved.caps.max_starting)
         text = busy if code is Refusal.SITE_BUSY else public_text(code)
         self._finish(start, Answer(m.Outcome.UNAVAILABLE, code, text))
 

@@ -60,7 +60,7 @@ class ToManager:
         except OSError as error:
             self._log.error("task records cannot be written", path=path, error=error.strerror)
 
-    def answered(self, answer: m.StartAnswered | m.StartPlaced) -> None:
+    def answered(self, answer: m.StartAnswered | m.StartBegun) -> None:
         """Answer a request of this manager."""
         self._send(answer)
 

@@ -25,6 +25,7 @@ from mep.boundary.messages import (
     Message,
     Shutdown,
     StartAnswered,
+    StartBegun,
     StartEndpoint,
     StopAll,
     TaskLogFile,
@@ -94,7 +95,7 @@ class Running:
         _, secret = zmq.curve_keypair()
         section = ManagerSection(
             endpoint_id=ENDPOINT, relay_link_address=address, relay_link_key=z85.decode(relay_key).hex(),
-            account="mep", link_key_path="", **more,
+            account="mep", link_key_path="", max_starting=3, **more,
         )  # fmt: skip
         manager = Manager(section, z85.decode(secret), theirs, Log("manager"))
         self.thread = threading.Thread(target=manager.run)
@@ -177,6 +178,40 @@ def test_a_start_goes_to_the_monitor_unread_and_its_answer_back(manager: Running
     manager.say(StartAnswered(ref=asked.ref, outcome="refused", uep_id="", code="X", public="no", correlation_id="c"))
     answer = relay_end.next(messages.StartAnswer)
     assert (answer.uep_id, answer.outcome, answer.code, answer.text) == ("uep-1", "refused", "X", "no")
+
+
+def test_starts_wait_here_until_the_monitor_has_a_slot(manager: Running, relay_end: RelayEnd) -> None:
+    """One person of three has one slot at a time of the three; the others' positions are told."""
+    up(manager, relay_end)
+    for number in range(3):
+        relay_end.say(messages.SignedStart(uep_id=f"uep-{number}", request=b"r", signature=b"s"))
+    first = manager.next(StartEndpoint)
+    manager.say(StartBegun(ref=first.ref))
+    placed = [relay_end.next(messages.StartPlaced) for _ in range(2)]
+    assert [(one.uep_id, one.place) for one in placed] == [("uep-1", 1), ("uep-2", 2)]
+    manager.say(answered(first, "started"))
+    assert relay_end.next(messages.StartAnswer).outcome == "started"
+    second = manager.next(StartEndpoint)
+    manager.say(answered(second, "try_later"))
+    answer = relay_end.next(messages.StartAnswer)
+    assert (answer.uep_id, answer.outcome) == ("uep-1", "unavailable")
+    manager.next(StartEndpoint)
+    relay_end.say(messages.SignedStart(uep_id="uep-0", request=b"r", signature=b"s"))
+    manager.next(StartEndpoint)  # it runs, so nothing is started and it needs no slot
+
+
+def test_a_new_epoch_gives_back_what_waits(manager: Running, relay_end: RelayEnd) -> None:
+    up(manager, relay_end)
+    for number in range(2):
+        relay_end.say(messages.SignedStart(uep_id=f"uep-{number}", request=b"r", signature=b"s"))
+    manager.next(StartEndpoint)
+    manager.say(MapperEpoch(epoch=bytes(16)))
+    answer = relay_end.next(messages.StartAnswer)
+    assert (answer.uep_id, answer.outcome, answer.code) == ("uep-1", "unavailable", "START_REQUEST_STALE")
+
+
+def answered(asked: StartEndpoint, outcome: str) -> StartAnswered:
+    return StartAnswered(ref=asked.ref, outcome=outcome, uep_id="", code="", public="", correlation_id="")
 
 
 def test_an_oversized_start_is_refused_without_the_monitor(manager: Running, relay_end: RelayEnd) -> None:

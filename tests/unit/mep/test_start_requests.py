@@ -34,7 +34,7 @@ class Site:
         self.keepers = PaperKeepers(parts)
         self.starts: StartRequests = parts.starts(self.keepers)
         self.answers: dict[int, str] = {}
-        self.positions: dict[int, int] = {}
+        self.begun: set[int] = set()
 
     def ask(self, ref: int) -> None:
         self.starts.request(ref, sealed_memfd("request", b"request"))
@@ -60,8 +60,8 @@ class Site:
     def told(self) -> dict[int, str]:
         """Return the outcome for each requester that was answered, and fail if one was answered twice."""
         for message, _ in received(self.manager):
-            if isinstance(message, m.StartPlaced):
-                self.positions[message.ref] = message.place
+            if isinstance(message, m.StartBegun):
+                self.begun.add(message.ref)
             elif isinstance(message, m.StartAnswered):
                 assert message.ref not in self.answers
                 self.answers[message.ref] = message.outcome
@@ -89,7 +89,7 @@ def test_the_tables_lead_to_an_end_and_not_out_of_it() -> None:
     assert all(then is UepPhase.ENDED for (_, event), then in UEP_TABLE.items() if event is UepEvent.REPORTED)
 
 
-@pytest.mark.parametrize("state", [State.MAPPED, State.IN_KEEPER, State.RECEIVED])
+@pytest.mark.parametrize("state", [State.PARKED, State.IN_KEEPER, State.RECEIVED])
 def test_a_step_that_the_table_lacks_is_refused(state: State) -> None:
     starts, start = Starts(), Start(1, [1], -1, 0)
     starts.enter(start, State.WAITING)
@@ -98,17 +98,17 @@ def test_a_step_that_the_table_lacks_is_refused(state: State) -> None:
     assert list(starts) == [start] and start.state is State.WAITING
 
 
-def test_the_slots_are_filled_in_turn_and_the_next_goes_on_when_one_is_free(site: Site) -> None:
-    for ref, user in enumerate(["alice", "alice", "bob"], start=1):
+def test_what_finds_no_slot_is_to_be_asked_for_later(site: Site) -> None:
+    """No account has more than half of the slots, or the last one besides another."""
+    for ref, user in enumerate(["alice", "alice", "bob", "carol"], start=1):
         site.start(ref, ref, user)
     assert site.keepers.forked == [IDS[1], IDS[3]]
-    assert site.told() == {}
+    assert site.told() == {2: "try_later", 4: "try_later"}
+    assert site.begun == {1, 3}
     site.parts.endpoints[IDS[1]].take(UepEvent.READY)
     site.starts.finish_from_keeper(IDS[1], Answer(m.Outcome.STARTED))
-    assert site.keepers.forked == [IDS[1], IDS[3]]  # not from within the keepers' own work
-    site.parts.pass_time(0.0)
+    site.start(5, 2, "alice")
     assert site.keepers.forked == [IDS[1], IDS[3], IDS[2]]
-    assert site.told() == {1: "started"}
 
 
 def test_refused_forks_are_answered_one_after_the_other(site: Site) -> None:
@@ -122,6 +122,7 @@ def test_refused_forks_are_answered_one_after_the_other(site: Site) -> None:
 def test_a_second_request_for_one_user_endpoint_gets_the_same_answer(site: Site) -> None:
     for ref in (1, 2, 3):
         site.start(ref, 5)
+    assert site.told() == {}
     site.parts.endpoints[IDS[5]].take(UepEvent.READY)
     site.starts.finish_from_keeper(IDS[5], Answer(m.Outcome.STARTED))
     assert site.told() == dict.fromkeys((1, 2, 3), "started")
@@ -153,6 +154,7 @@ def test_a_lost_mapper_answers_what_it_had_and_what_waited_for_it(site: Site) ->
 
 def test_of_a_lost_manager_only_starts_with_a_keeper_are_left(site: Site) -> None:
     site.start(1, 1)
+    site.parts.running(IDS[2]).take(UepEvent.STOP)
     site.start(2, 2)
     site.ask(3)
     site.starts.manager_lost()
@@ -165,28 +167,17 @@ def test_of_a_lost_manager_only_starts_with_a_keeper_are_left(site: Site) -> Non
 
 def test_an_overdue_start_is_refused_in_each_state_that_has_a_limit(site: Site) -> None:
     site.start(1, 1)
-    site.start(2, 2)
     site.parts.running(IDS[4]).take(UepEvent.STOP)
     site.start(4, 4)
     site.ask(3)
     site.parts.pass_time(21.0)
-    assert site.told() == {2: "unavailable", 3: "unavailable", 4: "unavailable"}
+    assert site.told() == {3: "unavailable", 4: "unavailable"}
     assert site.parts.mapper.child is not None and "has not answered" in site.parts.mapper.child.fault
-
-
-def test_positions_are_told_in_the_order_of_the_turns(parts: Parts) -> None:
-    site = Site(parts, slots=1)
-    for ref, user in enumerate(["alice", "alice", "alice", "bob"], start=1):
-        site.start(ref, ref, user)
-    parts.pass_time(1.0)
-    site.told()
-    assert site.positions == {4: 1, 2: 2, 3: 3}
 
 
 def test_an_endpoint_that_stops_refuses_what_has_no_keeper(site: Site) -> None:
     site.start(1, 1)
-    site.start(2, 2)
     site.ask(3)
     site.starts.close("It stops.")
     site.ask(4)
-    assert site.told() == {2: "unavailable", 3: "unavailable", 4: "unavailable"}
+    assert site.told() == {3: "unavailable", 4: "unavailable"}
