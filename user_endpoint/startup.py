@@ -26,6 +26,8 @@ from user_endpoint.shortage import interrupted, reason_of
 from user_endpoint.workers.fork_server import Server, exec_server, fork_server
 
 if TYPE_CHECKING:
+    from user_endpoint.engines import EnginePlace
+    from user_endpoint.engines.base import Engine
     from user_endpoint.lost_attempts import Attempts
     from user_endpoint.result_spool import Spool
     from user_endpoint.settings import UepSettings
@@ -94,7 +96,7 @@ class Starting:
         from mep_link.client import LinkClient, options
         from mep_wire.codec import decode_to_uep
         from mep_wire.limits import MAX_LINK_MESSAGE_BYTES
-        from user_endpoint.engines import EnginePlace, make_engine
+        from user_endpoint.engines import EnginePlace
         from user_endpoint.event_loop import Loop, Signals
         from user_endpoint.function_store import Functions
         from user_endpoint.lifecycle.idle import IdleRule
@@ -114,11 +116,7 @@ class Starting:
         lists = self._function_lists(settings)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
         place = EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
-        try:
-            engine = make_engine(settings.engine, place)
-        except EndpointMisconfigured as error:
-            error.detail = located(error.detail, settings.lines)
-            raise
+        engine = _make_engine(settings, place)
         signals = Signals()
         engine.start()
         self._servers.discard()
@@ -160,6 +158,19 @@ class Starting:
         except EndpointMisconfigured as error:
             error.detail = located(error.detail, settings.lines)
             raise
+
+
+def _make_engine(settings: UepSettings, place: EnginePlace) -> Engine:
+    """Return the engine of the template, and provide the descriptors that it needs. Raises MepError."""
+    from user_endpoint import descriptors
+    from user_endpoint.engines import make_engine
+
+    try:
+        descriptors.provide(descriptors.needed(settings.engine))
+        return make_engine(settings.engine, place)
+    except EndpointMisconfigured as error:
+        error.detail = located(error.detail, settings.lines)
+        raise
 
 
 def _zmq_error() -> type[Exception]:

@@ -23,6 +23,7 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES
 from user_endpoint.bounded_log import Log
 from user_endpoint.credit import MAX_HELD_BYTES, Credit, Ledger
 from user_endpoint.deadlines import Deadlines
+from user_endpoint.descriptors import Headroom
 from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter, StartFailure
@@ -62,6 +63,7 @@ class UserEndpoint:
         reporter: Reporter,
         log: Log,
         attempts: Attempts | None = None,
+        headroom: Headroom | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uep_id, self._token = uep_id, join_token
@@ -70,6 +72,7 @@ class UserEndpoint:
         self.link: LinkClient[messages.ToUep] | None = None
         self._ledger, self._credit = Ledger(), Credit()
         self._attempts = Attempts() if attempts is None else attempts
+        self._headroom = Headroom(clock) if headroom is None else headroom
         self._deadlines = Deadlines()
         self._functions = functions
         self._admission = Admission(endpoint_id, allowed_functions, check_resources, serializers, functions)
@@ -318,7 +321,7 @@ class UserEndpoint:
         if full and not self._was_full:
             self._log.warning("not requesting tasks until the relay confirms results", spooled=len(self._spool))
         self._was_full = full
-        if full or self._ledger.bytes > MAX_HELD_BYTES:
+        if full or self._headroom.low or self._ledger.bytes > MAX_HELD_BYTES:
             return
         if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
             self.link.send(messages.Credit(grant=more, worker_python=self._engine.worker_python))
@@ -340,6 +343,9 @@ class UserEndpoint:
         now = self._clock()
         self._spool.tick()
         self._expire(now)
+        if self._headroom.look():  # what `_grant` goes by
+            text = "not requesting tasks" if self._headroom.low else "requesting tasks again"
+            self._log.warning(f"{text}: {self._headroom}", held=len(self._ledger))
         if self.stopping is None:
             if reason := self._idle.verdict(now, busy=self._busy):
                 self.stop("IDLE", reason)
@@ -396,7 +402,8 @@ class UserEndpoint:
 
     def next_deadline(self) -> float | None:
         """Return when `tick` must be called next, by the clock, or None."""
-        due = [self._deadlines.next(), self._spool.tick_at, self._flushed_at + GATHER_S if self._gathered else None]
+        due = [self._headroom.next_look(), self._deadlines.next(), self._spool.tick_at]
+        due.append(self._flushed_at + GATHER_S if self._gathered else None)
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         elif self._ledger or self.stopping.engine_stopped:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import pathlib
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -61,10 +62,12 @@ class UepProcess:
         uep_id: str | None = None,
         config: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        open_files: tuple[int, int] | None = None,
         **bundle: Any,
     ) -> None:
         self.uep_id = uep_id or str(uuid.uuid4())
         self.home = home
+        self._open_files = open_files
         self.state = home / ".mep" / "uep" / self.uep_id
         start = sealed_memfd("start", msgspec.msgpack.encode(self._verified(config or {})))
         documents = UepBundle(
@@ -105,6 +108,8 @@ class UepProcess:
             for target, source in enumerate(high):
                 os.dup2(source, target)
             os.closerange(6, 1024)
+            if self._open_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
             if os.getuid() == 0:
                 os.setgroups([])
                 os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)

@@ -28,6 +28,7 @@ from typing import Any, Final
 from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeTooLong, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
+from user_endpoint.descriptors import check_interchange
 from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
 from user_endpoint.engines.htex.block_events import BlockGone, Broken, Ready, Restarted
@@ -83,6 +84,7 @@ class GlobusComputeEngine:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._plan = Plan(settings)
+        check_interchange(self._plan.most_pools)
         self._notes = Notes(str(self._directory.parent))
         self.worker_python = ""
         self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)

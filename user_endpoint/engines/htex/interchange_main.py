@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import resource
 import signal
 import sys
 
@@ -21,6 +22,8 @@ def main() -> None:
     from user_endpoint.process_exit import name_process
 
     name_process("mep-interchange")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each node needs some; no other process inherits it
     config = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent, by a pipe
     BatchInterchange(**config).start()
 
