@@ -213,11 +213,13 @@ class UepWelcome(_Msg, frozen=True):
 class Credit(_Msg, frozen=True):
     """User endpoint to relay: `grant` more tasks may be sent. A new link starts from zero.
 
-    `worker_python` is the Python in which tasks run, e.g. 3.12.1, empty before a worker has told.
+    `worker_python` is the Python in which tasks run, e.g. 3.12.1, empty before a worker has told. `trouble` is what
+    keeps the engine from beginning tasks just now, and is tried again; empty if nothing does.
     """
 
     grant: int
     worker_python: str = ""
+    trouble: str = ""
 
 
 class FunctionItem(msgspec.Struct, frozen=True, array_like=True):

@@ -19,7 +19,7 @@ from mep_wire.errors import (
     MepError,
     ResultTooLarge,
 )
-from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
 from user_endpoint.bounded_log import Log
 from user_endpoint.credit import MAX_HELD_BYTES, Credit, Ledger
 from user_endpoint.deadlines import Deadlines
@@ -85,6 +85,7 @@ class UserEndpoint:
         self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
         self._started: dict[int, tuple[str, str]] = {}  # of those, the ones not reported yet
         self._changed: set[str] = set()
+        self._told_trouble = ""
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
@@ -94,6 +95,7 @@ class UserEndpoint:
     def hello(self) -> messages.Join | messages.UepHello:
         """Return the first message of a connection: the join token until it has worked, then who we are."""
         self._credit.reset()
+        self._told_trouble = ""
         default, most = self._attempts.default, self._attempts.most
         if self._enrolled:
             gathered = [item.row for item in self._results]
@@ -317,6 +319,7 @@ class UserEndpoint:
     def _grant(self) -> None:
         if self.link is None or not self.link.welcomed or self.stopping is not None:
             return
+        self._tell_trouble(self.link)
         full = self._spool.is_full
         if full and not self._was_full:
             self._log.warning("not requesting tasks until the relay confirms results", spooled=len(self._spool))
@@ -324,7 +327,18 @@ class UserEndpoint:
         if full or self._headroom.low or self._ledger.bytes > MAX_HELD_BYTES:
             return
         if more := self._credit.grant(self._engine.capacity, len(self._ledger)):
-            self.link.send(messages.Credit(grant=more, worker_python=self._engine.worker_python))
+            self._send_credit(self.link, more)
+
+    def _send_credit(self, link: LinkClient[messages.ToUep], grant: int) -> None:
+        self._told_trouble, python = self._engine.trouble, self._engine.worker_python
+        link.send(messages.Credit(grant=grant, worker_python=python, trouble=self._told_trouble[:MAX_PUBLIC_TEXT]))
+
+    def _tell_trouble(self, link: LinkClient[messages.ToUep]) -> None:
+        """Tell the relay, for the person, what the engine tries again while tasks wait, and when that is over."""
+        if self._engine.trouble != self._told_trouble:
+            if self._engine.trouble:
+                self._log.warning("tasks wait", reason=self._engine.trouble, held=len(self._ledger))
+            self._send_credit(link, 0)
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -246,7 +246,8 @@ async def look_up(service: Service, request: Request) -> TaskStatus:
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
     status = _status(found[0], packed=request.packed)
-    if found[0].state is TaskState.QUEUED and (why := service.dispatcher.why_waiting(found[0].uep_row)):
+    waits = found[0].state in (TaskState.QUEUED, TaskState.DISPATCHED)
+    if waits and (why := service.dispatcher.why_waiting(found[0].uep_row)):
         return msgspec.structs.replace(status, reason=why)
     return status
 

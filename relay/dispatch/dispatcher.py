@@ -296,7 +296,7 @@ class Dispatcher:
         return uep.worker_python
 
     def why_waiting(self, uep_row: int) -> str:
-        """Return why the queued tasks of this user endpoint wait, as far as their person needs to know."""
+        """Return why the tasks of this user endpoint wait that have not begun, as far as their person needs to know."""
         return self.starts.why_waiting(uep_row)
 
 

@@ -85,6 +85,8 @@ class Uep(Session):
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
     trouble: Trouble = field(default_factory=Trouble)
+    engine_trouble: str = ""
+    """What its engine, by what its process has said, tries again while its tasks wait."""
     doubtful: set[int] = field(default_factory=set)
     """Rows that wait again and were sent to a process that is gone: it may have begun them. See `lost`."""
     last_code: str = ""
@@ -116,7 +118,7 @@ class Uep(Session):
         """Forget the link, and the state that belonged to it."""
         if self.peer is not None:
             self.peer.session = None
-        self.peer, self.credit = None, 0
+        self.peer, self.credit, self.engine_trouble = None, 0, ""
         self.functions_sent.clear()
 
     def set_process(self, link_key: bytes, incarnation: bytes) -> None:

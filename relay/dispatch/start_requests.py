@@ -198,10 +198,10 @@ class Starts:
             uep.place = max(0, min(message.place, MAX_PLACE))
 
     def why_waiting(self, uep_row: int) -> str:
-        """Return, for the person, the reason why a queued task of this user endpoint waits; empty if unknown."""
+        """Return, for the person, why a task of this user endpoint waits that is not known to run; empty if unknown."""
         uep = self._board.by_row.get(uep_row)
         if uep is None or uep.peer is not None:
-            return ""
+            return uep.engine_trouble if uep is not None else ""
         if uep.state is UepState.STARTING and uep.place and not uep.start_answered:
             return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
         now = self._board.loop.time()

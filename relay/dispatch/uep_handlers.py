@@ -7,7 +7,7 @@ import time
 
 from mep_wire import codec, messages
 from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
-from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES
+from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, Joining, Uep
@@ -145,7 +145,8 @@ class UserEndpoints:
     # --- tasks ------------------------------------------------------------------------------------
 
     def credit(self, uep: Uep, message: messages.Credit) -> None:
-        """It can take more tasks."""
+        """It can take more tasks, or tells why those that it has wait."""
+        uep.engine_trouble = message.trouble[:MAX_PUBLIC_TEXT]
         uep.worker_python = message.worker_python[:_MAX_VERSION_CHARS] or uep.worker_python
         self._delivery.credit(uep, message.grant)
 

@@ -92,6 +92,29 @@ def test_a_kill_in_mid_start_fails_no_task(own_place: Any, find: Callable[[int, 
     assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))
 
 
+@pytest.mark.parametrize("own_place", ["multi"], indirect=True)
+def test_an_interchange_killed_in_mid_start_fails_no_task(own_place: Any) -> None:
+    own_place.endpoint.start()
+    monitor = int(own_place.endpoint.status()["pid"])
+    work = Path(own_place.accounts[own_place.anybody].home)
+    client = own_place.client(own_place.anybody)
+    with own_place.executor(own_place.anybody, engine="GlobusComputeEngine", workers=1) as executor:
+        futures = [executor.submit(_note, str(work / f"ran-{number}")) for number in range(5)]
+        killed: set[int] = set()
+
+        def three_are_killed() -> bool:
+            for pid in _below(monitor, "mep-interchange"):
+                if pid not in killed and len(killed) < 3:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            return len(killed) == 3
+
+        wait_for(three_are_killed, RESULT_S)
+        wait_for(lambda: "interchange failed" in _reason(client, futures[0]), RESULT_S)
+        assert [future.result(timeout=RESULT_S) for future in futures] == [1] * 5
+    assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))
+
+
 def _reason(client: Any, future: Any) -> str:
     return str(client.get_task(future.task_id).get("reason") or "") if future.task_id else ""
 

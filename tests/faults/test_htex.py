@@ -67,6 +67,7 @@ class Bench:
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)  # as the user endpoint has made it
         self.engine = GlobusComputeEngine(
             Settings(**{"max_workers_per_node": 2, **options}), run_directory=str(directory)
         )
@@ -350,7 +351,7 @@ def test_a_block_whose_workers_never_register(make: Callable[..., Bench]) -> Non
 
 def test_blocks_that_are_killed_at_their_start_fail_no_task(make: Callable[..., Bench]) -> None:
     """More of them than broken ones are tried, one after the other, and each before its workers register."""
-    bench = make(max_workers_per_node=1, provider={"type": "LocalProvider", "worker_init": "sleep 0.7"})
+    bench = make(max_workers_per_node=1, provider={"type": "LocalProvider", "worker_init": "sleep 3"})
     rows = [bench.submit(echo, number) for number in range(20)]
     killed: set[int] = set()
 
@@ -377,9 +378,12 @@ def test_a_disk_that_is_full_for_a_while_fails_no_task(make: Callable[..., Bench
                 file.write(bytes(4096))
         rows = [bench.submit(echo, number) for number in range(20)]
         bench.until(lambda: len(bench.engine._blocks._block_failures) >= 3)
+        bench.until(lambda: bool(bench.engine.trouble))
         assert not bench.ended
+        assert "will be tried again" in bench.engine.trouble
         (home / "full").unlink()
         assert [bench.value(row) for row in rows] == list(range(20))
+        assert not bench.engine.trouble
         bench.stop()
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)

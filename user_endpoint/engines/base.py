@@ -76,6 +76,10 @@ class Engine(Protocol):
         """The Python that runs tasks, e.g. 3.12.1; empty before a worker has told. An attribute will do."""
 
     @property
+    def trouble(self) -> str:
+        """What keeps tasks from beginning just now, for the person; empty if nothing does. An attribute will do."""
+
+    @property
     def capacity(self) -> int:
         """How many tasks the engine wants to hold at once: running ones and enough waiting to keep workers busy.
 

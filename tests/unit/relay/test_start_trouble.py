@@ -192,3 +192,19 @@ def test_a_manager_cannot_fill_the_relays_memory_with_ids_that_it_invents() -> N
         assert not scene.manager.running
 
     asyncio.run(run())
+
+
+def test_the_person_reads_what_the_engine_tries_again_for_as_long_as_its_process_is_there() -> None:
+    async def run() -> None:
+        scene = Lost(TaskState.DISPATCHED)
+        handlers, starts = scene.dispatcher._ueps, scene.dispatcher.starts
+        trouble = "blocks of workers failed 3 times and will be tried again"
+        handlers.credit(scene.uep, messages.Credit(grant=0, trouble=trouble))
+        assert starts.why_waiting(scene.uep.row) == trouble
+        handlers.credit(scene.uep, messages.Credit(grant=1))
+        assert starts.why_waiting(scene.uep.row) == ""
+        handlers.credit(scene.uep, messages.Credit(grant=0, trouble=trouble))
+        await scene.ended()
+        assert trouble not in starts.why_waiting(scene.uep.row)
+
+    asyncio.run(run())

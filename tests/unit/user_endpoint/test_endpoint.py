@@ -25,6 +25,7 @@ from user_endpoint.user_endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEnd
 class NotingEngine:
     capacity = 8
     worker_python = "3.99.1"
+    trouble = ""
 
     def __init__(self) -> None:
         self.given: list[EngineTask] = []
@@ -382,3 +383,23 @@ def test_a_spooled_result_answers_for_its_own_task_alone(stage: Stage) -> None:
     stage.happens(result(7))
     (sent,) = stage.link.take(messages.Results)
     assert [item.task_id for item in sent.items] == ["7"]
+
+
+def test_the_relay_is_told_what_the_engine_tries_again_and_when_that_is_over(stage: Stage) -> None:
+    stage.uep.flush()
+    stage.link.take(messages.Credit)
+    stage.engine.trouble = "blocks of workers failed twice"
+    for _ in range(3):
+        stage.uep.flush()
+    assert stage.link.take(messages.Credit) == [
+        messages.Credit(grant=0, worker_python="3.99.1", trouble="blocks of workers failed twice")
+    ]
+    stage.uep.hello()  # a relay that has restarted knows nothing of it
+    stage.welcome()
+    stage.uep.flush()
+    assert {credit.trouble for credit in stage.link.take(messages.Credit)} == {"blocks of workers failed twice"}
+    stage.engine.trouble = ""
+    stage.uep.flush()
+    stage.uep.flush()
+    assert [credit.trouble for credit in stage.link.take(messages.Credit)] == [""]
+    assert 'tasks wait reason="blocks of workers failed twice"' in stage.log.read_text()

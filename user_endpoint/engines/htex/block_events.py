@@ -41,4 +41,11 @@ class Restarted:
     """The tasks that workers of those blocks had begun. Those workers can't begin another."""
 
 
-News = Ready | BlockGone | Broken | Restarted
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something has failed and is tried again, while tasks wait."""
+
+    text: str
+
+
+News = Ready | BlockGone | Broken | Restarted | Trouble

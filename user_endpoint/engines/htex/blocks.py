@@ -24,7 +24,7 @@ import zmq
 
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.htex import provider as providers
-from user_endpoint.engines.htex.block_events import BlockGone, Broken, News, Ready, Restarted
+from user_endpoint.engines.htex.block_events import BlockGone, Broken, News, Ready, Restarted, Trouble
 from user_endpoint.engines.htex.executor import Client, InterchangeDied
 from user_endpoint.engines.htex.failures import Cause, Failure, Failures, of_block, of_error
 from user_endpoint.engines.htex.job_record import JobRecord
@@ -202,6 +202,7 @@ class Blocks:
         if reason := self._interchange_failures.note(time.monotonic(), tried_at, failure):
             raise EngineFailed(reason=reason)
         self._discard_client()
+        self._tell(Trouble(self._interchange_failures.so_far(failure)))
         self._ending.wait(max(0.0, self._interchange_failures.next_at - time.monotonic()))
 
     def _discard_client(self) -> None:
@@ -320,6 +321,7 @@ class Blocks:
         if reason:
             raise EngineFailed(reason=reason)
         if not first:
+            self._tell(Trouble(self._interchange_failures.so_far(failure)))
             self._ending.wait(max(0.0, self._interchange_failures.next_at - now))
         self._begin()
 
@@ -389,9 +391,11 @@ class Blocks:
         _log.warning("a block failed cause=%s reason=%s", failure.cause.name, failure.text)
         reason = self._block_failures.note(time.monotonic(), submitted, failure)
         self._wake.set()
-        if not reason or any(block.registered for block in self._blocks.values()):
-            return  # waiting tasks can run there, or in a block to come
-        if self._settings.block_error_handler:
+        if any(block.registered for block in self._blocks.values()):
+            return  # waiting tasks can run there
+        if not reason or not self._settings.block_error_handler:
+            self._tell(Trouble(self._block_failures.so_far(failure)))
+        else:
             self._tell(Broken(EngineFailed(reason=reason), self._block_failures.next_at))
 
     # --- how many -------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from mep_wire.messages import ResultItem
 from user_endpoint.descriptors import check_interchange
 from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import BlockGone, Broken, Ready, Restarted
+from user_endpoint.engines.htex.block_events import BlockGone, Broken, Ready, Restarted, Trouble
 from user_endpoint.engines.htex.blocks import Blocks
 from user_endpoint.engines.htex.executor import Client
 from user_endpoint.engines.htex.provider import Plan
@@ -86,7 +86,7 @@ class GlobusComputeEngine:
         self._plan = Plan(settings)
         check_interchange(self._plan.most_pools)
         self._notes = Notes(str(self._directory.parent))
-        self.worker_python = ""
+        self.worker_python = self.trouble = ""
         self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
         self._client: Client | None = None
         self._waiting: list[_Held] = []
@@ -306,7 +306,7 @@ class GlobusComputeEngine:
             self._blocks.node_left()
 
     def _registered(self, message: protocol.Registered) -> None:
-        self._broken = None
+        self._broken, self.trouble = None, ""
         self.worker_python = message.python
         self._slots = message.workers * self._plan.most_pools
         if self._blocks.registered(message.block_id, message.workers, message.left_s) and message.left_s is not None:
@@ -420,7 +420,7 @@ class GlobusComputeEngine:
     def _heed(self, news: object) -> None:
         match news:
             case Ready(client):
-                self._client = client
+                self._client, self.trouble = client, ""
                 self._epoll.register(client.descriptor(), select.EPOLLIN)
                 waiting, self._waiting = self._waiting, []
                 self._hand_over(client, [held for held in waiting if self._may_run(held)])
@@ -431,6 +431,8 @@ class GlobusComputeEngine:
                 self._take_last_results()
                 self._drop_client()
                 self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
+            case Trouble(text):
+                self.trouble = text
             case Broken(error, until, begun):
                 self._give_up(error, until, begun)
 

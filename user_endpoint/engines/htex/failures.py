@@ -138,5 +138,10 @@ class Failures:
             return f"{self._what} failed {self._rounds} times in {now - self._since:.0f} s; the last: {failure.text}"
         return ""
 
+    def so_far(self, failure: Failure) -> str:
+        """Return, for the person whose tasks wait, what failed and is tried again."""
+        times = "once" if self._rounds == 1 else f"{self._rounds} times"
+        return f"{self._what} failed {times} and will be tried again; the last: {failure.text}"
+
     def _pause(self) -> float:
         return min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._rounds - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311

@@ -47,6 +47,8 @@ _WARM_S: Final = 300.0
 class ProcessPoolEngine:
     """See the module. `server` starts fork servers: one that runs already, and later ones after a loss."""
 
+    trouble = ""
+
     def __init__(
         self,
         *,
