@@ -25,6 +25,7 @@ class Endings:
 
     def __init__(self, board: Board, delivery: Delivery, starts: Starts) -> None:
         self._board, self._delivery, self._starts = board, delivery, starts
+        starts.over = self.conclude_if_ended
 
     def conclude_if_ended(self, uep: Uep) -> None:
         """It has ended if its link is down and its manager reports no process, or no report can ever come."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mep_wire import codec
 from mep_wire.errors import (
@@ -54,6 +54,8 @@ class Starts:
 
     def __init__(self, board: Board, delivery: Delivery, key: Signer) -> None:
         self._board, self._delivery, self._key = board, delivery, key
+        self.over: Callable[[Uep], None] = lambda _uep: None
+        """Called when a start has come to nothing: what was told of its last process meanwhile may be acted upon."""
 
     def want(self, uep: Uep) -> None:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
@@ -226,6 +228,7 @@ class Starts:
             uep.attempts = min(uep.attempts + 1, 16)
         uep.set_timer(self._board.loop.call_later(delay, self._timer_up, uep))
         self.want_all(uep.record.endpoint_id, at_once=False)
+        self.over(uep)
 
     def _timer_up(self, uep: Uep) -> None:
         uep.timer = None
@@ -258,6 +261,7 @@ class Starts:
             uep.go(UepState.ABSENT)
         uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
         self.want_all(uep.record.endpoint_id, at_once=False)
+        self.over(uep)
         self._board.forget_idle(uep)
 
     async def _give_up(self, uep: Uep, error: MepError) -> None:

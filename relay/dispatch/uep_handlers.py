@@ -7,7 +7,7 @@ import time
 
 from mep_wire import codec, messages
 from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
-from mep_wire.limits import HEARTBEAT_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
+from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, Joining, Uep
@@ -66,9 +66,29 @@ class UserEndpoints:
             uep = self._board.uep(record)
             uep.set_process(peer.key, joining.incarnation)
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
-            self._link_up(uep, peer)
-            self._settle(uep, peer, joining.held, new_process=True)
+            if peer.session is joining:
+                self._link_up(uep, peer)
+                self._settle(uep, peer, joining.held, new_process=True)
+            else:
+                self._joined_away(uep)
         return enrolled
+
+    def _joined_away(self, uep: Uep) -> None:
+        """Its link broke while its join was being stored: no plane tells of that again. It comes back with a hello, or
+        it has ended, and its manager may have told so before the join was known."""
+        logger.info("user endpoint %s has joined, and is away", uep.record.uep_id)
+        if uep.peer is not None:
+            self._board.plane.drop(uep.peer)
+        uep.unlink()
+        if uep.state is UepState.DRAINING:
+            uep.go(UepState.ABSENT)
+        uep.go(UepState.ONLINE)
+        uep.go(UepState.DISCONNECTED)
+        self._starts.joined(uep)
+        uep.grace_until = self._board.loop.time() + LINK_DEAD_S
+        self._board.loop.call_at(uep.grace_until, self._endings.conclude_if_ended, uep)
+        self._endings.conclude_if_deleted(uep)
+        self._starts.want(uep)
 
     def hello(self, peer: Peer, message: messages.UepHello) -> None:
         """An enrolled process has a new link. Raises JoinRefused or LinkForbidden."""
