@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Collection
 
 from mep_wire import codec, messages
 from mep_wire.errors import RelayUnavailable, TaskExpired
@@ -23,10 +24,12 @@ PAGE = 1000
 _LONGEST_S = 86400.0
 _WHERE = {
     TaskState.QUEUED: "it was still waiting",
-    TaskState.DISPATCHED: "it was sent to the site, and had not begun",
+    TaskState.DISPATCHED: "it was sent to the site, which had not yet reported that it began",
     TaskState.RUNNING: "it had begun, and was ended",
 }
 _OUT_OF_TOUCH = "it was sent to the site, which is out of touch: it is not known whether it had begun"
+
+_AGAIN = "it had begun, its process was lost, and it waited to be begun again"
 
 
 class Deadlines:
@@ -78,16 +81,25 @@ class Deadlines:
         for uep_row, tasks in by_uep.items():
             uep = self._board.by_row.get(uep_row)
             in_touch = uep is not None and uep.peer is not None
-            await self._delivery.expire_rows(uep_row, [_ending(task, in_touch=in_touch) for task in tasks])
+            doubtful = uep.doubtful if uep is not None else set[int]()
+            endings = [_ending(task, doubtful, in_touch=in_touch) for task in tasks]
+            await self._delivery.expire_rows(uep_row, endings)
             away = [task.row for task in tasks if task.state is not TaskState.QUEUED]
             if uep is not None and uep.peer is not None and away:
                 self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
 
 
-def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
-    """Return the end of a task. `in_touch`: whether the user endpoint has a link on which it reports started tasks."""
+def _ending(task: OverdueTask, doubtful: Collection[int], *, in_touch: bool) -> Ending:
+    """Return the end of a task.
+
+    `doubtful`: rows that wait and may have begun (see `lost`). `in_touch`: whether the user endpoint has a link on which
+    it reports started tasks.
+    """
     error = TaskExpired()
-    doubtful = task.state is TaskState.DISPATCHED and not in_touch
-    where = _OUT_OF_TOUCH if doubtful else _WHERE.get(task.state, "it had not ended")
+    where = _WHERE.get(task.state, "it had not ended")
+    if task.state is TaskState.QUEUED and task.attempts:
+        where = _AGAIN
+    elif task.row in doubtful or (task.state is TaskState.DISPATCHED and not in_touch):
+        where = _OUT_OF_TOUCH
     text = f"{error.text[:-1]}: {where}."
     return Ending(row=task.row, state=TaskState.EXPIRED, code=error.code, text=text, ended_at=time.time())

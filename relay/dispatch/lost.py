@@ -104,9 +104,12 @@ def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
 
 
 def end_doubtful(tx: Tx, uep_row: int, doubtful: Iterable[int], error: MepError) -> Settled:
-    """The user endpoint is given up: end the doubtful tasks that still wait, before those that were never sent."""
-    why = why_failed(TaskState.QUEUED, error, doubtful=True)
-    endings = [_ending(row, why) for row in sorted(_waiting(tx, uep_row, doubtful))]
+    """The user endpoint is given up: end the waiting tasks that had begun once, and the doubtful ones, before those
+    that were never sent."""
+    again = tx.queued_again(uep_row)
+    lost, maybe = why_failed(TaskState.RUNNING, error), why_failed(TaskState.QUEUED, error, doubtful=True)
+    endings = [_ending(row, lost) for row in again]
+    endings += [_ending(row, maybe) for row in sorted(_waiting(tx, uep_row, doubtful).difference(again))]
     return tx.record_endings(uep_row, endings) if endings else NOTHING
 
 

@@ -337,8 +337,7 @@ class Delivery:
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
         doubtful, uep.doubtful = uep.doubtful, set()
-        if doubtful:
-            self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, doubtful, error)))
+        self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, doubtful, error)))
         now = time.time()
         ending = Ending(
             row=0,

@@ -132,6 +132,9 @@ class TaskTx(Protocol):
     def running_rows(self, uep_row: int) -> list[int]:
         """Return the rows of this user endpoint that have started and not ended."""
 
+    def queued_again(self, uep_row: int) -> list[int]:
+        """Return the rows of this user endpoint that wait after an attempt at them was lost."""
+
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         """Return the rows of this user endpoint that are dispatched or running, with which."""
 

@@ -126,6 +126,9 @@ class DelegatingTx:
     def running_rows(self, uep_row: int) -> list[int]:
         return self._tx.running_rows(uep_row)
 
+    def queued_again(self, uep_row: int) -> list[int]:
+        return self._tx.queued_again(uep_row)
+
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         return self._tx.active_rows(uep_row)
 

@@ -131,6 +131,8 @@ class OverdueTask(msgspec.Struct, frozen=True, kw_only=True):
     row: int
     uep_row: int
     state: TaskState
+    attempts: int = 0
+    """How many had begun and were lost."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

@@ -140,6 +140,7 @@ RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} 
 QUEUED_ROWS = (
     f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY priority DESC, row LIMIT ?"
 )
+QUEUED_AGAIN = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND attempts > 0 AND {_OPEN}"
 # Those of one priority are in the order in which they were submitted.
 QUEUED_ROWS_BY_AGE = (
     f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND priority = ? AND {_OPEN} "
@@ -213,7 +214,7 @@ PURGE_FUNCTIONS = (
 
 NEXT_DEADLINE = f"SELECT min(deadline) FROM tasks WHERE deadline > 0 AND state < {_END}"
 OVERDUE = (
-    f"SELECT row, uep_row, state FROM tasks WHERE deadline > 0 AND deadline <= ? AND state < {_END} "
+    f"SELECT row, uep_row, state, attempts FROM tasks WHERE deadline > 0 AND deadline <= ? AND state < {_END} "
     "ORDER BY deadline LIMIT ?"
 )
 

@@ -469,6 +469,14 @@ def test_when_a_user_endpoint_was_last_seen_is_noted(work: Work) -> None:
     assert work.store.uep(work.uep.uep_id).seen_at == 77.0  # type: ignore[union-attr]
 
 
+def test_rows_that_wait_again_are_those_with_a_lost_attempt(work: Work) -> None:
+    rows = work.add(work.new(3), dispatched=2)
+    do(work.store, lambda tx: tx.charge(work.uep.row, [(rows[0], 1), (rows[2], 1)]))
+    assert do(work.store, lambda tx: tx.queued_again(work.uep.row)) == [rows[2]]
+    do(work.store, lambda tx: tx.requeue(work.uep.row, None))
+    assert sorted(do(work.store, lambda tx: tx.queued_again(work.uep.row))) == [rows[0], rows[2]]
+
+
 def test_active_rows_are_those_that_are_sent_or_running(work: Work) -> None:
     rows = work.add(work.new(3), dispatched=2)
     do(work.store, lambda tx: tx.record_started(work.uep.row, rows[:1], 5.0))
