@@ -20,7 +20,7 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools test check lint types unit demo bench docs seccomp lock clean
+.PHONY: help install tools test check lint types unit simulate demo bench docs seccomp lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -50,6 +50,11 @@ types: tools
 
 unit: tools
 	@"$(TOOLS)/pytest" -q -n $(JOBS) --dist loadfile tests/unit
+
+SEED ?= 1
+STEPS ?= 1000000
+simulate: tools ## the delivery rules in simulated time, faults drawn from a seed (SEED=, STEPS=, SIMULATE_ARGS=)
+	@PYTHONPATH="$(CURDIR)/tests" PYTHONHASHSEED=0 "$(TOOLS)/python" -m simulation --seed $(SEED) --steps $(STEPS) $(SIMULATE_ARGS)
 
 demo: install ## the main job: two people's functions run as their own accounts
 	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py

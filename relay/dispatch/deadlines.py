@@ -92,8 +92,8 @@ class Deadlines:
 def _ending(task: OverdueTask, doubtful: Collection[int], *, in_touch: bool) -> Ending:
     """Return the end of a task.
 
-    `doubtful`: rows that wait and may have begun (see `lost`). `in_touch`: whether the user endpoint has a link on which
-    it reports started tasks.
+    `doubtful`: rows that wait and may have begun (see `lost`). `in_touch`: whether the user endpoint has a link on
+    which it reports started tasks.
     """
     error = TaskExpired()
     where = _WHERE.get(task.state, "it had not ended")

@@ -1,0 +1,1 @@
+"""The relay's dispatch and user endpoints in one deterministic world: time, links, crashes and losses from a seed."""

@@ -1,0 +1,76 @@
+"""The code as it was before some of its faults were mended: the simulation has to find each.
+
+Each is a patch of one place. It shows that the simulation's draws reach the fault, and that its rules know it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from mep_wire.errors import MepError
+from mep_wire.states import TaskState
+from relay.dispatch import live_state, lost
+from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.uep_handlers import UserEndpoints
+from relay.link.base import Peer
+from relay.store.records import UepRecord
+
+from .site import Site
+
+
+def _ends_name_no_process() -> list[Any]:
+    """A manager says that a user endpoint has ended, not which of its processes."""
+    return [mock.patch.object(Site, "names_processes", new=False)]
+
+
+def _lost_as_not_begun() -> list[Any]:
+    """A start that fails ends what was sent to the last process as if it had not begun."""
+
+    def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
+        return error
+
+    return [mock.patch.object(lost, "why_failed", why_failed)]
+
+
+def _two_records() -> list[Any]:
+    """A record that was forgotten while a step held it is made a second time."""
+
+    def uep(self: Board, record: UepRecord) -> Uep:
+        known = self.ueps.get(record.uep_id)
+        if known is None:
+            known = self.ueps[record.uep_id] = self.by_row[record.row] = live_state.Uep(record)
+            known.has_queued = self.store.has_queued(record.row)
+            known.unsettled = not record.link_key and self.store.has_active(record.row)
+        return known
+
+    return [mock.patch.object(Board, "uep", uep), mock.patch.object(Board, "keep", lambda _self, _uep: None)]
+
+
+def _joined_with_a_broken_link() -> list[Any]:
+    """A join whose link breaks while it is being stored counts as a link."""
+
+    async def enrol(self: UserEndpoints, peer: Peer, joining: Joining) -> bool:
+        record, now = joining.record, time.time()
+        enrolled = await self._board.insist(
+            lambda tx: tx.enrol(record.row, joining.offered, peer.key, now, joining.incarnation)
+        )
+        if enrolled:
+            uep = self._board.uep(record)
+            uep.set_process(peer.key, joining.incarnation)
+            self._link_up(uep, peer)
+            self._settle(uep, peer, joining.held)
+        return enrolled
+
+    return [mock.patch.object(UserEndpoints, "enrol", enrol)]
+
+
+MUTANTS: dict[str, Callable[[], list[Any]]] = {
+    "ends that name no process": _ends_name_no_process,
+    "executed tasks reported as not begun": _lost_as_not_begun,
+    "two records of one user endpoint": _two_records,
+    "joined with a broken link": _joined_with_a_broken_link,
+}
+"""The first three are points of the issue that asked for the simulation; it found the others itself."""
