@@ -20,7 +20,7 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools test check lint types unit simulate demo bench docs seccomp lock clean
+.PHONY: help install tools test check lint types unit simulate faults soak demo bench docs seccomp lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -55,6 +55,15 @@ SEED ?= 1
 STEPS ?= 1000000
 simulate: tools ## the delivery rules in simulated time, faults drawn from a seed (SEED=, STEPS=, SIMULATE_ARGS=)
 	@PYTHONPATH="$(CURDIR)/tests" PYTHONHASHSEED=0 "$(TOOLS)/python" -m simulation --seed $(SEED) --steps $(STEPS) $(SIMULATE_ARGS)
+
+FAULTS_S ?= 300
+CAMPAIGN := PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" tests/campaign/__main__.py
+faults: tools ## faults on a real relay and endpoint, as root (SEED=, FAULTS_S=, FAULTS_ARGS="--only relay --json")
+	@$(CAMPAIGN) --seed $(SEED) --seconds $(FAULTS_S) $(FAULTS_ARGS)
+
+SOAK_S ?= 600
+soak: tools ## a long load: memory, descriptors, WAL and rates every 10 s, and their slopes (SOAK_S=)
+	@$(CAMPAIGN) --soak $(SOAK_S) $(FAULTS_ARGS)
 
 demo: install ## the main job: two people's functions run as their own accounts
 	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py

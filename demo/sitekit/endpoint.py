@@ -97,6 +97,11 @@ class Endpoint:
             return {}
         return found
 
+    def kill(self) -> None:
+        """End its monitor as a crash would; its user endpoints go on."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
     def stop(self) -> None:
         """Stop it with its user endpoints, if it runs."""
         if self._daemon is None:

@@ -80,7 +80,6 @@ class Episode:
             Person(world, self.host, self.oracle, world.rng.choice(self.sites).endpoint_id, number)
             for number in range(world.rng.choice([1, 2, 4]))
         ]
-        self.host.store.writer.slow = world.rng.choice([0.05, 0.3, 1.0])
         self.host.store.writer.slowest_s = world.rng.choice([0.001, 0.05, 0.5])
         self._pause_s = world.rng.choice([0.5, 2.0, 20.0])
         kinds = list(self._kinds())
@@ -90,7 +89,7 @@ class Episode:
     def _register(self) -> None:
         def do(change: Callable[[Tx], T]) -> T:
             store = self.host.store
-            future = store.writer.submit(change, inline=False)
+            future = store.writer.submit(change)
             store.writer.commit_waiting()
             return future.result()
 

@@ -31,23 +31,18 @@ T = TypeVar("T")
 
 
 class SimWriter:
-    """`relay.store.group_commit.Writer` without its thread: a draw decides which commits come later."""
+    """`relay.store.group_commit.Writer` without its thread: a draw decides when a commit is over."""
 
     def __init__(self, world: World, direct: DirectWriter) -> None:
         self._world, self._commits = world, direct._commits
         self._waiting: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self.refuses = False
         """Whether the disk is full."""
-        self.slow = 0.3
-        """How often a lone change is not committed at once."""
         self.slowest_s = 0.05
 
-    def submit(self, change: Callable[[Any], T], *, inline: bool) -> Future[T]:
+    def submit(self, change: Callable[[Any], T]) -> Future[T]:
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        if inline and not self._waiting and not self._world.chance(self.slow):
-            self._commit([(change, future)])
-            return future
         if not self._waiting:
             self._world.after(self._world.between(0.0005, self.slowest_s), self.commit_waiting)
         self._waiting.append((change, future))

@@ -1,0 +1,137 @@
+"""The faults. Each takes the place and the generator, does its harm, undoes what can be undone, and returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from place import Place
+from processes import KINDS, by_kind, descriptors
+
+Fault = Callable[[Place, random.Random], None]
+START_WATCHED_S = 5.0
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _killed(kind: str) -> Fault:
+    def fault(place: Place, rng: random.Random) -> None:
+        found = by_kind(place.monitor)[kind]
+        if found:
+            _kill(rng.choice(found))
+        if kind == "monitor":
+            place.endpoint.kill()
+            place.endpoint.start()
+
+    return fault
+
+
+def _relay_killed(place: Place, rng: random.Random) -> None:
+    place.site.relay.kill()
+    time.sleep(rng.uniform(0.0, 3.0))
+    place.site.relay.start()
+
+
+def _stopped(place: Place, pid: int, rng: random.Random) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(rng.uniform(1.0, 6.0))
+        os.kill(pid, signal.SIGCONT)
+
+
+def _frozen(kind: str) -> Fault:
+    def fault(place: Place, rng: random.Random) -> None:
+        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.monitor)[kind]
+        if found:
+            _stopped(place, rng.choice(found), rng)
+
+    return fault
+
+
+def _links_cut(place: Place, rng: random.Random) -> None:
+    for _ in range(rng.randint(1, 3)):
+        place.proxy.cut()
+        time.sleep(rng.uniform(0.0, 1.0))
+
+
+def _links_frozen(place: Place, rng: random.Random) -> None:
+    place.proxy.flows.clear()
+    time.sleep(rng.uniform(1.0, 8.0))
+    place.proxy.flows.set()
+
+
+def _full(which: int) -> Fault:
+    def fault(place: Place, rng: random.Random) -> None:
+        file = Path(place.disks[which], "filled")
+        with contextlib.suppress(OSError), file.open("wb", buffering=0) as filling:
+            while True:
+                filling.write(bytes(65536))
+        time.sleep(rng.uniform(0.5, 5.0))
+        file.unlink(missing_ok=True)
+
+    return fault
+
+
+def _no_descriptors(kind: str) -> Fault:
+    def fault(place: Place, rng: random.Random) -> None:
+        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.monitor)[kind]
+        if not found:
+            return
+        pid = rng.choice(found)
+        with contextlib.suppress(OSError):
+            before = _soft_limit(pid)
+            _limit(pid, descriptors(pid) + rng.randint(0, 2))
+            time.sleep(rng.uniform(0.5, 4.0))
+            _limit(pid, before)
+
+    return fault
+
+
+def _soft_limit(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
+        if line.startswith("Max open files"):
+            return int(line.split()[3])
+    raise ProcessLookupError
+
+
+def _limit(pid: int, soft: int) -> None:
+    """Set how many descriptors a process may open, as its own account: root may lack the capability in a container."""
+    text = Path(f"/proc/{pid}/status").read_text()  # the owner of the file is root where the process may not be traced
+    uid, gid = (int(line.split()[1]) for line in text.splitlines() if line.startswith(("Uid:", "Gid:")))
+    words = ["prlimit", "--pid", str(pid), f"--nofile={soft}:"]
+    subprocess.run(words, user=uid, group=gid, extra_groups=[], check=False)
+
+
+def kill_in_start(place: Place, kind: str, before: set[int]) -> bool:
+    """Kill the first process of a kind that is not in `before`; False if none comes."""
+    deadline = time.monotonic() + START_WATCHED_S
+    while time.monotonic() < deadline:
+        new = [pid for pid in by_kind(place.monitor)[kind] if pid not in before]
+        if new:
+            _kill(new[0])
+            return True
+        time.sleep(0.001)
+    return False
+
+
+FAULTS: dict[str, Fault] = {
+    **{f"{kind} killed": _killed(kind) for kind in KINDS},
+    "relay killed": _relay_killed,
+    "links cut": _links_cut,
+    "links frozen": _links_frozen,
+    **{f"{kind} frozen": _frozen(kind) for kind in ("relay", "manager", "user endpoint", "monitor")},
+    "relay's disk full": _full(0),
+    "home full": _full(1),
+    **{f"no descriptors: {kind}": _no_descriptors(kind) for kind in ("relay", "manager", "user endpoint", "monitor")},
+}
+STARTS = ("keeper", "PAM process", "user endpoint", "fork server", "worker", "interchange", "block's pool")
+"""Kinds that are killed in the middle of a start."""

@@ -1,0 +1,110 @@
+"""The site of a campaign: small disks, a link that can be cut and frozen, one person with several executors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from processes import of_account
+from sitekit.accounts import Account
+from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_mapping
+from sitekit.site import ADMIN, Site
+
+from mep_sdk import Client, Executor
+from tests.support.link_proxy import LinkProxy
+from tests.support.place import SCHEMA_VALUE, TEMPLATE_TEXT
+
+
+class FreezableProxy(LinkProxy):
+    """A proxy that can also keep what passes."""
+
+    def __init__(self, target: str) -> None:
+        self.flows = threading.Event()
+        self.flows.set()
+        super().__init__(target)
+
+    def _copy(self, source: Any, sink: Any) -> None:  # type: ignore[override]
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self.flows.wait()
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(2)
+
+
+class Place:
+    """What the faults act upon."""
+
+    def __init__(self, site: Site, endpoint: Endpoint, account: Account, proxy: FreezableProxy, client: Client) -> None:
+        self.site, self.endpoint, self.account, self.proxy, self.client = site, endpoint, account, proxy, client
+        self.effects = site.root / "effects"
+
+    @property
+    def monitor(self) -> int:
+        """The monitor's pid, 0 if it has told none."""
+        return int(self.endpoint.status().get("pid", 0))
+
+    def executor(self, project: str, engine: str, attempts: int) -> Executor:
+        """Return a new executor of the one client."""
+        return Executor(
+            endpoint_id=self.endpoint.id,
+            client=self.client,
+            user_endpoint_config={"project": project, "engine": engine},
+            max_attempts=attempts,
+        )
+
+    def left(self) -> list[str]:
+        """Return what is left of people's processes and of mounts once the endpoint has stopped."""
+        words = [f"process {pid}" for pid in of_account(self.account.uid)]
+        words += [f"record {file.name}" for file in self.endpoint.runtime_dir.glob("keepers/*")]
+        for line in Path("/proc/mounts").read_text().splitlines():
+            where = line.split()[1]
+            if where.startswith(str(self.site.root)) and where not in self.disks:
+                words.append(f"mount {where}")
+        for folder, _, _ in os.walk("/sys/fs/cgroup"):
+            if f"mep-{self.endpoint.name}" in folder:
+                words.append(f"control group {folder}")
+        return words
+
+    @property
+    def disks(self) -> tuple[str, str]:
+        """The two small disks: the relay's state and the person's home."""
+        return str(self.site.relay.state), str(self.account.home)
+
+
+def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None:
+    owner = f"uid={uid},gid={gid},mode={mode}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=96m,{owner}", "none", str(where)], check=True)
+    stack.callback(subprocess.run, ["umount", "-l", str(where)], check=False)
+
+
+@contextmanager
+def make_place(name: str = "faults") -> Iterator[Place]:
+    """A running endpoint of a site of its own."""
+    with ExitStack() as stack:
+        site = stack.enter_context(Site("mepbench-faults"))
+        account = site.account(f"mepbench-faults-{os.getpid()}")
+        relay_state = site.relay.state.stat()
+        disks = stack.enter_context(ExitStack())
+        _mount(disks, site.relay.state, relay_state.st_uid, relay_state.st_gid, "0700")
+        _mount(disks, Path(account.home), account.uid, account.gid, "0700")
+        (site.root / "effects").mkdir(mode=0o1777)
+        (site.root / "effects").chmod(0o1777)
+        site.start_relay()
+        disks.callback(site.relay.stop)
+        endpoint = site.endpoint(name, site.relay.add_person(ADMIN))
+        disks.callback(endpoint.stop)
+        endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", account.name)))
+        endpoint.write(TEMPLATE, TEMPLATE_TEXT.replace("WORKPLACE", site.workplace))
+        endpoint.write(SCHEMA, SCHEMA_VALUE)
+        endpoint.register_again()
+        proxy = stack.enter_context(FreezableProxy.for_endpoint(site.root / "var" / name / "registration.json"))
+        person = site.relay.add_person("person@example.edu")
+        endpoint.start()
+        yield Place(site, endpoint, account, proxy, Client(relay_url=person.relay_url, token=person.token))
