@@ -2,8 +2,8 @@
 
 A convenience, not a boundary: the monitor keeps the limits itself, and refuses a start beyond them with TRY_LATER. This
 queue sends it no more than it can begin, in a fair order, by the requester's account at the relay. A start counts while
-the monitor works on it. One whose mapping takes long (a directory that hangs) stops counting after SLOW_S until its
-keeper is there, so slow directories don't keep back people whose mapping is quick. Pure: the caller has the clock.
+the monitor works on it. After SLOW_S without a keeper (a directory hangs) it stops counting until its keeper is there,
+so slow mappings don't keep back quick ones. Pure: the caller has the clock.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class StartQueue:
         return found
 
     def positions(self, now: float) -> list[tuple[SignedStart, int]]:
-        """Return the starts whose position is to be told: at first, and again each time it has halved."""
+        """Return the starts to be told their position: at first, and again each time it has halved."""
         if now < self._tell_at:
             return []
         self._tell_at = now + POSITIONS_S if self._waiting else NEVER

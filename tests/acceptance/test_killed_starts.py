@@ -49,7 +49,7 @@ def _below(root: int, name: str) -> list[int]:
 
 
 def _with_template(place: Any, *, rendering: int) -> Path:
-    """Write a template whose starts take long; return the directory of the files that they wait for."""
+    """Write a template that makes starts take long. Return the directory of the files that they wait for."""
     text = TEMPLATE_TEXT.partition("endpoint_setup:")[0]
     place.endpoint.write(TEMPLATE, text + _HELD.format(rendering=rendering, work=place.site.workplace))
     return Path(place.accounts[place.anybody].home)

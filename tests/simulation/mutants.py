@@ -50,7 +50,7 @@ def _two_records() -> list[Any]:
 
 
 def _joined_with_a_broken_link() -> list[Any]:
-    """A join whose link breaks while it is being stored counts as a link."""
+    """A link that breaks while its join is being stored still counts."""
 
     async def enrol(self: UserEndpoints, peer: Peer, joining: Joining) -> bool:
         record, now = joining.record, time.time()

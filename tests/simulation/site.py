@@ -1,7 +1,7 @@
 """A site: its manager with the real outbox, its monitor, and user endpoints, each the real one on a simulated engine.
 
 The monitor, keeper, engine, spool and start journal are models of a few lines. They keep the
-contracts of the real ones. Each user endpoint has one process, whose end names it. A journal is on the disk before a
+contracts of the real ones. Each user endpoint has one process; its end names it. A journal is on the disk before a
 task begins, and results are on it in the turn that sends them.
 """
 

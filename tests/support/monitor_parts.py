@@ -120,7 +120,7 @@ class Parts:
 
 
 class PaperKeepers(Keepers):
-    """Keepers whose processes there aren't. The test takes the part of each."""
+    """Keepers without processes. The test takes the part of each."""
 
     def __init__(self, parts: Parts) -> None:
         self.forked: list[str] = []

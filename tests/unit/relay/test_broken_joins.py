@@ -1,4 +1,4 @@
-"""A process whose link breaks while its join is being stored is away, not online for ever."""
+"""A link that breaks during the join leaves its process away, not online for ever."""
 
 from __future__ import annotations
 

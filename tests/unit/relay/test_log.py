@@ -1,4 +1,4 @@
-"""The relay's log: lines that strangers can cause are few, whoever writes them, and a stuck log holds nothing up."""
+"""The relay's log: lines that strangers can cause are few in every logger, and a stuck log holds nothing up."""
 
 from __future__ import annotations
 

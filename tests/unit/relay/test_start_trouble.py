@@ -20,7 +20,7 @@ KILLED = StartInterrupted(reason="killed by signal 9")
 
 
 class Restarts(Scene):
-    """A user endpoint whose starts the manager answers one by one."""
+    """A user endpoint; the manager answers its starts one by one."""
 
     async def asked(self) -> None:
         await self.spoken()
