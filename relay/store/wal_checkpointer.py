@@ -2,7 +2,8 @@
 
 `PASSIVE` checkpoints hold up neither writer nor readers; where they cannot keep up, SQLite's own (see WAL_PAGES) takes
 place in a commit. While a foreign reader (a backup) holds an old state, the log can't be written back, and it grows.
-The checkpoint is then tried again with back-off, and the file is cut once the reader has left. Called by the SQLite store of a server.
+The checkpoint is then tried again with back-off, and the file is cut once the reader has left. Called by the
+SQLite store of a server.
 """
 
 from __future__ import annotations
