@@ -94,7 +94,9 @@ OWN_LIMIT = (
 )
 """SITE_BUSY in other words: for one person's limit."""
 NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and others are under way. Your tasks wait."
-"""SITE_BUSY in other words: for a start beyond `max_starting`, or that had to wait for too long."""
+"""SITE_BUSY in other words: for a start beyond `max_starting`."""
+STILL_ENDING = "An earlier process of this user endpoint is still ending. Your tasks wait."
+"""SITE_BUSY in other words: for a start that waited too long for the end of the process before it."""
 
 SITE_SAYS = "The site refuses to start your process: {reason}"
 """ACCOUNT_REFUSED in other words: with the text that the site's hook or its PAM modules have for the person."""

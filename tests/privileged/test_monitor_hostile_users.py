@@ -79,7 +79,8 @@ def test_a_keeper_that_is_stopped_delays_nobody(alice: LocalAccount, bob: LocalA
         _, answer = start_as(manager, mapper, bob.name, ref=2)
         assert (answer.ref, answer.outcome) == (2, "started")
         late = manager.take(StartAnswered)[0]
-        assert (late.ref, late.code) == (1, "START_TIMEOUT")
+        # A stopped process is noticed after 4 to 8 s, a late keeper here after 8 s.
+        assert late.ref == 1 and late.code in {"START_INTERRUPTED", "START_TIMEOUT"}
         until("its record is gone", lambda: not run.record(uep_id))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import NO_ROOM, NO_SLOT, BoundaryViolation, Refusal, Stage, public_text
+from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, Stage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
 from mep.root.monitor.audit_log import Audit
@@ -311,8 +311,7 @@ class StartRequests:
             if silent_s >= 0.9 * self._timeout_s() and (mapper := self._mapper.child):
                 mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._abandon(start)
-        busy = NO_SLOT.format(limit=self._configuration.resolved.caps.max_starting)
-        text = busy if code is Refusal.SITE_BUSY else public_text(code)
+        text = STILL_ENDING if code is Refusal.SITE_BUSY else public_text(code)
         self._finish(start, Answer(m.Outcome.UNAVAILABLE, code, text))
 
     def mapper_lost(self) -> None:
