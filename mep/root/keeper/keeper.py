@@ -3,8 +3,8 @@
 It runs as root (single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has
 a process of its own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child
 becomes the user (spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and
-keeps a record of it (records.py). It trusts its order and the monitor. It trusts no report of the user endpoint: text
-is clipped and only passed on.
+keeps a record of it (keeper_record.py). It trusts its order and the monitor. It trusts no report of the user endpoint:
+text is clipped and only passed on.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class MonitorGone(Exception):
 def keeper_main(order: KeeperOrder, channel: Channel) -> NoReturn:
     """Run as the keeper of `order` in the process just forked for it. Never returns."""
     log = Log("keeper")
-    process_exit.be(lambda: _keep(order, channel, log), log, uep=order.uep_id)
+    process_exit.run_process(lambda: _keep(order, channel, log), log, uep=order.uep_id)
 
 
 def _keep(order: KeeperOrder, channel: Channel, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""The keeper's second half: a user endpoint's life from exec to the end of its last descendant.
+"""The keeper's watch over a user endpoint, from exec to the end of its last descendant.
 
 Trusts no report of the user endpoint: datagrams are clipped and passed on as text. Goes on when the monitor is gone.
 Called by keeper.py.
@@ -21,7 +21,7 @@ from mep.boundary.messages import MAX_TEXT, KeeperFailed, Message, StopUserEndpo
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.pam_session import Session
 from mep.root.kernel.signals import Wakeup, wait_readable
-from mep.root.kernel.subreaper import MAX_REAPS, hurry, kill_descendants, reap, reap_each
+from mep.root.kernel.subreaper import MAX_REAPS, kill_descendants, raise_priority, reap, reap_each
 
 _MAX_REPORT_BYTES = 4096
 _CODE = re.compile(r"[A-Z_]{1,64}")
@@ -100,7 +100,7 @@ class Supervisor:
                 self._stop(0.0, Ending(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
             if now >= self._kill_at:
                 self._kill_at = float("inf")
-                hurry()
+                raise_priority()
                 self._signal(signal.SIGKILL)
             decided = self._ready or self._stopped is not None or self._said is not None
             until = self._kill_at if decided else min(ready_by, self._kill_at)

@@ -11,7 +11,7 @@ from typing import NoReturn
 from mep.boundary.log import Log
 
 
-def be(work: Callable[[], None], log: Log, **fields: object) -> NoReturn:
+def run_process(work: Callable[[], None], log: Log, **fields: object) -> NoReturn:
     """Run `work` and exit: with status 0, or with 1 after an error, which is logged with `fields`."""
     status = 1
     try:

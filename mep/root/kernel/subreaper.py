@@ -82,7 +82,7 @@ def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[in
     ended.
     """
     clean, killed, pause = 0, 0, _LOOK_AGAIN_S
-    hurry()
+    raise_priority()
     while clean < 2:
         ended, any_left = reap(MAX_REAPS + 2 * killed)
         for pid, status in ended:
@@ -95,11 +95,11 @@ def kill_descendants(spared: Callable[[], int] = lambda: 0, reaped: Callable[[in
         clean = clean + 1 if found and not killed and not ended else 0
         pause = _LOOK_AGAIN_S if ended else min(_LONGEST_S, pause * 1.5)
         time.sleep(pause)
-    calm()
+    restore_priority()
 
 
-def hurry() -> None:
-    """Run before all ordinary processes until `calm`, to overtake a storm of them.
+def raise_priority() -> None:
+    """Run before all ordinary processes until `restore_priority`, to overtake a storm of them.
 
     If that isn't allowed (single-user mode, some containers), priority stays as it is.
     """
@@ -107,7 +107,7 @@ def hurry() -> None:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
-def calm() -> None:
+def restore_priority() -> None:
     """Return to ordinary scheduling."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

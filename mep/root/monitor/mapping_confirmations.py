@@ -3,8 +3,8 @@
 A mapping is re-checked when the manager asks the relay for it, and the manager may be compromised. Nothing that the
 manager says counts here, whether about its link or anything else. Only two things count: the mapper's answer to a
 statement signed by the relay, and the monotonic clock. If a confirmation is too old, the monitor logs a warning.
-If it is older than `recheck_max_age_s`, the monitor ends the user endpoint. Ages outlive the monitor (records.py).
-Called by rechecks.py and keepers.py; tells by `revoke` which user endpoint must end.
+If it is older than `recheck_max_age_s`, the monitor ends the user endpoint. The times outlive the monitor
+(keeper_record.py). Called by rechecks.py and keepers.py; tells by `revoke` which user endpoint must end.
 """
 
 from __future__ import annotations

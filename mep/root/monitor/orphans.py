@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 from mep.boundary.log import Log
-from mep.root.kernel.subreaper import calm, hurry
+from mep.root.kernel.subreaper import raise_priority, restore_priority
 from mep.root.monitor.event_loop import Loop
 
 AGAIN_S = 0.02
@@ -41,13 +41,13 @@ class Orphans:
             found += 1
             if not self._busy:
                 self._busy, self._since = True, self._loop.clock()
-                hurry()
+                raise_priority()
                 self._log.warning("a child left processes behind: killing them", first=pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if self._busy and not found and not more:
             self._busy = False
-            calm()
+            restore_priority()
             seconds = self._loop.clock() - self._since
             self._log.warning("all processes that a child left behind are gone", seconds=f"{seconds:.1f}")
         if (found or more) and not self._due:

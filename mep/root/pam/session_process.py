@@ -90,7 +90,7 @@ def _run(work: Callable[[PamSession], None], service: str, user: str, kept: Iter
         syscalls.close_all_but(kept)
         work(PamSession(service, user, log))
 
-    process_exit.be(be_it, log, user=user)
+    process_exit.run_process(be_it, log, user=user)
 
 
 def _turn_deaf() -> None:
