@@ -42,7 +42,8 @@ _MAX_STATUS_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MonitorStatus:
-    """A monitor's published state. `state` is starting, up, stopping or failed; `problem` says why it failed."""
+    """A monitor's published state. `state` is starting, up, stopping or failed; `problem` says why it failed,
+    or what happened to one of its processes in the last minutes."""
 
     state: str
     pid: int

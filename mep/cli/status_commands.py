@@ -53,6 +53,7 @@ def _describe(where: EndpointPaths) -> dict[str, Any]:
     return {
         "name": where.name,
         "state": _state(pid, status, endpoint_id),
+        "problem": known.problem,
         "endpoint_id": endpoint_id,
         "relay": relay,
         "relay_key": relay_key,

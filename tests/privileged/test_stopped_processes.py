@@ -12,6 +12,7 @@ import pytest
 
 from mep.boundary.messages import ManagerReady, MapperReady, StartAnswered
 from mep.boundary.resolved_config import Hook
+from tests.privileged.test_status_command import status
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, map_next, running_monitor, start_as, until
 from tests.support.pam import Site, pam_monitor
@@ -42,7 +43,8 @@ def test_manager_and_mapper(alice: LocalAccount, kind: str) -> None:
         successor.send(ManagerReady(version="test") if kind == "manager" else MapperReady(epoch=bytes(16)))
         manager, mapper = (successor, mapper) if kind == "manager" else (manager, successor)
         assert start_as(manager, mapper, alice.name)[1].outcome == "started"
-        until("all is well", lambda: run.status()["state"] == "up" and not problem(run))
+        until("all is well", lambda: run.status()["state"] == "up")
+        assert f"{kind}[{stopped.pid}] was stopped" in status(run)
 
 
 def test_one_that_goes_on_is_left_alone(alice: LocalAccount) -> None:

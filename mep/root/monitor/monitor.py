@@ -68,7 +68,7 @@ class Monitor:
     def _helper(self, kind: Kind) -> Helper:
         return Helper(
             kind, self._configuration, self._loop, self._log, self._closer, self._log_budget(f"of the {kind}"),
-            launched=self._add_child, failed=self._status.report,
+            launched=self._add_child, failed=self._status.failed,
         )  # fmt: skip
 
     def _wire(self) -> None:

@@ -16,7 +16,7 @@ from mep.root.monitor.user_endpoints import Endpoints
 
 _REFUSED = "refused when last read, the previous one stays in force: the log says why"
 _UNUSABLE = "the mapping file cannot be used: the log says why"
-PROBLEM_S = 60.0
+INCIDENT_S = 300.0
 INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
@@ -25,7 +25,7 @@ class Status:
 
     def __init__(self, directory: str, endpoint_id: str, started_at: float, endpoints: Endpoints) -> None:
         self.state = "starting"
-        self.problem = ""
+        self.problem = self._incident = ""
         self.link_state, self.link_detail = "", ""
         self.configured_at = started_at
         self.configuration_problem, self.configuration_refused_at = "", 0.0
@@ -43,16 +43,21 @@ class Status:
         self._loop, self._log = loop, log
         self.changed()
 
-    def report(self, problem: str) -> None:
-        """Show `problem` for a minute, or until manager and mapper are ready."""
+    def failed(self, problem: str) -> None:
+        """Show `problem` until manager and mapper are ready."""
         self.problem = problem
         self.changed()
-        if self._loop is not None:
-            self._loop.after(PROBLEM_S, lambda: self._forget(problem))
 
-    def _forget(self, problem: str) -> None:
-        if self.problem == problem and self.state == "up":
-            self.problem = ""
+    def report(self, incident: str) -> None:
+        """Show an incident for INCIDENT_S, though all may be well again."""
+        self._incident = incident
+        self.changed()
+        if self._loop is not None:
+            self._loop.after(INCIDENT_S, lambda: self._forget(incident))
+
+    def _forget(self, incident: str) -> None:
+        if self._incident == incident:
+            self._incident = ""
             self.changed()
 
     def changed(self) -> None:
@@ -101,7 +106,7 @@ class Status:
                 state=self.state,
                 pid=os.getpid(),
                 started_at=self._started_at,
-                problem=self.problem,
+                problem=self.problem or self._incident,
                 endpoint_id=self._endpoint_id,
                 link_state=self.link_state,
                 link_detail=self.link_detail,
