@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from mep.boundary.channel import Channel, DescriptorsLost, clip
-from mep.boundary.errors import BoundaryViolation, ConfigRefused, Refusal
+from mep.boundary.errors import SCARCE, BoundaryViolation, ConfigRefused, Refusal
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, read_sealed, sealed_memfd
 from mep.boundary.messages import (
@@ -49,9 +49,9 @@ from mep_wire.start_request import JOIN_TOKEN_BYTES, SEAL_CONTEXT, StartRequest,
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 MAX_MAPPING_THREADS = 32
-"""How many start requests may be mapped at once: as many as the monitor sends at once (starts.MAX_MAPPING), and well
-above the limit of callouts and directory look-ups (identity.concurrency_limits.MAX_SLOW). Others therefore always find
-a thread."""
+"""How many start requests may be mapped at once: as many as the monitor sends at once (its start_requests.MAX_MAPPING),
+and well above the limit of callouts and directory look-ups (identity.concurrency_limits.MAX_SLOW). Others therefore
+always find a thread."""
 MAX_RECHECK_THREADS = 4
 """How many re-checks may run at once, in threads of their own, so that no start waits for them."""
 MAX_RECHECKS_WAITING = 4
@@ -162,10 +162,14 @@ class Mapper:
         """Map a verified request and answer it. Runs in a thread, because directories may block."""
         try:
             verified, user = self._map(data, request)
+            self._accept(ref, request, verified, literal=user.literal)
         except MepError as error:
             self._refuse(ref, request, error)
-            return
-        self._accept(ref, request, verified, literal=user.literal)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            detail = f"no room for the verified start: {error.strerror}"
+            self._refuse(ref, request, MapperUnavailable(detail=detail, correlation_id=request.correlation_id))
 
     def _answer_recheck(self, ref: int, request: StartRequest) -> None:
         """Report the account that a user endpoint's owner maps to now. Runs in a thread: directories may block."""

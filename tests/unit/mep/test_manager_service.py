@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from mep.boundary import fd_reserve
 from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
@@ -198,6 +200,22 @@ def test_starts_wait_here_until_the_monitor_has_a_slot(manager: Running, relay_e
     manager.next(StartEndpoint)
     relay_end.say(messages.SignedStart(uep_id="uep-0", request=b"r", signature=b"s"))
     manager.next(StartEndpoint)  # it runs, so nothing is started and it needs no slot
+
+
+def test_without_free_descriptors_a_start_is_asked_for_again(manager: Running, relay_end: RelayEnd) -> None:
+    up(manager, relay_end)
+    start = messages.SignedStart(uep_id="uep-1", request=b"r", signature=b"s")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (fd_reserve.RESERVE, fd_reserve.RESERVE + 1):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            relay_end.say(start)
+            answer = relay_end.next(messages.StartAnswer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY")
+    relay_end.say(start)
+    manager.next(StartEndpoint)
 
 
 def test_a_new_epoch_gives_back_what_waits(manager: Running, relay_end: RelayEnd) -> None:
