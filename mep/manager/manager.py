@@ -299,7 +299,7 @@ class Manager:
             self._send_starts(time.monotonic())
 
     def _send_starts(self, now: float) -> None:
-        """Send the monitor the starts whose turn it is, and tell the others their positions."""
+        """Send the monitor the starts that are next, and tell the others their positions."""
         while (chosen := self._queue.take(now)) is not None:
             if (ref := self._send_start(chosen.start)) is not None:
                 self._queue.sent(ref, chosen, now)

@@ -145,7 +145,7 @@ class Mapper:
             self._threads.submit(self._answer_map_request, message.ref, data, request).add_done_callback(_check)
 
     def _refuse_unread(self, lost: DescriptorsLost) -> None:
-        """Refuse a request for whose document this process had no room."""
+        """Refuse a request that lost its document because this process had no room for it."""
         if isinstance(lost.message, MapRequest):
             self._refuse(lost.message.ref, None, MapperUnavailable(detail=str(lost)))
 

@@ -124,7 +124,7 @@ def test_a_storm_whose_keeper_was_killed_keeps_the_monitor_from_nothing(
         started_at_last(manager, mapper, bob)
         until("the storm is over", lambda: not processes_of(alice.uid), WAIT_S)
         said = [line for line in run.log_text().splitlines() if "left" in line]
-        assert len(said) <= 4, "a line for each process would fill the disk"
+        assert len(said) <= 20, "a line for each process would fill the disk"  # two for each pass that found some
         run.stop(seconds=WAIT_S)
 
 

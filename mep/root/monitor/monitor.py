@@ -147,7 +147,7 @@ class Monitor:
         self._rechecks.all_now()
 
     def _taken_over(self, former: Resolved, now: Resolved) -> None:
-        """Restart the helpers whose part of the configuration has changed, and check everything again."""
+        """Restart each helper if its part of the configuration has changed, and check everything again."""
         changed = {Kind.MANAGER: former.manager != now.manager, Kind.MAPPER: former.mapper != now.mapper}
         for kind, helper in self._helpers.items():
             if changed[kind] or former.python != now.python:

@@ -35,7 +35,7 @@ PACE_S = 0.02
 LONGEST_PAUSE_S = 5.0
 CHECK_DEADLINE_S = 20.0
 SOON_S = 5.0
-"""Pause before an account is checked again whose checker gave no answer."""
+"""Pause before an account is checked again after a checker that gave no answer."""
 STATUS_DELAY_S = 2.0
 
 

@@ -116,7 +116,7 @@ class StartRequests:
             self._loop.after(0.0, self._pump)
 
     def _pump(self) -> None:
-        """Pass on every start that can go on: requests to the mapper, parked ones whose user endpoint is gone."""
+        """Pass on every start that can go on: requests to the mapper, parked ones after the end they wait for."""
         self._pump_due = False
         waiting, mapper = self._starts[State.WAITING], self._mapper.child
         while mapper is not None and waiting and len(self._starts[State.MAPPING]) < MAX_MAPPING:
