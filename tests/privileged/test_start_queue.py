@@ -36,11 +36,10 @@ def test_the_monitor_begins_what_it_has_slots_for(people: tuple[LocalAccount, Lo
     with running_monitor(caps=caps) as (_run, manager, mapper):
         for ref, who in enumerate([alice, alice, alice, bob, bob, bob], start=1):
             ask(manager, ref)
-            map_next(mapper, who.name, delay_s=3.0)
-        answered = [manager.take(StartAnswered)[0] for _ in range(6)]
-        later = {one.ref for one in answered if one.outcome == "try_later"}
-        assert later == {3, 5, 6}  # alice's third; bob's second would take the last slot
-        assert {one.ref for one in answered if one.outcome == "started"} == {1, 2, 4}
+            map_next(mapper, who.name, mode="silent")
+        answered = {one.ref: one.outcome for one in (manager.take(StartAnswered)[0] for _ in range(3))}
+        # Alice's third; Bob's second would take the last slot.
+        assert answered == dict.fromkeys((3, 5, 6), "try_later")
 
 
 def soon(what: Callable[[], Any]) -> Any:
