@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 
 from mep_wire.errors import BodyInvalid, TaskExpired, TaskNotFound, UserEndpointLost, WorkerLost
 from tests.support.place import TEMPLATE_TEXT, Place, make_place
+from tests.support.waiting import until
 
 RESULT_S = 90
 LIMIT = "max_attempts_limit: 3\n"
@@ -76,13 +77,6 @@ def status(site: Place, future: Any) -> str:
         return ""
 
 
-def wait_until(ready: Callable[[], bool], timeout_s: float = RESULT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "GlobusComputeEngine"])
 def test_a_task_whose_worker_dies_runs_again_as_often_as_was_asked_for(site: Place, notes: Path, engine: str) -> None:
     with site.executor(site.anybody, engine=engine) as executor:
@@ -117,8 +111,8 @@ def test_a_task_whose_user_endpoint_is_killed_runs_again_where_it_may(site: Plac
         again = executor.submit(sleep_noted, str(notes), 60.0)
         executor.max_attempts = None
         once = executor.submit(time.sleep, 60.0)
-        wait_until(lambda: notes.read_text() == "ran\n")
-        wait_until(lambda: status(site, once) == "running")
+        until("the task's note", lambda: notes.read_text() == "ran\n")
+        until("a task that is running", lambda: status(site, once) == "running")
         killed_uep(site, before)
         assert again.result(timeout=RESULT_S) == "done"
         with pytest.raises(UserEndpointLost, match=r"\(attempt 1 of 1\)"):
@@ -149,8 +143,8 @@ def test_what_dies_between_the_user_endpoint_and_the_worker_is_named_or_the_task
         again = executor.submit(sleep_noted, str(notes), 60.0)
         executor.max_attempts = 1
         once = executor.submit(time.sleep, 60.0)
-        wait_until(lambda: notes.read_text() == "ran\n")
-        wait_until(lambda: status(site, once) == "running")
+        until("the task's note", lambda: notes.read_text() == "ran\n")
+        until("a task that is running", lambda: status(site, once) == "running")
         ((uep_id, pid),) = site.new_pids(before).items()
         victims = processes_of(uep_id, pid, module)
         assert victims
@@ -182,11 +176,11 @@ def test_a_running_task_expires_while_the_relay_is_away(site: Place, notes: Path
         future = executor.submit(die, str(notes), 0)
         assert future.result(timeout=RESULT_S) == 1
         slow = executor.submit(_pid_and_sleep, str(notes), 60.0)
-        wait_until(lambda: len(notes.read_text().split()) == 2)
+        until("the task's note", lambda: len(notes.read_text().split()) == 2)
         site.site.relay.kill()
         pid = int(notes.read_text().split()[1])
         try:
-            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+            until("the end of the processes", lambda: not Path(f"/proc/{pid}").exists())
         finally:
             site.site.relay.start()
         with pytest.raises(TaskExpired):
@@ -206,10 +200,12 @@ def _pid_and_sleep(path: str, seconds: float) -> None:
 def test_waiting_tasks_run_by_priority(site: Place, notes: Path) -> None:
     with site.executor(site.anybody, project="order", workers=1) as executor:
         held = executor.submit(sleep_noted, str(notes), 3.0)
-        wait_until(lambda: notes.read_text() == "ran\n")
+        until("the task's note", lambda: notes.read_text() == "ran\n")
         # The site's outstanding requests, two a worker, are not overtaken.
         futures = [executor.submit(note, str(notes), f"first{number}") for number in range(2)]
-        wait_until(lambda: all(status(site, future) == "waiting-for-nodes" for future in futures))
+        until(
+            "tasks that wait for nodes", lambda: all(status(site, future) == "waiting-for-nodes" for future in futures)
+        )
         for name, priority in (("low", -5), ("plain", 0), ("high", 5)):
             executor.priority = priority
             futures += [executor.submit(note, str(notes), f"{name}{number}") for number in range(3)]
@@ -227,7 +223,7 @@ def test_a_batch_takes_the_same_options_and_mistakes_are_told_where_they_are_mad
     batch = client.create_batch(max_attempts=2, deadline_s=60.0, priority=1)
     task = batch.add(function, [str(notes), 1])
     client.batch_run(site.endpoint.id, batch)
-    wait_until(lambda: not client.get_task(task)["pending"])
+    until("the task's end", lambda: not client.get_task(task)["pending"])
     assert client.get_result(task) == 2
     for wrong in ({"max_attempts": 0}, {"priority": 9}, {"deadline_s": -1.0}, {"deadline": time.time() - 9}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -243,11 +239,11 @@ def test_a_cancelled_task_stays_cancelled_though_it_may_run_again(site: Place, n
     with site.executor(site.anybody) as executor:
         executor.max_attempts = 3
         future = executor.submit(sleep_noted, str(notes), 60.0)
-        wait_until(lambda: notes.read_text() == "ran\n")
+        until("the task's note", lambda: notes.read_text() == "ran\n")
         assert future.cancel()
         with contextlib.suppress(CancelledError):
             future.result(timeout=RESULT_S)
-        wait_until(lambda: status(site, future) == "cancelled")
+        until("a task that is cancelled", lambda: status(site, future) == "cancelled")
     assert notes.read_text() == "ran\n"
     notes.unlink()
 

@@ -9,15 +9,14 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
+from tests.support.waiting import until
 
 KIND = ["--multi-user"] if os.geteuid() == 0 else []
 
@@ -43,14 +42,6 @@ def site(mep: Cli, relay: RelayProcess) -> Cli:
     return mep
 
 
-def until(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 15
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
-
-
 def test_the_life_of_an_endpoint(mep: Cli, relay: RelayProcess, token: str) -> None:
     assert mep.json("list") == []
     made = mep.json("configure", "site", *KIND, "--relay", relay.url, "--display-name", "A site")
@@ -63,7 +54,7 @@ def test_the_life_of_an_endpoint(mep: Cli, relay: RelayProcess, token: str) -> N
     assert mep.json("status", "site", expect=3)["state"] == "stopped"
     pid = mep.json("start", "site", "--detach")["pid"]
     assert os.getpgid(pid) == os.getsid(pid) == pid
-    found = until(lambda: (s := mep.json("status", "site"))["link"] == "up" and s)
+    found = until("a link that is up", lambda: (s := mep.json("status", "site"))["link"] == "up" and s)
     assert (found["state"], found["pid"], found["endpoint_id"]) == ("up", pid, endpoint)
     (row,) = mep.json("list")
     assert (row["name"], row["state"]) == ("site", "up")
@@ -106,7 +97,10 @@ def test_in_the_foreground_it_becomes_the_monitor_and_ends_at_sigterm(site: Cli)
     command = [sys.executable, "-I", "-m", "mep.cli", "start", "site"]
     process = subprocess.Popen(command, env=site.environment, stderr=subprocess.PIPE, cwd="/")
     try:
-        until(lambda: site.path("run", "site", "status.json").exists() and site.json("status", "site")["link"] == "up")
+        until(
+            "a link that is up",
+            lambda: site.path("run", "site", "status.json").exists() and site.json("status", "site")["link"] == "up",
+        )
         assert site.json("status", "site")["pid"] == process.pid
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=20)
@@ -124,13 +118,13 @@ def test_a_changed_configuration_is_taken_at_hang_up_and_a_bad_one_is_not(site: 
     good = config.read_text()
     config.write_text(good + "caps:\n  max_startin: 1\n")
     os.kill(pid, signal.SIGHUP)
-    until(lambda: "did you mean caps.max_starting?" in log.read_text())
+    until("a hint in the log", lambda: "did you mean caps.max_starting?" in log.read_text())
     assert site.json("status", "site")["pid"] == pid
     assert "config.yaml:" in site("restart", "site", expect=4).stderr
     assert site.json("status", "site")["pid"] == pid
     config.write_text(good + "caps:\n  max_starting: 1\n")
     os.kill(pid, signal.SIGHUP)
-    until(lambda: "configuration reloaded" in log.read_text())
+    until("the configuration is reloaded", lambda: "configuration reloaded" in log.read_text())
 
 
 def test_a_token_that_the_relay_does_not_know(mep: Cli, relay: RelayProcess) -> None:
@@ -201,7 +195,7 @@ def test_moving_to_another_relay(site: Cli, tmp_path: Path) -> None:
         site("register", "site", "--again", "--new-relay-key", fingerprint, MEP_TOKEN=token)
         assert "is registered with" not in site("check", "site").stderr
         site("start", "site", "--detach")
-        until(lambda: site.json("status", "site")["link"] == "up")
+        until("a link that is up", lambda: site.json("status", "site")["link"] == "up")
         site("stop", "site")
 
 
@@ -341,7 +335,7 @@ def test_a_missing_key_says_how_to_get_another(site: Cli) -> None:
     site("register", "site", "--again")
     assert site.path("var", "site", "link.key").read_bytes() == link
     site("start", "site", "--detach")
-    until(lambda: site.json("status", "site")["link"] == "up")
+    until("a link that is up", lambda: site.json("status", "site")["link"] == "up")
 
 
 def test_new_keys(site: Cli) -> None:
@@ -353,7 +347,7 @@ def test_new_keys(site: Cli) -> None:
     assert site.json("register", "site", "--new-keys")["endpoint_id"] == endpoint
     assert site.path("var", "site", "link.key").read_bytes() != link
     site("start", "site", "--detach")
-    until(lambda: site.json("status", "site")["link"] == "up")
+    until("a link that is up", lambda: site.json("status", "site")["link"] == "up")
 
 
 def test_a_pid_file_that_nobody_holds_means_nothing(site: Cli) -> None:
@@ -372,7 +366,7 @@ def test_a_killed_monitor_leaves_an_endpoint_that_can_start(site: Cli) -> None:
     pid = site.json("start", "site", "--detach")["pid"]
     descriptor = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    until(lambda: site.json("list")[0]["pid"] is None)
+    until("an endpoint that has stopped", lambda: site.json("list")[0]["pid"] is None)
     os.close(descriptor)
     assert site.json("start", "site", "--detach")["pid"] != pid
 

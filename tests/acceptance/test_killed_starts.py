@@ -12,7 +12,7 @@ import pytest
 from sitekit.endpoint import TEMPLATE
 
 from tests.support.place import TEMPLATE_TEXT
-from tests.support.relay_steps import wait_for
+from tests.support.waiting import until
 
 RESULT_S = 90
 _HELD = """\
@@ -79,14 +79,13 @@ def test_a_kill_in_mid_start_fails_no_task(own_place: Any, find: Callable[[int, 
         futures = [executor.submit(_note, str(work / f"ran-{number}")) for number in range(5)]
         for _ in range(3):
             if find is not _renderer:
-                wait_for(lambda: (work / "in-setup").exists(), RESULT_S)
+                until("the set-up", lambda: (work / "in-setup").exists(), RESULT_S)
                 (work / "in-setup").unlink()
-            wait_for(lambda: bool(find(monitor, None)), RESULT_S)
-            victims = find(monitor, None)
+            victims = until("a process that starts", lambda: find(monitor, None), RESULT_S, look_s=0.01)
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            wait_for(lambda victims=victims: not set(find(monitor, None)) & set(victims), RESULT_S)  # type: ignore[misc]
-            wait_for(lambda: "was ended while it started" in _reason(client, futures[0]), RESULT_S)
+            until("the end of the victims", lambda killed=victims: not set(find(monitor, None)) & set(killed), RESULT_S)
+            until("the reason", lambda: "was ended while it started" in _reason(client, futures[0]), RESULT_S)
         (work / "go").touch()
         assert [future.result(timeout=RESULT_S) for future in futures] == [1] * 5
     assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))
@@ -109,8 +108,8 @@ def test_an_interchange_killed_in_mid_start_fails_no_task(own_place: Any) -> Non
                     killed.add(pid)
             return len(killed) == 3
 
-        wait_for(three_are_killed, RESULT_S)
-        wait_for(lambda: "interchange failed" in _reason(client, futures[0]), RESULT_S)
+        until("three interchanges to kill", three_are_killed, RESULT_S, look_s=0.02)
+        until("the reason", lambda: "interchange failed" in _reason(client, futures[0]), RESULT_S)
         assert [future.result(timeout=RESULT_S) for future in futures] == [1] * 5
     assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))
 

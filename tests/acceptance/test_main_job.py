@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
 from mep_wire.errors import MepError
+from tests.support.waiting import until
 
 RESULT_S = 60
 ENGINES = ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"]
@@ -107,9 +107,7 @@ def test_a_registered_function_is_called_by_its_id(place: Any) -> None:
     client = place.client(place.anybody)
     function_id = client.register_function(double)
     task_id = client.run(21, endpoint_id=place.endpoint.id, function_id=function_id)
-    deadline = time.monotonic() + RESULT_S
-    while client.get_task(task_id)["pending"] and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until("the task's end", lambda: not client.get_task(task_id)["pending"])
     assert client.get_result(task_id) == 42
 
 
@@ -119,8 +117,5 @@ def test_an_idle_user_endpoint_ends_and_the_next_task_starts_it_again(place: Any
         before = place.pids()
         assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
         (started,) = place.new_pids(before)
-        deadline = time.monotonic() + 30
-        while started in place.pids() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert started not in place.pids()
+        until("the end of the idle user endpoint", lambda: started not in place.pids())
         assert executor.submit(pow, 2, 4).result(timeout=RESULT_S) == 16

@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import until
 
 RESULT_S = 30
 
 
 def slow_square(number: int) -> int:
-    import time
 
     time.sleep(0.3)
     return number * number
-
-
-def wait(what: str, condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def test_killing_the_monitor_leaves_user_endpoints_alone_and_the_next_adopts_them(own_place: Any) -> None:
@@ -37,7 +30,7 @@ def test_killing_the_monitor_leaves_user_endpoints_alone_and_the_next_adopts_the
         os.kill(killed, signal.SIGKILL)
         assert [future.result(timeout=RESULT_S) for future in futures] == [n * n for n in range(8)]
         endpoint.start()
-        wait("a new monitor", lambda: endpoint.status().get("pid") not in {None, killed} and endpoint.is_up())
+        until("a new monitor", lambda: endpoint.status().get("pid") not in {None, killed} and endpoint.is_up())
         assert own_place.pids() == before
         assert executor.submit(pow, 2, 5).result(timeout=RESULT_S) == 32
         assert own_place.pids() == before

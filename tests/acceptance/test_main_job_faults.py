@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import until
 
 RESULT_S = 60
 
@@ -17,13 +18,6 @@ def slow_square(number: int) -> int:
 
     time.sleep(0.3)
     return number * number
-
-
-def _wait(what: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-        time.sleep(0.02)
 
 
 def _child_of(parent: int, module: str) -> int | None:
@@ -44,7 +38,7 @@ def test_a_task_submitted_while_the_endpoint_is_stopped_runs_when_it_starts(own_
     with own_place.executor(own_place.anybody) as executor:
         future = executor.submit(pow, 3, 3)
         client = own_place.client(own_place.anybody)
-        _wait("accepted task", lambda: _status(client, future) == "waiting-for-ep")
+        until("accepted task", lambda: _status(client, future) == "waiting-for-ep")
         own_place.endpoint.start()
         assert future.result(timeout=RESULT_S) == 27
 
@@ -62,7 +56,7 @@ def test_the_relay_killed_between_accept_and_result_loses_nothing(own_place: Any
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
         futures = [executor.submit(slow_square, number) for number in range(12)]
         client = own_place.client(own_place.anybody)
-        _wait("running task", lambda: _status(client, futures[0]) in {"running", "success", "waiting-for-nodes"})
+        until("running task", lambda: _status(client, futures[0]) in {"running", "success", "waiting-for-nodes"})
         own_place.site.relay.kill()
         assert not all(future.done() for future in futures)
         time.sleep(0.5)  # results arrive while the relay is down
@@ -81,9 +75,9 @@ def test_killing_the_manager_leaves_a_running_user_endpoint_alone(own_place: Any
         assert manager is not None
         os.kill(manager, signal.SIGKILL)
         assert [future.result(timeout=RESULT_S) for future in futures] == [n * n for n in range(8)]
-        _wait("new manager", lambda: _child_of(monitor, "mep.manager") not in {None, manager})
+        until("new manager", lambda: _child_of(monitor, "mep.manager") not in {None, manager})
         assert own_place.pids() == before
-    _wait("link", own_place.endpoint.is_up)
+    until("link", own_place.endpoint.is_up)
     with own_place.executor(own_place.anybody, project="another") as executor:
         assert executor.submit(pow, 2, 5).result(timeout=RESULT_S) == 32
 

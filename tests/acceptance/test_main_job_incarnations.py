@@ -5,28 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 from mep_wire.errors import TaskNotFound
 from tests.support.link_proxy import LinkProxy
+from tests.support.waiting import until
 
 RESULT_S = 60
 NAP_S = 6.0
 
 
 def nap(seconds: float) -> str:
-    import time
 
     time.sleep(seconds)
     return "done"
-
-
-def wait(what: str, condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.02)
 
 
 def runs(client: Any, future: Any) -> bool:
@@ -47,11 +39,11 @@ def test_the_end_of_a_user_endpoint_told_again_leaves_the_next_one_alone(own_pla
             os.kill(killed, signal.SIGKILL)
             futures = [executor.submit(nap, NAP_S) for _ in range(2)]
             client = own_place.client(own_place.anybody)
-            wait("tasks that run in the next process", lambda: all(runs(client, future) for future in futures))
+            until("tasks that run in the next process", lambda: all(runs(client, future) for future in futures))
             successor = own_place.new_pids({uep_id: killed})[uep_id]
             # The manager has heard no Pong since it reported the end, and reports it again on its next link.
             assert proxy.cut() >= 2
-            wait("link", lambda: endpoint.log.read_text().count("connected") >= 2)
+            until("link", lambda: endpoint.log.read_text().count("connected") >= 2)
             # The tasks run for longer than the relay waits for last results before it believes in an end.
             assert [future.result(timeout=RESULT_S) for future in futures] == ["done", "done"]
             assert own_place.pids() == {uep_id: successor}

@@ -15,6 +15,7 @@ import pytest
 
 from mep_wire.errors import ResultTooLarge, ResultUnserializable, WalltimeExceeded, WorkerLost
 from tests.support.place import make_place
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 RESULT_S = 50
@@ -390,7 +391,4 @@ def test_fifty_bad_tasks_beside_fifty_good_ones(place: Any, engine: str) -> None
     print(f"{engine}: {time.monotonic() - began:.1f} s")
     place.endpoint.stop()
     uid = place.accounts["alice"].uid
-    deadline = time.monotonic() + 5
-    while left := processes_of(uid):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    until("the end of the processes", lambda: not processes_of(uid), details=lambda: processes_of(uid))

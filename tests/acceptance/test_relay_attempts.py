@@ -11,7 +11,8 @@ from mep_wire import PROTOCOL_VERSION, messages
 from tests.support.fake_peer import FakeManager, FakeUep
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import running_uep, status_of, wait_for
+from tests.support.relay_steps import running_uep, status_of
+from tests.support.waiting import until
 
 WAIT_S = 60.0
 
@@ -25,14 +26,14 @@ def begun(
     uep.credit(count)
     tasks = uep.take(count)
     uep.send(messages.Started(rows=[task.row for task in tasks]))
-    wait_for(lambda: status_of(alice, answer) == ["running"] * count, WAIT_S)
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"] * count, WAIT_S)
     return answer, uep, tasks
 
 
 def the_end(alice: Person, answer: Any, number: int = 0) -> dict[str, Any]:
     """Wait for the end of one of a submission's tasks and return its status."""
     task_id = [task_id for ids in answer["tasks"].values() for task_id in ids][number]
-    wait_for(lambda: "completion_t" in alice.task(task_id), WAIT_S)
+    until("the task's end", lambda: "completion_t" in alice.task(task_id), WAIT_S)
     found: dict[str, Any] = alice.task(task_id)
     return found
 
@@ -53,7 +54,7 @@ def test_a_loss_that_is_told_is_charged_once_and_the_task_comes_again(
     (again,) = uep.take(1)
     assert (again.row, again.attempt) == (task.row, 2)
     uep.send(messages.Started(rows=[task.row]))
-    wait_for(lambda: status_of(alice, answer) == ["running"], WAIT_S)
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"], WAIT_S)
     uep.send(messages.Lost(rows=[task.row], attempts=[1]))  # late: attempt 2 runs
     uep.expect(messages.LossesDurable)
     uep.expect(messages.LossesDurable)
@@ -75,7 +76,7 @@ def test_what_had_begun_in_a_process_that_is_gone_runs_again_while_it_may(
             uep.credit(2)
             tasks = uep.take(2)
             uep.send(messages.Started(rows=[task.row for task in tasks]))
-            wait_for(lambda: status_of(alice, answer) == ["running"] * 2, WAIT_S)
+            until("tasks that run", lambda: status_of(alice, answer) == ["running"] * 2, WAIT_S)
     end = the_end(alice, answer)
     assert (end["status"], end["code"]) == ("failed", "USER_ENDPOINT_LOST")
     assert "it was killed by SIGKILL." in end["reason"]
@@ -198,7 +199,7 @@ def test_a_task_expires_though_its_user_endpoint_never_returns_and_the_relay_was
     relay.kill()
     relay.start()
     assert the_end(alice, answer)["status"] == "expired"
-    wait_for(lambda: status_of(alice, answer) == ["expired"] * 2, WAIT_S)
+    until("tasks that have expired", lambda: status_of(alice, answer) == ["expired"] * 2, WAIT_S)
 
 
 def test_the_earlier_of_two_deadlines_counts(alice: Person, lab: FakeManager, function: str) -> None:

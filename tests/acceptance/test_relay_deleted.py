@@ -11,7 +11,8 @@ from mep_wire import messages
 from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import running_uep, status_of, wait_for
+from tests.support.relay_steps import running_uep, status_of
+from tests.support.waiting import until
 
 
 class HastyRelay(RelayProcess):
@@ -39,11 +40,11 @@ def test_tasks_of_a_user_endpoint_that_is_away_end(alice: Person, lab: FakeManag
     uep.credit(2)
     started, _ = uep.take(2)
     uep.send(messages.Started(rows=[started.row]))
-    wait_for(lambda: "running" in status_of(alice, answer))
+    until("a task that runs", lambda: "running" in status_of(alice, answer))
     uep.close()
     lab.close()
     alice.ok("DELETE", f"/v2/endpoints/{lab.endpoint_id}")
-    wait_for(lambda: status_of(alice, answer) == ["failed"] * 3)
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"] * 3)
 
 
 def test_one_that_comes_back_in_time_still_hands_its_results_over(alice: Person, lab: FakeManager) -> None:
@@ -64,12 +65,12 @@ def test_what_a_dead_process_had_started_ends(alice: Person, lab: FakeManager) -
     uep.credit(1)
     (task,) = uep.take(1)
     uep.send(messages.Started(rows=[task.row]))
-    wait_for(lambda: status_of(alice, answer) == ["running"])
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     uep.close()
     lab.ended(uep.uep_id)
     lab.take_start()  # the next process would be asked for the result; none comes
     alice.ok("DELETE", f"/v2/endpoints/{lab.endpoint_id}")
-    wait_for(lambda: status_of(alice, answer) == ["failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"])
 
 
 def test_a_relay_killed_after_the_deletion_ends_them_at_its_next_start(
@@ -79,10 +80,10 @@ def test_a_relay_killed_after_the_deletion_ends_them_at_its_next_start(
     uep.credit(1)
     (task,) = uep.take(1)
     uep.send(messages.Started(rows=[task.row]))
-    wait_for(lambda: status_of(alice, answer) == ["running"])
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     alice.ok("DELETE", f"/v2/endpoints/{lab.endpoint_id}")
     relay.kill()
     uep.close()
     lab.close()
     relay.start()
-    wait_for(lambda: status_of(alice, answer) == ["failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"])

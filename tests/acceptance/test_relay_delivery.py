@@ -16,7 +16,8 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import refused, running_uep, status_of, wait_for
+from tests.support.relay_steps import refused, running_uep, status_of
+from tests.support.waiting import until
 
 # --- tasks and results ------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ def test_states_as_a_person_sees_them(alice: Person, lab: FakeManager, function:
     tasks = uep.take(1)
     assert status_of(alice, answer) == ["waiting-for-nodes"]
     uep.send(messages.Started(rows=[tasks[0].row]))
-    wait_for(lambda: status_of(alice, answer) == ["running"])
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     uep.finish(tasks, b"\x00\xff", code="TASK_FAILED", text="Traceback ...")
     told = alice.task(tasks[0].task_id)
     assert (told["status"], told["code"], told["reason"]) == ("failed", "TASK_FAILED", "Traceback ...")
@@ -136,7 +137,7 @@ def test_given_back_tasks_are_sent_again(alice: Person, lab: FakeManager, functi
     uep.credit(3)
     tasks = uep.take(3)
     uep.send(messages.Returned(rows=[task.row for task in tasks[:2]]))
-    wait_for(lambda: status_of(alice, answer)[:2] == ["waiting-for-ep"] * 2)
+    until("tasks that wait for the endpoint", lambda: status_of(alice, answer)[:2] == ["waiting-for-ep"] * 2)
     uep.credit(2)
     assert uep.take(2) == tasks[:2]
     uep.finish(tasks)
@@ -185,7 +186,7 @@ def test_a_killed_process_what_had_not_started_waits_again_and_what_had_fails(
     uep.credit(3)
     tasks = uep.take(3)
     uep.send(messages.Started(rows=[tasks[0].row, tasks[1].row]))
-    wait_for(lambda: status_of(alice, answer)[:2] == ["running"] * 2)
+    until("tasks that run", lambda: status_of(alice, answer)[:2] == ["running"] * 2)
     uep.close()
     lab.ended(uep.uep_id, "KILLED", "killed by signal 9")
     request, token = lab.take_start()
@@ -198,7 +199,7 @@ def test_a_killed_process_what_had_not_started_waits_again_and_what_had_fails(
     again.credit(5)
     assert [task.row for task in again.take(1)] == [tasks[2].row]
     again.finish([tasks[2]])
-    wait_for(lambda: status_of(alice, answer) == ["failed", "success", "success"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed", "success", "success"])
     assert alice.task(tasks[0].task_id)["code"] == "USER_ENDPOINT_LOST"
     again.finish([tasks[0]], b"too late")
     assert alice.task(tasks[0].task_id)["code"] == "USER_ENDPOINT_LOST"
@@ -214,7 +215,7 @@ def test_only_what_was_never_sent_is_said_not_to_have_begun(alice: Person, lab: 
     lab.ended(uep.uep_id, "KILLED", "killed by signal 9")
     request, _ = lab.take_start()
     lab.answer(request.uep_id, "refused", "START_FAILED", "The site could not start your process.")
-    wait_for(lambda: status_of(alice, answer) == ["failed", "failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed", "failed"])
     codes = {task_id: alice.task(task_id)["code"] for task_id in answer["tasks"][function]}
     assert codes.pop(sent.task_id) == "USER_ENDPOINT_LOST"
     assert list(codes.values()) == ["START_FAILED"]
@@ -232,7 +233,7 @@ def test_tasks_wait_while_process_after_process_dies(alice: Person, lab: FakeMan
     uep = lab.start()
     uep.credit(1)
     uep.finish(uep.take(1))
-    wait_for(lambda: status_of(alice, answer) == ["success"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["success"])
 
 
 def test_a_start_that_was_interrupted_is_asked_for_again_and_the_person_reads_why(
@@ -244,12 +245,12 @@ def test_a_start_that_was_interrupted_is_asked_for_again_and_the_person_reads_wh
     for tried in ("It was lost once", "It was lost 2 times", "It was lost 3 times"):
         request, _ = lab.take_start()
         lab.answer(request.uep_id, "unavailable", "START_INTERRUPTED", text)
-        wait_for(lambda tried=tried: tried in (alice.task(task_id)["reason"] or ""))  # type: ignore[misc]
+        until("the reason that is tried", lambda tried=tried: tried in (alice.task(task_id)["reason"] or ""))  # type: ignore[misc]
         assert text in alice.task(task_id)["reason"]
     uep = lab.start()
     uep.credit(1)
     uep.finish(uep.take(1))
-    wait_for(lambda: status_of(alice, answer) == ["success"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["success"])
 
 
 def test_a_process_that_ends_before_it_joins_is_asked_for_again(alice: Person, lab: FakeManager, function: str) -> None:
@@ -341,7 +342,7 @@ def test_a_deleted_endpoint_fails_what_waits_and_its_manager_is_told(
     alice.ok("DELETE", f"/v2/endpoints/{doomed.endpoint_id}")
     doomed.expect(messages.EndpointGone)
     uep.expect(messages.StopUep)
-    wait_for(lambda: status_of(alice, answer)[1:] == ["failed"] * 2)
+    until("tasks that have ended", lambda: status_of(alice, answer)[1:] == ["failed"] * 2)
     assert alice.task(answer["tasks"][function][1])["code"] == "ENDPOINT_DELETED"
     uep.finish([task])  # a task that ran to its end is still accepted
     assert status_of(alice, answer)[0] == "success"

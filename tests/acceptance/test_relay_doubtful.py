@@ -8,13 +8,14 @@ from typing import Any
 from mep_wire import messages
 from tests.support.fake_peer import FakeManager
 from tests.support.relay_client import Person
-from tests.support.relay_steps import status_of, wait_for
+from tests.support.relay_steps import status_of
+from tests.support.waiting import until
 
 
 def end_of(alice: Person, answer: Any) -> tuple[str, str]:
     """Wait for the end of a submission's one task; return its code and the text that the person reads."""
     ((task_id,),) = answer["tasks"].values()
-    wait_for(lambda: "completion_t" in alice.task(task_id))
+    until("the task's end", lambda: "completion_t" in alice.task(task_id))
     found = alice.task(task_id)
     return found["code"], str(found)
 
@@ -48,7 +49,7 @@ def test_the_next_process_is_asked_what_became_of_it(alice: Person, lab: FakeMan
     following.credit(1)
     assert following.take(1) == [task]  # its workers' notes say whether this attempt had begun
     following.send(messages.Started(rows=[task.row]))
-    wait_for(lambda: status_of(alice, answer) == ["running"])
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     following.finish([task])
     assert status_of(alice, answer) == ["success"]
 

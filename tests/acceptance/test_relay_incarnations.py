@@ -16,7 +16,8 @@ from mep_wire.start_request import decode_start, incarnation_of
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import status_of, wait_for
+from tests.support.relay_steps import status_of
+from tests.support.waiting import until
 
 REVOKED = {"code": "IDENTITY_NOT_MAPPED", "text": "Not any more.", "correlation_id": "c"}
 
@@ -34,7 +35,7 @@ def begin(alice: Person, uep: FakeUep, answer: Any) -> list[messages.TaskItem]:
     uep.credit(1)
     tasks = uep.take(1)
     uep.send(messages.Started(rows=[task.row for task in tasks]))
-    wait_for(lambda: status_of(alice, answer) == ["running"])
+    until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     return tasks
 
 
@@ -89,7 +90,7 @@ def test_the_end_of_the_process_itself_is_believed(alice: Person, lab: FakeManag
     _, second, answer, _ = scene
     lab.ended(second.uep_id, incarnation=second.incarnation)
     start(lab)
-    wait_for(lambda: status_of(alice, answer) == ["failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"])
 
 
 def test_a_list_of_what_runs_from_before_the_process_joined(alice: Person, lab: FakeManager, scene: Any) -> None:
@@ -114,7 +115,7 @@ def test_a_process_that_another_one_has_followed_is_known_to_be_gone(
     second.close()
     alice.submit(lab.endpoint_id, function, ["p"])
     start(lab)
-    wait_for(lambda: status_of(alice, answer) == ["failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"])
 
 
 def test_an_end_told_again_to_a_relay_that_was_restarted(tmp_path: Any) -> None:

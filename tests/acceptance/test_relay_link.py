@@ -16,7 +16,8 @@ from mep_wire.start_request import EPOCH_BYTES, NONCE_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import refused, running_uep, status_of, wait_for
+from tests.support.relay_steps import refused, running_uep, status_of
+from tests.support.waiting import until
 
 # --- starts -----------------------------------------------------------------------------------------
 
@@ -96,14 +97,17 @@ def test_a_task_waits_for_its_endpoint_to_come(relay: RelayProcess, alice: Perso
 
 def test_a_closed_manager_link_is_noticed_by_asking(relay: RelayProcess, alice: Person, lab: FakeManager) -> None:
     lab.close()
-    wait_for(lambda: alice.ok("GET", f"/v2/endpoints/{lab.endpoint_id}/status")["status"] == "offline")
+    until(
+        "an endpoint that is offline",
+        lambda: alice.ok("GET", f"/v2/endpoints/{lab.endpoint_id}/status")["status"] == "offline",
+    )
 
 
 def test_a_refused_start_fails_the_tasks_with_its_reason(alice: Person, lab: FakeManager, function: str) -> None:
     answer = alice.submit(lab.endpoint_id, function, ["p", "q"])
     request, _ = lab.take_start()
     lab.answer(request.uep_id, "refused", "IDENTITY_NOT_MAPPED", "nobody \x00here" + "x" * 5000)
-    wait_for(lambda: status_of(alice, answer) == ["failed", "failed"])
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed", "failed"])
     told = alice.task(answer["tasks"][function][0])
     assert (told["code"], told["correlation_id"]) == ("IDENTITY_NOT_MAPPED", "c-1")
     assert told["reason"].startswith("nobody")

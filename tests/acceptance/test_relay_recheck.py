@@ -11,7 +11,8 @@ from mep_wire.start_request import SIGNATURE_CONTEXT, StartRequest, decode_start
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import running_uep, status_of, wait_for
+from tests.support.relay_steps import running_uep, status_of
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def test_all_tasks_of_what_is_revoked_fail_at_once_with_the_reason(lab: FakeMana
     uep.credit(2)
     running, sent = uep.take(2)
     uep.send(messages.Started(rows=[running.row]))
-    wait_for(lambda: "running" in status_of(alice, answer))
+    until("a task that runs", lambda: "running" in status_of(alice, answer))
     revoke(lab, uep)
-    wait_for(lambda: status_of(alice, answer) == ["failed"] * 4)
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"] * 4)
     for task_id in answer["tasks"][function]:
         told = alice.task(task_id)
         assert (told["code"], told["reason"], told["correlation_id"]) == ("ACCOUNT_REFUSED", "Not any more.", "c-9")
@@ -124,10 +125,10 @@ def test_the_end_alone_says_it_too(lab: FakeManager, alice: Person) -> None:
     answer, uep = running_uep(alice, lab, function, count=3)
     uep.credit(2)
     uep.send(messages.Started(rows=[uep.take(2)[0].row]))
-    wait_for(lambda: "running" in status_of(alice, answer))
+    until("a task that runs", lambda: "running" in status_of(alice, answer))
     uep.close()
     lab.ended(uep.uep_id, "IDENTITY_NOT_MAPPED", "Nobody.")
-    wait_for(lambda: status_of(alice, answer) == ["failed"] * 3)
+    until("tasks that have ended", lambda: status_of(alice, answer) == ["failed"] * 3)
     assert {alice.task(one)["code"] for one in answer["tasks"][function]} == {"IDENTITY_NOT_MAPPED"}
 
 
@@ -137,9 +138,9 @@ def test_what_waits_for_somebody_who_may_start_anew_runs_there(lab: FakeManager,
     answer, uep = running_uep(alice, lab, function, count=2)
     uep.credit(1)
     uep.send(messages.Started(rows=[uep.take(1)[0].row]))
-    wait_for(lambda: "running" in status_of(alice, answer))
+    until("a task that runs", lambda: "running" in status_of(alice, answer))
     revoke(lab, uep, code)
-    wait_for(lambda: status_of(alice, answer)[0] == "failed")
+    until("tasks that have ended", lambda: status_of(alice, answer)[0] == "failed")
     assert alice.task(answer["tasks"][function][0])["code"] == code
     uep.close()
     lab.ended(uep.uep_id, code)

@@ -20,6 +20,7 @@ from mep_wire.limits import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUB
 from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
+from tests.support.waiting import until
 
 NOWHERE = "7b1a0c1e-3f5c-4a7e-9d55-0c1f2e3d4a5b"
 SCHEMA = {
@@ -68,14 +69,11 @@ def test_an_unknown_token_is_refused_everywhere(relay: RelayProcess, token: str 
         assert (status, answer["code"]) == (401, "TOKEN_UNKNOWN")
 
 
-def test_a_removed_person_is_out_within_two_seconds(relay: RelayProcess) -> None:
+def test_a_removed_person_is_out_soon(relay: RelayProcess) -> None:
     carol = Person(relay, "carol")
     carol.ok("GET", "/v2/endpoints")
     relay.cli("user", "remove", carol.username)
-    deadline = time.monotonic() + 2.0
-    while carol.call("GET", "/v2/endpoints")[0] != 401:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until("the refusal", lambda: carol.call("GET", "/v2/endpoints")[0] == 401)
 
 
 def test_a_new_token_replaces_the_old_one(relay: RelayProcess) -> None:

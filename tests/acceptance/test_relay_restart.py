@@ -16,6 +16,7 @@ from mep_wire import messages
 from tests.support.fake_peer import FakeManager, FakeUep, Nothing
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -146,9 +147,7 @@ def test_a_process_that_ended_meanwhile_is_replaced(relay: RelayProcess) -> None
     uep.credit(2)
     tasks = uep.take(2)
     uep.send(messages.Started(rows=[tasks[0].row]))
-    deadline = time.monotonic() + 5
-    while scene.statuses()[0] != "running":
-        assert time.monotonic() < deadline
+    until("the running task", lambda: scene.statuses()[0] == "running")
     uep.close()
     scene.crash()
     scene.lab.ended(uep.uep_id, "KILLED", "killed")

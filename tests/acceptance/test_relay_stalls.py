@@ -12,7 +12,8 @@ from mep_wire import codec, messages
 from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import running_uep, wait_for
+from tests.support.relay_steps import running_uep
+from tests.support.waiting import until
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def test_another_holder_of_the_databases_lock_holds_up_writes_alone(
     with locked(relay):
         submission = threading.Thread(target=lambda: answers.append(alice.submit(lab.endpoint_id, function, ["p"])))
         submission.start()
-        wait_for(lambda: "another process holds the database's lock" in relay.log.read_text())
+        until("the lock in the log", lambda: "another process holds the database's lock" in relay.log.read_text())
         assert alice.ok("GET", f"/v2/endpoints/{lab.endpoint_id}/status")["status"] == "online"
         uep.send_raw(codec.encode(messages.Ping(sent_at=1.0)))
         assert uep.socket.poll(10_000), "the link is not answered"

@@ -16,7 +16,7 @@ from relay.dispatch.dispatcher import MAX_STRANGER_BYTES
 from tests.support.fake_peer import FakeLink, FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.relay_steps import wait_for
+from tests.support.waiting import until
 
 
 class HastyRelay(RelayProcess):
@@ -127,7 +127,7 @@ def test_what_libraries_say_of_a_strangers_bytes_is_said_once(relay: RelayProces
         with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as connection:
             connection.sendall(b"this is not HTTP\r\n\r\n")
             heard(connection)
-    wait_for(lambda: "Invalid HTTP request" in relay.log.read_text())
+    until("the refusal in the log", lambda: "Invalid HTTP request" in relay.log.read_text())
     assert relay.log.read_text().count("Invalid HTTP request") == 1
 
 
@@ -153,7 +153,7 @@ def test_out_of_descriptors_http_connections_wait_and_those_there_are_served(tmp
         lab.close()
         first = stack.enter_context(socket.create_connection(address, timeout=60))
         idle = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(300)]
-        wait_for(lambda: "out of descriptors" in relay.log.read_text())
+        until("the shortage in the log", lambda: "out of descriptors" in relay.log.read_text())
         before = cpu_ticks(relay)
         first.sendall(b"GET /v2/version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert heard(first).startswith(b"HTTP/1.1 200")

@@ -38,6 +38,7 @@ from mep_wire.errors import (
 )
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.relay import RelayProcess
+from tests.support.waiting import until
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 WAIT_S = 30
@@ -80,7 +81,6 @@ def add(a, b):
 
 
 def sleep_then(value, seconds):
-    import time
 
     time.sleep(seconds)
     return value
@@ -217,13 +217,8 @@ def test_the_three_calls_of_a_registered_function(place, executor):
 
 
 def _result_of(client, task_id):
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return client.get_result(task_id)
-        except TaskPending:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    until("the task's end", lambda: not client.get_task(task_id)["pending"])
+    return client.get_result(task_id)
 
 
 def test_a_batch(place):
@@ -454,10 +449,7 @@ def test_threads_end_with_their_executor(place):
     del executor
     gc.collect()
     assert future.result(WAIT_S) == 3
-    deadline = time.monotonic() + WAIT_S
-    while ours():
-        assert time.monotonic() < deadline, ours()
-        time.sleep(0.02)
+    until("the end of the executor's threads", lambda: not ours(), details=ours)
 
 
 def test_a_forked_child_is_told(place, executor):

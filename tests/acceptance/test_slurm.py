@@ -5,11 +5,10 @@ The template fixes the partition; nodes and walltime are the person's to choose.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sitekit.endpoint import SCHEMA
 from mep_wire.errors import EngineFailed, UserConfigInvalid, WorkerLost
 from tests.support.place import make_place
 from tests.support.slurm import Slurm, SlurmFailed
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 RESULT_S = 60
@@ -122,17 +122,6 @@ def shared(place: Any) -> Path:
     return directory
 
 
-def until(what: str, ready: Callable[[], Any], timeout_s: float = 60) -> None:
-    """Wait until `ready` is true. A controller of a busy machine that does not answer says nothing."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        with contextlib.suppress(SlurmFailed):
-            if ready():
-                return
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-        time.sleep(0.05)
-
-
 def jobs_of(slurm: Slurm, name: str) -> list[str]:
     return [job for job, (user, _) in slurm.jobs().items() if user == name]
 
@@ -166,7 +155,7 @@ def test_the_partition_is_not_the_persons_to_choose(place: Any) -> None:
 def test_a_block_that_is_idle_is_given_back_and_another_comes_when_needed(slurm: Slurm, place: Any) -> None:
     with place.executor("bob", idle=1) as executor:
         first = executor.submit(where).result(timeout=RESULT_S)["job"]
-        until("end of the idle job", lambda: first not in slurm.jobs())
+        until("end of the idle job", lambda: first not in slurm.jobs(), unready=(SlurmFailed,))
         assert slurm.show(first)["JobState"] == "CANCELLED"
         assert executor.submit(where).result(timeout=RESULT_S)["job"] != first
 
@@ -204,7 +193,7 @@ def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, place: Any, shared:
     with place.executor("alice", walltime="00:08:00") as executor:
         running, waiting, job = _one_running_and_five_waiting(executor, shared / "mark")
         slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+5")  # "now" is past when it arrives
-        until("end of the walltime", lambda: job not in slurm.jobs(), 90)
+        until("end of the walltime", lambda: job not in slurm.jobs(), 90, unready=(SlurmFailed,))
         assert slurm.show(job)["JobState"] == "TIMEOUT"
         _lost_and_run_again(running, waiting, job, shared / "mark")
 
@@ -229,11 +218,11 @@ def test_jobs_of_a_user_endpoint_that_was_killed_end(slurm: Slurm, place: Any, s
         os.kill(pid, signal.SIGKILL)
         second = executor.submit(where).result(timeout=RESULT_S)["job"]
         assert second != first
-        until("end of the job of the first", lambda: first not in slurm.jobs())
+        until("end of the job of the first", lambda: first not in slurm.jobs(), unready=(SlurmFailed,))
 
 
 def test_no_job_outlives_the_endpoint(slurm: Slurm, place: Any) -> None:
     assert slurm.jobs()
     place.endpoint.stop()
-    until("end of all jobs", lambda: not slurm.jobs())
+    until("end of all jobs", lambda: not slurm.jobs(), unready=(SlurmFailed,))
     place.endpoint.start()

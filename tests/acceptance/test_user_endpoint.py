@@ -16,6 +16,7 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
 from tests.support.uep_process import TEMPLATE, UepProcess
+from tests.support.waiting import until
 from user_endpoint.result_spool import read_records
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 2\n"
@@ -86,13 +87,6 @@ def spooled(uep: UepProcess) -> int:
     return sum(len(read_records(path.read_bytes())[0]) for path in (uep.state / "spool").iterdir())
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # --- the ordinary way -------------------------------------------------------------------------------------
 
 
@@ -146,8 +140,10 @@ def test_thread_engine(relay: FakeRelay, home: pathlib.Path) -> None:
         assert len(relay.results(8)) == 8
         path = home / "pid"
         relay.submit(FUNCTIONS, [task(20, pid_then_nap, str(path), 60.0)])
-        wait_for(path.exists)
-        wait_for(lambda: len(uep.children()) == 0)  # the fork server has gone: this engine has no use for it
+        until("the task's file", path.exists)
+        until(
+            "the end of the children", lambda: len(uep.children()) == 0
+        )  # the fork server has gone: this engine has no use for it
         uep.signal(signal.SIGTERM)
         assert relay.results(1, confirm=True)[20].code == "USER_ENDPOINT_LOST"
         relay.expect(messages.Goodbye)
@@ -192,7 +188,7 @@ def test_a_killed_worker_costs_its_task_alone(relay: FakeRelay, home: pathlib.Pa
         up(relay, uep)
         path = home / "pid"
         relay.submit(FUNCTIONS, [task(1, pid_then_nap, str(path), 60.0), task(2, nap, 0.5), task(3, echo, 3)])
-        wait_for(lambda: path.exists() and path.read_text() != "")
+        until("the task's file", lambda: path.exists() and path.read_text() != "")
         os.kill(int(path.read_text()), signal.SIGKILL)
         results = relay.results(3)
     assert results[1].code == "WORKER_LOST"
@@ -205,7 +201,7 @@ def test_the_fork_server_may_die_too(relay: FakeRelay, home: pathlib.Path) -> No
         up(relay, uep)
         path = home / "pid"
         relay.submit(FUNCTIONS, [task(1, pid_then_nap, str(path), 60.0)])
-        wait_for(path.exists)
+        until("the task's file", path.exists)
         os.kill(uep.children()[0], signal.SIGKILL)
         assert relay.results(1)[1].code == "WORKER_LOST"
         relay.submit(FUNCTIONS, [task(2, echo, 2)])
@@ -239,7 +235,7 @@ def test_sigterm_gives_back_what_waits_and_lets_the_rest_finish(relay: FakeRelay
         paths = [home / "a", home / "b"]
         running = [task(row, pid_then_nap, str(path), 0.8) for row, path in enumerate(paths, start=1)]
         relay.submit(FUNCTIONS, [*running, task(3, echo, 3), task(4, echo, 4)])
-        wait_for(lambda: all(path.exists() for path in paths))
+        until("the task's file", lambda: all(path.exists() for path in paths))
         uep.signal(signal.SIGTERM)
         assert sorted(relay.expect(messages.Returned).rows) == [3, 4]
         relay.submit(FUNCTIONS, [task(5, echo, 5)])
@@ -254,7 +250,7 @@ def test_a_task_that_outlives_the_grace_ends_with_its_endpoint(relay: FakeRelay,
         up(relay, uep)
         path = home / "pid"
         relay.submit(FUNCTIONS, [task(1, pid_then_nap, str(path), 60.0)])
-        wait_for(path.exists)
+        until("the task's file", path.exists)
         relay.send(messages.StopUep(code="STOPPED", text="the endpoint is deleted"))
         item = relay.results(1)[1]
         assert item.code == "USER_ENDPOINT_LOST"
@@ -289,11 +285,11 @@ def test_workers_do_not_outlive_it(relay: FakeRelay, home: pathlib.Path) -> None
         up(relay, uep)
         relay.submit(FUNCTIONS, [task(1, nap, 60.0)])
         relay.expect(messages.Started)
-        wait_for(lambda: len(uep.children()) >= 2)
+        until("its children", lambda: len(uep.children()) >= 2)
         children = uep.children()
         uep.signal(signal.SIGKILL)
         uep.wait()
-        wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children))
+        until("the end of the processes", lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children))
 
 
 # --- the relay goes and comes back --------------------------------------------------------------------------
@@ -305,7 +301,7 @@ def test_relay_gone_and_back(relay: FakeRelay, home: pathlib.Path) -> None:
         relay.submit(FUNCTIONS, [task(1, nap, 0.5), task(2, nap, 3.0)])
         relay.expect(messages.Started)
         relay.close()
-        wait_for(lambda: spooled(uep) == 1)  # the first result has nowhere to go
+        until("spooled results", lambda: spooled(uep) == 1)  # the first result has nowhere to go
         back = relay.restarted()
         hello = back.welcome()
         assert isinstance(hello, messages.UepHello)
@@ -325,7 +321,7 @@ def test_relay_gone_and_back(relay: FakeRelay, home: pathlib.Path) -> None:
 def test_a_relay_that_comes_later(relay: FakeRelay, home: pathlib.Path) -> None:
     relay.close()
     with UepProcess(relay, home) as uep:
-        wait_for(lambda: "relay link is down" in uep.log())
+        until("the lost link in the log", lambda: "relay link is down" in uep.log())
         back = relay.restarted()
         up(back, uep)
         back.close()
@@ -359,7 +355,7 @@ def test_results_unconfirmed_at_a_crash_come_from_the_next_process(relay: FakeRe
         up(relay, first)
         relay.submit(FUNCTIONS, [task(row, echo, row) for row in (1, 2, 3)])
         relay.results(3, confirm=False)
-        wait_for(lambda: spooled(first) == 3)
+        until("spooled results", lambda: spooled(first) == 3)
         first.signal(signal.SIGKILL)
         first.wait()
     with UepProcess(relay, home, uep_id=first.uep_id) as second:

@@ -8,8 +8,8 @@ import pathlib
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
-from tests.support.relay_steps import wait_for
 from tests.support.uep_process import UepProcess
+from tests.support.waiting import until
 
 THREADS = "engine:\n  type: ThreadPoolEngine\n  max_workers: 4\n"
 
@@ -63,9 +63,9 @@ def test_tasks_that_take_every_descriptor_break_neither_link_nor_process(home: p
         relay.expect(messages.Credit)
         go = home / "go"
         relay.submit(FUNCTIONS, [task(row, "hog", str(go), 10_000) for row in (1, 2)])
-        wait_for(lambda: "not requesting tasks" in uep.log())
+        until("the pause in the log", lambda: "not requesting tasks" in uep.log())
         relay.close()
-        wait_for(lambda: "Too many open files" in uep.log())
+        until("the failure in the log", lambda: "Too many open files" in uep.log())
         relay = relay.restarted()
         assert "requesting tasks again" not in uep.log()
         go.touch()
@@ -86,7 +86,7 @@ def test_no_task_is_requested_while_few_descriptors_are_free(home: pathlib.Path)
         relay.expect(messages.Credit)
         go = home / "go"
         relay.submit(FUNCTIONS, [task(1, "hog", str(go), 215)])
-        wait_for(lambda: "not requesting tasks" in uep.log())
+        until("the pause in the log", lambda: "not requesting tasks" in uep.log())
         relay.credit, relay.backlog = 0, []
         relay.submit(FUNCTIONS, [task(row, "one") for row in range(2, 12)])
         assert {item.code for item in relay.results(10).values()} == {""}

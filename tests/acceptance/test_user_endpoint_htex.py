@@ -14,6 +14,7 @@ from mep_sdk.serialize import load_result, serialize_arguments, serialize_functi
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
 from tests.support.uep_process import UepProcess, account
+from tests.support.waiting import until
 
 TEMPLATE = """
 engine:
@@ -40,7 +41,6 @@ def who() -> dict[str, object]:
 
 
 def nap(seconds: float) -> None:
-    import time
 
     time.sleep(seconds)
 
@@ -112,10 +112,7 @@ def test_nothing_is_left_after_its_end(relay: FakeRelay, home: pathlib.Path) -> 
         assert len(ours) >= 2  # pool and interchange; the pool's workers are forked from it
         uep.signal(signal.SIGTERM)
         assert uep.wait() == 0
-        deadline = time.monotonic() + 3.0
-        while left := living(ours):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
+        until("the end of pool and interchange", lambda: not living(ours), details=lambda: living(ours))
 
 
 def line(entry: pathlib.Path) -> bytes:

@@ -13,7 +13,8 @@ from mep.boundary.messages import MapRequest, NotMapped, Outcome, StartAnswered,
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.event_loop import Loop
 from mep.root.monitor.log_budget import DAY_S, DayBudget
-from tests.support.monitor import Puppet, running_monitor, until
+from tests.support.monitor import Puppet, running_monitor
+from tests.support.waiting import until
 
 OWN = "2026-11-20T10:00:00.000Z INFO manager[1]: all is well key=value"
 FORGED = "2026-11-20T10:00:00.000Z INFO monitor[1]: configuration reloaded"

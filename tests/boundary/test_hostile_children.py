@@ -30,7 +30,8 @@ from mep.boundary.messages import (
     StopAll,
 )
 from mep.boundary.resolved_config import Caps
-from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, running_monitor, until
+from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, running_monitor
+from tests.support.waiting import until
 
 READY = encode(ManagerReady(version="x"))
 START = encode(StartEndpoint(ref=7))

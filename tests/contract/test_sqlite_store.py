@@ -16,7 +16,7 @@ from relay.store.records import FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
 from relay.store.wal_checkpointer import WAL_BYTES
-from tests.support.relay_steps import wait_for
+from tests.support.waiting import until
 
 
 def test_it_is_all_there_after_opening_again(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_foreign_lock_holds_up_changes_and_no_caller(
     waiting = store.submit(lambda tx: tx.add_account("b", Identity(id="k", username="bob")))
     assert not waiting.done()  # in one thread, this is reached only if `submit` does not wait
     assert store.account_of("alice") is not None
-    wait_for(lambda: "another process holds the database's lock" in caplog.text)
+    until("the lock in the log", lambda: "another process holds the database's lock" in caplog.text)
     assert not waiting.done()
     other.execute("ROLLBACK")
     waiting.result(60)
@@ -255,10 +255,13 @@ def test_the_log_is_cut_once_a_foreign_reader_has_left(tmp_path: Path) -> None:
         assert log.stat().st_size > WAL_BYTES
         figures = store.checkpoints
         assert figures is not None
-        wait_for(lambda: figures.incomplete and figures.waiting_pages and figures.log_bytes > WAL_BYTES)
+        until(
+            "an incomplete checkpoint",
+            lambda: figures.incomplete and figures.waiting_pages and figures.log_bytes > WAL_BYTES,
+        )
         reader.execute("COMMIT")
-        wait_for(lambda: log.stat().st_size <= WAL_BYTES)  # and nothing more is written
-        wait_for(lambda: (figures.cut, figures.waiting_pages, figures.failed) == (1, 0, 0))
+        until("a cut log", lambda: log.stat().st_size <= WAL_BYTES)  # and nothing more is written
+        until("the figures", lambda: (figures.cut, figures.waiting_pages, figures.failed) == (1, 0, 0))
     finally:
         reader.close()
         store.close()

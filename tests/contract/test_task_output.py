@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.contract.test_engines import Bench, place
+from tests.support.waiting import until
 from user_endpoint.bounded_log import BoundedFile
 from user_endpoint.engines import make_engine
 from user_endpoint.settings import ProcessPoolEngine
@@ -31,10 +31,7 @@ def test_a_tasks_output(tmp_path: Path, lines: str) -> None:
     finally:
         engine.stop(2.0)
     log = tmp_path / "worker.log"
-    deadline = time.monotonic() + 60
-    while b"half" not in log.read_bytes():
-        assert time.monotonic() < deadline, log.read_bytes()
-        time.sleep(0.05)
+    until("the half line", lambda: b"half" in log.read_bytes(), details=log.read_bytes)
     said = log.read_text()
     assert "\x1b" not in said and "\x07" not in said and "\u202e" not in said
     assert f"{lines}\\x1b]0;owned\\x07\\x1b[2J\\u202e\n" in said and "\\xff half\n" in said

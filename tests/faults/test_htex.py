@@ -20,6 +20,7 @@ import pytest
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
 from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
+from tests.support.waiting import until
 from user_endpoint.engines.base import TICK_S, EngineOver, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.engines.htex.engine import GlobusComputeEngine
 from user_endpoint.settings import GlobusComputeEngine as Settings
@@ -321,10 +322,7 @@ def test_nothing_outlives_a_user_endpoint_that_is_killed(tmp_path: Path) -> None
     worker = int((tmp_path / "ran").read_text())
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 25.0
-    while Path(f"/proc/{worker}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until("the worker's end", lambda: not Path(f"/proc/{worker}").exists())
 
 
 # --- blocks that do not come up ---------------------------------------------------------------------------

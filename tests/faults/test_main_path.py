@@ -24,6 +24,7 @@ from sitekit.accounts import processes_of
 
 from mep_wire.errors import MepError
 from tests.support.place import Place, make_place
+from tests.support.waiting import until
 
 TASKS = 1000
 END_S = 150
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.root
 
 def mark(path: str, number: int) -> bytes:
     import os
-    import time
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(descriptor, b"%d\n" % number)
@@ -181,10 +181,7 @@ def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, 
         futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
         for number, future in enumerate(futures):
             future.add_done_callback(partial(_count, resolved, number))
-        deadline = time.monotonic() + 30
-        while sum(resolved.values()) < 100:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until("the first results", lambda: sum(resolved.values()) >= 100, look_s=0.005)
         killed_at = sum(resolved.values())
         assert killed_at < TASKS, "too late"
         kill(place, account.uid)
@@ -204,9 +201,6 @@ def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, 
     assert not [number for number, count in times.items() if count > 1], "run twice"
     assert set(times) | lost == set(range(TASKS))
     place.endpoint.stop()
-    deadline = time.monotonic() + 30
-    while left := processes_of(account.uid):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until("the end of the processes", lambda: not processes_of(account.uid), details=lambda: processes_of(account.uid))
     assert left_files(account.home) == []
     assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []

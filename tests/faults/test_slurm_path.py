@@ -23,6 +23,7 @@ from sitekit.endpoint import SCHEMA
 
 from tests.support.place import Place, make_place
 from tests.support.slurm import Slurm
+from tests.support.waiting import until
 
 from .test_main_path import LOSSES, left_files, outcome
 
@@ -142,10 +143,7 @@ def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm
         futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
         for number, future in enumerate(futures):
             future.add_done_callback(partial(count, resolved, number))
-        deadline = time.monotonic() + 60
-        while sum(resolved.values()) < 100:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until("the first results", lambda: sum(resolved.values()) >= 100, look_s=0.005)
         killed_at = sum(resolved.values())
         assert killed_at < TASKS, "too late"
         fault(slurm, place)
@@ -196,22 +194,12 @@ def test_what_waits_on_a_node_is_not_begun_there_after_the_next_user_endpoint_ha
     nothing_is_left(slurm, place, account)
 
 
-def until(what: str, ready: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
-        time.sleep(0.05)
-
-
 def count(resolved: Counter[int], number: int, _: object) -> None:
     resolved.update([number])
 
 
 def nothing_is_left(slurm: Slurm, place: Place, account: Any) -> None:
     place.endpoint.stop()
-    deadline = time.monotonic() + 30
-    while left := [*slurm.jobs(), *processes_of(account.uid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    until("the end of jobs and processes", lambda: not [*slurm.jobs(), *processes_of(account.uid)])
     assert left_files(account.home) == []
     assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []

@@ -22,7 +22,8 @@ from mep.boundary.messages import (
     Message,
     StartAnswered,
 )
-from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, until
+from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id
+from tests.support.waiting import until
 
 SESSIONS = 12
 MESSAGES = 40

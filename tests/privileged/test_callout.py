@@ -32,6 +32,7 @@ from identity.errors import (
 )
 from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
+from tests.support.waiting import until
 
 ALICE = {
     "id": "5cde4d0e-0000-4000-8000-00000000000a", "username": "alice@example.edu", "status": "used",
@@ -254,12 +255,7 @@ def test_one_that_gets_at_whoever_watches_over_it_does_not_outlive_it(
     with pytest.raises(MapperUnavailable):
         map_as_nobody(load(text, timeout_s=2))
     status = pathlib.Path(f"/proc/{mark.read_text()}/stat")
-    until = time.monotonic() + 30
-    while lives := status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    assert not lives
+    until("the child's end", lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 SLOW = """
@@ -280,8 +276,7 @@ def test_a_slow_callout_delays_nobody_else_and_its_number_is_limited(load: Loade
     def scenario() -> tuple[int, list[str]]:
         with concurrent.futures.ThreadPoolExecutor(5) as pool:
             slow_ones = [pool.submit(chain.map, [ALICE]) for _ in range(4)]
-            while len(list(running.iterdir())) < 2:
-                time.sleep(0.01)
+            until("two running callouts", lambda: len(list(running.iterdir())) >= 2)
             assert pool.submit(quick.map, [ALICE]).result().name == "quick"
             time.sleep(0.3)
             at_once = len(list(running.iterdir()))
@@ -305,8 +300,7 @@ def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_la
     def scenario() -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
             asked = [pool.submit(chain.map, [{**ALICE, "id": str(uuid.uuid4())}]) for _ in range(MAX_AT_ONE)]
-            while len(list(running.iterdir())) < 2:
-                time.sleep(0.01)
+            until("two running callouts", lambda: len(list(running.iterdir())) >= 2)
             time.sleep(0.5)  # until the others wait
             with pytest.raises(MapperBusy, match=f"{MAX_AT_ONE - 2} people wait"):
                 chain.map([ALICE])
@@ -326,13 +320,11 @@ def test_one_person_with_many_starts_leaves_places_to_others(load: Loader, place
     def scenario() -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
             asked = [pool.submit(chain.map, [ALICE]) for _ in range(MAX_OF_ONE)]
-            while len(list(running.iterdir())) < MAX_OF_ONE:
-                time.sleep(0.01)
+            until("this person's callouts", lambda: len(list(running.iterdir())) >= MAX_OF_ONE)
             with pytest.raises(MapperBusy, match="this person is being looked up"):
                 chain.map([ALICE])
             other = pool.submit(chain.map, [BOB])
-            while len(list(running.iterdir())) <= MAX_OF_ONE:
-                time.sleep(0.01)
+            until("the other person's callout", lambda: len(list(running.iterdir())) > MAX_OF_ONE)
             pathlib.Path(f"{running}.go").touch()
             return [future.result().name for future in (*asked, other)]
 

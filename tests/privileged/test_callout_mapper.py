@@ -36,6 +36,7 @@ from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
 from tests.support.monitor import MonitorRun, ask
 from tests.support.start_requests import ENDPOINT, RelaySide, alice
+from tests.support.waiting import until
 from tests.unit.mep.test_mapper_service import Running
 
 T = TypeVar("T")
@@ -78,10 +79,7 @@ class Site:
         return len(list(self._run.iterdir()))
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 60
-        while self.running() < count:
-            assert time.monotonic() < deadline, f"{self.running()} of {count} callouts have begun"
-            time.sleep(0.02)
+        until(f"{count} running callouts", lambda: self.running() >= count, details=self.running)
 
     def go(self) -> None:
         """Let every callout answer."""

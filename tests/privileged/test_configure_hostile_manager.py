@@ -22,8 +22,9 @@ from mep.boundary.messages import ManagerReady, MapperEpoch, StartAnswered, Star
 from mep_wire.identity import IdentitySet
 from mep_wire.start_request import VerifiedStart, encode_start
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, until
+from tests.support.monitor import MonitorRun, Puppet
 from tests.support.start_requests import RelaySide, alice
+from tests.support.waiting import until
 
 _INTERPRETER = """#!/bin/sh -p
 case "$3" in

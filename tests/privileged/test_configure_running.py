@@ -8,15 +8,14 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
         mep("start", "site", "--detach")
         yield mep
         mep("stop", "site", "--kill")
-
-
-def until(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 15
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 def child(site: Cli, module: str) -> int | None:
@@ -60,7 +51,7 @@ CHILDREN = pytest.mark.parametrize(("module", "number"), [("mep.manager", 0), ("
 
 @CHILDREN
 def test_who_they_are(site: Cli, module: str, number: int) -> None:
-    pid = until(lambda: child(site, module))
+    pid = until("the child of the monitor", lambda: child(site, module))
     entry = site.helpers("site")[number]
     status = status_of(pid)
     assert status["Uid"].split() == [str(entry.pw_uid)] * 4
@@ -75,8 +66,8 @@ def test_who_they_are(site: Cli, module: str, number: int) -> None:
 
 @CHILDREN
 def test_their_own_account_cannot_look_into_them(site: Cli, module: str, number: int) -> None:
-    pid = until(lambda: child(site, module))
-    until(lambda: os.stat(f"/proc/{pid}/environ").st_uid == 0)
+    pid = until("the child of the monitor", lambda: child(site, module))
+    until("a process that can be traced no more", lambda: os.stat(f"/proc/{pid}/environ").st_uid == 0)
     entry = site.helpers("site")[number]
     code = f"open('/proc/{pid}/mem', 'rb')"
     done = subprocess.run([sys.executable, "-I", "-c", code], user=entry.pw_uid, group=entry.pw_gid, extra_groups=[],
@@ -86,8 +77,8 @@ def test_their_own_account_cannot_look_into_them(site: Cli, module: str, number:
 
 @CHILDREN
 def test_what_they_hold(site: Cli, module: str, number: int) -> None:
-    pid = until(lambda: child(site, module))
-    until(lambda: is_up(site))
+    pid = until("the child of the monitor", lambda: child(site, module))
+    until("a link that is up", lambda: is_up(site))
     targets = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
     for target in targets:
         assert not target.endswith((".key", ".json", ".yaml")), target
@@ -104,12 +95,12 @@ def is_internet(target: str) -> bool:
 
 @CHILDREN
 def test_one_that_dies_is_replaced_and_the_link_comes_back(site: Cli, module: str, number: int) -> None:
-    until(lambda: is_up(site))
-    before = until(lambda: child(site, module))
+    until("a link that is up", lambda: is_up(site))
+    before = until("the child of the monitor", lambda: child(site, module))
     os.kill(before, signal.SIGKILL)
-    after = until(lambda: (pid := child(site, module)) != before and pid)
+    after = until("the child of the monitor", lambda: (pid := child(site, module)) != before and pid)
     assert pwd.getpwuid(os.stat(f"/proc/{after}").st_uid).pw_name in {site.helpers("site")[number].pw_name, "root"}
-    until(lambda: is_up(site))
+    until("a link that is up", lambda: is_up(site))
 
 
 def test_the_files_of_a_running_endpoint(site: Cli) -> None:

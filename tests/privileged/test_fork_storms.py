@@ -21,7 +21,8 @@ from mep.boundary.messages import EndpointEnded, StopAll
 from mep.boundary.resolved_config import Caps
 from mep.root.kernel import subreaper, syscalls
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, processes_of, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, processes_of, running_monitor, start_as
+from tests.support.waiting import until
 
 CHAINS, SLEEPERS = "10", "300"
 WAIT_S = 60

@@ -11,27 +11,17 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.accounts import account
 from tests.support.cli import Cli
 from tests.support.registrar import Registrar
+from tests.support.waiting import until
 
 WAIT_S = 60.0
-
-
-def soon(what: Callable[[], Any]) -> Any:
-    """Wait until `what` returns something true, and return that."""
-    deadline = time.monotonic() + WAIT_S
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 def helper_pid(site: Cli, name: str, module: str) -> int:
@@ -85,8 +75,10 @@ def test_the_helper_of_one_endpoint_can_neither_read_the_key_of_another_nor_stop
     for name in ("first", "second"):
         make(mep, registrar, name)
     with running(mep, "first", "second"):
-        mine, theirs = (soon(lambda name=name: helper_pid(mep, name, module)) for name in ("first", "second"))
-        attacker = pwd.getpwuid(soon(lambda: uid_of(mine)))
+        mine, theirs = (
+            until("the helper process", lambda name=name: helper_pid(mep, name, module)) for name in ("first", "second")
+        )
+        attacker = pwd.getpwuid(until("the account of the process", lambda: uid_of(mine)))
         victim = [str(mep.path("var", "second", key)), str(theirs)]
         argv = [sys.executable, "-I", "-c", ATTACK, str(attacker.pw_uid), str(attacker.pw_gid), *victim]
         said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -190,7 +182,10 @@ def test_an_endpoint_without_the_options_keeps_the_accounts_of_the_installation(
     assert owners == ["mep", "mep-idmap"]
     os.chown(mep.path("etc", "old", "identity_mapping.json"), 0, pwd.getpwnam("mep-idmap").pw_gid)
     with running(mep, "old"):
-        pids = [soon(lambda kind=kind: helper_pid(mep, "old", kind)) for kind in ("mep.manager", "mep.mapper")]
+        pids = [
+            until("the helper process", lambda kind=kind: helper_pid(mep, "old", kind))
+            for kind in ("mep.manager", "mep.mapper")
+        ]
         assert [pwd.getpwuid(uid_of(pid)).pw_name for pid in pids] == ["mep", "mep-idmap"]
 
 

@@ -15,7 +15,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +28,7 @@ from mep.mapper import main as mapper_main
 from mep.root.monitor.child import Kind
 from mep.root.monitor.helper_limits import helper_limits
 from tests.support.place import Place, make_place
+from tests.support.waiting import until
 
 MANAGER = ManagerSection("id", "tcp://relay.example.edu:7000", "00" * 32, "mep", "")
 RELAY_PORT = 7000
@@ -353,15 +353,6 @@ def test_user_endpoints_and_keepers_are_not_confined_by_it(place: Place) -> None
         assert status_of(pid)["Seccomp"] == ("2" if name.startswith("mep.") else "0")
 
 
-def until(condition: Any, seconds: float = 40) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("not in time")
-
-
 CALLOUT = """#!/usr/bin/python3 -IS
 import json, os, socket, sys
 asked = json.load(sys.stdin)["identities"]
@@ -382,15 +373,15 @@ def test_a_mapping_that_comes_to_name_a_callout_has_the_mapper_replaced(place: P
     program.chmod(0o755)
     document = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}
     mapping.write_text(json.dumps([document, *before]))
-    until(lambda: "confined profile=mapper-programs" in place.log())
-    second = until(lambda: children_of(helpers(place)[0]).get("mep.mapper"))
+    until("a confined process in the log", lambda: "confined profile=mapper-programs" in place.log())
+    second = until("the mapper", lambda: children_of(helpers(place)[0]).get("mep.mapper"))
     assert second != first and network_of(second) == network_of(os.getpid())
     with place.executor("carol", project="callout") as executor:
         assert executor.submit(os.getuid).result(timeout=60) == place.accounts["bob"].uid
     assert written.read_text() == "written"
     count = place.log().count("confined profile=mapper ")
     mapping.write_text(json.dumps(before))
-    until(lambda: place.log().count("confined profile=mapper ") > count)
+    until("a confined process in the log", lambda: place.log().count("confined profile=mapper ") > count)
 
 
 def test_limits_of_a_mapper_with_programs_are_not_its_programs() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import ask, map_next, processes_of, running_monitor, start_as, until
+from tests.support.monitor import ask, map_next, processes_of, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.waiting import until
 
 
 def hook(site: Site, body: str, name: str = "hook", timeout_s: float = 5.0) -> Hook:

@@ -14,9 +14,10 @@ import yaml
 
 from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount, account, create_account, remove_account
-from tests.support.monitor import running_monitor, start_as, until
+from tests.support.monitor import running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
 from tests.support.place import Place, make_place
+from tests.support.waiting import until
 
 RESULT_S = 60.0
 ODD = {

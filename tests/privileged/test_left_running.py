@@ -14,7 +14,8 @@ from mep.boundary.messages import EndpointEnded
 from mep.cli.exit_codes import CliFailed
 from mep.cli.orphaned_keepers import stop_keepers
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, processes_of, running_monitor, start_as
+from tests.support.waiting import until
 
 
 def place(run: MonitorRun) -> Any:

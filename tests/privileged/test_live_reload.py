@@ -17,6 +17,7 @@ import yaml
 from tests.support.accounts import account
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
+from tests.support.waiting import until
 
 SOON_S = 30.0
 RULE = {"source": "{username}", "match": "x", "output": "x"}
@@ -45,15 +46,6 @@ def log(site: Cli) -> str:
     return site.path("var", "site", "endpoint.log").read_text()
 
 
-def soon(what: Callable[[], Any]) -> float:
-    """Wait for it; return how long that took."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < SOON_S, "it did not happen"
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
 def status(site: Cli) -> dict[str, Any]:
     return dict(site.json("status", "site"))
 
@@ -69,7 +61,9 @@ def replace(path: Path, text: str) -> None:
 def test_a_changed_mapping_is_in_force_within_seconds(site: Cli, write: Callable[[Path, str], Any]) -> None:
     count = 2 if write is replace else 3
     write(mapping(site), json.dumps(document(count)))
-    took = soon(lambda: f"{count} documents" in status(site)["mapping"])
+    began = time.monotonic()
+    until("the mapping in the status", lambda: f"{count} documents" in status(site)["mapping"])
+    took = time.monotonic() - began
     print(f"in force after {took:.1f} s")
     assert status(site)["mapping_problem"] == ""
     assert f"{count} documents" in log(site)
@@ -79,12 +73,12 @@ def test_a_changed_mapping_is_in_force_within_seconds(site: Cli, write: Callable
 def test_a_broken_mapping_is_refused_and_the_old_one_stays(site: Cli, text: str) -> None:
     before = status(site)["mapping"]
     mapping(site).write_text(text)
-    soon(lambda: status(site)["mapping_problem"])
+    until("the mapping's problem in the status", lambda: status(site)["mapping_problem"])
     assert status(site)["mapping"] == before
     assert "mapping refused, the one before stays" in log(site)
     assert "cannot be used" in site("status", "site").stdout
     mapping(site).write_text(json.dumps(document()))
-    soon(lambda: not status(site)["mapping_problem"])
+    until("a mapping without a problem", lambda: not status(site)["mapping_problem"])
     assert status(site)["mapping"] != before
 
 
@@ -93,11 +87,13 @@ def test_a_mapping_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
     for path, mode in ((mapping(site), 0o666), (mapping(site).parent, 0o777)):
         good = path.stat().st_mode & 0o7777
         path.chmod(mode)
-        soon(lambda p=path: f"chmod go-w {p}" in status(site)["mapping_problem"])
+        until(
+            "the mapping's problem in the status", lambda p=path: f"chmod go-w {p}" in status(site)["mapping_problem"]
+        )
         assert status(site)["mapping"] == before
         assert "bad permissions: chmod go-w" in site("status", "site").stdout
         path.chmod(good)
-        soon(lambda: not status(site)["mapping_problem"])
+        until("a mapping without a problem", lambda: not status(site)["mapping_problem"])
         before = status(site)["mapping"]
 
 
@@ -107,19 +103,22 @@ def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
     program.chmod(0o755)
     callout = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}
     replace(mapping(site), json.dumps([callout, *document()]))
-    soon(lambda: "2 documents" in status(site)["mapping"])
+    until("the mapping in the status", lambda: "2 documents" in status(site)["mapping"])
     program.chmod(0o757)
-    soon(lambda: f"command: {program}: has mode" in status(site)["mapping_problem"])
+    until(
+        "the mapping's problem in the status",
+        lambda: f"command: {program}: has mode" in status(site)["mapping_problem"],
+    )
     assert "bad permissions: chmod go-w" in site("check", "site", expect=4).stderr
     program.chmod(0o700)
     assert f"cannot be run by account {site.helpers('site')[1].pw_name}" in site("check", "site", expect=4).stderr
     program.chmod(0o711)  # a program need not be readable
     site("check", "site")
     program.chmod(0o755)
-    soon(lambda: not status(site)["mapping_problem"])
+    until("a mapping without a problem", lambda: not status(site)["mapping_problem"])
     site("check", "site")
     replace(mapping(site), json.dumps(document()))
-    soon(lambda: "1 documents" in status(site)["mapping"])
+    until("the mapping in the status", lambda: "1 documents" in status(site)["mapping"])
 
 
 def test_a_file_that_the_mapping_names(site: Cli) -> None:
@@ -133,16 +132,16 @@ def test_a_file_that_the_mapping_names(site: Cli) -> None:
         "filter": "(mail={email})", "bind_dn": "cn=x", "password_file": str(secret),
     }  # fmt: skip
     replace(mapping(site), json.dumps([directory, *document()]))
-    soon(lambda: "2 documents" in status(site)["mapping"])
+    until("the mapping in the status", lambda: "2 documents" in status(site)["mapping"])
     before = status(site)["mapping"]
     time.sleep(1.1)  # the status has the time of loading in seconds
     secret.write_text("another")
-    soon(lambda: status(site)["mapping"] != before)
+    until("the mapping in the status", lambda: status(site)["mapping"] != before)
     secret.chmod(0o644)
-    soon(lambda: status(site)["mapping_problem"])
+    until("the mapping's problem in the status", lambda: status(site)["mapping_problem"])
     secret.chmod(0o640)
     replace(mapping(site), json.dumps(document()))
-    soon(lambda: not status(site)["mapping_problem"])
+    until("a mapping without a problem", lambda: not status(site)["mapping_problem"])
 
 
 def test_sighup_takes_a_good_configuration_over_and_refuses_a_bad_one(site: Cli) -> None:
@@ -151,16 +150,16 @@ def test_sighup_takes_a_good_configuration_over_and_refuses_a_bad_one(site: Cli)
     pid, reloaded = status(site)["pid"], log(site).count("configuration reloaded")
     path.write_text(yaml.safe_dump({**yaml.safe_load(good), "policy": {"min_uid": 1234}}))
     os.kill(pid, signal.SIGHUP)
-    soon(lambda: log(site).count("configuration reloaded") == reloaded + 1)
+    until("the configuration is reloaded", lambda: log(site).count("configuration reloaded") == reloaded + 1)
     for bad in ("policy: {min_uid: nonsense}\n", "recheck_interval_s: -1\n", "[", "no_such_key: 1\n"):
         before = log(site).count("was not reloaded")
         path.write_text(good + bad)
         os.kill(pid, signal.SIGHUP)
-        soon(lambda n=before: log(site).count("was not reloaded") > n)
+        until("a configuration that is not reloaded", lambda n=before: log(site).count("was not reloaded") > n)
     assert (status(site)["pid"], status(site)["state"]) == (pid, "up")
     path.write_text(good)
     os.kill(pid, signal.SIGHUP)
-    soon(lambda: log(site).count("configuration reloaded") == reloaded + 2)
+    until("the configuration is reloaded", lambda: log(site).count("configuration reloaded") == reloaded + 2)
 
 
 def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
@@ -169,12 +168,12 @@ def test_sighup_with_a_new_mapping_path(site: Cli) -> None:
     good = path.read_text()
     path.write_text(good + f"identity_mapping_config_path: {other}\n")
     os.kill(status(site)["pid"], signal.SIGHUP)
-    soon(lambda: "4 documents" in status(site)["mapping"])
-    soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+    until("the mapping in the status", lambda: "4 documents" in status(site)["mapping"])
+    until("an endpoint and a link that are up", lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
     path.write_text(good)
     os.kill(status(site)["pid"], signal.SIGHUP)
-    soon(lambda: "4 documents" not in status(site)["mapping"])
-    soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+    until("the mapping in the status", lambda: "4 documents" not in status(site)["mapping"])
+    until("an endpoint and a link that are up", lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
 
 
 def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
@@ -195,8 +194,10 @@ def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
         assert f"chown {chosen.name} {key}" in site("check", "site", expect=4).stderr
         os.chown(key, chosen.uid, chosen.gid)
         os.kill(status(site)["pid"], signal.SIGHUP)
-        soon(lambda: mapper_uid(site) == chosen.uid)
-        soon(lambda: status(site)["state"] == "up" and status(site)["link"] == "up")
+        until("the mapper's account", lambda: mapper_uid(site) == chosen.uid)
+        until(
+            "an endpoint and a link that are up", lambda: status(site)["state"] == "up" and status(site)["link"] == "up"
+        )
         # No person is mapped to it, since it is one of the endpoint's own accounts.
         mine = site.path("etc", "site", "mine.json")
         rule = {**RULE, "match": "me@example.edu", "output": chosen.name, "literal": True}
@@ -207,7 +208,7 @@ def test_the_site_may_set_which_account_the_mapper_is(site: Cli) -> None:
         path.write_text(good)
         os.chown(key, mapper.pw_uid, 0)
         os.kill(status(site)["pid"], signal.SIGHUP)
-        soon(lambda: mapper_uid(site) == mapper.pw_uid)
+        until("the mapper's account", lambda: mapper_uid(site) == mapper.pw_uid)
 
 
 def mapper_uid(site: Cli) -> int:

@@ -6,15 +6,14 @@ import os
 import re
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
+from tests.support.waiting import until
 
 SHIPPED = Path(__file__).resolve().parents[2] / "etc" / "logrotate.d" / "mep"
 WAIT_S = 60
@@ -33,13 +32,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
         mep("stop", "site", "--kill")
 
 
-def soon(what: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
 def scripts() -> list[str]:
     """Return the shell commands that follow a rotation, as shipped."""
     return re.findall(r"postrotate\n(.*?)endscript", SHIPPED.read_text(), re.DOTALL)
@@ -55,16 +47,16 @@ def test_every_log_is_rotated() -> None:
 @pytest.mark.parametrize("script", scripts())
 def test_what_is_written_after_a_rotation_is_in_the_new_files(site: Cli, script: str) -> None:
     directory = site.path("var", "site")
-    soon(lambda: all((directory / name).exists() for name in LOGS))
+    until("the log files", lambda: all((directory / name).exists() for name in LOGS))
     old = {name: directory / f"{name}.1" for name in LOGS}
     for name, aside in old.items():
         (directory / name).rename(aside)
     sizes = {name: aside.stat().st_size for name, aside in old.items()}
     command = script.replace("/run/mep", str(site.path("run", "site").parent))
     subprocess.run(["/bin/sh", "-e", "-c", command], check=True, timeout=60)
-    soon(lambda: all((directory / name).exists() for name in LOGS))
-    soon(lambda: "configuration reloaded" in (directory / "endpoint.log").read_text())
-    soon(lambda: '"event": "reload"' in (directory / "audit.log").read_text())
+    until("the log files", lambda: all((directory / name).exists() for name in LOGS))
+    until("the configuration is reloaded", lambda: "configuration reloaded" in (directory / "endpoint.log").read_text())
+    until("the reload in the audit log", lambda: '"event": "reload"' in (directory / "audit.log").read_text())
     for name, aside in old.items():
         found = (directory / name).stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode) & 0o007) == (0, 0)

@@ -12,8 +12,9 @@ import mep.root.monitor
 from mep.boundary.messages import EndpointEnded
 from mep.boundary.resolved_config import Caps
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.waiting import until
 
 STARTS = 1000
 KEEPERS = 10

@@ -19,7 +19,8 @@ from mep.boundary.messages import (
     StillMapped,
 )
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, ask, gone, map_next, new_uep_id, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, ask, gone, map_next, new_uep_id, running_monitor, start_as
+from tests.support.waiting import until
 
 FIRST, SECOND = b"the first one...", b"the second one.."
 CODE = "IDENTITY_NOT_MAPPED"

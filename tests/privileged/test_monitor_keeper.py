@@ -29,7 +29,8 @@ from mep.root.account.lookup import AccountRules
 from mep.root.keeper.keeper import KeeperOrder, keeper_main
 from mep.root.kernel.signals import wait_readable
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, new_uep_id, processes_of, until
+from tests.support.monitor import MonitorRun, new_uep_id, processes_of
+from tests.support.waiting import until
 
 TIMEOUT_S = 2.0
 

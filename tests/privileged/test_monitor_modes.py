@@ -17,7 +17,8 @@ from mep.boundary.messages import EndpointRunning, MapRequest, NotMapped, StartA
 from mep.boundary.resolved_config import to_json
 from mep.boundary.runtime_files import read_status
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as
+from tests.support.waiting import until
 
 
 def status_of(pid: int) -> dict[str, str]:

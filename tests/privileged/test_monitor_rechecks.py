@@ -32,7 +32,8 @@ from mep.boundary.messages import (
 from mep.boundary.resolved_config import Caps, ManagerSection, Pam, Policy
 from mep.root.account import nss, shadow
 from tests.support.accounts import LocalAccount, account, unique_name
-from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, ask, gone, new_uep_id, start_as
+from tests.support.waiting import until
 
 CAPS = Caps(start_timeout_s=20.0, stop_grace_s=1.0)
 

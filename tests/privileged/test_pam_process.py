@@ -14,8 +14,9 @@ from mep.boundary.messages import EndpointEnded, EndpointRunning, StartAnswered
 from mep.boundary.resolved_config import Caps
 from mep.boundary.runtime_files import start_ticks
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, ask, gone, map_next, processes_of, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.waiting import until
 
 LIFE = ["account", "open_session", "close_session"]
 

@@ -13,8 +13,9 @@ import pytest
 from mep.boundary.messages import StartAnswered
 from mep.boundary.resolved_config import Caps
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, ask, map_next, processes_of, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, ask, map_next, processes_of, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.waiting import until
 
 LIFE = ["account", "open_session", "close_session"]
 

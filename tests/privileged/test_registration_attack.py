@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli, open_directory
-from tests.support.monitor import MonitorRun, until
+from tests.support.monitor import MonitorRun
 from tests.support.registrar import TOKEN, Registrar, configure
+from tests.support.waiting import until
 
 GENUINE, FORGED = "22" * 32, "66" * 32
 TRACER = Path(__file__).parents[1] / "support" / "tracer.py"

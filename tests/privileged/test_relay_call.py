@@ -15,6 +15,7 @@ import pytest
 
 from mep.cli.unprivileged_child import DroppedChild
 from tests.support.accounts import LocalAccount, account
+from tests.support.waiting import until
 
 _SECRET = b"what the child got with the fork"
 
@@ -90,10 +91,7 @@ def test_it_ends_with_its_parent(entry: pwd.struct_passwd) -> None:
             time.sleep(0.2)
             pidfd = os.pidfd_open(pid)
             parent.kill()
-        end = time.monotonic() + 30
-        while Path(f"/proc/{pid}").exists() and _state(pid) != "Z" and time.monotonic() < end:
-            time.sleep(0.02)
-        assert _state(pid) in {"Z", ""}
+        until("the child's end", lambda: _state(pid) in {"Z", ""})
         os.close(pidfd)
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,12 @@ from tests.support.accounts import LocalAccount, create_account, remove_account,
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
 from tests.support.slapd import SUFFIX, Authority, Slapd, free_port, person, tree
+from tests.support.waiting import until
 
 INTERVAL_S = 1.0
 SOON_S = 60.0
 """Much more than an end takes: interval, five seconds' grace for the task, the keeper's clearing up."""
 TEMPLATE = "display_name: {{ name | default('x') }}\nengine:\n  type: ProcessPoolEngine\n  max_workers: 1\n"
-
-
-def wait_for(what: Callable[[], Any], seconds: float = SOON_S) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 @dataclass
@@ -100,7 +93,7 @@ class Place:
         """Write the mapping and wait until it is in force: a change is taken over once it has come to rest."""
         before = self.status()["mapping"]
         self.write_mapping()
-        wait_for(lambda: self.status()["mapping"] != before)
+        until("the mapping in the status", lambda: self.status()["mapping"] != before)
 
     def person(self, account: str = "", *, mapped: bool = True) -> Person:
         """Return a new person. The mapping file maps them to `account`, or to a new one."""
@@ -125,8 +118,8 @@ class Person:
         """Return a task that runs, and another that waits behind it."""
         task = self.executor.submit(time.sleep, 600)
         self.waiting = self.executor.submit(os.getuid)
-        wait_for(lambda: self.account in self.place.running())
-        wait_for(lambda: sleeping(self.account))
+        until("a running user endpoint", lambda: self.account in self.place.running())
+        until("a sleeping task", lambda: sleeping(self.account))
         return task
 
     def close(self) -> None:
@@ -167,7 +160,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         made.settings(recheck_interval_s=INTERVAL_S, policy={"allowed_groups": [group]}, caps={"stop_grace_s": 8})
         made.write_mapping()
         mep("start", "site", "--detach")
-        made.endpoint_id = str(wait_for(lambda: made.status()["endpoint_id"]))
+        made.endpoint_id = str(until("a registered endpoint", lambda: made.status()["endpoint_id"]))
         try:
             yield made
         finally:
@@ -205,9 +198,9 @@ def ends(place: Place, who: Person, task: TaskFuture, kind: type[MepError]) -> M
     error = task.exception(SOON_S)
     told = time.monotonic() - began
     assert type(error) is kind, error
-    wait_for(lambda: not processes(who.account))
+    until("the end of the processes", lambda: not processes(who.account))
     print(f"{kind.code}: the person knew after {told:.2f} s, nothing was left after {time.monotonic() - began:.2f} s")
-    wait_for(lambda: who.account not in place.running())
+    until("the end of the user endpoint", lambda: who.account not in place.running())
     record = next(one for one in reversed(place.audit("revoke")) if one["local_user"] == who.account)
     assert (record["code"], record["correlation_id"]) == (kind.code, error.correlation_id)
     assert next(one for one in place.audit("end") if one["local_user"] == who.account)["code"] == kind.code
@@ -250,7 +243,7 @@ def test_an_identity_that_is_unlinked(place: Place, victim: Person) -> None:
 def test_a_person_whom_the_relay_does_not_know_any_more(place: Place, victim: Person) -> None:
     victim.begin()
     place.relay.cli("user", "remove", victim.username)
-    wait_for(lambda: not processes(victim.account))
+    until("the end of the processes", lambda: not processes(victim.account))
     assert place.audit("revoke")[-1]["code"] == IdentityNotMapped.code
 
 
@@ -261,7 +254,7 @@ def test_an_account_that_is_deleted(place: Place, victim: Person) -> None:
     subprocess.run(["userdel", "--force", victim.account], check=True, capture_output=True)
     error = task.exception(SOON_S)
     assert isinstance(error, AccountRefused)
-    wait_for(lambda: victim.account not in place.running())
+    until("the end of the user endpoint", lambda: victim.account not in place.running())
     assert "there is no account" in place.audit("revoke")[-1]["detail"]
     assert isinstance(victim.waiting.exception(SOON_S), AccountRefused)  # type: ignore[attr-defined]
 
@@ -343,8 +336,8 @@ def stopped(account: str) -> bool:
 def test_somebody_who_does_not_want_to_go(place: Place, victim: Person, kind: type[MepError]) -> None:
     task = victim.executor.submit(cling)
     waiting = victim.executor.submit(os.getuid)
-    wait_for(lambda: victim.account in place.running())
-    wait_for(lambda: stopped(victim.account))
+    until("a running user endpoint", lambda: victim.account in place.running())
+    until("stopped processes", lambda: stopped(victim.account))
     if kind is AccountRefused:
         subprocess.run(["usermod", "--expiredate", "1", victim.account], check=True, capture_output=True)
     else:
@@ -377,7 +370,7 @@ def test_a_directory_that_is_away_ends_nothing_and_one_that_forgets_somebody_doe
         task = member.begin()
         before = len(place.audit("revoke"))
         server.stop()
-        wait_for(lambda: "a mapping cannot be checked now" in place.log())
+        until("a failed check in the log", lambda: "a mapping cannot be checked now" in place.log())
         time.sleep(3 * INTERVAL_S)
         assert account in place.running() and not task.done()
         assert len(place.audit("revoke")) == before
@@ -396,7 +389,7 @@ def test_a_relay_that_is_away_ends_nothing_but_accounts_are_watched(place: Place
     place.relay.kill()
     try:
         subprocess.run(["usermod", "--expiredate", "1", victim.account], check=True, capture_output=True)
-        wait_for(lambda: not processes(victim.account))
+        until("the end of the processes", lambda: not processes(victim.account))
     finally:
         place.relay.start()
     error = task.exception(60)
@@ -406,6 +399,6 @@ def test_a_relay_that_is_away_ends_nothing_but_accounts_are_watched(place: Place
 def test_status_says_when_it_was_checked(place: Place, bystander: Person) -> None:
     first = place.running()[bystander.account]["checked_at"]
     assert time.time() - first < 30
-    wait_for(lambda: place.running()[bystander.account]["checked_at"] > first)
+    until("a later check", lambda: place.running()[bystander.account]["checked_at"] > first)
     text = place.mep("status", "site").stdout
     assert f"{bystander.account}" in text and " s ago" in text

@@ -11,8 +11,9 @@ import pytest
 
 from mep.root.kernel.syscalls import SECUREBITS_LOCKED
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, start_as, until
+from tests.support.monitor import MonitorRun, start_as
 from tests.support.pam import Site
+from tests.support.waiting import until
 
 LOOKS = """import ctypes, json, os, signal, socket, subprocess, time
 print = None

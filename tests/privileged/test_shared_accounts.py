@@ -12,7 +12,8 @@ import pytest
 from mep.boundary.errors import Refusal, public_text
 from mep.boundary.messages import EndpointEnded, StartAnswered
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, ask, map_next, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, ask, map_next, start_as
+from tests.support.waiting import until
 
 ANSWERS = {True: ("started", ""), False: ("refused", "ACCOUNT_SHARED")}
 

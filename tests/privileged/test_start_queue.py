@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from mep_wire.errors import TaskNotFound
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import ask, map_next, running_monitor
 from tests.support.place import Place, make_place
+from tests.support.waiting import until
 
 WAIT_S = 60
 TEMPLATE = """\
@@ -42,14 +43,6 @@ def test_the_monitor_begins_what_it_has_slots_for(people: tuple[LocalAccount, Lo
         assert answered == dict.fromkeys((3, 5, 6), "try_later")
 
 
-def soon(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
-    return found
-
-
 def asked(place: Place, who: str, future: Any) -> dict[str, Any]:
     """Return the relay's record of a task, empty before it has one."""
     try:
@@ -71,10 +64,10 @@ def place() -> Iterator[Place]:
 def test_a_person_reads_its_place_where_the_task_is_asked_about(place: Place) -> None:
     with place.executor("alice", nap=8) as one, place.executor("bob") as other:
         first = one.submit(pow, 2, 3)
-        soon(lambda: asked(place, "alice", first))
+        until("a start request", lambda: asked(place, "alice", first))
         time.sleep(1.0)  # until the one start that may be under way is
         second = other.submit(pow, 2, 4)
-        why = soon(lambda: asked(place, "bob", second).get("reason"))
+        why = until("a refusal", lambda: asked(place, "bob", second).get("reason"))
         assert why == "The site starts few user endpoints at once: yours is number 1 of those that wait."
         assert second.result(timeout=WAIT_S) == 16
         assert asked(place, "bob", second).get("reason") is None

@@ -17,7 +17,8 @@ import pytest
 from mep.boundary.messages import LinkStatus, MappingStatus, StillMapped
 from tests.privileged.test_monitor_rechecks import answer, monitor
 from tests.support.accounts import LocalAccount, account
-from tests.support.monitor import MonitorRun, Puppet, start_as, until
+from tests.support.monitor import MonitorRun, Puppet, start_as
+from tests.support.waiting import until
 
 PROBLEM = "mapping.json: document 0: \x1b[31malice@example.edu\x1b[0m: no such key"
 

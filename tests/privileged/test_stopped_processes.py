@@ -16,8 +16,9 @@ from mep.boundary.messages import ManagerReady, MapperReady, StartAnswered
 from mep.boundary.resolved_config import Hook
 from tests.privileged.test_status_command import status
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, ask, map_next, running_monitor, start_as, until
+from tests.support.monitor import MonitorRun, ask, map_next, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.waiting import until
 
 _SLOW_MODULE = """
 #include <nss.h>

@@ -16,8 +16,9 @@ from tests.privileged.test_status_command import on_terminal, status
 from tests.support import raw_ldap
 from tests.support.accounts import LocalAccount, account
 from tests.support.cli import Cli
-from tests.support.monitor import start_as, until
+from tests.support.monitor import start_as
 from tests.support.registrar import REFUSAL, Registrar, configure
+from tests.support.waiting import until
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\u2028line\x7f"
 RAW = set(ATTACK) - set("]0;owned[2J31mtxt.exeline")

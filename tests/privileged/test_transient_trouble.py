@@ -13,7 +13,8 @@ import pytest
 from mep.boundary.messages import MapperReady, StartAnswered
 from mep.boundary.resolved_config import Caps, GroupLimits, Hook, Limits, Policy
 from tests.support.accounts import LocalAccount
-from tests.support.monitor import MonitorRun, ask, map_next, start_as, until
+from tests.support.monitor import MonitorRun, ask, map_next, start_as
+from tests.support.waiting import until
 
 _MODULE = """
 #include <errno.h>

@@ -13,6 +13,7 @@ import zmq
 from zmq.utils import z85
 
 from mep_wire import codec, messages
+from tests.support.waiting import until
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -29,15 +30,7 @@ class FakeRelay:
         self.router.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
         self.router.setsockopt(zmq.SNDHWM, 0)
         self.router.setsockopt(zmq.RCVHWM, 0)
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                self.router.bind(f"tcp://127.0.0.1:{port or '*'}")
-                break
-            except zmq.ZMQError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        until("the port", lambda: self.router.bind(f"tcp://127.0.0.1:{port or '*'}") or True, unready=(zmq.ZMQError,))
         self.address = self.router.getsockopt(zmq.LAST_ENDPOINT).decode()
         self.port = int(self.address.rsplit(":", 1)[1])
         self.peer = b""

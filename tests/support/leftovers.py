@@ -11,11 +11,12 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sitekit import accounts, ledger
+
+from tests.support.waiting import until
 
 WAIT_S = 5.0
 
@@ -76,12 +77,12 @@ class Session:
 
     def left_behind(self) -> list[str]:
         """Return everything that this session has not removed, and end its processes."""
-        deadline = time.monotonic() + WAIT_S
         with self._alone() as alone:
             if not alone:
                 return []
-            while (left := _processes(self._prefix) - self._before) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            with contextlib.suppress(AssertionError):
+                until("the end of its processes", lambda: not _processes(self._prefix) - self._before, WAIT_S)
+            left = _processes(self._prefix) - self._before
             found = [_describe(pid) for pid, _ in left]
             ledger.end_processes(left)
             left_accounts = [*_test_accounts(), *accounts.helpers_below(_test_endpoints())]

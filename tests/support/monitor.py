@@ -22,9 +22,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -61,20 +60,6 @@ exec {python} -I "$2"
 def new_uep_id() -> str:
     """Return an id for a user endpoint."""
     return str(uuid.uuid4())
-
-
-def until(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
-    """Return the first true value of `condition`; fail after `seconds`.
-
-    A LookupError counts as false: status and records are written a while after a change.
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(LookupError):
-            if value := condition():
-                return value
-        time.sleep(0.01)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def gone(pid: int, started: int) -> bool:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-START_S = 20.0
+from tests.support.waiting import until
+
+START_S = 60.0
 
 
 class RelayProcess:
@@ -47,15 +47,16 @@ class RelayProcess:
         with self.log.open("ab") as log:
             command = self._command("serve", *self._ports, *self._options)
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
-        while not (self.state / "relay.json").exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the relay did not start:\n{self.log.read_text()}")
-            select.select([], [], [], 0.01)
+        until("the relay", self._listens, START_S, details=self.log.read_text)
         told = json.loads((self.state / "relay.json").read_text())
         self.url, self.link_address = told["url"], told["link_address"]
         self._ports = ["--port", self.url.rpartition(":")[2], "--link-port", self.link_address.rpartition(":")[2]]
         return self
+
+    def _listens(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"the relay did not start:\n{self.log.read_text()}")
+        return (self.state / "relay.json").exists()
 
     @property
     def pid(self) -> int:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from mep_wire import messages
 from tests.support.fake_peer import FakeLink, FakeManager, FakeUep
 from tests.support.relay_client import Person
+from tests.support.waiting import WAIT_S, until
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], object], seconds: float = WAIT_S) -> None:
+    """`until` without a message, for tests that have none yet."""
+    until("the condition", condition, seconds)
 
 
 def status_of(person: Person, answer: Any) -> list[str]:

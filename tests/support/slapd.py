@@ -13,7 +13,6 @@ import pathlib
 import signal
 import socket
 import subprocess
-import time
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote
@@ -22,6 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.support.waiting import until
 
 SUFFIX = "dc=example,dc=edu"
 READER, READER_PASSWORD = f"cn=reader,{SUFFIX}", "correct horse"
@@ -176,12 +177,14 @@ class Slapd:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.tls_port), timeout=1):
-                return
-            time.sleep(0.02)
-        raise RuntimeError(f"slapd did not start: {(self.directory / 'slapd.log').read_text()}")
+        until("slapd", self._listens, _START_S, details=(self.directory / "slapd.log").read_text)
+
+    def _listens(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"slapd did not start: {(self.directory / 'slapd.log').read_text()}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.tls_port), timeout=1):
+            return True
+        return False
 
     def stop(self) -> None:
         """End it at once, if it runs."""

@@ -13,12 +13,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from sitekit.ledger import Ledger, end_processes, start_ticks
+
+from tests.support.waiting import until
 
 NODES = ("n1", "n2")
 PARTITIONS = ("cpu", "short")
@@ -256,12 +257,18 @@ class Slurm:
 
     def wait_for(self, what: str, ready: Callable[[], object], timeout_s: float = _START_S) -> None:
         """Wait until `ready` is true; no answer is none. Raises SlurmFailed when a daemon ends or time is up."""
-        deadline = time.monotonic() + timeout_s
-        while not self._is(ready):
-            gone = [name for name, process in self.daemons.items() if process.poll() is not None]
-            if gone or time.monotonic() > deadline:
-                raise SlurmFailed(f"no {what} within {timeout_s} s; ended: {gone}\n{self.logs()}")
-            time.sleep(0.05)
+
+        def is_or_failed() -> bool:
+            if self._is(ready):
+                return True
+            if gone := [name for name, process in self.daemons.items() if process.poll() is not None]:
+                raise SlurmFailed(f"no {what}; ended: {gone}\n{self.logs()}")
+            return False
+
+        try:
+            until(what, is_or_failed, timeout_s)
+        except AssertionError as error:
+            raise SlurmFailed(f"{error}\n{self.logs()}") from error
 
     @staticmethod
     def _is(ready: Callable[[], object]) -> bool:

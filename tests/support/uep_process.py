@@ -29,6 +29,7 @@ from mep_wire.bundle import UepBundle
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.start_request import StartRequest, VerifiedStart, encode_start
 from tests.support.fake_relay import FakeRelay
+from tests.support.waiting import until
 
 MAIN = pathlib.Path(user_endpoint.__file__).parent / "__main__.py"
 TEMPLATE = "engine:\n  type: ProcessPoolEngine\n  max_workers: 2\n"
@@ -129,16 +130,15 @@ class UepProcess:
 
     def wait(self, timeout_s: float = 60.0) -> int:
         """Return the exit code, negative for a signal."""
-        deadline = time.monotonic() + timeout_s
-        while self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                raise AssertionError(f"the user endpoint does not end; log:\n{self.log()}")
-            else:
-                time.sleep(0.01)
+        until("the user endpoint's end", self._has_ended, timeout_s, details=self.log)
+        assert self.status is not None
         return self.status
+
+    def _has_ended(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is not None
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

@@ -4,6 +4,7 @@ Every check prints one line; the first that fails ends the run with a traceback.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -19,22 +20,17 @@ SLICE = "/sys/fs/cgroup/mep.slice/mep-the\\x2dsite.slice"
 MIB = 2**20
 WAIT_S = 120
 
+sys.path.append(os.path.dirname(__file__))
+import waiting  # noqa: E402  # tests/support/waiting.py, which test_cgroups.py puts beside this file
+
+until = functools.partial(waiting.until, seconds=WAIT_S, unready=(OSError, ValueError))
+
 
 def run(*argv, **options):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=180, **options)
     if done.returncode:
         raise AssertionError(f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError):
-            if value := condition():
-                return value
-        time.sleep(0.1)
-    raise AssertionError(f"not in time: {what}")
 
 
 def passed(what):

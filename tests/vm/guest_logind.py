@@ -4,17 +4,19 @@ Every check prints one line; the first that fails ends the run with a traceback.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mep.boundary.messages import EndpointEnded
 from mep.boundary.resolved_config import Caps, Limits
+from tests.support import waiting
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, gone, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
@@ -28,18 +30,12 @@ VALUES = {
 }  # fmt: skip
 CAPS = Caps(start_timeout_s=120.0, stop_grace_s=5.0)
 
+until = functools.partial(waiting.until, seconds=90.0)
+"""A guest's processor is emulated where the host has no KVM."""
+
 
 def passed(what: str) -> None:
     print(f"{time.monotonic():.1f} PASSED {what}", flush=True)
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not in time: {what}")
 
 
 def cgroup_of(pid: int) -> str:

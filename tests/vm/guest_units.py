@@ -3,18 +3,23 @@
 Every check prints one line; the first that fails ends the run with a traceback.
 """
 
+import functools
 import json
 import os
 import pathlib
 import pwd
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 
 BIN = "/opt/mep/bin"
 STATE = pathlib.Path("/var/lib/mep-relay")
 WAIT_S = 180
+
+sys.path.append(os.path.dirname(__file__))
+import waiting  # noqa: E402  # tests/support/waiting.py, which test_units.py puts beside this file
 
 
 def run(*argv):
@@ -24,16 +29,11 @@ def run(*argv):
     return done.stdout
 
 
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while time.monotonic() < end:
-        try:
-            if value := condition():
-                return value
-        except (OSError, ValueError, KeyError):
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"not in time: {what}\n" + run("journalctl", "-u", "mep-relay", "--no-pager"))
+def journal():
+    return run("journalctl", "-u", "mep-relay", "--no-pager")
+
+
+until = functools.partial(waiting.until, seconds=WAIT_S, unready=(OSError, ValueError, KeyError), details=journal)
 
 
 def passed(what):

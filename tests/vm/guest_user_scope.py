@@ -4,17 +4,18 @@ Every check prints one line; the first that fails ends the run with a traceback.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from mep.boundary.messages import EndpointEnded
 from mep.boundary.resolved_config import Caps
+from tests.support import waiting
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, gone, start_as
 
@@ -23,18 +24,12 @@ CAPS = Caps(start_timeout_s=120.0, stop_grace_s=1.0)
 SECONDS = "3611"
 """Distinguishes the process that went into the namespace from others."""
 
+until = functools.partial(waiting.until, seconds=90.0)
+"""A guest's processor is emulated where the host has no KVM."""
+
 
 def passed(what: str) -> None:
     print(f"{time.monotonic():.1f} PASSED {what}", flush=True)
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not in time: {what}")
 
 
 def cgroup_of(pid: int) -> str:

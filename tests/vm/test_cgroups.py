@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import waiting
 from tests.vm.harness import Guest, image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,7 @@ def test_limits_and_the_unit(tmp_path: Path) -> None:
     files = {
         environment: "guest/environment.tar",
         Path(__file__).with_name("guest_cgroups.py"): "guest/guest_cgroups.py",
+        Path(waiting.__file__): "guest/waiting.py",
         ROOT / "systemd" / "mep@.service": "etc/systemd/system/mep@.service",
     }
     result = Guest(image()).run(script(), files, timeout_s=900)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import waiting
 from tests.vm.harness import Guest, image
 from tests.vm.test_cgroups import PREFIX, ROOT, service_environment
 
@@ -33,6 +34,7 @@ def test_units_accounts_and_directories(tmp_path: Path) -> None:
     files = {
         environment: "guest/environment.tar",
         Path(__file__).with_name("guest_units.py"): "guest/guest_units.py",
+        Path(waiting.__file__): "guest/waiting.py",
         SYSTEMD / "mep@.service": "etc/systemd/system/mep@.service",
         SYSTEMD / "mep-relay.service": "etc/systemd/system/mep-relay.service",
         SYSTEMD / "sysusers.d" / "mep.conf": "etc/sysusers.d/mep.conf",

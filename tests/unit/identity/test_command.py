@@ -12,6 +12,7 @@ import time
 import pytest
 
 from identity.callout import process
+from tests.support.waiting import until
 
 LIBC_OWN = 1 << 31 | 1 << 32
 """Signals 32 and 33, which libc keeps for its threads: make leaves them ignored in what it starts, and the monitor,
@@ -35,10 +36,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 30
-    while is_alive(pid):
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.01)
+    until(f"the end of process {pid}", lambda: not is_alive(pid))
 
 
 def test_input_and_output(tmp_path: pathlib.Path) -> None:
@@ -188,10 +186,7 @@ def test_it_is_killed_when_the_one_who_asked_is(tmp_path: pathlib.Path) -> None:
         with contextlib.suppress(BaseException):
             process.run([path], b"", 60)
         os._exit(0)
-    deadline = time.monotonic() + 30
-    while not pid_file.exists() or not pid_file.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until("the callout's pid", lambda: pid_file.exists() and pid_file.read_text())
     os.kill(asker, signal.SIGKILL)
     os.waitpid(asker, 0)
     wait_until_gone(int(pid_file.read_text()))

@@ -20,6 +20,7 @@ from mep.manager.task_log_file import TaskLog
 from mep.manager.task_records import TaskRecords, stamp
 from mep_wire.messages import TaskEvents, TaskEventsWritten
 from mep_wire.task_events import TaskEvent
+from tests.support.waiting import until
 
 WAIT_S = 30
 
@@ -157,11 +158,12 @@ def test_a_disk_that_hangs_holds_up_nobody(scene: Scene, fifo: tuple[int, int]) 
 def test_a_full_disk_is_tried_again_and_starts_are_refused_meanwhile(scene: Scene) -> None:
     scene.records.use(os.open("/dev/full", os.O_WRONLY))
     scene.records.take(page(1), 1)
-    deadline = time.monotonic() + WAIT_S
-    while not scene.records.refuse_starts or "space" not in scene.records._file.problem:
+
+    def refuses() -> bool:
         scene.records.collect(1)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return scene.records.refuse_starts and "space" in scene.records._file.problem
+
+    until("starts are refused", refuses)
     scene.open()
     assert scene.answer().until == 1
     assert not scene.records.refuse_starts

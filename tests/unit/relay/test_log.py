@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay import log
-from tests.support.relay_steps import wait_for
+from tests.support.waiting import until
 
 
 class Stuck(io.StringIO):
@@ -86,4 +86,4 @@ def test_a_log_that_nobody_reads_holds_up_nobody(stream: Stuck, monkeypatch: pyt
         made.handle(record("relay", "more"))
     made.flush()
     stream.gate.set()
-    wait_for(lambda: "20 lines before were dropped" in stream.getvalue())
+    until("the dropped lines", lambda: "20 lines before were dropped" in stream.getvalue())

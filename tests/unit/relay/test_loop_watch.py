@@ -11,7 +11,7 @@ import pytest
 from relay import loop_watch
 from relay.loop_watch import LoopWatch
 from relay.store.sqlite import SqliteStore
-from tests.unit.relay.test_zmq_plane import until
+from tests.support.waiting import until_async
 
 
 def test_a_call_that_waits_in_the_loop_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,7 +20,7 @@ def test_a_call_that_waits_in_the_loop_is_counted_and_named(caplog: pytest.LogCa
         watch.start()
         store = SqliteStore(None)
         store.submit(lambda _: threading.Event().wait(1.5)).result()  # in memory: in this thread
-        await until(lambda: watch.stalls)
+        await until_async("a stall", lambda: watch.stalls)
         watch.stop()
         return watch
 

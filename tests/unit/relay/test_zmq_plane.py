@@ -16,6 +16,7 @@ from relay.link import zmq_link
 from relay.link.base import Peer, Session
 from relay.link.zmq_link import ZmqPlane
 from relay.log import Sparing
+from tests.support.waiting import until_async
 
 SESSION = Session()
 
@@ -51,12 +52,6 @@ class Dealer:
         self.socket.connect(plane.address)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
     """Return a peer after its first message has come under a name that an earlier peer had.
 
@@ -67,8 +62,8 @@ async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
         while True:
             dealer = Dealer(plane, public, b"name")
             dealer.socket.send(b"again")
-            with contextlib.suppress(TimeoutError):
-                await until(lambda key=dealer.key: handler.frames[-1][0].key == key, 1.0)
+            with contextlib.suppress(AssertionError):
+                await until_async("a frame", lambda key=dealer.key: handler.frames[-1][0].key == key, 1.0)
                 return dealer
             dealer.socket.close()
 
@@ -91,12 +86,12 @@ def test_a_peer_is_known_by_its_key_and_answered() -> None:
         dealers = [Dealer(plane, public) for _ in range(3)]
         for number, dealer in enumerate(dealers):
             dealer.socket.send(b"hello %d" % number)
-        await until(lambda: len(handler.frames) == 3)
+        await until_async("a frame", lambda: len(handler.frames) == 3)
         for peer, frame in handler.frames:
             assert dealers[int(frame[6:])].key == peer.key
             assert plane.send(peer, b"to " + frame)
         for number, dealer in enumerate(dealers):
-            await until(lambda d=dealer: d.socket.poll(0))
+            await until_async("a message", lambda d=dealer: d.socket.poll(0))
             assert dealer.socket.recv() == b"to hello %d" % number
             dealer.socket.close()
 
@@ -128,11 +123,11 @@ def test_a_closed_connection_is_noticed_when_something_is_sent() -> None:
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         dealer = Dealer(plane, public)
         dealer.socket.send(b"hello")
-        await until(lambda: handler.frames)
+        await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         dealer.socket.close()
-        await until(lambda: not plane.send(peer, b"x"))
-        await until(lambda: handler.gone)
+        await until_async("a closed connection", lambda: not plane.send(peer, b"x"))
+        await until_async("a peer that is gone", lambda: handler.gone)
         assert "closed" in handler.gone[0][1]
 
     run(scenario)
@@ -142,7 +137,7 @@ def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         first = Dealer(plane, public, b"name")
         first.socket.send(b"first")
-        await until(lambda: handler.frames)
+        await until_async("a frame", lambda: handler.frames)
         old = handler.frames[0][0]
         second = Dealer(plane, public, b"name")
         second.socket.send(b"second")
@@ -170,7 +165,7 @@ def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest
         dealer = Dealer(plane, public)
         dealer.socket.rcvhwm = 1
         dealer.socket.send(b"hello")
-        await until(lambda: handler.frames)
+        await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         sent = 0
         while plane.writable(peer) and sent < 1000:
@@ -179,12 +174,12 @@ def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest
             await asyncio.sleep(0)
         assert not plane.writable(peer)
         for number in range(sent):  # and nothing of it is lost or out of order
-            await until(lambda: dealer.socket.poll(0))
+            await until_async("a message", lambda: dealer.socket.poll(0))
             assert dealer.socket.recv()[:7] == b"%07d" % number
-        await until(lambda: plane.writable(peer))
+        await until_async("a peer that can be sent more", lambda: plane.writable(peer))
         while plane.send(peer, bytes(500_000)):
             await asyncio.sleep(0)
-        await until(lambda: handler.gone)
+        await until_async("a peer that is gone", lambda: handler.gone)
         assert "does not read" in handler.gone[0][1]
         dealer.socket.close()
 
@@ -196,7 +191,7 @@ def test_a_burst_of_short_messages_does_not_keep_bulk_back() -> None:
         dealer = Dealer(plane, public)
         dealer.socket.rcvhwm = 1
         dealer.socket.send(b"hello")
-        await until(lambda: handler.frames)
+        await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         burst = [b"%d" % number for number in range(2000)]
         assert all(plane.send(peer, frame) for frame in burst)
@@ -229,17 +224,17 @@ def test_strangers_are_so_many_and_no_more_and_the_welcome_are_not_among_them(mo
     async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
         welcome = Dealer(plane, public)
         welcome.socket.send(b"hello")
-        await until(lambda: len(handler.frames) == 1)
+        await until_async("a frame", lambda: len(handler.frames) == 1)
         dealers = []
         for number in range(5):
             dealers.append(Dealer(plane, public))
             dealers[-1].socket.send(b"?")
-            await until(lambda count=number + 2: len(handler.frames) == count)
+            await until_async("a frame", lambda count=number + 2: len(handler.frames) == count)
             handler.frames[-1][0].session = None
         there = [plane.send(peer, b"x") for peer, _ in handler.frames]
         assert there == [True, False, False, True, True, True]
         dealers[0].socket.send(b"again")  # it may come again
-        await until(lambda: len(handler.frames) == 7)
+        await until_async("a frame", lambda: len(handler.frames) == 7)
         assert plane.send(handler.frames[-1][0], b"x")
 
     run(scenario)

@@ -12,6 +12,7 @@ import pytest
 from mep_sdk import Client, Executor, submitter
 from mep_sdk.errors import ForkedExecutor
 from mep_wire.errors import MepError
+from tests.support.waiting import until
 
 GROUP = "00000000-0000-4000-8000-000000000001"
 SILENT_S = 0.5
@@ -65,10 +66,9 @@ def test_a_forked_child_is_told_that_its_parent_sends(executor: Executor) -> Non
             except ForkedExecutor:
                 os._exit(0)
             os._exit(1)
-    deadline = time.monotonic() + 10
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if ended == (0, 0):
+    try:
+        until("the child's end", lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    finally:
         os.kill(child, 9)
-        os.waitpid(child, 0)
-    assert ended == (child, 0)
+        _, status = os.waitpid(child, 0)
+    assert status == 0

@@ -11,6 +11,7 @@ from mep_sdk import MPIFunction, ShellFunction, ShellResult, encoding, function_
 from mep_sdk.errors import MpiUnavailable
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
 from mep_sdk.task_runner import run_task
+from tests.support.waiting import until
 
 
 def run(function, **kwargs) -> ShellResult:
@@ -38,10 +39,7 @@ def test_walltime_ends_all_that_the_command_started(tmp_path):
     assert (result.returncode, result.stdout) == (124, "before\n")
     assert time.monotonic() - began < 10
     child = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
-    while _alive(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until("the end of the command's child", lambda: not _alive(child))
 
 
 def _alive(pid: int) -> bool:
