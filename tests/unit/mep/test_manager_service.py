@@ -223,6 +223,8 @@ def test_a_new_epoch_gives_back_what_waits(manager: Running, relay_end: RelayEnd
     for number in range(2):
         relay_end.say(messages.SignedStart(uep_id=f"uep-{number}", request=b"r", signature=b"s"))
     manager.next(StartEndpoint)
+    relay_end.say(messages.Ping(sent_at=1.0))
+    relay_end.next(messages.Pong)  # it has both
     manager.say(MapperEpoch(epoch=bytes(16)))
     answer = relay_end.next(messages.StartAnswer)
     assert (answer.uep_id, answer.outcome, answer.code) == ("uep-1", "unavailable", "START_REQUEST_STALE")
