@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from mep.boundary import fd_reserve
+from mep.boundary.fd_reserve import RESERVE
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint import settings
 
-RESERVE: Final = 32
-"""Descriptors that stay free for the link, the spool, and a new engine process."""
 CHECK_S: Final = 0.25
 """Seconds between two looks at how many are open."""
 _FOR_ITSELF: Final = 64
@@ -29,7 +29,6 @@ _EACH_WORKER: Final = 3
 _EACH_POOL: Final = 2
 """A worker pool's connection to the interchange, and one more while it comes back."""
 _FOR_INTERCHANGE: Final = 64
-_OPEN: Final = "/proc/self/fd"
 
 
 def needed(engine: settings.EngineSettings) -> int:
@@ -66,39 +65,25 @@ def _check(need: int, hard: int, what: str) -> None:
         raise EndpointMisconfigured(detail=f"{what} may need {need} open files, and the hard limit is {hard}: {advice}")
 
 
-def open_now() -> int:
-    """Return how many descriptors this process has open."""
-    return os.stat(_OPEN).st_size or len(os.listdir(_OPEN))  # noqa: PTH116, PTH208 - no pathlib; the size since Linux 6.2
-
-
 class Headroom:
     """Whether the reserve is untouched."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, count: Callable[[], int] = open_now) -> None:
-        self._clock, self._count = clock, count
-        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, is_touched: Callable[[], bool] = fd_reserve.is_touched
+    ) -> None:
+        self._clock, self._is_touched = clock, is_touched
         self._checked_at = float("-inf")
-        self.open = 0
-        """How many were open at the last look."""
         self.low = False
-        """Whether fewer than RESERVE were free then."""
+        """Whether fewer than RESERVE descriptors were free at the last look."""
 
     def look(self) -> bool:
         """Look again if it is time to; return whether `low` has changed."""
         now, before = self._clock(), self.low
-        if self._limit == resource.RLIM_INFINITY or now < self._checked_at + CHECK_S:
+        if now < self._checked_at + CHECK_S:
             return False
-        self._checked_at = now
-        try:
-            self.open = self._count()
-        except OSError:  # counting needs one as well on older kernels
-            self.open = self._limit
-        self.low = self.open > self._limit - RESERVE
+        self._checked_at, self.low = now, self._is_touched()
         return self.low != before
 
     def next_look(self) -> float | None:
         """Return when to look again although nothing happens: while work is paused, soon."""
         return self._checked_at + CHECK_S if self.low else None
-
-    def __str__(self) -> str:
-        return f"{self.open} of {self._limit} descriptors are open"

@@ -358,8 +358,8 @@ class UserEndpoint:
         self._spool.tick()
         self._expire(now)
         if self._headroom.look():  # what `_grant` goes by
-            text = "not requesting tasks" if self._headroom.low else "requesting tasks again"
-            self._log.warning(f"{text}: {self._headroom}", held=len(self._ledger))
+            text = "not requesting tasks: few descriptors are free" if self._headroom.low else "requesting tasks again"
+            self._log.warning(text, held=len(self._ledger))
         if self.stopping is None:
             if reason := self._idle.verdict(now, busy=self._busy):
                 self.stop("IDLE", reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+from mep_link.client import TOO_FEW_DESCRIPTORS
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
@@ -65,7 +66,7 @@ def test_tasks_that_take_every_descriptor_break_neither_link_nor_process(home: p
         relay.submit(FUNCTIONS, [task(row, "hog", str(go), 10_000) for row in (1, 2)])
         until("the pause in the log", lambda: "not requesting tasks" in uep.log())
         relay.close()
-        until("the failure in the log", lambda: "Too many open files" in uep.log())
+        until("the lack in the log", lambda: TOO_FEW_DESCRIPTORS in uep.log())
         relay = relay.restarted()
         assert "requesting tasks again" not in uep.log()
         go.touch()

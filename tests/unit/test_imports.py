@@ -68,6 +68,7 @@ RULES = {
     "user_endpoint": Rule(
         (
             "user_endpoint",
+            "mep.boundary.fd_reserve",
             "mep_link.client",
             "mep_wire",
             "mep_sdk.serialize",
