@@ -16,7 +16,9 @@ import os
 import time
 from typing import Final
 
+from mep_wire.errors import EngineFailed
 from user_endpoint.run_directory import make_below
+from user_endpoint.shortage import SCARCE
 from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
 
 KEEP_S: Final = 15 * 86400.0
@@ -38,9 +40,22 @@ class Notes:
         """Whether the tasks that workers of earlier processes had begun are known."""
 
     def begin(self) -> str:
-        """Look back, and return a new directory; empty on a full disk, where tasks run without notes."""
-        with contextlib.suppress(OSError):
+        """Look back, and return a new directory; empty on a full disk, where tasks run without notes.
+
+        Raises OSError, where notes of earlier processes can't be read just now, and EngineFailed where they can't be
+        read at all: tasks that had begun would begin again.
+        """
+        earlier = os.path.isdir(self._root)  # noqa: PTH112
+        try:
             self.look_back()
+        except OSError as error:
+            if earlier and error.errno in SCARCE:
+                raise
+            if earlier:
+                reason = f"the notes of tasks that an earlier process had begun cannot be read: {error.strerror}"
+                raise EngineFailed(reason=reason, detail=self._root) from error
+            return ""
+        with contextlib.suppress(OSError):
             return self.open()
         return ""
 
@@ -53,6 +68,8 @@ class Notes:
         self._condense()
         room = _MOST_BYTES
         for name in sorted(os.listdir(self._closed), reverse=True):  # noqa: PTH208
+            if not name.startswith(_KEYS):
+                continue  # the disk was full, and `_condense` has left it
             path = f"{self._closed}/{name}"
             known = os.stat(path)  # noqa: PTH116
             room -= known.st_size
@@ -65,19 +82,33 @@ class Notes:
         self.known = True
 
     def _condense(self) -> None:
-        """Condense the closed files into one file that has only tasks' keys. Raises OSError."""
+        """Condense the closed files into one that has only tasks' keys. On a full disk they stay. Raises OSError."""
         files = [f"{self._closed}/{name}" for name in os.listdir(self._closed) if not name.startswith(_KEYS)]  # noqa: PTH208
         keys = {key for path in files for key in read_notes(path).values()}
-        self._before |= keys  # known even if a full disk takes no further file
+        self._before |= keys
         if keys:
-            new, name = f"{self._root}/new", f"{self._closed}/{_KEYS}{time.time_ns():020d}"
-            with open(new, "wb") as file:
-                file.write(b"".join(keys))
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(new, name)  # noqa: PTH104
+            try:
+                self._write(b"".join(keys))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                return
         for path in files:
             os.unlink(path)  # noqa: PTH108
+
+    def _write(self, keys: bytes) -> None:
+        """Add a file of keys, or nothing. Raises OSError."""
+        new = f"{self._root}/new"
+        try:
+            with open(new, "wb") as file:
+                file.write(keys)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(new, f"{self._closed}/{_KEYS}{time.time_ns():020d}")  # noqa: PTH104
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(new)  # noqa: PTH108
+            raise
 
     def was_begun(self, task_id: str, attempt: int) -> bool:
         """Tell whether an earlier process's worker had begun this attempt; asked again, it is taken to be told."""

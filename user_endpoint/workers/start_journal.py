@@ -132,11 +132,11 @@ class BegunView:
 
 
 def read_notes(path: str) -> dict[int, bytes]:
-    """Return the row and the key of each task noted in a file; none where it cannot be read."""
+    """Return the row and the key of each task noted in a file; none where there is no such file. Raises OSError."""
     try:
         with open(path, "rb") as file:
             data = file.read(_SIZE)
-    except OSError:
+    except FileNotFoundError:
         return {}
     if len(data) < _SIZE:
         return {}

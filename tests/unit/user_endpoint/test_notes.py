@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mep_wire.errors import EngineFailed
 from tests.contract.test_engines import Bench, echo
-from user_endpoint.engines import EnginePlace, make_engine
+from user_endpoint.engines import EnginePlace, make_engine, start_journals
 from user_endpoint.engines.start_journals import KEEP_S, Notes
 from user_endpoint.settings import EngineSettings, ProcessPoolEngine, ThreadPoolEngine
 from user_endpoint.workers import start_journal
@@ -131,6 +135,56 @@ def test_old_notes_are_not_kept_for_ever(tmp_path: Path, notes: Notes) -> None:
     os.utime(kept, (0, os.stat(kept).st_mtime - KEEP_S - 1))
     assert not later(tmp_path).was_begun("old", 1)
     assert not kept.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A run directory on a disk of 256 KiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "meptest", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def fill(directory: Path) -> None:
+    with pytest.raises(OSError, match="No space"), (directory / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.root
+def test_a_full_disk_hides_nothing_that_had_begun(small_disk: Path) -> None:
+    """Neither what the process before had begun, nor what those before it had: the one in notes, the other in keys."""
+    worker(later(small_disk).open()).note(1, "two before")
+    worker(later(small_disk).open()).note(1, "before")
+    fill(small_disk)
+    for _ in range(2):
+        after = Notes(str(small_disk))
+        after.begin()
+        assert after.known
+        assert after.was_begun("two before", 1)
+        assert after.was_begun("before", 1)
+    (small_disk / "full").unlink()
+    after = later(small_disk)
+    assert after.was_begun("two before", 1) and after.was_begun("before", 1)
+    assert [path.name[:5] for path in (small_disk / "begun" / "closed").iterdir()] == ["keys-"] * 2
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EMFILE, OSError), (errno.EIO, EngineFailed)])
+def test_nothing_begins_where_earlier_notes_cannot_be_read(
+    tmp_path: Path, notes: Notes, number: int, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker(notes.open()).note(1, "before")
+
+    def unreadable(path: str) -> dict[int, bytes]:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(start_journals, "read_notes", unreadable)
+    with pytest.raises(raised):
+        Notes(str(tmp_path)).begin()
+    monkeypatch.undo()
+    after = Notes(str(tmp_path))
+    assert after.begin()
+    assert after.was_begun("before", 1)
 
 
 def test_a_file_that_is_no_notes_says_nothing(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class Failures:
         return ""
 
     def so_far(self, failure: Failure) -> str:
-        """Return, for the person whose tasks wait, what failed and is tried again."""
+        """Return, for a person with waiting tasks, what failed and is tried again."""
         times = "once" if self._rounds == 1 else f"{self._rounds} times"
         return f"{self._what} failed {times} and will be tried again; the last: {failure.text}"
 
