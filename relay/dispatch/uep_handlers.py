@@ -44,7 +44,7 @@ class UserEndpoints:
             uep, held = self._board.uep(record), _rows(message.held)
             uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
             self._link_up(uep, peer)  # its join was stored, the welcome lost
-            self._settle(uep, peer, held, new_process=True)
+            self._settle(uep, peer, held)
             return None
         offered, incarnation, held = join_hash(message.token), incarnation_of(message.token), _rows(message.held)
         return Joining(
@@ -68,7 +68,7 @@ class UserEndpoints:
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
             if peer.session is joining:
                 self._link_up(uep, peer)
-                self._settle(uep, peer, joining.held, new_process=True)
+                self._settle(uep, peer, joining.held)
             else:
                 self._joined_away(uep)
         return enrolled
@@ -122,10 +122,11 @@ class UserEndpoints:
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
         self._board.plane.send(peer, codec.encode(welcome))
 
-    def _settle(self, uep: Uep, peer: Peer, held: list[int], *, new_process: bool = False) -> None:
+    def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
         """Compare its list of tasks with the store, before it is sent anything."""
         self._delivery.flush_started()
         uep.pumping = True
+        new_process = uep.settled != peer.key
         self._board.when_durable(
             peer,
             self._board.store.submit(lambda tx: tell(tx, uep.row, held, uep.doubtful, new_process=new_process)),
@@ -134,7 +135,7 @@ class UserEndpoints:
 
     def _compare(self, uep: Uep, peer: Peer, told: Told) -> None:
         uep.pumping = uep.unsettled = False
-        found, uep.doubtful = told.reconciled, told.doubtful
+        found, uep.doubtful, uep.settled = told.reconciled, told.doubtful, peer.key
         self._delivery.requeued(uep, found.requeued)
         if stop := [*found.held.over, *found.cancelling]:
             self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))

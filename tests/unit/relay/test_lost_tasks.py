@@ -32,6 +32,7 @@ class Lost(Scene):
         self.do(lambda tx: tx.add_join(self.uep.row, b"h", time.time() + 60, time.time()))
         assert self.do(lambda tx: tx.enrol(self.uep.row, b"h", key, time.time(), b"i" * 16))
         self.uep.set_process(key, b"i" * 16)
+        self.uep.settled = key
         self.uep.go(UepState.ONLINE)
         self.uep.peer = Peer(b"u", key, 0.0)
         del self.dispatcher.board.managers[self.manager.endpoint_id]
@@ -53,14 +54,16 @@ class Lost(Scene):
         await self.ended()
         return self.do(lambda tx: reconcile(tx, self.uep.row, [])).held.lost
 
-    async def join_next(self) -> None:
-        """The next process joins, and is not sent anything."""
+    async def join_next(self, *, linked: bool = True) -> None:
+        """The next process joins, and is not sent anything; without `linked` its link breaks in that moment."""
         self.do(lambda tx: tx.add_join(self.uep.row, b"n", time.time() + 60, time.time()))
         assert self.store.uep("u") is not None
         joining = Joining(
             record=self.uep.record, offered=b"n", incarnation=b"n" * 16, held=[], default_attempts=1, most_attempts=0
         )
-        assert await self.dispatcher._ueps.enrol(Peer(os.urandom(32), b"n", 0.0), joining)
+        peer = Peer(os.urandom(32), b"n", 0.0)
+        peer.session = joining if linked else None
+        assert await self.dispatcher._ueps.enrol(peer, joining)
         await asyncio.sleep(0)
 
     async def hello(self) -> None:

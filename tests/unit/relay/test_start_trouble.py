@@ -158,6 +158,20 @@ def test_a_task_that_waits_again_after_a_lost_process_may_have_begun_until_it_is
     asyncio.run(run())
 
 
+def test_a_join_of_which_the_link_broke_leaves_the_doubt_to_its_hello() -> None:
+    async def run() -> None:
+        scene = Lost(TaskState.DISPATCHED)
+        await scene.ended()
+        await scene.join_next(linked=False)
+        assert scene.state is TaskState.DISPATCHED
+        await scene.hello()
+        assert (scene.state, scene.uep.doubtful) == (TaskState.QUEUED, {scene.row})
+        await scene.hello()
+        assert scene.uep.doubtful == {scene.row}, "and it stays until the task is sent"
+
+    asyncio.run(run())
+
+
 def test_what_crossed_a_cut_of_the_link_is_not_doubtful() -> None:
     async def run() -> None:
         scene = Lost(TaskState.DISPATCHED)
