@@ -22,7 +22,7 @@ from mep_sdk.serialize import load_exception, serialize_arguments, serialize_fun
 from mep_sdk.submitter import Session
 from mep_sdk.task_runner import Outcome, run_task
 from mep_wire import api
-from mep_wire.errors import MepError
+from mep_wire.errors import MepError, by_code
 from mep_wire.states import TaskState
 
 LIMIT = 1 << 20
@@ -533,3 +533,13 @@ def test_a_large_group_arrives_whole() -> None:
     assert len(group.exceptions) == 1000
     assert type(group.exceptions[0]) is ValueError
     assert "999" in str(group.exceptions[-1])
+
+
+@pytest.mark.parametrize("code", ["MEP_ERROR", "TASK_FAILED", 5])
+def test_a_scripts_own_error_class_is_not_made_from_a_code(code: Any) -> None:
+    class Own(MepError):
+        """A script's own."""
+
+    Own.code = code
+    assert Own not in by_code().values()
+    assert all(isinstance(each, str) for each in by_code())
