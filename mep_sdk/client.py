@@ -291,6 +291,27 @@ class Client:
         ended = [_as_streamed(told, state) for told, state in states if state is not None and state.is_terminal]
         return ended, answer.missing, answer.withheld
 
+    def statuses(self, task_ids: Sequence[str], *, retry_for_s: float | None = None) -> dict[str, str]:
+        """Return the status words of those tasks among these that have not ended, by id."""
+        body = api.BatchStatusBody(task_ids=list(task_ids))
+        answer = self._read(
+            self.transport.post("/v2/batch_status", body, retry_for_s=retry_for_s), api.BatchStatusAnswer
+        )
+        states = {key: (told.status, state_of(told.status)) for key, told in answer.results.items()}
+        return {key: word for key, (word, state) in states.items() if state is None or not state.is_terminal}
+
+    def why_waiting(self, task_id: str, endpoint_id: str = "", *, retry_for_s: float | None = None) -> str:
+        """Return why a task waits at this endpoint; empty where the relay does not know, or it waits no longer."""
+        body = self.transport.request("GET", f"/v2/tasks/{task_id}", retry_for_s=retry_for_s)
+        told = self._read(body, api.TaskStatus)
+        if state_of(told.status) is not TaskState.QUEUED:
+            return ""
+        if not told.reason and endpoint_id:
+            body = self.transport.request("GET", f"/v2/endpoints/{endpoint_id}/status", retry_for_s=retry_for_s)
+            if self._read(body, dict[str, Any]).get("status") == "offline":
+                return "The endpoint is offline: its site has no link to the relay."
+        return told.reason or ""
+
     def get_task_group(self, task_group_id: UuidLike) -> list[str]:
         """Return the ids of a group's tasks in order of submission."""
         answer = self._read(self.transport.get(f"/v2/taskgroup/{task_group_id}"), api.TaskGroupAnswer)

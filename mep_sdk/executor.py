@@ -15,7 +15,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from mep_sdk.batch import UuidLike, checked_payload
@@ -34,6 +34,9 @@ from mep_wire.ids import canonical_json, uuid7
 from mep_wire.user_values import check_characters
 
 log = logging.getLogger("mep_sdk")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 LOST_RELAY_TIMEOUT_S = 300.0
 _EXIT_FLUSH_S = 10.0
@@ -206,7 +209,7 @@ class Executor(concurrent.futures.Executor):
 
     # --- submitting -------------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> TaskFuture[_T]:
         """Call `fn(*args, **kwargs)` on the endpoint; return its future, which has a `task_id`.
 
         A function is registered with the relay when first submitted. Its later submissions run what it was
@@ -218,7 +221,7 @@ class Executor(concurrent.futures.Executor):
 
     def submit_to_registered_function(
         self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
-    ) -> TaskFuture:
+    ) -> TaskFuture[Any]:
         """Call a registered function by its id; return the future. Raises as `submit` does."""
         return self._submit(Function(id=str(function_id)), args or (), kwargs or {}, f"function {function_id}")
 
@@ -251,8 +254,8 @@ class Executor(concurrent.futures.Executor):
         return str(self.submit(hardware_report).result())
 
     def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
-    ) -> Iterator[Any]:
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[_T]:
         """Return an iterator over `fn` of each set of arguments, in order, like the built-in map.
 
         All calls are submitted at once. With a `chunksize` above 1 so many calls make one task, which saves
@@ -270,10 +273,10 @@ class Executor(concurrent.futures.Executor):
         results = self._results([self.submit(run_chunk, code, chunk) for chunk in chunks], ends)
         return itertools.chain.from_iterable(results)
 
-    def _results(self, futures: list[TaskFuture], ends: float | None) -> Iterator[Any]:
+    def _results(self, futures: list[TaskFuture[_T]], ends: float | None) -> Iterator[_T]:
         futures.reverse()
 
-        def iterate() -> Iterator[Any]:
+        def iterate() -> Iterator[_T]:
             try:
                 while futures:
                     value = futures[-1].result(None if ends is None else ends - time.monotonic())
@@ -285,7 +288,13 @@ class Executor(concurrent.futures.Executor):
 
         return iterate()
 
-    def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[TaskFuture]:
+    def stats(self) -> dict[str, int]:
+        """Return how many of this executor's tasks are `unsent`, `waiting`, `running`, `succeeded`, `failed` and
+        `cancelled`. Which of the waiting ones run is what the relay told last."""
+        self._session.look_soon()
+        return self._session.stats()
+
+    def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[TaskFuture[Any]]:
         """Return a future for every task of the group, in order of submission, however it was submitted.
 
         With `task_group_id` the executor takes that group for its own. Raises TaskGroupNotFound.
@@ -338,7 +347,7 @@ class Executor(concurrent.futures.Executor):
 
     # --- within -----------------------------------------------------------------------------------------
 
-    def _submit(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> TaskFuture:
+    def _submit(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> TaskFuture[Any]:
         if self._endpoint_id is None:
             raise NotConfigured(what="endpoint_id", remedy="Pass Executor(endpoint_id=...), or set the attribute.")
         target = Target(
@@ -351,6 +360,7 @@ class Executor(concurrent.futures.Executor):
         as_json, ways = self._serializer.as_json, self._result_ways
         payload = checked_payload(args, kwargs, name, as_json=as_json, result_ways=ways)
         future = self._session.submit(target, function, payload)
+        future.function_name = name
         self.task_count_submitted += 1
         return future
 

@@ -10,22 +10,28 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mep_sdk.foreign_code import attempt, failure_text
-from mep_wire.text import printable_lines
+from mep_sdk.foreign_code import attempt, failure_text, type_name
+from mep_wire.text import printable, printable_lines
 
 log = logging.getLogger("mep_sdk")
 
 
-class Canceller(Protocol):
-    """What a future asks to be cancelled, and to have its callbacks called."""
+_T = TypeVar("_T")
 
-    def cancel_futures(self, futures: list[TaskFuture]) -> int:
+
+class Canceller(Protocol):
+    """What a future asks to be cancelled, to have its callbacks called, and where its task is."""
+
+    def cancel_futures(self, futures: list[TaskFuture[Any]]) -> int:
         """Cancel the tasks that have not ended; return their number."""
 
-    def call_back(self, future: TaskFuture) -> None:
+    def call_back(self, future: TaskFuture[Any]) -> None:
         """Have `call_callbacks` of a future called, in a thread that has nothing else to do."""
+
+    def look_soon(self) -> None:
+        """Have the relay asked soon where tasks are."""
 
 
 _making = threading.Lock()
@@ -41,10 +47,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock_in_child)
 
 
-class TaskFuture(Future[Any]):
+class TaskFuture(Future[_T]):
     """A concurrent.futures.Future with the task's id.
 
-    `running()` is always False: that a worker has begun is not reported to the script.
+    While the task has not ended, the executor asks the relay now and then where it is. `running()` and `reason` tell
+    the last answer, and have it asked again soon.
 
     A Future makes a condition, a lock and three containers when it is made. Of many thousand futures most are
     never waited for while pending, and the garbage collector would spend more time on these than all else here
@@ -52,6 +59,12 @@ class TaskFuture(Future[Any]):
     """
 
     _lazy_condition: threading.Condition | None = None
+    endpoint_id = ""
+    """The endpoint that the task was sent to; empty where another script has sent it."""
+    function_name = ""
+    status = ""
+    """The relay's last word on where the task is, such as `waiting-for-ep` or `running`; empty before it is asked."""
+    _reason = ""
     _calling_back = False
     """Whether a thread is in `call_callbacks`."""
 
@@ -64,27 +77,72 @@ class TaskFuture(Future[Any]):
         self.task_group_id = task_group_id
         self._canceller = canceller
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]  # the base only reads it
+    def _made_condition(self) -> threading.Condition:
         made = self._lazy_condition
         if made is None:
             with _making:
                 made = self._lazy_condition
                 if made is None:
-                    self._waiters: list[Any] = []
-                    self._done_callbacks: list[Any] = []
+                    self._waiters = []
+                    self._done_callbacks: list[Callable[[Future[_T]], object]] = []
                     made = self._lazy_condition = threading.Condition()
         return made
+
+    if not TYPE_CHECKING:  # the base has an attribute, which as_completed() asks for by type
+        _condition = property(_made_condition)
 
     def done(self) -> bool:
         """Return whether the task has ended or was cancelled."""
         return self._state not in (PENDING, RUNNING)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def running(self) -> bool:
+        """Return whether a worker has begun the task, as far as the relay was asked by now, and has not ended it."""
+        if self.done():
+            return False
+        self._canceller.look_soon()
+        return self.status == "running"
+
+    @property
+    def reason(self) -> str:
+        """Why the task waits, as the relay told it last; empty if it is not known, or the task runs or has ended."""
+        if self.done():
+            return ""
+        self._canceller.look_soon()
+        return self._reason
+
+    @property
+    def reason_told(self) -> str:
+        """The reason that was told last. For the session alone."""
+        return self._reason
+
+    def told(self, status: str, reason: str) -> None:
+        """Take in where the relay has the task, and why it waits. For the session alone."""
+        self.status, self._reason = status, reason
+
+    def __repr__(self) -> str:
+        shown = f"<TaskFuture {self.task_id}"
+        for name, value in (("function", self.function_name), ("endpoint", self.endpoint_id)):
+            shown += f" {name}={printable(value)}" if value else ""
+        return f"{shown} {self._shown_state()}>"
+
+    def _shown_state(self) -> str:
+        with self._condition:
+            if self._state != FINISHED:
+                told = (
+                    f" ({printable(self.status)}{printable(': ' + self._reason) if self._reason else ''})"
+                    if self.status
+                    else ""
+                )
+                return f"state={self._state.partition('_')[0].lower()}{'' if self.done() else told}"
+            if self._exception is not None:
+                return f"state=finished raised {type_name(self._exception)}"
+            return f"state=finished returned {type(self._result).__name__}"
+
+    def result(self, timeout: float | None = None) -> _T:
         """Return the task's value, or raise what it raised. Waits `timeout` seconds at most; raises TimeoutError,
         CancelledError."""
         if self._state == FINISHED and self._exception is None:
-            return self._result
+            return self._result  # type: ignore[no-any-return]  # as the base has it
         return super().result(timeout)
 
     def resolve(self, value: Any, failure: BaseException | None) -> None:
@@ -110,7 +168,7 @@ class TaskFuture(Future[Any]):
             return True
         return not self.done() and self._canceller.cancel_futures([self]) == 1
 
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+    def add_done_callback(self, fn: Callable[[Future[_T]], object]) -> None:
         """Have `fn` called with this future once it has ended: after those that were added before, in a thread of the
         executor's. It may wait for other futures. What it raises is logged, sys.exit() included."""
         with self._condition:
@@ -135,7 +193,7 @@ class TaskFuture(Future[Any]):
             for callback in callbacks:
                 self._call(callback)
 
-    def _call(self, callback: Callable[[Future[Any]], object]) -> None:
+    def _call(self, callback: Callable[[Future[_T]], object]) -> None:
         _, failure = attempt(callback, self)
         if isinstance(failure, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise failure

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from mep_sdk.errors import MpiUnavailable
 
@@ -91,7 +91,7 @@ class ShellFunction:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cmd={self.cmd!r}, name={self.__name__!r}, walltime={self.walltime})"
 
-    def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
+    def __call__(self, **kwargs: Any) -> ShellResult:
         """Run the command with bash and return its result. In the worker."""
         return self._run(self._filled(kwargs))
 
@@ -110,7 +110,7 @@ class ShellFunction:
             raise ValueError("a value holds a NUL character, which no command line can")
         return command
 
-    def _run(self, command: str) -> ShellResult | dict[str, Any]:
+    def _run(self, command: str) -> ShellResult:
         with (
             _output(self.stdout) as stdout,
             _output(self.stderr) as stderr,
@@ -128,14 +128,14 @@ class ShellFunction:
             returncode, exception_name = _wait(process, self.walltime)
             lines = self.snippet_lines
             result = ShellResult(command, _tail(stdout, lines), _tail(stderr, lines), returncode, exception_name)
-            return dict(vars(result)) if self.return_dict else result
+            return cast("ShellResult", dict(vars(result))) if self.return_dict else result
 
 
 class MPIFunction(ShellFunction):
     """A command line that the endpoint's MPI launcher starts, on the nodes and ranks of the executor's
     `resource_specification`. Needs an endpoint with an engine that runs MPI tasks."""
 
-    def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
+    def __call__(self, **kwargs: Any) -> ShellResult:
         """Run the command through the launcher. In the worker. Raises MpiUnavailable."""
         if not os.environ.get("PARSL_MPI_PREFIX"):
             raise MpiUnavailable

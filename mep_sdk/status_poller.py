@@ -24,6 +24,10 @@ EVERY_S = 180.0
 SETTLE_S = 3.0
 """How long a reconnected stream has to bring the tasks that ended during the break. The wait is up to twice as long,
 so that the clients of a restarted relay do not all ask at once."""
+LOOK_AFTER_S = 10.0
+LONGEST_LOOK_PAUSE_S = 60.0
+LOOK_AGAIN_S = 2.0
+"""How often to ask where tasks are: one page of the oldest."""
 PAGE = 256
 _PAUSE_S = 0.05
 _RETRY_S = 5.0
@@ -38,12 +42,24 @@ class Recheck(threading.Thread):
         client: Client,
         pending: Callable[[], list[str]],
         found: Callable[[list[api.StreamedResult], list[str]], None],
+        look: Callable[[], None] | None = None,
     ) -> None:
+        """`look` asks where pending tasks are: first after LOOK_AFTER_S, then ever more rarely, and after
+        `look_soon`."""
         super().__init__(name="mep-recheck", daemon=True)
         self._client, self._pending, self._found = client, pending, found
         self._change = threading.Condition()
         self._stopping = False
-        self._due = time.monotonic() + EVERY_S
+        self._look, self._look_pause_s, self._looked = look, LOOK_AFTER_S, 0.0
+        self._due, self._look_due = time.monotonic() + EVERY_S, time.monotonic() + LOOK_AFTER_S
+
+    def look_soon(self) -> None:
+        """Ask where pending tasks are, LOOK_AGAIN_S after the last time or now."""
+        due = max(time.monotonic(), self._looked + LOOK_AGAIN_S)
+        if due < self._look_due:
+            with self._change:
+                self._look_due = due
+                self._change.notify_all()
 
     def soon(self) -> None:
         """Ask once the stream, which is back after a break, has had time to bring what it has."""
@@ -59,18 +75,30 @@ class Recheck(threading.Thread):
 
     def run(self) -> None:
         """Ask whenever it is time to."""
-        while self._wait_until_due():
+        while (what := self._wait_until_due()) is not None:
             try:
-                self._ask(self._pending())
+                what()
             except MepError as error:
                 log.debug("could not ask the relay for pending tasks: %s", error)
 
-    def _wait_until_due(self) -> bool:
+    def _wait_until_due(self) -> Callable[[], None] | None:
+        """Wait for the next thing to do, and return it; None where the thread is to end."""
         with self._change:
-            while not self._stopping and (left_s := self._due - time.monotonic()) > 0:
+            while not self._stopping and (left_s := self._next_due() - time.monotonic()) > 0:
                 self._change.wait(left_s)
-            self._due = time.monotonic() + EVERY_S
-            return not self._stopping
+            if self._stopping:
+                return None
+            now = time.monotonic()
+            if self._due <= now:
+                self._due = now + EVERY_S
+                return lambda: self._ask(self._pending())
+            self._looked = now
+            self._look_pause_s = min(2 * self._look_pause_s, LONGEST_LOOK_PAUSE_S)
+            self._look_due = now + self._look_pause_s
+            return self._look
+
+    def _next_due(self) -> float:
+        return self._due if self._look is None else min(self._due, self._look_due)
 
     def _ask(self, task_ids: Sequence[str]) -> None:
         for start in range(0, len(task_ids), PAGE):

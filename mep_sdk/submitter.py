@@ -7,8 +7,10 @@ future ends exactly once: the thread that takes it out of `_pending` ends it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -28,11 +30,12 @@ from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
 from mep_sdk.result_decoding import settle
 from mep_sdk.result_listener import ResultListener
-from mep_sdk.status_poller import Recheck
+from mep_sdk.status_poller import PAGE, Recheck
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
 from mep_wire.errors import MepError, TaskNotFound
-from mep_wire.states import TaskState
+from mep_wire.states import API_STATUS, TaskState
+from mep_wire.text import printable
 
 log = logging.getLogger("mep_sdk")
 
@@ -45,6 +48,10 @@ _CANCEL_ARRIVES_S = 5.0
 _SILENT_S = SILENT_S
 _LOOK_AGAIN_S = 1.0
 _JOIN_S = 2.0
+_WAITS = frozenset({API_STATUS[TaskState.QUEUED], API_STATUS[TaskState.DISPATCHED]})
+_MOST_REASONS = 4
+"""Endpoints for which the reason of a wait is asked at a time."""
+_NUMBERS = re.compile(r"[0-9:.,]+")
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -70,7 +77,7 @@ class Function:
 class Item:
     """A task that waits to be sent."""
 
-    future: TaskFuture
+    future: TaskFuture[Any]
     target: Target
     function: Function
     payload: bytes
@@ -104,13 +111,15 @@ class Session:
         """Ids in the queue: these tasks can still be cancelled without the relay."""
         self._sending: set[str] = set()
         self._cancelling: set[str] = set()
-        self._owed: dict[str, TaskFuture] = {}
+        self._owed: dict[str, TaskFuture[Any]] = {}
         """Tasks to be cancelled once the relay is back."""
-        self._pending: dict[str, TaskFuture] = {}
+        self._pending: dict[str, TaskFuture[Any]] = {}
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
         self._recheck: Recheck | None = None
         self._callbacks = CallbackThreads()
+        self._warned: set[tuple[str, str]] = set()
+        self._ended = {"succeeded": 0, "failed": 0, "cancelled": 0}
         self._sender_waits = False
         self._rounds = 0
         """How often the sender has sent what it took, or has failed to."""
@@ -118,11 +127,12 @@ class Session:
 
     # --- taking tasks -----------------------------------------------------------------------------------
 
-    def submit(self, target: Target, function: Function, payload: bytes) -> TaskFuture:
+    def submit(self, target: Target, function: Function, payload: bytes) -> TaskFuture[Any]:
         """Queue a task. Raises RuntimeError after shutdown, ForkedExecutor in a forked child."""
         if self._pid != os.getpid():
             raise ForkedExecutor
-        future = TaskFuture(new_task_id(), target.task_group_id, self)
+        future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, self)
+        future.endpoint_id = target.endpoint_id
         with self._change:
             if self._stopping:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -137,7 +147,7 @@ class Session:
                 self._change.notify_all()
         return future
 
-    def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture]:
+    def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture[Any]]:
         """Return futures for tasks that the relay has already: known ones, and new ones for the rest."""
         with self._change:
             if self._stopping:
@@ -163,7 +173,7 @@ class Session:
         listener = self._listeners.get(task_group_id)
         if listener is None:
             if self._recheck is None:
-                self._recheck = Recheck(self.client, self._on_relay, self._rechecked)
+                self._recheck = Recheck(self.client, self._on_relay, self._rechecked, self._look)
                 self._recheck.start()
             listener = ResultListener(
                 self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
@@ -238,6 +248,11 @@ class Session:
             for group in groups:  # one function's refusal is no other's
                 self._send_to(target, [group])
         else:
+            if log.isEnabledFor(logging.INFO):
+                count = sum(map(len, groups))
+                log.info("%d tasks are at the relay, for endpoint %s", count, target.endpoint_id)
+                for item in itertools.chain.from_iterable(groups):
+                    log.debug("task %s is at the relay, as a call of %s", item.future.task_id, item.function.id)
             with self._change:
                 listener = self._listeners.get(target.task_group_id)
             if listener is not None:
@@ -253,12 +268,14 @@ class Session:
             if future is None:
                 continue
             if result.state == TaskState.CANCELLED and cancelling:
-                future.mark_cancelled()  # the stream was faster than the answer to the request to cancel
+                self._cancelled(future)  # the stream was faster than the answer to the request to cancel
             else:
                 self._resolve(future, *_settle(result))
         self._settled()
 
-    def _resolve(self, future: TaskFuture, value: Any, failure: Exception | None) -> None:
+    def _resolve(self, future: TaskFuture[Any], value: Any, failure: Exception | None) -> None:
+        log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")
+        self._ended["succeeded" if failure is None else "failed"] += 1
         try:
             future.resolve(value, failure)
         except InvalidStateError:
@@ -266,20 +283,20 @@ class Session:
                 "task %s: your script has given its future a result itself; this one is dropped", future.task_id
             )
 
-    def call_back(self, future: TaskFuture) -> None:
+    def call_back(self, future: TaskFuture[Any]) -> None:
         """Have a future's callbacks called. They may wait, so the threads that bring results do not call them."""
         self._callbacks.put(future)
 
     def _fail(self, items: Sequence[Item], error: MepError) -> None:
         self._fail_futures([item.future for item in items], error)
 
-    def _fail_futures(self, futures: Sequence[TaskFuture], error: MepError) -> None:
+    def _fail_futures(self, futures: Sequence[TaskFuture[Any]], error: MepError) -> None:
         for future in futures:
             if self._taken(future.task_id) is not None:
                 self._resolve(future, None, _copy(error))
         self._settled()
 
-    def _taken(self, task_id: str) -> TaskFuture | None:
+    def _taken(self, task_id: str) -> TaskFuture[Any] | None:
         """Return the pending future of a task, and hold it as pending no longer; None where it has ended."""
         with self._change:
             return self._pending.pop(task_id, None)
@@ -292,7 +309,7 @@ class Session:
             listener.stop()
         self._fail_futures(lost, error)
 
-    def _pending_of(self, task_group_id: str) -> list[TaskFuture]:
+    def _pending_of(self, task_group_id: str) -> list[TaskFuture[Any]]:
         """Return a group's pending futures; the caller holds the lock."""
         return [future for future in self._pending.values() if future.task_group_id == task_group_id]
 
@@ -321,9 +338,51 @@ class Session:
                 self._resolve(future, None, TaskNotFound(task_id=task_id))
         self._deliver(ended)
 
+    # --- where tasks are --------------------------------------------------------------------------------
+
+    def look_soon(self) -> None:
+        """Have the relay asked soon where the oldest pending tasks are."""
+        if self._recheck is not None:
+            self._recheck.look_soon()
+
+    def _look(self) -> None:
+        """Ask where the oldest pending tasks are, and why they wait. Raises MepError."""
+        with self._change:
+            sent = (each for each in self._pending.values() if each.task_id not in self._unsent)
+            asked = {each.task_id: each for each in itertools.islice(sent, PAGE) if each.task_id not in self._sending}
+        if not asked:
+            return
+        told = self.client.statuses(list(asked), retry_for_s=0.0)
+        waiting: dict[str, list[TaskFuture[Any]]] = {}
+        for task_id, status in told.items():
+            future = asked[task_id]
+            future.told(status, future.reason_told if status in _WAITS else "")
+            if status in _WAITS:
+                waiting.setdefault(future.endpoint_id, []).append(future)
+        for endpoint_id in list(waiting)[:_MOST_REASONS]:
+            self._tell_why(endpoint_id, waiting[endpoint_id])
+
+    def _tell_why(self, endpoint_id: str, futures: list[TaskFuture[Any]]) -> None:
+        reason = self.client.why_waiting(futures[0].task_id, endpoint_id, retry_for_s=0.0)
+        for future in futures:
+            future.told(future.status, reason)
+        kind = (endpoint_id, _NUMBERS.sub("", reason))  # a queue position may change
+        if reason and kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("tasks wait at endpoint %s: %s", printable(endpoint_id), printable(reason))
+
+    def stats(self) -> dict[str, int]:
+        """Return how many tasks are in which state, as far as this process knows."""
+        with self._change:
+            pending = list(self._pending.values())
+            unsent = len(self._unsent)
+            counts = dict(self._ended)
+        running = sum(each.status == "running" for each in pending)
+        return {"unsent": unsent, "waiting": len(pending) - unsent - running, "running": running, **counts}
+
     # --- cancelling -------------------------------------------------------------------------------------
 
-    def cancel_futures(self, futures: list[TaskFuture]) -> int:
+    def cancel_futures(self, futures: list[TaskFuture[Any]]) -> int:
         """Cancel the tasks that have not ended; return their number. Unsent tasks are only dropped."""
         with self._change:
             drop = [future for future in futures if future.task_id in self._unsent]
@@ -337,7 +396,7 @@ class Session:
         self._settled()
         return count
 
-    def _cancel_sent(self, ask: dict[str, TaskFuture]) -> int:
+    def _cancel_sent(self, ask: dict[str, TaskFuture[Any]]) -> int:
         ends = time.monotonic() + _CANCEL_S
         with self._change:
             # A request on its way must arrive first, or the relay would not know the tasks.
@@ -360,12 +419,12 @@ class Session:
             self._cancelling -= ask.keys() - self._owed.keys()
         return count
 
-    def _settle_owed(self, ask: dict[str, TaskFuture]) -> None:
+    def _settle_owed(self, ask: dict[str, TaskFuture[Any]]) -> None:
         with self._change:
             for task_id in ask:
                 self._owed.pop(task_id, None)
 
-    def _cancel_later(self, ask: dict[str, TaskFuture], error: MepError) -> None:
+    def _cancel_later(self, ask: dict[str, TaskFuture[Any]], error: MepError) -> None:
         with self._change:
             new = ask.keys() - self._owed.keys()
             self._owed |= {task_id: future for task_id, future in ask.items() if task_id in self._pending}
@@ -383,8 +442,13 @@ class Session:
         if owed:
             self._cancel_sent(owed)
 
-    def _mark_cancelled(self, future: TaskFuture) -> bool:
-        return self._taken(future.task_id) is not None and future.mark_cancelled()
+    def _mark_cancelled(self, future: TaskFuture[Any]) -> bool:
+        return self._taken(future.task_id) is not None and self._cancelled(future)
+
+    def _cancelled(self, future: TaskFuture[Any]) -> bool:
+        log.debug("task %s is cancelled", future.task_id)
+        self._ended["cancelled"] += 1
+        return future.mark_cancelled()
 
     # --- ending -----------------------------------------------------------------------------------------
 

@@ -159,6 +159,37 @@ def test_source_code_and_hardware(place, executor):
     assert client.get_allowed_functions(place.endpoint.endpoint_id) == {"restricted": False, "functions": []}
 
 
+def test_a_task_that_waits_says_why(place, monkeypatch, caplog):
+    monkeypatch.setattr("mep_sdk.status_poller.LOOK_AFTER_S", 0.2)
+    executor = place.executor(endpoint_id=place.idle.endpoint_id)
+    with caplog.at_level(logging.WARNING, "mep_sdk"):
+        future = executor.submit(add, 1, 2)
+        assert until(lambda: future.reason)
+    assert place.idle.endpoint_id in caplog.text
+    assert future.reason in caplog.text
+    assert "waiting-for-ep" in repr(future)
+    assert executor.stats()["waiting"] == 1
+    executor.shutdown(wait=True, cancel_futures=True)
+    assert executor.stats()["cancelled"] == 1
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def test_a_running_task_says_so(place, monkeypatch):
+    monkeypatch.setattr("mep_sdk.status_poller.LOOK_AGAIN_S", 0.05)
+    with place.executor() as executor:
+        future = executor.submit(sleep_then, 3, 2)
+        seen = set()
+        until(lambda: seen.add(future.running()) or future.done())
+        assert future.result() == 3
+        assert not future.running()
+
+
 def test_ten_thousand_tasks(executor):
     futures = [executor.submit(add, number, number) for number in range(10_000)]
     assert sum(future.result(60) for future in futures) == 9999 * 10_000
