@@ -122,6 +122,12 @@ class CaBundleUnusable(MepError):
     http_status = 400
 
 
+class DependencyFailed(MepError, TaskExecutionFailed):
+    """The task was not sent, since one of its arguments is the future of a task that did not succeed: {reason}"""
+
+    code = "DEPENDENCY_FAILED"
+
+
 class ForkedExecutor(MepError):
     """This Executor was made before the process forked and works only in the parent. Make a new one here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import logging
@@ -18,9 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+from mep_sdk import dependencies
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.compute_serializer import ComputeSerializer
+from mep_sdk.errors import ArgumentsUnserializable, DependencyFailed
+from mep_sdk.foreign_code import failure_text
 from mep_sdk.futures import TaskFuture
 from mep_sdk.json_values import checked_json
 from mep_sdk.map_chunks import run_chunk
@@ -29,7 +33,7 @@ from mep_sdk.strategies import Strategylike, result_ways
 from mep_sdk.submitter import Function, Session, Target
 from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
-from mep_wire.errors import NotConfigured, PayloadTooLarge
+from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
 from mep_wire.user_values import check_characters
 
@@ -358,11 +362,43 @@ class Executor(concurrent.futures.Executor):
             self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
-        payload = checked_payload(args, kwargs, name, as_json=as_json, result_ways=ways)
-        future = self._session.submit(target, function, payload)
+        dump = functools.partial(checked_payload, name=name, as_json=as_json, result_ways=ways)
+        try:
+            payload = dump(args, kwargs)
+        except ArgumentsUnserializable:
+            waits_for = list(dependencies.futures_in([args, kwargs]))
+            if not waits_for:
+                raise
+            future = self._session.submit(target, function, None)
+            send = functools.partial(self._send_when_ended, future, target, function, dump, args, kwargs, waits_for)
+            _after_all(waits_for, send)
+        else:
+            future = self._session.submit(target, function, payload)
         future.function_name = name
         self.task_count_submitted += 1
         return future
+
+    def _send_when_ended(
+        self,
+        future: TaskFuture[Any],
+        target: Target,
+        function: Function,
+        dump: Callable[..., bytes],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        waited_for: list[concurrent.futures.Future[Any]],
+    ) -> None:
+        """Queue a task whose arguments held futures, which have ended by now."""
+        if failed := dependencies.failed_among(waited_for):
+            which, error = failed
+            reason = f"{getattr(which, 'task_id', 'a future')}: {'cancelled' if error is None else failure_text(error)}"
+            self._session.give_up(future, _caused(DependencyFailed(reason=reason), error))
+            return
+        try:
+            values = dependencies.with_values([tuple(args), dict(kwargs)])
+            self._session.supply(future, target, function, dump(*values))
+        except MepError as error:  # what the relay would not take
+            self._session.give_up(future, error)
 
     def _options(self) -> TaskOptions:
         return checked_options(self.walltime_s, self.max_attempts, self.deadline, self.deadline_s, self.priority)
@@ -392,6 +428,27 @@ class Executor(concurrent.futures.Executor):
             description=doc_of(fn),
             container_uuid=str(self._container_id) if self._container_id else None,
         )
+
+
+def _caused(error: MepError, cause: BaseException | None) -> MepError:
+    error.__cause__ = cause
+    return error
+
+
+def _after_all(futures: list[concurrent.futures.Future[Any]], call: Callable[[], None]) -> None:
+    """Have `call` called once all of these have ended."""
+    left, lock = len(futures), threading.Lock()
+
+    def ended(_: object) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            call()
+
+    for each in futures:
+        each.add_done_callback(ended)
 
 
 def _digest(code: bytes) -> bytes:

@@ -107,6 +107,8 @@ class Session:
         self._pid = os.getpid()
         self._change = threading.Condition()
         self._queue: deque[Item] = deque()
+        self._deferred: set[str] = set()
+        """Tasks that wait for the futures among their arguments, and are in no queue yet."""
         self._unsent: set[str] = set()
         """Ids in the queue: these tasks can still be cancelled without the relay."""
         self._sending: set[str] = set()
@@ -127,8 +129,9 @@ class Session:
 
     # --- taking tasks -----------------------------------------------------------------------------------
 
-    def submit(self, target: Target, function: Function, payload: bytes) -> TaskFuture[Any]:
-        """Queue a task. Raises RuntimeError after shutdown, ForkedExecutor in a forked child."""
+    def submit(self, target: Target, function: Function, payload: bytes | None) -> TaskFuture[Any]:
+        """Queue a task; without a payload it waits for `supply`. Raises RuntimeError after shutdown, and ForkedExecutor
+        in a forked child."""
         if self._pid != os.getpid():
             raise ForkedExecutor
         future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, self)
@@ -138,7 +141,10 @@ class Session:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._pending[future.task_id] = future
             self._unsent.add(future.task_id)
-            self._queue.append(Item(future, target, function, payload))
+            if payload is None:
+                self._deferred.add(future.task_id)
+            else:
+                self._queue.append(Item(future, target, function, payload))
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
                 self._sender.start()
@@ -146,6 +152,24 @@ class Session:
             if self._sender_waits:
                 self._change.notify_all()
         return future
+
+    def supply(self, future: TaskFuture[Any], target: Target, function: Function, payload: bytes) -> None:
+        """Queue a task that was submitted without its payload, unless it was cancelled."""
+        with self._change:
+            self._deferred.discard(future.task_id)
+            if future.task_id in self._unsent:
+                self._queue.append(Item(future, target, function, payload))
+            self._change.notify_all()
+
+    def give_up(self, future: TaskFuture[Any], error: MepError) -> None:
+        """Fail a task that was submitted without its payload."""
+        with self._change:
+            self._deferred.discard(future.task_id)
+            self._unsent.discard(future.task_id)
+            self._change.notify_all()
+        if self._taken(future.task_id) is not None:
+            self._resolve(future, None, error)
+        self._settled()
 
     def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture[Any]]:
         """Return futures for tasks that the relay has already: known ones, and new ones for the rest."""
@@ -187,7 +211,7 @@ class Session:
     def _send_forever(self) -> None:
         while True:
             with self._change:
-                while not self._queue and not self._stopping:
+                while not self._queue and not (self._stopping and not self._deferred):
                     self._sender_waits = True
                     self._change.wait()
                     self._sender_waits = False
@@ -387,6 +411,7 @@ class Session:
         with self._change:
             drop = [future for future in futures if future.task_id in self._unsent]
             self._unsent.difference_update(future.task_id for future in drop)
+            self._deferred.difference_update(future.task_id for future in drop)
             ask = {future.task_id: future for future in futures if future.task_id in self._pending}
             for future in drop:
                 ask.pop(future.task_id, None)
@@ -508,7 +533,7 @@ class Session:
 
     def _is_sent(self) -> bool:
         """Return whether everything queued is sent; the caller holds the lock."""
-        return not self._queue and not self._sending
+        return not self._queue and not self._sending and not self._deferred
 
     def _lost_group(self) -> RelayAnswerMissing | None:
         """Return what says that a group's relay has been away for too long; the caller holds the lock."""

@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from mep_sdk import Client, Executor
-from mep_sdk.errors import DataUnreadable, FunctionUnserializable, RelayAnswerMissing, RemoteTraceback, TaskPending
+from mep_sdk.errors import (
+    ArgumentsUnserializable,
+    DataUnreadable,
+    DependencyFailed,
+    FunctionUnserializable,
+    RelayAnswerMissing,
+    RemoteTraceback,
+    TaskPending,
+)
 from mep_sdk.serialize import serialize_function
 from mep_wire.errors import (
     BodyInvalid,
@@ -188,6 +196,56 @@ def test_a_running_task_says_so(place, monkeypatch):
         until(lambda: seen.add(future.running()) or future.done())
         assert future.result() == 3
         assert not future.running()
+
+
+def total(values):
+    return sum(values.values()) if isinstance(values, dict) else sum(values)
+
+
+def test_futures_may_be_arguments(executor):
+    one, two = executor.submit(sleep_then, 1, 0.3), executor.submit(add, 1, 1)
+    assert executor.submit(add, one, b=two).result(WAIT_S) == 3
+    assert executor.submit(total, [one, two, 10]).result(WAIT_S) == 13
+    assert executor.submit(total, {"a": one, "b": two}).result(WAIT_S) == 3
+    chain = executor.submit(add, 0, 0)
+    for _ in range(20):
+        chain = executor.submit(add, chain, 1)
+    assert chain.result(WAIT_S) == 20
+    mine: concurrent.futures.Future = concurrent.futures.Future()
+    waits = executor.submit(add, mine, 1)
+    assert not executor.flush(0.2)
+    mine.set_result(41)
+    assert waits.result(WAIT_S) == 42
+
+
+def test_shutdown_waits_for_tasks_that_wait_for_others(place):
+    with place.executor() as executor:
+        last = executor.submit(sleep_then, 1, 1)
+        for _ in range(5):
+            last = executor.submit(add, last, 1)
+    assert last.result(0) == 6
+
+
+def test_a_failed_argument_is_named(executor):
+    failed = executor.submit(look_up, "x")
+    waits = executor.submit(add, failed, 1)
+    with pytest.raises(DependencyFailed, match="NoSuchMolecule") as caught:
+        waits.result(WAIT_S)
+    assert failed.task_id in str(caught.value)
+    assert isinstance(caught.value.__cause__, NoSuchMolecule)
+    cancelled: concurrent.futures.Future = concurrent.futures.Future()
+    waits = executor.submit(add, cancelled, 1)
+    cancelled.cancel()
+    with pytest.raises(DependencyFailed, match="cancelled"):
+        waits.result(WAIT_S)
+    unpicklable: concurrent.futures.Future = concurrent.futures.Future()
+    waits = executor.submit(add, unpicklable, 1)
+    unpicklable.set_result(threading.Lock())
+    with pytest.raises(ArgumentsUnserializable, match="lock"):
+        waits.result(WAIT_S)
+    never: concurrent.futures.Future = concurrent.futures.Future()
+    waits = executor.submit(add, never, 1)
+    assert waits.cancel() and waits.cancelled()
 
 
 def test_ten_thousand_tasks(executor):
