@@ -42,9 +42,12 @@ def checked_payload(
     *,
     as_json: bool = False,
     result_ways: Sequence[str] = (),
+    explain: bool = True,
 ) -> bytes:
     """Return serialized arguments. Raises ArgumentsUnserializable or PayloadTooLarge."""
-    payload = serialize_arguments(tuple(args), kwargs, name=name, as_json=as_json, result_ways=result_ways)
+    payload = serialize_arguments(
+        tuple(args), kwargs, name=name, as_json=as_json, result_ways=result_ways, explain=explain
+    )
     if len(payload) > limits.MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
     return payload

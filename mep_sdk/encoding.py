@@ -100,6 +100,17 @@ def dumps(value: object, *, local_by_value: bool) -> bytes:
     return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value), value=value)
 
 
+def way_to_fault(value: object, name: str, *, local_by_value: bool) -> str:
+    """Return which part of a value does not pickle, as words to add to the reason; empty if it is the value itself."""
+    from mep_sdk.unpicklable import path_to_fault  # only a failure needs it
+
+    def pickles(part: object) -> bool:
+        return attempt(lambda: dumps(part, local_by_value=local_by_value))[1] is None
+
+    path = path_to_fault(value, name, pickles)
+    return f" ({path})" if path else ""
+
+
 def dumps_by_value(value: object, module: ModuleType) -> bytes:
     """Return a frame in which everything of this module, and of local ones, travels by value. Raises
     NotSerializable."""

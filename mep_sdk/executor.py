@@ -364,10 +364,11 @@ class Executor(concurrent.futures.Executor):
         as_json, ways = self._serializer.as_json, self._result_ways
         dump = functools.partial(checked_payload, name=name, as_json=as_json, result_ways=ways)
         try:
-            payload = dump(args, kwargs)
+            payload = dump(args, kwargs, explain=False)
         except ArgumentsUnserializable:
             waits_for = list(dependencies.futures_in([args, kwargs]))
             if not waits_for:
+                dump(args, kwargs)  # and say which part it is
                 raise
             future = self._session.submit(target, function, None)
             send = functools.partial(self._send_when_ended, future, target, function, dump, args, kwargs, waits_for)

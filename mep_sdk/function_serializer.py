@@ -182,7 +182,7 @@ def _code_of(function: types.FunctionType) -> Code:
     return Code(
         name=function.__qualname__,
         code=marshal.dumps(function.__code__),
-        defaults=_dump(defaults, function.__qualname__) if any(defaults) else b"",
+        defaults=_dump(defaults, function.__qualname__, function) if any(defaults) else b"",
         source=_source(function.__code__),
     )
 
@@ -244,11 +244,12 @@ def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
     return SerializedFunction(name=name, module=module, python=encoding.PYTHON, pickled=tuple(pickled))
 
 
-def _dump(value: object, name: str) -> bytes:
+def _dump(value: object, name: str, part_of: object = None) -> bytes:
     try:
         return encoding.dumps(value, local_by_value=True)
     except NotSerializable as error:
-        raise FunctionUnserializable(name=name, reason=str(error)) from error
+        way = encoding.way_to_fault(value if part_of is None else part_of, name, local_by_value=True)
+        raise FunctionUnserializable(name=name, reason=f"{error}{way}") from error
 
 
 def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]:

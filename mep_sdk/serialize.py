@@ -40,17 +40,30 @@ def serialize_arguments(
     local_by_value: bool = True,
     as_json: bool = False,
     result_ways: Sequence[str] = (),
+    explain: bool = True,
 ) -> bytes:
     """Return the bytes of one call's arguments. Raises ArgumentsUnserializable.
 
-    `result_ways`: how the result may be sent, to be tried in this order (see strategies).
+    `result_ways`: how the result may be sent, to be tried in this order (see strategies). `explain` looks for the part
+    that does not pickle, which takes up to a second.
     """
     try:
         call = (args, dict(kwargs))
         data = encoding.dumps_json(call) if as_json else encoding.dumps(call, local_by_value=local_by_value)
         return encoding.request(list(result_ways), data) if result_ways else data
     except NotSerializable as error:
-        raise ArgumentsUnserializable(name=name, reason=str(error)) from error
+        way = _fault_in_call(args, kwargs, local_by_value=local_by_value) if explain and not as_json else ""
+        raise ArgumentsUnserializable(name=name, reason=f"{error}{way}") from error
+
+
+def _fault_in_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, local_by_value: bool) -> str:
+    named = {f"argument {index + 1}": each for index, each in enumerate(args)}
+    for name, each in {**named, **{f"argument {key}": value for key, value in kwargs.items()}}.items():
+        try:
+            encoding.dumps(each, local_by_value=local_by_value)
+        except NotSerializable:
+            return encoding.way_to_fault(each, name, local_by_value=local_by_value) or f" ({name})"
+    return ""
 
 
 def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -72,7 +85,8 @@ def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
         try:
             return encoding.dumps_json(value) if way == "json" else encoding.dumps(value, local_by_value=False)
         except NotSerializable as error:
-            reasons.append(str(error) if len(ways) < 2 else f"{way}: {error}")
+            fault = encoding.way_to_fault(value, "result", local_by_value=False) if way != "json" else ""
+            reasons.append(f"{error}{fault}" if len(ways) < 2 else f"{way}: {error}{fault}")
     raise ResultUnserializable(reason="; ".join(reasons))
 
 
