@@ -19,8 +19,8 @@ from relay.log import Sparing
 
 ACCEPTS_A_TURN = 64
 """Most connections accepted before the event loop may do something else."""
-RESERVE = 64
-"""Descriptors that HTTP connections leave to others; a quarter of all where there are few."""
+MIN_RESERVE, MAX_RESERVE = 48, 4096
+"""Descriptors that HTTP connections leave to links and files: an eighth of all, within these."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -36,7 +36,7 @@ class Acceptor:
         self._resume: asyncio.TimerHandle | None = None
         self._pause_s = FIRST_PAUSE_S
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._highest = soft - min(RESERVE, soft // 4)
+        self._highest = soft - min(max(soft // 8, MIN_RESERVE), MAX_RESERVE)
         self.pauses = 0
         """How often there was no descriptor for another connection."""
 

@@ -18,6 +18,7 @@ from zmq.utils import z85
 
 from mep_link.zap import ZapHandler
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_LINK_MESSAGE_BYTES
+from relay.link.accept_pause import PausableListener
 from relay.link.base import Peer, PlaneHandler
 from relay.log import Sparing
 
@@ -55,6 +56,7 @@ class ZmqPlane:
         self._retry_s = FIRST_RETRY_S
         self._scheduled = False
         self._stopped = False
+        self._listener: PausableListener | None = None
         self.address = ""
 
     def _configure(self, secret: bytes) -> None:
@@ -70,7 +72,6 @@ class ZmqPlane:
             zmq.HEARTBEAT_TIMEOUT: int(LINK_DEAD_S * 1000),
             zmq.HANDSHAKE_IVL: 10_000,
             zmq.LINGER: 1000,
-            zmq.BACKLOG: 1024,
             zmq.IPV6: int(":" in self._host),
         }
         for option, value in options.items():
@@ -84,8 +85,11 @@ class ZmqPlane:
         self._loop.call_soon(self._zap.answer_waiting)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            self._socket.bind(f"tcp://{host}:{self._port or '*'}")
-        except zmq.ZMQError as error:
+            self._listener = PausableListener(self._host, self._port)
+            self._socket.setsockopt(zmq.USE_FD, self._listener.descriptor)
+            self._listener.watch(self._socket, self._loop)
+            self._socket.bind(f"tcp://{host}:{self._listener.port}")
+        except (OSError, zmq.ZMQError) as error:
             raise OSError(error.errno, f"cannot listen on {host}:{self._port}: {error}") from error
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         self.address = bytes(endpoint).rstrip(b"\0").decode() if isinstance(endpoint, bytes) else ""
@@ -221,6 +225,8 @@ class ZmqPlane:
         """See `relay.link.base.Plane.stop`."""
         self._stopped = True
         self._loop.remove_reader(self._socket.fileno())
+        if self._listener is not None:
+            self._listener.close(self._socket)
         self._socket.close()
         self._loop.remove_reader(self._zap.fileno())
         self._zap.close()

@@ -166,3 +166,27 @@ def test_out_of_descriptors_http_connections_wait_and_those_there_are_served(tmp
         assert status == 200
         assert relay.log.read_text().count("out of descriptors") <= 3
         assert "accept() out of system resource" not in relay.log.read_text()
+
+
+def test_out_of_descriptors_new_links_wait_and_links_that_are_up_are_served(tmp_path: Path) -> None:
+    with PoorRelay(tmp_path) as relay, contextlib.ExitStack() as stack:
+        lab = FakeManager(relay, relay.add_user("alice@example.edu"))
+        lab.hello()
+        host, _, port = relay.link_address.removeprefix("tcp://").rpartition(":")
+
+        def exhausted() -> bool:
+            silent = stack.enter_context(socket.socket())
+            silent.settimeout(1.0)
+            silent.connect_ex((host, int(port)))
+            return "link: out of descriptors" in relay.log.read_text()
+
+        wait_for(exhausted)
+        before = cpu_ticks(relay)
+        lab.hello()
+        assert relay.request("GET", "/v2/version")[0] == 200
+        assert relay.log.read_text().count("link: out of descriptors") <= 3
+        stack.close()
+        again = FakeLink(lab._address, lab.relay_key, codec.decode_to_uep)
+        again.send(messages.UepHello(protocol=PROTOCOL_VERSION, uep_id="x", held=[]))
+        assert again.expect(messages.Refused, 60_000).code == "JOIN_REFUSED"
+        assert cpu_ticks(relay) - before < 200
