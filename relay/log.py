@@ -55,14 +55,20 @@ class _Line(logging.Formatter):
         return "".join([line, *("\n  " + printable_lines(each).replace("\n", "\n  ") for each in more)])
 
 
+_left_out = [0]
+
+
+def lines_left_out() -> int:
+    """Return how many lines were counted in place of being written, since the process began."""
+    return _left_out[0]
+
+
 class Limiter:
     """Lets each kind of line through once in `every_s` seconds, and counts the others."""
 
     def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every_s, clock
         self._last: dict[Hashable, tuple[float, int]] = {}
-        self.left_out = 0
-        """How many lines were not let through."""
 
     def admit(self, kind: Hashable) -> str | None:
         """Return what is to be added to a line of this kind (how many were left out before), None to leave it out."""
@@ -70,7 +76,7 @@ class Limiter:
         at, left_out = self._last.get(kind, (float("-inf"), 0))
         if now - at < self._every:
             self._last[kind] = at, left_out + 1
-            self.left_out += 1
+            _left_out[0] += 1
             return None
         if len(self._last) >= MAX_KINDS:
             self._last.clear()

@@ -28,6 +28,7 @@ from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.start_signing import OverlapSigner
 from relay.dispatch.submissions import PersonLimits
+from relay.figures import Figures
 from relay.link.zmq_link import ZmqPlane
 from relay.log import logger
 from relay.loop_watch import LoopWatch
@@ -121,6 +122,9 @@ async def serve(state: State, settings: Settings) -> None:
     dispatcher.recover()
     server = _Server(_http_config(App(service)), listener)
     watch = LoopWatch()
+    service.figures = Figures(
+        store=store, dispatcher=dispatcher, plane=plane, http=server, acceptor=server.acceptor, watch=watch
+    ).text
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)

@@ -14,7 +14,7 @@ from relay.api.context import Service
 from relay.api.http import Receive, Request, Scope, Send
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
-from relay.log import logger
+from relay.log import Sparing, logger
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
@@ -26,6 +26,7 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._sparing = Sparing()
         self._router = Router()
         for route in ROUTES:
             self._router.add(route)
@@ -39,29 +40,32 @@ class App:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         packed = http.is_packed(http.header(scope, b"accept") or http.header(scope, b"content-type"))
-        close = False
+        close, media = False, http.media_type(packed=packed)
         try:
             route, body = await self._answer(scope, receive, packed=packed)
-            status = route.status
+            status, media = route.status, http.TEXT if route.text else media
         except MepError as error:
             status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
             # The rest of the body is not read: the connection cannot be reused.
             close = isinstance(error, (PayloadTooLarge, TokenUnknown, RelayBusy)) and scope["method"] in ("POST", "PUT")
             if status >= 500:
-                logger.error("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
+                self._sparing.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
             logger.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
-        await http.answer(send, status, body, packed=packed, close=close)
+        await http.answer(send, status, body, media=media, close=close)
 
     async def _answer(self, scope: Scope, receive: Receive, *, packed: bool) -> tuple[Route, bytes]:
         found = self._router.find(scope["method"], scope["path"])
         if found is None:
             raise RouteNotFound(method=scope["method"], path=scope["path"][:200])
         route, values = found
-        caller = _NOBODY if route.open else self._service.auth.caller(http.header(scope, b"authorization"))
+        no_token = route.open or (route.open_here and http.is_local(scope))
+        caller = _NOBODY if no_token else self._service.auth.caller(http.header(scope, b"authorization"))
         request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed)
+        if route.text:
+            return route, (await route.handler(self._service, request)).encode()
         if route.body is None:
             return route, http.encode(await route.handler(self._service, request), packed=packed)
         with self._service.bodies.room(caller.account_id, http.declared_size(scope)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mep_wire.api import EarlierRelayKeys
 from relay.api.body_budget import Bodies
+from relay.api.readiness import Readiness
 from relay.api.user_config_check import UserConfigChecks
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
@@ -28,3 +30,10 @@ class Service:
     function_digests: dict[int, str] = field(default_factory=dict)
     """SHA-256 of functions' code in hexadecimal, by row."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)
+    figures: Callable[[], str] = lambda: ""
+    """Returns the answer of GET /metrics."""
+    readiness: Readiness = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Ask the store, and no other."""
+        self.readiness = Readiness(self.store)

@@ -22,6 +22,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' name for its text format."""
 
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
@@ -100,15 +102,27 @@ def is_packed(content_type: str) -> bool:
     return MSGPACK in content_type or "application/x-msgpack" in content_type
 
 
+def is_local(scope: Scope) -> bool:
+    """Return whether a program on this host asks, for itself as far as it says: no proxy that passes a request on."""
+    host = str((scope.get("client") or ("",))[0])
+    passed_on = any(name in (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via") for name, _ in scope["headers"])
+    return (host.startswith("127.") or host == "::1") and not passed_on
+
+
+def media_type(*, packed: bool) -> str:
+    """Return the media type of an answer that is no plain text."""
+    return MSGPACK if packed else JSON
+
+
 def encode(value: object, *, packed: bool) -> bytes:
     """Return the body for `value`."""
     return _msgpack_encoder.encode(value) if packed else _json_encoder.encode(value)
 
 
-async def answer(send: Send, status: int, body: bytes, *, packed: bool, close: bool = False) -> None:
+async def answer(send: Send, status: int, body: bytes, *, media: str, close: bool = False) -> None:
     """Send a whole answer; `close` ends the connection after it."""
     headers = [
-        (b"content-type", (MSGPACK if packed else JSON).encode()),
+        (b"content-type", media.encode()),
         (b"content-length", str(len(body)).encode()),
     ]
     if close:

@@ -29,6 +29,8 @@ class Operation(Protocol):
     @property
     def open(self) -> bool: ...
     @property
+    def text(self) -> bool: ...
+    @property
     def query(self) -> tuple[str, ...]: ...
     @property
     def body(self) -> type[Any] | None: ...
@@ -68,7 +70,7 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "parameters": _parameters(route),
         "responses": {
-            str(route.status): _content(by_type.get(str(route.answer), {}), "Done"),
+            str(route.status): _text() if route.text else _content(by_type.get(str(route.answer), {}), "Done"),
             **_errors(route, by_type),
         },
         "security": [] if route.open else [{"token": []}],
@@ -89,6 +91,10 @@ def _parameters(route: Operation) -> list[dict[str, Any]]:
 
 def _content(schema: Any, description: str) -> dict[str, Any]:
     return {"description": description, "content": {media: {"schema": schema} for media in (JSON, MSGPACK)}}
+
+
+def _text() -> dict[str, Any]:
+    return {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 def _errors(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:

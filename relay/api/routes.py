@@ -13,7 +13,7 @@ from typing import Any
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
-from relay.api import endpoints, functions, tasks
+from relay.api import endpoints, functions, health, tasks
 from relay.api.context import Service
 from relay.api.http import Request
 from relay.api.openapi import specification
@@ -36,6 +36,10 @@ class Route:
     status: int = 200
     open: bool = False
     """Whether it answers without a token."""
+    open_here: bool = False
+    """Whether it answers without a token to this host's own programs."""
+    text: bool = False
+    """Whether its answer is plain text."""
 
     @property
     def all_errors(self) -> tuple[type[e.MepError], ...]:
@@ -101,6 +105,17 @@ _STATUS = "/v2/endpoints/{endpoint_id}/status"
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), open=True),
     Route("GET", "/openapi.json", openapi, Any, "This specification", open=True),
+    Route("GET", "/healthz", health.healthz, health.Health, "Whether the relay runs", open=True),
+    Route(
+        "GET",
+        "/readyz",
+        health.readyz,
+        health.Health,
+        "Whether the relay can store tasks",
+        errors=(e.RelayUnavailable,),
+        open=True,
+    ),
+    Route("GET", "/metrics", health.metrics, str, "The relay's figures for Prometheus", open_here=True, text=True),
     Route(
         "POST",
         "/v3/endpoints",

@@ -97,6 +97,11 @@ class ZmqPlane:
         self._loop.call_later(HEARTBEAT_S / 2, self._check_silence)
         self._again()
 
+    @property
+    def pauses(self) -> int:
+        """How often there was no descriptor for another link."""
+        return 0 if self._listener is None else self._listener.pauses
+
     # --- receiving --------------------------------------------------------------------------------
 
     def _again(self) -> None:

@@ -47,6 +47,11 @@ class Commits:
         """The longest wait for the lock or the disk since it was last read."""
         self._rolled_back = False
 
+    def take_longest_s(self) -> float:
+        """Return `longest_wait_s`, and set it to 0."""
+        found, self.longest_wait_s = self.longest_wait_s, 0.0
+        return found
+
     def commit(self, group: list[_Waiting]) -> None:
         """Commit a group; each future gets its change's own result or error."""
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
@@ -146,6 +151,11 @@ class Writer:
             self._waiting.put((change, future))
         return future
 
+    @property
+    def waiting(self) -> int:
+        """How many changes wait."""
+        return self._waiting.qsize()
+
     def close(self) -> None:
         """Commit waiting changes, and end the thread."""
         self._closed = True
@@ -174,6 +184,11 @@ class DirectWriter:
         future: Future[T] = Future()
         self._commits.commit([(change, future)])
         return future
+
+    @property
+    def waiting(self) -> int:
+        """None ever waits."""
+        return 0
 
     def close(self) -> None:
         """Nothing waits."""

@@ -527,7 +527,8 @@ class SqliteStore:
         self._write = _connect(path or ":memory:")
         migrate(self._write)
         self._read = self._write
-        self._writer: Writer | DirectWriter = DirectWriter(Commits(self._write, SqliteTx(self._write)))
+        self.commits = Commits(self._write, SqliteTx(self._write))
+        self._writer: Writer | DirectWriter = DirectWriter(self.commits)
         if path is not None:
             self._open_file(path, for_server=for_server)
 
@@ -543,11 +544,17 @@ class SqliteStore:
         if for_server:  # a read is in the event loop's thread; nothing but a recovery after a crash ever locks it out
             self._read.execute("PRAGMA busy_timeout = 0")
         self._write.execute(f"PRAGMA busy_timeout = {int(LOCK_STEP_S * 1000)}")  # `Commits` tries again
-        self._writer = Writer(Commits(self._write, SqliteTx(self._write), self._checkpointer))
+        self.commits = Commits(self._write, SqliteTx(self._write), self._checkpointer)
+        self._writer = Writer(self.commits)
 
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
         return self._writer.submit(change)
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the writer."""
+        return self._writer.waiting
 
     @property
     def checkpoints(self) -> CheckpointFigures | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mep_wire import codec, messages
 from tests.support.fake_peer import FakeManager
@@ -47,3 +52,63 @@ def test_another_holder_of_the_databases_lock_holds_up_writes_alone(
     submission.join(60)
     assert len(answers) == 1
     assert "changes waited" in relay.log.read_text()
+
+
+def figure(relay: RelayProcess, name: str) -> float:
+    with urllib.request.urlopen(f"{relay.url}/metrics", timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = answer.read().decode().splitlines()
+    (found,) = [line for line in lines if line.startswith(f"mep_relay_{name} ")]
+    return float(found.rpartition(" ")[2])
+
+
+def test_while_the_database_is_locked_the_relay_is_alive_and_not_ready(relay: RelayProcess) -> None:
+    assert relay.request("GET", "/healthz") == (200, {"status": "ok"})
+    assert relay.request("GET", "/readyz") == (200, {"status": "ok"})
+    with locked(relay):
+        wait_for(lambda: relay.request("GET", "/readyz")[1].get("code") == "RELAY_UNAVAILABLE")
+        assert relay.request("GET", "/healthz") == (200, {"status": "ok"})
+    wait_for(lambda: relay.request("GET", "/readyz")[0] == 200)
+    assert figure(relay, "store_longest_wait_seconds") > 1.0
+
+
+def test_a_loop_that_stands_still_is_seen_in_the_figures_and_named_in_the_log(tmp_path: Path) -> None:
+    """The look-up of endpoints takes a second, as on a file system that hangs."""
+    with SlowRelay(tmp_path) as relay:
+        token = relay.add_user("alice@example.edu")
+        before = figure(relay, "loop_stalls_total")
+        assert relay.request("GET", "/v2/endpoints", token)[0] == 200
+        wait_for(lambda: figure(relay, "loop_stalls_total") > before)
+        assert figure(relay, "loop_lag_seconds") > 0.5
+        wait_for(lambda: "event loop: stood still for" in relay.log.read_text())
+        assert "endpoints:" in relay.log.read_text()
+
+
+class SlowRelay(RelayProcess):
+    """See the test."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        patch = (
+            "import threading, relay.store.sqlite as s; "
+            "s.SqliteStore.endpoints = lambda *_: threading.Event().wait(1.2) and [] or []; "
+        )
+        return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via"])
+def test_figures_are_for_this_host_and_for_people_with_a_token(relay: RelayProcess, header: str, alice: Person) -> None:
+    asked = urllib.request.Request(f"{relay.url}/metrics", headers={header: "192.0.2.7"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(asked, timeout=60)
+    asked.add_header("authorization", f"Bearer {alice.token}")
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert b"mep_relay_store_checkpoints_total" in answer.read()
+
+
+def test_checkpoints_are_among_the_figures(relay: RelayProcess, alice: Person) -> None:
+    before = figure(relay, "store_checkpoints_total")
+    alice.function()
+    wait_for(lambda: figure(relay, "store_checkpoints_total") > before)
+    assert figure(relay, "store_log_bytes") > 0
+    assert figure(relay, "store_failures_total") == 0

@@ -1,0 +1,33 @@
+"""Whether the relay works, for a supervisor, a proxy and a monitoring system: /healthz, /readyz, /metrics.
+
+The first two tell nothing else, and anybody may ask. The figures are told to this host and to people with a token.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from relay.api.context import Service
+from relay.api.http import Request
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """GET /healthz and /readyz."""
+
+    status: str = "ok"
+
+
+async def healthz(service: Service, request: Request) -> Health:
+    """GET /healthz: the event loop answers."""
+    return Health()
+
+
+async def readyz(service: Service, request: Request) -> Health:
+    """GET /readyz: tasks can be stored."""
+    await service.readiness.check()
+    return Health()
+
+
+async def metrics(service: Service, request: Request) -> str:
+    """GET /metrics: the relay's figures, in Prometheus' text format."""
+    return service.figures()
