@@ -211,6 +211,13 @@ class RelayBusy(MepError):
     http_status = 503
 
 
+class RateLimited(MepError):
+    """This relay takes {rate} {what} of one person in a second. The SDK waits {wait_s} s and tries again by itself."""
+
+    code = "RATE_LIMITED"
+    http_status = 429
+
+
 class StorageFull(MepError):
     """Your waiting tasks and kept results take {size} MB here, of {limit} MB. Submit again once some are gone."""
 

@@ -144,6 +144,41 @@ def main() -> None:
     help="What one person's waiting arguments and kept results may take; 0: any amount.",
 )
 @click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-requests-per-s",
+    default=_DEFAULTS.max_requests_per_s,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="Requests of one person in a second on average; 0: any number.",
+)
+@click.option(
+    "--max-tasks-per-s",
+    default=_DEFAULTS.max_tasks_per_s,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="Tasks that one person submits in a second on average; 0: any number.",
+)
+@click.option(
+    "--max-batch",
+    default=_DEFAULTS.max_batch,
+    show_default=True,
+    type=click.IntRange(1, _DEFAULTS.max_batch),
+    help="Tasks in one submission.",
+)
+@click.option(
+    "--max-payload-mb",
+    default=_DEFAULTS.max_payload_mb,
+    show_default=True,
+    type=click.FloatRange(0.0, _DEFAULTS.max_payload_mb, min_open=True),
+    help="Largest arguments of one task.",
+)
+@click.option(
+    "--max-result-mb",
+    default=_DEFAULTS.max_result_mb,
+    show_default=True,
+    type=click.FloatRange(0.0, _DEFAULTS.max_result_mb, min_open=True),
+    help="Largest result of one task.",
+)
 def serve_command(directory: Path | None, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.
 

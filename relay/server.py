@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from mep_wire.api import EarlierRelayKeys
+from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.context import Service
@@ -37,6 +38,7 @@ from relay.state_dir import State
 from relay.store.sqlite import SqliteStore
 
 _DAY_S = 86400.0
+_MB = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,16 @@ class Settings:
     """Unfinished tasks that one person may have."""
     max_stored_gb: float = 50.0
     """Most space for one person's waiting arguments and kept results; 0: any amount."""
+    max_requests_per_s: float = 0.0
+    """Requests of one person in a second on average; 0: any number."""
+    max_tasks_per_s: float = 0.0
+    """Tasks that one person submits in a second on average; 0: any number."""
+    max_batch: int = MAX_TASKS_PER_SUBMIT
+    """Tasks in one submission."""
+    max_payload_mb: float = MAX_PAYLOAD_BYTES / _MB
+    """Largest arguments of one task."""
+    max_result_mb: float = MAX_PAYLOAD_BYTES / _MB
+    """Largest result of one task."""
 
     @property
     def periods(self) -> Periods:
@@ -72,7 +84,15 @@ class Settings:
     @property
     def limits(self) -> PersonLimits:
         """The most that one person may have."""
-        return PersonLimits(open_tasks=self.max_open_tasks, stored_bytes=int(self.max_stored_gb * 1e9))
+        return PersonLimits(
+            open_tasks=self.max_open_tasks,
+            stored_bytes=int(self.max_stored_gb * 1e9),
+            requests_per_s=self.max_requests_per_s,
+            tasks_per_s=self.max_tasks_per_s,
+            batch=self.max_batch,
+            payload_bytes=int(self.max_payload_mb * _MB),
+            result_bytes=int(self.max_result_mb * _MB),
+        )
 
 
 class _Server(uvicorn.Server):
@@ -118,6 +138,7 @@ async def serve(state: State, settings: Settings) -> None:
         link_public_key=keys.link_public.hex(),
         signing_public_key=keys.signing_public.hex(),
         earlier_keys=[_earlier(one) for one in keys.earlier],
+        limits=settings.limits,
     )
     dispatcher.recover()
     server = _Server(_http_config(App(service)), listener)

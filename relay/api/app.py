@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from mep_wire.errors import MepError, PayloadTooLarge, RelayBusy, RouteNotFound, TokenUnknown
+from mep_wire.errors import MepError, PayloadTooLarge, RateLimited, RelayBusy, RouteNotFound, TokenUnknown
 from relay.api import http
 from relay.api.context import Service
 from relay.api.http import Receive, Request, Scope, Send
@@ -18,6 +18,8 @@ from relay.log import Sparing, logger
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
+_BEFORE_THE_BODY = (PayloadTooLarge, TokenUnknown, RelayBusy, RateLimited)
+"""Errors with which a request is answered before its body is read."""
 _NOBODY = Caller(account_id="", identity_id="")
 
 
@@ -40,21 +42,23 @@ class App:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         packed = http.is_packed(http.header(scope, b"accept") or http.header(scope, b"content-type"))
-        close, media = False, http.media_type(packed=packed)
+        close, media, wait_s = False, http.media_type(packed=packed), 0
         try:
             route, body = await self._answer(scope, receive, packed=packed)
             status, media = route.status, http.TEXT if route.text else media
         except MepError as error:
             status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
+            if isinstance(error, RateLimited):
+                wait_s = int(str(error.fields["wait_s"]))
             # The rest of the body is not read: the connection cannot be reused.
-            close = isinstance(error, (PayloadTooLarge, TokenUnknown, RelayBusy)) and scope["method"] in ("POST", "PUT")
+            close = isinstance(error, _BEFORE_THE_BODY) and scope["method"] in ("POST", "PUT")
             if status >= 500:
                 self._sparing.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
             logger.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
-        await http.answer(send, status, body, media=media, close=close)
+        await http.answer(send, status, body, media=media, close=close, wait_s=wait_s)
 
     async def _answer(self, scope: Scope, receive: Receive, *, packed: bool) -> tuple[Route, bytes]:
         found = self._router.find(scope["method"], scope["path"])
@@ -63,6 +67,8 @@ class App:
         route, values = found
         no_token = route.open or (route.open_here and http.is_local(scope))
         caller = _NOBODY if no_token else self._service.auth.caller(http.header(scope, b"authorization"))
+        if not no_token:
+            self._service.requests.spend(caller.account_id)
         request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed)
         if route.text:
             return route, (await route.handler(self._service, request)).encode()

@@ -119,14 +119,16 @@ def encode(value: object, *, packed: bool) -> bytes:
     return _msgpack_encoder.encode(value) if packed else _json_encoder.encode(value)
 
 
-async def answer(send: Send, status: int, body: bytes, *, media: str, close: bool = False) -> None:
-    """Send a whole answer; `close` ends the connection after it."""
+async def answer(send: Send, status: int, body: bytes, *, media: str, close: bool = False, wait_s: int = 0) -> None:
+    """Send a whole answer; `close` ends the connection after it, and `wait_s` asks for patience."""
     headers = [
         (b"content-type", media.encode()),
         (b"content-length", str(len(body)).encode()),
     ]
     if close:
         headers.append((b"connection", b"close"))
+    if wait_s:
+        headers.append((b"retry-after", b"%d" % wait_s))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

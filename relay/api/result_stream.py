@@ -36,6 +36,7 @@ async def serve_stream(service: Service, scope: Scope, receive: Receive, send: S
             raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
         token = http.header(scope, b"authorization")
         caller = service.auth.caller(token)
+        service.requests.spend(caller.account_id)
     except MepError as error:
         await _reject(send, error)
         return

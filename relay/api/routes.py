@@ -44,7 +44,7 @@ class Route:
     @property
     def all_errors(self) -> tuple[type[e.MepError], ...]:
         """Every error that this operation may answer with."""
-        common: tuple[type[e.MepError], ...] = () if self.open else (e.TokenUnknown,)
+        common: tuple[type[e.MepError], ...] = () if self.open else (e.TokenUnknown, e.RateLimited)
         return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if self.body else ()) + self.errors
 
 

@@ -34,7 +34,6 @@ from mep_wire.errors import (
 from mep_wire.ids import uuid7
 from mep_wire.limits import (
     MAX_ATTEMPTS,
-    MAX_PAYLOAD_BYTES,
     MAX_PRIORITY,
     MAX_TASKS_PER_SUBMIT,
     MAX_USER_CONFIG_BYTES,
@@ -77,6 +76,7 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
         group_id=group_id,
         tasks=tasks,
     )
+    service.tasks.spend(request.caller.account_id, len(tasks))
     worker_python = await service.dispatcher.submit(submission)
     return SubmitAnswer(
         request_id=str(uuid.uuid4()),
@@ -144,8 +144,8 @@ def _new_tasks(
 ) -> tuple[list[NewTask], dict[str, list[str]]]:
     """Return the tasks of a submission and their ids by function. Raises an error if one is invalid."""
     count = sum(map(len, body.tasks.values()))
-    if not 0 < count <= MAX_TASKS_PER_SUBMIT:
-        raise BodyInvalid(reason=f"tasks: expected 1 to {MAX_TASKS_PER_SUBMIT} tasks, got {count}")
+    if not 0 < count <= service.limits.batch:
+        raise BodyInvalid(reason=f"tasks: expected 1 to {service.limits.batch} tasks, got {count}")
     options = _options(body, time.time())
     tasks: list[NewTask] = []
     names: dict[str, list[str]] = {}
@@ -154,7 +154,7 @@ def _new_tasks(
         if not functions.listed(service, endpoint.allowed_functions, function):
             raise FunctionNotAllowed(endpoint_id=endpoint.endpoint_id, function_id=function.function_id)
         ids = _task_ids(body.task_ids, name, len(payloads))
-        _append(tasks, function, payloads, ids, options)
+        _append(tasks, function, payloads, ids, options, service.limits.payload_bytes)
         names[name] = [uuid_text(task_id) for task_id in ids]
     if body.task_ids and len({task.task_id for task in tasks}) < count:
         raise BodyInvalid(reason="task_ids: the same id twice")
@@ -167,15 +167,16 @@ def _append(
     payloads: Sequence[Any],
     ids: Sequence[bytes],
     options: _Options,
+    most_bytes: int,
 ) -> None:
     for number, (payload, task_id) in enumerate(zip(payloads, ids, strict=True)):
         try:
             data = payload if type(payload) is bytes else opaque_bytes(payload)
         except ValueError as error:
             raise BodyInvalid(reason=f"tasks.{function.function_id}[{number}]: {error}") from error
-        if len(data) > MAX_PAYLOAD_BYTES:
+        if len(data) > most_bytes:
             what = f"tasks.{function.function_id}[{number}]"
-            raise PayloadTooLarge(what=what, size=len(data), limit=MAX_PAYLOAD_BYTES)
+            raise PayloadTooLarge(what=what, size=len(data), limit=most_bytes)
         tasks.append(
             NewTask(
                 task_id=task_id,

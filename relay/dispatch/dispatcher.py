@@ -58,7 +58,8 @@ class Dispatcher:
         self._audited = AuditedStore(store)
         store = self._audited
         self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
-        self.delivery = Delivery(self.board, self.streams)
+        limits = limits or PersonLimits()
+        self.delivery = Delivery(self.board, self.streams, limits.result_bytes)
         self.deadlines = Deadlines(self.board, self.delivery)
         self._up_since = self.board.loop.time()
         self._sparing = Sparing()
@@ -67,7 +68,7 @@ class Dispatcher:
         self._managers = Managers(self.board, self.starts, self._endings)
         self._ueps = UserEndpoints(self.board, self.delivery, self.starts, self._endings)
         self._task_events = TaskEvents(self.board, self._audited)
-        self._submissions = Submissions(self.board, self.delivery, self.deadlines, limits or PersonLimits())
+        self._submissions = Submissions(self.board, self.delivery, self.deadlines, limits)
         self._store, self._plane = store, plane
         self._from_peer, self._from_manager, self._from_uep = self._of_peers(), self._of_managers(), self._of_ueps()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mep_wire.errors import TooManyTasks
 from mep_wire.ids import user_endpoint_id
+from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
 from relay.dispatch.deadlines import Deadlines
 from relay.dispatch.live_state import Board, Uep, durable
 from relay.dispatch.storage_quota import Quota
@@ -31,6 +32,14 @@ class PersonLimits:
     """Unfinished tasks."""
     stored_bytes: int = 50_000_000_000
     """Waiting arguments and kept results; 0: any amount."""
+    requests_per_s: float = 0.0
+    """Requests in a second on average; 0: any number. Tasks likewise."""
+    tasks_per_s: float = 0.0
+    batch: int = MAX_TASKS_PER_SUBMIT
+    """Tasks in one submission."""
+    payload_bytes: int = MAX_PAYLOAD_BYTES
+    """Arguments of one task."""
+    result_bytes: int = MAX_PAYLOAD_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

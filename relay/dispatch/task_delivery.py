@@ -48,8 +48,9 @@ _STATES = {"": TaskState.SUCCESS, TaskCancelled.code: TaskState.CANCELLED, TaskE
 class Delivery:
     """Tasks out, endings in."""
 
-    def __init__(self, board: Board, streams: Streams) -> None:
+    def __init__(self, board: Board, streams: Streams, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         self._board, self._streams = board, streams
+        self.max_result_bytes = max_result_bytes
         self._started: dict[int, set[int]] = {}
 
     # --- out --------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ class Delivery:
         waiting = self._started.get(uep.row)
         if waiting:
             waiting.difference_update(rows)
-        endings = [_ending(item) for item in items]
+        endings = [_ending(item, self.max_result_bytes) for item in items]
         peer = uep.peer
 
         def stored(settled: Settled) -> None:
@@ -412,10 +413,10 @@ def uuid_text(raw: bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
-def _ending(item: messages.ResultItem) -> Ending:
+def _ending(item: messages.ResultItem, most_bytes: int) -> Ending:
     """Return the stored form of a result: a peer's text is clipped, an oversized payload is refused."""
-    if len(item.payload) > MAX_PAYLOAD_BYTES:
-        error = ResultTooLarge(size=len(item.payload), limit=MAX_PAYLOAD_BYTES)
+    if len(item.payload) > most_bytes:
+        error = ResultTooLarge(size=len(item.payload), limit=most_bytes)
         return Ending(
             row=item.row,
             state=TaskState.FAILED,

@@ -7,7 +7,7 @@ import time
 
 from mep_wire import codec, messages
 from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
-from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
+from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_TEXT
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, Joining, Uep
@@ -119,7 +119,7 @@ class UserEndpoints:
         logger.info("user endpoint %s is here", uep.record.uep_id)
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._board.saw([uep])
-        welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=MAX_PAYLOAD_BYTES)
+        welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes)
         self._board.plane.send(peer, codec.encode(welcome))
 
     def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:

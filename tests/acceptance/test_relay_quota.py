@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,33 @@ def test_who_has_too_much_stored_is_refused_also_after_a_restart_and_nobody_else
         time.sleep(0.2)
         status, _ = alice.call("POST", path, body)
     assert status == 200
+
+
+def test_limits_of_rate_and_size_are_said_and_hold_for_one_person(tmp_path: Path) -> None:
+    options = ("--max-requests-per-s", "5", "--max-batch", "3", "--max-payload-mb", "0.001", "--max-result-mb", "0.002")
+    with RelayProcess(tmp_path, *options) as relay:
+        alice, bob = Person(relay, "alice"), Person(relay, "bob")
+        lab = FakeManager(relay, alice.token).hello()
+        function = bob.function("the code", public=True)
+        path = f"/v3/endpoints/{lab.endpoint_id}/submit"
+        reason = bob.refused(422, "BODY_INVALID", "POST", path, {"tasks": {function: ["x"] * 4}})
+        assert "1 to 3 tasks" in reason
+        bob.refused(413, "PAYLOAD_TOO_LARGE", "POST", path, {"tasks": {function: ["x" * 1100]}})
+        answer = bob.submit(lab.endpoint_id, function, ["x"])
+        uep = lab.start()
+        uep.credit(1)
+        uep.finish(uep.take(1), b"r" * 3000)
+        (task_id,) = answer["tasks"][function]
+        assert bob.ok("GET", f"/v2/tasks/{task_id}")["code"] == "RESULT_TOO_LARGE"
+        status, told = 200, {}
+        for _ in range(1000):
+            status, told = bob.call("GET", "/v2/endpoints")
+            if status != 200:
+                break
+        assert (status, told["code"]) == (429, "RATE_LIMITED")
+        alice.ok("GET", "/v2/endpoints")
+        asked = urllib.request.Request(f"{relay.url}/v2/endpoints", headers={"authorization": f"Bearer {bob.token}"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            for _ in range(1000):
+                urllib.request.urlopen(asked, timeout=60).close()
+        assert int(caught.value.headers["retry-after"]) >= 1

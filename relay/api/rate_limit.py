@@ -1,0 +1,44 @@
+"""How often one person may ask, and how many tasks they may submit, in a second on average.
+
+A person may use ten seconds' worth at once, and what goes beyond becomes debt: a large submission is taken, and the
+next request waits until the debt is paid. The refusal says how long that is. Called by the application and for
+submissions, in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from mep_wire.errors import RateLimited
+
+BURST_S = 10.0
+"""The seconds' worth that may be used at once."""
+MAX_REMEMBERED = 10_000
+
+
+class Rate:
+    """Allows each account `per_s` of something in a second; 0: any number."""
+
+    def __init__(self, per_s: float, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._what, self._clock = per_s, what, clock
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def spend(self, account_id: str, amount: int = 1) -> None:
+        """Count `amount` for this person. Raises RateLimited, and counts nothing, while they are in debt."""
+        if not self._per_s:
+            return
+        now, most = self._clock(), self._per_s * BURST_S
+        left, at = self._left.get(account_id, (most, now))
+        left = min(most, left + (now - at) * self._per_s)
+        if left < 0:
+            wait_s = math.ceil(-left / self._per_s)
+            raise RateLimited(what=self._what, rate=f"{self._per_s:g}", wait_s=wait_s)
+        if len(self._left) >= MAX_REMEMBERED:
+            self._forget(now)
+        self._left[account_id] = left - amount, now
+
+    def _forget(self, now: float) -> None:
+        """Forget people without debt; those with it stay."""
+        self._left = {one: (left, at) for one, (left, at) in self._left.items() if left + (now - at) * self._per_s < 0}
