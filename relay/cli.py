@@ -143,6 +143,13 @@ def main() -> None:
     type=click.FloatRange(0.0),
     help="What one person's waiting arguments and kept results may take; 0: any amount.",
 )
+@click.option(
+    "--max-open-tasks-at-endpoint",
+    default=_DEFAULTS.max_open_tasks_at_endpoint,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Unfinished tasks of one person at one endpoint; 0: as many as in all.",
+)
 @click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
 @click.option(
     "--max-requests-per-s",

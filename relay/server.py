@@ -59,6 +59,8 @@ class Settings:
     """How long unused functions, task groups and user endpoints are kept; 0: for ever."""
     max_open_tasks: int = 2_000_000
     """Unfinished tasks that one person may have."""
+    max_open_tasks_at_endpoint: int = 0
+    """The same at one endpoint; 0: as many as in all."""
     max_stored_gb: float = 50.0
     """Most space for one person's waiting arguments and kept results; 0: any amount."""
     max_requests_per_s: float = 0.0
@@ -86,6 +88,7 @@ class Settings:
         """The most that one person may have."""
         return PersonLimits(
             open_tasks=self.max_open_tasks,
+            open_tasks_at_endpoint=self.max_open_tasks_at_endpoint,
             stored_bytes=int(self.max_stored_gb * 1e9),
             requests_per_s=self.max_requests_per_s,
             tasks_per_s=self.max_tasks_per_s,

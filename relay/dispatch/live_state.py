@@ -21,6 +21,7 @@ import msgspec
 from mep_wire.errors import RelayUnavailable
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
+from relay.dispatch.open_tasks import OpenTasks
 from relay.dispatch.start_trouble import Trouble
 from relay.link.base import Peer, Plane, Session
 from relay.log import logger
@@ -172,9 +173,12 @@ class Board:
     _known: WeakValueDictionary[str, Uep] = field(default_factory=WeakValueDictionary)
     """Those, and every forgotten record that a step under way still holds: a second record for the same user endpoint
     would miss changes to the first."""
-    open_tasks: dict[str, int] = field(default_factory=dict)
-    """Unfinished tasks by account, for accounts that have submitted since the relay started."""
+    open_tasks: OpenTasks = field(init=False)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Count in the same store."""
+        self.open_tasks = OpenTasks(self.store)
 
     def uep(self, record: UepRecord) -> Uep:
         """Return the one live record of a user endpoint, made now where there is none."""
@@ -209,11 +213,6 @@ class Board:
         for uep in ueps:
             uep.record = msgspec.structs.replace(uep.record, seen_at=now)
         return self.store.submit(lambda tx: tx.saw_ueps(rows, now))
-
-    def count_ended(self, account_id: str, ended: int) -> None:
-        """Note that tasks of an account have ended."""
-        if account_id in self.open_tasks:
-            self.open_tasks[account_id] -= ended
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the side; a failure is logged."""

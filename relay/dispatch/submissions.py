@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mep_wire.errors import TooManyTasks
 from mep_wire.ids import user_endpoint_id
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
 from relay.dispatch.deadlines import Deadlines
@@ -30,6 +29,8 @@ class PersonLimits:
 
     open_tasks: int = 2_000_000
     """Unfinished tasks."""
+    open_tasks_at_endpoint: int = 0
+    """The same at one endpoint; 0: as many as in all."""
     stored_bytes: int = 50_000_000_000
     """Waiting arguments and kept results; 0: any amount."""
     requests_per_s: float = 0.0
@@ -69,23 +70,22 @@ class Submissions:
         """
         account, tasks = submission.caller.account_id, submission.tasks
         size = sum(len(task.payload) for task in tasks)
-        self._check_count(account, len(tasks))
+        self._check_count(submission)
         self._quota.check(account, size)
         uep = await self._user_endpoint(submission)
         added = await self._delivery.add(uep, account, submission.group_id, tasks)
         self._deadlines.expect(tasks[0].deadline)
-        self._board.open_tasks[account] += added.new
+        self._board.open_tasks.changed(account, submission.endpoint_id, added.new)
         self._quota.added(account, size)
         self._note_use(tasks)
         return uep
 
-    def _check_count(self, account_id: str, count: int) -> None:
-        """Raises TooManyTasks where `count` more would be too many for this person."""
-        counts = self._board.open_tasks
-        if account_id not in counts:
-            counts[account_id] = self._board.store.open_tasks(account_id)
-        if counts[account_id] + count > self._limits.open_tasks:
-            raise TooManyTasks(count=counts[account_id], limit=self._limits.open_tasks)
+    def _check_count(self, submission: Submission) -> None:
+        """Raises TooManyTasks."""
+        account, count, limits = submission.caller.account_id, len(submission.tasks), self._limits
+        self._board.open_tasks.check(account, "", count, limits.open_tasks)
+        if limits.open_tasks_at_endpoint:
+            self._board.open_tasks.check(account, submission.endpoint_id, count, limits.open_tasks_at_endpoint)
 
     async def _user_endpoint(self, submission: Submission) -> Uep:
         """Return the user endpoint that serves this person with this configuration, known from now on."""

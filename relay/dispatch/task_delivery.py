@@ -250,7 +250,7 @@ class Delivery:
         self._board.when_durable(peer, change, stored)
 
     def _ended(self, uep: Uep, settled: Settled) -> None:
-        self._board.count_ended(uep.record.account_id, settled.ended)
+        self._board.open_tasks.changed(uep.record.account_id, uep.record.endpoint_id, -settled.ended)
         self._streams.wake(settled.groups)
 
     def requeued(self, uep: Uep, done: Requeued) -> None:

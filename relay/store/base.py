@@ -271,8 +271,8 @@ class TaskReads(Protocol):
     def has_active(self, uep_row: int) -> bool:
         """Return whether this user endpoint has any task dispatched or running."""
 
-    def open_tasks(self, account_id: str) -> int:
-        """Return how many unfinished tasks a person's user endpoints have."""
+    def open_tasks(self, account_id: str, endpoint_id: str = "") -> int:
+        """Return how many unfinished tasks a person's user endpoints have, all of them or those of one endpoint."""
 
     def stored_bytes(self, account_id: str) -> int:
         """Return the bytes of a person's waiting arguments and kept results."""

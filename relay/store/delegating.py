@@ -254,8 +254,8 @@ class DelegatingStore:
     def has_active(self, uep_row: int) -> bool:
         return self._inner.has_active(uep_row)
 
-    def open_tasks(self, account_id: str) -> int:
-        return self._inner.open_tasks(account_id)
+    def open_tasks(self, account_id: str, endpoint_id: str = "") -> int:
+        return self._inner.open_tasks(account_id, endpoint_id)
 
     def stored_bytes(self, account_id: str) -> int:
         return self._inner.stored_bytes(account_id)

@@ -665,7 +665,9 @@ class SqliteStore:
     def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])
 
-    def open_tasks(self, account_id: str) -> int:
+    def open_tasks(self, account_id: str, endpoint_id: str = "") -> int:
+        if endpoint_id:
+            return int(self._one(sql.OPEN_TASKS_AT, account_id, endpoint_id)[0])
         return int(self._one(sql.OPEN_TASKS, account_id)[0])
 
     def stored_bytes(self, account_id: str) -> int:

@@ -22,6 +22,7 @@ ABOUT_TASKS = (
     "HAS_QUEUED",
     "HAS_ACTIVE",
     "OPEN_TASKS",
+    "OPEN_TASKS_AT",
     "COMPLETIONS",
     "GROUP_TASKS",
     "ENDED_INPUTS",

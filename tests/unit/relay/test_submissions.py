@@ -12,6 +12,7 @@ from mep_wire import messages
 from mep_wire.errors import IdConflict, StorageFull, TooManyTasks
 from mep_wire.ids import user_endpoint_id, uuid7
 from mep_wire.states import TaskState
+from relay.dispatch.open_tasks import RECOUNT_S, OpenTasks
 from relay.dispatch.submissions import PersonLimits, Submission
 from relay.store.records import Caller, NewTask
 from tests.unit.relay.test_dispatch_failures import Scene
@@ -39,7 +40,8 @@ def test_tasks_are_stored_counted_and_their_user_endpoint_is_asked_for() -> None
         assert await scene.dispatcher.submit(wanted) == ""
         stored = scene.store.tasks([task.task_id for task in wanted.tasks])
         assert [task.state for task in stored] == [TaskState.QUEUED] * 3
-        assert scene.dispatcher.board.open_tasks["a"] == 4  # one was there
+        with pytest.raises(TooManyTasks, match="4 tasks are waiting"):  # one was there
+            scene.dispatcher.board.open_tasks.check("a", "", 1, 4)
         await scene.spoken()
         assert [type(one) for one in scene.sent()] == [messages.SignedStart]
         known = scene.store.uep(user_endpoint_id(scene.manager.endpoint_id, "a", {"nodes": 1}, {}))
@@ -51,7 +53,12 @@ def test_tasks_are_stored_counted_and_their_user_endpoint_is_asked_for() -> None
 
 @pytest.mark.parametrize(
     ("limits", "error"),
-    [(PersonLimits(open_tasks=3), TooManyTasks), (PersonLimits(stored_bytes=10), StorageFull), (None, IdConflict)],
+    [
+        (PersonLimits(open_tasks=3), TooManyTasks),
+        (PersonLimits(open_tasks_at_endpoint=3), TooManyTasks),
+        (PersonLimits(stored_bytes=10), StorageFull),
+        (None, IdConflict),
+    ],
 )
 def test_a_refused_submission_leaves_nothing(limits: PersonLimits | None, error: type[Exception]) -> None:
     async def run() -> None:
@@ -62,7 +69,38 @@ def test_a_refused_submission_leaves_nothing(limits: PersonLimits | None, error:
         with pytest.raises(error):
             await scene.dispatcher.submit(wanted)
         assert scene.store.tasks([task.task_id for task in wanted.tasks]) == []
-        assert scene.dispatcher.board.open_tasks["a"] == 1
+        with pytest.raises(TooManyTasks, match="1 tasks are waiting"):
+            scene.dispatcher.board.open_tasks.check("a", "", 1, 1)
         assert scene.plane.sent == []
+
+    asyncio.run(run())
+
+
+def test_one_endpoints_limit_leaves_the_others_and_ends_make_room() -> None:
+    async def run() -> None:
+        scene = Scene(PersonLimits(open_tasks_at_endpoint=3))
+        first = submission(scene, 2)  # one was there
+        await scene.dispatcher.submit(first)
+        with pytest.raises(TooManyTasks):
+            await scene.dispatcher.submit(submission(scene, 1))
+        await scene.dispatcher.submit(submission(scene, 3, endpoint_id=str(uuid.uuid4())))
+        await scene.dispatcher.cancel(scene.store.briefs([first.tasks[0].task_id]))
+        await scene.dispatcher.submit(submission(scene, 1))
+        with pytest.raises(TooManyTasks):
+            await scene.dispatcher.submit(submission(scene, 1))
+
+    asyncio.run(run())
+
+
+def test_ends_that_were_not_seen_are_counted_before_anybody_is_refused() -> None:
+    async def run() -> None:
+        scene, now = Scene(), [0.0]
+        counts = OpenTasks(scene.store, lambda: now[0])
+        counts.check("a", "", 1, 2)
+        counts.changed("a", scene.manager.endpoint_id, 1)  # and its end, which is not told here
+        with pytest.raises(TooManyTasks):
+            counts.check("a", "", 1, 2)
+        now[0] = RECOUNT_S + 1.0
+        counts.check("a", "", 1, 2)
 
     asyncio.run(run())
