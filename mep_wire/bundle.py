@@ -7,6 +7,8 @@ their own process, so nothing in here is secret from them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -43,6 +45,15 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the site keeps task records, with block and job of each task."""
     user_state_dir: str | None = None
     """Where user endpoints keep log, spool and run directory instead of ~/.mep/uep; {user} is replaced."""
+
+
+EXPANDED = re.compile(r"\$\{(HOME|USER)\}")
+"""What is replaced in a value of user_environment.yaml, by the account's own."""
+
+
+def expanded(environment: Mapping[str, str], account: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` with ${HOME} and ${USER} replaced by those of `account`."""
+    return {name: EXPANDED.sub(lambda found: account.get(found[1], ""), value) for name, value in environment.items()}
 
 
 build_struct_info(__name__)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mep_wire.bundle import decode_bundle
+from mep_wire.bundle import decode_bundle, expanded
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
 from user_endpoint.bounded_log import BoundedFile, Log
@@ -104,7 +104,7 @@ class Starting:
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
-        os.environ.update(self._bundle.user_environment)
+        os.environ.update(expanded(self._bundle.user_environment, os.environ))
         keys = options(self._bundle.relay_link_key, max_inbound_bytes=MAX_LINK_MESSAGE_BYTES)
         link = LinkClient(self._bundle.relay_link_address, keys, decode_to_uep)
         link.connect()

@@ -1,4 +1,4 @@
-"""`python -I -m user_endpoint.template_check FD`: render a template with made-up values and report the result.
+"""`python -I -m user_endpoint.template_check FD PATH`: render a template with made-up values and report the result.
 
 For `mep check`, as an unprivileged account: the bundle comes on descriptor FD, one JSON document goes to standard
 output, {"problems": [[line, text], ...], "notes": [text, ...]}. A problem is the administrator's, and would make starts
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,6 +49,19 @@ _IDENTITY: dict[str, dict[str, Any]] = {
         "status": "used",
     },
 }  # fmt: skip
+
+
+_COMMANDS = {
+    "SlurmProvider": ("sbatch", "squeue", "scancel"),
+    "PBSProProvider": ("qsub", "qstat", "qdel"),
+    "TorqueProvider": ("qsub", "qstat", "qdel"),
+    "GridEngineProvider": ("qsub", "qstat", "qdel"),
+    "LSFProvider": ("bsub", "bjobs", "bkill"),
+    "CondorProvider": ("condor_submit", "condor_q", "condor_rm"),
+}
+"""The commands that Parsl's providers run on the endpoint's host."""
+DESCRIPTORS_A_NODE, _OWN_DESCRIPTORS = 3, 100
+"""About how many descriptors a user endpoint and its interchange have for each node, and besides."""
 
 
 @dataclass
@@ -111,8 +126,10 @@ def samples(schema: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
 class Trial:
     """The renderings of one bundle."""
 
-    def __init__(self, bundle: UepBundle) -> None:
+    def __init__(self, bundle: UepBundle, search_path: str = "") -> None:
+        """`search_path` is the PATH of user endpoints; empty if nothing is looked for in it."""
         self._bundle = bundle
+        self._path = bundle.user_environment.get("PATH", search_path) if search_path else ""
         self._lines = bundle.templates[bundle.template_name].splitlines()
         self.verdict = Verdict()
 
@@ -160,9 +177,7 @@ class Trial:
     def _look_at(self, settings: UepSettings) -> None:
         """Note options that have no effect here. Raises EndpointMisconfigured for an unknown provider or launcher."""
         for key in settings.not_applicable:
-            line = self._line_of_key(key)
-            place = f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
-            self.verdict.note(f"{place}: {key}: means nothing here, and is ignored")
+            self.verdict.note(f"{self._at(key)}: {key}: means nothing here, and is ignored")
         lists = function_lists(self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins)
         if lists and not _only_json(settings.engine.allowed_serializers):
             self.verdict.note(
@@ -172,7 +187,34 @@ class Trial:
         if isinstance(settings.engine, GlobusComputeEngine):
             from user_endpoint.engines.htex.provider import Plan  # and with it Parsl, which only such templates pay for
 
-            Plan(settings.engine)
+            self._look_at_provider(settings.engine, Plan(settings.engine).name)
+
+    def _look_at_provider(self, engine: GlobusComputeEngine, provider: str) -> None:
+        """Note scheduler commands that a user endpoint would not find, and more nodes than it has descriptors for."""
+        missing = [
+            name for name in _COMMANDS.get(provider, ()) if self._path and not shutil.which(name, path=self._path)
+        ]
+        place = self._at("engine.provider")
+        if missing:
+            self.verdict.note(
+                f"{place}: {provider} needs {', '.join(missing)}, found in no directory of {self._path}: install the "
+                "scheduler's commands, or set user_search_path in config.yaml"
+            )
+        blocks, nodes = engine.provider.get("max_blocks", 1), engine.provider.get("nodes_per_block", 1)
+        if isinstance(blocks, int) and isinstance(nodes, int):
+            needed, limit = (
+                _OWN_DESCRIPTORS + DESCRIPTORS_A_NODE * blocks * nodes,
+                resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            )
+            if limit != resource.RLIM_INFINITY and needed > limit:
+                self.verdict.note(
+                    f"{place}: max_blocks {blocks} with {nodes} nodes each need about {needed} descriptors, and a "
+                    f"process may have {limit}: raise LimitNOFILE of mep@.service, or lower max_blocks"
+                )
+
+    def _at(self, path: str) -> str:
+        line = self._line_of_key(path)
+        return f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
 
     def _misconfigured(self, error: EndpointMisconfigured) -> None:
         """Describe the mistake and, if it is known, the line."""
@@ -232,7 +274,7 @@ def main() -> None:
     signal.alarm(DEADLINE_S)  # a template that does not end
     with open(int(sys.argv[1]), "rb", closefd=False) as file:
         bundle = decode_bundle(file.read())
-    verdict = Trial(bundle).run()
+    verdict = Trial(bundle, *sys.argv[2:3]).run()
     json.dump({"problems": verdict.problems, "notes": verdict.notes}, sys.stdout)
 
 

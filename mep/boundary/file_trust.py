@@ -76,6 +76,10 @@ class Trust:
                 raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
             again = flags & ~(os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL)
             return os.open(descriptor_path(walk.found), again | os.O_CLOEXEC)
+        except OSError as error:
+            if not isinstance(error, UntrustedPath):  # the system call knew the name in its directory alone
+                error.filename = os.fspath(path)
+            raise
         finally:
             walk.close()
 

@@ -12,6 +12,7 @@ and by the PAM process before each transaction.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from mep.boundary.file_trust import Trust
 
 DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d")
 """The directories that Linux-PAM searches, in its order."""
+MODULES = ("/lib/security", "/lib64/security", "/lib/*/security", "/usr/lib/security", "/usr/lib64/security",
+           "/usr/lib/*/security")  # fmt: skip
+"""Where distributions keep modules, as patterns."""
 _MAX_BYTES = 256 * 1024
 _INCLUDING = frozenset({"include", "substack"})
 _CONTINUED = re.compile(r"\\[ \t]*\n")
@@ -69,6 +73,33 @@ def check_service(name: str) -> None:
                 Trust().check(line.path)
     if not decides:
         raise FileNotFoundError(errno.ENOENT, "it has no line for `account`: PAM would use its file `other`", first)
+
+
+def missing_modules(name: str) -> list[str]:
+    """Return each module that service `name` needs and that no directory of modules has, with its file and line.
+
+    A line whose type has a `-` before it does without its module. Raises OSError, UntrustedPath.
+    """
+    waiting, seen, found = [_file_of(name.lower())], set[str](), list[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text = Trust().read(path, _MAX_BYTES).decode("utf-8", "surrogateescape")
+        for number, line in enumerate(text.split("\n"), 1):
+            for one in _lines(line):
+                if one.includes:
+                    waiting.append(_file_of(one.path))
+                elif not line.lstrip().startswith("-") and not _is_installed(one.path):
+                    found.append(f"{path}:{number}: module {one.path} is not installed")
+    return found
+
+
+def _is_installed(module: str) -> bool:
+    if module.startswith("/"):
+        return os.path.exists(module)
+    return any(os.path.exists(os.path.join(one, module)) for at in MODULES for one in glob.glob(at))
 
 
 def _file_of(service: str) -> str:

@@ -32,7 +32,8 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
     descriptor = sealed_memfd("mep-bundle", resolution.bundle)
     try:
         os.set_inheritable(descriptor, True)
-        said = run_module("user_endpoint.template_check", [str(descriptor)], account=account, descriptor=descriptor)
+        words = [str(descriptor), resolution.resolved.user_environment_path]
+        said = run_module("user_endpoint.template_check", words, account=account, descriptor=descriptor)
     except CliFailed:
         path = template_path(where, resolution)
         raise ConfigRefused(str(path), "", "could not be rendered within 20 s, or not at all: see above") from None

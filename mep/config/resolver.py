@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import pwd
+import shlex
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -64,10 +65,22 @@ def _trusted_config(where: EndpointPaths) -> Document:
     return document
 
 
+def _check_directories(where: EndpointPaths, document: Document) -> None:
+    """Raise ConfigRefused for a file of root's in a directory that doesn't exist: a start would make it as root."""
+    for key in ("log_path", "audit_log_path", "task_log_path"):
+        given: str | None = getattr(document.options, key)
+        directory = find_file(where.state_dir, given, key).parent
+        if given is not None and not directory.is_dir():
+            place = f"{where.config}:{document.lines.get(key, 1)}"
+            remedy = f"if the path is right, run: install -d -m 755 {shlex.quote(str(directory))}"
+            raise ConfigRefused(place, key, f"there is no directory {directory}; {remedy}")
+
+
 def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
     """Return the monitor's configuration for the endpoint. Raises ConfigRefused naming file, key and reason."""
     document = _trusted_config(where)
     options = document.options
+    _check_directories(where, document)
     warnings = list(document.warnings)
     multi_user = _multi_user(where, options, warnings)
     registration = read_registration(where.registration, where.name)

@@ -17,12 +17,13 @@ import yaml
 
 from mep.boundary.errors import ConfigRefused
 from mep.config.template_files import check_inside, read_trusted, walk_tree
-from mep_wire.bundle import UepBundle
+from mep_wire.bundle import EXPANDED, UepBundle
 from mep_wire.limits import MAX_BUNDLE_BYTES, RESERVED_TEMPLATE_VARIABLES
 from mep_wire.user_values import unusable_texts
 
 _JINJA_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON Schema
+_UNREPLACED = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|\$\(")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -123,6 +124,30 @@ def read_environment(path: Path, owner: int) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ConfigRefused(str(path), "", "must be a mapping of variables to values")
     return {_variable(path, key): _text(path, key, item) for key, item in value.items()}
+
+
+def environment_notes(path: Path, environment: dict[str, str]) -> list[str]:
+    """Return a warning for each value with a `$` that no process will replace, with its line."""
+    lines = read_text_lines(path)
+    return [
+        f"{path}{_line_of(lines, name)}: {name}: {found[0]} stays as it is: only ${{HOME}} and ${{USER}} are replaced "
+        "here; write the value, or export it in the template's worker_init"
+        for name, value in environment.items()
+        if (found := _UNREPLACED.search(EXPANDED.sub("", value)))
+    ]
+
+
+def read_text_lines(path: Path) -> list[str]:
+    """Return the lines of a file that was read before; none if it is gone."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _line_of(lines: list[str], name: str) -> str:
+    found = [number for number, line in enumerate(lines, 1) if re.match(rf"[\"']?{re.escape(name)}[\"']?\s*:", line)]
+    return f":{found[0]}" if len(found) == 1 else ""
 
 
 def _variable(path: Path, key: Any) -> str:

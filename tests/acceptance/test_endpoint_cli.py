@@ -290,6 +290,58 @@ def test_check_says_a_warning_once(site: Cli) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        (
+            "user_environment.yaml",
+            "A: x\nLIB: $HOME/lib\n",
+            ":2: LIB: $HOME stays as it is: only ${HOME} and ${USER} are",
+        ),
+        ("user_environment.yaml", "A: '${SCRATCH}/x'\n", ":1: A: ${SCRATCH} stays as it is"),
+        ("user_environment.yaml", "A: $(hostname)\n", ":1: A: $( stays as it is"),
+        ("user_environment.yaml", "A: '${HOME}/x:${USER}'\nB: costs 5$\n", ""),
+    ],
+)
+def test_check_warns_of_variables_that_nothing_replaces(site: Cli, name: str, text: str, where: str) -> None:
+    path = site.path("etc", "site", name)
+    path.write_text(text)
+    said = site("check", "site").stderr
+    assert f"{path}{where}" in said if where else str(path) not in said
+
+
+@pytest.mark.parametrize("key", ["log_path", "audit_log_path", "task_log_path"])
+def test_a_directory_that_is_missing_is_not_made_silently(site: Cli, key: str) -> None:
+    config = site.path("etc", "site", "config.yaml")
+    missing = site.directory / "nosuch"
+    lines = len(config.read_text().splitlines())
+    config.write_text(config.read_text() + f"{key}: {missing}/x.log\n")
+    for words in (("check", "site"), ("start", "site", "--detach")):
+        said = site(*words, expect=4).stderr
+        assert f"{config}:{lines + 1}: {key}: there is no directory {missing}" in said
+        assert f"install -d -m 755 {missing}" in said
+    assert not missing.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mapping is for multi-user endpoints, and PAM needs root")
+def test_check_warns_of_accounts_and_modules_that_a_start_will_miss(site: Cli) -> None:
+    rules = [{"source": "{username}", "match": name, "output": name} for name in ("meptest-nobody-here", "nobody")]
+    mapping = site.path("etc", "site", "identity_mapping.json")
+    mapping.write_text(json.dumps([{"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": rules}]))
+    service = Path("/etc/pam.d/meptest-modules")
+    service.write_text("account required pam_permit.so\n-session optional pam_x.so\nsession required pam_nosuch.so\n")
+    config = site.path("etc", "site", "config.yaml")
+    config.write_text(config.read_text() + f"pam: {{enable: true, service_name: {service.name}}}\n")
+    try:
+        said = site("check", "site").stderr
+    finally:
+        service.unlink()
+    assert f"{mapping}: maps to 'meptest-nobody-here', which is no account of this host" in said
+    assert f"{mapping}: maps to 'nobody', whose home /nonexistent does not exist" in said
+    assert f"{service}:3: module pam_nosuch.so is not installed" in said
+    assert "pam_x.so" not in said and "pam_permit.so" not in said
+
+
 def test_check_warns_of_names_that_this_host_does_not_know(site: Cli) -> None:
     config, mapping = site.path("etc", "site", "config.yaml"), site.path("etc", "site", "identity_mapping.json")
     if mapping.exists():
@@ -320,11 +372,12 @@ def test_a_template_directory_that_is_too_large(site: Cli) -> None:
 
 
 def test_a_start_that_fails_says_why(site: Cli) -> None:
+    """The directory of the log exists, and no file can be made there."""
     config = site.path("etc", "site", "config.yaml")
-    config.write_text(config.read_text() + "audit_log_path: /proc/nowhere/audit.log\n")
+    config.write_text(config.read_text() + "audit_log_path: /proc/nowhere\n")
     said = site("start", "site", "--detach", expect=1).stderr
     assert "did not start" in said
-    assert "/proc/nowhere" in said
+    assert "/proc/nowhere" in said, said
     assert site.json("status", "site", expect=3)["pid"] is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,12 +15,12 @@ NAME = "user_config_template.yaml.j2"
 GOOD = "engine:\n  type: ProcessPoolEngine\n"
 
 
-def tried(template: str, schema: dict[str, Any] | None = None, **templates: str) -> Verdict:
+def tried(template: str, schema: dict[str, Any] | None = None, search_path: str = "", **templates: str) -> Verdict:
     bundle = UepBundle(
         endpoint_id="e", endpoint_name="n", relay_link_address="", relay_link_key=b"", template_name=NAME,
         templates={NAME: template, **templates}, schema=schema, user_environment={}, parent_config={"debug": False},
     )  # fmt: skip
-    return Trial(bundle).run()
+    return Trial(bundle, search_path).run()
 
 
 def closed(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
@@ -126,3 +127,33 @@ def test_a_schema_that_leads_back_to_itself_ends() -> None:
 
 def test_no_schema_is_one_set_of_values() -> None:
     assert list(samples(None)) == [{}]
+
+
+SLURM = "engine:\n  type: GlobusComputeEngine\n  provider:\n    type: SlurmProvider\n    partition: p\n"
+
+
+@pytest.mark.parametrize(
+    ("provider", "commands", "found"),
+    [
+        ("SlurmProvider", "", "SlurmProvider needs sbatch, squeue, scancel, found in no directory of "),
+        ("SlurmProvider", "sbatch squeue", "SlurmProvider needs scancel, found in no directory of "),
+        ("SlurmProvider", "sbatch squeue scancel", ""),
+        ("PBSProProvider", "qsub", "PBSProProvider needs qstat, qdel, found in no directory of "),
+    ],
+)
+def test_commands_that_a_user_endpoint_would_not_find(tmp_path: Path, provider: str, commands: str, found: str) -> None:
+    for name in commands.split():
+        (tmp_path / name).touch(mode=0o755)
+    template = f"engine:\n  type: GlobusComputeEngine\n  provider:\n    type: {provider}\n"
+    notes = tried(template, search_path=str(tmp_path)).notes
+    assert [note for note in notes if "needs" in note] == (
+        [f"{NAME}:3: {found}{tmp_path}: install the scheduler's commands, or set user_search_path in config.yaml"]
+        if found
+        else []
+    )
+
+
+def test_more_nodes_than_descriptors() -> None:
+    (note,) = tried(f"{SLURM}    max_blocks: 1000000\n    nodes_per_block: 64\n").notes
+    assert note.startswith(f"{NAME}:3: max_blocks 1000000 with 64 nodes each need about 192000100 descriptors")
+    assert not tried(f"{SLURM}    max_blocks: 2\n").notes
