@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import ssl
 import struct
 import threading
@@ -290,5 +291,38 @@ def _hang_up(line: _Line) -> None:
         line.connection.strategy.close()
 
 
+_REMEDIES = (
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: (.*?) \(_ssl"),
+        "its certificate is not accepted ({}): name the authority's certificate in ca_file",
+    ),
+    (
+        re.compile(r"(WRONG_VERSION_NUMBER|UNEXPECTED_EOF_WHILE_READING|RECORD_LAYER_FAILURE)"),
+        "it does not speak TLS on this port ({}): use ldap:// with start_tls, or the port of ldaps",
+    ),
+)
+"""What ldap3 says of a failed handshake, and what an administrator can do about it."""
+
+
 def _plain(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    """Return the reason in one line. ldap3 nests tuples of exceptions; their texts are joined."""
+    text = " ".join(f"{type(error).__name__}: {': '.join(dict.fromkeys(_texts(error)))}".split())
+    for said, remedy in _REMEDIES:
+        if found := said.search(text):
+            return remedy.format(found[1])
+    return text[:500]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts within an exception, and within its arguments."""
+    if isinstance(value, BaseException):
+        yield from (text for part in value.args for text in _texts(part))
+    elif isinstance(value, list | tuple) and not _is_address(value):
+        yield from (text for part in value for text in _texts(part))
+    else:
+        yield ":".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _is_address(value: list[object] | tuple[object, ...]) -> bool:
+    """Return whether `value` is a socket's address, as ldap3 puts it into its errors."""
+    return len(value) in (2, 4) and isinstance(value[0], str) and isinstance(value[1], int)

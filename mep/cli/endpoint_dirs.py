@@ -22,13 +22,17 @@ from mep.config.paths import CONFIG, FIVE_FILES, MAPPING, EndpointPaths
 def write_new(path: Path, data: bytes, *, mode: int, owner: int = -1, group: int = -1) -> None:
     """Write a file that must not exist yet, durably. Raises FileExistsError, OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        if owner >= 0 or group >= 0:
-            os.fchown(descriptor, owner, group)
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if owner >= 0 or group >= 0:
+                os.fchown(descriptor, owner, group)
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+    except OSError as error:  # write(2) names no file
+        error.filename = os.fspath(path)
+        raise
 
 
 def replace_file(path: Path, data: bytes, *, mode: int) -> None:
@@ -101,7 +105,7 @@ def write_five_files(
         with new_directory(where.config_dir, mode=0o755 if where.privileged else 0o700) as staging:
             _fill(staging, files, mapper)
     except OSError as error:
-        raise CliFailed(f"{where.config_dir}: {error.strerror}") from None
+        raise CliFailed(f"{error.filename or where.config_dir}: {error.strerror}") from None
 
 
 def _fill(staging: Path, files: Mapping[str, str], mapper: pwd.struct_passwd | None) -> None:

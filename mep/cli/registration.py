@@ -96,7 +96,7 @@ def ensure_keys(where: EndpointPaths, accounts: Accounts, new_id: str = "") -> K
             record = _key_record(staging, accounts, new_id or str(uuid.uuid4()))
             write_new(staging / _KEYS_FILE, msgspec.json.encode(record), mode=0o644)
     except OSError as error:
-        raise CliFailed(f"{where.state_dir}: {error.strerror}") from None
+        raise CliFailed(f"{error.filename or where.state_dir}: {error.strerror}") from None
     return record
 
 

@@ -17,7 +17,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +38,8 @@ ATTEMPTS = 4
 _FIRST_WAIT_S = 1.0
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_OWNER_BYTES = 64 * 1024
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""OpenSSL's words for a peer that answers a TLS handshake with something else."""
 _AGAIN = frozenset({429, 502, 503, 504})
 _LINK_ADDRESS = re.compile(r"tcp://([^\s/]+):([0-9]{1,5})")
 _registered_decoder, _owner_decoder = msgspec.json.Decoder(RegisterAnswer), msgspec.json.Decoder(list[Identity])
@@ -130,7 +132,8 @@ def _outcome(call: RelayCall, answers: socket.socket) -> tuple[RelayAnswer, list
         answer = _registered(registered)
         encode(answer)
     except (msgspec.MsgspecError, ValueError) as error:
-        return RelayAnswer(Kind.MALFORMED, f"an answer that is no registration: {error}"), []
+        text = f"the answer is no registration ({error}): is this address a MEP relay's? Check relay_url"
+        return RelayAnswer(Kind.MALFORMED, text), []
     for warning in registered.warnings[: MAX_NOTES - ATTEMPTS]:
         _note(answers, warning)
     return answer, registered.owner
@@ -169,7 +172,10 @@ def _refusal(status: int, body: bytes) -> RelayAnswer:
     try:
         error = decode_error(body, JSON)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return RelayAnswer(Kind.REFUSED, f"HTTP status {status}")
+        if status in _AGAIN:
+            return RelayAnswer(Kind.REFUSED, f"HTTP status {status} from a server in front of it: does the relay run?")
+        text = f"HTTP status {status}, and the answer is no relay's: is this address a MEP relay's? Check relay_url"
+        return RelayAnswer(Kind.MALFORMED, text)
     text = f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
     return RelayAnswer(Kind.REFUSED, text, _CODES.get(error.code, Code.OTHER))
 
@@ -202,6 +208,12 @@ def _ask(call: RelayCall) -> tuple[int, bytes]:
     return answer.status, data
 
 
+def _reason(error: OSError | HTTPException, url: str) -> str:
+    if isinstance(error, BadStatusLine | ConnectionResetError) and url.startswith("http:"):
+        return "it gives no answer in plain http; does this port speak https?"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
     """Return status and body of the answer. Raises Unreachable."""
     wait_s = _FIRST_WAIT_S
@@ -212,9 +224,15 @@ def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
                 return status, body
             reason = f"status {status}"
         except ssl.SSLCertVerificationError as error:
-            raise Unreachable(f"its certificate is not accepted: {error.verify_message}") from None
+            remedy = "put its authority's certificate into a file, and name that in SSL_CERT_FILE"
+            raise Unreachable(f"its certificate is not accepted: {error.verify_message}; {remedy}") from None
+        except ssl.SSLError as error:
+            if error.reason in _NO_TLS:
+                remedy = "give the port that speaks https, or http:// on this machine alone"
+                raise Unreachable(f"it speaks plain http on this port, not https; {remedy}") from None
+            reason = f"TLS: {error.reason or error}"
         except (OSError, HTTPException) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = _reason(error, call.url)
         if attempt < ATTEMPTS:
             _note(answers, f"{reason}; trying again in {wait_s:g} s")
             time.sleep(wait_s)

@@ -70,4 +70,6 @@ def test_a_host_that_is_none(host: str) -> None:
 
 @pytest.mark.parametrize("body", [b"\xff", b'"\xff"', b'{"code": "\xff"}', b"<html>", b"", b"[]"])
 def test_an_error_that_is_no_json_is_named_by_its_status(body: bytes) -> None:
-    assert _refusal(502, body) == RelayAnswer(Kind.REFUSED, "HTTP status 502")
+    assert _refusal(502, body) == RelayAnswer(
+        Kind.REFUSED, "HTTP status 502 from a server in front of it: does the relay run?"
+    )
