@@ -184,12 +184,13 @@ class Unreachable(Exception):
     """There was no answer. The text gives the reason."""
 
 
-def _connection(url: str) -> HTTPConnection:
+def connection(url: str, timeout_s: float = TIMEOUT_S) -> HTTPConnection:
+    """Return a connection to the relay at `url`, which is made by its first request."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "https":
-        return HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=ssl.create_default_context())
-    return HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
+        return HTTPSConnection(host, parts.port, timeout=timeout_s, context=ssl.create_default_context())
+    return HTTPConnection(host, parts.port, timeout=timeout_s)
 
 
 def _ask(call: RelayCall) -> tuple[int, bytes]:
@@ -199,16 +200,29 @@ def _ask(call: RelayCall) -> tuple[int, bytes]:
         "Accept": "application/json",
     }
     body = None if call.body is None else json.dumps(call.body)
-    with contextlib.closing(_connection(call.url)) as connection:
-        connection.request(call.method, urlsplit(call.url).path.rstrip("/") + call.path, body, headers)
-        answer = connection.getresponse()
+    with contextlib.closing(connection(call.url)) as asked:
+        asked.request(call.method, urlsplit(call.url).path.rstrip("/") + call.path, body, headers)
+        answer = asked.getresponse()
         data = answer.read(_MAX_ANSWER_BYTES + 1)
     if len(data) > _MAX_ANSWER_BYTES:
         raise Unreachable(f"its answer is larger than {_MAX_ANSWER_BYTES} bytes")
     return answer.status, data
 
 
-def _reason(error: OSError | HTTPException, url: str) -> str:
+def _is_plain(error: OSError | HTTPException) -> bool:
+    return isinstance(error, ssl.SSLError) and error.reason in _NO_TLS
+
+
+def reason_of(error: OSError | HTTPException, url: str) -> str:
+    """Return, for the administrator, why there is no answer, and what mends it where that is known."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        remedy = "put its authority's certificate into a file, and name that in SSL_CERT_FILE"
+        return f"its certificate is not accepted: {error.verify_message}; {remedy}"
+    if _is_plain(error):
+        remedy = "give the port that speaks https, or http:// on this machine alone"
+        return f"it speaks plain http on this port, not https; {remedy}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
     if isinstance(error, BadStatusLine | ConnectionResetError) and url.startswith("http:"):
         return "it gives no answer in plain http; does this port speak https?"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -223,16 +237,10 @@ def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
             if status not in _AGAIN or attempt == ATTEMPTS:
                 return status, body
             reason = f"status {status}"
-        except ssl.SSLCertVerificationError as error:
-            remedy = "put its authority's certificate into a file, and name that in SSL_CERT_FILE"
-            raise Unreachable(f"its certificate is not accepted: {error.verify_message}; {remedy}") from None
-        except ssl.SSLError as error:
-            if error.reason in _NO_TLS:
-                remedy = "give the port that speaks https, or http:// on this machine alone"
-                raise Unreachable(f"it speaks plain http on this port, not https; {remedy}") from None
-            reason = f"TLS: {error.reason or error}"
         except (OSError, HTTPException) as error:
-            reason = _reason(error, call.url)
+            reason = reason_of(error, call.url)
+            if isinstance(error, ssl.SSLCertVerificationError) or _is_plain(error):
+                raise Unreachable(reason) from None
         if attempt < ATTEMPTS:
             _note(answers, f"{reason}; trying again in {wait_s:g} s")
             time.sleep(wait_s)

@@ -296,7 +296,7 @@ def check(name: str, as_json: bool) -> None:
     The template is rendered too, by an account without privilege and with values made up from the schema.
     """
     from mep.cli.install_check import check_installation, unknown_names
-    from mep.cli.site_check import site_notes
+    from mep.cli.site_check import relay_notes, site_notes
     from mep.cli.template_check import try_template
     from mep.config.resolver import resolve, summary
     from mep.config.system_accounts import sharing_notes
@@ -306,7 +306,7 @@ def check(name: str, as_json: bool) -> None:
     resolution = resolve(where, roots, log_to_file=False)
     check_template(where, resolution)
     notes = [*unknown_names(resolution.endpoint), *site_notes(where, resolution, os.geteuid())]
-    notes += try_template(where, resolution)
+    notes += [*relay_notes(where, resolution), *try_template(where, resolution)]
     if where.privileged:
         notes += sharing_notes(where, roots, resolution.endpoint)
         check_installation()

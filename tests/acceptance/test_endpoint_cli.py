@@ -342,6 +342,20 @@ def test_check_warns_of_accounts_and_modules_that_a_start_will_miss(site: Cli) -
     assert "pam_x.so" not in said and "pam_permit.so" not in said
 
 
+def test_check_asks_the_relay(site: Cli, relay: RelayProcess) -> None:
+    """Whether it answers, and whether its link holds the pinned key. Nothing is said of a relay that does."""
+    assert "relay" not in site("check", "site").stderr
+    registration = site.path("var", "site", "registration.json")
+    known = json.loads(registration.read_text())
+    registration.write_text(json.dumps({**known, "link_public_key": "11" * 32}))
+    assert "does not hold the key that was pinned at registration" in site("check", "site").stderr
+    registration.write_text(json.dumps({**known, "link_address": "tcp://127.0.0.1:9"}))
+    assert "link tcp://127.0.0.1:9 cannot be reached from here: no connection" in site("check", "site").stderr
+    registration.write_text(json.dumps({**known, "relay_url": "http://127.0.0.1:9"}))
+    said = site("check", "site").stderr
+    assert "relay http://127.0.0.1:9 cannot be reached from here: Connection refused" in said
+
+
 def test_check_warns_of_names_that_this_host_does_not_know(site: Cli) -> None:
     config, mapping = site.path("etc", "site", "config.yaml"), site.path("etc", "site", "identity_mapping.json")
     if mapping.exists():
