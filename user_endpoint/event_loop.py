@@ -32,10 +32,12 @@ class Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self.clear())  # ignored, it would be so in blocks too
 
     def _note(self, number: int, _frame: object) -> None:
         self.stop = signal.Signals(number).name
+        with contextlib.suppress(BlockingIOError):  # a SIGHUP of the same moment has cleared it
+            os.write(self._write, b"\0")
 
     def fileno(self) -> int:
         """Readable when a signal has come."""

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import NoReturn
 
-from user_endpoint import inherited_fds
+from user_endpoint import inherited_fds, inherited_state
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.process_exit import name_process, run_and_exit
 from user_endpoint.shortage import interrupted, reason_of
@@ -24,7 +24,7 @@ _NOT_STARTED = "The site could not start your process. Tell its administrators."
 def main() -> NoReturn:
     """Run one user endpoint and exit. Exit codes carry no meaning: the report does."""
     gc.disable()
-    os.umask(0o077)
+    inherited_state.set_own_umask(0o077)
     name_process("mep-uep")
     try:
         reporter = Reporter(inherited_fds.check_report_channel(inherited_fds.REPORT_FD))

@@ -24,6 +24,7 @@ from user_endpoint.render_process import Rendering
 from user_endpoint.settings import located
 from user_endpoint.shortage import interrupted, reason_of
 from user_endpoint.workers.fork_server import Server, exec_server, fork_server
+from user_endpoint.workers.start_environment import needs_new_process
 
 if TYPE_CHECKING:
     from user_endpoint.engines import EnginePlace
@@ -43,7 +44,9 @@ class Servers:
         self._first: Server | None = first
 
     def __call__(self) -> Server:
-        """Return one for the caller to keep."""
+        """Return one for the caller to keep: the first, unless the environment asks for a fresh Python."""
+        if needs_new_process():
+            self.discard()
         server, self._first = self._first, None
         return server or exec_server()
 

@@ -105,8 +105,8 @@ def test_joins_runs_and_ends_in_good_order(relay: FakeRelay, home: pathlib.Path)
         assert seen["environment"]["HOME"] == str(home)
         assert seen["umask"] == 0o077
         kinds = [re.sub(r"\d+|\[.*", "", os.path.basename(name)) for name in seen["fds"]]
-        # Its socket, where it started (to go back there after a task), and the note of which task it began.
-        assert sorted(kinds) == ["", "p.", "socket:"], seen["fds"]
+        # Its socket, where tasks begin, its oom score, and the note of which task it began.
+        assert sorted(kinds) == ["", "oom_score_adj", "p.", "socket:"], seen["fds"]
         uep.signal(signal.SIGTERM)
         assert relay.expect(messages.Goodbye).code == "STOPPED"
         assert uep.next_report()[:2] == ["ENDED", "STOPPED"]

@@ -41,14 +41,59 @@ def account() -> pwd.struct_passwd:
 
 
 @contextlib.contextmanager
-def private_home() -> Iterator[pathlib.Path]:
+def private_home(name: str = "") -> Iterator[pathlib.Path]:
     """Yield a home directory of that account. (pytest's own directories are closed to other users.)"""
-    made = pathlib.Path(tempfile.mkdtemp(prefix="mep-home-"))
+    made = pathlib.Path(tempfile.mkdtemp(prefix="mep-home-", suffix=name))
     os.chown(made, account().pw_uid, account().pw_gid)
     try:
         yield made
     finally:
         shutil.rmtree(made)
+
+
+def _become_user(home: pathlib.Path, umask: int) -> dict[str, str]:
+    """Drop to that account, as a keeper's child does; return the environment."""
+    who = account()
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)
+        os.setresuid(who.pw_uid, who.pw_uid, who.pw_uid)
+    os.umask(umask)
+    os.chdir("/")
+    return {"HOME": str(home), "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": "/bin/sh",
+            "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}  # fmt: skip
+
+
+def output_as_user(
+    command: list[str],
+    given: str,
+    home: pathlib.Path,
+    environment: dict[str, str],
+    *,
+    open_files: tuple[int, int],
+    umask: int = 0o077,
+) -> str:
+    """Return the output of a command that is started as a user endpoint is, with `environment` besides and `given` to
+    read."""
+    read, write = os.pipe()
+    stdin = os.memfd_create("given")
+    os.pwrite(stdin, given.encode(), 0)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for target, source in ((0, stdin), (1, write)):
+                os.dup2(source, target)
+            os.closerange(3, 1024)
+            resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+            os.execve(command[0], command, _become_user(home, umask) | environment)
+        finally:
+            os._exit(127)
+    os.close(write)
+    os.close(stdin)
+    with open(read) as file:
+        output = file.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return output
 
 
 class UepProcess:
@@ -64,8 +109,10 @@ class UepProcess:
         config: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         open_files: tuple[int, int] | None = None,
+        umask: int = 0o077,
         **bundle: Any,
     ) -> None:
+        self._umask = umask
         self.uep_id = uep_id or str(uuid.uuid4())
         self.home = home
         self._open_files = open_files
@@ -103,7 +150,6 @@ class UepProcess:
 
     def _exec(self, start: int, bundle: int, report: int) -> None:
         try:
-            who = account()
             null = os.open("/dev/null", os.O_RDWR)
             high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in (null, null, null, start, bundle, report)]
             for target, source in enumerate(high):
@@ -111,14 +157,7 @@ class UepProcess:
             os.closerange(6, 1024)
             if self._open_files is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
-            if os.getuid() == 0:
-                os.setgroups([])
-                os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)
-                os.setresuid(who.pw_uid, who.pw_uid, who.pw_uid)
-            os.umask(0o077)
-            os.chdir("/")
-            environment = {"HOME": str(self.home), "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": "/bin/sh",
-                           "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}  # fmt: skip
+            environment = _become_user(self.home, self._umask)
             os.execve(sys.executable, [sys.executable, "-I", str(MAIN)], environment)
         finally:
             os._exit(127)

@@ -41,6 +41,7 @@ def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
                 max_workers=chosen.max_workers,
                 worker_log=place.worker_log,
                 directory=_working_directory(chosen, place.run_directory),
+                run_directory=place.run_directory,
                 run_in_sandbox=chosen.run_in_sandbox,
                 max_tasks_per_child=chosen.max_tasks_per_child or 0,
                 notes=Notes(place.run_directory),

@@ -10,7 +10,9 @@ Called by the user endpoint's loop.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -23,7 +25,8 @@ from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.task_order import enqueue
 from user_endpoint.engines.start_journals import Notes
-from user_endpoint.workers import start_journal
+from user_endpoint.workers import start_journal, task_main
+from user_endpoint.workers.start_environment import use_own_paths
 from user_endpoint.workers.start_journal import BegunLog
 
 MAX_ABANDONED: Final = 64
@@ -61,6 +64,10 @@ class ThreadPoolEngine:
         """Import the runner now, so that the first task does not wait for it. Read which tasks were begun before."""
         import mep_sdk.task_runner  # noqa: F401
 
+        use_own_paths()
+        task_main.install()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what tasks print is in the log at once
+            sys.stdout.reconfigure(line_buffering=True)
         if self._notes is not None and (directory := self._notes.begin()):
             self._begun_directory = directory
             with contextlib.suppress(OSError, start_journal.BegunClosed):  # a full disk: tasks run nevertheless
@@ -159,9 +166,12 @@ class ThreadPoolEngine:
         from mep_sdk.task_runner import FunctionCache, run_task
 
         cache: FunctionCache = {}
+        own_pid = os.getpid()
         while (task := self._next()) is not None:
             began = time.time()
             outcome = run_task(task.function, task.payload, max_result_bytes=self._max_result_bytes, cache=cache)
+            if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no thread of the engine's
+                os._exit(0)
             item = ResultItem(task.row, task.task_id, outcome.code, outcome.text, outcome.payload, began, time.time())
             with self._changed:
                 if self._running.pop(task.row, None) is None:  # it has been ended for the person already

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 
+from user_endpoint import inherited_state
 from user_endpoint.workers import datagrams
 from user_endpoint.workers.fork_server import Server
 
 _PROGRAM = "user_endpoint/workers/external_server.py"
 _SCRIPT = """\
+{before}
 {setup}
-if [ -z "$MEP_TASK_PYTHON" ]; then MEP_TASK_PYTHON="${{VIRTUAL_ENV:-$CONDA_PREFIX}}"
-MEP_TASK_PYTHON="${{MEP_TASK_PYTHON:+$MEP_TASK_PYTHON/bin/python}}"; fi
-set -- "${{MEP_TASK_PYTHON:-{own}}}" "$@"
+
+MEP_TASK_PYTHON="${{MEP_TASK_PYTHON:-${{VIRTUAL_ENV:-${{CONDA_PREFIX:-}}}}/bin/python}}"
+if [ "$MEP_TASK_PYTHON" = /bin/python ]; then MEP_TASK_PYTHON={own}; fi
+set -- "$MEP_TASK_PYTHON" {server}
 unset MEP_TASK_PYTHON
 exec "$@"
 """
+"""The empty line ends a line of the person's that continues. They may have set -u, -e, IFS or other arguments."""
 
 
 def staged_server(python: str, setup: str, packages: str) -> Server:
@@ -35,11 +40,12 @@ def staged_server(python: str, setup: str, packages: str) -> Server:
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - the server's, which closes it
     with contextlib.closing(theirs):
         descriptor = theirs.fileno()
-        arguments = [str(descriptor), str(os.getpid())]
-        script = _SCRIPT.format(setup=setup, own=sys.executable)
+        server = shlex.join([f"{packages}/{_PROGRAM}", str(descriptor), str(os.getpid())])
+        own, before = shlex.quote(sys.executable), inherited_state.as_shell()
+        script = _SCRIPT.format(before=before, setup=setup, own=own, server=server)
         try:
             process = subprocess.Popen(
-                ["/bin/bash", "-c", script, "bash", "-I", f"{packages}/{_PROGRAM}", *arguments],
+                ["/bin/bash", "-c", script, "bash"],
                 env={**os.environ, "MEP_TASK_PYTHON": python},
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
@@ -50,4 +56,4 @@ def staged_server(python: str, setup: str, packages: str) -> Server:
             errors.close()
             raise
     process.returncode = 0  # the engine waits for it, not this object
-    return Server(ours, process.pid, errors)
+    return Server(ours, process.pid, errors, own_environment=True)

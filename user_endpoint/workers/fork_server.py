@@ -6,7 +6,8 @@ bounded log of it. It trusts the engine that sends its orders (same user), and n
 
 Orders:
 
-- ("configure", environment, directory, log path, max result bytes, a sandbox for each task, most tasks a worker or 0)
+- ("configure", (environment, umask, soft limit of open files: each may be None), directory, run directory, log path,
+  max result bytes, a sandbox for each task, most tasks a worker or 0)
 - ("place", number, variables, processors): the binding of the worker of this number
 - ("spawn", number) with the worker's socket
 - ("kill", number, signal)
@@ -35,9 +36,13 @@ from typing import IO, Any
 from user_endpoint.bounded_log import MAX_HALF_LINE, BoundedFile, escape_output
 from user_endpoint.process_exit import name_process, run_and_exit
 from user_endpoint.workers import datagrams
+from user_endpoint.workers.descendants import has_children, kill_descendants, reap_ended
+from user_endpoint.workers.start_environment import needs_new_process
 
 _CHUNK = 65536
 _MAX_REASON = 600
+_PROGRAM = f"{os.path.dirname(os.path.abspath(__file__))}/external_server.py"  # noqa: PTH100, PTH120 - no pathlib: the start is measured
+_END_S = 1.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -65,6 +70,9 @@ class ForkServer:
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
         self._half_line = b""
+        self._directory = self._run_directory = ""
+        self._umask: int | None = None
+        self._open_files: int | None = None
         self._max_result_bytes, self._sandbox, self._max_tasks = 0, False, 0
         self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
 
@@ -80,8 +88,7 @@ class ForkServer:
                 if descriptor == self._out_read:
                     self._copy_output()
                 elif descriptor == self._wake_read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_read, _CHUNK)
+                    self._drain_wakeups()
                 elif not self._obey():
                     self._kill_all()
                     self._copy_output(all_of_it=True)
@@ -94,9 +101,11 @@ class ForkServer:
         except datagrams.PeerGone:
             return False
         match order:
-            case ("configure", environment, directory, log_path, max_result_bytes, sandbox, max_tasks):
-                self._configure(environment, directory, log_path)
-                self._max_result_bytes, self._sandbox, self._max_tasks = max_result_bytes, sandbox, max_tasks
+            case ("configure", (environment, umask, open_files), directory, run_directory, log_path, *limits):
+                self._configure(environment, log_path)
+                self._umask, self._open_files = umask, open_files
+                self._directory, self._run_directory = directory, run_directory
+                self._max_result_bytes, self._sandbox, self._max_tasks = limits
             case ("place", number, variables, processors):
                 self._places[number] = (variables, processors)
             case ("spawn", number):
@@ -109,12 +118,10 @@ class ForkServer:
                 raise ValueError(f"unknown order {order[0]!r}")
         return True
 
-    def _configure(self, environment: dict[str, str] | None, directory: str, log_path: str) -> None:
+    def _configure(self, environment: dict[str, str] | None, log_path: str) -> None:
         if environment is not None:  # else the one that worker_init has set up
             os.environ.clear()
             os.environ.update(environment)
-        if directory:
-            os.chdir(directory)
         self._output = BoundedFile(log_path) if log_path else None
 
     def _spawn(self, number: int, descriptor: int) -> None:
@@ -138,53 +145,72 @@ class ForkServer:
         with contextlib.suppress(PermissionError):
             os.setpgid(0, 0)
         die_with_parent(parent)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         name_process("mep-worker")
         os.environ.update(variables)
         if processors:
             os.sched_setaffinity(0, processors)
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(self._out_write, 1)
         os.dup2(self._out_write, 2)
         for inherited in (self._control.detach(), self._wake_read, self._wake_write, self._out_read, self._out_write):
             os.close(inherited)
         if self._output is not None:
             self._output.close()
+        from user_endpoint.workers.process_state import start_fresh
         from user_endpoint.workers.worker import serve
 
+        start_fresh(self._umask, self._open_files)
         sock = _socket.socket(fileno=descriptor)
-        serve(sock, self._max_result_bytes, sandbox=self._sandbox, max_tasks=self._max_tasks)
+        serve(
+            sock,
+            self._max_result_bytes,
+            directory=self._directory,
+            run_directory=self._run_directory,
+            sandbox=self._sandbox,
+            max_tasks=self._max_tasks,
+        )
         return 0
 
     def _kill(self, number: int, signum: int) -> None:
         for pid, known in self._workers.items():
             if known == number:
-                started = _descendants(pid)  # those in sessions of their own, e.g. a launcher and its ranks, too
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signum)
-                for each in started:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(each, signum)
+                    os.kill(pid, signum)
+                kill_descendants(pid)  # a worker that waits for a dead file system does not end, and they must
 
     def _kill_all(self) -> None:
-        for pid in self._workers:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        """Kill every process below this one, and wait a moment until they are gone."""
+        deadline = time.monotonic() + _END_S
+        while has_children():
+            kill_descendants(os.getpid())
+            reap_ended()
+            left = deadline - time.monotonic()
+            if left <= 0 or not has_children():
+                return
+            select.select([self._wake_read], [], [], left)
+            self._drain_wakeups()
+
+    def _drain_wakeups(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, _CHUNK)
 
     def _reap(self) -> None:
+        ended = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
-                return
+                break
+            ended = True
             number = self._workers.pop(pid, None)
             if number is not None:  # others are orphans of tasks, which come here because we are their subreaper
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # the task's, unless in their own session
                 self._copy_output(all_of_it=True)
                 self._report("ended", number, status, "")
+        if ended:
+            # Workers are subreapers: a child of ours that is no worker was left by one that has died.
+            kill_descendants(os.getpid(), self._workers)
 
     def _copy_output(self, *, all_of_it: bool = False) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -215,28 +241,16 @@ def serve_forks(control: _socket.socket, parent_pid: int) -> int:
     return 0
 
 
-def _descendants(pid: int) -> list[int]:
-    """Return every process below this one."""
-    found, look = [], [pid]
-    while look:
-        each = look.pop()
-        try:
-            with open(f"/proc/{each}/task/{each}/children") as file:
-                direct = [int(child) for child in file.read().split()]
-        except OSError:
-            continue
-        found += direct
-        look += direct
-    return found
-
-
 class Server:
     """A fork server as its engine sees it."""
 
-    def __init__(self, sock: _socket.socket, pid: int, errors: IO[bytes] | None = None) -> None:
-        """`errors`: a file that takes its standard error until it says ("ready", ...), where it is one that does."""
+    def __init__(
+        self, sock: _socket.socket, pid: int, errors: IO[bytes] | None = None, *, own_environment: bool = False
+    ) -> None:
+        """`errors`: a file that takes its standard error until it says ("ready", ...), where it is one that does.
+        `own_environment`: whether it keeps the one in which it was started."""
         self.sock, self.pid, self._errors = sock, pid, errors
-        self.own_environment, self.ready = errors is not None, errors is None
+        self.own_environment, self.ready = own_environment, errors is None
 
     def failure(self) -> str:
         """Return the last words of a server before it was ready, or became none."""
@@ -281,22 +295,21 @@ def fork_server(close: Sequence[int] = ()) -> Server:
 
 
 def exec_server() -> Server:
-    """Start a fork server from nothing, for processes that have threads already. Raises OSError."""
+    """Start a fork server from nothing: for processes that have threads, and where a Python must read the environment
+    at its start (see start_environment). Raises OSError."""
     ours, theirs = datagrams.pair()
+    errors = os.fdopen(os.memfd_create("mep-errors"), "rb+")
     try:
         theirs_fd = theirs.fileno()
         os.set_inheritable(theirs_fd, True)
-        command = [sys.executable, "-I", "-m", "user_endpoint.workers.fork_server", str(theirs_fd), str(os.getpid())]
-        pid = os.posix_spawn(sys.executable, command, dict(os.environ))
+        isolated = ["-I"] if sys.flags.isolated and not needs_new_process() else []
+        command = [sys.executable, *isolated, _PROGRAM, str(theirs_fd), str(os.getpid())]
+        to_errors = [(os.POSIX_SPAWN_DUP2, errors.fileno(), 2)]
+        pid = os.posix_spawn(sys.executable, command, dict(os.environ), file_actions=to_errors)
     except OSError:
         ours.close()
+        errors.close()
         raise
     finally:
         theirs.close()
-    return Server(ours, pid)
-
-
-if __name__ == "__main__":
-    import user_endpoint.fast_msgspec_import  # noqa: F401  # before anything imports msgspec
-
-    run_and_exit(lambda: serve_forks(_socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))
+    return Server(ours, pid, errors)

@@ -1,96 +1,153 @@
 """Sets up a task's environment and cleans up after the task: its worker runs others after it.
 
 Each task finds its own id in GC_TASK_UUID and, where the site wants that, a directory of its own, which is also in
-GC_TASK_SANDBOX_DIR. Afterwards directory, umask, environment, signal handlers and timers are as they were. A
-change that can't be undone (threads, closed descriptors, lowered limits) ends the worker once it has answered: another
-takes a millisecond to fork. Called by the worker around each task.
+GC_TASK_SANDBOX_DIR. Afterwards the processes that it has left are ended, and directory, environment and the rest of the
+process's state (see process_state) are as they were. A change that cannot be undone ends the worker once it has
+answered. Called by the worker around each task.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found] # no stub; `signal` itself costs ten times as much
 import contextlib
 import os
-import resource
-import signal
+import select
 import sys
+from typing import Any
 
-TASK_VARIABLE = "GC_TASK_UUID"
-SANDBOX_VARIABLE = "GC_TASK_SANDBOX_DIR"
-_LIMITS = tuple(getattr(resource, name) for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE",
-                                                     "RLIMIT_NOFILE", "RLIMIT_STACK"))  # fmt: skip
-_SIGNALS = tuple(number for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP))
+from user_endpoint.run_directory import make_below
+from user_endpoint.workers.descendants import has_children, kill_descendants, reap_ended
+from user_endpoint.workers.process_state import ProcessState, read_environment
+from user_endpoint.workers.task_variables import TaskVariables
+
+TASK_VARIABLE = b"GC_TASK_UUID"
+SANDBOX_VARIABLE = b"GC_TASK_SANDBOX_DIR"
+_TRACKER = "multiprocessing.resource_tracker"
+_TRACKER_S = 2.0
 
 
 class Tidy:
     """A worker's state as it was before its first task."""
 
-    def __init__(self, *, sandbox: bool) -> None:
+    def __init__(self, *, directory: str, run_directory: str, sandbox: bool) -> None:
+        """`directory` is where tasks run; empty for where this process is. It is made where it is missing, but not
+        the run directory."""
         self._sandbox = sandbox
-        os.environ.pop(SANDBOX_VARIABLE, None)
-        self._environment = dict(os.environ)
-        self._raw = _raw_environment().copy()
-        self._directory, self._path = self._open_directory()
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
-        self._handlers = list(map(_signal.getsignal, _SIGNALS))
-        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-        self._limits = list(map(resource.getrlimit, _LIMITS))
-        self._recursion = sys.getrecursionlimit()
-        self._streams = (sys.stdin, sys.stdout, sys.stderr)
-
-    @staticmethod
-    def _open_directory() -> tuple[int, str]:
-        try:
-            return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.getcwd()
-        except OSError:  # the directory is gone, or may not be entered: tasks cannot do without one, but may try
-            return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), "/"
+        self._environ = os.environ
+        for name in (TASK_VARIABLE, SANDBOX_VARIABLE):
+            self._environ.pop(os.fsdecode(name), None)
+        self._raw = _raw_environment(self._environ)
+        self._environment = self._raw.copy()
+        self._variables = TaskVariables(self._raw)
+        self._given: dict[bytes, bytes | None] = {}
+        self._run_directory, self._directory, self._path = run_directory, -1, directory or _here()
+        self._main = sys.modules["__main__"]
+        self._main_was = vars(self._main).copy()
+        self._state = ProcessState()
 
     def before(self, task_id: str, variables: dict[str, str] | None) -> None:
         """Set up the task's own environment and directory. Raises OSError if the directory cannot be made."""
-        os.environ[TASK_VARIABLE] = task_id
-        if variables:
-            os.environ.update(variables)
+        self._enter()
+        self._set(TASK_VARIABLE, os.fsencode(task_id))
+        for name, value in (variables or {}).items():
+            encoded = os.fsencode(name)
+            self._given[encoded] = self._environment.get(encoded)
+            self._set(encoded, os.fsencode(value))
         if self._sandbox:
             place = f"{self._path}/{task_id}"
             os.makedirs(place, mode=0o700, exist_ok=True)  # noqa: PTH103 - no pathlib here
             os.chdir(place)
-            os.environ[SANDBOX_VARIABLE] = place
+            self._set(SANDBOX_VARIABLE, os.fsencode(place))
+
+    def _enter(self) -> None:
+        """Be in the directory of tasks, which a task may have removed, or a site that clears its scratch space."""
+        with contextlib.suppress(OSError):
+            if self._directory >= 0:
+                os.fchdir(self._directory)
+                os.getcwd()  # fails where it has been removed
+                return
+        try:
+            os.chdir(self._path)
+        except FileNotFoundError:
+            make_below(self._run_directory, self._path)
+            os.chdir(self._path)
+        if self._directory >= 0:
+            os.close(self._directory)
+        self._directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _set(self, name: bytes, value: bytes) -> None:
+        self._variables.set(name, value)
+        self._environment[name] = value
 
     def after(self) -> bool:
-        """Undo the changes that can be undone; return whether those were all. Raises OSError if it is broken."""
-        self._restore_environment()
-        os.fchdir(self._directory)
-        os.umask(self._umask)
-        _signal.setitimer(_signal.ITIMER_REAL, 0)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
-        if list(map(_signal.getsignal, _SIGNALS)) != self._handlers:
-            for number, handler in zip(_SIGNALS, self._handlers, strict=True):
-                _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
-        if sys.getrecursionlimit() != self._recursion:
-            sys.setrecursionlimit(self._recursion)
-        sys.stdin, sys.stdout, sys.stderr = self._streams
-        return self._is_whole()
+        """Undo the changes that can be undone; return whether those were all. Raises OSError where one cannot be."""
+        whole = not has_children() or _end_children()
+        if os.environ is not self._environ or self._raw != self._environment:
+            self._restore_environment()
+        if self._given:
+            self._forget_variables()
+        sys.modules["__main__"] = self._main
+        if vars(self._main) != self._main_was:
+            vars(self._main).clear()
+            vars(self._main).update(self._main_was)
+        return self._state.restore() and whole
 
     def _restore_environment(self) -> None:
-        os.environ.pop(TASK_VARIABLE, None)
-        if _raw_environment() == self._raw:
-            return
-        for name in [name for name in os.environ if name not in self._environment]:
-            with contextlib.suppress(KeyError):
-                del os.environ[name]
-        os.environ.update(self._environment)
+        os.environ = self._environ  # noqa: B003 - the object that the task has replaced
+        wanted = self._environment
+        for name in [name for name in self._raw if name not in wanted]:
+            self._variables.unset(name)
+        own = (TASK_VARIABLE, SANDBOX_VARIABLE, *self._given)
+        for name in own:
+            self._variables.unset(name)  # the task may have given the C library another string
+        for name, value in list(wanted.items()):
+            if name in own:
+                self._variables.set(name, value)
+            elif self._raw.get(name) != value:
+                self._environ[os.fsdecode(name)] = os.fsdecode(value)
+        read_environment()
 
-    def _is_whole(self) -> bool:
-        for descriptor in (0, 1, 2):
-            os.fstat(descriptor)
-        threading = sys.modules.get("threading")
-        if threading is not None and threading.active_count() > 1:
-            return False
-        return list(map(resource.getrlimit, _LIMITS)) == self._limits
+    def _forget_variables(self) -> None:
+        for name, before in self._given.items():
+            if before is None:
+                self._variables.unset(name)
+                del self._environment[name]
+            else:
+                self._set(name, before)
+        self._given = {}
 
 
-def _raw_environment() -> dict[bytes, bytes]:
+def _end_children() -> bool:
+    """End what the task has left running. Return whether that was no more than multiprocessing's own helper."""
+    tracker = getattr(sys.modules.get(_TRACKER), "_resource_tracker", None)
+    helper = getattr(tracker, "_pid", None)
+    reap_ended()
+    killed = kill_descendants(os.getpid(), () if helper is None else (helper,))
+    if tracker is not None and helper is not None:
+        _let_tracker_end(tracker, helper)
+    reap_ended()
+    return not killed and not has_children()
+
+
+def _let_tracker_end(tracker: Any, pid: int) -> None:
+    """Let the process end that removes shared memory which no process has removed; its end is end-of-file for it."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        os.close(tracker._fd)  # noqa: SLF001 - no public way leaves the next task a working one
+        tracker._fd = tracker._pid = None  # noqa: SLF001 - as above
+        ended = os.pidfd_open(pid)
+        try:
+            select.select([ended], [], [], _TRACKER_S)
+        finally:
+            os.close(ended)
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # the directory is gone, or may not be entered: tasks cannot do without one, but may try
+        return "/"
+
+
+def _raw_environment(environ: os._Environ[str]) -> dict[bytes, bytes]:
     """Return the dictionary inside os.environ, to compare: a copy by the public API costs twenty times as much."""
-    found: dict[bytes, bytes] = getattr(os.environ, "_data")  # noqa: B009 - not part of the public face
+    found: dict[bytes, bytes] = getattr(environ, "_data")  # noqa: B009 - not part of the public face
     return found

@@ -11,9 +11,10 @@ import _socket
 import os
 import sys
 import time
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-from user_endpoint.workers import datagrams
+from user_endpoint.workers import datagrams, task_main
 from user_endpoint.workers.task_environment import Tidy
 
 if TYPE_CHECKING:
@@ -46,9 +47,17 @@ class FunctionCache:
         return self._code.get(function_id)
 
 
-def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False, max_tasks: int = 0) -> None:
-    """Run tasks until the engine closes its end, or `max_tasks` of them, each in its own directory if `sandbox`.
-    `sock` is blocking.
+def serve(
+    sock: _socket.socket,
+    max_result_bytes: int,
+    *,
+    directory: str = "",
+    run_directory: str = "",
+    sandbox: bool = False,
+    max_tasks: int = 0,
+) -> None:
+    """Run tasks in `directory` until the engine closes its end, or `max_tasks` of them, each in a directory of its own
+    below it if `sandbox`. `sock` is blocking.
 
     Raises BegunClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
     """
@@ -59,7 +68,8 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
     functions = FunctionCache()
     loaded: Loaded = {}
     log = _begun_log()
-    tidy = Tidy(sandbox=sandbox)
+    task_main.install()
+    tidy = Tidy(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = os.getpid()
     while True:
         try:
@@ -80,19 +90,25 @@ def serve(sock: _socket.socket, max_result_bytes: int, *, sandbox: bool = False,
         except OSError as error:
             outcome = Outcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
         else:
-            outcome = run_task(function, payload, max_result_bytes=max_result_bytes, cache=loaded)
+            own = copy_context()  # what it sets there, as decimal's context, goes with it
+            outcome = own.run(run_task, function, payload, max_result_bytes=max_result_bytes, cache=loaded)
         _flush_output()
         if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
         ended = time.time()
-        try:
-            whole = tidy.after()
-        except OSError:
-            whole = False
+        whole = _tidied(tidy)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
         if not whole or max_tasks == 0:  # and tasks sent here since then go to another worker
             return
+
+
+def _tidied(tidy: Tidy) -> bool:
+    """Clean up after a task. Return whether this worker may run another one."""
+    try:
+        return tidy.after()
+    except Exception:  # noqa: BLE001 - a task's own objects are compared: they may raise anything
+        return False
 
 
 def _flush_output() -> None:

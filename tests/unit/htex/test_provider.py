@@ -68,7 +68,7 @@ def test_conveniences_reach_the_provider() -> None:
     assert made.expected_slots(GlobusComputeEngine(max_workers_per_node=1)) == 6
     provider = made.make()
     assert provider.nodes_per_block == 3
-    assert provider.worker_init.startswith("module load x\n")
+    assert "\nmodule load x\n" in provider.worker_init
     assert "MEP_PYTHON" in provider.worker_init
     own = plan(nodes_per_block=3, provider={"type": "LocalProvider", "nodes_per_block": 2})
     assert own.most_pools == 2

@@ -218,7 +218,7 @@ class Client(HighThroughputExecutor):
         words.append(f"--block_started=${{{STARTED_VARIABLE}:-0}}")  # read by the block's own shell
         own = shlex.quote(sys.executable)
         # worker_init may have set it (see provider); ours may not be there on a node, which then needs one of its own
-        python = f"${{MEP_PYTHON:-$(test -x {own} && echo {own} || echo python3)}}"
+        python = f'"${{MEP_PYTHON:-$(test -x {own} && echo {own} || echo python3)}}"'
         inside = containers.PYTHON if settings.container_type else python
         command = " ".join([inside, shlex.quote(self._program), *words])
         return containers.in_container(settings, str(Path(self.run_dir).parent), command)

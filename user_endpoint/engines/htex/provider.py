@@ -16,7 +16,9 @@ from types import UnionType
 from typing import Any
 
 from mep_wire.errors import EndpointMisconfigured
+from user_endpoint import inherited_state
 from user_endpoint.engines.htex.parsl_import import light_parsl
+from user_endpoint.engines.htex.script_paths import launcher_with_quoted_paths, with_quoted_paths
 from user_endpoint.engines.htex.walltimes import STARTED_VARIABLE, seconds_of
 from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, unknown_key_reason
 from user_endpoint.worker_staging import stage
@@ -38,6 +40,7 @@ _NOTE_START = f"export {STARTED_VARIABLE}=$(date +%s)"
 _ENFORCES_WALLTIME = frozenset(
     {"SlurmProvider", "PBSProProvider", "LSFProvider", "TorqueProvider", "GridEngineProvider"}
 )
+_OF_THIS_ACCOUNT = _ENFORCES_WALLTIME | {"LocalProvider", "CondorProvider"}
 _RUN_ONCE = {"SlurmProvider": "#SBATCH --no-requeue", "PBSProProvider": "#PBS -r n", "TorqueProvider": "#PBS -r n"}
 """The option that keeps a scheduler from requeueing a job after its node died, which takes Slurm two minutes. The job's
 tasks run in a new job instead. A template's own scheduler_options come after it and take precedence."""
@@ -60,10 +63,14 @@ class Plan:
         self._options = options
         self.block_walltime_s = self._walltime()
         """Seconds that the scheduler gives a block; None where there is no limit, or none that is known."""
-        if options.get("worker_init"):
-            options["worker_init"] += _WORKER_PYTHON
-        if self.block_walltime_s is not None:
-            options["worker_init"] = f"{_NOTE_START}\n{options.get('worker_init', '')}"
+        self._own_shell = bool(options.get("worker_init"))
+        if self._own_shell:
+            options["worker_init"] += f"\n{_WORKER_PYTHON}"
+        if self._kind.__name__ in _OF_THIS_ACCOUNT:
+            before = inherited_state.as_shell()  # it has this process's otherwise, by way of the scheduler too
+            if self.block_walltime_s is not None:
+                before = f"{before}\n{_NOTE_START}"
+            options["worker_init"] = f"{before}\n{options.get('worker_init', '')}"
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
         self._is_mpi = isinstance(settings, GlobusMPIEngine)
         self.name = self._kind.__name__
@@ -88,7 +95,7 @@ class Plan:
         """Put the workers' files into the run directory where the user endpoint's own Python, or host, may not be
         theirs; return where. Raises EngineFailed."""
         elsewhere = self._in_container or not self.is_local  # where links to this host's files would lead nowhere
-        return stage(run_directory, copy=elsewhere) if elsewhere or self._options.get("worker_init") else None
+        return stage(run_directory, copy=elsewhere) if elsewhere or self._own_shell else None
 
     @property
     def pools_per_block(self) -> int:
@@ -126,10 +133,10 @@ class Plan:
             options["scheduler_options"] = f"{_RUN_ONCE[self.name]}\n{options.get('scheduler_options', '')}"
         if self._launcher is not None:
             kind, arguments = self._launcher
-            options["launcher"] = kind(**arguments)
+            options["launcher"] = launcher_with_quoted_paths(kind)(**arguments)
         elif self._is_mpi or (self.is_local and options.get("nodes_per_block", 1) == 1):
             options["launcher"] = parsl.launchers.SimpleLauncher()  # the usual one starts four processes more
-        provider = self._kind(**options)
+        provider = with_quoted_paths(self._kind)(**options)
         if self.name == "SlurmProvider" and provider._cmd.startswith("squeue"):  # noqa: SLF001 - where there is no sacct
             # If the one job asked for is forgotten, squeue fails as it does when the controller is away, and the job
             # would never count as ended. If two are asked for, squeue leaves out the jobs that it doesn't know.

@@ -104,6 +104,7 @@ class Pool:
             server=servers,
             worker_log=f"{options.directory}/workers.log",
             directory=options.working_dir,
+            run_directory=options.begun.partition("/begun/")[0],
             run_in_sandbox=bool(options.run_in_sandbox),
         )
         left = seconds_left(os.environ, options.block_started, options.block_walltime, time.time())

@@ -14,7 +14,9 @@ _OLDEST = (3, 11)  # worker_staging says so too, in words that an older Python c
 def main() -> int:
     """Run this node's pool. Returns the exit status."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - no pathlib: the start is measured
-    sys.path[:] = [entry for entry in sys.path if entry != here]
+    own = (here, os.path.realpath(here))  # by the name of a staged link or of what it leads to
+    sys.path[:] = [entry for entry in sys.path if entry not in own]
+    os.environ.pop("MEP_PYTHON", None)  # only the block's script needs it
     packages = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120 - as above
     if os.path.basename(packages) == "packages" and not _use(packages):  # noqa: PTH119 - as above
         return 1

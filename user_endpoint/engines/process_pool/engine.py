@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeExceeded, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
+from user_endpoint import inherited_state
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.fork_server_link import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch, describe_status
@@ -56,6 +57,7 @@ class ProcessPoolEngine:
         max_workers: int | None = None,
         worker_log: str = "",
         directory: str = "",
+        run_directory: str = "",
         run_in_sandbox: bool = False,
         max_tasks_per_child: int = 0,
         notes: Notes | None = None,
@@ -64,7 +66,8 @@ class ProcessPoolEngine:
     ) -> None:
         self._new_server, self._clock = server, clock
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
-        self._configuration = (directory, worker_log, max_result_bytes, run_in_sandbox, max_tasks_per_child)
+        where = (directory, run_directory, worker_log)
+        self._configuration = (*where, max_result_bytes, run_in_sandbox, max_tasks_per_child)
         self._notes, self._begun_directory = notes, ""
         self._server: ForkServerLink | None = None
         self._memory = MemoryWatch()
@@ -376,8 +379,9 @@ class ProcessPoolEngine:
         """Start a fork server, and wait for nothing. Raises OSError."""
         self._server = ForkServerLink(self._new_server(), self._clock())
         self._epoll.register(self._server.fileno(), select.EPOLLIN)
-        environment = None if self._server.own_environment else dict(os.environ)
-        self._server.order(("configure", environment, *self._configuration))
+        ours = (dict(os.environ), inherited_state.umask(), inherited_state.open_files())
+        surroundings = (None, None, None) if self._server.own_environment else ours
+        self._server.order(("configure", surroundings, *self._configuration))
 
     def _watch_server(self) -> None:
         """Give up a fork server that does not answer; start one if there is none and a task waits."""

@@ -76,7 +76,7 @@ class ForkServerLink:
                 case ("ready", str(python)):
                     self.ready, self.python = True, python
                     if said := self._server.failure():  # no failure, but a misspelt command of worker_init, say
-                        sys.stderr.write(f"worker_init: {said}\n")
+                        sys.stderr.write(f"{'worker_init' if self.own_environment else 'workers'}: {said}\n")
                         sys.stderr.flush()
                 case ("pong",):
                     self._asked_at = None
