@@ -68,7 +68,7 @@ class Bench:
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
-        directory.mkdir(exist_ok=True)  # as the user endpoint has made it
+        directory.mkdir(parents=True, exist_ok=True)
         self.engine = GlobusComputeEngine(
             Settings(**{"max_workers_per_node": 2, **options}), run_directory=str(directory)
         )

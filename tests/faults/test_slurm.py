@@ -106,3 +106,15 @@ class Orphans:
 
     def _is_ours(self, _pid: int) -> bool:
         return False
+
+
+@pytest.mark.parametrize("launcher", ["SimpleLauncher", "SrunLauncher"])
+def test_a_run_directory_whose_name_means_something_to_a_shell(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
+    directory = tmp_path / "R&D (x[1]) it's c$HOME`d`"
+    (directory / "uep").mkdir(parents=True)
+    bench = bench_on(directory / "uep", launcher={"type": launcher})
+    try:
+        assert bench.value(bench.submit(echo, 1), timeout_s=60) == 1
+        assert list(directory.rglob("*.stderr")), "where the site looks for a job's output"
+    finally:
+        bench.engine.stop(2.0)

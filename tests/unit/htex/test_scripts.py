@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import parsl.launchers
 import pytest
 from parsl.jobs.states import JobState
 
 from user_endpoint.engines.htex.provider import Plan
+from user_endpoint.engines.htex.script_paths import launcher_with_quoted_paths
 from user_endpoint.settings import GlobusComputeEngine as Settings
 
 QSTAT = """{
@@ -105,3 +109,22 @@ def test_lsf(tmp_path: Path, commands: Commands) -> None:
     commands.answers("bkill", "Job <77> is being terminated\n")
     provider.cancel([job])
     assert commands.asked[-1] == "bkill 77"
+
+
+@pytest.mark.parametrize("word", ["a b", "it's", "x$HOME", "y`id`", "back\\slash", 'a"b', "plain"])
+@pytest.mark.parametrize("name", ["SimpleLauncher", "SingleNodeLauncher", "MpiExecLauncher", "SrunLauncher"])
+def test_a_word_of_the_workers_command_comes_through_each_launcher(tmp_path: Path, name: str, word: str) -> None:
+    """The launchers' programs are stand-ins that run what they are given."""
+    scripts = tmp_path / f"scripts {word}"
+    scripts.mkdir()
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for program in ("mpiexec", "srun"):
+        (commands / program).write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+        (commands / program).chmod(0o755)
+    made = launcher_with_quoted_paths(getattr(parsl.launchers, name))()
+    command = f"printf %s {shlex.quote(word)} >{shlex.quote(str(tmp_path / 'said'))}"
+    text = made(command, 1, 1, str(scripts))
+    environment = {"PATH": f"{commands}:/usr/bin:/bin", "JOBNAME": "job", "SLURM_JOB_NAME": "job", "HOME": "/root"}
+    subprocess.run(["/bin/bash", "-c", text], env=environment, cwd=tmp_path, check=False, capture_output=True)
+    assert (tmp_path / "said").read_text() == word

@@ -31,7 +31,9 @@ class KeyAuthenticator:
 
     def configure_curve(self, domain: str = "*", location: str | os.PathLike[str] = ".") -> None:
         """Admit peers with a key in the directory `location`; `domain` is ignored."""
-        keys = zmq.auth.load_certificates(os.fspath(location))
+        directory = os.fspath(location)  # not load_certificates: it takes the name for a pattern
+        found = [name for name in os.listdir(directory) if name.endswith(".key")]  # noqa: PTH208
+        keys = [zmq.auth.load_certificate(f"{directory}/{name}")[0] for name in sorted(found)]
         self._keys = tuple(zmq.utils.z85.decode(key) for key in keys)
 
     def stop(self) -> None:

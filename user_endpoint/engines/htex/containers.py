@@ -24,7 +24,7 @@ def in_container(settings: GlobusComputeEngine, run_directory: str, command: str
         case "apptainer" | "singularity":
             words = [settings.container_type, "run", options, "--bind", run, shlex.quote(image)]
         case "custom":
-            template = options.replace("{EXECUTOR_RUNDIR}", run_directory)
+            template = options.replace("{EXECUTOR_RUNDIR}", shlex.quote(run_directory))
             return template.replace("{EXECUTOR_LAUNCH_CMD}", command)
         case _:
             return command
