@@ -86,7 +86,8 @@ class Campaign:
     def _while_running(self) -> tuple[list[str], list[Submitted], list[tuple[Executor, int]]]:
         names = [self.rng.choice(self._faults) for _ in range(2 if self.rng.random() < TWO_AT_ONCE else 1)]
         tasks = [self.work.submit(executor, attempts) for executor, attempts in self._fixed for _ in range(6)]
-        time.sleep(self.rng.uniform(0.0, 1.5))
+        self.work.wait_for_effects(tasks, self.rng.randint(0, 4))
+        time.sleep(self.rng.uniform(0.0, 0.3))
         for name in names:
             FAULTS[name](self.place, self.rng)
         return names, tasks, self._fixed
@@ -96,7 +97,7 @@ class Campaign:
         before = {pid for pids in by_kind(self.place.monitor).values() for pid in pids}
         engine = ENGINES[1] if kind in ("interchange", "block's pool") else ENGINES[0]
         attempts = self.rng.choice([1, 3])
-        executor = self.place.executor(f"start-{self.rounds}", engine, attempts)
+        executor = self.place.executor(f"start-{self.rounds}", engine, attempts, idle=1)
         tasks = [self.work.submit(executor, attempts) for _ in range(4)]
         found = kill_in_start(self.place, kind, before)
         name = f"{kind} killed in a start" if found else f"{kind} not seen in a start"

@@ -19,6 +19,8 @@ from mep_sdk import Client, Executor
 from tests.support.link_proxy import LinkProxy
 from tests.support.place import SCHEMA_VALUE, TEMPLATE_TEXT
 
+PAM_SERVICES = Path("/etc/pam.d")
+
 
 class FreezableProxy(LinkProxy):
     """A proxy that can also keep what passes."""
@@ -50,12 +52,12 @@ class Place:
         """The monitor's pid, 0 if it has told none."""
         return int(self.endpoint.status().get("pid", 0))
 
-    def executor(self, project: str, engine: str, attempts: int) -> Executor:
-        """Return a new executor of the one client."""
+    def executor(self, project: str, engine: str, attempts: int, idle: int = 0) -> Executor:
+        """Return a new executor of the one client. Its user endpoint ends after `idle` heartbeats, 0 for never."""
         return Executor(
             endpoint_id=self.endpoint.id,
             client=self.client,
-            user_endpoint_config={"project": project, "engine": engine},
+            user_endpoint_config={"project": project, "engine": engine, "idle": idle},
             max_attempts=attempts,
         )
 
@@ -98,8 +100,13 @@ def make_place(name: str = "faults") -> Iterator[Place]:
         (site.root / "effects").chmod(0o1777)
         site.start_relay()
         disks.callback(site.relay.stop)
+        service = PAM_SERVICES / f"mepbench-faults-{os.getpid()}"
+        disks.callback(service.unlink, missing_ok=True)
+        service.write_text("".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session")))
         endpoint = site.endpoint(name, site.relay.add_person(ADMIN))
         disks.callback(endpoint.stop)
+        endpoint.add_config("caps:\n  max_user_endpoints_per_user: 100\n")
+        endpoint.add_config(f"pam:\n  enable: true\n  service_name: {service.name}\n")
         endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", account.name)))
         endpoint.write(TEMPLATE, TEMPLATE_TEXT.replace("WORKPLACE", site.workplace))
         endpoint.write(SCHEMA, SCHEMA_VALUE)

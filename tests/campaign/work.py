@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -57,6 +58,15 @@ class Work:
         number = next(self._numbers)
         lasting = self._rng.choice([0.01, 0.2, 1.5]) if seconds is None else seconds
         return Submitted(number, attempts, executor.submit(work, str(self._effects), number, lasting))
+
+    def wait_for_effects(self, tasks: list[Submitted], count: int, within_s: float = 10.0) -> None:
+        """Return once so many of these tasks have begun, so that a fault meets them while they run."""
+        numbers = {str(task.number) for task in tasks}
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if sum(name.partition(".")[0] in numbers for name in os.listdir(self._effects)) >= count:
+                return
+            time.sleep(0.01)
 
     def judge(self, tasks: list[Submitted], within_s: float) -> Verdict:
         """Wait for every task, and hold its end against its effects."""
