@@ -66,9 +66,9 @@ def test_while_the_database_is_locked_the_relay_is_alive_and_not_ready(relay: Re
     assert relay.request("GET", "/healthz") == (200, {"status": "ok"})
     assert relay.request("GET", "/readyz") == (200, {"status": "ok"})
     with locked(relay):
-        wait_for(lambda: relay.request("GET", "/readyz")[1].get("code") == "RELAY_UNAVAILABLE")
+        until("the relay not ready", lambda: relay.request("GET", "/readyz")[1].get("code") == "RELAY_UNAVAILABLE")
         assert relay.request("GET", "/healthz") == (200, {"status": "ok"})
-    wait_for(lambda: relay.request("GET", "/readyz")[0] == 200)
+    until("the relay ready", lambda: relay.request("GET", "/readyz")[0] == 200)
     assert figure(relay, "store_longest_wait_seconds") > 1.0
 
 
@@ -78,9 +78,9 @@ def test_a_loop_that_stands_still_is_seen_in_the_figures_and_named_in_the_log(tm
         token = relay.add_user("alice@example.edu")
         before = figure(relay, "loop_stalls_total")
         assert relay.request("GET", "/v2/endpoints", token)[0] == 200
-        wait_for(lambda: figure(relay, "loop_stalls_total") > before)
+        until("the stall counted", lambda: figure(relay, "loop_stalls_total") > before)
         assert figure(relay, "loop_lag_seconds") > 0.5
-        wait_for(lambda: "event loop: stood still for" in relay.log.read_text())
+        until("the stall logged", lambda: "event loop: stood still for" in relay.log.read_text())
         assert "endpoints:" in relay.log.read_text()
 
 
@@ -109,6 +109,6 @@ def test_figures_are_for_this_host_and_for_people_with_a_token(relay: RelayProce
 def test_checkpoints_are_among_the_figures(relay: RelayProcess, alice: Person) -> None:
     before = figure(relay, "store_checkpoints_total")
     alice.function()
-    wait_for(lambda: figure(relay, "store_checkpoints_total") > before)
+    until("a checkpoint", lambda: figure(relay, "store_checkpoints_total") > before)
     assert figure(relay, "store_log_bytes") > 0
     assert figure(relay, "store_failures_total") == 0

@@ -180,7 +180,7 @@ def test_out_of_descriptors_new_links_wait_and_links_that_are_up_are_served(tmp_
             silent.connect_ex((host, int(port)))
             return "link: out of descriptors" in relay.log.read_text()
 
-        wait_for(exhausted)
+        until("no free descriptor", exhausted)
         before = cpu_ticks(relay)
         lab.hello()
         assert relay.request("GET", "/v2/version")[0] == 200

@@ -172,7 +172,7 @@ def test_a_task_that_waits_says_why(place, monkeypatch, caplog):
     executor = place.executor(endpoint_id=place.idle.endpoint_id)
     with caplog.at_level(logging.WARNING, "mep_sdk"):
         future = executor.submit(add, 1, 2)
-        assert until(lambda: future.reason)
+        assert until("the reason", lambda: future.reason)
     assert place.idle.endpoint_id in caplog.text
     assert future.reason in caplog.text
     assert "waiting-for-ep" in repr(future)
@@ -181,19 +181,12 @@ def test_a_task_that_waits_says_why(place, monkeypatch, caplog):
     assert executor.stats()["cancelled"] == 1
 
 
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
 def test_a_running_task_says_so(place, monkeypatch):
     monkeypatch.setattr("mep_sdk.status_poller.LOOK_AGAIN_S", 0.05)
     with place.executor() as executor:
         future = executor.submit(sleep_then, 3, 2)
         seen = set()
-        until(lambda: seen.add(future.running()) or future.done())
+        until("the end", lambda: seen.add(future.running()) or future.done())
         assert future.result() == 3
         assert not future.running()
 
