@@ -73,7 +73,7 @@ def _link(address: str, key: bytes) -> Iterator[str]:
         monitor = client.get_monitor_socket(events)
         client.connect(address)
         connected, end = False, time.monotonic() + LINK_S
-        while (left := end - time.monotonic()) > 0 and monitor.poll(left * 1000):
+        while (left := end - time.monotonic()) > 0 and monitor.poll(int(left * 1000) + 1):
             event = recv_monitor_message(monitor)["event"]
             if event in (zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
                 break
