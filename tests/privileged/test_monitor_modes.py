@@ -39,7 +39,7 @@ def test_single_user_endpoint(alice: LocalAccount) -> None:
         status = status_of(pid)
         assert (status["NoNewPrivs"], status["Umask"], int(status["CapEff"], 16)) == ("1", "0077", 0)
         assert status["NSsid"] == str(pid)
-        assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3", "4", "5"]
+        assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3", "4", "5", "6"]
         assert os.readlink(f"/proc/{pid}/cwd") == alice.home
         assert run.run.stat().st_mode & 0o777 == 0o700
 

@@ -150,8 +150,10 @@ def test_accounts_are_watched_without_manager_and_mapper(alice: LocalAccount) ->
 def test_an_account_that_was_made_anew_with_another_uid_is_another_account(alice: LocalAccount) -> None:
     with monitor(0.5) as (run, manager, mapper):
         start_as(manager, mapper, alice.name)
+        os.kill(run.pid, signal.SIGSTOP)  # else a checker may look while there is no account
         subprocess.run(["userdel", "--force", alice.name], check=True, capture_output=True)
         subprocess.run(["useradd", "--uid", str(alice.uid + 5000), alice.name], check=True, capture_output=True)
+        os.kill(run.pid, signal.SIGCONT)
         assert manager.take(EndpointRevoked)[0].code == "ACCOUNT_REFUSED"
         assert "has uid" in next(one for one in run.audit_records() if one["event"] == "revoke")["detail"]
 
