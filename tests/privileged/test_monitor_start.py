@@ -26,8 +26,8 @@ from tests.support.monitor import (
     processes_of,
     running_monitor,
     start_as,
-    until,
 )
+from tests.support.waiting import until
 
 
 def status_of(pid: int) -> dict[str, str]:
