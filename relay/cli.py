@@ -186,7 +186,14 @@ def main() -> None:
     type=click.FloatRange(0.0, _DEFAULTS.max_result_mb, min_open=True),
     help="Largest result of one task.",
 )
-def serve_command(directory: Path | None, **options: Any) -> None:
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="Lines for people, or a JSON object a line.",
+)
+def serve_command(directory: Path | None, log_format: str, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.
 
     \b
@@ -195,7 +202,7 @@ def serve_command(directory: Path | None, **options: Any) -> None:
       mep-relay serve --state ./relay --port 0 --link-port 0   # free ports, written to ./relay/relay.json
     """
     state = _open(directory)
-    log.set_up()
+    log.set_up(as_json=log_format == "json")
     try:
         state.lock()
         asyncio.run(serve(state, Settings(**options)))

@@ -6,6 +6,7 @@ control characters are escaped, so that it can forge neither a line nor another 
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import sys
@@ -13,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TextIO
 
-from mep_wire.text import field_text, log_line, printable_lines
+from mep_wire.text import field_text, log_line, printable, printable_lines
 
 logger = logging.getLogger("relay")
 
@@ -42,13 +44,18 @@ class _Argument:
         return field_text(repr(self._value))
 
 
+def _text(record: logging.LogRecord) -> str:
+    """Return a record's text, its arguments quoted where they are not plain."""
+    shown = logging.makeLogRecord(record.__dict__)
+    if isinstance(record.args, tuple):
+        shown.args = tuple(each if isinstance(each, int | float) else _Argument(each) for each in record.args)
+    return shown.getMessage()
+
+
 class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        shown = logging.makeLogRecord(record.__dict__)
-        if isinstance(record.args, tuple):
-            shown.args = tuple(each if isinstance(each, int | float) else _Argument(each) for each in record.args)
         pid = record.process or 0
-        line = log_line("mep-relay", record.levelname, shown.getMessage(), {}, at=record.created, pid=pid)
+        line = log_line("mep-relay", record.levelname, _text(record), {}, at=record.created, pid=pid)
         # An exception's text could hold a line of this log: its lines are indented.
         more = [self.formatException(record.exc_info)] if record.exc_info else []
         more += [self.formatStack(record.stack_info)] if record.stack_info else []
@@ -61,6 +68,23 @@ _left_out = [0]
 def lines_left_out() -> int:
     """Return how many lines were counted in place of being written, since the process began."""
     return _left_out[0]
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line. JSON escapes whatever could forge a line; `printable` escapes what a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "program": "mep-relay",
+            "pid": record.process,
+            "logger": record.name,
+            "text": printable(_text(record)),
+        }
+        if record.exc_info:
+            fields["traceback"] = printable_lines(self.formatException(record.exc_info))
+        return json.dumps(fields, ensure_ascii=False)
 
 
 class Limiter:
@@ -124,7 +148,10 @@ class _Background(logging.Handler):
         if self._lines.qsize() >= MAX_LINES:
             self._dropped += 1
             return
-        self._lines.put(self.format(record) + more + "\n")
+        if more:
+            record = logging.makeLogRecord(record.__dict__)
+            record.msg = f"{record.msg}{more}"
+        self._lines.put(self.format(record) + "\n")
 
     def flush(self) -> None:
         """Wait until the lines so far are written, for FLUSH_S at most."""
@@ -151,15 +178,20 @@ def _says_more(record: logging.LogRecord) -> bool:
     return record.msg not in ("socket.send() raised exception.", "socket.sendto() raised exception.")
 
 
+def json_formatter() -> logging.Formatter:
+    """Return the formatter that turns a record into a JSON object."""
+    return _Json()
+
+
 def formatter() -> logging.Formatter:
     """Return the formatter that turns a record into a line."""
     return _Line()
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Send the log to standard error."""
+def set_up(level: int = logging.INFO, *, as_json: bool = False) -> None:
+    """Send the log to standard error, as lines of text or as a JSON object a line."""
     handler = _Background(sys.stderr)
-    handler.setFormatter(formatter())
+    handler.setFormatter(json_formatter() if as_json else formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("asyncio", "uvicorn", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -87,3 +90,27 @@ def test_a_log_that_nobody_reads_holds_up_nobody(stream: Stuck, monkeypatch: pyt
     made.flush()
     stream.gate.set()
     until("the dropped lines", lambda: "20 lines before were dropped" in stream.getvalue())
+
+
+def test_as_json_each_line_is_an_object_whatever_a_peer_said(stream: Stuck) -> None:
+    stream.gate.set()
+    now = [0.0]
+    made = handler(stream, now)
+    made.setFormatter(log.json_formatter())
+    hostile = 'x"}\n{"level": "ERROR"\x1b[2J\u2028'
+    made.handle(record("relay", "peer %s refused: %d", hostile, 7))
+    for _ in range(3):
+        made.handle(record("uvicorn.error", "bad"))
+    now[0] = 10.0
+    made.handle(record("uvicorn.error", "bad"))
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        made.handle(logging.getLogger("relay").makeRecord("relay", 40, "f", 1, "failed", (), sys.exc_info()))
+    made.flush()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["logger"] for line in lines] == ["relay", "uvicorn.error", "uvicorn.error", "relay"]
+    assert (lines[0]["level"], lines[0]["text"].isprintable()) == ("WARNING", True)
+    assert lines[2]["text"] == "bad (2 more like it before)"
+    assert lines[3]["traceback"].startswith("Traceback")
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
