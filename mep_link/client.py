@@ -32,6 +32,9 @@ ATTEMPT_S: Final = 15.0
 """Longest time from connecting to the handshake's end, and from the hello to the welcome."""
 PROVEN_S: Final = HEARTBEAT_S
 """A link that lasted this long has worked, and the pauses start over. A welcome alone does not count."""
+SLOW_HANDSHAKE_S: Final = 3.0
+"""A handshake that fails after this time failed because the relay did not answer, not because of a key."""
+STALLED: Final = "the relay took the connection and did not answer in time: it is overloaded, or was stopped"
 TOO_FEW_DESCRIPTORS: Final = "too few file descriptors are free here"
 _RECEIVE_TURN: Final = 64
 _HEARTBEAT_LEAST_S: Final = 0.05
@@ -263,7 +266,9 @@ class LinkClient(Generic[M]):
         while self._connection is not None and (event := self._connection.event()) is not None:
             kind, reason = event
             if kind is not _Event.UP:
-                return reason
+                # A wrong key is refused at once. A relay whose process stands still takes the connection all the same.
+                taken = self._clock() - self._attempt_ends + ATTEMPT_S
+                return STALLED if kind is _Event.KEY_REFUSED and taken > SLOW_HANDSHAKE_S else reason
             self._proceed(LinkState.GREETING)
             self.greet()
         return ""

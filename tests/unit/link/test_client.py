@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ from zmq.utils import z85
 
 from mep.boundary import fd_reserve
 from mep_link.backoff import SOON_S, Backoff
-from mep_link.client import ATTEMPT_S, PROVEN_S, TOO_FEW_DESCRIPTORS, LinkClient, LinkState, options
+from mep_link.client import (
+    ATTEMPT_S,
+    PROVEN_S,
+    SLOW_HANDSHAKE_S,
+    STALLED,
+    TOO_FEW_DESCRIPTORS,
+    LinkClient,
+    LinkState,
+    options,
+)
 from mep_wire import codec, messages
 from mep_wire.errors import LinkMessageInvalid
 from mep_wire.limits import LINK_DEAD_S
@@ -214,6 +224,27 @@ def test_a_listener_that_accepts_and_closes_is_tried_again_soon(scene: Scene) ->
             proxy.accept()[0].close()
             until("the loss", lambda before=number: scene.link.receive() == [] and scene.link.losses > before)
             assert scene.link.next_deadline() - scene.clock.now <= SOON_S
+
+
+@pytest.mark.parametrize(("waits_s", "blames_key"), [(0.0, True), (SLOW_HANDSHAKE_S + 1.0, False)])
+def test_a_relay_that_stands_still_is_not_taken_for_another(scene: Scene, waits_s: float, *, blames_key: bool) -> None:
+    """Its kernel takes the connection; the handshake has no answer, and ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        link = scene.link = scene.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        taken: list[socket.socket] = []
+
+        def took() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                taken.append(listener.accept()[0])
+            return bool(taken)
+
+        scene.until("a connection", took)
+        scene.clock.now += waits_s
+        taken[0].close()
+        scene.until("its end", lambda: link.down_reason)
+        assert ("registered with" in link.down_reason) is blames_key
+        assert (link.down_reason == STALLED) is not blames_key
 
 
 def test_a_host_that_drops_packets_is_left_soon(scene: Scene) -> None:
