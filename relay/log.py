@@ -121,6 +121,12 @@ class Sparing:
         if more is not None:
             logger.warning(text + more, *args)
 
+    def exception(self, text: str, *args: object) -> None:
+        """Log the exception that is being handled as an error; its type belongs to the kind."""
+        more = self._limiter.admit((text, sys.exc_info()[0]))
+        if more is not None:
+            logger.error(text + more, *args, exc_info=True)  # noqa: LOG014 - its callers handle one
+
 
 class _Background(logging.Handler):
     """Writes lines in a thread of its own, so that a full pipe or a stopped terminal holds up nothing else.

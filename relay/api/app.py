@@ -14,7 +14,7 @@ from relay.api.context import Service
 from relay.api.http import Receive, Request, Scope, Send
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
-from relay.log import Sparing, logger
+from relay.log import Sparing
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
@@ -56,7 +56,7 @@ class App:
                 self._sparing.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
-            logger.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
+            self._sparing.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
         await http.answer(send, status, body, media=media, close=close, wait_s=wait_s)
 

@@ -138,7 +138,7 @@ class Dispatcher:
         except (LinkMessageInvalid, LinkForbidden, JoinRefused, ProtocolMismatch) as error:
             self._refuse(peer, error)
         except Exception:  # noqa: BLE001 - the outermost frame of a link: the other peers are to be served
-            logger.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
+            self._sparing.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
             self._cut(peer, "its message failed")
 
     def _is_early(self, peer: Peer, frame: bytes) -> bool:

@@ -114,3 +114,13 @@ def test_as_json_each_line_is_an_object_whatever_a_peer_said(stream: Stuck) -> N
     assert lines[2]["text"] == "bad (2 more like it before)"
     assert lines[3]["traceback"].startswith("Traceback")
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+
+
+def test_an_exception_that_a_peer_causes_again_and_again_has_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    sparing = log.Sparing(10.0, lambda: 0.0)
+    for number in range(100):
+        try:
+            raise (ValueError if number % 2 else LookupError)("unforeseen")
+        except (ValueError, LookupError):
+            sparing.exception("link: a message of %s failed", number)
+    assert [one.exc_info[0] for one in caplog.records if one.exc_info] == [LookupError, ValueError]
