@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.contract.test_engines import Bench, begun, echo, nap, place
+from tests.support.waiting import until
 from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
 
 ONE_WORKER: dict[str, Callable[[], EngineSettings]] = {
@@ -55,7 +56,6 @@ def state() -> dict[str, Any]:
     import socket
     import sys
     import threading
-    import time
     import warnings
 
     libc = ctypes.CDLL(None)
@@ -109,7 +109,6 @@ def change(what: str) -> int:
     import signal
     import socket
     import sys
-    import time
     import warnings
 
     def lower(name: str, value: int) -> None:
@@ -197,7 +196,6 @@ def pid() -> int:
 
 
 def spin(seconds: float) -> str:
-    import time
 
     end = time.process_time() + seconds
     while time.process_time() < end:
@@ -292,7 +290,6 @@ def start_in(how: str, path: str, seconds: float) -> str:
     import subprocess
     import sys
     import threading
-    import time
 
     program = f"import os,time; open({path!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(600)"
     command = [sys.executable, "-c", program]
@@ -366,10 +363,7 @@ def test_what_is_left_is_ended_when_the_worker_dies_or_the_engine_stops(tmp_path
     bench.until(lambda: is_gone(marks[0]))
     assert not is_gone(marks[1])
     bench.engine.stop(5.0)
-    deadline = time.monotonic() + 60
-    while not is_gone(marks[1]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until("the end of the second process", lambda: is_gone(marks[1]))
 
 
 # --- multiprocessing inside tasks ---------------------------------------------------------------------------
@@ -451,7 +445,6 @@ def test_shared_memory_that_a_task_has_left_is_removed(pool: Bench) -> None:
 
 def fork_and_return(path: str) -> str:
     import os
-    import time
 
     if os.fork() == 0:
         time.sleep(0.2)
@@ -488,7 +481,6 @@ def say_and(end: str, text: str) -> None:
     import os
     import signal
     import sys
-    import time
 
     print(text)
     print(text, "of standard error", file=sys.stderr)
