@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from mep_wire import messages
 from tests.support.fake_peer import FakeLink, FakeManager, FakeUep
 from tests.support.relay_client import Person
-from tests.support.waiting import WAIT_S, until
-
-
-def wait_for(condition: Callable[[], object], seconds: float = WAIT_S) -> None:
-    """`until` without a message, for tests that have none yet."""
-    until("the condition", condition, seconds)
 
 
 def status_of(person: Person, answer: Any) -> list[str]:
