@@ -21,6 +21,7 @@ from uuid import UUID
 
 from mep_sdk import dependencies
 from mep_sdk.batch import UuidLike, checked_payload
+from mep_sdk.captured import MAX_COMPARED_BYTES, Captured
 from mep_sdk.client import Client, doc_of, name_of
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import ArgumentsUnserializable, DependencyFailed
@@ -44,6 +45,40 @@ _T = TypeVar("_T")
 
 LOST_RELAY_TIMEOUT_S = 300.0
 _EXIT_FLUSH_S = 10.0
+
+
+class _Known:
+    """A plain function that was submitted, and what it used of its script then. One that was registered by hand has
+    nothing of the kind: it stays as it was."""
+
+    def __init__(
+        self, function: Function, captured: Captured | None = None, digest: bytes = b"", *, is_small: bool = False
+    ) -> None:
+        self.function, self._captured, self._digest = function, captured, digest
+        self._compares = is_small and captured is not None and not captured.steady
+        self._is_sure = False
+
+    def is_current(self, serialize: Callable[[], bytes]) -> bool:
+        """Return whether the function would be serialized as it was."""
+        if self._captured is None:
+            return True
+        if not self._captured.unchanged():
+            return False
+        if not self._compares or _digest(code := serialize()) == self._digest:
+            return True
+        if not self._is_sure:  # some values do not give the same bytes twice
+            self._is_sure = True
+            self._compares = _digest(serialize()) == _digest(code)
+        return not self._compares
+
+
+def _unwrapped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return a call of a partial or a bound method as one of the function within: that is registered once."""
+    while type(fn) is functools.partial:
+        fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
+    if type(fn) is types.MethodType and isinstance(fn.__func__, types.FunctionType):
+        fn, args = fn.__func__, (fn.__self__, *args)
+    return fn, args, kwargs
 
 
 class Executor(concurrent.futures.Executor):
@@ -106,7 +141,7 @@ class Executor(concurrent.futures.Executor):
         self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts
         self.deadline, self.deadline_s, self.priority = deadline, deadline_s, priority
         self._options()
-        self._by_object: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        self._by_object: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._by_digest: dict[bytes, Function] = {}
         self.serializer = serializer or self.client.serializer
         self.result_serializers = result_serializers
@@ -216,12 +251,15 @@ class Executor(concurrent.futures.Executor):
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> TaskFuture[_T]:
         """Call `fn(*args, **kwargs)` on the endpoint; return its future, which has a `task_id`.
 
-        A function is registered with the relay when first submitted. Its later submissions run what it was
-        then. Raises FunctionUnserializable, ArgumentsUnserializable, PayloadTooLarge, NotConfigured without an
-        endpoint_id, RuntimeError after shutdown, ValueError for an option (`deadline`, ...) that cannot be. Everything
-        else arrives in the future.
+        A function is registered with the relay when first submitted, and again where the globals, closure or defaults
+        that it uses have changed since. Raises FunctionUnserializable, ArgumentsUnserializable, PayloadTooLarge,
+        NotConfigured without an endpoint_id, RuntimeError after shutdown, ValueError for an option (`deadline`, ...)
+        that cannot be. Everything else arrives in the future.
         """
-        return self._submit(self._function(fn), args, kwargs, name_of(fn))
+        if self._serializer.as_json:
+            return self._submit(self._function(fn), args, kwargs, name_of(fn))
+        function, all_args, all_kwargs = _unwrapped(fn, args, kwargs)
+        return self._submit(self._function(function), all_args, all_kwargs, name_of(function))
 
     def submit_to_registered_function(
         self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
@@ -234,14 +272,15 @@ class Executor(concurrent.futures.Executor):
 
         `options` are those of Client.register_function. Raises ValueError for a function that has another id.
         """
-        known = self._by_object.get(fn) if isinstance(fn, types.FunctionType) else None
+        found = self._by_object.get(fn) if isinstance(fn, types.FunctionType) else None
+        known = found.function if found is not None else None
         if known is not None and known.id and str(function_id or known.id) != known.id:
             raise ValueError(f"{name_of(fn)} is registered already, as {known.id}")
         if known is None or not known.id:
             new_id = str(function_id) if function_id else self.client.register_function(fn, **options)
             known = Function(id=new_id)
             if isinstance(fn, types.FunctionType):
-                self._by_object[fn] = known
+                self._by_object[fn] = _Known(known)
             else:
                 self._by_digest[_digest(serialize_function(fn, self._serializer.code))] = known
         return known.id
@@ -408,15 +447,16 @@ class Executor(concurrent.futures.Executor):
         # Plain functions are known by identity. Other callables may have changed since last time, and a
         # lambda in a loop is a new one each time: those are known by their bytes.
         plain = isinstance(fn, types.FunctionType)
-        known = self._by_object.get(fn) if plain else None
+        found = self._by_object.get(fn) if plain else None
+        if found is not None and found.is_current(lambda: serialize_function(fn, self._serializer.code)):
+            return found.function
+        code = serialize_function(fn, self._serializer.code)
+        digest = _digest(code)
+        known = self._by_digest.get(digest)
         if known is None:
-            code = serialize_function(fn, self._serializer.code)
-            digest = _digest(code)
-            known = self._by_digest.get(digest)
-            if known is None:
-                known = self._by_digest[digest] = Function(self._function_body(fn, code))
-            if plain:
-                self._by_object[fn] = known
+            known = self._by_digest[digest] = Function(self._function_body(fn, code))
+        if isinstance(fn, types.FunctionType):
+            self._by_object[fn] = _Known(known, Captured(fn), digest, is_small=len(code) <= MAX_COMPARED_BYTES)
         return known
 
     def _function_body(self, fn: Callable[..., Any], code: bytes) -> api.FunctionBody:
