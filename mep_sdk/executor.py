@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from mep_sdk import dependencies
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.captured import MAX_COMPARED_BYTES, Captured
 from mep_sdk.client import Client, doc_of, name_of
@@ -27,7 +26,6 @@ from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import ArgumentsUnserializable, DependencyFailed
 from mep_sdk.foreign_code import failure_text
 from mep_sdk.futures import TaskFuture
-from mep_sdk.json_values import checked_json
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
 from mep_sdk.strategies import Strategylike, result_ways
@@ -405,6 +403,8 @@ class Executor(concurrent.futures.Executor):
         try:
             payload = dump(args, kwargs, explain=False)
         except ArgumentsUnserializable:
+            from mep_sdk import dependencies  # most scripts have no futures among their arguments
+
             waits_for = list(dependencies.futures_in([args, kwargs]))
             if not waits_for:
                 dump(args, kwargs)  # and say which part it is
@@ -429,6 +429,8 @@ class Executor(concurrent.futures.Executor):
         waited_for: list[concurrent.futures.Future[Any]],
     ) -> None:
         """Queue a task whose arguments held futures, which have ended by now."""
+        from mep_sdk import dependencies
+
         if failed := dependencies.failed_among(waited_for):
             which, error = failed
             reason = f"{getattr(which, 'task_id', 'a future')}: {'cancelled' if error is None else failure_text(error)}"
@@ -525,6 +527,8 @@ def _checked(value: dict[str, Any], what: str) -> bytes:
     """Raises TypeError, ValueError, PayloadTooLarge, UserConfigInvalid."""
     if what == "user_endpoint_config":
         check_characters(value)
+    from mep_sdk.json_values import checked_json  # most executors have no values to check
+
     text = canonical_json(checked_json(value, what))
     if len(text) > limits.MAX_USER_CONFIG_BYTES:
         raise PayloadTooLarge(what=what, size=len(text), limit=limits.MAX_USER_CONFIG_BYTES)
