@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 from mep_sdk.compute_serializer import ComputeSerializer
-from mep_sdk.json_values import checked_json
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import Strategylike, name_of, result_ways
 from mep_sdk.task_options import Deadline, checked_options
@@ -74,6 +73,8 @@ class Batch:
     ) -> None:
         self.task_group_id = str(task_group_id or uuid7())
         self.serializer = serializer or ComputeSerializer()
+        from mep_sdk.json_values import checked_json  # most scripts make no batch
+
         self.resource_specification = checked_json(resource_specification, "resource_specification")
         if isinstance(user_endpoint_config, dict):
             check_characters(user_endpoint_config)
