@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Collection
+
+from msgspec.structs import replace
 
 from mep_wire import codec, messages
 from mep_wire.errors import RelayUnavailable, TaskExpired
@@ -17,7 +18,8 @@ from mep_wire.states import TaskState
 from relay.dispatch.live_state import STORE_RETRY_S, Board
 from relay.dispatch.task_delivery import Delivery
 from relay.log import logger
-from relay.store.records import Ending, OverdueTask
+from relay.store.base import Tx
+from relay.store.records import Ending, OverdueTask, Settled
 
 PAGE = 1000
 """Tasks ended in one transaction."""
@@ -79,27 +81,33 @@ class Deadlines:
         for task in late:
             by_uep[task.uep_row].append(task)
         for uep_row, tasks in by_uep.items():
-            uep = self._board.by_row.get(uep_row)
-            in_touch = uep is not None and uep.peer is not None
-            doubtful = uep.doubtful if uep is not None else set[int]()
-            endings = [_ending(task, doubtful, in_touch=in_touch) for task in tasks]
-            await self._delivery.expire_rows(uep_row, endings)
-            away = [task.row for task in tasks if task.state is not TaskState.QUEUED]
-            if uep is not None and uep.peer is not None and away:
-                self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
+            await self._end_of(uep_row, tasks)
+
+    async def _end_of(self, uep_row: int, tasks: list[OverdueTask]) -> None:
+        """End tasks of one user endpoint. Since they were found overdue, they may have been sent, and have begun."""
+        uep = self._board.by_row.get(uep_row)
+        in_touch = uep is not None and uep.peer is not None
+        states: dict[int, TaskState] = {}
+
+        def end(tx: Tx) -> Settled:
+            states.update((one.row, one.state) for one in tx.standing(uep_row, [task.row for task in tasks]))
+            now = [replace(task, state=states[task.row]) for task in tasks if task.row in states]
+            return tx.record_endings(uep_row, [_ending(task, in_touch=in_touch) for task in now])
+
+        await self._delivery.expire_rows(uep_row, end)
+        away = [row for row, state in states.items() if state is not TaskState.QUEUED]
+        if uep is not None and uep.peer is not None and away:
+            self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
 
 
-def _ending(task: OverdueTask, doubtful: Collection[int], *, in_touch: bool) -> Ending:
-    """Return the end of a task.
-
-    `doubtful`: rows that wait and may have begun (see `lost`). `in_touch`: whether the user endpoint has a link on
-    which it reports started tasks.
-    """
+def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
+    """Return the end of a task. `in_touch`: whether its user endpoint has a link on which it reports started tasks."""
     error = TaskExpired()
     where = _WHERE.get(task.state, "it had not ended")
-    if task.state is TaskState.QUEUED and task.attempts:
+    queued = task.state is TaskState.QUEUED
+    if queued and task.attempts:
         where = _AGAIN
-    elif task.row in doubtful or (task.state is TaskState.DISPATCHED and not in_touch):
+    elif (queued and task.doubtful) or (task.state is TaskState.DISPATCHED and not in_touch):
         where = _OUT_OF_TOUCH
     text = f"{error.text[:-1]}: {where}."
     return Ending(row=task.row, state=TaskState.EXPIRED, code=error.code, text=text, ended_at=time.time())

@@ -88,8 +88,6 @@ class Uep(Session):
     trouble: Trouble = field(default_factory=Trouble)
     engine_trouble: str = ""
     """What its engine, by what its process has said, tries again while its tasks wait."""
-    doubtful: set[int] = field(default_factory=set)
-    """Rows that wait again and were sent to a process that is gone: it may have begun them. See `lost`."""
     settled: bytes = b""
     """The link key of the process that told last which tasks it holds. What it lacks next time has crossed a cut."""
     last_code: str = ""

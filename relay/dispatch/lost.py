@@ -11,15 +11,14 @@ before it begins anything. The steps are therefore:
    end with the reason for that. The rest end as lost, since they may have had effects.
 
 Between TOLD and the moment in which a task is sent again, that task waits like one that was never sent. The process
-that joined may be gone before then. Such tasks are doubtful: their rows are kept in `Uep.doubtful`.
+that joined may be gone before then. Such tasks are doubtful, and the store notes it.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from mep_wire.errors import MepError, UserEndpointLost
 from mep_wire.limits import MAX_PUBLIC_TEXT
@@ -65,25 +64,12 @@ FATES: Mapping[Step, Mapping[TaskState, Fate]] = {
 _MAYBE = "its process ended, and it is not known whether it had begun there."
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """The consequences of the list of tasks that a process sent with its join or its hello."""
-
-    reconciled: Reconciled
-    doubtful: set[int]
-    """Rows that wait again, and that a process which is gone may have begun."""
-
-
-def tell(tx: Tx, uep_row: int, held: Sequence[int], doubtful: Iterable[int], *, new_process: bool) -> Told:
+def tell(tx: Tx, uep_row: int, held: Sequence[int], *, new_process: bool) -> Reconciled:
     """Take a process's list of tasks. Only what was sent to a process before it is doubtful, not what crossed a cut."""
     sent = [row for row, state in tx.active_rows(uep_row).items() if state is TaskState.DISPATCHED]
-    away = set(sent).difference(held) if new_process else set[int]()
-    told = reconcile(tx, uep_row, held)
-    return Told(told, _waiting(tx, uep_row, away.union(doubtful)))
-
-
-def _waiting(tx: Tx, uep_row: int, rows: Iterable[int]) -> set[int]:
-    return {task.row for task in tx.standing(uep_row, sorted(rows)) if task.state is TaskState.QUEUED}
+    if new_process:
+        tx.doubt(uep_row, sorted(set(sent).difference(held)), doubtful=True)
+    return reconcile(tx, uep_row, held)
 
 
 def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
@@ -103,13 +89,13 @@ def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
     return tx.record_endings(uep_row, [_ending(row, errors[state]) for row, state in tx.active_rows(uep_row).items()])
 
 
-def end_doubtful(tx: Tx, uep_row: int, doubtful: Iterable[int], error: MepError) -> Settled:
+def end_doubtful(tx: Tx, uep_row: int, error: MepError) -> Settled:
     """The user endpoint is given up: end the waiting tasks that had begun once, and the doubtful ones, before those
     that were never sent."""
-    again = tx.queued_again(uep_row)
+    again = set(tx.queued_again(uep_row))
     lost, maybe = why_failed(TaskState.RUNNING, error), why_failed(TaskState.QUEUED, error, doubtful=True)
-    endings = [_ending(row, lost) for row in again]
-    endings += [_ending(row, maybe) for row in sorted(_waiting(tx, uep_row, doubtful).difference(again))]
+    endings = [_ending(row, lost) for row in sorted(again)]
+    endings += [_ending(row, maybe) for row in tx.queued_doubtful(uep_row) if row not in again]
     return tx.record_endings(uep_row, endings) if endings else NOTHING
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mep_wire import codec, messages
 from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
@@ -262,13 +262,16 @@ class Delivery:
 
     def returned(self, uep: Uep, rows: list[int]) -> None:
         """A user endpoint gives rows back that it has not started. It has read what processes before it had begun."""
-        uep.doubtful.difference_update(rows)
+
+        def give_back(tx: Tx) -> Requeued:
+            tx.doubt(uep.row, rows, doubtful=False)
+            return requeue(tx, uep.row, rows)
 
         def queued(done: Requeued) -> None:
             self.requeued(uep, done)
             self.pump(uep)
 
-        self._board.when_durable(uep.peer, self._board.store.submit(lambda tx: requeue(tx, uep.row, rows)), queued)
+        self._board.when_durable(uep.peer, self._board.store.submit(give_back), queued)
 
     def lost(self, uep: Uep, lost: Sequence[tuple[int, int]]) -> None:
         """A user endpoint has lost these attempts, by row, of tasks that may be begun again: charge and queue them."""
@@ -337,8 +340,7 @@ class Delivery:
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
-        doubtful, uep.doubtful = uep.doubtful, set()
-        self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, doubtful, error)))
+        self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, error)))
         now = time.time()
         ending = Ending(
             row=0,
@@ -391,9 +393,9 @@ class Delivery:
         self._ended(uep, await durable(self._board.store.submit(end)))
         uep.unsettled = False
 
-    async def expire_rows(self, uep_row: int, endings: Sequence[Ending]) -> None:
-        """End tasks that are past their deadline. Raises RelayUnavailable."""
-        settled = await durable(self._board.store.submit(lambda tx: tx.record_endings(uep_row, endings)))
+    async def expire_rows(self, uep_row: int, end: Callable[[Tx], Settled]) -> None:
+        """Have `end` end tasks that are past their deadline. Raises RelayUnavailable."""
+        settled = await durable(self._board.store.submit(end))
         uep = self._board.by_row.get(uep_row)
         if uep is not None:
             self._ended(uep, settled)

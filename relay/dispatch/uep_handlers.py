@@ -11,12 +11,13 @@ from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_T
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Board, Joining, Uep
-from relay.dispatch.lost import Told, tell
+from relay.dispatch.lost import tell
 from relay.dispatch.process_loss import Endings
 from relay.dispatch.start_requests import Starts
 from relay.dispatch.start_signing import join_hash
 from relay.dispatch.start_trouble import sentence
 from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_transitions import Reconciled
 from relay.link.base import Peer
 from relay.log import logger
 
@@ -129,13 +130,13 @@ class UserEndpoints:
         new_process = uep.settled != peer.key
         self._board.when_durable(
             peer,
-            self._board.store.submit(lambda tx: tell(tx, uep.row, held, uep.doubtful, new_process=new_process)),
-            lambda told: self._compare(uep, peer, told),
+            self._board.store.submit(lambda tx: tell(tx, uep.row, held, new_process=new_process)),
+            lambda found: self._compare(uep, peer, found),
         )
 
-    def _compare(self, uep: Uep, peer: Peer, told: Told) -> None:
+    def _compare(self, uep: Uep, peer: Peer, found: Reconciled) -> None:
         uep.pumping = uep.unsettled = False
-        found, uep.doubtful, uep.settled = told.reconciled, told.doubtful, peer.key
+        uep.settled = peer.key
         self._delivery.requeued(uep, found.requeued)
         if stop := [*found.held.over, *found.cancelling]:
             self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))

@@ -135,6 +135,12 @@ class TaskTx(Protocol):
     def queued_again(self, uep_row: int) -> list[int]:
         """Return the rows of this user endpoint that wait after an attempt at them was lost."""
 
+    def queued_doubtful(self, uep_row: int) -> list[int]:
+        """Return the rows of this user endpoint that wait and are doubtful."""
+
+    def doubt(self, uep_row: int, rows: Sequence[int], *, doubtful: bool) -> None:
+        """Note of unfinished tasks whether a process that is gone may have begun them."""
+
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         """Return the rows of this user endpoint that are dispatched or running, with which."""
 

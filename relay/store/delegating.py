@@ -129,6 +129,12 @@ class DelegatingTx:
     def queued_again(self, uep_row: int) -> list[int]:
         return self._tx.queued_again(uep_row)
 
+    def queued_doubtful(self, uep_row: int) -> list[int]:
+        return self._tx.queued_doubtful(uep_row)
+
+    def doubt(self, uep_row: int, rows: Sequence[int], *, doubtful: bool) -> None:
+        self._tx.doubt(uep_row, rows, doubtful=doubtful)
+
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         return self._tx.active_rows(uep_row)
 

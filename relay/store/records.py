@@ -133,6 +133,8 @@ class OverdueTask(msgspec.Struct, frozen=True, kw_only=True):
     state: TaskState
     attempts: int = 0
     """How many had begun and were lost."""
+    doubtful: bool = False
+    """Whether it was sent to a process that is gone and may have begun it."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

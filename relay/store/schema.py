@@ -102,6 +102,10 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE ueps ADD COLUMN incarnation BLOB NOT NULL DEFAULT x'';
     """,
+    f"""
+    ALTER TABLE tasks ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX tasks_doubtful ON tasks (uep_row) WHERE doubtful = 1 AND state < {_END};
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -438,6 +438,12 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
     def queued_again(self, uep_row: int) -> list[int]:
         return [row[0] for row in self._db.execute(sql.QUEUED_AGAIN, (uep_row,))]
 
+    def queued_doubtful(self, uep_row: int) -> list[int]:
+        return [row[0] for row in self._db.execute(sql.QUEUED_DOUBTFUL, (uep_row,))]
+
+    def doubt(self, uep_row: int, rows: Sequence[int], *, doubtful: bool) -> None:
+        self._db.executemany(sql.DOUBT, [(int(doubtful), row, uep_row) for row in rows])
+
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         return {row: TaskState(state) for row, state in self._db.execute(sql.ACTIVE_ROWS, (uep_row,))}
 
@@ -660,7 +666,16 @@ class SqliteStore:
 
     def overdue(self, now: float, limit: int) -> list[OverdueTask]:
         rows = self._all(sql.OVERDUE, now, limit)
-        return [OverdueTask(row=r[0], uep_row=r[1], state=TaskState(r[2]), attempts=r[3]) for r in rows]
+        return [
+            OverdueTask(
+                row=r[0],
+                uep_row=r[1],
+                state=TaskState(r[2]),
+                attempts=r[3],
+                doubtful=bool(r[4]),
+            )
+            for r in rows
+        ]
 
     def has_active(self, uep_row: int) -> bool:
         return bool(self._one(sql.HAS_ACTIVE, uep_row)[0])

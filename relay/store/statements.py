@@ -141,6 +141,11 @@ QUEUED_ROWS = (
     f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY priority DESC, row LIMIT ?"
 )
 QUEUED_AGAIN = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND attempts > 0 AND {_OPEN}"
+QUEUED_DOUBTFUL = (
+    f"SELECT row FROM tasks INDEXED BY tasks_doubtful WHERE uep_row = ? AND doubtful = 1 AND state < {_END} "
+    f"AND +state = {_QUEUED}"
+)
+DOUBT = f"UPDATE tasks SET doubtful = ? WHERE row = ? AND uep_row = ? AND state < {_END}"
 # Those of one priority are in the order in which they were submitted.
 QUEUED_ROWS_BY_AGE = (
     f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND priority = ? AND {_OPEN} "
@@ -214,8 +219,8 @@ PURGE_FUNCTIONS = (
 
 NEXT_DEADLINE = f"SELECT min(deadline) FROM tasks WHERE deadline > 0 AND state < {_END}"
 OVERDUE = (
-    f"SELECT row, uep_row, state, attempts FROM tasks WHERE deadline > 0 AND deadline <= ? AND state < {_END} "
-    "ORDER BY deadline LIMIT ?"
+    "SELECT row, uep_row, state, attempts, doubtful FROM tasks "
+    f"WHERE deadline > 0 AND deadline <= ? AND state < {_END} ORDER BY deadline LIMIT ?"
 )
 
 HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN})"

@@ -477,6 +477,19 @@ def test_rows_that_wait_again_are_those_with_a_lost_attempt(work: Work) -> None:
     assert sorted(do(work.store, lambda tx: tx.queued_again(work.uep.row))) == [rows[0], rows[2]]
 
 
+def test_doubt_is_noted_of_unfinished_tasks_until_it_is_taken_back(work: Work) -> None:
+    rows = work.add(work.new(4), dispatched=3)
+    do(work.store, lambda tx: tx.doubt(work.uep.row, rows, doubtful=True))
+    assert do(work.store, lambda tx: tx.queued_doubtful(work.uep.row)) == [rows[3]]
+    do(work.store, lambda tx: tx.requeue(work.uep.row, rows[:2]))
+    do(work.store, lambda tx: tx.doubt(work.uep.row, rows[:1], doubtful=False))
+    assert sorted(do(work.store, lambda tx: tx.queued_doubtful(work.uep.row))) == [rows[1], rows[3]]
+    work.end([rows[3]])
+    assert do(work.store, lambda tx: tx.queued_doubtful(work.uep.row)) == [rows[1]]
+    do(work.store, lambda tx: tx.doubt(work.uep.row, [rows[3]], doubtful=True))
+    assert do(work.store, lambda tx: tx.queued_doubtful(work.uep.row)) == [rows[1]]
+
+
 def test_active_rows_are_those_that_are_sent_or_running(work: Work) -> None:
     rows = work.add(work.new(3), dispatched=2)
     do(work.store, lambda tx: tx.record_started(work.uep.row, rows[:1], 5.0))

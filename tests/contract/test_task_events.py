@@ -273,6 +273,7 @@ def test_a_change_that_fails_leaves_no_event(scene: Audited) -> None:
 def test_every_change_that_may_set_a_state_is_known_here() -> None:
     """A new change must be audited, unless it takes a task to no state that has an event."""
     audited = {"add_tasks", "take_queued", "record_started", "record_endings", "end_queued"}
-    silent = {"requeue", "reconcile", "charge", "ask_cancel", "sweep", "drop_inputs"}
-    questions = {"running_rows", "active_rows", "queued_again", "queued_before", "standing", "cancelling"}
+    silent = {"requeue", "reconcile", "charge", "ask_cancel", "doubt", "sweep", "drop_inputs"}
+    questions = {"running_rows", "active_rows", "queued_again", "queued_doubtful", "queued_before", "standing"}
+    questions |= {"cancelling"}
     assert {name for name in vars(TaskTx) if not name.startswith("_")} <= audited | silent | questions

@@ -12,8 +12,9 @@ from unittest import mock
 
 from mep_wire.errors import MepError
 from mep_wire.states import TaskState
-from relay.dispatch import live_state, lost
+from relay.dispatch import live_state, lost, task_delivery
 from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.task_transitions import NOTHING
 from relay.dispatch.uep_handlers import UserEndpoints
 from relay.link.base import Peer
 from relay.store.records import UepRecord
@@ -67,10 +68,16 @@ def _joined_with_a_broken_link() -> list[Any]:
     return [mock.patch.object(UserEndpoints, "enrol", enrol)]
 
 
+def _no_doubt() -> list[Any]:
+    """Tasks that wait again after a lost process are taken to have begun nowhere."""
+    return [mock.patch.object(task_delivery, "end_doubtful", lambda tx, row, error: NOTHING)]
+
+
 MUTANTS: dict[str, Callable[[], list[Any]]] = {
     "ends that name no process": _ends_name_no_process,
     "executed tasks reported as not begun": _lost_as_not_begun,
     "two records of one user endpoint": _two_records,
     "joined with a broken link": _joined_with_a_broken_link,
+    "no doubt about what waits again": _no_doubt,
 }
 """The first three are points of the issue that asked for the simulation; it found the others itself."""

@@ -14,6 +14,7 @@ FOUND_BY = {
     "executed tasks reported as not begun": (69, "(The start was refused.) after 1 effects"),
     "two records of one user endpoint": (2, "has two records in the relay's memory"),
     "joined with a broken link": (47, "tasks do not end"),
+    "no doubt about what waits again": (78, "(The start was refused.) after 1 effects"),
 }
 """The seed to begin with, near one that finds it, and words of the rule that is broken."""
 
@@ -23,6 +24,11 @@ def test_the_delivery_rules_hold(seed: int) -> None:
     outcome = run_episode(seed)
     assert not outcome.broken, "\n".join([*outcome.trace, outcome.broken, f"again: make simulate SEED={seed} STEPS=1"])
     assert outcome.tasks
+
+
+def test_the_state_at_a_deadline_is_that_of_its_end() -> None:
+    """In this run a task is sent between the moment in which it is found overdue and the one in which it ends."""
+    assert not run_episode(75).broken
 
 
 def test_a_seed_gives_the_same_run_again() -> None:

@@ -73,6 +73,11 @@ class Lost(Scene):
         await asyncio.sleep(0)
 
     @property
+    def doubtful(self) -> set[int]:
+        """The rows that wait and may have begun."""
+        return set(self.do(lambda tx: tx.queued_doubtful(self.uep.row)))
+
+    @property
     def code(self) -> str:
         return self.store.tasks([self.task.task_id])[0].code
 

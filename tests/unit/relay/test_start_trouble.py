@@ -148,12 +148,12 @@ def test_a_task_that_waits_again_after_a_lost_process_may_have_begun_until_it_is
         scene = Lost(TaskState.DISPATCHED)
         await scene.ended()
         await scene.join_next()
-        assert (scene.state, scene.uep.doubtful) == (TaskState.QUEUED, {scene.row})
+        assert (scene.state, scene.doubtful) == (TaskState.QUEUED, {scene.row})
         await scene.ended()
         await scene.dispatcher.starts._refuse(scene.uep, REFUSED)
         assert scene.code == UserEndpointLost.code
         assert "not known whether" in scene.text
-        assert not scene.uep.doubtful
+        assert not scene.doubtful
 
     asyncio.run(run())
 
@@ -165,9 +165,9 @@ def test_a_join_of_which_the_link_broke_leaves_the_doubt_to_its_hello() -> None:
         await scene.join_next(linked=False)
         assert scene.state is TaskState.DISPATCHED
         await scene.hello()
-        assert (scene.state, scene.uep.doubtful) == (TaskState.QUEUED, {scene.row})
+        assert (scene.state, scene.doubtful) == (TaskState.QUEUED, {scene.row})
         await scene.hello()
-        assert scene.uep.doubtful == {scene.row}, "and it stays until the task is sent"
+        assert scene.doubtful == {scene.row}, "and it stays until the task is sent"
 
     asyncio.run(run())
 
@@ -176,7 +176,7 @@ def test_what_crossed_a_cut_of_the_link_is_not_doubtful() -> None:
     async def run() -> None:
         scene = Lost(TaskState.DISPATCHED)
         await scene.hello()
-        assert (scene.state, scene.uep.doubtful) == (TaskState.QUEUED, set())
+        assert (scene.state, scene.doubtful) == (TaskState.QUEUED, set())
 
     asyncio.run(run())
 
