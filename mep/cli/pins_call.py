@@ -6,6 +6,7 @@ its code. No other part of the relay's answer leaves this process. Trusts the se
 
 from __future__ import annotations
 
+import itertools
 import socket
 import uuid
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mep.cli.relay_answer import Kind, RelayAnswer, encode
+from mep.cli.relay_answer import MAX_NOTES, Kind, RelayAnswer, encode
 from mep.cli.relay_request import RelayCall, Unreachable, ask_patiently
 from mep_wire.api import FunctionDigestsAnswer
 
@@ -59,9 +60,15 @@ def _records(body: str | bytes, asked: list[str]) -> list[bytes]:
 def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
     """Ask, and send one record of mep/cli/relay_answer.py: DONE, then the digests, or the reason of a failure."""
 
+    notes = itertools.count()
+
+    def note(text: str) -> None:
+        if next(notes) < MAX_NOTES:  # each request may fail some times, and there may be many
+            answers.send(encode(RelayAnswer(Kind.NOTE, text)))
+
     def ask(call: dict[str, Any]) -> dict[str, Any]:
         try:
-            status, body = ask_patiently(RelayCall(**call), answers)
+            status, body = ask_patiently(RelayCall(**call), note)
         except Unreachable as error:
             return {"failed": str(error)}
         return {"status": status, "body": body}

@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
@@ -120,7 +121,7 @@ def _work(call: RelayCall, owner: bool, answers: socket.socket) -> None:
 
 def _outcome(call: RelayCall, answers: socket.socket) -> tuple[RelayAnswer, list[Identity]]:
     try:
-        status, body = ask_patiently(call, answers)
+        status, body = ask_patiently(call, partial(_note, answers))
     except Unreachable as error:
         return RelayAnswer(Kind.UNREACHABLE, str(error)), []
     if not 200 <= status < 300:
@@ -228,8 +229,8 @@ def reason_of(error: OSError | HTTPException, url: str) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
-    """Return status and body of the answer. Raises Unreachable."""
+def ask_patiently(call: RelayCall, note: Callable[[str], None]) -> tuple[int, bytes]:
+    """Return status and body of the answer. `note` is told of each attempt that failed. Raises Unreachable."""
     wait_s = _FIRST_WAIT_S
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -242,7 +243,7 @@ def ask_patiently(call: RelayCall, answers: socket.socket) -> tuple[int, bytes]:
             if isinstance(error, ssl.SSLCertVerificationError) or _is_plain(error):
                 raise Unreachable(reason) from None
         if attempt < ATTEMPTS:
-            _note(answers, f"{reason}; trying again in {wait_s:g} s")
+            note(f"{reason}; trying again in {wait_s:g} s")
             time.sleep(wait_s)
             wait_s *= 2
     raise Unreachable(reason)
