@@ -1,8 +1,9 @@
 """`python -I -m user_endpoint.template_check FD PATH`: render a template with made-up values and report the result.
 
 For `mep check`, as an unprivileged account: the bundle comes on descriptor FD, one JSON document goes to standard
-output, {"problems": [[line, text], ...], "notes": [text, ...]}. A problem is the administrator's, and would make starts
-fail. A finding that depends on the made-up values is a note. Nothing is run but the template, in its sandbox.
+output, {"problems": [[line, text, template], ...], "notes": [text, ...]}. A problem is the administrator's, and would
+make starts fail. A finding that depends on the made-up values is a note. Nothing is run but the template, in its
+sandbox.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mep_wire.bundle import UepBundle, decode_bundle
@@ -64,17 +66,22 @@ DESCRIPTORS_A_NODE, _OWN_DESCRIPTORS = 3, 100
 """About how many descriptors a user endpoint and its interchange have for each node, and besides."""
 
 
+Place = tuple[str, int]
+"""The name of a template, and a line in it; 0 if the line isn't known."""
+
+
 @dataclass
 class Verdict:
     """The findings."""
 
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    problems: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def problem(self, line: int, text: str) -> None:
-        """Add a problem that would make starts fail, with its line in the template, 0 if unknown."""
-        if (line, text) not in self.problems:
-            self.problems.append((line, text))
+    def problem(self, place: Place, text: str) -> None:
+        """Add a problem that would make starts fail."""
+        name, line = place
+        if (line, text, name) not in self.problems:
+            self.problems.append((line, text, name))
 
     def note(self, text: str) -> None:
         """Add a finding that may be harmless."""
@@ -130,7 +137,6 @@ class Trial:
         """`search_path` is the PATH of user endpoints; empty if nothing is looked for in it."""
         self._bundle = bundle
         self._path = bundle.user_environment.get("PATH", search_path) if search_path else ""
-        self._lines = bundle.templates[bundle.template_name].splitlines()
         self.verdict = Verdict()
 
     def run(self) -> Verdict:
@@ -213,8 +219,8 @@ class Trial:
                 )
 
     def _at(self, path: str) -> str:
-        line = self._line_of_key(path)
-        return f"{self._bundle.template_name}:{line}" if line else self._bundle.template_name
+        name, line = self._line_of_key(path)
+        return f"{name}:{line}" if line else name
 
     def _misconfigured(self, error: EndpointMisconfigured) -> None:
         """Describe the mistake and, if it is known, the line."""
@@ -224,25 +230,39 @@ class Trial:
         elif isinstance(cause, SettingsInvalid):
             self.verdict.problem(self._line_of_key(cause.path), str(cause))
         else:
-            place = re.match(rf"{re.escape(self._bundle.template_name)}: line (\d+)", detail)
+            place = re.match(r"(.+?): line (\d+)", detail)
             key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
-            line = int(place[1]) if place else self._line_of_key(key[1]) if key else 0
-            self.verdict.problem(line, detail[place.end() + 2 :] if place else detail)
+            if place and place[1] in self._bundle.templates:
+                self.verdict.problem((place[1], int(place[2])), detail[place.end() + 2 :])
+            else:
+                self.verdict.problem(self._line_of_key(key[1]) if key else (self._bundle.template_name, 0), detail)
 
-    def _line_like(self, excerpt: str) -> int:
-        """Return the one line of the template that gives the line `excerpt` (with its values blanked); 0 for none."""
+    def _line_like(self, excerpt: str) -> Place:
+        """Return the one line of the templates that gives the line `excerpt` (with its values blanked)."""
         blank = excerpt.replace("***", "\0")
-        found = [n for n, line in enumerate(self._lines, 1) if _EXPRESSION.sub("\0", line).strip() == blank]
-        return found[0] if len(found) == 1 else 0
+        return self._only_line(lambda line: _EXPRESSION.sub("\0", line).strip() == blank)
 
-    def _line_of_key(self, path: str) -> int:
-        """Return the one line in which the last key of `path` stands; 0 where there is none, or more."""
+    def _line_of_key(self, path: str) -> Place:
+        """Return the one line in which the last key of `path` stands, of those that stand anywhere."""
         for name in reversed(path.split(".")):
-            matches = ((n, _KEY.match(line.strip())) for n, line in enumerate(self._lines, 1))
-            found = [n for n, match in matches if match and match[1] == name]
-            if found:
-                return found[0] if len(found) == 1 else 0
-        return 0
+            if any(_is_key(line, name) for _, line in self._numbered()):
+                return self._only_line(partial(_is_key, name=name))
+        return self._bundle.template_name, 0
+
+    def _only_line(self, is_it: Callable[[str], bool]) -> Place:
+        """Return the only line that fits: in the template itself, else in those that it may include."""
+        found = [place for place, line in self._numbered() if is_it(line)]
+        own = [place for place in found if place[0] == self._bundle.template_name] or found
+        return own[0] if len(own) == 1 else (self._bundle.template_name, 0)
+
+    def _numbered(self) -> Iterator[tuple[Place, str]]:
+        for name, text in self._bundle.templates.items():
+            yield from (((name, number), line) for number, line in enumerate(text.splitlines(), 1))
+
+
+def _is_key(line: str, name: str) -> bool:
+    match = _KEY.match(line.strip())
+    return match is not None and match[1] == name
 
 
 def _only_json(serializers: list[str] | None) -> bool:

@@ -44,7 +44,8 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
     return [str(note) for note in verdict["notes"]]
 
 
-def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
+def _refuse(path: Path, problems: list[tuple[int, str, str]]) -> None:
     if problems:
-        line, text = problems[0]
-        raise ConfigRefused(f"{path}:{line}" if line else str(path), "", f"the template's output is refused: {text}")
+        line, text, name = problems[0]
+        place = path.parent / name  # of the template itself, or of one that it includes
+        raise ConfigRefused(f"{place}:{line}" if line else str(place), "", f"the template's output is refused: {text}")

@@ -129,6 +129,24 @@ def test_no_schema_is_one_set_of_values() -> None:
     assert list(samples(None)) == [{}]
 
 
+@pytest.mark.parametrize(
+    ("part", "line", "said"),
+    [
+        ("{# x #}\nx: {{ 1 // 0 }}\n", 2, "ZeroDivisionError"),
+        ("a: 1\n{% if %}\n", 2, ""),
+        ("# x\ndisplay_nme: x\n", 2, "display_nme"),
+        ("# x\n#\nx: [\n", 0, "while parsing"),
+        ("debug: {{ n + 'x' }}\n", 1, "TypeError"),
+    ],
+)
+def test_a_mistake_in_an_included_file_has_its_file_and_line(part: str, line: int, said: str) -> None:
+    template = GOOD + "{% set n = 1 %}\n{% include 'part.j2' %}\n"
+    found = tried(template, **{"part.j2": part}).problems[0]
+    assert said in found[1]
+    if line:
+        assert (found[2], found[0]) == ("part.j2", line)
+
+
 SLURM = "engine:\n  type: GlobusComputeEngine\n  provider:\n    type: SlurmProvider\n    partition: p\n"
 
 
