@@ -289,15 +289,19 @@ class Keeper:
         if result.said_no:
             reason = clip(result.output.partition("\n")[0], _MAX_REASON)
             public = SITE_SAYS.format(reason=reason) if reason else ""
-            detail = f"pre_start_hook: {result.problem}: {result.errors}"
             raise StartRefused(
-                Stage.HOOK, Refusal.ACCOUNT_REFUSED, public or public_text(Refusal.ACCOUNT_REFUSED), detail
+                Stage.HOOK, Refusal.ACCOUNT_REFUSED, public or public_text(Refusal.ACCOUNT_REFUSED), self._said(result)
             )
         if result.problem == STOPPING:
             raise StartRefused(Stage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
         if result.problem:
-            raise SpawnFailed(Stage.HOOK, 0, f"pre_start_hook: {result.problem}: {result.errors}")
+            raise SpawnFailed(Stage.HOOK, 0, self._said(result))
         self._prepared = account
+
+    def _said(self, result: HookResult) -> str:
+        """Return, for the administrator, which program ended how, and its words."""
+        words = result.errors or "nothing on standard error"
+        return f"pre_start_hook {self._order.pre_start_hook.path}: {result.problem}: {words}"
 
     def _asked_to_stop(self) -> bool:
         """Tell whether SIGTERM or any message arrived. At this stage, any message from the monitor means stop."""
