@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,6 +36,10 @@ class Passwd:
     gecos: str
     home: str
     shell: str
+
+    def as_struct(self) -> pwd.struct_passwd:
+        """Return the entry as `pwd` has it, without a password."""
+        return pwd.struct_passwd((self.name, "x", self.uid, self.gid, self.gecos, self.home, self.shell))
 
 
 @dataclass(frozen=True, slots=True)

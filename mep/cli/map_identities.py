@@ -25,6 +25,7 @@ from identity.callout.mapper import NO_GATEWAY
 from identity.chain import Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from identity.tracked_files import Files, Rules
+from mep.boundary import nss_database
 from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved_config import Policy
 from mep.cli.exit_codes import CliFailed, Exit
@@ -132,9 +133,8 @@ def become_mapper(site: Site) -> str:
     if os.geteuid() != 0:
         become(None)
         return ""
-    try:
-        entry = pwd.getpwnam(site.mapper_account)
-    except KeyError:
+    entry = _entry(site.mapper_account)
+    if entry is None:
         return f"there is no account {site.mapper_account}: mapping as root, and callouts will not run"
     become(entry)
     return ""
@@ -188,10 +188,12 @@ def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judg
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:
+    """Return the account `name`; None if there is none. Raises CliFailed if that can't be determined."""
     try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        return None
+        entry = nss_database.passwd_by_name(name)
+    except OSError as error:
+        raise CliFailed(str(error.strerror)) from None
+    return None if entry is None else entry.as_struct()
 
 
 def typed_identity(text: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
+from mep.boundary import nss_database
 from mep.boundary.errors import ConfigRefused
 from mep.config import paths as names
 from mep.config.options import EndpointOptions
@@ -25,10 +26,13 @@ class HelperAccounts:
 def system_account(name: str) -> pwd.struct_passwd:
     """Return the system account `name`. Raises ConfigRefused with the command that creates it."""
     try:
-        return pwd.getpwnam(name)
-    except KeyError:
+        entry = nss_database.passwd_by_name(name)
+    except OSError as error:
+        raise ConfigRefused("system accounts", name, str(error.strerror)) from None
+    if entry is None:
         command = f"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}"
-        raise ConfigRefused("system accounts", name, f"does not exist; run: {command}") from None
+        raise ConfigRefused("system accounts", name, f"does not exist; run: {command}")
+    return entry.as_struct()
 
 
 def helper_accounts(where: EndpointPaths, options: EndpointOptions) -> HelperAccounts:

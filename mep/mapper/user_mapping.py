@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from identity.chain import Chain
 from identity.concurrency_limits import Crowd
 from identity.reloader import Reloader
 from identity.tracked_files import Rules
+from mep.boundary import nss_database
 from mep.boundary.file_trust import Trust, ours
 from mep_wire.errors import IdentityAmbiguous, IdentityNotMapped, MapperUnavailable
 from mep_wire.identity import Identity, IdentitySet
@@ -108,9 +108,10 @@ def _rules(account: str) -> Rules:
     If this process isn't `account`, it hasn't dropped root, and files of its own account are accepted too.
     """
     try:
-        dropped = pwd.getpwnam(account).pw_uid == os.geteuid()
-    except KeyError:
-        dropped = False
+        entry = nss_database.passwd_by_name(account)
+        dropped = entry is not None and entry.uid == os.geteuid()
+    except OSError:  # not known now: trust root's files alone
+        dropped = True
     return Rules(mapping=Trust() if dropped else ours(), named=ours())
 
 

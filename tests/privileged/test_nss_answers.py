@@ -174,3 +174,35 @@ _POLICY = textwrap.dedent(
 def test_a_policy_with_such_a_group(directory: Path, key: str, name: str, gid: int, said: str) -> None:
     """A group with many members refuses nobody else; one that can't be read now admits nobody."""
     assert run(directory, _POLICY, key, name, str(gid)) == said
+
+
+_HELPERS = textwrap.dedent(
+    """
+    import json, sys
+    from pathlib import Path
+    from mep.boundary.errors import ConfigRefused
+    from mep.cli.exit_codes import CliFailed
+    from mep.cli.helper_accounts import _is_free
+    from mep.cli.map_identities import Site, become_mapper
+    from mep.config.system_accounts import system_account
+    from mep.mapper.user_mapping import _rules
+    name, said = sys.argv[2], []
+    for step in (system_account, _is_free, lambda name: become_mapper(Site(Path("/x"), mapper_account=name))):
+        try:
+            said.append(str(step(name)))
+        except (ConfigRefused, CliFailed) as error:
+            said.append(str(error))
+    said.append(sorted(_rules(name).mapping.owners))
+    print(json.dumps(said))
+    """
+)
+
+
+def test_commands_and_mapper_take_no_errno_for_a_missing_account(directory: Path) -> None:
+    """Neither is a command offered that makes an account which exists, nor is anything mapped as root."""
+    *said, trusted = run(directory, _HELPERS, "", "emfile")
+    for one in said:
+        assert "the account 'emfile' cannot be looked up: Too many open files" in one
+    assert trusted == [], "root's mapping files alone"
+    missing = run(directory, _HELPERS, "", "nothing")
+    assert "useradd" in missing[0] and missing[1] == "True" and "there is no account nothing" in missing[2]
