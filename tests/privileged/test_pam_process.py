@@ -275,6 +275,22 @@ def test_limit_of_a_module_that_leaves_no_room(
         assert "unexpected error" not in run.log_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "signal_name", "code"),
+    [
+        ("account", "KILL", "START_INTERRUPTED"),
+        ("session", "KILL", "START_INTERRUPTED"),
+        ("session", "SEGV", "START_FAILED"),
+    ],
+)
+def test_a_pam_process_that_is_killed_in_a_start_says_nothing_against_another(
+    alice: LocalAccount, site: Site, kind: str, signal_name: str, code: str
+) -> None:
+    killer = site.script("killer", f"kill -{signal_name} $PPID; sleep 60")
+    with pam_monitor(site, f"{kind} required pam_exec.so quiet {killer}") as (_, manager, mapper):
+        assert start_as(manager, mapper, alice.name)[1].code == code
+
+
 def test_module_that_asks(alice: LocalAccount, site: Site, module: str) -> None:
     with pam_monitor(site, f"account required {module} ask") as (run, manager, mapper):
         answer = start_as(manager, mapper, alice.name)[1]

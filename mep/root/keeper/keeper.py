@@ -410,6 +410,8 @@ def _failed(failure: SpawnFailed) -> Ending:
     code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=failure.stage.name)
     if failure.errno == errno.EAGAIN and failure.stage in _DIRECTORY:
         code, public = Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE)
+    elif failure.errno == errno.EINTR:
+        code, public = Refusal.START_INTERRUPTED, public_text(Refusal.START_INTERRUPTED, reason=failure.detail)
     elif failure.errno in SCARCE:
         code, public = Refusal.SITE_BUSY, NO_ROOM.format(stage=failure.stage.name)
     return Ending(code, public, str(failure), stage=failure.stage, errno=failure.errno)

@@ -79,7 +79,7 @@ class Session:
                 continue
             data = self._socket.recv(_MAX_WORDS)
             if not data:
-                raise SpawnFailed(stage, 0, "the PAM process ended")
+                raise SpawnFailed(stage, errno.EINTR if self._was_killed() else 0, "the PAM process ended")
             said = json.loads(data)
             if "stage" in said:
                 stage = Stage(said["stage"])
@@ -88,6 +88,18 @@ class Session:
             if "failed" in said:
                 raise _failure(said)
             return _own_child(said["pid"])
+
+    def _was_killed(self) -> bool:
+        """Whether the PAM process was killed from outside, which says nothing against another try. A module that
+        crashes may do so each time. The process is left for `close` to reap."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            if not wait_readable([pidfd], _STUCK_S):
+                return False
+            how = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        finally:
+            os.close(pidfd)
+        return how is not None and how.si_code == os.CLD_KILLED and how.si_status == signal.SIGKILL
 
     def _refuse_stopped(self, stage: Stage, before: bool) -> bool:
         """Return whether the PAM process was stopped by a signal. Raises SpawnFailed if it was `before` too."""
