@@ -94,7 +94,7 @@ class Campaign:
 
     def _in_start(self) -> tuple[list[str], list[Submitted], list[tuple[Executor, int]]]:
         kind = self.rng.choice(self._starts)
-        before = {pid for pids in by_kind(self.place.monitor).values() for pid in pids}
+        before = {pid for pids in by_kind(self.place.endpoint.status()).values() for pid in pids}
         engine = ENGINES[1] if kind in ("interchange", "block's pool") else ENGINES[0]
         attempts = self.rng.choice([1, 3])
         executor = self.place.executor(f"start-{self.rounds}", engine, attempts, idle=1)

@@ -25,7 +25,7 @@ def _kill(pid: int) -> None:
 
 def _killed(kind: str) -> Fault:
     def fault(place: Place, rng: random.Random) -> None:
-        found = by_kind(place.monitor)[kind]
+        found = by_kind(place.endpoint.status())[kind]
         if found:
             _kill(rng.choice(found))
         if kind == "monitor":
@@ -50,7 +50,7 @@ def _stopped(place: Place, pid: int, rng: random.Random) -> None:
 
 def _frozen(kind: str) -> Fault:
     def fault(place: Place, rng: random.Random) -> None:
-        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.monitor)[kind]
+        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.endpoint.status())[kind]
         if found:
             _stopped(place, rng.choice(found), rng)
 
@@ -83,7 +83,7 @@ def _full(which: int) -> Fault:
 
 def _no_descriptors(kind: str) -> Fault:
     def fault(place: Place, rng: random.Random) -> None:
-        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.monitor)[kind]
+        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.endpoint.status())[kind]
         if not found:
             return
         pid = rng.choice(found)
@@ -115,7 +115,7 @@ def kill_in_start(place: Place, kind: str, before: set[int]) -> bool:
     """Kill the first process of a kind that is not in `before`; False if none comes."""
     deadline = time.monotonic() + START_WATCHED_S
     while time.monotonic() < deadline:
-        new = [pid for pid in by_kind(place.monitor)[kind] if pid not in before]
+        new = [pid for pid in by_kind(place.endpoint.status())[kind] if pid not in before]
         if new:
             _kill(new[0])
             return True

@@ -47,11 +47,6 @@ class Place:
         self.site, self.endpoint, self.account, self.proxy, self.client = site, endpoint, account, proxy, client
         self.effects = site.root / "effects"
 
-    @property
-    def monitor(self) -> int:
-        """The monitor's pid, 0 if it has told none."""
-        return int(self.endpoint.status().get("pid", 0))
-
     def executor(self, project: str, engine: str, attempts: int, idle: int = 0) -> Executor:
         """Return a new executor of the one client. Its user endpoint ends after `idle` heartbeats, 0 for never."""
         return Executor(

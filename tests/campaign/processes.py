@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KINDS = (
     "monitor",
@@ -44,28 +45,32 @@ def table() -> dict[int, Process]:
     return found
 
 
-def by_kind(monitor: int) -> dict[str, list[int]]:
-    """Return the pids below a monitor by kind."""
+def by_kind(status: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the pids of an endpoint's processes by kind, from the monitor's status: it has adopted some keepers."""
     processes = table()
+    monitor = int(status.get("pid", 0))
+    ueps = [int(each["pid"]) for each in status.get("user_endpoints", [])]
+    keepers = {processes[pid].parent for pid in ueps if pid in processes} - {1}
+    keepers |= {pid for pid, one in processes.items() if one.parent == monitor and one.uid == 0}
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    for pid in _below(processes, monitor):
-        kind = _kind(processes, pid, monitor)
-        if kind:
+    found["keeper"] = sorted(keepers)
+    for pid in _below(processes, {monitor} | keepers) - keepers:
+        if kind := _kind(processes, pid, keepers):
             found[kind].append(pid)
     if monitor in processes:
         found["monitor"].append(monitor)
-    return found
+    return {kind: sorted(pids) for kind, pids in found.items()}
 
 
-def _below(processes: dict[int, Process], top: int) -> list[int]:
-    below, layer = [], {top}
+def _below(processes: dict[int, Process], layer: set[int]) -> set[int]:
+    below: set[int] = set()
     while layer:
-        layer = {pid for pid, process in processes.items() if process.parent in layer}
-        below += sorted(layer)
+        layer = {pid for pid, process in processes.items() if process.parent in layer} - below
+        below |= layer
     return below
 
 
-def _kind(processes: dict[int, Process], pid: int, monitor: int) -> str:
+def _kind(processes: dict[int, Process], pid: int, keepers: set[int]) -> str:
     own = processes[pid]
     above = processes.get(own.parent, Process(0, 0, 0, ""))
     if "mep.manager" in own.words or "mep.mapper" in own.words:
@@ -79,9 +84,7 @@ def _kind(processes: dict[int, Process], pid: int, monitor: int) -> str:
             return "user endpoint"
         top = processes.get(above.parent, above)
         return "worker" if "user_endpoint/__main__" in top.words else "fork server"
-    if own.uid == 0 and own.parent == monitor:
-        return "keeper"
-    return "PAM process" if own.uid == 0 and above.parent == monitor else ""
+    return "PAM process" if own.uid == 0 and own.parent in keepers else ""
 
 
 def of_account(uid: int) -> list[int]:

@@ -27,7 +27,7 @@ def nothing(number: int) -> int:
 
 def _sample(place: Place) -> dict[str, float]:
     found: dict[str, float] = {}
-    groups = {"relay": [place.site.relay.pid], **by_kind(place.monitor)}
+    groups = {"relay": [place.site.relay.pid], **by_kind(place.endpoint.status())}
     for kind, pids in groups.items():
         with contextlib.suppress(OSError):
             if pids:
