@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def make_place(name: str = "faults") -> Iterator[Place]:
     """A running endpoint of a site of its own."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
-        account = site.account(f"mepbench-faults-{os.getpid()}")
+        account = site.account(f"mepbench-{secrets.token_hex(4)}")
         relay_state = site.relay.state.stat()
         disks = stack.enter_context(ExitStack())
         _mount(disks, site.relay.state, relay_state.st_uid, relay_state.st_gid, "0700")
@@ -95,7 +96,7 @@ def make_place(name: str = "faults") -> Iterator[Place]:
         (site.root / "effects").chmod(0o1777)
         site.start_relay()
         disks.callback(site.relay.stop)
-        service = PAM_SERVICES / f"mepbench-faults-{os.getpid()}"
+        service = PAM_SERVICES / account.name
         disks.callback(service.unlink, missing_ok=True)
         service.write_text("".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session")))
         endpoint = site.endpoint(name, site.relay.add_person(ADMIN))
