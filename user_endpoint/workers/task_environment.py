@@ -40,6 +40,7 @@ class Tidy:
         self._variables = TaskVariables(self._raw)
         self._given: dict[bytes, bytes | None] = {}
         self._run_directory, self._directory, self._path = run_directory, -1, directory or _here()
+        self._entered = ""
         self._main = sys.modules["__main__"]
         self._main_was = vars(self._main).copy()
         self._state = ProcessState()
@@ -60,10 +61,13 @@ class Tidy:
 
     def _enter(self) -> None:
         """Be in the directory of tasks, which a task may have removed, or a site that clears its scratch space."""
-        with contextlib.suppress(OSError):
-            if self._directory >= 0:
+        if self._directory >= 0:
+            with contextlib.suppress(OSError):
+                if os.getcwd() == self._entered:  # fails where it has been removed
+                    return
+            with contextlib.suppress(OSError):
                 os.fchdir(self._directory)
-                os.getcwd()  # fails where it has been removed
+                os.getcwd()
                 return
         try:
             os.chdir(self._path)
@@ -72,6 +76,7 @@ class Tidy:
             os.chdir(self._path)
         if self._directory >= 0:
             os.close(self._directory)
+        self._entered = os.getcwd()
         self._directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _set(self, name: bytes, value: bytes) -> None:
