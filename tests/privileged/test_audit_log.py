@@ -22,8 +22,8 @@ from tests.support.monitor import (
     new_uep_id,
     running_monitor,
     start_as,
-    until,
 )
+from tests.support.waiting import until
 
 WHO = json.dumps({"username": "alice@example.edu"})
 

@@ -27,8 +27,8 @@ from tests.support.monitor import (
     processes_of,
     running_monitor,
     start_as,
-    until,
 )
+from tests.support.waiting import until
 
 
 def restart(run: MonitorRun) -> tuple[Puppet, Puppet]:
