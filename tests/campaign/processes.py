@@ -98,8 +98,8 @@ def descriptors(pid: int) -> int:
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process."""
+    """Return the memory that a process has for itself, without files that it maps."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     return 0.0
