@@ -48,10 +48,10 @@ def ended(engine: Engine) -> int:
 def measure(directory: str) -> dict[str, float]:
     """Return first_s (imports included), warm_s (median), tasks_per_s and, of all processes together, memory_mb."""
     began = time.perf_counter()
-    from user_endpoint.engines.htex.engine import GlobusComputeEngine
-    from user_endpoint.settings import GlobusComputeEngine as Settings
+    from user_endpoint.engines.htex.engine import HtexEngine
+    from user_endpoint.settings import GlobusComputeSettings as Settings
 
-    engine = GlobusComputeEngine(Settings(max_workers_per_node=2), run_directory=directory)
+    engine = HtexEngine(Settings(max_workers_per_node=2), run_directory=directory)
     engine.start()
     engine.submit([task(1)])
     while not ended(engine):

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rows import Row, table
 
-from identity.chain import Chain, Link
-from identity.document import Document
+from identity.chain import Chain, ChainEntry
+from identity.document import MappingDocument
 from identity.expression.mapper import from_document
 from identity.expression.pattern import compile_pattern
 
@@ -49,7 +49,7 @@ def loose_rules(count: int) -> list[dict[str, Any]]:
 
 
 def _chain(rules: list[dict[str, Any]]) -> Chain:
-    return Chain([Link(from_document(Document({"mappings": rules})))])
+    return Chain([ChainEntry(from_document(MappingDocument({"mappings": rules})))])
 
 
 def _identity(username: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
-from mep.boundary.messages import MapperEpoch, Outcome, StartAnswered, StartEndpoint
+from mep.boundary.messages import MapperEpoch, StartAnswered, StartEndpoint, StartOutcome
 from mep.boundary.resolved_config import ManagerSection
 from mep.manager.manager import Manager
 from mep_link.client import LinkClient, options
@@ -108,7 +108,7 @@ class Site:
         answer = StartAnswered(
             ref=ref,
             uep_id=read.uep_id,
-            outcome=Outcome.STARTED,
+            outcome=StartOutcome.STARTED,
             code="",
             public="",
             correlation_id=str(uuid.uuid4()),

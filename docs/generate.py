@@ -161,13 +161,13 @@ def engines_page() -> str:
         *_options_table(settings.UepSettings),
     ]
     engines: tuple[type[msgspec.Struct], ...] = (
-        settings.ProcessPoolEngine,
-        settings.ThreadPoolEngine,
-        settings.GlobusComputeEngine,
-        settings.GlobusMPIEngine,
+        settings.ProcessPoolSettings,
+        settings.ThreadPoolSettings,
+        settings.GlobusComputeSettings,
+        settings.GlobusMPISettings,
     )
     for kind in engines:
-        lines += [f"## engine: type: {kind.__name__}\n", inspect.cleandoc(kind.__doc__ or "") + "\n"]
+        lines += [f"## engine: type: {kind.__struct_config__.tag}\n", inspect.cleandoc(kind.__doc__ or "") + "\n"]
         lines += _options_table(kind)
     parts: dict[str, type[msgspec.Struct]] = {
         "address": settings.AddressSettings,

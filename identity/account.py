@@ -15,7 +15,7 @@ from mep.boundary import nss_database
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class LocalAccount:
     """A local account with all its groups."""
 
     name: str
@@ -27,7 +27,7 @@ class Account:
     shell: str
 
 
-def resolve(name: str) -> Account:
+def resolve(name: str) -> LocalAccount:
     """Return the account `name`. Raises NameRefused, AccountMissing.
 
     A directory that ignores case may answer with another spelling, and the account then has that one.
@@ -41,7 +41,7 @@ def resolve(name: str) -> Account:
         raise AccountMissing(f"this host has no account {name!r}")
     others = sorted(set(os.getgrouplist(record.name, record.gid)) - {record.gid})
     groups = tuple((gid, _group_name(gid)) for gid in [record.gid, *others])
-    return Account(record.name, record.uid, record.gid, groups, record.home, record.shell)
+    return LocalAccount(record.name, record.uid, record.gid, groups, record.home, record.shell)
 
 
 def _group_name(gid: int) -> str:

@@ -16,7 +16,7 @@ Trace = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MappingAnswer:
     """`identity` means local user `name` (not checked yet), by the rule that `rule` describes."""
 
     identity: Identity
@@ -27,7 +27,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class LookupOptions:
     """How to look a person up."""
 
     bypass_cache: bool = False
@@ -38,14 +38,16 @@ class How:
     """Tells people apart, where they are counted."""
 
 
-class Mapper(Protocol):
+class IdentityMapper(Protocol):
     """One document of the mapping file."""
 
     @property
     def description(self) -> str:
         """Type and particulars in one line, for logs. No secrets."""
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
         """Return the results of the first rule that applies to any of `identities`, one for each of them in order.
 
         Raises MapperUnavailable if the mapper can't tell, AmbiguousMapping if its result is not unique

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from identity import usernames
-from identity.base import Answer, How, Identity, Mapper, Trace, label
-from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingError, NameRefused, NoMapping
+from identity.base import Identity, IdentityMapper, LookupOptions, MappingAnswer, Trace, label
+from identity.errors import AmbiguousMapping, MappingError, NameRefused, NoMapping, SourceBusy, SourceUnavailable
 
 MAX_FIELD_CHARS = 4096
 """A longer field of an identity counts as absent."""
@@ -35,10 +35,10 @@ class LocalUser:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ChainEntry:
     """One document of the mapping file with the site's settings for its failures and ambiguities."""
 
-    mapper: Mapper
+    mapper: IdentityMapper
     first_of_several: bool = False
     """`ambiguous: first`: of several users for one person, the one of the first identity is taken."""
     pass_on_error: bool = False
@@ -46,13 +46,13 @@ class Link:
 
 
 @dataclass(slots=True)
-class Step:
+class ChainStep:
     """One mapper's result, for `mep map`. `outcome` is answered, nothing, failed, ambiguous, refused or not tried."""
 
     mapper: str
     outcome: str = "not tried"
     reason: str = ""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[MappingAnswer] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
 
@@ -60,7 +60,7 @@ class Step:
 class Explanation:
     """Every mapper, its answer and the reason; `user` or else `error` is the result."""
 
-    steps: list[Step]
+    steps: list[ChainStep]
     ignored: list[str] = field(default_factory=list)
     """Identities that do not count, and why."""
     user: LocalUser | None = None
@@ -71,12 +71,12 @@ class Chain:
     """The mappers of one mapping file. `files` are the other files it was made of (passwords, CAs)."""
 
     def __init__(
-        self, links: Sequence[Link], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False,
+        self, links: Sequence[ChainEntry], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False,
         doubts: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self._links = tuple(links)
         self.doubts = tuple(doubts)
-        """What is odd about the file, each with its place."""
+        """What is odd about the file, each with its file and line."""
         self.network, self.programs = network, programs
         """Whether its mappers need the network (a directory or a program does), and whether they run programs."""
         self.files = tuple(files)
@@ -94,10 +94,10 @@ class Chain:
         """
         counted, _ = considered(identities)
         person = " ".join(sorted(identity["id"] for identity in counted))
-        how = How(bypass_cache=bypass_cache or certain, background=certain, person=person)
-        for place, link in enumerate(self._links):
+        how = LookupOptions(bypass_cache=bypass_cache or certain, background=certain, person=person)
+        for index, link in enumerate(self._links):
             strict = replace(link, pass_on_error=False) if certain else link
-            user = self._ask(place, strict, counted, None, how)
+            user = self._ask(index, strict, counted, None, how)
             if user is not None:
                 return user
         raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")
@@ -110,12 +110,12 @@ class Chain:
         `every` asks the mappers after the one that decides too; they change nothing about the result.
         """
         counted, ignored = considered(identities)
-        explanation = Explanation([Step(description) for description in self.descriptions], ignored)
-        for place, link in enumerate(self._links):
+        explanation = Explanation([ChainStep(description) for description in self.descriptions], ignored)
+        for index, link in enumerate(self._links):
             user: LocalUser | None = None
             error: MappingError | None = None
             try:
-                user = self._ask(place, link, counted, explanation.steps[place], How(bypass_cache))
+                user = self._ask(index, link, counted, explanation.steps[index], LookupOptions(bypass_cache))
             except MappingError as caught:
                 error = caught
             if explanation.user is None and explanation.error is None:
@@ -131,17 +131,19 @@ class Chain:
         for link in self._links:
             link.mapper.close()
 
-    def _ask(self, place: int, link: Link, identities: list[Identity], step: Step | None, how: How) -> LocalUser | None:
+    def _ask(
+        self, index: int, link: ChainEntry, identities: list[Identity], step: ChainStep | None, how: LookupOptions
+    ) -> LocalUser | None:
         trace: Trace | None = step.trace.append if step else None
         note: Callable[[str, str], None] = _noter(step)
-        description = self.descriptions[place]
+        description = self.descriptions[index]
         try:
             answers = link.mapper.answers(identities, trace, how) if identities else ()
             if step:
                 step.answers.extend(answers)
             user = _decide(answers, link.first_of_several, description)
-        except MapperUnavailable as error:
-            passed_over = link.pass_on_error and not isinstance(error, MapperBusy)
+        except SourceUnavailable as error:
+            passed_over = link.pass_on_error and not isinstance(error, SourceBusy)
             note("failed", f"{error}; {'passed over' if passed_over else 'the chain stops'}")
             if passed_over:
                 return None
@@ -156,7 +158,7 @@ class Chain:
         return user
 
 
-def _noter(step: Step | None) -> Callable[[str, str], None]:
+def _noter(step: ChainStep | None) -> Callable[[str, str], None]:
     def note(outcome: str, reason: str) -> None:
         if step:
             step.outcome, step.reason = outcome, reason
@@ -164,7 +166,7 @@ def _noter(step: Step | None) -> Callable[[str, str], None]:
     return note
 
 
-def _decide(answers: Sequence[Answer], first_of_several: bool, description: str) -> LocalUser | None:
+def _decide(answers: Sequence[MappingAnswer], first_of_several: bool, description: str) -> LocalUser | None:
     """Return the user that `answers` agree on, or None where there are none."""
     if not answers:
         return None

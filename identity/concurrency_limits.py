@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from identity.base import How
-from identity.errors import MapperBusy
+from identity.base import LookupOptions
+from identity.errors import SourceBusy
 
 MAX_SLOW = 20
 """People who may be with all callouts and directories of a chain at once, re-checks not counted."""
@@ -26,7 +26,7 @@ MAX_AT_ONE = 16
 """Lookups of one callout or directory, waiting ones included, above which further ones are refused."""
 
 
-class Crowd:
+class PersonLimit:
     """All people being looked up by any slow mapper of one process."""
 
     def __init__(self, most: int = MAX_SLOW, most_of_one: int = MAX_OF_ONE) -> None:
@@ -39,9 +39,9 @@ class Crowd:
         """Be one of them. Raises MapperBusy where there are too many."""
         with self._lock:
             if self._inside.total() >= self._most:
-                raise MapperBusy(f"{self._most} people are being looked up by callouts and directories already")
+                raise SourceBusy(f"{self._most} people are being looked up by callouts and directories already")
             if self._inside[person] >= self._most_of_one:
-                raise MapperBusy(f"this person is being looked up {self._most_of_one} times already")
+                raise SourceBusy(f"this person is being looked up {self._most_of_one} times already")
             self._inside[person] += 1
         try:
             yield
@@ -51,10 +51,10 @@ class Crowd:
                 self._inside += Counter()  # drops people with no look-up left
 
 
-class Places:
-    """The places of one document."""
+class ConcurrencyLimit:
+    """The concurrency limit of one document."""
 
-    def __init__(self, limit: int, crowd: Crowd) -> None:
+    def __init__(self, limit: int, crowd: PersonLimit) -> None:
         self._limit = limit
         self._crowd = crowd
         self._changed = threading.Condition()
@@ -63,8 +63,8 @@ class Places:
         self._waiting = 0
 
     @contextlib.contextmanager
-    def hold(self, wait_s: float, how: How) -> Iterator[None]:
-        """Have a place, waiting up to `wait_s` for it. Raises MapperBusy."""
+    def hold(self, wait_s: float, how: LookupOptions) -> Iterator[None]:
+        """Hold a permit, waiting up to `wait_s` for it. Raises MapperBusy."""
         background = how.background
         with contextlib.nullcontext() if background else self._crowd.join(how.person):
             self._take(wait_s, background)
@@ -80,13 +80,15 @@ class Places:
         until = time.monotonic() + wait_s
         with self._changed:
             if not self._is_free(background) and not background and self._held + self._waiting >= MAX_AT_ONE:
-                raise MapperBusy(f"all its {self._limit} places are taken, and {self._waiting} people wait for one")
+                raise SourceBusy(f"all its {self._limit} permits are taken, and {self._waiting} people wait for one")
             self._waiting += not background
             try:
                 while not self._is_free(background):
                     left = until - time.monotonic()
                     if left <= 0:
-                        raise MapperBusy(f"none of its {self._limit} places became free within {wait_s:g} s: no place")
+                        raise SourceBusy(
+                            f"none of its {self._limit} permits became free within {wait_s:g} s: no permit"
+                        )
                     self._changed.wait(left)
             finally:
                 self._waiting -= not background

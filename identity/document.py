@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 _ABSENT: Any = object()
 
 
-class DocumentInvalid(Exception):
+class MappingDocumentInvalid(Exception):
     """The document is refused; the text names the key and the reason. `line` is known for a mistake of syntax."""
 
     def __init__(self, text: str, line: int = 0) -> None:
@@ -18,21 +18,21 @@ class DocumentInvalid(Exception):
         super().__init__(text)
 
 
-class Document:
+class MappingDocument:
     """A mapping with keys that are taken one by one. Every `take_*` raises DocumentInvalid."""
 
     def __init__(self, value: Any, where: str = "", doubts: list[str] | None = None) -> None:
         """`doubts` collects what is warned of, besides the log."""
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise DocumentInvalid(f"{where or 'the document'}: not a mapping with text keys")
+            raise MappingDocumentInvalid(f"{where or 'the document'}: not a mapping with text keys")
         self._left = dict(value)
         self._where = f"{where}." if where else ""
         self.doubts = [] if doubts is None else doubts
         self._left.pop("comment", None)
 
-    def refuse(self, key: str, reason: object) -> DocumentInvalid:
+    def refuse(self, key: str, reason: object) -> MappingDocumentInvalid:
         """Return the error that says why `key` is refused."""
-        return DocumentInvalid(f"{self._where}{key}: {reason}")
+        return MappingDocumentInvalid(f"{self._where}{key}: {reason}")
 
     def doubt(self, key: str, reason: str) -> None:
         """Warn of something that looks like a slip but may stand in a file that works. An empty `reason` is none."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from identity.base import Answer, How, Identity, Trace, label
-from identity.document import Document
+from identity.base import Identity, LookupOptions, MappingAnswer, Trace, label
+from identity.document import MappingDocument
 
 DATA_TYPE = "domain_identity_mapping#1.0.0"
 
@@ -19,7 +19,9 @@ class DomainMapper:
         self._provider = provider
         self.description = f"domain mapping of {', '.join(domains)}"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
         """Return the part before the @ of every username in one of the domains."""
         found = []
         for identity in identities:
@@ -27,7 +29,7 @@ class DomainMapper:
             if trace:
                 trace(f"{label(identity)}: {reason}")
             if name is not None:
-                found.append(Answer(identity, name, "domain"))
+                found.append(MappingAnswer(identity, name, "domain"))
         return found
 
     def close(self) -> None:
@@ -46,11 +48,11 @@ class DomainMapper:
 def file_text(domains: Sequence[str]) -> str:
     """Return a mapping file for people of `domains`. Raises DocumentInvalid for an invalid domain."""
     document = {"DATA_TYPE": DATA_TYPE, "domain": domains[0] if len(domains) == 1 else list(domains)}
-    from_document(Document(document))
+    from_document(MappingDocument(document))
     return json.dumps([document], indent=2) + "\n"
 
 
-def from_document(document: Document) -> DomainMapper:
+def from_document(document: MappingDocument) -> DomainMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     domains = [domain.lower() for domain in document.take_texts("domain")]
     for domain in domains:

@@ -21,8 +21,8 @@ class MappingFileInvalid(MappingError):
 
     def __init__(self, file: Path, index: int | None, reason: str, line: int = 0) -> None:
         self.file, self.index, self.reason, self.line = file, index, reason, line
-        place = f"{file}:{line}" if line else str(file)
-        where = place if index is None else f"{place}: document {index}"
+        source = f"{file}:{line}" if line else str(file)
+        where = source if index is None else f"{source}: document {index}"
         super().__init__(f"{where}: {reason}")
 
 
@@ -38,11 +38,11 @@ class AmbiguousMapping(MappingError):
     """One rule gives several local users for one person's identities."""
 
 
-class MapperUnavailable(MappingError):
+class SourceUnavailable(MappingError):
     """A mapper failed (directory down, callout broken), and the chain does not go on past it."""
 
 
-class MapperBusy(MapperUnavailable):
+class SourceBusy(SourceUnavailable):
     """More people wait for a callout or a directory than may; to be tried again a little later.
 
     The chain never goes on past it, whatever `on_error` says: it isn't a failure of the site, and a person

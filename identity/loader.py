@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from identity import domain
-from identity.base import Mapper
+from identity.base import IdentityMapper
 from identity.callout import mapper as callout
-from identity.chain import Chain, Link
-from identity.concurrency_limits import Crowd
-from identity.document import Document, DocumentInvalid
+from identity.chain import Chain, ChainEntry
+from identity.concurrency_limits import PersonLimit
+from identity.document import MappingDocument, MappingDocumentInvalid
 from identity.errors import MappingFileInvalid
 from identity.expression import mapper as expression
 from identity.tracked_files import FileRefused, Files
@@ -27,7 +27,7 @@ from identity.tracked_files import FileRefused, Files
 _LDAP_TYPE = "ldap_identity_mapping#1.0.0"
 MAX_NODES = 1_000_000
 """Values that a YAML file may come to, its aliases written out."""
-_Maker = Callable[[Document], Mapper]
+_Maker = Callable[[MappingDocument], IdentityMapper]
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     connector: str = callout.POSIX_CONNECTOR,
     gateway: str = callout.NO_GATEWAY,
     files: Files | None = None,
-    crowd: Crowd | None = None,
+    crowd: PersonLimit | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Chain:
     """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
@@ -47,8 +47,8 @@ def load(
     times out directories' answers.
     """
     files = files or Files()
-    makers = _makers(connector, gateway, files, crowd or Crowd(), clock)
-    links: list[Link] = []
+    makers = _makers(connector, gateway, files, crowd or PersonLimit(), clock)
+    links: list[ChainEntry] = []
     doubts: list[str] = []
     data = _read(path, files)
     documents = _documents(path, data, files)
@@ -56,7 +56,7 @@ def load(
         odd: list[str] = []
         try:
             links.append(_link(value, makers, odd))
-        except DocumentInvalid as error:
+        except MappingDocumentInvalid as error:
             raise MappingFileInvalid(path, index, str(error), line_of(data, index, str(error))) from None
         doubts += [str(MappingFileInvalid(path, index, text, line_of(data, index, text))) for text in odd]
     types = {value["DATA_TYPE"] for value in documents}
@@ -68,7 +68,7 @@ def load(
 
 def line_of(data: bytes, index: int, reason: str) -> int:
     """Return the line of the key that `reason` begins with, in document `index` of `data`; 0 if it can't be told."""
-    import yaml  # reads JSON too, with places
+    import yaml  # reads JSON too, with line numbers
 
     try:
         node = yaml.compose(data, Loader=yaml.SafeLoader)
@@ -107,20 +107,22 @@ def needs(path: Path, files: Files) -> tuple[bool, bool]:
     return programs or _LDAP_TYPE in types, programs
 
 
-def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> Link:
-    document = Document(value, doubts=doubts)
+def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> ChainEntry:
+    document = MappingDocument(value, doubts=doubts)
     data_type = document.take_text("DATA_TYPE")
     maker = makers.get(data_type)
     if maker is None:
-        raise DocumentInvalid(f"DATA_TYPE: {data_type!r} is unknown; known are {', '.join(makers)}")
+        raise MappingDocumentInvalid(f"DATA_TYPE: {data_type!r} is unknown; known are {', '.join(makers)}")
     first = document.take_choice("ambiguous", ("refuse", "first"), "refuse") == "first"
     pass_on = document.take_choice("on_error", ("stop", "next"), "stop") == "next"
     mapper = maker(document)
     document.end()
-    return Link(mapper, first, pass_on)
+    return ChainEntry(mapper, first, pass_on)
 
 
-def _makers(connector: str, gateway: str, files: Files, crowd: Crowd, clock: Callable[[], float]) -> dict[str, _Maker]:
+def _makers(
+    connector: str, gateway: str, files: Files, crowd: PersonLimit, clock: Callable[[], float]
+) -> dict[str, _Maker]:
     return {
         expression.DATA_TYPE: expression.from_document,
         callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway, files, crowd),
@@ -129,7 +131,7 @@ def _makers(connector: str, gateway: str, files: Files, crowd: Crowd, clock: Cal
     }
 
 
-def _ldap(document: Document, files: Files, crowd: Crowd, clock: Callable[[], float]) -> Mapper:
+def _ldap(document: MappingDocument, files: Files, crowd: PersonLimit, clock: Callable[[], float]) -> IdentityMapper:
     from identity.ldap import document as ldap_document  # imports ldap3, only where a site has a directory
 
     return ldap_document.from_document(document, files, crowd, clock)
@@ -145,7 +147,7 @@ def _read(path: Path, files: Files) -> bytes:
 def _documents(path: Path, data: bytes, files: Files) -> list[Any]:
     try:
         value = _parse(path, data, files)
-    except DocumentInvalid as error:
+    except MappingDocumentInvalid as error:
         raise MappingFileInvalid(path, None, str(error), error.line) from None
     documents = [value] if isinstance(value, dict) else value
     if not isinstance(documents, list) or not documents:
@@ -158,7 +160,7 @@ def _parse(path: Path, data: bytes, files: Files) -> Any:
         return json.loads(data, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         if path.suffix not in {".yaml", ".yml"} and data.lstrip()[:1] in (b"[", b"{"):
-            raise DocumentInvalid(f"not JSON: {error}", getattr(error, "lineno", 0)) from None
+            raise MappingDocumentInvalid(f"not JSON: {error}", getattr(error, "lineno", 0)) from None
     files.cut_unseen = True  # the beginning of a YAML file mostly is a YAML file
     return _parse_yaml(data)
 
@@ -171,7 +173,7 @@ def _parse_yaml(data: bytes) -> Any:
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise DocumentInvalid(f"neither JSON nor YAML: {error}", mark.line + 1 if mark else 0) from None
+        raise MappingDocumentInvalid(f"neither JSON nor YAML: {error}", mark.line + 1 if mark else 0) from None
 
 
 def _check_node(node: Any, sizes: dict[int, int]) -> int:
@@ -184,7 +186,7 @@ def _check_node(node: Any, sizes: dict[int, int]) -> int:
         return 1
     if (known := sizes.get(id(node))) is not None:
         if not known:
-            raise DocumentInvalid(f"line {node.start_mark.line + 1}: an alias within what it stands for")
+            raise MappingDocumentInvalid(f"line {node.start_mark.line + 1}: an alias within what it stands for")
         return known
     sizes[id(node)] = 0
     if node.id == "mapping":
@@ -194,7 +196,7 @@ def _check_node(node: Any, sizes: dict[int, int]) -> int:
         for part in child if isinstance(child, tuple) else (child,):
             size += _check_node(part, sizes)
             if size > MAX_NODES:
-                raise DocumentInvalid(f"more than {MAX_NODES} values, with its aliases written out")
+                raise MappingDocumentInvalid(f"more than {MAX_NODES} values, with its aliases written out")
     sizes[id(node)] = size
     return size
 
@@ -203,7 +205,7 @@ def _refuse_twice(keys: list[Any], node: Any) -> None:
     seen = set()
     for key in keys:
         if isinstance(key.value, str) and key.value in seen:
-            raise DocumentInvalid(f"{key.value}: given twice in one mapping, line {node.start_mark.line + 1}")
+            raise MappingDocumentInvalid(f"{key.value}: given twice in one mapping, line {node.start_mark.line + 1}")
         if isinstance(key.value, str):
             seen.add(key.value)
 
@@ -212,5 +214,5 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise DocumentInvalid(f"{twice}: given twice in one mapping")
+        raise MappingDocumentInvalid(f"{twice}: given twice in one mapping")
     return value

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from identity import loader
 from identity.chain import Chain
-from identity.errors import MapperUnavailable, MappingFileInvalid
+from identity.errors import MappingFileInvalid, SourceUnavailable
 from identity.tracked_files import Files, Rules, Signature
 
 RETRY_S = 10.0
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class MappingStatus:
     """The state of the mapping now, for the log and `mep status`."""
 
     loaded: str
@@ -65,7 +65,7 @@ class Reloader:
         self._chain: Chain | None = None
         self._seen: tuple[dict[Path, Signature], float] | None = None
         """The files' signatures when a change was noticed, and the time since which they have been unchanged."""
-        self.status = Status("", "")
+        self.status = MappingStatus("", "")
         self._reload()
         self._settle_at_start(sleep)
 
@@ -73,7 +73,7 @@ class Reloader:
     def chain(self) -> Chain:
         """The chain in force. Raises MapperUnavailable where there has never been a good file."""
         if self._chain is None:
-            raise MapperUnavailable(f"there is no usable mapping: {self.status.problem}")
+            raise SourceUnavailable(f"there is no usable mapping: {self.status.problem}")
         return self._chain
 
     def check(self) -> bool:
@@ -121,7 +121,7 @@ class Reloader:
     def _refuse(self, problem: str) -> None:
         if problem != self.status.problem:
             _log.error("mapping refused, %s: %s", "the one before stays" if self._chain else "none is there", problem)
-        self.status = Status(self.status.loaded, problem)
+        self.status = MappingStatus(self.status.loaded, problem)
 
     def _reload(self) -> None:
         files = Files(self._rules)
@@ -138,7 +138,7 @@ class Reloader:
         self._files = files
         previous, self._chain = self._chain, chain
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall_clock()))
-        self.status = Status(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
+        self.status = MappingStatus(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
         _log.info("mapping loaded: %s", self.status.loaded)
         if previous:
             previous.close()

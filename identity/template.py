@@ -33,7 +33,7 @@ class Template:
     def __init__(self, text: str, groups: int = 0) -> None:
         self.text = text
         self._parts: list[str | int] = []
-        """Literal text at even places, and at odd ones the name of a field or the number of a group."""
+        """Literal text at even indexes, and at odd ones the name of a field or the number of a group."""
         position = 0
         for found in _REFERENCE.finditer(text):
             self._parts.append(text[position : found.end(1)])
@@ -58,11 +58,11 @@ class Template:
         Raises Missing where the identity lacks a field.
         """
         filled = [str(self._parts[0])]
-        for place in range(1, len(self._parts), 2):
-            reference = self._parts[place]
+        for index in range(1, len(self._parts), 2):
+            reference = self._parts[index]
             value = groups[reference] if isinstance(reference, int) else _field(identity, reference)
             filled.append(escape(value) if escape else value)
-            filled.append(str(self._parts[place + 1]))
+            filled.append(str(self._parts[index + 1]))
         return "".join(filled)
 
 

@@ -27,7 +27,7 @@ class Captured:
         self._functions: list[tuple[weakref.ref[types.FunctionType], tuple[Any, ...]]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._cells: list[tuple[weakref.ref[types.FunctionType], int, Any]] = []
-        """Variables of closures, by their function and place: a cell can hold its own function."""
+        """Variables of closures, by their function and index: a cell can hold its own function."""
         self._seen: set[int] = set()
         self.steady = True
         """Whether all of it can only be replaced, and not be changed in place."""

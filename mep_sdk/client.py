@@ -17,7 +17,7 @@ from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionM
 from mep_sdk.http import RETRY_FOR_S, SILENT_S, Transport
 from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
-from mep_sdk.settings import Settings, find_settings
+from mep_sdk.settings import ClientSettings, find_settings
 from mep_sdk.strategies import Strategylike
 from mep_sdk.task_options import Deadline
 from mep_sdk.version import __version__
@@ -63,7 +63,7 @@ class Client:
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
-        self.settings: Settings = find_settings(relay_url, token, allow_insecure=allow_insecure)
+        self.settings: ClientSettings = find_settings(relay_url, token, allow_insecure=allow_insecure)
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
         if do_version_check:

@@ -102,13 +102,13 @@ def _bypassed(host: str, port: int) -> bool:
 def _parsed(address: str) -> Proxy:
     full = address if "://" in address else f"http://{address}"
     scheme = full.partition("://")[0].lower()
-    place = _without_password(full)
+    shown_address = _without_password(full)
     try:
         parts = urlsplit(full)
         port = parts.port or _PORTS.get(scheme, 0)
     except ValueError:
-        raise ProxyUnsupported(proxy=f"{scheme}://{place}", reason=_not_an_address(full)) from None
-    shown = f"{scheme}://{place}"
+        raise ProxyUnsupported(proxy=f"{scheme}://{shown_address}", reason=_not_an_address(full)) from None
+    shown = f"{scheme}://{shown_address}"
     if scheme not in _PORTS:
         raise ProxyUnsupported(proxy=shown, reason=f"it is none of {', '.join(_PORTS)}")
     if not parts.hostname:
@@ -124,8 +124,8 @@ def _parsed(address: str) -> Proxy:
 def _without_password(address: str) -> str:
     """Return what follows the last @, or stands before a colon: a password that is not escaped can hold what ends it
     for a parser."""
-    _, found, place = address.rpartition("@")
-    return place if found else address.partition("://")[2].partition(":")[0]
+    _, found, shown_address = address.rpartition("@")
+    return shown_address if found else address.partition("://")[2].partition(":")[0]
 
 
 def _not_an_address(address: str) -> str:

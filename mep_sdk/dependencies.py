@@ -23,7 +23,7 @@ def futures_in(value: Any, depth: int = 0) -> Iterator[Future[Any]]:
 
 
 def with_values(value: Any, depth: int = 0) -> Any:
-    """Return a value with the results of its futures in their places. All of them have ended. Raises what they do."""
+    """Return a value with its futures replaced by their results. All of them have ended. Raises what they do."""
     if isinstance(value, Future):
         return value.result(0)
     kind = type(value)

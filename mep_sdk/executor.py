@@ -29,7 +29,7 @@ from mep_sdk.futures import TaskFuture
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
 from mep_sdk.strategies import Strategylike, result_ways
-from mep_sdk.submitter import Function, Session, Target
+from mep_sdk.submitter import Function, Submitter, Target
 from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
@@ -144,7 +144,7 @@ class Executor(concurrent.futures.Executor):
         self.serializer = serializer or self.client.serializer
         self.result_serializers = result_serializers
         self.task_count_submitted = 0
-        self._session = Session(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
+        self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
         self._complete = True
@@ -544,7 +544,7 @@ _executors_lock = threading.RLock()
 """Held wherever `_executors` is changed or copied. One that is collected goes by itself, also while it is held."""
 
 
-def _remember(executor: Executor, session: Session) -> None:
+def _remember(executor: Executor, session: Submitter) -> None:
     with _executors_lock:
         _executors.add(executor)
     # An executor without references ends its threads once its tasks have ended.

@@ -30,7 +30,7 @@ _MAX_SOURCE_CHARS = 64 * 1024
 _MAX_FALLBACK_BYTES = 256 * 1024
 
 
-class Code(msgspec.Struct, frozen=True, array_like=True):
+class FunctionCode(msgspec.Struct, frozen=True, array_like=True):
     """One plain function."""
 
     name: str
@@ -47,7 +47,7 @@ class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
     name: str
     module: str
     python: str
-    codes: tuple[Code, ...] = ()
+    codes: tuple[FunctionCode, ...] = ()
     """The function and those that it uses, for the Python named in `python`."""
     names: tuple[tuple[str, int], ...] = ()
     """Which of `codes` the code finds among its globals, and under which name."""
@@ -62,7 +62,7 @@ class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
 _decoder = msgspec.msgpack.Decoder(SerializedFunction)
 
 
-class Source(NamedTuple):
+class FunctionSource(NamedTuple):
     """Lines of a file on the person's machine."""
 
     filename: str
@@ -75,7 +75,7 @@ class LoadedFunction(msgspec.Struct, frozen=True):
 
     call: Callable[..., Any]
     name: str
-    sources: tuple[Source, ...] = ()
+    sources: tuple[FunctionSource, ...] = ()
 
 
 # --- to bytes, in the person's script -----------------------------------------------------------------
@@ -177,9 +177,9 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     )
 
 
-def _code_of(function: types.FunctionType) -> Code:
+def _code_of(function: types.FunctionType) -> FunctionCode:
     defaults = (function.__defaults__, function.__kwdefaults__)
-    return Code(
+    return FunctionCode(
         name=function.__qualname__,
         code=marshal.dumps(function.__code__),
         defaults=_dump(defaults, function.__qualname__, function) if any(defaults) else b"",
@@ -300,14 +300,14 @@ def _from_codes(record: SerializedFunction) -> LoadedFunction:
     functions = [_function(each, record.python, space) for each in record.codes]
     space |= {name: functions[number] for name, number in record.names}
     sources = tuple(
-        Source(function.__code__.co_filename, function.__code__.co_firstlineno, each.source)
+        FunctionSource(function.__code__.co_filename, function.__code__.co_firstlineno, each.source)
         for function, each in zip(functions, record.codes, strict=True)
         if each.source
     )
     return LoadedFunction(functions[0], record.name, sources)
 
 
-def _function(record: Code, python: str, space: dict[str, Any]) -> types.FunctionType:
+def _function(record: FunctionCode, python: str, space: dict[str, Any]) -> types.FunctionType:
     if python == encoding.PYTHON:
         code: types.CodeType = marshal.loads(record.code)  # noqa: S302 - checksummed, and the worker is the person's own
     else:
@@ -319,7 +319,7 @@ def _function(record: Code, python: str, space: dict[str, Any]) -> types.Functio
     return function
 
 
-def _compile(record: Code, python: str) -> types.CodeType:
+def _compile(record: FunctionCode, python: str) -> types.CodeType:
     """Return the code of a function that another Python serialized, from its source text."""
     import ast
 

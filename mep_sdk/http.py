@@ -22,7 +22,7 @@ import msgspec
 from mep_link.backoff import Backoff
 from mep_sdk.connection import CONNECT_TIMEOUT_S, Proxy, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import MepError, NotConfigured, RelayUnreachable, rebuild
 from mep_wire.text import printable, printable_lines
@@ -45,7 +45,7 @@ _BLOCK_BYTES = 1 << 18
 """A body larger than this is sent in blocks of this size, each with a timeout of its own."""
 
 
-class Answer:
+class HttpAnswer:
     """One HTTP answer."""
 
     __slots__ = ("body", "content_type", "reason", "retry_after", "status")
@@ -70,7 +70,7 @@ class Answer:
 class Transport:
     """Requests to one relay with one token."""
 
-    def __init__(self, settings: Settings, *, retry_for_s: float = RETRY_FOR_S) -> None:
+    def __init__(self, settings: ClientSettings, *, retry_for_s: float = RETRY_FOR_S) -> None:
         self.settings, self.retry_for_s = settings, retry_for_s
         self._headers = {
             "Authorization": f"Bearer {settings.token}",
@@ -144,10 +144,10 @@ class Transport:
     def log_out(self) -> None:
         """Forget the token."""
         self._headers.pop("Authorization", None)
-        self.settings = Settings(self.settings.relay_url, "")
+        self.settings = ClientSettings(self.settings.relay_url, "")
         self.close()
 
-    def _once(self, method: str, path: str, body: bytes | None, silent_s: float) -> Answer:
+    def _once(self, method: str, path: str, body: bytes | None, silent_s: float) -> HttpAnswer:
         from urllib3.exceptions import ProtocolError
 
         connections = self._opened()
@@ -182,7 +182,7 @@ class Transport:
             self._unreachable = False
             log.warning("relay %s reachable again", self.settings.relay_url)
 
-    def _error(self, answer: Answer, path: str) -> MepError:
+    def _error(self, answer: HttpAnswer, path: str) -> MepError:
         try:
             told = api.decode_error(answer.body, answer.content_type)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -194,7 +194,7 @@ class Transport:
 class _Connections:
     """The connections to one relay: direct, or through the environment's proxy."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         self._proxy = proxy_for(settings.relay_url)
         self._manager = _manager(settings, self._proxy)
         self._prefix = settings.relay_url
@@ -204,7 +204,7 @@ class _Connections:
             self._ask = self._manager.connection_from_url(settings.relay_url).urlopen
             self._prefix = urlsplit(settings.relay_url).path.rstrip("/")
 
-    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], silent_s: float) -> Answer:
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], silent_s: float) -> HttpAnswer:
         """Return the answer to one request. Raises OSError, urllib3.exceptions.HTTPError."""
         from urllib3 import Timeout
 
@@ -212,7 +212,7 @@ class _Connections:
         sent: bytes | io.BytesIO | None = body
         if body is not None and len(body) > _BLOCK_BYTES:
             sent, headers = io.BytesIO(body), {**headers, "Content-Length": str(len(body))}
-        return Answer(
+        return HttpAnswer(
             self._ask(method, self._prefix + path, body=sent, headers=headers, timeout=timeout, redirect=False)
         )
 
@@ -221,7 +221,7 @@ class _Connections:
         self._manager.clear()
 
 
-def _manager(settings: Settings, proxy: Proxy | None) -> urllib3.PoolManager:
+def _manager(settings: ClientSettings, proxy: Proxy | None) -> urllib3.PoolManager:
     import urllib3
 
     options: dict[str, Any] = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mep_link.backoff import Backoff
 from mep_sdk.http import describe, log_failure
 from mep_sdk.result_stream import ResultStream, refusal_of
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import MepError
 
@@ -27,7 +27,7 @@ class ResultListener(threading.Thread):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ClientSettings,
         task_group_id: str,
         deliver: Callable[[list[api.StreamedResult]], None],
         refused: Callable[[str, MepError], None],

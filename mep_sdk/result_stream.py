@@ -17,7 +17,7 @@ import msgspec
 
 from mep_sdk.connection import CONNECT_TIMEOUT_S, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import rebuild
 
@@ -80,7 +80,7 @@ class _Handshake:
         """There is no thread to wait for."""
 
 
-def _opened(settings: Settings) -> _Handshake:
+def _opened(settings: ClientSettings) -> _Handshake:
     """Return an open stream. Raises OSError, or the MepError that the relay answered."""
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
@@ -140,7 +140,7 @@ def _has_buffered(sock: Any) -> bool:
 class ResultStream:
     """An open stream. Not thread-safe, `wake` excepted."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         """Connect and shake hands. Raises OSError, or the MepError that the relay answered (an unknown token)."""
         self._relay_url = settings.relay_url
         self._parts: list[bytes] = []

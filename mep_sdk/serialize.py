@@ -1,6 +1,6 @@
 """Functions, arguments, results and exceptions as bytes, as the SDK sends them and workers return them.
 
-The one place to import from for serialization. The formats are in encoding.py, function_serializer.py and
+The one module to import from for serialization. The formats are in encoding.py, function_serializer.py and
 exception_records.py; the relay never looks inside them.
 """
 

@@ -16,7 +16,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """A relay and the token for it. The token is in no repr."""
 
     relay_url: str
@@ -35,7 +35,7 @@ def find_settings(
     allow_insecure: bool = False,
     environ: Mapping[str, str] | None = None,
     file: Path | None = None,
-) -> Settings:
+) -> ClientSettings:
     """Return the relay and token to use: arguments first, then MEP_RELAY_URL and MEP_TOKEN, then the file.
 
     A token from the file is only used with the relay named there. Raises NotConfigured, InsecureRelay (plain
@@ -57,7 +57,7 @@ def find_settings(
         raise NotConfigured(what=f"A token for {url}", remedy=_remedy("token", "MEP_TOKEN", path))
     if "\n" in secret or "\r" in secret:
         raise NotConfigured(what="A usable token", remedy="The one given holds a line break.")
-    return Settings(_checked(url, allow_insecure=allow_insecure), secret)
+    return ClientSettings(_checked(url, allow_insecure=allow_insecure), secret)
 
 
 def _without_ends(text: str | None) -> str | None:

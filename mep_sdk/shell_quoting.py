@@ -1,7 +1,8 @@
-"""Fills the braces of a command line with values, each quoted for the place in bash's syntax where it stands.
+"""Fills the braces of a command line with values, each quoted for its position in bash's syntax.
 
 A value becomes one word, or a part of the quoted text around it, and nothing in it is special to bash. Where this
-reader of bash's syntax can't tell the place for certain, a value with special characters is refused. Runs in workers.
+reader of bash's syntax can't tell the position for certain, a value with special characters is refused. Runs
+in workers.
 """
 
 from __future__ import annotations

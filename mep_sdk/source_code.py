@@ -11,7 +11,7 @@ import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.errors import FunctionUnserializable
-from mep_sdk.function_serializer import Code, SerializedFunction, serialize_function
+from mep_sdk.function_serializer import FunctionCode, SerializedFunction, serialize_function
 
 
 def serialize_source(source: str, function_name: str) -> bytes:
@@ -31,7 +31,7 @@ def serialize_source(source: str, function_name: str) -> bytes:
             name=function_name,
             module="__main__",
             python=f"{encoding.PYTHON} (source text)",
-            codes=(Code(function_name, b"", source=source),),
+            codes=(FunctionCode(function_name, b"", source=source),),
         )
         return encoding.frame(encoding.FUNCTION, msgspec.msgpack.encode(record))
     return serialize_function(functools.partial(call_source, source, function_name))

@@ -33,7 +33,7 @@ _PAUSE_S = 0.05
 _RETRY_S = 5.0
 
 
-class Recheck(threading.Thread):
+class StatusPoller(threading.Thread):
     """Asks for the tasks that `pending` names; `found` gets those that have ended and the ids that the relay does
     not know."""
 

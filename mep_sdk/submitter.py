@@ -30,7 +30,7 @@ from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
 from mep_sdk.result_decoding import settle
 from mep_sdk.result_listener import ResultListener
-from mep_sdk.status_poller import PAGE, Recheck
+from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
 from mep_wire.errors import MepError, TaskNotFound
@@ -93,7 +93,7 @@ class _Requests:
         self.by_target.setdefault(item.target, {}).setdefault(id(item.function), []).append(item)
 
 
-class Session:
+class Submitter:
     """The machinery of one Executor. Thread-safe.
 
     `_change` guards every collection here: it is held wherever one is changed, looped over or copied. It is not held
@@ -118,7 +118,7 @@ class Session:
         self._pending: dict[str, TaskFuture[Any]] = {}
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
-        self._recheck: Recheck | None = None
+        self._recheck: StatusPoller | None = None
         self._callbacks = CallbackThreads()
         self._warned: set[tuple[str, str]] = set()
         self._ended = {"succeeded": 0, "failed": 0, "cancelled": 0}
@@ -197,7 +197,7 @@ class Session:
         listener = self._listeners.get(task_group_id)
         if listener is None:
             if self._recheck is None:
-                self._recheck = Recheck(self.client, self._on_relay, self._rechecked, self._look)
+                self._recheck = StatusPoller(self.client, self._on_relay, self._rechecked, self._look)
                 self._recheck.start()
             listener = ResultListener(
                 self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
@@ -344,7 +344,7 @@ class Session:
                 for thread in self._threads():
                     thread.stop()
 
-    def _threads(self) -> list[Recheck | ResultListener]:
+    def _threads(self) -> list[StatusPoller | ResultListener]:
         """Return the threads that bring results; the caller holds the lock."""
         return [*([self._recheck] if self._recheck is not None else []), *self._listeners.values()]
 

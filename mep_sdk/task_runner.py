@@ -25,7 +25,7 @@ _OURS = ("mep_sdk.errors", "mep_wire.errors")
 _processes = ProcessWatch()
 
 
-class Stage(enum.Enum):
+class TaskStage(enum.Enum):
     """How far a task has come."""
 
     LOAD = 1
@@ -33,7 +33,7 @@ class Stage(enum.Enum):
     RETURN = 3
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class TaskOutcome(msgspec.Struct, frozen=True):
     """How a task ended. `code` is empty for success; then `payload` is the serialized value, else the serialized
     exception where there is one. `text` is what the person reads."""
 
@@ -46,28 +46,32 @@ FunctionCache = dict[bytes, LoadedFunction]
 """Functions that a worker has loaded, by their bytes. Pass the same one to every `run_task` of a worker."""
 
 
-def run_task(function: bytes, payload: bytes, *, max_result_bytes: int, cache: FunctionCache | None = None) -> Outcome:
+def run_task(
+    function: bytes, payload: bytes, *, max_result_bytes: int, cache: FunctionCache | None = None
+) -> TaskOutcome:
     """Call the serialized function with the serialized arguments and return how it ended. Never raises.
 
     Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
     DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
     """
-    stage, loaded = Stage.LOAD, None
+    stage, loaded = TaskStage.LOAD, None
     try:
         loaded = _load(function, cache)
         args, kwargs = serialize.load_arguments(payload)
-        stage = Stage.CALL
+        stage = TaskStage.CALL
         value = loaded.call(*args, **kwargs)
-        stage = Stage.RETURN
+        stage = TaskStage.RETURN
         return _returned(value, max_result_bytes, serialize.result_ways_of(payload))
     except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
-        called = loaded if stage is Stage.CALL else None
+        called = loaded if stage is TaskStage.CALL else None
         outcome, trouble = attempt(_described, stage, called, error, max_result_bytes)
         # To describe it calls the person's code as well.
-        return outcome or Outcome(TaskFailed.code, _undescribed(error, trouble), b"")
+        return outcome or TaskOutcome(TaskFailed.code, _undescribed(error, trouble), b"")
 
 
-def _described(stage: Stage, called: LoadedFunction | None, error: BaseException, max_result_bytes: int) -> Outcome:
+def _described(
+    stage: TaskStage, called: LoadedFunction | None, error: BaseException, max_result_bytes: int
+) -> TaskOutcome:
     return _not_run(stage, error) if called is None else _failed(called, error, max_result_bytes)
 
 
@@ -86,28 +90,28 @@ def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
     return loaded
 
 
-def _returned(value: object, max_result_bytes: int, ways: list[str]) -> Outcome:
+def _returned(value: object, max_result_bytes: int, ways: list[str]) -> TaskOutcome:
     payload = serialize.serialize_result(value, ways)
     if len(payload) > max_result_bytes:
         raise ResultTooLarge(size=len(payload), limit=max_result_bytes)
-    return Outcome("", "", payload)
+    return TaskOutcome("", "", payload)
 
 
-def _not_run(stage: Stage, error: BaseException) -> Outcome:
+def _not_run(stage: TaskStage, error: BaseException) -> TaskOutcome:
     """Return the outcome of a failure before or after the call itself."""
     if type(error).__module__ in _OURS and isinstance(error, MepError):
-        return Outcome(error.code, clean(error.text, _MAX_TEXT_CHARS), b"")
+        return TaskOutcome(error.code, clean(error.text, _MAX_TEXT_CHARS), b"")
     # Modules that are imported, and values that pickle themselves, are the person's code too and may even exit.
     reason = failure_text(error)
     if isinstance(error, ImportError):
         from mep_sdk.version_mismatch import explain  # only a failure needs it
 
         reason += attempt(explain, error, "on the endpoint")[0] or ""
-    named = FunctionUnloadable(reason=reason) if stage is Stage.LOAD else ResultUnserializable(reason=reason)
-    return Outcome(named.code, clean(named.text, _MAX_TEXT_CHARS), b"")
+    named = FunctionUnloadable(reason=reason) if stage is TaskStage.LOAD else ResultUnserializable(reason=reason)
+    return TaskOutcome(named.code, clean(named.text, _MAX_TEXT_CHARS), b"")
 
 
-def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> Outcome:
+def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> TaskOutcome:
     _show_source(loaded)
     limit, _ = attempt(_processes.explain, error)
     if limit:
@@ -115,7 +119,7 @@ def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int)
     # A worker's frame of run_task is no news to the person: their own call comes first.
     data = serialize.serialize_exception(error, skip_frames=1, max_bytes=min(max_result_bytes, 1 << 20))
     text = failure_text(error)
-    return Outcome(TaskFailed.code, f"{text} - {limit}" if limit else text, data)
+    return TaskOutcome(TaskFailed.code, f"{text} - {limit}" if limit else text, data)
 
 
 def _show_source(loaded: LoadedFunction) -> None:

@@ -15,7 +15,7 @@ from mep_wire.text import printable, printable_lines
 
 
 class ComputeError(Exception):
-    """Base of every error of MEP's. This and the next four have the names and places of Globus Compute's."""
+    """Base of every error of MEP's. This and the next four have the names and modules of Globus Compute's."""
 
 
 class SerdeError(ComputeError):

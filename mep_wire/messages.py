@@ -102,11 +102,11 @@ class StartAnswer(_Msg, frozen=True):
     """Of the process that runs, for the first two outcomes: an earlier request may have led to it."""
 
 
-class StartPlaced(_Msg, frozen=True):
-    """Manager to relay: a SignedStart waits for others, the site starting few at once: it is number `place` of them."""
+class StartQueued(_Msg, frozen=True, tag="StartPlaced"):
+    """Manager to relay: a SignedStart waits for others, as number `position`: the site starts few at once."""
 
     uep_id: str
-    place: int
+    position: int
     asked: bytes = b""
     """The incarnation of that SignedStart."""
 
@@ -258,11 +258,11 @@ class Tasks(_Msg, frozen=True):
 
 
 class Started(_Msg, frozen=True):
-    """User endpoint to relay: workers have started these rows. `places`, where the site keeps task records: the block
-    and the scheduler's job of each."""
+    """User endpoint to relay: workers have started these rows. `locations`, where the site keeps task records: the
+    block and the scheduler's job of each."""
 
     rows: list[int]
-    places: list[tuple[str, str]] = []
+    locations: list[tuple[str, str]] = []
 
 
 class ResultItem(msgspec.Struct, frozen=True, array_like=True):
@@ -340,7 +340,7 @@ ToRelay = (
     | Pong
     | ManagerHello
     | StartAnswer
-    | StartPlaced
+    | StartQueued
     | UepEnded
     | UepRevoked
     | Recheck

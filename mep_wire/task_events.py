@@ -15,7 +15,7 @@ from mep_wire.struct_info import build_struct_info
 
 MAX_PAGE_EVENTS = 1000
 """Most events in one message."""
-MAX_PLACE = 128
+MAX_LOCATION = 128
 """Longest block or job id, in characters, that is kept of a user endpoint's word."""
 
 
@@ -34,7 +34,7 @@ class Happened(enum.StrEnum):
     """It has ended without: an exception of its function, cancelled, expired, lost. `code` says which."""
 
 
-class Source(enum.StrEnum):
+class EventSource(enum.StrEnum):
     """The process that an event's data comes from."""
 
     RELAY = "relay"

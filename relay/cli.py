@@ -28,13 +28,13 @@ from mep_wire.identity import Identity, IdentitySet
 from mep_wire.text import escape_output, printable
 from relay import log
 from relay.auth.tokens import new_token, token_hash
-from relay.server import Settings, serve
-from relay.state_dir import Keys, State, StateRefused, become_relay_account, default_dir
+from relay.server import RelaySettings, serve
+from relay.state_dir import Keys, StateDir, StateRefused, become_relay_account, default_dir
 from relay.store.records import Caller
 from relay.store.schema import StateTooNew
 from relay.store.sqlite import SqliteStore
 
-_DEFAULTS = Settings()
+_DEFAULTS = RelaySettings()
 MAX_USERNAME = 256
 _UNUSABLE = (StateTooNew, sqlite3.DatabaseError)
 """The errors of opening a database: made by a newer relay, damaged, or locked for too long."""
@@ -53,11 +53,11 @@ def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _open(directory: Path | None) -> State:
+def _open(directory: Path | None) -> StateDir:
     path = (directory or default_dir()).absolute()
     try:
         become_relay_account(path)
-        return State.open(path)
+        return StateDir.open(path)
     except StateRefused as error:
         raise click.ClickException(str(error)) from error
 
@@ -205,7 +205,7 @@ def serve_command(directory: Path | None, log_format: str, **options: Any) -> No
     log.set_up(as_json=log_format == "json")
     try:
         state.lock()
-        asyncio.run(serve(state, Settings(**options)))
+        asyncio.run(serve(state, RelaySettings(**options)))
     except (StateRefused, OSError, *_UNUSABLE) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         hint = "; choose others with --port and --link-port" if taken else ""
@@ -485,7 +485,7 @@ def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stole
     _show(_keys_value(keys), _keys_text(keys), as_json=as_json)
 
 
-def _existing(directory: Path | None) -> State:
+def _existing(directory: Path | None) -> StateDir:
     path = directory or default_dir()
     with suppress(PermissionError):  # which is said when it is opened
         if not path.exists():

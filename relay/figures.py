@@ -13,7 +13,7 @@ import uvicorn
 
 from relay.api.http_acceptor import Acceptor
 from relay.dispatch.dispatcher import Dispatcher
-from relay.link.zmq_link import ZmqPlane
+from relay.link.zmq_link import ZmqLink
 from relay.log import lines_left_out
 from relay.loop_watch import LoopWatch
 from relay.store.sqlite import SqliteStore
@@ -39,12 +39,12 @@ class Figures:
         *,
         store: SqliteStore,
         dispatcher: Dispatcher,
-        plane: ZmqPlane,
+        link_: ZmqLink,
         http: uvicorn.Server,
         acceptor: Acceptor,
         watch: LoopWatch,
     ) -> None:
-        self._store, self._dispatcher, self._plane = store, dispatcher, plane
+        self._store, self._dispatcher, self._plane = store, dispatcher, link_
         self._http, self._acceptor, self._watch = http, acceptor, watch
 
     def text(self) -> str:
@@ -59,9 +59,9 @@ class Figures:
         yield from self._process()
         yield from self._commits()
         yield from self._checkpoints()
-        board = self._dispatcher.board
-        linked = sum(1 for uep in board.ueps.values() if uep.peer is not None)
-        yield Figure("managers", GAUGE, len(board.managers), "Managers with a link.")
+        live = self._dispatcher.live
+        linked = sum(1 for uep in live.ueps.values() if uep.peer is not None)
+        yield Figure("managers", GAUGE, len(live.managers), "Managers with a link.")
         yield Figure("user_endpoints", GAUGE, linked, "User endpoints with a link.")
 
     def _process(self) -> Iterator[Figure]:

@@ -108,7 +108,7 @@ class Limiter:
         return f" ({left_out} more like it before)" if left_out else ""
 
 
-class Sparing:
+class RateLimitedLog:
     """Warnings that strangers can cause at will: each kind at most once in `every_s` seconds, with how many were not
     written."""
 

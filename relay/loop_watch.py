@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 
 BEAT_S = 0.25
 """Interval of the loop's beats, and of the thread's looks at them."""
@@ -30,7 +30,7 @@ class LoopWatch:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._sparing = Sparing()
+        self._limited_log = RateLimitedLog()
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._beat = self._due = clock()
@@ -71,7 +71,7 @@ class LoopWatch:
         self._lags.append((now, lag))  # later ones that are shorter replace none before them: at most a few remain
         if lag > STALL_S:
             self.stalls += 1
-            self._sparing.warning("event loop: stood still for %.2f s, in %s", lag, where or UNSEEN)
+            self._limited_log.warning("event loop: stood still for %.2f s, in %s", lag, where or UNSEEN)
         self._next(now)
 
     def _look(self) -> None:

@@ -88,7 +88,7 @@ class Sweeper:
 
     async def _unused(self, now: float, before: float) -> None:
         """Remove a page of objects unused for long."""
-        here = set(self._dispatcher.board.by_row)
+        here = set(self._dispatcher.live.by_row)
         followed = self._dispatcher.streams.rows()
         removed = await self._do(lambda tx: tx.sweep_ueps(before, here, PAGE))
         self._group_after = await self._do(lambda tx: tx.sweep_groups(self._group_after, followed, PAGE))

@@ -22,7 +22,7 @@ from mep_wire.api import EarlierRelayKeys
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http_acceptor import Acceptor
 from relay.api.http_protocol import BoundedConnection
 from relay.auth.tokens import TokenAuth
@@ -30,11 +30,11 @@ from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.start_signing import OverlapSigner
 from relay.dispatch.submissions import PersonLimits
 from relay.figures import Figures
-from relay.link.zmq_link import ZmqPlane
+from relay.link.zmq_link import ZmqLink
 from relay.log import logger
 from relay.loop_watch import LoopWatch
 from relay.retention import Periods, Sweeper
-from relay.state_dir import State
+from relay.state_dir import StateDir
 from relay.store.sqlite import SqliteStore
 
 _DAY_S = 86400.0
@@ -42,7 +42,7 @@ _MB = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class RelaySettings:
     """How a relay is to run. A port of 0 is any free one."""
 
     host: str = "127.0.0.1"
@@ -124,20 +124,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(state: State, settings: Settings) -> None:
+async def serve(state: StateDir, settings: RelaySettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError for an address that cannot be had, StateRefused."""
     _allow_many_connections()
     keys = state.keys()
     store = SqliteStore(state.database, for_server=True)
     listener = _listen(settings.host, settings.port)
-    plane = ZmqPlane(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(store, plane, OverlapSigner(keys.signing, keys.overlap), settings.limits)
-    plane.start(dispatcher)
-    service = Service(
+    link_ = ZmqLink(settings.link_host, settings.link_port, keys.link_secret)
+    dispatcher = Dispatcher(store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits)
+    link_.start(dispatcher)
+    service = ApiContext(
         store=store,
         dispatcher=dispatcher,
         auth=TokenAuth(store),
-        link_address=settings.link_address or plane.address,
+        link_address=settings.link_address or link_.address,
         link_public_key=keys.link_public.hex(),
         signing_public_key=keys.signing_public.hex(),
         earlier_keys=[_earlier(one) for one in keys.earlier],
@@ -147,7 +147,7 @@ async def serve(state: State, settings: Settings) -> None:
     server = _Server(_http_config(App(service)), listener)
     watch = LoopWatch()
     service.figures = Figures(
-        store=store, dispatcher=dispatcher, plane=plane, http=server, acceptor=server.acceptor, watch=watch
+        store=store, dispatcher=dispatcher, link_=link_, http=server, acceptor=server.acceptor, watch=watch
     ).text
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -169,7 +169,7 @@ async def serve(state: State, settings: Settings) -> None:
         state.remove_listening()
         sweeper.cancel()
         dispatcher.delivery.flush_started()
-        plane.stop()
+        link_.stop()
         store.close()
         logger.info("ended")
 

@@ -139,13 +139,13 @@ class Keys:
 
 
 @dataclass(slots=True)
-class State:
+class StateDir:
     """An opened state directory."""
 
     directory: Path
 
     @classmethod
-    def open(cls, directory: Path) -> State:
+    def open(cls, directory: Path) -> StateDir:
         """Make the directory if need be. Raises StateRefused."""
         os.umask(0o077)
         try:

@@ -104,7 +104,7 @@ class BoundedFile:
         os.close(self._descriptor)
 
 
-class Log(FieldLog):
+class BoundedLog(FieldLog):
     """The log of a user endpoint, in a file."""
 
     def __init__(self, out: BoundedFile, *, debug: bool = False) -> None:

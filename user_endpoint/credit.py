@@ -14,7 +14,7 @@ MAX_HELD_BYTES: Final = 128 * 1024 * 1024
 """Above this many payload bytes of held tasks no further task is requested, even if the engine has room."""
 
 
-class Credit:
+class CreditLedger:
     """Tasks that the relay may still send on this connection."""
 
     def __init__(self) -> None:

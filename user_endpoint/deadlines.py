@@ -17,7 +17,7 @@ _SLACK: Final = 1024
 """So many ended tasks are remembered, beyond as many as are held."""
 
 
-class Deadlines:
+class RunningDeadlines:
     """By row, in seconds of the caller's clock."""
 
     def __init__(self) -> None:

@@ -34,9 +34,9 @@ _FOR_INTERCHANGE: Final = 64
 def needed(engine: settings.EngineSettings) -> int:
     """Return how many descriptors a user endpoint with this engine may have open at once, and its reserve."""
     match engine:
-        case settings.ProcessPoolEngine():
+        case settings.ProcessPoolSettings():
             return _FOR_ITSELF + RESERVE + _EACH_WORKER * (engine.max_workers or len(os.sched_getaffinity(0)))
-        case settings.GlobusComputeEngine():
+        case settings.GlobusComputeSettings():
             return _FOR_ITSELF + RESERVE + _FOR_PARSL
         case _:
             return _FOR_ITSELF + RESERVE

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from mep_link.client import LinkClient
 from mep_wire import messages
-from user_endpoint.bounded_log import Log
+from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.engines.base import TICK_S, Engine
 from user_endpoint.user_endpoint import UserEndpoint
 
@@ -49,7 +49,7 @@ class Signals:
             os.read(self._read, 4096)
 
 
-class Loop:
+class EventLoop:
     """Runs `endpoint` until it has ended."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Loop:
         engine: Engine,
         signals: Signals,
         keeper_fd: int,
-        log: Log,
+        log: BoundedLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoint, self._link, self._engine = endpoint, link, engine

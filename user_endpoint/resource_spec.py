@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from mep_wire.errors import ResourceSpecInvalid
-from user_endpoint.settings import EngineSettings, GlobusMPIEngine
+from user_endpoint.settings import EngineSettings, GlobusMPISettings
 
 EXAMPLE = "{'num_nodes': 2, 'ranks_per_node': 4}"
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -72,10 +72,10 @@ class ResourceRule:
     """The resources that tasks of one engine may ask for."""
 
     def __init__(self, engine: EngineSettings) -> None:
-        self._mpi = isinstance(engine, GlobusMPIEngine)
-        self._name = type(engine).__name__
+        self._mpi = isinstance(engine, GlobusMPISettings)
+        self._name = engine.__struct_config__.tag
         self._block_nodes: int | None = None
-        if isinstance(engine, GlobusMPIEngine):
+        if isinstance(engine, GlobusMPISettings):
             found = engine.nodes_per_block or engine.provider.get("nodes_per_block")
             self._block_nodes = found if isinstance(found, int) else None
 

@@ -196,11 +196,11 @@ class Spool:
         """Return the unconfirmed result of `row`, if there is one. One that its disk has lost is reported, and none."""
         if row in self._unsynced:
             return self._unsynced[row]
-        place = self._where.get(row)
-        if place is None:
+        position = self._where.get(row)
+        if position is None:
             return self._memory.get(row)
         try:
-            return place[0].read(*place[1:])
+            return position[0].read(*position[1:])
         except OSError as error:
             self._report(f"a result cannot be read back from the disk: {error.strerror}")
             self._forget(row)
@@ -275,10 +275,10 @@ class Spool:
 
     def _forget(self, row: int) -> None:
         self._unsynced.pop(row, None)
-        place = self._where.pop(row, None)
-        if place is not None:
-            place[0].pending -= 1
-            self._disk_bytes -= place[2]
+        position = self._where.pop(row, None)
+        if position is not None:
+            position[0].pending -= 1
+            self._disk_bytes -= position[2]
         item = self._memory.pop(row, None)
         if item is not None:
             self._memory_bytes -= len(item.payload)

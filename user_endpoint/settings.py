@@ -41,7 +41,7 @@ NOT_APPLICABLE = frozenset(
 
 
 class SettingsInvalid(Exception):
-    """{path}: {reason}. `path` is the key's place in the document, e.g. engine.provider.walltime."""
+    """{path}: {reason}. `path` leads to the key in the document, e.g. engine.provider.walltime."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -95,7 +95,7 @@ class ManagerSelectorSettings(_Section, frozen=True):
     """Any of them, or those of the oldest block first, so that others become idle and can be given back."""
 
 
-class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
+class ProcessPoolSettings(_Section, frozen=True, tag_field="type", tag="ProcessPoolEngine"):
     """Tasks run in worker processes on the user endpoint's own host."""
 
     python: str | None = None
@@ -120,7 +120,7 @@ class ProcessPoolEngine(_Section, frozen=True, tag_field="type", tag="ProcessPoo
     for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
 
 
-class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
+class ThreadPoolSettings(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
     """Tasks run in threads of one process on the user endpoint's own host; a running one cannot be killed."""
 
     label: str = "ThreadPoolEngine"
@@ -135,7 +135,7 @@ class ThreadPoolEngine(_Section, frozen=True, tag_field="type", tag="ThreadPoolE
     for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
 
 
-class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
+class GlobusComputeSettings(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
     """Tasks run in blocks of workers that a Parsl provider starts: Parsl's HighThroughputExecutor."""
 
     label: str = "GlobusComputeEngine"
@@ -242,7 +242,7 @@ class GlobusComputeEngine(_Section, frozen=True, tag_field="type", tag="GlobusCo
             raise ValueError("`container_cmd_options` of container_type custom must hold {EXECUTOR_LAUNCH_CMD}")
 
 
-class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="GlobusMPIEngine"):
+class GlobusMPISettings(GlobusComputeSettings, frozen=True, tag_field="type", tag="GlobusMPIEngine"):
     """MPI tasks of several shapes share the nodes of each block, as each task's resource_specification asks.
 
     It takes every key of GlobusComputeEngine but max_workers_per_node; those here have defaults of their own.
@@ -267,7 +267,7 @@ class GlobusMPIEngine(GlobusComputeEngine, frozen=True, tag_field="type", tag="G
             raise ValueError("`max_workers_per_node` has no meaning here; use `max_workers_per_block`")
 
 
-EngineSettings = ProcessPoolEngine | ThreadPoolEngine | GlobusComputeEngine | GlobusMPIEngine
+EngineSettings = ProcessPoolSettings | ThreadPoolSettings | GlobusComputeSettings | GlobusMPISettings
 """Every engine a template may name in engine.type."""
 
 
@@ -316,10 +316,10 @@ class UepSettings(_Section, frozen=True):
 
 
 _ENGINES: dict[str, type[msgspec.Struct]] = {
-    "ProcessPoolEngine": ProcessPoolEngine,
-    "ThreadPoolEngine": ThreadPoolEngine,
-    "GlobusComputeEngine": GlobusComputeEngine,
-    "GlobusMPIEngine": GlobusMPIEngine,
+    "ProcessPoolEngine": ProcessPoolSettings,
+    "ThreadPoolEngine": ThreadPoolSettings,
+    "GlobusComputeEngine": GlobusComputeSettings,
+    "GlobusMPIEngine": GlobusMPISettings,
 }
 
 
@@ -405,14 +405,14 @@ def _check_functions(entries: list[str] | None) -> None:
 
 def _explained(message: str, document: Mapping[str, Any]) -> SettingsInvalid:
     """Turn msgspec's sentence into the key's path, the reason and, for an unknown key, the nearest known one."""
-    reason, _, place = message.partition(" - at `$")
-    path = place.rstrip("`").lstrip(".").replace("[...]", "")
+    reason, _, where = message.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".").replace("[...]", "")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
     if unknown:
         key = unknown.group(1)
         return SettingsInvalid(_joined(path, key), unknown_key_reason(key, _known_keys(path, document)))
-    if place.startswith("key` in `$"):
-        return SettingsInvalid(place.removeprefix("key` in `$").strip("`.") or "", "a key must be text")
+    if where.startswith("key` in `$"):
+        return SettingsInvalid(where.removeprefix("key` in `$").strip("`.") or "", "a key must be text")
     missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
     if missing:
         return SettingsInvalid(_joined(path, missing.group(1)), "missing")

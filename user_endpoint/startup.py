@@ -16,18 +16,18 @@ import msgspec
 from mep_wire.bundle import decode_bundle, expanded
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
-from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
 from user_endpoint.process_exit import at_exit
 from user_endpoint.render_process import Rendering
 from user_endpoint.settings import located
 from user_endpoint.shortage import interrupted, reason_of
-from user_endpoint.workers.fork_server import Server, exec_server, fork_server
+from user_endpoint.workers.fork_server import ServerHandle, exec_server, fork_server
 from user_endpoint.workers.start_environment import needs_new_process
 
 if TYPE_CHECKING:
-    from user_endpoint.engines import EnginePlace
+    from user_endpoint.engines import EngineContext
     from user_endpoint.engines.base import Engine
     from user_endpoint.lost_attempts import Attempts
     from user_endpoint.result_spool import Spool
@@ -40,10 +40,10 @@ _GC_THRESHOLD = 50_000
 class Servers:
     """Fork servers for the engine: the one forked at the start, while there were no threads, then new ones."""
 
-    def __init__(self, first: Server) -> None:
-        self._first: Server | None = first
+    def __init__(self, first: ServerHandle) -> None:
+        self._first: ServerHandle | None = first
 
-    def __call__(self) -> Server:
+    def __call__(self) -> ServerHandle:
         """Return one for the caller to keep: the first, unless the environment asks for a fresh Python."""
         if needs_new_process():
             self.discard()
@@ -95,12 +95,12 @@ class Starting:
             log.error("cannot go on", reason=reason, error=repr(error))
             raise interrupted(reason, repr(error)) from error
 
-    def _serve(self, paths: Paths, log: Log) -> None:
+    def _serve(self, paths: Paths, log: BoundedLog) -> None:
         from mep_link.client import LinkClient, options
         from mep_wire.codec import decode_to_uep
         from mep_wire.limits import MAX_LINK_MESSAGE_BYTES
-        from user_endpoint.engines import EnginePlace
-        from user_endpoint.event_loop import Loop, Signals
+        from user_endpoint.engines import EngineContext
+        from user_endpoint.event_loop import EventLoop, Signals
         from user_endpoint.function_store import Functions
         from user_endpoint.lifecycle.idle import IdleRule
         from user_endpoint.lifecycle.setup_commands import SETUP_S, TEARDOWN_S, run_commands
@@ -118,8 +118,8 @@ class Starting:
             log.warning("a key of the template means nothing here", key=key)
         lists = self._function_lists(settings)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
-        place = EnginePlace(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
-        engine = _make_engine(settings, place)
+        context = EngineContext(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
+        engine = _make_engine(settings, context)
         signals = Signals()
         engine.start()
         self._servers.discard()
@@ -140,7 +140,7 @@ class Starting:
         )
         link.hello = endpoint.hello
         endpoint.link = link
-        loop = Loop(endpoint, link, engine, signals, self._reporter.fileno(), log)
+        loop = EventLoop(endpoint, link, engine, signals, self._reporter.fileno(), log)
         settle_memory()
         loop.run()
         link.close(1.0)
@@ -163,14 +163,14 @@ class Starting:
             raise
 
 
-def _make_engine(settings: UepSettings, place: EnginePlace) -> Engine:
+def _make_engine(settings: UepSettings, context: EngineContext) -> Engine:
     """Return the engine of the template, and provide the descriptors that it needs. Raises MepError."""
     from user_endpoint import descriptors
     from user_endpoint.engines import make_engine
 
     try:
         descriptors.provide(descriptors.needed(settings.engine))
-        return make_engine(settings.engine, place)
+        return make_engine(settings.engine, context)
     except EndpointMisconfigured as error:
         error.detail = located(error.detail, settings.lines)
         raise
@@ -183,7 +183,7 @@ def _zmq_error() -> type[Exception]:
     return ZMQError
 
 
-def open_log(paths: Paths, *, debug: bool) -> Log:
+def open_log(paths: Paths, *, debug: bool) -> BoundedLog:
     """Return the log, which also takes the output of other code in this process. Raises StartFailure."""
     try:
         out = BoundedFile(paths.held(paths.log))
@@ -191,7 +191,7 @@ def open_log(paths: Paths, *, debug: bool) -> Log:
         at_exit(out.close)
     except OSError as error:
         raise home_unusable(f"{paths.log}: {error.strerror}", error=error) from error
-    return Log(out, debug=debug)
+    return BoundedLog(out, debug=debug)
 
 
 def wait_for_lock(paths: Paths) -> int:
@@ -205,7 +205,7 @@ def wait_for_lock(paths: Paths) -> int:
     return lock
 
 
-def open_spool(paths: Paths, log: Log) -> Spool:
+def open_spool(paths: Paths, log: BoundedLog) -> Spool:
     """Return the spool with the results that earlier processes left. Raises StartFailure."""
     from user_endpoint.result_spool import Spool
 

@@ -25,8 +25,8 @@ from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfig
 from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
 from user_endpoint.render.user_config_check import check_user_config
-from user_endpoint.render.yaml_document import DocumentInvalid
-from user_endpoint.settings import GlobusComputeEngine, SettingsInvalid, UepSettings
+from user_endpoint.render.yaml_document import YamlInvalid
+from user_endpoint.settings import GlobusComputeSettings, SettingsInvalid, UepSettings
 from user_endpoint.task_admission import function_lists
 
 DEADLINE_S = 20
@@ -71,15 +71,15 @@ Place = tuple[str, int]
 
 
 @dataclass
-class Verdict:
+class TemplateVerdict:
     """The findings."""
 
     problems: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def problem(self, place: Place, text: str) -> None:
+    def problem(self, where: Place, text: str) -> None:
         """Add a problem that would make starts fail."""
-        name, line = place
+        name, line = where
         if (line, text, name) not in self.problems:
             self.problems.append((line, text, name))
 
@@ -137,9 +137,9 @@ class Trial:
         """`search_path` is the PATH of user endpoints; empty if nothing is looked for in it."""
         self._bundle = bundle
         self._path = bundle.user_environment.get("PATH", search_path) if search_path else ""
-        self.verdict = Verdict()
+        self.verdict = TemplateVerdict()
 
-    def run(self) -> Verdict:
+    def run(self) -> TemplateVerdict:
         """Render with each set of values."""
         for config in samples(self._bundle.schema):
             try:
@@ -190,20 +190,20 @@ class Trial:
                 "allowed_functions: pickled arguments can carry code of their own; to run nothing but the listed "
                 "code, let engine.allowed_serializers accept JSONData alone for data"
             )
-        if isinstance(settings.engine, GlobusComputeEngine):
+        if isinstance(settings.engine, GlobusComputeSettings):
             from user_endpoint.engines.htex.provider import Plan  # and with it Parsl, which only such templates pay for
 
             self._look_at_provider(settings.engine, Plan(settings.engine).name)
 
-    def _look_at_provider(self, engine: GlobusComputeEngine, provider: str) -> None:
+    def _look_at_provider(self, engine: GlobusComputeSettings, provider: str) -> None:
         """Note scheduler commands that a user endpoint would not find, and more nodes than it has descriptors for."""
         missing = [
             name for name in _COMMANDS.get(provider, ()) if self._path and not shutil.which(name, path=self._path)
         ]
-        place = self._at("engine.provider")
+        where = self._at("engine.provider")
         if missing:
             self.verdict.note(
-                f"{place}: {provider} needs {', '.join(missing)}, found in no directory of {self._path}: install the "
+                f"{where}: {provider} needs {', '.join(missing)}, found in no directory of {self._path}: install the "
                 "scheduler's commands, or set user_search_path in config.yaml"
             )
         blocks, nodes = engine.provider.get("max_blocks", 1), engine.provider.get("nodes_per_block", 1)
@@ -214,7 +214,7 @@ class Trial:
             )
             if limit != resource.RLIM_INFINITY and needed > limit:
                 self.verdict.note(
-                    f"{place}: max_blocks {blocks} with {nodes} nodes each need about {needed} descriptors, and a "
+                    f"{where}: max_blocks {blocks} with {nodes} nodes each need about {needed} descriptors, and a "
                     f"process may have {limit}: raise LimitNOFILE of mep@.service, or lower max_blocks"
                 )
 
@@ -225,15 +225,15 @@ class Trial:
     def _misconfigured(self, error: EndpointMisconfigured) -> None:
         """Describe the mistake and, if it is known, the line."""
         cause, detail = error.__cause__, error.detail
-        if isinstance(cause, DocumentInvalid):
+        if isinstance(cause, YamlInvalid):
             self.verdict.problem(self._line_like(cause.excerpt), f"{cause.reason}: {cause.excerpt}")
         elif isinstance(cause, SettingsInvalid):
             self.verdict.problem(self._line_of_key(cause.path), str(cause))
         else:
-            place = re.match(r"(.+?): line (\d+)", detail)
+            where = re.match(r"(.+?): line (\d+)", detail)
             key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
-            if place and place[1] in self._bundle.templates:
-                self.verdict.problem((place[1], int(place[2])), detail[place.end() + 2 :])
+            if where and where[1] in self._bundle.templates:
+                self.verdict.problem((where[1], int(where[2])), detail[where.end() + 2 :])
             else:
                 self.verdict.problem(self._line_of_key(key[1]) if key else (self._bundle.template_name, 0), detail)
 
@@ -251,8 +251,8 @@ class Trial:
 
     def _only_line(self, is_it: Callable[[str], bool]) -> Place:
         """Return the only line that fits: in the template itself, else in those that it may include."""
-        found = [place for place, line in self._numbered() if is_it(line)]
-        own = [place for place in found if place[0] == self._bundle.template_name] or found
+        found = [where for where, line in self._numbered() if is_it(line)]
+        own = [where for where in found if where[0] == self._bundle.template_name] or found
         return own[0] if len(own) == 1 else (self._bundle.template_name, 0)
 
     def _numbered(self) -> Iterator[tuple[Place, str]]:

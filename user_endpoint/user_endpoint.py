@@ -20,9 +20,9 @@ from mep_wire.errors import (
     ResultTooLarge,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
-from user_endpoint.bounded_log import Log
-from user_endpoint.credit import MAX_HELD_BYTES, Credit, Ledger
-from user_endpoint.deadlines import Deadlines
+from user_endpoint.bounded_log import BoundedLog
+from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
+from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.descriptors import Headroom
 from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
 from user_endpoint.function_store import Functions
@@ -61,7 +61,7 @@ class UserEndpoint:
         spool: Spool,
         idle: IdleRule,
         reporter: Reporter,
-        log: Log,
+        log: BoundedLog,
         attempts: Attempts | None = None,
         headroom: Headroom | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -70,10 +70,10 @@ class UserEndpoint:
         self._engine, self._spool, self._idle = engine, spool, idle
         self._reporter, self._log, self._clock = reporter, log, clock
         self.link: LinkClient[messages.ToUep] | None = None
-        self._ledger, self._credit = Ledger(), Credit()
+        self._ledger, self._credit = Ledger(), CreditLedger()
         self._attempts = Attempts() if attempts is None else attempts
         self._headroom = Headroom(clock) if headroom is None else headroom
-        self._deadlines = Deadlines()
+        self._deadlines = RunningDeadlines()
         self._functions = functions
         self._admission = Admission(endpoint_id, allowed_functions, check_resources, serializers, functions)
         self._max_result_bytes = MAX_PAYLOAD_BYTES
@@ -297,9 +297,9 @@ class UserEndpoint:
         if lost := self._attempts.message():
             self._send(lost)
         if self._started:
-            places = list(self._started.values())
-            known = any(block for block, _ in places)
-            self._send(messages.Started(rows=list(self._started), places=places if known else []))
+            locations = list(self._started.values())
+            known = any(block for block, _ in locations)
+            self._send(messages.Started(rows=list(self._started), locations=locations if known else []))
             self._started = {}
         for batch in in_batches(results):
             self._send(messages.Results(items=batch))

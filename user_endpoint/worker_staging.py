@@ -67,9 +67,9 @@ def _library_paths() -> list[str]:
     for name in _LIBRARIES:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
-            place = spec.submodule_search_locations[0]
-            found.append(place)
-            beside = [f"{os.path.dirname(place)}/{each}" for each in _BESIDE]  # noqa: PTH120 - as above
+            location = spec.submodule_search_locations[0]
+            found.append(location)
+            beside = [f"{os.path.dirname(location)}/{each}" for each in _BESIDE]  # noqa: PTH120 - as above
             found += [each for each in beside if os.path.isdir(each) and each not in found]  # noqa: PTH112 - as above
     return found
 

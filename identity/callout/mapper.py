@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from identity.base import Answer, How, Identity, Trace
+from identity.base import Identity, LookupOptions, MappingAnswer, Trace
 from identity.callout import process
-from identity.concurrency_limits import Crowd, Places
-from identity.document import Document
-from identity.errors import MapperUnavailable
+from identity.concurrency_limits import ConcurrencyLimit, PersonLimit
+from identity.document import MappingDocument
+from identity.errors import SourceUnavailable
 from identity.tracked_files import FileRefused, Files
 from mep.boundary.file_trust import Trust, UntrustedPath
 
@@ -38,46 +38,48 @@ _log = logging.getLogger(__name__)
 
 
 class CalloutMapper:
-    """One program. Who finds no place among those that run waits for at most as long as a run may take."""
+    """One program. A person beyond the limit waits for at most as long as a run may take."""
 
-    def __init__(self, argv: Sequence[str], timeout_s: float, places: Places, trust: Trust) -> None:
+    def __init__(self, argv: Sequence[str], timeout_s: float, limit: ConcurrencyLimit, trust: Trust) -> None:
         self._argv = tuple(argv)
         self._timeout_s = timeout_s
-        self._places = places
+        self._limit = limit
         self._trust = trust
         self.description = f"callout {argv[0]}"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
         """Return the program's answers, in the order of the identities. Raises MapperUnavailable."""
         if os.geteuid() == 0:
-            raise MapperUnavailable("a callout must not run as root")
+            raise SourceUnavailable("a callout must not run as root")
         output = self._run(identities, how)
         _report_stderr(self._argv[0], output.stderr, trace)
         by_id = {_plain_id(identity["id"]): identity for identity in identities}
-        found = [Answer(by_id[key], name, "callout") for key, name in _parse(output.stdout, frozenset(by_id))]
+        found = [MappingAnswer(by_id[key], name, "callout") for key, name in _parse(output.stdout, frozenset(by_id))]
         if trace:
             trace(f"answered {output.stdout[:1000].decode(errors='replace')!r}")
-        order = {key: place for place, key in enumerate(by_id)}
+        order = {key: index for index, key in enumerate(by_id)}
         return sorted(found, key=lambda answer: order[_plain_id(answer.identity["id"])])
 
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def _run(self, identities: Sequence[Identity], how: How) -> process.Output:
+    def _run(self, identities: Sequence[Identity], how: LookupOptions) -> process.Output:
         data = json.dumps({"DATA_TYPE": INPUT_TYPE, "identities": [dict(identity) for identity in identities]})
         try:
             program = self._trust.open_program(self._argv[0])  # it may have changed since the load
         except UntrustedPath as error:
-            raise MapperUnavailable(str(error)) from None
+            raise SourceUnavailable(str(error)) from None
         except OSError as error:
-            raise MapperUnavailable(f"{self._argv[0]}: {error.strerror}") from None
+            raise SourceUnavailable(f"{self._argv[0]}: {error.strerror}") from None
         try:
-            with self._places.hold(self._timeout_s, how):
+            with self._limit.hold(self._timeout_s, how):
                 return process.run(self._argv, data.encode(), self._timeout_s, program=program)
         except process.CommandFailed as error:
             _report_stderr(self._argv[0], error.stderr, None)
             said = error.stderr[-500:].decode(errors="replace")
-            raise MapperUnavailable(
+            raise SourceUnavailable(
                 f"{shlex.join(self._argv)} {error}" + (f"; it said {said!r}" if said else "")
             ) from None
         finally:
@@ -94,18 +96,18 @@ def _report_stderr(program: str, stderr: bytes, trace: Trace | None) -> None:
 def _parse(data: bytes, asked: frozenset[str]) -> list[tuple[str, str]]:
     """Return (id, user name) as the program gave them. Raises MapperUnavailable."""
     if not data.strip():
-        raise MapperUnavailable(f"it wrote nothing: to map nobody it must answer {OUTPUT_TYPE} with an empty result")
+        raise SourceUnavailable(f"it wrote nothing: to map nobody it must answer {OUTPUT_TYPE} with an empty result")
     try:
         value = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise MapperUnavailable(f"its output is not JSON: {error}") from None
+        raise SourceUnavailable(f"its output is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise MapperUnavailable(f"its output is not {OUTPUT_TYPE}")
+        raise SourceUnavailable(f"its output is not {OUTPUT_TYPE}")
     if value.get("DATA_TYPE") != OUTPUT_TYPE:
-        raise MapperUnavailable(f"its output is not {OUTPUT_TYPE}: DATA_TYPE is {str(value.get('DATA_TYPE'))[:100]!r}")
+        raise SourceUnavailable(f"its output is not {OUTPUT_TYPE}: DATA_TYPE is {str(value.get('DATA_TYPE'))[:100]!r}")
     result = value.get("result")
     if not isinstance(result, list):
-        raise MapperUnavailable("its output has no result, or one that is not a list")
+        raise SourceUnavailable("its output has no result, or one that is not a list")
     return [_parse_entry(entry, asked) for entry in result]
 
 
@@ -119,9 +121,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parse_entry(entry: Any, asked: frozenset[str]) -> tuple[str, str]:
     key, name = (entry.get("id"), entry.get("output")) if isinstance(entry, dict) else (None, None)
     if not isinstance(key, str) or not isinstance(name, str):
-        raise MapperUnavailable(f"its output has a result that is not an id and an output: {str(entry)[:200]!r}")
+        raise SourceUnavailable(f"its output has a result that is not an id and an output: {str(entry)[:200]!r}")
     if _plain_id(key) not in asked:
-        raise MapperUnavailable(f"it answered for {key[:100]!r}, which it was not asked about")
+        raise SourceUnavailable(f"it answered for {key[:100]!r}, which it was not asked about")
     return _plain_id(key), name
 
 
@@ -133,7 +135,9 @@ def _plain_id(key: str) -> str:
         return key.lower()
 
 
-def from_document(document: Document, connector: str, gateway: str, files: Files, crowd: Crowd) -> CalloutMapper:
+def from_document(
+    document: MappingDocument, connector: str, gateway: str, files: Files, crowd: PersonLimit
+) -> CalloutMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     words = document.take_list("command")
     if any(isinstance(word, bool) or not isinstance(word, str | int | float) for word in words):
@@ -144,10 +148,12 @@ def from_document(document: Document, connector: str, gateway: str, files: Files
     argv[0] = _program(document, argv[0], files)
     timeout_s = document.take_number("timeout_s", 5.0, 0.1, 300.0)
     limit = int(document.take_number("max_concurrent", 8, 1, 1000))
-    return CalloutMapper([*argv, "-c", connector, "-s", gateway, "-a"], timeout_s, Places(limit, crowd), files.named)
+    return CalloutMapper(
+        [*argv, "-c", connector, "-s", gateway, "-a"], timeout_s, ConcurrencyLimit(limit, crowd), files.named
+    )
 
 
-def _program(document: Document, name: str, files: Files) -> str:
+def _program(document: MappingDocument, name: str, files: Files) -> str:
     if "/" in name and not name.startswith("/"):
         raise document.refuse("command", f"{name!r} is a relative path: give an absolute one")
     found = shutil.which(name, path=process.PATH)

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from identity.base import Answer, How, Identity, Trace, label
-from identity.document import Document
+from identity.base import Identity, LookupOptions, MappingAnswer, Trace, label
+from identity.document import MappingDocument
 from identity.errors import NameRefused
 from identity.expression.pattern import Pattern, PatternInvalid, compile_literal, compile_pattern
 from identity.expression.rule_index import RuleIndex
@@ -30,17 +30,17 @@ _BARE_DOT = re.compile(r"@([A-Za-z0-9\\.-]*?[A-Za-z0-9-]\.[A-Za-z0-9-][A-Za-z0-9
 class Rule:
     """One entry of `mappings`."""
 
-    place: str
+    where: str
     source: Template
     pattern: Pattern
     output: Template
 
-    def answer(self, identity: Identity, groups: tuple[str, ...]) -> Answer:
+    def answer(self, identity: Identity, groups: tuple[str, ...]) -> MappingAnswer:
         """Return the rule's output for `identity`, which it matches. Raises NameRefused."""
         try:
-            return Answer(identity, self.output.fill(identity, groups), self.place, self.output.is_literal)
+            return MappingAnswer(identity, self.output.fill(identity, groups), self.where, self.output.is_literal)
         except Missing as error:
-            raise NameRefused(f"{self.place} matches {label(identity)}, but for its output {error}") from None
+            raise NameRefused(f"{self.where} matches {label(identity)}, but for its output {error}") from None
 
 
 class ExpressionMapper:
@@ -49,11 +49,13 @@ class ExpressionMapper:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
         self._sources: dict[str, tuple[Template, RuleIndex]] = {}
-        for place, rule in enumerate(rules):
-            self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(place, rule.pattern)
+        for where, rule in enumerate(rules):
+            self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(where, rule.pattern)
         self.description = f"expression mapping of {len(rules)} rules"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
         """Return the output of the first matching rule for each identity that it matches."""
         for rule in self._rules if trace else self._candidates(identities):
             found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]
@@ -66,37 +68,40 @@ class ExpressionMapper:
 
     def _candidates(self, identities: Sequence[Identity]) -> list[Rule]:
         """Return the rules that are worth trying, in order."""
-        places: set[int] = set()
+        numbers: set[int] = set()
         for source, index in self._sources.values():
             for identity in identities:
                 with contextlib.suppress(Missing):
-                    places |= index.candidates(source.fill(identity))
-        return [self._rules[place] for place in sorted(places)]
+                    numbers |= index.candidates(source.fill(identity))
+        return [self._rules[where] for where in sorted(numbers)]
 
 
-def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> Answer | None:
+def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> MappingAnswer | None:
     try:
         source = rule.source.fill(identity)
     except Missing as error:
         if trace:
-            trace(f"{rule.place}: {label(identity)}: {error}")
+            trace(f"{rule.where}: {label(identity)}: {error}")
         return None
     groups = rule.pattern.match(source)
     if trace:
         verb = "does not match" if groups is None else "matches"
-        trace(f"{rule.place}: {label(identity)}: {source!r} {verb} {rule.pattern.text!r}")
+        trace(f"{rule.where}: {label(identity)}: {source!r} {verb} {rule.pattern.text!r}")
     return None if groups is None else rule.answer(identity, groups)
 
 
-def from_document(document: Document) -> ExpressionMapper:
+def from_document(document: MappingDocument) -> ExpressionMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     entries = document.take_list("mappings")
     return ExpressionMapper(
-        [_rule(Document(entry, f"mappings[{i}]", document.doubts), f"mappings[{i}]") for i, entry in enumerate(entries)]
+        [
+            _rule(MappingDocument(entry, f"mappings[{i}]", document.doubts), f"mappings[{i}]")
+            for i, entry in enumerate(entries)
+        ]
     )
 
 
-def _rule(entry: Document, place: str) -> Rule:
+def _rule(entry: MappingDocument, where: str) -> Rule:
     literal, ignore_case = entry.take_flag("literal", False), entry.take_flag("ignore_case", False)
     source, match, output = (entry.take_text(key) for key in ("source", "match", "output"))
     entry.end()
@@ -106,7 +111,7 @@ def _rule(entry: Document, place: str) -> Rule:
         raise entry.refuse("match", error) from None
     entry.doubt("match", doubt_of(match, literal=literal))
     return Rule(
-        place, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, pattern.groups)
+        where, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, pattern.groups)
     )
 
 
@@ -120,7 +125,7 @@ def doubt_of(match: str, *, literal: bool) -> str:
     return ""
 
 
-def _template(entry: Document, key: str, text: str, groups: int) -> Template:
+def _template(entry: MappingDocument, key: str, text: str, groups: int) -> Template:
     try:
         template = Template(text, groups)
     except TemplateInvalid as error:

@@ -167,8 +167,8 @@ def _fixed_pieces(tokens: list[Token]) -> list[str]:
         return [""]
     pieces = [""]
     depth = 0
-    for place, token in enumerate(tokens):
-        repeated = place + 1 < len(tokens) and tokens[place + 1] in _WILDCARDS
+    for index, token in enumerate(tokens):
+        repeated = index + 1 < len(tokens) and tokens[index + 1] in _WILDCARDS
         if token.literal and depth == 0 and not repeated:
             pieces[-1] += token.char
             continue

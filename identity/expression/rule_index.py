@@ -26,41 +26,41 @@ class _Half:
         self.prefixes: defaultdict[int, _Places] = defaultdict(lambda: defaultdict(list))
         self.others: list[tuple[int, str]] = []
 
-    def add(self, place: int, pattern: Pattern) -> None:
+    def add(self, number: int, pattern: Pattern) -> None:
         if pattern.exact:
-            self.exact[pattern.prefix].append(place)
+            self.exact[pattern.prefix].append(number)
         elif pattern.suffix:
-            self.suffixes[len(pattern.suffix)][pattern.suffix].append(place)
+            self.suffixes[len(pattern.suffix)][pattern.suffix].append(number)
         elif pattern.prefix:
-            self.prefixes[len(pattern.prefix)][pattern.prefix].append(place)
+            self.prefixes[len(pattern.prefix)][pattern.prefix].append(number)
         else:
-            self.others.append((place, pattern.within))
+            self.others.append((number, pattern.within))
 
     def find(self, string: str) -> Iterable[int]:
         yield from self.exact.get(string, ())
-        for length, places in self.suffixes.items():
-            yield from places.get(string[-length:], ())
-        for length, places in self.prefixes.items():
-            yield from places.get(string[:length], ())
-        yield from (place for place, within in self.others if within in string)
+        for length, numbers in self.suffixes.items():
+            yield from numbers.get(string[-length:], ())
+        for length, numbers in self.prefixes.items():
+            yield from numbers.get(string[:length], ())
+        yield from (number for number, within in self.others if within in string)
 
 
 class RuleIndex:
-    """Patterns by their places (numbers) in a list of rules. Fill it first, then share it between threads."""
+    """Patterns by their numbers in a list of rules. Fill it first, then share it between threads."""
 
     def __init__(self) -> None:
         self._as_written = _Half()
         self._folded = _Half()
         self._has_folded = False
 
-    def add(self, place: int, pattern: Pattern) -> None:
-        """Enter the pattern of rule `place`."""
+    def add(self, number: int, pattern: Pattern) -> None:
+        """Enter the pattern of rule `number`."""
         half = self._folded if pattern.ignore_case else self._as_written
         self._has_folded |= pattern.ignore_case
-        half.add(place, pattern)
+        half.add(number, pattern)
 
     def candidates(self, string: str) -> set[int]:
-        """Return the places of all patterns that match `string`, and perhaps of some that do not."""
+        """Return the numbers of all patterns that match `string`, and perhaps of some that do not."""
         found = set(self._as_written.find(string))
         if self._has_folded:
             found.update(self._folded.find(fold(string)))

@@ -23,8 +23,8 @@ import ldap3
 from ldap3.core.exceptions import LDAPException
 from pyasn1.error import PyAsn1Error
 
-from identity.base import How
-from identity.concurrency_limits import Places
+from identity.base import LookupOptions
+from identity.concurrency_limits import ConcurrencyLimit
 from identity.ldap.deadline_socket import Limit, LimitedTls, limit_connection
 
 FAILED_SERVER_S = 30.0
@@ -46,7 +46,7 @@ class DirectoryFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class DirectoryServer:
     """One server URI taken apart. `host` is a path for ldapi."""
 
     scheme: str
@@ -61,7 +61,7 @@ class Server:
 class Access:
     """How to reach a directory, and the account to bind as."""
 
-    servers: Sequence[Server]
+    servers: Sequence[DirectoryServer]
     tls: ssl.SSLContext | None
     start_tls: bool
     bind_dn: str = ""
@@ -100,19 +100,19 @@ class Referred(DirectoryFailed):
 class Directory:
     """The servers of one mapping document."""
 
-    def __init__(self, access: Access, places: Places, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, access: Access, limit: ConcurrencyLimit, clock: Callable[[], float] = time.monotonic) -> None:
         self._access = access
         self._clock = clock
-        self._places = places
+        self._limit = limit
         self._lock = threading.Lock()
         self._idle: list[tuple[float, _Line]] = []
-        self._failed_at: dict[Server, float] = {}
+        self._failed_at: dict[DirectoryServer, float] = {}
         self._closed = False
 
     @contextlib.contextmanager
-    def visit(self, how: How) -> Iterator[Visit]:
-        """Have a place to ask about one person. Raises MapperBusy."""
-        with self._places.hold(self._access.operation_timeout_s, how):
+    def visit(self, how: LookupOptions) -> Iterator[Visit]:
+        """Hold a permit to ask about one person. Raises MapperBusy."""
+        with self._limit.hold(self._access.operation_timeout_s, how):
             yield Visit(self, self._access.person_timeout_s)
 
     def close(self) -> None:
@@ -176,19 +176,19 @@ class Directory:
                 return
         _hang_up(line)
 
-    def _note_failure(self, server: Server) -> None:
+    def _note_failure(self, server: DirectoryServer) -> None:
         with self._lock:
             self._failed_at[server] = self._clock()
             idle, self._idle = self._idle, []
         for _, line in idle:
             _hang_up(line)
 
-    def _servers_in_order(self) -> list[Server]:
+    def _servers_in_order(self) -> list[DirectoryServer]:
         since = self._clock() - FAILED_SERVER_S
         with self._lock:
             return sorted(self._access.servers, key=lambda server: self._failed_at.get(server, since) > since)
 
-    def _connect(self, server: Server, until: float) -> _Line:
+    def _connect(self, server: DirectoryServer, until: float) -> _Line:
         access, limit = self._access, Limit()
         connection = ldap3.Connection(
             _server(server, access, limit),
@@ -239,7 +239,7 @@ class Visit:
         return self._directory.search(query, self._until)
 
 
-def _server(server: Server, access: Access, limit: Limit) -> Any:
+def _server(server: DirectoryServer, access: Access, limit: Limit) -> Any:
     return ldap3.Server(
         f"ldapi://{server.host}" if server.scheme == "ldapi" else server.host,
         port=server.port or None,

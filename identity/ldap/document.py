@@ -14,9 +14,9 @@ from ldap3.operation.search import parse_filter
 from ldap3.utils.dn import parse_dn
 
 from identity.answer_cache import AnswerCache
-from identity.concurrency_limits import Crowd, Places
-from identity.document import Document
-from identity.ldap.directory import Access, Directory, Server
+from identity.concurrency_limits import ConcurrencyLimit, PersonLimit
+from identity.document import MappingDocument
+from identity.ldap.directory import Access, Directory, DirectoryServer
 from identity.ldap.mapper import LdapMapper, Lookup
 from identity.template import Template, TemplateInvalid
 from identity.tracked_files import FileRefused, Files
@@ -26,21 +26,23 @@ _LDAPI = re.compile(r"ldapi://(%2[fF][A-Za-z0-9%._~-]+)/?")
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
-def from_document(document: Document, files: Files, crowd: Crowd, clock: Callable[[], float]) -> LdapMapper:
+def from_document(
+    document: MappingDocument, files: Files, crowd: PersonLimit, clock: Callable[[], float]
+) -> LdapMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     access = _access(document, files)
     lookup = _lookup(document)
-    places = Places(int(document.take_number("max_connections", 8, 1, 100)), crowd)
+    limit = ConcurrencyLimit(int(document.take_number("max_connections", 8, 1, 100)), crowd)
     cache: AnswerCache[str] = AnswerCache(
         document.take_number("cache_s", 300, 0, 86400),
         document.take_number("negative_cache_s", 30, 0, 86400),
         clock,
     )
     description = f"LDAP mapping by {', '.join(map(str, access.servers))}, base {lookup.base}"
-    return LdapMapper(Directory(access, places, clock), lookup, cache, description)
+    return LdapMapper(Directory(access, limit, clock), lookup, cache, description)
 
 
-def _access(document: Document, files: Files) -> Access:
+def _access(document: MappingDocument, files: Files) -> Access:
     servers = [_server(document, uri) for uri in document.take_texts("servers")]
     start_tls = document.take_flag("start_tls", True)
     bind_dn, password, external = _credentials(document, files)
@@ -61,18 +63,18 @@ def _access(document: Document, files: Files) -> Access:
     )
 
 
-def _server(document: Document, uri: str) -> Server:
+def _server(document: MappingDocument, uri: str) -> DirectoryServer:
     if (found := _URI.fullmatch(uri)) is not None:
         scheme, host, port = found.groups()
         number = int(port) if port else {"ldap": 389, "ldaps": 636}[scheme]
         if 0 < number < 65536:
-            return Server(scheme, host.strip("[]"), number)
+            return DirectoryServer(scheme, host.strip("[]"), number)
     elif (found := _LDAPI.fullmatch(uri)) is not None:
-        return Server("ldapi", unquote(found[1]), 0)
+        return DirectoryServer("ldapi", unquote(found[1]), 0)
     raise document.refuse("servers", f"{uri!r} is not ldap://HOST[:PORT], ldaps://HOST[:PORT] or ldapi://%2FPATH")
 
 
-def _credentials(document: Document, files: Files) -> tuple[str, str, bool]:
+def _credentials(document: MappingDocument, files: Files) -> tuple[str, str, bool]:
     external = document.take_choice("sasl", ("none", "external"), "none") == "external"
     if not document.has("bind_dn") and not document.has("password_file"):
         return "", "", external
@@ -89,21 +91,21 @@ def _credentials(document: Document, files: Files) -> tuple[str, str, bool]:
     return bind_dn, password, external
 
 
-def _read(document: Document, key: str, files: Files, *, secret: bool = False) -> bytes:
+def _read(document: MappingDocument, key: str, files: Files, *, secret: bool = False) -> bytes:
     try:
         return files.read(_path(document, key), secret=secret)
     except FileRefused as error:
         raise document.refuse(key, error) from None
 
 
-def _path(document: Document, key: str) -> Path:
+def _path(document: MappingDocument, key: str) -> Path:
     path = Path(document.take_text(key))
     if not path.is_absolute():
         raise document.refuse(key, f"{str(path)!r} is not an absolute path")
     return path
 
 
-def _tls(document: Document, files: Files) -> ssl.SSLContext:
+def _tls(document: MappingDocument, files: Files) -> ssl.SSLContext:
     verify = document.take_flag("verify_certificate", True)
     try:
         if document.has("ca_file"):
@@ -121,7 +123,7 @@ def _tls(document: Document, files: Files) -> ssl.SSLContext:
     return context
 
 
-def _load_client_certificate(document: Document, files: Files, context: ssl.SSLContext) -> None:
+def _load_client_certificate(document: MappingDocument, files: Files, context: ssl.SSLContext) -> None:
     paths = {}
     for key, secret in (("client_certificate_file", False), ("client_key_file", True)):
         paths[key] = _path(document, key)
@@ -135,7 +137,7 @@ def _load_client_certificate(document: Document, files: Files, context: ssl.SSLC
         raise document.refuse("client_certificate_file", error) from None
 
 
-def _lookup(document: Document) -> Lookup:
+def _lookup(document: MappingDocument) -> Lookup:
     return Lookup(
         base=_dn(document, "base"),
         scope=document.take_choice("scope", ("sub", "one", "base"), "sub"),
@@ -146,7 +148,7 @@ def _lookup(document: Document) -> Lookup:
     )
 
 
-def _dn(document: Document, key: str) -> str:
+def _dn(document: MappingDocument, key: str) -> str:
     text = document.take_text(key)
     try:
         parts = parse_dn(text)
@@ -157,14 +159,14 @@ def _dn(document: Document, key: str) -> str:
     return text
 
 
-def _attribute(document: Document) -> str:
+def _attribute(document: MappingDocument) -> str:
     text = document.take_text("attribute", "uid")
     if _ATTRIBUTE.fullmatch(text) is None:
         raise document.refuse("attribute", f"{text!r} is not the name of an attribute")
     return text
 
 
-def _filter(document: Document) -> Template:
+def _filter(document: MappingDocument) -> Template:
     text = document.take_text("filter")
     try:
         template = Template(text)
@@ -178,8 +180,8 @@ def _filter(document: Document) -> Template:
     return template
 
 
-def _check_positions(document: Document, text: str, template: Template) -> None:
-    """Refuse a field anywhere but in a value, the only place for which escaping keeps an identity within bounds."""
+def _check_positions(document: MappingDocument, text: str, template: Template) -> None:
+    """Refuse a field anywhere but in a value, the only position in which escaping keeps an identity within bounds."""
     pieces = template.fill(dict.fromkeys(template.fields, "\0")).split("\0")
     before = ""
     for piece in pieces[:-1]:

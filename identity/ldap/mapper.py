@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from identity.answer_cache import AnswerCache
-from identity.base import Answer, How, Identity, Trace, label
-from identity.errors import AmbiguousMapping, MapperUnavailable, NameRefused
+from identity.base import Identity, LookupOptions, MappingAnswer, Trace, label
+from identity.errors import AmbiguousMapping, NameRefused, SourceUnavailable
 from identity.ldap import filter_values
 from identity.ldap.directory import NO_ATTRIBUTES, Directory, DirectoryFailed, Entry, Query, Visit
 from identity.template import Template
@@ -43,18 +43,20 @@ class LdapMapper:
         self._cache = cache
         self.description = description
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
         """Return the user name of each identity that the directory knows."""
         found = []
         with contextlib.ExitStack() as stack:
-            # A place is taken only where something is not remembered, and then for all that is asked about the person.
+            # The limit counts only a person whose answers are not cached, and then all their queries as one.
             visit = functools.cache(lambda: stack.enter_context(self._directory.visit(how)))
             for identity in identities:
                 name, reason = self._name(identity, how.bypass_cache, visit)
                 if trace:
                     trace(f"{label(identity)}: {reason}")
                 if name is not None:
-                    found.append(Answer(identity, name, "directory"))
+                    found.append(MappingAnswer(identity, name, "directory"))
         return found
 
     def close(self) -> None:
@@ -77,7 +79,7 @@ class LdapMapper:
         try:
             answer, reason = self._ask(visit(), text)
         except DirectoryFailed as error:
-            raise MapperUnavailable(str(error)) from None
+            raise SourceUnavailable(str(error)) from None
         except (AmbiguousMapping, NameRefused):
             self._cache.drop(text, began)  # the entry it gave before no longer matches
             raise

@@ -11,7 +11,7 @@ import errno
 import os
 
 
-class Stage(enum.IntEnum):
+class StartStage(enum.IntEnum):
     """The stage at which the start of a user endpoint failed. Stages are in the order in which they happen."""
 
     VERIFY = 1
@@ -124,7 +124,7 @@ def public_text(code: Refusal, **fields: object) -> str:
 class SpawnFailed(Exception):
     """A stage of a start failed. `errno` is 0 if no system call failed."""
 
-    def __init__(self, stage: Stage, errno: int = 0, detail: str = "") -> None:
+    def __init__(self, stage: StartStage, errno: int = 0, detail: str = "") -> None:
         self.stage, self.errno, self.detail = stage, errno, detail
         reason = os.strerror(errno) if errno else "refused"
         super().__init__(f"{stage.name}: {reason}" + (f": {detail}" if detail else ""))

@@ -45,7 +45,7 @@ def process_name() -> Any:
     return field(default=b"", metadata={"cap": INCARNATION_BYTES})
 
 
-class Outcome(enum.StrEnum):
+class StartOutcome(enum.StrEnum):
     """The outcome of a start."""
 
     STARTED = "started"

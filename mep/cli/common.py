@@ -17,7 +17,7 @@ import click
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.text import printable
 from mep.cli.exit_codes import EXIT_TEXT, CliFailed, Exit
-from mep.cli.globus_commands import instead
+from mep.cli.globus_commands import suggestion_for
 
 if TYPE_CHECKING:
     from mep.config.paths import EndpointPaths, Roots
@@ -48,7 +48,7 @@ class MepGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command. A Globus Compute command without a counterpart here prints the alternative."""
-        return super().get_command(ctx, cmd_name) or instead(cmd_name)
+        return super().get_command(ctx, cmd_name) or suggestion_for(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Raises Failure."""

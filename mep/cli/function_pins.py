@@ -16,7 +16,7 @@ from mep.cli.endpoint_dirs import replace_file
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.pins_call import DATAGRAM_BYTES, work
 from mep.cli.relay_request import last_record
-from mep.cli.unprivileged_child import DroppedChild
+from mep.cli.unprivileged_child import UnprivilegedChild
 from mep.config.function_pins import MAX_PINS, pins_text, read_pins
 from mep.config.paths import EndpointPaths
 from mep_wire.function_lists import DIGEST_BYTES, DIGEST_PREFIX, ids_in
@@ -71,7 +71,7 @@ def fetch_function_pins(
 ) -> dict[str, bytes]:
     """Return the SHA-256 of each function's code, by id, as the relay tells it now. Raises CliFailed."""
     output = b""
-    with DroppedChild(partial(work, relay_url, token, ids), account) as child:
+    with UnprivilegedChild(partial(work, relay_url, token, ids), account) as child:
         last_record(child, relay_url)
         while len(output) <= len(ids) * RECORD_BYTES and (piece := child.receive(DATAGRAM_BYTES)):
             output += piece

@@ -24,7 +24,7 @@ INSTEAD = {
 }
 
 
-def instead(name: str) -> click.Command | None:
+def suggestion_for(name: str) -> click.Command | None:
     """Return a command that refuses with one sentence, for a name of INSTEAD; None for any other name."""
     if name not in INSTEAD:
         return None

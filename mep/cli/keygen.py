@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from mep.cli.exit_codes import CliFailed
-from mep.cli.unprivileged_child import DroppedChild
+from mep.cli.unprivileged_child import UnprivilegedChild
 
 SECRET_BYTES = 32
 
@@ -31,7 +31,7 @@ class KeyKind(enum.Enum):
 
 def key_pair(kind: KeyKind, path: Path, descriptor: int, account: pwd.struct_passwd | None, *, existing: bool) -> str:
     """Return the public key to the secret in `descriptor`, which is open on `path`. Raises CliFailed."""
-    with DroppedChild(partial(_work, kind, descriptor, existing), account, keep=[descriptor]) as child:
+    with UnprivilegedChild(partial(_work, kind, descriptor, existing), account, keep=[descriptor]) as child:
         said = child.receive(64)
     public = said.decode("ascii", "replace")
     if not kind.value.fullmatch(public):

@@ -15,8 +15,8 @@ from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, warn
 
 if TYPE_CHECKING:
-    from identity.chain import Chain, Step
-    from mep.cli.map_identities import Site, Verdict
+    from identity.chain import Chain, ChainStep
+    from mep.cli.map_identities import MappingVerdict, Site
 
 SHOWN_TRACE = 12
 """How many lines of a mapper's reasons are shown without --verbose."""
@@ -126,7 +126,7 @@ def _check(site: Site, *, as_json: bool) -> None:
     emit(value, "\n".join([f"{site.file} is good.", *(f"  {line}" for line in chain.descriptions)]), as_json=as_json)
 
 
-def _text(verdict: Verdict, site: Site, *, verbose: bool) -> str:
+def _text(verdict: MappingVerdict, site: Site, *, verbose: bool) -> str:
     lines = [f"Mapping file  {site.file}"]
     lines += [f"Ignored       {line}" for line in verdict.explanation.ignored]
     for step in verdict.explanation.steps:
@@ -161,7 +161,7 @@ def _listed(value: object) -> str:
     return "|".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _step_lines(step: Step, *, verbose: bool) -> list[str]:
+def _step_lines(step: ChainStep, *, verbose: bool) -> list[str]:
     heading = f"{step.outcome.capitalize():<13} {step.mapper}" + (f": {step.reason}" if step.reason else "")
     trace = step.trace
     if not verbose and len(trace) > SHOWN_TRACE:

@@ -63,11 +63,11 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MappingVerdict:
     """The result: `problem` is empty if the account may be used."""
 
     explanation: Explanation
-    account: account.Account | None
+    account: account.LocalAccount | None
     ruling: Ruling
 
     @property
@@ -175,16 +175,20 @@ def _trusted(site: Site) -> Rules:
     return Rules(mapping=Trust() if dropped else ours(), named=ours())
 
 
-def judge(chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False) -> Verdict:
+def judge(
+    chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False
+) -> MappingVerdict:
     """Map `identities`, look the account up, and ask whether it may be used. `every`: include all mappers."""
     explanation = chain.explain(identities, every=every)
     if explanation.user is None:
-        return Verdict(explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP"))
+        return MappingVerdict(
+            explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP")
+        )
     try:
         found = account.resolve(explanation.user.name)
     except AccountMissing as error:
-        return Verdict(explanation, None, Ruling(str(error), "LOOKUP_USER"))
-    return Verdict(explanation, found, root_part.ask(explanation.user.name))
+        return MappingVerdict(explanation, None, Ruling(str(error), "LOOKUP_USER"))
+    return MappingVerdict(explanation, found, root_part.ask(explanation.user.name))
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mep.cli.relay_answer import MAX_NOTES, Kind, RelayAnswer, encode
+from mep.cli.relay_answer import MAX_NOTES, AnswerKind, RelayAnswer, encode
 from mep.cli.relay_request import RelayCall, Unreachable, ask_patiently
 from mep_wire.api import FunctionDigestsAnswer
 
@@ -64,7 +64,7 @@ def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
 
     def note(text: str) -> None:
         if next(notes) < MAX_NOTES:  # each request may fail some times, and there may be many
-            answers.send(encode(RelayAnswer(Kind.NOTE, text)))
+            answers.send(encode(RelayAnswer(AnswerKind.NOTE, text)))
 
     def ask(call: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -76,8 +76,8 @@ def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
     try:
         records = pin_records(url, token, ids, ask)
     except PinsUnavailable as error:
-        answers.send(encode(RelayAnswer(Kind.MALFORMED, str(error))))
+        answers.send(encode(RelayAnswer(AnswerKind.MALFORMED, str(error))))
         return
-    answers.send(encode(RelayAnswer(Kind.DONE)))
+    answers.send(encode(RelayAnswer(AnswerKind.DONE)))
     for start in range(0, len(records), DATAGRAM_BYTES):
         answers.send(records[start : start + DATAGRAM_BYTES])

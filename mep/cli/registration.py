@@ -26,7 +26,7 @@ from mep.cli.function_pins import pin_functions
 from mep.cli.keygen import KeyKind, key_pair
 from mep.cli.output import warn
 from mep.cli.pinning import check_keys
-from mep.cli.relay_answer import Code, Kind, RelayAnswer
+from mep.cli.relay_answer import AnswerCode, AnswerKind, RelayAnswer
 from mep.cli.relay_request import RelayCall, call_relay
 from mep.config import paths as names
 from mep.config.options import EndpointOptions, is_loopback
@@ -244,16 +244,16 @@ def _tell(
     if where.registration.exists() and read_registration(where.registration, where.name).relay_url == relay_url:
         path = f"/v3/endpoints/{body['endpoint_uuid']}"
         answer, owner = call_relay(RelayCall(relay_url, "PUT", path, token, body), accounts.register)
-        if answer.kind is Kind.REGISTERED:
+        if answer.kind is AnswerKind.REGISTERED:
             return answer, owner
-        if answer.code is not Code.ENDPOINT_NOT_FOUND:
+        if answer.code is not AnswerCode.ENDPOINT_NOT_FOUND:
             raise refusal(relay_url, answer)
         # The relay has lost or deleted it, and may have it again under its id.
     answer, owner = call_relay(RelayCall(relay_url, "POST", "/v3/endpoints", token, body), accounts.register)
-    if answer.kind is Kind.REGISTERED:
+    if answer.kind is AnswerKind.REGISTERED:
         return answer, owner
     error = refusal(relay_url, answer)
-    if answer.code is Code.ID_CONFLICT:
+    if answer.code is AnswerCode.ID_CONFLICT:
         error.text += f"\nIts id was deleted there, or is another's. As a new endpoint: {_NEW_ID.format(where.name)}"
     raise error
 

@@ -26,7 +26,7 @@ _NO_KEYS = RelayKeys(bytes(32), bytes(32))
 _HOST_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]%")
 
 
-class Kind(enum.IntEnum):
+class AnswerKind(enum.IntEnum):
     """The kind of a record. All but NOTE are the last one."""
 
     NOTE = 1
@@ -41,7 +41,7 @@ class Kind(enum.IntEnum):
     """The relay's answer doesn't follow its API."""
 
 
-class Code(enum.IntEnum):
+class AnswerCode(enum.IntEnum):
     """The relay's errors that root acts on."""
 
     OTHER = 0
@@ -57,9 +57,9 @@ class RecordInvalid(Exception):
 class RelayAnswer:
     """One record."""
 
-    kind: Kind
+    kind: AnswerKind
     text: str = ""
-    code: Code = Code.OTHER
+    code: AnswerCode = AnswerCode.OTHER
     endpoint_id: str = str(uuid.UUID(int=0))
     keys: RelayKeys = _NO_KEYS
     link_host: str = ""
@@ -94,8 +94,8 @@ def decode(record: bytes) -> RelayAnswer:
     pieces = [_EARLIER.unpack_from(record, _FIXED.size + index * _EARLIER.size) for index in range(count)]
     try:
         return RelayAnswer(
-            kind=Kind(kind),
-            code=Code(code),
+            kind=AnswerKind(kind),
+            code=AnswerCode(code),
             endpoint_id=str(uuid.UUID(bytes=endpoint_id)),
             keys=RelayKeys(signing, link),
             link_host=host.decode("ascii"),

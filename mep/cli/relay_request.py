@@ -27,8 +27,17 @@ import msgspec
 from mep.boundary.text import printable
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import warn
-from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, Code, Kind, RecordInvalid, RelayAnswer, decode, encode
-from mep.cli.unprivileged_child import DroppedChild
+from mep.cli.relay_answer import (
+    MAX_NOTES,
+    RECORD_BYTES,
+    AnswerCode,
+    AnswerKind,
+    RecordInvalid,
+    RelayAnswer,
+    decode,
+    encode,
+)
+from mep.cli.unprivileged_child import UnprivilegedChild
 from mep_wire.api import JSON, RegisterAnswer, decode_error
 from mep_wire.errors import EndpointNotFound, IdConflict
 from mep_wire.identity import Identity
@@ -44,7 +53,7 @@ _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILU
 _AGAIN = frozenset({429, 502, 503, 504})
 _LINK_ADDRESS = re.compile(r"tcp://([^\s/]+):([0-9]{1,5})")
 _registered_decoder, _owner_decoder = msgspec.json.Decoder(RegisterAnswer), msgspec.json.Decoder(list[Identity])
-_CODES = {EndpointNotFound.code: Code.ENDPOINT_NOT_FOUND, IdConflict.code: Code.ID_CONFLICT}
+_CODES = {EndpointNotFound.code: AnswerCode.ENDPOINT_NOT_FOUND, IdConflict.code: AnswerCode.ID_CONFLICT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +80,18 @@ def call_relay(call: RelayCall, account: pwd.struct_passwd | None) -> tuple[Rela
     Notes are shown as warnings. Raises CliFailed if there is no answer or the answer is invalid.
     """
     try:
-        with DroppedChild(partial(_work, call, account is None), account) as child:
+        with UnprivilegedChild(partial(_work, call, account is None), account) as child:
             answer = last_record(child, call.url)
-            if answer.kind is not Kind.REFUSED and (answer.kind is Kind.REGISTERED) != (call.body is not None):
+            if answer.kind is not AnswerKind.REFUSED and (answer.kind is AnswerKind.REGISTERED) != (
+                call.body is not None
+            ):
                 raise RecordInvalid("an answer to something else")
-            return answer, _owner(child) if account is None and answer.kind is Kind.REGISTERED else []
+            return answer, _owner(child) if account is None and answer.kind is AnswerKind.REGISTERED else []
     except RecordInvalid as error:
         raise CliFailed(f"relay {call.url}: the process that asked it failed: {error}", Exit.RELAY) from None
 
 
-def last_record(child: DroppedChild, url: str) -> RelayAnswer:
+def last_record(child: UnprivilegedChild, url: str) -> RelayAnswer:
     """Return the record that ends an exchange. Notes before it are shown as warnings.
 
     Raises CliFailed if the record says that there is no answer, or if it is invalid.
@@ -88,11 +99,11 @@ def last_record(child: DroppedChild, url: str) -> RelayAnswer:
     try:
         for _ in range(MAX_NOTES + 1):
             answer = decode(child.receive(RECORD_BYTES))
-            if answer.kind is Kind.UNREACHABLE:
+            if answer.kind is AnswerKind.UNREACHABLE:
                 raise CliFailed(f"relay {url} cannot be reached: {printable(answer.text)}", Exit.RELAY)
-            if answer.kind is Kind.MALFORMED:
+            if answer.kind is AnswerKind.MALFORMED:
                 raise CliFailed(f"relay {url}: {printable(answer.text)}", Exit.RELAY)
-            if answer.kind is not Kind.NOTE:
+            if answer.kind is not AnswerKind.NOTE:
                 return answer
             warn([f"relay {url}: {answer.text}"])
     except RecordInvalid as error:
@@ -100,7 +111,7 @@ def last_record(child: DroppedChild, url: str) -> RelayAnswer:
     raise CliFailed(f"relay {url}: more than {MAX_NOTES} notes", Exit.RELAY)
 
 
-def _owner(child: DroppedChild) -> list[Identity]:
+def _owner(child: UnprivilegedChild) -> list[Identity]:
     data = child.receive(_MAX_OWNER_BYTES)
     try:
         return _owner_decoder.decode(data)
@@ -115,7 +126,7 @@ def _work(call: RelayCall, owner: bool, answers: socket.socket) -> None:
     """Call the relay, and send the result."""
     answer, identities = _outcome(call, answers)
     answers.send(encode(answer))
-    if owner and answer.kind is Kind.REGISTERED:
+    if owner and answer.kind is AnswerKind.REGISTERED:
         answers.send(msgspec.json.encode(identities))
 
 
@@ -123,25 +134,25 @@ def _outcome(call: RelayCall, answers: socket.socket) -> tuple[RelayAnswer, list
     try:
         status, body = ask_patiently(call, partial(_note, answers))
     except Unreachable as error:
-        return RelayAnswer(Kind.UNREACHABLE, str(error)), []
+        return RelayAnswer(AnswerKind.UNREACHABLE, str(error)), []
     if not 200 <= status < 300:
         return _refusal(status, body), []
     if call.body is None:
-        return RelayAnswer(Kind.DONE), []
+        return RelayAnswer(AnswerKind.DONE), []
     try:
         registered = _registered_decoder.decode(body)
         answer = _registered(registered)
         encode(answer)
     except (msgspec.MsgspecError, ValueError) as error:
         text = f"the answer is no registration ({error}): is this address a MEP relay's? Check relay_url"
-        return RelayAnswer(Kind.MALFORMED, text), []
+        return RelayAnswer(AnswerKind.MALFORMED, text), []
     for warning in registered.warnings[: MAX_NOTES - ATTEMPTS]:
         _note(answers, warning)
     return answer, registered.owner
 
 
 def _note(answers: socket.socket, text: str) -> None:
-    answers.send(encode(RelayAnswer(Kind.NOTE, text)))
+    answers.send(encode(RelayAnswer(AnswerKind.NOTE, text)))
 
 
 def _registered(said: RegisterAnswer) -> RelayAnswer:
@@ -150,7 +161,7 @@ def _registered(said: RegisterAnswer) -> RelayAnswer:
     if address is None or not 0 < int(address[2]) < 65536:
         raise ValueError(f"its link address {said.link_address!r} is no tcp:// address")
     return RelayAnswer(
-        Kind.REGISTERED,
+        AnswerKind.REGISTERED,
         endpoint_id=said.endpoint_id,
         keys=_keys(said.signing_public_key, said.link_public_key),
         link_host=address[1],
@@ -174,11 +185,13 @@ def _refusal(status: int, body: bytes) -> RelayAnswer:
         error = decode_error(body, JSON)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         if status in _AGAIN:
-            return RelayAnswer(Kind.REFUSED, f"HTTP status {status} from a server in front of it: does the relay run?")
+            return RelayAnswer(
+                AnswerKind.REFUSED, f"HTTP status {status} from a server in front of it: does the relay run?"
+            )
         text = f"HTTP status {status}, and the answer is no relay's: is this address a MEP relay's? Check relay_url"
-        return RelayAnswer(Kind.MALFORMED, text)
+        return RelayAnswer(AnswerKind.MALFORMED, text)
     text = f"{error.reason} [{error.code}, correlation id {error.correlation_id}]"
-    return RelayAnswer(Kind.REFUSED, text, _CODES.get(error.code, Code.OTHER))
+    return RelayAnswer(AnswerKind.REFUSED, text, _CODES.get(error.code, AnswerCode.OTHER))
 
 
 class Unreachable(Exception):

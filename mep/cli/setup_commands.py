@@ -15,7 +15,7 @@ from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, fields_text, warn
 
 if TYPE_CHECKING:
-    from mep.config.parser import Document
+    from mep.config.parser import ConfigDocument
     from mep.config.paths import EndpointPaths
     from mep.config.registration import Registration
 
@@ -115,7 +115,7 @@ def _check_who(where: EndpointPaths, *, multi_user: bool) -> None:
 
 
 def _domain_mapping(domains: tuple[str, ...], *, multi_user: bool) -> str | None:
-    from identity.document import DocumentInvalid
+    from identity.document import MappingDocumentInvalid
     from identity.domain import file_text
 
     if not domains:
@@ -124,13 +124,13 @@ def _domain_mapping(domains: tuple[str, ...], *, multi_user: bool) -> str | None
         raise CliFailed("--domain maps many people to accounts: it goes with --multi-user", Exit.USAGE)
     try:
         return file_text(domains)
-    except DocumentInvalid as error:
+    except MappingDocumentInvalid as error:
         raise CliFailed(f"--domain: {error}", Exit.USAGE) from None
 
 
 def _new_config(
     where: EndpointPaths, multi_user: bool, relay_url: str | None, display_name: str | None, given: str | None
-) -> tuple[Document, str]:
+) -> tuple[ConfigDocument, str]:
     from mep.config.option_docs import commented_config
     from mep.config.parser import read_document
 
@@ -151,7 +151,7 @@ def _read_config(path: str) -> str:
     return text_of(Path(path).read_bytes(), path)
 
 
-def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -> str:
+def _relay_of(where: EndpointPaths, document: ConfigDocument, relay_url: str | None) -> str:
     from mep.config.options import relay_url_problem
 
     relay = relay_url or document.options.relay_url
@@ -163,7 +163,7 @@ def _relay_of(where: EndpointPaths, document: Document, relay_url: str | None) -
 
 
 def _chosen_accounts(
-    document: Document, multi_user: bool, manager: str | None, mapper: str | None
+    document: ConfigDocument, multi_user: bool, manager: str | None, mapper: str | None
 ) -> dict[str, str | None]:
     """Return the account for each option that config.yaml doesn't set; None if it is to be created."""
     given = {"manager_account": manager, "mapper_account": mapper}
@@ -178,7 +178,7 @@ def _chosen_accounts(
 
 def _write_files(
     where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
-) -> Document:
+) -> ConfigDocument:
     """Create missing accounts and write the five files, or do neither. Return the content of config.yaml."""
     from mep.cli.endpoint_dirs import write_five_files
     from mep.cli.helper_accounts import make_account, remove_accounts
@@ -205,7 +205,7 @@ def _with_value(text: str, key: str, value: str) -> str:
 
 
 def _register(
-    where: EndpointPaths, document: Document, relay: str, token: str, *, new_id: str = "", expected: str = ""
+    where: EndpointPaths, document: ConfigDocument, relay: str, token: str, *, new_id: str = "", expected: str = ""
 ) -> Registration:
     from mep.cli.registration import register as register_endpoint
 
@@ -356,7 +356,7 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
 
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
     from mep.cli.registration import refusal, register_account
-    from mep.cli.relay_answer import Code, Kind
+    from mep.cli.relay_answer import AnswerCode, AnswerKind
     from mep.cli.relay_request import RelayCall, call_relay
     from mep.config.registration import read_registration
 
@@ -365,7 +365,7 @@ def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) ->
     call = RelayCall(registration.relay_url, "DELETE", path, read_token(token_file))
     try:
         answer, _ = call_relay(call, register_account(where))
-        if answer.kind is Kind.REFUSED and answer.code is not Code.ENDPOINT_NOT_FOUND:
+        if answer.kind is AnswerKind.REFUSED and answer.code is not AnswerCode.ENDPOINT_NOT_FOUND:
             raise refusal(registration.relay_url, answer)
     except CliFailed as error:
         if not force:

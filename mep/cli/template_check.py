@@ -47,5 +47,7 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
 def _refuse(path: Path, problems: list[tuple[int, str, str]]) -> None:
     if problems:
         line, text, name = problems[0]
-        place = path.parent / name  # of the template itself, or of one that it includes
-        raise ConfigRefused(f"{place}:{line}" if line else str(place), "", f"the template's output is refused: {text}")
+        template = path.parent / name  # of the template itself, or of one that it includes
+        raise ConfigRefused(
+            f"{template}:{line}" if line else str(template), "", f"the template's output is refused: {text}"
+        )

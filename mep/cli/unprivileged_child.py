@@ -34,7 +34,7 @@ def clean_environment() -> dict[str, str]:
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **kept}
 
 
-class DroppedChild:
+class UnprivilegedChild:
     """A child that runs `work` as `account` (None: the present account), for the length of a `with` block.
 
     `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use.

@@ -28,7 +28,7 @@ _MOVED = "belongs to user_config_template.yaml.j2 here: every endpoint's engine 
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class ConfigDocument:
     """The content of a file: the options, the warnings to print, and the plain values for templates."""
 
     options: EndpointOptions
@@ -38,14 +38,14 @@ class Document:
     """The line of each key that the file gives, sections' keys with a dot."""
 
 
-def read_document(text: str, path: str) -> Document:
+def read_document(text: str, path: str) -> ConfigDocument:
     """Parse `text`, the content of file `path`. Raises ConfigRefused with file, line, key and reason."""
     reader = _Reader(path)
     node = reader.compose(text)
     options = EndpointOptions() if node is None else reader.section(node, EndpointOptions, "")
     values = {} if node is None else reader.plain(node)
     _check_together(path, options, reader.lines)
-    return Document(options, reader.warnings, values, reader.lines)
+    return ConfigDocument(options, reader.warnings, values, reader.lines)
 
 
 def _check_together(path: str, options: EndpointOptions, lines: dict[str, int]) -> None:

@@ -25,7 +25,7 @@ from mep.config.function_pins import pins_for
 from mep.config.limits import resolved_limits
 from mep.config.options import EndpointOptions
 from mep.config.pam_and_hooks import checked_hook, checked_pam
-from mep.config.parser import MAX_CONFIG_BYTES, Document, read_document
+from mep.config.parser import MAX_CONFIG_BYTES, ConfigDocument, read_document
 from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
 from mep.config.registration import Registration, digest, facts, read_registration
 from mep.config.system_accounts import helper_accounts, own_accounts
@@ -46,7 +46,7 @@ class Resolution:
     registration: Registration
 
 
-def read_config(where: EndpointPaths) -> Document:
+def read_config(where: EndpointPaths) -> ConfigDocument:
     """Return the endpoint's config.yaml. Raises ConfigRefused."""
     if not where.config.exists():
         raise no_such_endpoint(where)
@@ -54,7 +54,7 @@ def read_config(where: EndpointPaths) -> Document:
     return read_document(text, str(where.config))
 
 
-def _trusted_config(where: EndpointPaths) -> Document:
+def _trusted_config(where: EndpointPaths) -> ConfigDocument:
     """Return config.yaml. Raises ConfigRefused with every untrusted file, including the file of a bad config.yaml."""
     if where.config.exists() and trust_in(os.geteuid()).problems(where.config):
         check_files(where, None)
@@ -65,15 +65,15 @@ def _trusted_config(where: EndpointPaths) -> Document:
     return document
 
 
-def _check_directories(where: EndpointPaths, document: Document) -> None:
+def _check_directories(where: EndpointPaths, document: ConfigDocument) -> None:
     """Raise ConfigRefused for a file of root's in a directory that doesn't exist: a start would make it as root."""
     for key in ("log_path", "audit_log_path", "task_log_path"):
         given: str | None = getattr(document.options, key)
         directory = find_file(where.state_dir, given, key).parent
         if given is not None and not directory.is_dir():
-            place = f"{where.config}:{document.lines.get(key, 1)}"
+            source = f"{where.config}:{document.lines.get(key, 1)}"
             remedy = f"if the path is right, run: install -d -m 755 {shlex.quote(str(directory))}"
-            raise ConfigRefused(place, key, f"there is no directory {directory}; {remedy}")
+            raise ConfigRefused(source, key, f"there is no directory {directory}; {remedy}")
 
 
 def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
@@ -185,7 +185,7 @@ def _parent_config(options: EndpointOptions, registration: Registration, *, mult
 
 def _bundle(
     where: EndpointPaths,
-    document: Document,
+    document: ConfigDocument,
     registration: Registration,
     schema: dict[str, Any] | None,
     *,
@@ -274,8 +274,8 @@ def _checked_mapping(where: EndpointPaths, options: EndpointOptions, warnings: l
     try:
         chain = identity.loader.load(path, files=files)
     except identity.errors.MappingFileInvalid as error:
-        place = f"{path}:{error.line}" if error.line else str(path)
-        raise ConfigRefused(place, "", str(error).removeprefix(f"{place}: ")) from None
+        source = f"{path}:{error.line}" if error.line else str(path)
+        raise ConfigRefused(source, "", str(error).removeprefix(f"{source}: ")) from None
     for one in {path, *files.signatures}:
         _check_usable_by(one, mapper, is_program=one in files.programs)
     chain.close()

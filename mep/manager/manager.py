@@ -33,18 +33,18 @@ from mep.boundary.messages import (
     ManagerReady,
     MapperEpoch,
     Message,
-    Outcome,
     RecheckNow,
     Shutdown,
     StartAnswered,
     StartBegun,
     StartEndpoint,
+    StartOutcome,
     StopAll,
     TaskLogFile,
 )
 from mep.boundary.resolved_config import ManagerSection
 from mep.manager.outbox import Kept, Outbox
-from mep.manager.recheck_schedule import Rechecks
+from mep.manager.recheck_schedule import RecheckSchedule
 from mep.manager.start_queue import StartQueue
 from mep.manager.task_records import TaskRecords
 from mep_link.client import LinkClient, LinkState, options
@@ -68,7 +68,7 @@ RETRY_S = 0.2
 SHUTDOWN_LINGER_S = 0.5
 
 
-class State(enum.StrEnum):
+class ManagerState(enum.StrEnum):
     """The state of the link. The values appear in `mep status`."""
 
     DOWN = "down"
@@ -99,7 +99,7 @@ class Manager:
         self._link_descriptors: list[int] = []
         self._losses_seen = 0
         self._refused_for_good = False
-        self._state = State.DOWN
+        self._state = ManagerState.DOWN
         self._detail = ""
         self._status: LinkStatus | None = None
         self._outbox = Outbox()
@@ -110,7 +110,7 @@ class Manager:
         self._queue = StartQueue(section.max_starting)
         self._pending: dict[int, messages.SignedStart] = {}
         self._pending_rechecks: dict[int, messages.SignedStart] = {}
-        self._rechecks = Rechecks(section.recheck_interval_s)
+        self._rechecks = RecheckSchedule(section.recheck_interval_s)
         self._refs = itertools.count(1)
         self._records: TaskRecords | None = None
         if section.audit_tasks:
@@ -146,27 +146,27 @@ class Manager:
         self._link_descriptors = descriptors
 
     def _wait_ms(self) -> int:
-        if not self._epoch or self._state is State.GONE:
+        if not self._epoch or self._state is ManagerState.GONE:
             return -1
         if self._link.pending:
             return 0
         now = time.monotonic()
         wake = self._link.next_deadline()
-        if self._state is State.UP:
+        if self._state is ManagerState.UP:
             wake = min(wake, self._rechecks.next_at())
         wake = min(wake, self._queue.next_at(now))
-        if self._status is not None or (self._state is State.UP and self._outbox.peek() is not None):
+        if self._status is not None or (self._state is ManagerState.UP and self._outbox.peek() is not None):
             wake = min(wake, now + RETRY_S)
         return max(0, int((wake - now) * 1000) + 1)
 
     def _tick(self, now: float) -> None:
         self._flush_status()
-        if not self._epoch or self._ended or self._state is State.GONE:
+        if not self._epoch or self._ended or self._state is ManagerState.GONE:
             return
         self._send_starts(now)
         self._link.tick()
         self._note_link()
-        if self._state is State.UP:
+        if self._state is ManagerState.UP:
             self._flush_outbox(now)
             self._ask_rechecks(now)
 
@@ -182,30 +182,30 @@ class Manager:
 
     def _note_link(self) -> None:
         """Draw the conclusions from the link's state. While the relay stays away, an attempt is no news."""
-        if self._state is State.GONE:
+        if self._state is ManagerState.GONE:
             return
         if self._link.losses != self._losses_seen:
             self._losses_seen = self._link.losses
             self._link_lost()
         elif self._link.state is LinkState.GREETING:
-            self._enter(State.GREETING, self._section.relay_link_address)
+            self._enter(ManagerState.GREETING, self._section.relay_link_address)
         elif self._link.state is LinkState.CONNECTING and not self._detail:
-            self._enter(State.CONNECTING, self._section.relay_link_address)
+            self._enter(ManagerState.CONNECTING, self._section.relay_link_address)
 
     def _link_lost(self) -> None:
         self._outbox.link_lost()
         self._rechecks.link_lost()
         address, reason = self._section.relay_link_address, self._link.down_reason
         pause_s = math.ceil(self._link.longest_pause_s())
-        state = State.REFUSED if self._refused_for_good else State.DOWN
+        state = ManagerState.REFUSED if self._refused_for_good else ManagerState.DOWN
         self._refused_for_good = False
         detail = f"relay {address}: {reason}; next try in {pause_s} s at most"
         if (state, detail) != (self._state, self._detail):
-            what = "refused this endpoint" if state is State.REFUSED else "unreachable"
+            what = "refused this endpoint" if state is ManagerState.REFUSED else "unreachable"
             self._log.warning(f"relay {address} {what}, next try in {pause_s} s at most", reason=reason)
         self._enter(state, detail)
 
-    def _enter(self, state: State, detail: str) -> None:
+    def _enter(self, state: ManagerState, detail: str) -> None:
         """Tell the monitor of a new state."""
         if (state, detail) != (self._state, self._detail):
             self._state, self._detail = state, detail
@@ -251,7 +251,7 @@ class Manager:
                 self._endpoint_gone(message.text)
 
     def _refused(self, refused: messages.Refused) -> None:
-        if refused.code == HelloNeeded.code and self._state is State.UP:
+        if refused.code == HelloNeeded.code and self._state is ManagerState.UP:
             self._log.info("the relay asks who this is: saying hello again")
             self._link.greet()
             return
@@ -263,9 +263,9 @@ class Manager:
         skew = time.time() - welcome.relay_time
         if abs(skew) > CLOCK_SKEW_WARN_S:
             self._log.warning("the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
-        if self._state is not State.UP:
+        if self._state is not ManagerState.UP:
             self._log.info(f"relay {self._section.relay_link_address} connected")
-        self._enter(State.UP, f"relay {self._section.relay_link_address}")
+        self._enter(ManagerState.UP, f"relay {self._section.relay_link_address}")
         self._flush_outbox(now)
         # Sent after the kept messages, so that the relay's last news is the process that runs now.
         self._running_untold = True
@@ -273,7 +273,7 @@ class Manager:
 
     def _tell_running(self) -> None:
         """Tell the relay which processes run that it may not know of, after all earlier messages."""
-        if self._running_untold and self._state is State.UP and self._outbox.peek() is None:
+        if self._running_untold and self._state is ManagerState.UP and self._outbox.peek() is None:
             running = sorted(self._running)
             named = [self._running[uep_id] for uep_id in running]
             self._running_untold = not self._link.send(messages.RunningUeps(uep_ids=running, incarnations=named))
@@ -281,14 +281,14 @@ class Manager:
     def _start_endpoint(self, start: messages.SignedStart) -> None:
         if len(start.request) > MAX_START_REQUEST_BYTES:
             error = StartRequestRefused(reason="it is too large")
-            self._answer(start, Outcome.REFUSED, error.code, error.text, error.correlation_id)
+            self._answer(start, StartOutcome.REFUSED, error.code, error.text, error.correlation_id)
             return
         if start.recheck:
             self._pass_on_recheck(next(self._refs), start)
             return
         if self._records is not None and self._records.refuse_starts:
             code, text = Refusal.AUDIT_UNAVAILABLE, public_text(Refusal.AUDIT_UNAVAILABLE)
-            self._answer(start, Outcome.UNAVAILABLE, code, text, "")
+            self._answer(start, StartOutcome.UNAVAILABLE, code, text, "")
             return
         if start.uep_id in self._running:
             self._send_start(start)  # begins nothing
@@ -306,7 +306,7 @@ class Manager:
         for start in self._queue.overdue(now):
             self._answer_busy(start, NO_SLOT.format(limit=self._section.max_starting))
         for start, position in self._queue.positions(now):
-            self._link.send(messages.StartPlaced(uep_id=start.uep_id, place=position, asked=start.incarnation))
+            self._link.send(messages.StartQueued(uep_id=start.uep_id, position=position, asked=start.incarnation))
 
     def _send_start(self, start: messages.SignedStart) -> int | None:
         """Send the monitor a start and return its number, or answer that this isn't possible now."""
@@ -321,7 +321,7 @@ class Manager:
 
     def _answer_busy(self, start: messages.SignedStart, text: str) -> None:
         busy = SiteBusy(limit=self._section.max_starting, text=text)
-        self._answer(start, Outcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
+        self._answer(start, StartOutcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
         """Pass on a re-check for mapper and monitor. If that isn't possible now, the next one is passed on."""
@@ -347,7 +347,7 @@ class Manager:
         self._log.error("the relay says that this endpoint was deleted: stopping its user endpoints", text=text)
         self._link.hang_up()
         self._queue.clear()
-        self._enter(State.GONE, text)
+        self._enter(ManagerState.GONE, text)
         if not self._tell(StopAll(reason=clip(text, 1024))):
             raise BoundaryViolation("the monitor does not read")
 
@@ -370,7 +370,7 @@ class Manager:
     def _keep(self, message: Kept) -> None:
         """Send the message to the relay, now or when the link is up."""
         self._outbox.add(message)
-        if self._state is State.UP:
+        if self._state is ManagerState.UP:
             self._flush_outbox(time.monotonic())
 
     # --- task records -----------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ class Manager:
                 self._endpoint_ended(message)
             case Shutdown():
                 self._log.info("shutting down", reason=message.reason)
-                if self._state is State.UP:
+                if self._state is ManagerState.UP:
                     self._flush_outbox(time.monotonic())
                 self._ended = True
             case _:
@@ -457,13 +457,13 @@ class Manager:
         self._epoch = epoch
         stale = StartRequestStale(reason="it was signed before this endpoint's last start")
         for start in self._queue.clear():
-            self._answer(start, Outcome.UNAVAILABLE, stale.code, stale.text, stale.correlation_id)
-        if self._state in {State.GREETING, State.UP}:
+            self._answer(start, StartOutcome.UNAVAILABLE, stale.code, stale.text, stale.correlation_id)
+        if self._state in {ManagerState.GREETING, ManagerState.UP}:
             self._link.greet()
 
     def _start_answered(self, answer: StartAnswered) -> None:
         if (rechecked := self._pending_rechecks.pop(answer.ref, None)) is not None:
-            said = answer.outcome != Outcome.UNAVAILABLE
+            said = answer.outcome != StartOutcome.UNAVAILABLE
             if self._is_running(rechecked.uep_id, rechecked.incarnation):
                 self._rechecks.answered(rechecked.uep_id, time.monotonic(), said=said)
             return
@@ -472,10 +472,10 @@ class Manager:
         if start is None:
             self._log.warning("unexpected StartAnswered: no pending request has this ref", ref=answer.ref)
             return
-        if answer.outcome in {Outcome.STARTED, Outcome.ALREADY_RUNNING}:
+        if answer.outcome in {StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING}:
             self._runs(start.uep_id, answer.incarnation)
         # The mapper takes a request once. The relay signs another, which is queued again here.
-        outcome = Outcome.UNAVAILABLE if answer.outcome == Outcome.TRY_LATER else answer.outcome
+        outcome = StartOutcome.UNAVAILABLE if answer.outcome == StartOutcome.TRY_LATER else answer.outcome
         self._answer(start, outcome, answer.code, answer.public, answer.correlation_id, answer.incarnation)
 
     def _is_running(self, uep_id: str, incarnation: bytes) -> bool:

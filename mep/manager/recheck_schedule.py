@@ -20,7 +20,7 @@ SOON_S = 20.0
 """Delay before asking again after an answer of "unknown"."""
 
 
-class Rechecks:
+class RecheckSchedule:
     """The running user endpoints, and when each is due."""
 
     def __init__(self, interval_s: float, draw: Callable[[], float] = random.random) -> None:

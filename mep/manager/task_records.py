@@ -15,7 +15,7 @@ from mep.boundary.log import Log
 from mep.boundary.messages import EndpointAccount
 from mep.manager.task_log_file import TaskLog
 from mep_wire.messages import TaskEvents, TaskEventsWritten
-from mep_wire.task_events import Source, TaskEvent
+from mep_wire.task_events import EventSource, TaskEvent
 
 MAX_ACCOUNTS = 10_000
 """How many user endpoints' accounts are remembered. Those that ended longest ago are forgotten first."""
@@ -84,7 +84,7 @@ class TaskRecords:
         self._last = frozenset(events)
         lines = [_line(time.time(), **self._fields(event)) for event in new]
         if dropped:
-            lines.insert(0, _line(time.time(), event="DROPPED", source=Source.RELAY, count=dropped))
+            lines.insert(0, _line(time.time(), event="DROPPED", source=EventSource.RELAY, count=dropped))
         if not lines:
             return _answer(page.message) if page.link == link else None
         self._writing = page

@@ -36,10 +36,10 @@ def main() -> None:
 
     # Imported only now, so that no library runs before the process is protected.
     from mep.mapper.library_log import forward_library_log
-    from mep.mapper.mapper import Mapper
+    from mep.mapper.mapper import MapperProcess
 
     forward_library_log(log)
-    mapper = Mapper(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16))
+    mapper = MapperProcess(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16))
     confine(needs(section, mapper.readable()), log)
     mapper.run()
 

@@ -63,7 +63,7 @@ _TOO_MANY = f"{MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING} re-checks are under w
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
 
 
-class Mapper:
+class MapperProcess:
     """Verifies, maps and answers. `epoch` is the random value that requests must carry."""
 
     def __init__(self, section: MapperSection, secret: bytes, channel: Channel, log: Log, *, epoch: bytes) -> None:

@@ -18,7 +18,7 @@ import msgspec
 import identity.errors
 import identity.loader
 from identity.chain import Chain
-from identity.concurrency_limits import Crowd
+from identity.concurrency_limits import PersonLimit
 from identity.reloader import Reloader
 from identity.tracked_files import Rules
 from mep.boundary import nss_database
@@ -129,7 +129,7 @@ class FileMapping:
     ) -> None:  # fmt: skip
         self._report, self._need_reload = report, need_reload
         self._path, self._network, self._programs = path, network, programs
-        load = functools.partial(self._load, gateway=endpoint_id, crowd=Crowd())
+        load = functools.partial(self._load, gateway=endpoint_id, crowd=PersonLimit())
         self._reloader = Reloader(path, load=load, rules=_rules(account))
         self._tell()
 
@@ -150,7 +150,7 @@ class FileMapping:
         """Return the files that it rereads when they change."""
         try:
             named = self._reloader.chain.files
-        except identity.errors.MapperUnavailable:
+        except identity.errors.SourceUnavailable:
             named = ()
         return [str(path) for path in (self._path, *named)]
 
@@ -171,7 +171,7 @@ class FileMapping:
             raise IdentityNotMapped(detail=str(error), correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:
             raise IdentityAmbiguous(detail=str(error), correlation_id=correlation_id) from None
-        except identity.errors.MapperUnavailable as error:
+        except identity.errors.SourceUnavailable as error:
             raise MapperUnavailable(detail=str(error), correlation_id=correlation_id) from None
         if not 1 <= len(user.name.encode("utf-8", "replace")) <= MAX_USER_NAME_BYTES or not user.name.isprintable():
             raise IdentityNotMapped(

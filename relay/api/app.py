@@ -1,6 +1,6 @@
 """The ASGI application: finds the route, asks who is there, reads the body, calls the handler, answers.
 
-Called by uvicorn for every request. The one place that turns an error into an answer, and an unforeseen
+Called by uvicorn for every request. The one function that turns an error into an answer, and an unforeseen
 exception into a 500 with a correlation id.
 """
 
@@ -10,11 +10,11 @@ import re
 
 from mep_wire.errors import MepError, PayloadTooLarge, RateLimited, RelayBusy, RouteNotFound, TokenUnknown
 from relay.api import http
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Receive, Request, Scope, Send
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
@@ -24,11 +24,11 @@ _NOBODY = Caller(account_id="", identity_id="")
 
 
 class App:
-    """The relay's HTTP API over one `Service`."""
+    """The relay's HTTP API over one `ApiContext`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ApiContext) -> None:
         self._service = service
-        self._sparing = Sparing()
+        self._limited_log = RateLimitedLog()
         self._router = Router()
         for route in ROUTES:
             self._router.add(route)
@@ -53,10 +53,12 @@ class App:
             # The rest of the body is not read: the connection cannot be reused.
             close = isinstance(error, _BEFORE_THE_BODY) and scope["method"] in ("POST", "PUT")
             if status >= 500:
-                self._sparing.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
+                self._limited_log.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
-            self._sparing.exception("%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id)
+            self._limited_log.exception(
+                "%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id
+            )
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
         await http.answer(send, status, body, media=media, close=close, wait_s=wait_s)
 

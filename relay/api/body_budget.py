@@ -20,7 +20,7 @@ SHORT = 64 * 1024
 """A body of so many bytes counts for its sender alone: connections are bounded elsewhere."""
 
 
-class Bodies:
+class BodyBudget:
     """The bytes in flight, in the event loop's thread."""
 
     def __init__(self, of_one: int = MAX_OF_ONE, of_all: int = MAX_OF_ALL, short: int = SHORT) -> None:

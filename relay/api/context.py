@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mep_wire.api import EarlierRelayKeys
-from relay.api.body_budget import Bodies
+from relay.api.body_budget import BodyBudget
 from relay.api.rate_limit import Rate
 from relay.api.readiness import Readiness
 from relay.api.user_config_check import UserConfigChecks
@@ -17,7 +17,7 @@ from relay.store.base import Store
 
 
 @dataclass(slots=True)
-class Service:
+class ApiContext:
     """One relay, as its HTTP API sees it. The keys are hexadecimal."""
 
     store: Store
@@ -28,7 +28,7 @@ class Service:
     signing_public_key: str
     earlier_keys: list[EarlierRelayKeys]
     """The pairs before, oldest first."""
-    bodies: Bodies = field(default_factory=Bodies)
+    bodies: BodyBudget = field(default_factory=BodyBudget)
     function_digests: dict[int, str] = field(default_factory=dict)
     """SHA-256 of functions' code in hexadecimal, by row."""
     checks: UserConfigChecks = field(default_factory=UserConfigChecks)

@@ -11,9 +11,9 @@ from zmq.utils import z85
 
 from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
 from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, IdConflict, NotOwner, TokenUnknown
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Request
-from relay.api.json_values import plain
+from relay.api.json_values import to_json_value
 from relay.api.user_config_check import MAX_SCHEMA_BYTES
 from relay.dispatch.live_state import durable
 from relay.store.records import Caller, EndpointRecord
@@ -67,15 +67,15 @@ def _key(value: object, name: str, text_form: str) -> bytes:
     return raw
 
 
-async def _check_body(service: Service, body: RegisterBody) -> None:
+async def _check_body(service: ApiContext, body: RegisterBody) -> None:
     """Check a registration and make its free-form parts plain. Raises BodyInvalid or PayloadTooLarge."""
     if not body.endpoint_name or len(body.endpoint_name) > MAX_NAME or not body.endpoint_name.isprintable():
         raise BodyInvalid(reason=f"endpoint_name: 1 to {MAX_NAME} printable characters")
     if body.display_name is not None and len(body.display_name) > MAX_NAME:
         raise BodyInvalid(reason=f"display_name: at most {MAX_NAME} characters")
-    body.metadata = plain(body.metadata, "metadata", MAX_METADATA_BYTES)
+    body.metadata = to_json_value(body.metadata, "metadata", MAX_METADATA_BYTES)
     if body.user_config_schema is not None:
-        body.user_config_schema = plain(body.user_config_schema, "user_config_schema", MAX_SCHEMA_BYTES)
+        body.user_config_schema = to_json_value(body.user_config_schema, "user_config_schema", MAX_SCHEMA_BYTES)
         await service.checks.check_schema(body.user_config_schema)
 
 
@@ -99,7 +99,7 @@ def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointR
     )
 
 
-async def register(service: Service, request: Request) -> RegisterAnswer:
+async def register(service: ApiContext, request: Request) -> RegisterAnswer:
     """POST /v3/endpoints."""
     body: RegisterBody = request.body
     endpoint_id = _uuid(body.endpoint_uuid, "endpoint_uuid") if body.endpoint_uuid else str(uuid.uuid4())
@@ -109,13 +109,13 @@ async def register(service: Service, request: Request) -> RegisterAnswer:
     return await _put(service, request, endpoint_id, old)
 
 
-async def update(service: Service, request: Request) -> RegisterAnswer:
+async def update(service: ApiContext, request: Request) -> RegisterAnswer:
     """PUT /v3/endpoints/ID."""
     old = _managed(service, request)
     return await _put(service, request, old.endpoint_id, old)
 
 
-async def _put(service: Service, request: Request, endpoint_id: str, old: EndpointRecord | None) -> RegisterAnswer:
+async def _put(service: ApiContext, request: Request, endpoint_id: str, old: EndpointRecord | None) -> RegisterAnswer:
     body: RegisterBody = request.body
     await _check_body(service, body)
     record = _record(endpoint_id, body, request.caller, old)
@@ -143,7 +143,7 @@ def _uuid(text: str, name: str) -> str:
         raise BodyInvalid(reason=f"{name}: not a UUID") from error
 
 
-def existing(service: Service, endpoint_id: str) -> EndpointRecord:
+def existing(service: ApiContext, endpoint_id: str) -> EndpointRecord:
     """Return the endpoint. Raises EndpointNotFound."""
     found = service.store.endpoint(endpoint_id)
     if found is None or found.deleted_at:
@@ -151,7 +151,7 @@ def existing(service: Service, endpoint_id: str) -> EndpointRecord:
     return found
 
 
-def _managed(service: Service, request: Request) -> EndpointRecord:
+def _managed(service: ApiContext, request: Request) -> EndpointRecord:
     """Return an endpoint that the caller may change. Raises EndpointNotFound or NotOwner."""
     found = existing(service, request.path[0])
     if found.owner != request.caller.account_id:
@@ -161,7 +161,7 @@ def _managed(service: Service, request: Request) -> EndpointRecord:
     return found
 
 
-def usable(service: Service, endpoint_id: str, caller: Caller) -> EndpointRecord:
+def usable(service: ApiContext, endpoint_id: str, caller: Caller) -> EndpointRecord:
     """Return an endpoint that `caller` may use. Raises EndpointNotFound or EndpointForbidden."""
     found = existing(service, endpoint_id)
     if not found.multi_user and found.owner != caller.account_id:
@@ -183,7 +183,7 @@ def _info(record: EndpointRecord) -> EndpointInfo:
     )
 
 
-async def listing(service: Service, request: Request) -> list[EndpointInfo]:
+async def listing(service: ApiContext, request: Request) -> list[EndpointInfo]:
     """GET /v2/endpoints: one's own; with `role=any` also those that are open to all."""
     me = request.caller.account_id
     if request.query.get("role") != "any":
@@ -191,18 +191,18 @@ async def listing(service: Service, request: Request) -> list[EndpointInfo]:
     return [_info(r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
 
 
-async def look_up(service: Service, request: Request) -> EndpointInfo:
+async def look_up(service: ApiContext, request: Request) -> EndpointInfo:
     """GET /v2/endpoints/ID."""
     return _info(usable(service, request.path[0], request.caller))
 
 
-async def status(service: Service, request: Request) -> EndpointStatus:
+async def status(service: ApiContext, request: Request) -> EndpointStatus:
     """GET /v2/endpoints/ID/status."""
     record = usable(service, request.path[0], request.caller)
     return EndpointStatus(status="online" if service.dispatcher.online(record.endpoint_id) else "offline")
 
 
-async def delete(service: Service, request: Request) -> Deleted:
+async def delete(service: ApiContext, request: Request) -> Deleted:
     """DELETE /v2/endpoints/ID."""
     record = _managed(service, request)
     await durable(service.store.submit(lambda tx: tx.delete_endpoint(record.endpoint_id, time.time())))

@@ -22,10 +22,10 @@ from mep_wire.api import (
 from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, NotOwner, PayloadTooLarge
 from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.limits import MAX_FUNCTION_BYTES
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.endpoints import Deleted
 from relay.api.http import Request
-from relay.api.json_values import plain
+from relay.api.json_values import to_json_value
 from relay.dispatch.live_state import durable
 from relay.store.records import FunctionRecord, FunctionRef
 
@@ -50,7 +50,7 @@ class FunctionInfo(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-async def register(service: Service, request: Request) -> FunctionAnswer:
+async def register(service: ApiContext, request: Request) -> FunctionAnswer:
     """POST /v3/functions."""
     body: FunctionBody = request.body
     try:
@@ -59,7 +59,7 @@ async def register(service: Service, request: Request) -> FunctionAnswer:
         raise BodyInvalid(reason=f"function_code: {error}") from error
     if len(code) > MAX_FUNCTION_BYTES:
         raise PayloadTooLarge(what="function_code", size=len(code), limit=MAX_FUNCTION_BYTES)
-    metadata = plain(body.metadata or body.meta, "metadata", MAX_METADATA_BYTES)
+    metadata = to_json_value(body.metadata or body.meta, "metadata", MAX_METADATA_BYTES)
     function = FunctionRecord(
         function_id=str(uuid.uuid4()),
         owner=request.caller.account_id,
@@ -74,7 +74,7 @@ async def register(service: Service, request: Request) -> FunctionAnswer:
     return FunctionAnswer(function_uuid=function.function_id)
 
 
-async def look_up(service: Service, request: Request) -> FunctionInfo:
+async def look_up(service: ApiContext, request: Request) -> FunctionInfo:
     """GET /v2/functions/ID."""
     function = service.store.function(request.path[0])
     if function is None:
@@ -93,7 +93,7 @@ async def look_up(service: Service, request: Request) -> FunctionInfo:
     )
 
 
-async def delete(service: Service, request: Request) -> Deleted:
+async def delete(service: ApiContext, request: Request) -> Deleted:
     """DELETE /v2/functions/ID."""
     function = service.store.function_ref(request.path[0])
     if function is None:
@@ -104,7 +104,7 @@ async def delete(service: Service, request: Request) -> Deleted:
     return Deleted()
 
 
-def usable(service: Service, function_id: str, account_id: str) -> FunctionRef:
+def usable(service: ApiContext, function_id: str, account_id: str) -> FunctionRef:
     """Return a function that this person may run. Raises FunctionNotFound or FunctionForbidden."""
     function = service.store.function_ref(function_id)
     if function is None:
@@ -114,7 +114,7 @@ def usable(service: Service, function_id: str, account_id: str) -> FunctionRef:
     return function
 
 
-async def digests(service: Service, request: Request) -> FunctionDigestsAnswer:
+async def digests(service: ApiContext, request: Request) -> FunctionDigestsAnswer:
     """POST /v3/functions/digests: for an endpoint's administrator, who need not be allowed to read the code."""
     body: FunctionDigestsBody = request.body
     if len(body.function_ids) > MAX_DIGESTS:
@@ -128,7 +128,7 @@ async def digests(service: Service, request: Request) -> FunctionDigestsAnswer:
     return FunctionDigestsAnswer(digests=found)
 
 
-def listed(service: Service, entries: list[str] | None, function: FunctionRef) -> bool:
+def listed(service: ApiContext, entries: list[str] | None, function: FunctionRef) -> bool:
     """Return whether an endpoint's `allowed_functions`, in lower case, have this function.
 
     Saves a person the wait for a refusal by the user endpoint, which checks the bytes that it receives.
@@ -139,7 +139,7 @@ def listed(service: Service, entries: list[str] | None, function: FunctionRef) -
     return by_digest and DIGEST_PREFIX + _digest(service, function) in entries
 
 
-def _digest(service: Service, function: FunctionRef) -> str:
+def _digest(service: ApiContext, function: FunctionRef) -> str:
     """Return the SHA-256 of a function's code, empty where the code is gone. Code never changes under one row."""
     digest = service.function_digests.get(function.row)
     if digest is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Request
 
 
@@ -17,17 +17,17 @@ class Health(msgspec.Struct, kw_only=True):
     status: str = "ok"
 
 
-async def healthz(service: Service, request: Request) -> Health:
+async def healthz(service: ApiContext, request: Request) -> Health:
     """GET /healthz: the event loop answers."""
     return Health()
 
 
-async def readyz(service: Service, request: Request) -> Health:
+async def readyz(service: ApiContext, request: Request) -> Health:
     """GET /readyz: tasks can be stored."""
     await service.readiness.check()
     return Health()
 
 
-async def metrics(service: Service, request: Request) -> str:
+async def metrics(service: ApiContext, request: Request) -> str:
     """GET /metrics: the relay's figures, in Prometheus' text format."""
     return service.figures()

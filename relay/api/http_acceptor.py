@@ -15,7 +15,7 @@ import resource
 import socket
 from collections.abc import Callable
 
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 
 ACCEPTS_A_TURN = 64
 """Most connections accepted before the event loop may do something else."""
@@ -31,7 +31,7 @@ class Acceptor:
     def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
         self._listener, self._protocol = listener, protocol
         self._loop = asyncio.get_running_loop()
-        self._sparing = Sparing()
+        self._limited_log = RateLimitedLog()
         self._tasks: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._pause_s = FIRST_PAUSE_S
@@ -82,7 +82,7 @@ class Acceptor:
 
     def _pause(self, reason: str) -> None:
         self.pauses += 1
-        self._sparing.warning("http: out of descriptors (%s): new connections wait until others end", reason)
+        self._limited_log.warning("http: out of descriptors (%s): new connections wait until others end", reason)
         self._loop.remove_reader(self._listener.fileno())
         self._resume = self._loop.call_later(self._pause_s * random.uniform(0.75, 1.25), self._again)  # noqa: S311
         self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 
 MAX_HEAD_BYTES = 64 * 1024
 """Longest request line and headers together."""
@@ -32,7 +32,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     _from: ClassVar[Counter[str]] = Counter()
     """Open connections by address."""
-    _sparing: ClassVar[Sparing] = Sparing()
+    _limited_log: ClassVar[RateLimitedLog] = RateLimitedLog()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +56,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self._from[self._address] += 1
         if self._from[self._address] > MAX_FROM_ONE_ADDRESS and not self._address.startswith(_LOOPBACK):
-            self._sparing.warning("http: more than %d connections from %s", MAX_FROM_ONE_ADDRESS, self._address)
+            self._limited_log.warning("http: more than %d connections from %s", MAX_FROM_ONE_ADDRESS, self._address)
             transport.abort()
             return
         self._allow(HEAD_S)

@@ -15,7 +15,7 @@ from mep_wire.ids import canonical_json
 from mep_wire.user_values import unusable_texts
 
 
-def plain(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]:
+def to_json_value(value: dict[str, Any] | None, name: str, limit: int) -> dict[str, Any]:
     """Return `value` (an empty dictionary for None) as it comes back from canonical JSON.
 
     Raises PayloadTooLarge if that has more than `limit` bytes, BodyInvalid if JSON can't express the value.

@@ -13,7 +13,7 @@ import msgspec
 from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamRefused, Subscribe
 from mep_wire.errors import BodyInvalid, MepError, RouteNotFound, TaskGroupNotFound
 from relay.api import http
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Receive, Scope, Send
 from relay.dispatch.task_delivery import uuid_text
 from relay.log import logger
@@ -28,7 +28,7 @@ _subscribe = msgspec.msgpack.Decoder(Subscribe)
 _encoder = msgspec.msgpack.Encoder()
 
 
-async def serve_stream(service: Service, scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
+async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
     """Serve one WebSocket."""
     await receive()
     try:
@@ -63,7 +63,7 @@ async def _reject(send: Send, error: MepError) -> None:
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tuple[GroupRef, int]:
+async def _first_frame(service: ApiContext, caller: Caller, receive: Receive) -> tuple[GroupRef, int]:
     """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
     try:
         message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
@@ -83,7 +83,7 @@ async def _first_frame(service: Service, caller: Caller, receive: Receive) -> tu
     return group, wanted.cursor
 
 
-async def _push(service: Service, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+async def _push(service: ApiContext, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
     """Send results until the client disconnects. Raises TokenUnknown once the token is no longer valid."""
     streams = service.dispatcher.streams
     event = streams.join(group.row)

@@ -1,6 +1,6 @@
 """The route table: every operation of the relay's HTTP API, declared once, and the router that finds one.
 
-Path, body, answer, errors and handler of an operation stand in one place. `relay.api.app` serves from the table and
+Path, body, answer, errors and handler of an operation stand together. `relay.api.app` serves from the table and
 `relay.api.openapi` writes the specification from it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
 from relay.api import endpoints, functions, health, tasks
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.openapi import specification
 
@@ -74,14 +74,14 @@ class Router:
         return None
 
 
-async def version(service: Service, request: Request) -> str | dict[str, Any]:
+async def version(service: ApiContext, request: Request) -> str | dict[str, Any]:
     """GET /v2/version: the API's version; with `service=all` by part."""
     if request.query.get("service") != "all":
         return VERSION
     return {"api": VERSION, "protocol": PROTOCOL_VERSION, "min_sdk_version": "0.1.0", "min_ep_version": "0.1.0"}
 
 
-async def openapi(service: Service, request: Request) -> dict[str, Any]:
+async def openapi(service: ApiContext, request: Request) -> dict[str, Any]:
     """GET /openapi.json."""
     return specification(ROUTES, VERSION)
 

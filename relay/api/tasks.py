@@ -42,9 +42,9 @@ from mep_wire.limits import (
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.user_values import unusable_texts
 from relay.api import endpoints, functions
-from relay.api.context import Service
+from relay.api.context import ApiContext
 from relay.api.http import Request
-from relay.api.json_values import plain
+from relay.api.json_values import to_json_value
 from relay.dispatch.submissions import Submission
 from relay.dispatch.task_delivery import uuid_text
 from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord
@@ -59,11 +59,11 @@ GROUP_PAGE = 10_000
 """The same for ids alone."""
 
 
-async def submit(service: Service, request: Request) -> SubmitAnswer:
+async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
     """POST /v3/endpoints/ID/submit. The answer is given once every task is on disk."""
     body: SubmitBody = request.body
     endpoint = endpoints.usable(service, request.path[0], request.caller)
-    config = plain(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
+    config = to_json_value(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
     runtime = _runtime(body)
     await service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
@@ -89,14 +89,14 @@ async def submit(service: Service, request: Request) -> SubmitAnswer:
 
 def _runtime(body: SubmitBody) -> dict[str, Any]:
     """Return the person's description of their SDK, which templates may use. Raises BodyInvalid."""
-    runtime = plain(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
+    runtime = to_json_value(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
     for path, problem in unusable_texts(runtime):
         raise BodyInvalid(reason=f"user_runtime: {path}: {problem}")
     return runtime
 
 
 def _resource_spec(body: SubmitBody) -> bytes:
-    value = plain(body.resource_specification, "resource_specification", MAX_USER_CONFIG_BYTES)
+    value = to_json_value(body.resource_specification, "resource_specification", MAX_USER_CONFIG_BYTES)
     return msgspec.msgpack.encode(value) if value else b""
 
 
@@ -140,7 +140,7 @@ def _deadline(body: SubmitBody, now: float) -> float:
 
 
 def _new_tasks(
-    service: Service, caller: Caller, endpoint: EndpointRecord, body: SubmitBody
+    service: ApiContext, caller: Caller, endpoint: EndpointRecord, body: SubmitBody
 ) -> tuple[list[NewTask], dict[str, list[str]]]:
     """Return the tasks of a submission and their ids by function. Raises an error if one is invalid."""
     count = sum(map(len, body.tasks.values()))
@@ -238,7 +238,7 @@ def _status(task: TaskRecord, *, packed: bool) -> TaskStatus:
     )
 
 
-async def look_up(service: Service, request: Request) -> TaskStatus:
+async def look_up(service: ApiContext, request: Request) -> TaskStatus:
     """GET /v2/tasks/ID."""
     try:
         found = service.store.tasks([uuid.UUID(request.path[0]).bytes])
@@ -253,7 +253,9 @@ async def look_up(service: Service, request: Request) -> TaskStatus:
     return status
 
 
-async def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> tuple[dict[str, TaskBrief], list[str]]:
+async def _own_tasks(
+    service: ApiContext, caller: Caller, texts: Sequence[str]
+) -> tuple[dict[str, TaskBrief], list[str]]:
     """Return the person's tasks among these ids as they were written, and the ids of no task of theirs."""
     if len(texts) > MAX_TASKS_PER_SUBMIT:
         raise BodyInvalid(reason=f"task_ids: at most {MAX_TASKS_PER_SUBMIT} ids")
@@ -267,7 +269,7 @@ async def _own_tasks(service: Service, caller: Caller, texts: Sequence[str]) -> 
     return found, [text for text in ids.values() if text not in found]
 
 
-async def batch_status(service: Service, request: Request) -> BatchStatusAnswer:
+async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnswer:
     """POST /v2/batch_status."""
     body: BatchStatusBody = request.body
     found, missing = await _own_tasks(service, request.caller, body.task_ids)
@@ -300,7 +302,7 @@ def _as_running(task: TaskBrief) -> TaskRecord:
     )
 
 
-async def group(service: Service, request: Request) -> TaskGroupAnswer:
+async def group(service: ApiContext, request: Request) -> TaskGroupAnswer:
     """GET /v2/taskgroup/ID."""
     found = service.store.group(request.path[0])
     if found is None or found.owner != request.caller.account_id:
@@ -314,7 +316,7 @@ async def group(service: Service, request: Request) -> TaskGroupAnswer:
     return TaskGroupAnswer(taskgroup_id=found.group_id, tasks=tasks)
 
 
-async def cancel(service: Service, request: Request) -> CancelAnswer:
+async def cancel(service: ApiContext, request: Request) -> CancelAnswer:
     """POST /v3/tasks/cancel."""
     body: CancelBody = request.body
     found, missing = await _own_tasks(service, request.caller, body.task_ids)

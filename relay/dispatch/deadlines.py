@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from mep_wire import codec, messages
 from mep_wire.errors import RelayUnavailable, TaskExpired
 from mep_wire.states import TaskState
-from relay.dispatch.live_state import STORE_RETRY_S, Board
-from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.live_state import STORE_RETRY_S, LiveState
+from relay.dispatch.task_delivery import TaskDelivery
 from relay.log import logger
 from relay.store.base import Tx
-from relay.store.records import Ending, OverdueTask, Settled
+from relay.store.records import OverdueTask, Settled, TaskEnding
 
 PAGE = 1000
 """Tasks ended in one transaction."""
@@ -34,17 +34,17 @@ _OUT_OF_TOUCH = "it was sent to the site, which is out of touch: it is not known
 _AGAIN = "it had begun, its process was lost, and it waited to be begun again"
 
 
-class Deadlines:
+class QueueDeadlines:
     """See the module. The deadlines themselves are in the store."""
 
-    def __init__(self, board: Board, delivery: Delivery) -> None:
-        self._board, self._delivery = board, delivery
+    def __init__(self, live: LiveState, delivery: TaskDelivery) -> None:
+        self._live, self._delivery = live, delivery
         self._next = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def recover(self) -> None:
         """After the relay's start: wait for the first of those that are stored."""
-        self.expect(self._board.store.next_deadline() or 0.0)
+        self.expect(self._live.store.next_deadline() or 0.0)
 
     def expect(self, deadline: float) -> None:
         """There is a task with this deadline, 0 for none, in seconds since the epoch."""
@@ -56,22 +56,22 @@ class Deadlines:
             self._timer.cancel()
         self._next = deadline
         delay = min(max(deadline - time.time(), at_least_s), _LONGEST_S)  # the host's clock may be set during the wait
-        self._timer = self._board.loop.call_later(delay, self._due)
+        self._timer = self._live.loop.call_later(delay, self._due)
 
     def _due(self) -> None:
         self._timer = None
-        self._board.run(self._expire())
+        self._live.run(self._expire())
 
     async def _expire(self) -> None:
         pause = STORE_RETRY_S
         try:
-            while late := self._board.store.overdue(time.time(), PAGE):
+            while late := self._live.store.overdue(time.time(), PAGE):
                 await self._end(late)
             pause = 0.0
         except RelayUnavailable as error:
             logger.error("deadlines: %s %s", error, error.detail)
         finally:
-            following = self._board.store.next_deadline()
+            following = self._live.store.next_deadline()
             if following is not None:
                 self._wait_for(following, at_least_s=pause)
 
@@ -85,22 +85,22 @@ class Deadlines:
 
     async def _end_of(self, uep_row: int, tasks: list[OverdueTask]) -> None:
         """End tasks of one user endpoint. Since they were found overdue, they may have been sent, and have begun."""
-        uep = self._board.by_row.get(uep_row)
+        uep = self._live.by_row.get(uep_row)
         in_touch = uep is not None and uep.peer is not None
         states: dict[int, TaskState] = {}
 
         def end(tx: Tx) -> Settled:
-            states.update((one.row, one.state) for one in tx.standing(uep_row, [task.row for task in tasks]))
+            states.update((one.row, one.state) for one in tx.open_tasks_of(uep_row, [task.row for task in tasks]))
             now = [replace(task, state=states[task.row]) for task in tasks if task.row in states]
             return tx.record_endings(uep_row, [_ending(task, in_touch=in_touch) for task in now])
 
         await self._delivery.expire_rows(uep_row, end)
         away = [row for row, state in states.items() if state is not TaskState.QUEUED]
         if uep is not None and uep.peer is not None and away:
-            self._board.plane.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
+            self._live.link_.send(uep.peer, codec.encode(messages.CancelTasks(rows=away)))
 
 
-def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
+def _ending(task: OverdueTask, *, in_touch: bool) -> TaskEnding:
     """Return the end of a task. `in_touch`: whether its user endpoint has a link on which it reports started tasks."""
     error = TaskExpired()
     where = _WHERE.get(task.state, "it had not ended")
@@ -110,4 +110,4 @@ def _ending(task: OverdueTask, *, in_touch: bool) -> Ending:
     elif (queued and task.doubtful) or (task.state is TaskState.DISPATCHED and not in_touch):
         where = _OUT_OF_TOUCH
     text = f"{error.text[:-1]}: {where}."
-    return Ending(row=task.row, state=TaskState.EXPIRED, code=error.code, text=text, ended_at=time.time())
+    return TaskEnding(row=task.row, state=TaskState.EXPIRED, code=error.code, text=text, ended_at=time.time())

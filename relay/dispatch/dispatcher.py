@@ -24,19 +24,19 @@ from mep_wire.errors import (
 )
 from mep_wire.limits import LINK_DEAD_S
 from mep_wire.states import UepState
-from relay.dispatch.deadlines import Deadlines
-from relay.dispatch.live_state import Board, Joining, ManagerLink, Uep, durable
-from relay.dispatch.manager_handlers import Managers
-from relay.dispatch.process_loss import Endings
-from relay.dispatch.result_notifier import Streams
-from relay.dispatch.start_requests import Starts
+from relay.dispatch.deadlines import QueueDeadlines
+from relay.dispatch.live_state import Joining, LiveState, ManagerLink, Uep, durable
+from relay.dispatch.manager_handlers import ManagerHandlers
+from relay.dispatch.process_loss import ProcessLoss
+from relay.dispatch.result_notifier import ResultNotifier
+from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import Signer
 from relay.dispatch.submissions import PersonLimits, Submission, Submissions
-from relay.dispatch.task_delivery import Delivery
-from relay.dispatch.task_record_feed import TaskEvents
-from relay.dispatch.uep_handlers import UserEndpoints
-from relay.link.base import Peer, Plane, Session
-from relay.log import Sparing, logger
+from relay.dispatch.task_delivery import TaskDelivery
+from relay.dispatch.task_record_feed import TaskRecordFeed
+from relay.dispatch.uep_handlers import UepHandlers
+from relay.link.base import LinkSession, Peer, RelayLink
+from relay.log import RateLimitedLog, logger
 from relay.store.base import Store
 from relay.store.records import EndpointRecord, TaskBrief
 from relay.store.task_record_writes import AuditedStore
@@ -53,26 +53,26 @@ OfPeer = Mapping[type[Any], Callable[[Peer, Any], object]]
 class Dispatcher:
     """The relay's side of the endpoint link."""
 
-    def __init__(self, store: Store, plane: Plane, signing_key: Signer, limits: PersonLimits | None = None) -> None:
-        self.streams = Streams()
+    def __init__(self, store: Store, link_: RelayLink, signing_key: Signer, limits: PersonLimits | None = None) -> None:
+        self.streams = ResultNotifier()
         self._audited = AuditedStore(store)
         store = self._audited
-        self.board = Board(store, plane, asyncio.get_running_loop(), self._cut)
+        self.live = LiveState(store, link_, asyncio.get_running_loop(), self._cut)
         limits = limits or PersonLimits()
-        self.delivery = Delivery(self.board, self.streams, limits.result_bytes)
-        self.deadlines = Deadlines(self.board, self.delivery)
-        self._up_since = self.board.loop.time()
-        self._sparing = Sparing()
-        self.starts = Starts(self.board, self.delivery, signing_key)
-        self._endings = Endings(self.board, self.delivery, self.starts)
-        self._managers = Managers(self.board, self.starts, self._endings)
-        self._ueps = UserEndpoints(self.board, self.delivery, self.starts, self._endings)
-        self._task_events = TaskEvents(self.board, self._audited)
-        self._submissions = Submissions(self.board, self.delivery, self.deadlines, limits)
-        self._store, self._plane = store, plane
+        self.delivery = TaskDelivery(self.live, self.streams, limits.result_bytes)
+        self.deadlines = QueueDeadlines(self.live, self.delivery)
+        self._up_since = self.live.loop.time()
+        self._limited_log = RateLimitedLog()
+        self.starts = StartRequester(self.live, self.delivery, signing_key)
+        self._process_loss = ProcessLoss(self.live, self.delivery, self.starts)
+        self._managers = ManagerHandlers(self.live, self.starts, self._process_loss)
+        self._ueps = UepHandlers(self.live, self.delivery, self.starts, self._process_loss)
+        self._task_events = TaskRecordFeed(self.live, self._audited)
+        self._submissions = Submissions(self.live, self.delivery, self.deadlines, limits)
+        self._store, self._plane = store, link_
         self._from_peer, self._from_manager, self._from_uep = self._of_peers(), self._of_managers(), self._of_ueps()
 
-    def _of_peers(self) -> Mapping[type[Session | None], OfPeer]:
+    def _of_peers(self) -> Mapping[type[LinkSession | None], OfPeer]:
         """The permitted messages about a link itself, by what its peer is so far."""
         hello: OfPeer = {messages.ManagerHello: self._manager_hello}
         uep_hello: OfPeer = {messages.UepHello: self._uep_hello}
@@ -88,7 +88,7 @@ class Dispatcher:
         """The other permitted messages of managers."""
         return {
             messages.StartAnswer: self._managers.start_answer,
-            messages.StartPlaced: self._managers.start_placed,
+            messages.StartQueued: self._managers.start_placed,
             messages.UepEnded: self._managers.uep_ended,
             messages.UepRevoked: self._managers.uep_revoked,
             messages.Recheck: self._managers.recheck,
@@ -111,17 +111,17 @@ class Dispatcher:
         """After the relay's start: user endpoints that had a link get a grace time to come back."""
         self.deadlines.recover()
         for record in self._store.ueps_in_use():
-            uep = self.board.uep(record)
+            uep = self.live.uep(record)
             if record.link_key:
                 uep.state = UepState.DISCONNECTED
-                uep.grace_until = self.board.loop.time() + LINK_DEAD_S
-                self.board.loop.call_at(uep.grace_until, self._still_away, uep)
+                uep.grace_until = self.live.loop.time() + LINK_DEAD_S
+                self.live.loop.call_at(uep.grace_until, self._still_away, uep)
             else:
-                self._endings.conclude_if_deleted(uep)
+                self._process_loss.end_if_deleted(uep)
 
     def _still_away(self, uep: Uep) -> None:
         """The grace time after the relay's start is over."""
-        self._endings.conclude_if_ended(uep)
+        self._process_loss.end_if_exited(uep)
         self.starts.want(uep)
 
     # --- frames -----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Dispatcher:
         except (LinkMessageInvalid, LinkForbidden, JoinRefused, ProtocolMismatch) as error:
             self._refuse(peer, error)
         except Exception:  # noqa: BLE001 - the outermost frame of a link: the other peers are to be served
-            self._sparing.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
+            self._limited_log.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
             self._cut(peer, "its message failed")
 
     def _is_early(self, peer: Peer, frame: bytes) -> bool:
@@ -168,7 +168,7 @@ class Dispatcher:
 
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
-        log = self._sparing if peer.session is None else logger  # strangers can have this said at will
+        log = self._limited_log if peer.session is None else logger  # strangers can have this said at will
         log.warning("link: peer %s refused: %s", peer.key.hex(), error)
         final = not isinstance(error, LinkMessageInvalid)
         self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=final)))
@@ -201,8 +201,8 @@ class Dispatcher:
             self._task_events.hello(peer.session, wanted=message.audit_tasks)
 
     def _started(self, uep: Uep, message: messages.Started) -> None:
-        if message.places and uep.record.endpoint_id in self._audited.kept:
-            self._audited.run_at(uep.row, message.rows, message.places)
+        if message.locations and uep.record.endpoint_id in self._audited.kept:
+            self._audited.run_at(uep.row, message.rows, message.locations)
         self._ueps.started(uep, message)
 
     def _uep_hello(self, peer: Peer, message: messages.UepHello) -> None:
@@ -213,7 +213,7 @@ class Dispatcher:
         _check_protocol(message.protocol)
         peer.session = self._ueps.join(peer, message) or peer.session
         if isinstance(peer.session, Joining):
-            self.board.run(self._enrol(peer, peer.session))
+            self.live.run(self._enrol(peer, peer.session))
 
     async def _enrol(self, peer: Peer, joining: Joining) -> None:
         enrolled = await self._ueps.enrol(peer, joining)
@@ -228,7 +228,7 @@ class Dispatcher:
 
     def online(self, endpoint_id: str) -> bool:
         """Whether the endpoint's manager has a link. Asking also has the plane notice a closed one."""
-        link = self.board.managers.get(endpoint_id)
+        link = self.live.managers.get(endpoint_id)
         return link is not None and self._plane.send(link.peer, codec.encode(messages.Ping(sent_at=time.time())))
 
     async def cancel(self, tasks: Sequence[TaskBrief]) -> set[int]:
@@ -236,7 +236,7 @@ class Dispatcher:
         asked: set[int] = set()
         for uep_row in {task.uep_row for task in tasks}:
             rows = [task.row for task in tasks if task.uep_row == uep_row]
-            uep = self.board.by_row.get(uep_row)
+            uep = self.live.by_row.get(uep_row)
             away = await self.delivery.cancel(uep_row, rows, ask=uep is not None and uep.peer is not None)
             ask = codec.encode(messages.CancelTasks(rows=away))
             if away and not (uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask)):
@@ -249,41 +249,41 @@ class Dispatcher:
         """End tasks that have waited for longer than this, also those at user endpoints that have been silent for
         so long. Raises RelayUnavailable."""
         before = time.time() - lifetime_s
-        settled = self.board.loop.time() - self._up_since > min(lifetime_s, SETTLE_S)
-        for uep in list(self.board.ueps.values()):
+        settled = self.live.loop.time() - self._up_since > min(lifetime_s, SETTLE_S)
+        for uep in list(self.live.ueps.values()):
             if uep.has_queued:
                 await self.delivery.expire(uep, lifetime_s)
             away = settled and uep.peer is None and uep.record.seen_at < before
             if away and self._store.has_active(uep.row):
                 logger.warning("user endpoint %s: not heard of for too long, its tasks expire", uep.record.uep_id)
                 await self.delivery.expire_lost(uep, lifetime_s)
-            self.board.forget_idle(uep)
+            self.live.forget_idle(uep)
 
     async def note_seen(self) -> None:
         """Note which user endpoints have a link. Raises RelayUnavailable."""
-        here = [uep for uep in self.board.ueps.values() if uep.peer is not None]
+        here = [uep for uep in self.live.ueps.values() if uep.peer is not None]
         if here:
-            await durable(self.board.saw(here))
+            await durable(self.live.saw(here))
 
     def endpoint_changed(self, endpoint: EndpointRecord, old: EndpointRecord) -> None:
         """A registration was updated: a link with the old key is cut."""
-        link = self.board.managers.get(endpoint.endpoint_id)
+        link = self.live.managers.get(endpoint.endpoint_id)
         if link is not None and endpoint.link_key != old.link_key:
             self._refuse(link.peer, LinkForbidden(what=f"endpoint {endpoint.endpoint_id}"))
 
     async def endpoint_deleted(self, endpoint_id: str) -> None:
         """An endpoint was deleted: tell its manager and user endpoints, and fail its waiting tasks."""
         error = EndpointDeleted(endpoint_id=endpoint_id)
-        link = self.board.managers.get(endpoint_id)
+        link = self.live.managers.get(endpoint_id)
         if link is not None:
             self._plane.send(link.peer, codec.encode(messages.EndpointGone(text=error.text)))
-        for uep in self.board.of_endpoint(endpoint_id):
+        for uep in self.live.of_endpoint(endpoint_id):
             if uep.peer is not None:
                 self._plane.send(uep.peer, codec.encode(messages.StopUep(code=error.code, text=error.text)))
             if uep.state is UepState.ONLINE:
                 uep.go(UepState.DRAINING)
             await self.delivery.end_queue(uep, error)
-            self._endings.conclude_if_deleted(uep)
+            self._process_loss.end_if_deleted(uep)
         self._audited.keep(endpoint_id, keep=False)  # its manager has left permanently
 
     async def submit(self, submission: Submission) -> str:
@@ -292,7 +292,7 @@ class Dispatcher:
         Returns the Python version of its workers, empty where it is not known. Raises as `Submissions.store`.
         """
         uep = await self._submissions.store(submission)
-        self._endings.conclude_if_deleted(uep)  # its endpoint may have been deleted since it was looked up
+        self._process_loss.end_if_deleted(uep)  # its endpoint may have been deleted since it was looked up
         self.starts.want(uep)
         return uep.worker_python
 

@@ -22,8 +22,8 @@ from mep_wire.errors import RelayUnavailable
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
 from relay.dispatch.open_tasks import OpenTasks
-from relay.dispatch.start_trouble import Trouble
-from relay.link.base import Peer, Plane, Session
+from relay.dispatch.start_trouble import StartTrouble
+from relay.link.base import LinkSession, Peer, RelayLink
 from relay.log import logger
 from relay.store.base import Store, Tx
 from relay.store.records import UepRecord
@@ -34,7 +34,7 @@ STORE_RETRY_S = 1.0
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class ManagerLink(Session):
+class ManagerLink(LinkSession):
     """A manager with a live link."""
 
     endpoint_id: str
@@ -52,7 +52,7 @@ class ManagerLink(Session):
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Uep(Session):
+class Uep(LinkSession):
     """A user endpoint with tasks, a link or a start under way."""
 
     record: UepRecord
@@ -73,7 +73,7 @@ class Uep(Session):
     """The incarnation in the start request that was sent last."""
     answered: bytes = b""
     """Of the process that the manager says runs since then: `asked`, or that of an earlier request."""
-    place: int = 0
+    queue_position: int = 0
     """Its position in the site's queue of starts, as its manager last reported; 0 for none."""
     attempts: int = 0
     """Starts that came to nothing since the last link."""
@@ -85,7 +85,7 @@ class Uep(Session):
     """The highest limit that a task may set, 0 for any."""
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
-    trouble: Trouble = field(default_factory=Trouble)
+    trouble: StartTrouble = field(default_factory=StartTrouble)
     engine_trouble: str = ""
     """What its engine, by what its process has said, tries again while its tasks wait."""
     settled: bytes = b""
@@ -142,7 +142,7 @@ class Uep(Session):
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Joining(Session):
+class Joining(LinkSession):
     """The session of a peer while its join is being stored: its messages wait until then."""
 
     record: UepRecord
@@ -155,11 +155,11 @@ class Joining(Session):
 
 
 @dataclass(eq=False, slots=True)
-class Board:
+class LiveState:
     """Everything shared inside this package."""
 
     store: Store
-    plane: Plane
+    link_: RelayLink
     loop: asyncio.AbstractEventLoop
     cut: Callable[[Peer, str], None]
     """Ends a link, as when it is silent."""
@@ -210,7 +210,7 @@ class Board:
         rows, now = [uep.row for uep in ueps], time.time()
         for uep in ueps:
             uep.record = msgspec.structs.replace(uep.record, seen_at=now)
-        return self.store.submit(lambda tx: tx.saw_ueps(rows, now))
+        return self.store.submit(lambda tx: tx.touch_ueps(rows, now))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the side; a failure is logged."""
@@ -243,7 +243,7 @@ class Board:
         else:
             future.add_done_callback(lambda _: self.loop.call_soon_threadsafe(finish))
 
-    async def insist(self, change: Callable[[Tx], T]) -> T:
+    async def submit_retrying(self, change: Callable[[Tx], T]) -> T:
         """Have a change stored, however long the store cannot write."""
         while True:
             try:

@@ -25,10 +25,10 @@ from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.states import TaskState
 from relay.dispatch.task_transitions import NOTHING, Reconciled, reconcile
 from relay.store.base import Tx
-from relay.store.records import Ending, Settled
+from relay.store.records import Settled, TaskEnding
 
 
-class Step(enum.Enum):
+class LossStep(enum.Enum):
     """The reports that the relay has received since it lost a process."""
 
     ENDED = enum.auto()
@@ -52,9 +52,9 @@ class Fate(enum.Enum):
     """Failed as lost."""
 
 
-_S, _T, _F = Step, TaskState, Fate
+_S, _T, _F = LossStep, TaskState, Fate
 
-FATES: Mapping[Step, Mapping[TaskState, Fate]] = {
+FATES: Mapping[LossStep, Mapping[TaskState, Fate]] = {
     _S.ENDED: {_T.QUEUED: _F.STAYS, _T.DISPATCHED: _F.STAYS, _T.RUNNING: _F.STAYS},
     _S.TOLD: {_T.QUEUED: _F.STAYS, _T.DISPATCHED: _F.SENT_AGAIN, _T.RUNNING: _F.ATTEMPT_LOST},
     _S.GIVEN_UP: {_T.QUEUED: _F.NOT_BEGUN, _T.DISPATCHED: _F.MAYBE_BEGUN, _T.RUNNING: _F.BEGUN},
@@ -74,7 +74,7 @@ def tell(tx: Tx, uep_row: int, held: Sequence[int], *, new_process: bool) -> Rec
 
 def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
     """Return the error with which a task ends once its user endpoint is given up because of `error`."""
-    match Fate.MAYBE_BEGUN if doubtful else FATES[Step.GIVEN_UP][state]:
+    match Fate.MAYBE_BEGUN if doubtful else FATES[LossStep.GIVEN_UP][state]:
         case Fate.MAYBE_BEGUN:
             return UserEndpointLost(reason=f"{_MAYBE} {error.text}"[:MAX_PUBLIC_TEXT])
         case Fate.BEGUN:
@@ -85,7 +85,7 @@ def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> 
 
 def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:
     """The user endpoint is given up: end the tasks sent to its last process. Tasks never sent end after them."""
-    errors = {state: why_failed(state, error) for state in FATES[Step.GIVEN_UP]}
+    errors = {state: why_failed(state, error) for state in FATES[LossStep.GIVEN_UP]}
     return tx.record_endings(uep_row, [_ending(row, errors[state]) for row, state in tx.active_rows(uep_row).items()])
 
 
@@ -99,8 +99,8 @@ def end_doubtful(tx: Tx, uep_row: int, error: MepError) -> Settled:
     return tx.record_endings(uep_row, endings) if endings else NOTHING
 
 
-def _ending(row: int, e: MepError) -> Ending:
-    return Ending(
+def _ending(row: int, e: MepError) -> TaskEnding:
+    return TaskEnding(
         row=row,
         state=TaskState.FAILED,
         code=e.code,

@@ -10,9 +10,9 @@ from mep_wire import codec, messages
 from mep_wire.errors import REVOCATIONS, EndpointDeleted, LinkForbidden, MepError, rebuild
 from mep_wire.limits import HEARTBEAT_S, MAX_PUBLIC_TEXT, MAX_RECHECKS
 from mep_wire.start_request import same_process
-from relay.dispatch.live_state import Board, ManagerLink, Uep
-from relay.dispatch.process_loss import Endings
-from relay.dispatch.start_requests import Starts
+from relay.dispatch.live_state import LiveState, ManagerLink, Uep
+from relay.dispatch.process_loss import ProcessLoss
+from relay.dispatch.start_requests import StartRequester
 from relay.link.base import Peer
 from relay.log import logger
 
@@ -20,40 +20,40 @@ SETTLE_S = 0.5
 """How long after the news of a process's end its last results may still arrive on its own link."""
 
 
-class Managers:
+class ManagerHandlers:
     """Handlers of managers' messages."""
 
-    def __init__(self, board: Board, starts: Starts, endings: Endings) -> None:
-        self._board, self._starts, self._endings = board, starts, endings
+    def __init__(self, live: LiveState, starts: StartRequester, endings: ProcessLoss) -> None:
+        self._live, self._starts, self._process_loss = live, starts, endings
 
     def hello(self, peer: Peer, message: messages.ManagerHello) -> None:
         """A manager's link is up, or its mapper's epoch changed. Raises LinkForbidden."""
-        board = self._board
-        endpoint = board.store.endpoint(message.endpoint_id)
+        live = self._live
+        endpoint = live.store.endpoint(message.endpoint_id)
         if endpoint is None or not hmac.compare_digest(endpoint.link_key, peer.key):
             raise LinkForbidden(what=f"endpoint {message.endpoint_id[:64]!r}")
         if endpoint.deleted_at:
             error = EndpointDeleted(endpoint_id=endpoint.endpoint_id)
-            board.plane.send(peer, codec.encode(messages.EndpointGone(text=error.text)))
+            live.link_.send(peer, codec.encode(messages.EndpointGone(text=error.text)))
             return
-        link = board.managers.get(message.endpoint_id)
+        link = live.managers.get(message.endpoint_id)
         if link is None or link.peer is not peer:
             if link is not None:  # an older link of the same manager
                 self._starts.manager_gone(message.endpoint_id)
                 link.peer.session = None
-                board.plane.drop(link.peer)
-            link = board.managers[message.endpoint_id] = ManagerLink(
+                live.link_.drop(link.peer)
+            link = live.managers[message.endpoint_id] = ManagerLink(
                 endpoint_id=message.endpoint_id, peer=peer, epoch=message.epoch
             )
             logger.info("manager of endpoint %s is here", message.endpoint_id)
         link.epoch, peer.session = message.epoch, link
-        board.plane.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))
+        live.link_.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))
         self._starts.want_all(message.endpoint_id, at_once=True)
 
     def gone(self, link: ManagerLink, reason: str) -> None:
         """A manager's link is down."""
-        if self._board.managers.get(link.endpoint_id) is link:
-            del self._board.managers[link.endpoint_id]
+        if self._live.managers.get(link.endpoint_id) is link:
+            del self._live.managers[link.endpoint_id]
             self._starts.manager_gone(link.endpoint_id)
             logger.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
 
@@ -61,15 +61,15 @@ class Managers:
         """The outcome of a start request."""
         self._starts.answered(link, message)
 
-    def start_placed(self, link: ManagerLink, message: messages.StartPlaced) -> None:
+    def start_placed(self, link: ManagerLink, message: messages.StartQueued) -> None:
         """A start request waits for others."""
         self._starts.placed(link, message)
 
     def running(self, link: ManagerLink, message: messages.RunningUeps) -> None:
         """Every user endpoint that has a process there: those that should and do not have ended."""
         link.running, link.reported = dict(_processes(message)), True
-        for uep in self._board.of_endpoint(link.endpoint_id):
-            self._endings.conclude_if_ended(uep)
+        for uep in self._live.of_endpoint(link.endpoint_id):
+            self._process_loss.end_if_exited(uep)
 
     def uep_ended(self, link: ManagerLink, message: messages.UepEnded) -> None:
         """A user endpoint's process has ended."""
@@ -78,13 +78,13 @@ class Managers:
         uep = self._own(link, message.uep_id)
         if uep is not None and self._is_of_now(uep, message):
             logger.info("user endpoint %s ended: %s", message.uep_id, message.code)
-            self._board.run(self._process_ended(uep, message, uep.record.link_key))
+            self._live.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
 
     def _own(self, link: ManagerLink, uep_id: str) -> Uep | None:
         """Return the user endpoint with this id, None where it is not one of the manager's."""
-        record = self._board.store.uep(uep_id)
-        return self._board.uep(record) if record is not None and record.endpoint_id == link.endpoint_id else None
+        record = self._live.store.uep(uep_id)
+        return self._live.uep(record) if record is not None and record.endpoint_id == link.endpoint_id else None
 
     def _is_of_now(self, uep: Uep, message: messages.UepEnded | messages.UepRevoked) -> bool:
         """Whether a manager's message is about the process that joined last or is being started. The manager repeats
@@ -98,7 +98,7 @@ class Managers:
             type(message).__name__,
             message.code,
         )
-        self._board.forget_idle(uep)
+        self._live.forget_idle(uep)
         return False
 
     def uep_revoked(self, link: ManagerLink, message: messages.UepRevoked) -> None:
@@ -106,7 +106,7 @@ class Managers:
         uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
         if uep is not None and self._is_of_now(uep, message):
             logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
-            self._board.run(self._starts.revoke(uep, _reason(message)))
+            self._live.run(self._starts.revoke(uep, _reason(message)))
 
     def recheck(self, link: ManagerLink, message: messages.Recheck) -> None:
         """The manager asks who the people of its user endpoints are now."""
@@ -117,12 +117,12 @@ class Managers:
             if uep.is_starting(message.incarnation):
                 await self._starts.died_unjoined(uep, message)
             return  # else the news is of an earlier process, and settled
-        if self._board.store.has_active(uep.row):
+        if self._live.store.has_active(uep.row):
             await asyncio.sleep(SETTLE_S)
         if uep.record.link_key == link_key:  # with another, the process that joined has settled it
             if message.code in REVOCATIONS:
                 await self._starts.revoke(uep, _reason(message))
-            await self._endings.conclude(uep, message.code, message.text)
+            await self._process_loss.process_exited(uep, message.code, message.text)
 
 
 def _processes(message: messages.RunningUeps | messages.Recheck) -> list[tuple[str, bytes]]:

@@ -13,49 +13,49 @@ from collections.abc import Sequence
 from mep_wire.errors import EndpointDeleted, UserEndpointLost
 from mep_wire.limits import LINK_DEAD_S, MAX_PUBLIC_TEXT
 from mep_wire.states import TaskState, UepState
-from relay.dispatch.live_state import Board, Uep
-from relay.dispatch.start_requests import Starts
-from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.live_state import LiveState, Uep
+from relay.dispatch.start_requests import StartRequester
+from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import Requeued, cancelled
 from relay.store.base import Tx
 
 
-class Endings:
+class ProcessLoss:
     """Settles the tasks of processes that are gone."""
 
-    def __init__(self, board: Board, delivery: Delivery, starts: Starts) -> None:
-        self._board, self._delivery, self._starts = board, delivery, starts
-        starts.over = self.conclude_if_ended
+    def __init__(self, live: LiveState, delivery: TaskDelivery, starts: StartRequester) -> None:
+        self._live, self._delivery, self._starts = live, delivery, starts
+        starts.over = self.end_if_exited
 
-    def conclude_if_ended(self, uep: Uep) -> None:
+    def end_if_exited(self, uep: Uep) -> None:
         """It has ended if its link is down and its manager reports no process, or no report can ever come."""
-        link = self._board.managers.get(uep.record.endpoint_id)
+        link = self._live.managers.get(uep.record.endpoint_id)
         gone = link is not None and link.reported and not link.runs(uep.record)
-        if self._board.loop.time() < uep.grace_until:
+        if self._live.loop.time() < uep.grace_until:
             return
         known = bool(uep.record.link_key) and uep.peer is None
         if known and not uep.starting and (gone or self._is_deleted(uep)):
-            self._board.run(self.conclude(uep, "", "its process ended."))
+            self._live.run(self.process_exited(uep, "", "its process ended."))
 
     def _is_deleted(self, uep: Uep) -> bool:
         """Whether its endpoint was deleted: then its end is not reported, and it is not started again."""
-        endpoint = self._board.store.endpoint(uep.record.endpoint_id)
+        endpoint = self._live.store.endpoint(uep.record.endpoint_id)
         return endpoint is None or bool(endpoint.deleted_at)
 
-    def conclude_if_deleted(self, uep: Uep) -> None:
+    def end_if_deleted(self, uep: Uep) -> None:
         """If its endpoint was deleted and it has no link: end its tasks, after a delay if it may still come back."""
         if uep.peer is not None or not self._is_deleted(uep):
             return
         if uep.record.link_key:
-            uep.grace_until = self._board.loop.time() + LINK_DEAD_S
-            self._board.loop.call_at(uep.grace_until, self.conclude_if_ended, uep)
+            uep.grace_until = self._live.loop.time() + LINK_DEAD_S
+            self._live.loop.call_at(uep.grace_until, self.end_if_exited, uep)
         else:
-            self._board.run(self.conclude(uep, "", "the endpoint was deleted."))
+            self._live.run(self.process_exited(uep, "", "the endpoint was deleted."))
 
-    async def conclude(self, uep: Uep, code: str, text: str) -> None:
+    async def process_exited(self, uep: Uep, code: str, text: str) -> None:
         """The process is gone."""
         if uep.peer is not None:
-            self._board.plane.drop(uep.peer)
+            self._live.link_.drop(uep.peer)
         uep.unlink()
         key = uep.record.link_key
         uep.set_process(b"", b"")
@@ -63,7 +63,7 @@ class Endings:
             uep.go(UepState.ABSENT)
             uep.set_timer(None)
         self._delivery.flush_started()
-        ended, left = await self._board.insist(lambda tx: _release(tx, uep.row, key))
+        ended, left = await self._live.submit_retrying(lambda tx: _release(tx, uep.row, key))
         self._delivery.requeued(uep, ended)
         uep.last_end = text
         if not uep.record.link_key:  # else the next process has joined and told
@@ -76,7 +76,7 @@ class Endings:
         elif left or uep.has_queued:
             await self._starts.count_loss(uep, code, text)
         self._starts.want(uep)
-        self._board.forget_idle(uep)
+        self._live.forget_idle(uep)
 
     async def lose(self, uep: Uep, rows: Sequence[int], reason: str) -> None:
         """Settle tasks that had started in a process that is gone: run those again that may be, end the others."""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 
-class Streams:
+class ResultNotifier:
     """Who waits for which task group (by the store's row)."""
 
     def __init__(self) -> None:

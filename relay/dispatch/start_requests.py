@@ -26,18 +26,18 @@ from mep_wire.errors import (
 )
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
-from mep_wire.messages import CancelTasks, StartAnswer, StartPlaced, UepEnded
+from mep_wire.messages import CancelTasks, StartAnswer, StartQueued, UepEnded
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState
 from mep_wire.text import printable
-from relay.dispatch.live_state import Board, ManagerLink, Uep
+from relay.dispatch.live_state import LiveState, ManagerLink, Uep
 from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_start
 from relay.dispatch.start_trouble import TRANSIENT, sentence
-from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import requeue
 from relay.log import logger
 
-MAX_PLACE = 1_000_000
+MAX_POSITION = 1_000_000
 MAX_UNDER_WAY = 32
 """Start requests that one endpoint has unanswered or unjoined at once."""
 FIRST_RETRY_S = 0.25
@@ -49,29 +49,29 @@ MAX_UNJOINED_S = 600
 _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 
 
-class Starts:
+class StartRequester:
     """Start requests: when to send them, and how to handle their answers."""
 
-    def __init__(self, board: Board, delivery: Delivery, key: Signer) -> None:
-        self._board, self._delivery, self._key = board, delivery, key
+    def __init__(self, live: LiveState, delivery: TaskDelivery, key: Signer) -> None:
+        self._live, self._delivery, self._key = live, delivery, key
         self.over: Callable[[Uep], None] = lambda _uep: None
         """Called when a start has come to nothing: what was told of its last process meanwhile may be acted upon."""
 
     def want(self, uep: Uep) -> None:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
         if uep.needed:
-            self._board.keep(uep)
-        link = self._board.managers.get(uep.record.endpoint_id)
+            self._live.keep(uep)
+        link = self._live.managers.get(uep.record.endpoint_id)
         if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
             return
         if not self._has_room(uep):
             return
         uep.starting, uep.start_answered = True, False
-        self._board.run(self._ask(uep, link))
+        self._live.run(self._ask(uep, link))
 
     def want_all(self, endpoint_id: str, *, at_once: bool) -> None:
         """Ask for whatever waits at this endpoint; `at_once` does not wait for back-off."""
-        for uep in self._board.of_endpoint(endpoint_id):
+        for uep in self._live.of_endpoint(endpoint_id):
             if at_once and not uep.starting and uep.state in _NOT_RUNNING:
                 uep.set_timer(None)
             self.want(uep)
@@ -81,7 +81,7 @@ class Starts:
 
         One account's slow or hanging starts therefore don't block other people's.
         """
-        under_way = [one.record.account_id for one in self._board.of_endpoint(uep.record.endpoint_id) if one.starting]
+        under_way = [one.record.account_id for one in self._live.of_endpoint(uep.record.endpoint_id) if one.starting]
         own, free = under_way.count(uep.record.account_id), MAX_UNDER_WAY - len(under_way)
         return free > 0 and own < (MAX_UNDER_WAY // 2 if free > 1 else 1)
 
@@ -91,7 +91,9 @@ class Starts:
             await self._request(uep, link)
             done = True
         finally:
-            if not done and uep.starting:  # whatever it was: its place must not be lost, nor its tasks wait for ever
+            if (
+                not done and uep.starting
+            ):  # whatever it was: its start slot must not be lost, nor its tasks wait for ever
                 self._again_later(uep)
 
     async def _request(self, uep: Uep, link: ManagerLink) -> None:
@@ -99,15 +101,17 @@ class Starts:
         if made is None:
             await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
             return
-        await self._board.insist(lambda tx: tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time()))
-        if uep.state not in _NOT_RUNNING or self._board.managers.get(link.endpoint_id) is not link:
+        await self._live.submit_retrying(
+            lambda tx: tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time())
+        )
+        if uep.state not in _NOT_RUNNING or self._live.managers.get(link.endpoint_id) is not link:
             uep.starting = False
             self.want(uep)
             return
         uep.go(UepState.STARTING)
-        uep.place, uep.asked, uep.answered = 0, made.incarnation, b""
-        uep.set_timer(self._board.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
-        self._board.plane.send(link.peer, codec.encode(made.message))
+        uep.queue_position, uep.asked, uep.answered = 0, made.incarnation, b""
+        uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
+        self._live.link_.send(link.peer, codec.encode(made.message))
         logger.info(
             "start of %s asked of endpoint %s, correlation id %s",
             uep.record.uep_id,
@@ -116,9 +120,9 @@ class Starts:
         )
 
     def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
-        record = self._board.store.uep(uep.record.uep_id) or uep.record  # its account may have been linked
-        endpoint = self._board.store.endpoint(record.endpoint_id)
-        identities = self._board.store.identity_set(record.account_id, record.identity_id)
+        record = self._live.store.uep(uep.record.uep_id) or uep.record  # its account may have been linked
+        endpoint = self._live.store.endpoint(record.endpoint_id)
+        identities = self._live.store.identity_set(record.account_id, record.identity_id)
         if endpoint is None or identities is None:
             logger.error("start of %s: its endpoint or its account is gone", record.uep_id)
             return None
@@ -134,23 +138,23 @@ class Starts:
         `processes`: id and incarnation of each.
         """
         for uep_id, incarnation in processes:
-            record = self._board.store.uep(uep_id)
+            record = self._live.store.uep(uep_id)
             if record is None or record.endpoint_id != link.endpoint_id:
                 continue
-            identities = self._board.store.identity_set(record.account_id, record.identity_id)
+            identities = self._live.store.identity_set(record.account_id, record.identity_id)
             identities = identities or IdentitySet(record.account_id, ())
             try:
                 message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
             except (ValueError, OverflowError) as error:
                 logger.error("re-check of %s: %s", uep_id, error)
                 continue
-            self._board.plane.send(link.peer, codec.encode(message))
+            self._live.link_.send(link.peer, codec.encode(message))
 
     # --- answers ----------------------------------------------------------------------------------
 
     def answered(self, link: ManagerLink, answer: StartAnswer) -> None:
         """The manager reports the outcome of a start request."""
-        uep = self._board.ueps.get(answer.uep_id)
+        uep = self._live.ueps.get(answer.uep_id)
         if uep is not None and not same_process(answer.asked, uep.asked):
             logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
             return
@@ -167,53 +171,55 @@ class Starts:
             return
         if answer.outcome == "refused":
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
-            self._board.run(self._refuse(uep, error))
+            self._live.run(self._refuse(uep, error))
             return
         logger.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
         if answer.outcome == "already_running" and self._is_long_unjoined(uep):
-            self._board.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
+            self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
 
     def _is_at(self, link: ManagerLink, uep: Uep | None, uep_id: str) -> bool:
         """Whether there is a user endpoint of this id at that endpoint: a manager may invent any number of ids."""
-        record = uep.record if uep is not None else self._board.store.uep(uep_id)
+        record = uep.record if uep is not None else self._live.store.uep(uep_id)
         return record is not None and record.endpoint_id == link.endpoint_id
 
     def _interrupted(self, uep: Uep, answer: StartAnswer) -> None:
         """The process was lost while it started: have another one started after a pause, for as long as tasks wait."""
-        now = self._board.loop.time()
+        now = self._live.loop.time()
         logger.warning("start of %s: %s %s", answer.uep_id, answer.code, answer.text)
         if not uep.trouble.note(now, sentence(uep.last_text)):
             self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
             return
         text = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
         uep.trouble.over()
-        self._board.run(self._refuse(uep, rebuild(answer.code[:64], text, answer.correlation_id[:64] or None)))
+        self._live.run(self._refuse(uep, rebuild(answer.code[:64], text, answer.correlation_id[:64] or None)))
 
-    def placed(self, link: ManagerLink, message: StartPlaced) -> None:
-        """The manager says that a start waits for others, and its place among them."""
-        uep = self._board.ueps.get(message.uep_id)
+    def placed(self, link: ManagerLink, message: StartQueued) -> None:
+        """The manager says that a start waits for others, and its position in the queue."""
+        uep = self._live.ueps.get(message.uep_id)
         if uep is None or uep.record.endpoint_id != link.endpoint_id or not same_process(message.asked, uep.asked):
             return
         if uep.state is UepState.STARTING:
-            uep.place = max(0, min(message.place, MAX_PLACE))
+            uep.queue_position = max(0, min(message.position, MAX_POSITION))
 
     def why_waiting(self, uep_row: int) -> str:
         """Return, for the person, why a task of this user endpoint waits that is not known to run; empty if unknown."""
-        uep = self._board.by_row.get(uep_row)
+        uep = self._live.by_row.get(uep_row)
         if uep is None or uep.peer is not None:
             return uep.engine_trouble if uep is not None else ""
-        if uep.state is UepState.STARTING and uep.place and not uep.start_answered:
-            return f"The site starts few user endpoints at once: yours is number {uep.place} of those that wait."
-        now = self._board.loop.time()
+        if uep.state is UepState.STARTING and uep.queue_position and not uep.start_answered:
+            return (
+                f"The site starts few user endpoints at once: yours is number {uep.queue_position} of those that wait."
+            )
+        now = self._live.loop.time()
         if uep.trouble.count:
             return f"{uep.trouble.so_far(now)} {_next_try(uep, now)}"
         return f"{uep.last_text} {_next_try(uep, now)}" if uep.last_text else ""
 
     def _is_long_unjoined(self, uep: Uep) -> bool:
         """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""
-        now = self._board.loop.time()
+        now = self._live.loop.time()
         uep.unjoined_since = uep.unjoined_since or now
         return now - uep.unjoined_since >= MAX_UNJOINED_S
 
@@ -226,14 +232,14 @@ class Starts:
             delay = min(MAX_RETRY_S, FIRST_RETRY_S * 2**uep.attempts) * random.uniform(0.8, 1.2)  # noqa: S311
             delay = 0.0 if at_once else delay
             uep.attempts = min(uep.attempts + 1, 16)
-        uep.set_timer(self._board.loop.call_later(delay, self._timer_up, uep))
+        uep.set_timer(self._live.loop.call_later(delay, self._timer_up, uep))
         self.want_all(uep.record.endpoint_id, at_once=False)
         self.over(uep)
 
     def _timer_up(self, uep: Uep) -> None:
         uep.timer = None
         self.want(uep)
-        self._board.forget_idle(uep)
+        self._live.forget_idle(uep)
 
     def _overdue(self, uep: Uep) -> None:
         """The deadline of a start has passed without a join."""
@@ -241,8 +247,8 @@ class Starts:
         if uep.state is not UepState.STARTING:
             return
         logger.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
-        if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._board.managers:
-            self._board.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
+        if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._live.managers:
+            self._live.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
         else:
             self._again_later(uep)
 
@@ -262,7 +268,7 @@ class Starts:
         uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
         self.want_all(uep.record.endpoint_id, at_once=False)
         self.over(uep)
-        self._board.forget_idle(uep)
+        self._live.forget_idle(uep)
 
     async def _give_up(self, uep: Uep, error: MepError) -> None:
         """Fail waiting tasks, and those of a process that is gone: its spool will not be read."""
@@ -282,14 +288,14 @@ class Starts:
         uep.credit = 0
         self._delivery.flush_started()
         may_start_again = error.code in {IdentityRemapped.code, MappingUnconfirmed.code}
-        rows = await self._board.insist(lambda tx: tx.running_rows(uep.row))
+        rows = await self._live.submit_retrying(lambda tx: tx.running_rows(uep.row))
         await self._delivery.fail_rows(uep, rows, error)
         if uep.peer is not None and rows:  # so that its end need not wait for them
-            self._board.plane.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
+            self._live.link_.send(uep.peer, codec.encode(CancelTasks(rows=rows)))
         if not may_start_again:
-            self._delivery.requeued(uep, await self._board.insist(lambda tx: requeue(tx, uep.row, None)))
+            self._delivery.requeued(uep, await self._live.submit_retrying(lambda tx: requeue(tx, uep.row, None)))
             await self._delivery.end_queue(uep, error)
-        uep.unsettled = uep.unsettled and self._board.store.has_active(uep.row)
+        uep.unsettled = uep.unsettled and self._live.store.has_active(uep.row)
 
     # --- other ends of a start --------------------------------------------------------------------
 
@@ -312,25 +318,25 @@ class Starts:
 
     async def count_loss(self, uep: Uep, code: str, text: str) -> None:
         """A process that had joined was lost: the next is asked for at once, those after it after growing pauses."""
-        now = self._board.loop.time()
+        now = self._live.loop.time()
         if uep.trouble.note(now, sentence(text or code)):
             reason = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
             uep.trouble.over()
             await self._give_up(uep, UserEndpointLost(reason=reason))
         elif not uep.starting and uep.state is UepState.ABSENT:
             pause = uep.trouble.pause(first_at_once=True)
-            uep.set_timer(self._board.loop.call_later(pause, self._timer_up, uep) if pause else None)
+            uep.set_timer(self._live.loop.call_later(pause, self._timer_up, uep) if pause else None)
 
     def room(self, endpoint_id: str) -> None:
-        """A process ended at this endpoint: those that were refused a place there may be asked for again."""
-        for uep in self._board.of_endpoint(endpoint_id):
+        """A process ended at this endpoint: those that were refused for lack of room may be asked for again."""
+        for uep in self._live.of_endpoint(endpoint_id):
             if uep.last_code == SiteBusy.code and not uep.starting:
                 uep.set_timer(None)
                 self.want(uep)
 
     def manager_gone(self, endpoint_id: str) -> None:
         """Starts requested from a manager that lost its link: they may still join; requested again at its hello."""
-        for uep in self._board.of_endpoint(endpoint_id):
+        for uep in self._live.of_endpoint(endpoint_id):
             if uep.state is UepState.STARTING:
                 uep.set_timer(None)
                 uep.go(UepState.ABSENT)

@@ -21,7 +21,7 @@ MAX_PAUSE_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class Trouble:
+class StartTrouble:
     """Processes lost in a row, at their start or later, with no task ended in between."""
 
     count: int = 0

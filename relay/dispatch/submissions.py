@@ -13,10 +13,10 @@ from typing import Any
 
 from mep_wire.ids import user_endpoint_id
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
-from relay.dispatch.deadlines import Deadlines
-from relay.dispatch.live_state import Board, Uep, durable
+from relay.dispatch.deadlines import QueueDeadlines
+from relay.dispatch.live_state import LiveState, Uep, durable
 from relay.dispatch.storage_quota import Quota
-from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_delivery import TaskDelivery
 from relay.store.records import Caller, NewTask, UepRecord
 
 USED_S = 86400.0
@@ -59,9 +59,11 @@ class Submission:
 class Submissions:
     """See the module."""
 
-    def __init__(self, board: Board, delivery: Delivery, deadlines: Deadlines, limits: PersonLimits) -> None:
-        self._board, self._delivery, self._deadlines, self._limits = board, delivery, deadlines, limits
-        self._quota = Quota(board.store, limits.stored_bytes)
+    def __init__(
+        self, live: LiveState, delivery: TaskDelivery, deadlines: QueueDeadlines, limits: PersonLimits
+    ) -> None:
+        self._live, self._delivery, self._deadlines, self._limits = live, delivery, deadlines, limits
+        self._quota = Quota(live.store, limits.stored_bytes)
 
     async def store(self, submission: Submission) -> Uep:
         """Store the tasks and send those that may be sent; return the user endpoint that is to run them.
@@ -75,7 +77,7 @@ class Submissions:
         uep = await self._user_endpoint(submission)
         added = await self._delivery.add(uep, account, submission.group_id, tasks)
         self._deadlines.expect(tasks[0].deadline)
-        self._board.open_tasks.changed(account, submission.endpoint_id, added.new)
+        self._live.open_tasks.changed(account, submission.endpoint_id, added.new)
         self._quota.added(account, size)
         self._note_use(tasks)
         return uep
@@ -83,18 +85,18 @@ class Submissions:
     def _check_count(self, submission: Submission) -> None:
         """Raises TooManyTasks."""
         account, count, limits = submission.caller.account_id, len(submission.tasks), self._limits
-        self._board.open_tasks.check(account, "", count, limits.open_tasks)
+        self._live.open_tasks.check(account, "", count, limits.open_tasks)
         if limits.open_tasks_at_endpoint:
-            self._board.open_tasks.check(account, submission.endpoint_id, count, limits.open_tasks_at_endpoint)
+            self._live.open_tasks.check(account, submission.endpoint_id, count, limits.open_tasks_at_endpoint)
 
     async def _user_endpoint(self, submission: Submission) -> Uep:
         """Return the user endpoint that serves this person with this configuration, known from now on."""
         caller, endpoint_id = submission.caller, submission.endpoint_id
         uep_id = user_endpoint_id(endpoint_id, caller.account_id, submission.config, submission.runtime)
-        known = self._board.ueps.get(uep_id)
+        known = self._live.ueps.get(uep_id)
         if known is not None:
             return known
-        record = self._board.store.uep(uep_id)
+        record = self._live.store.uep(uep_id)
         if record is None:
             wanted = UepRecord(
                 row=0,
@@ -106,12 +108,12 @@ class Submissions:
                 runtime=submission.runtime,
                 seen_at=time.time(),
             )
-            record = await durable(self._board.store.submit(lambda tx: tx.put_uep(wanted)))
-        return self._board.uep(record)
+            record = await durable(self._live.store.submit(lambda tx: tx.put_uep(wanted)))
+        return self._live.uep(record)
 
     def _note_use(self, tasks: Sequence[NewTask]) -> None:
         """Once a day, note of functions that they are used."""
         now = time.time()
         stale = {task.function.row for task in tasks if task.function.used_at < now - USED_S}
         if stale:
-            self._board.store.submit(lambda tx: tx.use_functions(list(stale), now))
+            self._live.store.submit(lambda tx: tx.use_functions(list(stale), now))

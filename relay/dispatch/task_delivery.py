@@ -15,13 +15,13 @@ from mep_wire import codec, messages
 from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
-from relay.dispatch.live_state import STORE_RETRY_S, Board, Uep, durable
+from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
 from relay.dispatch.lost import end_doubtful, end_what_was_sent
-from relay.dispatch.result_notifier import Streams
-from relay.dispatch.task_transitions import Loss, Requeued, cancel, charge, lose, requeue
+from relay.dispatch.result_notifier import ResultNotifier
+from relay.dispatch.task_transitions import Loss, Requeued, cancel, fail_or_retry, record_lost_attempts, requeue
 from relay.log import logger
 from relay.store.base import Tx
-from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled
+from relay.store.records import Added, NewTask, QueuedTask, Settled, TaskEnding
 
 PAGE_TASKS = 1000
 """Most tasks in one message to a user endpoint."""
@@ -45,11 +45,11 @@ MAX_TIME = 1e11
 _STATES = {"": TaskState.SUCCESS, TaskCancelled.code: TaskState.CANCELLED, TaskExpired.code: TaskState.EXPIRED}
 
 
-class Delivery:
+class TaskDelivery:
     """Tasks out, endings in."""
 
-    def __init__(self, board: Board, streams: Streams, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
-        self._board, self._streams = board, streams
+    def __init__(self, live: LiveState, streams: ResultNotifier, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._live, self._streams = live, streams
         self.max_result_bytes = max_result_bytes
         self._started: dict[int, set[int]] = {}
 
@@ -63,7 +63,7 @@ class Delivery:
         now = time.time()
         try:
             added = await durable(
-                self._board.store.submit(
+                self._live.store.submit(
                     lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now),
                 )
             )
@@ -77,7 +77,7 @@ class Delivery:
             self._send_direct(uep, peer, added, tasks[:direct])
         if added.repeated or direct < len(tasks):
             uep.has_queued = True
-            self._board.keep(uep)  # it may have been forgotten while they were being stored
+            self._live.keep(uep)  # it may have been forgotten while they were being stored
             self.pump(uep)
         return added
 
@@ -85,7 +85,7 @@ class Delivery:
         """Take credit for as many of `count` tasks, of `size` bytes together, as may be sent at once."""
         if uep.state is not UepState.ONLINE or uep.has_queued or uep.pumping or uep.peer is None:
             return 0
-        if not self._board.plane.writable(uep.peer) or size > PAGE_BYTES:
+        if not self._live.link_.writable(uep.peer) or size > PAGE_BYTES:
             return 0
         direct = min(count, uep.credit)
         uep.credit -= direct
@@ -124,7 +124,7 @@ class Delivery:
         size = 0
         for t in tasks:
             if t.function_id not in uep.functions_sent:
-                code = self._board.store.function_code(t.function_id) or b""
+                code = self._live.store.function_code(t.function_id) or b""
                 if size and size + len(code) > PAGE_FUNCTION_BYTES:
                     if not self._send(uep, functions, items):
                         return False
@@ -151,13 +151,13 @@ class Delivery:
 
     def _send(self, uep: Uep, functions: list[messages.FunctionItem], tasks: list[messages.TaskItem]) -> bool:
         message = messages.Tasks(functions=functions, tasks=tasks)
-        return uep.peer is not None and self._board.plane.send(uep.peer, codec.encode(message))
+        return uep.peer is not None and self._live.link_.send(uep.peer, codec.encode(message))
 
     def pump(self, uep: Uep) -> None:
         """Send queued tasks as far as credit goes."""
         if self._may_pump(uep) and not uep.pumping:
             uep.pumping = True
-            self._board.run(self._pump(uep))
+            self._live.run(self._pump(uep))
 
     def _may_pump(self, uep: Uep) -> bool:
         return uep.has_queued and uep.credit > 0 and uep.state is UepState.ONLINE and uep.peer is not None
@@ -166,7 +166,7 @@ class Delivery:
         failed = True
         try:
             while self._may_pump(uep):
-                if uep.peer is not None and not self._board.plane.writable(uep.peer):
+                if uep.peer is not None and not self._live.link_.writable(uep.peer):
                     await asyncio.sleep(SLOW_PEER_S)  # nothing else would begin again: its credit is given already
                 elif not await self._send_page(uep):
                     break
@@ -176,7 +176,7 @@ class Delivery:
         finally:
             uep.pumping = False
             if failed:  # whatever it was: nothing else would begin again
-                self._board.loop.call_later(STORE_RETRY_S, self.pump, uep)
+                self._live.loop.call_later(STORE_RETRY_S, self.pump, uep)
 
     async def _send_page(self, uep: Uep) -> bool:
         """Take tasks from the queue and send them; False where the link has gone (see `_send_direct`)."""
@@ -185,7 +185,7 @@ class Delivery:
         # Before the query: a task that is added during the query sets this again.
         uep.has_queued = False
         try:
-            tasks = await durable(self._board.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
+            tasks = await durable(self._live.store.submit(lambda tx: tx.take_queued(uep.row, limit, PAGE_BYTES)))
         except BaseException:
             uep.has_queued = True
             self._give_back(uep, peer, limit)
@@ -193,7 +193,7 @@ class Delivery:
         self._give_back(uep, peer, limit - len(tasks))
         if not tasks:
             return True
-        uep.has_queued = uep.has_queued or self._board.store.has_queued(uep.row)
+        uep.has_queued = uep.has_queued or self._live.store.has_queued(uep.row)
         return uep.peer is peer and uep.state is UepState.ONLINE and self._send_tasks(uep, tasks)
 
     # --- in ---------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Delivery:
     def started(self, uep: Uep, rows: Sequence[int]) -> None:
         """Workers have started these rows: stored soon, unless their results come first."""
         if not self._started:
-            self._board.loop.call_later(STARTED_DELAY_S, self.flush_started)
+            self._live.loop.call_later(STARTED_DELAY_S, self.flush_started)
         self._started.setdefault(uep.row, set()).update(rows)
 
     def flush_started(self) -> None:
@@ -220,7 +220,7 @@ class Delivery:
                 tx.record_started(uep_row, rows, now)
 
         if reports:
-            self._board.store.submit(record)
+            self._live.store.submit(record)
 
     def results(self, uep: Uep, items: Sequence[messages.ResultItem]) -> None:
         """Tasks ended: store it, then acknowledge and wake the streams."""
@@ -235,7 +235,7 @@ class Delivery:
             uep.trouble.over()
             self._ended(uep, settled)
             if peer is not None:  # foreign ones too: its spool must drop results that no task waits for
-                self._board.plane.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
+                self._live.link_.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
             if settled.foreign:
                 logger.warning(
                     "user endpoint %s: results of other tasks than the relay's for %d rows, the first %d: not taken",
@@ -246,18 +246,18 @@ class Delivery:
                 uep.has_queued = True
                 self.pump(uep)
 
-        change = self._board.store.submit(lambda tx: tx.record_endings(uep.row, endings))
-        self._board.when_durable(peer, change, stored)
+        change = self._live.store.submit(lambda tx: tx.record_endings(uep.row, endings))
+        self._live.when_durable(peer, change, stored)
 
     def _ended(self, uep: Uep, settled: Settled) -> None:
-        self._board.open_tasks.changed(uep.record.account_id, uep.record.endpoint_id, -settled.ended)
+        self._live.open_tasks.changed(uep.record.account_id, uep.record.endpoint_id, -settled.ended)
         self._streams.wake(settled.groups)
 
     def requeued(self, uep: Uep, done: Requeued) -> None:
         """Tasks wait again, and those among them that were to be cancelled have ended."""
         if done.count:
             uep.has_queued = True
-            self._board.keep(uep)
+            self._live.keep(uep)
         self._ended(uep, done.settled)
 
     def returned(self, uep: Uep, rows: list[int]) -> None:
@@ -271,7 +271,7 @@ class Delivery:
             self.requeued(uep, done)
             self.pump(uep)
 
-        self._board.when_durable(uep.peer, self._board.store.submit(give_back), queued)
+        self._live.when_durable(uep.peer, self._live.store.submit(give_back), queued)
 
     def lost(self, uep: Uep, lost: Sequence[tuple[int, int]]) -> None:
         """A user endpoint has lost these attempts, by row, of tasks that may be begun again: charge and queue them."""
@@ -284,33 +284,35 @@ class Delivery:
         def charged(done: Requeued) -> None:
             if peer is not None:
                 known = messages.LossesDurable(rows=rows, attempts=[attempt for _, attempt in lost])
-                self._board.plane.send(peer, codec.encode(known))
+                self._live.link_.send(peer, codec.encode(known))
             self.requeued(uep, done)
             self.pump(uep)
 
-        self._board.when_durable(peer, self._board.store.submit(lambda tx: charge(tx, uep.row, lost)), charged)
+        self._live.when_durable(
+            peer, self._live.store.submit(lambda tx: record_lost_attempts(tx, uep.row, lost)), charged
+        )
 
     def take_back(self, uep: Uep) -> None:
         """Queue again everything that was sent and not started."""
-        change = self._board.store.submit(lambda tx: requeue(tx, uep.row, None))
-        self._board.when_durable(uep.peer, change, lambda done: self.requeued(uep, done))
+        change = self._live.store.submit(lambda tx: requeue(tx, uep.row, None))
+        self._live.when_durable(uep.peer, change, lambda done: self.requeued(uep, done))
 
-    async def end_rows(self, uep: Uep, endings: Sequence[Ending]) -> None:
+    async def end_rows(self, uep: Uep, endings: Sequence[TaskEnding]) -> None:
         """End these rows."""
         if endings:
-            self._ended(uep, await self._board.insist(lambda tx: tx.record_endings(uep.row, endings)))
+            self._ended(uep, await self._live.submit_retrying(lambda tx: tx.record_endings(uep.row, endings)))
 
     async def lose_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
         """Tasks had begun and their process is gone: those with attempts left are queued, the others fail."""
         loss = Loss(error=error, default_attempts=uep.default_attempts, most_attempts=uep.most_attempts)
         if rows:
-            self.requeued(uep, await self._board.insist(lambda tx: lose(tx, uep.row, rows, loss)))
+            self.requeued(uep, await self._live.submit_retrying(lambda tx: fail_or_retry(tx, uep.row, rows, loss)))
             self.pump(uep)
 
     async def cancel(self, uep_row: int, rows: Sequence[int], *, ask: bool) -> list[int]:
         """Cancel tasks; returns the rows that their user endpoint is to be asked for (none without `ask`)."""
-        away, settled = await self._board.insist(lambda tx: cancel(tx, uep_row, rows, ask=ask))
-        uep = self._board.by_row.get(uep_row)
+        away, settled = await self._live.submit_retrying(lambda tx: cancel(tx, uep_row, rows, ask=ask))
+        uep = self._live.by_row.get(uep_row)
         if uep is not None:
             self._ended(uep, settled)
         return away
@@ -321,7 +323,7 @@ class Delivery:
         await self.end_rows(
             uep,
             [
-                Ending(
+                TaskEnding(
                     row=row,
                     state=TaskState.FAILED,
                     code=error.code,
@@ -336,13 +338,13 @@ class Delivery:
 
     async def end_sent(self, uep: Uep, error: MepError) -> None:
         """The user endpoint is given up because of `error`: end the tasks sent to its last process."""
-        self._ended(uep, await self._board.insist(lambda tx: end_what_was_sent(tx, uep.row, error)))
+        self._ended(uep, await self._live.submit_retrying(lambda tx: end_what_was_sent(tx, uep.row, error)))
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
-        self._ended(uep, await self._board.insist(lambda tx: end_doubtful(tx, uep.row, error)))
+        self._ended(uep, await self._live.submit_retrying(lambda tx: end_doubtful(tx, uep.row, error)))
         now = time.time()
-        ending = Ending(
+        ending = TaskEnding(
             row=0,
             state=TaskState.FAILED,
             code=error.code,
@@ -351,16 +353,16 @@ class Delivery:
             ended_at=now,
         )
         while True:
-            settled = await self._board.insist(lambda tx: tx.end_queued(uep.row, ending, END_PAGE))
+            settled = await self._live.submit_retrying(lambda tx: tx.end_queued(uep.row, ending, END_PAGE))
             self._ended(uep, settled)
             if settled.ended < END_PAGE:
                 break
-        uep.has_queued = self._board.store.has_queued(uep.row)
+        uep.has_queued = self._live.store.has_queued(uep.row)
 
     async def expire(self, uep: Uep, lifetime_s: float) -> None:
         """End tasks that have waited longer than this for this user endpoint. Raises RelayUnavailable."""
         before = time.time() - lifetime_s
-        oldest = self._board.store.oldest_queued(uep.row)
+        oldest = self._live.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
             return
         text = f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
@@ -371,11 +373,11 @@ class Delivery:
             return tx.record_endings(uep.row, _expired(rows, text))
 
         while True:
-            settled = await durable(self._board.store.submit(end))
+            settled = await durable(self._live.store.submit(end))
             self._ended(uep, settled)
             if settled.ended < END_PAGE:
                 break
-        uep.has_queued = self._board.store.has_queued(uep.row)
+        uep.has_queued = self._live.store.has_queued(uep.row)
 
     async def expire_lost(self, uep: Uep, lifetime_s: float) -> None:
         """End the tasks of a user endpoint that has been silent for longer than this. Raises RelayUnavailable."""
@@ -390,23 +392,25 @@ class Delivery:
             endings = [_expired([row], texts[state])[0] for row, state in active.items()]
             return tx.record_endings(uep.row, endings)
 
-        self._ended(uep, await durable(self._board.store.submit(end)))
+        self._ended(uep, await durable(self._live.store.submit(end)))
         uep.unsettled = False
 
     async def expire_rows(self, uep_row: int, end: Callable[[Tx], Settled]) -> None:
         """Have `end` end tasks that are past their deadline. Raises RelayUnavailable."""
-        settled = await durable(self._board.store.submit(end))
-        uep = self._board.by_row.get(uep_row)
+        settled = await durable(self._live.store.submit(end))
+        uep = self._live.by_row.get(uep_row)
         if uep is not None:
             self._ended(uep, settled)
-            uep.has_queued = self._board.store.has_queued(uep_row)
-            uep.unsettled = uep.unsettled and self._board.store.has_active(uep_row)
-            self._board.forget_idle(uep)
+            uep.has_queued = self._live.store.has_queued(uep_row)
+            uep.unsettled = uep.unsettled and self._live.store.has_active(uep_row)
+            self._live.forget_idle(uep)
 
 
-def _expired(rows: Sequence[int], text: str) -> list[Ending]:
+def _expired(rows: Sequence[int], text: str) -> list[TaskEnding]:
     now = time.time()
-    return [Ending(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=now) for row in rows]
+    return [
+        TaskEnding(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=now) for row in rows
+    ]
 
 
 def uuid_text(raw: bytes) -> str:
@@ -415,11 +419,11 @@ def uuid_text(raw: bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
-def _ending(item: messages.ResultItem, most_bytes: int) -> Ending:
+def _ending(item: messages.ResultItem, most_bytes: int) -> TaskEnding:
     """Return the stored form of a result: a peer's text is clipped, an oversized payload is refused."""
     if len(item.payload) > most_bytes:
         error = ResultTooLarge(size=len(item.payload), limit=most_bytes)
-        return Ending(
+        return TaskEnding(
             row=item.row,
             state=TaskState.FAILED,
             code=error.code,
@@ -427,7 +431,7 @@ def _ending(item: messages.ResultItem, most_bytes: int) -> Ending:
             correlation_id=error.correlation_id,
             task_id=_raw_id(item.task_id),
         )
-    return Ending(
+    return TaskEnding(
         row=item.row,
         state=_STATES.get(item.code, TaskState.FAILED),
         code=item.code[:MAX_CODE],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mep_wire import codec, messages
 from mep_wire.task_events import MAX_PAGE_EVENTS, TaskEvent
-from relay.dispatch.live_state import Board, ManagerLink
+from relay.dispatch.live_state import LiveState, ManagerLink
 from relay.link.base import Peer
 from relay.log import logger
 from relay.store.task_record_writes import AuditedStore, decode_event
@@ -38,11 +38,11 @@ class _Outgoing:
     timer: asyncio.TimerHandle | None = None
 
 
-class TaskEvents:
+class TaskRecordFeed:
     """Sends the events of every endpoint with a connected manager."""
 
-    def __init__(self, board: Board, store: AuditedStore) -> None:
-        self._board, self._store = board, store
+    def __init__(self, live: LiveState, store: AuditedStore) -> None:
+        self._live, self._store = live, store
         self._outgoing: dict[str, _Outgoing] = {}
         self._names: dict[tuple[str, str], tuple[str, float]] = {}
         store.tell = self._tell
@@ -83,11 +83,11 @@ class TaskEvents:
             self._send(link.endpoint_id)
 
         done = self._store.submit(lambda tx: tx.task_events_written(link.endpoint_id, message.until, message.dropped))
-        self._board.when_durable(link.peer, done, forgotten)
+        self._live.when_durable(link.peer, done, forgotten)
 
     def _tell(self, endpoints: Collection[str]) -> None:
         """Events of these endpoints are durable. Called in the store's thread too."""
-        self._board.loop.call_soon_threadsafe(self._all_soon, endpoints)
+        self._live.loop.call_soon_threadsafe(self._all_soon, endpoints)
 
     def _all_soon(self, endpoints: Collection[str]) -> None:
         for endpoint_id in endpoints:
@@ -96,7 +96,7 @@ class TaskEvents:
     def _soon(self, endpoint_id: str) -> None:
         out = self._outgoing.get(endpoint_id)
         if out is not None and out.timer is None:
-            out.timer = self._board.loop.call_later(GATHER_S, self._send, endpoint_id)
+            out.timer = self._live.loop.call_later(GATHER_S, self._send, endpoint_id)
 
     def _send(self, endpoint_id: str) -> None:
         """Send the stored events, unless some are under way."""
@@ -111,7 +111,7 @@ class TaskEvents:
             return
         events = [self._event(seq, body) for seq, body in page.events]
         out.until, out.dropped = page.events[-1][0] if page.events else 0, page.dropped
-        self._board.plane.send(out.peer, codec.encode(messages.TaskEvents(dropped=page.dropped, events=events)))
+        self._live.link_.send(out.peer, codec.encode(messages.TaskEvents(dropped=page.dropped, events=events)))
 
     def _event(self, seq: int, body: bytes) -> TaskEvent:
         e = decode_event(body)

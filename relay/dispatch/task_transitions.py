@@ -14,7 +14,7 @@ from mep_wire.attempts import allowed_attempts, on_attempt
 from mep_wire.errors import MepError, TaskCancelled
 from mep_wire.states import TaskState
 from relay.store.base import Tx
-from relay.store.records import Ending, Held, Settled, Standing
+from relay.store.records import Held, OpenTask, Settled, TaskEnding
 
 NOTHING = Settled(groups=frozenset(), ended=0)
 
@@ -35,10 +35,10 @@ class Loss:
     default_attempts: int
     most_attempts: int
 
-    def ending(self, task: Standing, allowed: int) -> Ending:
+    def ending(self, task: OpenTask, allowed: int) -> TaskEnding:
         """Return the end of a task that may not be begun once more."""
         e, text = self.error, on_attempt(self.error.text, task.attempts + 1, allowed)
-        return Ending(
+        return TaskEnding(
             row=task.row,
             state=TaskState.FAILED,
             code=e.code,
@@ -49,10 +49,12 @@ class Loss:
         )
 
 
-def cancelled(rows: Sequence[int]) -> list[Ending]:
+def cancelled(rows: Sequence[int]) -> list[TaskEnding]:
     """Return the endings of cancelled tasks."""
     error, now = TaskCancelled(), time.time()
-    return [Ending(row=row, state=TaskState.CANCELLED, code=error.code, text=error.text, ended_at=now) for row in rows]
+    return [
+        TaskEnding(row=row, state=TaskState.CANCELLED, code=error.code, text=error.text, ended_at=now) for row in rows
+    ]
 
 
 def requeue(tx: Tx, uep_row: int, rows: Sequence[int] | None) -> Requeued:
@@ -67,21 +69,21 @@ def _without_cancelled(tx: Tx, uep_row: int, count: int) -> Requeued:
     return Requeued(count=count - settled.ended, settled=settled)
 
 
-def charge(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) -> Requeued:
+def record_lost_attempts(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) -> Requeued:
     """A user endpoint says that these attempts, by row, are lost and to be made again. Said twice it counts once."""
     attempts = dict(lost)
-    told = tx.standing(uep_row, list(attempts))
+    told = tx.open_tasks_of(uep_row, list(attempts))
     # One that is charged already may be on its way again, but it does not run yet.
     again = [t.row for t in told if t.attempts < attempts[t.row] or t.state is TaskState.DISPATCHED]
-    tx.charge(uep_row, [(row, attempts[row]) for row in again])
+    tx.record_lost_attempts(uep_row, [(row, attempts[row]) for row in again])
     return requeue(tx, uep_row, again)
 
 
-def lose(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
+def fail_or_retry(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
     """These had begun and their process is gone: queue again those with attempts left, end the others."""
     again: list[tuple[int, int]] = []
-    endings: list[Ending] = []
-    for task in tx.standing(uep_row, rows):
+    endings: list[TaskEnding] = []
+    for task in tx.open_tasks_of(uep_row, rows):
         allowed = allowed_attempts(task.max_attempts, loss.default_attempts, loss.most_attempts)
         if task.cancelling:
             endings += cancelled([task.row])
@@ -89,7 +91,7 @@ def lose(tx: Tx, uep_row: int, rows: Sequence[int], loss: Loss) -> Requeued:
             again.append((task.row, task.attempts + 1))
         else:
             endings.append(loss.ending(task, allowed))
-    tx.charge(uep_row, again)
+    tx.record_lost_attempts(uep_row, again)
     settled = tx.record_endings(uep_row, endings) if endings else NOTHING
     return Requeued(count=tx.requeue(uep_row, [row for row, _ in again]) if again else 0, settled=settled)
 
@@ -116,8 +118,8 @@ def reconcile(tx: Tx, uep_row: int, held: Sequence[int]) -> Reconciled:
 
 def cancel(tx: Tx, uep_row: int, rows: Sequence[int], *, ask: bool) -> tuple[list[int], Settled]:
     """Cancel tasks: at once, or (with `ask`) by the user endpoint those that it has. Returns those to ask for."""
-    standing = tx.standing(uep_row, rows)
-    away = [task.row for task in standing if ask and task.state is not TaskState.QUEUED]
+    open_tasks_of = tx.open_tasks_of(uep_row, rows)
+    away = [task.row for task in open_tasks_of if ask and task.state is not TaskState.QUEUED]
     tx.ask_cancel(uep_row, away)
-    now = [task.row for task in standing if task.row not in set(away)]
+    now = [task.row for task in open_tasks_of if task.row not in set(away)]
     return away, tx.record_endings(uep_row, cancelled(now)) if now else NOTHING

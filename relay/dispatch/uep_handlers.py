@@ -10,13 +10,13 @@ from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_TEXT
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
-from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.live_state import Joining, LiveState, Uep
 from relay.dispatch.lost import tell
-from relay.dispatch.process_loss import Endings
-from relay.dispatch.start_requests import Starts
+from relay.dispatch.process_loss import ProcessLoss
+from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import join_hash
 from relay.dispatch.start_trouble import sentence
-from relay.dispatch.task_delivery import Delivery
+from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import Reconciled
 from relay.link.base import Peer
 from relay.log import logger
@@ -28,21 +28,21 @@ SEEN_S = 60.0
 _MAX_VERSION_CHARS = 32
 
 
-class UserEndpoints:
+class UepHandlers:
     """Handlers of user endpoints' messages."""
 
-    def __init__(self, board: Board, delivery: Delivery, starts: Starts, endings: Endings) -> None:
-        self._board, self._delivery, self._starts, self._endings = board, delivery, starts, endings
+    def __init__(self, live: LiveState, delivery: TaskDelivery, starts: StartRequester, endings: ProcessLoss) -> None:
+        self._live, self._delivery, self._starts, self._process_loss = live, delivery, starts, endings
 
     # --- coming and going -------------------------------------------------------------------------
 
     def join(self, peer: Peer, message: messages.Join) -> Joining | None:
         """A new process spends its join token for the key of this link. Raises JoinRefused."""
-        record = self._board.store.uep(message.uep_id)
+        record = self._live.store.uep(message.uep_id)
         if record is None:
             raise JoinRefused
         if record.link_key and hmac.compare_digest(record.link_key, peer.key):
-            uep, held = self._board.uep(record), _rows(message.held)
+            uep, held = self._live.uep(record), _rows(message.held)
             uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
             self._link_up(uep, peer)  # its join was stored, the welcome lost
             self._settle(uep, peer, held)
@@ -60,11 +60,11 @@ class UserEndpoints:
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
         """Store a join; False where the token is unknown, spent or expired."""
         record, now = joining.record, time.time()
-        enrolled = await self._board.insist(
+        enrolled = await self._live.submit_retrying(
             lambda tx: tx.enrol(record.row, joining.offered, peer.key, now, joining.incarnation)
         )
         if enrolled:
-            uep = self._board.uep(record)
+            uep = self._live.uep(record)
             uep.set_process(peer.key, joining.incarnation)
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
             if peer.session is joining:
@@ -79,26 +79,26 @@ class UserEndpoints:
         it has ended, and its manager may have told so before the join was known."""
         logger.info("user endpoint %s has joined, and is away", uep.record.uep_id)
         if uep.peer is not None:
-            self._board.plane.drop(uep.peer)
+            self._live.link_.drop(uep.peer)
         uep.unlink()
         if uep.state is UepState.DRAINING:
             uep.go(UepState.ABSENT)
         uep.go(UepState.ONLINE)
         uep.go(UepState.DISCONNECTED)
         self._starts.joined(uep)
-        uep.grace_until = self._board.loop.time() + LINK_DEAD_S
-        self._board.loop.call_at(uep.grace_until, self._endings.conclude_if_ended, uep)
-        self._endings.conclude_if_deleted(uep)
+        uep.grace_until = self._live.loop.time() + LINK_DEAD_S
+        self._live.loop.call_at(uep.grace_until, self._process_loss.end_if_exited, uep)
+        self._process_loss.end_if_deleted(uep)
         self._starts.want(uep)
 
     def hello(self, peer: Peer, message: messages.UepHello) -> None:
         """An enrolled process has a new link. Raises JoinRefused or LinkForbidden."""
-        record = self._board.store.uep_by_link_key(peer.key)
+        record = self._live.store.uep_by_link_key(peer.key)
         if record is None:
             raise JoinRefused
         if record.uep_id != message.uep_id:
             raise LinkForbidden(what=f"user endpoint {message.uep_id[:64]!r}")
-        held, uep = _rows(message.held), self._board.uep(record)
+        held, uep = _rows(message.held), self._live.uep(record)
         if not hmac.compare_digest(uep.record.link_key, peer.key):  # its end is being stored
             raise JoinRefused
         uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
@@ -107,30 +107,30 @@ class UserEndpoints:
 
     def _link_up(self, uep: Uep, peer: Peer) -> None:
         if uep.peer is not None and uep.peer is not peer:
-            self._board.plane.drop(uep.peer)
+            self._live.link_.drop(uep.peer)
         uep.unlink()
         uep.peer, peer.session = peer, uep
         if uep.state is UepState.DRAINING:  # a new process, or a link that came back before its end was told
             uep.go(UepState.ABSENT)
         uep.go(UepState.ONLINE)
         self._starts.joined(uep)
-        link = self._board.managers.get(uep.record.endpoint_id)
+        link = self._live.managers.get(uep.record.endpoint_id)
         if link is not None:
             link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
         logger.info("user endpoint %s is here", uep.record.uep_id)
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
-            self._board.saw([uep])
+            self._live.saw([uep])
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes)
-        self._board.plane.send(peer, codec.encode(welcome))
+        self._live.link_.send(peer, codec.encode(welcome))
 
     def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:
         """Compare its list of tasks with the store, before it is sent anything."""
         self._delivery.flush_started()
         uep.pumping = True
         new_process = uep.settled != peer.key
-        self._board.when_durable(
+        self._live.when_durable(
             peer,
-            self._board.store.submit(lambda tx: tell(tx, uep.row, held, new_process=new_process)),
+            self._live.store.submit(lambda tx: tell(tx, uep.row, held, new_process=new_process)),
             lambda found: self._compare(uep, peer, found),
         )
 
@@ -139,10 +139,10 @@ class UserEndpoints:
         uep.settled = peer.key
         self._delivery.requeued(uep, found.requeued)
         if stop := [*found.held.over, *found.cancelling]:
-            self._board.plane.send(peer, codec.encode(messages.CancelTasks(rows=stop)))
+            self._live.link_.send(peer, codec.encode(messages.CancelTasks(rows=stop)))
         if found.held.lost:
             reason = f"{sentence(uep.last_end or 'its process ended')} It left no result of the task."
-            self._board.run(self._endings.lose(uep, found.held.lost, reason))
+            self._live.run(self._process_loss.lose(uep, found.held.lost, reason))
         self._delivery.pump(uep)
 
     def gone(self, uep: Uep, peer: Peer, reason: str) -> None:
@@ -151,10 +151,10 @@ class UserEndpoints:
             return
         logger.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
         uep.unlink()
-        self._board.saw([uep])
+        self._live.saw([uep])
         uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)
-        self._endings.conclude_if_ended(uep)
-        self._endings.conclude_if_deleted(uep)
+        self._process_loss.end_if_exited(uep)
+        self._process_loss.end_if_deleted(uep)
         self._starts.want(uep)
 
     def goodbye(self, uep: Uep, message: messages.Goodbye) -> None:

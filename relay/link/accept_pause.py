@@ -20,7 +20,7 @@ from typing import Any
 
 import zmq
 
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 """socket(7): Linux has them, Python's socket module has not."""
@@ -49,7 +49,7 @@ class PausableListener:
         except OSError:
             self._socket.close()
             raise
-        self._sparing = Sparing()
+        self._limited_log = RateLimitedLog()
         self._paused = False
         self._pause_s = FIRST_PAUSE_S
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +90,7 @@ class PausableListener:
 
     def _pause(self) -> None:
         self.pauses += 1
-        self._sparing.warning("link: out of descriptors (over %d are open): new connections wait", self._highest)
+        self._limited_log.warning("link: out of descriptors (over %d are open): new connections wait", self._highest)
         self._paused = True
         program = ctypes.create_string_buffer(_DROP_ALL)
         filter_ = struct.pack("HP", 1, ctypes.addressof(program))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Session:
+class LinkSession:
     """What the dispatcher has made of a peer: the base of its records. The plane looks only at whether there is one."""
 
     __slots__ = ()
@@ -28,7 +28,7 @@ class Peer:
     address: bytes
     """Where answers go: chosen by the plane, not to be trusted as an identity."""
     last_seen: float
-    session: Session | None = None
+    session: LinkSession | None = None
     waiting: list[bytes] = field(default_factory=list)
     waiting_bytes: int = 0
 
@@ -43,7 +43,7 @@ class PlaneHandler(Protocol):
         """A peer with a session is silent, too slow, or was replaced by another link with the same address."""
 
 
-class Plane(Protocol):
+class RelayLink(Protocol):
     """The methods of every plane. All of them are called from the event loop's thread."""
 
     address: str

@@ -20,7 +20,7 @@ from mep_link.zap import ZapHandler
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_LINK_MESSAGE_BYTES
 from relay.link.accept_pause import PausableListener
 from relay.link.base import Peer, PlaneHandler
-from relay.log import Sparing
+from relay.log import RateLimitedLog
 
 ZAP_DOMAIN = b"mep"
 SEND_HWM = 32
@@ -35,11 +35,11 @@ connection takes in no time, and ever later while it reads nothing. (A ROUTER ca
 FRAMES_A_TURN = 64
 """Most messages taken before the event loop may do something else."""
 MAX_PEERS = 50_000
-MAX_STRANGERS = 4096
+MAX_UNAUTHENTICATED = 4096
 """Most peers of which the dispatcher has made nothing yet; beyond, the one that is so for longest is forgotten."""
 
 
-class ZmqPlane:
+class ZmqLink:
     """`relay.link.base.Plane` over ZeroMQ."""
 
     def __init__(self, host: str, port: int, secret_key: bytes) -> None:
@@ -49,9 +49,9 @@ class ZmqPlane:
         self._host, self._port = host, port
         self._configure(z85.encode(secret_key))
         self._peers: dict[bytes, Peer] = {}
-        self._strangers: deque[Peer] = deque()
+        self._unauthenticated: deque[Peer] = deque()
         """Peers in order of arrival, until they are examined."""
-        self._sparing = Sparing()
+        self._limited_log = RateLimitedLog()
         self._slow: set[Peer] = set()
         self._retry_s = FIRST_RETRY_S
         self._scheduled = False
@@ -124,7 +124,7 @@ class ZmqPlane:
 
     def _take(self, parts: list[zmq.Frame]) -> None:
         if len(parts) != 2:
-            self._sparing.warning("link: message of %d frames dropped", len(parts))
+            self._limited_log.warning("link: message of %d frames dropped", len(parts))
             return
         key = bytes.fromhex(str(parts[1].get("User-Id")))
         address = parts[0].bytes
@@ -134,21 +134,21 @@ class ZmqPlane:
             peer = None
         if peer is None:
             if len(self._peers) >= MAX_PEERS:
-                self._sparing.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
+                self._limited_log.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
                 return
             peer = self._peers[address] = Peer(key, address, 0.0)
             self._make_room(peer)
         peer.last_seen = time.monotonic()
         self._handler.on_frame(peer, parts[1].bytes)
 
-    def _make_room(self, stranger: Peer) -> None:
+    def _make_room(self, unauthenticated: Peer) -> None:
         """Let no more than MAX_STRANGERS be there that have not been welcomed."""
-        self._strangers.append(stranger)
-        if len(self._strangers) <= MAX_STRANGERS:
+        self._unauthenticated.append(unauthenticated)
+        if len(self._unauthenticated) <= MAX_UNAUTHENTICATED:
             return
-        oldest = self._strangers.popleft()
+        oldest = self._unauthenticated.popleft()
         if oldest.session is None and self._peers.get(oldest.address) is oldest:
-            self._sparing.warning("link: more than %d strangers; the first is forgotten", MAX_STRANGERS)
+            self._limited_log.warning("link: more than %d strangers; the first is forgotten", MAX_UNAUTHENTICATED)
             self.drop(oldest)
 
     def _check_silence(self) -> None:

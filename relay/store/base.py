@@ -17,7 +17,6 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
-    Ending,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -25,11 +24,12 @@ from relay.store.records import (
     GroupRef,
     Held,
     NewTask,
+    OpenTask,
     OverdueTask,
     QueuedTask,
     Settled,
-    Standing,
     TaskBrief,
+    TaskEnding,
     TaskRecord,
     TaskRef,
     UepKey,
@@ -79,7 +79,7 @@ class RegistryTx(Protocol):
     def put_uep(self, uep: UepRecord) -> UepRecord:
         """Add a user endpoint, or find the one with this `uep_id`; `row` is the store's to choose."""
 
-    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+    def touch_ueps(self, uep_rows: Sequence[int], now: float) -> None:
         """Note that these user endpoints have a link, or were given tasks."""
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
@@ -112,7 +112,7 @@ class TaskTx(Protocol):
     def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
         """Mark dispatched tasks of this user endpoint as running; others are left alone."""
 
-    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
+    def record_endings(self, uep_row: int, endings: Sequence[TaskEnding]) -> Settled:
         """End tasks of this user endpoint; those that have ended already, are not its own, or are not the tasks
         that the endings are for (see `Settled.foreign`), are left alone."""
 
@@ -123,7 +123,7 @@ class TaskTx(Protocol):
         """After a reconnection: queued rows that it holds are marked as dispatched, dispatched rows that it
         does not hold are queued again."""
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+    def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         """End the first queued tasks alike, up to `limit` (the row in `ending` is not looked at)."""
 
     def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
@@ -144,10 +144,10 @@ class TaskTx(Protocol):
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         """Return the rows of this user endpoint that are dispatched or running, with which."""
 
-    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
+    def open_tasks_of(self, uep_row: int, rows: Sequence[int]) -> list[OpenTask]:
         """Return where those of these tasks are that are this user endpoint's and have not ended."""
 
-    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+    def record_lost_attempts(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
         """Note of unfinished tasks, by row, that so many attempts have begun and were lost, where fewer are noted."""
 
     def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:

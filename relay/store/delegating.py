@@ -18,7 +18,6 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
-    Ending,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -26,11 +25,12 @@ from relay.store.records import (
     GroupRef,
     Held,
     NewTask,
+    OpenTask,
     OverdueTask,
     QueuedTask,
     Settled,
-    Standing,
     TaskBrief,
+    TaskEnding,
     TaskRecord,
     TaskRef,
     UepKey,
@@ -83,8 +83,8 @@ class DelegatingTx:
     def put_uep(self, uep: UepRecord) -> UepRecord:
         return self._tx.put_uep(uep)
 
-    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
-        self._tx.saw_ueps(uep_rows, now)
+    def touch_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+        self._tx.touch_ueps(uep_rows, now)
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._tx.add_join(uep_row, join_hash, expires, now)
@@ -108,7 +108,7 @@ class DelegatingTx:
     def record_started(self, uep_row: int, rows: Sequence[int], now: float) -> None:
         self._tx.record_started(uep_row, rows, now)
 
-    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
+    def record_endings(self, uep_row: int, endings: Sequence[TaskEnding]) -> Settled:
         return self._tx.record_endings(uep_row, endings)
 
     def requeue(self, uep_row: int, rows: Sequence[int] | None) -> int:
@@ -117,7 +117,7 @@ class DelegatingTx:
     def reconcile(self, uep_row: int, held: Sequence[int]) -> Held:
         return self._tx.reconcile(uep_row, held)
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+    def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         return self._tx.end_queued(uep_row, ending, limit)
 
     def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
@@ -138,11 +138,11 @@ class DelegatingTx:
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         return self._tx.active_rows(uep_row)
 
-    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
-        return self._tx.standing(uep_row, rows)
+    def open_tasks_of(self, uep_row: int, rows: Sequence[int]) -> list[OpenTask]:
+        return self._tx.open_tasks_of(uep_row, rows)
 
-    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
-        self._tx.charge(uep_row, attempts)
+    def record_lost_attempts(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+        self._tx.record_lost_attempts(uep_row, attempts)
 
     def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
         self._tx.ask_cancel(uep_row, rows)

@@ -114,7 +114,7 @@ class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class OpenTask(msgspec.Struct, frozen=True, kw_only=True):
     """An unfinished task, with the data that decides its fate. `attempts`: how many had begun and were lost."""
 
     row: int
@@ -137,7 +137,7 @@ class OverdueTask(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it was sent to a process that is gone and may have begun it."""
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
+class TaskEnding(msgspec.Struct, frozen=True, kw_only=True):
     """How one task ended, as it is to be stored."""
 
     row: int

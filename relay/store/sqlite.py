@@ -28,7 +28,6 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
-    Ending,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -36,11 +35,12 @@ from relay.store.records import (
     GroupRef,
     Held,
     NewTask,
+    OpenTask,
     OverdueTask,
     QueuedTask,
     Settled,
-    Standing,
     TaskBrief,
+    TaskEnding,
     TaskRecord,
     TaskRef,
     UepKey,
@@ -227,8 +227,8 @@ class _RegistryTx(_Part):
         known = {"link_key": row[7] or b"", "made_of": row[8], "seen_at": row[9], "incarnation": row[10]}
         return msgspec.structs.replace(uep, row=row[0], **known)
 
-    def saw_ueps(self, uep_rows: Sequence[int], now: float) -> None:
-        self._db.executemany(sql.SAW_UEP, [(now, row) for row in uep_rows])
+    def touch_ueps(self, uep_rows: Sequence[int], now: float) -> None:
+        self._db.executemany(sql.TOUCH_UEP, [(now, row) for row in uep_rows])
 
     def add_join(self, uep_row: int, join_hash: bytes, expires: float, now: float) -> None:
         self._db.execute(sql.DROP_JOINS, (uep_row, now))
@@ -447,15 +447,15 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
     def active_rows(self, uep_row: int) -> dict[int, TaskState]:
         return {row: TaskState(state) for row, state in self._db.execute(sql.ACTIVE_ROWS, (uep_row,))}
 
-    def standing(self, uep_row: int, rows: Sequence[int]) -> list[Standing]:
+    def open_tasks_of(self, uep_row: int, rows: Sequence[int]) -> list[OpenTask]:
         found = (self._db.execute(sql.STANDING, (row, uep_row)).fetchone() for row in rows)
         return [
-            Standing(row=r[0], state=TaskState(r[1]), attempts=r[2], max_attempts=r[3], cancelling=bool(r[4]))
+            OpenTask(row=r[0], state=TaskState(r[1]), attempts=r[2], max_attempts=r[3], cancelling=bool(r[4]))
             for r in found
             if r is not None
         ]
 
-    def charge(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
+    def record_lost_attempts(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
         self._db.executemany(sql.CHARGE, [(lost, row, uep_row) for row, lost in attempts])
 
     def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
@@ -466,7 +466,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 
     # --- ending -----------------------------------------------------------------------------------
 
-    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
+    def record_endings(self, uep_row: int, endings: Sequence[TaskEnding]) -> Settled:
         groups: dict[int, int] = {}
         foreign: list[int] = []
         ended = 0
@@ -491,7 +491,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         return Settled(groups=frozenset(groups), ended=ended, foreign=foreign)
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+    def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
         return self.record_endings(uep_row, [msgspec.structs.replace(ending, row=row) for (row,) in rows])
 

@@ -87,7 +87,7 @@ SPEND_JOIN = "DELETE FROM joins WHERE join_hash = ? AND uep_row = ? AND expires 
 DROP_ALL_JOINS = "DELETE FROM joins WHERE uep_row = ?"
 SET_LINK = "UPDATE ueps SET link_key = ?, incarnation = ? WHERE uep_row = ?"
 CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
-SAW_UEP = "UPDATE ueps SET seen_at = ? WHERE uep_row = ?"
+TOUCH_UEP = "UPDATE ueps SET seen_at = ? WHERE uep_row = ?"
 _UEP = (
     "SELECT uep_row, uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, made_of, seen_at, "
     "incarnation FROM ueps "

@@ -15,16 +15,16 @@ from typing import Final, TypeVar
 import msgspec
 
 from mep_wire.states import TaskState
-from mep_wire.task_events import MAX_PLACE, Happened, Source
+from mep_wire.task_events import MAX_LOCATION, EventSource, Happened
 from relay.store.base import Store, Tx
 from relay.store.delegating import DelegatingStore, DelegatingTx
-from relay.store.records import Added, Ending, NewTask, QueuedTask, Settled, TaskRef, UepKey
+from relay.store.records import Added, NewTask, QueuedTask, Settled, TaskEnding, TaskRef, UepKey
 
 T = TypeVar("T")
 MAX_EVENTS = 200_000
 """Most events kept for one endpoint while its manager is away: about 40 MB. Beyond that the oldest are dropped."""
 _MAX_REMEMBERED = 100_000
-Place = tuple[str, str]
+TaskLocation = tuple[str, str]
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -62,7 +62,7 @@ class AuditedStore(DelegatingStore):
         self.tell: Callable[[Collection[str]], None] = lambda _endpoints: None
         """Called once events of these endpoints are durable, in any thread."""
         self._keys: dict[int, UepKey | None] = {}
-        self._places: dict[tuple[int, int], Place] = {}
+        self._locations: dict[tuple[int, int], TaskLocation] = {}
 
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         """See `relay.store.base.Store.submit`."""
@@ -88,16 +88,16 @@ class AuditedStore(DelegatingStore):
         # Where it could not be stored, its manager's next hello tries again.
         stored.add_done_callback(lambda done: undo(endpoint_id) if done.exception() is not None else None)
 
-    def run_at(self, uep_row: int, rows: Iterable[int], places: Iterable[Place]) -> None:
+    def run_at(self, uep_row: int, rows: Iterable[int], locations: Iterable[TaskLocation]) -> None:
         """Remember where tasks run, as their user endpoint says, until it is recorded that they do."""
-        if len(self._places) > _MAX_REMEMBERED:
-            self._places.clear()  # of tasks that ended before it was recorded: their endings say it as well
-        for row, (block, job) in zip(rows, places, strict=False):
-            self._places[uep_row, row] = block[:MAX_PLACE], job[:MAX_PLACE]
+        if len(self._locations) > _MAX_REMEMBERED:
+            self._locations.clear()  # of tasks that ended before it was recorded: their endings say it as well
+        for row, (block, job) in zip(rows, locations, strict=False):
+            self._locations[uep_row, row] = block[:MAX_LOCATION], job[:MAX_LOCATION]
 
-    def place(self, uep_row: int, row: int) -> Place:
+    def location(self, uep_row: int, row: int) -> TaskLocation:
         """Return where a task runs, and forget it."""
-        return self._places.pop((uep_row, row), ("", ""))
+        return self._locations.pop((uep_row, row), ("", ""))
 
     def key(self, tx: Tx, uep_row: int) -> UepKey | None:
         """Return the owner of a user endpoint, None if its endpoint keeps no records."""
@@ -164,9 +164,9 @@ class AuditedTx(DelegatingTx):
         self._tx.record_started(uep_row, rows, now)
         if key:
             begun = [ref for ref in before if ref.state is TaskState.DISPATCHED]
-            self._add(key, [_running(key, ref, now, self._store.place(uep_row, ref.row)) for ref in begun])
+            self._add(key, [_running(key, ref, now, self._store.location(uep_row, ref.row)) for ref in begun])
 
-    def record_endings(self, uep_row: int, endings: Sequence[Ending]) -> Settled:
+    def record_endings(self, uep_row: int, endings: Sequence[TaskEnding]) -> Settled:
         """Tasks end."""
         key = self._store.key(self._tx, uep_row)
         if key is None:
@@ -176,7 +176,7 @@ class AuditedTx(DelegatingTx):
         self._ended(key, uep_row, before, {ending.row: ending for ending in reversed(endings)})
         return settled
 
-    def end_queued(self, uep_row: int, ending: Ending, limit: int) -> Settled:
+    def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         """Queued tasks end."""
         key = self._store.key(self._tx, uep_row)
         before = self._tx.queued_refs(uep_row, limit) if key else []
@@ -185,42 +185,46 @@ class AuditedTx(DelegatingTx):
             self._ended(key, uep_row, before, {ref.row: ending for ref in before})
         return settled
 
-    def _ended(self, key: UepKey, uep_row: int, before: Sequence[TaskRef], endings: Mapping[int, Ending]) -> None:
+    def _ended(self, key: UepKey, uep_row: int, before: Sequence[TaskRef], endings: Mapping[int, TaskEnding]) -> None:
         after = {ref.row: ref.state for ref in self._tx.task_refs(uep_row, [ref.row for ref in before])}
         events: list[StoredEvent] = []
         for ref in before:
-            place, ending, state = self._store.place(uep_row, ref.row), endings[ref.row], after.get(ref.row, ref.state)
+            location, ending, state = (
+                self._store.location(uep_row, ref.row),
+                endings[ref.row],
+                after.get(ref.row, ref.state),
+            )
             if ref.state.is_terminal or not state.is_terminal:
                 continue
-            place = (ending.block_id[:MAX_PLACE], ending.job_id[:MAX_PLACE]) if ending.block_id else place
+            location = (ending.block_id[:MAX_LOCATION], ending.job_id[:MAX_LOCATION]) if ending.block_id else location
             if ref.state is not TaskState.RUNNING and ending.started_at:
-                events.append(_running(key, ref, ending.started_at, place))
-            events.append(_end(key, ref, ending, state, place))
+                events.append(_running(key, ref, ending.started_at, location))
+            events.append(_end(key, ref, ending, state, location))
         self._add(key, events)
 
 
 def _said(what: Happened, at: float, key: UepKey, task_id: bytes, function_id: str) -> StoredEvent:
-    return StoredEvent(event=what, source=Source.RELAY, at=at, task_id=task_id, function_id=function_id, uep=key)
+    return StoredEvent(event=what, source=EventSource.RELAY, at=at, task_id=task_id, function_id=function_id, uep=key)
 
 
-def _running(key: UepKey, ref: TaskRef, at: float, place: Place) -> StoredEvent:
+def _running(key: UepKey, ref: TaskRef, at: float, location: TaskLocation) -> StoredEvent:
     return StoredEvent(
         event=Happened.RUNNING,
-        source=Source.USER_ENDPOINT,
+        source=EventSource.USER_ENDPOINT,
         at=at,
         task_id=ref.task_id,
         function_id=ref.function_id,
         uep=key,
         code="",
-        block_id=place[0],
-        job_id=place[1],
+        block_id=location[0],
+        job_id=location[1],
     )
 
 
-def _end(key: UepKey, ref: TaskRef, ending: Ending, state: TaskState, place: Place) -> StoredEvent:
+def _end(key: UepKey, ref: TaskRef, ending: TaskEnding, state: TaskState, location: TaskLocation) -> StoredEvent:
     """Return the event of an end. That a task has an end is the relay's word where it says so itself."""
     what = Happened.EXEC_END if state is TaskState.SUCCESS else Happened.FAILED
-    source = Source.RELAY if ending.task_id is None else Source.USER_ENDPOINT
+    source = EventSource.RELAY if ending.task_id is None else EventSource.USER_ENDPOINT
     return StoredEvent(
         event=what,
         source=source,
@@ -229,6 +233,6 @@ def _end(key: UepKey, ref: TaskRef, ending: Ending, state: TaskState, place: Pla
         function_id=ref.function_id,
         uep=key,
         code=ending.code,
-        block_id=place[0],
-        job_id=place[1],
+        block_id=location[0],
+        job_id=location[1],
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.campus import Campus, make_campus
 from tests.support.fake_peer import FakeManager
-from tests.support.place import Place, make_place
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 from tests.support.uep_process import private_home
@@ -20,7 +20,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show the site's logs with a failure."""
     outcome: Any = yield
     report = outcome.get_result()
-    places = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Place)]
+    places = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Campus)]
     if report.failed and places:
         report.sections.append(("logs of the site", places[0].site.logs()))
 
@@ -29,33 +29,33 @@ MODES = [pytest.param("multi", marks=pytest.mark.root), "single"]
 
 
 @pytest.fixture(scope="module", params=MODES)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def campus(request: pytest.FixtureRequest) -> Iterator[Campus]:
     """A running endpoint that the tests of a module share: multi-user and single-user in turn."""
-    with make_place(request.param, "main") as made:
+    with make_campus(request.param, "main") as made:
         made.endpoint.start()
         yield made
 
 
 @pytest.fixture(scope="module")
-def multi_user() -> Iterator[Place]:
+def multi_user() -> Iterator[Campus]:
     """A running multi-user endpoint."""
-    with make_place("multi", "site") as made:
+    with make_campus("multi", "site") as made:
         made.endpoint.start()
         yield made
 
 
 @pytest.fixture(scope="module")
-def single_user() -> Iterator[Place]:
+def single_user() -> Iterator[Campus]:
     """A running single-user endpoint."""
-    with make_place("single", "laptop") as made:
+    with make_campus("single", "laptop") as made:
         made.endpoint.start()
         yield made
 
 
 @pytest.fixture(params=MODES)
-def own_place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def own_place(request: pytest.FixtureRequest) -> Iterator[Campus]:
     """An endpoint for one test alone, not started: for tests that kill things."""
-    with make_place(request.param, "own") as made:
+    with make_campus(request.param, "own") as made:
         yield made
 
 

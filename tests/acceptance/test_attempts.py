@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mep_wire.errors import BodyInvalid, TaskExpired, TaskNotFound, UserEndpointLost, WorkerLost
-from tests.support.place import TEMPLATE_TEXT, Place, make_place
+from tests.support.campus import TEMPLATE_TEXT, Campus, make_campus
 from tests.support.waiting import until
 
 RESULT_S = 90
@@ -23,14 +23,14 @@ LIMIT = "max_attempts_limit: 3\n"
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Place]:
-    with make_place("single", "tries", LIMIT + TEMPLATE_TEXT) as made:
+def site() -> Iterator[Campus]:
+    with make_campus("single", "tries", LIMIT + TEMPLATE_TEXT) as made:
         made.endpoint.start()
         yield made
 
 
 @pytest.fixture
-def notes(site: Place) -> Path:
+def notes(site: Campus) -> Path:
     """A world-writable file to which a task appends a line under any account."""
     path = Path(f"/tmp/meptest-notes-{time.time_ns()}")
     path.touch(mode=0o666)
@@ -69,7 +69,7 @@ def note(path: str, name: str) -> None:
         file.write(f"{name}\n")
 
 
-def status(site: Place, future: Any) -> str:
+def status(site: Campus, future: Any) -> str:
     """Return where a task is; empty while the relay does not know it yet."""
     try:
         return str(site.client(site.anybody).get_task(future.task_id)["status"])
@@ -78,7 +78,7 @@ def status(site: Place, future: Any) -> str:
 
 
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "GlobusComputeEngine"])
-def test_a_task_whose_worker_dies_runs_again_as_often_as_was_asked_for(site: Place, notes: Path, engine: str) -> None:
+def test_a_task_whose_worker_dies_runs_again_as_often_as_was_asked_for(site: Campus, notes: Path, engine: str) -> None:
     with site.executor(site.anybody, engine=engine) as executor:
         executor.max_attempts = 3
         assert executor.submit(die, str(notes), 2).result(timeout=RESULT_S) == 3
@@ -90,7 +90,7 @@ def test_a_task_whose_worker_dies_runs_again_as_often_as_was_asked_for(site: Pla
     notes.unlink()
 
 
-def test_the_administrators_limit_holds(site: Place, notes: Path) -> None:
+def test_the_administrators_limit_holds(site: Campus, notes: Path) -> None:
     with site.executor(site.anybody) as executor:
         executor.max_attempts = 50
         with pytest.raises(WorkerLost, match=r"\(attempt 3 of 3\)"):
@@ -99,12 +99,12 @@ def test_the_administrators_limit_holds(site: Place, notes: Path) -> None:
     notes.unlink()
 
 
-def killed_uep(site: Place, before: dict[str, int]) -> None:
+def killed_uep(site: Campus, before: dict[str, int]) -> None:
     for pid in site.new_pids(before).values():
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_task_whose_user_endpoint_is_killed_runs_again_where_it_may(site: Place, notes: Path) -> None:
+def test_a_task_whose_user_endpoint_is_killed_runs_again_where_it_may(site: Campus, notes: Path) -> None:
     before = site.pids()
     with site.executor(site.anybody, project="killed") as executor:
         executor.max_attempts = 2
@@ -135,7 +135,7 @@ def processes_of(uep_id: str, pid: int, module: str) -> list[int]:
 
 @pytest.mark.parametrize("module", ["interchange_main", "pool_main"])
 def test_what_dies_between_the_user_endpoint_and_the_worker_is_named_or_the_task_runs_again(
-    site: Place, notes: Path, module: str
+    site: Campus, notes: Path, module: str
 ) -> None:
     before = site.pids()
     with site.executor(site.anybody, engine="GlobusComputeEngine", project=module) as executor:
@@ -158,7 +158,7 @@ def test_what_dies_between_the_user_endpoint_and_the_worker_is_named_or_the_task
 
 
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "ThreadPoolEngine", "GlobusComputeEngine"])
-def test_a_running_task_expires(site: Place, engine: str) -> None:
+def test_a_running_task_expires(site: Campus, engine: str) -> None:
     with site.executor(site.anybody, engine=engine) as executor:  # a person has so many user endpoints here
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
         executor.deadline_s = 1.0
@@ -169,7 +169,7 @@ def test_a_running_task_expires(site: Place, engine: str) -> None:
         assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
 
 
-def test_a_running_task_expires_while_the_relay_is_away(site: Place, notes: Path) -> None:
+def test_a_running_task_expires_while_the_relay_is_away(site: Campus, notes: Path) -> None:
     with site.executor(site.anybody, project="away") as executor:
         assert executor.submit(pow, 2, 2).result(timeout=RESULT_S) == 4
         executor.deadline_s = 3.0
@@ -197,7 +197,7 @@ def _pid_and_sleep(path: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_waiting_tasks_run_by_priority(site: Place, notes: Path) -> None:
+def test_waiting_tasks_run_by_priority(site: Campus, notes: Path) -> None:
     with site.executor(site.anybody, project="order", workers=1) as executor:
         held = executor.submit(sleep_noted, str(notes), 3.0)
         until("the task's note", lambda: notes.read_text() == "ran\n")
@@ -217,7 +217,7 @@ def test_waiting_tasks_run_by_priority(site: Place, notes: Path) -> None:
     notes.unlink()
 
 
-def test_a_batch_takes_the_same_options_and_mistakes_are_told_where_they_are_made(site: Place, notes: Path) -> None:
+def test_a_batch_takes_the_same_options_and_mistakes_are_told_where_they_are_made(site: Campus, notes: Path) -> None:
     client = site.client(site.anybody)
     function = client.register_function(die)
     batch = client.create_batch(max_attempts=2, deadline_s=60.0, priority=1)
@@ -235,7 +235,7 @@ def test_a_batch_takes_the_same_options_and_mistakes_are_told_where_they_are_mad
     notes.unlink()
 
 
-def test_a_cancelled_task_stays_cancelled_though_it_may_run_again(site: Place, notes: Path) -> None:
+def test_a_cancelled_task_stays_cancelled_though_it_may_run_again(site: Campus, notes: Path) -> None:
     with site.executor(site.anybody) as executor:
         executor.max_attempts = 3
         future = executor.submit(sleep_noted, str(notes), 60.0)
@@ -248,7 +248,7 @@ def test_a_cancelled_task_stays_cancelled_though_it_may_run_again(site: Place, n
     notes.unlink()
 
 
-def test_the_relay_names_an_option_that_cannot_be(site: Place) -> None:
+def test_the_relay_names_an_option_that_cannot_be(site: Campus) -> None:
     client = site.client(site.anybody)
     batch = client.create_batch()
     batch.add(client.register_function(pow), [2, 2])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 from tests.support.waiting import until
 
 RESULT_S = 90
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Any]:
-    with make_place("multi", "descriptors", TEMPLATE) as made:
+    with make_campus("multi", "descriptors", TEMPLATE) as made:
         made.endpoint.start()
         yield made
 

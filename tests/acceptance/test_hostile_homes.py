@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mep_wire.errors import MepError
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 
 RESULT_S = 60
 TEMPLATE = "engine: {type: ProcessPoolEngine, max_workers: 1}\n# {{ project | default('') }}\nidle_heartbeats_soft: 0\n"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def site() -> Iterator[Any]:
     """A running multi-user endpoint. Its user endpoints keep their files in the home directories."""
-    with make_place("multi", "homes", TEMPLATE) as made:
+    with make_campus("multi", "homes", TEMPLATE) as made:
         made.endpoint.start()
         yield made
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sitekit.endpoint import TEMPLATE
 
-from tests.support.place import TEMPLATE_TEXT
+from tests.support.campus import TEMPLATE_TEXT
 from tests.support.waiting import until
 
 RESULT_S = 90
@@ -48,11 +48,11 @@ def _below(root: int, name: str) -> list[int]:
     return sorted(pid for pid, _, named in found if named == name and pid in pids - {root})
 
 
-def _with_template(place: Any, *, rendering: int) -> Path:
+def _with_template(campus: Any, *, rendering: int) -> Path:
     """Write a template that makes starts take long. Return the directory of the files that they wait for."""
     text = TEMPLATE_TEXT.partition("endpoint_setup:")[0]
-    place.endpoint.write(TEMPLATE, text + _HELD.format(rendering=rendering, work=place.site.workplace))
-    return Path(place.accounts[place.anybody].home)
+    campus.endpoint.write(TEMPLATE, text + _HELD.format(rendering=rendering, work=campus.site.workplace))
+    return Path(campus.accounts[campus.anybody].home)
 
 
 def _keeper(monitor: int, _: Any) -> list[int]:

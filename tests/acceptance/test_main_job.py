@@ -55,67 +55,67 @@ def test_a_single_user_endpoint_runs_as_its_owner(single_user: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_runs_functions(place: Any, engine: str) -> None:
+def test_every_engine_runs_functions(campus: Any, engine: str) -> None:
     def power(base: int, exponent: int = 2) -> int:
         return base**exponent
 
-    with place.executor(place.anybody, engine=engine) as executor:
+    with campus.executor(campus.anybody, engine=engine) as executor:
         assert list(executor.map(power, range(100), timeout=RESULT_S)) == [n * n for n in range(100)]
         assert executor.submit(power, 2, exponent=10).result(timeout=RESULT_S) == 1024
 
 
-def test_a_remote_exception_keeps_its_type_and_tells_where(place: Any) -> None:
+def test_a_remote_exception_keeps_its_type_and_tells_where(campus: Any) -> None:
     def look_up(key: str) -> int:
         return {"here": 1}[key]
 
-    with place.executor(place.anybody) as executor, pytest.raises(KeyError) as caught:
+    with campus.executor(campus.anybody) as executor, pytest.raises(KeyError) as caught:
         executor.submit(look_up, "elsewhere").result(timeout=RESULT_S)
     assert "look_up" in "".join(
         [str(caught.value), *getattr(caught.value, "__notes__", []), str(caught.value.__cause__)]
     )
 
 
-def test_a_result_that_cannot_be_serialized_is_named(place: Any) -> None:
+def test_a_result_that_cannot_be_serialized_is_named(campus: Any) -> None:
     def a_lock() -> Any:
         import threading
 
         return threading.Lock()
 
-    with place.executor(place.anybody) as executor, pytest.raises(MepError) as caught:
+    with campus.executor(campus.anybody) as executor, pytest.raises(MepError) as caught:
         executor.submit(a_lock).result(timeout=RESULT_S)
     assert caught.value.code == "RESULT_UNSERIALIZABLE"
 
 
-def test_the_same_values_share_a_process_and_others_do_not(place: Any) -> None:
+def test_the_same_values_share_a_process_and_others_do_not(campus: Any) -> None:
     def parent() -> int:
         import os
 
         return os.getppid()
 
-    who = place.anybody
-    with place.executor(who, project="one") as first, place.executor(who, project="one") as again:
+    who = campus.anybody
+    with campus.executor(who, project="one") as first, campus.executor(who, project="one") as again:
         one = first.submit(parent).result(timeout=RESULT_S)
         assert again.submit(parent).result(timeout=RESULT_S) == one
-    with place.executor(who, project="two") as other:
+    with campus.executor(who, project="two") as other:
         assert other.submit(parent).result(timeout=RESULT_S) != one
 
 
-def test_a_registered_function_is_called_by_its_id(place: Any) -> None:
+def test_a_registered_function_is_called_by_its_id(campus: Any) -> None:
     def double(number: int) -> int:
         return number * 2
 
-    client = place.client(place.anybody)
+    client = campus.client(campus.anybody)
     function_id = client.register_function(double)
-    task_id = client.run(21, endpoint_id=place.endpoint.id, function_id=function_id)
+    task_id = client.run(21, endpoint_id=campus.endpoint.id, function_id=function_id)
     until("the task's end", lambda: not client.get_task(task_id)["pending"])
     assert client.get_result(task_id) == 42
 
 
-def test_an_idle_user_endpoint_ends_and_the_next_task_starts_it_again(place: Any) -> None:
-    who = place.anybody
-    with place.executor(who, idle=1, project="idle") as executor:
-        before = place.pids()
+def test_an_idle_user_endpoint_ends_and_the_next_task_starts_it_again(campus: Any) -> None:
+    who = campus.anybody
+    with campus.executor(who, idle=1, project="idle") as executor:
+        before = campus.pids()
         assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
-        (started,) = place.new_pids(before)
-        until("the end of the idle user endpoint", lambda: started not in place.pids())
+        (started,) = campus.new_pids(before)
+        until("the end of the idle user endpoint", lambda: started not in campus.pids())
         assert executor.submit(pow, 2, 4).result(timeout=RESULT_S) == 16

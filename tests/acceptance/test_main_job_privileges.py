@@ -14,8 +14,8 @@ import pytest
 from sitekit.errors import SiteError
 
 from mep_wire.errors import MepError, TaskNotFound
+from tests.support.campus import make_campus
 from tests.support.pam import Site as PamSite
-from tests.support.place import make_place
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -57,23 +57,23 @@ def test_a_task_under_both(allow: bool) -> None:
         program = pam.root / "id-as-root"
         shutil.copy("/usr/bin/id", program)
         program.chmod(0o4755)
-        with make_place("multi", "priv") as place:
+        with make_campus("multi", "priv") as campus:
             config = (
                 f"pam: {{enable: true, service_name: {pam.service}}}\nsetuid_programs: {'allow' if allow else 'deny'}\n"
             )
             hooks = f"pre_start_hook: {{path: {hook}}}\npost_stop_hook: {{path: {hook}}}\n"
-            place.endpoint.add_config(config + hooks)
-            place.endpoint.start()
-            with place.executor("alice") as executor:
+            campus.endpoint.add_config(config + hooks)
+            campus.endpoint.start()
+            with campus.executor("alice") as executor:
                 found = executor.submit(look, str(program)).result(timeout=RESULT_S)
-            uid = place.accounts["alice"].uid
+            uid = campus.accounts["alice"].uid
             assert (found["uid"], found["place"], found["loader"], found["files"]) == (uid, "here", None, 777)
             assert found["euid"] == ("0" if allow else str(uid))
             assert found["status"]["NoNewPrivs"] == ("0" if allow else "1")
-            for pid in place.pids().values():
+            for pid in campus.pids().values():
                 bounding = pathlib.Path(f"/proc/{pid}/status").read_text().split("CapBnd:\t")[1].split()[0]
                 assert (int(bounding, 16) != 0) == allow
-            place.endpoint.stop()
+            campus.endpoint.stop()
             assert pam.recorded() == ["open_session", "close_session"]
             assert (pam.root / "pre_start.json").exists() and (pam.root / "post_stop.json").exists()
     finally:
@@ -84,14 +84,14 @@ def test_what_a_person_reads_of_a_refusal() -> None:
     pam = PamSite()
     try:
         pam.define("account required pam_deny.so")
-        with make_place("multi", "deny") as place:
-            place.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
-            place.endpoint.start()
-            with place.executor("alice") as executor, pytest.raises(MepError) as caught:
+        with make_campus("multi", "deny") as campus:
+            campus.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
+            campus.endpoint.start()
+            with campus.executor("alice") as executor, pytest.raises(MepError) as caught:
                 executor.submit(look, "/usr/bin/id").result(timeout=RESULT_S)
             assert "not permitted by this site's policy" in str(caught.value)
             assert "pam_acct_mgmt" not in str(caught.value)
-            assert "PAM_ACCOUNT" in place.log() and "pam_acct_mgmt" in place.log()
+            assert "PAM_ACCOUNT" in campus.log() and "pam_acct_mgmt" in campus.log()
     finally:
         pam.close()
 
@@ -102,10 +102,10 @@ def test_logins_that_are_off_and_on_again() -> None:
     try:
         notice = pam.write("nologin", "Maintenance until noon.\n")
         pam.define(f"account required pam_nologin.so file={notice}")
-        with make_place("multi", "off") as place:
-            place.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
-            place.endpoint.start()
-            with place.executor("alice") as executor:
+        with make_campus("multi", "off") as campus:
+            campus.endpoint.add_config(f"pam: {{enable: true, service_name: {pam.service}}}\n")
+            campus.endpoint.start()
+            with campus.executor("alice") as executor:
                 future = executor.submit(pow, 2, 5)
 
                 def reason() -> str:
@@ -125,11 +125,11 @@ def test_what_a_template_knows_of_the_account_and_the_endpoint() -> None:
     """By a real start: all that `mep check` supposes, from this host's NSS, and the defaults of config.yaml."""
     said = "{{ [_GC.mapped_identity.local, parent_config] | tojson | shell_escape }}"
     template = f"engine: {{type: ProcessPoolEngine}}\nendpoint_setup: printf %s {said} > ~/known.json\n"
-    with make_place("multi", "known", template) as place:
-        place.endpoint.start()
-        with place.executor("alice") as executor:
+    with make_campus("multi", "known", template) as campus:
+        campus.endpoint.start()
+        with campus.executor("alice") as executor:
             executor.submit(pow, 2, 5).result(timeout=RESULT_S)
-        entry = pwd.getpwnam(place.accounts["alice"].name)
+        entry = pwd.getpwnam(campus.accounts["alice"].name)
         local, config = json.loads(pathlib.Path(entry.pw_dir, "known.json").read_text())
         gids = [entry.pw_gid, *sorted(set(os.getgrouplist(entry.pw_name, entry.pw_gid)) - {entry.pw_gid})]
         assert local == {
@@ -142,14 +142,14 @@ def test_what_a_template_knows_of_the_account_and_the_endpoint() -> None:
 
 
 def test_a_service_file_that_is_missing() -> None:
-    with make_place("multi", "none") as place:
-        place.endpoint.add_config("pam: {enable: true, service_name: meptest-none}\n")
+    with make_campus("multi", "none") as campus:
+        campus.endpoint.add_config("pam: {enable: true, service_name: meptest-none}\n")
         with pytest.raises(SiteError, match=r"/etc/pam\.d/meptest-none"):
-            place.endpoint._mep("check", "none")
+            campus.endpoint._mep("check", "none")
 
 
 def test_a_single_user_endpoint_says_that_pam_is_not_used() -> None:
-    with make_place("single", "own") as place:
-        place.endpoint.add_config("pam: {enable: true}\n")
-        said = json.loads(place.endpoint._mep("check", "own", "--json"))
+    with make_campus("single", "own") as campus:
+        campus.endpoint.add_config("pam: {enable: true}\n")
+        said = json.loads(campus.endpoint._mep("check", "own", "--json"))
         assert any("PAM is not used" in warning for warning in said["warnings"])

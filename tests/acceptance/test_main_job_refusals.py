@@ -14,31 +14,31 @@ from mep_wire.errors import MepError
 RESULT_S = 60
 
 
-def _refusal(place: Any, who: str, **config: Any) -> MepError:
+def _refusal(campus: Any, who: str, **config: Any) -> MepError:
     """Return the error that a task of `who` ends with."""
-    with place.executor(who, **config) as executor, pytest.raises(MepError) as caught:
+    with campus.executor(who, **config) as executor, pytest.raises(MepError) as caught:
         executor.submit(pow, 2, 3).result(timeout=RESULT_S)
     return caught.value
 
 
-def test_a_value_against_the_schema_is_refused_before_any_process_starts(place: Any) -> None:
-    before = place.starts()
-    error = _refusal(place, place.anybody, workers=64, project="never")
+def test_a_value_against_the_schema_is_refused_before_any_process_starts(campus: Any) -> None:
+    before = campus.starts()
+    error = _refusal(campus, campus.anybody, workers=64, project="never")
     assert error.code == "USER_CONFIG_INVALID"
     assert "workers" in error.text
     assert "64" in error.text or "4" in error.text
-    assert place.starts() == before
+    assert campus.starts() == before
 
 
-def test_an_unknown_key_is_named(place: Any) -> None:
-    error = _refusal(place, place.anybody, wrokers=2)
+def test_an_unknown_key_is_named(campus: Any) -> None:
+    error = _refusal(campus, campus.anybody, wrokers=2)
     assert error.code == "USER_CONFIG_INVALID"
     assert "wrokers" in error.text
 
 
 @pytest.mark.parametrize("name", sorted(limits.RESERVED_TEMPLATE_VARIABLES))
-def test_a_reserved_variable_is_refused(place: Any, name: str) -> None:
-    error = _refusal(place, place.anybody, **{name: {}})
+def test_a_reserved_variable_is_refused(campus: Any, name: str) -> None:
+    error = _refusal(campus, campus.anybody, **{name: {}})
     assert error.code == "USER_CONFIG_RESERVED"
     assert name in error.text
 
@@ -68,28 +68,28 @@ def test_a_single_user_endpoint_is_for_its_owner_alone(single_user: Any) -> None
     assert error.code == "ENDPOINT_FORBIDDEN"
 
 
-def test_an_unknown_token_is_refused(place: Any) -> None:
+def test_an_unknown_token_is_refused(campus: Any) -> None:
     with pytest.raises(MepError) as caught:
-        Client(relay_url=place.site.relay.url, token="mep_not_a_token").get_version()
-        Client(relay_url=place.site.relay.url, token="mep_not_a_token").get_endpoints()
+        Client(relay_url=campus.site.relay.url, token="mep_not_a_token").get_version()
+        Client(relay_url=campus.site.relay.url, token="mep_not_a_token").get_endpoints()
     assert caught.value.code == "TOKEN_UNKNOWN"
 
 
-def test_unknown_ids_are_named(place: Any) -> None:
-    client, nobody = place.client(place.anybody), "00000000-0000-4000-8000-000000000000"
+def test_unknown_ids_are_named(campus: Any) -> None:
+    client, nobody = campus.client(campus.anybody), "00000000-0000-4000-8000-000000000000"
     with pytest.raises(MepError) as caught:
         client.get_task(nobody)
     assert (caught.value.code, nobody in caught.value.text) == ("TASK_NOT_FOUND", True)
     with pytest.raises(MepError) as caught:
-        client.run(endpoint_id=place.endpoint.id, function_id=nobody)
+        client.run(endpoint_id=campus.endpoint.id, function_id=nobody)
     assert caught.value.code == "FUNCTION_NOT_FOUND"
     with pytest.raises(MepError) as caught:
         client.run(endpoint_id=nobody, function_id=client.register_function(pow))
     assert caught.value.code == "ENDPOINT_NOT_FOUND"
 
 
-def test_arguments_over_the_limit_are_refused(place: Any) -> None:
-    with place.executor(place.anybody) as executor, pytest.raises(MepError) as caught:
+def test_arguments_over_the_limit_are_refused(campus: Any) -> None:
+    with campus.executor(campus.anybody) as executor, pytest.raises(MepError) as caught:
         executor.submit(len, bytes(limits.MAX_PAYLOAD_BYTES + 1)).result(timeout=RESULT_S)
     assert caught.value.code == "PAYLOAD_TOO_LARGE"
 

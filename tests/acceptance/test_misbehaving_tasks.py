@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mep_wire.errors import ResultTooLarge, ResultUnserializable, WalltimeExceeded, WorkerLost
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -284,9 +284,9 @@ def remove_directory() -> str:
     import os
     import tempfile
 
-    place = tempfile.mkdtemp()
-    os.chdir(place)
-    os.rmdir(place)
+    campus = tempfile.mkdtemp()
+    os.chdir(campus)
+    os.rmdir(campus)
     return "done"
 
 
@@ -341,8 +341,8 @@ BAD: list[Case] = [
 
 
 @pytest.fixture
-def place() -> Iterator[Any]:
-    with make_place("multi", "unruly") as made:
+def campus() -> Iterator[Any]:
+    with make_campus("multi", "unruly") as made:
         made.endpoint.start()
         yield made
 
@@ -367,10 +367,10 @@ def ended_as(future: Any) -> Any:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "GlobusComputeEngine"])
-def test_fifty_bad_tasks_beside_fifty_good_ones(place: Any, engine: str) -> None:
+def test_fifty_bad_tasks_beside_fifty_good_ones(campus: Any, engine: str) -> None:
     began = time.monotonic()
     assert len(BAD) >= 50
-    with place.executor("alice", workers=4, engine=engine) as executor:
+    with campus.executor("alice", workers=4, engine=engine) as executor:
         first = executor.submit(good, -1).result(timeout=RESULT_S)[1]
         bad, fine = [], []
         for number, (function, arguments, _, options) in enumerate(BAD):
@@ -389,6 +389,6 @@ def test_fifty_bad_tasks_beside_fifty_good_ones(place: Any, engine: str) -> None
     assert first["threads"] == 1
     assert not first["leaks"]
     print(f"{engine}: {time.monotonic() - began:.1f} s")
-    place.endpoint.stop()
-    uid = place.accounts["alice"].uid
+    campus.endpoint.stop()
+    uid = campus.accounts["alice"].uid
     until("the end of the processes", lambda: not processes_of(uid), details=lambda: processes_of(uid))

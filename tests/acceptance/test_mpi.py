@@ -15,7 +15,7 @@ from sitekit.endpoint import SCHEMA
 
 from mep_sdk import MPIFunction, ShellFunction
 from mep_wire.errors import ResourceSpecInvalid
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -56,16 +56,16 @@ SHAPES = ((1, 1), (2, 2), (1, 3), (3, 1))
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Any]:
-    with make_place("multi", "mpi", TEMPLATE) as made:
+def campus() -> Iterator[Any]:
+    with make_campus("multi", "mpi", TEMPLATE) as made:
         made.endpoint.write(SCHEMA, {"type": "object", "additionalProperties": False})
         made.endpoint.start()
         yield made
 
 
-def test_shapes_share_the_nodes_of_one_block(place: Any) -> None:
+def test_shapes_share_the_nodes_of_one_block(campus: Any) -> None:
     program = MPIFunction(f"/usr/bin/python3 -c '{SUM_OF_RANKS.replace('{', '{{').replace('}', '}}')}'")
-    with place.executor("alice") as executor:
+    with campus.executor("alice") as executor:
         futures = []
         for nodes, each in SHAPES:
             executor.resource_specification = {"num_nodes": nodes, "ranks_per_node": each}
@@ -76,7 +76,7 @@ def test_shapes_share_the_nodes_of_one_block(place: Any) -> None:
         assert result.returncode == 0, result.stderr
         total, uid, began, ended, names = result.stdout.split()
         assert int(total) == sum(range(nodes * each))
-        assert int(uid) == place.accounts["alice"].uid
+        assert int(uid) == campus.accounts["alice"].uid
         assert len(set(names.split(",")) & set(NODES)) == nodes
         runs.append((float(began), float(ended), set(names.split(","))))
     pairs = [(one, other) for index, one in enumerate(runs) for other in runs[:index]]
@@ -97,9 +97,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spec", "reason"), BAD)
-def test_what_cannot_be_given_is_refused_before_anything_runs(place: Any, spec: Any, reason: str) -> None:
-    mark = f"{place.accounts['alice'].home}/ran"
-    with place.executor("alice") as executor:
+def test_what_cannot_be_given_is_refused_before_anything_runs(campus: Any, spec: Any, reason: str) -> None:
+    mark = f"{campus.accounts['alice'].home}/ran"
+    with campus.executor("alice") as executor:
         executor.resource_specification = spec
         with pytest.raises(ResourceSpecInvalid, match=reason):
             executor.submit(ShellFunction(f"touch {mark}")).result(timeout=RESULT_S)
@@ -107,9 +107,9 @@ def test_what_cannot_be_given_is_refused_before_anything_runs(place: Any, spec: 
         assert executor.submit(ShellFunction(f"test ! -e {mark}")).result(timeout=RESULT_S).returncode == 0
 
 
-def test_a_cancelled_task_ends_its_ranks_and_gives_its_nodes_back(place: Any) -> None:
-    account = place.accounts["alice"]
-    with place.executor("alice") as executor:
+def test_a_cancelled_task_ends_its_ranks_and_gives_its_nodes_back(campus: Any) -> None:
+    account = campus.accounts["alice"]
+    with campus.executor("alice") as executor:
         executor.resource_specification = {"num_nodes": 3, "ranks_per_node": 1}
         running = executor.submit(MPIFunction("sh -c 'echo $$ >> $HOME/ranks; exec sleep 300'"))
         waiting = executor.submit(ShellFunction("echo got them"))

@@ -13,7 +13,7 @@ import pytest
 from sitekit.endpoint import SCHEMA
 
 from mep_sdk import MPIFunction, ShellFunction
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 from tests.support.slurm import NODES, Slurm
 
 pytestmark = pytest.mark.root
@@ -73,8 +73,8 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="module")
-def place(slurm: Slurm) -> Iterator[Any]:
-    with make_place("multi", "mpicluster", TEMPLATE) as made:
+def campus(slurm: Slurm) -> Iterator[Any]:
+    with make_campus("multi", "mpicluster", TEMPLATE) as made:
         made.endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\n")
         made.endpoint.write(SCHEMA, SCHEMA_VALUE)
         made.endpoint.register_again()
@@ -89,10 +89,10 @@ def shaped(executor: Any, function: Any, nodes: int, each: int) -> Any:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("launcher", ["srun", "mpiexec"])
-def test_shapes_share_the_two_nodes_of_one_job(slurm: Slurm, place: Any, launcher: str) -> None:
-    uid = place.accounts["alice"].uid
+def test_shapes_share_the_two_nodes_of_one_job(slurm: Slurm, campus: Any, launcher: str) -> None:
+    uid = campus.accounts["alice"].uid
     program = MPIFunction(f"/usr/bin/python3 -c '{RANKS.replace('{', '{{').replace('}', '}}')}'")
-    with place.executor("alice", launcher=launcher) as executor:
+    with campus.executor("alice", launcher=launcher) as executor:
         futures = [shaped(executor, program, *shape) for shape in SHAPES]
         results = [future.result(timeout=RESULT_S) for future in futures]
     runs, jobs = [], set()
@@ -116,8 +116,8 @@ def test_shapes_share_the_two_nodes_of_one_job(slurm: Slurm, place: Any, launche
     assert slurm.show(jobs.pop())["NumNodes"] == "2"
 
 
-def test_srun_starts_programs_that_are_no_mpi(place: Any) -> None:
-    with place.executor("alice", launcher="srun") as executor:
+def test_srun_starts_programs_that_are_no_mpi(campus: Any) -> None:
+    with campus.executor("alice", launcher="srun") as executor:
         result = shaped(executor, MPIFunction("sh -c 'echo $SLURM_PROCID $SLURMD_NODENAME'"), 2, 2).result(RESULT_S)
         assert result.returncode == 0, result.stderr
         assert sorted(result.stdout.splitlines()) == ["0 n1", "1 n1", "2 n2", "3 n2"]

@@ -189,7 +189,7 @@ def test_an_end_told_again_after_the_next_one_is_answered(alice: Person, lab: Fa
 
 def test_the_place_of_an_earlier_request_is_not_shown(alice: Person, lab: FakeManager, starting: Any) -> None:
     first, request, token, answer = starting
-    lab.send(messages.StartPlaced(uep_id=first.uep_id, place=17, asked=first.incarnation))
+    lab.send(messages.StartQueued(uep_id=first.uep_id, position=17, asked=first.incarnation))
     heard(lab)
     (task_id,) = next(iter(answer["tasks"].values()))
     assert "number 17" not in str(alice.task(task_id))

@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Place]:
+def campus(tmp_path_factory) -> Iterator[Place]:
     with RelayProcess(tmp_path_factory.mktemp("relay")) as relay:
         token = relay.add_user("ada@example.edu")
         idle = FakeEndpoint(relay, token, serve=False)
@@ -79,8 +79,8 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def executor(place) -> Iterator[Executor]:
-    with place.executor() as made:
+def executor(campus) -> Iterator[Executor]:
+    with campus.executor() as made:
         yield made
 
 
@@ -135,8 +135,8 @@ def test_callbacks_are_called(executor):
     assert called.wait(WAIT_S)
 
 
-def test_callbacks_may_wait_for_other_futures_and_shut_down(place):
-    executor = place.executor()
+def test_callbacks_may_wait_for_other_futures_and_shut_down(campus):
+    executor = campus.executor()
     futures = [executor.submit(add, number, 1) for number in range(200)]
     got, down = [], threading.Event()
     for future, later in itertools.pairwise(futures):
@@ -155,25 +155,25 @@ def test_a_frozen_exception_is_its_own_tasks_failure(executor):
     assert [future.result(WAIT_S) for future in others] == [1, 2, 3, 4, 5]
 
 
-def test_source_code_and_hardware(place, executor):
+def test_source_code_and_hardware(campus, executor):
     function_id = executor.register_source_code("import math\n\ndef root(x):\n    return math.sqrt(x)\n", "root")
     assert executor.submit_to_registered_function(function_id, (9,)).result(WAIT_S) == 3.0
     assert "processors" in executor.get_worker_hardware_details()
-    client = place.client()
-    task_id = client.get_worker_hardware_details(place.endpoint.endpoint_id)
+    client = campus.client()
+    task_id = client.get_worker_hardware_details(campus.endpoint.endpoint_id)
     assert client.get_task(task_id)["task_id"] == task_id
     client.version_check("99.0")
-    assert place.endpoint.endpoint_id in {each["uuid"] for each in client.get_endpoints(role="owner")}
-    assert client.get_allowed_functions(place.endpoint.endpoint_id) == {"restricted": False, "functions": []}
+    assert campus.endpoint.endpoint_id in {each["uuid"] for each in client.get_endpoints(role="owner")}
+    assert client.get_allowed_functions(campus.endpoint.endpoint_id) == {"restricted": False, "functions": []}
 
 
-def test_a_task_that_waits_says_why(place, monkeypatch, caplog):
+def test_a_task_that_waits_says_why(campus, monkeypatch, caplog):
     monkeypatch.setattr("mep_sdk.status_poller.LOOK_AFTER_S", 0.2)
-    executor = place.executor(endpoint_id=place.idle.endpoint_id)
+    executor = campus.executor(endpoint_id=campus.idle.endpoint_id)
     with caplog.at_level(logging.WARNING, "mep_sdk"):
         future = executor.submit(add, 1, 2)
         assert until("the reason", lambda: future.reason)
-    assert place.idle.endpoint_id in caplog.text
+    assert campus.idle.endpoint_id in caplog.text
     assert future.reason in caplog.text
     assert "waiting-for-ep" in repr(future)
     assert executor.stats()["waiting"] == 1
@@ -181,9 +181,9 @@ def test_a_task_that_waits_says_why(place, monkeypatch, caplog):
     assert executor.stats()["cancelled"] == 1
 
 
-def test_a_running_task_says_so(place, monkeypatch):
+def test_a_running_task_says_so(campus, monkeypatch):
     monkeypatch.setattr("mep_sdk.status_poller.LOOK_AGAIN_S", 0.05)
-    with place.executor() as executor:
+    with campus.executor() as executor:
         future = executor.submit(sleep_then, 3, 2)
         seen = set()
         until("the end", lambda: seen.add(future.running()) or future.done())
@@ -211,8 +211,8 @@ def test_futures_may_be_arguments(executor):
     assert waits.result(WAIT_S) == 42
 
 
-def test_shutdown_waits_for_tasks_that_wait_for_others(place):
-    with place.executor() as executor:
+def test_shutdown_waits_for_tasks_that_wait_for_others(campus):
+    with campus.executor() as executor:
         last = executor.submit(sleep_then, 1, 1)
         for _ in range(5):
             last = executor.submit(add, last, 1)
@@ -266,8 +266,8 @@ def test_map(executor):
     assert list(executor.map(add, [], [])) == []
 
 
-def test_map_times_out_and_cancels_the_rest(place):
-    with place.executor(endpoint_id=place.idle.endpoint_id) as executor:
+def test_map_times_out_and_cancels_the_rest(campus):
+    with campus.executor(endpoint_id=campus.idle.endpoint_id) as executor:
         results = executor.map(add, range(3), range(3), timeout=0.2)
         with pytest.raises(TimeoutError):
             next(results)
@@ -287,14 +287,14 @@ def test_a_function_is_registered_once(executor):
     assert executor.submit(lambda: 1).result(WAIT_S) == executor.submit(lambda: 1).result(WAIT_S)
 
 
-def test_the_three_calls_of_a_registered_function(place, executor):
-    client = place.client()
+def test_the_three_calls_of_a_registered_function(campus, executor):
+    client = campus.client()
     function_id = client.register_function(add, public=True)
     found = client.get_function(function_id)
     assert found["sha256"] == hashlib.sha256(serialize_function(add)).hexdigest()
     assert executor.submit_to_registered_function(function_id, args=[1, 2]).result(WAIT_S) == 3
     assert executor.submit_to_registered_function(function_id, (1,), {"b": 5}).result(WAIT_S) == 6
-    task_id = client.run(4, b=5, endpoint_id=place.endpoint.endpoint_id, function_id=function_id)
+    task_id = client.run(4, b=5, endpoint_id=campus.endpoint.endpoint_id, function_id=function_id)
     assert _result_of(client, task_id) == 9
 
 
@@ -303,26 +303,26 @@ def _result_of(client, task_id):
     return client.get_result(task_id)
 
 
-def test_a_batch(place):
-    client = place.client()
+def test_a_batch(campus):
+    client = campus.client()
     function_id = client.register_function(add)
     batch = client.create_batch(user_endpoint_config={"n": 1})
     ids = [batch.add(function_id, args=(number,), kwargs={"b": 1}) for number in range(5)]
-    answer = client.batch_run(place.endpoint.endpoint_id, batch)
+    answer = client.batch_run(campus.endpoint.endpoint_id, batch)
     assert answer["tasks"] == {function_id: ids}
-    assert client.batch_run(place.endpoint.endpoint_id, batch)["tasks"] == {function_id: ids}  # and nothing runs twice
+    assert client.batch_run(campus.endpoint.endpoint_id, batch)["tasks"] == {function_id: ids}  # and nothing runs twice
     assert [_result_of(client, task_id) for task_id in ids] == [1, 2, 3, 4, 5]
     found = client.get_batch_result([*ids, NOBODY])
     assert {key: task["result"] for key, task in found.items()} == dict(zip(ids, range(1, 6), strict=True))
     assert client.get_task_group(answer["task_group_id"]) == ids
 
 
-def test_endpoints_can_be_looked_at(place):
-    client = place.client()
-    assert client.get_endpoint_status(place.endpoint.endpoint_id)["status"] == "online"
-    assert client.get_endpoint_status(place.idle.endpoint_id)["status"] == "offline"
-    assert client.get_endpoint_metadata(place.endpoint.endpoint_id)["name"] == "stand-in"
-    assert {each["uuid"] for each in client.get_endpoints()} >= {place.endpoint.endpoint_id, place.idle.endpoint_id}
+def test_endpoints_can_be_looked_at(campus):
+    client = campus.client()
+    assert client.get_endpoint_status(campus.endpoint.endpoint_id)["status"] == "online"
+    assert client.get_endpoint_status(campus.idle.endpoint_id)["status"] == "offline"
+    assert client.get_endpoint_metadata(campus.endpoint.endpoint_id)["name"] == "stand-in"
+    assert {each["uuid"] for each in client.get_endpoints()} >= {campus.endpoint.endpoint_id, campus.idle.endpoint_id}
 
 
 # --- failing --------------------------------------------------------------------------------------------
@@ -339,10 +339,10 @@ def test_an_exception_arrives_as_its_own_type(executor):
         future.result()
 
 
-def test_a_failed_task_through_the_client(place, executor):
+def test_a_failed_task_through_the_client(campus, executor):
     future = executor.submit(look_up, "H3O")
     future.exception(WAIT_S)
-    client = place.client()
+    client = campus.client()
     task = client.get_task(future.task_id)
     assert (task["pending"], task["status"], task["code"]) == (False, "failed", "TASK_FAILED")
     with pytest.raises(NoSuchMolecule):
@@ -385,17 +385,17 @@ def test_what_cannot_run_is_refused_at_once(executor):
         executor.user_endpoint_config = {"a": object()}
 
 
-def test_no_endpoint(place):
-    with place.executor() as executor, pytest.raises(NotConfigured, match="endpoint_id"):
+def test_no_endpoint(campus):
+    with campus.executor() as executor, pytest.raises(NotConfigured, match="endpoint_id"):
         executor.endpoint_id = None
         executor.submit(add, 1, 2)
 
 
-def test_a_refused_submission_fails_its_own_futures_only(place, executor):
+def test_a_refused_submission_fails_its_own_futures_only(campus, executor):
     good = executor.submit(add, 1, 2)
     executor.endpoint_id = NOBODY
     lost = executor.submit(add, 1, 2)
-    executor.endpoint_id = place.endpoint.endpoint_id
+    executor.endpoint_id = campus.endpoint.endpoint_id
     unknown = executor.submit_to_registered_function(NOBODY, (1, 2))
     last = executor.submit(add, 3, 4)
     assert (good.result(WAIT_S), last.result(WAIT_S)) == (3, 7)
@@ -428,16 +428,16 @@ def test_each_submit_takes_a_copy_of_the_configuration(executor):
         bad.result(WAIT_S)
 
 
-def test_an_unknown_token(place):
-    client = Client(place.relay.url, "mep_wrong")
+def test_an_unknown_token(campus):
+    client = Client(campus.relay.url, "mep_wrong")
     with pytest.raises(TokenUnknown):
         client.get_endpoints()
-    with place.executor(client=client) as executor, pytest.raises(TokenUnknown):
+    with campus.executor(client=client) as executor, pytest.raises(TokenUnknown):
         executor.submit(add, 1, 2).result(WAIT_S)
 
 
-def test_unknown_ids(place):
-    client = place.client()
+def test_unknown_ids(campus):
+    client = campus.client()
     for ask in (client.get_task, client.get_result):
         with pytest.raises(TaskNotFound, match=NOBODY):
             ask(NOBODY)
@@ -446,7 +446,7 @@ def test_unknown_ids(place):
     with pytest.raises(EndpointNotFound):
         client.get_endpoint_status(NOBODY)
     with pytest.raises(ValueError, match="empty"):
-        client.batch_run(place.endpoint.endpoint_id, client.create_batch())
+        client.batch_run(campus.endpoint.endpoint_id, client.create_batch())
     with pytest.raises(BodyInvalid):
         client.get_batch_result(["not an id"])
 
@@ -454,8 +454,8 @@ def test_unknown_ids(place):
 # --- cancelling -----------------------------------------------------------------------------------------
 
 
-def test_a_waiting_task_is_cancelled(place):
-    with place.executor(endpoint_id=place.idle.endpoint_id) as executor:
+def test_a_waiting_task_is_cancelled(campus):
+    with campus.executor(endpoint_id=campus.idle.endpoint_id) as executor:
         future = executor.submit(add, 1, 2)
         assert executor.flush(WAIT_S)
         assert future.cancel()
@@ -464,7 +464,7 @@ def test_a_waiting_task_is_cancelled(place):
         with pytest.raises(CancelledError):
             future.result(0)
         assert concurrent.futures.wait([future], 0).done == {future}
-    assert place.client().get_task(future.task_id)["status"] == "cancelled"
+    assert campus.client().get_task(future.task_id)["status"] == "cancelled"
 
 
 def test_an_ended_task_is_not_cancelled(executor):
@@ -474,18 +474,18 @@ def test_an_ended_task_is_not_cancelled(executor):
     assert not future.cancelled()
 
 
-def test_shutdown_cancels(place):
-    executor = place.executor(endpoint_id=place.idle.endpoint_id)
+def test_shutdown_cancels(campus):
+    executor = campus.executor(endpoint_id=campus.idle.endpoint_id)
     futures = [executor.submit(add, number, 0) for number in range(500)]
     executor.shutdown(cancel_futures=True)
     assert all(future.cancelled() for future in futures)
-    statuses = place.client().get_batch_result([future.task_id for future in futures])
+    statuses = campus.client().get_batch_result([future.task_id for future in futures])
     assert {task["status"] for task in statuses.values()} <= {"cancelled"}
 
 
-def test_cancelled_through_the_client(place):
-    client = place.client()
-    task_id = client.run(1, 2, endpoint_id=place.idle.endpoint_id, function_id=client.register_function(add))
+def test_cancelled_through_the_client(campus):
+    client = campus.client()
+    task_id = client.run(1, 2, endpoint_id=campus.idle.endpoint_id, function_id=client.register_function(add))
     with pytest.raises(TaskPending):
         client.get_result(task_id)
     assert client.cancel(task_id)
@@ -497,8 +497,8 @@ def test_cancelled_through_the_client(place):
 # --- ending ---------------------------------------------------------------------------------------------
 
 
-def test_shutdown_waits_and_closes(place):
-    executor = place.executor()
+def test_shutdown_waits_and_closes(campus):
+    executor = campus.executor()
     future = executor.submit(sleep_then, 5, 0.3)
     executor.shutdown()
     assert future.done()
@@ -507,26 +507,26 @@ def test_shutdown_waits_and_closes(place):
     executor.shutdown()
 
 
-def test_an_interrupted_script_says_that_it_waits(place, caplog):
-    with pytest.raises(KeyboardInterrupt), place.executor() as made:
+def test_an_interrupted_script_says_that_it_waits(campus, caplog):
+    with pytest.raises(KeyboardInterrupt), campus.executor() as made:
         future = made.submit(sleep_then, "slept", 0.5)
         raise KeyboardInterrupt
     assert future.result(0) == "slept"
     assert "tasks still to end: 1; interrupt again" in caplog.text
 
 
-def test_shutdown_without_waiting(place):
-    executor = place.executor()
+def test_shutdown_without_waiting(campus):
+    executor = campus.executor()
     future = executor.submit(sleep_then, 5, 0.3)
     executor.shutdown(wait=False)
     assert future.result(WAIT_S) == 5
 
 
-def test_threads_end_with_their_executor(place):
+def test_threads_end_with_their_executor(campus):
     def ours():
         return [thread for thread in threading.enumerate() if thread.name.startswith("mep-")]
 
-    executor = place.executor()
+    executor = campus.executor()
     future = executor.submit(add, 1, 2)
     del executor
     gc.collect()
@@ -534,7 +534,7 @@ def test_threads_end_with_their_executor(place):
     until("the end of the executor's threads", lambda: not ours(), details=ours)
 
 
-def test_a_forked_child_is_told(place, executor):
+def test_a_forked_child_is_told(campus, executor):
     future = executor.submit(sleep_then, 1, 0.2)
     child = os.fork()
     if child == 0:
@@ -542,7 +542,7 @@ def test_a_forked_child_is_told(place, executor):
             executor.submit(add, 1, 2)
         except Exception as error:
             executor.shutdown()  # must neither hang nor disturb the parent
-            with place.executor() as mine:
+            with campus.executor() as mine:
                 os._exit(0 if "Make a new one" in str(error) and mine.submit(add, 1, 2).result(WAIT_S) == 3 else 1)
         finally:
             os._exit(2)
@@ -550,10 +550,10 @@ def test_a_forked_child_is_told(place, executor):
     assert future.result(WAIT_S) == 1
 
 
-def test_a_script_that_just_ends_has_sent_its_tasks(place):
+def test_a_script_that_just_ends_has_sent_its_tasks(campus):
     script = f"""
         from mep_sdk import Client, Executor
-        executor = Executor("{place.idle.endpoint_id}", client=Client("{place.relay.url}", "{place.token}"))
+        executor = Executor("{campus.idle.endpoint_id}", client=Client("{campus.relay.url}", "{campus.token}"))
         futures = [executor.submit(pow, 2, number) for number in range(100)]
         print(executor.task_group_id)
     """
@@ -562,24 +562,24 @@ def test_a_script_that_just_ends_has_sent_its_tasks(place):
     )
     assert "tasks still to end: 100" in run.stderr
     group = run.stdout.strip()
-    assert len(place.client().get_task_group(group)) == 100
-    with place.executor(task_group_id=group) as executor:
+    assert len(campus.client().get_task_group(group)) == 100
+    with campus.executor(task_group_id=group) as executor:
         for future in executor.reload_tasks():
             future.cancel()
 
 
-def test_tasks_are_reloaded(place):
-    with place.executor() as executor:
+def test_tasks_are_reloaded(campus):
+    with campus.executor() as executor:
         ids = [executor.submit(add, number, 1).task_id for number in range(20)]
         ids.append(executor.submit(look_up, "X").task_id)
-    with place.executor(task_group_id=executor.task_group_id) as another:
+    with campus.executor(task_group_id=executor.task_group_id) as another:
         futures = another.reload_tasks()
         assert [future.task_id for future in futures] == ids
         assert [future.result(WAIT_S) for future in futures[:-1]] == list(range(1, 21))
         assert type(futures[-1].exception(WAIT_S)) is NoSuchMolecule
         assert another.submit(add, 1, 1).result(WAIT_S) == 2
         assert len(another.reload_tasks()) == 22
-    with place.executor() as empty, pytest.raises(TaskGroupNotFound):
+    with campus.executor() as empty, pytest.raises(TaskGroupNotFound):
         empty.reload_tasks(NOBODY)
 
 
@@ -641,7 +641,7 @@ def test_shutdown_gives_up_on_a_relay_that_stays_away(own):
         assert [each.result(WAIT_S) for each in another.reload_tasks()] == [3]
 
 
-def test_a_script_leaves_no_resource_open(place, tmp_path):
+def test_a_script_leaves_no_resource_open(campus, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -652,7 +652,7 @@ def test_a_script_leaves_no_resource_open(place, tmp_path):
             return a + b
 
         for _ in range(2):
-            with Executor("{place.endpoint.endpoint_id}") as executor:
+            with Executor("{campus.endpoint.endpoint_id}") as executor:
                 assert sum(executor.map(add, range(20), range(20))) == 380
                 executor.submit(add, 1, 2).add_done_callback(lambda future: future.result())
         client = Client()
@@ -662,7 +662,7 @@ def test_a_script_leaves_no_resource_open(place, tmp_path):
         gc.collect()
         """)
     )
-    env = {**os.environ, "MEP_RELAY_URL": place.relay.url, "MEP_TOKEN": place.token, "PYTHONTRACEMALLOC": "10"}
+    env = {**os.environ, "MEP_RELAY_URL": campus.relay.url, "MEP_TOKEN": campus.token, "PYTHONTRACEMALLOC": "10"}
     command = [sys.executable, "-W", "always::ResourceWarning", str(script)]
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert ran.returncode == 0, ran.stderr

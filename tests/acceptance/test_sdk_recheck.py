@@ -46,7 +46,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def campus(tmp_path: Path) -> Iterator[Place]:
     with RelayProcess(tmp_path) as relay:
         made = Place(relay)
         with made.endpoint:
@@ -65,21 +65,21 @@ class Silent(sessions.ResultListener):
         return
 
 
-def test_tasks_that_a_restored_database_lacks_are_not_waited_for(place: Place, tmp_path: Path, quick: None) -> None:
-    with place.executor() as executor:
+def test_tasks_that_a_restored_database_lacks_are_not_waited_for(campus: Place, tmp_path: Path, quick: None) -> None:
+    with campus.executor() as executor:
         assert executor.submit(add, 1, 1).result(WAIT_S) == 2  # the group is in the copy
-        executor.endpoint_id = place.idle.endpoint_id
+        executor.endpoint_id = campus.idle.endpoint_id
         kept = executor.submit(add, 1, 2)
         assert executor.flush(WAIT_S)
-        place.relay.stop()
-        shutil.copytree(place.relay.state, tmp_path / "copy")
-        place.relay.start()
+        campus.relay.stop()
+        shutil.copytree(campus.relay.state, tmp_path / "copy")
+        campus.relay.start()
         lost = [executor.submit(add, number, 2) for number in range(3)]
         assert executor.flush(WAIT_S)
-        place.relay.stop()
-        shutil.rmtree(place.relay.state)
-        shutil.copytree(tmp_path / "copy", place.relay.state)
-        place.relay.start()
+        campus.relay.stop()
+        shutil.rmtree(campus.relay.state)
+        shutil.copytree(tmp_path / "copy", campus.relay.state)
+        campus.relay.start()
         for future in lost:
             with pytest.raises(TaskNotFound, match=future.task_id):
                 future.result(WAIT_S)
@@ -88,15 +88,15 @@ def test_tasks_that_a_restored_database_lacks_are_not_waited_for(place: Place, t
 
 
 def test_a_task_that_was_removed_before_it_was_read_is_not_waited_for(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    campus: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_poller, "EVERY_S", 0.3)
-    with place.executor() as executor:
+    with campus.executor() as executor:
         assert executor.submit(add, 1, 1).result(WAIT_S) == 2
-        executor.endpoint_id = place.idle.endpoint_id
+        executor.endpoint_id = campus.idle.endpoint_id
         gone, kept = executor.submit(add, 1, 2), executor.submit(add, 1, 2)
         assert executor.flush(WAIT_S)
-        with closing(sqlite3.connect(place.database(), timeout=10)) as database, database:
+        with closing(sqlite3.connect(campus.database(), timeout=10)) as database, database:
             database.execute("DELETE FROM tasks WHERE task_id = ?", [uuid.UUID(gone.task_id).bytes])
         with pytest.raises(TaskNotFound, match=gone.task_id):
             gone.result(WAIT_S)
@@ -104,10 +104,10 @@ def test_a_task_that_was_removed_before_it_was_read_is_not_waited_for(
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def test_what_ended_and_the_stream_did_not_bring_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ended_and_the_stream_did_not_bring_is_asked_for(campus: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_poller, "EVERY_S", 0.3)
     monkeypatch.setattr(sessions, "ResultListener", Silent)
-    with place.executor() as executor:
+    with campus.executor() as executor:
         futures: list[Any] = [executor.submit(add, number, 1) for number in range(300)]
         failed = executor.submit(fail)
         assert [future.result(WAIT_S) for future in futures] == list(range(1, 301))
@@ -115,11 +115,11 @@ def test_what_ended_and_the_stream_did_not_bring_is_asked_for(place: Place, monk
             failed.result(WAIT_S)
 
 
-def test_the_endings_of_tasks(place: Place) -> None:
-    with place.executor() as executor:
+def test_the_endings_of_tasks(campus: Place) -> None:
+    with campus.executor() as executor:
         done = executor.submit(add, 1, 1)
         done.result(WAIT_S)
-        executor.endpoint_id = place.idle.endpoint_id
+        executor.endpoint_id = campus.idle.endpoint_id
         waiting = executor.submit(add, 1, 1)
         assert executor.flush(WAIT_S)
         [ended], missing, withheld = executor.client.endings([done.task_id, waiting.task_id, NOBODY])

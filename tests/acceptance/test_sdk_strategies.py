@@ -12,7 +12,7 @@ from mep_sdk.version_mismatch import PythonDiffers
 from tests.support.fake_endpoint import FakeEndpoint
 
 from .test_sdk import WAIT_S, Place
-from .test_sdk import place as place  # the fixture
+from .test_sdk import campus as campus  # the fixture
 
 JSON = ComputeSerializer("PureSourceTextInspect", "JSONData")
 
@@ -21,24 +21,24 @@ def kinds(values):
     return [type(each).__name__ for each in values]
 
 
-def test_an_executor_sends_and_gets_json(place: Place) -> None:
-    with place.executor(serializer=JSON, result_serializers=["globus_compute_sdk.serialize.JSONData"]) as executor:
+def test_an_executor_sends_and_gets_json(campus: Place) -> None:
+    with campus.executor(serializer=JSON, result_serializers=["globus_compute_sdk.serialize.JSONData"]) as executor:
         assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["list", "dict"]
         executor.serializer, executor.result_serializers = ComputeSerializer(), None
         assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["tuple", "dict"]
 
 
-def test_a_client_and_its_batches_and_executors_too(place: Place) -> None:
+def test_a_client_and_its_batches_and_executors_too(campus: Place) -> None:
     options = {"code_serialization_strategy": "CombinedCode", "data_serialization_strategy": "JSONData"}
-    client = Client(place.relay.url, place.token, **options)
+    client = Client(campus.relay.url, campus.token, **options)
     function = client.register_function(kinds)
-    with Executor(place.endpoint.endpoint_id, client=client) as executor:
+    with Executor(campus.endpoint.endpoint_id, client=client) as executor:
         assert executor.submit_to_registered_function(function, [[(1,)]]).result(WAIT_S) == ["list"]
 
 
-def test_a_script_is_warned_once_of_workers_with_another_python(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_is_warned_once_of_workers_with_another_python(campus: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEP_TEST_WORKER_PYTHON", "3.99.1")
-    with FakeEndpoint(place.relay, place.token) as other, place.executor(endpoint_id=other.endpoint_id) as executor:
+    with FakeEndpoint(campus.relay, campus.token) as other, campus.executor(endpoint_id=other.endpoint_id) as executor:
         executor.submit(kinds, [1]).result(WAIT_S)  # with the credit that follows, the relay knows
         deadline = time.monotonic() + WAIT_S
         with warnings.catch_warnings(record=True) as caught:

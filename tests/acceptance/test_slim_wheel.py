@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_engines import Bench, place
+from tests.contract.test_engines import Bench, campus
 from user_endpoint.engines import make_engine
-from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine
+from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "packaging" / "constraints.txt"
@@ -69,7 +69,7 @@ def run(tmp_path: Path) -> Iterator[Callable[[EngineSettings], dict[str, Any]]]:
     engines = []
 
     def run_in(settings: EngineSettings) -> dict[str, Any]:
-        engine = make_engine(settings, place(tmp_path))
+        engine = make_engine(settings, campus(tmp_path))
         engines.append(engine)
         engine.start()
         bench = Bench(engine)
@@ -87,9 +87,9 @@ def run(tmp_path: Path) -> Iterator[Callable[[EngineSettings], dict[str, Any]]]:
 def engine_in(kind: str, env: Path) -> EngineSettings:
     activate = f"source {env}/bin/activate"
     return {
-        "process, python": lambda: ProcessPoolEngine(max_workers=1, python=str(env / "bin/python")),
-        "process, worker_init": lambda: ProcessPoolEngine(max_workers=1, worker_init=activate),
-        "blocks": lambda: GlobusComputeEngine(max_workers_per_node=1, worker_init=activate),
+        "process, python": lambda: ProcessPoolSettings(max_workers=1, python=str(env / "bin/python")),
+        "process, worker_init": lambda: ProcessPoolSettings(max_workers=1, worker_init=activate),
+        "blocks": lambda: GlobusComputeSettings(max_workers_per_node=1, worker_init=activate),
     }[kind]()
 
 

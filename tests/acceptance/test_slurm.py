@@ -16,7 +16,7 @@ import pytest
 from sitekit.endpoint import SCHEMA
 
 from mep_wire.errors import EngineFailed, UserConfigInvalid, WorkerLost
-from tests.support.place import make_place
+from tests.support.campus import make_campus
 from tests.support.slurm import Slurm, SlurmFailed
 from tests.support.waiting import until
 
@@ -103,8 +103,8 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="module")
-def place(slurm: Slurm) -> Iterator[Any]:
-    with make_place("multi", "cluster", TEMPLATE) as made:
+def campus(slurm: Slurm) -> Iterator[Any]:
+    with make_campus("multi", "cluster", TEMPLATE) as made:
         made.endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\nSITE_SAYS: hello\n")
         made.endpoint.write(SCHEMA, SCHEMA_VALUE)
         made.endpoint.register_again()
@@ -113,9 +113,9 @@ def place(slurm: Slurm) -> Iterator[Any]:
 
 
 @pytest.fixture
-def shared(place: Any) -> Path:
+def shared(campus: Any) -> Path:
     """A directory of alice's own."""
-    account = place.accounts["alice"]
+    account = campus.accounts["alice"]
     directory = Path(account.home, f"shared-{time.monotonic_ns()}")
     directory.mkdir(mode=0o700)
     os.chown(directory, account.uid, account.gid)
@@ -126,10 +126,10 @@ def jobs_of(slurm: Slurm, name: str) -> list[str]:
     return [job for job, (user, _) in slurm.jobs().items() if user == name]
 
 
-def test_two_peoples_functions_run_in_jobs_of_their_own(slurm: Slurm, place: Any) -> None:
+def test_two_peoples_functions_run_in_jobs_of_their_own(slurm: Slurm, campus: Any) -> None:
     for who, walltime in (("alice", "00:03:00"), ("bob", "00:04:00")):
-        account = place.accounts[who]
-        with place.executor(who, walltime=walltime) as executor:
+        account = campus.accounts[who]
+        with campus.executor(who, walltime=walltime) as executor:
             seen = executor.submit(where).result(timeout=RESULT_S)
             again = executor.submit(where).result(timeout=RESULT_S)
         assert seen["uids"] == (account.uid,) * 3
@@ -141,19 +141,19 @@ def test_two_peoples_functions_run_in_jobs_of_their_own(slurm: Slurm, place: Any
         assert (job["Partition"], job["TimeLimit"], job["JobState"]) == ("cpu", f"{walltime}", "RUNNING")
 
 
-def test_a_block_of_two_nodes_runs_two_tasks_at_once(slurm: Slurm, place: Any, shared: Path) -> None:
-    with place.executor("alice", nodes=2) as executor:
+def test_a_block_of_two_nodes_runs_two_tasks_at_once(slurm: Slurm, campus: Any, shared: Path) -> None:
+    with campus.executor("alice", nodes=2) as executor:
         futures = [executor.submit(meet, str(shared), number, 2) for number in range(2)]
         assert {future.result(timeout=RESULT_S) for future in futures} == {"n1", "n2"}
 
 
-def test_the_partition_is_not_the_persons_to_choose(place: Any) -> None:
-    with pytest.raises(UserConfigInvalid, match="partition"), place.executor("alice", partition="short") as executor:
+def test_the_partition_is_not_the_persons_to_choose(campus: Any) -> None:
+    with pytest.raises(UserConfigInvalid, match="partition"), campus.executor("alice", partition="short") as executor:
         executor.submit(where).result(timeout=RESULT_S)
 
 
-def test_a_block_that_is_idle_is_given_back_and_another_comes_when_needed(slurm: Slurm, place: Any) -> None:
-    with place.executor("bob", idle=1) as executor:
+def test_a_block_that_is_idle_is_given_back_and_another_comes_when_needed(slurm: Slurm, campus: Any) -> None:
+    with campus.executor("bob", idle=1) as executor:
         first = executor.submit(where).result(timeout=RESULT_S)["job"]
         until("end of the idle job", lambda: first not in slurm.jobs(), unready=(SlurmFailed,))
         assert slurm.show(first)["JobState"] == "CANCELLED"
@@ -178,9 +178,9 @@ def _lost_and_run_again(running: Any, waiting: list[Any], job: str, mark: Path) 
 
 
 def test_scancel_fails_what_had_started_and_runs_the_rest_in_a_new_block(
-    slurm: Slurm, place: Any, shared: Path
+    slurm: Slurm, campus: Any, shared: Path
 ) -> None:
-    with place.executor("alice", walltime="00:07:00") as executor:
+    with campus.executor("alice", walltime="00:07:00") as executor:
         running, waiting, job = _one_running_and_five_waiting(executor, shared / "mark")
         began = time.monotonic()
         slurm.run("scancel", job)
@@ -189,8 +189,8 @@ def test_scancel_fails_what_had_started_and_runs_the_rest_in_a_new_block(
 
 
 @pytest.mark.timeout(150)
-def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, place: Any, shared: Path) -> None:
-    with place.executor("alice", walltime="00:08:00") as executor:
+def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, campus: Any, shared: Path) -> None:
+    with campus.executor("alice", walltime="00:08:00") as executor:
         running, waiting, job = _one_running_and_five_waiting(executor, shared / "mark")
         slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+5")  # "now" is past when it arrives
         until("end of the walltime", lambda: job not in slurm.jobs(), 90, unready=(SlurmFailed,))
@@ -198,9 +198,9 @@ def test_the_end_of_its_walltime_does_the_same(slurm: Slurm, place: Any, shared:
         _lost_and_run_again(running, waiting, job, shared / "mark")
 
 
-def test_blocks_that_die_at_once_stop_submission_and_say_why(slurm: Slurm, place: Any) -> None:
+def test_blocks_that_die_at_once_stop_submission_and_say_why(slurm: Slurm, campus: Any) -> None:
     before = set(slurm.all_jobs())
-    with place.executor("bob", setup="echo module not found: nowhere >&2; exit 7") as executor:
+    with campus.executor("bob", setup="echo module not found: nowhere >&2; exit 7") as executor:
         futures = [executor.submit(where) for _ in range(20)]
         began = time.monotonic()
         for future in futures:
@@ -210,19 +210,19 @@ def test_blocks_that_die_at_once_stop_submission_and_say_why(slurm: Slurm, place
         assert len(set(slurm.all_jobs()) - before) == 3
 
 
-def test_jobs_of_a_user_endpoint_that_was_killed_end(slurm: Slurm, place: Any, shared: Path) -> None:
-    with place.executor("bob", walltime="00:09:00") as executor:
-        before = place.pids()
+def test_jobs_of_a_user_endpoint_that_was_killed_end(slurm: Slurm, campus: Any, shared: Path) -> None:
+    with campus.executor("bob", walltime="00:09:00") as executor:
+        before = campus.pids()
         first = executor.submit(where).result(timeout=RESULT_S)["job"]
-        (pid,) = place.new_pids(before).values()
+        (pid,) = campus.new_pids(before).values()
         os.kill(pid, signal.SIGKILL)
         second = executor.submit(where).result(timeout=RESULT_S)["job"]
         assert second != first
         until("end of the job of the first", lambda: first not in slurm.jobs(), unready=(SlurmFailed,))
 
 
-def test_no_job_outlives_the_endpoint(slurm: Slurm, place: Any) -> None:
+def test_no_job_outlives_the_endpoint(slurm: Slurm, campus: Any) -> None:
     assert slurm.jobs()
-    place.endpoint.stop()
+    campus.endpoint.stop()
     until("end of all jobs", lambda: not slurm.jobs(), unready=(SlurmFailed,))
-    place.endpoint.start()
+    campus.endpoint.start()

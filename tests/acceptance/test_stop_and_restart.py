@@ -15,9 +15,9 @@ from mep_wire.limits import LINK_DEAD_S
 RESULT_S = 60
 
 
-def mep(place: Any, *words: str) -> str:
+def mep(campus: Any, *words: str) -> str:
     """Run `mep` as the account that the site belongs to."""
-    site = place.site
+    site = campus.site
     return command(BIN / "mep", *words, env=site.env, run_as=site.run_as)
 
 

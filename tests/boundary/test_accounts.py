@@ -9,21 +9,21 @@ import pwd
 
 import pytest
 
-from mep.boundary.errors import Refusal, Stage
+from mep.boundary.errors import Refusal, StartStage
 from mep.boundary.resolved_config import Policy
 from mep.root.account.lookup import AccountRules, StartRefused, check_policy, lookup
-from mep.root.kernel.spawn import Account
+from mep.root.kernel.spawn import SpawnAccount
 
 OPEN = Policy(min_uid=0, max_uid=2**32)
-ALICE = Account("alice", 2000, 2000, (2000,), "/home/alice", "/bin/bash")
+ALICE = SpawnAccount("alice", 2000, 2000, (2000,), "/home/alice", "/bin/bash")
 
 
-def objection(account: Account, policy: Policy = OPEN, only_uid: int | None = None) -> str:
+def objection(account: SpawnAccount, policy: Policy = OPEN, only_uid: int | None = None) -> str:
     rules = AccountRules(policy, ("mep", "mep-idmap"), (999,), only_uid)
     try:
         check_policy(account, rules)
     except StartRefused as refusal:
-        assert (refusal.stage, refusal.code) == (Stage.POLICY, Refusal.ACCOUNT_REFUSED)
+        assert (refusal.stage, refusal.code) == (StartStage.POLICY, Refusal.ACCOUNT_REFUSED)
         assert account.name not in refusal.public
         return refusal.detail
     return ""
@@ -117,5 +117,5 @@ def test_lookup_takes_the_groups_from_nss() -> None:
 def test_account_that_is_missing() -> None:
     with pytest.raises(StartRefused) as caught:
         lookup("meptest-is-not-there")
-    assert caught.value.stage is Stage.LOOKUP_USER
+    assert caught.value.stage is StartStage.LOOKUP_USER
     assert "meptest" not in caught.value.public

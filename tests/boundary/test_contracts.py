@@ -29,12 +29,12 @@ from mep.boundary.messages import (
     Mapped,
     MapRequest,
     Message,
-    Outcome,
     StartEndpoint,
+    StartOutcome,
     TaskLogFile,
 )
 from mep.boundary.resolved_config import Caps, ManagerSection, Policy, from_json, read_section, section_json, to_json
-from mep.root.monitor.child import Kind
+from mep.root.monitor.child import ChildKind
 from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.permissions import TABLE
 from mep.root.monitor.runtime_dir import ensure_directory
@@ -83,21 +83,21 @@ def test_only_documents_travel_with_descriptors() -> None:
 @pytest.mark.parametrize(
     ("code", "outcome"),
     [
-        ("SITE_BUSY", Outcome.UNAVAILABLE),
-        ("MAPPER_UNAVAILABLE", Outcome.UNAVAILABLE),
-        ("START_REQUEST_STALE", Outcome.UNAVAILABLE),
-        ("START_INTERRUPTED", Outcome.UNAVAILABLE),
-        ("ACCOUNT_REFUSED", Outcome.REFUSED),
-        ("START_FAILED", Outcome.REFUSED),
-        ("ENDPOINT_MISCONFIGURED", Outcome.REFUSED),
+        ("SITE_BUSY", StartOutcome.UNAVAILABLE),
+        ("MAPPER_UNAVAILABLE", StartOutcome.UNAVAILABLE),
+        ("START_REQUEST_STALE", StartOutcome.UNAVAILABLE),
+        ("START_INTERRUPTED", StartOutcome.UNAVAILABLE),
+        ("ACCOUNT_REFUSED", StartOutcome.REFUSED),
+        ("START_FAILED", StartOutcome.REFUSED),
+        ("ENDPOINT_MISCONFIGURED", StartOutcome.REFUSED),
     ],
 )
-def test_which_failures_are_worth_another_try(code: str, outcome: Outcome) -> None:
+def test_which_failures_are_worth_another_try(code: str, outcome: StartOutcome) -> None:
     assert outcome_of(code) is outcome
 
 
 def test_kinds_name_their_modules() -> None:
-    assert {Kind.MANAGER, Kind.MAPPER} == {"manager", "mapper"}
+    assert {ChildKind.MANAGER, ChildKind.MAPPER} == {"manager", "mapper"}
 
 
 # --- channel ------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import stat
 from mep.boundary.errors import Refusal
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
-from mep.boundary.messages import MapRequest, NotMapped, Outcome, StartAnswered, StartEndpoint
+from mep.boundary.messages import MapRequest, NotMapped, StartAnswered, StartEndpoint, StartOutcome
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DAY_S, DayBudget
 from tests.support.monitor import Puppet, running_monitor
 from tests.support.waiting import until
@@ -99,14 +99,14 @@ def test_what_manager_and_mapper_make_root_record_in_a_day_is_bounded() -> None:
             os.close(descriptors[0])
             code = Refusal.IDENTITY_NOT_MAPPED.value
             mapper.send(NotMapped(request.ref, "", code, "no", "x" * 4000, "corr", "y" * 4000))
-            assert manager.take(StartAnswered)[0].outcome == Outcome.REFUSED
+            assert manager.take(StartAnswered)[0].outcome == StartOutcome.REFUSED
         assert run.audit.stat().st_size + run.log.stat().st_size < 2 * A_DAY
         assert "log_budget_used_up" in {record["event"] for record in run.audit_records()}
 
 
 def test_what_was_left_out_is_counted_when_the_day_is_over(tmp_path: pathlib.Path) -> None:
     now = 0.0
-    loop, path = Loop(lambda: now), str(tmp_path / "audit")
+    loop, path = PollLoop(lambda: now), str(tmp_path / "audit")
     budget = DayBudget("of a test", 100, loop, Log("test"), Audit(path, Log("test")))
     assert [budget.take(60), budget.take(60), budget.take(30)] == [True, False, False]
     now = DAY_S - 1

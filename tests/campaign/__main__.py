@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last, so that the installed code is tested
 
+from campus import Campus, make_campus
 from injections import FAULTS, STARTS, kill_in_start
-from place import Place, make_place
 from processes import by_kind
 from sitekit import ledger
 from sitekit.daemon import stop_on_signals
@@ -48,9 +48,9 @@ class Row:
 class Campaign:
     """Rounds of faults at one place."""
 
-    def __init__(self, place: Place, seed: int, only: str) -> None:
-        self.place, self.rng = place, random.Random(seed)
-        self.work = Work(place.effects, random.Random(seed + 1))
+    def __init__(self, campus: Campus, seed: int, only: str) -> None:
+        self.campus, self.rng = campus, random.Random(seed)
+        self.work = Work(campus.effects, random.Random(seed + 1))
         self.rows: dict[str, Row] = {}
         self.broken: list[str] = []
         self.ends: Counter[str] = Counter()
@@ -59,7 +59,7 @@ class Campaign:
         """What the last round did."""
         self._faults = [name for name in FAULTS if only in name]
         self._starts = [name for name in STARTS if only in f"{name} killed in a start"]
-        self._fixed = [(place.executor("fixed", engine, n), n) for engine in ENGINES for n in (1, 3)]
+        self._fixed = [(campus.executor("fixed", engine, n), n) for engine in ENGINES for n in (1, 3)]
 
     def round(self) -> None:
         """One fault, or two at once, while tasks run."""
@@ -89,17 +89,17 @@ class Campaign:
         self.work.wait_for_effects(tasks, self.rng.randint(0, 4))
         time.sleep(self.rng.uniform(0.0, 0.3))
         for name in names:
-            FAULTS[name](self.place, self.rng)
+            FAULTS[name](self.campus, self.rng)
         return names, tasks, self._fixed
 
     def _in_start(self) -> tuple[list[str], list[Submitted], list[tuple[Executor, int]]]:
         kind = self.rng.choice(self._starts)
-        before = {pid for pids in by_kind(self.place.endpoint.status()).values() for pid in pids}
+        before = {pid for pids in by_kind(self.campus.endpoint.status()).values() for pid in pids}
         engine = ENGINES[1] if kind in ("interchange", "block's pool") else ENGINES[0]
         attempts = self.rng.choice([1, 3])
-        executor = self.place.executor(f"start-{self.rounds}", engine, attempts, idle=1)
+        executor = self.campus.executor(f"start-{self.rounds}", engine, attempts, idle=1)
         tasks = [self.work.submit(executor, attempts) for _ in range(4)]
-        found = kill_in_start(self.place, kind, before)
+        found = kill_in_start(self.campus, kind, before)
         name = f"{kind} killed in a start" if found else f"{kind} not seen in a start"
         return [name], tasks, [(executor, attempts)]
 
@@ -107,8 +107,8 @@ class Campaign:
         """Stop the endpoint, and look for what is left."""
         for executor, _ in self._fixed:
             executor.shutdown(wait=False, cancel_futures=True)
-        self.place.endpoint.stop()
-        self.broken += [f"left behind: {what}" for what in self.place.left()]
+        self.campus.endpoint.stop()
+        self.broken += [f"left behind: {what}" for what in self.campus.left()]
 
     def table(self) -> str:
         """Return the rows as plain text."""
@@ -122,15 +122,15 @@ class Campaign:
 
 def campaign(seed: int, seconds: float, only: str = "", rounds: int = 0) -> Campaign:
     """Run rounds for so many seconds, or so many rounds."""
-    with make_place() as place:
-        made = Campaign(place, seed, only)
+    with make_campus() as campus:
+        made = Campaign(campus, seed, only)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and (not rounds or made.rounds < rounds):
             made.round()
             print(f"round {made.rounds}: {made.last}; {len(made.broken)} broken", file=sys.stderr, flush=True)
         made.finish()
         if made.broken:
-            print(place.site.logs(), file=sys.stderr)
+            print(campus.site.logs(), file=sys.stderr)
     return made
 
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from place import Place
+from campus import Campus
 from processes import KINDS, by_kind, descriptors
 
-Fault = Callable[[Place, random.Random], None]
+Fault = Callable[[Campus, random.Random], None]
 START_WATCHED_S = 5.0
 
 
@@ -24,24 +24,24 @@ def _kill(pid: int) -> None:
 
 
 def _killed(kind: str) -> Fault:
-    def fault(place: Place, rng: random.Random) -> None:
-        found = by_kind(place.endpoint.status())[kind]
+    def fault(campus: Campus, rng: random.Random) -> None:
+        found = by_kind(campus.endpoint.status())[kind]
         if found:
             _kill(rng.choice(found))
         if kind == "monitor":
-            place.endpoint.kill()
-            place.endpoint.start()
+            campus.endpoint.kill()
+            campus.endpoint.start()
 
     return fault
 
 
-def _relay_killed(place: Place, rng: random.Random) -> None:
-    place.site.relay.kill()
+def _relay_killed(campus: Campus, rng: random.Random) -> None:
+    campus.site.relay.kill()
     time.sleep(rng.uniform(0.0, 3.0))
-    place.site.relay.start()
+    campus.site.relay.start()
 
 
-def _stopped(place: Place, pid: int, rng: random.Random) -> None:
+def _stopped(campus: Campus, pid: int, rng: random.Random) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         time.sleep(rng.uniform(1.0, 6.0))
@@ -49,29 +49,29 @@ def _stopped(place: Place, pid: int, rng: random.Random) -> None:
 
 
 def _frozen(kind: str) -> Fault:
-    def fault(place: Place, rng: random.Random) -> None:
-        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.endpoint.status())[kind]
+    def fault(campus: Campus, rng: random.Random) -> None:
+        found = [campus.site.relay.pid] if kind == "relay" else by_kind(campus.endpoint.status())[kind]
         if found:
-            _stopped(place, rng.choice(found), rng)
+            _stopped(campus, rng.choice(found), rng)
 
     return fault
 
 
-def _links_cut(place: Place, rng: random.Random) -> None:
+def _links_cut(campus: Campus, rng: random.Random) -> None:
     for _ in range(rng.randint(1, 3)):
-        place.proxy.cut()
+        campus.proxy.cut()
         time.sleep(rng.uniform(0.0, 1.0))
 
 
-def _links_frozen(place: Place, rng: random.Random) -> None:
-    place.proxy.flows.clear()
+def _links_frozen(campus: Campus, rng: random.Random) -> None:
+    campus.proxy.flows.clear()
     time.sleep(rng.uniform(1.0, 8.0))
-    place.proxy.flows.set()
+    campus.proxy.flows.set()
 
 
 def _full(which: int) -> Fault:
-    def fault(place: Place, rng: random.Random) -> None:
-        file = Path(place.disks[which], "filled")
+    def fault(campus: Campus, rng: random.Random) -> None:
+        file = Path(campus.disks[which], "filled")
         with contextlib.suppress(OSError), file.open("wb", buffering=0) as filling:
             while True:
                 filling.write(bytes(65536))
@@ -82,8 +82,8 @@ def _full(which: int) -> Fault:
 
 
 def _no_descriptors(kind: str) -> Fault:
-    def fault(place: Place, rng: random.Random) -> None:
-        found = [place.site.relay.pid] if kind == "relay" else by_kind(place.endpoint.status())[kind]
+    def fault(campus: Campus, rng: random.Random) -> None:
+        found = [campus.site.relay.pid] if kind == "relay" else by_kind(campus.endpoint.status())[kind]
         if not found:
             return
         pid = rng.choice(found)
@@ -111,11 +111,11 @@ def _limit(pid: int, soft: int) -> None:
     subprocess.run(words, user=uid, group=gid, extra_groups=[], check=False)
 
 
-def kill_in_start(place: Place, kind: str, before: set[int]) -> bool:
+def kill_in_start(campus: Campus, kind: str, before: set[int]) -> bool:
     """Kill the first process of a kind that is not in `before`; False if none comes."""
     deadline = time.monotonic() + START_WATCHED_S
     while time.monotonic() < deadline:
-        new = [pid for pid in by_kind(place.endpoint.status())[kind] if pid not in before]
+        new = [pid for pid in by_kind(campus.endpoint.status())[kind] if pid not in before]
         if new:
             _kill(new[0])
             return True

@@ -17,8 +17,8 @@ from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_map
 from sitekit.site import ADMIN, Site
 
 from mep_sdk import Client, Executor
+from tests.support.campus import SCHEMA_VALUE, TEMPLATE_TEXT
 from tests.support.link_proxy import LinkProxy
-from tests.support.place import SCHEMA_VALUE, TEMPLATE_TEXT
 
 PAM_SERVICES = Path("/etc/pam.d")
 
@@ -41,7 +41,7 @@ class FreezableProxy(LinkProxy):
                 end.shutdown(2)
 
 
-class Place:
+class Campus:
     """What the faults act upon."""
 
     def __init__(self, site: Site, endpoint: Endpoint, account: Account, proxy: FreezableProxy, client: Client) -> None:
@@ -83,7 +83,7 @@ def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None
 
 
 @contextmanager
-def make_place(name: str = "faults") -> Iterator[Place]:
+def make_campus(name: str = "faults") -> Iterator[Campus]:
     """A running endpoint of a site of its own."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
@@ -110,4 +110,4 @@ def make_place(name: str = "faults") -> Iterator[Place]:
         proxy = stack.enter_context(FreezableProxy.for_endpoint(site.root / "var" / name / "registration.json"))
         person = site.relay.add_person("person@example.edu")
         endpoint.start()
-        yield Place(site, endpoint, account, proxy, Client(relay_url=person.relay_url, token=person.token))
+        yield Campus(site, endpoint, account, proxy, Client(relay_url=person.relay_url, token=person.token))

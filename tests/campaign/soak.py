@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from place import Place, make_place
+from campus import Campus, make_campus
 from processes import by_kind, descriptors, resident_mb
 
 EVERY_S = 10.0
@@ -25,15 +25,15 @@ def nothing(number: int) -> int:
     return number
 
 
-def _sample(place: Place) -> dict[str, float]:
+def _sample(campus: Campus) -> dict[str, float]:
     found: dict[str, float] = {}
-    groups = {"relay": [place.site.relay.pid], **by_kind(place.endpoint.status())}
+    groups = {"relay": [campus.site.relay.pid], **by_kind(campus.endpoint.status())}
     for kind, pids in groups.items():
         with contextlib.suppress(OSError):
             if pids:
                 found[f"{kind}, MB"] = round(sum(map(resident_mb, pids)), 2)
                 found[f"{kind}, descriptors"] = sum(map(descriptors, pids))
-    log = Path(place.site.relay.state)
+    log = Path(campus.site.relay.state)
     found["WAL, MB"] = round(sum(file.stat().st_size for file in log.glob("*-wal")) / 1e6, 2)
     return found
 
@@ -54,8 +54,8 @@ def soak(seconds: float, *, as_json: bool) -> int:
     """Print a line every 10 s, and the slopes at the end."""
     times: list[float] = []
     series: dict[str, list[float]] = {}
-    with make_place("soak") as place:
-        executors = [place.executor("soak", engine, 1) for engine in ("ProcessPoolEngine", "GlobusComputeEngine")]
+    with make_campus("soak") as campus:
+        executors = [campus.executor("soak", engine, 1) for engine in ("ProcessPoolEngine", "GlobusComputeEngine")]
         begun = time.monotonic()
         sampled, done = begun, 0
         while time.monotonic() < begun + seconds:
@@ -64,7 +64,7 @@ def soak(seconds: float, *, as_json: bool) -> int:
                 done += 1
             now = time.monotonic()
             if now >= sampled + EVERY_S:
-                sample = _sample(place) | {"tasks per s": round(done / (now - sampled), 1)}
+                sample = _sample(campus) | {"tasks per s": round(done / (now - sampled), 1)}
                 sampled, done = now, 0
                 times.append((now - begun) / 3600)
                 for name, value in sample.items():

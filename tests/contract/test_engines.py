@@ -15,15 +15,15 @@ import pytest
 
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
 from mep_wire.messages import ResultItem
-from user_endpoint.engines import EnginePlace, make_engine
+from user_endpoint.engines import EngineContext, make_engine
 from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
-from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
-from user_endpoint.workers.fork_server import Server, exec_server
+from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings, ThreadPoolSettings
+from user_endpoint.workers.fork_server import ServerHandle, exec_server
 
 SETTINGS: dict[str, Callable[[], EngineSettings]] = {
-    "htex": lambda: GlobusComputeEngine(max_workers_per_node=2),
-    "process": lambda: ProcessPoolEngine(max_workers=2),
-    "thread": lambda: ThreadPoolEngine(max_workers=2),
+    "htex": lambda: GlobusComputeSettings(max_workers_per_node=2),
+    "process": lambda: ProcessPoolSettings(max_workers=2),
+    "thread": lambda: ThreadPoolSettings(max_workers=2),
 }
 KILLS = ["htex", "process"]
 """Engines that let a test kill running tasks and workers."""
@@ -206,8 +206,8 @@ class Bench:
         return load_result(item.payload)
 
 
-def place(tmp_path: pathlib.Path) -> EnginePlace:
-    return EnginePlace(str(tmp_path), str(tmp_path / "worker.log"), exec_server)
+def place(tmp_path: pathlib.Path) -> EngineContext:
+    return EngineContext(str(tmp_path), str(tmp_path / "worker.log"), exec_server)
 
 
 @pytest.fixture(params=sorted(SETTINGS))
@@ -388,7 +388,7 @@ def test_nothing_waits_behind_tasks_that_were_ended(bench: Bench) -> None:
 
 def test_threads_that_cannot_be_killed_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("user_endpoint.engines.thread_pool.MAX_ABANDONED", 2)
-    bench = begun(ThreadPoolEngine(max_workers=2), place(tmp_path))
+    bench = begun(ThreadPoolSettings(max_workers=2), place(tmp_path))
     rows = [bench.submit(nap, 20.0) for _ in range(2)]
     bench.until(lambda: bench.started.issuperset(rows))
     bench.engine.cancel(rows)
@@ -484,12 +484,12 @@ def test_cancel_and_walltime_kill_the_process(killing: Bench, tmp_path: pathlib.
 
 @pytest.fixture
 def pool(tmp_path: pathlib.Path) -> Iterator[Bench]:
-    made = begun(ProcessPoolEngine(max_workers=2), place(tmp_path))
+    made = begun(ProcessPoolSettings(max_workers=2), place(tmp_path))
     yield made
     made.engine.stop(0.5)
 
 
-def begun(settings: EngineSettings, where: EnginePlace) -> Bench:
+def begun(settings: EngineSettings, where: EngineContext) -> Bench:
     engine = make_engine(settings, where)
     engine.start()
     return Bench(engine)
@@ -505,12 +505,12 @@ def server_of(bench: Bench) -> int:
 def test_a_fork_server_that_cannot_be_started_again_at_first(tmp_path: pathlib.Path) -> None:
     refused = iter([False, True, True, False, False])
 
-    def server() -> Server:
+    def server() -> ServerHandle:
         if next(refused):
             raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
         return exec_server()
 
-    bench = begun(ProcessPoolEngine(max_workers=2), EnginePlace(str(tmp_path), "", server))
+    bench = begun(ProcessPoolSettings(max_workers=2), EngineContext(str(tmp_path), "", server))
     try:
         os.kill(server_of(bench), signal.SIGKILL)
         rows = [bench.submit(echo, number) for number in range(3)]
@@ -523,12 +523,12 @@ def test_a_fork_server_that_cannot_be_started_again_at_first(tmp_path: pathlib.P
 def test_a_fork_server_that_never_comes_back_fails_what_waits(tmp_path: pathlib.Path) -> None:
     servers = iter([exec_server])
 
-    def server() -> Server:
+    def server() -> ServerHandle:
         for start in servers:
             return start()
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    bench = begun(ProcessPoolEngine(max_workers=2), EnginePlace(str(tmp_path), "", server))
+    bench = begun(ProcessPoolSettings(max_workers=2), EngineContext(str(tmp_path), "", server))
     try:
         os.kill(server_of(bench), signal.SIGKILL)
         (item,) = bench.wait(bench.submit(echo, 1))
@@ -540,7 +540,7 @@ def test_a_fork_server_that_never_comes_back_fails_what_waits(tmp_path: pathlib.
 
 
 def test_the_loss_of_a_fork_server_with_many_fresh_workers_is_one_loss(tmp_path: pathlib.Path) -> None:
-    bench = begun(ProcessPoolEngine(max_workers=8), place(tmp_path))
+    bench = begun(ProcessPoolSettings(max_workers=8), place(tmp_path))
     try:
         server = server_of(bench)
         os.kill(server, signal.SIGSTOP)
@@ -587,7 +587,7 @@ def test_a_fork_server_that_a_task_stops_is_replaced(pool: Bench, monkeypatch: p
 
 def test_a_slow_worker_init_after_a_loss_holds_nothing_up(tmp_path: pathlib.Path) -> None:
     slow = f"test -e {tmp_path}/again && sleep 3; touch {tmp_path}/again"
-    bench = begun(ProcessPoolEngine(max_workers=1, worker_init=slow), place(tmp_path))
+    bench = begun(ProcessPoolSettings(max_workers=1, worker_init=slow), place(tmp_path))
     try:
         os.kill(server_of(bench), signal.SIGKILL)
         bench.until(lambda: bench.turn(0) == [] and (tmp_path / "again").exists())

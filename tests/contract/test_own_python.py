@@ -12,7 +12,7 @@ import pytest
 from mep_wire.errors import EngineFailed
 from tests.contract.test_engines import Bench, place
 from user_endpoint.engines import make_engine
-from user_endpoint.settings import ProcessPoolEngine
+from user_endpoint.settings import ProcessPoolSettings
 from user_endpoint.worker_staging import stage, unstage
 
 
@@ -32,7 +32,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def value(tmp_path: Path, **options: Any) -> object:
-    engine = make_engine(ProcessPoolEngine(max_workers=1, **options), place(tmp_path))
+    engine = make_engine(ProcessPoolSettings(max_workers=1, **options), place(tmp_path))
     engine.start()
     try:
         bench = Bench(engine)
@@ -68,7 +68,7 @@ def test_what_worker_init_complained_of_is_in_the_log(tmp_path: Path, capfd: pyt
     ],
 )
 def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    engine = make_engine(ProcessPoolEngine(**options), place(tmp_path))
+    engine = make_engine(ProcessPoolSettings(**options), place(tmp_path))
     with pytest.raises(EngineFailed, match=reason):
         engine.start()
     engine.stop(1.0)
@@ -86,7 +86,7 @@ def test_another_version_without_our_packages_is_told_both(tmp_path: Path, bare:
 
 
 def test_tasks_find_nothing_of_the_endpoints(bare: Path, tmp_path: Path) -> None:
-    engine = make_engine(ProcessPoolEngine(max_workers=1, python=str(bare / "bin/python")), place(tmp_path))
+    engine = make_engine(ProcessPoolSettings(max_workers=1, python=str(bare / "bin/python")), place(tmp_path))
     engine.start()
     try:
         bench = Bench(engine)
@@ -117,7 +117,7 @@ def whose() -> int:
 
 @pytest.mark.parametrize("most", [None, 1, 3])
 def test_a_worker_is_replaced_after_so_many_tasks(tmp_path: Path, most: int | None) -> None:
-    engine = make_engine(ProcessPoolEngine(max_workers=1, max_tasks_per_child=most), place(tmp_path))
+    engine = make_engine(ProcessPoolSettings(max_workers=1, max_tasks_per_child=most), place(tmp_path))
     engine.start()
     try:
         bench = Bench(engine)

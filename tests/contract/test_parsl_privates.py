@@ -20,13 +20,13 @@ from parsl.executors.high_throughput.interchange import Interchange
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 import user_endpoint.engines.htex as htex
-from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.executor import InterchangeClient
 from user_endpoint.engines.htex.interchange import BatchInterchange
 
 ROOT = Path(__file__).parents[2]
 
 OVERRIDDEN = {
-    Client: {
+    InterchangeClient: {
         "_get_launch_command",
         "_start_local_interchange_process",
         "_start_result_queue_thread",
@@ -37,7 +37,7 @@ OVERRIDDEN = {
 """Methods of Parsl's that ours replace. Parsl itself calls those of the client; the interchange's loop is our own."""
 
 USED = {
-    Client: {
+    InterchangeClient: {
         *("_get_launch_command", "_hold_block", "_simulated_status", "address", "all_addresses"),
         *("available_accelerators", "blocks_to_job_id", "cert_dir", "command_client", "heartbeat_threshold"),
         *("incoming_q", "initialize_scaling", "interchange_launch_cmd", "interchange_proc", "logdir"),
@@ -81,7 +81,7 @@ def _sources() -> Iterator[str]:
 def _used(kind: type) -> set[str]:
     """Return the names that our code uses on `kind`, and that Parsl's classes have."""
     used = _attributes(inspect.getsource(kind), "self")
-    if kind is Client:
+    if kind is InterchangeClient:
         for code in _sources():
             used |= _attributes(code, "client") | {
                 node.attr
@@ -94,21 +94,25 @@ def _used(kind: type) -> set[str]:
     return used & _given_by_parsl(kind)
 
 
-@pytest.mark.parametrize("kind", [Client, BatchInterchange])
+@pytest.mark.parametrize("kind", [InterchangeClient, BatchInterchange])
 def test_what_the_engine_uses_of_parsl_is_named(kind: type) -> None:
     assert _used(kind) == USED[kind]
 
 
-@pytest.mark.parametrize(("kind", "base"), [(Client, HighThroughputExecutor), (BatchInterchange, Interchange)])
+@pytest.mark.parametrize(
+    ("kind", "base"), [(InterchangeClient, HighThroughputExecutor), (BatchInterchange, Interchange)]
+)
 def test_parsl_still_has_it(kind: type, base: type) -> None:
     assert USED[kind] <= _given_by_parsl(base)
 
 
-@pytest.mark.parametrize(("kind", "base"), [(Client, HighThroughputExecutor), (BatchInterchange, Interchange)])
+@pytest.mark.parametrize(
+    ("kind", "base"), [(InterchangeClient, HighThroughputExecutor), (BatchInterchange, Interchange)]
+)
 def test_what_replaces_a_method_of_parsls_still_replaces_one(kind: type, base: type) -> None:
     own = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("__")}
     assert {name for name in own if hasattr(base, name)} == OVERRIDDEN[kind]
-    if kind is Client:
+    if kind is InterchangeClient:
         called = set().union(*(_attributes(inspect.getsource(each), "self") for each in base.__mro__[:-1]))
         assert OVERRIDDEN[kind] <= called
 

@@ -18,11 +18,11 @@ from mep_wire.states import TaskState
 from relay.store.base import Store
 from relay.store.records import (
     Caller,
-    Ending,
     EndpointRecord,
     FunctionRecord,
     FunctionRef,
     NewTask,
+    TaskEnding,
     UepRecord,
 )
 from relay.store.sqlite import SqliteStore
@@ -128,7 +128,7 @@ class Work:
         return [task.row for task in taken]
 
     def end(self, rows: list[int], state: TaskState = S.SUCCESS, payload: bytes = b"r") -> Any:
-        endings = [Ending(row=row, state=state, code="", text="", payload=payload) for row in rows]
+        endings = [TaskEnding(row=row, state=state, code="", text="", payload=payload) for row in rows]
         return do(self.store, lambda tx: tx.record_endings(self.uep.row, endings))
 
     def states(self, tasks: list[NewTask]) -> list[TaskState]:
@@ -423,17 +423,17 @@ def test_the_oldest_that_waits_is_found_whatever_its_priority(work: Work) -> Non
 def test_lost_attempts_are_counted_and_said_when_the_task_is_taken_again(work: Work) -> None:
     task = NewTask(task_id=uuid7().bytes, function=work.function, payload=b"", max_attempts=3, deadline=9e9, priority=2)
     (row,) = work.add([task], dispatched=1)
-    do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))
-    do(work.store, lambda tx: tx.charge(work.uep.row, [(row, 1)]))  # said twice, counted once
-    (standing,) = do(work.store, lambda tx: tx.standing(work.uep.row, [row, 10**9]))
-    assert (standing.attempts, standing.max_attempts, standing.state) == (1, 3, S.DISPATCHED)
+    do(work.store, lambda tx: tx.record_lost_attempts(work.uep.row, [(row, 1)]))
+    do(work.store, lambda tx: tx.record_lost_attempts(work.uep.row, [(row, 1)]))  # said twice, counted once
+    (open_tasks_of,) = do(work.store, lambda tx: tx.open_tasks_of(work.uep.row, [row, 10**9]))
+    assert (open_tasks_of.attempts, open_tasks_of.max_attempts, open_tasks_of.state) == (1, 3, S.DISPATCHED)
     do(work.store, lambda tx: tx.requeue(work.uep.row, [row]))
     (taken,) = do(work.store, lambda tx: tx.take_queued(work.uep.row, 9, 999))
     assert (taken.attempt, taken.max_attempts, taken.deadline, taken.priority) == (2, 3, 9e9, 2)
     work.end([row])
-    assert do(work.store, lambda tx: tx.standing(work.uep.row, [row])) == []
+    assert do(work.store, lambda tx: tx.open_tasks_of(work.uep.row, [row])) == []
     other = add_uep(work.store)
-    assert do(work.store, lambda tx: tx.standing(other.row, [row])) == []
+    assert do(work.store, lambda tx: tx.open_tasks_of(other.row, [row])) == []
 
 
 def test_what_is_to_be_cancelled_is_known_until_it_ends(work: Work) -> None:
@@ -441,7 +441,11 @@ def test_what_is_to_be_cancelled_is_known_until_it_ends(work: Work) -> None:
     rows = work.add(tasks, dispatched=2)
     do(work.store, lambda tx: tx.ask_cancel(work.uep.row, rows[1:]))
     assert do(work.store, lambda tx: tx.cancelling(work.uep.row)) == {rows[1]: S.DISPATCHED, rows[2]: S.QUEUED}
-    assert [one.cancelling for one in do(work.store, lambda tx: tx.standing(work.uep.row, rows))] == [False, True, True]
+    assert [one.cancelling for one in do(work.store, lambda tx: tx.open_tasks_of(work.uep.row, rows))] == [
+        False,
+        True,
+        True,
+    ]
     work.end(rows[1:], S.CANCELLED)
     assert do(work.store, lambda tx: tx.cancelling(work.uep.row)) == {}
 
@@ -465,13 +469,13 @@ def test_deadlines_are_told_in_their_order_until_the_tasks_end(work: Work) -> No
 
 
 def test_when_a_user_endpoint_was_last_seen_is_noted(work: Work) -> None:
-    do(work.store, lambda tx: tx.saw_ueps([work.uep.row], 77.0))
+    do(work.store, lambda tx: tx.touch_ueps([work.uep.row], 77.0))
     assert work.store.uep(work.uep.uep_id).seen_at == 77.0  # type: ignore[union-attr]
 
 
 def test_rows_that_wait_again_are_those_with_a_lost_attempt(work: Work) -> None:
     rows = work.add(work.new(3), dispatched=2)
-    do(work.store, lambda tx: tx.charge(work.uep.row, [(rows[0], 1), (rows[2], 1)]))
+    do(work.store, lambda tx: tx.record_lost_attempts(work.uep.row, [(rows[0], 1), (rows[2], 1)]))
     assert do(work.store, lambda tx: tx.queued_again(work.uep.row)) == [rows[2]]
     do(work.store, lambda tx: tx.requeue(work.uep.row, None))
     assert sorted(do(work.store, lambda tx: tx.queued_again(work.uep.row))) == [rows[0], rows[2]]
@@ -555,7 +559,7 @@ def test_a_queued_task_may_end_and_another_user_endpoints_may_not(work: Work) ->
     tasks = work.new(1)
     rows = work.add(tasks)
     other = add_uep(work.store)
-    ending = Ending(row=rows[0], state=S.SUCCESS)
+    ending = TaskEnding(row=rows[0], state=S.SUCCESS)
     assert do(work.store, lambda tx: tx.record_endings(other.row, [ending])).ended == 0
     assert do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending])).ended == 1
     assert work.take() == []
@@ -564,7 +568,7 @@ def test_a_queued_task_may_end_and_another_user_endpoints_may_not(work: Work) ->
 def test_an_ending_comes_back_as_it_went(work: Work) -> None:
     tasks = work.new(1)
     rows = work.add(tasks, dispatched=1)
-    ending = Ending(
+    ending = TaskEnding(
         row=rows[0],
         state=S.FAILED,
         code="TASK_FAILED",
@@ -584,7 +588,7 @@ def test_an_ending_comes_back_as_it_went(work: Work) -> None:
 def test_a_tasks_brief_has_the_size_of_its_end_and_not_the_end(work: Work) -> None:
     ended, waiting = work.new(2)
     rows = work.add([ended, waiting], dispatched=2)
-    ending = Ending(row=rows[0], state=S.FAILED, code="TASK_FAILED", text="why", payload=b"x" * 1000)
+    ending = TaskEnding(row=rows[0], state=S.FAILED, code="TASK_FAILED", text="why", payload=b"x" * 1000)
     do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
     first, second = work.store.briefs([ended.task_id, waiting.task_id, uuid7().bytes])
     assert (first.row, first.task_id, first.owner, first.uep_row) == (rows[0], ended.task_id, "a", work.uep.row)
@@ -608,7 +612,7 @@ def test_completions_are_paged_by_cursor_number_and_size(work: Work) -> None:
 def test_a_whole_queue_ends_alike_a_page_at_a_time(work: Work) -> None:
     tasks = work.new(5)
     work.add(tasks, dispatched=1)
-    ending = Ending(row=0, state=S.FAILED, code="ENDPOINT_DELETED", text="gone")
+    ending = TaskEnding(row=0, state=S.FAILED, code="ENDPOINT_DELETED", text="gone")
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 3
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 1
     assert do(work.store, lambda tx: tx.end_queued(work.uep.row, ending, 3)).ended == 0
@@ -655,13 +659,13 @@ def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: 
     sent, started = work.new(2)
     rows = work.add([sent, started], dispatched=2)
     do(work.store, lambda tx: tx.record_started(work.uep.row, [rows[1]], 1.0))
-    strange = [Ending(row=row, state=S.SUCCESS, task_id=uuid7().bytes) for row in rows]
+    strange = [TaskEnding(row=row, state=S.SUCCESS, task_id=uuid7().bytes) for row in rows]
     settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, strange))
     assert (settled.ended, settled.foreign, settled.groups) == (0, rows, frozenset())
     assert work.states([sent, started]) == [S.QUEUED, S.QUEUED]
     own = [
-        Ending(row=rows[0], state=S.SUCCESS, task_id=sent.task_id),
-        Ending(row=rows[1], state=S.SUCCESS, task_id=started.task_id),
+        TaskEnding(row=rows[0], state=S.SUCCESS, task_id=sent.task_id),
+        TaskEnding(row=rows[1], state=S.SUCCESS, task_id=started.task_id),
     ]
     settled = do(work.store, lambda tx: tx.record_endings(work.uep.row, own))
     assert (settled.ended, settled.foreign) == (2, [])
@@ -707,7 +711,7 @@ def test_user_endpoints_that_nobody_uses_are_removed(work: Work) -> None:
     do(work.store, lambda tx: tx.add_join(linked.row, b"j", 100.0, 0.0))
     do(work.store, lambda tx: tx.enrol(linked.row, b"j", b"k" * 32, 50.0))
     work.add(work.new(1))
-    do(work.store, lambda tx: tx.saw_ueps([one.row for one in (work.uep, unused, linked, kept, newest)], 10.0))
+    do(work.store, lambda tx: tx.touch_ueps([one.row for one in (work.uep, unused, linked, kept, newest)], 10.0))
     assert do(work.store, lambda tx: tx.sweep_ueps(10.0, {kept.row}, 10)) == 0
     assert do(work.store, lambda tx: tx.sweep_ueps(11.0, {kept.row}, 10)) == 1
     assert work.store.uep(unused.uep_id) is None

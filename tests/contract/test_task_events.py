@@ -16,7 +16,7 @@ from mep_wire.errors import RelayUnavailable
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.store.base import Store, TaskTx
-from relay.store.records import Ending, FunctionRecord, NewTask, UepRecord
+from relay.store.records import FunctionRecord, NewTask, TaskEnding, UepRecord
 from relay.store.sqlite import SqliteStore
 from relay.store.task_record_writes import AuditedStore, StoredEvent
 
@@ -128,11 +128,11 @@ def scene(plain: Store) -> Audited:
     return Audited(plain)
 
 
-def from_uep(scene: Audited, row: int, state: TaskState = TaskState.SUCCESS, **fields: Any) -> Ending:
+def from_uep(scene: Audited, row: int, state: TaskState = TaskState.SUCCESS, **fields: Any) -> TaskEnding:
     record = next(
         r for r in scene.store.tasks([task_id for _, task_id in scene.store.group_tasks(1, 0, 99)]) if r.row == row
     )
-    return Ending(row=row, state=state, task_id=record.task_id, **fields)
+    return TaskEnding(row=row, state=state, task_id=record.task_id, **fields)
 
 
 def test_the_life_of_a_task(scene: Audited) -> None:
@@ -182,8 +182,10 @@ def test_an_end_is_recorded_once_however_often_it_is_said(scene: Audited) -> Non
 def test_ends_of_the_relays_own_are_its_word(scene: Audited) -> None:
     uep = scene.uep()
     rows = scene.add(uep, 3)
-    scene.do(lambda tx: tx.end_queued(uep, Ending(row=0, state=TaskState.EXPIRED, code="TASK_EXPIRED"), 2))
-    scene.do(lambda tx: tx.record_endings(uep, [Ending(row=rows[2], state=TaskState.CANCELLED, code="TASK_CANCELLED")]))
+    scene.do(lambda tx: tx.end_queued(uep, TaskEnding(row=0, state=TaskState.EXPIRED, code="TASK_EXPIRED"), 2))
+    scene.do(
+        lambda tx: tx.record_endings(uep, [TaskEnding(row=rows[2], state=TaskState.CANCELLED, code="TASK_CANCELLED")])
+    )
     ends = [(e.event, e.source, e.code) for e in scene.events() if e.event == "FAILED"]
     assert ends == [("FAILED", "relay", "TASK_EXPIRED")] * 2 + [("FAILED", "relay", "TASK_CANCELLED")]
 
@@ -195,7 +197,7 @@ def test_of_a_part_of_the_queue_those_are_recorded_that_ended(scene: Audited) ->
         for number in range(9)
     ]
     scene.do(lambda tx: tx.add_tasks("a", "g", uep, tasks, 0, 1.0))
-    scene.do(lambda tx: tx.end_queued(uep, Ending(row=0, state=TaskState.FAILED, code="X"), 4))
+    scene.do(lambda tx: tx.end_queued(uep, TaskEnding(row=0, state=TaskState.FAILED, code="X"), 4))
     ended = {r.task_id for r in scene.store.tasks([t.task_id for t in tasks]) if r.state is TaskState.FAILED}
     assert {e.task_id for e in scene.events() if e.event == "FAILED"} == ended
     assert len(ended) == 4
@@ -239,13 +241,13 @@ def test_a_wish_that_could_not_be_stored_is_stored_when_it_is_said_again(tmp_pat
 def test_what_is_remembered_of_places_is_short(scene: Audited) -> None:
     uep = scene.uep()
     scene.audited.run_at(uep, [1, 2], [("b" * 10_000, "j" * 10_000), ("0", "1")])
-    assert max(len(word) for place in scene.audited._places.values() for word in place) == 128
+    assert max(len(word) for location in scene.audited._locations.values() for word in location) == 128
 
 
 def test_an_endpoint_that_has_not_asked_leaves_no_event(scene: Audited) -> None:
     uep = scene.uep("quiet")
     (row,) = scene.add(uep, dispatched=1)
-    scene.do(lambda tx: tx.record_endings(uep, [Ending(row=row, state=TaskState.SUCCESS)]))
+    scene.do(lambda tx: tx.record_endings(uep, [TaskEnding(row=row, state=TaskState.SUCCESS)]))
     assert scene.said() == []
     assert scene.told == []
 
@@ -273,7 +275,7 @@ def test_a_change_that_fails_leaves_no_event(scene: Audited) -> None:
 def test_every_change_that_may_set_a_state_is_known_here() -> None:
     """A new change must be audited, unless it takes a task to no state that has an event."""
     audited = {"add_tasks", "take_queued", "record_started", "record_endings", "end_queued"}
-    silent = {"requeue", "reconcile", "charge", "ask_cancel", "doubt", "sweep", "drop_inputs"}
-    questions = {"running_rows", "active_rows", "queued_again", "queued_doubtful", "queued_before", "standing"}
+    silent = {"requeue", "reconcile", "record_lost_attempts", "ask_cancel", "doubt", "sweep", "drop_inputs"}
+    questions = {"running_rows", "active_rows", "queued_again", "queued_doubtful", "queued_before", "open_tasks_of"}
     questions |= {"cancelling"}
     assert {name for name in vars(TaskTx) if not name.startswith("_")} <= audited | silent | questions

@@ -11,7 +11,7 @@ from tests.contract.test_engines import Bench, place
 from tests.support.waiting import until
 from user_endpoint.bounded_log import BoundedFile
 from user_endpoint.engines import make_engine
-from user_endpoint.settings import ProcessPoolEngine
+from user_endpoint.settings import ProcessPoolSettings
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\u202e"
 
@@ -23,7 +23,7 @@ def printing(text: str) -> None:
 
 @pytest.mark.parametrize("lines", ["one line", "two\nlines"])
 def test_a_tasks_output(tmp_path: Path, lines: str) -> None:
-    engine = make_engine(ProcessPoolEngine(max_workers=1), place(tmp_path))
+    engine = make_engine(ProcessPoolSettings(max_workers=1), place(tmp_path))
     engine.start()
     try:
         bench = Bench(engine)

@@ -10,7 +10,7 @@ import pytest
 from mep_wire.errors import EngineFailed
 from tests.contract.test_engines import Bench, place
 from user_endpoint.engines import make_engine
-from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine
+from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings
 
 
 def where() -> tuple[str, str | None, str | None]:
@@ -37,9 +37,9 @@ def seen(settings: EngineSettings, tmp_path: Path) -> list[object]:
         engine.stop(2.0)
 
 
-@pytest.mark.parametrize("kind", [ProcessPoolEngine, GlobusComputeEngine])
+@pytest.mark.parametrize("kind", [ProcessPoolSettings, GlobusComputeSettings])
 def test_each_task_has_a_directory_of_its_own(
-    kind: type[ProcessPoolEngine | GlobusComputeEngine], tmp_path: Path
+    kind: type[ProcessPoolSettings | GlobusComputeSettings], tmp_path: Path
 ) -> None:
     base = tmp_path / "tasks_working_dir"
     expected = [(str(base / f"task-{n}"), str(base / f"task-{n}"), f"task-{n}") for n in (1, 2)]
@@ -47,8 +47,8 @@ def test_each_task_has_a_directory_of_its_own(
     assert (base / "task-1" / "left-behind").exists()
 
 
-@pytest.mark.parametrize("kind", [ProcessPoolEngine, GlobusComputeEngine])
-def test_working_dir_without_sandbox(kind: type[ProcessPoolEngine | GlobusComputeEngine], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [ProcessPoolSettings, GlobusComputeSettings])
+def test_working_dir_without_sandbox(kind: type[ProcessPoolSettings | GlobusComputeSettings], tmp_path: Path) -> None:
     expected = [(str(tmp_path / "mine"), None, f"task-{n}") for n in (1, 2)]
     assert seen(kind(working_dir="mine"), tmp_path) == expected
 
@@ -57,19 +57,19 @@ def test_the_process_engine_runs_tasks_where_it_was_started_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert seen(ProcessPoolEngine(), tmp_path) == [(str(tmp_path), None, f"task-{n}") for n in (1, 2)]
+    assert seen(ProcessPoolSettings(), tmp_path) == [(str(tmp_path), None, f"task-{n}") for n in (1, 2)]
 
 
 def test_a_working_dir_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineFailed, match="working_dir"):
-        make_engine(ProcessPoolEngine(working_dir="file/below"), place(tmp_path))
+        make_engine(ProcessPoolSettings(working_dir="file/below"), place(tmp_path))
 
 
 def test_workers_run_inside_what_the_site_wraps_them_in(tmp_path: Path) -> None:
     bin_directory = Path(sys.executable).parent
     wrapped = f"env INSIDE={{EXECUTOR_RUNDIR}} PATH={bin_directory}:/usr/bin {{EXECUTOR_LAUNCH_CMD}}"
-    engine = make_engine(GlobusComputeEngine(container_type="custom", container_cmd_options=wrapped), place(tmp_path))
+    engine = make_engine(GlobusComputeSettings(container_type="custom", container_cmd_options=wrapped), place(tmp_path))
     engine.start()
     try:
         bench = Bench(engine)

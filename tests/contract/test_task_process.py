@@ -18,11 +18,11 @@ import pytest
 
 from tests.contract.test_engines import Bench, begun, echo, nap, place
 from tests.support.waiting import until
-from user_endpoint.settings import EngineSettings, GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
+from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings, ThreadPoolSettings
 
 ONE_WORKER: dict[str, Callable[[], EngineSettings]] = {
-    "htex": lambda: GlobusComputeEngine(max_workers_per_node=1),
-    "process": lambda: ProcessPoolEngine(max_workers=1),
+    "htex": lambda: GlobusComputeSettings(max_workers_per_node=1),
+    "process": lambda: ProcessPoolSettings(max_workers=1),
 }
 
 
@@ -35,7 +35,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Be
 
 @pytest.fixture
 def pool(tmp_path: pathlib.Path) -> Iterator[Bench]:
-    made = begun(ProcessPoolEngine(max_workers=1), place(tmp_path))
+    made = begun(ProcessPoolSettings(max_workers=1), place(tmp_path))
     yield made
     made.engine.stop(2.0)
 
@@ -249,10 +249,10 @@ def no_directory_any_more(where: str) -> None:
     pathlib.Path(where).touch()
 
 
-@pytest.mark.parametrize("kind", [ProcessPoolEngine, GlobusComputeEngine])
+@pytest.mark.parametrize("kind", [ProcessPoolSettings, GlobusComputeSettings])
 @pytest.mark.parametrize("sandbox", [False, True])
 def test_a_working_dir_that_is_removed_is_made_again(
-    kind: type[ProcessPoolEngine | GlobusComputeEngine], tmp_path: pathlib.Path, *, sandbox: bool
+    kind: type[ProcessPoolSettings | GlobusComputeSettings], tmp_path: pathlib.Path, *, sandbox: bool
 ) -> None:
     bench = begun(kind(working_dir="deep/work", run_in_sandbox=sandbox), place(tmp_path))
     try:
@@ -269,7 +269,7 @@ def test_a_working_dir_that_is_removed_is_made_again(
 
 
 def test_a_working_dir_that_cannot_be_made_again_is_named(tmp_path: pathlib.Path) -> None:
-    bench = begun(ProcessPoolEngine(max_workers=1, working_dir="work"), place(tmp_path))
+    bench = begun(ProcessPoolSettings(max_workers=1, working_dir="work"), place(tmp_path))
     try:
         bench.value(bench.submit(no_directory_any_more, str(tmp_path / "work")))
         (item,) = bench.wait(bench.submit(echo, 1))
@@ -353,7 +353,7 @@ def test_what_a_task_has_left_is_ended(bench: Bench, tmp_path: pathlib.Path, how
 
 
 def test_what_is_left_is_ended_when_the_worker_dies_or_the_engine_stops(tmp_path: pathlib.Path) -> None:
-    bench = begun(ProcessPoolEngine(max_workers=2), place(tmp_path))
+    bench = begun(ProcessPoolSettings(max_workers=2), place(tmp_path))
     marks = [tmp_path / "dies", tmp_path / "stops"]
     rows = [bench.submit(start_in, "thread's double fork", str(mark), 600.0) for mark in marks]
     bench.until(lambda: all(pathlib.Path(f"{mark}.up").exists() for mark in marks))
@@ -463,7 +463,7 @@ def note(path: str) -> None:
 
 @pytest.mark.parametrize("function", [fork_and_return])
 def test_a_fork_in_a_thread_runs_nothing_twice(tmp_path: pathlib.Path, function: Callable[..., object]) -> None:
-    bench = begun(ThreadPoolEngine(max_workers=1), place(tmp_path))
+    bench = begun(ThreadPoolSettings(max_workers=1), place(tmp_path))
     try:
         mark = tmp_path / "mark"
         rows = [bench.submit(function, ""), *(bench.submit(note, str(mark)) for _ in range(10))]

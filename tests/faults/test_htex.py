@@ -22,8 +22,8 @@ from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from tests.support.waiting import until
 from user_endpoint.engines.base import TICK_S, EngineOver, EngineTask, TaskReturned, TaskStarted
-from user_endpoint.engines.htex.engine import GlobusComputeEngine
-from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.engines.htex.engine import HtexEngine
+from user_endpoint.settings import GlobusComputeSettings as Settings
 from user_endpoint.settings import JobStatusSettings
 
 
@@ -69,9 +69,7 @@ class Bench:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self.engine = GlobusComputeEngine(
-            Settings(**{"max_workers_per_node": 2, **options}), run_directory=str(directory)
-        )
+        self.engine = HtexEngine(Settings(**{"max_workers_per_node": 2, **options}), run_directory=str(directory))
         self.engine.start()
         self.row = 0
         self.ended: dict[int, ResultItem] = {}
@@ -572,5 +570,5 @@ def test_a_stranger_is_not_let_in(make: Callable[..., Bench]) -> None:
 )
 def test_a_provider_that_parsl_does_not_have(tmp_path: Path, provider: dict[str, object], says: str) -> None:
     with pytest.raises(EndpointMisconfigured) as caught:
-        GlobusComputeEngine(Settings(provider=provider), run_directory=str(tmp_path))
+        HtexEngine(Settings(provider=provider), run_directory=str(tmp_path))
     assert says in caught.value.detail

@@ -14,7 +14,7 @@ import pytest
 
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.engines.htex.provider import Plan, worker_addresses
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, settings_from
+from user_endpoint.settings import AddressSettings, GlobusComputeSettings, GlobusMPISettings, settings_from
 
 from .test_htex import Bench, _arguments, echo, note, variables
 
@@ -34,7 +34,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     def build(**options: Any) -> Bench:
         engine = settings_from({"engine": {"type": "GlobusComputeEngine", **options}}).engine
-        assert isinstance(engine, GlobusComputeEngine)
+        assert isinstance(engine, GlobusComputeSettings)
         made.append(Bench(tmp_path / str(len(made)), **msgspec.structs.asdict(engine)))
         return made[-1]
 
@@ -72,7 +72,7 @@ def test_workers_run_in_a_container(
 
 def test_addresses_by_interface_name_and_route() -> None:
     def found(**address: Any) -> list[str]:
-        return worker_addresses(GlobusComputeEngine(address=AddressSettings(**address)), local=False)
+        return worker_addresses(GlobusComputeSettings(address=AddressSettings(**address)), local=False)
 
     assert found(type="address_by_interface", ifname="lo") == ["127.0.0.1"]
     assert found(type="address_by_hostname") == [socket.gethostbyname(socket.gethostname())]
@@ -204,5 +204,5 @@ def stay_and_tell(mark: str, other: str) -> dict[str, str]:
 
 
 def test_most_tasks_in_an_mpi_block() -> None:
-    engine = GlobusMPIEngine(max_workers_per_block=3, provider={"type": "LocalProvider", "max_blocks": 2})
+    engine = GlobusMPISettings(max_workers_per_block=3, provider={"type": "LocalProvider", "max_blocks": 2})
     assert Plan(engine).expected_slots(engine) == 6

@@ -23,7 +23,7 @@ import pytest
 from sitekit.accounts import processes_of
 
 from mep_wire.errors import MepError
-from tests.support.place import Place, make_place
+from tests.support.campus import Campus, make_campus
 from tests.support.waiting import until
 
 TASKS = 1000
@@ -43,8 +43,8 @@ def mark(path: str, number: int) -> bytes:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    with make_place("multi", "faulty") as made:
+def campus() -> Iterator[Campus]:
+    with make_campus("multi", "faulty") as made:
         made.endpoint.start()
         yield made
 
@@ -75,68 +75,68 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def kill_worker(place: Place, uid: int) -> None:
+def kill_worker(campus: Campus, uid: int) -> None:
     workers = named("mep-worker", uid)
     assert workers
     os.kill(workers[-1], signal.SIGKILL)
 
 
-def kill_fork_server(place: Place, uid: int) -> None:
+def kill_fork_server(campus: Campus, uid: int) -> None:
     (pid,) = named("mep-forkserver", uid)
     os.kill(pid, signal.SIGKILL)
 
 
-def kill_block(place: Place, uid: int) -> None:
+def kill_block(campus: Campus, uid: int) -> None:
     for pid in named("pool_main", uid):
         with contextlib.suppress(ProcessLookupError):  # it went with an earlier process
             os.kill(pid, signal.SIGKILL)
 
 
-def kill_interchange(place: Place, uid: int) -> None:
+def kill_interchange(campus: Campus, uid: int) -> None:
     (pid,) = named("interchange_main", uid)
     os.kill(pid, signal.SIGKILL)
 
 
-def kill_user_endpoint(place: Place, uid: int) -> None:
-    (pid,) = place.pids().values()
+def kill_user_endpoint(campus: Campus, uid: int) -> None:
+    (pid,) = campus.pids().values()
     os.kill(pid, signal.SIGKILL)
 
 
-def exhaust_user_endpoint(place: Place, uid: int) -> None:
+def exhaust_user_endpoint(campus: Campus, uid: int) -> None:
     """Cap its memory at its present size: it ends with the next large result, if not before."""
-    (pid,) = place.pids().values()
+    (pid,) = campus.pids().values()
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) << 10
     group = pwd.getpwuid(uid).pw_gid
     subprocess.run(["prlimit", f"--as={size}", "--pid", str(pid)], user=uid, group=group, extra_groups=[], check=True)
 
 
-def reboot_host(place: Place, uid: int) -> None:
+def reboot_host(campus: Campus, uid: int) -> None:
     """Everything of the endpoint is gone at once, and /run is empty when it is started again."""
-    monitor = int(place.endpoint.status()["pid"])
+    monitor = int(campus.endpoint.status()["pid"])
     pids = [monitor, *children(monitor), *processes_of(uid)]
     for signum in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):  # a worker that has ended by itself
                 os.kill(pid, signum)
-    place.endpoint.stop()
-    for path in sorted(place.endpoint.runtime_dir.rglob("*"), reverse=True):
+    campus.endpoint.stop()
+    for path in sorted(campus.endpoint.runtime_dir.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    place.endpoint.start()
+    campus.endpoint.start()
 
 
-def kill_manager(place: Place, uid: int) -> None:
-    monitor = int(place.endpoint.status()["pid"])
+def kill_manager(campus: Campus, uid: int) -> None:
+    monitor = int(campus.endpoint.status()["pid"])
     (pid,) = [pid for pid in children(monitor) if b"mep.manager" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(pid, signal.SIGKILL)
 
 
-def kill_relay(place: Place, uid: int) -> None:
-    place.site.relay.kill()
-    place.site.relay.start()
+def kill_relay(campus: Campus, uid: int) -> None:
+    campus.site.relay.kill()
+    campus.site.relay.start()
 
 
-EITHER: list[Callable[[Place, int], None]] = [
+EITHER: list[Callable[[Campus, int], None]] = [
     kill_worker,
     kill_user_endpoint,
     exhaust_user_endpoint,
@@ -172,11 +172,11 @@ def left_files(home: Path) -> list[str]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("engine", "kill"), CASES)
-def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, int], None]) -> None:
-    account = place.accounts["alice"]
+def test_every_task_ends_once(campus: Campus, engine: str, kill: Callable[[Campus, int], None]) -> None:
+    account = campus.accounts["alice"]
     ran = account.home / "ran"
     resolved: Counter[int] = Counter()
-    with place.executor("alice", engine=engine, workers=2) as executor:
+    with campus.executor("alice", engine=engine, workers=2) as executor:
         assert executor.submit(pow, 2, 3).result(timeout=30) == 8
         futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
         for number, future in enumerate(futures):
@@ -184,11 +184,11 @@ def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, 
         until("the first results", lambda: sum(resolved.values()) >= 100, look_s=0.005)
         killed_at = sum(resolved.values())
         assert killed_at < TASKS, "too late"
-        kill(place, account.uid)
+        kill(campus, account.uid)
         _, undone = wait(futures, timeout=END_S)
-        assert not undone, f"{len(undone)} tasks have no end\n{place.site.logs()}"
+        assert not undone, f"{len(undone)} tasks have no end\n{campus.site.logs()}"
         codes = [outcome(future) for future in futures]
-        client = place.client("alice")
+        client = campus.client("alice")
         states = {str(client.get_task(future.task_id)["status"]) for future in futures[::97]}
     lost = {number for number, code in enumerate(codes) if code}
     print(f"{engine} {kill.__name__}: {killed_at} done before, {len(lost)} lost {sorted(set(codes) - {''})}")
@@ -200,7 +200,7 @@ def test_every_task_ends_once(place: Place, engine: str, kill: Callable[[Place, 
     times = Counter(int(line) for line in ran.read_text().split())
     assert not [number for number, count in times.items() if count > 1], "run twice"
     assert set(times) | lost == set(range(TASKS))
-    place.endpoint.stop()
+    campus.endpoint.stop()
     until("the end of the processes", lambda: not processes_of(account.uid), details=lambda: processes_of(account.uid))
     assert left_files(account.home) == []
-    assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []
+    assert list((campus.endpoint.runtime_dir / "keepers").glob("*")) == []

@@ -21,7 +21,7 @@ import pytest
 from sitekit.accounts import processes_of
 from sitekit.endpoint import SCHEMA
 
-from tests.support.place import Place, make_place
+from tests.support.campus import Campus, make_campus
 from tests.support.slurm import Slurm
 from tests.support.waiting import until
 
@@ -68,8 +68,8 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def place(slurm: Slurm) -> Iterator[Place]:
-    with make_place("multi", "faultycluster", TEMPLATE) as made:
+def campus(slurm: Slurm) -> Iterator[Campus]:
+    with make_campus("multi", "faultycluster", TEMPLATE) as made:
         made.endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\n")
         made.endpoint.write(SCHEMA, {"type": "object", "additionalProperties": False})
         made.endpoint.register_again()
@@ -77,36 +77,36 @@ def place(slurm: Slurm) -> Iterator[Place]:
         yield made
 
 
-def kill_user_endpoint(slurm: Slurm, place: Place) -> None:
-    (pid,) = place.pids().values()
+def kill_user_endpoint(slurm: Slurm, campus: Campus) -> None:
+    (pid,) = campus.pids().values()
     os.kill(pid, signal.SIGKILL)
 
 
-def cancel_job(slurm: Slurm, place: Place) -> None:
+def cancel_job(slurm: Slurm, campus: Campus) -> None:
     slurm.run("scancel", *slurm.jobs())
 
 
-def end_walltime(slurm: Slurm, place: Place) -> None:
+def end_walltime(slurm: Slurm, campus: Campus) -> None:
     (job,) = slurm.jobs()
     slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+5")  # "now" is past when it arrives
 
 
-def lose_node(slurm: Slurm, place: Place) -> None:
+def lose_node(slurm: Slurm, campus: Campus) -> None:
     """Switch the job's node off: its daemon and all that runs there are gone without a word."""
     (job,) = slurm.jobs()
     node = slurm.show(job)["NodeList"]
     here = [slurm.daemons.pop(f"slurmd-{node}")]
     steps = [pid for pid, _ in slurm.steps()]
-    account = place.accounts["alice"]
+    account = campus.accounts["alice"]
     pids = [here[0].pid, *steps, *(pid for pid in processes_of(account.uid) if on_node(pid, node))]
     send(signal.SIGSTOP, pids)
     send(signal.SIGKILL, pids)
     here[0].wait()
 
 
-def freeze_node(slurm: Slurm, place: Place) -> None:
+def freeze_node(slurm: Slurm, campus: Campus) -> None:
     """The node stands still for longer than the threshold, and then goes on as if nothing had been."""
-    pids = on_nodes(place)
+    pids = on_nodes(campus)
     send(signal.SIGSTOP, pids)
     time.sleep(24)
     send(signal.SIGCONT, pids)
@@ -118,8 +118,8 @@ def send(signum: int, pids: list[int]) -> None:
             os.kill(pid, signum)
 
 
-def on_nodes(place: Place) -> list[int]:
-    pids = processes_of(place.accounts["alice"].uid)
+def on_nodes(campus: Campus) -> list[int]:
+    pids = processes_of(campus.accounts["alice"].uid)
     return [pid for pid in pids if on_node(pid, "n1") or on_node(pid, "n2")]
 
 
@@ -129,16 +129,16 @@ def on_node(pid: int, node: str) -> bool:
     return False
 
 
-CASES: list[Callable[[Slurm, Place], None]] = [kill_user_endpoint, cancel_job, end_walltime, lose_node, freeze_node]
+CASES: list[Callable[[Slurm, Campus], None]] = [kill_user_endpoint, cancel_job, end_walltime, lose_node, freeze_node]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", CASES, ids=lambda fault: fault.__name__)
-def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm, Place], None]) -> None:
-    account = place.accounts["alice"]
+def test_every_task_ends_once(slurm: Slurm, campus: Campus, fault: Callable[[Slurm, Campus], None]) -> None:
+    account = campus.accounts["alice"]
     ran = account.home / "ran"
     resolved: Counter[int] = Counter()
-    with place.executor("alice") as executor:
+    with campus.executor("alice") as executor:
         assert executor.submit(pow, 2, 3).result(timeout=60) == 8
         futures = [executor.submit(mark, str(ran), number) for number in range(TASKS)]
         for number, future in enumerate(futures):
@@ -146,10 +146,10 @@ def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm
         until("the first results", lambda: sum(resolved.values()) >= 100, look_s=0.005)
         killed_at = sum(resolved.values())
         assert killed_at < TASKS, "too late"
-        fault(slurm, place)
+        fault(slurm, campus)
         began = time.monotonic()
         _, undone = wait(futures, timeout=END_S)
-        assert not undone, f"{len(undone)} tasks have no end\n{place.site.logs()}"
+        assert not undone, f"{len(undone)} tasks have no end\n{campus.site.logs()}"
         codes = [outcome(future) for future in futures]
     lost = {number for number, code in enumerate(codes) if code}
     print(
@@ -162,24 +162,24 @@ def test_every_task_ends_once(slurm: Slurm, place: Place, fault: Callable[[Slurm
     times = Counter(int(line) for line in ran.read_text().split())
     assert not [number for number, count in times.items() if count > 1], "run twice"
     assert set(times) | lost == set(range(TASKS))
-    nothing_is_left(slurm, place, account)
+    nothing_is_left(slurm, campus, account)
 
 
 def test_what_waits_on_a_node_is_not_begun_there_after_the_next_user_endpoint_has_taken_over(
-    slurm: Slurm, place: Place
+    slurm: Slurm, campus: Campus
 ) -> None:
     """The node stands still while its user endpoint is killed, and cannot be told, since the controller is away."""
-    account = place.accounts["alice"]
+    account = campus.accounts["alice"]
     ran, notes = account.home / "ran", account.home / ".mep" / "uep"
-    with place.executor("alice") as executor:
+    with campus.executor("alice") as executor:
         running = [executor.submit(mark, str(ran), number, 1.5) for number in range(2)]
         until("two tasks that run", lambda: ran.exists() and len(ran.read_text().split()) == 2)
         waiting = [executor.submit(mark, str(ran), number) for number in range(2, 12)]
         time.sleep(0.5)  # some of them are at the node now
-        node = on_nodes(place)
+        node = on_nodes(campus)
         send(signal.SIGSTOP, [*node, slurm.daemons["slurmctld"].pid])
         try:
-            kill_user_endpoint(slurm, place)
+            kill_user_endpoint(slurm, campus)
             until("look at the notes", lambda: list(notes.glob("*/run/begun/closed/keys-*")))
             send(signal.SIGCONT, node)
             time.sleep(4)
@@ -191,15 +191,15 @@ def test_what_waits_on_a_node_is_not_begun_there_after_the_next_user_endpoint_ha
         assert {outcome(future) for future in running} == {"USER_ENDPOINT_LOST"}
         assert {outcome(future) for future in waiting} == {""}
     assert sorted(map(int, ran.read_text().split())) == list(range(12))
-    nothing_is_left(slurm, place, account)
+    nothing_is_left(slurm, campus, account)
 
 
 def count(resolved: Counter[int], number: int, _: object) -> None:
     resolved.update([number])
 
 
-def nothing_is_left(slurm: Slurm, place: Place, account: Any) -> None:
-    place.endpoint.stop()
+def nothing_is_left(slurm: Slurm, campus: Campus, account: Any) -> None:
+    campus.endpoint.stop()
     until("the end of jobs and processes", lambda: not [*slurm.jobs(), *processes_of(account.uid)])
     assert left_files(account.home) == []
-    assert list((place.endpoint.runtime_dir / "keepers").glob("*")) == []
+    assert list((campus.endpoint.runtime_dir / "keepers").glob("*")) == []

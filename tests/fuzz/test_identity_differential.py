@@ -58,12 +58,12 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from identity import loader, usernames
-from identity.base import How
+from identity.base import LookupOptions
 from identity.callout import mapper as callout
 from identity.callout import process
-from identity.chain import Chain, Link, considered
-from identity.document import Document, DocumentInvalid
-from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.chain import Chain, ChainEntry, considered
+from identity.document import MappingDocument, MappingDocumentInvalid
+from identity.errors import AmbiguousMapping, MappingFileInvalid, NameRefused, NoMapping, SourceUnavailable
 from identity.expression.mapper import from_document
 
 Result = list[tuple[str, str]] | None
@@ -71,8 +71,8 @@ Result = list[tuple[str, str]] | None
 
 
 def ours(rules: list[dict[str, Any]], people: list[dict[str, str]]) -> Result:
-    mapper = from_document(Document({"mappings": rules}))
-    found = mapper.answers(considered(people)[0], None, How())
+    mapper = from_document(MappingDocument({"mappings": rules}))
+    found = mapper.answers(considered(people)[0], None, LookupOptions())
     return [(answer.identity["id"], answer.name) for answer in found] or None
 
 
@@ -83,7 +83,7 @@ def published(rules: list[dict[str, Any]], people: list[dict[str, str]]) -> Resu
     return None
 
 
-def reason_for_refusal_here(each: dict[str, Any], error: DocumentInvalid) -> str:
+def reason_for_refusal_here(each: dict[str, Any], error: MappingDocumentInvalid) -> str:
     """Return which listed difference `error` is, where the published package accepts the rule; empty if none."""
     text = str(error)
     if "nothing before it to repeat" in text and "(?" in each["match"]:
@@ -202,8 +202,8 @@ def test_both_agree_but_for_the_listed_differences(rules: list[dict[str, Any]], 
 def _loads_on_both_sides(each: dict[str, Any]) -> bool:
     """Whether both load the rule. If only one does, it must be for a listed reason."""
     try:
-        from_document(Document({"mappings": [each]}))
-    except DocumentInvalid as error:
+        from_document(MappingDocument({"mappings": [each]}))
+    except MappingDocumentInvalid as error:
         if _loads_there(each):
             assert reason_for_refusal_here(each, error), (each, error)
         return False
@@ -229,8 +229,8 @@ def first_user_there(documents: list[list[dict[str, Any]]], people: list[dict[st
 
 
 def chain_of(documents: list[list[dict[str, Any]]], *, like_there: bool) -> Chain:
-    mappers = [from_document(Document({"mappings": rules})) for rules in documents]
-    return Chain([Link(mapper, first_of_several=like_there, pass_on_error=like_there) for mapper in mappers])
+    mappers = [from_document(MappingDocument({"mappings": rules})) for rules in documents]
+    return Chain([ChainEntry(mapper, first_of_several=like_there, pass_on_error=like_there) for mapper in mappers])
 
 
 def in_a_loop(documents: list[list[dict[str, Any]]]) -> bool:
@@ -315,7 +315,7 @@ def test_callouts_agree(tmp_path: pathlib.Path, what: str) -> None:
         output = process.run([str(program)], b"{}", 30)
         parsed = callout._parse(output.stdout, frozenset(one["id"] for one in ONE))
         here = parsed[0][1] if parsed else "nobody"
-    except (MapperUnavailable, process.CommandFailed):
+    except (SourceUnavailable, process.CommandFailed):
         here = "failed"
     assert (here, there) == (("failed", "nobody") if expected == "C5" else (expected, expected))
 
@@ -359,13 +359,13 @@ def test_each_listed_difference_is_still_one(
 @pytest.mark.parametrize("match", ["(?:a)", "(?P<n>a)", r"(a)\1", "a\\"])
 def test_what_only_the_published_package_loads(match: str) -> None:
     ExpressionIdentityMapping(_rule(match, "x"))
-    with pytest.raises(DocumentInvalid):
-        from_document(Document({"mappings": _rule(match, "x")}))
+    with pytest.raises(MappingDocumentInvalid):
+        from_document(MappingDocument({"mappings": _rule(match, "x")}))
 
 
 @pytest.mark.parametrize("match", [r"\"a\"", r"\\d", r"a\*?"])
 def test_what_loads_only_here(match: str) -> None:
-    from_document(Document({"mappings": _rule(match, "x")}))
+    from_document(MappingDocument({"mappings": _rule(match, "x")}))
     with pytest.raises(InvalidMappingError):
         ExpressionIdentityMapping(_rule(match, "x"))
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from identity import loader, usernames
 from identity.callout import mapper
-from identity.chain import Chain, Link
-from identity.concurrency_limits import Crowd
-from identity.document import Document, DocumentInvalid
-from identity.errors import MapperUnavailable, MappingError, MappingFileInvalid
+from identity.chain import Chain, ChainEntry
+from identity.concurrency_limits import PersonLimit
+from identity.document import MappingDocument, MappingDocumentInvalid
+from identity.errors import MappingError, MappingFileInvalid, SourceUnavailable
 from identity.expression.mapper import from_document
 from identity.expression.pattern import PatternInvalid, compile_pattern, fold
 from identity.ldap import filter_values
@@ -85,8 +85,8 @@ def possible(output: str) -> re.Pattern[str]:
 @given(document=documents(), people=identities())
 def test_only_named_errors_and_only_names_that_an_output_can_produce(document: dict[str, Any], people: Any) -> None:
     try:
-        link = loader._link(document, loader._makers("", "", Files(), Crowd(), time.monotonic))
-    except DocumentInvalid:
+        link = loader._link(document, loader._makers("", "", Files(), PersonLimit(), time.monotonic))
+    except MappingDocumentInvalid:
         return
     chain = Chain([link])
     explanation = chain.explain(people)
@@ -128,8 +128,8 @@ def test_the_fixed_ends_of_a_pattern_leave_out_nothing_that_matches(
 @given(rules=st.lists(entries(), min_size=1, max_size=8), people=identities())
 def test_the_index_changes_no_answer(rules: list[dict[str, Any]], people: Any) -> None:
     try:
-        chain = Chain([Link(from_document(Document({"mappings": rules})))])
-    except DocumentInvalid:
+        chain = Chain([ChainEntry(from_document(MappingDocument({"mappings": rules})))])
+    except MappingDocumentInvalid:
         return
     explanation = chain.explain(people)
     try:
@@ -166,7 +166,7 @@ def test_any_bytes_are_a_chain_or_are_refused_by_name(tmp_path_factory: pytest.T
 def test_any_output_of_a_callout_is_an_answer_or_a_failure(output: bytes) -> None:
     try:
         answers = mapper._parse(output, frozenset({"a", "b"}))
-    except MapperUnavailable:
+    except SourceUnavailable:
         return
     assert {key for key, _ in answers} <= {"a", "b"}
 

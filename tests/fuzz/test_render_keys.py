@@ -18,7 +18,7 @@ from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
 from user_endpoint.render.sandbox import PieceEnvironment
 from user_endpoint.render.schema_fast_path import surely_valid
 from user_endpoint.render.template import render
-from user_endpoint.render.yaml_document import DocumentInvalid, document_from
+from user_endpoint.render.yaml_document import YamlInvalid, document_from
 
 NASTY = [
     "x\nevil: 1",
@@ -176,7 +176,7 @@ def shape(source: str, value: object, wrapping: str = "BODY") -> tuple[Any, ...]
     }
     try:
         document = document_from(render(templates, "main", {"X": value}, schema=None, config={"X": value})).data
-    except (EndpointMisconfigured, UserConfigInvalid, DocumentInvalid):
+    except (EndpointMisconfigured, UserConfigInvalid, YamlInvalid):
         return None
     assert isinstance(document, dict)
     four, five = document["four"], document["five"]
@@ -236,7 +236,7 @@ def test_any_layout_has_the_same_keys_for_any_value(source: str) -> None:
     def outcome(value: str) -> object:
         try:
             return keys(document_from(render({"main": source}, "main", {"X": value}, schema=None, config={})).data)
-        except (EndpointMisconfigured, DocumentInvalid):
+        except (EndpointMisconfigured, YamlInvalid):
             return "refused"
 
     assert outcome("harmless") == outcome("x\nevil: 1\n- }") == outcome("': {")
@@ -245,7 +245,7 @@ def test_any_layout_has_the_same_keys_for_any_value(source: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(source=st.text(alphabet="{}% #-|X'\"\n :[]()azP.,~+=", max_size=40))
 def test_a_garbled_template_is_refused_in_good_order(source: str) -> None:
-    with contextlib.suppress(EndpointMisconfigured, UserConfigInvalid, DocumentInvalid):
+    with contextlib.suppress(EndpointMisconfigured, UserConfigInvalid, YamlInvalid):
         document_from(render({"main": source}, "main", {"X": "a"}, schema=None, config={}))
 
 

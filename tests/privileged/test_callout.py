@@ -23,12 +23,12 @@ from identity.chain import Chain
 from identity.concurrency_limits import MAX_AT_ONE, MAX_OF_ONE
 from identity.errors import (
     AmbiguousMapping,
-    MapperBusy,
-    MapperUnavailable,
     MappingError,
     MappingFileInvalid,
     NameRefused,
     NoMapping,
+    SourceBusy,
+    SourceUnavailable,
 )
 from tests.support.cli import open_directory
 from tests.support.dropped import as_nobody
@@ -52,7 +52,7 @@ def answer(*pairs, **more):
 
 
 @pytest.fixture
-def place() -> Iterator[pathlib.Path]:
+def directory() -> Iterator[pathlib.Path]:
     """A directory in which any account may read and write its own files."""
     with open_directory() as directory:
         directory.chmod(0o1777)
@@ -63,7 +63,7 @@ Loader = Callable[..., Chain]
 
 
 @pytest.fixture
-def load(place: pathlib.Path) -> Loader:
+def load(directory: pathlib.Path) -> Loader:
     """A loader of a mapping file with one callout (its Python text after HEAD) and perhaps more documents."""
     counter = iter(range(1000))
 
@@ -71,10 +71,10 @@ def load(place: pathlib.Path) -> Loader:
         text: str, *others: dict[str, Any], arguments: tuple[Any, ...] = (), head: str = HEAD, **keys: Any
     ) -> Chain:
         number = next(counter)
-        program = place / f"callout{number}"
+        program = directory / f"callout{number}"
         program.write_text(head + text)
         program.chmod(0o755)
-        path = place / f"mapping{number}.json"
+        path = directory / f"mapping{number}.json"
         command = [str(program), *arguments]
         path.write_text(
             json.dumps([{"DATA_TYPE": "external_identity_mapping#1.0.0", "command": command, **keys}, *others])
@@ -93,8 +93,8 @@ def test_the_answer_is_the_user(load: Loader) -> None:
     assert map_as_nobody(load("answer((ids[0].upper(), 'alice'))")) == "alice"
 
 
-def test_input_arguments_account_and_environment(load: Loader, place: pathlib.Path) -> None:
-    seen = place / "seen"
+def test_input_arguments_account_and_environment(load: Loader, directory: pathlib.Path) -> None:
+    seen = directory / "seen"
     text = f"""
 json.dump([asked, sys.argv[1:], os.getresuid(), os.getresgid(), os.getgroups(), dict(os.environ), os.getcwd(),
     os.getpgid(0) == os.getpid(), sorted(os.listdir("/proc/self/fd"))[:3]], open({str(seen)!r}, "w"))
@@ -116,11 +116,11 @@ answer((ids[1], "bob"))
 
 
 @pytest.mark.root
-def test_never_as_root(load: Loader, place: pathlib.Path) -> None:
-    chain = load(f"open({str(place / 'ran')!r}, 'w'); answer((ids[0], 'alice'))")
-    with pytest.raises(MapperUnavailable, match="must not run as root"):
+def test_never_as_root(load: Loader, directory: pathlib.Path) -> None:
+    chain = load(f"open({str(directory / 'ran')!r}, 'w'); answer((ids[0], 'alice'))")
+    with pytest.raises(SourceUnavailable, match="must not run as root"):
         chain.map([ALICE])
-    assert not (place / "ran").exists()
+    assert not (directory / "ran").exists()
 
 
 @pytest.mark.parametrize("text", ["answer()", "answer(more=1)", "print(); answer()"])
@@ -168,7 +168,7 @@ FAILURES = {
 @pytest.mark.parametrize("what", FAILURES)
 def test_a_broken_callout_is_a_failure_and_never_a_match(load: Loader, what: str) -> None:
     text, reason = FAILURES[what]
-    with pytest.raises(MapperUnavailable, match=reason):
+    with pytest.raises(SourceUnavailable, match=reason):
         map_as_nobody(load(text, GENERAL, timeout_s=0.5 if what == "slow" else 10))
     if what != "slow":
         assert map_as_nobody(load(text, GENERAL, on_error="next", timeout_s=10)) == "alice"
@@ -179,27 +179,27 @@ def test_an_id_may_be_spelt_as_any_uuid_may(load: Loader, spelling: str) -> None
     assert map_as_nobody(load(f"answer(({spelling}, 'alice'))")) == "alice"
 
 
-def test_a_program_that_others_may_write_is_not_run(load: Loader, place: pathlib.Path) -> None:
-    chain = load(f"open({str(place / 'ran')!r}, 'w'); answer((ids[0], 'alice'))")
-    (place / "callout0").chmod(0o777)
-    with pytest.raises(MapperUnavailable, match="bad permissions: chmod go-w"):
+def test_a_program_that_others_may_write_is_not_run(load: Loader, directory: pathlib.Path) -> None:
+    chain = load(f"open({str(directory / 'ran')!r}, 'w'); answer((ids[0], 'alice'))")
+    (directory / "callout0").chmod(0o777)
+    with pytest.raises(SourceUnavailable, match="bad permissions: chmod go-w"):
         map_as_nobody(chain)
-    assert not (place / "ran").exists()
+    assert not (directory / "ran").exists()
     with pytest.raises(MappingFileInvalid, match=r"document 0: command: .*bad permissions: chmod go-w"):
-        loader.load(place / "mapping0.json")
+        loader.load(directory / "mapping0.json")
 
 
-def test_a_program_of_somebody_else_is_refused_at_load(load: Loader, place: pathlib.Path) -> None:
+def test_a_program_of_somebody_else_is_refused_at_load(load: Loader, directory: pathlib.Path) -> None:
     load("pass")
-    os.chown(place / "callout0", pwd.getpwnam("nobody").pw_uid, 0)
+    os.chown(directory / "callout0", pwd.getpwnam("nobody").pw_uid, 0)
     with pytest.raises(MappingFileInvalid, match="chown root"):
-        loader.load(place / "mapping0.json")
+        loader.load(directory / "mapping0.json")
 
 
-def test_one_that_vanishes_after_the_load_is_a_failure(load: Loader, place: pathlib.Path) -> None:
+def test_one_that_vanishes_after_the_load_is_a_failure(load: Loader, directory: pathlib.Path) -> None:
     chain = load("answer((ids[0], 'alice'))")
-    (place / "callout0").unlink()
-    with pytest.raises(MapperUnavailable, match=r"callout0: No such file"):
+    (directory / "callout0").unlink()
+    with pytest.raises(SourceUnavailable, match=r"callout0: No such file"):
         map_as_nobody(chain)
 
 
@@ -230,8 +230,8 @@ def test_what_it_says_goes_to_the_log(load: Loader, caplog: pytest.LogCaptureFix
     assert len([line for line in lines if "table\\x1b[2J is old" in line]) == 2
 
 
-def test_a_child_that_outlives_it_delays_nothing_and_is_killed(load: Loader, place: pathlib.Path) -> None:
-    late = place / "late"
+def test_a_child_that_outlives_it_delays_nothing_and_is_killed(load: Loader, directory: pathlib.Path) -> None:
+    late = directory / "late"
     text = f"""
 answer((ids[0], 'alice')); sys.stdout.flush()
 if os.fork() == 0:
@@ -248,11 +248,11 @@ if os.fork() == 0:
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_one_that_gets_at_whoever_watches_over_it_does_not_outlive_it(
-    load: Loader, place: pathlib.Path, number: signal.Signals
+    load: Loader, directory: pathlib.Path, number: signal.Signals
 ) -> None:
-    mark = place / "pid"
+    mark = directory / "pid"
     text = f"open({str(mark)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), {number.value}); time.sleep(60)"
-    with pytest.raises(MapperUnavailable):
+    with pytest.raises(SourceUnavailable):
         map_as_nobody(load(text, timeout_s=2))
     status = pathlib.Path(f"/proc/{mark.read_text()}/stat")
     until("the child's end", lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
@@ -266,8 +266,8 @@ answer((ids[0], 'slow'))
 """
 
 
-def test_a_slow_callout_delays_nobody_else_and_its_number_is_limited(load: Loader, place: pathlib.Path) -> None:
-    running = place / "running"
+def test_a_slow_callout_delays_nobody_else_and_its_number_is_limited(load: Loader, directory: pathlib.Path) -> None:
+    running = directory / "running"
     running.mkdir(mode=0o777)
     running.chmod(0o777)
     chain = load(SLOW, arguments=(str(running),), timeout_s=60, max_concurrent=2)
@@ -290,9 +290,9 @@ def test_a_slow_callout_delays_nobody_else_and_its_number_is_limited(load: Loade
 
 
 def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_later_rule(
-    load: Loader, place: pathlib.Path
+    load: Loader, directory: pathlib.Path
 ) -> None:
-    running = place / "running"
+    running = directory / "running"
     running.mkdir(mode=0o777)
     running.chmod(0o777)
     chain = load(SLOW, GENERAL, arguments=(str(running),), timeout_s=60, max_concurrent=2, on_error="next")
@@ -302,7 +302,7 @@ def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_la
             asked = [pool.submit(chain.map, [{**ALICE, "id": str(uuid.uuid4())}]) for _ in range(MAX_AT_ONE)]
             until("two running callouts", lambda: len(list(running.iterdir())) >= 2)
             time.sleep(0.5)  # until the others wait
-            with pytest.raises(MapperBusy, match=f"{MAX_AT_ONE - 2} people wait"):
+            with pytest.raises(SourceBusy, match=f"{MAX_AT_ONE - 2} people wait"):
                 chain.map([ALICE])
             recheck = pool.submit(chain.map, [ALICE], certain=True)
             pathlib.Path(f"{running}.go").touch()
@@ -311,8 +311,8 @@ def test_who_would_wait_behind_too_many_is_told_at_once_and_never_mapped_by_a_la
     assert as_nobody(scenario) == ["slow"] * (MAX_AT_ONE + 1)
 
 
-def test_one_person_with_many_starts_leaves_places_to_others(load: Loader, place: pathlib.Path) -> None:
-    running = place / "running"
+def test_one_person_with_many_starts_leaves_places_to_others(load: Loader, directory: pathlib.Path) -> None:
+    running = directory / "running"
     running.mkdir(mode=0o777)
     running.chmod(0o777)
     chain = load(SLOW, GENERAL, arguments=(str(running),), timeout_s=60, max_concurrent=8, on_error="next")
@@ -321,7 +321,7 @@ def test_one_person_with_many_starts_leaves_places_to_others(load: Loader, place
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
             asked = [pool.submit(chain.map, [ALICE]) for _ in range(MAX_OF_ONE)]
             until("this person's callouts", lambda: len(list(running.iterdir())) >= MAX_OF_ONE)
-            with pytest.raises(MapperBusy, match="this person is being looked up"):
+            with pytest.raises(SourceBusy, match="this person is being looked up"):
                 chain.map([ALICE])
             other = pool.submit(chain.map, [BOB])
             until("the other person's callout", lambda: len(list(running.iterdir())) > MAX_OF_ONE)
@@ -355,7 +355,7 @@ def test_no_place_within_the_time_is_a_failure(load: Loader) -> None:
 
     outcomes = as_nobody(scenario)
     assert any("did not end within" in outcome for outcome in outcomes)
-    assert any("no place" in outcome for outcome in outcomes)
+    assert any("no permit" in outcome for outcome in outcomes)
 
 
 @pytest.mark.parametrize(
@@ -375,8 +375,8 @@ def test_no_place_within_the_time_is_a_failure(load: Loader) -> None:
         ({"shell": True}, "shell: unknown key"),
     ],
 )
-def test_a_bad_document_is_refused_at_load(place: pathlib.Path, keys: dict[str, Any], reason: str) -> None:
-    path = place / "bad.json"
+def test_a_bad_document_is_refused_at_load(directory: pathlib.Path, keys: dict[str, Any], reason: str) -> None:
+    path = directory / "bad.json"
     document = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": ["/bin/true"], **keys}
     path.write_text(json.dumps([GENERAL, document]))
     with pytest.raises(MappingFileInvalid, match=reason) as caught:

@@ -24,8 +24,8 @@ from mep.boundary.messages import (
     Message,
     NoLongerMapped,
     NotMapped,
-    Outcome,
     StartAnswered,
+    StartOutcome,
     StillMapped,
 )
 from mep.boundary.resolved_config import Caps
@@ -262,6 +262,6 @@ def test_with_the_real_monitor_the_quick_go_through_past_forty_five_slow_people(
     assert {ref for ref, one in before.items() if one.code == "ACCOUNT_REFUSED"} == set(range(100, 110))
     busy = [one for one in before.values() if one.code == "MAPPER_UNAVAILABLE"]
     assert len(busy) == 45 - MAX_AT_ONE
-    assert {one.outcome for one in busy} == {Outcome.UNAVAILABLE}, "the relay asks again"
+    assert {one.outcome for one in busy} == {StartOutcome.UNAVAILABLE}, "the relay asks again"
     assert {one.code for one in after.values()} == {"ACCOUNT_REFUSED"}
     assert len(after) == MAX_AT_ONE

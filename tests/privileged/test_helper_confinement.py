@@ -25,9 +25,9 @@ from mep.boundary.messages import MAX_DOCUMENT_BYTES
 from mep.boundary.resolved_config import ManagerSection, MapperSection
 from mep.manager import main as manager_main
 from mep.mapper import main as mapper_main
-from mep.root.monitor.child import Kind
+from mep.root.monitor.child import ChildKind
 from mep.root.monitor.helper_limits import helper_limits
-from tests.support.place import Place, make_place
+from tests.support.campus import Campus, make_campus
 from tests.support.waiting import until
 
 MANAGER = ManagerSection("id", "tcp://relay.example.edu:7000", "00" * 32, "mep", "")
@@ -241,8 +241,8 @@ def test_a_callout_makes_no_user_namespace(directory: pathlib.Path, attempt: str
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with make_place("multi", "confined") as made:
+def campus() -> Iterator[Campus]:
+    with make_campus("multi", "confined") as made:
         made.endpoint.add_config("audit_tasks: true\n")
         made.endpoint.start()
         yield made
@@ -263,9 +263,9 @@ def children_of(pid: int) -> dict[str, int]:
     return found
 
 
-def helpers(place: Place) -> tuple[int, int, int]:
+def helpers(campus: Campus) -> tuple[int, int, int]:
     """Return the pids of monitor, manager and mapper, all of which serve."""
-    monitor = int(place.endpoint.status()["pid"])
+    monitor = int(campus.endpoint.status()["pid"])
     found = children_of(monitor)
     return monitor, found["mep.manager"], found["mep.mapper"]
 
@@ -286,8 +286,8 @@ def routes(pid: int) -> list[str]:
     return four + [line for line in six if not int(line.split()[8], 16) & RTF_REJECT]
 
 
-def test_the_monitor_has_no_network(place: Place) -> None:
-    monitor, manager, mapper_pid = helpers(place)
+def test_the_monitor_has_no_network(campus: Campus) -> None:
+    monitor, manager, mapper_pid = helpers(campus)
     host = network_of(os.getpid())
     assert network_of(monitor) != host and network_of(manager) == host
     assert network_of(mapper_pid) not in (host, network_of(monitor))
@@ -295,27 +295,27 @@ def test_the_monitor_has_no_network(place: Place) -> None:
         assert interfaces(pid) == {"lo": 0} and routes(pid) == []
 
 
-def test_every_child_of_the_monitor_is_in_the_hosts_network(place: Place) -> None:
+def test_every_child_of_the_monitor_is_in_the_hosts_network(campus: Campus) -> None:
     def networks() -> list[str]:
         return [os.readlink("/proc/self/ns/net"), os.readlink(f"/proc/{os.getppid()}/ns/net")]
 
     host = network_of(os.getpid())
-    with place.executor("alice", project="net") as executor:
+    with campus.executor("alice", project="net") as executor:
         assert executor.submit(networks).result(timeout=60) == [host, host]
-        monitor = helpers(place)[0]
+        monitor = helpers(campus)[0]
         keepers = {name: pid for name, pid in children_of(monitor).items() if not name.startswith("mep.")}
         assert keepers and {network_of(pid) for pid in keepers.values()} == {host}
 
 
-def test_the_real_helpers_are_confined(place: Place) -> None:
-    _, manager, mapper_pid = helpers(place)
+def test_the_real_helpers_are_confined(campus: Campus) -> None:
+    _, manager, mapper_pid = helpers(campus)
     for pid in (manager, mapper_pid):
         for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
             assert status_of(int(thread.name))["Seccomp"] == "2"
         found = status_of(pid)
         assert found["NoNewPrivs"] == "1" and found["CapBnd"] == "0" * 16
-    assert "confined profile=manager landlock=" in place.log() and "confined profile=mapper landlock=" in place.log()
-    assert place.log().count("cannot confine the process fully") == 0
+    assert "confined profile=manager landlock=" in campus.log() and "confined profile=mapper landlock=" in campus.log()
+    assert campus.log().count("cannot confine the process fully") == 0
 
 
 def limit_of(pid: int, name: str) -> list[str]:
@@ -324,8 +324,8 @@ def limit_of(pid: int, name: str) -> list[str]:
     return next(line for line in lines if line.startswith(name))[len("Max realtime timeout     ") :].split()[:2]
 
 
-def test_the_real_helpers_have_their_limits(place: Place) -> None:
-    _, manager, mapper_pid = helpers(place)
+def test_the_real_helpers_have_their_limits(campus: Campus) -> None:
+    _, manager, mapper_pid = helpers(campus)
     declared = {"Max processes": 256, "Max open files": 1024, "Max address space": 2 * 2**30}
     for name, value in declared.items():
         assert limit_of(manager, name) == [str(value)] * 2
@@ -337,7 +337,7 @@ def test_the_real_helpers_have_their_limits(place: Place) -> None:
         assert len(held) < 64
 
 
-def test_user_endpoints_and_keepers_are_not_confined_by_it(place: Place) -> None:
+def test_user_endpoints_and_keepers_are_not_confined_by_it(campus: Campus) -> None:
     def mine() -> list[str]:
         import pathlib
 
@@ -346,9 +346,9 @@ def test_user_endpoints_and_keepers_are_not_confined_by_it(place: Place) -> None
             line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("Seccomp:")
         ]
 
-    with place.executor("alice", project="net") as executor:
+    with campus.executor("alice", project="net") as executor:
         assert executor.submit(mine).result(timeout=60) == ["Seccomp:\t0"]
-    monitor = helpers(place)[0]
+    monitor = helpers(campus)[0]
     for name, pid in children_of(monitor).items():
         assert status_of(pid)["Seccomp"] == ("2" if name.startswith("mep.") else "0")
 
@@ -362,33 +362,33 @@ print(json.dumps({"DATA_TYPE": "identity_mapping_output#1.0.0", "result": result
 """
 
 
-def test_a_mapping_that_comes_to_name_a_callout_has_the_mapper_replaced(place: Place) -> None:
+def test_a_mapping_that_comes_to_name_a_callout_has_the_mapper_replaced(campus: Campus) -> None:
     """By a process that may run it; and by a confined one again when the callout is gone."""
     written = pathlib.Path("/var/tmp/meptest-callout")
     written.unlink(missing_ok=True)  # an earlier run's belongs to another mapper's account, and the callout would fail
-    mapping = place.endpoint.config_dir / "identity_mapping.json"
-    before, first = json.loads(mapping.read_text()), helpers(place)[2]
-    program = place.endpoint.config_dir / "callout"
-    program.write_text(CALLOUT % place.accounts["bob"].name)
+    mapping = campus.endpoint.config_dir / "identity_mapping.json"
+    before, first = json.loads(mapping.read_text()), helpers(campus)[2]
+    program = campus.endpoint.config_dir / "callout"
+    program.write_text(CALLOUT % campus.accounts["bob"].name)
     program.chmod(0o755)
     document = {"DATA_TYPE": "external_identity_mapping#1.0.0", "command": [str(program)]}
     mapping.write_text(json.dumps([document, *before]))
-    until("a confined process in the log", lambda: "confined profile=mapper-programs" in place.log())
-    second = until("the mapper", lambda: children_of(helpers(place)[0]).get("mep.mapper"))
+    until("a confined process in the log", lambda: "confined profile=mapper-programs" in campus.log())
+    second = until("the mapper", lambda: children_of(helpers(campus)[0]).get("mep.mapper"))
     assert second != first and network_of(second) == network_of(os.getpid())
-    with place.executor("carol", project="callout") as executor:
-        assert executor.submit(os.getuid).result(timeout=60) == place.accounts["bob"].uid
+    with campus.executor("carol", project="callout") as executor:
+        assert executor.submit(os.getuid).result(timeout=60) == campus.accounts["bob"].uid
     assert written.read_text() == "written"
-    count = place.log().count("confined profile=mapper ")
+    count = campus.log().count("confined profile=mapper ")
     mapping.write_text(json.dumps(before))
-    until("a confined process in the log", lambda: place.log().count("confined profile=mapper ") > count)
+    until("a confined process in the log", lambda: campus.log().count("confined profile=mapper ") > count)
 
 
 def test_limits_of_a_mapper_with_programs_are_not_its_programs() -> None:
     resolved: Any = type("R", (), {"multi_user": True, "task_log_path": "", "mapper": mapper_section(programs=True)})
-    assert helper_limits(Kind.MAPPER, resolved).rlimits() == [(resource.RLIMIT_NOFILE, 4096)]
+    assert helper_limits(ChildKind.MAPPER, resolved).rlimits() == [(resource.RLIMIT_NOFILE, 4096)]
     resolved = type("R", (), {"multi_user": False, "task_log_path": "", "mapper": mapper_section(programs=False)})
-    manager = helper_limits(Kind.MANAGER, resolved).rlimits()
+    manager = helper_limits(ChildKind.MANAGER, resolved).rlimits()
     assert (resource.RLIMIT_FSIZE, MAX_DOCUMENT_BYTES) in manager and resource.RLIMIT_NPROC not in dict(manager)
 
 

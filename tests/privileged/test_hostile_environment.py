@@ -14,9 +14,9 @@ import yaml
 
 from mep.boundary.resolved_config import Hook
 from tests.support.accounts import LocalAccount, account, create_account, remove_account
+from tests.support.campus import Campus, make_campus
 from tests.support.monitor import running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
-from tests.support.place import Place, make_place
 from tests.support.waiting import until
 
 RESULT_S = 60.0
@@ -35,8 +35,8 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Place]:
-    with make_place("multi", "odd") as made:
+def site() -> Iterator[Campus]:
+    with make_campus("multi", "odd") as made:
         made.endpoint.write("user_environment.yaml", yaml.safe_dump(ODD, allow_unicode=True))
         made.endpoint.start()
         yield made
@@ -47,14 +47,14 @@ def environment(names: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ["ProcessPoolEngine", "GlobusComputeEngine"])
-def test_values_of_user_environment_reach_the_functions_as_they_are(site: Place, engine: str) -> None:
+def test_values_of_user_environment_reach_the_functions_as_they_are(site: Campus, engine: str) -> None:
     names = [name for name in ODD if name != "_"]
     with site.executor("alice", engine=engine) as executor:
         found = executor.submit(environment, names).result(timeout=RESULT_S)
     assert found == {name: str(ODD[name]) for name in names}
 
 
-def test_they_neither_forge_a_line_of_a_log_nor_keep_anybody_else_from_starting(site: Place) -> None:
+def test_they_neither_forge_a_line_of_a_log_nor_keep_anybody_else_from_starting(site: Campus) -> None:
     with site.executor("bob") as executor:
         assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
     stamp = time.strftime("%Y-%m-%d")

@@ -17,7 +17,7 @@ import pytest
 from identity import loader
 from identity.chain import Chain
 from identity.concurrency_limits import MAX_AT_ONE
-from identity.errors import AmbiguousMapping, MapperBusy, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.errors import AmbiguousMapping, MappingFileInvalid, NameRefused, NoMapping, SourceBusy, SourceUnavailable
 from identity.reloader import SETTLE_S, Reloader
 from tests.support import raw_ldap
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, group, person, referral, tree
@@ -115,7 +115,7 @@ def plain(port: int, **keys: Any) -> dict[str, Any]:
 
 def fails_in_time(chain: Chain, reason: str, *identities: dict[str, str]) -> None:
     began = time.monotonic()
-    with pytest.raises(MapperUnavailable, match=reason):
+    with pytest.raises(SourceUnavailable, match=reason):
         chain.map(identities or [who("alice@example.edu")])
     assert time.monotonic() - began < BOUND_S
 
@@ -171,7 +171,7 @@ def test_an_answer_that_is_too_large_is_a_failure_at_once(load: Loader) -> None:
 
     with raw_ldap.serve(flood) as port:
         chain = load(**plain(port, operation_timeout_s=60, timeout_s=60))
-        with pytest.raises(MapperUnavailable, match="more than 262144 bytes"):
+        with pytest.raises(SourceUnavailable, match="more than 262144 bytes"):
             chain.map([who("alice@example.edu")])
         assert sum(sent) < 200_000_000
 
@@ -196,7 +196,7 @@ def test_people_whose_directory_hangs_hold_up_nobody_else(write: Write) -> None:
         chain = loader.load(path)
         asked = [pool.submit(chain.map, [who(f"person{i}@elsewhere.example")]) for i in range(40)]
         done = list(itertools.islice(concurrent.futures.as_completed(asked, timeout=50), 40 - MAX_AT_ONE))
-        assert {type(one.exception()) for one in done} == {MapperBusy}
+        assert {type(one.exception()) for one in done} == {SourceBusy}
         assert chain.map([who("alice@example.edu")]).name == "alice"
         hang.set()
         assert {type(one.exception()) for one in asked if one not in done} == {NoMapping}
@@ -207,7 +207,7 @@ def test_people_whose_directory_hangs_hold_up_nobody_else(write: Write) -> None:
 
 def test_a_search_that_finds_only_references_elsewhere_is_a_failure(load: Loader) -> None:
     partial = f"ou=partial,{SUFFIX}"
-    with pytest.raises(MapperUnavailable, match=r"references to other servers \(ldap://other\.example\.org.*ignore"):
+    with pytest.raises(SourceUnavailable, match=r"references to other servers \(ldap://other\.example\.org.*ignore"):
         load(GENERAL, base=partial).map([who("bob@example.edu")])
     with pytest.raises(NoMapping):
         load(base=partial, references="ignore").map([who("bob@example.edu")])
@@ -223,7 +223,7 @@ def test_an_entry_beside_references_counts(load: Loader, references: str) -> Non
 @pytest.mark.parametrize("references", ["fail", "ignore"])
 def test_a_base_that_is_elsewhere_is_a_failure(load: Loader, references: str) -> None:
     chain = load(GENERAL, base=f"cn=elsewhere,ou=partial,{SUFFIX}", references=references)
-    with pytest.raises(MapperUnavailable, match="referral"):
+    with pytest.raises(SourceUnavailable, match="referral"):
         chain.map([who("bob@example.edu")])
 
 
@@ -248,11 +248,11 @@ def test_found_and_not_found_are_forgotten_each_in_its_time(
         clock.now += 269.8
         assert chain.map([who("alice@example.edu")]).name == "alice"
         clock.now += 0.2
-        with pytest.raises(MapperUnavailable):
+        with pytest.raises(SourceUnavailable):
             chain.map([who("alice@example.edu")])
         assert chain.map([who("frank@example.edu")]).name == "frank"
         clock.now += 30
-        with pytest.raises(MapperUnavailable):
+        with pytest.raises(SourceUnavailable):
             chain.map([who("frank@example.edu")])
 
 
@@ -309,14 +309,14 @@ def test_a_changed_password_is_used(write: Write, clock: Clock, tmp_path: pathli
     password = secret(tmp_path / "password", "wrong")
     path = write(base=f"ou=closed,{SUFFIX}", bind_dn=READER, password_file=str(password), cache_s=0)
     reloader = follow(path, clock)
-    with pytest.raises(MapperUnavailable, match="invalidCredentials"):
+    with pytest.raises(SourceUnavailable, match="invalidCredentials"):
         agent(reloader)
     secret(password, READER_PASSWORD)
     settle(reloader, clock)
     assert agent(reloader) == "agent"
     secret(password, "wrong again")
     settle(reloader, clock)
-    with pytest.raises(MapperUnavailable, match="invalidCredentials"):
+    with pytest.raises(SourceUnavailable, match="invalidCredentials"):
         agent(reloader)
 
 
@@ -325,14 +325,14 @@ def test_a_changed_authority_is_used(write: Write, clock: Clock, authority: Auth
     ours = tmp_path / "ours.pem"
     ours.write_bytes(stranger.file.read_bytes())
     reloader = follow(write(ca_file=str(ours), cache_s=0), clock)
-    with pytest.raises(MapperUnavailable, match="certificate verify failed"):
+    with pytest.raises(SourceUnavailable, match="certificate verify failed"):
         reloader.chain.map([who("alice@example.edu")])
     ours.write_bytes(authority.file.read_bytes())
     settle(reloader, clock)
     assert reloader.chain.map([who("alice@example.edu")]).name == "alice"
     ours.write_bytes(stranger.file.read_bytes())
     settle(reloader, clock)
-    with pytest.raises(MapperUnavailable, match="certificate verify failed"):
+    with pytest.raises(SourceUnavailable, match="certificate verify failed"):
         reloader.chain.map([who("alice@example.edu")])
 
 
@@ -348,7 +348,7 @@ def test_a_changed_client_certificate_and_key_are_used(
         client_certificate_file=str(mine[0]), client_key_file=str(mine[1]),
     )  # fmt: skip
     reloader = follow(path, clock)
-    with pytest.raises(MapperUnavailable, match="noSuchObject"):  # "other" may not read it
+    with pytest.raises(SourceUnavailable, match="noSuchObject"):  # "other" may not read it
         agent(reloader)
     mine[0].write_bytes(right[0].read_bytes())
     settle(reloader, clock)

@@ -14,7 +14,7 @@ import pytest
 
 from identity import loader
 from identity.chain import Chain
-from identity.errors import AmbiguousMapping, MapperUnavailable, MappingFileInvalid, NameRefused, NoMapping
+from identity.errors import AmbiguousMapping, MappingFileInvalid, NameRefused, NoMapping, SourceUnavailable
 from identity.ldap import directory
 from tests.support.slapd import READER, READER_PASSWORD, SUFFIX, Authority, Slapd, free_port, group, person, tree
 
@@ -178,9 +178,9 @@ def test_group_by_member_uid(load: Loader) -> None:
 
 
 def test_a_group_or_a_base_that_does_not_exist_is_a_failure(load: Loader) -> None:
-    with pytest.raises(MapperUnavailable, match="noSuchObject"):
+    with pytest.raises(SourceUnavailable, match="noSuchObject"):
         load(required_group=f"cn=nothing,ou=groups,{SUFFIX}").map([who("alice@example.edu")])
-    with pytest.raises(MapperUnavailable, match="noSuchObject"):
+    with pytest.raises(SourceUnavailable, match="noSuchObject"):
         load(base=f"ou=nothing,{SUFFIX}").map([who("alice@example.edu")])
 
 
@@ -214,7 +214,7 @@ def test_an_authority_that_is_not_ours_is_refused(
     servers = [getattr(slapd, scheme)]
     for ca_file in (str(foreign.file), None):
         with pytest.raises(
-            MapperUnavailable, match=r"its certificate is not accepted \(.*name the authority"
+            SourceUnavailable, match=r"its certificate is not accepted \(.*name the authority"
         ) as caught:
             load(servers=servers, ca_file=ca_file).map([who("alice@example.edu")])
         assert not {"(", "["} & set(str(caught.value).partition("name the")[2]), "no tuple of Python's"
@@ -227,7 +227,7 @@ def test_a_certificate_for_another_host_is_refused(
 ) -> None:
     with Slapd(tmp_path / "other", LDIF, authority, hosts=("ldap.example.org",)) as other:
         chain = load(servers=[getattr(other, scheme)])
-        with pytest.raises(MapperUnavailable, match=r"(?i)host"):
+        with pytest.raises(SourceUnavailable, match=r"(?i)host"):
             chain.map([who("alice@example.edu")])
 
 
@@ -240,12 +240,12 @@ def password_file(tmp_path: pathlib.Path, password: str) -> str:
 
 def test_bind_with_a_password(load: Loader, slapd: Slapd, tmp_path: pathlib.Path) -> None:
     closed = {"base": f"ou=closed,{SUFFIX}", "servers": [slapd.ldap]}
-    with pytest.raises(MapperUnavailable, match="noSuchObject"):
+    with pytest.raises(SourceUnavailable, match="noSuchObject"):
         load(**closed).map([who("agent@example.edu")])
     keys = {**closed, "bind_dn": READER, "password_file": password_file(tmp_path, READER_PASSWORD + "\n")}
     assert load(**keys).map([who("agent@example.edu")]).name == "agent"
     keys["password_file"] = password_file(tmp_path, "wrong")
-    with pytest.raises(MapperUnavailable, match="invalidCredentials") as caught:
+    with pytest.raises(SourceUnavailable, match="invalidCredentials") as caught:
         load(**keys).map([who("agent@example.edu")])
     assert "wrong" not in str(caught.value)
 
@@ -278,7 +278,7 @@ def test_failover_and_the_chain_stops_when_all_are_down(
         second.stop()
         assert chain.map([who("alice@example.edu")]).name == "alice"
         chain = load(general, servers=[second.ldaps])
-        with pytest.raises(MapperUnavailable, match="refused"):
+        with pytest.raises(SourceUnavailable, match="refused"):
             chain.map([who("bob@example.edu")])
         assert load(general, servers=[second.ldaps], on_error="next").map([who("bob@example.edu")]).name == "bob"
 
@@ -288,7 +288,7 @@ def test_a_server_that_comes_back_is_used_again(load: Loader, authority: Authori
         chain = load(servers=[shaky.ldaps], cache_s=0, negative_cache_s=0)
         assert chain.map([who("alice@example.edu")]).name == "alice"
         shaky.stop()
-        with pytest.raises(MapperUnavailable):
+        with pytest.raises(SourceUnavailable):
             chain.map([who("alice@example.edu")])
         shaky.start()
         assert chain.map([who("alice@example.edu")]).name == "alice"
@@ -330,7 +330,7 @@ def test_a_server_that_talks_nonsense_is_a_failure(load: Loader) -> None:
 
             served = pool.submit(answer)
             chain = load(servers=[f"ldap://localhost:{listener.getsockname()[1]}"], start_tls=False)
-            with pytest.raises(MapperUnavailable):
+            with pytest.raises(SourceUnavailable):
                 chain.map([who("alice@example.edu")])
             served.result()
 
@@ -353,7 +353,7 @@ def test_answers_are_remembered_and_the_memory_can_be_bypassed(
         assert chain.map([who("frank@example.edu")]).name == "frank"
         server.stop()
         assert chain.map([who("alice@example.edu")]).name == "alice"
-        with pytest.raises(MapperUnavailable):
+        with pytest.raises(SourceUnavailable):
             chain.map([who("alice@example.edu")], bypass_cache=True)
 
 

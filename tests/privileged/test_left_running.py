@@ -18,7 +18,7 @@ from tests.support.monitor import MonitorRun, processes_of, running_monitor, sta
 from tests.support.waiting import until
 
 
-def place(run: MonitorRun) -> Any:
+def directories(run: MonitorRun) -> Any:
     return SimpleNamespace(runtime_dir=run.run)
 
 
@@ -27,10 +27,10 @@ def test_what_a_stop_has_left_is_stopped_later(alice: LocalAccount) -> None:
         ids = [start_as(manager, mapper, alice.name, ref=ref, mode="orphans")[0] for ref in (1, 2)]
         run.stop(signal.SIGUSR1)
         assert all(run.record(uep_id)["state"] == "running" for uep_id in ids)
-        assert stop_keepers(place(run), 20) == 2
+        assert stop_keepers(directories(run), 20) == 2
         assert not processes_of(alice.uid)
         assert all(run.record(uep_id)["state"] == "ended" for uep_id in ids)
-        assert stop_keepers(place(run), 20) == 0
+        assert stop_keepers(directories(run), 20) == 0
 
 
 def test_what_a_killed_monitor_has_left(alice: LocalAccount) -> None:
@@ -39,7 +39,7 @@ def test_what_a_killed_monitor_has_left(alice: LocalAccount) -> None:
         assert run.process is not None
         run.process.kill()
         run.process.wait()
-        assert stop_keepers(place(run), 20) == 1
+        assert stop_keepers(directories(run), 20) == 1
         assert not processes_of(alice.uid)
 
 
@@ -54,7 +54,7 @@ def test_the_next_monitor_tells_of_the_ends(alice: LocalAccount, how: str) -> No
             run.process.wait()
         else:
             run.stop(signal.SIGUSR1)
-        assert stop_keepers(place(run), 20) == 1
+        assert stop_keepers(directories(run), 20) == 1
         run.start()
         manager, mapper = run.ready()
         ended = manager.take(EndpointEnded)[0]
@@ -68,9 +68,9 @@ def test_a_keeper_that_does_not_end_is_named(alice: LocalAccount) -> None:
         run.stop(signal.SIGUSR1)
         os.kill(run.record(uep_id)["keeper_pid"], signal.SIGSTOP)
         with pytest.raises(CliFailed, match=uep_id):
-            stop_keepers(place(run), 0.2)
+            stop_keepers(directories(run), 0.2)
         os.kill(run.record(uep_id)["keeper_pid"], signal.SIGCONT)
-        assert stop_keepers(place(run), 20) in {0, 1}
+        assert stop_keepers(directories(run), 20) in {0, 1}
 
 
 def test_a_recycled_pid_is_not_signalled(alice: LocalAccount) -> None:
@@ -81,8 +81,8 @@ def test_a_recycled_pid_is_not_signalled(alice: LocalAccount) -> None:
         run.stop(signal.SIGUSR1)
         text = record.read_text()
         record.write_text(text.replace(f'"keeper_pid": {keeper}', f'"keeper_pid": {other.pid}'))
-        assert stop_keepers(place(run), 5) == 0
+        assert stop_keepers(directories(run), 5) == 0
         assert other.poll() is None
         other.kill()
         record.write_text(text)
-        assert stop_keepers(place(run), 20) == 1
+        assert stop_keepers(directories(run), 20) == 1

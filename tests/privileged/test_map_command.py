@@ -128,8 +128,8 @@ def test_pam_is_asked_where_a_start_would_ask_it(
     (directory / "config.yaml").write_text(f"multi_user: true\nrelay_url: https://relay.example.org\n{pam}")
     service.write_text(f"account required {module}\n")
     try:
-        places = {"MEP_ETC": str(tmp_path), "MEP_VAR": str(tmp_path / "var")}
-        done = mep_map("site", "--identity", f"{passing}@example.org", **places)
+        roots = {"MEP_ETC": str(tmp_path), "MEP_VAR": str(tmp_path / "var")}
+        done = mep_map("site", "--identity", f"{passing}@example.org", **roots)
     finally:
         service.unlink()
     assert done.returncode == code, done.stdout + done.stderr

@@ -10,7 +10,7 @@ import tempfile
 from typing import Self
 
 from mep.boundary.channel import Channel
-from mep.boundary.errors import Stage
+from mep.boundary.errors import StartStage
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     AskCaps,
@@ -116,7 +116,7 @@ def test_monitor_that_does_not_answer(alice: LocalAccount) -> None:
         keeper.hear()
         failed = keeper.hear()
         assert isinstance(failed, KeeperFailed)
-        assert (failed.stage, failed.code) == (Stage.CAPS, "START_TIMEOUT")
+        assert (failed.stage, failed.code) == (StartStage.CAPS, "START_TIMEOUT")
         keeper.end()
 
 
@@ -126,7 +126,7 @@ def test_monitor_that_denies(alice: LocalAccount) -> None:
         keeper.channel.send(CapsDenied(limit=3))
         failed = keeper.hear()
         assert isinstance(failed, KeeperFailed)
-        assert (failed.stage, failed.code) == (Stage.CAPS, "SITE_BUSY") and "(3)" in failed.public
+        assert (failed.stage, failed.code) == (StartStage.CAPS, "SITE_BUSY") and "(3)" in failed.public
         keeper.end()
 
 

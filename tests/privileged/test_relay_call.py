@@ -13,7 +13,7 @@ from socket import socket
 
 import pytest
 
-from mep.cli.unprivileged_child import DroppedChild
+from mep.cli.unprivileged_child import UnprivilegedChild
 from tests.support.accounts import LocalAccount, account
 from tests.support.waiting import until
 
@@ -48,7 +48,7 @@ def entry(alice: LocalAccount) -> pwd.struct_passwd:
 
 def test_what_is_left_of_root(entry: pwd.struct_passwd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEP_TOKEN", "secret")
-    with DroppedChild(_describe_and_wait, entry) as child:
+    with UnprivilegedChild(_describe_and_wait, entry) as child:
         said = json.loads(child.receive(65536))
     assert said["ids"] == [entry.pw_uid] * 3 + [entry.pw_gid] * 3
     status = dict(line.split(":\t", 1) for line in said["status"].splitlines() if ":\t" in line)
@@ -63,7 +63,7 @@ def test_what_is_left_of_root(entry: pwd.struct_passwd, monkeypatch: pytest.Monk
 
 def test_a_process_of_the_same_account_cannot_look_into_it(entry: pwd.struct_passwd) -> None:
     look = "import sys; open(sys.argv[1], 'rb').read(1)"
-    with DroppedChild(_describe_and_wait, entry) as child:
+    with UnprivilegedChild(_describe_and_wait, entry) as child:
         child.receive(65536)
         for name in ("fd/0", "mem", "environ", "maps"):
             spy = [sys.executable, "-I", "-c", look, f"/proc/{child.pid}/{name}"]
@@ -73,9 +73,9 @@ def test_a_process_of_the_same_account_cannot_look_into_it(entry: pwd.struct_pas
 
 
 def test_it_never_is_root() -> None:
-    with DroppedChild(lambda answers: print(answers.send(b"ran")), None) as child:
+    with UnprivilegedChild(lambda answers: print(answers.send(b"ran")), None) as child:
         assert child.receive(16) == b""
-    with DroppedChild(lambda answers: print(answers.send(b"ran")), pwd.getpwnam("root")) as child:
+    with UnprivilegedChild(lambda answers: print(answers.send(b"ran")), pwd.getpwnam("root")) as child:
         assert child.receive(16) == b""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mep_wire.relay_keys import RelayKeys, rotation_statement
-from relay.state_dir import State
+from relay.state_dir import StateDir
 from tests.support.cli import Cli
 from tests.support.registrar import Registrar, configure
 
@@ -79,14 +79,14 @@ def test_new_keys_and_a_new_id_leave_the_pin(mep: Cli, registrar: Registrar, opt
 
 
 def test_a_rotated_key_needs_no_flag_and_a_forged_chain_does(mep: Cli, registrar: Registrar, tmp_path: Path) -> None:
-    state = State.open(tmp_path / "relay")
+    state = StateDir.open(tmp_path / "relay")
     first = state.keys()
     registrar.signing_key, registrar.link_key = first.public.signing.hex(), first.public.link.hex()
     configure(mep, registrar)
     state.rotate_keys(60.0)
     now = state.rotate_keys(60.0)
     registrar.signing_key, registrar.link_key = now.public.signing.hex(), now.public.link.hex()
-    thief = State.open(tmp_path / "thief").keys()
+    thief = StateDir.open(tmp_path / "thief").keys()
     statement = rotation_statement(now.earlier[0].keys, now.earlier[1].keys)
     genuine = [(one.keys, one.signature) for one in now.earlier]
     forged = [(now.earlier[0].keys, thief.signing.sign(statement)), genuine[1]]

@@ -109,7 +109,7 @@ class Place:
 class Person:
     """A person with an account here."""
 
-    place: Place
+    campus: Place
     username: str
     account: str
     executor: Executor
@@ -118,7 +118,7 @@ class Person:
         """Return a task that runs, and another that waits behind it."""
         task = self.executor.submit(time.sleep, 600)
         self.waiting = self.executor.submit(os.getuid)
-        until("a running user endpoint", lambda: self.account in self.place.running())
+        until("a running user endpoint", lambda: self.account in self.campus.running())
         until("a sleeping task", lambda: sleeping(self.account))
         return task
 
@@ -148,7 +148,7 @@ def processes(account: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def campus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     group = unique_name()
     subprocess.run(["groupadd", group], check=True, capture_output=True)
     with open_directory() as directory, RelayProcess(tmp_path_factory.mktemp("relay")) as relay:
@@ -173,26 +173,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def bystander(place: Place) -> Iterator[Person]:
+def bystander(campus: Place) -> Iterator[Person]:
     """Another person. Their task has to run through everything."""
-    somebody = place.person()
+    somebody = campus.person()
     somebody.task = somebody.begin()  # type: ignore[attr-defined]
-    somebody.pid = place.running()[somebody.account]["pid"]  # type: ignore[attr-defined]
+    somebody.pid = campus.running()[somebody.account]["pid"]  # type: ignore[attr-defined]
     yield somebody
     somebody.close()
 
 
 @pytest.fixture
-def victim(place: Place, bystander: Person) -> Iterator[Person]:
+def victim(campus: Place, bystander: Person) -> Iterator[Person]:
     """A person with a running task; at the end the bystander's must run too."""
-    somebody = place.person()
+    somebody = campus.person()
     yield somebody
     somebody.close()
-    assert place.running()[bystander.account]["pid"] == bystander.pid  # type: ignore[attr-defined]
+    assert campus.running()[bystander.account]["pid"] == bystander.pid  # type: ignore[attr-defined]
     assert not bystander.task.done()  # type: ignore[attr-defined]
 
 
-def ends(place: Place, who: Person, task: TaskFuture, kind: type[MepError]) -> MepError:
+def ends(campus: Place, who: Person, task: TaskFuture, kind: type[MepError]) -> MepError:
     """Wait for the end of everything of `who`; return the error of their task."""
     began = time.monotonic()
     error = task.exception(SOON_S)
@@ -200,62 +200,62 @@ def ends(place: Place, who: Person, task: TaskFuture, kind: type[MepError]) -> M
     assert type(error) is kind, error
     until("the end of the processes", lambda: not processes(who.account))
     print(f"{kind.code}: the person knew after {told:.2f} s, nothing was left after {time.monotonic() - began:.2f} s")
-    until("the end of the user endpoint", lambda: who.account not in place.running())
-    record = next(one for one in reversed(place.audit("revoke")) if one["local_user"] == who.account)
+    until("the end of the user endpoint", lambda: who.account not in campus.running())
+    record = next(one for one in reversed(campus.audit("revoke")) if one["local_user"] == who.account)
     assert (record["code"], record["correlation_id"]) == (kind.code, error.correlation_id)
-    assert next(one for one in place.audit("end") if one["local_user"] == who.account)["code"] == kind.code
+    assert next(one for one in campus.audit("end") if one["local_user"] == who.account)["code"] == kind.code
     return error
 
 
-def test_a_mapping_that_lets_somebody_go(place: Place, victim: Person) -> None:
+def test_a_mapping_that_lets_somebody_go(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    del place.rules[victim.username]
-    place.write_mapping()
-    error = ends(place, victim, task, IdentityNotMapped)
+    del campus.rules[victim.username]
+    campus.write_mapping()
+    error = ends(campus, victim, task, IdentityNotMapped)
     assert "maps none of your identities" in error.text
     assert isinstance(victim.waiting.exception(SOON_S), IdentityNotMapped)  # type: ignore[attr-defined]
     assert isinstance(victim.executor.submit(os.getuid).exception(SOON_S), IdentityNotMapped)
 
 
-def test_a_mapping_to_another_account(place: Place, victim: Person) -> None:
+def test_a_mapping_to_another_account(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    other = place.account()
-    place.map_to(victim.username, other.name)
-    ends(place, victim, task, IdentityRemapped)
+    other = campus.account()
+    campus.map_to(victim.username, other.name)
+    ends(campus, victim, task, IdentityRemapped)
     assert victim.waiting.result(SOON_S) == other.uid  # type: ignore[attr-defined]
 
 
-def test_an_identity_that_is_unlinked(place: Place, victim: Person) -> None:
+def test_an_identity_that_is_unlinked(campus: Place, victim: Person) -> None:
     second = f"{unique_name()}@lab.example.org"
-    token = place.relay.add_user(second)
-    place.relay.cli("user", "link", second, victim.username)
-    both = Person(place, second, victim.account, Executor(place.endpoint_id, client=Client(place.relay.url, token)))
+    token = campus.relay.add_user(second)
+    campus.relay.cli("user", "link", second, victim.username)
+    both = Person(campus, second, victim.account, Executor(campus.endpoint_id, client=Client(campus.relay.url, token)))
     task = both.begin()
-    place.relay.cli("user", "unlink", victim.username)
-    ends(place, both, task, IdentityNotMapped)
+    campus.relay.cli("user", "unlink", victim.username)
+    ends(campus, both, task, IdentityNotMapped)
     both.close()
     # The removed identity is a separate person, and still maps.
-    account = place.running
+    account = campus.running
     assert victim.executor.submit(os.getuid).result(SOON_S) > 0
     assert victim.account in account()
 
 
-def test_a_person_whom_the_relay_does_not_know_any_more(place: Place, victim: Person) -> None:
+def test_a_person_whom_the_relay_does_not_know_any_more(campus: Place, victim: Person) -> None:
     victim.begin()
-    place.relay.cli("user", "remove", victim.username)
+    campus.relay.cli("user", "remove", victim.username)
     until("the end of the processes", lambda: not processes(victim.account))
-    assert place.audit("revoke")[-1]["code"] == IdentityNotMapped.code
+    assert campus.audit("revoke")[-1]["code"] == IdentityNotMapped.code
 
 
-def test_an_account_that_is_deleted(place: Place, victim: Person) -> None:
+def test_an_account_that_is_deleted(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    uid = place.running()[victim.account]
+    uid = campus.running()[victim.account]
     assert uid
     subprocess.run(["userdel", "--force", victim.account], check=True, capture_output=True)
     error = task.exception(SOON_S)
     assert isinstance(error, AccountRefused)
-    until("the end of the user endpoint", lambda: victim.account not in place.running())
-    assert "there is no account" in place.audit("revoke")[-1]["detail"]
+    until("the end of the user endpoint", lambda: victim.account not in campus.running())
+    assert "there is no account" in campus.audit("revoke")[-1]["detail"]
     assert isinstance(victim.waiting.exception(SOON_S), AccountRefused)  # type: ignore[attr-defined]
 
 
@@ -268,29 +268,29 @@ def test_an_account_that_is_deleted(place: Place, victim: Person) -> None:
         (["chage", "--maxdays", "9", "--inactive", "9", "--lastday", "2020-01-01"], "inactive"),
     ],
 )
-def test_an_account_that_is_locked_or_expired(place: Place, victim: Person, command: list[str], detail: str) -> None:
+def test_an_account_that_is_locked_or_expired(campus: Place, victim: Person, command: list[str], detail: str) -> None:
     hashed = "$6$saltsalt$" + "x" * 86
     subprocess.run(["usermod", "--password", hashed, victim.account], check=True, capture_output=True)
     task = victim.begin()
     subprocess.run([*command, victim.account], check=True, capture_output=True)
-    ends(place, victim, task, AccountRefused)
-    assert detail in place.audit("revoke")[-1]["detail"]
+    ends(campus, victim, task, AccountRefused)
+    assert detail in campus.audit("revoke")[-1]["detail"]
     assert isinstance(victim.executor.submit(os.getuid).exception(SOON_S), AccountRefused)
 
 
-def test_an_account_that_is_taken_from_the_group(place: Place, victim: Person) -> None:
+def test_an_account_that_is_taken_from_the_group(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    subprocess.run(["gpasswd", "--delete", victim.account, place.group], check=True, capture_output=True)
-    ends(place, victim, task, AccountRefused)
-    assert "allowed_groups" in place.audit("revoke")[-1]["detail"]
+    subprocess.run(["gpasswd", "--delete", victim.account, campus.group], check=True, capture_output=True)
+    ends(campus, victim, task, AccountRefused)
+    assert "allowed_groups" in campus.audit("revoke")[-1]["detail"]
 
 
-def test_a_policy_that_a_reload_changes(place: Place, victim: Person) -> None:
+def test_a_policy_that_a_reload_changes(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    place.settings(policy={"allowed_groups": [place.group], "denied_users": [victim.account]})
-    os.kill(place.status()["pid"], signal.SIGHUP)
-    ends(place, victim, task, AccountRefused)
-    assert "denied_users" in place.audit("revoke")[-1]["detail"]
+    campus.settings(policy={"allowed_groups": [campus.group], "denied_users": [victim.account]})
+    os.kill(campus.status()["pid"], signal.SIGHUP)
+    ends(campus, victim, task, AccountRefused)
+    assert "denied_users" in campus.audit("revoke")[-1]["detail"]
 
 
 def cling() -> None:
@@ -333,72 +333,72 @@ def stopped(account: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", [IdentityNotMapped, AccountRefused])
-def test_somebody_who_does_not_want_to_go(place: Place, victim: Person, kind: type[MepError]) -> None:
+def test_somebody_who_does_not_want_to_go(campus: Place, victim: Person, kind: type[MepError]) -> None:
     task = victim.executor.submit(cling)
     waiting = victim.executor.submit(os.getuid)
-    until("a running user endpoint", lambda: victim.account in place.running())
+    until("a running user endpoint", lambda: victim.account in campus.running())
     until("stopped processes", lambda: stopped(victim.account))
     if kind is AccountRefused:
         subprocess.run(["usermod", "--expiredate", "1", victim.account], check=True, capture_output=True)
     else:
-        del place.rules[victim.username]
-        place.write_mapping()
-    ends(place, victim, task, kind)
+        del campus.rules[victim.username]
+        campus.write_mapping()
+    ends(campus, victim, task, kind)
     assert isinstance(waiting.exception(SOON_S), kind)
     assert not processes(victim.account)
 
 
 def test_a_directory_that_is_away_ends_nothing_and_one_that_forgets_somebody_does(
-    place: Place, victim: Person, tmp_path: Path
+    campus: Place, victim: Person, tmp_path: Path
 ) -> None:
     base, ports = f"ou=people,{SUFFIX}", {"port": free_port(), "tls_port": free_port()}
-    account = place.account().name
-    member = place.person(account, mapped=False)
-    authority = Authority(place.mep.directory)
+    account = campus.account().name
+    member = campus.person(account, mapped=False)
+    authority = Authority(campus.mep.directory)
     authority.file.chmod(0o644)
     server = Slapd(tmp_path / "one", tree() + person(account, member.username), authority, **ports)
     server.start()
-    place.documents = [
+    campus.documents = [
         {
             "DATA_TYPE": "ldap_identity_mapping#1.0.0", "servers": [server.ldaps], "ca_file": str(authority.file),
             "base": base, "filter": "(mail={username})", "connect_timeout_s": 1, "operation_timeout_s": 1,
             "on_error": "next",
         }
     ]  # fmt: skip
-    place.renew_mapping()
+    campus.renew_mapping()
     try:
         task = member.begin()
-        before = len(place.audit("revoke"))
+        before = len(campus.audit("revoke"))
         server.stop()
-        until("a failed check in the log", lambda: "a mapping cannot be checked now" in place.log())
+        until("a failed check in the log", lambda: "a mapping cannot be checked now" in campus.log())
         time.sleep(3 * INTERVAL_S)
-        assert account in place.running() and not task.done()
-        assert len(place.audit("revoke")) == before
+        assert account in campus.running() and not task.done()
+        assert len(campus.audit("revoke")) == before
         server = Slapd(tmp_path / "two", tree(), authority, **ports)
         server.start()
-        ends(place, member, task, IdentityNotMapped)
+        ends(campus, member, task, IdentityNotMapped)
     finally:
         server.stop()
-        place.documents = []
-        place.write_mapping()
+        campus.documents = []
+        campus.write_mapping()
         member.close()
 
 
-def test_a_relay_that_is_away_ends_nothing_but_accounts_are_watched(place: Place, victim: Person) -> None:
+def test_a_relay_that_is_away_ends_nothing_but_accounts_are_watched(campus: Place, victim: Person) -> None:
     task = victim.begin()
-    place.relay.kill()
+    campus.relay.kill()
     try:
         subprocess.run(["usermod", "--expiredate", "1", victim.account], check=True, capture_output=True)
         until("the end of the processes", lambda: not processes(victim.account))
     finally:
-        place.relay.start()
+        campus.relay.start()
     error = task.exception(60)
     assert isinstance(error, AccountRefused), error
 
 
-def test_status_says_when_it_was_checked(place: Place, bystander: Person) -> None:
-    first = place.running()[bystander.account]["checked_at"]
+def test_status_says_when_it_was_checked(campus: Place, bystander: Person) -> None:
+    first = campus.running()[bystander.account]["checked_at"]
     assert time.time() - first < 30
-    until("a later check", lambda: place.running()[bystander.account]["checked_at"] > first)
-    text = place.mep("status", "site").stdout
+    until("a later check", lambda: campus.running()[bystander.account]["checked_at"] > first)
+    text = campus.mep("status", "site").stdout
     assert f"{bystander.account}" in text and " s ago" in text

@@ -12,8 +12,8 @@ from mep.boundary.messages import StartAnswered
 from mep.boundary.resolved_config import Caps
 from mep_wire.errors import TaskNotFound
 from tests.support.accounts import LocalAccount, account
+from tests.support.campus import Campus, make_campus
 from tests.support.monitor import ask, map_next, running_monitor
-from tests.support.place import Place, make_place
 from tests.support.waiting import until
 
 WAIT_S = 60
@@ -43,17 +43,17 @@ def test_the_monitor_begins_what_it_has_slots_for(people: tuple[LocalAccount, Lo
         assert answered == dict.fromkeys((3, 5, 6), "try_later")
 
 
-def asked(place: Place, who: str, future: Any) -> dict[str, Any]:
+def asked(campus: Campus, who: str, future: Any) -> dict[str, Any]:
     """Return the relay's record of a task, empty before it has one."""
     try:
-        return dict(place.client(who).get_task(future.task_id)) if future.task_id else {}
+        return dict(campus.client(who).get_task(future.task_id)) if future.task_id else {}
     except TaskNotFound:
         return {}
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with make_place("multi", "queue", TEMPLATE) as made:
+def campus() -> Iterator[Campus]:
+    with make_campus("multi", "queue", TEMPLATE) as made:
         made.endpoint.write("user_config_schema.json", {"type": "object", "properties": {"nap": {"type": "integer"}}})
         made.endpoint.register_again()
         made.endpoint.add_config("caps: {max_starting: 1}\n")
@@ -61,13 +61,13 @@ def place() -> Iterator[Place]:
         yield made
 
 
-def test_a_person_reads_its_place_where_the_task_is_asked_about(place: Place) -> None:
-    with place.executor("alice", nap=8) as one, place.executor("bob") as other:
+def test_a_person_reads_its_place_where_the_task_is_asked_about(campus: Campus) -> None:
+    with campus.executor("alice", nap=8) as one, campus.executor("bob") as other:
         first = one.submit(pow, 2, 3)
-        until("a start request", lambda: asked(place, "alice", first))
+        until("a start request", lambda: asked(campus, "alice", first))
         time.sleep(1.0)  # until the one start that may be under way is
         second = other.submit(pow, 2, 4)
-        why = until("a refusal", lambda: asked(place, "bob", second).get("reason"))
+        why = until("a refusal", lambda: asked(campus, "bob", second).get("reason"))
         assert why == "The site starts few user endpoints at once: yours is number 1 of those that wait."
         assert second.result(timeout=WAIT_S) == 16
-        assert asked(place, "bob", second).get("reason") is None
+        assert asked(campus, "bob", second).get("reason") is None

@@ -34,8 +34,8 @@ def command(run: MonitorRun, *options: str) -> tuple[list[str], dict[str, str]]:
     link = run.root / "site"
     if not link.is_symlink():
         link.symlink_to(run.run.name)
-    places = {"MEP_RUN": str(run.root), "MEP_ETC": f"{run.root}/etc", "MEP_VAR": f"{run.root}/var", "COLUMNS": "250"}
-    return [sys.executable, "-I", "-m", "mep.cli", "status", link.name, *options], {**os.environ, **places}
+    roots = {"MEP_RUN": str(run.root), "MEP_ETC": f"{run.root}/etc", "MEP_VAR": f"{run.root}/var", "COLUMNS": "250"}
+    return [sys.executable, "-I", "-m", "mep.cli", "status", link.name, *options], {**os.environ, **roots}
 
 
 def status(run: MonitorRun, *options: str, uid: int = 0) -> str:
@@ -135,8 +135,8 @@ def test_what_runs_and_what_is_overdue(alice: LocalAccount) -> None:
 
 
 def test_a_status_that_does_not_run(tmp_path: pathlib.Path) -> None:
-    places = {"MEP_RUN": f"{tmp_path}/run", "MEP_ETC": f"{tmp_path}/etc", "MEP_VAR": f"{tmp_path}/var"}
-    environment = {**os.environ, **places}
+    roots = {"MEP_RUN": f"{tmp_path}/run", "MEP_ETC": f"{tmp_path}/etc", "MEP_VAR": f"{tmp_path}/var"}
+    environment = {**os.environ, **roots}
     (tmp_path / "run" / "site").mkdir(parents=True)
     for name, code, said in (("site", 3, "not registered"), ("none", 4, "there is no endpoint none")):
         argv = [sys.executable, "-I", "-m", "mep.cli", "status", name]

@@ -199,7 +199,7 @@ class Episode:
         lines = [f"user endpoint {row}: {count} {state}" for (row, state), count in states.items()]
         lines.append(f"{len(waiting) - len(found)} not submitted")
         if self.host.dispatcher is not None:
-            lines += [str(uep) for uep in self.host.dispatcher.board.ueps.values()]
+            lines += [str(uep) for uep in self.host.dispatcher.live.ueps.values()]
         return "; ".join(lines)
 
     def _go_on(self, steps: int, until: float, done: Callable[[], bool]) -> None:

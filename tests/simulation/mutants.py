@@ -13,9 +13,9 @@ from unittest import mock
 from mep_wire.errors import MepError
 from mep_wire.states import TaskState
 from relay.dispatch import live_state, lost, task_delivery
-from relay.dispatch.live_state import Board, Joining, Uep
+from relay.dispatch.live_state import Joining, LiveState, Uep
 from relay.dispatch.task_transitions import NOTHING
-from relay.dispatch.uep_handlers import UserEndpoints
+from relay.dispatch.uep_handlers import UepHandlers
 from relay.link.base import Peer
 from relay.store.records import UepRecord
 
@@ -39,7 +39,7 @@ def _lost_as_not_begun() -> list[Any]:
 def _two_records() -> list[Any]:
     """A record that was forgotten while a step held it is made a second time."""
 
-    def uep(self: Board, record: UepRecord) -> Uep:
+    def uep(self: LiveState, record: UepRecord) -> Uep:
         known = self.ueps.get(record.uep_id)
         if known is None:
             known = self.ueps[record.uep_id] = self.by_row[record.row] = live_state.Uep(record)
@@ -47,25 +47,25 @@ def _two_records() -> list[Any]:
             known.unsettled = not record.link_key and self.store.has_active(record.row)
         return known
 
-    return [mock.patch.object(Board, "uep", uep), mock.patch.object(Board, "keep", lambda _self, _uep: None)]
+    return [mock.patch.object(LiveState, "uep", uep), mock.patch.object(LiveState, "keep", lambda _self, _uep: None)]
 
 
 def _joined_with_a_broken_link() -> list[Any]:
     """A link that breaks while its join is being stored still counts."""
 
-    async def enrol(self: UserEndpoints, peer: Peer, joining: Joining) -> bool:
+    async def enrol(self: UepHandlers, peer: Peer, joining: Joining) -> bool:
         record, now = joining.record, time.time()
-        enrolled = await self._board.insist(
+        enrolled = await self._live.submit_retrying(
             lambda tx: tx.enrol(record.row, joining.offered, peer.key, now, joining.incarnation)
         )
         if enrolled:
-            uep = self._board.uep(record)
+            uep = self._live.uep(record)
             uep.set_process(peer.key, joining.incarnation)
             self._link_up(uep, peer)
             self._settle(uep, peer, joining.held)
         return enrolled
 
-    return [mock.patch.object(UserEndpoints, "enrol", enrol)]
+    return [mock.patch.object(UepHandlers, "enrol", enrol)]
 
 
 def _no_doubt() -> list[Any]:

@@ -28,11 +28,11 @@ class Connection:
         self._on_frame, self._on_lost = on_frame, on_lost
         self.cut_off = self.closed = False
         """Nothing passes any more; and the peer's host says so."""
-        self.plane = network.plane
+        self.link_ = network.link_
         self.peer: Peer | None = None
         self._up_at = self._down_at = world.now
         self._slowest = world.between(0.001, SLOWEST_S)
-        if self.plane is None:
+        if self.link_ is None:
             self.cut(silent=False)
 
     def _arrival(self, last: float) -> float:
@@ -45,9 +45,9 @@ class Connection:
             self._world.at(self._up_at, self._at_relay, frame)
 
     def _at_relay(self, frame: bytes) -> None:
-        if not self.cut_off and self.plane is not None and not self.plane.loop.dead:
+        if not self.cut_off and self.link_ is not None and not self.link_.loop.dead:
             self._world.say("%s to the relay: %s", self.key[:3].hex(), frame)
-            self.plane.take(self, frame)
+            self.link_.take(self, frame)
 
     def answer(self, frame: bytes) -> None:
         """The relay sends a frame."""
@@ -77,9 +77,9 @@ class Connection:
 
     def _tell_relay(self, *, silent: bool) -> None:
         """The relay learns of it by the peer's silence, unless it tries to send before."""
-        if self.plane is not None and self.peer is not None and not silent and self._world.chance(0.5):
+        if self.link_ is not None and self.peer is not None and not silent and self._world.chance(0.5):
             delay = self._world.between(0.01, 1.0)  # a heartbeat is just about to be sent
-            self._world.after(delay, self.plane.lose, self.peer, "silent", owner=self.plane.loop)
+            self._world.after(delay, self.link_.lose, self.peer, "silent", owner=self.link_.loop)
 
 
 class SimPlane:
@@ -152,11 +152,11 @@ class SimPlane:
 
 
 class Network:
-    """How peers reach the relay; `plane` is None while it is down."""
+    """How peers reach the relay; `link_` is None while it is down."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.plane: SimPlane | None = None
+        self.link_: SimPlane | None = None
         self._all: list[Connection] = []
 
     def connect(self, key: bytes, on_frame: Callable[[bytes], None], on_lost: Callable[[], None]) -> Connection:
@@ -168,7 +168,7 @@ class Network:
 
     def relay_is_gone(self) -> None:
         """The relay's process has ended: its host says so to all."""
-        self.plane = None
+        self.link_ = None
         for connection in self._all:
             connection.cut(silent=self._world.chance(0.1))
 

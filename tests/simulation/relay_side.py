@@ -109,13 +109,13 @@ class RelayHost:
     def start(self) -> None:
         """Start a process."""
         loop = self.loop = RelayLoop(self._world, self.failures.append)
-        plane = SimPlane(self._world, loop)
-        plane.watch = self._sent
+        link_ = SimPlane(self._world, loop)
+        link_.watch = self._sent
         asyncio._set_running_loop(loop)
         self._records = WeakSet()
-        self.dispatcher = Dispatcher(self.store, plane, _NO_SIGNER)
-        plane.start(self.dispatcher)
-        self._network.plane = plane
+        self.dispatcher = Dispatcher(self.store, link_, _NO_SIGNER)
+        link_.start(self.dispatcher)
+        self._network.link_ = link_
         self.dispatcher.recover()
         self._world.say("the relay is up")
 

@@ -15,9 +15,9 @@ from mep.boundary.resolved_config import Caps, ManagerSection, MapperSection, Po
 from mep.boundary.runtime_files import KEEPERS_DIR
 from mep.root.kernel.keeper_record import Records
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
@@ -25,11 +25,11 @@ from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations, Revoke
 from mep.root.monitor.rechecks import Rechecks
-from mep.root.monitor.start import Answer, Start
+from mep.root.monitor.start import Start, StartVerdict
 from mep.root.monitor.start_requests import StartRequests
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, UepPhase, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepPhase
 
 
 class Parts:
@@ -40,20 +40,20 @@ class Parts:
         self._audit_path = directory / "audit.jsonl"
         (directory / KEEPERS_DIR).mkdir()
         self.configuration = Configuration(_resolved(directory), sealed_memfd("bundle", b""), (1024, 1024))
-        self.loop = Loop(lambda: self.now)
+        self.loop = PollLoop(lambda: self.now)
         self.endpoints = Endpoints()
         self.records = Records(str(directory))
         self.log = Log("monitor")
         self.audit = Audit(str(self._audit_path), self.log)
-        self.status = Status(str(directory), "endpoint", 0.0, self.endpoints)
+        self.status = StatusFile(str(directory), "endpoint", 0.0, self.endpoints)
         self.closer = Closer()
         self.budget = DayBudget("of a test", 1 << 20, self.loop, self.log, self.audit)
-        self.manager, self.mapper = self._helper(Kind.MANAGER), self._helper(Kind.MAPPER)
+        self.manager, self.mapper = self._helper(ChildKind.MANAGER), self._helper(ChildKind.MAPPER)
         self.to_manager = ToManager(self.configuration, self.log, self.endpoints, self.manager)
-        self.revoked: list[tuple[UserEndpoint, str]] = []
+        self.revoked: list[tuple[RunningEndpoint, str]] = []
         self._peers: list[Channel] = []
 
-    def _helper(self, kind: Kind) -> Helper:
+    def _helper(self, kind: ChildKind) -> Helper:
         return Helper(
             kind, self.configuration, self.loop, self.log, self.closer, self.budget,
             launched=lambda _: None, failed=lambda _: None,
@@ -67,9 +67,9 @@ class Parts:
         self._peers.append(theirs)
         return theirs
 
-    def running(self, uep_id: str, *, mapped_at: float = 0.0) -> UserEndpoint:
+    def running(self, uep_id: str, *, mapped_at: float = 0.0) -> RunningEndpoint:
         """Add a running user endpoint of alice's."""
-        made = UserEndpoint(uep_id, "alice", "c-1", 7, None, uid=1000, phase=UepPhase.RUNNING, mapped_at=mapped_at)
+        made = RunningEndpoint(uep_id, "alice", "c-1", 7, None, uid=1000, phase=UepPhase.RUNNING, mapped_at=mapped_at)
         self.endpoints[uep_id] = made
         return made
 
@@ -124,21 +124,21 @@ class PaperKeepers(Keepers):
 
     def __init__(self, parts: Parts) -> None:
         self.forked: list[str] = []
-        self.refusal: Answer | None = None
+        self.refusal: StartVerdict | None = None
         """The next starts are refused with it, as by a full site."""
-        self.answer: list[tuple[str, Answer]] = []
+        self.answer: list[tuple[str, StartVerdict]] = []
         super().__init__(
             parts.configuration, parts.loop, parts.endpoints, parts.records, parts.log, parts.audit, parts.status,
             parts.to_manager, parts.confirmations(lambda *_: None), parts.budget,
             forked=lambda _: None, answered=lambda *args: self.answer.append(args), gone=lambda _: None,
         )  # fmt: skip
 
-    def fork(self, start: Start, descriptor: int) -> Answer | None:
+    def fork(self, start: Start, descriptor: int) -> StartVerdict | None:
         """Note the start in place of a fork."""
         os.close(descriptor)
         if self.refusal is None:
             self.forked.append(start.uep_id)
-            made = UserEndpoint(start.uep_id, start.local_user, start.correlation_id, 7, None)
+            made = RunningEndpoint(start.uep_id, start.local_user, start.correlation_id, 7, None)
             self._endpoints[start.uep_id] = made
         return self.refusal
 

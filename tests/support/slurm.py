@@ -135,16 +135,16 @@ class Slurm:
             raise
 
     def _start_munge(self) -> None:
-        place = self.directory / "munge"
-        place.mkdir(mode=0o755)
-        (place / "key").touch(mode=0o400)
-        (place / "key").write_bytes(secrets.token_bytes(128))
-        for path in (place, place / "key"):
+        directory = self.directory / "munge"
+        directory.mkdir(mode=0o755)
+        (directory / "key").touch(mode=0o400)
+        (directory / "key").write_bytes(secrets.token_bytes(128))
+        for path in (directory, directory / "key"):
             shutil.chown(path, "munge", "munge")
         options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        words = [f"--{option}={place / name}" for option, name in options.items()]
+        words = [f"--{option}={directory / name}" for option, name in options.items()]
         self._daemon("munged", "/usr/sbin/munged", "--foreground", *words, user="munge", group="munge", extra_groups=[])
-        self.wait_for("socket of munged", (place / "socket").exists)
+        self.wait_for("socket of munged", (directory / "socket").exists)
 
     def with_pmix(self) -> None:
         """Let later nodes start MPI ranks: their steps find libpmix.so where they look for it."""

@@ -49,10 +49,10 @@ def test_a_package_says_where_it_runs_what_it_trusts_and_who_imports_it(package:
         assert re.search(words, about), f"{package}: its docstring's second paragraph lacks {words!r}"
 
 
-@pytest.mark.parametrize("kind", get_args(EngineSettings), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", get_args(EngineSettings), ids=lambda kind: kind.__struct_config__.tag)
 def test_an_engine_can_be_chosen_and_has_its_section(kind: type) -> None:
-    assert isinstance(settings_from({"engine": {"type": kind.__name__}}).engine, kind)
-    assert f"\n## engine: type: {kind.__name__}\n" in (ROOT / "docs" / "engines.md").read_text()
+    assert isinstance(settings_from({"engine": {"type": kind.__struct_config__.tag}}).engine, kind)
+    assert f"\n## engine: type: {kind.__struct_config__.tag}\n" in (ROOT / "docs" / "engines.md").read_text()
 
 
 @_by_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from mep.boundary.errors import Refusal, Stage
+from mep.boundary.errors import Refusal, StartStage
 from mep_wire import errors
 
 
@@ -41,4 +41,4 @@ def test_statuses_are_http_errors() -> None:
 
 
 def test_stages_are_numbered_in_the_order_in_which_they_happen() -> None:
-    assert [stage.value for stage in Stage] == list(range(1, len(Stage) + 1))
+    assert [stage.value for stage in StartStage] == list(range(1, len(StartStage) + 1))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from identity import loader
-from identity.document import Document
+from identity.document import MappingDocument
 from identity.ldap import document as ldap_document
 from identity.tracked_files import Files
 from mep.boundary.file_trust import ours
@@ -114,9 +114,9 @@ def test_ca_bundles_of_the_sdk(written: Write, monkeypatch: pytest.MonkeyPatch, 
 
 def test_files_that_a_directory_names(written: Write, tmp_path: Path) -> None:
     password = written("password", "secret\n")
-    document = Document({"bind_dn": "cn=x", "password_file": str(password)})
+    document = MappingDocument({"bind_dn": "cn=x", "password_file": str(password)})
     assert ldap_document._credentials(document, Files()) == ("cn=x", "secret", False)
-    context = ldap_document._tls(Document({"ca_file": str(written("ca.pem", certificate()))}), Files())
+    context = ldap_document._tls(MappingDocument({"ca_file": str(written("ca.pem", certificate()))}), Files())
     assert len(context.get_ca_certs()) == 1
 
 

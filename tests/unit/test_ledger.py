@@ -75,39 +75,39 @@ def test_only_throwaway_accounts_are_ever_removed(name: str) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "ledgers"
     monkeypatch.setattr(ledger, "_place", lambda: path)
     return path
 
 
-def test_the_directory_is_made_for_its_owner_alone(place: Path) -> None:
-    assert ledger.directory() == place
-    assert (place.lstat().st_mode & 0o777, place.lstat().st_uid) == (0o700, os.geteuid())
+def test_the_directory_is_made_for_its_owner_alone(directory: Path) -> None:
+    assert ledger.directory() == directory
+    assert (directory.lstat().st_mode & 0o777, directory.lstat().st_uid) == (0o700, os.geteuid())
 
 
-def test_a_directory_that_others_may_enter_is_refused_in_words(place: Path) -> None:
-    place.mkdir()
-    place.chmod(0o755)
+def test_a_directory_that_others_may_enter_is_refused_in_words(directory: Path) -> None:
+    directory.mkdir()
+    directory.chmod(0o755)
     with pytest.raises(SiteError, match=r"ledgers must be a directory of yours alone .* drwxr-xr-x"):
         ledger.directory()
 
 
-def test_a_link_and_a_file_are_refused_in_words(place: Path, tmp_path: Path) -> None:
+def test_a_link_and_a_file_are_refused_in_words(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
-    place.symlink_to(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SiteError, match="yours alone"):
         ledger.directory()
-    place.unlink()
-    place.write_text("")
+    directory.unlink()
+    directory.write_text("")
     with pytest.raises(SiteError, match="cannot be made: File exists"):
         ledger.directory()
 
 
 @pytest.mark.root
-def test_a_directory_of_somebody_else_is_refused_in_words(place: Path) -> None:
-    place.mkdir(mode=0o700)
-    os.chown(place, 65534, 65534)
+def test_a_directory_of_somebody_else_is_refused_in_words(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    os.chown(directory, 65534, 65534)
     with pytest.raises(SiteError, match="belongs to uid 65534"):
         ledger.directory()
 

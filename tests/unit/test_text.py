@@ -19,7 +19,7 @@ from mep_sdk.errors import RemoteError, RemoteTraceback
 from mep_wire import text as wire_text
 from mep_wire.errors import EndpointForbidden, rebuild
 from relay import log as relay_log
-from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.bounded_log import BoundedFile, BoundedLog
 
 ATTACK = "\x1b[2J\x9b31m\u202etxt\u2066\u200b\u2028\x7f\r\ud800\x00"
 FIELD = 'x" level=ERROR user="root\nforged line'
@@ -65,7 +65,9 @@ def lines_of_the_boundarys_log(capfd: pytest.CaptureFixture[str], tmp_path: path
 
 
 def lines_of_a_user_endpoints_log(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> str:
-    Log(BoundedFile(str(tmp_path / "log"))).warning(f"text {ATTACK}", user=FIELD, other=ATTACK, plain="alice", empty="")
+    BoundedLog(BoundedFile(str(tmp_path / "log"))).warning(
+        f"text {ATTACK}", user=FIELD, other=ATTACK, plain="alice", empty=""
+    )
     return (tmp_path / "log").read_text()
 
 
@@ -138,7 +140,7 @@ def test_what_others_print_into_a_user_endpoints_log_is_escaped(tmp_path: pathli
     stand_in = os.open("/dev/null", os.O_WRONLY)
     out.stand_for(stand_in)
     os.write(stand_in, f"a line\n{ATTACK}\ttab\n".encode("utf-8", "surrogatepass") + b"\xff\xfe no UTF-8\nhalf")
-    Log(out).info("ours")
+    BoundedLog(out).info("ours")
     os.write(stand_in, b" and half\n")
     out.close()
     text = (tmp_path / "log").read_text()

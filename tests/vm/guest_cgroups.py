@@ -310,7 +310,7 @@ def by_hand():
 
     child = subprocess.Popen(["sleep", "600"])
     limits = Limits(memory_max=50 * MIB, tasks_max=20, cpu_max=1.5, io_weight=50, person_memory_max=100 * MIB)
-    group = cgroup._place_by_hand(cgroup.Member(child.pid, "site", "uep", 4711, limits))
+    group = cgroup._enter_by_hand(cgroup.Member(child.pid, "site", "uep", 4711, limits))
     assert cgroup_of(child.pid) == group.path == "/sys/fs/cgroup/mep/endpoint-site/uid-4711/uep"
     values = {
         name: pathlib.Path(group.path, name).read_text().strip()
@@ -329,7 +329,7 @@ def by_hand():
     assert not os.path.exists("/sys/fs/cgroup/mep")
     cgroup.under_systemd = lambda: False  # as on such a host
     child = subprocess.Popen(["sleep", "600"])
-    cgroup.place_helper(child.pid, "site", "manager", Limits(memory_max=50 * MIB, tasks_max=20), lambda: 5.0)
+    cgroup.enter_helper_group(child.pid, "site", "manager", Limits(memory_max=50 * MIB, tasks_max=20), lambda: 5.0)
     assert cgroup_of(child.pid) == "/sys/fs/cgroup/mep/endpoint-site/helper-manager"
     assert pathlib.Path(cgroup_of(child.pid), "pids.max").read_text().strip() == "20"
     child.kill()

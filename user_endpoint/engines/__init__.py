@@ -16,61 +16,61 @@ from mep_wire.errors import EngineFailed
 from user_endpoint import settings
 from user_endpoint.engines.base import Engine
 from user_endpoint.run_directory import make_below
-from user_endpoint.workers.fork_server import Server
+from user_endpoint.workers.fork_server import ServerHandle
 
 
-class EnginePlace(NamedTuple):
+class EngineContext(NamedTuple):
     """The parts of its user endpoint that an engine may use: directories, and the source of its first workers."""
 
     run_directory: str
     worker_log: str
-    fork_server: Callable[[], Server]
-    tell_places: bool = False
+    fork_server: Callable[[], ServerHandle]
+    report_location: bool = False
     """Whether the site wants to know in which block, and job of its scheduler, a task runs."""
 
 
-def make_engine(chosen: settings.EngineSettings, place: EnginePlace) -> Engine:
+def make_engine(chosen: settings.EngineSettings, context: EngineContext) -> Engine:
     """Return the engine that `chosen` describes, not yet started. Raises EngineFailed."""
     match chosen:
-        case settings.ProcessPoolEngine():
+        case settings.ProcessPoolSettings():
             from user_endpoint.engines.process_pool.engine import ProcessPoolEngine
-            from user_endpoint.engines.start_journals import Notes
+            from user_endpoint.engines.start_journals import StartJournals
 
             return ProcessPoolEngine(
-                server=_fork_servers(chosen, place),
+                server=_fork_servers(chosen, context),
                 max_workers=chosen.max_workers,
-                worker_log=place.worker_log,
-                directory=_working_directory(chosen, place.run_directory),
-                run_directory=place.run_directory,
+                worker_log=context.worker_log,
+                directory=_working_directory(chosen, context.run_directory),
+                run_directory=context.run_directory,
                 run_in_sandbox=chosen.run_in_sandbox,
                 max_tasks_per_child=chosen.max_tasks_per_child or 0,
-                notes=Notes(place.run_directory),
+                notes=StartJournals(context.run_directory),
             )
-        case settings.ThreadPoolEngine():
-            from user_endpoint.engines.start_journals import Notes
+        case settings.ThreadPoolSettings():
+            from user_endpoint.engines.start_journals import StartJournals
             from user_endpoint.engines.thread_pool import ThreadPoolEngine
 
-            return ThreadPoolEngine(max_workers=chosen.max_workers, notes=Notes(place.run_directory))
-        case settings.GlobusComputeEngine():  # and GlobusMPIEngine, which is one
-            from user_endpoint.engines.htex.engine import GlobusComputeEngine
+            return ThreadPoolEngine(max_workers=chosen.max_workers, notes=StartJournals(context.run_directory))
+        case settings.GlobusComputeSettings():  # and GlobusMPIEngine, which is one
+            from user_endpoint.engines.htex.engine import HtexEngine
 
-            return GlobusComputeEngine(chosen, run_directory=place.run_directory, tell_places=place.tell_places)
-    raise EngineFailed(reason=f"there is no engine {type(chosen).__name__}")
+            return HtexEngine(chosen, run_directory=context.run_directory, report_location=context.report_location)
+    raise EngineFailed(reason=f"there is no engine {chosen.__struct_config__.tag}")
 
 
-def _fork_servers(chosen: settings.ProcessPoolEngine, place: EnginePlace) -> Callable[[], Server]:
+def _fork_servers(chosen: settings.ProcessPoolSettings, context: EngineContext) -> Callable[[], ServerHandle]:
     """Return the launcher of the processes that fork workers: the endpoint's own Python, or the person's."""
     python, setup = chosen.python or "", chosen.worker_init or ""
     if not python and not setup:
-        return place.fork_server
+        return context.fork_server
     from user_endpoint.worker_staging import stage
     from user_endpoint.workers.external_launch import staged_server
 
-    packages = stage(place.run_directory, copy=False)
+    packages = stage(context.run_directory, copy=False)
     return lambda: staged_server(os.path.expanduser(python), setup, packages)  # noqa: PTH111 - no pathlib: the start is measured
 
 
-def _working_directory(chosen: settings.ProcessPoolEngine, run_directory: str) -> str:
+def _working_directory(chosen: settings.ProcessPoolSettings, run_directory: str) -> str:
     """Return where tasks run, made if it is not there; empty for where this process is. Raises EngineFailed."""
     if chosen.working_dir is None and not chosen.run_in_sandbox:
         return ""

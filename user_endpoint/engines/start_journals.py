@@ -29,7 +29,7 @@ _MOST_BYTES: Final = 8 * 1024 * 1024
 _KEYS: Final = "keys-"
 
 
-class Notes:
+class StartJournals:
     """See the module. `run_directory` is the user endpoint's own. Not to be used by two processes at once."""
 
     def __init__(self, run_directory: str) -> None:

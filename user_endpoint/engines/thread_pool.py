@@ -24,10 +24,10 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.task_order import enqueue
-from user_endpoint.engines.start_journals import Notes
+from user_endpoint.engines.start_journals import StartJournals
 from user_endpoint.workers import start_journal, task_main
 from user_endpoint.workers.start_environment import use_own_paths
-from user_endpoint.workers.start_journal import BegunLog
+from user_endpoint.workers.start_journal import StartJournal
 
 MAX_ABANDONED: Final = 64
 """Threads of ended tasks that may go on before no other is started in their place."""
@@ -42,7 +42,7 @@ class ThreadPoolEngine:
         self,
         *,
         max_workers: int | None = None,
-        notes: Notes | None = None,
+        notes: StartJournals | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +58,7 @@ class ThreadPoolEngine:
         self._threads = self._waiting = self._abandoned = 0
         self._ending = False
         self._notes, self._begun_directory = notes, ""
-        self._begun: BegunLog | None = None
+        self._begun: StartJournal | None = None
 
     def start(self) -> None:
         """Import the runner now, so that the first task does not wait for it. Read which tasks were begun before."""
@@ -70,9 +70,9 @@ class ThreadPoolEngine:
             sys.stdout.reconfigure(line_buffering=True)
         if self._notes is not None and (directory := self._notes.begin()):
             self._begun_directory = directory
-            with contextlib.suppress(OSError, start_journal.BegunClosed):  # a full disk: tasks run nevertheless
+            with contextlib.suppress(OSError, start_journal.JournalClosed):  # a full disk: tasks run nevertheless
                 start_journal.create(f"{directory}/threads", start_journal.PLAIN)
-                self._begun = start_journal.BegunLog(f"{directory}/threads", start_journal.PLAIN)
+                self._begun = start_journal.StartJournal(f"{directory}/threads", start_journal.PLAIN)
 
     def fileno(self) -> int:
         """A pipe that threads write a byte to."""

@@ -18,7 +18,7 @@ from mep_wire.user_values import unusable_texts
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
 if TYPE_CHECKING:
-    from user_endpoint.render.yaml_document import Document
+    from user_endpoint.render.yaml_document import YamlDocument
 
 __all__ = ["render_settings"]
 
@@ -27,11 +27,11 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     """Return the settings that `bundle`'s template gives for this person's request.
 
     Raises UserConfigInvalid and UserConfigReserved for mistakes that the person can correct. Raises
-    EndpointMisconfigured, with the place and the reason in `detail`, for those that only the administrator can.
+    EndpointMisconfigured, with file, line and reason in `detail`, for those that only the administrator can.
     """
     from user_endpoint.render.template import render
     from user_endpoint.render.user_config_check import check_user_config
-    from user_endpoint.render.yaml_document import DocumentInvalid, document_from  # the child alone pays for these
+    from user_endpoint.render.yaml_document import YamlInvalid, document_from  # the child alone pays for these
 
     config = start.user_endpoint_config
     check_user_config(bundle.schema, config)
@@ -40,7 +40,7 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     fragment = render(bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config)
     try:
         document = document_from(fragment)
-    except DocumentInvalid as error:
+    except YamlInvalid as error:
         raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
     try:
         _check_texts(document.data)
@@ -79,7 +79,7 @@ def _check_serializers(settings: UepSettings) -> None:
 
 def _blamed(
     error: SettingsInvalid,
-    document: Document,
+    document: YamlDocument,
     config: Mapping[str, Any],
     template_name: str,
 ) -> UserConfigInvalid | EndpointMisconfigured:
@@ -88,8 +88,8 @@ def _blamed(
     where = f"{template_name}: {located(str(error), document.lines)}"
     names = {
         name
-        for place, read in document.sources.items()
-        if error.path and (place[: len(path)] == path or path[: len(place)] == place)
+        for location, read in document.sources.items()
+        if error.path and (location[: len(path)] == path or path[: len(location)] == location)
         for name in read
         if name in config
     }

@@ -45,10 +45,10 @@ def render(
     except TemplateSyntaxError as error:
         raise EndpointMisconfigured(detail=f"{error.name}: line {error.lineno}: {error.message}") from error
     except TemplateNotFound as error:
-        where = _place(error, templates) or name
+        where = _location(error, templates) or name
         raise EndpointMisconfigured(detail=f"{where}: there is no template {error.name!r}") from error
     except _RAISED_BY_EXPRESSIONS as error:
-        where = _place(error, templates) or name
+        where = _location(error, templates) or name
         raise EndpointMisconfigured(detail=f"{where}: {type(error).__name__}: {error}") from error
     assert isinstance(rendered, Fragment), "PieceEnvironment.concat makes nothing else"
     return rendered
@@ -57,13 +57,13 @@ def render(
 def _missing(
     error: MissingVariable, templates: Mapping[str, str], schema: Mapping[str, Any] | None, config: Mapping[str, Any]
 ) -> UserConfigInvalid | EndpointMisconfigured:
-    place = _place(error, templates)
+    location = _location(error, templates)
     if error.name is not None and _may_be_given(error.name, schema):
-        return UserConfigInvalid(key=error.name, reason="this endpoint needs a value for it", detail=place)
+        return UserConfigInvalid(key=error.name, reason="this endpoint needs a value for it", detail=location)
     for key, value in config.items():
         if _is_part_of(error.owner, value):
-            return UserConfigInvalid(key=key, reason=f"this endpoint needs more in it: {error}", detail=place)
-    return EndpointMisconfigured(detail=f"{place}: {error}")
+            return UserConfigInvalid(key=key, reason=f"this endpoint needs more in it: {error}", detail=location)
+    return EndpointMisconfigured(detail=f"{location}: {error}")
 
 
 def _may_be_given(name: str, schema: Mapping[str, Any] | None) -> bool:
@@ -82,8 +82,8 @@ def _is_part_of(thing: object, whole: object) -> bool:
     return isinstance(whole, list) and any(_is_part_of(thing, part) for part in whole)
 
 
-def _place(error: BaseException, templates: Mapping[str, str]) -> str:
+def _location(error: BaseException, templates: Mapping[str, str]) -> str:
     """Return template and line at which an error arose, from the traceback that Jinja has rewritten."""
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename}: line {frame.lineno}" for frame in frames if frame.filename in templates]
-    return places[-1] if places else ""
+    locations = [f"{frame.filename}: line {frame.lineno}" for frame in frames if frame.filename in templates]
+    return locations[-1] if locations else ""

@@ -32,7 +32,7 @@ _TEXTS = frozenset({f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value"})
 Path = tuple[str, ...]
 
 
-class DocumentInvalid(Exception):
+class YamlInvalid(Exception):
     """The rendered template is not YAML that can be used. Values are blanked in reason and excerpt."""
 
     def __init__(self, reason: str, line: int, excerpt: str) -> None:
@@ -41,14 +41,14 @@ class DocumentInvalid(Exception):
 
 
 class _NodeRefused(yaml.MarkedYAMLError):
-    """A node that is YAML but has no place in a configuration."""
+    """A node that is YAML but is not allowed in a configuration."""
 
     def __init__(self, problem: str, mark: yaml.Mark) -> None:
         super().__init__(problem=problem, problem_mark=mark)
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class YamlDocument:
     """A rendered template as plain data."""
 
     data: Any
@@ -58,7 +58,7 @@ class Document:
     """For the path of each key, as in engine.provider.walltime: its line in the rendered text, from 1."""
 
 
-def document_from(fragment: Fragment) -> Document:
+def document_from(fragment: Fragment) -> YamlDocument:
     """Return the document that a rendered template holds. Raises DocumentInvalid."""
     token = secrets.token_hex(16)
     parts: list[str] = []
@@ -71,7 +71,7 @@ def document_from(fragment: Fragment) -> Document:
     try:
         root = _Loader(text, placeholder).get_single_node()
         builder = _Builder(values, placeholder)
-        return Document(None if root is None else builder.build(root, ()), builder.sources, builder.lines)
+        return YamlDocument(None if root is None else builder.build(root, ()), builder.sources, builder.lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = ": ".join(part for part in (error.context, error.problem) if part)
@@ -82,11 +82,11 @@ def document_from(fragment: Fragment) -> Document:
         raise _invalid(text, placeholder, "it is nested too deeply", None) from error
 
 
-def _invalid(text: str, placeholder: re.Pattern[str], reason: str, mark: yaml.Mark | None) -> DocumentInvalid:
+def _invalid(text: str, placeholder: re.Pattern[str], reason: str, mark: yaml.Mark | None) -> YamlInvalid:
     line = mark.line if mark else 0
     lines = text.splitlines()
     excerpt = lines[line] if mark and line < len(lines) else ""
-    return DocumentInvalid(placeholder.sub("***", reason), line + 1, placeholder.sub("***", excerpt.strip()))
+    return YamlInvalid(placeholder.sub("***", reason), line + 1, placeholder.sub("***", excerpt.strip()))
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,7 @@ import tempfile
 
 from user_endpoint import inherited_state
 from user_endpoint.workers import datagrams
-from user_endpoint.workers.fork_server import Server
+from user_endpoint.workers.fork_server import ServerHandle
 
 _PROGRAM = "user_endpoint/workers/external_server.py"
 _SCRIPT = """\
@@ -30,7 +30,7 @@ exec "$@"
 """The empty line ends a line of the person's that continues. They may have set -u, -e, IFS or other arguments."""
 
 
-def staged_server(python: str, setup: str, packages: str) -> Server:
+def staged_server(python: str, setup: str, packages: str) -> ServerHandle:
     """Start a fork server in `python` (or in the Python that `setup` activates, or in this one).
 
     It imports our packages from `packages`, where worker_staging has put them, and reports when it is ready. Raises
@@ -56,4 +56,4 @@ def staged_server(python: str, setup: str, packages: str) -> Server:
             errors.close()
             raise
     process.returncode = 0  # the engine waits for it, not this object
-    return Server(ours, process.pid, errors, own_environment=True)
+    return ServerHandle(ours, process.pid, errors, own_environment=True)

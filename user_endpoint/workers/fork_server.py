@@ -8,7 +8,7 @@ Orders:
 
 - ("configure", (environment, umask, soft limit of open files: each may be None), directory, run directory, log path,
   max result bytes, a sandbox for each task, most tasks a worker or 0)
-- ("place", number, variables, processors): the binding of the worker of this number
+- ("bind", number, variables, processors): the binding of the worker of this number
 - ("spawn", number) with the worker's socket
 - ("kill", number, signal)
 - ("ping",)
@@ -74,7 +74,7 @@ class ForkServer:
         self._umask: int | None = None
         self._open_files: int | None = None
         self._max_result_bytes, self._sandbox, self._max_tasks = 0, False, 0
-        self._places: dict[int, tuple[dict[str, str], list[int]]] = {}
+        self._bindings: dict[int, tuple[dict[str, str], list[int]]] = {}
 
     def run(self) -> None:
         """Serve until the engine closes its end, then kill every worker."""
@@ -106,8 +106,8 @@ class ForkServer:
                 self._umask, self._open_files = umask, open_files
                 self._directory, self._run_directory = directory, run_directory
                 self._max_result_bytes, self._sandbox, self._max_tasks = limits
-            case ("place", number, variables, processors):
-                self._places[number] = (variables, processors)
+            case ("bind", number, variables, processors):
+                self._bindings[number] = (variables, processors)
             case ("spawn", number):
                 self._spawn(number, descriptor)
             case ("kill", number, signum):
@@ -126,7 +126,7 @@ class ForkServer:
 
     def _spawn(self, number: int, descriptor: int) -> None:
         parent = os.getpid()
-        place = self._places.pop(number, ({}, []))
+        binding = self._bindings.pop(number, ({}, []))
         try:
             pid = os.fork()
         except OSError as error:
@@ -134,7 +134,7 @@ class ForkServer:
             self._report("ended", number, -1, f"cannot fork: {error.strerror}")
             return
         if pid == 0:
-            run_and_exit(lambda: self._be_worker(parent, descriptor, *place))
+            run_and_exit(lambda: self._be_worker(parent, descriptor, *binding))
         os.close(descriptor)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
@@ -241,7 +241,7 @@ def serve_forks(control: _socket.socket, parent_pid: int) -> int:
     return 0
 
 
-class Server:
+class ServerHandle:
     """A fork server as its engine sees it."""
 
     def __init__(
@@ -281,7 +281,7 @@ class Server:
             return True
 
 
-def fork_server(close: Sequence[int] = ()) -> Server:
+def fork_server(close: Sequence[int] = ()) -> ServerHandle:
     """Fork a fork server from this process, without the descriptors `close`. Call before any thread exists."""
     ours, theirs = datagrams.pair()
     parent = os.getpid()
@@ -291,10 +291,10 @@ def fork_server(close: Sequence[int] = ()) -> Server:
             os.close(descriptor)
         run_and_exit(lambda: serve_forks(theirs, parent))
     theirs.close()
-    return Server(ours, pid)
+    return ServerHandle(ours, pid)
 
 
-def exec_server() -> Server:
+def exec_server() -> ServerHandle:
     """Start a fork server from nothing: for processes that have threads, and where a Python must read the environment
     at its start (see start_environment). Raises OSError."""
     ours, theirs = datagrams.pair()
@@ -312,4 +312,4 @@ def exec_server() -> Server:
         raise
     finally:
         theirs.close()
-    return Server(ours, pid, errors)
+    return ServerHandle(ours, pid, errors)

@@ -243,7 +243,7 @@ class _Logging:
     @staticmethod
     def _named(logging: Any) -> Iterator[tuple[str, _Logger]]:
         for name, logger in logging.root.manager.loggerDict.items():
-            if hasattr(logger, "handlers"):  # else a place holder
+            if hasattr(logger, "handlers"):  # else a placeholder
                 yield name, _logger_state(logger)
 
 

@@ -30,8 +30,8 @@ _SIZE = _COUNT.size + _PLACES * _NOTE.size
 FIRST, _SECOND = _NAMES = ".a", ".b"
 
 
-class BegunClosed(Exception):
-    """This worker's place has been given up: it may begin nothing more."""
+class JournalClosed(Exception):
+    """This worker has been given up: it may begin nothing more."""
 
 
 def create(path: str, how: str) -> None:
@@ -63,8 +63,8 @@ def key_of(task_id: str, attempt: int) -> bytes:
     return raw[: KEY_BYTES - 2].ljust(KEY_BYTES - 2, b"\0") + (attempt % 65536).to_bytes(2, "big")
 
 
-class BegunLog:
-    """The writing end. A worker that takes another's place goes on in its file. Raises BegunClosed."""
+class StartJournal:
+    """The writing end. A worker that replaces another goes on in its file. Raises BegunClosed."""
 
     def __init__(self, path: str, how: str) -> None:
         self._now = path
@@ -74,7 +74,7 @@ class BegunLog:
         try:
             self._map = mmap.mmap(descriptor, _SIZE)
         except (OSError, ValueError) as error:
-            raise BegunClosed(path) from error
+            raise JournalClosed(path) from error
         finally:
             os.close(descriptor)
         (self._count,) = _COUNT.unpack_from(self._map)
@@ -84,19 +84,19 @@ class BegunLog:
         for self._now, self._other in ((first, second), (second, first), (first, second)):
             try:
                 return self._open(self._now)
-            except BegunClosed:
+            except JournalClosed:
                 continue  # or the worker before, which is being killed, has just renamed it
-        raise BegunClosed(path)
+        raise JournalClosed(path)
 
     @staticmethod
     def _open(name: str) -> int:
         try:
             return os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            raise BegunClosed(name) from error
+            raise JournalClosed(name) from error
 
     def note(self, row: int, task_id: str, attempt: int = 1) -> bool:
-        """Say that this task begins. Returns whether it may: if not, this worker's place has been given up."""
+        """Say that this task begins. Returns whether it may: if not, this worker has been given up."""
         _NOTE.pack_into(self._map, _COUNT.size + self._count % _PLACES * _NOTE.size, row, key_of(task_id, attempt))
         self._count += 1
         _COUNT.pack_into(self._map, 0, self._count)
@@ -112,7 +112,7 @@ class BegunLog:
         return True
 
 
-class BegunView:
+class JournalView:
     """The reading end, of a live worker's file. Raises OSError."""
 
     def __init__(self, path: str) -> None:

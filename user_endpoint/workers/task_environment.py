@@ -25,7 +25,7 @@ _TRACKER = "multiprocessing.resource_tracker"
 _TRACKER_S = 2.0
 
 
-class Tidy:
+class TaskEnvironment:
     """A worker's state as it was before its first task."""
 
     def __init__(self, *, directory: str, run_directory: str, sandbox: bool) -> None:
@@ -54,10 +54,10 @@ class Tidy:
             self._given[encoded] = self._environment.get(encoded)
             self._set(encoded, os.fsencode(value))
         if self._sandbox:
-            place = f"{self._path}/{task_id}"
-            os.makedirs(place, mode=0o700, exist_ok=True)  # noqa: PTH103 - no pathlib here
-            os.chdir(place)
-            self._set(SANDBOX_VARIABLE, os.fsencode(place))
+            directory = f"{self._path}/{task_id}"
+            os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - no pathlib here
+            os.chdir(directory)
+            self._set(SANDBOX_VARIABLE, os.fsencode(directory))
 
     def _enter(self) -> None:
         """Be in the directory of tasks, which a task may have removed, or a site that clears its scratch space."""

@@ -15,10 +15,10 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from user_endpoint.workers import datagrams, task_main
-from user_endpoint.workers.task_environment import Tidy
+from user_endpoint.workers.task_environment import TaskEnvironment
 
 if TYPE_CHECKING:
-    from user_endpoint.workers.start_journal import BegunLog
+    from user_endpoint.workers.start_journal import StartJournal
 
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
@@ -62,14 +62,14 @@ def serve(
     Raises BegunClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
     """
     from mep_sdk.task_runner import FunctionCache as Loaded
-    from mep_sdk.task_runner import Outcome, run_task
+    from mep_sdk.task_runner import TaskOutcome, run_task
     from mep_wire.errors import EngineFailed
 
     functions = FunctionCache()
     loaded: Loaded = {}
     log = _begun_log()
     task_main.install()
-    tidy = Tidy(directory=directory, run_directory=run_directory, sandbox=sandbox)
+    tidy = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = os.getpid()
     while True:
         try:
@@ -88,7 +88,7 @@ def serve(
         try:
             tidy.before(task_id, variables)
         except OSError as error:
-            outcome = Outcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
+            outcome = TaskOutcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
         else:
             own = copy_context()  # what it sets there, as decimal's context, goes with it
             outcome = own.run(run_task, function, payload, max_result_bytes=max_result_bytes, cache=loaded)
@@ -103,7 +103,7 @@ def serve(
             return
 
 
-def _tidied(tidy: Tidy) -> bool:
+def _tidied(tidy: TaskEnvironment) -> bool:
     """Clean up after a task. Return whether this worker may run another one."""
     try:
         return tidy.after()
@@ -119,10 +119,10 @@ def _flush_output() -> None:
         return
 
 
-def _begun_log() -> BegunLog | None:
+def _begun_log() -> StartJournal | None:
     how, _, path = os.environ.pop(BEGUN_VARIABLE, "").partition(":")
     if not path:
         return None
-    from user_endpoint.workers.start_journal import BegunLog
+    from user_endpoint.workers.start_journal import StartJournal
 
-    return BegunLog(path, how)
+    return StartJournal(path, how)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mep.boundary import nss_database
-from mep.boundary.errors import Refusal, Stage, public_text
+from mep.boundary.errors import Refusal, StartStage, public_text
 from mep.boundary.resolved_config import HELPER_UIDS, GroupLimits, Limits, Policy
 from mep.root.account import nss, shadow
 from mep.root.account.system_accounts import gids_of
-from mep.root.kernel.spawn import Account
+from mep.root.kernel.spawn import SpawnAccount
 
 _UNCHANGED = 2**32 - 1
 _ROOT_GID = 0
@@ -27,7 +27,7 @@ _NOBODY = 65534
 class StartRefused(Exception):
     """A start was refused at `stage` with `code`. `public` may leave the host; `detail` may not."""
 
-    def __init__(self, stage: Stage, code: str, public: str, detail: str) -> None:
+    def __init__(self, stage: StartStage, code: str, public: str, detail: str) -> None:
         self.stage, self.code, self.public, self.detail = stage, code, public, detail
         super().__init__(f"{stage.name}: {code}: {detail}")
 
@@ -47,19 +47,19 @@ class AccountRules:
     """Single-user mode: the uid that all processes run as."""
 
 
-def lookup(name: str) -> Account:
+def lookup(name: str) -> SpawnAccount:
     """Return the account `name` with its groups, from NSS. Raises StartRefused, NotKnownNow."""
     try:
         entry = nss_database.passwd_by_name(name)
     except OSError as error:
-        raise not_known(Stage.LOOKUP_USER, str(error.strerror)) from None
+        raise not_known(StartStage.LOOKUP_USER, str(error.strerror)) from None
     if entry is None:
         detail = f"there is no account {name!r} on this host"
         if silent := nss.silent("passwd", name):
-            raise not_known(Stage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
-        raise _refused(Stage.LOOKUP_USER, detail)
+            raise not_known(StartStage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
+        raise _refused(StartStage.LOOKUP_USER, detail)
     groups = _groups_of(entry.name, entry.gid)
-    return Account(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell, entry.gecos)
+    return SpawnAccount(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell, entry.gecos)
 
 
 def _groups_of(name: str, primary: int) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def _groups_of(name: str, primary: int) -> tuple[int, ...]:
         nss.check_readable(nss.GROUP_FILE)
         return tuple(os.getgrouplist(name, primary))
     except OSError as error:
-        raise not_known(Stage.LOOKUP_USER, f"the groups of {name!r} cannot be read: {error.strerror}") from None
+        raise not_known(StartStage.LOOKUP_USER, f"the groups of {name!r} cannot be read: {error.strerror}") from None
 
 
 def source_of(name: str) -> str:
@@ -79,7 +79,7 @@ def source_of(name: str) -> str:
     return nss.LOCAL if nss.is_listed(name, nss.PASSWD_FILE) else ""
 
 
-def check_policy(account: Account, rules: AccountRules) -> None:
+def check_policy(account: SpawnAccount, rules: AccountRules) -> None:
     """Raise StartRefused(POLICY) if `rules` don't admit `account` or it is closed, NotKnownNow if NSS can't say."""
     if rules.only_uid is not None:
         objection = "" if account.uid == rules.only_uid != 0 else f"{account.name} is not this endpoint's owner"
@@ -88,15 +88,15 @@ def check_policy(account: Account, rules: AccountRules) -> None:
     try:
         objection = objection or shadow.closed(account.name)
     except OSError as error:
-        raise not_known(Stage.POLICY, str(error)) from None
+        raise not_known(StartStage.POLICY, str(error)) from None
     if objection:
-        raise _refused(Stage.POLICY, objection)
+        raise _refused(StartStage.POLICY, objection)
     if rules.only_uid is None:
         _known_users(rules.policy.denied_users)
-        _answered(rules.policy.denied_groups, Stage.POLICY)
+        _answered(rules.policy.denied_groups, StartStage.POLICY)
 
 
-def _objection(account: Account, rules: AccountRules) -> str:
+def _objection(account: SpawnAccount, rules: AccountRules) -> str:
     policy, name = rules.policy, account.name
     if account.uid == 0 or account.gid == 0 or name == "root":
         return f"{name} has uid {account.uid} and gid {account.gid}: root is never used"
@@ -119,7 +119,7 @@ def _objection(account: Account, rules: AccountRules) -> str:
     if objection := _denied_group(account, policy.denied_groups):
         return objection
     if policy.allowed_groups and not _members(account, policy.allowed_groups):
-        _answered(policy.allowed_groups, Stage.POLICY)
+        _answered(policy.allowed_groups, StartStage.POLICY)
         return f"{name} is in none of allowed_groups"
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
@@ -134,7 +134,7 @@ def forbidden_gids(policy: Policy) -> dict[int, str]:
 
 
 def _gids_of(groups: Sequence[str]) -> dict[int, str]:
-    found = ((_group(group, Stage.POLICY), group) for group in groups)
+    found = ((_group(group, StartStage.POLICY), group) for group in groups)
     return {entry.gid: name for entry, name in found if entry is not None}
 
 
@@ -146,13 +146,13 @@ def privileged_objection(name: str, gids: Iterable[int], forbidden: Mapping[int,
     return f"{name} is in group {forbidden[found[0]]}, which is privileged: policy.allowed_privileged_groups lacks it"
 
 
-def _own_group(account: Account, own_accounts: Sequence[str]) -> str:
+def _own_group(account: SpawnAccount, own_accounts: Sequence[str]) -> str:
     """Return the one of the endpoint's own accounts with a primary group that `account` belongs to."""
     mine = {account.gid, *account.groups}
     return next((name for name, gid in gids_of(own_accounts).items() if gid in mine), "")
 
 
-def _denied_name(account: Account, users: Sequence[str]) -> str:
+def _denied_name(account: SpawnAccount, users: Sequence[str]) -> str:
     """Return the entry of `users` that is the account's name, or a name of its uid. Raises NotKnownNow."""
     if account.name in users:
         return account.name
@@ -168,17 +168,17 @@ def _known_users(users: Sequence[str]) -> None:
     missing = [user for user in users if _entry(user) is None]
     if missing and (silent := nss.silent("passwd", missing[0])):
         detail = f"which uid {missing[0]} has is not known: {', '.join(silent)} does not answer"
-        raise not_known(Stage.POLICY, detail)
+        raise not_known(StartStage.POLICY, detail)
 
 
 def _entry(user: str) -> nss_database.Passwd | None:
     try:
         return nss_database.passwd_by_name(user)
     except OSError as error:
-        raise not_known(Stage.POLICY, str(error.strerror)) from None
+        raise not_known(StartStage.POLICY, str(error.strerror)) from None
 
 
-def _denied_group(account: Account, groups: Sequence[str]) -> str:
+def _denied_group(account: SpawnAccount, groups: Sequence[str]) -> str:
     """Return an objection if the account, under this or another name of its uid, belongs to one of `groups`."""
     if not groups:
         return ""
@@ -194,13 +194,13 @@ def _denied_group(account: Account, groups: Sequence[str]) -> str:
     return ""
 
 
-def _other_names(account: Account) -> list[str]:
+def _other_names(account: SpawnAccount) -> list[str]:
     """Return the other names of the account's uid: those in this host's file, and the one that NSS gives for it."""
     try:
         found = nss.names_of(account.uid)
         entry = nss_database.passwd_by_uid(account.uid)
     except OSError as error:
-        raise not_known(Stage.POLICY, f"the names of uid {account.uid} are not known: {error.strerror}") from None
+        raise not_known(StartStage.POLICY, f"the names of uid {account.uid} are not known: {error.strerror}") from None
     names = [*found, *([entry.name] if entry is not None else [])]
     return [name for name in dict.fromkeys(names) if name != account.name]
 
@@ -214,7 +214,7 @@ def _overflow_uid() -> int:
         return _NOBODY
 
 
-def _members(account: Account, groups: Sequence[str], stage: Stage = Stage.POLICY) -> str:
+def _members(account: SpawnAccount, groups: Sequence[str], stage: StartStage = StartStage.POLICY) -> str:
     """Return the first of `groups` that the account belongs to. A group that doesn't exist has no members.
 
     Raises NotKnownNow if it can't be determined whether a group exists.
@@ -227,14 +227,14 @@ def _members(account: Account, groups: Sequence[str], stage: Stage = Stage.POLIC
     return ""
 
 
-def _group(name: str, stage: Stage) -> nss_database.Group | None:
+def _group(name: str, stage: StartStage) -> nss_database.Group | None:
     try:
         return nss_database.group_by_name(name)
     except OSError as error:
         raise not_known(stage, str(error.strerror)) from None
 
 
-def _answered(groups: Sequence[str], stage: Stage) -> None:
+def _answered(groups: Sequence[str], stage: StartStage) -> None:
     """Raise NotKnownNow if a directory that could know the members of `groups` doesn't answer.
 
     libc doesn't report this: it says that the group doesn't exist, or omits it from the account's group list.
@@ -243,11 +243,11 @@ def _answered(groups: Sequence[str], stage: Stage) -> None:
         raise not_known(stage, f"who is in {', '.join(groups)} is not known: {', '.join(silent)} does not answer")
 
 
-def limits_of(account: Account, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
+def limits_of(account: SpawnAccount, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
     """Return the limits of the first of `groups` that the account belongs to, else the defaults. Raises NotKnownNow."""
-    first = _members(account, [one.group for one in groups], Stage.RLIMITS)
+    first = _members(account, [one.group for one in groups], StartStage.RLIMITS)
     if not groups or first != groups[0].group:
-        _answered([one.group for one in groups], Stage.RLIMITS)
+        _answered([one.group for one in groups], StartStage.RLIMITS)
     return next((one.limits for one in groups if one.group == first), everybody)
 
 
@@ -260,10 +260,10 @@ def _valid_shells() -> set[str]:
     return {line for line in lines if line and not line.endswith(("/nologin", "/false"))}
 
 
-def not_known(stage: Stage, detail: str) -> NotKnownNow:
+def not_known(stage: StartStage, detail: str) -> NotKnownNow:
     """Return the refusal of a start if its account can't be checked now."""
     return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE), detail)
 
 
-def _refused(stage: Stage, detail: str) -> StartRefused:
+def _refused(stage: StartStage, detail: str) -> StartRefused:
     return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)

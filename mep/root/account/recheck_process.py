@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mep.boundary.channel import Channel, clip
-from mep.boundary.errors import SpawnFailed, Stage
+from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.messages import Message, NoLongerAdmitted, NotChecked, StillAdmitted
 from mep.root.account import nss
 from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy, lookup
@@ -65,7 +65,7 @@ def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Messa
     return StillAdmitted()
 
 
-def _is_gone(subject: Subject, stage: Stage) -> bool:
+def _is_gone(subject: Subject, stage: StartStage) -> bool:
     """Tell whether a local account no longer exists. No directory has to confirm that."""
-    was_here = subject.source == nss.LOCAL and stage is Stage.LOOKUP_USER
+    was_here = subject.source == nss.LOCAL and stage is StartStage.LOOKUP_USER
     return was_here and nss.is_listed(subject.local_user, nss.PASSWD_FILE) is False

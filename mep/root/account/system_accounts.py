@@ -7,18 +7,18 @@ import os
 from collections.abc import Sequence
 
 from mep.boundary.errors import ConfigRefused
-from mep.root.kernel.spawn import Account
+from mep.root.kernel.spawn import SpawnAccount
 
 ACCOUNTS_FILE = "/etc/passwd"
 
 
-def system_account(name: str) -> Account:
+def system_account(name: str) -> SpawnAccount:
     """Return the account `name`, without supplementary groups. Raises ConfigRefused if it is unusable."""
     with open(ACCOUNTS_FILE, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.rstrip("\n").split(":")
             if fields[0] == name and len(fields) == 7:
-                return _checked(Account(name, int(fields[2]), int(fields[3]), (), fields[5], fields[6]))
+                return _checked(SpawnAccount(name, int(fields[2]), int(fields[3]), (), fields[5], fields[6]))
     raise ConfigRefused(ACCOUNTS_FILE, name, "there is no such account: `make install` or the package creates it")
 
 
@@ -40,13 +40,13 @@ def gids_of(names: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _checked(account: Account) -> Account:
+def _checked(account: SpawnAccount) -> SpawnAccount:
     if account.uid == 0 or account.gid == 0:
         raise ConfigRefused(ACCOUNTS_FILE, account.name, "is root: the endpoint's own processes must not be")
     return account
 
 
-def invoking_account(name: str) -> Account:
+def invoking_account(name: str) -> SpawnAccount:
     """Return the account that this process runs as (single-user mode)."""
     home = os.environ.get("HOME", "/")
-    return Account(name, os.getuid(), os.getgid(), tuple(os.getgroups()), home, "/bin/sh")
+    return SpawnAccount(name, os.getuid(), os.getgid(), tuple(os.getgroups()), home, "/bin/sh")

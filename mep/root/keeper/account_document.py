@@ -11,19 +11,19 @@ import os
 
 from mep.boundary import nss_database
 from mep.boundary.memfd import sealed_memfd
-from mep.root.kernel.spawn import Account
+from mep.root.kernel.spawn import SpawnAccount
 
 MAX_NAMED = 512
 """Groups whose names are looked up. Further ones get their number for a name: each name may ask a directory."""
 _MAX_TEXT = 4096
 
 
-def account_memfd(account: Account) -> int:
+def account_memfd(account: SpawnAccount) -> int:
     """Return a sealed memfd with the document of `account`. Raises OSError."""
     return sealed_memfd("mep-account", json.dumps(local_identity(account)).encode())
 
 
-def local_identity(account: Account) -> dict[str, object]:
+def local_identity(account: SpawnAccount) -> dict[str, object]:
     """Return `mapped_identity.local`. `groups` and `group_names` begin with the primary group."""
     gids = list(dict.fromkeys((account.gid, *sorted(account.groups))))
     return {

@@ -196,7 +196,7 @@ def remove(path: str, tries: int = _REMOVE_TRIES) -> None:
             return
 
 
-def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
+def enter(member: Member, left: Callable[[], float]) -> Cgroup | None:
     """Put a waiting process into its group. Return None if no control group works and no limit needs one.
 
     `left` returns the seconds that remain. Raises CgroupFailed, OSError.
@@ -211,7 +211,7 @@ def place(member: Member, left: Callable[[], float]) -> Cgroup | None:
 
 def _place(member: Member, left: Callable[[], float]) -> Cgroup:
     if not under_systemd():
-        return _place_by_hand(member)
+        return _enter_by_hand(member)
     path = group_of(member.pid)
     session = os.path.basename(path)
     opened = path != group_of(os.getpid())  # by PAM; otherwise it is the session that the monitor was started from
@@ -223,7 +223,7 @@ def _place(member: Member, left: Callable[[], float]) -> Cgroup:
 # --- manager and mapper -----------------------------------------------------------------------------------
 
 
-def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Callable[[], float]) -> None:
+def enter_helper_group(pid: int, endpoint: str, kind: str, limits: Limits, left: Callable[[], float]) -> None:
     """Put manager or mapper into a group with `limits`. Raises CgroupFailed, OSError."""
     if not under_systemd():
         path = _made(_helper_names(endpoint, kind), controllers(limits))
@@ -243,7 +243,7 @@ def place_helper(pid: int, endpoint: str, kind: str, limits: Limits, left: Calla
 
 
 def remove_helper_group(endpoint: str, kind: str) -> None:
-    """Remove the group that `place_helper` created directly. Doesn't wait."""
+    """Remove the group that `enter_helper_group` created directly. Doesn't wait."""
     if not under_systemd():
         remove("/".join([tree(), *_helper_names(endpoint, kind)]), tries=1)
 
@@ -428,7 +428,7 @@ def _ended(pid: int) -> int:
 # --- without systemd --------------------------------------------------------------------------------------
 
 
-def _place_by_hand(member: Member) -> Cgroup:
+def _enter_by_hand(member: Member) -> Cgroup:
     names = [_OURS, f"endpoint-{member.endpoint}", f"uid-{member.uid}", member.uep_id]
     for left in reversed(range(_TRIES)):
         try:

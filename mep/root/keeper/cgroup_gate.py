@@ -11,10 +11,10 @@ import resource
 from collections.abc import Callable
 
 from mep.boundary.cgroup_support import can_group, controllers
-from mep.boundary.errors import SpawnFailed, Stage
+from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.resolved_config import Limits
-from mep.root.keeper.cgroup import Cgroup, CgroupFailed, Member, place
-from mep.root.kernel.spawn import Account
+from mep.root.keeper.cgroup import Cgroup, CgroupFailed, Member, enter
+from mep.root.kernel.spawn import SpawnAccount
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int]]:
@@ -30,7 +30,9 @@ def rlimits(limits: Limits) -> list[tuple[int, int]]:
 class Placing:
     """Brings one child into its control group. Always close it, whether or not the child started."""
 
-    def __init__(self, endpoint: str, uep_id: str, account: Account, limits: Limits, *, waits: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, uep_id: str, account: SpawnAccount, limits: Limits, *, waits: bool = False
+    ) -> None:
         """`waits`: the child has to wait even if it has no group to enter."""
         self._endpoint, self._uep_id, self._account, self._limits = endpoint, uep_id, account, limits
         self.rlimits = rlimits(limits)
@@ -44,12 +46,12 @@ class Placing:
         if self.gate is None:
             return None
         try:
-            group = place(Member(pid, self._endpoint, self._uep_id, self._account.uid, self._limits), left)
+            group = enter(Member(pid, self._endpoint, self._uep_id, self._account.uid, self._limits), left)
             os.write(self.gate[1], b"\1")
         except CgroupFailed as failure:
-            raise SpawnFailed(Stage.CGROUP, 0, str(failure)) from None
+            raise SpawnFailed(StartStage.CGROUP, 0, str(failure)) from None
         except OSError as error:
-            raise SpawnFailed(Stage.CGROUP, error.errno or 0, str(error)) from None
+            raise SpawnFailed(StartStage.CGROUP, error.errno or 0, str(error)) from None
         return group
 
     def close(self) -> None:

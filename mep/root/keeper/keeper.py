@@ -28,7 +28,7 @@ from mep.boundary.errors import (
     BoundaryViolation,
     Refusal,
     SpawnFailed,
-    Stage,
+    StartStage,
     public_text,
 )
 from mep.boundary.log import Log
@@ -57,12 +57,12 @@ from mep.root.keeper.account_document import account_memfd
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.cgroup_gate import Placing
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
-from mep.root.keeper.pam_session import Session
-from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, Ending, Supervisor
+from mep.root.keeper.pam_session import PamSession
+from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, ProcessEnding, Supervisor
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
 from mep.root.kernel.signals import Wakeup, wait_readable
-from mep.root.kernel.spawn import Account, SpawnPlan, StageReport, spawn
+from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
 from mep.root.kernel.subreaper import kill_descendants
 
 
@@ -103,7 +103,7 @@ _STOPPING = "The endpoint is being stopped."
 _MAX_REASON = 256
 _MAX_IDENTITIES = 1024
 _NO_DEADLINE = float("inf")
-_DIRECTORY = frozenset({Stage.PAM_ACCOUNT, Stage.PAM_CRED, Stage.PAM_SESSION})
+_DIRECTORY = frozenset({StartStage.PAM_ACCOUNT, StartStage.PAM_CRED, StartStage.PAM_SESSION})
 """Stages at which EAGAIN means that a directory doesn't answer."""
 
 
@@ -142,10 +142,10 @@ class Keeper:
         who: dict[str, Any] = {"person": order.person.hex(), "literal": order.literal, "identities": names}
         record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
         self._record = replace(record, **who)
-        self._session: Session | None = None
+        self._session: PamSession | None = None
         self._placing: Placing | None = None
         self._group: Cgroup | None = None
-        self._prepared: Account | None = None
+        self._prepared: SpawnAccount | None = None
         """The account, once post_stop_hook must be told of its end."""
 
     def run(self) -> None:
@@ -155,11 +155,11 @@ class Keeper:
             account = self._admitted_account()
             pid, report = self._spawn(account)
         except StartRefused as refusal:
-            self._give_up(Ending(refusal.code, refusal.public, refusal.detail, stage=refusal.stage))
+            self._give_up(ProcessEnding(refusal.code, refusal.public, refusal.detail, stage=refusal.stage))
         except SpawnFailed as failure:
             self._give_up(_failed(failure))
         except OSError as error:
-            self._give_up(_failed(SpawnFailed(Stage.FORK_KEEPER, error.errno or 0, str(error))))
+            self._give_up(_failed(SpawnFailed(StartStage.FORK_KEEPER, error.errno or 0, str(error))))
         except MonitorGone:
             self._log.warning("the monitor ended before it allowed the start", uep=self._order.uep_id)
             self._records.remove(self._order.uep_id)
@@ -168,7 +168,7 @@ class Keeper:
         finally:
             self._undo()
 
-    def _admitted_account(self) -> Account:
+    def _admitted_account(self) -> SpawnAccount:
         account = lookup(self._order.local_user)
         check_policy(account, self._order.rules)
         self._prepare(account)
@@ -181,27 +181,27 @@ class Keeper:
         answer = self._hear()
         if isinstance(answer, CapsDenied):
             text = OWN_LIMIT.format(limit=answer.limit)
-            raise StartRefused(Stage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
+            raise StartRefused(StartStage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
         if isinstance(answer, SharingDenied):
             public = public_text(Refusal.ACCOUNT_SHARED)
-            raise StartRefused(Stage.CAPS, Refusal.ACCOUNT_SHARED, public, answer.detail)
+            raise StartRefused(StartStage.CAPS, Refusal.ACCOUNT_SHARED, public, answer.detail)
         if isinstance(answer, StopUserEndpoint):
-            raise StartRefused(Stage.CAPS, answer.code, answer.public, "stopped before it started")
+            raise StartRefused(StartStage.CAPS, answer.code, answer.public, "stopped before it started")
         if not isinstance(answer, CapsGranted):
             raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
         return account
 
-    def _still_admitted(self, account: Account) -> Account:
+    def _still_admitted(self, account: SpawnAccount) -> SpawnAccount:
         """Repeat the checks after the hook, which may have taken long or changed the account's groups."""
         now = lookup(account.name)
         if now.uid != account.uid:
             detail = f"{account.name} had uid {account.uid} before pre_start_hook ran, and {now.uid} after it"
             public = public_text(Refusal.ACCOUNT_REFUSED)
-            raise StartRefused(Stage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, public, detail)
+            raise StartRefused(StartStage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, public, detail)
         check_policy(now, self._order.rules)
         return now
 
-    def _spawn(self, account: Account) -> tuple[int, socket.socket]:
+    def _spawn(self, account: SpawnAccount) -> tuple[int, socket.socket]:
         """Fork, drop and exec the user endpoint; return its pid and our end of its report channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -215,7 +215,9 @@ class Keeper:
         plan = _plan(order, account, inherited, placing)
         try:
             if with_pam:
-                self._session = Session(order.pam_service, account.name, forbidden_gids(order.rules.policy), self._log)
+                self._session = PamSession(
+                    order.pam_service, account.name, forbidden_gids(order.rules.policy), self._log
+                )
                 pid, stages = self._session.spawn(plan, self._heard, self._begin, self._left)
             else:
                 pid, stages = spawn(plan)
@@ -232,7 +234,7 @@ class Keeper:
         pid = self._session.pid if self._session is not None else 0
         return {"pam_pid": pid, "pam_start": start_ticks(pid) or 0} if pid else {}
 
-    def _begin(self, stage: Stage) -> None:
+    def _begin(self, stage: StartStage) -> None:
         """Start or continue a stage that may never end. Record which one, for the process that may have to kill us."""
         if signal.SIGTERM in self._wakeup.take():
             raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
@@ -242,7 +244,7 @@ class Keeper:
             raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left at {stage.name}")
         self._update(detail=f"at {stage.name}", **self._pam_process())
 
-    def _obey(self, stage: Stage) -> None:
+    def _obey(self, stage: StartStage) -> None:
         """Give up the start if the monitor says so. If the monitor is gone, its channel is closed."""
         try:
             received = self._channel.receive() if self._channel is not None else None
@@ -275,12 +277,12 @@ class Keeper:
 
     # --- hooks ----------------------------------------------------------------------------------------
 
-    def _prepare(self, account: Account) -> None:
+    def _prepare(self, account: SpawnAccount) -> None:
         """Run pre_start_hook. Raises StartRefused if it refuses, SpawnFailed if it doesn't work."""
         if not self._order.pre_start_hook.path:
             self._prepared = account
             return
-        self._begin(Stage.HOOK)
+        self._begin(StartStage.HOOK)
         result = run_hook(
             self._order.pre_start_hook, "pre_start", self._request("pre_start", account), left_s=self._left(),
             watch=self._heard(), stop=self._asked_to_stop,
@@ -290,12 +292,15 @@ class Keeper:
             reason = clip(result.output.partition("\n")[0], _MAX_REASON)
             public = SITE_SAYS.format(reason=reason) if reason else ""
             raise StartRefused(
-                Stage.HOOK, Refusal.ACCOUNT_REFUSED, public or public_text(Refusal.ACCOUNT_REFUSED), self._said(result)
+                StartStage.HOOK,
+                Refusal.ACCOUNT_REFUSED,
+                public or public_text(Refusal.ACCOUNT_REFUSED),
+                self._said(result),
             )
         if result.problem == STOPPING:
-            raise StartRefused(Stage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
+            raise StartRefused(StartStage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
         if result.problem:
-            raise SpawnFailed(Stage.HOOK, 0, self._said(result))
+            raise SpawnFailed(StartStage.HOOK, 0, self._said(result))
         self._prepared = account
 
     def _said(self, result: HookResult) -> str:
@@ -309,7 +314,7 @@ class Keeper:
             return True
         return self._channel is not None and wait_readable([self._channel.fileno()], 0)
 
-    def _request(self, event: str, account: Account, **more: object) -> bytes:
+    def _request(self, event: str, account: SpawnAccount, **more: object) -> bytes:
         """Return the JSON request for a hook. It holds no secrets: the start document is never opened here."""
         order = self._order
         who = {"local_user": account.name, "uid": account.uid, "gid": account.gid, "home": account.home}
@@ -334,7 +339,7 @@ class Keeper:
                 self._update(cgroup=self._group.path)
             while not stages.finished():
                 if not wait_readable([stages.fileno()], self._left()):
-                    raise SpawnFailed(Stage.EXEC, 0, f"not done in {self._order.start_timeout_s:g} s")
+                    raise SpawnFailed(StartStage.EXEC, 0, f"not done in {self._order.start_timeout_s:g} s")
         except SpawnFailed:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -354,12 +359,12 @@ class Keeper:
         self._end(ending)
         supervisor.tell(ending.message())
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: ProcessEnding) -> None:
         texts = {"public": clip(ending.public, MAX_PUBLIC), "detail": clip(ending.detail, MAX_TEXT)}
         how = {"status": ending.status, "code": ending.code, **texts}
         self._update(state=ENDED, ended_at=time.time(), **how)
 
-    def _give_up(self, ending: Ending) -> None:
+    def _give_up(self, ending: ProcessEnding) -> None:
         self._end(ending)
         self._tell(ending.message())
 
@@ -386,14 +391,14 @@ class Keeper:
         while self._channel is not None:
             wait_readable([self._channel.fileno(), self._wakeup.fileno()], self._left())
             if signal.SIGTERM in self._wakeup.take():
-                raise StartRefused(Stage.CAPS, STOPPED, _STOPPING, "SIGTERM")
+                raise StartRefused(StartStage.CAPS, STOPPED, _STOPPING, "SIGTERM")
             try:
                 received = self._channel.receive()
             except BlockingIOError:
                 if self._left() > 0:
                     continue
                 text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
-                raise StartRefused(Stage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor") from None
+                raise StartRefused(StartStage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor") from None
             except OSError:
                 break
             if received is None:
@@ -405,7 +410,7 @@ class Keeper:
         return max(0.0, self._deadline - time.monotonic())
 
 
-def _failed(failure: SpawnFailed) -> Ending:
+def _failed(failure: SpawnFailed) -> ProcessEnding:
     """Return the result of a start that failed at a stage. If resources were only scarce, another try may succeed."""
     code, public = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=failure.stage.name)
     if failure.errno == errno.EAGAIN and failure.stage in _DIRECTORY:
@@ -414,10 +419,10 @@ def _failed(failure: SpawnFailed) -> Ending:
         code, public = Refusal.START_INTERRUPTED, public_text(Refusal.START_INTERRUPTED, reason=failure.detail)
     elif failure.errno in SCARCE:
         code, public = Refusal.SITE_BUSY, NO_ROOM.format(stage=failure.stage.name)
-    return Ending(code, public, str(failure), stage=failure.stage, errno=failure.errno)
+    return ProcessEnding(code, public, str(failure), stage=failure.stage, errno=failure.errno)
 
 
-def _plan(order: KeeperOrder, account: Account, inherited: list[int], placing: Placing) -> SpawnPlan:
+def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], placing: Placing) -> SpawnPlan:
     return SpawnPlan(
         account=account,
         switch=order.switch,

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from mep.boundary.errors import Refusal, SpawnFailed, Stage
+from mep.boundary.errors import Refusal, SpawnFailed, StartStage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused
 from mep.root.kernel.process_tree import is_stopped
@@ -32,7 +32,7 @@ _STUCK_S = 5.0
 _MAX_WORDS = 65536
 
 
-class Session:
+class PamSession:
     """One account's session with PAM service `service`."""
 
     def __init__(self, service: str, user: str, forbidden: Mapping[int, str], log: Log) -> None:
@@ -44,7 +44,7 @@ class Session:
         self._answered = self._lost = False
 
     def spawn(
-        self, plan: SpawnPlan, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None],
+        self, plan: SpawnPlan, heard: Callable[[], Sequence[int]], begin: Callable[[StartStage], None],
         left: Callable[[], float],
     ) -> tuple[int, StageReport]:  # fmt: skip
         """Have the session opened and the child of `plan` forked in it. Returns the same as spawn.spawn.
@@ -66,10 +66,10 @@ class Session:
             raise
 
     def _user_endpoint(
-        self, heard: Callable[[], Sequence[int]], begin: Callable[[Stage], None], left: Callable[[], float]
+        self, heard: Callable[[], Sequence[int]], begin: Callable[[StartStage], None], left: Callable[[], float]
     ) -> int:
         assert self._socket is not None
-        stage, stopped = Stage.PAM_ACCOUNT, False
+        stage, stopped = StartStage.PAM_ACCOUNT, False
         while True:
             ready = wait_readable([self._socket.fileno()], 0)
             if not ready:
@@ -82,7 +82,7 @@ class Session:
                 raise SpawnFailed(stage, errno.EINTR if self._was_killed() else 0, "the PAM process ended")
             said = json.loads(data)
             if "stage" in said:
-                stage = Stage(said["stage"])
+                stage = StartStage(said["stage"])
                 continue
             self._answered = True
             if "failed" in said:
@@ -101,7 +101,7 @@ class Session:
             os.close(pidfd)
         return how is not None and how.si_code == os.CLD_KILLED and how.si_status == signal.SIGKILL
 
-    def _refuse_stopped(self, stage: Stage, before: bool) -> bool:
+    def _refuse_stopped(self, stage: StartStage, before: bool) -> bool:
         """Return whether the PAM process was stopped by a signal. Raises SpawnFailed if it was `before` too."""
         stopped = is_stopped(self.pid)
         if stopped and before:
@@ -150,14 +150,14 @@ def _fork(work: Callable[[], NoReturn]) -> int:
     try:
         pid = os.fork()
     except OSError as error:
-        raise SpawnFailed(Stage.FORK, error.errno or 0, "PAM") from None
+        raise SpawnFailed(StartStage.FORK, error.errno or 0, "PAM") from None
     if pid == 0:
         work()
     return pid
 
 
 def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
-    stage, detail = Stage(int(str(said["failed"]))), str(said["detail"])
+    stage, detail = StartStage(int(str(said["failed"]))), str(said["detail"])
     if "code" in said:
         return StartRefused(stage, Refusal(str(said["code"])), str(said["public"]), detail)
     return SpawnFailed(stage, int(str(said["errno"])), detail)
@@ -168,5 +168,5 @@ def _own_child(pid: int) -> int:
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError as error:
-        raise SpawnFailed(Stage.FORK, error.errno or 0, "the user endpoint is not the keeper's child") from None
+        raise SpawnFailed(StartStage.FORK, error.errno or 0, "the user endpoint is not the keeper's child") from None
     return pid

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mep.boundary.channel import Channel, clip
-from mep.boundary.errors import BoundaryViolation, Refusal, Stage, public_text
+from mep.boundary.errors import BoundaryViolation, Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.messages import MAX_TEXT, KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.root.keeper.cgroup import Cgroup
-from mep.root.keeper.pam_session import Session
+from mep.root.keeper.pam_session import PamSession
 from mep.root.kernel.signals import Wakeup, wait_readable
 from mep.root.kernel.subreaper import MAX_REAPS, kill_descendants, raise_priority, reap, reap_each
 
@@ -34,14 +34,14 @@ _LOST = "USER_ENDPOINT_LOST"
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class ProcessEnding:
     """How a start failed, or how a user endpoint ended that was ready. `stage` is None for the latter."""
 
     code: str
     public: str = ""
     detail: str = ""
     status: int = 0
-    stage: Stage | None = None
+    stage: StartStage | None = None
     errno: int = 0
 
     def message(self) -> Message:
@@ -53,7 +53,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class UepReport:
     """One datagram of the user endpoint: READY, FAILED, ENDED or NOTICE."""
 
     kind: str
@@ -62,15 +62,15 @@ class Report:
     detail: str = ""
 
 
-def parse_report(datagram: bytes) -> Report | None:
+def parse_report(datagram: bytes) -> UepReport | None:
     """Return the report in a datagram of the user endpoint, clipped; None if it is malformed."""
     lines = datagram[:_MAX_REPORT_BYTES].decode("utf-8", "replace").split("\n")
     kind, rest = lines[0], [*lines[1:4], "", "", ""]
     if kind == "READY":
-        return Report(kind)
+        return UepReport(kind)
     if kind not in {"FAILED", "ENDED", "NOTICE"} or not _CODE.fullmatch(rest[0]):
         return None
-    return Report(kind, rest[0], clip(rest[1], MAX_PUBLIC), clip(rest[2], 2048))
+    return UepReport(kind, rest[0], clip(rest[1], MAX_PUBLIC), clip(rest[2], 2048))
 
 
 class Supervisor:
@@ -78,26 +78,26 @@ class Supervisor:
 
     def __init__(
         self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
-        stop_grace_s: float, group: Cgroup | None = None, session: Session | None = None, uep_id: str = "",
+        stop_grace_s: float, group: Cgroup | None = None, session: PamSession | None = None, uep_id: str = "",
     ) -> None:  # fmt: skip
         self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
         self._grace_s, self._group, self._session, self._uep_id = stop_grace_s, group, session, uep_id
         self._ready = False
         self._status: int | None = None
-        self._said: Report | None = None
-        self._stopped: Ending | None = None
+        self._said: UepReport | None = None
+        self._stopped: ProcessEnding | None = None
         self._kill_at = float("inf")
         self._more_ended = False
         self._report_open = True
         self._reports_left = _MAX_REPORTS
 
-    def run(self, ready_by: float, timeout_s: float, on_ready: Callable[[], None]) -> Ending:
+    def run(self, ready_by: float, timeout_s: float, on_ready: Callable[[], None]) -> ProcessEnding:
         """Return how it ended, once no descendant is left. `ready_by` is on the monotonic clock."""
         while self._status is None:
             now = time.monotonic()
             if not self._ready and self._stopped is None and self._said is None and now >= ready_by:
                 text = public_text(Refusal.START_TIMEOUT, seconds=f"{timeout_s:g}")
-                self._stop(0.0, Ending(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
+                self._stop(0.0, ProcessEnding(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
             if now >= self._kill_at:
                 self._kill_at = float("inf")
                 raise_priority()
@@ -150,7 +150,7 @@ class Supervisor:
     def _take_signals(self) -> None:
         caught = self._wakeup.take()
         if signal.SIGTERM in caught:
-            self._stop(self._grace_s, Ending(STOPPED, "The endpoint's administrator stopped it.", "SIGTERM"))
+            self._stop(self._grace_s, ProcessEnding(STOPPED, "The endpoint's administrator stopped it.", "SIGTERM"))
         for pid, status in reap_each([self._pid]):
             self._reaped(pid, status)
         ended, _ = reap()
@@ -179,7 +179,7 @@ class Supervisor:
             self._reports_left -= 1
             self._take_report(parse_report(datagram), on_ready)
 
-    def _take_report(self, report: Report | None, on_ready: Callable[[], None]) -> None:
+    def _take_report(self, report: UepReport | None, on_ready: Callable[[], None]) -> None:
         if report is None:
             self._log.warning("dropped malformed report from user endpoint", pid=self._pid)
         elif report.kind == "READY":
@@ -206,9 +206,9 @@ class Supervisor:
         if received is None:
             self._monitor_gone()
         elif isinstance(order := received[0], StopUserEndpoint):
-            self._stop(order.grace_ms / 1000, Ending(order.code, order.public, "stopped by the monitor"))
+            self._stop(order.grace_ms / 1000, ProcessEnding(order.code, order.public, "stopped by the monitor"))
 
-    def _stop(self, grace_s: float, why: Ending) -> None:
+    def _stop(self, grace_s: float, why: ProcessEnding) -> None:
         if self._stopped is None:
             self._stopped = why
             self._signal(signal.SIGTERM)
@@ -218,24 +218,30 @@ class Supervisor:
         if self._status is None:  # not reaped yet, so the pid is still its own
             os.kill(self._pid, number)
 
-    def _ending(self, status: int) -> Ending:
+    def _ending(self, status: int) -> ProcessEnding:
         detail = describe_status(status)
         if self._stopped is not None:
             why = self._stopped
-            stage = None if self._ready else Stage.READY
-            return Ending(why.code, why.public, _with_status(why.detail, detail), status, stage)
+            stage = None if self._ready else StartStage.READY
+            return ProcessEnding(why.code, why.public, _with_status(why.detail, detail), status, stage)
         if self._group is not None and (over := self._group.excess()) and not self._ended_well():
-            return Ending(*over, f"{over[1]}; {detail}", status, None if self._ready else Stage.READY)
+            return ProcessEnding(*over, f"{over[1]}; {detail}", status, None if self._ready else StartStage.READY)
         if self._said is not None:
-            stage = None if self._ready else Stage.READY
-            return Ending(self._said.code, self._said.public, _with_status(self._said.detail, detail), status, stage)
+            stage = None if self._ready else StartStage.READY
+            return ProcessEnding(
+                self._said.code, self._said.public, _with_status(self._said.detail, detail), status, stage
+            )
         if not self._ready and os.WIFSIGNALED(status):  # which says nothing against another try
             text = public_text(Refusal.START_INTERRUPTED, reason=detail)
-            return Ending(Refusal.START_INTERRUPTED, text, f"it ended without a report: {detail}", status, Stage.READY)
+            return ProcessEnding(
+                Refusal.START_INTERRUPTED, text, f"it ended without a report: {detail}", status, StartStage.READY
+            )
         if not self._ready:
-            text = public_text(Refusal.START_FAILED, stage=Stage.READY.name)
-            return Ending(Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, Stage.READY)
-        return Ending(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
+            text = public_text(Refusal.START_FAILED, stage=StartStage.READY.name)
+            return ProcessEnding(
+                Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, StartStage.READY
+            )
+        return ProcessEnding(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
 
     def _ended_well(self) -> bool:
         """Whether it ended in good order. An earlier excess of a limit is then not the reason."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from mep.boundary.errors import SpawnFailed, Stage
+from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.untraceable import close_to_tracers, other_gid
 from mep.root.kernel import syscalls
 
@@ -27,7 +27,7 @@ _HIGH = 64  # descriptors are first moved above this, so that none is overwritte
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SpawnAccount:
     """The account that a child becomes. `groups` are the supplementary groups; the primary group may be among them."""
 
     name: str
@@ -43,7 +43,7 @@ class Account:
 class SpawnPlan:
     """The account, program and environment of a child."""
 
-    account: Account
+    account: SpawnAccount
     switch: bool
     """False in single-user mode: there is no other account to become and no root to drop."""
     argv: Sequence[str]
@@ -101,7 +101,7 @@ class StageReport:
         if len(self._data) < _REPORT.size:
             return
         stage, number = _REPORT.unpack_from(self._data)
-        raise SpawnFailed(Stage(stage), number, self._data[_REPORT.size :].decode("utf-8", "replace"))
+        raise SpawnFailed(StartStage(stage), number, self._data[_REPORT.size :].decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Close the pipe."""
@@ -118,7 +118,7 @@ def spawn(plan: SpawnPlan) -> tuple[int, StageReport]:
         if theirs >= 0:
             os.close(ours)
             os.close(theirs)
-        raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+        raise SpawnFailed(StartStage.FORK, error.errno or 0) from None
     if pid == 0:
         _child(plan, theirs, parent)
     os.close(theirs)
@@ -174,10 +174,10 @@ def _out_of_the_way(descriptor: int) -> int:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError as error:
-        raise SpawnFailed(Stage.DESCRIPTORS, error.errno or 0, f"it may not have {_HIGH} open files") from None
+        raise SpawnFailed(StartStage.DESCRIPTORS, error.errno or 0, f"it may not have {_HIGH} open files") from None
 
 
-def _take(stage: Stage, step: Callable[[], None]) -> None:
+def _take(stage: StartStage, step: Callable[[], None]) -> None:
     try:
         step()
     except OSError as error:
@@ -186,40 +186,40 @@ def _take(stage: Stage, step: Callable[[], None]) -> None:
         raise SpawnFailed(stage, errno.EINVAL, str(error)) from None
 
 
-def _report(pipe: int, stage: Stage, number: int, detail: str) -> None:
+def _report(pipe: int, stage: StartStage, number: int, detail: str) -> None:
     os.write(pipe, (_REPORT.pack(stage, number) + detail.encode("utf-8", "replace"))[:_MAX_REPORT])
 
 
-def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[Stage, Callable[[], None]]]:
+def _steps(plan: SpawnPlan, pipe: int, parent: int) -> list[tuple[StartStage, Callable[[], None]]]:
     """The order matters: bounding set, securebits and groups can only be changed before the uid."""
     account = plan.account
     deny = not plan.setuid_programs
-    waiting: list[tuple[Stage, Callable[[], None]]] = []
+    waiting: list[tuple[StartStage, Callable[[], None]]] = []
     if plan.gate is not None:
         ours, theirs = plan.gate
-        waiting = [(Stage.CGROUP, lambda: _wait_at(ours, theirs))]
-    become: list[tuple[Stage, Callable[[], None]]] = [
-        *([(Stage.CAPABILITIES, _give_up_capabilities)] if deny else []),
-        (Stage.SETGROUPS, lambda: os.setgroups(account.groups)),
-        (Stage.SETGID, lambda: os.setresgid(other_gid(account.gid), account.gid, account.gid)),
-        (Stage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
+        waiting = [(StartStage.CGROUP, lambda: _wait_at(ours, theirs))]
+    become: list[tuple[StartStage, Callable[[], None]]] = [
+        *([(StartStage.CAPABILITIES, _give_up_capabilities)] if deny else []),
+        (StartStage.SETGROUPS, lambda: os.setgroups(account.groups)),
+        (StartStage.SETGID, lambda: os.setresgid(other_gid(account.gid), account.gid, account.gid)),
+        (StartStage.SETUID, lambda: os.setresuid(account.uid, account.uid, account.uid)),
     ]
     return [
         *waiting,
-        *([(Stage.CGROUP, plan.enter_group)] if plan.enter_group is not None else []),
-        *([(Stage.CAPABILITIES, syscalls.unshare_network)] if plan.own_network else []),
-        *([] if plan.prepared else [(Stage.RLIMITS, lambda: prepare(plan.open_files))]),
-        *([(Stage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
+        *([(StartStage.CGROUP, plan.enter_group)] if plan.enter_group is not None else []),
+        *([(StartStage.CAPABILITIES, syscalls.unshare_network)] if plan.own_network else []),
+        *([] if plan.prepared else [(StartStage.RLIMITS, lambda: prepare(plan.open_files))]),
+        *([(StartStage.RLIMITS, lambda: _limit(plan.rlimits))] if plan.rlimits else []),
         *(become if plan.switch else []),
-        (Stage.SETUID, lambda: _closed_and_bound_to(parent, keep_gids=plan.untraceable or not plan.switch)),
-        (Stage.CAPABILITIES, syscalls.clear_capabilities),
-        *([] if plan.keyring else [(Stage.KEYRING, syscalls.join_new_session_keyring)]),
-        *([(Stage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny and not plan.untraceable else []),
-        (Stage.PROVE_DROP, lambda: _prove(plan)),
-        (Stage.SETSID, os.setsid),
-        (Stage.CHDIR, lambda: _enter(plan.directory)),
-        (Stage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
-        (Stage.EXEC, lambda: os.execve(plan.argv[0], list(plan.argv), plan.environment)),
+        (StartStage.SETUID, lambda: _closed_and_bound_to(parent, keep_gids=plan.untraceable or not plan.switch)),
+        (StartStage.CAPABILITIES, syscalls.clear_capabilities),
+        *([] if plan.keyring else [(StartStage.KEYRING, syscalls.join_new_session_keyring)]),
+        *([(StartStage.NO_NEW_PRIVS, syscalls.set_no_new_privs)] if deny and not plan.untraceable else []),
+        (StartStage.PROVE_DROP, lambda: _prove(plan)),
+        (StartStage.SETSID, os.setsid),
+        (StartStage.CHDIR, lambda: _enter(plan.directory)),
+        (StartStage.DESCRIPTORS, lambda: _place_descriptors(plan.descriptors, pipe)),
+        (StartStage.EXEC, lambda: os.execve(plan.argv[0], list(plan.argv), plan.environment)),
     ]
 
 
@@ -236,7 +236,7 @@ def reset_signals() -> None:
 def _wait_at(ours: int, theirs: int) -> None:
     os.close(theirs)  # otherwise the end of the parent would not be end-of-file here
     if os.read(ours, 1) != b"\1":
-        raise SpawnFailed(Stage.CGROUP, errno.ESRCH, "the parent did not let it go on")
+        raise SpawnFailed(StartStage.CGROUP, errno.ESRCH, "the parent did not let it go on")
     os.close(ours)
 
 
@@ -271,7 +271,7 @@ def _closed_and_bound_to(parent: int, *, keep_gids: bool) -> None:
         close_to_tracers()
     syscalls.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
-        raise SpawnFailed(Stage.SETUID, errno.ESRCH, "the parent ended")
+        raise SpawnFailed(StartStage.SETUID, errno.ESRCH, "the parent ended")
 
 
 def _enter(directory: str) -> None:
@@ -293,7 +293,9 @@ def _prove(plan: SpawnPlan) -> None:
     prove_drop(plan.account, switched=plan.switch, setuid_programs=plan.setuid_programs, untraceable=plan.untraceable)
 
 
-def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = False, untraceable: bool = False) -> None:
+def prove_drop(
+    account: SpawnAccount, *, switched: bool, setuid_programs: bool = False, untraceable: bool = False
+) -> None:
     """Prove that root is gone and can't come back, except through a setuid program where these are allowed.
 
     A child that stays `untraceable` over exec sets no_new_privs after it. Raises SpawnFailed(PROVE_DROP) with the
@@ -322,7 +324,7 @@ def prove_drop(account: Account, *, switched: bool, setuid_programs: bool = Fals
         ]
     for what, proven in proofs:
         if not proven:
-            raise SpawnFailed(Stage.PROVE_DROP, 0, what)
+            raise SpawnFailed(StartStage.PROVE_DROP, 0, what)
 
 
 def _refused(call: Callable[[], None]) -> bool:

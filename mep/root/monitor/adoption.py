@@ -12,16 +12,16 @@ from mep.boundary.log import Log
 from mep.boundary.messages import INCARNATION_BYTES
 from mep.root.kernel.keeper_record import KeeperRecord, Records, open_keeper
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
-from mep.root.monitor.user_endpoints import Endpoints, UepPhase, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepPhase
 
 
 class Adoption:
     """Takes over the keepers that the records name."""
 
     def __init__(
-        self, loop: Loop, endpoints: Endpoints, records: Records, keepers: Keepers, log: Log, audit: Audit
+        self, loop: PollLoop, endpoints: Endpoints, records: Records, keepers: Keepers, log: Log, audit: Audit
     ) -> None:
         self._loop, self._endpoints, self._records, self._keepers = loop, endpoints, records, keepers
         self._log, self._audit = log, audit
@@ -41,7 +41,7 @@ class Adoption:
                 self._adopt(record, pidfd)
 
     def _adopt(self, record: KeeperRecord, pidfd: int) -> None:
-        endpoint = UserEndpoint(
+        endpoint = RunningEndpoint(
             record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
             incarnation=_incarnation(record), pidfd=pidfd, uid=record.uid, pid=record.uep_pid, phase=UepPhase.RUNNING,
         )  # fmt: skip
@@ -58,7 +58,7 @@ class Adoption:
 
     def _clean_up(self, record: KeeperRecord) -> None:
         """Report the end of a user endpoint without a keeper, and kill any processes it left."""
-        endpoint = UserEndpoint(
+        endpoint = RunningEndpoint(
             record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
             incarnation=_incarnation(record), uid=record.uid, pid=record.uep_pid, phase=UepPhase.RUNNING,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from mep.boundary.channel import Channel, close_descriptors
 from mep.boundary.messages import Message
-from mep.root.monitor.event_loop import READ, WRITE, Loop
+from mep.root.monitor.event_loop import READ, WRITE, PollLoop
 
 MAX_QUEUED = 2048
 MAX_RATE, MAX_BURST = 100.0, 4000.0
@@ -22,7 +22,7 @@ MAX_RATE, MAX_BURST = 100.0, 4000.0
 faster child could fill the disk."""
 
 
-class Kind(enum.StrEnum):
+class ChildKind(enum.StrEnum):
     """The kind of a child."""
 
     MANAGER = "manager"
@@ -71,7 +71,7 @@ class Bucket:
 class Child:
     """A running manager, mapper or keeper."""
 
-    def __init__(self, kind: Kind, pid: int, channel: Channel, phase: Phase, loop: Loop) -> None:
+    def __init__(self, kind: ChildKind, pid: int, channel: Channel, phase: Phase, loop: PollLoop) -> None:
         self.kind, self.pid, self.channel, self.phase = kind, pid, channel, phase
         self.name = f"{kind}[{pid}]"
         self.seen: set[type[Message]] = set()

@@ -25,7 +25,7 @@ class Timer:
         self.callback = None
 
 
-class Loop:
+class PollLoop:
     """Watched descriptors and timers. Callbacks run one at a time, in `turn`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -18,7 +18,7 @@ from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.start_requests import StartRequests
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.status_file import StatusFile
 
 _UEP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOCAL_USER = re.compile(r"[^\s/:\0-\x1f\x7f-][^\s/:\0-\x1f\x7f]{0,31}")
@@ -29,8 +29,8 @@ class Handlers:
     """The effects that messages have, on the parts of the monitor given here."""
 
     def __init__(
-        self, log: Log, status: Status, starts: StartRequests, keepers: Keepers, rechecks: Rechecks, reload: Reload, *,
-        manager_ready: Callable[[], None], mapper_ready: Callable[[bytes], None],
+        self, log: Log, status: StatusFile, starts: StartRequests, keepers: Keepers, rechecks: Rechecks,
+        reload: Reload, *, manager_ready: Callable[[], None], mapper_ready: Callable[[bytes], None],
     ) -> None:  # fmt: skip
         """`mapper_ready` is called with the mapper's epoch."""
         self._log, self._status, self._starts, self._keepers = log, status, starts, keepers

@@ -12,7 +12,7 @@ import time
 from mep.boundary.cgroup_support import problem
 from mep.boundary.log import Log
 from mep.boundary.resolved_config import Limits
-from mep.root.keeper.cgroup import CgroupFailed, place_helper, remove_helper_group
+from mep.root.keeper.cgroup import CgroupFailed, enter_helper_group, remove_helper_group
 
 _LIMIT_S = 5.0
 """Time limit for systemd."""
@@ -27,7 +27,7 @@ def enter_group(endpoint: str, kind: str, limits: Limits) -> None:
     """In the child, before it drops root: enter a group with `limits`."""
     deadline = time.monotonic() + _LIMIT_S
     try:
-        place_helper(os.getpid(), endpoint, kind, limits, lambda: max(0.0, deadline - time.monotonic()))
+        enter_helper_group(os.getpid(), endpoint, kind, limits, lambda: max(0.0, deadline - time.monotonic()))
     except (OSError, CgroupFailed) as error:
         Log("monitor").warning(f"the {kind} has no control group of its own", reason=str(error))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mep.boundary.messages import MAX_DOCUMENT_BYTES
 from mep.boundary.resolved_config import Limits, Resolved
-from mep.root.monitor.child import Kind
+from mep.root.monitor.child import ChildKind
 
 _MIB = 2**20
 _NO_LIMIT = 0
@@ -47,14 +47,14 @@ class HelperLimits:
         return Limits(memory_max=self.memory_max, tasks_max=self.tasks_max)
 
 
-def helper_limits(kind: Kind, resolved: Resolved) -> HelperLimits:
+def helper_limits(kind: ChildKind, resolved: Resolved) -> HelperLimits:
     """Return the limits of an endpoint's manager or mapper.
 
     If the mapper runs the site's programs, its only process limit is on open files, because those programs inherit the
     limits. In single-user mode RLIMIT_NPROC would count all of the owner's processes, so it isn't set.
     """
     processes = 256 if resolved.multi_user else _NO_LIMIT
-    if kind is Kind.MANAGER:
+    if kind is ChildKind.MANAGER:
         file_size = _NO_LIMIT if resolved.task_log_path else MAX_DOCUMENT_BYTES
         return HelperLimits(processes, 1024, file_size, 2048 * _MIB, 512 * _MIB, 64)
     if resolved.mapper.programs:

@@ -14,7 +14,7 @@ import re
 
 from mep.boundary.log import Log, copy_line
 from mep.root.monitor.child import Bucket
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DayBudget
 
 MAX_LINE = 4000
@@ -26,7 +26,7 @@ _OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 class HelperLog:
     """The log pipe of one process. `theirs` is its end; close it here once the process has been forked."""
 
-    def __init__(self, who: str, loop: Loop, log: Log, budget: DayBudget) -> None:
+    def __init__(self, who: str, loop: PollLoop, log: Log, budget: DayBudget) -> None:
         self._who, self._loop, self._log, self._budget = who, loop, log, budget
         self._own = re.compile(_OWN % re.escape(who))
         self._bucket = Bucket(LINES_A_SECOND, LINES_AT_ONCE, loop.clock)

@@ -19,10 +19,10 @@ from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
 from mep.root.account.system_accounts import invoking_account, system_account
 from mep.root.kernel.network_namespace import left_network
-from mep.root.kernel.spawn import Account, SpawnPlan, StageReport, spawn
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop, Timer
+from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.helper_group import enter_group, leave_group, why_no_groups
 from mep.root.monitor.helper_limits import helper_limits
@@ -39,8 +39,8 @@ class Helper:
     """The one manager or the one mapper, across restarts of its process."""
 
     def __init__(
-        self, kind: Kind, configuration: Configuration, loop: Loop, log: Log, closer: Closer, budget: DayBudget, *,
-        launched: Callable[[Child], None], failed: Callable[[str], None],
+        self, kind: ChildKind, configuration: Configuration, loop: PollLoop, log: Log, closer: Closer,
+        budget: DayBudget, *, launched: Callable[[Child], None], failed: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`launched` is called with each new process, `failed` with the reason for which there is none."""
         self.kind = kind
@@ -105,13 +105,13 @@ class Helper:
 
     def _section(self) -> ManagerSection | MapperSection:
         resolved = self._configuration.resolved
-        return resolved.manager if self.kind is Kind.MANAGER else resolved.mapper
+        return resolved.manager if self.kind is ChildKind.MANAGER else resolved.mapper
 
     def _secret_path(self) -> str:
         resolved = self._configuration.resolved
-        return resolved.manager.link_key_path if self.kind is Kind.MANAGER else resolved.mapper.unseal_key_path
+        return resolved.manager.link_key_path if self.kind is ChildKind.MANAGER else resolved.mapper.unseal_key_path
 
-    def _account(self) -> Account:
+    def _account(self) -> SpawnAccount:
         if self._configuration.resolved.multi_user:
             return system_account(self._section().account)
         return invoking_account(self._configuration.resolved.mapper.own_user)
@@ -129,7 +129,7 @@ class Helper:
             open_files=self._configuration.open_files,
             rlimits=limits.rlimits(),
             enter_group=self._enter_group(limits.group_limits()),
-            own_network=left_network() and self.kind is Kind.MAPPER and not resolved.mapper.network,
+            own_network=left_network() and self.kind is ChildKind.MAPPER and not resolved.mapper.network,
             untraceable=resolved.multi_user,
         )
 
@@ -194,7 +194,7 @@ class Helper:
             child.signal(signal.SIGKILL)
 
 
-def open_secret(path: str, account: Account) -> int:
+def open_secret(path: str, account: SpawnAccount) -> int:
     """Return a descriptor of the key file at `path`, which only root and `account` may be able to read.
 
     Raises UntrustedPath and OSError.

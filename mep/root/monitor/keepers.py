@@ -14,7 +14,7 @@ from collections.abc import Callable
 from mep.boundary import messages as m
 from mep.boundary.cgroup_support import ROOT
 from mep.boundary.channel import Channel, clip
-from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, Stage, public_text
+from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.runtime_files import boot_id, start_ticks
 from mep.root.keeper.cgroup import kill, remove
@@ -23,15 +23,15 @@ from mep.root.keeper.supervisor import STOPPED
 from mep.root.kernel.keeper_record import ENDED, KeeperRecord, Records, kill_user_endpoint
 from mep.root.kernel.subreaper import children
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations
-from mep.root.monitor.start import Answer, Start, outcome_of
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.start import Start, StartVerdict, outcome_of
+from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, UepEvent, UepPhase, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepEvent, UepPhase
 from mep.root.pam.session_process import CLOSE_S
 
 LATE_S = 5.0
@@ -51,9 +51,10 @@ class Keepers:
     """Starts, stops and cleans up after keepers."""
 
     def __init__(
-        self, configuration: Configuration, loop: Loop, endpoints: Endpoints, records: Records, log: Log, audit: Audit,
-        status: Status, to_manager: ToManager, confirmations: MappingConfirmations, budget: DayBudget, *,
-        forked: Callable[[Child], None], answered: Callable[[str, Answer], None], gone: Callable[[str], None],
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
+        audit: Audit, status: StatusFile, to_manager: ToManager, confirmations: MappingConfirmations,
+        budget: DayBudget, *, forked: Callable[[Child], None], answered: Callable[[str, StartVerdict], None],
+        gone: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts. `forked` is called with each new keeper, `answered` once for each start
         that `fork` began, `gone` when the keeper of a user endpoint is gone; the two are given its id.
@@ -83,25 +84,25 @@ class Keepers:
             return OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
         return ""
 
-    def fork(self, start: Start, descriptor: int) -> Answer | None:
+    def fork(self, start: Start, descriptor: int) -> StartVerdict | None:
         """Fork the keeper of a mapped start; return the refusal if there can't be one. `descriptor` is its document.
 
         If a keeper is forked, `answered` is called later, never from here.
         """
         try:
             if text := self._full(start):
-                return Answer(m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"stage": "CAPS"})
+                return StartVerdict(m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"stage": "CAPS"})
             start.paid = self._budget.take(2 * len(start.identities) + _START_RECORDS_BYTES)
             if not start.paid or (not self._recorded(start) and self._configuration.resolved.audit_required):
                 code = Refusal.AUDIT_UNAVAILABLE
-                return Answer(m.Outcome.UNAVAILABLE, code, public_text(code), {"stage": "CAPS"})
+                return StartVerdict(m.StartOutcome.UNAVAILABLE, code, public_text(code), {"stage": "CAPS"})
             self._fork(start, descriptor)
         except OSError as error:
-            stage = Stage.FORK_KEEPER.name
+            stage = StartStage.FORK_KEEPER.name
             code, text = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=stage)
             if error.errno in SCARCE:
                 code, text = Refusal.SITE_BUSY, NO_ROOM.format(stage=stage)
-            return Answer(outcome_of(code), code, text, {"stage": stage, "detail": str(error)})
+            return StartVerdict(outcome_of(code), code, text, {"stage": stage, "detail": str(error)})
         finally:
             os.close(descriptor)
         return None
@@ -125,10 +126,10 @@ class Keepers:
         if pid == 0:
             keeper_main(order, theirs)
         theirs.close()
-        child = Child(Kind.KEEPER, pid, ours, Phase.ADMITTING, self._loop)
+        child = Child(ChildKind.KEEPER, pid, ours, Phase.ADMITTING, self._loop)
         child.uep_id = start.uep_id
         self._forked(child)
-        endpoint = UserEndpoint(
+        endpoint = RunningEndpoint(
             start.uep_id, start.local_user, start.correlation_id, pid, child, incarnation=start.incarnation
         )
         endpoint.person, endpoint.literal, endpoint.identities = start.person, start.literal, start.identities
@@ -183,12 +184,12 @@ class Keepers:
             endpoint.take(UepEvent.REPORTED)
             child.signal(signal.SIGKILL)
 
-    def _answer(self, endpoint: UserEndpoint, code: str, public: str, **audit: object) -> None:
-        asked_for_place = endpoint.uid >= 0 or audit.get("stage") == Stage.CAPS.name  # caps come after policy
+    def _answer(self, endpoint: RunningEndpoint, code: str, public: str, **audit: object) -> None:
+        asked_for_place = endpoint.uid >= 0 or audit.get("stage") == StartStage.CAPS.name  # caps come after policy
         admitted = "admitted" if asked_for_place else "not asked"
         policy = "refused" if code in {Refusal.ACCOUNT_REFUSED, Refusal.ACCOUNT_SHARED} else admitted
         audit = {"policy": policy, **_who(endpoint), **audit}
-        self._answered(endpoint.uep_id, Answer(outcome_of(code), code, public, audit))
+        self._answered(endpoint.uep_id, StartVerdict(outcome_of(code), code, public, audit))
 
     # --- messages from keepers ------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Keepers:
         endpoint.uid, endpoint.source = uid, message.source
         child.send(m.CapsGranted())
 
-    def _shared_with(self, endpoint: UserEndpoint, uid: int) -> UserEndpoint | None:
+    def _shared_with(self, endpoint: RunningEndpoint, uid: int) -> RunningEndpoint | None:
         """Return another person's user endpoint that keeps `endpoint` from running as `uid`, if there is one.
 
         Accounts are compared by uid, because one uid may have several names.
@@ -231,21 +232,21 @@ class Keepers:
         endpoint.admitted_at = self._loop.clock()
         endpoint.check_due = endpoint.admitted_at + self._configuration.resolved.manager.recheck_interval_s
         audit = {"policy": "admitted", **_who(endpoint)}
-        self._answered(endpoint.uep_id, Answer(m.Outcome.STARTED, "", "", audit))
+        self._answered(endpoint.uep_id, StartVerdict(m.StartOutcome.STARTED, "", "", audit))
         self._status.changed()
 
     def failed(self, child: Child, message: m.KeeperFailed) -> None:
         """Answer a start that failed."""
         endpoint = self._endpoints[child.uep_id]
         endpoint.take(UepEvent.REPORTED)
-        stage = Stage(message.stage).name if message.stage in set(Stage) else str(message.stage)
+        stage = StartStage(message.stage).name if message.stage in set(StartStage) else str(message.stage)
         self._answer(endpoint, message.code, message.public, stage=stage, errno=message.errno, detail=message.detail)
 
     def exited(self, child: Child, message: m.UepExited) -> None:
         """Report the end of a user endpoint that was ready before."""
         self._report_end(self._endpoints[child.uep_id], message.code, message.public, message.detail)
 
-    def _report_end(self, endpoint: UserEndpoint, code: str, public: str, detail: str) -> None:
+    def _report_end(self, endpoint: RunningEndpoint, code: str, public: str, detail: str) -> None:
         if endpoint.phase is UepPhase.ENDED:
             return
         endpoint.take(UepEvent.REPORTED)
@@ -261,7 +262,7 @@ class Keepers:
 
     # --- ends -------------------------------------------------------------------------------------------
 
-    def gone(self, endpoint: UserEndpoint) -> None:
+    def gone(self, endpoint: RunningEndpoint) -> None:
         """The keeper's process is gone: send the reports that it couldn't send, and forget it."""
         record = self._records.read(endpoint.uep_id)
         if record is not None and record.pam_pid in children() and start_ticks(record.pam_pid) == record.pam_start:
@@ -282,7 +283,7 @@ class Keepers:
         self._status.changed()
         self._gone(endpoint.uep_id)
 
-    def _speak_for(self, endpoint: UserEndpoint, record: KeeperRecord | None) -> None:
+    def _speak_for(self, endpoint: RunningEndpoint, record: KeeperRecord | None) -> None:
         if record is not None and record.state == ENDED:
             code, public, detail = record.code, record.public, record.detail
         else:
@@ -308,12 +309,12 @@ class Keepers:
         self.cleaning_up -= 1
         remove(path, tries=1)
 
-    def revoke(self, endpoint: UserEndpoint, code: str, public: str) -> None:
+    def revoke(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
         """End a user endpoint that its owner may no longer have."""
         endpoint.cause = (code, public)
         self.stop(endpoint, public, code)
 
-    def stop(self, endpoint: UserEndpoint, public: str, code: str = STOPPED) -> None:
+    def stop(self, endpoint: RunningEndpoint, public: str, code: str = STOPPED) -> None:
         """Tell the keeper to end its user endpoint within the configured grace."""
         endpoint.take(UepEvent.STOP)
         self._status.changed()
@@ -346,12 +347,12 @@ class Keepers:
         for endpoint in self._endpoints.values():
             self._kill(endpoint)
 
-    def _kill(self, endpoint: UserEndpoint) -> None:
+    def _kill(self, endpoint: RunningEndpoint) -> None:
         """Kill a keeper that doesn't end. Its orphans are killed after its process is gone."""
         self._log.error("a keeper does not end: killing it", uep=endpoint.uep_id, user=endpoint.local_user)
         self._signal(endpoint, signal.SIGKILL)
 
-    def _signal(self, endpoint: UserEndpoint, number: signal.Signals) -> None:
+    def _signal(self, endpoint: RunningEndpoint, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             if endpoint.keeper is not None:
                 endpoint.keeper.signal(number)
@@ -359,7 +360,7 @@ class Keepers:
                 signal.pidfd_send_signal(endpoint.pidfd, number)
 
 
-def _who(endpoint: UserEndpoint) -> dict[str, object]:
+def _who(endpoint: RunningEndpoint) -> dict[str, object]:
     """Return the audit fields of a user endpoint's processes, without those that don't exist."""
     return {
         "uid": endpoint.uid if endpoint.uid >= 0 else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mep.root.kernel.process_tree import is_stopped
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 
 LOOK_S = 4.0
 """Pause between two looks. A process that is stopped at two of them is killed: after 4 to 8 s."""
@@ -19,7 +19,7 @@ LOOK_S = 4.0
 class Liveness:
     """The looks. `watched` returns the pids to look at, `found` is called with each that must be killed."""
 
-    def __init__(self, loop: Loop, watched: Callable[[], list[int]], found: Callable[[int], None]) -> None:
+    def __init__(self, loop: PollLoop, watched: Callable[[], list[int]], found: Callable[[int], None]) -> None:
         self._loop, self._watched, self._found = loop, watched, found
         self._stopped: set[int] = set()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mep.boundary.log import Log
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 
 DAY_S = 86400.0
 
@@ -16,7 +16,7 @@ DAY_S = 86400.0
 class DayBudget:
     """A number of bytes per 24 hours, which begin with the first line."""
 
-    def __init__(self, what: str, limit: int, loop: Loop, log: Log, audit: Audit) -> None:
+    def __init__(self, what: str, limit: int, loop: PollLoop, log: Log, audit: Audit) -> None:
         """`what` names the lines in the log."""
         self._what, self.limit = what, limit
         self._loop, self._log, self._audit = loop, log, audit

@@ -28,7 +28,7 @@ from mep.root.monitor.monitor import Monitor
 from mep.root.monitor.reload import MAX_BUNDLE_BYTES, open_log
 from mep.root.monitor.runtime_dir import RuntimeDir, check_reachable
 from mep.root.monitor.sd_notify import open_notify_socket
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.user_endpoints import Endpoints
 
 _GC_THRESHOLDS = (100, 1, 1)
@@ -80,7 +80,7 @@ def run(resolved: Resolved, bundle: int) -> None:
     """Set up the monitor, then serve. Raises ConfigRefused and OSError for errors at startup."""
     runtime = RuntimeDir(resolved.runtime_dir, private=not resolved.multi_user)
     endpoints = Endpoints()
-    status = Status(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
+    status = StatusFile(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
     try:
         monitor = _monitor(resolved, bundle, status, endpoints)
         monitor.adopt_keepers()
@@ -101,7 +101,7 @@ def run(resolved: Resolved, bundle: int) -> None:
     runtime.release(keep_records=monitor.keep_user_endpoints)
 
 
-def _monitor(resolved: Resolved, bundle: int, status: Status, endpoints: Endpoints) -> Monitor:
+def _monitor(resolved: Resolved, bundle: int, status: StatusFile, endpoints: Endpoints) -> Monitor:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
         os.setsid()
     if problem := cgroup_support.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):

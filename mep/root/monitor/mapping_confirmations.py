@@ -17,22 +17,22 @@ from mep.boundary.resolved_config import OVERDUE_INTERVALS
 from mep.root.kernel.keeper_record import Records
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
-from mep.root.monitor.status_file import Status
-from mep.root.monitor.user_endpoints import Endpoints, UserEndpoint
+from mep.root.monitor.event_loop import PollLoop
+from mep.root.monitor.status_file import StatusFile
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 
 _STALL_S = 60.0
 """If this long passes between two looks, the monitor or its host was stopped."""
 
-Revoke = Callable[[UserEndpoint, str, str, str, str], None]
+Revoke = Callable[[RunningEndpoint, str, str, str, str], None]
 
 
 class MappingConfirmations:
     """Watches `mapped_at` of every running user endpoint."""
 
     def __init__(
-        self, configuration: Configuration, loop: Loop, endpoints: Endpoints, records: Records, log: Log, audit: Audit,
-        status: Status, *, revoke: Revoke,
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
+        audit: Audit, status: StatusFile, *, revoke: Revoke,
     ) -> None:  # fmt: skip
         """`revoke` ends a user endpoint, given code, public text, detail and correlation id."""
         self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
@@ -52,7 +52,7 @@ class MappingConfirmations:
     def _warn_age_s(self) -> float:
         return OVERDUE_INTERVALS * self._configuration.resolved.manager.recheck_interval_s
 
-    def confirmed(self, endpoint: UserEndpoint, at: float) -> None:
+    def confirmed(self, endpoint: RunningEndpoint, at: float) -> None:
         """Record that the mapping of this person to this account was confirmed `at`."""
         if endpoint.overdue:
             self._log.info(
@@ -84,14 +84,14 @@ class MappingConfirmations:
             elif age > warn_age:
                 self._warn(endpoint, age, warn_age)
 
-    def _look_at_account(self, endpoint: UserEndpoint, now: float, warn_age: float) -> None:
+    def _look_at_account(self, endpoint: RunningEndpoint, now: float, warn_age: float) -> None:
         """Show that an account couldn't be checked for long. Each check that fails logs a warning of its own."""
         overdue = now - (endpoint.admitted_at or self._started_at) > warn_age
         if overdue != endpoint.account_overdue:
             endpoint.account_overdue = overdue
             self._status.changed()
 
-    def _warn(self, endpoint: UserEndpoint, age: float, warn_age: float) -> None:
+    def _warn(self, endpoint: RunningEndpoint, age: float, warn_age: float) -> None:
         """Log a warning, first at `warn_age` and then each time the age has doubled."""
         if age < endpoint.warn_age:
             return
@@ -108,7 +108,7 @@ class MappingConfirmations:
         )
         self._status.changed()
 
-    def _end(self, endpoint: UserEndpoint, age: float) -> None:
+    def _end(self, endpoint: RunningEndpoint, age: float) -> None:
         limit = self._configuration.resolved.recheck_max_age_s
         code = Refusal.MAPPING_UNCONFIRMED
         detail = f"last confirmed {age:.0f} s ago, and recheck_max_age_s is {limit:g}"

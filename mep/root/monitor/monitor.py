@@ -21,9 +21,9 @@ from mep.root.kernel.subreaper import MAX_REAPS, children, reap, reap_each
 from mep.root.monitor import permissions
 from mep.root.monitor.adoption import Adoption
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import AGAIN_S, Reserve
 from mep.root.monitor.handlers import Handlers
@@ -36,26 +36,26 @@ from mep.root.monitor.orphans import Orphans
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.sd_notify import notify
-from mep.root.monitor.start import Answer
+from mep.root.monitor.start import StartVerdict
 from mep.root.monitor.start_requests import StartRequests
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 
 
 class Monitor:
     """The process: its parts, its children and its end."""
 
     def __init__(
-        self, configuration: Configuration, log: Log, audit: Audit, status: Status, endpoints: Endpoints
+        self, configuration: Configuration, log: Log, audit: Audit, status: StatusFile, endpoints: Endpoints
     ) -> None:
         self._configuration, self._log, self._audit = configuration, log, audit
         self._status, self._endpoints = status, endpoints
-        self._loop, self._closer, self._reserve = Loop(), Closer(), Reserve(log)
+        self._loop, self._closer, self._reserve = PollLoop(), Closer(), Reserve(log)
         self._records = Records(configuration.resolved.runtime_dir)
         self._orphans = Orphans(self._loop, log, self._reap)
-        self._helpers = {kind: self._helper(kind) for kind in (Kind.MAPPER, Kind.MANAGER)}
-        self._to_manager = ToManager(configuration, log, endpoints, self._helpers[Kind.MANAGER])
+        self._helpers = {kind: self._helper(kind) for kind in (ChildKind.MAPPER, ChildKind.MANAGER)}
+        self._to_manager = ToManager(configuration, log, endpoints, self._helpers[ChildKind.MANAGER])
         self._wire()
         self._stopping = False
         self.keep_user_endpoints = False
@@ -65,7 +65,7 @@ class Monitor:
         """Children of the program that became the monitor by exec. They are left alone."""
         self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
-    def _helper(self, kind: Kind) -> Helper:
+    def _helper(self, kind: ChildKind) -> Helper:
         return Helper(
             kind, self._configuration, self._loop, self._log, self._closer, self._log_budget(f"of the {kind}"),
             launched=self._add_child, failed=self._status.failed,
@@ -89,8 +89,8 @@ class Monitor:
             forked=self._add_child, revoke=keepers.revoke,
         )  # fmt: skip
         self._starts = StartRequests(
-            configuration, loop, endpoints, log, audit, self._closer, self._helpers[Kind.MAPPER], to_manager, keepers,
-            self._reserve, refusals, rechecked=self._rechecks.mapper_says,
+            configuration, loop, endpoints, log, audit, self._closer, self._helpers[ChildKind.MAPPER], to_manager,
+            keepers, self._reserve, refusals, rechecked=self._rechecks.mapper_says,
         )  # fmt: skip
         self._reload = Reload(
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
@@ -123,13 +123,13 @@ class Monitor:
 
     # --- calls up from the parts ----------------------------------------------------------------------------
 
-    def _start_answered(self, uep_id: str, answer: Answer) -> None:
+    def _start_answered(self, uep_id: str, answer: StartVerdict) -> None:
         self._starts.finish_from_keeper(uep_id, answer)
 
     def _endpoint_gone(self, uep_id: str) -> None:
         self._starts.endpoint_gone(uep_id)
 
-    def _revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+    def _revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
         self._rechecks.revoke(endpoint, code, public, detail, correlation_id)
 
     def _mapper_ready(self, epoch: bytes) -> None:
@@ -148,7 +148,7 @@ class Monitor:
 
     def _taken_over(self, former: Resolved, now: Resolved) -> None:
         """Restart each helper if its part of the configuration has changed, and check everything again."""
-        changed = {Kind.MANAGER: former.manager != now.manager, Kind.MAPPER: former.mapper != now.mapper}
+        changed = {ChildKind.MANAGER: former.manager != now.manager, ChildKind.MAPPER: former.mapper != now.mapper}
         for kind, helper in self._helpers.items():
             if changed[kind] or former.python != now.python:
                 helper.shut_down("its configuration has changed")
@@ -228,10 +228,10 @@ class Monitor:
         if not child.fault:
             self._drain(child)
         child.close()
-        if child.kind is Kind.KEEPER:
+        if child.kind is ChildKind.KEEPER:
             if (endpoint := self._endpoints.by_keeper(pid)) is not None:
                 self._keepers.gone(endpoint)
-        elif child.kind is Kind.CHECKER:
+        elif child.kind is ChildKind.CHECKER:
             self._rechecks.checker_ended(child)
         else:
             self._helper_ended(child.kind, how)
@@ -244,9 +244,9 @@ class Monitor:
             with contextlib.suppress(BoundaryViolation):
                 permissions.take_messages(self._handlers, child)
 
-    def _helper_ended(self, kind: Kind, how: str) -> None:
+    def _helper_ended(self, kind: ChildKind, how: str) -> None:
         self._helpers[kind].ended(how)
-        if kind is Kind.MAPPER:
+        if kind is ChildKind.MAPPER:
             self._to_manager.epoch = b""
             self._starts.mapper_lost()
         else:

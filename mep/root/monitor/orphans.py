@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from mep.boundary.log import Log
 from mep.root.kernel.subreaper import raise_priority, restore_priority
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 
 AGAIN_S = 0.02
 GIVE_UP_S = 10.0
@@ -23,7 +23,7 @@ GIVE_UP_S = 10.0
 class Orphans:
     """The passes, while there are orphans."""
 
-    def __init__(self, loop: Loop, log: Log, again: Callable[[], None]) -> None:
+    def __init__(self, loop: PollLoop, log: Log, again: Callable[[], None]) -> None:
         """`again` must lead to a call of `sweep`."""
         self._loop, self._log, self._again = loop, log, again
         self._busy = False

@@ -14,7 +14,7 @@ from typing import Any
 from mep.boundary import messages as m
 from mep.boundary.channel import DescriptorsLost
 from mep.boundary.errors import BoundaryViolation
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.handlers import Handlers
 
 Handler = Callable[[Handlers, Child, Any, list[int]], None]
@@ -27,7 +27,7 @@ ONCE, MANY = True, False
 class Power:
     """One row: the sender, the phases, whether the message may be repeated, its handler and the next phase."""
 
-    kind: Kind
+    kind: ChildKind
     message: type[m.Message]
     phase: Phase
     once: bool
@@ -37,32 +37,32 @@ class Power:
 
 P = Phase
 TABLE = (
-    Power(Kind.MANAGER, m.ManagerReady, P.BEGINNING, ONCE, Handlers.answer_manager_ready, P.SERVING),
-    Power(Kind.MANAGER, m.StartEndpoint, P.SERVING, MANY, Handlers.answer_start_endpoint),
-    Power(Kind.MANAGER, m.LinkStatus, P.SERVING, MANY, Handlers.answer_link_status),
-    Power(Kind.MANAGER, m.StopAll, P.SERVING, ONCE, Handlers.answer_stop_all),
-    Power(Kind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, Handlers.answer_mapping_status),
-    Power(Kind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, Handlers.answer_reload_needed),
-    Power(Kind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, Handlers.answer_mapper_ready, P.SERVING),
-    Power(Kind.MAPPER, m.Mapped, P.SERVING, MANY, Handlers.answer_mapped),
-    Power(Kind.MAPPER, m.NotMapped, P.SERVING, MANY, Handlers.answer_not_mapped),
-    Power(Kind.MAPPER, m.StillMapped, P.SERVING, MANY, Handlers.answer_still_mapped),
-    Power(Kind.MAPPER, m.NoLongerMapped, P.SERVING, MANY, Handlers.answer_no_longer_mapped),
-    Power(Kind.CHECKER, m.StillAdmitted, P.ADMITTING, ONCE, Handlers.answer_still_admitted, P.ENDING),
-    Power(Kind.CHECKER, m.NoLongerAdmitted, P.ADMITTING, ONCE, Handlers.answer_no_longer_admitted, P.ENDING),
-    Power(Kind.CHECKER, m.NotChecked, P.ADMITTING, ONCE, Handlers.answer_not_checked, P.ENDING),
-    Power(Kind.KEEPER, m.AskCaps, P.ADMITTING, ONCE, Handlers.answer_ask_caps, P.SPAWNING),
-    Power(Kind.KEEPER, m.Spawned, P.SPAWNING, ONCE, Handlers.answer_spawned, P.STARTING),
-    Power(Kind.KEEPER, m.UepReady, P.STARTING, ONCE, Handlers.answer_uep_ready, P.RUNNING),
+    Power(ChildKind.MANAGER, m.ManagerReady, P.BEGINNING, ONCE, Handlers.answer_manager_ready, P.SERVING),
+    Power(ChildKind.MANAGER, m.StartEndpoint, P.SERVING, MANY, Handlers.answer_start_endpoint),
+    Power(ChildKind.MANAGER, m.LinkStatus, P.SERVING, MANY, Handlers.answer_link_status),
+    Power(ChildKind.MANAGER, m.StopAll, P.SERVING, ONCE, Handlers.answer_stop_all),
+    Power(ChildKind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, Handlers.answer_mapping_status),
+    Power(ChildKind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, Handlers.answer_reload_needed),
+    Power(ChildKind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, Handlers.answer_mapper_ready, P.SERVING),
+    Power(ChildKind.MAPPER, m.Mapped, P.SERVING, MANY, Handlers.answer_mapped),
+    Power(ChildKind.MAPPER, m.NotMapped, P.SERVING, MANY, Handlers.answer_not_mapped),
+    Power(ChildKind.MAPPER, m.StillMapped, P.SERVING, MANY, Handlers.answer_still_mapped),
+    Power(ChildKind.MAPPER, m.NoLongerMapped, P.SERVING, MANY, Handlers.answer_no_longer_mapped),
+    Power(ChildKind.CHECKER, m.StillAdmitted, P.ADMITTING, ONCE, Handlers.answer_still_admitted, P.ENDING),
+    Power(ChildKind.CHECKER, m.NoLongerAdmitted, P.ADMITTING, ONCE, Handlers.answer_no_longer_admitted, P.ENDING),
+    Power(ChildKind.CHECKER, m.NotChecked, P.ADMITTING, ONCE, Handlers.answer_not_checked, P.ENDING),
+    Power(ChildKind.KEEPER, m.AskCaps, P.ADMITTING, ONCE, Handlers.answer_ask_caps, P.SPAWNING),
+    Power(ChildKind.KEEPER, m.Spawned, P.SPAWNING, ONCE, Handlers.answer_spawned, P.STARTING),
+    Power(ChildKind.KEEPER, m.UepReady, P.STARTING, ONCE, Handlers.answer_uep_ready, P.RUNNING),
     Power(
-        Kind.KEEPER,
+        ChildKind.KEEPER,
         m.KeeperFailed,
         P.ADMITTING | P.SPAWNING | P.STARTING,
         ONCE,
         Handlers.answer_keeper_failed,
         P.ENDING,
     ),
-    Power(Kind.KEEPER, m.UepExited, P.RUNNING, ONCE, Handlers.answer_uep_exited, P.ENDING),
+    Power(ChildKind.KEEPER, m.UepExited, P.RUNNING, ONCE, Handlers.answer_uep_exited, P.ENDING),
 )
 _POWERS = {(power.kind, power.message): power for power in TABLE}
 

@@ -20,14 +20,14 @@ from mep.boundary.errors import REVOCATIONS, Refusal, public_text
 from mep.boundary.log import Log
 from mep.root.account.recheck_process import Subject, checker_main
 from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 
 MAX_CHECKERS = 4
 PACE_S = 0.02
@@ -43,9 +43,9 @@ class Rechecks:
     """Decides when user endpoints are re-checked, and acts on the answers."""
 
     def __init__(
-        self, configuration: Configuration, loop: Loop, endpoints: Endpoints, log: Log, audit: Audit, status: Status,
-        to_manager: ToManager, confirmations: MappingConfirmations, budget: DayBudget, *,
-        forked: Callable[[Child], None], revoke: Callable[[UserEndpoint, str, str], None],
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, log: Log, audit: Audit,
+        status: StatusFile, to_manager: ToManager, confirmations: MappingConfirmations, budget: DayBudget, *,
+        forked: Callable[[Child], None], revoke: Callable[[RunningEndpoint, str, str], None],
     ) -> None:  # fmt: skip
         """`forked` is called with each new checker. `revoke` ends a user endpoint, given code and public text."""
         self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
@@ -53,7 +53,7 @@ class Rechecks:
         self._confirmations, self._budget, self._forked, self._revoke = confirmations, budget, forked, revoke
         self._stopped = False
         self._queue: deque[Subject] = deque()
-        self._checkers: dict[int, tuple[Subject, list[UserEndpoint]]] = {}
+        self._checkers: dict[int, tuple[Subject, list[RunningEndpoint]]] = {}
         """By the checker's pid: the account, and its user endpoints when the checker was forked. The answer applies to
         those alone: a later one was admitted later."""
         self._status_due = False
@@ -133,7 +133,7 @@ class Rechecks:
             service = pam.service_name if pam.enable and pam.recheck else ""
             checker_main(subject, self._configuration.rules(), theirs, service)
         theirs.close()
-        child = Child(Kind.CHECKER, pid, ours, Phase.ADMITTING, self._loop)
+        child = Child(ChildKind.CHECKER, pid, ours, Phase.ADMITTING, self._loop)
         self._forked(child)
         self._checkers[pid] = subject, self._of(subject)
         self._loop.after(CHECK_DEADLINE_S, lambda: self._late(child))
@@ -170,7 +170,7 @@ class Rechecks:
             self._check_soon(self._checkers[child.pid][0])
         del self._checkers[child.pid]
 
-    def _of(self, subject: Subject) -> list[UserEndpoint]:
+    def _of(self, subject: Subject) -> list[RunningEndpoint]:
         running = [one for one in self._endpoints.values() if one.runs]
         return [one for one in running if (one.local_user, one.uid) == (subject.local_user, subject.uid)]
 
@@ -208,7 +208,7 @@ class Rechecks:
 
     # --- revocation ---------------------------------------------------------------------------------------
 
-    def revoke(self, endpoint: UserEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+    def revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
         """End a user endpoint with a code of REVOCATIONS, and give log, audit log and manager the reason."""
         who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
         said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}

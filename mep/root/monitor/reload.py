@@ -22,8 +22,8 @@ from mep.root.kernel.spawn import reset_signals
 from mep.root.monitor import fd_limit
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop, Timer
-from mep.root.monitor.status_file import Status
+from mep.root.monitor.event_loop import PollLoop, Timer
+from mep.root.monitor.status_file import StatusFile
 
 DEADLINE_S = 60.0
 MAPPER_PAUSE_S = 5.0
@@ -36,7 +36,7 @@ class Reload:
     """The running resolver, if there is one."""
 
     def __init__(
-        self, configuration: Configuration, loop: Loop, log: Log, audit: Audit, status: Status, *,
+        self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, status: StatusFile, *,
         send_task_log: Callable[[], None], taken_over: Callable[[Resolved, Resolved], None],
     ) -> None:  # fmt: skip
         """`taken_over` is called with the former and the new configuration, `send_task_log` to open that log again."""

@@ -22,7 +22,7 @@ _TRY_AGAIN = frozenset(
 )  # fmt: skip
 
 
-class State(enum.Enum):
+class StartState(enum.Enum):
     """The state of a start."""
 
     RECEIVED = "just received"
@@ -37,7 +37,7 @@ class State(enum.Enum):
 class Row:
     """What may happen to a start in one state."""
 
-    then: frozenset[State]
+    then: frozenset[StartState]
     """The states that may follow."""
     overdue: Refusal | None = None
     """The refusal of a start that waited here for too long; None if there is no time limit here."""
@@ -47,12 +47,14 @@ class Row:
     """Whether it is dropped when the manager that asked is gone, and refused when the endpoint stops."""
 
 
-def _row(*then: State, overdue: Refusal | None = None, needs_mapper: bool = False, needs_manager: bool = True) -> Row:
+def _row(
+    *then: StartState, overdue: Refusal | None = None, needs_mapper: bool = False, needs_manager: bool = True
+) -> Row:
     return Row(frozenset(then), overdue, needs_mapper, needs_manager)
 
 
-S = State
-TABLE: dict[State, Row] = {
+S = StartState
+TABLE: dict[StartState, Row] = {
     S.RECEIVED: _row(S.WAITING, S.DONE),
     S.WAITING: _row(S.MAPPING, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
     S.MAPPING: _row(S.IN_KEEPER, S.PARKED, S.DONE, overdue=Refusal.MAPPER_UNAVAILABLE, needs_mapper=True),
@@ -63,10 +65,10 @@ TABLE: dict[State, Row] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StartVerdict:
     """The answer to a start. `audit` are fields for log and audit log, which don't leave the host."""
 
-    outcome: m.Outcome
+    outcome: m.StartOutcome
     code: str = ""
     public: str = ""
     audit: dict[str, object] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Start:
     descriptor: int
     """The document held for it: first the manager's, then the mapper's; -1 for none."""
     size: int
-    state: State = State.RECEIVED
+    state: StartState = StartState.RECEIVED
     """Changed by `Starts` alone."""
     timer: Timer | None = None
     uep_id: str = ""
@@ -104,29 +106,29 @@ class Starts:
     """Every start that is not done, by its state. Within a state, the oldest comes first."""
 
     def __init__(self) -> None:
-        self._of: dict[State, dict[int, Start]] = {state: {} for state in State}
+        self._of: dict[StartState, dict[int, Start]] = {state: {} for state in StartState}
 
-    def __getitem__(self, state: State) -> dict[int, Start]:
+    def __getitem__(self, state: StartState) -> dict[int, Start]:
         """The starts in `state`, by their number."""
         return self._of[state]
 
     def __iter__(self) -> Iterator[Start]:
         return iter([start for known in self._of.values() for start in known.values()])
 
-    def enter(self, start: Start, state: State) -> None:
+    def enter(self, start: Start, state: StartState) -> None:
         """Change the state of `start`. Raises ValueError if the table doesn't allow it."""
         if state not in TABLE[start.state].then:
             raise ValueError(f"a start {start.state.value} cannot be {state.value} next")
         self._of[start.state].pop(start.ref, None)
         start.state = state
-        if state is not State.DONE:
+        if state is not StartState.DONE:
             self._of[state][start.ref] = start
 
     def of_user_endpoint(self, uep_id: str) -> Start | None:
         """Return the start that a keeper works on for this user endpoint: there is at most one."""
-        return next((start for start in self._of[State.IN_KEEPER].values() if start.uep_id == uep_id), None)
+        return next((start for start in self._of[StartState.IN_KEEPER].values() if start.uep_id == uep_id), None)
 
 
-def outcome_of(code: str) -> m.Outcome:
+def outcome_of(code: str) -> m.StartOutcome:
     """Return whether a start that failed with `code` is worth another try."""
-    return m.Outcome.UNAVAILABLE if code in _TRY_AGAIN else m.Outcome.REFUSED
+    return m.StartOutcome.UNAVAILABLE if code in _TRY_AGAIN else m.StartOutcome.REFUSED

@@ -16,18 +16,18 @@ from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, Stage, public_text
+from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import Loop
+from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.start import TABLE, Answer, Start, Starts, State, outcome_of
+from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, outcome_of
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints
 
@@ -42,8 +42,8 @@ class StartRequests:
     """Every start that is not answered yet."""
 
     def __init__(
-        self, configuration: Configuration, loop: Loop, endpoints: Endpoints, log: Log, audit: Audit, closer: Closer,
-        mapper: Helper, to_manager: ToManager, keepers: Keepers, reserve: Reserve, budget: DayBudget, *,
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, log: Log, audit: Audit,
+        closer: Closer, mapper: Helper, to_manager: ToManager, keepers: Keepers, reserve: Reserve, budget: DayBudget, *,
         rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts without a keeper. `rechecked` takes the mapper's answers to re-checks."""
@@ -80,10 +80,10 @@ class StartRequests:
         self._held += size
         refusal = self._cannot_map()
         if refusal is not None:
-            self._finish(start, Answer(m.Outcome.UNAVAILABLE, *refusal))
+            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, *refusal))
             return
         start.timer = self._loop.after(self._timeout_s(), lambda: self._overdue(start))
-        self._starts.enter(start, State.WAITING)
+        self._starts.enter(start, StartState.WAITING)
         self._go_on()
 
     def request_lost(self, requester: int) -> None:
@@ -118,14 +118,14 @@ class StartRequests:
     def _pump(self) -> None:
         """Pass on every start that can go on: requests to the mapper, parked ones after the end they wait for."""
         self._pump_due = False
-        waiting, mapper = self._starts[State.WAITING], self._mapper.child
-        while mapper is not None and waiting and len(self._starts[State.MAPPING]) < MAX_MAPPING:
-            if not self._starts[State.MAPPING]:
+        waiting, mapper = self._starts[StartState.WAITING], self._mapper.child
+        while mapper is not None and waiting and len(self._starts[StartState.MAPPING]) < MAX_MAPPING:
+            if not self._starts[StartState.MAPPING]:
                 self._mapper_moved_at = self._loop.clock()
             start = next(iter(waiting.values()))
-            self._starts.enter(start, State.MAPPING)
+            self._starts.enter(start, StartState.MAPPING)
             mapper.send(m.MapRequest(ref=start.ref), [self._release(start)])
-        for start in [one for one in self._starts[State.PARKED].values() if one.uep_id not in self._endpoints]:
+        for start in [one for one in self._starts[StartState.PARKED].values() if one.uep_id not in self._endpoints]:
             self._route(start)
 
     def _release(self, start: Start) -> int:
@@ -144,7 +144,7 @@ class StartRequests:
         if ref in self._abandoned:
             self._abandoned.discard(ref)
             return None
-        start = self._starts[State.MAPPING].get(ref)
+        start = self._starts[StartState.MAPPING].get(ref)
         if start is None:
             raise BoundaryViolation(f"{name}: nothing was asked with ref {ref}")
         return start
@@ -184,18 +184,18 @@ class StartRequests:
             if not running.stops:
                 # The administrator has since mapped this person to another account.
                 self._keepers.stop(running, "The mapping of your identity has changed.")
-            self._starts.enter(start, State.PARKED)
+            self._starts.enter(start, StartState.PARKED)
         else:
             start.incarnation = running.incarnation
-            self._finish(start, Answer(m.Outcome.ALREADY_RUNNING))
+            self._finish(start, StartVerdict(m.StartOutcome.ALREADY_RUNNING))
 
     def _begin(self, start: Start) -> None:
         """Have a keeper forked, if there is a slot for this account: the queue is the manager's."""
         if not self._has_slot(start.local_user) or not self._reserve.is_free():
             limit = self._configuration.resolved.caps.max_starting
-            self._finish(start, Answer(m.Outcome.TRY_LATER, Refusal.SITE_BUSY, NO_SLOT.format(limit=limit)))
+            self._finish(start, StartVerdict(m.StartOutcome.TRY_LATER, Refusal.SITE_BUSY, NO_SLOT.format(limit=limit)))
             return
-        self._starts.enter(start, State.IN_KEEPER)
+        self._starts.enter(start, StartState.IN_KEEPER)
         if start.timer is not None:
             start.timer.cancel()
         for requester in start.requesters:
@@ -210,7 +210,7 @@ class StartRequests:
         while it holds another.
         """
         slots, free = self._configuration.resolved.caps.max_starting, self._keepers.free_slots()
-        own = sum(one.local_user == local_user for one in self._starts[State.IN_KEEPER].values())
+        own = sum(one.local_user == local_user for one in self._starts[StartState.IN_KEEPER].values())
         return free > 0 and own < max(1, slots // 2 if free > 1 else 1)
 
     def not_mapped(self, message: m.NotMapped) -> None:
@@ -221,26 +221,26 @@ class StartRequests:
         start.uep_id, start.correlation_id = clip(message.uep_id, 36), message.correlation_id
         start.identities, start.refused_by_mapper = message.identities, True
         start.audit["detail"] = message.detail
-        self._finish(start, Answer(outcome_of(message.code), message.code, message.public))
+        self._finish(start, StartVerdict(outcome_of(message.code), message.code, message.public))
 
     def rechecked(self, message: m.StillMapped | m.NoLongerMapped) -> None:
         """Take the mapper's answer to a re-check: it concerns a running user endpoint, so nothing starts."""
         start = self._answered_by_mapper(message.ref, type(message).__name__)
         if start is None:
             return
-        unavailable = isinstance(message, m.NoLongerMapped) and outcome_of(message.code) is m.Outcome.UNAVAILABLE
-        outcome = m.Outcome.UNAVAILABLE if unavailable else m.Outcome.ALREADY_RUNNING
+        unavailable = isinstance(message, m.NoLongerMapped) and outcome_of(message.code) is m.StartOutcome.UNAVAILABLE
+        outcome = m.StartOutcome.UNAVAILABLE if unavailable else m.StartOutcome.ALREADY_RUNNING
         start.uep_id, start.correlation_id = message.uep_id, message.correlation_id
-        self._answer(start, Answer(outcome))
+        self._answer(start, StartVerdict(outcome))
         self._drop(start)
         self._rechecked(message)
 
     # --- from the keepers -----------------------------------------------------------------------------
 
-    def finish_from_keeper(self, uep_id: str, answer: Answer) -> None:
+    def finish_from_keeper(self, uep_id: str, answer: StartVerdict) -> None:
         """Answer the start that the keeper of `uep_id` worked on, if it is still unanswered."""
         start = self._starts.of_user_endpoint(uep_id)
-        if start is not None and start.state is State.IN_KEEPER:
+        if start is not None and start.state is StartState.IN_KEEPER:
             self._finish(start, answer)
 
     def endpoint_gone(self, uep_id: str) -> None:
@@ -249,12 +249,12 @@ class StartRequests:
 
     # --- ends -------------------------------------------------------------------------------------------
 
-    def _finish(self, start: Start, answer: Answer) -> None:
+    def _finish(self, start: Start, answer: StartVerdict) -> None:
         """Write the audit record first, then answer every requester."""
         start.audit.update(answer.audit)
         self._record(start, answer.outcome, answer.code)
         self._answer(start, answer)
-        if answer.outcome is m.Outcome.STARTED and not start.requesters:
+        if answer.outcome is m.StartOutcome.STARTED and not start.requesters:
             self._to_manager.running(self._endpoints[start.uep_id])  # a former manager asked; the present one must know
         self._drop(start)
 
@@ -271,8 +271,8 @@ class StartRequests:
         self._audit.write("start", **said, **who, identities=start.identities, **audit)
         self._log.info("start answered", **said, **who, **audit)
 
-    def _answer(self, start: Start, answer: Answer) -> None:
-        runs = answer.outcome is m.Outcome.STARTED or answer.outcome is m.Outcome.ALREADY_RUNNING
+    def _answer(self, start: Start, answer: StartVerdict) -> None:
+        runs = answer.outcome is m.StartOutcome.STARTED or answer.outcome is m.StartOutcome.ALREADY_RUNNING
         for requester in start.requesters:
             self._requesters.discard(requester)
             self._to_manager.answered(
@@ -293,12 +293,12 @@ class StartRequests:
             start.timer.cancel()
         if start.descriptor >= 0:
             os.close(self._release(start))
-        self._starts.enter(start, State.DONE)
+        self._starts.enter(start, StartState.DONE)
         self._go_on()
 
     def _abandon(self, start: Start) -> None:
         """Expect the mapper's answer to a start that is given up."""
-        if start.state is State.MAPPING:
+        if start.state is StartState.MAPPING:
             self._abandoned.add(start.ref)
 
     def _overdue(self, start: Start) -> None:
@@ -306,20 +306,20 @@ class StartRequests:
         code = TABLE[start.state].overdue
         if code is None:
             return
-        if start.state is State.MAPPING:
+        if start.state is StartState.MAPPING:
             silent_s = self._loop.clock() - self._mapper_moved_at
             if silent_s >= 0.9 * self._timeout_s() and (mapper := self._mapper.child):
                 mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._abandon(start)
         text = STILL_ENDING if code is Refusal.SITE_BUSY else public_text(code)
-        self._finish(start, Answer(m.Outcome.UNAVAILABLE, code, text))
+        self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, code, text))
 
     def mapper_lost(self) -> None:
         """The mapper is gone: all its requests, sent or waiting, were signed for its epoch. Answer them."""
         self._abandoned.clear()
         code = Refusal.MAPPER_UNAVAILABLE
         for start in [one for one in self._starts if TABLE[one.state].needs_mapper]:
-            self._finish(start, Answer(m.Outcome.UNAVAILABLE, code, public_text(code)))
+            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, code, public_text(code)))
 
     def manager_lost(self) -> None:
         """The manager is gone, so no answers are awaited. Starts with a keeper go on; the rest is dropped."""
@@ -337,9 +337,11 @@ class StartRequests:
         self._closed = public
         for start in [one for one in self._starts if TABLE[one.state].needs_manager]:
             self._abandon(start)
-            self._finish(start, Answer(m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, public))
+            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, public))
 
 
-def _no_room() -> Answer:
-    text = NO_ROOM.format(stage=Stage.MAP.name)
-    return Answer(m.Outcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"detail": "the monitor has no free descriptor"})
+def _no_room() -> StartVerdict:
+    text = NO_ROOM.format(stage=StartStage.MAP.name)
+    return StartVerdict(
+        m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"detail": "the monitor has no free descriptor"}
+    )

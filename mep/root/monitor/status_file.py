@@ -11,7 +11,7 @@ import time
 
 from mep.boundary.log import Log
 from mep.boundary.runtime_files import MonitorStatus, write_reasons, write_status
-from mep.root.monitor.event_loop import Loop, Timer
+from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.user_endpoints import Endpoints
 
 _REFUSED = "refused when last read, the previous one stays in force: the log says why"
@@ -20,7 +20,7 @@ INCIDENT_S = 300.0
 INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
-class Status:
+class StatusFile:
     """The monitor's published state. Set the fields, then call `changed`."""
 
     def __init__(self, directory: str, endpoint_id: str, started_at: float, endpoints: Endpoints) -> None:
@@ -33,12 +33,12 @@ class Status:
         self._reasons: dict[str, str] = {}
         self._directory, self._endpoint_id, self._started_at = directory, endpoint_id, started_at
         self._endpoints = endpoints
-        self._loop: Loop | None = None
+        self._loop: PollLoop | None = None
         self._log: Log | None = None
         self._due: Timer | None = None
         self._written_at = float("-inf")
 
-    def attach(self, loop: Loop, log: Log) -> None:
+    def attach(self, loop: PollLoop, log: Log) -> None:
         """Write the file at changes from now on."""
         self._loop, self._log = loop, log
         self.changed()

@@ -14,7 +14,7 @@ from mep.boundary.log import Log
 from mep.root.monitor.audit_log import open_appending
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.helper_process import Helper
-from mep.root.monitor.user_endpoints import Endpoints, UserEndpoint
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 
 _MAX_UNTOLD = 4096
 
@@ -64,21 +64,21 @@ class ToManager:
         """Answer a request of this manager."""
         self._send(answer)
 
-    def account(self, endpoint: UserEndpoint) -> None:
+    def account(self, endpoint: RunningEndpoint) -> None:
         """Name the account of a user endpoint, if task records are kept."""
         if self._configuration.resolved.task_log_path:
             name = endpoint.incarnation
             self._send(m.EndpointAccount(endpoint.uid, endpoint.uep_id, endpoint.local_user, incarnation=name))
 
-    def running(self, endpoint: UserEndpoint) -> None:
+    def running(self, endpoint: RunningEndpoint) -> None:
         """Say that a user endpoint runs. A later manager is told when it is ready."""
         self._send(m.EndpointRunning(endpoint.uep_id, incarnation=endpoint.incarnation))
 
-    def revoked(self, endpoint: UserEndpoint, code: str, public: str) -> None:
+    def revoked(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
         """Say that a user endpoint is being ended. `ended` always reports the end."""
         self._send(m.EndpointRevoked(*_about(endpoint, code, public), incarnation=endpoint.incarnation))
 
-    def ended(self, endpoint: UserEndpoint, code: str, public: str) -> None:
+    def ended(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
         """Say, now or to the next manager, that a user endpoint has ended."""
         message = m.EndpointEnded(*_about(endpoint, code, public), incarnation=endpoint.incarnation)
         if not self._send(message):
@@ -89,5 +89,5 @@ class ToManager:
         self._send(m.RecheckNow())
 
 
-def _about(endpoint: UserEndpoint, code: str, public: str) -> tuple[str, str, str, str]:
+def _about(endpoint: RunningEndpoint, code: str, public: str) -> tuple[str, str, str, str]:
     return endpoint.uep_id, clip(code, 64), clip(public, 1024), clip(endpoint.correlation_id, 64)

@@ -54,7 +54,7 @@ TABLE: dict[tuple[UepPhase, UepEvent], UepPhase] = {
 
 
 @dataclass(slots=True, eq=False)
-class UserEndpoint:
+class RunningEndpoint:
     """One user endpoint, from the fork of its keeper until that keeper is gone."""
 
     uep_id: str
@@ -142,14 +142,14 @@ class UserEndpoint:
         return value | {name: True for name, flag in flags.items() if flag}
 
 
-class Endpoints(dict[str, UserEndpoint]):
+class Endpoints(dict[str, RunningEndpoint]):
     """User endpoints by their id."""
 
     def of_uid(self, uid: int) -> int:
         """Return how many user endpoints the account with `uid` has."""
         return sum(one.uid == uid for one in self.values())
 
-    def of_another(self, person: bytes, uid: int) -> list[UserEndpoint]:
+    def of_another(self, person: bytes, uid: int) -> list[RunningEndpoint]:
         """Return the user endpoints of `uid` that aren't known to be `person`'s. An unknown owner counts as another."""
         return [one for one in self.values() if one.uid == uid and one.person != person]
 
@@ -161,6 +161,6 @@ class Endpoints(dict[str, UserEndpoint]):
         """Return how many user endpoints are being started."""
         return sum(one.phase is UepPhase.STARTING for one in self.values())
 
-    def by_keeper(self, pid: int) -> UserEndpoint | None:
+    def by_keeper(self, pid: int) -> RunningEndpoint | None:
         """Return the user endpoint of the keeper `pid`."""
         return next((one for one in self.values() if one.keeper_pid == pid), None)

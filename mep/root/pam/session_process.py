@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mep.boundary.channel import clip
-from mep.boundary.errors import Refusal, SpawnFailed, Stage, public_text
+from mep.boundary.errors import Refusal, SpawnFailed, StartStage, public_text
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused, privileged_objection
 from mep.root.kernel import process_exit, syscalls
@@ -136,10 +136,10 @@ class PamSession:
         plan, context = login.plan, Context()
         try:
             prepare(plan.open_files)
-            self._stage(Stage.PAM_ACCOUNT, keeper, self._check_account)
-            self._stage(Stage.SETGROUPS, keeper, lambda: _take_groups(plan))
-            self._stage(Stage.PAM_CRED, keeper, self._establish)
-            self._stage(Stage.PAM_SESSION, keeper, self._open)
+            self._stage(StartStage.PAM_ACCOUNT, keeper, self._check_account)
+            self._stage(StartStage.SETGROUPS, keeper, lambda: _take_groups(plan))
+            self._stage(StartStage.PAM_CRED, keeper, self._establish)
+            self._stage(StartStage.PAM_SESSION, keeper, self._open)
             self._check_groups(login.forbidden)
             pid, user_endpoint = self._fork(login, self._in_session(plan, context))
         finally:
@@ -150,7 +150,7 @@ class PamSession:
         _say(keeper, pid=pid)
         return user_endpoint
 
-    def _stage(self, stage: Stage, keeper: socket.socket, step: Callable[[], None]) -> None:
+    def _stage(self, stage: StartStage, keeper: socket.socket, step: Callable[[], None]) -> None:
         """Report the next stage first, because a module may never return. Then run it."""
         if wait_readable([keeper.fileno()], 0):
             raise KeeperGone
@@ -168,7 +168,7 @@ class PamSession:
         self._transaction = libpam.Transaction(self._service, self._user, self._hear)
         self._transaction.check_account()
         if (name := self._transaction.user()) != self._user:
-            raise _refused(Stage.PAM_ACCOUNT, f"PAM service {self._service} means another user: {clip(name, 64)}")
+            raise _refused(StartStage.PAM_ACCOUNT, f"PAM service {self._service} means another user: {clip(name, 64)}")
 
     def _establish(self) -> None:
         assert self._transaction is not None
@@ -183,7 +183,7 @@ class PamSession:
     def _check_groups(self, forbidden: Mapping[int, str]) -> None:
         """Raise StartRefused if modules have added a privileged group, which policy refuses for the account itself."""
         if objection := privileged_objection(self._user, os.getgroups(), forbidden):
-            raise _refused(Stage.PAM_SESSION, f"after PAM's modules: {objection}")
+            raise _refused(StartStage.PAM_SESSION, f"after PAM's modules: {objection}")
 
     def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
         """Return pid and pidfd of the user endpoint. Limits that modules have set apply to this process too."""
@@ -191,7 +191,7 @@ class PamSession:
             pid = spawn_for(login.keeper, plan, login.pipe)
             return pid, os.pidfd_open(pid)  # the keeper does not reap it before it is told of it
         except OSError as error:
-            raise SpawnFailed(Stage.FORK, error.errno or 0) from None
+            raise SpawnFailed(StartStage.FORK, error.errno or 0) from None
 
     def _in_session(self, plan: SpawnPlan, context: Context) -> SpawnPlan:
         """Return `plan` with the session's environment and settings."""
@@ -247,7 +247,7 @@ def _words(failure: StartRefused | SpawnFailed) -> dict[str, object]:
     return {"code": failure.code, "public": failure.public}
 
 
-def _refused(stage: Stage, detail: str) -> StartRefused:
+def _refused(stage: StartStage, detail: str) -> StartRefused:
     return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
 
 

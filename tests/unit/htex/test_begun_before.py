@@ -15,9 +15,9 @@ from mep_wire.errors import EngineFailed
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import Broken, Ready, Restarted
-from user_endpoint.engines.htex.engine import GlobusComputeEngine
-from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.engines.htex.block_events import BlocksFailed, ExecutorReady, InterchangeRestarted
+from user_endpoint.engines.htex.engine import HtexEngine
+from user_endpoint.settings import GlobusComputeSettings as Settings
 from user_endpoint.workers import start_journal
 
 
@@ -43,7 +43,7 @@ class NotingClient:
 def test_no_block_is_wanted_for_a_walltime_of_a_task_that_ended_as_it_came(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = GlobusComputeEngine(Settings(), run_directory=str(tmp_path))
+    engine = HtexEngine(Settings(), run_directory=str(tmp_path))
     client, wanted = NotingClient(), list[tuple[int, list[float]]]()
 
     def want(outstanding: int, walltimes: Iterable[float] = ()) -> None:
@@ -63,15 +63,15 @@ def test_no_block_is_wanted_for_a_walltime_of_a_task_that_ended_as_it_came(
 def test_results_that_had_left_the_interchange_before_it_died_are_taken(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = GlobusComputeEngine(Settings(), run_directory=str(tmp_path))
+    engine = HtexEngine(Settings(), run_directory=str(tmp_path))
     client = NotingClient()
     monkeypatch.setattr(engine, "_client", client)
     monkeypatch.setattr(engine, "_drop_client", lambda: setattr(engine, "_client", None))
     engine.submit([EngineTask(row, f"task-{row}", "f", b"", b"", b"", 0.0) for row in (1, 2, 3)])
     done, started, waiting = engine._numbers[1], engine._numbers[2], engine._numbers[3]
     result = protocol.Result(done, "", "", b"value", 1.0, 2.0)
-    client.frames = [protocol.encode(protocol.Report(results=[result], lost=[started, waiting], pool="pool"))]
-    monkeypatch.setattr(engine._blocks, "take_news", lambda: [Restarted({done, started})])
+    client.frames = [protocol.encode(protocol.WorkerReport(results=[result], lost=[started, waiting], pool="pool"))]
+    monkeypatch.setattr(engine._blocks, "take_events", lambda: [InterchangeRestarted({done, started})])
     ended = {event.row: event.code for event in engine.collect() if isinstance(event, ResultItem)}
     assert ended == {1: "", 2: "WORKER_LOST"}
     assert [held.task.row for held in engine._waiting] == [3]
@@ -80,32 +80,32 @@ def test_results_that_had_left_the_interchange_before_it_died_are_taken(
 @pytest.fixture
 def given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An engine with tasks 1 (begun, not yet reported) and 2 handed over, and a client that a test speaks for."""
-    engine = GlobusComputeEngine(Settings(), run_directory=str(tmp_path))
+    engine = HtexEngine(Settings(), run_directory=str(tmp_path))
     engine._notes.look_back()
     client = NotingClient()
     client.begun_directory = engine._notes.open()
     monkeypatch.setattr(engine, "_client", client)
     monkeypatch.setattr(engine, "_drop_client", lambda: setattr(engine, "_client", None))
-    news: list[Any] = []
-    monkeypatch.setattr(engine._blocks, "take_news", lambda: [news.pop()] if news else [])
-    monkeypatch.setattr(engine._blocks, "place", lambda block_id: ("", ""))
+    block_event: list[Any] = []
+    monkeypatch.setattr(engine._blocks, "take_events", lambda: [block_event.pop()] if block_event else [])
+    monkeypatch.setattr(engine._blocks, "location", lambda block_id: ("", ""))
     engine.submit([EngineTask(row, f"task-{row}", "f", b"", b"", b"", 0.0) for row in (1, 2)])
     start_journal.create(f"{client.begun_directory}/pool.0", start_journal.FENCED)
-    worker = start_journal.BegunLog(f"{client.begun_directory}/pool.0", start_journal.FENCED)
+    worker = start_journal.StartJournal(f"{client.begun_directory}/pool.0", start_journal.FENCED)
     assert worker.note(engine._numbers[1], "task-1")
-    return engine, client, worker, news
+    return engine, client, worker, block_event
 
 
-def codes(engine: GlobusComputeEngine) -> dict[int, str]:
+def codes(engine: HtexEngine) -> dict[int, str]:
     return {event.row: event.code for event in engine.collect() if isinstance(event, ResultItem)}
 
 
 def test_the_notes_are_read_before_the_engine_is_said_to_have_failed(
     given_up: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, client, worker, news = given_up
+    engine, client, worker, block_event = given_up
     engine._blocks._client = client
-    monkeypatch.setattr(engine._blocks, "_tell", news.append)
+    monkeypatch.setattr(engine._blocks, "_tell", block_event.append)
     engine._blocks._over(EngineFailed(reason="Parsl's interchange has died 3 times"))  # on the blocks' thread
     assert codes(engine) == {1: "WORKER_LOST", 2: "ENGINE_FAILED"}
     assert not worker.note(2, "task-2"), "it may begin nothing more"
@@ -117,32 +117,32 @@ def test_where_the_notes_cannot_be_read_every_task_counts_as_begun(
     def unreadable(_: str) -> set[int]:
         raise OSError(errno.ESTALE, "stale file handle")
 
-    engine, client, _, news = given_up
+    engine, client, _, block_event = given_up
     engine._blocks._client = client
-    monkeypatch.setattr(engine._blocks, "_tell", news.append)
+    monkeypatch.setattr(engine._blocks, "_tell", block_event.append)
     monkeypatch.setattr(engine._notes, "close", unreadable)
     engine._blocks._over(EngineFailed(reason="Parsl's interchange has died 3 times"))
     assert codes(engine) == {1: "WORKER_LOST", 2: "WORKER_LOST"}
 
 
 def test_blocks_that_fail_end_only_what_is_given_back_unbegun(given_up: Any) -> None:
-    engine, client, _, news = given_up
+    engine, client, _, block_event = given_up
     first, second = engine._numbers[1], engine._numbers[2]
-    news.append(Broken(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
+    block_event.append(BlocksFailed(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
     assert codes(engine) == {}
     assert client.said[-1] == protocol.Cancel([first, second])
     back = protocol.Result(second, "TASK_CANCELLED", "", b"", 0.0, 1.0)
-    client.frames = [protocol.encode(protocol.Report(results=[back], lost=[first], pool="pool"))]
+    client.frames = [protocol.encode(protocol.WorkerReport(results=[back], lost=[first], pool="pool"))]
     assert codes(engine) == {1: "WORKER_LOST", 2: "ENGINE_FAILED"}
 
 
 def test_a_task_that_was_killed_to_be_given_back_had_begun(given_up: Any) -> None:
-    engine, client, _, news = given_up
+    engine, client, _, block_event = given_up
     first = engine._numbers[1]
-    news.append(Broken(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
+    block_event.append(BlocksFailed(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
     engine.collect()
     killed = protocol.Result(first, "TASK_CANCELLED", "", b"", 0.0, 1.0)
-    client.frames = [protocol.encode(protocol.Report(started=[first], results=[killed], pool="pool"))]
+    client.frames = [protocol.encode(protocol.WorkerReport(started=[first], results=[killed], pool="pool"))]
     assert codes(engine) == {1: "WORKER_LOST"}
 
 
@@ -150,11 +150,11 @@ def test_a_task_that_was_killed_to_be_given_back_had_begun(given_up: Any) -> Non
 def test_what_an_earlier_process_had_begun_is_lost_whatever_fails_now(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    engine = GlobusComputeEngine(Settings(), run_directory=str(tmp_path))
+    engine = HtexEngine(Settings(), run_directory=str(tmp_path))
     monkeypatch.setattr(engine._notes, "was_begun", lambda task_id, attempt: task_id == "begun")
     tasks = [EngineTask(1, "begun", "f", b"", b"", b"", 0.0), EngineTask(2, "new", "f", b"", b"", b"", 0.0)]
-    broken = [Broken(EngineFailed(reason="no block starts"), time.monotonic() + 60)]
-    monkeypatch.setattr(engine._blocks, "take_news", lambda: [broken.pop()] if broken else [])
+    broken = [BlocksFailed(EngineFailed(reason="no block starts"), time.monotonic() + 60)]
+    monkeypatch.setattr(engine._blocks, "take_events", lambda: [broken.pop()] if broken else [])
     if when == "while it drains":
         broken.clear()
         engine.drain()
@@ -172,13 +172,13 @@ BLOCKS_OF_A_MINUTE: dict[str, Any] = {
 
 
 @pytest.fixture
-def after_a_kill(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> GlobusComputeEngine:
+def after_a_kill(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> HtexEngine:
     """An engine with an earlier user endpoint process, which was killed while a worker ran the task "begun"."""
     directory = tmp_path / "begun" / "open-1"
     directory.mkdir(parents=True)
     start_journal.create(str(directory / "w1"), start_journal.FENCED)
-    start_journal.BegunLog(str(directory / "w1"), start_journal.FENCED).note(7, "begun")
-    engine = GlobusComputeEngine(Settings(**BLOCKS_OF_A_MINUTE), run_directory=str(tmp_path))
+    start_journal.StartJournal(str(directory / "w1"), start_journal.FENCED).note(7, "begun")
+    engine = HtexEngine(Settings(**BLOCKS_OF_A_MINUTE), run_directory=str(tmp_path))
     monkeypatch.setattr(engine, "_drop_client", lambda: setattr(engine, "_client", None))
     return engine
 
@@ -187,30 +187,30 @@ def task(row: int, name: str, walltime_s: float = 0.0) -> EngineTask:
     return EngineTask(row, name, "f", b"", b"", b"", walltime_s)
 
 
-def ends(engine: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch, *news: object) -> dict[str, str]:
+def ends(engine: HtexEngine, monkeypatch: pytest.MonkeyPatch, *block_event: object) -> dict[str, str]:
     """Tell the engine this news; return the codes with which tasks end."""
-    monkeypatch.setattr(engine._blocks, "take_news", lambda: list(news))
+    monkeypatch.setattr(engine._blocks, "take_events", lambda: list(block_event))
     return {event.task_id: event.code for event in engine.collect() if isinstance(event, ResultItem)}
 
 
 def test_where_notes_of_an_earlier_process_cannot_be_read_no_task_is_said_to_be_unbegun(
-    after_a_kill: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch
+    after_a_kill: HtexEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = after_a_kill
     engine.submit([task(1, "begun")])
-    news = Broken(EngineFailed(reason="OSError: stale file handle"), math.inf)
-    assert ends(engine, monkeypatch, news) == {"begun": "USER_ENDPOINT_LOST"}
+    block_event = BlocksFailed(EngineFailed(reason="OSError: stale file handle"), math.inf)
+    assert ends(engine, monkeypatch, block_event) == {"begun": "USER_ENDPOINT_LOST"}
 
 
 def test_a_walltime_that_fits_no_block_is_judged_after_what_had_begun(
-    after_a_kill: GlobusComputeEngine, monkeypatch: pytest.MonkeyPatch
+    after_a_kill: HtexEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = after_a_kill
     engine.submit([task(1, "begun", 600.0), task(2, "new", 600.0)])  # the template's blocks were longer then
     assert ends(engine, monkeypatch) == {}
     engine._notes.look_back()
     monkeypatch.setattr(engine, "_epoll", Registry())
-    assert ends(engine, monkeypatch, Ready(NotingClient())) == {  # type: ignore[arg-type]
+    assert ends(engine, monkeypatch, ExecutorReady(NotingClient())) == {  # type: ignore[arg-type]
         "begun": "USER_ENDPOINT_LOST",
         "new": "WALLTIME_TOO_LONG",
     }
@@ -223,21 +223,24 @@ class Registry:
 
 
 def test_results_that_had_arrived_when_the_engine_is_over_are_taken(given_up: Any) -> None:
-    engine, client, _, news = given_up
+    engine, client, _, block_event = given_up
     done = protocol.Result(engine._numbers[1], "", "", b"value", 1.0, 2.0)
-    client.frames = [protocol.encode(protocol.Report(results=[done], block_id="0"))]
-    news.append(Broken(EngineFailed(reason="OSError: no such directory"), math.inf, set()))
+    client.frames = [protocol.encode(protocol.WorkerReport(results=[done], block_id="0"))]
+    block_event.append(BlocksFailed(EngineFailed(reason="OSError: no such directory"), math.inf, set()))
     assert codes(engine) == {1: "", 2: "ENGINE_FAILED"}
 
 
 def test_a_task_that_a_node_had_is_not_said_to_be_unbegun(given_up: Any) -> None:
     """A node reports no start of a task that ends in the same report."""
-    engine, client, _, news = given_up
+    engine, client, _, block_event = given_up
     first, second = engine._numbers[1], engine._numbers[2]
-    news.append(Broken(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
+    block_event.append(BlocksFailed(EngineFailed(reason="3 blocks of workers failed in a row"), time.monotonic() + 60))
     engine.collect()
     killed, back = (protocol.Result(number, "TASK_CANCELLED", "", b"", 0.0, 1.0) for number in (first, second))
-    reports = [protocol.Report(results=[killed], block_id="0"), protocol.Report(results=[back])]  # node, interchange
+    reports = [
+        protocol.WorkerReport(results=[killed], block_id="0"),
+        protocol.WorkerReport(results=[back]),
+    ]  # node, interchange
     client.frames = [protocol.encode(report) for report in reports]
     assert codes(engine) == {1: "WORKER_LOST", 2: "ENGINE_FAILED"}
 
@@ -254,5 +257,5 @@ def test_a_walltime_that_fits_no_new_block_ends_by_what_the_answer_says(
     assert codes(engine) == {}, "a node may have begun it"
     assert client.said[-1] == protocol.Cancel([engine._numbers[3]])
     back = protocol.Result(engine._numbers[3], "TASK_CANCELLED", "", b"", 0.0, 1.0)
-    client.frames = [protocol.encode(protocol.Report(results=[back], block_id=block_id))]
+    client.frames = [protocol.encode(protocol.WorkerReport(results=[back], block_id=block_id))]
     assert codes(engine) == {3: code}

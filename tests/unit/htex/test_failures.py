@@ -16,15 +16,15 @@ from user_endpoint.engines.htex.failures import (
     MAX_BROKEN,
     MOST_PAUSE_S,
     MOST_WAIT_S,
+    BlockFailure,
     Cause,
-    Failure,
     Failures,
     of_block,
     of_error,
 )
 
-SHORT, BROKEN = Failure(Cause.SHORT, "no space left"), Failure(Cause.BROKEN, "no module quux")
-KILLED = Failure(Cause.KILLED, "it was killed")
+SHORT, BROKEN = BlockFailure(Cause.SHORT, "no space left"), BlockFailure(Cause.BROKEN, "no module quux")
+KILLED = BlockFailure(Cause.KILLED, "it was killed")
 
 
 def status(tmp_path: pathlib.Path, *, message: str = "", stderr: str = "", exit_code: int | None = 1) -> JobStatus:
@@ -99,7 +99,7 @@ def test_what_is_broken_is_tried_three_times() -> None:
 
 
 @pytest.mark.parametrize("failure", [SHORT, KILLED])
-def test_what_is_short_or_killed_is_tried_for_as_long_as_tasks_are_to_wait(failure: Failure) -> None:
+def test_what_is_short_or_killed_is_tried_for_as_long_as_tasks_are_to_wait(failure: BlockFailure) -> None:
     noted, at, tries = Failures("blocks"), 0.0, 0
     while not (said := noted.note(at, at, failure)):
         at, tries = max(at + 0.5, noted.next_at), tries + 1

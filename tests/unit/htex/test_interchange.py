@@ -31,6 +31,6 @@ def test_a_step_of_the_clock_loses_no_node(monkeypatch: pytest.MonkeyPatch) -> N
     interchange._block_ended("0")
     interchange.expire_bad_managers(set(), None)
     (report,) = results.sent
-    assert isinstance(report, protocol.Report)
+    assert isinstance(report, protocol.WorkerReport)
     assert list(report.lost) == [1, 2]
     assert not interchange._ready_managers

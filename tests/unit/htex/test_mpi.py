@@ -13,7 +13,7 @@ from mep_wire.errors import ResourceSpecInvalid
 from user_endpoint.engines.htex.mpi import block_nodes, launch_variables
 from user_endpoint.engines.htex.worker_pool_options import OptionsInvalid
 from user_endpoint.resource_spec import ResourceRule, Shape, shape_of
-from user_endpoint.settings import ProcessPoolEngine, SettingsInvalid, settings_from
+from user_endpoint.settings import ProcessPoolSettings, SettingsInvalid, settings_from
 
 
 def shape(**spec: Any) -> Shape:
@@ -51,9 +51,9 @@ def test_what_is_not_given_follows(spec: dict[str, Any], expected: tuple[int, in
 
 
 def test_other_engines_take_no_specification() -> None:
-    ResourceRule(ProcessPoolEngine()).check(b"")
+    ResourceRule(ProcessPoolSettings()).check(b"")
     with pytest.raises(ResourceSpecInvalid, match="ProcessPoolEngine takes none"):
-        ResourceRule(ProcessPoolEngine()).check(msgspec.msgpack.encode({"num_nodes": 1}))
+        ResourceRule(ProcessPoolSettings()).check(msgspec.msgpack.encode({"num_nodes": 1}))
 
 
 def test_nodes_as_schedulers_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from user_endpoint.engines.htex.worker_binding import places
+from user_endpoint.engines.htex.worker_binding import worker_bindings
 from user_endpoint.engines.htex.worker_pool_options import Options, OptionsInvalid, parse_options, worker_count
 
 NEEDED = ["--addresses=10.0.0.1,::1", "--port=5", "--cert_dir=/c", "--logdir=/l", "--block_id=3"]
@@ -61,10 +61,10 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_processors(affinity: str, shares: list[list[int]]) -> None:
-    found = places(options(cpu_affinity=affinity), 3, range(7), "pool")
-    assert [place.processors for place in found] == shares
+    found = worker_bindings(options(cpu_affinity=affinity), 3, range(7), "pool")
+    assert [location.processors for location in found] == shares
     if affinity != "none":
-        assert [place.variables["OMP_NUM_THREADS"] for place in found] == [str(len(share)) for share in shares]
+        assert [location.variables["OMP_NUM_THREADS"] for location in found] == [str(len(share)) for share in shares]
         assert found[0].variables["KMP_AFFINITY"] == f"explicit,proclist=[{','.join(map(str, shares[0]))}]"
     else:
         assert "OMP_NUM_THREADS" not in found[0].variables
@@ -73,11 +73,11 @@ def test_processors(affinity: str, shares: list[list[int]]) -> None:
 @pytest.mark.parametrize(("affinity", "says"), [("list:1:2", "2 groups"), ("block", "more than the 2 processors")])
 def test_processors_that_are_not_there(affinity: str, says: str) -> None:
     with pytest.raises(OptionsInvalid, match=says):
-        places(options(cpu_affinity=affinity), 3, [0, 1], "pool")
+        worker_bindings(options(cpu_affinity=affinity), 3, [0, 1], "pool")
 
 
 def test_accelerators_and_ranks() -> None:
-    first, second = places(options(accelerators=("0", "MIG-7")), 2, [0], "pool")
+    first, second = worker_bindings(options(accelerators=("0", "MIG-7")), 2, [0], "pool")
     assert second.variables["CUDA_VISIBLE_DEVICES"] == second.variables["ZE_AFFINITY_MASK"] == "MIG-7"
     assert first.variables["PARSL_WORKER_RANK"] == "0"
     assert second.variables["PARSL_WORKER_COUNT"] == "2"
@@ -86,5 +86,5 @@ def test_accelerators_and_ranks() -> None:
 
 def test_workers_share_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("user_endpoint.engines.htex.worker_binding._cuda_devices", lambda: 2)
-    found = places(options(accelerators=("0", "1", "2", "3")), 4, [0], "pool")
-    assert [place.variables["CUDA_VISIBLE_DEVICES"] for place in found] == ["0", "0", "1", "1"]
+    found = worker_bindings(options(accelerators=("0", "1", "2", "3")), 4, [0], "pool")
+    assert [location.variables["CUDA_VISIBLE_DEVICES"] for location in found] == ["0", "0", "1", "1"]

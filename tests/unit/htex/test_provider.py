@@ -10,11 +10,11 @@ import pytest
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.engines.htex.executor import free_port, free_ports
 from user_endpoint.engines.htex.provider import Plan, worker_addresses
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine
+from user_endpoint.settings import AddressSettings, GlobusComputeSettings
 
 
 def plan(**options: Any) -> Plan:
-    return Plan(GlobusComputeEngine(**options))
+    return Plan(GlobusComputeSettings(**options))
 
 
 def detail_of(**options: Any) -> str:
@@ -65,7 +65,7 @@ def test_what_parsl_does_not_have(provider: dict[str, Any], says: str) -> None:
 def test_conveniences_reach_the_provider() -> None:
     made = plan(nodes_per_block=3, worker_init="module load x", provider={"type": "LocalProvider", "max_blocks": 2})
     assert made.most_pools == 6
-    assert made.expected_slots(GlobusComputeEngine(max_workers_per_node=1)) == 6
+    assert made.expected_slots(GlobusComputeSettings(max_workers_per_node=1)) == 6
     provider = made.make()
     assert provider.nodes_per_block == 3
     assert "\nmodule load x\n" in provider.worker_init
@@ -83,9 +83,9 @@ def test_a_launcher_is_made_with_its_options(tmp_path: Path) -> None:
 
 
 def test_addresses() -> None:
-    assert worker_addresses(GlobusComputeEngine(), local=True) == ["127.0.0.1"]
-    assert worker_addresses(GlobusComputeEngine(address="10.1.2.3"), local=False) == ["10.1.2.3"]
-    by_name = GlobusComputeEngine(address=AddressSettings(type="address_by_interface", ifname="lo"))
+    assert worker_addresses(GlobusComputeSettings(), local=True) == ["127.0.0.1"]
+    assert worker_addresses(GlobusComputeSettings(address="10.1.2.3"), local=False) == ["10.1.2.3"]
+    by_name = GlobusComputeSettings(address=AddressSettings(type="address_by_interface", ifname="lo"))
     assert worker_addresses(by_name, local=False) == ["127.0.0.1"]
     assert "engine.address: none0" in detail_of(address=AddressSettings(type="address_by_interface", ifname="none0"))
 

@@ -15,7 +15,7 @@ from parsl.jobs.states import JobState
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler, scheduler_of
-from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.settings import GlobusComputeSettings as Settings
 
 
 class Site:

@@ -13,7 +13,7 @@ from parsl.jobs.states import JobState
 
 from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.engines.htex.script_paths import launcher_with_quoted_paths
-from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.settings import GlobusComputeSettings as Settings
 
 QSTAT = """{
     "timestamp":1700000000,

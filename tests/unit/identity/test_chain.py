@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from identity import loader
-from identity.base import Answer, How, Identity, Trace
-from identity.chain import MAX_FIELD_CHARS, Chain, Link
-from identity.errors import AmbiguousMapping, MapperUnavailable, NameRefused, NoMapping
+from identity.base import Identity, LookupOptions, MappingAnswer, Trace
+from identity.chain import MAX_FIELD_CHARS, Chain, ChainEntry
+from identity.errors import AmbiguousMapping, NameRefused, NoMapping, SourceUnavailable
 
 Loader = Callable[..., Chain]
 
@@ -48,8 +48,10 @@ class Broken:
 
     description = "broken"
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
-        raise MapperUnavailable("down")
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
+        raise SourceUnavailable("down")
 
     def close(self) -> None: ...
 
@@ -62,8 +64,10 @@ class Fixed:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def answers(self, identities: Sequence[Identity], trace: Trace | None, how: How) -> Sequence[Answer]:
-        return [Answer(identity, self._name, "fixed") for identity in identities]
+    def answers(
+        self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
+    ) -> Sequence[MappingAnswer]:
+        return [MappingAnswer(identity, self._name, "fixed") for identity in identities]
 
     def close(self) -> None: ...
 
@@ -110,7 +114,7 @@ def test_identities_that_do_not_count_are_seen_by_no_mapper(load: Loader) -> Non
     assert chain.map([no_status, no_id, {**BOB, "status": "unused"}, ALICE]).name == "alice"
     for nothing in ([], [no_status], [{}]):
         with pytest.raises(NoMapping):
-            Chain([Link(Fixed("alice"))]).map(nothing)
+            Chain([ChainEntry(Fixed("alice"))]).map(nothing)
 
 
 def test_fields_that_cannot_be_used_count_as_absent(load: Loader) -> None:
@@ -230,12 +234,12 @@ def test_the_first_mapper_that_answers_wins(load: Loader) -> None:
 
 
 def test_a_mapper_that_fails_stops_the_chain_unless_the_site_lets_it_go_on() -> None:
-    with pytest.raises(MapperUnavailable, match="document 0: broken: down"):
-        Chain([Link(Broken()), Link(Fixed("guest"))]).map([ALICE])
-    assert Chain([Link(Broken(), pass_on_error=True), Link(Fixed("guest"))]).map([ALICE]).name == "guest"
-    assert Chain([Link(Fixed("guest")), Link(Broken())]).map([ALICE]).name == "guest"
+    with pytest.raises(SourceUnavailable, match="document 0: broken: down"):
+        Chain([ChainEntry(Broken()), ChainEntry(Fixed("guest"))]).map([ALICE])
+    assert Chain([ChainEntry(Broken(), pass_on_error=True), ChainEntry(Fixed("guest"))]).map([ALICE]).name == "guest"
+    assert Chain([ChainEntry(Fixed("guest")), ChainEntry(Broken())]).map([ALICE]).name == "guest"
     with pytest.raises(NoMapping):
-        Chain([Link(Broken(), pass_on_error=True)]).map([ALICE])
+        Chain([ChainEntry(Broken(), pass_on_error=True)]).map([ALICE])
 
 
 def test_an_ambiguity_stops_the_chain_whatever_on_error_says(load: Loader) -> None:
@@ -254,10 +258,12 @@ def test_explain_says_what_each_mapper_answered_and_why(load: Loader) -> None:
 
 
 def test_explain_shows_failures_and_refusals(load: Loader) -> None:
-    explanation = Chain([Link(Broken(), pass_on_error=True), Link(Broken()), Link(Fixed("x"))]).explain([ALICE])
+    explanation = Chain(
+        [ChainEntry(Broken(), pass_on_error=True), ChainEntry(Broken()), ChainEntry(Fixed("x"))]
+    ).explain([ALICE])
     assert [step.outcome for step in explanation.steps] == ["failed", "failed", "not tried"]
     assert "passed over" in explanation.steps[0].reason
-    assert isinstance(explanation.error, MapperUnavailable)
+    assert isinstance(explanation.error, SourceUnavailable)
     ambiguous = load(rules(GENERAL)).explain([ALICE, BOB])
     assert ambiguous.steps[0].outcome == "ambiguous"
     assert [answer.name for answer in ambiguous.steps[0].answers] == ["alice", "bob"]

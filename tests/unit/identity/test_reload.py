@@ -12,7 +12,7 @@ import pytest
 
 from identity import loader
 from identity.chain import Chain
-from identity.errors import MapperUnavailable, NoMapping
+from identity.errors import NoMapping, SourceUnavailable
 from identity.reloader import RETRY_S, SETTLE_S, Reloader
 from identity.tracked_files import FileRefused, Files, Rules
 from mep.boundary.file_trust import ours
@@ -121,7 +121,7 @@ def test_a_broken_one_leaves_the_one_before(path: pathlib.Path, broken: bytes | 
 def test_none_that_was_ever_good(path: pathlib.Path) -> None:
     path.write_text("[")
     reloader = follow(path)
-    with pytest.raises(MapperUnavailable, match="not JSON"):
+    with pytest.raises(SourceUnavailable, match="not JSON"):
         _ = reloader.chain
     path.write_text(content("two"))
     assert settled(reloader)

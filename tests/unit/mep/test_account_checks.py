@@ -9,7 +9,7 @@ import pytest
 
 from mep.boundary.channel import Channel
 from mep.root.account.recheck_process import Subject
-from mep.root.monitor.child import Child, Kind, Phase
+from mep.root.monitor.child import Child, ChildKind, Phase
 from tests.support.monitor_parts import Parts
 
 SUBJECT = Subject("alice", 1000, "files")
@@ -25,7 +25,7 @@ def parts(tmp_path: pathlib.Path) -> Iterator[Parts]:
 def checker(parts: Parts) -> Iterator[Child]:
     """A checker as the monitor sees it, of a process that there isn't."""
     ours, theirs = Channel.pair()
-    yield Child(Kind.CHECKER, 99, ours, Phase.ADMITTING, parts.loop)
+    yield Child(ChildKind.CHECKER, 99, ours, Phase.ADMITTING, parts.loop)
     ours.close()
     theirs.close()
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from mep.root.monitor.user_endpoints import UepEvent, UepPhase, UserEndpoint
+from mep.root.monitor.user_endpoints import RunningEndpoint, UepEvent, UepPhase
 from tests.support.monitor_parts import Parts
 
 INTERVAL_S, LIMIT_S = 10.0, 1000.0
@@ -39,7 +39,7 @@ class Site:
         """The ages in seconds at which a warning was logged."""
         return [float(record["seconds"]) for record in self.parts.audit_records("overdue")]
 
-    def _end(self, endpoint: UserEndpoint, code: str, *_: str) -> None:
+    def _end(self, endpoint: RunningEndpoint, code: str, *_: str) -> None:
         self.ended.append((self.parts.now - endpoint.mapped_at, code))
         endpoint.take(UepEvent.STOP)
 

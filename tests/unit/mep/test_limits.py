@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from mep.boundary import cgroup_support
-from mep.boundary.errors import ConfigRefused, SpawnFailed, Stage
+from mep.boundary.errors import ConfigRefused, SpawnFailed, StartStage
 from mep.boundary.resolved_config import GroupLimits, Limits
 from mep.config.limits import resolved_limits, size
 from mep.config.parser import read_document
 from mep.root.account.lookup import limits_of
 from mep.root.keeper import cgroup
 from mep.root.keeper.cgroup_gate import Placing, rlimits
-from mep.root.kernel.spawn import Account
+from mep.root.kernel.spawn import SpawnAccount
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch
 
 WHERE: Any = SimpleNamespace(config="config.yaml")
@@ -60,10 +60,10 @@ def test_groups_have_everybodys_values_but_their_own() -> None:
 
 
 def test_the_first_group_decides() -> None:
-    who = Account("alice", 1000, 0, (), "/", "/bin/sh")
+    who = SpawnAccount("alice", 1000, 0, (), "/", "/bin/sh")
     groups = [GroupLimits("no-such-group", Limits(processes=1)), GroupLimits("root", Limits(processes=2))]
     assert limits_of(who, Limits(), groups).processes == 2
-    assert limits_of(Account("bob", 1001, 1001, (), "/", "/bin/sh"), Limits(), groups) == Limits()
+    assert limits_of(SpawnAccount("bob", 1001, 1001, (), "/", "/bin/sh"), Limits(), groups) == Limits()
 
 
 def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(open_files=100, file_size=4096, processes=20)
     assert cgroup_support.problem([limits]) == ""
     assert [value for _, value in rlimits(limits)] == [100, 4096, 20]
-    placing = Placing("site", "uep", Account("alice", 1000, 1000, (), "/", "/bin/sh"), limits)
+    placing = Placing("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), limits)
     assert placing.gate is None and placing.admit(1, lambda: 1.0) is None
 
 
@@ -94,11 +94,11 @@ def test_a_child_that_cannot_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBUSY, "busy")
 
-    monkeypatch.setattr("mep.root.keeper.cgroup_gate.place", fail)
-    placing = Placing("site", "uep", Account("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
+    monkeypatch.setattr("mep.root.keeper.cgroup_gate.enter", fail)
+    placing = Placing("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
     with pytest.raises(SpawnFailed) as caught:
         placing.admit(1, lambda: 1.0)
-    assert (caught.value.stage, caught.value.errno) == (Stage.CGROUP, errno.EBUSY)
+    assert (caught.value.stage, caught.value.errno) == (StartStage.CGROUP, errno.EBUSY)
     placing.close()
 
 

@@ -189,8 +189,8 @@ def test_starts_wait_here_until_the_monitor_has_a_slot(manager: Running, relay_e
         relay_end.say(messages.SignedStart(uep_id=f"uep-{number}", request=b"r", signature=b"s"))
     first = manager.next(StartEndpoint)
     manager.say(StartBegun(ref=first.ref))
-    placed = [relay_end.next(messages.StartPlaced) for _ in range(2)]
-    assert [(one.uep_id, one.place) for one in placed] == [("uep-1", 1), ("uep-2", 2)]
+    placed = [relay_end.next(messages.StartQueued) for _ in range(2)]
+    assert [(one.uep_id, one.position) for one in placed] == [("uep-1", 1), ("uep-2", 2)]
     manager.say(answered(first, "started"))
     assert relay_end.next(messages.StartAnswer).outcome == "started"
     second = manager.next(StartEndpoint)

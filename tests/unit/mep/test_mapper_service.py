@@ -28,7 +28,7 @@ from mep.boundary.messages import (
     StartAnswered,
 )
 from mep.boundary.resolved_config import MapperSection
-from mep.mapper.mapper import Mapper
+from mep.mapper.mapper import MapperProcess
 from mep_wire.identity import IdentitySet
 from mep_wire.start_request import VerifiedStart, decode_start
 from tests.support.start_requests import ENDPOINT, EPOCH, RelaySide, alice
@@ -59,11 +59,11 @@ class Running:
             }
         )  # fmt: skip
         self.failure: BaseException | None = None
-        mapper = Mapper(section, relay.unseal_key.private_bytes_raw(), theirs, Log("mapper"), epoch=EPOCH)
+        mapper = MapperProcess(section, relay.unseal_key.private_bytes_raw(), theirs, Log("mapper"), epoch=EPOCH)
         self.thread = threading.Thread(target=self._run, args=(mapper, theirs))
         self.thread.start()
 
-    def _run(self, mapper: Mapper, channel: Channel) -> None:
+    def _run(self, mapper: MapperProcess, channel: Channel) -> None:
         try:
             mapper.run()
         except BoundaryViolation as error:

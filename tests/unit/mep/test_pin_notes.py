@@ -11,7 +11,7 @@ import pytest
 
 from mep.cli import relay_request
 from mep.cli.pins_call import CHUNK, DATAGRAM_BYTES, work
-from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, Kind, decode
+from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, AnswerKind, decode
 
 CHUNKS = 20
 
@@ -36,9 +36,9 @@ def test_a_relay_that_flaps_ends_no_pinning(monkeypatch: pytest.MonkeyPatch) -> 
     work("http://relay", "token", ids, theirs)
     theirs.close()
     kinds = []
-    while not kinds or kinds[-1] is Kind.NOTE:
+    while not kinds or kinds[-1] is AnswerKind.NOTE:
         kinds.append(decode(ours.recv(RECORD_BYTES)).kind)
-    assert kinds == [Kind.NOTE] * MAX_NOTES + [Kind.DONE]
+    assert kinds == [AnswerKind.NOTE] * MAX_NOTES + [AnswerKind.DONE]
     assert asked["attempts"] == 3 * CHUNKS
     size = 0
     while part := ours.recv(DATAGRAM_BYTES):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 
-from mep.manager.recheck_schedule import ANSWER_S, MAX_UNDER_WAY, PACE_S, SOON_S, Rechecks
+from mep.manager.recheck_schedule import ANSWER_S, MAX_UNDER_WAY, PACE_S, SOON_S, RecheckSchedule
 
 
-def run(rechecks: Rechecks, start: float, end: float, *, said: bool = True) -> list[tuple[float, str]]:
+def run(rechecks: RecheckSchedule, start: float, end: float, *, said: bool = True) -> list[tuple[float, str]]:
     """Let time pass, answering at once; return each request with its time."""
     asked, now = [], start
     while (now := max(now, rechecks.next_at())) < end:
@@ -18,8 +18,8 @@ def run(rechecks: Rechecks, start: float, end: float, *, said: bool = True) -> l
     return asked
 
 
-def many(count: int, interval_s: float = 300.0) -> Rechecks:
-    rechecks = Rechecks(interval_s, random.Random(1).random)
+def many(count: int, interval_s: float = 300.0) -> RecheckSchedule:
+    rechecks = RecheckSchedule(interval_s, random.Random(1).random)
     for number in range(count):
         rechecks.add(f"uep-{number}", 0.0)
     return rechecks

@@ -16,7 +16,7 @@ from mep_wire.errors import StartRequestRefused
 from mep_wire.relay_keys import EarlierKeys, RelayKeys
 from mep_wire.start_request import MAX_SIGNATURES, SIGNATURE_CONTEXT, encode_start
 from relay.dispatch.start_signing import OverlapSigner
-from relay.state_dir import Keys, State, StateRefused, _Pending, _Rotations
+from relay.state_dir import Keys, StateDir, StateRefused, _Pending, _Rotations
 from tests.support.start_requests import ENDPOINT, EPOCH, NOW, RelaySide
 
 URL = "https://relay.example.org"
@@ -32,8 +32,8 @@ def umask() -> Iterator[None]:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State.open(tmp_path / "relay")
+def state(tmp_path: Path) -> StateDir:
+    return StateDir.open(tmp_path / "relay")
 
 
 def check(pinned: RelayKeys | None, keys: Keys, expected: str = "") -> str:
@@ -54,7 +54,7 @@ def test_a_fingerprint_is_written_as_ssh_writes_one() -> None:
     assert RelayKeys(OTHER.signing, b"x" * 32).fingerprint != OTHER.fingerprint
 
 
-def test_the_first_registration_and_one_with_the_pinned_keys(state: State) -> None:
+def test_the_first_registration_and_one_with_the_pinned_keys(state: StateDir) -> None:
     keys = state.keys()
     assert check(None, keys) == ""
     assert check(keys.public, keys) == ""
@@ -62,7 +62,7 @@ def test_the_first_registration_and_one_with_the_pinned_keys(state: State) -> No
 
 
 @pytest.mark.parametrize("kind", ["signing", "link"])
-def test_a_change_is_refused_with_both_fingerprints_and_what_to_do(state: State, kind: str) -> None:
+def test_a_change_is_refused_with_both_fingerprints_and_what_to_do(state: StateDir, kind: str) -> None:
     keys = state.keys()
     pinned = RelayKeys(
         OTHER.signing if kind == "signing" else keys.public.signing, OTHER.link if kind == "link" else keys.public.link
@@ -74,7 +74,7 @@ def test_a_change_is_refused_with_both_fingerprints_and_what_to_do(state: State,
     assert keys.public.fingerprint in check(pinned, keys, keys.public.fingerprint)
 
 
-def test_a_fingerprint_that_is_not_the_relays(state: State) -> None:
+def test_a_fingerprint_that_is_not_the_relays(state: StateDir) -> None:
     keys = state.keys()
     for pinned in (OTHER, keys.public):
         said = refused(pinned, keys, "SHA256:else")
@@ -82,7 +82,7 @@ def test_a_fingerprint_that_is_not_the_relays(state: State) -> None:
         assert keys.public.fingerprint in said
 
 
-def test_keys_that_the_earlier_ones_have_signed(state: State) -> None:
+def test_keys_that_the_earlier_ones_have_signed(state: StateDir) -> None:
     first = state.keys()
     second = state.rotate_keys(60.0)
     third = state.rotate_keys(60.0, new_link=True)
@@ -94,9 +94,9 @@ def test_keys_that_the_earlier_ones_have_signed(state: State) -> None:
     assert "RELAY_KEY_CHANGED" in refused(third.public, second), "not the way back"
 
 
-def test_a_forged_chain(state: State, tmp_path: Path) -> None:
+def test_a_forged_chain(state: StateDir, tmp_path: Path) -> None:
     first = state.keys()
-    thief = State.open(tmp_path / "thief").keys()
+    thief = StateDir.open(tmp_path / "thief").keys()
     statement = b"mep relay key rotation v1\0" + first.signing_public + first.link_public
     statement += thief.signing_public + thief.link_public
     for signature in (thief.signing.sign(statement), bytes(64), b"", first.signing.sign(statement[26:])):
@@ -110,7 +110,7 @@ def test_a_forged_chain(state: State, tmp_path: Path) -> None:
     assert not leads_to(first.public, [*second.earlier, middle], thief.public), "one link is genuine, the next is not"
 
 
-def test_a_stolen_key_signs_nothing_more(state: State) -> None:
+def test_a_stolen_key_signs_nothing_more(state: StateDir) -> None:
     first = state.keys()
     state.rotate_keys(60.0)
     now = state.rotate_keys(60.0, stolen=True)
@@ -118,7 +118,7 @@ def test_a_stolen_key_signs_nothing_more(state: State) -> None:
     assert "RELAY_KEY_CHANGED" in refused(first.public, now)
 
 
-def test_in_the_overlap_old_and_new_pins_accept_starts_and_later_only_the_new(state: State) -> None:
+def test_in_the_overlap_old_and_new_pins_accept_starts_and_later_only_the_new(state: StateDir) -> None:
     first = state.keys()
     second = state.rotate_keys(3600.0)
     data = encode_start(RelaySide().request())
@@ -144,13 +144,13 @@ def test_in_the_overlap_old_and_new_pins_accept_starts_and_later_only_the_new(st
     assert not accepted(second.public, during[1:])
 
 
-def test_more_keys_in_overlap_than_a_request_may_have_signatures(state: State) -> None:
+def test_more_keys_in_overlap_than_a_request_may_have_signatures(state: StateDir) -> None:
     for _ in range(MAX_SIGNATURES + 2):
         keys = state.rotate_keys(3600.0)
     assert len(OverlapSigner(keys.signing, keys.overlap).sign(b"data")) == 64 * MAX_SIGNATURES
 
 
-def test_secrets_whose_time_is_up_are_forgotten(state: State) -> None:
+def test_secrets_whose_time_is_up_are_forgotten(state: StateDir) -> None:
     first = state.keys()
     secret = first.signing.private_bytes_raw().hex()
     state.rotate_keys(3600.0)
@@ -165,7 +165,7 @@ def test_secrets_whose_time_is_up_are_forgotten(state: State) -> None:
 
 
 @pytest.mark.parametrize("name", ["signing.key", "link.key"])
-def test_a_rotation_that_was_cut_short_is_completed(state: State, name: str) -> None:
+def test_a_rotation_that_was_cut_short_is_completed(state: StateDir, name: str) -> None:
     first = state.keys()
     before = (state.directory / "signing.key").read_bytes()
     state._write_rotations(_cut_short(state))
@@ -178,7 +178,7 @@ def test_a_rotation_that_was_cut_short_is_completed(state: State, name: str) -> 
     assert before != (state.directory / "signing.key").read_bytes()
 
 
-def _cut_short(state: State) -> _Rotations:
+def _cut_short(state: StateDir) -> _Rotations:
     """Return rotations.json after a rotation's decision, with the key files as they were before."""
     files = {one: (state.directory / one).read_bytes() for one in ("signing.key", "link.key")}
     state.rotate_keys(60.0, new_link=True)
@@ -190,7 +190,7 @@ def _cut_short(state: State) -> _Rotations:
     return rotations
 
 
-def test_a_key_that_the_chain_does_not_lead_to(state: State) -> None:
+def test_a_key_that_the_chain_does_not_lead_to(state: StateDir) -> None:
     state.rotate_keys(60.0)
     (state.directory / "signing.key").write_bytes(bytes(32))
     with pytest.raises(StateRefused, match="restore"):

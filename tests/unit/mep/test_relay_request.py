@@ -15,7 +15,7 @@ import pytest
 
 from mep.cli import relay_request
 from mep.cli.endpoint_dirs import write_new
-from mep.cli.relay_answer import Kind, RelayAnswer
+from mep.cli.relay_answer import AnswerKind, RelayAnswer
 from mep.cli.relay_request import RelayCall
 from tests.support.certificates import Authority
 
@@ -75,27 +75,27 @@ def _once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_something_else_answers_there(status: int, body: bytes, said: str) -> None:
     with server(status, body) as port:
         answer = outcome(f"http://127.0.0.1:{port}")
-    assert answer.kind is Kind.MALFORMED
+    assert answer.kind is AnswerKind.MALFORMED
     assert answer.text.startswith(said) and answer.text.endswith("is this address a MEP relay's? Check relay_url")
 
 
 def test_a_proxy_whose_relay_is_down() -> None:
     with server(502, b"<html>bad gateway") as port:
         answer = outcome(f"http://127.0.0.1:{port}")
-    assert (answer.kind, "does the relay run?" in answer.text) == (Kind.REFUSED, True)
+    assert (answer.kind, "does the relay run?" in answer.text) == (AnswerKind.REFUSED, True)
 
 
 def test_https_is_asked_of_a_plain_port() -> None:
     with server(200, b"") as port:
         answer = outcome(f"https://127.0.0.1:{port}")
-    assert answer.kind is Kind.UNREACHABLE
+    assert answer.kind is AnswerKind.UNREACHABLE
     assert answer.text.startswith("it speaks plain http on this port, not https; ")
 
 
 def test_a_plain_request_to_an_https_port(tmp_path: Path) -> None:
     with server(200, b"", Authority(tmp_path).server("127.0.0.1")) as port:
         answer = outcome(f"http://127.0.0.1:{port}")
-        assert (answer.kind, "speak https?" in answer.text) == (Kind.UNREACHABLE, True), answer.text
+        assert (answer.kind, "speak https?" in answer.text) == (AnswerKind.UNREACHABLE, True), answer.text
         foreign = outcome(f"https://127.0.0.1:{port}")
     assert "its certificate is not accepted: " in foreign.text and "SSL_CERT_FILE" in foreign.text
 

@@ -12,7 +12,7 @@ import pytest
 from mep.boundary import messages as m
 from mep.boundary.channel import Channel
 from mep.boundary.memfd import sealed_memfd
-from mep.root.monitor.start import TABLE, Answer, Start, Starts, State
+from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict
 from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.user_endpoints import TABLE as UEP_TABLE
 from mep.root.monitor.user_endpoints import UepEvent, UepPhase
@@ -80,22 +80,22 @@ def site(parts: Parts) -> Site:
 
 
 def test_the_tables_lead_to_an_end_and_not_out_of_it() -> None:
-    assert set(TABLE) == set(State)
-    assert not TABLE[State.DONE].then
-    assert all(State.DONE in row.then for state, row in TABLE.items() if state is not State.DONE)
-    assert set().union(*(row.then for row in TABLE.values())) == set(State) - {State.RECEIVED}
+    assert set(TABLE) == set(StartState)
+    assert not TABLE[StartState.DONE].then
+    assert all(StartState.DONE in row.then for state, row in TABLE.items() if state is not StartState.DONE)
+    assert set().union(*(row.then for row in TABLE.values())) == set(StartState) - {StartState.RECEIVED}
     lacking = {(phase, event) for phase in UepPhase for event in UepEvent} - set(UEP_TABLE)
     assert lacking == {(UepPhase.RUNNING, UepEvent.READY), (UepPhase.STOPPING, UepEvent.READY)}
     assert all(then is UepPhase.ENDED for (_, event), then in UEP_TABLE.items() if event is UepEvent.REPORTED)
 
 
-@pytest.mark.parametrize("state", [State.PARKED, State.IN_KEEPER, State.RECEIVED])
-def test_a_step_that_the_table_lacks_is_refused(state: State) -> None:
+@pytest.mark.parametrize("state", [StartState.PARKED, StartState.IN_KEEPER, StartState.RECEIVED])
+def test_a_step_that_the_table_lacks_is_refused(state: StartState) -> None:
     starts, start = Starts(), Start(1, [1], -1, 0)
-    starts.enter(start, State.WAITING)
+    starts.enter(start, StartState.WAITING)
     with pytest.raises(ValueError, match="waiting for the mapper"):
         starts.enter(start, state)
-    assert list(starts) == [start] and start.state is State.WAITING
+    assert list(starts) == [start] and start.state is StartState.WAITING
 
 
 def test_what_finds_no_slot_is_to_be_asked_for_later(site: Site) -> None:
@@ -106,13 +106,13 @@ def test_what_finds_no_slot_is_to_be_asked_for_later(site: Site) -> None:
     assert site.told() == {2: "try_later", 4: "try_later"}
     assert site.begun == {1, 3}
     site.parts.endpoints[IDS[1]].take(UepEvent.READY)
-    site.starts.finish_from_keeper(IDS[1], Answer(m.Outcome.STARTED))
+    site.starts.finish_from_keeper(IDS[1], StartVerdict(m.StartOutcome.STARTED))
     site.start(5, 2, "alice")
     assert site.keepers.forked == [IDS[1], IDS[3], IDS[2]]
 
 
 def test_refused_forks_are_answered_one_after_the_other(site: Site) -> None:
-    site.keepers.refusal = Answer(m.Outcome.UNAVAILABLE, "SITE_BUSY", "full")
+    site.keepers.refusal = StartVerdict(m.StartOutcome.UNAVAILABLE, "SITE_BUSY", "full")
     for ref in range(1, 5):
         site.start(ref, ref)
     assert site.told() == dict.fromkeys(range(1, 5), "unavailable")
@@ -124,7 +124,7 @@ def test_a_second_request_for_one_user_endpoint_gets_the_same_answer(site: Site)
         site.start(ref, 5)
     assert site.told() == {}
     site.parts.endpoints[IDS[5]].take(UepEvent.READY)
-    site.starts.finish_from_keeper(IDS[5], Answer(m.Outcome.STARTED))
+    site.starts.finish_from_keeper(IDS[5], StartVerdict(m.StartOutcome.STARTED))
     assert site.told() == dict.fromkeys((1, 2, 3), "started")
     site.start(4, 5)
     assert site.told()[4] == "already_running"
@@ -148,7 +148,7 @@ def test_a_lost_mapper_answers_what_it_had_and_what_waited_for_it(site: Site) ->
         site.ask(ref)
     site.starts.mapper_lost()
     assert site.told() == {2: "unavailable", 3: "unavailable"}
-    site.starts.finish_from_keeper(IDS[1], Answer(m.Outcome.STARTED))
+    site.starts.finish_from_keeper(IDS[1], StartVerdict(m.StartOutcome.STARTED))
     assert site.told()[1] == "started"
 
 
@@ -158,7 +158,7 @@ def test_of_a_lost_manager_only_starts_with_a_keeper_are_left(site: Site) -> Non
     site.start(2, 2)
     site.ask(3)
     site.starts.manager_lost()
-    assert [one.state for one in site.starts._starts] == [State.IN_KEEPER]
+    assert [one.state for one in site.starts._starts] == [StartState.IN_KEEPER]
     (abandoned,) = site.mapping()
     site.mapped(abandoned, 3)  # the mapper answers, and nothing comes of it
     site.parts.pass_time(0.0)

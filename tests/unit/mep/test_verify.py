@@ -75,9 +75,9 @@ def test_altered_on_the_way(relay: RelaySide, field: str) -> None:
 
 def test_one_flipped_bit_anywhere(relay: RelaySide) -> None:
     data, signature = msgspec.msgpack.decode(relay.document())
-    for place in range(0, len(data), 7):
+    for index in range(0, len(data), 7):
         flipped = bytearray(data)
-        flipped[place] ^= 1
+        flipped[index] ^= 1
         assert isinstance(refused(relay, msgspec.msgpack.encode([bytes(flipped), signature])), StartRequestRefused)
 
 

@@ -11,12 +11,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mep_wire.errors import RelayBusy
 from mep_wire.limits import MAX_BODY_BYTES
 from relay.api import http_protocol
-from relay.api.body_budget import Bodies
+from relay.api.body_budget import BodyBudget
 from relay.api.http_protocol import BoundedConnection
 
 
 def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
-    bodies = Bodies(of_one=100, of_all=250, short=0)
+    bodies = BodyBudget(of_one=100, of_all=250, short=0)
     with ExitStack() as held:
         held.enter_context(bodies.room("alice", 60))
         with pytest.raises(RelayBusy, match="your requests"), bodies.room("alice", 41):
@@ -32,7 +32,7 @@ def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
 
 
 def test_a_few_who_hold_all_that_they_may_keep_nobody_out() -> None:
-    bodies = Bodies(of_one=400, of_all=1600, short=10)
+    bodies = BodyBudget(of_one=400, of_all=1600, short=10)
     with ExitStack() as held:
         for person in ("alice", "bob", "carol", "dave"):
             for _ in range(4):
@@ -48,7 +48,7 @@ def test_a_few_who_hold_all_that_they_may_keep_nobody_out() -> None:
 
 
 def test_what_is_held_is_given_back_also_after_a_failure_and_no_size_counts_as_the_largest() -> None:
-    bodies = Bodies(of_one=MAX_BODY_BYTES, of_all=MAX_BODY_BYTES)
+    bodies = BodyBudget(of_one=MAX_BODY_BYTES, of_all=MAX_BODY_BYTES)
     with pytest.raises(ZeroDivisionError), bodies.room("alice", None):
         with pytest.raises(RelayBusy), bodies.room("bob", MAX_BODY_BYTES // 2):
             pass

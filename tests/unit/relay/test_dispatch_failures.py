@@ -25,7 +25,7 @@ from relay.dispatch.live_state import ManagerLink, Uep
 from relay.dispatch.submissions import PersonLimits
 from relay.link.base import Peer, PlaneHandler
 from relay.store.base import Tx
-from relay.store.records import Ending, EndpointRecord, FunctionRecord, NewTask, UepRecord
+from relay.store.records import EndpointRecord, FunctionRecord, NewTask, TaskEnding, UepRecord
 from relay.store.sqlite import SqliteStore
 
 T = TypeVar("T")
@@ -76,8 +76,8 @@ class Scene:
     """A dispatcher with one user endpoint, one task and a manager."""
 
     def __init__(self, limits: PersonLimits | None = None) -> None:
-        self.store, self.plane = FailingStore(None), NotingPlane()
-        self.dispatcher = Dispatcher(self.store, self.plane, Ed25519PrivateKey.generate(), limits)
+        self.store, self.link_ = FailingStore(None), NotingPlane()
+        self.dispatcher = Dispatcher(self.store, self.link_, Ed25519PrivateKey.generate(), limits)
         endpoint_id = str(uuid.uuid4())
         unseal = X25519PrivateKey.generate().public_key().public_bytes_raw()
         endpoint = EndpointRecord(
@@ -100,8 +100,8 @@ class Scene:
         self.task = NewTask(task_id=uuid7().bytes, function=ref, payload=b"p")
         self.do(lambda tx: tx.add_tasks("a", "g", record.row, [self.task], 0, time.time()))
         self.manager = ManagerLink(endpoint_id=endpoint_id, peer=Peer(b"m", b"m", 0.0), epoch=b"e" * 32)
-        self.dispatcher.board.managers[endpoint_id] = self.manager
-        self.uep: Uep = self.dispatcher.board.uep(record)
+        self.dispatcher.live.managers[endpoint_id] = self.manager
+        self.uep: Uep = self.dispatcher.live.uep(record)
 
     def do(self, change: Callable[[Tx], T]) -> T:
         return self.store.submit(change).result()
@@ -111,13 +111,13 @@ class Scene:
         return self.store.tasks([self.task.task_id])[0].state
 
     def sent(self) -> list[Any]:
-        found, self.plane.sent = self.plane.sent, []
+        found, self.link_.sent = self.link_.sent, []
         kinds = {messages.SignedStart: codec.decode_to_manager, messages.Tasks: codec.decode_to_uep}
         return [kinds[messages.Tasks if b"\xa5Tasks" in frame[:8] else messages.SignedStart](frame) for frame in found]
 
     async def spoken(self) -> None:
-        await asyncio.wait_for(self.plane.spoken.wait(), 5)
-        self.plane.spoken.clear()
+        await asyncio.wait_for(self.link_.spoken.wait(), 5)
+        self.link_.spoken.clear()
 
     def says_running(self) -> None:
         answer = messages.StartAnswer(uep_id="u", outcome="already_running", code="", text="", correlation_id="")
@@ -200,7 +200,7 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         assert (task.state, task.code) == (TaskState.EXPIRED, TaskExpired.code)
         assert not scene.uep.has_queued
         await asyncio.gather(sweeper, return_exceptions=True)
-        assert scene.dispatcher.board.ueps == {}
+        assert scene.dispatcher.live.ueps == {}
 
     asyncio.run(run())
 
@@ -216,7 +216,7 @@ def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_kn
         scene.store.submit(lambda tx: tx.take_queued(scene.uep.row, 9, 999)).result()
         scene.store.submit(lambda tx: tx.record_started(scene.uep.row, [row], 1.0)).result()
         scene.uep.has_queued, scene.uep.unsettled, scene.uep.peer = False, True, Peer(b"u", b"u", 0.0)
-        scene.dispatcher.board.saw([scene.uep])
+        scene.dispatcher.live.saw([scene.uep])
         await asyncio.sleep(0.01)
         await scene.dispatcher.expire(0.005)  # long, but its link is up
         assert scene.state is TaskState.RUNNING
@@ -228,7 +228,7 @@ def test_what_a_site_that_never_comes_back_had_taken_expires_and_says_what_is_kn
         assert (begun.state, begun.code, sent.state) == (TaskState.EXPIRED, TaskExpired.code, TaskState.EXPIRED)
         assert "whether it finished is not known" in begun.text
         assert "not known to have begun" in sent.text
-        late = Ending(row=added.rows[0], state=TaskState.SUCCESS, payload=b"late")
+        late = TaskEnding(row=added.rows[0], state=TaskState.SUCCESS, payload=b"late")
         settled = scene.store.submit(lambda tx: tx.record_endings(scene.uep.row, [late])).result()
         assert settled.ended == 0
 

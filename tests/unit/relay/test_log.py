@@ -117,7 +117,7 @@ def test_as_json_each_line_is_an_object_whatever_a_peer_said(stream: Stuck) -> N
 
 
 def test_an_exception_that_a_peer_causes_again_and_again_has_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    sparing = log.Sparing(10.0, lambda: 0.0)
+    sparing = log.RateLimitedLog(10.0, lambda: 0.0)
     for number in range(100):
         try:
             raise (ValueError if number % 2 else LookupError)("unforeseen")

@@ -13,7 +13,7 @@ from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import StartRequestRefused, UserEndpointLost
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import Joining, Uep
-from relay.dispatch.lost import FATES, Fate, Step
+from relay.dispatch.lost import FATES, Fate, LossStep
 from relay.dispatch.task_transitions import reconcile
 from relay.link.base import Peer
 from tests.unit.relay.test_dispatch_failures import Scene
@@ -35,7 +35,7 @@ class Lost(Scene):
         self.uep.settled = key
         self.uep.go(UepState.ONLINE)
         self.uep.peer = Peer(b"u", key, 0.0)
-        del self.dispatcher.board.managers[self.manager.endpoint_id]
+        del self.dispatcher.live.managers[self.manager.endpoint_id]
         if state is not TaskState.QUEUED:
             self.do(lambda tx: tx.take_queued(self.uep.row, 1, 1000))
         if state is TaskState.RUNNING:
@@ -43,7 +43,7 @@ class Lost(Scene):
         self.uep.has_queued = state is TaskState.QUEUED
 
     async def ended(self) -> None:
-        await self.dispatcher._endings.conclude(self.uep, "KILLED", "Its process was killed.")
+        await self.dispatcher._process_loss.process_exited(self.uep, "KILLED", "Its process was killed.")
 
     async def given_up(self) -> None:
         await self.ended()
@@ -91,7 +91,7 @@ def test_the_end_of_a_process_decides_nothing(state: TaskState) -> None:
     async def run() -> None:
         scene = Lost(state)
         await scene.ended()
-        assert FATES[Step.ENDED][state] is Fate.STAYS
+        assert FATES[LossStep.ENDED][state] is Fate.STAYS
         assert scene.state is state
         assert scene.uep.needed
 
@@ -103,7 +103,7 @@ def test_the_next_process_tells(state: TaskState) -> None:
     async def run() -> None:
         scene = Lost(state)
         lost = await scene.told()
-        fate = FATES[Step.TOLD][state]
+        fate = FATES[LossStep.TOLD][state]
         assert (fate is Fate.ATTEMPT_LOST) == (lost == [scene.row])
         assert scene.state is (TaskState.RUNNING if fate is Fate.ATTEMPT_LOST else TaskState.QUEUED)
 
@@ -116,7 +116,7 @@ def test_only_what_was_never_sent_ends_as_not_begun(state: TaskState) -> None:
         scene = Lost(state)
         await scene.given_up()
         assert scene.state is TaskState.FAILED
-        fate = FATES[Step.GIVEN_UP][state]
+        fate = FATES[LossStep.GIVEN_UP][state]
         assert scene.code == (REFUSED.code if fate is Fate.NOT_BEGUN else UserEndpointLost.code)
         assert ("not known whether" in scene.text) == (fate is Fate.MAYBE_BEGUN)
         assert REFUSED.text in scene.text
@@ -131,9 +131,9 @@ def test_what_was_sent_is_remembered_by_a_relay_that_was_restarted() -> None:
         await scene.ended()
         record = scene.store.uep("u")
         assert record is not None
-        scene.dispatcher.board.ueps.clear()
-        scene.dispatcher.board._known.clear()
-        uep: Uep = scene.dispatcher.board.uep(record)
+        scene.dispatcher.live.ueps.clear()
+        scene.dispatcher.live._known.clear()
+        uep: Uep = scene.dispatcher.live.uep(record)
         assert uep is not scene.uep and uep.unsettled
         await scene.dispatcher.starts._refuse(uep, REFUSED)
         assert scene.code == UserEndpointLost.code
@@ -155,22 +155,22 @@ def test_a_task_to_be_cancelled_ends_with_the_process_it_was_sent_to() -> None:
 def test_an_end_stored_late_does_not_unsettle_the_next_process() -> None:
     async def run() -> None:
         scene = Lost(TaskState.RUNNING)
-        board = scene.dispatcher.board
-        insist = board.insist
+        live = scene.dispatcher.live
+        submit_retrying = live.submit_retrying
 
         class Slow:
             """The board, on which the next process joins while the end is being stored."""
 
             def __getattr__(self, name: str) -> Any:
-                return getattr(board, name)
+                return getattr(live, name)
 
-            async def insist(self, change: Any) -> Any:
-                done = await insist(change)
+            async def submit_retrying(self, change: Any) -> Any:
+                done = await submit_retrying(change)
                 scene.uep.set_process(b"k" * 32, b"j" * 16)
                 return done
 
-        endings = scene.dispatcher._endings
-        endings._board = Slow()  # type: ignore[assignment]
+        endings = scene.dispatcher._process_loss
+        endings._live = Slow()  # type: ignore[assignment]
         await scene.ended()
         assert not scene.uep.unsettled
 

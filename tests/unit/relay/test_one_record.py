@@ -92,20 +92,20 @@ def test_a_start_is_over_once_its_process_has_joined_also_where_the_record_was_f
 
     async def run() -> None:
         site = Site()
-        uep = site.dispatcher.board.uep(site.record())
+        uep = site.dispatcher.live.uep(site.record())
         go_on = site.later()
         task = NewTask(task_id=uuid7().bytes, function=site.task.function, payload=b"p" * 300_000)
         adding = asyncio.create_task(site.dispatcher.delivery.add(uep, "a", "g", [task]))
         await asyncio.sleep(0)
-        site.dispatcher.board.forget_idle(uep)  # the end of its last process was settled just now, say
+        site.dispatcher.live.forget_idle(uep)  # the end of its last process was settled just now, say
         go_on()
         await adding
         site.dispatcher.starts.want(uep)
         token = await site.start_request()
         peer = await site.join(token)
-        site.plane.sent.clear()
+        site.link_.sent.clear()
         await asyncio.sleep(0.5)  # the start's deadline is past, and the pause before another one
-        assert not [one for one in site.plane.sent if b"SignedStart" in one[:16]]
+        assert not [one for one in site.link_.sent if b"SignedStart" in one[:16]]
         assert peer.session is uep
         assert (uep.state, uep.starting, uep.timer) == (UepState.ONLINE, False, None)
 
@@ -115,16 +115,16 @@ def test_a_start_is_over_once_its_process_has_joined_also_where_the_record_was_f
 def test_whoever_holds_a_record_holds_the_only_one() -> None:
     async def run() -> None:
         site = Site()
-        board = site.dispatcher.board
+        live = site.dispatcher.live
         uep = site.uep
-        board.forget_idle(uep)
-        assert not board.ueps and not board.by_row
-        assert board.uep(site.record()) is uep and board.ueps["u"] is uep
-        board.forget_idle(uep)
+        live.forget_idle(uep)
+        assert not live.ueps and not live.by_row
+        assert live.uep(site.record()) is uep and live.ueps["u"] is uep
+        live.forget_idle(uep)
         site.uep = uep = None  # type: ignore[assignment]
         gc.collect()
-        made = board.uep(site.record())
-        assert board.by_row[made.row] is made
+        made = live.uep(site.record())
+        assert live.by_row[made.row] is made
 
     asyncio.run(run())
 
@@ -132,15 +132,15 @@ def test_whoever_holds_a_record_holds_the_only_one() -> None:
 def test_tasks_of_a_forgotten_record_are_asked_for_when_the_manager_comes() -> None:
     async def run() -> None:
         site = Site()
-        board, uep = site.dispatcher.board, site.uep
-        manager = board.managers.pop(site.manager.endpoint_id)
-        board.forget_idle(uep)
+        live, uep = site.dispatcher.live, site.uep
+        manager = live.managers.pop(site.manager.endpoint_id)
+        live.forget_idle(uep)
         added = NewTask(task_id=uuid7().bytes, function=site.task.function, payload=b"p")
         await site.dispatcher.delivery.add(uep, "a", "g", [added])
         site.dispatcher.starts.want(uep)
         site.uep = uep = None  # type: ignore[assignment]
         gc.collect()
-        board.managers[manager.endpoint_id] = manager
+        live.managers[manager.endpoint_id] = manager
         site.dispatcher.starts.want_all(manager.endpoint_id, at_once=True)
         await site.start_request()
 

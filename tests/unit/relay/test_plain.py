@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mep_wire.errors import BodyInvalid, PayloadTooLarge
 from mep_wire.ids import canonical_json
-from relay.api.json_values import plain
+from relay.api.json_values import to_json_value
 
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text() | st.binary(max_size=9),
@@ -23,11 +23,11 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 @given(st.dictionaries(st.text(), ANYTHING, max_size=4))
 def test_what_comes_out_is_plain_or_nothing_does(value: dict[str, Any]) -> None:
     try:
-        made = plain(value, "field", 10_000)
+        made = to_json_value(value, "field", 10_000)
     except BodyInvalid as error:
         assert "field: " in error.text
         return
-    assert plain(made, "field", 10_000) == made
+    assert to_json_value(made, "field", 10_000) == made
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(made)) == made
     assert msgspec.json.decode(canonical_json(made)) == made
 
@@ -35,11 +35,11 @@ def test_what_comes_out_is_plain_or_nothing_does(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", [{"a": 2**64}, {"a": {1: 2}}, {"a": object()}])
 def test_what_has_no_plain_form(value: dict[str, Any]) -> None:
     with pytest.raises(BodyInvalid, match="field: "):
-        plain(value, "field", 100)
+        to_json_value(value, "field", 100)
 
 
 def test_size_and_nothing() -> None:
-    assert plain(None, "field", 0) == {}
-    assert plain({"a": b"x", "b": float("nan")}, "field", 100) == {"a": "eA==", "b": None}
+    assert to_json_value(None, "field", 0) == {}
+    assert to_json_value({"a": b"x", "b": float("nan")}, "field", 100) == {"a": "eA==", "b": None}
     with pytest.raises(PayloadTooLarge, match="field has 9 bytes"):
-        plain({"a": "b"}, "field", 8)
+        to_json_value({"a": "b"}, "field", 8)

@@ -12,7 +12,7 @@ from mep_wire import messages
 from mep_wire.errors import StartFailed, StartInterrupted, UserEndpointLost
 from mep_wire.states import TaskState, UepState
 from relay.dispatch import start_trouble
-from relay.dispatch.start_trouble import MAX_PAUSE_S, MAX_TROUBLE_S, TRANSIENT, Trouble
+from relay.dispatch.start_trouble import MAX_PAUSE_S, MAX_TROUBLE_S, TRANSIENT, StartTrouble
 from tests.unit.relay.test_dispatch_failures import Scene
 from tests.unit.relay.test_lost_tasks import REFUSED, Lost
 
@@ -36,7 +36,7 @@ class Restarts(Scene):
 
 
 def test_pauses_double_up_to_a_limit_with_jitter() -> None:
-    trouble = Trouble()
+    trouble = StartTrouble()
     pauses = []
     for at in range(20):
         trouble.note(float(at), "it was killed")
@@ -47,7 +47,7 @@ def test_pauses_double_up_to_a_limit_with_jitter() -> None:
 
 
 def test_the_first_loss_of_a_running_process_costs_no_pause() -> None:
-    trouble = Trouble()
+    trouble = StartTrouble()
     trouble.note(0.0, "it was killed")
     assert trouble.pause(first_at_once=True) == 0.0
     trouble.note(1.0, "it was killed")
@@ -55,7 +55,7 @@ def test_the_first_loss_of_a_running_process_costs_no_pause() -> None:
 
 
 def test_trouble_ends_after_its_time_and_old_trouble_does_not_count() -> None:
-    trouble = Trouble()
+    trouble = StartTrouble()
     assert not trouble.note(0.0, "a")
     assert not trouble.note(MAX_TROUBLE_S - 1, "b")
     assert trouble.note(MAX_TROUBLE_S, "c")
@@ -120,7 +120,7 @@ def test_the_person_reads_why_a_start_came_to_nothing() -> None:
 def test_processes_that_die_after_their_join_are_asked_for_after_growing_pauses() -> None:
     async def run() -> None:
         scene = Lost(TaskState.QUEUED)
-        scene.dispatcher.board.managers[scene.manager.endpoint_id] = scene.manager
+        scene.dispatcher.live.managers[scene.manager.endpoint_id] = scene.manager
         await scene.ended()
         assert scene.uep.starting and scene.uep.timer is None  # the first at once
         scene.uep.starting = False

@@ -41,7 +41,7 @@ def test_tasks_are_stored_counted_and_their_user_endpoint_is_asked_for() -> None
         stored = scene.store.tasks([task.task_id for task in wanted.tasks])
         assert [task.state for task in stored] == [TaskState.QUEUED] * 3
         with pytest.raises(TooManyTasks, match="4 tasks are waiting"):  # one was there
-            scene.dispatcher.board.open_tasks.check("a", "", 1, 4)
+            scene.dispatcher.live.open_tasks.check("a", "", 1, 4)
         await scene.spoken()
         assert [type(one) for one in scene.sent()] == [messages.SignedStart]
         known = scene.store.uep(user_endpoint_id(scene.manager.endpoint_id, "a", {"nodes": 1}, {}))
@@ -70,8 +70,8 @@ def test_a_refused_submission_leaves_nothing(limits: PersonLimits | None, error:
             await scene.dispatcher.submit(wanted)
         assert scene.store.tasks([task.task_id for task in wanted.tasks]) == []
         with pytest.raises(TooManyTasks, match="1 tasks are waiting"):
-            scene.dispatcher.board.open_tasks.check("a", "", 1, 1)
-        assert scene.plane.sent == []
+            scene.dispatcher.live.open_tasks.check("a", "", 1, 1)
+        assert scene.link_.sent == []
 
     asyncio.run(run())
 

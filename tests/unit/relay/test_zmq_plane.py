@@ -13,12 +13,12 @@ import zmq
 from zmq.utils import z85
 
 from relay.link import zmq_link
-from relay.link.base import Peer, Session
-from relay.link.zmq_link import ZmqPlane
-from relay.log import Sparing
+from relay.link.base import LinkSession, Peer
+from relay.link.zmq_link import ZmqLink
+from relay.log import RateLimitedLog
 from tests.support.waiting import until_async
 
-SESSION = Session()
+SESSION = LinkSession()
 
 
 class Handler:
@@ -40,7 +40,7 @@ class Handler:
 class Dealer:
     """A peer."""
 
-    def __init__(self, plane: ZmqPlane, relay_public: bytes, routing_id: bytes | None = None) -> None:
+    def __init__(self, link_: ZmqLink, relay_public: bytes, routing_id: bytes | None = None) -> None:
         public, secret = zmq.curve_keypair()
         self.key = z85.decode(public)
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -49,10 +49,10 @@ class Dealer:
         self.socket.curve_serverkey = relay_public
         if routing_id is not None:
             self.socket.routing_id = routing_id
-        self.socket.connect(plane.address)
+        self.socket.connect(link_.address)
 
 
-async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
+async def heard(link_: ZmqLink, handler: Handler, public: bytes) -> Dealer:
     """Return a peer after its first message has come under a name that an earlier peer had.
 
     A ROUTER frees a name when it notices that the connection is closed, which takes a moment. A peer that comes before
@@ -60,7 +60,7 @@ async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
     """
     async with asyncio.timeout(20):
         while True:
-            dealer = Dealer(plane, public, b"name")
+            dealer = Dealer(link_, public, b"name")
             dealer.socket.send(b"again")
             with contextlib.suppress(AssertionError):
                 await until_async("a frame", lambda key=dealer.key: handler.frames[-1][0].key == key, 1.0)
@@ -68,28 +68,28 @@ async def heard(plane: ZmqPlane, handler: Handler, public: bytes) -> Dealer:
             dealer.socket.close()
 
 
-def run(scenario: Callable[[ZmqPlane, Handler, bytes], Awaitable[None]]) -> None:
+def run(scenario: Callable[[ZmqLink, Handler, bytes], Awaitable[None]]) -> None:
     async def main() -> None:
         public, secret = zmq.curve_keypair()
-        plane, handler = ZmqPlane("127.0.0.1", 0, z85.decode(secret)), Handler()
-        plane.start(handler)
+        link_, handler = ZmqLink("127.0.0.1", 0, z85.decode(secret)), Handler()
+        link_.start(handler)
         try:
-            await scenario(plane, handler, public)
+            await scenario(link_, handler, public)
         finally:
-            plane.stop()
+            link_.stop()
 
     asyncio.run(main())
 
 
 def test_a_peer_is_known_by_its_key_and_answered() -> None:
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        dealers = [Dealer(plane, public) for _ in range(3)]
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        dealers = [Dealer(link_, public) for _ in range(3)]
         for number, dealer in enumerate(dealers):
             dealer.socket.send(b"hello %d" % number)
         await until_async("a frame", lambda: len(handler.frames) == 3)
         for peer, frame in handler.frames:
             assert dealers[int(frame[6:])].key == peer.key
-            assert plane.send(peer, b"to " + frame)
+            assert link_.send(peer, b"to " + frame)
         for number, dealer in enumerate(dealers):
             await until_async("a message", lambda d=dealer: d.socket.poll(0))
             assert dealer.socket.recv() == b"to hello %d" % number
@@ -102,8 +102,8 @@ def test_a_silent_peer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq_link, "LINK_DEAD_S", 0.5)
     monkeypatch.setattr(zmq_link, "HEARTBEAT_S", 0.1)
 
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        silent, talking = Dealer(plane, public), Dealer(plane, public)
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        silent, talking = Dealer(link_, public), Dealer(link_, public)
         silent.socket.send(b"once")
         async with asyncio.timeout(5):
             while not handler.gone:
@@ -112,7 +112,7 @@ def test_a_silent_peer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         ((peer, reason),) = handler.gone
         assert peer.key == silent.key
         assert "silent" in reason
-        assert not plane.send(peer, b"x")
+        assert not link_.send(peer, b"x")
         silent.socket.close()
         talking.socket.close()
 
@@ -120,13 +120,13 @@ def test_a_silent_peer_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_closed_connection_is_noticed_when_something_is_sent() -> None:
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        dealer = Dealer(plane, public)
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(link_, public)
         dealer.socket.send(b"hello")
         await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         dealer.socket.close()
-        await until_async("a closed connection", lambda: not plane.send(peer, b"x"))
+        await until_async("a closed connection", lambda: not link_.send(peer, b"x"))
         await until_async("a peer that is gone", lambda: handler.gone)
         assert "closed" in handler.gone[0][1]
 
@@ -134,23 +134,23 @@ def test_a_closed_connection_is_noticed_when_something_is_sent() -> None:
 
 
 def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        first = Dealer(plane, public, b"name")
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        first = Dealer(link_, public, b"name")
         first.socket.send(b"first")
         await until_async("a frame", lambda: handler.frames)
         old = handler.frames[0][0]
-        second = Dealer(plane, public, b"name")
+        second = Dealer(link_, public, b"name")
         second.socket.send(b"second")
         await asyncio.sleep(0.3)
         assert len(handler.frames) == 1  # ROUTER does not hand a connected name over
         first.socket.close()
         second.socket.close()
-        third = await heard(plane, handler, public)
+        third = await heard(link_, handler, public)
         new = handler.frames[-1][0]
         assert new is not old
         assert (new.key, new.session) == (third.key, SESSION)
         assert handler.gone[0][0] is old
-        assert not plane.send(old, b"for the first alone")
+        assert not link_.send(old, b"for the first alone")
         await asyncio.sleep(0.1)
         assert not third.socket.poll(0)
         third.socket.close()
@@ -161,23 +161,23 @@ def test_a_routing_id_that_another_key_had_is_another_peer() -> None:
 def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq_link, "MAX_WAITING_BYTES", 4 * 1024 * 1024)
 
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        dealer = Dealer(plane, public)
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(link_, public)
         dealer.socket.rcvhwm = 1
         dealer.socket.send(b"hello")
         await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         sent = 0
-        while plane.writable(peer) and sent < 1000:
-            assert plane.send(peer, b"%07d" % sent + bytes(500_000))
+        while link_.writable(peer) and sent < 1000:
+            assert link_.send(peer, b"%07d" % sent + bytes(500_000))
             sent += 1
             await asyncio.sleep(0)
-        assert not plane.writable(peer)
+        assert not link_.writable(peer)
         for number in range(sent):  # and nothing of it is lost or out of order
             await until_async("a message", lambda: dealer.socket.poll(0))
             assert dealer.socket.recv()[:7] == b"%07d" % number
-        await until_async("a peer that can be sent more", lambda: plane.writable(peer))
-        while plane.send(peer, bytes(500_000)):
+        await until_async("a peer that can be sent more", lambda: link_.writable(peer))
+        while link_.send(peer, bytes(500_000)):
             await asyncio.sleep(0)
         await until_async("a peer that is gone", lambda: handler.gone)
         assert "does not read" in handler.gone[0][1]
@@ -187,15 +187,15 @@ def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest
 
 
 def test_a_burst_of_short_messages_does_not_keep_bulk_back() -> None:
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        dealer = Dealer(plane, public)
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(link_, public)
         dealer.socket.rcvhwm = 1
         dealer.socket.send(b"hello")
         await until_async("a frame", lambda: handler.frames)
         peer = handler.frames[0][0]
         burst = [b"%d" % number for number in range(2000)]
-        assert all(plane.send(peer, frame) for frame in burst)
-        assert plane.writable(peer)
+        assert all(link_.send(peer, frame) for frame in burst)
+        assert link_.writable(peer)
         received: list[bytes] = []
         async with asyncio.timeout(30):
             while len(received) < len(burst):
@@ -209,8 +209,8 @@ def test_a_burst_of_short_messages_does_not_keep_bulk_back() -> None:
 
 
 def test_an_address_that_is_taken_is_an_os_error() -> None:
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        other = ZmqPlane("127.0.0.1", int(plane.address.rpartition(":")[2]), bytes(32))
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        other = ZmqLink("127.0.0.1", int(link_.address.rpartition(":")[2]), bytes(32))
         with pytest.raises(OSError, match="cannot listen"):
             other.start(handler)
         other.stop()
@@ -219,30 +219,30 @@ def test_an_address_that_is_taken_is_an_os_error() -> None:
 
 
 def test_strangers_are_so_many_and_no_more_and_the_welcome_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zmq_link, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(zmq_link, "MAX_UNAUTHENTICATED", 3)
 
-    async def scenario(plane: ZmqPlane, handler: Handler, public: bytes) -> None:
-        welcome = Dealer(plane, public)
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        welcome = Dealer(link_, public)
         welcome.socket.send(b"hello")
         await until_async("a frame", lambda: len(handler.frames) == 1)
         dealers = []
         for number in range(5):
-            dealers.append(Dealer(plane, public))
+            dealers.append(Dealer(link_, public))
             dealers[-1].socket.send(b"?")
             await until_async("a frame", lambda count=number + 2: len(handler.frames) == count)
             handler.frames[-1][0].session = None
-        there = [plane.send(peer, b"x") for peer, _ in handler.frames]
+        there = [link_.send(peer, b"x") for peer, _ in handler.frames]
         assert there == [True, False, False, True, True, True]
         dealers[0].socket.send(b"again")  # it may come again
         await until_async("a frame", lambda: len(handler.frames) == 7)
-        assert plane.send(handler.frames[-1][0], b"x")
+        assert link_.send(handler.frames[-1][0], b"x")
 
     run(scenario)
 
 
 def test_what_strangers_can_have_logged_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    sparing = Sparing(10.0, lambda: now[0])
+    sparing = RateLimitedLog(10.0, lambda: now[0])
     for number in range(1000):
         sparing.warning("link: %d", number)
     sparing.warning("another kind")

@@ -10,7 +10,13 @@ import pytest
 
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint.engines.htex.provider import Plan
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine, JobStatusSettings, ProcessPoolEngine, located
+from user_endpoint.settings import (
+    AddressSettings,
+    GlobusComputeSettings,
+    JobStatusSettings,
+    ProcessPoolSettings,
+    located,
+)
 
 from .test_refusals import refused, settings
 
@@ -123,7 +129,7 @@ idle_heartbeats_hard: 5760
 
 def test_the_workshops_polaris() -> None:
     engine = settings(POLARIS_WORKSHOP).engine
-    assert isinstance(engine, GlobusComputeEngine)
+    assert isinstance(engine, GlobusComputeSettings)
     assert engine.provider["walltime"] == "00:30:00"
     assert engine.provider["launcher"] == {"type": "MpiExecLauncher", "bind_cmd": "--cpu-bind", "overrides": "--ppn 1"}
     assert engine.job_status_kwargs == JobStatusSettings(max_idletime=300.0, strategy_period=60.0)
@@ -133,14 +139,14 @@ def test_the_workshops_polaris() -> None:
 def test_the_articles_polaris() -> None:
     found = settings(POLARIS)
     assert found.display_name == "My Polaris Endpoint"
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert found.engine.address == AddressSettings(type="address_by_interface", ifname="bond0")
     assert found.engine.provider["walltime"] == "01:00:00"
 
 
 def test_the_slides_template() -> None:
     engine = settings(WITH_VARIABLES, {"NODES_PER_BLOCK": 2, "ACCOUNT_ID": "proj: 'x'"}).engine
-    assert isinstance(engine, GlobusComputeEngine)
+    assert isinstance(engine, GlobusComputeSettings)
     assert engine.nodes_per_block == 2
     assert engine.provider == {
         "type": "SlurmProvider",
@@ -151,25 +157,25 @@ def test_the_slides_template() -> None:
     }
     config = {"NODES_PER_BLOCK": 2, "ACCOUNT_ID": "a", "WALLTIME": "10:30:00"}
     engine = settings(WITH_VARIABLES, config).engine
-    assert isinstance(engine, GlobusComputeEngine)
+    assert isinstance(engine, GlobusComputeSettings)
     assert engine.provider["walltime"] == "10:30:00"
 
 
 def test_what_is_left_empty_is_not_given() -> None:
     found = settings(AS_CONFIGURE_WRITES)
     assert found.endpoint_setup is None
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert "worker_init" not in found.engine.provider
     assert (found.idle_soft_s, found.idle_hard_s) == (300.0, 172800.0)
     found = settings(AS_CONFIGURE_WRITES, {"worker_init": "module load x\nexport A='b: c'", "endpoint_setup": "true"})
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert found.engine.provider["worker_init"] == "module load x\nexport A='b: c'"
     assert found.endpoint_setup == "true"
 
 
 def test_keys_that_mean_nothing_here_are_accepted_and_listed() -> None:
     found = settings("engine: {type: ProcessPoolEngine}\namqp_port: 443\nhigh_assurance: false\ndetach_endpoint: true")
-    assert found.engine == ProcessPoolEngine()
+    assert found.engine == ProcessPoolSettings()
     assert found.not_applicable == ("amqp_port", "detach_endpoint", "high_assurance")
     assert (found.idle_soft_s, found.idle_hard_s) == (None, None)
 
@@ -178,7 +184,7 @@ def test_the_example_in_the_documentation() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "templates.md").read_text()
     example = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
     engine = settings(example, {"ACCOUNT": "a", "GPUS": 1, "DATA": "/my data"}).engine
-    assert isinstance(engine, GlobusComputeEngine)
+    assert isinstance(engine, GlobusComputeSettings)
     assert engine.provider == {
         "type": "SlurmProvider",
         "partition": "gpu",
@@ -251,13 +257,13 @@ engine:
         VARIABLES,
     )
     assert found.not_applicable == ("amqp_port",)
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert found.engine.address == AddressSettings(type="address_by_interface", ifname=interface)
     made = plan(found.engine)
     assert made.block_walltime_s in (300.0, 600.0, 1800.0)
 
 
-def plan(engine: GlobusComputeEngine) -> Plan:
+def plan(engine: GlobusComputeSettings) -> Plan:
     """Check the rest against Parsl, without the interface, which is the site's."""
     return Plan(msgspec.structs.replace(engine, address="127.0.0.1"))
 
@@ -364,7 +370,7 @@ engine:
 @pytest.mark.parametrize("site", sorted(OTHER_SITES))
 def test_other_sites(site: str) -> None:
     found = settings(OTHER_SITES[site], {"IMAGE": "/images/a.sif", "WORKERS": 2, "GPUS": 1})
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     plan(found.engine)
 
 
@@ -393,7 +399,7 @@ engine:
         )
         source += "    persistent_volumes: [[claim, /data]]\n"
     found = settings(source, VARIABLES, multi_user=False)
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert plan(found.engine).block_walltime_s is None
     error = refused(EndpointMisconfigured, source, VARIABLES)
     assert error.detail == (
@@ -420,7 +426,7 @@ def test_a_refusal_names_the_line_the_key_and_what_is_accepted(source: str, says
 
 def test_so_does_one_that_only_parsl_can_tell() -> None:
     found = settings("engine:\n  type: GlobusComputeEngine\n  provider:\n    type: SlurmProvider\n    walltme: x\n")
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert isinstance(found.engine, GlobusComputeSettings)
     with pytest.raises(EndpointMisconfigured) as caught:
         Plan(found.engine)
     told = located(caught.value.detail, found.lines)

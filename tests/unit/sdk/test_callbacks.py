@@ -16,7 +16,7 @@ from mep_sdk import submitter
 from mep_sdk.callback_threads import CallbackThreads
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.submitter import Session
+from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.states import TaskState
 from tests.unit.sdk.test_session_threads import Listener, Relay
@@ -26,17 +26,17 @@ DONE = serialize_result(1)
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Submitter]:
     monkeypatch.setattr(submitter, "ResultListener", Listener)
-    monkeypatch.setattr(submitter, "Recheck", Listener)
-    yield Session(Relay(), lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
+    monkeypatch.setattr(submitter, "StatusPoller", Listener)
+    yield Submitter(Relay(), lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
 
 
-def adopted(session: Session, count: int) -> list[TaskFuture]:
+def adopted(session: Submitter, count: int) -> list[TaskFuture]:
     return session.adopt("group", [f"task {number}" for number in range(count)])
 
 
-def deliver(session: Session, *futures: TaskFuture) -> None:
+def deliver(session: Submitter, *futures: TaskFuture) -> None:
     """As the listener does: in a thread of its own, which is to come back."""
 
     def bring() -> None:
@@ -56,7 +56,7 @@ def ended(call: Callable[[], object]) -> None:
     assert not thread.is_alive()
 
 
-def test_a_thousand_callbacks_that_each_wait_for_a_later_future_finish(session: Session) -> None:
+def test_a_thousand_callbacks_that_each_wait_for_a_later_future_finish(session: Submitter) -> None:
     futures = adopted(session, 1001)
     got: list[Any] = []
     for future, later in itertools.pairwise(futures):
@@ -68,7 +68,7 @@ def test_a_thousand_callbacks_that_each_wait_for_a_later_future_finish(session: 
     assert got == [1] * 1000
 
 
-def test_a_thousand_callbacks_that_each_wait_for_what_a_later_one_does_finish(session: Session) -> None:
+def test_a_thousand_callbacks_that_each_wait_for_what_a_later_one_does_finish(session: Submitter) -> None:
     futures = adopted(session, 1000)
     called = [threading.Event() for _ in range(1001)]
     called[1000].set()
@@ -88,7 +88,7 @@ def test_a_thousand_callbacks_that_each_wait_for_what_a_later_one_does_finish(se
         assert pool._change.wait_for(lambda: len(pool._threads) <= 3, WAIT_S)
 
 
-def test_callbacks_that_do_not_wait_need_two_threads(session: Session) -> None:
+def test_callbacks_that_do_not_wait_need_two_threads(session: Submitter) -> None:
     most = []
     futures = adopted(session, 2000)
     for future in futures:
@@ -102,7 +102,7 @@ def test_callbacks_that_do_not_wait_need_two_threads(session: Session) -> None:
 
 
 @pytest.mark.parametrize("wait", ["result", "wait", "as_completed", "shutdown", "submit"])
-def test_a_callback_that_waits_holds_up_no_result(session: Session, wait: str) -> None:
+def test_a_callback_that_waits_holds_up_no_result(session: Submitter, wait: str) -> None:
     first, second, third = adopted(session, 3)
     done, called = threading.Event(), threading.Event()
 
@@ -130,7 +130,7 @@ def test_a_callback_that_waits_holds_up_no_result(session: Session, wait: str) -
     assert called.wait(WAIT_S)
 
 
-def test_several_callbacks_may_shut_down_while_the_script_does(session: Session) -> None:
+def test_several_callbacks_may_shut_down_while_the_script_does(session: Submitter) -> None:
     futures = adopted(session, 5)
 
     def shut_down() -> None:
@@ -146,7 +146,7 @@ def test_several_callbacks_may_shut_down_while_the_script_does(session: Session)
     assert len(ends) == 5
 
 
-def test_shutdown_returns_after_the_callbacks(session: Session) -> None:
+def test_shutdown_returns_after_the_callbacks(session: Submitter) -> None:
     (future,) = adopted(session, 1)
     gate, called = threading.Event(), []
     future.add_done_callback(lambda _: (gate.wait(WAIT_S), called.append(1)))
@@ -157,7 +157,7 @@ def test_shutdown_returns_after_the_callbacks(session: Session) -> None:
     assert called == [1]
 
 
-def test_the_order_of_one_futures_callbacks_is_kept(session: Session) -> None:
+def test_the_order_of_one_futures_callbacks_is_kept(session: Submitter) -> None:
     futures = adopted(session, 50)
     order: dict[str, list[int]] = {future.task_id: [] for future in futures}
     gate = threading.Event()
@@ -174,7 +174,7 @@ def test_the_order_of_one_futures_callbacks_is_kept(session: Session) -> None:
     assert set(map(tuple, order.values())) == {tuple(range(21))}
 
 
-def test_a_callback_may_add_one(session: Session) -> None:
+def test_a_callback_may_add_one(session: Submitter) -> None:
     (future,) = adopted(session, 1)
     called: list[str] = []
     future.add_done_callback(
@@ -202,7 +202,7 @@ def mute(_: object) -> None:
 
 @pytest.mark.parametrize("callback", [lambda _: sys.exit("now"), interrupt, mute, lambda _: 1 / 0])
 def test_a_callback_that_fails_is_logged_and_the_next_is_called(
-    session: Session, callback: Callable[[object], object], caplog: pytest.LogCaptureFixture
+    session: Submitter, callback: Callable[[object], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     (future,) = adopted(session, 1)
     called: list[object] = []
@@ -215,14 +215,14 @@ def test_a_callback_that_fails_is_logged_and_the_next_is_called(
     assert "a callback of task task 0 has failed" in caplog.text
 
 
-def test_ctrl_c_in_a_callback_that_is_called_at_once_is_the_persons(session: Session) -> None:
+def test_ctrl_c_in_a_callback_that_is_called_at_once_is_the_persons(session: Submitter) -> None:
     (future,) = adopted(session, 1)
     deliver(session, future)
     with pytest.raises(KeyboardInterrupt):
         future.add_done_callback(interrupt)
 
 
-def test_callbacks_of_cancelled_and_refused_futures_are_called(session: Session) -> None:
+def test_callbacks_of_cancelled_and_refused_futures_are_called(session: Submitter) -> None:
     cancelled, refused = adopted(session, 2)
     called: list[object] = []
     for future in (cancelled, refused):

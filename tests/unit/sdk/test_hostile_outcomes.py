@@ -19,8 +19,8 @@ from mep_sdk.function_serializer import LoadedFunction
 from mep_sdk.futures import TaskFuture
 from mep_sdk.result_decoding import settle
 from mep_sdk.serialize import load_exception, serialize_arguments, serialize_function, serialize_result
-from mep_sdk.submitter import Session
-from mep_sdk.task_runner import Outcome, run_task
+from mep_sdk.submitter import Submitter
+from mep_sdk.task_runner import TaskOutcome, run_task
 from mep_wire import api
 from mep_wire.errors import MepError, by_code
 from mep_wire.states import TaskState
@@ -285,15 +285,17 @@ def contained(call: Any) -> Any:
     pytest.fail(f"{escaped} got through")
 
 
-def run_here(function: Any) -> Outcome:
+def run_here(function: Any) -> TaskOutcome:
     """Run a function whose classes are known on both sides, as those of an installed package are."""
     code = serialize_function(recurse)
     cache = {code: LoadedFunction(function, "function")}
     outcome = contained(lambda: run_task(code, serialize_arguments((), {}), max_result_bytes=LIMIT, cache=cache))
-    return msgspec.convert(msgspec.msgpack.decode(msgspec.msgpack.encode(outcome)), Outcome)  # as it crosses the relay
+    return msgspec.convert(
+        msgspec.msgpack.decode(msgspec.msgpack.encode(outcome)), TaskOutcome
+    )  # as it crosses the relay
 
 
-def raised_by(make: Any) -> Outcome:
+def raised_by(make: Any) -> TaskOutcome:
     def fail():
         raise make()
 
@@ -305,18 +307,18 @@ def raise_made(make):
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
+def session() -> Submitter:
+    return Submitter(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
 
 
-def delivered(session: Session, *results: api.StreamedResult) -> list[TaskFuture]:
+def delivered(session: Submitter, *results: api.StreamedResult) -> list[TaskFuture]:
     futures = [TaskFuture(result.task_id, "group", session) for result in results]
     session._pending |= {future.task_id: future for future in futures}
     contained(lambda: session._deliver(list(results)))
     return futures
 
 
-def failure(task_id: str, outcome: Outcome) -> api.StreamedResult:
+def failure(task_id: str, outcome: TaskOutcome) -> api.StreamedResult:
     return api.StreamedResult(task_id, TaskState.FAILED, outcome.code, outcome.text, outcome.payload)
 
 
@@ -325,7 +327,7 @@ def success(task_id: str, payload: bytes) -> api.StreamedResult:
 
 
 @pytest.mark.parametrize("make", READ_BACK)
-def test_an_exception_arrives_with_its_type_and_text(make: Any, session: Session) -> None:
+def test_an_exception_arrives_with_its_type_and_text(make: Any, session: Submitter) -> None:
     outcome = raised_by(make)
     assert outcome.code == "TASK_FAILED"
     error, after = delivered(session, failure("odd", outcome), success("next", serialize_result(1)))
@@ -346,7 +348,7 @@ def test_fields_of_frozen_exceptions_arrive(field: str) -> None:
 
 
 @pytest.mark.parametrize("make", TOLD)
-def test_an_exception_that_does_anything_else_is_told_of(make: Any, session: Session) -> None:
+def test_an_exception_that_does_anything_else_is_told_of(make: Any, session: Submitter) -> None:
     outcome = raised_by(lambda: made(make))
     assert outcome.code == "TASK_FAILED"
     assert outcome.text
@@ -401,7 +403,7 @@ def surrogate():
 @pytest.mark.parametrize(
     "kind", [ResultExits, ResultInterrupts, ResultRecurses, ResultRaisesMute, ResultRaisesSurrogate]
 )
-def test_a_result_that_cannot_be_loaded_is_that_futures_failure(kind: type, session: Session) -> None:
+def test_a_result_that_cannot_be_loaded_is_that_futures_failure(kind: type, session: Submitter) -> None:
     frame = encoding.frame(encoding.PICKLE, pickle.dumps(kind()))
     listener = threading.Thread(target=lambda: got.extend(delivered(session, success("a", frame), success("b", ONE))))
     got: list[TaskFuture] = []
@@ -457,7 +459,7 @@ def test_arguments_that_cannot_be_loaded_are_that_tasks_failure(kind: type) -> N
     assert outcome.text
 
 
-def test_a_future_that_the_script_has_ended_itself_holds_up_no_other(session: Session, caplog: Any) -> None:
+def test_a_future_that_the_script_has_ended_itself_holds_up_no_other(session: Submitter, caplog: Any) -> None:
     futures = [TaskFuture(name, "group", session) for name in ("a", "b")]
     session._pending |= {future.task_id: future for future in futures}
     futures[0].set_result("mine")

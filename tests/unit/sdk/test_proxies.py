@@ -23,7 +23,7 @@ from mep_sdk.http import Transport
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.result_stream import ResultStream
 from mep_sdk.serialize import serialize_result
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable
 from mep_wire.states import TaskState
@@ -105,17 +105,17 @@ def environment(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
 
 
-def at(port: int) -> Settings:
-    return Settings(f"https://{RELAY}:{port}", TOKEN)
+def at(port: int) -> ClientSettings:
+    return ClientSettings(f"https://{RELAY}:{port}", TOKEN)
 
 
-def asks(settings: Settings) -> None:
+def asks(settings: ClientSettings) -> None:
     transport = Transport(settings, retry_for_s=0.0)
     for size in (10, 3_000_000):
         assert transport.post("/v3/x", bytes(size)) == b"\x01"
 
 
-def streams(settings: Settings) -> None:
+def streams(settings: ClientSettings) -> None:
     found: queue.Queue[object] = queue.Queue()
     listener = ResultListener(settings, "g", lambda each: found.put(each[0].task_id), lambda _, error: found.put(error))
     listener.group_known()
@@ -131,7 +131,7 @@ USES = {"requests": asks, "the result stream": streams}
 
 
 @pytest.fixture(params=USES)
-def use(request: pytest.FixtureRequest, web: int, stream: int) -> tuple[Callable[[Settings], None], int]:
+def use(request: pytest.FixtureRequest, web: int, stream: int) -> tuple[Callable[[ClientSettings], None], int]:
     return USES[request.param], web if request.param == "requests" else stream
 
 
@@ -245,8 +245,8 @@ def test_no_proxy_may_name_networks(exempt, monkeypatch) -> None:
 BUNDLES = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
 
 
-def local(port: int) -> Settings:
-    return Settings(f"https://127.0.0.1:{port}", TOKEN)
+def local(port: int) -> ClientSettings:
+    return ClientSettings(f"https://127.0.0.1:{port}", TOKEN)
 
 
 @pytest.mark.parametrize("variable", BUNDLES)

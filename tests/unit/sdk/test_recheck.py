@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mep_sdk import status_poller
-from mep_sdk.status_poller import Recheck
+from mep_sdk.status_poller import StatusPoller
 from mep_wire.errors import RelayUnavailable
 
 WAIT_S = 10
@@ -32,7 +32,9 @@ class Relay:
         return [], list(task_ids[: self.most]), list(task_ids[self.most :])
 
 
-def start(relay: Relay, count: int, monkeypatch: pytest.MonkeyPatch, **constants: float) -> tuple[Recheck, list[str]]:
+def start(
+    relay: Relay, count: int, monkeypatch: pytest.MonkeyPatch, **constants: float
+) -> tuple[StatusPoller, list[str]]:
     for name, value in constants.items():
         monkeypatch.setattr(status_poller, name, value)
     found: list[str] = []
@@ -42,12 +44,12 @@ def start(relay: Relay, count: int, monkeypatch: pytest.MonkeyPatch, **constants
         found.extend(missing)
         del left[: len(missing)]
 
-    thread = Recheck(relay, lambda: list(left), take)  # type: ignore[arg-type]  # as much of a client as it uses
+    thread = StatusPoller(relay, lambda: list(left), take)  # type: ignore[arg-type]  # as much of a client as it uses
     thread.start()
     return thread, found
 
 
-def end(thread: Recheck) -> None:
+def end(thread: StatusPoller) -> None:
     thread.stop()
     thread.join(WAIT_S)
     assert not thread.is_alive()
@@ -104,7 +106,7 @@ def test_a_relay_that_does_not_answer_is_asked_again_later(monkeypatch):
 
 def test_ends_while_it_waits():
     before = threading.active_count()
-    thread = Recheck(Relay(), list, lambda *_: None)  # type: ignore[arg-type]
+    thread = StatusPoller(Relay(), list, lambda *_: None)  # type: ignore[arg-type]
     thread.start()
     end(thread)
     assert threading.active_count() == before

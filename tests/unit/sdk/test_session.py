@@ -13,7 +13,7 @@ from mep_sdk import encoding
 from mep_sdk.errors import DataUnreadable
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.submitter import Session
+from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.states import TaskState
 
@@ -26,11 +26,11 @@ class Exits:
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
+def session() -> Submitter:
+    return Submitter(None, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]  # nothing is asked of the relay
 
 
-def awaited(session: Session, *task_ids: str) -> list[TaskFuture]:
+def awaited(session: Submitter, *task_ids: str) -> list[TaskFuture]:
     for task_id in task_ids:
         session._pending[task_id] = TaskFuture(task_id, "group", session)
     return [session._pending[task_id] for task_id in task_ids]
@@ -40,7 +40,7 @@ def success(task_id: str, payload: bytes) -> api.StreamedResult:
     return api.StreamedResult(task_id, TaskState.SUCCESS, "", "", payload)
 
 
-def test_a_callback_that_exits_keeps_no_other_result_from_its_future(session: Session) -> None:
+def test_a_callback_that_exits_keeps_no_other_result_from_its_future(session: Submitter) -> None:
     first, second = awaited(session, "first", "second")
     called: list[concurrent.futures.Future[Any]] = []
     first.add_done_callback(lambda _: sys.exit("from a callback"))
@@ -51,7 +51,7 @@ def test_a_callback_that_exits_keeps_no_other_result_from_its_future(session: Se
     assert called == [first]
 
 
-def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: Session) -> None:
+def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: Submitter) -> None:
     first, second = awaited(session, "first", "second")
     exits = encoding.frame(encoding.PICKLE, pickle.dumps(Exits()))
     session._deliver([success("first", exits), success("second", serialize_result(2))])

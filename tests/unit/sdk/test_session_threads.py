@@ -20,7 +20,7 @@ from mep_sdk.batch import Batch
 from mep_sdk.errors import RelayAnswerMissing
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.submitter import Session
+from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound, TokenUnknown
 from mep_wire.states import TaskState
@@ -69,22 +69,22 @@ class Relay:
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Session]]:
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Submitter]]:
     monkeypatch.setattr(submitter, "ResultListener", Listener)
-    monkeypatch.setattr(submitter, "Recheck", Listener)
+    monkeypatch.setattr(submitter, "StatusPoller", Listener)
     monkeypatch.setattr(submitter, "_LOOK_AGAIN_S", 0.0005)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    yield lambda: Session(Relay(), lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
+    yield lambda: Submitter(Relay(), lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
     sys.setswitchinterval(before)
 
 
 @pytest.fixture
-def made(make: Callable[[], Session]) -> Session:
+def made(make: Callable[[], Submitter]) -> Submitter:
     return make()
 
 
-def adopted(made: Session) -> dict[str, list[TaskFuture]]:
+def adopted(made: Submitter) -> dict[str, list[TaskFuture]]:
     return {group: made.adopt(group, [f"{group}/{number}" for number in range(TASKS)]) for group in GROUPS}
 
 
@@ -108,7 +108,7 @@ def together(*calls: Callable[[], object]) -> list[BaseException]:
     return failed
 
 
-def delivering(made: Session, futures: list[TaskFuture]) -> Callable[[], None]:
+def delivering(made: Submitter, futures: list[TaskFuture]) -> Callable[[], None]:
     def deliver() -> None:
         for future in futures:
             made._deliver([api.StreamedResult(future.task_id, TaskState.SUCCESS, "", "", DONE)])
@@ -116,7 +116,7 @@ def delivering(made: Session, futures: list[TaskFuture]) -> Callable[[], None]:
     return deliver
 
 
-def test_shutdown_waits_while_results_come(make: Callable[[], Session]) -> None:
+def test_shutdown_waits_while_results_come(make: Callable[[], Submitter]) -> None:
     for _ in range(ROUNDS):
         made = make()
         groups = adopted(made)
@@ -125,7 +125,7 @@ def test_shutdown_waits_while_results_come(make: Callable[[], Session]) -> None:
         assert all(future.result(0) == 1 for futures in groups.values() for future in futures)
 
 
-def test_a_group_is_refused_while_results_of_others_come(made: Session) -> None:
+def test_a_group_is_refused_while_results_of_others_come(made: Submitter) -> None:
     groups = adopted(made)
     refused, *others = groups
     no = MepError(text="no")
@@ -135,7 +135,7 @@ def test_a_group_is_refused_while_results_of_others_come(made: Session) -> None:
     assert all(future.result(0) == 1 for group in others for future in groups[group])
 
 
-def test_pending_tasks_are_listed_and_looked_up_while_results_come(made: Session) -> None:
+def test_pending_tasks_are_listed_and_looked_up_while_results_come(made: Submitter) -> None:
     groups = adopted(made)
     gone, *others = groups
 
@@ -150,7 +150,7 @@ def test_pending_tasks_are_listed_and_looked_up_while_results_come(made: Session
     assert all(isinstance(future.exception(0), TaskNotFound) for future in groups[gone])
 
 
-def test_tasks_are_cancelled_while_results_come(made: Session) -> None:
+def test_tasks_are_cancelled_while_results_come(made: Submitter) -> None:
     groups = adopted(made)
     everything = [future for futures in groups.values() for future in futures]
 
@@ -167,7 +167,7 @@ def test_tasks_are_cancelled_while_results_come(made: Session) -> None:
     assert not made._cancelling
 
 
-def test_a_relay_that_stays_away_is_given_up_on_while_results_of_others_come(make: Callable[[], Session]) -> None:
+def test_a_relay_that_stays_away_is_given_up_on_while_results_of_others_come(make: Callable[[], Submitter]) -> None:
     for _ in range(ROUNDS):
         made = make()
         groups = adopted(made)
@@ -179,7 +179,7 @@ def test_a_relay_that_stays_away_is_given_up_on_while_results_of_others_come(mak
         assert all(isinstance(future.exception(0), RelayAnswerMissing) for future in groups[lost])
 
 
-def test_callbacks_of_lost_futures_hold_no_other_thread_up(made: Session) -> None:
+def test_callbacks_of_lost_futures_hold_no_other_thread_up(made: Submitter) -> None:
     futures = adopted(made)[GROUPS[0]]
     made._listeners[GROUPS[0]].down_s = 1e6  # type: ignore[attr-defined]
     asked = threading.Event()
@@ -195,7 +195,7 @@ def test_callbacks_of_lost_futures_hold_no_other_thread_up(made: Session) -> Non
     assert asked.wait(WAIT_S)
 
 
-def test_cancellation_is_remembered_while_the_relay_is_away(made: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancellation_is_remembered_while_the_relay_is_away(made: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = made.adopt(GROUPS[0], ["first", "second", "third"])
     away = [True]
     asked: list[set[str]] = []
@@ -221,7 +221,7 @@ def test_cancellation_is_remembered_while_the_relay_is_away(made: Session, monke
     assert asked == [{"first"}]
 
 
-def test_a_refused_cancellation_is_not_repeated(made: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_cancellation_is_not_repeated(made: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
     (future,) = made.adopt(GROUPS[0], ["first"])
 
     def cancel_many(task_ids: Any, **_: Any) -> set[str]:
@@ -232,7 +232,7 @@ def test_a_refused_cancellation_is_not_repeated(made: Session, monkeypatch: pyte
     assert not made._owed and not made._cancelling
 
 
-def test_a_batch_is_filled_and_sent_while_others_fill_it(made: Session) -> None:
+def test_a_batch_is_filled_and_sent_while_others_fill_it(made: Submitter) -> None:
     filled = Batch()
 
     def fill() -> None:
@@ -251,7 +251,7 @@ def test_a_batch_is_filled_and_sent_while_others_fill_it(made: Session) -> None:
     assert len(filled) == 1000
 
 
-def test_executors_are_made_while_the_script_ends(made: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executors_are_made_while_the_script_ends(made: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEP_RELAY_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("MEP_TOKEN", "token")
     kept: list[object] = []

@@ -18,8 +18,8 @@ from mep_sdk.client import Client
 from mep_sdk.errors import DataCorrupt
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.serialize import serialize_result
-from mep_sdk.settings import Settings
-from mep_sdk.submitter import Function, Session, Target
+from mep_sdk.settings import ClientSettings
+from mep_sdk.submitter import Function, Submitter, Target
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api
 from mep_wire.errors import (
@@ -55,7 +55,7 @@ class Relay:
         self.server: Server = serve(self._serve, "127.0.0.1", 0, process_request=self._process, compression=None)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         port = self.server.socket.getsockname()[1]
-        self.settings = Settings(f"http://127.0.0.1:{port}", "secret")
+        self.settings = ClientSettings(f"http://127.0.0.1:{port}", "secret")
 
     def _process(self, connection: ServerConnection, request: Request) -> Response | None:
         assert request.path == "/v3/stream"
@@ -223,7 +223,7 @@ def quiet(relay: Relay) -> None:
         relay.scripts.put(until_closed)
 
 
-def end(session: Session) -> None:
+def end(session: Submitter) -> None:
     session.stop(cancel_futures=False)
     session.wait()
 
@@ -236,7 +236,7 @@ def test_a_result_may_overtake_the_answer_to_its_submission(relay):
         session._deliver([success(task_id, 42)])
         session._deliver([success(task_id, 43)])  # at least once: the second time it is known already
 
-    session = Session(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
+    session = Submitter(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
     assert session.submit(target(), Function(id="f"), b"").result(WAIT_S) == 42
     end(session)
 
@@ -248,7 +248,7 @@ def test_a_refusal_after_the_result_changes_nothing(relay):
         session._deliver([success(body.task_ids["f"][0], 42)])
         raise RelayUnavailable(reason="too late")
 
-    session = Session(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
+    session = Submitter(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
     assert session.submit(target(), Function(id="f"), b"").result(WAIT_S) == 42
     end(session)
 
@@ -263,7 +263,7 @@ def test_what_waits_goes_out_together_within_the_limits(relay):
         sizes.append(len(ids))
         session._deliver([success(task_id) for task_id in ids])
 
-    session = Session(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
+    session = Submitter(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
     session.batch_size = 100
     first = session.submit(target(), Function(id="f"), b"")
     while not session._sending:
@@ -293,7 +293,7 @@ def test_ends_become_what_a_person_expects(relay):
         [task_id] = body.task_ids["f"]
         session._deliver([msgspec.structs.replace(ends.pop(0), task_id=task_id)])
 
-    session = Session(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
+    session = Submitter(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
     found = [session.submit(target(), Function(id="f"), b"").exception(WAIT_S) for _ in range(5)]
     assert [type(each) for each in found] == [WorkerLost, TaskCancelled, DataCorrupt, TaskFailed, MepError]
     assert (found[0].text, found[0].correlation_id) == ("the worker died", "corr")
@@ -310,7 +310,7 @@ def test_a_cancellation_may_overtake_the_answer_to_its_request(relay):
             session._deliver([api.StreamedResult(each, TaskState.CANCELLED, "", "", b"") for each in ids])
             return ids
 
-    session = Session(Cancelling(relay, lambda body: None), lost_relay_timeout_s=5)
+    session = Submitter(Cancelling(relay, lambda body: None), lost_relay_timeout_s=5)
     future = session.submit(target(), Function(id="f"), b"")
     assert session.flush(WAIT_S)
     assert future.cancel()
@@ -324,7 +324,7 @@ def test_a_defect_while_sending_reaches_the_futures(relay, caplog):
     def submit(body: api.SubmitBody) -> None:
         raise ZeroDivisionError("a defect")
 
-    session = Session(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
+    session = Submitter(ScriptedClient(relay, submit), lost_relay_timeout_s=5)
     with caplog.at_level(logging.CRITICAL, "mep_sdk"), pytest.raises(MepError, match="a defect"):
         session.submit(target(), Function(id="f"), b"").result(WAIT_S)
     end(session)

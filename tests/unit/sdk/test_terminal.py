@@ -11,7 +11,7 @@ import pytest
 
 from mep_sdk import Client, Executor, version_mismatch
 from mep_sdk.result_listener import ResultListener
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\x7f"
 RAW = set("\x1b\x07\x9b\u202e\x7f")
@@ -57,7 +57,7 @@ def test_a_failure_of_the_thread_that_sends(terminal: io.StringIO, monkeypatch: 
 def test_a_failure_of_the_thread_that_reads(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Exception] = []
     listener = ResultListener(
-        Settings("http://127.0.0.1:9", "token"), GROUP, fail, lambda _group, error: said.append(error)
+        ClientSettings("http://127.0.0.1:9", "token"), GROUP, fail, lambda _group, error: said.append(error)
     )
     monkeypatch.setattr(listener, "_stream_once", fail)
     listener.run()

@@ -19,7 +19,7 @@ from websockets.sync.server import serve
 from mep_sdk.http import Transport
 from mep_sdk.result_listener import ResultListener
 from mep_sdk.serialize import serialize_result
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import RelayUnreachable
 from mep_wire.states import TaskState
@@ -93,14 +93,14 @@ def web(server_side):
 
 
 def test_requests(trusted, web):
-    transport = Transport(Settings(web, "secret"), retry_for_s=0.0)
+    transport = Transport(ClientSettings(web, "secret"), retry_for_s=0.0)
     for _ in range(2):
         assert transport.post("/", bytes(1_000_000)) == b"\x01"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(web):
     with pytest.raises(RelayUnreachable, match="certificate verify failed"):
-        Transport(Settings(web, "secret"), retry_for_s=60.0).post("/", {})
+        Transport(ClientSettings(web, "secret"), retry_for_s=60.0).post("/", {})
 
 
 def test_the_result_stream(trusted, server_side):
@@ -118,7 +118,7 @@ def test_the_result_stream(trusted, server_side):
     refused: queue.Queue[Exception] = queue.Queue()
     with serve(results, "127.0.0.1", 0, ssl=server_side, compression=None) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = Settings(f"https://127.0.0.1:{server.socket.getsockname()[1]}", "secret")
+        settings = ClientSettings(f"https://127.0.0.1:{server.socket.getsockname()[1]}", "secret")
         listener = ResultListener(
             settings, "g", lambda each: found.put(each[0].task_id), lambda _, error: refused.put(error)
         )

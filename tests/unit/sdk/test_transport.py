@@ -13,7 +13,7 @@ import pytest
 
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.http import Transport
-from mep_sdk.settings import Settings
+from mep_sdk.settings import ClientSettings
 from mep_wire import api
 from mep_wire.errors import EndpointNotFound, RelayUnavailable, RelayUnreachable, TokenUnknown
 
@@ -77,7 +77,7 @@ def serve():
 
 
 def asking(url, retry_for_s=5.0):
-    return Transport(Settings(url, "secret"), retry_for_s=retry_for_s)
+    return Transport(ClientSettings(url, "secret"), retry_for_s=retry_for_s)
 
 
 def refusal(error, packed=True):

@@ -13,8 +13,8 @@ import pytest
 from mep_sdk import status_poller, submitter
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.status_poller import Recheck
-from mep_sdk.submitter import Session
+from mep_sdk.status_poller import StatusPoller
+from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.errors import RelayUnavailable
 from mep_wire.states import TaskState
@@ -49,21 +49,21 @@ def relay() -> Relay:
 
 
 @pytest.fixture
-def session(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+def session(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submitter]:
     monkeypatch.setattr(submitter, "ResultListener", Listener)
-    monkeypatch.setattr(submitter, "Recheck", Listener)
+    monkeypatch.setattr(submitter, "StatusPoller", Listener)
     monkeypatch.setattr(Listener, "look_soon", lambda self: None, raising=False)
-    yield Session(relay, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
+    yield Submitter(relay, lost_relay_timeout_s=10.0)  # type: ignore[arg-type]
 
 
-def adopted(session: Session, endpoint_id: str, *task_ids: str) -> list[TaskFuture[Any]]:
+def adopted(session: Submitter, endpoint_id: str, *task_ids: str) -> list[TaskFuture[Any]]:
     futures = session.adopt("group", task_ids)
     for future in futures:
         future.endpoint_id = endpoint_id
     return futures
 
 
-def test_where_tasks_are_is_told(session: Session, relay: Relay) -> None:
+def test_where_tasks_are_is_told(session: Submitter, relay: Relay) -> None:
     waits, runs, done = adopted(session, "ep", "a", "b", "c")
     assert not runs.running() and not waits.reason
     relay.told = {"a": "waiting-for-ep", "b": "running", "c": "running"}
@@ -79,7 +79,7 @@ def test_where_tasks_are_is_told(session: Session, relay: Relay) -> None:
 
 
 def test_a_reason_is_a_warning_once_for_each_endpoint(
-    session: Session, relay: Relay, caplog: pytest.LogCaptureFixture
+    session: Submitter, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     adopted(session, "one", "a", "b")
     adopted(session, "two", "c")
@@ -96,13 +96,13 @@ def test_a_reason_is_a_warning_once_for_each_endpoint(
     assert session._pending["b"].reason == "position 3 of 40"
 
 
-def test_only_a_page_is_asked_for(session: Session, relay: Relay) -> None:
+def test_only_a_page_is_asked_for(session: Submitter, relay: Relay) -> None:
     adopted(session, "ep", *(str(number) for number in range(1000)))
     session._look()
     assert [len(each) for each in relay.asked] == [status_poller.PAGE]
 
 
-def test_nothing_is_asked_while_nothing_is_pending(session: Session, relay: Relay) -> None:
+def test_nothing_is_asked_while_nothing_is_pending(session: Submitter, relay: Relay) -> None:
     session._look()
     session._unsent.add("a")
     adopted(session, "ep", "a")
@@ -110,7 +110,7 @@ def test_nothing_is_asked_while_nothing_is_pending(session: Session, relay: Rela
     assert relay.asked == []
 
 
-def test_the_journey_of_a_task_is_in_the_log(session: Session, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_journey_of_a_task_is_in_the_log(session: Submitter, caplog: pytest.LogCaptureFixture) -> None:
     futures = adopted(session, "ep", "a", "b")
     with caplog.at_level(logging.DEBUG, "mep_sdk"):
         session._deliver([api.StreamedResult("a", TaskState.SUCCESS, "", "", DONE)])
@@ -130,7 +130,7 @@ def test_the_journey_of_a_task_is_in_the_log(session: Session, caplog: pytest.Lo
         (lambda future: future.mark_cancelled(), "state=cancelled"),
     ],
 )
-def test_a_future_shows_what_is_known_of_it(session: Session, end: Any, shown: str) -> None:
+def test_a_future_shows_what_is_known_of_it(session: Submitter, end: Any, shown: str) -> None:
     (future,) = adopted(session, "ep", "a")
     future.function_name = "add"
     end(future)
@@ -147,7 +147,7 @@ def test_it_looks_after_a_while_ever_more_rarely_and_when_asked(monkeypatch: pyt
         looks.put(1)
         raise RelayUnavailable(reason="starting")
 
-    thread = Recheck(None, list, lambda *_: None, look)  # type: ignore[arg-type]  # nothing is asked of it
+    thread = StatusPoller(None, list, lambda *_: None, look)  # type: ignore[arg-type]  # nothing is asked of it
     thread.start()
     for _ in range(3):
         looks.get(timeout=WAIT_S)

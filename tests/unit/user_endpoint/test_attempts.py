@@ -11,7 +11,7 @@ from mep_wire import messages
 from mep_wire.limits import MAX_ATTEMPTS
 from mep_wire.messages import ResultItem, TaskItem
 from tests.unit.user_endpoint.test_endpoint import Stage, result
-from user_endpoint.deadlines import Deadlines
+from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.engines.base import TaskStarted
 from user_endpoint.lost_attempts import Attempts
 
@@ -143,7 +143,7 @@ def test_a_task_is_ended_at_its_deadline_and_says_so(stage: Stage) -> None:
 
 
 def test_deadlines_of_tasks_that_have_ended_are_not_gathered() -> None:
-    deadlines = Deadlines()
+    deadlines = RunningDeadlines()
     deadlines.add(1, 500.0)
     for row in range(2, 5000):
         deadlines.add(row, 1000.0 + row)

@@ -9,13 +9,13 @@ import pytest
 from mep_wire.errors import EndpointMisconfigured
 from user_endpoint import descriptors
 from user_endpoint.descriptors import CHECK_S, Headroom, check_interchange, needed
-from user_endpoint.settings import GlobusComputeEngine, ProcessPoolEngine, ThreadPoolEngine
+from user_endpoint.settings import GlobusComputeSettings, ProcessPoolSettings, ThreadPoolSettings
 
 
 def test_each_worker_counts() -> None:
-    assert needed(ProcessPoolEngine(max_workers=100)) == needed(ProcessPoolEngine(max_workers=1)) + 3 * 99
-    assert needed(ThreadPoolEngine(max_workers=100)) == needed(ThreadPoolEngine(max_workers=1))
-    assert needed(GlobusComputeEngine()) > needed(ThreadPoolEngine())
+    assert needed(ProcessPoolSettings(max_workers=100)) == needed(ProcessPoolSettings(max_workers=1)) + 3 * 99
+    assert needed(ThreadPoolSettings(max_workers=100)) == needed(ThreadPoolSettings(max_workers=1))
+    assert needed(GlobusComputeSettings()) > needed(ThreadPoolSettings())
 
 
 def test_an_interchange_needs_two_for_each_node(monkeypatch: pytest.MonkeyPatch) -> None:

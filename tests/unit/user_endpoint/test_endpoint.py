@@ -11,7 +11,7 @@ import pytest
 
 from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
-from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter
@@ -87,7 +87,7 @@ class Stage:
         self.uep = UserEndpoint(
             uep_id="u", join_token=b"t", endpoint_id="e", engine=self.engine, functions=Functions(str(directory)),
             spool=self.spool, idle=IdleRule(60.0, 600.0, self.now), reporter=Reporter(-1),
-            log=Log(BoundedFile(str(self.log))), clock=self.clock,
+            log=BoundedLog(BoundedFile(str(self.log))), clock=self.clock,
             **{"allowed_functions": (), **settings},
         )  # fmt: skip
         self.uep.link = self.link  # type: ignore[assignment]  # it takes notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from user_endpoint.lifecycle.idle import IdleRule
 from user_endpoint.lifecycle.shutdown import FLUSH_S, RUN_GRACE_S, Stopping
-from user_endpoint.settings import ProcessPoolEngine, UepSettings
+from user_endpoint.settings import ProcessPoolSettings, UepSettings
 
 
 def test_soft_counts_from_the_last_movement() -> None:
@@ -35,9 +35,9 @@ def test_deadline_is_when_the_verdict_falls() -> None:
 
 
 def test_heartbeats_are_the_unit_and_hard_needs_soft() -> None:
-    off = UepSettings(engine=ProcessPoolEngine())
+    off = UepSettings(engine=ProcessPoolSettings())
     assert (off.idle_soft_s, off.idle_hard_s) == (None, None)
-    on = UepSettings(engine=ProcessPoolEngine(), heartbeat_period=10, idle_heartbeats_soft=6, idle_heartbeats_hard=60)
+    on = UepSettings(engine=ProcessPoolSettings(), heartbeat_period=10, idle_heartbeats_soft=6, idle_heartbeats_hard=60)
     assert (on.idle_soft_s, on.idle_hard_s) == (60, 600)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mep_wire.messages import TaskItem
-from user_endpoint.credit import Credit, Ledger
+from user_endpoint.credit import CreditLedger, Ledger
 
 
 def task(row: int, payload: bytes = b"") -> TaskItem:
@@ -14,13 +14,13 @@ def task(row: int, payload: bytes = b"") -> TaskItem:
 
 
 def test_first_grant_is_the_whole_capacity() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     assert credit.grant(capacity=10, held=0) == 10
     assert credit.grant(capacity=10, held=0) == 0
 
 
 def test_small_grants_wait_for_each_other() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     credit.grant(100, 0)
     credit.used(10)
     assert credit.grant(100, held=0) == 0
@@ -29,14 +29,14 @@ def test_small_grants_wait_for_each_other() -> None:
 
 
 def test_with_no_credit_out_one_place_is_worth_a_message() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     credit.grant(100, 0)
     credit.used(100)
     assert credit.grant(100, held=99) == 1
 
 
 def test_capacity_of_one() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     assert credit.grant(1, 0) == 1
     credit.used(1)
     assert credit.grant(1, held=1) == 0
@@ -44,14 +44,14 @@ def test_capacity_of_one() -> None:
 
 
 def test_a_new_connection_starts_from_nothing() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     credit.grant(10, 0)
     credit.reset()
     assert credit.grant(10, held=4) == 6
 
 
 def test_a_relay_that_sends_too_much_gets_no_more_for_it() -> None:
-    credit = Credit()
+    credit = CreditLedger()
     credit.grant(2, 0)
     credit.used(5)
     assert credit.outstanding == 0
@@ -63,7 +63,7 @@ def test_a_relay_that_sends_too_much_gets_no_more_for_it() -> None:
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 500)), max_size=60),
 )
 def test_never_more_than_capacity_and_never_stuck(first: int, steps: list[tuple[int, int, int]]) -> None:
-    credit, held, capacity = Credit(), 0, first
+    credit, held, capacity = CreditLedger(), 0, first
     for arrive, end, capacity_now in steps:
         capacity = max(capacity, capacity_now)
         before = credit.outstanding + held

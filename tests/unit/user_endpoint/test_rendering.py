@@ -19,7 +19,7 @@ from mep_wire.start_request import StartRequest, VerifiedStart, encode_start
 from user_endpoint import render_process
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.render_process import Rendering
-from user_endpoint.settings import ProcessPoolEngine
+from user_endpoint.settings import ProcessPoolSettings
 from user_endpoint.shortage import reason_of
 
 
@@ -48,7 +48,7 @@ def failure(template: str, config: dict[str, Any] | None = None, schema: Any = N
 def test_settings_come_out_typed() -> None:
     template = "engine: {type: ProcessPoolEngine, max_workers: {{ WORKERS }}}"
     settings = Rendering(*documents(template, {"WORKERS": 3}), close=()).result()
-    assert settings.engine == ProcessPoolEngine(max_workers=3)
+    assert settings.engine == ProcessPoolSettings(max_workers=3)
 
 
 def test_the_keepers_document_on_the_account_completes_the_identity() -> None:

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from user_endpoint.settings import GlobusComputeEngine, SettingsInvalid, ThreadPoolEngine, settings_from
+from user_endpoint.settings import GlobusComputeSettings, SettingsInvalid, ThreadPoolSettings, settings_from
 
 HTEX = {"type": "GlobusComputeEngine"}
 
 
 def test_defaults_are_globus_computes() -> None:
     found = settings_from({"engine": HTEX})
-    assert found.engine == GlobusComputeEngine()
-    assert isinstance(found.engine, GlobusComputeEngine)
+    assert found.engine == GlobusComputeSettings()
+    assert isinstance(found.engine, GlobusComputeSettings)
     assert found.engine.provider == {"type": "LocalProvider"}
     assert found.engine.encrypted
     assert (found.period_s, found.idle_soft_s, found.idle_hard_s) == (30.0, None, None)
@@ -31,7 +31,7 @@ def test_idle_limits_count_in_heartbeats_of_at_least_five_seconds() -> None:
 
 def test_what_is_null_or_empty_is_not_given() -> None:
     found = settings_from({"engine": {**HTEX, "label": "", "max_workers_per_node": None}, "display_name": None})
-    assert found.engine == GlobusComputeEngine()
+    assert found.engine == GlobusComputeSettings()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_refusals_name_the_path_and_what_is_accepted(document: Any, path: str, s
 def test_both_kinds_of_strategy() -> None:
     assert settings_from({"engine": {**HTEX, "strategy": {"type": "SimpleStrategy", "max_idletime": 30}}})
     assert settings_from({"engine": {**HTEX, "strategy": "htex_auto_scale"}})
-    assert settings_from({"engine": {"type": "ThreadPoolEngine"}}).engine == ThreadPoolEngine()
+    assert settings_from({"engine": {"type": "ThreadPoolEngine"}}).engine == ThreadPoolSettings()
 
 
 ANYTHING = st.recursive(
@@ -85,7 +85,7 @@ ANYTHING = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
     max_leaves=6,
 )
-KEYS = st.sampled_from([*GlobusComputeEngine.__struct_fields__, "type", "x"])
+KEYS = st.sampled_from([*GlobusComputeSettings.__struct_fields__, "type", "x"])
 
 
 @given(

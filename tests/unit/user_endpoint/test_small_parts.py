@@ -15,9 +15,9 @@ from mep.boundary.memfd import sealed_memfd
 from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited_fds
-from user_endpoint.bounded_log import BoundedFile, Log
+from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.engines.process_pool.engine import describe_status
-from user_endpoint.engines.process_pool.task_durations import Pace
+from user_endpoint.engines.process_pool.task_durations import TaskDurations
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
 from user_endpoint.lifecycle.setup_commands import run_commands
@@ -60,7 +60,7 @@ def test_sealed_documents_are_read_and_others_refused(tmp_path: pathlib.Path) ->
 
 
 def test_log_lines_cannot_be_forged(tmp_path: pathlib.Path) -> None:
-    log = Log(BoundedFile(str(tmp_path / "log")))
+    log = BoundedLog(BoundedFile(str(tmp_path / "log")))
     log.info("hello\nworld", name="a\nb\x1b")
     log.debug("not wanted")
     text = (tmp_path / "log").read_text()
@@ -102,7 +102,7 @@ def test_a_log_is_no_way_to_another_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_pace_needs_a_measurement_before_it_calls_anything_short() -> None:
-    pace = Pace()
+    pace = TaskDurations()
     assert not pace.is_short("f")
     pace.measured("f", 0.001)
     assert pace.is_short("f")
@@ -112,7 +112,7 @@ def test_pace_needs_a_measurement_before_it_calls_anything_short() -> None:
 
 
 def test_look_ahead_grows_for_short_tasks_only() -> None:
-    pace = Pace()
+    pace = TaskDurations()
     assert pace.look_ahead(2, 256) == 4
     for _ in range(200):
         pace.measured("f", 0.00001)

@@ -9,13 +9,15 @@ import jsonschema
 import pytest
 
 from mep_wire.bundle import UepBundle
-from user_endpoint.template_check import Trial, Verdict, sample_of, samples
+from user_endpoint.template_check import TemplateVerdict, Trial, sample_of, samples
 
 NAME = "user_config_template.yaml.j2"
 GOOD = "engine:\n  type: ProcessPoolEngine\n"
 
 
-def tried(template: str, schema: dict[str, Any] | None = None, search_path: str = "", **templates: str) -> Verdict:
+def tried(
+    template: str, schema: dict[str, Any] | None = None, search_path: str = "", **templates: str
+) -> TemplateVerdict:
     bundle = UepBundle(
         endpoint_id="e", endpoint_name="n", relay_link_address="", relay_link_key=b"", template_name=NAME,
         templates={NAME: template, **templates}, schema=schema, user_environment={}, parent_config={"debug": False},

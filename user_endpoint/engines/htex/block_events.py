@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mep_wire.errors import MepError
-from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.executor import InterchangeClient
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ExecutorReady:
     """The executor takes tasks. The reader of this event closes its task sockets."""
 
-    client: Client
+    client: InterchangeClient
 
 
 @dataclass(frozen=True, slots=True)
-class BlockGone:
+class BlockLost:
     """The job of a block has ended."""
 
     block_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BlocksFailed:
     """No task that waits can run, nor any that comes before `until` (on time.monotonic), for this reason."""
 
     error: MepError
@@ -34,7 +34,7 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Restarted:
+class InterchangeRestarted:
     """The interchange has died, and with it every block; Ready follows."""
 
     begun: set[int]
@@ -42,10 +42,10 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class BlockTrouble:
     """Something has failed and is tried again, while tasks wait."""
 
     text: str
 
 
-News = Ready | BlockGone | Broken | Restarted | Trouble
+BlockEvent = ExecutorReady | BlockLost | BlocksFailed | InterchangeRestarted | BlockTrouble

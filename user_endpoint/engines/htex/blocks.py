@@ -24,16 +24,23 @@ import zmq
 
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.htex import provider as providers
-from user_endpoint.engines.htex.block_events import BlockGone, Broken, News, Ready, Restarted, Trouble
-from user_endpoint.engines.htex.executor import Client, InterchangeDied
-from user_endpoint.engines.htex.failures import Cause, Failure, Failures, of_block, of_error
+from user_endpoint.engines.htex.block_events import (
+    BlockEvent,
+    BlockLost,
+    BlocksFailed,
+    BlockTrouble,
+    ExecutorReady,
+    InterchangeRestarted,
+)
+from user_endpoint.engines.htex.executor import InterchangeClient, InterchangeDied
+from user_endpoint.engines.htex.failures import BlockFailure, Cause, Failures, of_block, of_error
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.process_groups import PARSL_RAISES, SILENT, gone, until
 from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler, scheduler_of
 from user_endpoint.engines.htex.walltimes import Ends, blocks_for
-from user_endpoint.engines.start_journals import Notes
-from user_endpoint.settings import GlobusComputeEngine, StrategySettings
+from user_endpoint.engines.start_journals import StartJournals
+from user_endpoint.settings import GlobusComputeSettings, StrategySettings
 
 with light_parsl():
     from parsl.jobs.states import JobState
@@ -65,10 +72,10 @@ class Blocks:
 
     def __init__(
         self,
-        settings: GlobusComputeEngine,
+        settings: GlobusComputeSettings,
         plan: providers.Plan,
         directory: Path,
-        notes: Notes,
+        notes: StartJournals,
         notify: Callable[[], None],
     ) -> None:
         self._settings, self._plan, self._directory, self._notify = settings, plan, directory, notify
@@ -76,7 +83,7 @@ class Blocks:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ending = threading.Event()
-        self._news: list[News] = []
+        self._block_events: list[BlockEvent] = []
         self._outstanding = 0
         self._walltimes: list[float] = []
         self._registered: list[str] = []
@@ -88,7 +95,7 @@ class Blocks:
         self._thread = threading.Thread(target=self._run, name="blocks", daemon=True)
         # From here on: the thread's own.
         self._record = None if plan.is_local else JobRecord(directory.parent / "htex-jobs.json", plan.name)
-        self._client: Client | None = None
+        self._client: InterchangeClient | None = None
         self._scheduler: Scheduler
         self._handed_over = self._looked_back = False
         self._blocks: dict[str, _Block] = {}
@@ -124,7 +131,7 @@ class Blocks:
             self._workers_per_node = workers
             return self._ends.registered(block_id, left_s)
 
-    def place(self, block_id: str) -> tuple[str, str]:
+    def location(self, block_id: str) -> tuple[str, str]:
         """Return a block's id and, where that is known, the scheduler's id of its job."""
         with self._lock:
             return block_id, self._jobs.get(block_id, "")
@@ -135,11 +142,11 @@ class Blocks:
             self._node_left = True
         self._wake.set()
 
-    def take_news(self) -> list[News]:
+    def take_events(self) -> list[BlockEvent]:
         """Return the events since the last call."""
         with self._lock:
-            news, self._news = self._news, []
-        return news
+            block_event, self._block_events = self._block_events, []
+        return block_event
 
     def stop(self, grace_s: float) -> None:
         """End every block and the interchange, and the thread."""
@@ -175,7 +182,7 @@ class Blocks:
         except OSError as problem:
             _log.warning("notes cannot be read: tasks are taken to have begun: %s", problem)
             begun = None
-        self._tell(Broken(error, math.inf, begun))
+        self._tell(BlocksFailed(error, math.inf, begun))
 
     def _begin(self) -> None:
         """Start the interchange. Raises EngineFailed where it comes to nothing again and again."""
@@ -187,7 +194,7 @@ class Blocks:
                     self._looked_back = True
                 self._start_client()
             except InterchangeDied as error:
-                self._not_started(tried_at, Failure(Cause.KILLED if error.killed else Cause.BROKEN, str(error)))
+                self._not_started(tried_at, BlockFailure(Cause.KILLED if error.killed else Cause.BROKEN, str(error)))
             except (OSError, zmq.ZMQError) as error:
                 failure = of_error(error)
                 if failure.cause is Cause.BROKEN:
@@ -196,19 +203,19 @@ class Blocks:
             else:
                 return
 
-    def _not_started(self, tried_at: float, failure: Failure) -> None:
+    def _not_started(self, tried_at: float, failure: BlockFailure) -> None:
         """A start has failed: pause before the next. Raises EngineFailed once there is to be none."""
         _log.warning("the interchange could not be started reason=%s", failure.text)
         if reason := self._interchange_failures.note(time.monotonic(), tried_at, failure):
             raise EngineFailed(reason=reason)
         self._discard_client()
-        self._tell(Trouble(self._interchange_failures.so_far(failure)))
+        self._tell(BlockTrouble(self._interchange_failures.so_far(failure)))
         self._ending.wait(max(0.0, self._interchange_failures.next_at - time.monotonic()))
 
     def _discard_client(self) -> None:
         """End a dead interchange's blocks. The engine is told first which tasks they had begun."""
         if self._client is not None:
-            self._tell(Restarted(self._notes.close(self._client.begun_directory)))
+            self._tell(InterchangeRestarted(self._notes.close(self._client.begun_directory)))
         self._end(told=False)
 
     def _look_or_restart(self) -> None:
@@ -223,9 +230,9 @@ class Blocks:
                 raise
             _log.warning("blocks cannot be looked after now error=%s", error)  # the next look comes after the interval
 
-    def _tell(self, *news: News) -> None:
+    def _tell(self, *block_event: BlockEvent) -> None:
         with self._lock:
-            self._news += news
+            self._block_events += block_event
         self._notify()
 
     def _start_client(self) -> None:
@@ -235,7 +242,7 @@ class Blocks:
         many = self._plan.most_pools > 1
         given = self._settings.prefetch_capacity
         prefetch = given if given is not None else (0 if many else 64)
-        client = Client(
+        client = InterchangeClient(
             self._settings,
             provider,
             self._plan.addresses,
@@ -252,7 +259,7 @@ class Blocks:
         if not self._blocks:
             self._first_blocks()
         self._handed_over, self._started_at = True, time.monotonic()
-        self._tell(Ready(client))
+        self._tell(ExecutorReady(client))
 
     def _first_blocks(self) -> None:
         """Start the initial blocks while the interchange is still loading."""
@@ -291,7 +298,7 @@ class Blocks:
             self._next_status = now + self._until_next_status(client, now)
         self._scale(client, now)
 
-    def _until_next_status(self, client: Client, now: float) -> float:
+    def _until_next_status(self, client: InterchangeClient, now: float) -> float:
         """Return the seconds until the scheduler is asked again: soon after a change, then ever more rarely."""
         if self._plan.is_local:
             return _LOCAL_POLL_S
@@ -315,13 +322,13 @@ class Blocks:
         if now - self._started_at >= HEALTHY_S:
             self._interchange_failures.over()
         first = not self._interchange_failures
-        failure = Failure(Cause.KILLED, "Parsl's interchange was killed")
+        failure = BlockFailure(Cause.KILLED, "Parsl's interchange was killed")
         reason = self._interchange_failures.note(now, self._started_at, failure)
         self._discard_client()
         if reason:
             raise EngineFailed(reason=reason)
         if not first:
-            self._tell(Trouble(self._interchange_failures.so_far(failure)))
+            self._tell(BlockTrouble(self._interchange_failures.so_far(failure)))
             self._ending.wait(max(0.0, self._interchange_failures.next_at - now))
         self._begin()
 
@@ -350,13 +357,13 @@ class Blocks:
                 found.append(os.getpgid(int(block.job_id)))
         return found
 
-    def _all_gone(self, client: Client) -> bool:
+    def _all_gone(self, client: InterchangeClient) -> bool:
         self._watch(client, time.monotonic(), ending=True)
         return not self._blocks
 
     # --- watching -------------------------------------------------------------------------------------
 
-    def _watch(self, client: Client, now: float, *, ending: bool = False) -> None:
+    def _watch(self, client: InterchangeClient, now: float, *, ending: bool = False) -> None:
         """Ask the scheduler for the state of every block. A block without an answer is left as it is."""
         if not self._blocks:
             return
@@ -381,7 +388,7 @@ class Blocks:
                     self._block_failed(f"its workers had not registered after {limit:.0f} s", status, block.submitted)
 
     def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
-        self._tell(BlockGone(block_id))
+        self._tell(BlockLost(block_id))
         if not block.registered:
             what = f"it ended ({status.state.name.lower()}) before its workers had registered"
             self._block_failed(what, status, block.submitted)
@@ -394,13 +401,13 @@ class Blocks:
         if any(block.registered for block in self._blocks.values()):
             return  # waiting tasks can run there
         if not reason or not self._settings.block_error_handler:
-            self._tell(Trouble(self._block_failures.so_far(failure)))
+            self._tell(BlockTrouble(self._block_failures.so_far(failure)))
         else:
-            self._tell(Broken(EngineFailed(reason=reason), self._block_failures.next_at))
+            self._tell(BlocksFailed(EngineFailed(reason=reason), self._block_failures.next_at))
 
     # --- how many -------------------------------------------------------------------------------------
 
-    def _scale(self, client: Client, now: float) -> None:
+    def _scale(self, client: InterchangeClient, now: float) -> None:
         with self._lock:
             outstanding = self._outstanding
         if outstanding:
@@ -427,7 +434,7 @@ class Blocks:
     def _that_are_up(self) -> list[str]:
         return [block_id for block_id, block in self._blocks.items() if block.registered]
 
-    def _with_room_for(self, stranded: list[float], wanted: int, client: Client, now: float) -> int:
+    def _with_room_for(self, stranded: list[float], wanted: int, client: InterchangeClient, now: float) -> int:
         """Return how many blocks there must be with those for the stranded; idle ones make room for them if need be."""
         new = blocks_for(stranded, self._slots())
         missing = new - (len(self._blocks) - len(self._that_are_up()))
@@ -463,7 +470,7 @@ class Blocks:
             status = self._client._simulated_status.pop(block_id)  # noqa: SLF001
             self._block_failed("it was not accepted", status, began)
 
-    def _scale_in(self, client: Client, count: int, outstanding: int, now: float) -> None:
+    def _scale_in(self, client: InterchangeClient, count: int, outstanding: int, now: float) -> None:
         """End blocks that have had nothing to do for long enough."""
         strategy = self._settings.strategy
         limit = (
@@ -476,7 +483,7 @@ class Blocks:
         self._end_idle(client, count, limit, now)
 
     def _end_idle(
-        self, client: Client, count: int, limit: float, now: float, among: Sequence[str] | None = None
+        self, client: InterchangeClient, count: int, limit: float, now: float, among: Sequence[str] | None = None
     ) -> None:
         """End at most so many blocks (of these) that have had nothing to do for `limit` seconds."""
         try:
@@ -488,7 +495,7 @@ class Blocks:
             return  # the interchange does not answer; whether it lives is looked at elsewhere
         self._cancel([block_id for block_id in idle if block_id in still])
 
-    def _idle(self, client: Client, seconds: float, now: float) -> list[str]:
+    def _idle(self, client: InterchangeClient, seconds: float, now: float) -> list[str]:
         """Return the blocks with nodes that have been idle for so long, and those that have waited in vain."""
         nodes = client.nodes()
         busy = {node["block_id"] for node in nodes if node["tasks"] or node["idle_duration"] < seconds}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shlex
 
-from user_endpoint.settings import GlobusComputeEngine
+from user_endpoint.settings import GlobusComputeSettings
 
 PYTHON = "python3"
 """The Python that is looked up inside the container."""
 
 
-def in_container(settings: GlobusComputeEngine, run_directory: str, command: str) -> str:
+def in_container(settings: GlobusComputeSettings, run_directory: str, command: str) -> str:
     """Return the shell command that runs `command` as the settings' container_* options ask."""
     options, image = settings.container_cmd_options or "", settings.container_uri or ""
     run = shlex.quote(f"{run_directory}:{run_directory}")

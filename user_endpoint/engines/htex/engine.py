@@ -31,15 +31,21 @@ from mep_wire.messages import ResultItem
 from user_endpoint.descriptors import check_interchange
 from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import BlockGone, Broken, Ready, Restarted, Trouble
+from user_endpoint.engines.htex.block_events import (
+    BlockLost,
+    BlocksFailed,
+    BlockTrouble,
+    ExecutorReady,
+    InterchangeRestarted,
+)
 from user_endpoint.engines.htex.blocks import Blocks
-from user_endpoint.engines.htex.executor import Client
+from user_endpoint.engines.htex.executor import InterchangeClient
 from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.engines.htex.walltimes import fits
-from user_endpoint.engines.process_pool.task_durations import Pace
-from user_endpoint.engines.start_journals import Notes
+from user_endpoint.engines.process_pool.task_durations import TaskDurations
+from user_endpoint.engines.start_journals import StartJournals
 from user_endpoint.run_directory import make_below
-from user_endpoint.settings import GlobusComputeEngine as Settings
+from user_endpoint.settings import GlobusComputeSettings as Settings
 
 _log = logging.getLogger(__name__)
 _TURN: Final = 256
@@ -66,7 +72,7 @@ class _Held:
     """The error to end with if no worker has begun it. Its node or interchange was asked to return it."""
 
 
-class GlobusComputeEngine:
+class HtexEngine:
     """See the module. `run_directory` is the user endpoint's own; blocks on other hosts must see it too."""
 
     def __init__(
@@ -75,9 +81,9 @@ class GlobusComputeEngine:
         *,
         run_directory: str,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
-        tell_places: bool = False,
+        report_location: bool = False,
     ) -> None:
-        self._settings, self._tell_places = settings, tell_places
+        self._settings, self._report_location = settings, report_location
         self._max_result_bytes = max_result_bytes
         self._directory = Path(run_directory).resolve() / "htex"
         self._epoll = select.epoll()
@@ -85,17 +91,17 @@ class GlobusComputeEngine:
         self._epoll.register(self._bell, select.EPOLLIN)
         self._plan = Plan(settings)
         check_interchange(self._plan.most_pools)
-        self._notes = Notes(str(self._directory.parent))
+        self._notes = StartJournals(str(self._directory.parent))
         self.worker_python = self.trouble = ""
         self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
-        self._client: Client | None = None
+        self._client: InterchangeClient | None = None
         self._waiting: list[_Held] = []
         self._held: dict[int, _Held] = {}  # by our number
         self._numbers: dict[int, int] = {}  # row -> our number
         self._timed: dict[int, float] = {}  # row -> walltime, of those that have not begun
         self._attempts = 0
         self._events: list[Event] = []
-        self._pace = Pace()
+        self._pace = TaskDurations()
         self._slots = self._plan.expected_slots(settings)
         self._draining = False
         self._broken: MepError | None = None
@@ -169,13 +175,13 @@ class GlobusComputeEngine:
         """Return the nodes' reports and the blocks' changes of state."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._bell)
-        for news in self._blocks.take_news():
-            self._heed(news)
+        for block_event in self._blocks.take_events():
+            self._handle(block_event)
         if self._client is not None:
             self._client.flush()
             frames = self._client.hear(_TURN)
             for frame in frames:
-                self._understand(frame)
+                self._decode(frame)
             if len(frames) == _TURN:
                 self._ring()
         events, self._events = self._events, []
@@ -204,9 +210,9 @@ class GlobusComputeEngine:
         if self._client is not None:
             self._notes.forget(self._client.begun_directory)
         self._drop_client()
-        for news in self._blocks.take_news():
-            if isinstance(news, Ready):
-                news.client.close_task_sockets()
+        for block_event in self._blocks.take_events():
+            if isinstance(block_event, ExecutorReady):
+                block_event.client.close_task_sockets()
         self._epoll.close()
         os.close(self._bell)
 
@@ -236,7 +242,7 @@ class GlobusComputeEngine:
             self._ring()
         self._want()
 
-    def _hand_over(self, client: Client, tasks: list[_Held]) -> None:
+    def _hand_over(self, client: InterchangeClient, tasks: list[_Held]) -> None:
         packed = []
         for held in tasks:
             row = held.task.row
@@ -265,7 +271,7 @@ class GlobusComputeEngine:
 
     def _packed(self, number: int, task: EngineTask) -> bytes:
         return protocol.encode(
-            protocol.Task(
+            protocol.HtexTask(
                 number,
                 task.task_id,
                 task.function_id,
@@ -280,7 +286,7 @@ class GlobusComputeEngine:
 
     # --- in -------------------------------------------------------------------------------------------
 
-    def _understand(self, frame: bytes) -> None:
+    def _decode(self, frame: bytes) -> None:
         if not protocol.is_ours(frame):
             self._stock(pickle.loads(frame))  # noqa: S301 - from our own interchange, encrypted
             return
@@ -288,14 +294,14 @@ class GlobusComputeEngine:
         if isinstance(message, protocol.Registered):
             self._registered(message)
             return
-        place = self._blocks.place(message.block_id) if self._tell_places and message.block_id else ("", "")
+        location = self._blocks.location(message.block_id) if self._report_location and message.block_id else ("", "")
         for number in message.started:
             if (held := self._held.get(number)) is not None and not held.started:
                 held.started = True
                 self._timed.pop(held.task.row, None)
-                self._events.append(TaskStarted(held.task.row, *place))
+                self._events.append(TaskStarted(held.task.row, *location))
         for result in message.results:
-            self._result(result, place, of_node=bool(message.block_id))
+            self._result(result, location, of_node=bool(message.block_id))
         for number in message.returned:
             if (held := self._forget(number)) is not None:
                 self._again(held)
@@ -323,7 +329,7 @@ class GlobusComputeEngine:
                 reason = f"{left_s:.0f} s were left of the last {held.unfit} blocks when their workers were up"
                 self._ask_back([self._numbers[row]], WalltimeTooLong(walltime_s=held.task.walltime_s, reason=reason))
 
-    def _result(self, result: protocol.Result, place: tuple[str, str] = ("", ""), *, of_node: bool = True) -> None:
+    def _result(self, result: protocol.Result, location: tuple[str, str] = ("", ""), *, of_node: bool = True) -> None:
         """Take a task's end. `of_node`: a node says it, and not the interchange of a task that no node has."""
         held = self._forget(result.id)
         if held is None:
@@ -339,7 +345,7 @@ class GlobusComputeEngine:
         text = result.text or (TaskCancelled().text if result.code == TaskCancelled.code else "")
         self._events.append(
             ResultItem(
-                task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at, *place
+                task.row, task.task_id, result.code, text, result.payload, result.started_at, result.ended_at, *location
             )
         )
 
@@ -417,30 +423,32 @@ class GlobusComputeEngine:
 
     # --- news of blocks -------------------------------------------------------------------------------
 
-    def _heed(self, news: object) -> None:
-        match news:
-            case Ready(client):
+    def _handle(self, block_event: object) -> None:
+        match block_event:
+            case ExecutorReady(client):
                 self._client, self.trouble = client, ""
                 self._epoll.register(client.descriptor(), select.EPOLLIN)
                 waiting, self._waiting = self._waiting, []
                 self._hand_over(client, [held for held in waiting if self._may_run(held)])
-            case BlockGone(block_id):
+            case BlockLost(block_id):
                 if self._client is not None:
                     self._client.say(protocol.BlockEnded(block_id))
-            case Restarted(begun):
+            case InterchangeRestarted(begun):
                 self._take_last_results()
                 self._drop_client()
                 self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
-            case Trouble(text):
+            case BlockTrouble(text):
                 self.trouble = text
-            case Broken(error, until, begun):
+            case BlocksFailed(error, until, begun):
                 self._give_up(error, until, begun)
 
     def _take_last_results(self) -> None:
         """Take the results that the interchange sent before it died. Its reports of losses are outdated and ignored."""
         while self._client is not None and (frames := self._client.hear(_TURN)):
             for frame in frames:
-                if protocol.is_ours(frame) and isinstance(report := protocol.decode_to_client(frame), protocol.Report):
+                if protocol.is_ours(frame) and isinstance(
+                    report := protocol.decode_to_client(frame), protocol.WorkerReport
+                ):
                     for result in report.results:
                         self._result(result)
 

@@ -30,7 +30,7 @@ from user_endpoint.engines.htex import containers, protocol
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.walltimes import STARTED_VARIABLE
 from user_endpoint.run_directory import make_below
-from user_endpoint.settings import GlobusComputeEngine, GlobusMPIEngine
+from user_endpoint.settings import GlobusComputeSettings, GlobusMPISettings
 
 with light_parsl():
     from parsl.executors.high_throughput import manager_selector
@@ -53,12 +53,12 @@ class InterchangeDied(Exception):
         super().__init__(f"Parsl's interchange {how} (see {logs})")
 
 
-class Client(HighThroughputExecutor):
+class InterchangeClient(HighThroughputExecutor):
     """The executor. `settings` must have been checked; `addresses` are where workers look for this host."""
 
     def __init__(
         self,
-        settings: GlobusComputeEngine,
+        settings: GlobusComputeSettings,
         provider: Any,
         addresses: Sequence[str],
         prefetch: int,
@@ -212,7 +212,7 @@ class Client(HighThroughputExecutor):
             "shared": int(settings.provider["type"] != "LocalProvider"),
             "block_walltime": self._block_walltime_s or 0,
         }
-        if isinstance(settings, GlobusMPIEngine):
+        if isinstance(settings, GlobusMPISettings):
             options |= {"mpi_launcher": settings.mpi_launcher, "max_workers_per_node": settings.max_workers_per_block}
         words = [shlex.quote(f"--{name}={value}") for name, value in options.items()]
         words.append(f"--block_started=${{{STARTED_VARIABLE}:-0}}")  # read by the block's own shell

@@ -54,30 +54,30 @@ class Cause(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class BlockFailure:
     """One failure, with the text that a person reads about it."""
 
     cause: Cause
     text: str
 
 
-def of_block(what: str, status: Any, directory: str) -> Failure:
+def of_block(what: str, status: Any, directory: str) -> BlockFailure:
     """Return why a block failed, going by Parsl's JobStatus, and by whether `directory` can be written to now."""
     said = f"{status.message or ''}\n{status.stderr_summary or ''}"
     words = (status.stderr_summary or status.message or "").strip()[-600:]
     text = f"{what}: {words}" if words else what
     short = next((reason for sign, reason in _SAYS.items() if sign in said), "") or shortage_in(directory)
     if short:
-        return Failure(Cause.SHORT, text if short in text else f"{text} ({short})")
+        return BlockFailure(Cause.SHORT, text if short in text else f"{text} ({short})")
     if _is_killed(status.exit_code) or _KILLED.search(status.message or ""):
-        return Failure(Cause.KILLED, f"{text} (it was killed)")
-    return Failure(Cause.BROKEN, text)
+        return BlockFailure(Cause.KILLED, f"{text} (it was killed)")
+    return BlockFailure(Cause.BROKEN, text)
 
 
-def of_error(error: BaseException) -> Failure:
+def of_error(error: BaseException) -> BlockFailure:
     """Return why the interchange could not be started."""
     short = _SHORT.get(getattr(error, "errno", None) or 0, "")
-    return Failure(Cause.SHORT if short else Cause.BROKEN, f"{type(error).__name__}: {error}")
+    return BlockFailure(Cause.SHORT if short else Cause.BROKEN, f"{type(error).__name__}: {error}")
 
 
 def _is_killed(exit_code: int | None) -> bool:
@@ -119,7 +119,7 @@ class Failures:
         self._rounds = self._broken = 0
         self.next_at = 0.0
 
-    def note(self, now: float, tried_at: float, failure: Failure) -> str:
+    def note(self, now: float, tried_at: float, failure: BlockFailure) -> str:
         """Note a failure of what was tried at `tried_at`; return the reason why tasks should fail, empty if none.
 
         Whatever was tried before the last failure was noted has failed for the same cause, and is not counted.
@@ -138,7 +138,7 @@ class Failures:
             return f"{self._what} failed {self._rounds} times in {now - self._since:.0f} s; the last: {failure.text}"
         return ""
 
-    def so_far(self, failure: Failure) -> str:
+    def so_far(self, failure: BlockFailure) -> str:
         """Return, for a person with waiting tasks, what failed and is tried again."""
         times = "once" if self._rounds == 1 else f"{self._rounds} times"
         return f"{self._what} failed {times} and will be tried again; the last: {failure.text}"

@@ -140,7 +140,7 @@ class BatchInterchange(Interchange):
 
     def _report(self, **what: Any) -> None:
         if any(what.values()):
-            self.results_outgoing.send(protocol.encode(protocol.Report(**what)))
+            self.results_outgoing.send(protocol.encode(protocol.WorkerReport(**what)))
 
     # --- nodes ----------------------------------------------------------------------------------------
 

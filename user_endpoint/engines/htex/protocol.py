@@ -14,7 +14,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
-class Task(msgspec.Struct, frozen=True, array_like=True):
+class HtexTask(msgspec.Struct, frozen=True, array_like=True):
     """One attempt at one task. `id` is the executor's number for the attempt, `task_id` is the relay's."""
 
     id: int
@@ -66,7 +66,7 @@ class Leave(_Message, frozen=True):
     """Client to interchange to pools: end now."""
 
 
-class Report(_Message, frozen=True):
+class WorkerReport(_Message, frozen=True):
     """Pool to interchange to client: the changes in tasks since the last report."""
 
     started: list[int] = []
@@ -96,13 +96,13 @@ class Registered(_Message, frozen=True):
 
 ToInterchange = Queue | Cancel | Drain | BlockEnded | Leave
 ToPool = Cancel | Drain | Leave
-ToClient = Report | Registered
+ToClient = WorkerReport | Registered
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-decode_task = msgspec.msgpack.Decoder(Task).decode
+decode_task = msgspec.msgpack.Decoder(HtexTask).decode
 decode_result = msgspec.msgpack.Decoder(Result).decode
-decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_report = msgspec.msgpack.Decoder(WorkerReport).decode
 decode_to_interchange = msgspec.msgpack.Decoder(ToInterchange).decode
 decode_to_pool = msgspec.msgpack.Decoder(ToPool).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

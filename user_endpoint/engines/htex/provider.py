@@ -20,7 +20,7 @@ from user_endpoint import inherited_state
 from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.script_paths import launcher_with_quoted_paths, with_quoted_paths
 from user_endpoint.engines.htex.walltimes import STARTED_VARIABLE, seconds_of
-from user_endpoint.settings import AddressSettings, GlobusComputeEngine, GlobusMPIEngine, unknown_key_reason
+from user_endpoint.settings import AddressSettings, GlobusComputeSettings, GlobusMPISettings, unknown_key_reason
 from user_endpoint.worker_staging import stage
 
 with light_parsl():
@@ -51,7 +51,7 @@ _IN_MINUTES = frozenset({"SlurmProvider", "LSFProvider"})
 class Plan:
     """A provider that can be made: its class and arguments have been checked, nothing has been run."""
 
-    def __init__(self, settings: GlobusComputeEngine) -> None:
+    def __init__(self, settings: GlobusComputeSettings) -> None:
         """Raises EndpointMisconfigured for a provider, launcher, key or network interface that there is not."""
         options = dict(settings.provider)
         self._kind = _class_of(options.pop("type"), parsl.providers, parsl.providers.base.ExecutionProvider, "provider")
@@ -72,13 +72,13 @@ class Plan:
                 before = f"{before}\n{_NOTE_START}"
             options["worker_init"] = f"{before}\n{options.get('worker_init', '')}"
         self._launcher: tuple[type, dict[str, Any]] | None = self._checked_launcher(launcher)
-        self._is_mpi = isinstance(settings, GlobusMPIEngine)
+        self._is_mpi = isinstance(settings, GlobusMPISettings)
         self.name = self._kind.__name__
         self.is_local = self.name == "LocalProvider"
         self._in_container = settings.container_type is not None
         self.addresses = worker_addresses(settings, local=self.is_local)
 
-    def expected_slots(self, settings: GlobusComputeEngine) -> int:
+    def expected_slots(self, settings: GlobusComputeSettings) -> int:
         """Return about how many tasks run at once when every block is up."""
         cores = self._options.get("cores_per_node") or len(os.sched_getaffinity(0))
         limits = [max(1, int(cores / settings.cores_per_worker))]
@@ -87,7 +87,7 @@ class Plan:
         accelerators = settings.available_accelerators
         if count := accelerators if isinstance(accelerators, int) else len(accelerators):
             limits.append(count)
-        if isinstance(settings, GlobusMPIEngine):
+        if isinstance(settings, GlobusMPISettings):
             limits = [settings.max_workers_per_block]
         return int(min(limits) * self.most_pools)
 
@@ -213,7 +213,7 @@ def _widened(kind: type) -> tuple[type, ...]:
     return (int, float) if kind is float else (kind,)
 
 
-def worker_addresses(settings: GlobusComputeEngine, *, local: bool) -> list[str]:
+def worker_addresses(settings: GlobusComputeSettings, *, local: bool) -> list[str]:
     """Return the addresses at which workers look for this host. Raises EndpointMisconfigured.
 
     No outside service is used (Parsl itself asks a public one for this host's address).

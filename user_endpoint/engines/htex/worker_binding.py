@@ -1,4 +1,4 @@
-"""Each worker's place on its node: which processors and which accelerator it may use, and its rank.
+"""Each worker's binding on its node: which processors and which accelerator it may use, and its rank.
 
 The variables are those that Parsl's own worker pool sets, since sites' and people's programs read them.
 Standard library only; used by the pool.
@@ -19,17 +19,17 @@ _PROBE_S = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerBinding:
     """The binding of one worker. No `processors` means all that the pool has."""
 
     variables: dict[str, str]
     processors: list[int]
-    view: start_journal.BegunView | None = None
+    view: start_journal.JournalView | None = None
     """Where the worker's notes can be read."""
 
 
-def places(options: Options, workers: int, processors: Sequence[int], pool: str) -> list[Place]:
-    """Return the places of `workers` workers on a node with these processors. Raises OptionsInvalid."""
+def worker_bindings(options: Options, workers: int, processors: Sequence[int], pool: str) -> list[WorkerBinding]:
+    """Return the bindings of `workers` workers on a node with these processors. Raises OptionsInvalid."""
     shares = _shares(options.cpu_affinity, workers, sorted(processors))
     devices = _cuda_devices() if options.accelerators else 0
     result = []
@@ -45,17 +45,17 @@ def places(options: Options, workers: int, processors: Sequence[int], pool: str)
         if options.accelerators:
             variables |= _accelerator_variables(options.accelerators[rank], workers, devices)
         view = _make_notes(options, f"{pool}.{rank}", variables)
-        result.append(Place(variables, shares[rank] if shares else [], view))
+        result.append(WorkerBinding(variables, shares[rank] if shares else [], view))
     return result
 
 
-def _make_notes(options: Options, name: str, variables: dict[str, str]) -> start_journal.BegunView | None:
+def _make_notes(options: Options, name: str, variables: dict[str, str]) -> start_journal.JournalView | None:
     """Make the file for a worker's notes before it could have any task, and tell the worker. Raises OptionsInvalid."""
     how = start_journal.FORCED if options.shared else start_journal.FENCED
     path = f"{options.begun}/{name}"
     try:
         start_journal.create(path, how)
-        view = start_journal.BegunView(path + start_journal.FIRST)
+        view = start_journal.JournalView(path + start_journal.FIRST)
     except OSError as error:
         if not options.begun or (isinstance(error, FileNotFoundError) and not options.cert_dir):
             return None  # no file system that this node and the user endpoint share

@@ -24,12 +24,12 @@ from mep_wire.text import printable
 from user_endpoint.engines.base import TICK_S, Engine, EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
 from user_endpoint.engines.htex.walltimes import seconds_left
-from user_endpoint.engines.htex.worker_binding import Place, places
+from user_endpoint.engines.htex.worker_binding import WorkerBinding, worker_bindings
 from user_endpoint.engines.htex.worker_pool_options import Options, OptionsInvalid, parse_options, worker_count
 from user_endpoint.engines.process_pool.engine import ProcessPoolEngine
 from user_endpoint.process_exit import name_process
-from user_endpoint.workers.fork_server import Server, exec_server
-from user_endpoint.workers.start_journal import BegunView
+from user_endpoint.workers.fork_server import ServerHandle, exec_server
+from user_endpoint.workers.start_journal import JournalView
 
 HEARTBEAT = (1 << 32) - 1
 SHUTDOWN = (1 << 32) - 2
@@ -82,25 +82,27 @@ def _encrypt(socket: zmq.Socket[bytes], cert_dir: str) -> None:
 
 
 class PlacedEngine(ProcessPoolEngine):
-    """The process engine, with each worker in a place of its own on the node."""
+    """The process engine, with each worker bound to its own processors and accelerator."""
 
-    def __init__(self, places: list[Place], **options: Any) -> None:
-        super().__init__(max_workers=len(places), **options)
-        self._places = places
+    def __init__(self, worker_bindings: list[WorkerBinding], **options: Any) -> None:
+        super().__init__(max_workers=len(worker_bindings), **options)
+        self._bindings = worker_bindings
 
-    def _place(self, slot: int) -> tuple[dict[str, str], list[int], BegunView | None]:
-        place = self._places[slot]
-        return place.variables, place.processors, place.view
+    def _place(self, slot: int) -> tuple[dict[str, str], list[int], JournalView | None]:
+        binding = self._bindings[slot]
+        return binding.variables, binding.processors, binding.view
 
 
 class Pool:
     """Between one interchange and the workers of one node. One thread, one poll loop."""
 
-    def __init__(self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], Server], name: str) -> None:
+    def __init__(
+        self, options: Options, socket: zmq.Socket[bytes], servers: Callable[[], ServerHandle], name: str
+    ) -> None:
         self._options, self._socket, self._name = options, socket, name
         self._workers = worker_count(options)
         workers = PlacedEngine(
-            places(options, self._workers, list(os.sched_getaffinity(0)), name),
+            worker_bindings(options, self._workers, list(os.sched_getaffinity(0)), name),
             server=servers,
             worker_log=f"{options.directory}/workers.log",
             directory=options.working_dir,
@@ -210,7 +212,7 @@ class Pool:
         except zmq.Again:
             return
 
-    def _take(self, tasks: list[protocol.Task]) -> None:
+    def _take(self, tasks: list[protocol.HtexTask]) -> None:
         """Give tasks to the workers, by the executor's numbers, which differ from one attempt to the next."""
         self._held.update(task.id for task in tasks)
         self._engine.submit([_engine_task(task) for task in tasks])
@@ -251,7 +253,7 @@ class Pool:
     def _send_report(self, lost: Sequence[int] = (), *, leaving: bool = False) -> None:
         ended = {result.id for result in self._report_results}
         started = [number for number in self._report_started if number not in ended]
-        report = protocol.Report(
+        report = protocol.WorkerReport(
             started,
             self._report_results,
             self._report_returned,
@@ -264,7 +266,7 @@ class Pool:
         self._socket.send(protocol.encode(report))
 
 
-def _engine_task(t: protocol.Task) -> EngineTask:
+def _engine_task(t: protocol.HtexTask) -> EngineTask:
     return EngineTask(
         t.id, t.task_id, t.function_id, t.function, t.payload, t.resource_spec, t.walltime_s, attempt=t.attempt
     )
@@ -276,7 +278,7 @@ def _for_mpi(workers: PlacedEngine, options: Options, ends: float | None) -> Eng
     return make_engine(workers, worker_count(options), options.mpi_launcher, ends)
 
 
-def run(arguments: list[str], server: Server) -> int:
+def run(arguments: list[str], server: ServerHandle) -> int:
     """Run this node's pool with a fork server that is there already. Returns the exit status."""
     name_process("mep-pool")
     options = parse_options(arguments)

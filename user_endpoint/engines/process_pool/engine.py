@@ -25,15 +25,15 @@ from user_endpoint import inherited_state
 from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.fork_server_link import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch, describe_status
-from user_endpoint.engines.process_pool.task_durations import Pace
+from user_endpoint.engines.process_pool.task_durations import TaskDurations
 from user_endpoint.engines.process_pool.task_order import enqueue
 from user_endpoint.engines.process_pool.worker_handle import DEPTH, WorkerHandle
-from user_endpoint.workers.fork_server import Server
+from user_endpoint.workers.fork_server import ServerHandle
 from user_endpoint.workers.worker import BEGUN_VARIABLE, NEED_FUNCTION
 
 if TYPE_CHECKING:
-    from user_endpoint.engines.start_journals import Notes
-    from user_endpoint.workers.start_journal import BegunView
+    from user_endpoint.engines.start_journals import StartJournals
+    from user_endpoint.workers.start_journal import JournalView
 
 _MOST_WAITING: Final = 256
 _TURN: Final = 64
@@ -53,14 +53,14 @@ class ProcessPoolEngine:
     def __init__(
         self,
         *,
-        server: Callable[[], Server],
+        server: Callable[[], ServerHandle],
         max_workers: int | None = None,
         worker_log: str = "",
         directory: str = "",
         run_directory: str = "",
         run_in_sandbox: bool = False,
         max_tasks_per_child: int = 0,
-        notes: Notes | None = None,
+        notes: StartJournals | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,7 +79,7 @@ class ProcessPoolEngine:
         self._workers: dict[int, WorkerHandle] = {}  # by number
         self._by_descriptor: dict[int, WorkerHandle] = {}
         self._events: list[Event] = []
-        self._pace = Pace()
+        self._pace = TaskDurations()
         self._last_number = 0
         self._free_slots = list(range(self._max_workers))[::-1]
         self._failed_starts, self._not_before = 0, 0.0
@@ -424,7 +424,7 @@ class ProcessPoolEngine:
             return None
         self._free_slots.pop()
         if variables or processors:
-            server.order(("place", worker.number, variables, processors))
+            server.order(("bind", worker.number, variables, processors))
         self._workers[worker.number] = worker
         self._by_descriptor[worker.sock.fileno()] = worker
         self._epoll.register(worker.sock.fileno(), select.EPOLLIN)
@@ -434,8 +434,8 @@ class ProcessPoolEngine:
         server.ask(self._clock())
         return worker
 
-    def _place(self, slot: int) -> tuple[dict[str, str], list[int], BegunView | None]:
-        """Return what the worker in this place gets: variables, processors (none: all); and where its notes are."""
+    def _place(self, slot: int) -> tuple[dict[str, str], list[int], JournalView | None]:
+        """Return the binding of this worker: variables, processors (none: all); and where its notes are."""
         if not self._begun_directory:
             return {}, [], None
         from user_endpoint.workers import start_journal
@@ -444,6 +444,6 @@ class ProcessPoolEngine:
         try:
             with contextlib.suppress(FileExistsError):
                 start_journal.create(path, start_journal.PLAIN)
-            return {BEGUN_VARIABLE: f"{start_journal.PLAIN}:{path}"}, [], start_journal.BegunView(path)
+            return {BEGUN_VARIABLE: f"{start_journal.PLAIN}:{path}"}, [], start_journal.JournalView(path)
         except (OSError, ValueError):  # a full disk: tasks run nevertheless
             return {}, [], None

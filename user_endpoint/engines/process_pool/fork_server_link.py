@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from user_endpoint.engines.base import OWN_PYTHON
 from user_endpoint.workers import datagrams
-from user_endpoint.workers.fork_server import Server
+from user_endpoint.workers.fork_server import ServerHandle
 
 START_S: Final = 120.0
 """Longest time that worker_init and the start of another Python may take together."""
@@ -31,7 +31,7 @@ class ServerLost(Exception):
 class ForkServerLink:
     """See the module. `now` is the engine's clock, in seconds."""
 
-    def __init__(self, server: Server, now: float) -> None:
+    def __init__(self, server: ServerHandle, now: float) -> None:
         self._server, self._since = server, now
         self.ready = server.ready
         self.python = OWN_PYTHON if server.ready else ""

@@ -14,7 +14,7 @@ _MAX_FUNCTIONS: Final = 1024
 _LOOK_AHEAD_S: Final = 0.05
 
 
-class Pace:
+class TaskDurations:
     """Moving averages of run time, by function and over all, in seconds."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from user_endpoint.engines.base import EngineTask
 from user_endpoint.workers import datagrams
 
 if TYPE_CHECKING:
-    from user_endpoint.workers.start_journal import BegunView
+    from user_endpoint.workers.start_journal import JournalView
 
 DEPTH = 16
 """Most tasks at one worker, the running one included."""
@@ -25,7 +25,7 @@ ANSWER = (int, str, str, bytes, float, float)
 class WorkerHandle:
     """A worker that was asked for; it may not have been forked yet, which makes no difference to its socket."""
 
-    def __init__(self, number: int, now: float, slot: int = 0, view: BegunView | None = None) -> None:
+    def __init__(self, number: int, now: float, slot: int = 0, view: JournalView | None = None) -> None:
         self.number, self.slot = number, slot
         self._view = view
         self._told = 0  # so many of the first of `sent` are known to have begun, and were told

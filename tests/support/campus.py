@@ -50,7 +50,7 @@ SCHEMA_VALUE = {
 }
 
 
-class Place:
+class Campus:
     """A running endpoint of a site, and the people who may call it."""
 
     def __init__(self, site: Site, endpoint: Endpoint, people: dict[str, Person], found: dict[str, Account]) -> None:
@@ -110,7 +110,7 @@ def _prefix() -> str:
     return f"meptest-{os.getpid()}-{next(_numbers)}-"
 
 
-def _multi_user(site: Site, name: str) -> Place:
+def _multi_user(site: Site, name: str) -> Campus:
     prefix = _prefix()
     group = prefix + "lab"
     site.group(group)
@@ -124,17 +124,17 @@ def _multi_user(site: Site, name: str) -> Place:
     ]
     own = [("manager@example\\.edu", "mep"), ("mapper@example\\.edu", "mep-idmap")]
     endpoint.write(MAPPING, expression_mapping(("(alice|bob)@example\\.edu", prefix + "{0}"), *odd, *own))
-    return Place(site, endpoint, {}, found)
+    return Campus(site, endpoint, {}, found)
 
 
-def _single_user(site: Site, name: str) -> Place:
+def _single_user(site: Site, name: str) -> Campus:
     site.start_relay()
     me = site.relay.add_person("me@example.edu")
-    return Place(site, site.endpoint(name, me), {"me": me}, {"me": site.owner})
+    return Campus(site, site.endpoint(name, me), {"me": me}, {"me": site.owner})
 
 
 @contextmanager
-def make_place(mode: str, name: str, template: str = TEMPLATE_TEXT) -> Iterator[Place]:
+def make_campus(mode: str, name: str, template: str = TEMPLATE_TEXT) -> Iterator[Campus]:
     """A site with one endpoint, configured and registered but not started. `mode`: multi or single."""
     with ExitStack() as stack:
         owner = None
