@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class MappingStatus:
+class ReloaderStatus:
     """The state of the mapping now, for the log and `mep status`."""
 
     loaded: str
@@ -65,7 +65,7 @@ class Reloader:
         self._chain: Chain | None = None
         self._seen: tuple[dict[Path, Signature], float] | None = None
         """The files' signatures when a change was noticed, and the time since which they have been unchanged."""
-        self.status = MappingStatus("", "")
+        self.status = ReloaderStatus("", "")
         self._reload()
         self._settle_at_start(sleep)
 
@@ -121,7 +121,7 @@ class Reloader:
     def _refuse(self, problem: str) -> None:
         if problem != self.status.problem:
             _log.error("mapping refused, %s: %s", "the one before stays" if self._chain else "none is there", problem)
-        self.status = MappingStatus(self.status.loaded, problem)
+        self.status = ReloaderStatus(self.status.loaded, problem)
 
     def _reload(self) -> None:
         files = Files(self._rules)
@@ -138,7 +138,7 @@ class Reloader:
         self._files = files
         previous, self._chain = self._chain, chain
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall_clock()))
-        self.status = MappingStatus(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
+        self.status = ReloaderStatus(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
         _log.info("mapping loaded: %s", self.status.loaded)
         if previous:
             previous.close()

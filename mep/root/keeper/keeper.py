@@ -57,7 +57,7 @@ from mep.root.keeper.account_document import account_memfd
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.cgroup_gate import Placing
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
-from mep.root.keeper.pam_session import PamSession
+from mep.root.keeper.pam_session import PamProcess
 from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, ProcessEnding, Supervisor
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
@@ -142,7 +142,7 @@ class Keeper:
         who: dict[str, Any] = {"person": order.person.hex(), "literal": order.literal, "identities": names}
         record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
         self._record = replace(record, **who)
-        self._session: PamSession | None = None
+        self._session: PamProcess | None = None
         self._placing: Placing | None = None
         self._group: Cgroup | None = None
         self._prepared: SpawnAccount | None = None
@@ -215,7 +215,7 @@ class Keeper:
         plan = _plan(order, account, inherited, placing)
         try:
             if with_pam:
-                self._session = PamSession(
+                self._session = PamProcess(
                     order.pam_service, account.name, forbidden_gids(order.rules.policy), self._log
                 )
                 pid, stages = self._session.spawn(plan, self._heard, self._begin, self._left)

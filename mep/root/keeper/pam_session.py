@@ -32,7 +32,7 @@ _STUCK_S = 5.0
 _MAX_WORDS = 65536
 
 
-class PamSession:
+class PamProcess:
     """One account's session with PAM service `service`."""
 
     def __init__(self, service: str, user: str, forbidden: Mapping[int, str], log: Log) -> None:

@@ -19,7 +19,7 @@ from mep.boundary.errors import BoundaryViolation, Refusal, StartStage, public_t
 from mep.boundary.log import Log
 from mep.boundary.messages import MAX_TEXT, KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.root.keeper.cgroup import Cgroup
-from mep.root.keeper.pam_session import PamSession
+from mep.root.keeper.pam_session import PamProcess
 from mep.root.kernel.signals import Wakeup, wait_readable
 from mep.root.kernel.subreaper import MAX_REAPS, kill_descendants, raise_priority, reap, reap_each
 
@@ -78,7 +78,7 @@ class Supervisor:
 
     def __init__(
         self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
-        stop_grace_s: float, group: Cgroup | None = None, session: PamSession | None = None, uep_id: str = "",
+        stop_grace_s: float, group: Cgroup | None = None, session: PamProcess | None = None, uep_id: str = "",
     ) -> None:  # fmt: skip
         self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
         self._grace_s, self._group, self._session, self._uep_id = stop_grace_s, group, session, uep_id
