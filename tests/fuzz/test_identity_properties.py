@@ -85,7 +85,7 @@ def possible(output: str) -> re.Pattern[str]:
 @given(document=documents(), people=identities())
 def test_only_named_errors_and_only_names_that_an_output_can_produce(document: dict[str, Any], people: Any) -> None:
     try:
-        link = loader._link(document, loader._makers("", "", Files(), PersonLimit(), time.monotonic))
+        link = loader._link(document, loader._makers("", "", Files(), PersonLimit(), time.monotonic), [])
     except MappingDocumentInvalid:
         return
     chain = Chain([link])
