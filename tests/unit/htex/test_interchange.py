@@ -34,3 +34,30 @@ def test_a_step_of_the_clock_loses_no_node(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(report, protocol.WorkerReport)
     assert list(report.lost) == [1, 2]
     assert not interchange._ready_managers
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [
+        (protocol.WorkerReport(leaving=True, block_id="0"), [1, 2, 3, 4]),
+        (protocol.WorkerReport(lost=[1, 2], leaving=True, block_id="0", pool="u"), [1, 2, 3, 4]),
+        (protocol.WorkerReport(returned=[3], lost=[1], leaving=True, block_id="0", pool="u"), [1, 2, 4]),
+        (protocol.WorkerReport(results=[protocol.Result(2, "", "", b"", 1.0, 2.0)], leaving=True), [1, 3, 4]),
+        (protocol.WorkerReport(lost=[1, 2, 3, 4], leaving=True, block_id="0", pool="u"), [1, 2, 3, 4]),
+    ],
+    ids=["none named", "some lost", "one returned", "one ended", "all lost"],
+)
+def test_a_pool_that_leaves_takes_no_task_with_it_that_it_has_not_heard_of(
+    last: protocol.WorkerReport, lost: list[int]
+) -> None:
+    """Tasks may be under way to a pool while the scheduler ends its node."""
+    interchange = BatchInterchange.__new__(BatchInterchange)
+    node = {"last_heartbeat": time.monotonic(), "tasks": [1, 2, 3, 4], "block_id": "0", "uid": "u"}
+    results = Results()
+    interchange.__dict__.update(_ready_managers={b"n": node}, results_outgoing=results)
+    assert interchange._from_pool(node, protocol.encode(last))
+    (report,) = results.sent
+    assert isinstance(report, protocol.WorkerReport)
+    assert report.leaving
+    assert report.pool == "u"
+    assert (report.lost, report.returned, report.results) == (lost, last.returned, last.results)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import zmq
 
 from user_endpoint.engines.htex import protocol
@@ -179,6 +180,10 @@ class BatchInterchange(Interchange):
             manager["tasks"] = [number for number in manager["tasks"] if number not in ended]
             if not manager["tasks"]:
                 manager["idle_since"] = time.time()
+        if report.leaving and (unheard := set(manager["tasks"]).difference(report.lost)):
+            # Sent to the pool, which ended before it heard of them: it cannot name them itself.
+            lost = [*report.lost, *sorted(unheard)]
+            frame = protocol.encode(msgspec.structs.replace(report, lost=lost, pool=str(manager["uid"])))
         self.results_outgoing.send(frame)
         return report.leaving
 
