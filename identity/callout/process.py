@@ -1,7 +1,7 @@
 """Runs one program with a deadline, no shell, and nothing of ours but its input; for callouts.
 
 The program gets its own session (so its own process group), a clean environment, `/` as its directory, no descriptor
-but its three, and cannot gain privilege. Its parent is identity.runner, a subreaper: it inherits the program's orphans,
+but its three, and cannot gain privilege. Its parent is subreaper.py: it inherits the program's orphans,
 also those that left the session. It kills them all when the program ends, at the deadline, or when it writes too
 much. It is not waited for past its own end: a grandchild that holds its output open delays nothing.
 """

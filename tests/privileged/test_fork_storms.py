@@ -19,7 +19,7 @@ import pytest
 from mep.boundary import cgroup_support
 from mep.boundary.messages import EndpointEnded, StopAll
 from mep.boundary.resolved_config import Caps
-from mep.root.kernel import subreaper, syscalls
+from mep.root.kernel import process_tree, syscalls
 from tests.support.accounts import LocalAccount, account
 from tests.support.monitor import MonitorRun, Puppet, processes_of, running_monitor, start_as
 from tests.support.waiting import until
@@ -94,7 +94,7 @@ def test_no_descendant_is_left_of_a_storm(alice: LocalAccount, storm: str) -> No
                 os.setresuid(alice.uid, alice.uid, alice.uid)
                 os.execv(storm, ["storm", CHAINS, SLEEPERS])
             until("the storm is there", lambda: len(processes_of(alice.uid)) > int(SLEEPERS))
-            subreaper.kill_descendants()
+            process_tree.kill_descendants()
         finally:
             os._exit(0)
     until("the storm is over", lambda: os.waitpid(pid, os.WNOHANG)[0], WAIT_S)

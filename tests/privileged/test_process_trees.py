@@ -36,7 +36,7 @@ SHAPES = {
 ENDS_IT = """
 import os, sys, time
 from mep.root.kernel import syscalls
-from mep.root.kernel.subreaper import kill_descendants
+from mep.root.kernel.process_tree import kill_descendants
 syscalls.become_subreaper()
 pid = os.fork()
 if pid == 0:

@@ -61,9 +61,9 @@ from mep.root.keeper.pam_session import PamProcess
 from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, ProcessEnding, Supervisor
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
+from mep.root.kernel.process_tree import kill_descendants
 from mep.root.kernel.signals import Wakeup, wait_readable
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
-from mep.root.kernel.subreaper import kill_descendants
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from mep.boundary.log import Log
 from mep.boundary.messages import MAX_TEXT, KeeperFailed, Message, StopUserEndpoint, UepExited, UepReady
 from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.pam_session import PamProcess
+from mep.root.kernel.process_tree import MAX_REAPS, kill_descendants, raise_priority, reap, reap_each
 from mep.root.kernel.signals import Wakeup, wait_readable
-from mep.root.kernel.subreaper import MAX_REAPS, kill_descendants, raise_priority, reap, reap_each
 
 _MAX_REPORT_BYTES = 4096
 _CODE = re.compile(r"[A-Z_]{1,64}")

@@ -21,7 +21,7 @@ from mep.root.keeper.cgroup import kill, remove
 from mep.root.keeper.keeper import KeeperOrder, keeper_main
 from mep.root.keeper.supervisor import STOPPED
 from mep.root.kernel.keeper_record import ENDED, KeeperRecord, Records, kill_user_endpoint
-from mep.root.kernel.subreaper import children
+from mep.root.kernel.process_tree import children
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration

@@ -16,8 +16,8 @@ from mep.boundary.log import Log
 from mep.boundary.resolved_config import Resolved
 from mep.root.keeper.supervisor import describe_status
 from mep.root.kernel.keeper_record import Records
+from mep.root.kernel.process_tree import MAX_REAPS, children, reap, reap_each
 from mep.root.kernel.signals import Wakeup
-from mep.root.kernel.subreaper import MAX_REAPS, children, reap, reap_each
 from mep.root.monitor import permissions
 from mep.root.monitor.adoption import Adoption
 from mep.root.monitor.audit_log import Audit

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 from mep.boundary.log import Log
-from mep.root.kernel.subreaper import raise_priority, restore_priority
+from mep.root.kernel.process_tree import raise_priority, restore_priority
 from mep.root.monitor.event_loop import PollLoop
 
 AGAIN_S = 0.02
