@@ -23,7 +23,7 @@ from mep.boundary.errors import SpawnFailed
 from mep.root.account import shadow
 from mep.root.account.lookup import AccountRules, StartRefused, check_policy, lookup
 from mep.root.kernel import syscalls
-from mep.root.pam import account_check
+from mep.root.pam import libpam
 
 DEADLINE_S = 30
 """Time limit, because a directory or a PAM module may hang."""
@@ -54,7 +54,7 @@ def rule(name: str, rules: AccountRules, pam_service: str) -> Ruling:
         if os.geteuid() != 0:
             return Ruling(_NOT_ROOT, "", state)
         if pam_service:
-            account_check.ask(pam_service, account.name)
+            libpam.check_account(pam_service, account.name)
     except StartRefused as refusal:
         return Ruling(refusal.detail, refusal.stage.name, state)
     except SpawnFailed as failure:

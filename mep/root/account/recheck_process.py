@@ -21,7 +21,7 @@ from mep.root.account import nss
 from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy, lookup
 from mep.root.kernel import syscalls
 from mep.root.kernel.spawn import reset_signals
-from mep.root.pam import account_check
+from mep.root.pam import libpam
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def check(subject: Subject, rules: AccountRules, pam_service: str = "") -> Messa
             return NoLongerAdmitted(detail=f"{account.name} has uid {account.uid} now, and had {subject.uid}")
         check_policy(account, rules)
         if pam_service:
-            account_check.ask(pam_service, account.name, running=True)
+            libpam.check_account(pam_service, account.name, running=True)
     except SpawnFailed as failure:
         return NotChecked(detail=clip(str(failure), 4096))
     except StartRefused as refusal:

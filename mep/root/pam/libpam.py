@@ -1,8 +1,9 @@
 """PAM, by ctypes on libpam.so.0: account, credentials and session of one user, without any prompt.
 
-Trusts the host's PAM configuration. Its modules run in this process, as root. Called by the PAM process alone
-(session_process.py), because a module may block for any time. libpam is loaded when the first transaction starts, which
-happens only if PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
+Trusts the host's PAM configuration. Its modules run in this process, as root, and may hang or change their caller.
+Therefore only processes made for it call this file: the PAM process (session_process.py) for a session; for the
+account stage alone, the process of `mep map`, and a checker if `pam.recheck` is set. libpam is loaded when the first
+transaction starts, which happens only if PAM is enabled. Numbers are those of Linux-PAM's security/_pam_types.h.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from mep.boundary.channel import clip
+from mep.boundary.errors import SITE_SAYS, Refusal, SpawnFailed, StartStage, public_text
 from mep.boundary.pam_service import check_service
+from mep.boundary.text import printable
+from mep.root.account.lookup import NotKnownNow, StartRefused
 
 LIBRARY = "libpam.so.0"
 SUCCESS = 0
@@ -38,6 +43,8 @@ _ESTABLISH_CRED, _DELETE_CRED = 0x2, 0x4
 _BUF_ERR, _CONV_ERR = 5, 19
 _ERROR_MSG, _TEXT_INFO = 3, 4
 _MAX_MESSAGES, _MAX_TEXT, _MAX_TEXTS = 32, 512, 16
+_MAX_REASON = 512
+"""Longest text of modules, in bytes, that a person gets."""
 
 
 def shortage(code: int) -> int:
@@ -185,3 +192,45 @@ class Transaction:
         if len(self._texts) < _MAX_TEXTS:
             self._texts.append(text)
             self._hear(text)
+
+
+def check_account(service: str, user: str, *, running: bool = False) -> None:
+    """Ask the account stage alone, without a session.
+
+    Raise StartRefused if PAM's `service` doesn't admit `user`, SpawnFailed if PAM doesn't work.
+
+    `running`: the user has running processes. Then only a closed account raises StartRefused, and all other failures
+    raise SpawnFailed.
+    """
+    try:
+        transaction = Transaction(service, user, lambda _: None)
+        transaction.check_account()
+        name = transaction.user()
+        transaction.end()
+    except PamFailed as failure:
+        if failure.code in BROKEN or (running and failure.code not in CLOSED):
+            raise SpawnFailed(StartStage.PAM_ACCOUNT, 0, str(failure)) from None
+        raise refusal_of(StartStage.PAM_ACCOUNT, failure) from None
+    except OSError as error:
+        raise SpawnFailed(StartStage.PAM_ACCOUNT, error.errno or 0, str(error)) from None
+    if name != user:
+        raise _refused(f"PAM service {service} means another user: {name}")
+
+
+def refusal_of(stage: StartStage, failure: PamFailed) -> StartRefused:
+    """Return the refusal of a start for PAM's answer: for now, if a later try may succeed, else for good.
+
+    Modules address their texts to the person, so the person gets them: on one line, escaped and clipped.
+    """
+    said = clip(printable(" ".join(" ".join(failure.texts).split())), _MAX_REASON).strip()
+    if failure.is_temporary(account_stage=stage is StartStage.PAM_ACCOUNT):
+        reason = (said or failure.reason).rstrip(".")
+        code = Refusal.NOT_ADMITTED_NOW
+        return NotKnownNow(stage, code, public_text(code, reason=reason), str(failure))
+    code = Refusal.ACCOUNT_REFUSED
+    return StartRefused(stage, code, SITE_SAYS.format(reason=said) if said else public_text(code), str(failure))
+
+
+def _refused(detail: str) -> StartRefused:
+    code = Refusal.ACCOUNT_REFUSED
+    return StartRefused(StartStage.PAM_ACCOUNT, code, public_text(code), detail)

@@ -35,7 +35,6 @@ from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.signals import wait_readable
 from mep.root.kernel.spawn import SpawnPlan, prepare, reset_signals, spawn_for
 from mep.root.pam import libpam
-from mep.root.pam.account_check import refusal_of
 from mep.root.pam.process_context import Context
 
 CLOSE_S = 20.0
@@ -160,7 +159,7 @@ class PamSession:
         except libpam.PamFailed as failure:
             if failure.code in libpam.BROKEN:
                 raise SpawnFailed(stage, libpam.shortage(failure.code), str(failure)) from None
-            raise refusal_of(stage, failure) from None
+            raise libpam.refusal_of(stage, failure) from None
         except OSError as error:
             raise SpawnFailed(stage, error.errno or 0, str(error)) from None
 
