@@ -1,20 +1,29 @@
 """Limits of manager and mapper, on the process (setrlimit(2)) and on its control group.
 
 A compromised or faulty helper must not use up the host. The limits are far above the helpers' needs: the manager has
-about 5 threads, the mapper at most 40. Called by helper_process.py.
+about 5 threads, the mapper at most 40. The child enters its control group itself, as root, before it drops
+privileges, so the monitor never waits for systemd. If no group with limits is available, the child runs without one,
+which is logged. Called by helper_process.py.
 """
 
 from __future__ import annotations
 
+import os
 import resource
+import time
 from dataclasses import dataclass
 
+from mep.boundary.cgroup_support import problem
+from mep.boundary.log import Log
 from mep.boundary.messages import MAX_DOCUMENT_BYTES
 from mep.boundary.resolved_config import Limits, Resolved
+from mep.root.keeper.cgroup import CgroupFailed, enter_helper_group, remove_helper_group
 from mep.root.monitor.child import ChildKind
 
 _MIB = 2**20
 _NO_LIMIT = 0
+_LIMIT_S = 5.0
+"""Time limit for systemd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +69,22 @@ def helper_limits(kind: ChildKind, resolved: Resolved) -> HelperLimits:
     if resolved.mapper.programs:
         return HelperLimits(_NO_LIMIT, 4096, _NO_LIMIT, _NO_LIMIT, 4096 * _MIB, 4096)
     return HelperLimits(2 * processes, 1024, MAX_DOCUMENT_BYTES, 8192 * _MIB, 2048 * _MIB, 256)
+
+
+def why_no_groups(limits: Limits) -> str:
+    """Return why helpers have no control group on this host or in this mode; empty if they have."""
+    return problem([limits])
+
+
+def enter_group(endpoint: str, kind: str, limits: Limits) -> None:
+    """In the child, before it drops root: enter a group with `limits`."""
+    deadline = time.monotonic() + _LIMIT_S
+    try:
+        enter_helper_group(os.getpid(), endpoint, kind, limits, lambda: max(0.0, deadline - time.monotonic()))
+    except (OSError, CgroupFailed) as error:
+        Log("monitor").warning(f"the {kind} has no control group of its own", reason=str(error))
+
+
+def leave_group(endpoint: str, kind: str) -> None:
+    """Remove the group of a process that has ended, if we created it directly."""
+    remove_helper_group(endpoint, kind)

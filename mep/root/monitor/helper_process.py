@@ -1,11 +1,18 @@
 """Manager and mapper: started by drop and exec, ended when they misbehave, and restarted with back-off.
 
-Trusts the resolved configuration. Made and called by the monitor, which is told of each new process and each failure.
+A process that holds the log open could truncate it or overwrite it, so helpers write to a pipe. The monitor copies
+well-formed lines of the helper's own log and quotes all others in a line of its own. A compromised helper therefore
+can't forge another process's entries. Control characters are escaped and lines are cut. Lines beyond a rate per second
+are dropped and counted, and so are bytes beyond a daily budget (log_budget.py).
+
+Trusts the resolved configuration, and nothing that a helper writes. Made and called by the monitor, which is told of
+each new process and each failure.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,26 +20,28 @@ from dataclasses import replace
 from mep.boundary.channel import Channel
 from mep.boundary.errors import ConfigRefused, SpawnFailed
 from mep.boundary.file_trust import ours
-from mep.boundary.log import Log
+from mep.boundary.log import Log, copy_line
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
 from mep.root.account.system_accounts import invoking_account, system_account
 from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
-from mep.root.monitor.child import Child, ChildKind, Phase
+from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
-from mep.root.monitor.helper_group import enter_group, leave_group, why_no_groups
-from mep.root.monitor.helper_limits import helper_limits
-from mep.root.monitor.helper_log import HelperLog
+from mep.root.monitor.helper_limits import enter_group, helper_limits, leave_group, why_no_groups
 from mep.root.monitor.log_budget import DayBudget
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
 """A child that ran this long is restarted without delay: its back-off is reset."""
 SHUTDOWN_GRACE_S = 5.0
+MAX_LINE = 4000
+LINES_A_SECOND, LINES_AT_ONCE = 100.0, 2000.0
+_AT_ONCE = 65536
+_OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 
 
 class Helper:
@@ -201,3 +210,59 @@ def open_secret(path: str, account: SpawnAccount) -> int:
     """
     trust = replace(ours(), last_owner=account.uid, chown_to=account.name)
     return trust.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, secret=True)
+
+
+class HelperLog:
+    """The log pipe of one process. `theirs` is its end; close it here once the process has been forked."""
+
+    def __init__(self, who: str, loop: PollLoop, log: Log, budget: DayBudget) -> None:
+        self._who, self._loop, self._log, self._budget = who, loop, log, budget
+        self._own = re.compile(_OWN % re.escape(who))
+        self._bucket = Bucket(LINES_A_SECOND, LINES_AT_ONCE, loop.clock)
+        self._rest = b""
+        self._dropped = 0
+        self._ours, self.theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._ours, False)
+        loop.watch(self._ours, self.take)
+
+    def take(self) -> None:
+        """Copy a bounded part of the pipe's content; close the pipe at end-of-file."""
+        if self._ours < 0:
+            return
+        try:
+            data = os.read(self._ours, _AT_ONCE)
+        except BlockingIOError:
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data or len(self._rest) > MAX_LINE:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._say(line)
+        if not data:
+            self.close()
+
+    def _say(self, line: bytes) -> None:
+        text = line[:MAX_LINE].decode("utf-8", "replace")
+        if not text.strip():
+            return
+        if not self._bucket.take():
+            self._dropped += 1
+            return
+        if not self._budget.take(min(len(line), MAX_LINE)):
+            return
+        if self._dropped:
+            self._log.warning(
+                "dropped log lines of a helper: too many per second", process=self._who, lines=self._dropped
+            )
+            self._dropped = 0
+        if self._own.match(text):
+            copy_line(text)
+        else:
+            self._log.warning("a process wrote to its standard error", process=self._who, line=text)
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._ours >= 0:
+            self._loop.unwatch(self._ours)
+            os.close(self._ours)
+            self._ours = -1
