@@ -122,6 +122,13 @@ def reap(limit: int = MAX_REAPS) -> tuple[list[Ended], bool]:
     return found, True
 
 
+def describe_status(status: int) -> str:
+    """Describe in words how a process with waitpid's `status` ended."""
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
 def reap_each(pids: Iterable[int]) -> Iterator[Ended]:
     """Return those of `pids` that have ended, without waiting behind thousands of others."""
     for pid in list(pids):

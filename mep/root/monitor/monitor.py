@@ -14,9 +14,8 @@ from collections.abc import Callable
 from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
 from mep.boundary.resolved_config import Resolved
-from mep.root.keeper.supervisor import describe_status
 from mep.root.kernel.keeper_record import Records
-from mep.root.kernel.process_tree import MAX_REAPS, children, reap, reap_each
+from mep.root.kernel.process_tree import MAX_REAPS, children, describe_status, reap, reap_each
 from mep.root.kernel.signals import Wakeup
 from mep.root.monitor import permissions
 from mep.root.monitor.adoption import Adoption

@@ -17,7 +17,7 @@ from mep.boundary.file_trust import ours
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
-from mep.root.keeper.supervisor import describe_status
+from mep.root.kernel.process_tree import describe_status
 from mep.root.kernel.spawn import reset_signals
 from mep.root.monitor import fd_limit
 from mep.root.monitor.audit_log import Audit
