@@ -6,6 +6,9 @@ owner's service manager, which runs while the owner is logged in or lingers. If 
 are set on the session's scope. Without systemd, the tree /sys/fs/cgroup/mep is written directly. It lies outside the
 group that the monitor was started in, because a service manager may change that group at any time.
 
+The child waits at a gate before its first step until the keeper has put it into its group, so neither it nor its
+descendants are ever outside the group. The other side of the gate is in spawn.py.
+
 Trusts its configuration, systemd and the kernel. Called by keeper.py, and with a record by keepers.py.
 """
 
@@ -13,16 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mep.boundary.cgroup_support import BUSCTL, controllers, runtime_dir_of, tree, under_systemd
-from mep.boundary.errors import Refusal, public_text
+from mep.boundary.cgroup_support import BUSCTL, can_group, controllers, runtime_dir_of, tree, under_systemd
+from mep.boundary.errors import Refusal, SpawnFailed, StartStage, public_text
 from mep.boundary.resolved_config import Limits
-from mep.root.kernel.spawn import reset_signals
+from mep.root.kernel.spawn import SpawnAccount, reset_signals
 
 _OURS = "mep"
 _BUS_LIMIT_S = 20.0
@@ -476,3 +480,47 @@ def _write(path: str, name: str, value: str) -> None:
         raise OSError(error.errno, f"{name} {value}: {error.strerror}", path) from None
     finally:
         os.close(descriptor)
+
+
+def rlimits(limits: Limits) -> list[tuple[int, int]]:
+    """Return the per-process limits of `limits` as setrlimit(2) takes them."""
+    found = [
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_FSIZE, limits.file_size),
+        (resource.RLIMIT_NPROC, limits.processes),
+    ]
+    return [(number, value) for number, value in found if value]
+
+
+class CgroupGate:
+    """Brings one child into its control group. Always close it, whether or not the child started."""
+
+    def __init__(
+        self, endpoint: str, uep_id: str, account: SpawnAccount, limits: Limits, *, waits: bool = False
+    ) -> None:
+        """`waits`: the child has to wait even if it has no group to enter."""
+        self._endpoint, self._uep_id, self._account, self._limits = endpoint, uep_id, account, limits
+        self.rlimits = rlimits(limits)
+        self.pipe: tuple[int, int] | None = None
+        """The descriptors that the child reads and we write; None if it doesn't wait."""
+        if waits or controllers(limits) or can_group():
+            self.pipe = os.pipe2(os.O_CLOEXEC)
+
+    def admit(self, pid: int, left: Callable[[], float]) -> Cgroup | None:
+        """Put the child into its group and let it go on. Raises SpawnFailed(CGROUP)."""
+        if self.pipe is None:
+            return None
+        try:
+            group = enter(Member(pid, self._endpoint, self._uep_id, self._account.uid, self._limits), left)
+            os.write(self.pipe[1], b"\1")
+        except CgroupFailed as failure:
+            raise SpawnFailed(StartStage.CGROUP, 0, str(failure)) from None
+        except OSError as error:
+            raise SpawnFailed(StartStage.CGROUP, error.errno or 0, str(error)) from None
+        return group
+
+    def close(self) -> None:
+        """Close the gate: a child that was not let through ends."""
+        pipe, self.pipe = self.pipe, None
+        for descriptor in pipe or ():
+            os.close(descriptor)

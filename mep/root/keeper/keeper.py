@@ -1,9 +1,10 @@
 """A keeper: the process, forked by the monitor, that starts and watches one user endpoint and outlives the monitor.
 
-It watches from exec to the end of the last descendant, whether or not the monitor still runs. It runs as root (single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has
-a process of its own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child
-becomes the user (spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and
-keeps a record of it (keeper_record.py). It trusts its order and the monitor. It trusts no report of the user endpoint:
+It watches from exec to the end of the last descendant, whether or not the monitor still runs. It runs as root
+(single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has a process of its
+own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child becomes the user
+(spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and keeps a record of it
+(keeper_record.py). It trusts its order and the monitor. It trusts no report of the user endpoint:
 datagrams are clipped and passed on as text.
 """
 
@@ -58,8 +59,7 @@ from mep.root.account.lookup import (
     source_of,
 )
 from mep.root.keeper.account_document import account_memfd
-from mep.root.keeper.cgroup import Cgroup
-from mep.root.keeper.cgroup_gate import Placing
+from mep.root.keeper.cgroup import Cgroup, CgroupGate
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
 from mep.root.keeper.pam_session import PamProcess
 from mep.root.kernel import process_exit, syscalls
@@ -153,7 +153,7 @@ class Keeper:
         record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
         self._record = replace(record, **who)
         self._session: PamProcess | None = None
-        self._placing: Placing | None = None
+        self._gate: CgroupGate | None = None
         self._group: Cgroup | None = None
         self._prepared: SpawnAccount | None = None
         """The account, once post_stop_hook must be told of its end."""
@@ -221,8 +221,8 @@ class Keeper:
         inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2]]
         limits = limits_of(account, order.limits, order.group_limits)
         with_pam = bool(order.pam_service)
-        self._placing = placing = Placing(order.endpoint, order.uep_id, account, limits, waits=with_pam)
-        plan = _plan(order, account, inherited, placing)
+        self._gate = gate = CgroupGate(order.endpoint, order.uep_id, account, limits, waits=with_pam)
+        plan = _plan(order, account, inherited, gate)
         try:
             if with_pam:
                 self._session = PamProcess(
@@ -236,7 +236,7 @@ class Keeper:
             for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
                 os.close(descriptor)
         self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="", **self._pam_process())
-        self._await_exec(pid, stages, placing)
+        self._await_exec(pid, stages, gate)
         ours.setblocking(False)
         return pid, ours
 
@@ -273,8 +273,8 @@ class Keeper:
 
     def _undo(self) -> None:
         """At the end: release the group and the session, and run the administrator's hook."""
-        if self._placing is not None:
-            self._placing.close()
+        if self._gate is not None:
+            self._gate.close()
         if self._group is not None:
             self._group.close()
         if self._session is not None:
@@ -341,10 +341,10 @@ class Keeper:
 
     # --- from exec on -----------------------------------------------------------------------------------
 
-    def _await_exec(self, pid: int, stages: StageReport, placing: Placing) -> None:
+    def _await_exec(self, pid: int, stages: StageReport, gate: CgroupGate) -> None:
         """Put the child into its group. Return once exec has worked. Raises SpawnFailed after reaping the child."""
         try:
-            self._group = placing.admit(pid, self._left)
+            self._group = gate.admit(pid, self._left)
             if self._group is not None:
                 self._update(cgroup=self._group.path)
             while not stages.finished():
@@ -355,7 +355,7 @@ class Keeper:
             os.waitpid(pid, 0)
             raise
         finally:
-            placing.close()
+            gate.close()
             stages.close()
 
     def _supervise(self, pid: int, report: socket.socket) -> None:
@@ -432,7 +432,7 @@ def _failed(failure: SpawnFailed) -> ProcessEnding:
     return ProcessEnding(code, public, str(failure), stage=failure.stage, errno=failure.errno)
 
 
-def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], placing: Placing) -> SpawnPlan:
+def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], gate: CgroupGate) -> SpawnPlan:
     return SpawnPlan(
         account=account,
         switch=order.switch,
@@ -449,8 +449,8 @@ def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], placi
         directory=account.home or "/",
         open_files=order.open_files,
         setuid_programs=order.setuid_programs,
-        gate=placing.gate,
-        rlimits=placing.rlimits,
+        gate=gate.pipe,
+        rlimits=gate.rlimits,
     )
 
 

@@ -17,7 +17,7 @@ from mep.config.limits import resolved_limits, size
 from mep.config.parser import read_document
 from mep.root.account.lookup import limits_of
 from mep.root.keeper import cgroup
-from mep.root.keeper.cgroup_gate import Placing, rlimits
+from mep.root.keeper.cgroup import CgroupGate, rlimits
 from mep.root.kernel.spawn import SpawnAccount
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch
 
@@ -67,12 +67,12 @@ def test_the_first_group_decides() -> None:
 
 
 def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mep.root.keeper.cgroup_gate.can_group", lambda: False)
+    monkeypatch.setattr("mep.root.keeper.cgroup.can_group", lambda: False)
     limits = Limits(open_files=100, file_size=4096, processes=20)
     assert cgroup_support.problem([limits]) == ""
     assert [value for _, value in rlimits(limits)] == [100, 4096, 20]
-    placing = Placing("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), limits)
-    assert placing.gate is None and placing.admit(1, lambda: 1.0) is None
+    gate = CgroupGate("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), limits)
+    assert gate.pipe is None and gate.admit(1, lambda: 1.0) is None
 
 
 def test_a_host_without_what_is_needed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +94,12 @@ def test_a_child_that_cannot_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBUSY, "busy")
 
-    monkeypatch.setattr("mep.root.keeper.cgroup_gate.enter", fail)
-    placing = Placing("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
+    monkeypatch.setattr("mep.root.keeper.cgroup.enter", fail)
+    gate = CgroupGate("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
     with pytest.raises(SpawnFailed) as caught:
-        placing.admit(1, lambda: 1.0)
+        gate.admit(1, lambda: 1.0)
     assert (caught.value.stage, caught.value.errno) == (StartStage.CGROUP, errno.EBUSY)
-    placing.close()
+    gate.close()
 
 
 @pytest.mark.parametrize(("name", "word"), [("site", "site"), ("my-site", "my\\x2dsite"), ("a.b_c", "a\\x2eb_c")])
