@@ -17,9 +17,9 @@ from kubernetes.config import kube_config
 from parsl.jobs.states import JobState
 
 from tests.support.kubernetes_api import Api
+from user_endpoint.engines.htex.blocks import scheduler_of
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.provider import Plan
-from user_endpoint.engines.htex.scheduler import scheduler_of
 from user_endpoint.settings import GlobusComputeSettings as Settings
 
 from .test_htex import Bench, echo, note

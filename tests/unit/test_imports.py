@@ -214,7 +214,6 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 CIRCLES = [
     ["mep_sdk.function_serializer", "mep_sdk.strategies"],
-    ["user_endpoint.engines.htex.kubernetes_pods", "user_endpoint.engines.htex.scheduler"],
 ]
 """The circles that there still are. The list may only become shorter."""
 

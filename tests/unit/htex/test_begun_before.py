@@ -15,7 +15,7 @@ from mep_wire.errors import EngineFailed
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import EngineTask
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import BlocksFailed, ExecutorReady, InterchangeRestarted
+from user_endpoint.engines.htex.blocks import BlocksFailed, ExecutorReady, InterchangeRestarted
 from user_endpoint.engines.htex.engine import HtexEngine
 from user_endpoint.settings import GlobusComputeSettings as Settings
 from user_endpoint.workers import start_journal

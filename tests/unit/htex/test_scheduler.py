@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from parsl.jobs.states import JobState
 
+from user_endpoint.engines.htex.blocks import scheduler_of
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.provider import Plan
-from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler, scheduler_of
+from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler
 from user_endpoint.settings import GlobusComputeSettings as Settings
 
 

@@ -24,20 +24,11 @@ import zmq
 
 from mep_wire.errors import EngineFailed, MepError
 from user_endpoint.engines.htex import provider as providers
-from user_endpoint.engines.htex.block_events import (
-    BlockEvent,
-    BlockLost,
-    BlocksFailed,
-    BlockTrouble,
-    ExecutorReady,
-    InterchangeRestarted,
-)
 from user_endpoint.engines.htex.executor import InterchangeClient, InterchangeDied
 from user_endpoint.engines.htex.failures import BlockFailure, Cause, Failures, of_block, of_error
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.parsl_import import light_parsl
-from user_endpoint.engines.htex.process_groups import PARSL_RAISES, SILENT, gone, until
-from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler, scheduler_of
+from user_endpoint.engines.htex.scheduler import PARSL_RAISES, SCHEDULERS, SILENT, TERMINAL, Scheduler
 from user_endpoint.engines.htex.walltimes import Ends, blocks_for
 from user_endpoint.engines.start_journals import StartJournals
 from user_endpoint.settings import GlobusComputeSettings, StrategySettings
@@ -55,6 +46,49 @@ _LOCAL_POLL_S = 0.5
 _IDLE_POLL_S = 5.0
 _SOONEST_POLL_S = 1.0
 """Seconds between two questions to a scheduler while something has just changed; grows to the provider's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorReady:
+    """The executor takes tasks. The reader of this event closes its task sockets."""
+
+    client: InterchangeClient
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLost:
+    """The job of a block has ended."""
+
+    block_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFailed:
+    """No task that waits can run, nor any that comes before `until` (on time.monotonic), for this reason."""
+
+    error: MepError
+    until: float
+    """Infinite where the engine is over."""
+    begun: set[int] | None = None
+    """Where it is over: the tasks that workers had begun. They can't begin another. None if that can't be known."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterchangeRestarted:
+    """The interchange has died, and with it every block; Ready follows."""
+
+    begun: set[int]
+    """The tasks that workers of those blocks had begun. Those workers can't begin another."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTrouble:
+    """Something has failed and is tried again, while tasks wait."""
+
+    text: str
+
+
+BlockEvent = ExecutorReady | BlockLost | BlocksFailed | InterchangeRestarted | BlockTrouble
 
 
 @dataclass(slots=True)
@@ -339,13 +373,13 @@ class Blocks:
             return
         groups = self._local_groups()
         if told and self._plan.is_local and self._blocks:
-            until(lambda: self._all_gone(client), min(1.0, self._grace_s))
+            _until(lambda: self._all_gone(client), min(1.0, self._grace_s))
         self._cancel(list(self._blocks))
         client.end_interchange(max(1.0, self._grace_s))
         if not self._handed_over:
             client.close_task_sockets()
         for group in groups:
-            if not until(functools.partial(gone, group), 1.0):
+            if not _until(functools.partial(_gone, group), 1.0):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
 
@@ -514,3 +548,33 @@ class Blocks:
         if not block_ids:
             return
         self._scheduler.cancel([self._forget(block_id).job_id for block_id in block_ids], time.monotonic())
+
+
+def scheduler_of(name: str, provider: Any, record: JobRecord | None) -> Scheduler:
+    """Return the scheduler behind the provider class of this name."""
+    if name == "KubernetesProvider":
+        from user_endpoint.engines.htex.kubernetes_pods import Pods  # needs the Kubernetes client, as its provider does
+
+        return Pods(provider, record)
+    return SCHEDULERS.get(name, Scheduler)(provider, record)
+
+
+def _until(done: Callable[[], bool], seconds: float) -> bool:
+    """Return whether `done` came true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _gone(group: int) -> bool:
+    """Tell whether every process of a group has ended; zombies have."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                state, _, its_group = Path(entry.path, "stat").read_text().rsplit(")", 1)[1].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    return False
+    return True

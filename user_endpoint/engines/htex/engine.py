@@ -1,13 +1,13 @@
 """GlobusComputeEngine: tasks in blocks of workers that Parsl's providers start, by Parsl's HighThroughputExecutor.
 
 This module runs on the user endpoint's one thread. It sends tasks, reads reports, and decides which tasks are lost
-when a process dies. user_endpoint.htex.blocks starts and watches blocks, on a thread. This module imports Parsl, and
+when a process dies. blocks.py starts and watches blocks, on a thread. This module imports Parsl, and
 is therefore imported only when a template asks for it.
 
 A task that no worker has begun is never lost: it is sent again. A task that had begun ends with WORKER_LOST, and
 the user endpoint decides by its attempts whether to run it again. The engine learns which tasks workers have begun
 from reports and, if a report was never sent, from the workers' own notes. The notes also fence off nodes that were
-given up (engines.notes). Both need a file system that this host and the nodes share.
+given up (start_journals.py). Both need a file system that this host and the nodes share.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mep_wire.messages import ResultItem
 from user_endpoint.descriptors import check_interchange
 from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
-from user_endpoint.engines.htex.block_events import (
+from user_endpoint.engines.htex.blocks import (
     BlockLost,
+    Blocks,
     BlocksFailed,
     BlockTrouble,
     ExecutorReady,
     InterchangeRestarted,
 )
-from user_endpoint.engines.htex.blocks import Blocks
 from user_endpoint.engines.htex.executor import InterchangeClient
 from user_endpoint.engines.htex.provider import Plan
 from user_endpoint.engines.htex.walltimes import fits

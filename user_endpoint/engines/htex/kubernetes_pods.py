@@ -17,8 +17,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from user_endpoint.engines.htex.parsl_import import light_parsl
-from user_endpoint.engines.htex.process_groups import PARSL_RAISES
-from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler
+from user_endpoint.engines.htex.scheduler import PARSL_RAISES, TERMINAL, Scheduler
 
 with light_parsl():
     from parsl.jobs.states import JobState, JobStatus

@@ -12,19 +12,30 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import zmq
+
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.parsl_import import light_parsl
-from user_endpoint.engines.htex.process_groups import PARSL_RAISES
 
 with light_parsl():
+    from parsl.errors import ParslError
+    from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
     from parsl.jobs.states import JobState, JobStatus
 
 _log = logging.getLogger(__name__)
 
 TERMINAL = frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.MISSING})
+SILENT = (CommandClientTimeoutError, CommandClientBadError)
+"""The errors of a command to an interchange that does not answer."""
+PARSL_RAISES = (
+    *(ParslError, subprocess.SubprocessError, zmq.ZMQError, OSError),
+    *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
+"""The errors of providers: their own, and those that commands and their output can cause."""
 _FIRST_RETRY_S, _MOST_RETRY_S = 5.0, 60.0
 
 
@@ -249,18 +260,9 @@ class Lsf(CommandScheduler):
         return JobState.HELD if said in ("PSUSP", "USUSP", "SSUSP") else None
 
 
-_KINDS: dict[str, type[Scheduler]] = {
+SCHEDULERS: dict[str, type[Scheduler]] = {
     "SlurmProvider": Slurm,
     "PBSProProvider": Pbs,
     "TorqueProvider": Pbs,
     "LSFProvider": Lsf,
 }
-
-
-def scheduler_of(name: str, provider: Any, record: JobRecord | None) -> Scheduler:
-    """Return the scheduler behind the provider class of this name."""
-    if name == "KubernetesProvider":
-        from user_endpoint.engines.htex.kubernetes_pods import Pods  # needs the Kubernetes client, as its provider does
-
-        return Pods(provider, record)
-    return _KINDS.get(name, Scheduler)(provider, record)
