@@ -29,7 +29,7 @@ from mep_sdk.foreign_code import attempt, failure_text
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
 from mep_sdk.result_decoding import settle
-from mep_sdk.result_listener import ResultListener
+from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits

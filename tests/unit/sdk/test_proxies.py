@@ -20,8 +20,7 @@ from websockets.sync.server import ServerConnection, serve
 from mep_sdk.connection import proxy_for
 from mep_sdk.errors import ProxyUnsupported
 from mep_sdk.http import Transport
-from mep_sdk.result_listener import ResultListener
-from mep_sdk.result_stream import ResultStream
+from mep_sdk.result_stream import ResultListener, ResultStream
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import ClientSettings
 from mep_wire import api

@@ -16,7 +16,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from mep_sdk.client import Client
 from mep_sdk.errors import DataCorrupt
-from mep_sdk.result_listener import ResultListener
+from mep_sdk.result_stream import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import ClientSettings
 from mep_sdk.submitter import Function, Submitter, Target

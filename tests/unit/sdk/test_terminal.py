@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from mep_sdk import Client, Executor, version_mismatch
-from mep_sdk.result_listener import ResultListener
+from mep_sdk.result_stream import ResultListener
 from mep_sdk.settings import ClientSettings
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\x7f"

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.server import serve
 
 from mep_sdk.http import Transport
-from mep_sdk.result_listener import ResultListener
+from mep_sdk.result_stream import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import ClientSettings
 from mep_wire import api
