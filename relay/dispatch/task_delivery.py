@@ -16,7 +16,7 @@ from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCanc
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
-from relay.dispatch.lost import end_doubtful, end_what_was_sent
+from relay.dispatch.task_fates import end_doubtful, end_what_was_sent
 from relay.dispatch.result_notifier import ResultNotifier
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, fail_or_retry, record_lost_attempts, requeue
 from relay.log import logger

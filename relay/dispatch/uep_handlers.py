@@ -11,7 +11,7 @@ from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_T
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Joining, LiveState, Uep
-from relay.dispatch.lost import tell
+from relay.dispatch.task_fates import tell
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import join_hash

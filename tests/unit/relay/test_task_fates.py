@@ -13,7 +13,7 @@ from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import StartRequestRefused, UserEndpointLost
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import Joining, Uep
-from relay.dispatch.lost import FATES, Fate, LossStep
+from relay.dispatch.task_fates import FATES, Fate, LossStep
 from relay.dispatch.task_transitions import reconcile
 from relay.link.base import Peer
 from tests.unit.relay.test_dispatch_failures import Scene
