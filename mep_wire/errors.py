@@ -354,6 +354,12 @@ class StartInterrupted(MepError):
     code = "START_INTERRUPTED"
 
 
+class UserEndpointUnstable(MepError):
+    """The task was not begun: your processes at the site ended before they took it. {reason}"""
+
+    code = "USER_ENDPOINT_UNSTABLE"
+
+
 class StartTimeout(MepError):
     """Your process at the site was not ready within {seconds} s. Tell its administrators, with the correlation id."""
 

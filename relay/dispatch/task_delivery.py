@@ -16,8 +16,8 @@ from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCanc
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
-from relay.dispatch.task_fates import end_doubtful, end_what_was_sent
 from relay.dispatch.result_notifier import ResultNotifier
+from relay.dispatch.task_fates import end_doubtful, end_what_was_sent, why_failed
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, fail_or_retry, record_lost_attempts, requeue
 from relay.log import logger
 from relay.store.base import Tx
@@ -343,7 +343,7 @@ class TaskDelivery:
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
         self._ended(uep, await self._live.submit_retrying(lambda tx: end_doubtful(tx, uep.row, error)))
-        now = time.time()
+        error, now = why_failed(TaskState.QUEUED, error), time.time()
         ending = TaskEnding(
             row=0,
             state=TaskState.FAILED,
@@ -365,12 +365,13 @@ class TaskDelivery:
         oldest = self._live.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
             return
-        text = f"The task was not begun within {lifetime_s / 86400:g} days, the longest that one waits."
         logger.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
 
         def end(tx: Tx) -> Settled:
             rows = tx.queued_before(uep.row, before, END_PAGE)
-            return tx.record_endings(uep.row, _expired(rows, text))
+            again, doubtful = set(tx.queued_again(uep.row)), set(tx.queued_doubtful(uep.row))
+            texts = [_why_expired(lifetime_s, again=row in again, doubtful=row in doubtful) for row in rows]
+            return tx.record_endings(uep.row, [_expired(*one) for one in zip(rows, texts, strict=True)])
 
         while True:
             settled = await durable(self._live.store.submit(end))
@@ -389,7 +390,7 @@ class TaskDelivery:
 
         def end(tx: Tx) -> Settled:
             active = tx.active_rows(uep.row)
-            endings = [_expired([row], texts[state])[0] for row, state in active.items()]
+            endings = [_expired(row, texts[state]) for row, state in active.items()]
             return tx.record_endings(uep.row, endings)
 
         self._ended(uep, await durable(self._live.store.submit(end)))
@@ -406,11 +407,20 @@ class TaskDelivery:
             self._live.forget_idle(uep)
 
 
-def _expired(rows: Sequence[int], text: str) -> list[TaskEnding]:
-    now = time.time()
-    return [
-        TaskEnding(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=now) for row in rows
-    ]
+def _expired(row: int, text: str) -> TaskEnding:
+    return TaskEnding(row=row, state=TaskState.EXPIRED, code=TaskExpired.code, text=text, ended_at=time.time())
+
+
+def _why_expired(lifetime_s: float, *, again: bool, doubtful: bool) -> str:
+    """Return the text for a task that has waited for too long. `again`: an attempt at it was lost."""
+    within = f"within {lifetime_s / 86400:g} days, the longest that one waits"
+    if again:
+        return (
+            f"The task was not finished {within}: it had begun, its process was lost, and it waited to be begun again."
+        )
+    if doubtful:
+        return f"The task was not finished {within}: a process that has ended had it, and may have begun it."
+    return f"The task was not begun {within}."
 
 
 def uuid_text(raw: bytes) -> str:

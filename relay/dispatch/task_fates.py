@@ -20,7 +20,7 @@ import enum
 import time
 from collections.abc import Mapping, Sequence
 
-from mep_wire.errors import MepError, UserEndpointLost
+from mep_wire.errors import MepError, UserEndpointLost, UserEndpointUnstable
 from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.states import TaskState
 from relay.dispatch.task_transitions import NOTHING, Reconciled, reconcile
@@ -74,13 +74,15 @@ def tell(tx: Tx, uep_row: int, held: Sequence[int], *, new_process: bool) -> Rec
 
 def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
     """Return the error with which a task ends once its user endpoint is given up because of `error`."""
+    lost = isinstance(error, UserEndpointLost)
+    reason = str(error.fields.get("reason", error.text)) if lost else error.text
     match Fate.MAYBE_BEGUN if doubtful else FATES[LossStep.GIVEN_UP][state]:
         case Fate.MAYBE_BEGUN:
-            return UserEndpointLost(reason=f"{_MAYBE} {error.text}"[:MAX_PUBLIC_TEXT])
+            return UserEndpointLost(reason=f"{_MAYBE} {reason}"[:MAX_PUBLIC_TEXT])
         case Fate.BEGUN:
-            return error if isinstance(error, UserEndpointLost) else UserEndpointLost(reason=error.text)
+            return error if lost else UserEndpointLost(reason=reason)
         case _:
-            return error
+            return UserEndpointUnstable(reason=reason) if lost else error
 
 
 def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:

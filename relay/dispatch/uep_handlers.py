@@ -11,12 +11,12 @@ from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_T
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
 from relay.dispatch.live_state import Joining, LiveState, Uep
-from relay.dispatch.task_fates import tell
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import join_hash
 from relay.dispatch.start_trouble import sentence
 from relay.dispatch.task_delivery import TaskDelivery
+from relay.dispatch.task_fates import tell
 from relay.dispatch.task_transitions import Reconciled
 from relay.link.base import Peer
 from relay.log import logger

@@ -7,14 +7,14 @@ import itertools
 from typing import Any
 
 import pytest
+from tests.unit.relay.test_lost_tasks import REFUSED, Lost
 
 from mep_wire import messages
-from mep_wire.errors import StartFailed, StartInterrupted, UserEndpointLost
+from mep_wire.errors import StartFailed, StartInterrupted, UserEndpointLost, UserEndpointUnstable
 from mep_wire.states import TaskState, UepState
 from relay.dispatch import start_trouble
 from relay.dispatch.start_trouble import MAX_PAUSE_S, MAX_TROUBLE_S, TRANSIENT, StartTrouble
 from tests.unit.relay.test_dispatch_failures import Scene
-from tests.unit.relay.test_lost_tasks import REFUSED, Lost
 
 KILLED = StartInterrupted(reason="killed by signal 9")
 
@@ -135,7 +135,8 @@ def test_processes_that_die_after_their_join_are_asked_for_after_growing_pauses(
         scene.uep.set_process(b"k" * 32, b"j" * 16)
         scene.uep.go(UepState.ONLINE)
         await scene.ended()
-        assert (scene.state, scene.code) == (TaskState.FAILED, UserEndpointLost.code)
+        assert (scene.state, scene.code) == (TaskState.FAILED, UserEndpointUnstable.code)
+        assert "was not begun" in scene.text and "that ran the task" not in scene.text
         assert "Its process was killed. It was lost 3 times" in scene.text
 
     asyncio.run(run())

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from mep_wire import PROTOCOL_VERSION, messages
-from mep_wire.errors import StartRequestRefused, UserEndpointLost
+from mep_wire.errors import StartRequestRefused, UserEndpointLost, UserEndpointUnstable
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import Joining, Uep
+<<<<<<< HEAD:tests/unit/relay/test_task_fates.py
 from relay.dispatch.task_fates import FATES, Fate, LossStep
 from relay.dispatch.task_transitions import reconcile
+=======
+from relay.dispatch.task_fates import FATES, Fate, LossStep
+from relay.dispatch.task_transitions import Loss, fail_or_retry, reconcile
+>>>>>>> 4eed789 (A waiting task reads what is known of the processes it was sent to):tests/unit/relay/test_lost_tasks.py
 from relay.link.base import Peer
 from tests.unit.relay.test_dispatch_failures import Scene
 
@@ -121,6 +126,52 @@ def test_only_what_was_never_sent_ends_as_not_begun(state: TaskState) -> None:
         assert ("not known whether" in scene.text) == (fate is Fate.MAYBE_BEGUN)
         assert REFUSED.text in scene.text
         assert not scene.uep.needed
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_after_a_row_of_losses_each_task_reads_its_own_truth(state: TaskState) -> None:
+    async def run() -> None:
+        scene = Lost(state)
+        await scene.ended()
+        await scene.dispatcher.starts._give_up(scene.uep, UserEndpointLost(reason="It was killed."))
+        begun = "that ran the task ended before the task did: It was killed."
+        maybe = "that ran the task ended before the task did: its process ended, and it is not known whether it had begun "
+        said = {
+            TaskState.QUEUED: (UserEndpointUnstable.code, "The task was not begun: "),
+            TaskState.DISPATCHED: (UserEndpointLost.code, f"The user endpoint {maybe}there. It was killed."),
+            TaskState.RUNNING: (UserEndpointLost.code, f"The user endpoint {begun}"),
+        }
+        code, text = said[state]
+        assert (scene.code, scene.text[: len(text)]) == (code, text)
+        assert "It was killed." in scene.text
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (TaskState.QUEUED, "was not begun within"),
+        (TaskState.DISPATCHED, "may have begun it"),
+        (TaskState.RUNNING, "it had begun, its process was lost"),
+    ],
+)
+def test_a_task_that_waited_for_too_long_reads_whether_it_may_have_begun(state: TaskState, said: str) -> None:
+    async def run() -> None:
+        scene = Lost(state)
+        await scene.ended()
+        lost = Loss(error=UserEndpointLost(reason="killed"), default_attempts=2, most_attempts=0)
+        if state is TaskState.RUNNING:
+            scene.do(lambda tx: fail_or_retry(tx, scene.uep.row, [scene.row], lost))
+        elif state is TaskState.DISPATCHED:
+            await scene.join_next()
+        assert scene.state is TaskState.QUEUED
+        await scene.dispatcher.delivery.expire(scene.uep, 1e-6)
+        assert scene.state is TaskState.EXPIRED
+        assert said in scene.text
+        assert ("not begun" in scene.text) == (state is TaskState.QUEUED)
 
     asyncio.run(run())
 
