@@ -45,6 +45,7 @@ def pool(tmp_path: pathlib.Path) -> Iterator[Bench]:
 
 def state() -> dict[str, Any]:
     import atexit
+    import builtins
     import ctypes
     import decimal
     import gc
@@ -91,7 +92,10 @@ def state() -> dict[str, Any]:
         "decimal": decimal.getcontext().prec,
         "threads": threading.active_count(),
         "at exit": atexit._ncallbacks(),  # type: ignore[attr-defined]
-        "streams": sys.stdout is sys.__stdout__,
+        "streams": (sys.stdout is sys.__stdout__, sys.stdout.closed, sys.stdout.line_buffering, vars(sys.stdout)),
+        "destructors": sys.unraisablehook is sys.__unraisablehook__,
+        "built-ins": (callable(print), hasattr(builtins, "more")),
+        "modules": "re" in sys.modules,
         "main": sorted(vars(sys.modules["__main__"])),
     }
 
@@ -99,6 +103,7 @@ def state() -> dict[str, Any]:
 def change(what: str) -> int:
     import _thread
     import atexit
+    import builtins
     import decimal
     import gc
     import locale
@@ -110,6 +115,17 @@ def change(what: str) -> int:
     import socket
     import sys
     import warnings
+
+    class Stream:
+        """A stream of the task's own. `kind` is what its flush raises; None for a flush that calls itself."""
+
+        def __init__(self, kind: type[BaseException] | None) -> None:
+            self.kind = kind
+
+        def flush(self) -> None:
+            if self.kind is not None:
+                raise self.kind
+            self.flush()
 
     def lower(name: str, value: int) -> None:
         number = getattr(resource, f"RLIMIT_{name}")
@@ -171,13 +187,29 @@ def change(what: str) -> int:
         "thread": lambda: _thread.start_new_thread(time.sleep, (600,)),
         "at exit": lambda: atexit.register(print, "never"),
         "stream": lambda: setattr(sys, "stdout", None),
+        "closed stream": lambda: sys.stdout.close(),
+        "taken stream": lambda: sys.stdout.detach(),
+        "other buffering": lambda: sys.stdout.reconfigure(line_buffering=False),
+        "own flush": lambda: setattr(sys.stdout, "flush", lambda: sys.exit(3)),
+        "flush raises": lambda: setattr(sys, "stdout", Stream(ZeroDivisionError)),
+        "flush exits": lambda: setattr(sys, "stdout", Stream(SystemExit)),
+        "flush interrupts": lambda: setattr(sys, "stderr", Stream(KeyboardInterrupt)),
+        "flush recurses": lambda: setattr(sys, "stdout", Stream(None)),
+        "no stream": lambda: delattr(sys, "stdout"),
+        "hook of destructors": lambda: setattr(sys, "unraisablehook", lambda *_: os._exit(3)),
+        "built-ins": lambda: vars(builtins).update(print=None, more=1),
+        "clock": lambda: setattr(time, "time", lambda: sys.exit(3)),
+        "no modules": lambda: sys.modules.clear(),
         "main": lambda: setattr(sys.modules["__main__"], "leak", 1) or sys.modules.update(__main__=sys),
         "descriptors": lambda: [os.dup(0) for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 40)],
     }[what]()
     return os.getpid()
 
 
-REPLACES = {"nice", "batch", "hard limit", "oom", "pending signal", "thread", "at exit", "descriptors"}
+REPLACES = {
+    *("nice", "batch", "hard limit", "oom", "pending signal", "thread", "at exit", "descriptors"),
+    *("closed stream", "taken stream", "other buffering", "own flush", "no modules"),
+}
 """Changes that only a new process undoes."""
 CHANGES = [
     *("timer", "virtual timer", "profiling timer", "affinity", "nice", "batch", "soft limit", "core limit"),
@@ -185,7 +217,9 @@ CHANGES = [
     *("warnings", "no warnings", "captured warnings", "path", "new path", "argv", "logging", "no logging", "logger"),
     *("locale", "timeout", "environment", "no environment", "new environment", "own id", "no own id", "zone", "gc"),
     *("gc threshold", "recursion", "switch interval", "trace", "hook", "decimal", "thread", "at exit", "stream"),
-    *("main", "descriptors"),
+    *("main", "descriptors", "closed stream", "taken stream", "other buffering", "own flush", "flush raises"),
+    *("flush exits", "flush interrupts", "flush recurses", "no stream", "hook of destructors", "built-ins"),
+    *("clock", "no modules"),
 ]
 
 

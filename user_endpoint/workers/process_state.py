@@ -20,6 +20,7 @@ import _socket
 import _thread
 import _warnings  # the list itself: `warnings` need not be imported
 import atexit
+import builtins
 import contextlib
 import gc
 import os
@@ -85,8 +86,9 @@ class ProcessState:
         self._oom_score_was = os.pread(self._oom_score, 16, 0)
         self._interpreter, self._locale = _interpreter(), _locale.setlocale(_locale.LC_ALL, None)
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._streams_were = _streams_state(self._streams)
         self._path, self._argv = _List("path"), _List("argv")
-        self._warnings, self._logging = _Warnings(), _Logging()
+        self._warnings, self._logging, self._builtins = _Warnings(), _Logging(), vars(builtins).copy()
         self._modules, self._exit_functions = len(sys.modules), _exit_functions()
 
     def restore(self) -> bool:
@@ -99,7 +101,8 @@ class ProcessState:
             _locale.setlocale(_locale.LC_ALL, self._locale)
         sys.stdin, sys.stdout, sys.stderr = self._streams
         modules_known = self._restore_modules()
-        return self._restore_process() and self._has_room() and modules_known and whole
+        whole = whole and modules_known and _streams_state(self._streams) == self._streams_were
+        return self._restore_process() and self._has_room() and whole
 
     def _restore_signals(self) -> bool:
         for timer in _TIMERS:
@@ -116,7 +119,7 @@ class ProcessState:
         return True
 
     def _restore_interpreter(self) -> None:
-        enabled, threshold, recursion, switch, digits, trace, profile, on_error, display, timeout = self._interpreter
+        enabled, threshold, recursion, switch, digits, trace, profile, hooks, timeout = self._interpreter
         (gc.enable if enabled else gc.disable)()
         gc.set_threshold(*threshold)
         sys.setrecursionlimit(recursion)
@@ -124,12 +127,15 @@ class ProcessState:
         sys.set_int_max_str_digits(digits)
         sys.settrace(trace)
         sys.setprofile(profile)
-        sys.excepthook, sys.displayhook = on_error, display
+        sys.excepthook, sys.displayhook, sys.unraisablehook = hooks
         _socket.setdefaulttimeout(timeout)
 
     def _restore_modules(self) -> bool:
-        """Put back the state of modules. Return False where the task has registered a function for the exit."""
+        """Put back the state of modules. Return False where the task has registered a function for the exit, or has
+        removed modules."""
         count, library = len(sys.modules), False
+        if count < self._modules:
+            return False
         imported = count != self._modules
         if imported:
             library = any(map(_is_library, list(sys.modules)[self._modules :]))
@@ -138,10 +144,20 @@ class ProcessState:
         self._argv.restore()
         self._warnings.restore()
         self._logging.restore(keep=library)
+        if vars(builtins) != self._builtins:
+            self._restore_builtins(keep=library)
         functions = _exit_functions()
         known = imported or functions == self._exit_functions
         self._exit_functions = functions
         return known
+
+    def _restore_builtins(self, *, keep: bool) -> None:
+        if keep:  # a library that was imported may have added some, and is not imported again
+            self._builtins = vars(builtins).copy()
+            return
+        for name in vars(builtins).keys() - self._builtins.keys():
+            del vars(builtins)[name]
+        vars(builtins).update(self._builtins)
 
     def _restore_process(self) -> bool:
         if os.sched_getaffinity(0) != self._processors:
@@ -261,11 +277,20 @@ _exit_functions: Callable[[], int] = getattr(atexit, "_ncallbacks")  # noqa: B00
 _threads: Callable[[], int] = getattr(_thread, "_count")  # noqa: B009 - threading knows only its own
 
 
+def _streams_state(streams: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Return how the process's own streams are set up. Raises ValueError for one that was taken apart."""
+    return [
+        (each.closed, each.encoding, each.errors, each.line_buffering, each.write_through, each.__dict__.copy())
+        for each in streams
+        if each is not None
+    ]
+
+
 def _interpreter() -> tuple[Any, ...]:
     return (
         gc.isenabled(), gc.get_threshold(), sys.getrecursionlimit(), sys.getswitchinterval(),
-        sys.get_int_max_str_digits(), sys.gettrace(), sys.getprofile(), sys.excepthook, sys.displayhook,
-        _socket.getdefaulttimeout(),
+        sys.get_int_max_str_digits(), sys.gettrace(), sys.getprofile(),
+        (sys.excepthook, sys.displayhook, sys.unraisablehook), _socket.getdefaulttimeout(),
     )  # fmt: skip
 
 

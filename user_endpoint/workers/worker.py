@@ -18,6 +18,8 @@ from user_endpoint.workers import datagrams, task_main
 from user_endpoint.workers.task_environment import TaskEnvironment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from user_endpoint.workers.start_journal import StartJournal
 
 NEED_FUNCTION = "NEED_FUNCTION"
@@ -25,6 +27,8 @@ NEED_FUNCTION = "NEED_FUNCTION"
 BEGUN_VARIABLE = "MEP_BEGUN"
 """Environment variable with a worker's kind of start journal and its path, as HOW:PATH; not passed on to tasks."""
 _CACHE_BYTES = 64 * 1024 * 1024
+_own_pid, _now = os.getpid, time.time
+"""These functions as they are before a task replaces them in their modules."""
 
 
 class FunctionCache:
@@ -61,6 +65,7 @@ def serve(
 
     Raises BegunClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
     """
+    from mep_sdk import foreign_code  # all of these now: a task may remove modules
     from mep_sdk.task_runner import FunctionCache as Loaded
     from mep_sdk.task_runner import TaskOutcome, run_task
     from mep_wire.errors import EngineFailed
@@ -70,7 +75,7 @@ def serve(
     log = _begun_log()
     task_main.install()
     tidy = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
-    own_pid = os.getpid()
+    own_pid = _own_pid()
     while True:
         try:
             (row, task_id, function_id, code, payload, variables, attempt), _ = datagrams.receive(sock)
@@ -84,7 +89,7 @@ def serve(
             continue
         if log is not None and not log.note(row, task_id, attempt):
             return
-        started = time.time()
+        started = _now()
         try:
             tidy.before(task_id, variables)
         except OSError as error:
@@ -92,10 +97,10 @@ def serve(
         else:
             own = copy_context()  # what it sets there, as decimal's context, goes with it
             outcome = own.run(run_task, function, payload, max_result_bytes=max_result_bytes, cache=loaded)
-        _flush_output()
-        if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no worker
+        _flush_output(foreign_code.attempt)
+        if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
-        ended = time.time()
+        ended = _now()
         whole = _tidied(tidy)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
@@ -111,12 +116,17 @@ def _tidied(tidy: TaskEnvironment) -> bool:
         return False
 
 
-def _flush_output() -> None:
-    """A task's output goes to the log when the task ends, not when the worker does. The task may have closed it."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        return
+def _flush_output(attempt: Callable[..., object]) -> None:
+    """Flush what the task has printed, in the worker's own stream and in the one that the task has put in its place.
+
+    The task may have closed it, or left an object of its own whose flush raises anything.
+    """
+    for name in ("stdout", "stderr", "__stdout__"):
+        attempt(_flush, name)
+
+
+def _flush(name: str) -> None:
+    getattr(sys, name).flush()
 
 
 def _begun_log() -> StartJournal | None:
