@@ -8,14 +8,13 @@ class may replace them or be frozen. What cannot be rebuilt arrives as RemoteErr
 from __future__ import annotations
 
 import traceback
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.errors import DataCorrupt, RemoteError, RemoteTraceback
+from mep_sdk.exception_values import attributes_of, make, parts
 from mep_sdk.foreign_code import attempt, clean, text_of, type_name
 from mep_wire.text import printable_lines
 
@@ -24,7 +23,8 @@ _MAX_MEMBER_TRACEBACK_CHARS = 4 * 1024
 _MAX_MEMBERS = 100
 """How many exceptions within groups travel with their classes; others come by name and text."""
 _MAX_DEPTH = 20
-_args = BaseException.__dict__["args"]
+_MAX_TRIED = 16
+"""How many attributes are tried one by one where they do not pickle together."""
 _attributes = BaseException.__dict__["__dict__"]
 _cause = BaseException.__dict__["__cause__"]
 
@@ -72,14 +72,15 @@ class _Recorder:
         name, message = type_name(error), text_of(error)
         if isinstance(error, BaseExceptionGroup) and depth < _MAX_DEPTH:
             return self._group(error, ExceptionRecord(name, message, trace_text), depth)
-        pickled = self._dump(error)
-        return ExceptionRecord(name, message, trace_text, pickled, self._parts(error, _args.__get__(error)))
+        args, attributes = attempt(parts, error)[0] or (None, {})
+        return ExceptionRecord(name, message, trace_text, self._dump(error), self._parts(error, args, attributes))
 
     def _group(self, group: BaseExceptionGroup[Any], bare: ExceptionRecord, depth: int) -> ExceptionRecord:
-        parts = self._parts(group, (_message_of_group(group),))
+        attributes, _ = attempt(attributes_of, group)
+        own = self._parts(group, (_message_of_group(group),), attributes or {})
         members = BaseExceptionGroup.__dict__["exceptions"].__get__(group)
         records = tuple(self._member(each, depth) for each in members)
-        return msgspec.structs.replace(bare, parts=parts, members=records)
+        return msgspec.structs.replace(bare, parts=own, members=records)
 
     def _member(self, error: BaseException, depth: int) -> ExceptionRecord:
         if self._members_left <= 0:
@@ -88,8 +89,19 @@ class _Recorder:
         text = _traceback_text(error, error.__traceback__, _MAX_MEMBER_TRACEBACK_CHARS)
         return self.record(error, text, depth + 1)
 
-    def _parts(self, error: BaseException, args: tuple[Any, ...]) -> bytes:
-        return self._dump((type(error), args, dict(_attributes_of(error))))
+    def _parts(self, error: BaseException, args: tuple[Any, ...] | None, attributes: dict[str, Any]) -> bytes:
+        """Return class, args and attributes; without those that do not pickle, or not to so few bytes."""
+        kind = type(error)
+        whole = self._dump((kind, args, attributes)) if args is not None else b""
+        if whole:
+            return whole
+        kept = {name: value for name, value in list(attributes.items())[:_MAX_TRIED] if self._fits(value)}
+        is_group = args is not None and isinstance(error, BaseExceptionGroup)
+        return self._dump((kind, args if is_group else None, kept))
+
+    def _fits(self, value: object) -> bool:
+        pickled, _ = attempt(lambda: encoding.dumps(value, local_by_value=False))
+        return pickled is not None and len(pickled) <= self._bytes_left // _MAX_TRIED
 
     def _dump(self, value: object) -> bytes:
         pickled, _ = attempt(lambda: encoding.dumps(value, local_by_value=False))
@@ -101,17 +113,6 @@ class _Recorder:
 
 def _message_of_group(group: BaseExceptionGroup[Any]) -> str:
     return text_of(BaseExceptionGroup.__dict__["message"].__get__(group))
-
-
-def _attributes_of(error: BaseException) -> Iterator[tuple[str, Any]]:
-    """Yield an exception's own attributes, those in slots included."""
-    yield from _attributes.__get__(error).items()
-    for kind in type(error).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            value, failure = attempt(object.__getattribute__, error, name)
-            if failure is None and name not in ("__dict__", "__weakref__"):
-                yield name, value
 
 
 def _traceback_text(error: BaseException, trace: Any, limit: int) -> str:
@@ -166,8 +167,8 @@ def _note(error: BaseException, note: str) -> None:
 def _rebuild(record: ExceptionRecord) -> Exception:
     """Return the exception in a record, of its own class where it comes with that and its text."""
     unlike: Exception | None = None
-    for make in (_from_members,) if record.members else (_from_pickle, _from_parts, _from_message):
-        made: Any = attempt(make, record)[0]
+    for way in (_from_members,) if record.members else (_from_pickle, _from_parts, _from_message):
+        made: Any = attempt(way, record)[0]
         if not issubclass(type(made), Exception):
             continue
         rebuilt: Exception = made
@@ -184,14 +185,13 @@ def _from_pickle(record: ExceptionRecord) -> Any:
 
 
 def _from_parts(record: ExceptionRecord) -> Any:
-    kind, args, attributes = encoding.loads(record.parts, "exception", "here")
-    return _made(kind.__new__(kind, *args), args, attributes)
+    return make(*encoding.loads(record.parts, "exception", "here"))
 
 
 def _from_message(record: ExceptionRecord) -> Any:
     """Return an exception with the right class and text, for a class that takes its text apart."""
     kind, _, attributes = encoding.loads(record.parts, "exception", "here")
-    return _made(BaseException.__new__(kind), (record.message,), attributes)
+    return make(kind, (record.message,), attributes)
 
 
 def _from_members(record: ExceptionRecord) -> Any:
@@ -199,16 +199,4 @@ def _from_members(record: ExceptionRecord) -> Any:
     members = [_rebuild(each) for each in record.members]
     if not issubclass(kind, Exception):  # its members that end a script have become RemoteErrors
         kind = ExceptionGroup
-    return _made(BaseExceptionGroup.__new__(kind, message, members), (message, members), attributes)
-
-
-def _made(bare: BaseException, args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
-    """Give an exception without `__init__` its fields. Its class may be frozen, or have slots."""
-    _args.__set__(bare, args)
-    own = _attributes.__get__(bare)
-    for name, value in attributes.items():
-        if isinstance(getattr(type(bare), name, None), types.MemberDescriptorType):
-            object.__setattr__(bare, name, value)
-        else:
-            own[name] = value
-    return bare
+    return make(kind, (message, members), attributes)

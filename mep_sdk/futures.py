@@ -141,9 +141,13 @@ class TaskFuture(Future[_T]):
     def result(self, timeout: float | None = None) -> _T:
         """Return the task's value, or raise what it raised. Waits `timeout` seconds at most; raises TimeoutError,
         CancelledError."""
-        if self._state == FINISHED and self._exception is None:
+        failure = None if self._state == FINISHED and self._exception is None else self.exception(timeout)
+        if failure is None:
             return self._result  # type: ignore[no-any-return]  # as the base has it
-        return super().result(timeout)
+        try:
+            raise failure  # not by the base, which takes an exception that is false for none
+        finally:
+            failure = None  # its traceback has this frame: no cycle
 
     def resolve(self, value: Any, failure: BaseException | None) -> None:
         """End with this value or failure. For the session alone."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mep_sdk import exception_values
+
 
 class NotSerializable(Exception):
     """A value cannot be made into bytes; the text says why."""
@@ -25,6 +27,8 @@ def reduces_itself(kind: type) -> bool:
 def own_reduction(obj: Any) -> Any:
     """Return what an object says of how it is pickled: a tuple, or its name in its module."""
     registered = copyreg.dispatch_table.get(type(obj))
+    if registered is None and exception_values.needs_parts(type(obj)):
+        return exception_values.make, (type(obj), *exception_values.parts(obj))
     return obj.__reduce_ex__(5) if registered is None else registered(obj)
 
 

@@ -18,7 +18,14 @@ from mep_sdk.errors import DataUnreadable, RemoteError, RemoteTraceback
 from mep_sdk.function_serializer import LoadedFunction
 from mep_sdk.futures import TaskFuture
 from mep_sdk.result_decoding import settle
-from mep_sdk.serialize import load_exception, serialize_arguments, serialize_function, serialize_result
+from mep_sdk.serialize import (
+    load_arguments,
+    load_exception,
+    load_result,
+    serialize_arguments,
+    serialize_function,
+    serialize_result,
+)
 from mep_sdk.submitter import Submitter
 from mep_sdk.task_runner import TaskOutcome, run_task
 from mep_wire import api
@@ -208,6 +215,58 @@ class Base(BaseException):
     pass
 
 
+class NoNote(Exception):
+    """Its members have odd slots."""
+
+    __slots__ = ("code",)
+
+
+NoNote.__slots__ = 7  # type: ignore[assignment]
+
+
+class OfOs(FileNotFoundError):
+    def __init__(self, path, *, code):
+        super().__init__(2, "gone", path)
+        self.code = code
+
+
+class OfImport(ImportError):
+    def __init__(self, what, *, code):
+        super().__init__(f"no {what}", name=what, path="/there")
+        self.code = code
+
+
+class OfUnicode(UnicodeDecodeError):
+    def __init__(self, *, code):
+        super().__init__("utf-8", b"abc", 0, 1, "odd")
+        self.code = code
+
+
+class OfSyntax(SyntaxError):
+    def __init__(self, what, *, code):
+        super().__init__(what, ("file", 3, 4, "text"))
+        self.code = code
+
+
+class OfKey(KeyError):
+    def __new__(cls, *, code):
+        return super().__new__(cls)
+
+    def __init__(self, *, code):
+        super().__init__("a key")
+        self.code = code
+
+
+class IsFalse(Exception):
+    def __len__(self):
+        return 0
+
+
+class BoolRaises(Exception):
+    def __bool__(self):
+        raise RuntimeError("no truth")
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -261,6 +320,12 @@ READ_BACK = [
     pytest.param(lambda: NotesAreNoList("c"), id="notes that are no list"),
     pytest.param(lambda: TextTwice("H2O"), id="text made by __init__"),
     pytest.param(lambda: ValueError("lone \udc80 surrogate"), id="surrogate"),
+    pytest.param(lambda: NoNote("d"), id="slots that are no names"),
+    pytest.param(lambda: OfOs("/x", code=1), id="of OSError"),
+    pytest.param(lambda: OfImport("x", code=1), id="of ImportError"),
+    pytest.param(lambda: OfUnicode(code=1), id="of UnicodeDecodeError"),
+    pytest.param(lambda: OfSyntax("x", code=1), id="of SyntaxError"),
+    pytest.param(lambda: OfKey(code=1), id="of KeyError"),
     pytest.param(in_a_circle, id="circle of causes"),
     pytest.param(in_a_long_chain, id="long chain of causes"),
 ]
@@ -345,6 +410,73 @@ def test_fields_of_frozen_exceptions_arrive(field: str) -> None:
     assert getattr(load_exception(raised_by(lambda: Frozen(3)).payload), field) == getattr(Frozen(3), field)
     assert load_exception(raised_by(lambda: Slotted(6, unit="m")).payload).code == 6
     assert load_exception(raised_by(lambda: FrozenByKeyword(code=5)).payload).code == 5
+
+
+def with_a_lock():
+    error = KeyError("k")
+    error.lock, error.code = threading.Lock(), 3
+    return error
+
+
+def with_much():
+    error = ValueError("much")
+    error.much, error.code = bytes(2 * LIMIT), 3
+    return error
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_a_lock,
+        with_much,
+        lambda: TakesTwo(threading.Lock(), "node"),
+        lambda: OSError(2, "x" * 2 * LIMIT),
+        lambda: TypeError("lock", threading.Lock()),
+    ],
+)
+def test_what_does_not_travel_of_an_exception_leaves_type_and_text(make: Any) -> None:
+    original = make()
+    arrived = load_exception(raised_by(lambda: original).payload)
+    assert type(arrived) is type(original)
+    assert str(original.args[-1])[:2000] in str(arrived)
+    assert getattr(arrived, "code", 3) == 3
+
+
+@pytest.mark.parametrize("kind", [IsFalse, BoolRaises])
+def test_an_exception_that_is_false_is_raised(kind: type[Exception], session: Submitter) -> None:
+    future, later = (TaskFuture(name, "group", session) for name in ("a", "b"))
+    session._pending |= {each.task_id: each for each in (future, later)}
+    waiting = threading.Thread(target=lambda: got.append(later.exception(60)))
+    got: list[BaseException | None] = []
+    waiting.start()
+    for each in (future, later):
+        each.resolve(None, kind("false"))
+    waiting.join(60)
+    for each in (future, later):
+        with pytest.raises(kind, match="false"):
+            each.result(0)
+    assert len(got) == 1
+
+
+VALUES = [
+    lambda: TakesTwo("a", "node 3"),
+    lambda: Slotted(6, unit="m"),
+    lambda: Frozen(3),
+    lambda: OfOs("/x", code=1),
+    lambda: OfKey(code=1),
+    lambda: OwnGroup("own", [TakesTwo("a", "b")], run=7),
+]
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_exceptions_are_values_too(make: Any) -> None:
+    arrived = load_result(serialize_result([make()]))[0]
+    assert type(arrived) is type(make())
+    assert str(arrived) == str(make())
+    assert vars(arrived) == vars(make())
+    assert getattr(arrived, "code", 0) == getattr(make(), "code", 0)
+    (argument,), _ = load_arguments(serialize_arguments((make(),), {}))
+    assert (type(argument), str(argument)) == (type(make()), str(make()))
 
 
 @pytest.mark.parametrize("make", TOLD)
