@@ -86,7 +86,9 @@ RULES = {
     "user_endpoint.engines.htex": Rule(
         ("mep_link.zap", *_ENGINE), _libraries("kubernetes", "msgspec", "parsl", "urllib3", "yaml", "zmq")
     ),
-    "user_endpoint.workers": Rule(("user_endpoint.workers", "mep_sdk.foreign_code", *_ENGINE), _libraries("cloudpickle")),
+    "user_endpoint.workers": Rule(
+        ("user_endpoint.workers", "mep_sdk.foreign_code", *_ENGINE), _libraries("cloudpickle")
+    ),
     "mep": Rule(()),
     "mep.boundary": Rule(SHARED),
     "mep.root": Rule(()),

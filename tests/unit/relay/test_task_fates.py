@@ -13,13 +13,8 @@ from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import StartRequestRefused, UserEndpointLost, UserEndpointUnstable
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import Joining, Uep
-<<<<<<< HEAD:tests/unit/relay/test_task_fates.py
-from relay.dispatch.task_fates import FATES, Fate, LossStep
-from relay.dispatch.task_transitions import reconcile
-=======
 from relay.dispatch.task_fates import FATES, Fate, LossStep
 from relay.dispatch.task_transitions import Loss, fail_or_retry, reconcile
->>>>>>> 4eed789 (A waiting task reads what is known of the processes it was sent to):tests/unit/relay/test_lost_tasks.py
 from relay.link.base import Peer
 from tests.unit.relay.test_dispatch_failures import Scene
 
@@ -137,10 +132,10 @@ def test_after_a_row_of_losses_each_task_reads_its_own_truth(state: TaskState) -
         await scene.ended()
         await scene.dispatcher.starts._give_up(scene.uep, UserEndpointLost(reason="It was killed."))
         begun = "that ran the task ended before the task did: It was killed."
-        maybe = "that ran the task ended before the task did: its process ended, and it is not known whether it had begun "
+        maybe = "that ran the task ended before the task did: its process ended, and it is not known whether it had "
         said = {
             TaskState.QUEUED: (UserEndpointUnstable.code, "The task was not begun: "),
-            TaskState.DISPATCHED: (UserEndpointLost.code, f"The user endpoint {maybe}there. It was killed."),
+            TaskState.DISPATCHED: (UserEndpointLost.code, f"The user endpoint {maybe}begun there. It was killed."),
             TaskState.RUNNING: (UserEndpointLost.code, f"The user endpoint {begun}"),
         }
         code, text = said[state]
