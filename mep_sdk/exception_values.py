@@ -27,7 +27,7 @@ def needs_parts(kind: type) -> bool:
     if BaseException not in _mro.__get__(kind):
         return False
     base = built_in_base(kind)
-    by_args = kind.__reduce__ is base.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
+    by_args = kind.__reduce__ is base.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__  # type: ignore[comparison-overlap]
     own = kind.__init__ is not base.__init__ or kind.__new__ is not base.__new__  # type: ignore[misc]  # of the class
     return by_args and own and kind.__setstate__ is base.__setstate__  # type: ignore[attr-defined]  # of BaseException
 
