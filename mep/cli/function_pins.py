@@ -1,28 +1,46 @@
 """Pins the code of the functions that config.yaml lists by id: part of `mep register`.
 
-A child without privilege asks the relay once for the SHA-256 of each function's code. The digests are stored in
-function_pins.json, which only the endpoint's owner writes. User endpoints run no other code under these ids. A pin is
-never replaced: code doesn't change under an id, so a relay that reports a change is refused.
+A child that has dropped root (unprivileged_child.py) asks the relay for the SHA-256 of each function's code. It returns
+one record for each function that the relay knows: the 16 bytes of its id and the 32 bytes of the digest. No other part
+of the relay's answer leaves the child. It trusts the server only as far as TLS proves it.
+
+The digests are stored in function_pins.json, which only the endpoint's owner writes. User endpoints run no other code
+under these ids. A pin is never replaced: code doesn't change under an id, so a relay that reports a change is refused.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
+import socket
 import uuid
+from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from mep.cli.endpoint_dirs import replace_file
 from mep.cli.exit_codes import CliFailed, Exit
-from mep.cli.pins_call import DATAGRAM_BYTES, work
-from mep.cli.relay_request import last_record
+from mep.cli.relay_answer import MAX_NOTES, AnswerKind, RelayAnswer, encode
+from mep.cli.relay_request import RelayCall, Unreachable, ask_patiently, last_record
 from mep.cli.unprivileged_child import UnprivilegedChild
 from mep.config.function_pins import MAX_PINS, pins_text, read_pins
 from mep.config.paths import EndpointPaths
+from mep_wire.api import FunctionDigestsAnswer
 from mep_wire.function_lists import DIGEST_BYTES, DIGEST_PREFIX, ids_in
 
 RECORD_BYTES = 16 + DIGEST_BYTES
 """One record of the child's output: a function's id and the SHA-256 of its code."""
+_decoder = msgspec.json.Decoder(FunctionDigestsAnswer)
+PATH = "/v3/functions/digests"
+CHUNK = 256
+"""Functions per request, the relay's own limit."""
+DATAGRAM_BYTES = CHUNK * 48
+"""Most bytes of digests that are sent at once."""
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes one request: `{"url", "method", "path", "token", "body"}` to `{"status", "body"}` or `{"failed": reason}`."""
 
 
 def pin_functions(
@@ -89,3 +107,57 @@ def read_records(output: bytes, ids: list[str]) -> dict[str, bytes]:
             Exit.RELAY,
         )
     return found
+
+
+def pin_records(url: str, token: str, ids: list[str], ask: Ask) -> bytes:
+    """Return the records of the functions that the relay knows. Raises PinsUnavailable."""
+    records = []
+    for start in range(0, len(ids), CHUNK):
+        asked = ids[start : start + CHUNK]
+        call = {"url": url, "method": "POST", "path": PATH, "token": token, "body": {"function_ids": asked}}
+        answer = ask(call)
+        if "failed" in answer:
+            raise PinsUnavailable(f"cannot be reached: {answer['failed']}")
+        if answer["status"] != 200:
+            raise PinsUnavailable(f"does not tell the digests of functions: HTTP status {answer['status']}")
+        records += _records(answer["body"], asked)
+    return b"".join(records)
+
+
+class PinsUnavailable(Exception):
+    """The relay did not answer with digests; the text gives the reason."""
+
+
+def _records(body: str | bytes, asked: list[str]) -> list[bytes]:
+    try:
+        digests = _decoder.decode(body).digests
+        found = [(one, bytes.fromhex(digests[one])) for one in asked if one in digests]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise PinsUnavailable(f"answered with something other than digests: {type(error).__name__}") from None
+    return [uuid.UUID(one).bytes + digest for one, digest in found]
+
+
+def work(url: str, token: str, ids: list[str], answers: socket.socket) -> None:
+    """Ask, and send one record of mep/cli/relay_answer.py: DONE, then the digests, or the reason of a failure."""
+
+    notes = itertools.count()
+
+    def note(text: str) -> None:
+        if next(notes) < MAX_NOTES:  # each request may fail some times, and there may be many
+            answers.send(encode(RelayAnswer(AnswerKind.NOTE, text)))
+
+    def ask(call: dict[str, Any]) -> dict[str, Any]:
+        try:
+            status, body = ask_patiently(RelayCall(**call), note)
+        except Unreachable as error:
+            return {"failed": str(error)}
+        return {"status": status, "body": body}
+
+    try:
+        records = pin_records(url, token, ids, ask)
+    except PinsUnavailable as error:
+        answers.send(encode(RelayAnswer(AnswerKind.MALFORMED, str(error))))
+        return
+    answers.send(encode(RelayAnswer(AnswerKind.DONE)))
+    for start in range(0, len(records), DATAGRAM_BYTES):
+        answers.send(records[start : start + DATAGRAM_BYTES])

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mep.cli.exit_codes import CliFailed
-from mep.cli.function_pins import read_records
-from mep.cli.pins_call import CHUNK, PinsUnavailable, pin_records
+from mep.cli.function_pins import CHUNK, PinsUnavailable, pin_records, read_records
 
 FIRST, SECOND = "6d0ba55f-de15-4af2-827d-05c50c338aa7", "0e5a7f0c-5a0b-4c5e-9a39-6f1f0a6f2a11"
 DIGEST = bytes(range(32))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mep.cli import relay_request
-from mep.cli.pins_call import CHUNK, DATAGRAM_BYTES, work
+from mep.cli.function_pins import CHUNK, DATAGRAM_BYTES, work
 from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, AnswerKind, decode
 
 CHUNKS = 20
