@@ -58,7 +58,8 @@ simulate: tools ## the delivery rules in simulated time, faults drawn from a see
 
 FAULTS_S ?= 300
 CAMPAIGN := PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" tests/campaign/__main__.py
-faults: tools ## faults on a real relay and endpoint, as root (SEED=, FAULTS_S=, FAULTS_ARGS="--only relay --json")
+faults: ## faults on a real relay and endpoint, as root (SEED=, FAULTS_S=, FAULTS_ARGS="--only relay --json")
+	@$(INSTALL) --tests
 	@$(CAMPAIGN) --seed $(SEED) --seconds $(FAULTS_S) $(FAULTS_ARGS)
 
 SOAK_S ?= 600

@@ -44,6 +44,8 @@ class Relay:
         self._log, self._ledger, self._run_as = log, ledger, run_as
         self._ports = (0, 0)
         self.url = ""
+        self.env: dict[str, str] = {}
+        """Variables for the process that serves."""
         self._daemon: Daemon | None = None
 
     def start(self) -> None:
@@ -53,7 +55,7 @@ class Relay:
         self._daemon = Daemon(
             *(BIN / "mep-relay", "serve", "--state", self.state),
             *("--port", str(http), "--link-port", str(link)),
-            env={},
+            env=self.env,
             log=self._log,
             ledger=self._ledger,
             run_as=self._run_as,

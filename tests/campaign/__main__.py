@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last, so that the installed code is tested
 
-from campus import Campus, make_campus
-from injections import FAULTS, STARTS, kill_in_start
+from campus import SLURM, Campus, make_campus
+from injections import FAULTS, STARTS, kill_in_start, possible
 from processes import by_kind
 from sitekit import ledger
 from sitekit.daemon import stop_on_signals
@@ -57,9 +57,10 @@ class Campaign:
         self.rounds = 0
         self.last = ""
         """What the last round did."""
-        self._faults = [name for name in FAULTS if only in name]
+        self._faults = possible(only)
         self._starts = [name for name in STARTS if only in f"{name} killed in a start"]
         self._fixed = [(campus.executor("fixed", engine, n), n) for engine in ENGINES for n in (1, 3)]
+        self._in_jobs = [(campus.executor("jobs", SLURM, n), n) for n in (1, 3)] if campus.slurm is not None else []
 
     def round(self) -> None:
         """One fault, or two at once, while tasks run."""
@@ -85,12 +86,13 @@ class Campaign:
 
     def _while_running(self) -> tuple[list[str], list[Submitted], list[tuple[Executor, int]]]:
         names = [self.rng.choice(self._faults) for _ in range(2 if self.rng.random() < TWO_AT_ONCE else 1)]
-        tasks = [self.work.submit(executor, attempts) for executor, attempts in self._fixed for _ in range(6)]
+        executors = self._in_jobs if any(SLURM in name for name in names) else self._fixed
+        tasks = [self.work.submit(executor, attempts) for executor, attempts in executors for _ in range(6)]
         self.work.wait_for_effects(tasks, self.rng.randint(0, 4))
         time.sleep(self.rng.uniform(0.0, 0.3))
         for name in names:
             FAULTS[name](self.campus, self.rng)
-        return names, tasks, self._fixed
+        return names, tasks, executors
 
     def _in_start(self) -> tuple[list[str], list[Submitted], list[tuple[Executor, int]]]:
         kind = self.rng.choice(self._starts)
@@ -105,7 +107,7 @@ class Campaign:
 
     def finish(self) -> None:
         """Stop the endpoint, and look for what is left."""
-        for executor, _ in self._fixed:
+        for executor, _ in [*self._fixed, *self._in_jobs]:
             executor.shutdown(wait=False, cancel_futures=True)
         self.campus.endpoint.stop()
         self.broken += [f"left behind: {what}" for what in self.campus.left()]
@@ -122,7 +124,13 @@ class Campaign:
 
 def campaign(seed: int, seconds: float, only: str = "", rounds: int = 0) -> Campaign:
     """Run rounds for so many seconds, or so many rounds."""
-    with make_campus() as campus:
+    names = possible(only)
+    jobs, clocks = (any(word in name for name in names) for word in (SLURM, "clock"))
+    if not names and not any(only in f"{kind} killed in a start" for kind in STARTS):
+        raise SystemExit(
+            f"make faults: no fault with {only!r} in its name can be had here; there are: {', '.join(FAULTS)}"
+        )
+    with make_campus(jobs=jobs, clocks=clocks) as campus:
         made = Campaign(campus, seed, only)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and (not rounds or made.rounds < rounds):

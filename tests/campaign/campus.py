@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,10 +18,82 @@ from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_map
 from sitekit.site import ADMIN, Site
 
 from mep_sdk import Client, Executor
-from tests.support.campus import SCHEMA_VALUE, TEMPLATE_TEXT
 from tests.support.link_proxy import LinkProxy
+from tests.support.slurm import Slurm, SlurmFailed
 
 PAM_SERVICES = Path("/etc/pam.d")
+SLURM = "Slurm"
+"""The `engine` of blocks that are jobs of a Slurm of the campaign's own."""
+TEMPLATE_TEXT = """\
+display_name: {{ project }}
+heartbeat_period: 5
+idle_heartbeats_soft: {{ idle }}
+engine:
+{% if engine == "ProcessPoolEngine" %}
+  type: ProcessPoolEngine
+  max_workers: 2
+{% else %}
+  type: GlobusComputeEngine
+  max_workers_per_node: 2
+{% if engine == "Slurm" %}
+  address: 127.0.0.1
+  job_status_kwargs:
+    strategy_period: 0.5
+  provider:
+    type: SlurmProvider
+    partition: cpu
+    exclusive: false
+    cores_per_node: 2
+    walltime: "00:30:00"
+    init_blocks: 1
+    max_blocks: 1
+{% else %}
+  provider:
+    type: LocalProvider
+    init_blocks: 1
+    max_blocks: 1
+{% endif %}
+{% endif %}
+"""
+SCHEMA_VALUE = {
+    "type": "object",
+    "properties": {
+        "project": {"type": "string"},
+        "engine": {"enum": ["ProcessPoolEngine", "GlobusComputeEngine", SLURM]},
+        "idle": {"type": "integer", "minimum": 0},
+    },
+    "additionalProperties": False,
+}
+STRAY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Where no file of the account may be left."""
+JOBS_END_S = 60.0
+
+
+def faketime() -> str:
+    """Return the path of Debian's libfaketime, empty where it is not installed."""
+    return next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
+
+
+class Clock:
+    """The clock of a process and of what it forks, which can be stepped. No monotonic clock is touched."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.step(0.0)
+        self.env = {
+            "LD_PRELOAD": faketime(),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DISABLE_SHM": "1",
+        }
+
+    def step(self, seconds: float) -> None:
+        """Set it to so many seconds after the host's."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+.3f}\n")
+        new.chmod(0o644)
+        new.replace(self._file)
 
 
 class FreezableProxy(LinkProxy):
@@ -44,8 +117,18 @@ class FreezableProxy(LinkProxy):
 class Campus:
     """What the faults act upon."""
 
-    def __init__(self, site: Site, endpoint: Endpoint, account: Account, proxy: FreezableProxy, client: Client) -> None:
+    def __init__(
+        self,
+        site: Site,
+        endpoint: Endpoint,
+        account: Account,
+        proxy: FreezableProxy,
+        client: Client,
+        slurm: Slurm | None,
+        clocks: dict[str, Clock],
+    ) -> None:
         self.site, self.endpoint, self.account, self.proxy, self.client = site, endpoint, account, proxy, client
+        self.slurm, self.clocks = slurm, clocks
         self.effects = site.root / "effects"
 
     def executor(self, project: str, engine: str, attempts: int, idle: int = 0) -> Executor:
@@ -57,10 +140,17 @@ class Campus:
             max_attempts=attempts,
         )
 
+    def jobs(self) -> list[str]:
+        """Return the account's jobs that run."""
+        found = self.slurm.jobs() if self.slurm is not None else {}
+        return sorted(job for job, (user, state) in found.items() if user == self.account.name and state == "RUNNING")
+
     def left(self) -> list[str]:
-        """Return what is left of people's processes and of mounts once the endpoint has stopped."""
-        words = [f"process {pid}" for pid in of_account(self.account.uid)]
+        """Return what is left of people's processes, jobs, files and mounts once the endpoint has stopped."""
+        words = self._jobs_left()
+        words += [f"process {one.pid} of {one.parent}: {one.words}" for one in of_account(self.account.uid)]
         words += [f"record {file.name}" for file in self.endpoint.runtime_dir.glob("keepers/*")]
+        words += [f"file {file}" for file in self._files_left()]
         for line in Path("/proc/mounts").read_text().splitlines():
             where = line.split()[1]
             if where.startswith(str(self.site.root)) and where not in self.disks:
@@ -69,6 +159,28 @@ class Campus:
             if f"mep-{self.endpoint.name}" in folder:
                 words.append(f"control group {folder}")
         return words
+
+    def _jobs_left(self) -> list[str]:
+        if self.slurm is None:
+            return []
+        with suppress(SlurmFailed):
+            self.slurm.wait_for("end of every job", lambda: not self.slurm.jobs(), JOBS_END_S)
+        return [f"job {job}" for job in self.slurm.jobs()]
+
+    def _files_left(self) -> Iterator[Path]:
+        """The account's files outside its home, and sockets and unfinished files everywhere in the site."""
+        effects, home = str(self.effects), str(self.account.home)
+        for top in (*STRAY, str(self.site.root)):
+            for folder, folders, names in os.walk(top):
+                if top != str(self.site.root):
+                    folders[:] = [name for name in folders if Path(folder, name) != self.site.root]
+                for file in (Path(folder, name) for name in (*names, *folders)):
+                    with suppress(OSError):
+                        found = file.lstat()
+                        inside = folder.startswith((effects, home)) or str(file) == home
+                        odd = stat.S_ISSOCK(found.st_mode) or file.suffix in (".tmp", ".new", ".part")
+                        if odd if inside else found.st_uid == self.account.uid:
+                            yield file
 
     @property
     def disks(self) -> tuple[str, str]:
@@ -83,8 +195,8 @@ def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None
 
 
 @contextmanager
-def make_campus(name: str = "faults") -> Iterator[Campus]:
-    """A running endpoint of a site of its own."""
+def make_campus(name: str = "faults", *, jobs: bool = False, clocks: bool = False) -> Iterator[Campus]:
+    """A running endpoint of a site of its own. `jobs`: with a Slurm. `clocks`: those of relay and monitor are faked."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
         account = site.account(f"mepbench-{secrets.token_hex(4)}")
@@ -94,6 +206,9 @@ def make_campus(name: str = "faults") -> Iterator[Campus]:
         _mount(disks, Path(account.home), account.uid, account.gid, "0700")
         (site.root / "effects").mkdir(mode=0o1777)
         (site.root / "effects").chmod(0o1777)
+        faked = {who: Clock(site.root / f"{who}.clock") for who in ("relay", "monitor")} if clocks else {}
+        site.relay.env |= faked["relay"].env if clocks else {}
+        slurm = stack.enter_context(Slurm()) if jobs else None
         site.start_relay()
         disks.callback(site.relay.stop)
         service = PAM_SERVICES / account.name
@@ -103,11 +218,15 @@ def make_campus(name: str = "faults") -> Iterator[Campus]:
         disks.callback(endpoint.stop)
         endpoint.add_config("caps:\n  max_user_endpoints_per_user: 100\n")
         endpoint.add_config(f"pam:\n  enable: true\n  service_name: {service.name}\n")
+        endpoint.env |= faked["monitor"].env if clocks else {}
+        if slurm is not None:
+            endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\n")
         endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", account.name)))
-        endpoint.write(TEMPLATE, TEMPLATE_TEXT.replace("WORKPLACE", site.workplace))
+        endpoint.write(TEMPLATE, TEMPLATE_TEXT)
         endpoint.write(SCHEMA, SCHEMA_VALUE)
         endpoint.register_again()
         proxy = stack.enter_context(FreezableProxy.for_endpoint(site.root / "var" / name / "registration.json"))
         person = site.relay.add_person("person@example.edu")
         endpoint.start()
-        yield Campus(site, endpoint, account, proxy, Client(relay_url=person.relay_url, token=person.token))
+        client = Client(relay_url=person.relay_url, token=person.token)
+        yield Campus(site, endpoint, account, proxy, client, slurm, faked)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from campus import Campus
+from campus import SLURM, Campus, faketime
 from processes import KINDS, by_kind, descriptors
+
+from tests.support.slurm import SlurmFailed
 
 Fault = Callable[[Campus, random.Random], None]
 START_WATCHED_S = 5.0
+WITHOUT_MEMORY = ("relay", "manager", "user endpoint", "worker", "interchange")
 
 
 def _kill(pid: int) -> None:
@@ -96,6 +100,49 @@ def _no_descriptors(kind: str) -> Fault:
     return fault
 
 
+def _no_memory(kind: str) -> Fault:
+    """A process gets no further address space: a control group's limit kills, which is `killed`; this one refuses."""
+
+    def fault(campus: Campus, rng: random.Random) -> None:
+        found = [campus.site.relay.pid] if kind == "relay" else by_kind(campus.endpoint.status())[kind]
+        if not found:
+            return
+        pid = rng.choice(found)
+        with contextlib.suppress(OSError):
+            _limit(pid, _address_space(pid) + rng.choice([0, 2**20, 2**23]), "as")
+            time.sleep(rng.uniform(0.5, 4.0))
+            _limit(pid, "unlimited", "as")
+
+    return fault
+
+
+def _address_space(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _clock_stepped(whose: str) -> Fault:
+    def fault(campus: Campus, rng: random.Random) -> None:
+        campus.clocks[whose].step(rng.choice([-1, 1]) * rng.choice([0.5, 5.0, 100.0, 7200.0]))
+        time.sleep(rng.uniform(0.5, 6.0))
+        campus.clocks[whose].step(0.0)
+
+    return fault
+
+
+def _job_ended(*words: str) -> Fault:
+    def fault(campus: Campus, rng: random.Random) -> None:
+        if campus.slurm is not None and (jobs := campus.jobs()):
+            with contextlib.suppress(SlurmFailed):  # it has ended by itself
+                campus.slurm.run("scancel", *words, rng.choice(jobs))
+
+    return fault
+
+
+def _controller_frozen(campus: Campus, rng: random.Random) -> None:
+    if campus.slurm is not None:
+        _stopped(campus, campus.slurm.daemons["slurmctld"].pid, rng)
+
+
 def _soft_limit(pid: int) -> int:
     for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
         if line.startswith("Max open files"):
@@ -103,11 +150,11 @@ def _soft_limit(pid: int) -> int:
     raise ProcessLookupError
 
 
-def _limit(pid: int, soft: int) -> None:
-    """Set how many descriptors a process may open, as its own account: root may lack the capability in a container."""
+def _limit(pid: int, soft: int | str, resource: str = "nofile") -> None:
+    """Set a soft limit of a process, as its own account: root may lack the capability in a container."""
     text = Path(f"/proc/{pid}/status").read_text()  # the owner of the file is root where the process may not be traced
     uid, gid = (int(line.split()[1]) for line in text.splitlines() if line.startswith(("Uid:", "Gid:")))
-    words = ["prlimit", "--pid", str(pid), f"--nofile={soft}:"]
+    words = ["prlimit", "--pid", str(pid), f"--{resource}={soft}:"]
     subprocess.run(words, user=uid, group=gid, extra_groups=[], check=False)
 
 
@@ -131,7 +178,23 @@ FAULTS: dict[str, Fault] = {
     **{f"{kind} frozen": _frozen(kind) for kind in ("relay", "manager", "user endpoint", "monitor")},
     "relay's disk full": _full(0),
     "home full": _full(1),
+    **{
+        f"no memory: {kind}": _no_memory(kind)
+        for kind in ("relay", "manager", "user endpoint", "worker", "interchange")
+    },
+    **{f"{whose}'s clock stepped": _clock_stepped(whose) for whose in ("relay", "monitor")},
+    f"{SLURM} job killed": _job_ended("--signal=KILL", "--full"),
+    f"{SLURM} job cancelled": _job_ended(),
+    f"{SLURM} controller frozen": _controller_frozen,
     **{f"no descriptors: {kind}": _no_descriptors(kind) for kind in ("relay", "manager", "user endpoint", "monitor")},
 }
 STARTS = ("keeper", "PAM process", "user endpoint", "fork server", "worker", "interchange", "block's pool")
 """Kinds that are killed in the middle of a start."""
+
+
+def possible(only: str) -> list[str]:
+    """Return the faults with `only` in their names that this host can have."""
+    missing = set() if faketime() else {name for name in FAULTS if "clock" in name}
+    if not shutil.which("slurmctld", path="/usr/sbin"):
+        missing |= {name for name in FAULTS if SLURM in name}
+    return [name for name in FAULTS if only in name and name not in missing]

@@ -87,9 +87,9 @@ def _kind(processes: dict[int, Process], pid: int, keepers: set[int]) -> str:
     return "PAM process" if own.uid == 0 and own.parent in keepers else ""
 
 
-def of_account(uid: int) -> list[int]:
-    """Return the processes of an account."""
-    return [pid for pid, process in table().items() if process.uid == uid]
+def of_account(uid: int) -> list[Process]:
+    """Return the processes of an account, without dead ones that wait for a slow init: they have no words."""
+    return [process for process in table().values() if process.uid == uid and process.words]
 
 
 def descriptors(pid: int) -> int:
