@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from mep_sdk import importable
+from mep_sdk import classes_by_value, importable
 
 _HEAP_TYPE = 1 << 9
 """Py_TPFLAGS_HEAPTYPE: a class that a Python statement made, whose instances can be made without arguments."""
@@ -38,7 +38,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             return super().reducer_override(obj) if made is None else made
         if kind is functools.cached_property:
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
-        known = isinstance(obj, type) or kind in self.dispatch_table.maps[0]
+        if issubclass(kind, type):
+            return classes_by_value.reduction(obj, super().reducer_override(obj))
+        if kind is object:
+            named = _name_of_object(obj, local=self.local)
+            return NotImplemented if named is None else (the_one, (*named, object, None))
+        known = kind in self.dispatch_table.maps[0]
         if not known and importable.reduces_itself(kind):
             found = importable.own_reduction(obj)
             if isinstance(found, str) and importable.named_elsewhere(obj, found, local=self.local):
@@ -99,6 +104,19 @@ def _state(obj: Any) -> Any:
 
 
 _ones: dict[tuple[str, str], Any] = {}
+
+
+def _name_of_object(obj: object, *, local: bool) -> tuple[str, str] | None:
+    """Return module and name of a bare object(), which a script compares by identity; None where it has no name."""
+    for names, known in list(_ones.items()):
+        if known is obj:
+            return names
+    modules = [sys.modules.get("__main__"), *(importable.local_modules() if local else ())]
+    for module in modules:
+        for name, value in list(vars(module).items()) if module is not None else ():
+            if value is obj:
+                return module.__name__, name
+    return None
 
 
 def the_one(module: str, name: str, kind: type, state: Any) -> Any:

@@ -11,13 +11,15 @@ from concurrent.futures import Future
 from typing import Any
 
 _MAX_DEPTH = 20
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+"""Compared by identity: a class may have an `__eq__` of its metaclass."""
 
 
 def futures_in(value: Any, depth: int = 0) -> Iterator[Future[Any]]:
     """Yield the futures in a value."""
     if isinstance(value, Future):
         yield value
-    elif depth < _MAX_DEPTH and type(value) in (list, tuple, set, frozenset, dict):
+    elif depth < _MAX_DEPTH and any(type(value) is each for each in _CONTAINERS):
         for each in value.values() if type(value) is dict else value:
             yield from futures_in(each, depth + 1)
 

@@ -74,6 +74,8 @@ class _Pickler(pickle.Pickler):
     local_by_value = False
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is object:  # told from others by identity, by_value keeps that
+            raise _NeedsValue
         named = isinstance(obj, (type, FunctionType, BuiltinFunctionType))
         owner = obj if named else type(obj)
         if needs_value(getattr(owner, "__module__", None) or "builtins", local=self.local_by_value):

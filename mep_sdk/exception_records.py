@@ -96,8 +96,7 @@ class _Recorder:
         if whole:
             return whole
         kept = {name: value for name, value in list(attributes.items())[:_MAX_TRIED] if self._fits(value)}
-        is_group = args is not None and isinstance(error, BaseExceptionGroup)
-        return self._dump((kind, args if is_group else None, kept))
+        return self._dump((kind, args, kept)) or self._dump((kind, None, kept))
 
     def _fits(self, value: object) -> bool:
         pickled, _ = attempt(lambda: encoding.dumps(value, local_by_value=False))

@@ -28,6 +28,7 @@ from mep_wire.errors import FunctionUnloadable, MepError
 
 _MAX_SOURCE_CHARS = 64 * 1024
 _MAX_FALLBACK_BYTES = 256 * 1024
+_CONSTANT = (type(None), bool, int, float, complex, str, bytes)
 
 
 class FunctionCode(msgspec.Struct, frozen=True, array_like=True):
@@ -158,7 +159,7 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     if not needs_value(function.__module__ or "", local=True):
         return None
     needs = _Needs(function)
-    if not needs.plain:
+    if not needs.plain or _shares_values(needs):
         return None
     try:
         values = encoding.dumps(needs.values, local_by_value=True) if needs.values else b""
@@ -175,6 +176,24 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
         imports=tuple(needs.imports),
         values=values,
     )
+
+
+def _shares_values(needs: _Needs) -> bool:
+    """Return whether a default may be the same object as another default or a global: these travel in several frames,
+    which would make two of it."""
+    defaults = [
+        value
+        for function in needs.functions
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        if not _is_constant(value)
+    ]
+    globals_ = [value for value in needs.values.values() if not _is_constant(value)]
+    return bool(defaults) and len(defaults) + len(globals_) > 1
+
+
+def _is_constant(value: object) -> bool:
+    """Return whether it makes no difference if there are two of a value."""
+    return type(value) in _CONSTANT or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def _code_of(function: types.FunctionType) -> FunctionCode:
