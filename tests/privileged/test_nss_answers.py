@@ -28,6 +28,7 @@ static int calls;
 
 /* big-N: an entry of N KiB. eintr: interrupted thrice, then found. The others: an errno with a status. */
 static enum nss_status answer(const char *name, size_t n, int *e) {
+    if (!strncmp(name, "in-", 3) && n) return NSS_STATUS_SUCCESS;
     if (!strncmp(name, "big-", 4)) {
         if (n < (size_t) atol(name + 4) * 1024) { *e = ERANGE; return NSS_STATUS_TRYAGAIN; }
         return NSS_STATUS_SUCCESS;
@@ -66,6 +67,16 @@ enum nss_status _nss_meptestany_getspnam_r(const char *name, struct spwd *s, cha
         memset(s, 0xff, sizeof *s); s->sp_namp = kept(b, name); s->sp_pwdp = b + strlen(b);
     }
     return said;
+}
+/* The group 4343 has the name "eintr". in-X: an account that answers X when asked for its groups. */
+enum nss_status _nss_meptestany_initgroups_dyn(
+    const char *name, gid_t primary, long *start, long *size, gid_t **groups, long limit, int *e
+) {
+    (void) primary; (void) limit;
+    if (!strncmp(name, "in-", 3) && strcmp(name, "in-fine")) return answer(name + 3, 0, e);
+    while (*start >= *size) *groups = realloc(*groups, (*size = *size * 2 + 1) * sizeof **groups);
+    (*groups)[(*start)++] = 4343;
+    return NSS_STATUS_SUCCESS;
 }
 """
 _BIND = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
@@ -143,9 +154,9 @@ _POLICY = textwrap.dedent(
     import json, sys
     from mep.boundary.resolved_config import Policy
     from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy
-    from mep.root.kernel.spawn import Account
+    from mep.root.kernel.spawn import SpawnAccount
     key, name, gid = sys.argv[1:]
-    account = Account("meptest-x", 4711, int(gid), (), "/", "/bin/sh")
+    account = SpawnAccount("meptest-x", 4711, int(gid), (), "/", "/bin/sh")
     try:
         check_policy(account, AccountRules(Policy(**{key: [name]}), (), (), None))
         said = ""
@@ -174,6 +185,55 @@ _POLICY = textwrap.dedent(
 def test_a_policy_with_such_a_group(directory: Path, key: str, name: str, gid: int, said: str) -> None:
     """A group with many members refuses nobody else; one that can't be read now admits nobody."""
     assert run(directory, _POLICY, key, name, str(gid)) == said
+
+
+_ADMISSION = textwrap.dedent(
+    """
+    import json, sys
+    from mep.boundary.resolved_config import Policy
+    from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy, lookup
+    name, policy = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        account = lookup(name)
+        check_policy(account, AccountRules(Policy(**policy), (), (), None))
+        said = f"{account.groups}"
+    except StartRefused as refusal:
+        said = ("later: " if isinstance(refusal, NotKnownNow) else "never: ") + refusal.detail
+    print(json.dumps(said))
+    """
+)
+
+
+@pytest.mark.parametrize("policy", [{}, {"denied_groups": ["eintr"]}, {"allowed_groups": ["eintr"]}])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("in-enoent", "meptestany"),
+        ("in-eagain", "meptestany"),
+        ("in-eio", "meptestany (Input/output error)"),
+        ("in-emfile", "meptestany (Too many open files)"),
+    ],
+)
+def test_groups_of_an_account_that_a_directory_does_not_say(
+    directory: Path, policy: dict[str, object], name: str, reason: str
+) -> None:
+    """libc leaves them out: a denied group would be forgotten, and a member of an allowed one refused for good."""
+    said = f"later: the groups of '{name}' are not known: {reason} does not answer"
+    assert run(directory, _ADMISSION, name, json.dumps(policy)) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "said"),
+    [
+        ("in-fine", {}, "(4343,)"),
+        ("in-nothing", {}, "(4343,)"),  # the primary group
+        ("in-fine", {"denied_groups": ["eintr"]}, "never: in-fine is in the denied group eintr"),
+        ("in-fine", {"privileged_groups": ["enoent"]}, "later: which gid enoent has is not known: meptestany does not answer"),
+        ("in-fine", {"privileged_groups": ["nothing"]}, "(4343,)"),
+    ],
+)  # fmt: skip
+def test_groups_of_an_account_that_are_known(directory: Path, name: str, policy: dict[str, object], said: str) -> None:
+    assert run(directory, _ADMISSION, name, json.dumps(policy)) == said
 
 
 _HELPERS = textwrap.dedent(

@@ -59,19 +59,27 @@ def lookup(name: str) -> SpawnAccount:
             raise not_known(StartStage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
         raise _refused(StartStage.LOOKUP_USER, detail)
     groups = _groups_of(entry.name, entry.gid)
+    if source_of(entry.name) != nss.LOCAL:  # a local account can do without the directory
+        _memberships_answered(entry.name, StartStage.LOOKUP_USER)
     return SpawnAccount(entry.name, entry.uid, entry.gid, groups, entry.home, entry.shell, entry.gecos)
 
 
 def _groups_of(name: str, primary: int) -> tuple[int, ...]:
     """Return the group ids of account `name`. Raises NotKnownNow if even this host's own can't be read.
 
-    libc leaves out the groups of a service that fails, and reports nothing.
+    libc leaves out the groups of a service that fails, and reports nothing: see _memberships_answered.
     """
     try:
         nss.check_readable(nss.GROUP_FILE)
         return tuple(os.getgrouplist(name, primary))
     except OSError as error:
         raise not_known(StartStage.LOOKUP_USER, f"the groups of {name!r} cannot be read: {error.strerror}") from None
+
+
+def _memberships_answered(name: str, stage: StartStage) -> None:
+    """Raise NotKnownNow if a directory doesn't say now which groups account `name` is in."""
+    if silent := nss.silent("initgroups", name):
+        raise not_known(stage, f"the groups of {name!r} are not known: {', '.join(silent)} does not answer")
 
 
 def source_of(name: str) -> str:
@@ -93,7 +101,8 @@ def check_policy(account: SpawnAccount, rules: AccountRules) -> None:
         raise _refused(StartStage.POLICY, objection)
     if rules.only_uid is None:
         _known_users(rules.policy.denied_users)
-        _answered(rules.policy.denied_groups, StartStage.POLICY)
+        _answered(rules.policy.denied_groups, StartStage.POLICY, account)
+        _privileged_known(account, rules.policy)
 
 
 def _objection(account: SpawnAccount, rules: AccountRules) -> str:
@@ -119,7 +128,7 @@ def _objection(account: SpawnAccount, rules: AccountRules) -> str:
     if objection := _denied_group(account, policy.denied_groups):
         return objection
     if policy.allowed_groups and not _members(account, policy.allowed_groups):
-        _answered(policy.allowed_groups, StartStage.POLICY)
+        _answered(policy.allowed_groups, StartStage.POLICY, account)
         return f"{name} is in none of allowed_groups"
     if policy.require_valid_shell and account.shell not in _valid_shells():
         return f"{name} has the shell {account.shell}, which {_SHELLS} does not list"
@@ -136,6 +145,19 @@ def forbidden_gids(policy: Policy) -> dict[int, str]:
 def _gids_of(groups: Sequence[str]) -> dict[int, str]:
     found = ((_group(group, StartStage.POLICY), group) for group in groups)
     return {entry.gid: name for entry, name in found if entry is not None}
+
+
+def _privileged_known(account: SpawnAccount, policy: Policy) -> None:
+    """Raise NotKnownNow if a group of `account` could be a privileged one of a directory that doesn't answer.
+
+    This host's own groups are known. So a directory that is down keeps no account out that is in those alone.
+    """
+    missing = [name for name in policy.privileged_groups if _group(name, StartStage.POLICY) is None]
+    if not missing or {account.gid, *account.groups} <= nss.listed_gids():
+        return
+    if silent := nss.silent("group", missing[0]):
+        detail = f"which gid {missing[0]} has is not known: {', '.join(silent)} does not answer"
+        raise not_known(StartStage.POLICY, detail)
 
 
 def privileged_objection(name: str, gids: Iterable[int], forbidden: Mapping[int, str]) -> str:
@@ -189,6 +211,7 @@ def _denied_group(account: SpawnAccount, groups: Sequence[str]) -> str:
         if entry is None or entry.uid != account.uid:
             continue
         other = replace(account, gid=entry.gid, groups=_groups_of(name, entry.gid))
+        _memberships_answered(name, StartStage.POLICY)
         if denied := _members(other, groups):
             return f"{account.name} is in the denied group {denied}, as {name}, with the same uid"
     return ""
@@ -234,20 +257,23 @@ def _group(name: str, stage: StartStage) -> nss_database.Group | None:
         raise not_known(stage, str(error.strerror)) from None
 
 
-def _answered(groups: Sequence[str], stage: StartStage) -> None:
-    """Raise NotKnownNow if a directory that could know the members of `groups` doesn't answer.
+def _answered(groups: Sequence[str], stage: StartStage, account: SpawnAccount) -> None:
+    """Raise NotKnownNow if a directory that could know whether `account` is in one of `groups` doesn't answer.
 
     libc doesn't report this: it says that the group doesn't exist, or omits it from the account's group list.
     """
-    if groups and (silent := nss.silent("group", groups[0])):
+    if not groups:
+        return
+    if silent := nss.silent("group", groups[0]):
         raise not_known(stage, f"who is in {', '.join(groups)} is not known: {', '.join(silent)} does not answer")
+    _memberships_answered(account.name, stage)
 
 
 def limits_of(account: SpawnAccount, everybody: Limits, groups: Sequence[GroupLimits]) -> Limits:
     """Return the limits of the first of `groups` that the account belongs to, else the defaults. Raises NotKnownNow."""
     first = _members(account, [one.group for one in groups], StartStage.RLIMITS)
     if not groups or first != groups[0].group:
-        _answered([one.group for one in groups], StartStage.RLIMITS)
+        _answered([one.group for one in groups], StartStage.RLIMITS, account)
     return next((one.limits for one in groups if one.group == first), everybody)
 
 
