@@ -1,32 +1,72 @@
-"""`python -I -m mep.cli.relay_probe FD`: can this host reach the relay, is it the one that was pinned, and its clock.
+"""Asks whether this host can reach the relay, whether it is the one that was pinned, and its clock.
 
-For `mep check`, as an account without privilege. It reads a JSON document from descriptor FD (url, link, key in
-hexadecimal, skew_s) and prints {"notes": [...]}. It asks without a token, sends nothing of the endpoint's, and trusts
-the answer in nothing but what it reports. Each step has a time limit.
+For `mep check`, in a child that has dropped root (mep/cli/unprivileged_child.py). It asks without a token and sends
+nothing of the endpoint's. Its answer is notes, each a record of one fixed size (mep/cli/relay_answer.py), and root reads
+nothing else of it. Each step has a time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import sys
+import pwd
+import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from mep.cli import relay_request
+from mep.cli.exit_codes import CliFailed
+from mep.cli.relay_answer import MAX_NOTES, RECORD_BYTES, AnswerKind, RecordInvalid, RelayAnswer, decode, encode
+from mep.cli.unprivileged_child import UnprivilegedChild
 
 HTTP_S, LINK_S = 5.0, 5.0
-_MAX_REQUEST = 64 * 1024
+_ANSWER_S = 30.0
+_THREADS = 8
+"""Most threads of the child: libzmq has two of its own."""
 
 
-def probe(url: str, link: str, key: bytes, skew_s: float) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The relay that an endpoint is registered with, and the clock skew that the endpoint allows."""
+
+    url: str
+    link: str
+    key: bytes
+    skew_s: float
+
+
+def ask(relay: Pinned, account: pwd.struct_passwd | None) -> list[str]:
+    """Return a note for each thing that would keep the endpoint from working with `relay`, from a child.
+
+    The child becomes `account`, or keeps ours if it is None. Raises CliFailed if it fails.
+    """
+    notes: list[str] = []
+    try:
+        with UnprivilegedChild(partial(_work, relay), account, threads=_THREADS) as child:
+            while len(notes) <= MAX_NOTES:
+                answer = decode(child.receive(RECORD_BYTES, _ANSWER_S))
+                if answer.kind is AnswerKind.DONE:
+                    return notes
+                notes.append(answer.text)
+    except RecordInvalid as error:
+        raise CliFailed(f"the process that asked relay {relay.url} failed: {error}") from None
+    raise CliFailed(f"the process that asked relay {relay.url} sent too many notes")
+
+
+def _work(relay: Pinned, answers: socket.socket) -> None:
+    for note in probe(relay):
+        answers.send(encode(RelayAnswer(AnswerKind.NOTE, note)))
+    answers.send(encode(RelayAnswer(AnswerKind.DONE)))
+
+
+def probe(relay: Pinned) -> Iterator[str]:
     """Yield a note for each thing that would keep the endpoint from working with its relay."""
-    yield from _http(url, skew_s)
-    yield from _link(link, key)
+    yield from _http(relay.url, relay.skew_s)
+    yield from _link(relay.link, relay.key)
 
 
 def _http(url: str, skew_s: float) -> Iterator[str]:
@@ -89,17 +129,3 @@ def _link(address: str, key: bytes) -> Iterator[str]:
             reason = "no handshake" if connected else "no connection"
             yield f"the relay's link {address} cannot be reached from here: {reason} in {LINK_S:g} s; open that port"
         client.disable_monitor()
-
-
-def main() -> None:
-    """Read the request, probe, print the notes."""
-    if os.geteuid() == 0:
-        sys.exit("mep.cli.relay_probe: refuses to run as root")
-    with open(int(sys.argv[1]), "rb", closefd=False) as file:
-        asked = json.loads(file.read(_MAX_REQUEST))
-    notes = list(probe(asked["url"], asked["link"], bytes.fromhex(asked["key"]), asked["skew_s"]))
-    json.dump({"notes": notes}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

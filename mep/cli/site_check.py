@@ -7,19 +7,14 @@ may be another one later (a home that pam_mkhomedir makes). Runs as root or as t
 from __future__ import annotations
 
 import json
-import os
-import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mep.boundary.file_trust import UntrustedPath
-from mep.boundary.memfd import sealed_memfd
 from mep.boundary.nss_database import passwd_by_name
 from mep.boundary.pam_service import missing_modules
 from mep.cli.exit_codes import CliFailed
-from mep.cli.template_check import UNPRIVILEGED
-from mep.cli.unprivileged_child import run_module
 from mep.config import paths as names
 from mep.config.template_bundle import environment_notes, find_file, read_environment
 from mep.config.template_files import read_trusted
@@ -45,21 +40,17 @@ def site_notes(where: EndpointPaths, resolution: Resolution, owner: int) -> list
 
 def relay_notes(where: EndpointPaths, resolution: Resolution) -> list[str]:
     """Return what would keep the endpoint from working with its relay. A child without privilege asks it."""
+    from mep.cli.registration import register_account
+    from mep.cli.relay_probe import Pinned, ask
+
     known = resolution.registration
-    asked = {
-        "url": known.relay_url, "link": known.link_address, "key": known.link_public_key,
-        "skew_s": resolution.endpoint.clock_skew_s,
-    }  # fmt: skip
-    descriptor = sealed_memfd("mep-relay-probe", json.dumps(asked).encode())
+    pinned = Pinned(
+        known.relay_url, known.link_address, bytes.fromhex(known.link_public_key), resolution.endpoint.clock_skew_s
+    )
     try:
-        os.set_inheritable(descriptor, True)
-        account = pwd.getpwnam(UNPRIVILEGED) if where.privileged else None
-        said = run_module("mep.cli.relay_probe", [str(descriptor)], account=account, descriptor=descriptor)
+        return ask(pinned, register_account(where))
     except CliFailed as error:
         return [f"whether the relay can be reached is not known: {error.text}"]
-    finally:
-        os.close(descriptor)
-    return [str(note) for note in json.loads(said)["notes"]]
 
 
 def _pam_notes(options: EndpointOptions) -> list[str]:

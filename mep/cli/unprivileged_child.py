@@ -2,9 +2,9 @@
 
 All code that makes keys or uses the network runs in one. Such a child is forked and does not exec. It becomes its
 account by mep/boundary/untraceable.py, isn't dumpable from then on, and gets its secrets with the fork. It has no
-terminal, no descriptor but its socket and those passed to it, no new privileges, and may not fork. It answers in
-datagrams of a size that its parent bounds. `run_module` is for work without secrets, and execs. Used by configure,
-register, delete and check.
+terminal, no descriptor but its socket and those passed to it, no new privileges, and may not fork, or only start a few
+threads. It answers in datagrams of a size that its parent bounds. `run_module` is for work without secrets and without
+the network, and execs. Used by configure, register, delete and check.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ def clean_environment() -> dict[str, str]:
 class UnprivilegedChild:
     """A child that runs `work` as `account` (None: the present account), for the length of a `with` block.
 
-    `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use.
+    `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use. `threads` is the
+    most processes and threads that `account` may have for it to start one; 0: it starts none.
     """
 
-    def __init__(self, work: Work, account: pwd.struct_passwd | None, keep: Sequence[int] = ()) -> None:
+    def __init__(
+        self, work: Work, account: pwd.struct_passwd | None, keep: Sequence[int] = (), *, threads: int = 0
+    ) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _be(work, theirs, account, [theirs.fileno(), *keep], parent)
+            _be(work, theirs, account, [theirs.fileno(), *keep], parent, threads)
         theirs.close()
 
     def receive(self, size: int, timeout_s: float = TIMEOUT_S) -> bytes:
@@ -74,7 +77,7 @@ class UnprivilegedChild:
 
 
 def _be(
-    work: Work, answers: socket.socket, account: pwd.struct_passwd | None, keep: list[int], parent: int
+    work: Work, answers: socket.socket, account: pwd.struct_passwd | None, keep: list[int], parent: int, threads: int
 ) -> NoReturn:
     try:
         os.setsid()  # no terminal: a child that was taken over cannot type into it
@@ -92,7 +95,7 @@ def _be(
         os.umask(0o077)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if account is not None:
-            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+            resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
         work(answers)
     finally:
         os._exit(0)

@@ -78,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    do_GET = do_POST
     do_PUT = do_POST
     do_DELETE = do_POST
 

@@ -7,6 +7,7 @@ standard library is always allowed. The longest matching prefix decides.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -251,3 +252,13 @@ def test_lines_of_each_process_are_printed() -> None:
         lines = sum(len(file.read_text().splitlines()) for file in files)
         print(f"{process:32} {lines:6} lines in {len(files):3} files: {', '.join(packages)}")
         assert files, process
+
+
+def test_what_root_parses_of_children_that_exec_is_of_no_network() -> None:
+    """`run_module` returns what a child wrote, of any size and form. Children that use the network send records."""
+    called = {
+        found
+        for file in sorted((ROOT / "mep").rglob("*.py"))
+        for found in re.findall(r"run_module\(\s*[\"']([\w.]+)[\"']", file.read_text())
+    }
+    assert called == {"user_endpoint.template_check"}
