@@ -19,7 +19,7 @@ from typing import TypeVar
 FIRST_BUFFER_BYTES = 16 * 1024
 MAX_BUFFER_BYTES = 64 * 1024 * 1024
 """Largest entry: a group of over a million members. A larger one is an error that names it."""
-_GROWTH = 4
+_GROWTH, _MAX_ID = 4, 2**32 - 1
 _MAX_INTERRUPTIONS = 100
 _Entry = TypeVar("_Entry", "Passwd", "Group")
 NOT_FOUND = frozenset({0, errno.ENOENT, errno.ESRCH})
@@ -87,6 +87,12 @@ def group_by_name(name: str) -> Group | None:
 def group_by_gid(gid: int) -> Group | None:
     """Return the first group with `gid`; None if there is none. Raises OSError if that can't be determined."""
     return _group("getgrgid_r", ctypes.c_uint32(gid), f"the group with gid {gid}")
+
+
+def number_of(text: str) -> int | None:
+    """Return the uid or gid that `text` is; None if it is a name."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else _MAX_ID + 1
+    return number if number <= _MAX_ID else None
 
 
 def with_growing_buffer(call: Callable[[ctypes.Array[ctypes.c_char]], int]) -> int:

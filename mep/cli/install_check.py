@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mep.boundary.nss_database import group_by_name, passwd_by_name
+from mep.boundary.nss_database import group_by_name, number_of, passwd_by_name
 from mep.cli.exit_codes import CliFailed
 from mep.config.options import EndpointOptions
 from mep.config.resolver import user_endpoint_main
@@ -72,7 +72,7 @@ def _unknown(key: str, names: Iterable[str], kind: str, look_up: Callable[[str],
     warnings = []
     for name in names:
         try:
-            known = look_up(name) is not None
+            known = number_of(name) is not None or look_up(name) is not None
         except OSError as error:
             warnings.append(f"{key}: {error.strerror}")
             continue

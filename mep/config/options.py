@@ -58,7 +58,7 @@ def _size(value: int | str | None) -> str:
 
 
 def _groups(value: dict[str, Any]) -> str:
-    return _names(list(value))
+    return _entries(list(value))
 
 
 def is_loopback(host: str) -> bool:
@@ -123,6 +123,15 @@ def _search_path(value: str) -> str:
     return f"every part must be an absolute path, and {bad[0]!r} is not" if bad else ""
 
 
+_ENTRY = re.compile(r"[\w.][^\x00-\x1f\x7f-\x9f:,/*?\[\]!]{0,255}")
+"""An account or group of any directory, also `domain users` and a uid or gid. No pattern, and no mark of sudo's."""
+
+
+def _entries(value: list[str]) -> str:
+    bad = [name for name in value if not _ENTRY.fullmatch(name) or name != name.strip()]
+    return f"{bad[0]!r} is not a name" if bad else ""
+
+
 def _names(value: list[str]) -> str:
     bad = [name for name in value if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.$@-]{0,63}", name)]
     return f"{bad[0]!r} is not a name" if bad else ""
@@ -142,29 +151,39 @@ class PolicyOptions:
     max_uid: int = option("Highest uid that may have a user endpoint.", 2**31 - 1, check=at_least(1))
     denied_users: list[str] = field(
         default_factory=list,
-        metadata=about("Accounts that never get one, under any name of their uid.", check=_names, example=["guest"]),
+        metadata=about(
+            "Accounts (names or uids) that never get one, under any name of their uid.",
+            check=_entries,
+            example=["guest"],
+        ),
     )
     allowed_groups: list[str] = field(
         default_factory=list,
-        metadata=about("If not empty: only members of one of these UNIX groups.", check=_names, example=["hpc-users"]),
+        metadata=about(
+            "If not empty: only members of one of these UNIX groups (names or gids).",
+            check=_entries,
+            example=["hpc-users"],
+        ),
     )
     denied_groups: list[str] = field(
         default_factory=list,
-        metadata=about("Members of these UNIX groups never get one, under any name of their uid.", check=_names),
+        metadata=about(
+            "Members of these UNIX groups (names or gids) never get one, under any name of their uid.", check=_entries
+        ),
     )
     privileged_groups: list[str] = field(
         default_factory=lambda: list(PRIVILEGED_GROUPS),
         metadata=about(
             "Groups that are as good as root. Their members, and those of group 0, never get one unless "
             "`allowed_privileged_groups` names the group. Add docker, lxd or wheel if they are so here.",
-            check=_names,
+            check=_entries,
         ),
     )
     allowed_privileged_groups: list[str] = field(
         default_factory=list,
         metadata=about(
             "Privileged groups (also group 0) that a user endpoint may be in. Its tasks then have their rights.",
-            check=_names,
+            check=_entries,
             example=["docker"],
         ),
     )

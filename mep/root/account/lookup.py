@@ -178,19 +178,21 @@ def _denied_name(account: SpawnAccount, users: Sequence[str]) -> str:
     """Return the entry of `users` that is the account's name, or a name of its uid. Raises NotKnownNow."""
     if account.name in users:
         return account.name
-    for user in users:
-        entry = _entry(user)
-        if entry is not None and entry.uid == account.uid:
-            return user
-    return ""
+    return next((user for user in users if _uid_of(user) == account.uid), "")
 
 
 def _known_users(users: Sequence[str]) -> None:
     """Raise NotKnownNow if a directory that could know the uids of `users` doesn't answer."""
-    missing = [user for user in users if _entry(user) is None]
+    missing = [user for user in users if _uid_of(user) is None]
     if missing and (silent := nss.silent("passwd", missing[0])):
         detail = f"which uid {missing[0]} has is not known: {', '.join(silent)} does not answer"
         raise not_known(StartStage.POLICY, detail)
+
+
+def _uid_of(user: str) -> int | None:
+    """Return the uid of an entry of the policy: an account's name, or, as in chown(1), a uid that is no name."""
+    entry = _entry(user)
+    return nss_database.number_of(user) if entry is None else entry.uid
 
 
 def _entry(user: str) -> nss_database.Passwd | None:
@@ -251,10 +253,13 @@ def _members(account: SpawnAccount, groups: Sequence[str], stage: StartStage = S
 
 
 def _group(name: str, stage: StartStage) -> nss_database.Group | None:
+    """Return the group of an entry of the policy: a group's name, or, as in chown(1), a gid that is no name."""
     try:
-        return nss_database.group_by_name(name)
+        found = nss_database.group_by_name(name)
     except OSError as error:
         raise not_known(stage, str(error.strerror)) from None
+    gid = nss_database.number_of(name)
+    return nss_database.Group(name, gid, ()) if found is None and gid is not None else found
 
 
 def _answered(groups: Sequence[str], stage: StartStage, account: SpawnAccount) -> None:
