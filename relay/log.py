@@ -23,6 +23,8 @@ logger = logging.getLogger("relay")
 
 EVERY_S = 10.0
 """How often a line that strangers can cause is written."""
+PEER_BURST = 10
+"""Lines of one kind about one peer that are written in this time."""
 MAX_KINDS = 1000
 """Most kinds of lines that a limiter remembers."""
 MAX_LINES = 10_000
@@ -88,24 +90,30 @@ class _Json(logging.Formatter):
 
 
 class Limiter:
-    """Lets each kind of line through once in `every_s` seconds, and counts the others."""
+    """Lets `burst` lines of each kind through in `every_s` seconds, and counts the others."""
 
-    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every, self._clock = every_s, clock
+    def __init__(
+        self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic, *, burst: int = 1
+    ) -> None:
+        self._every, self._clock, self._burst = every_s, clock, burst
         self._last: dict[Hashable, tuple[float, int]] = {}
+        """By kind: when its first line of now was let through, and how many came since."""
 
     def admit(self, kind: Hashable) -> str | None:
         """Return what is to be added to a line of this kind (how many were left out before), None to leave it out."""
         now = self._clock()
-        at, left_out = self._last.get(kind, (float("-inf"), 0))
+        at, more = self._last.get(kind, (float("-inf"), 0))
         if now - at < self._every:
-            self._last[kind] = at, left_out + 1
+            self._last[kind] = at, more + 1
+            if more + 1 < self._burst:
+                return ""
             _left_out[0] += 1
             return None
         if len(self._last) >= MAX_KINDS:
             self._last.clear()
         self._last[kind] = now, 0
-        return f" ({left_out} more like it before)" if left_out else ""
+        left_out = more + 1 - self._burst
+        return f" ({left_out} more like it before)" if left_out > 0 else ""
 
 
 class RateLimitedLog:
@@ -121,11 +129,45 @@ class RateLimitedLog:
         if more is not None:
             logger.warning(text + more, *args)
 
+    def error(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Log `text % args` as an error, with the exception's traceback; its type belongs to the kind."""
+        more = self._limiter.admit((text, type(exc_info)))
+        if more is not None:
+            logger.error(text + more, *args, exc_info=exc_info)
+
     def exception(self, text: str, *args: object) -> None:
         """Log the exception that is being handled as an error; its type belongs to the kind."""
         more = self._limiter.admit((text, sys.exc_info()[0]))
         if more is not None:
             logger.error(text + more, *args, exc_info=True)  # noqa: LOG014 - its callers handle one
+
+
+class PeerLog:
+    """Lines about endpoints and user endpoints, which one of them can cause at will: PEER_BURST of each kind about each
+    in `every_s` seconds, with how many were not written."""
+
+    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limiter = Limiter(every_s, clock, burst=PEER_BURST)
+
+    def info(self, text: str, peer: str, *args: object) -> None:
+        """Log `text % (peer, *args)`, or count it."""
+        self._log(logging.INFO, text, peer, *args)
+
+    def warning(self, text: str, peer: str, *args: object) -> None:
+        """Log `text % (peer, *args)` as a warning, or count it."""
+        self._log(logging.WARNING, text, peer, *args)
+
+    def error(self, text: str, peer: str, *args: object) -> None:
+        """Log `text % (peer, *args)` as an error, or count it."""
+        self._log(logging.ERROR, text, peer, *args)
+
+    def _log(self, level: int, text: str, peer: str, *args: object) -> None:
+        more = self._limiter.admit((text, peer))
+        if more is not None:
+            logger.log(level, text + more, peer, *args)
+
+
+peer_log = PeerLog()
 
 
 class _Background(logging.Handler):

@@ -36,7 +36,7 @@ from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_record_feed import TaskRecordFeed
 from relay.dispatch.uep_handlers import UepHandlers
 from relay.link.base import LinkSession, Peer, RelayLink
-from relay.log import RateLimitedLog, logger
+from relay.log import RateLimitedLog, peer_log
 from relay.store.base import Store
 from relay.store.records import EndpointRecord, TaskBrief
 from relay.store.task_record_writes import AuditedStore
@@ -168,7 +168,7 @@ class Dispatcher:
 
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
-        log = self._limited_log if peer.session is None else logger  # strangers can have this said at will
+        log = self._limited_log if peer.session is None else peer_log  # strangers can have this said at will
         log.warning("link: peer %s refused: %s", peer.key.hex(), error)
         final = not isinstance(error, LinkMessageInvalid)
         self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=final)))
@@ -255,7 +255,7 @@ class Dispatcher:
                 await self.delivery.expire(uep, lifetime_s)
             away = settled and uep.peer is None and uep.record.seen_at < before
             if away and self._store.has_active(uep.row):
-                logger.warning("user endpoint %s: not heard of for too long, its tasks expire", uep.record.uep_id)
+                peer_log.warning("user endpoint %s: not heard of for too long, its tasks expire", uep.record.uep_id)
                 await self.delivery.expire_lost(uep, lifetime_s)
             self.live.forget_idle(uep)
 

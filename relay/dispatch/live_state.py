@@ -24,7 +24,7 @@ from mep_wire.states import UepState, next_uep_state
 from relay.dispatch.open_tasks import OpenTasks
 from relay.dispatch.start_trouble import StartTrouble
 from relay.link.base import LinkSession, Peer, RelayLink
-from relay.log import logger
+from relay.log import RateLimitedLog
 from relay.store.base import Store, Tx
 from relay.store.records import UepRecord
 
@@ -173,6 +173,7 @@ class LiveState:
     would miss changes to the first."""
     open_tasks: OpenTasks = field(init=False)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
+    _limited_log: RateLimitedLog = field(default_factory=RateLimitedLog)
 
     def __post_init__(self) -> None:
         """Count in the same store."""
@@ -221,7 +222,7 @@ class LiveState:
     def _ran(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.error("dispatch: a step failed", exc_info=task.exception())
+            self._limited_log.error("dispatch: a step failed", exc_info=task.exception())
 
     def when_durable(self, peer: Peer | None, future: Future[T], then: Callable[[T], None]) -> None:
         """Call `then` with the result in this thread: at once if the commit is done already.
@@ -234,7 +235,7 @@ class LiveState:
             if failure is None:
                 then(future.result())
                 return
-            logger.error("dispatch: not stored: %r", failure)
+            self._limited_log.error("dispatch: not stored: %r", failure)
             if peer is not None:
                 self.cut(peer, "what it said could not be stored")
 
@@ -249,7 +250,7 @@ class LiveState:
             try:
                 return await durable(self.store.submit(change))
             except RelayUnavailable as error:
-                logger.error("dispatch: %s %s", error, error.detail)
+                self._limited_log.error("dispatch: %s %s", error, error.detail)
                 await asyncio.sleep(STORE_RETRY_S)
 
 

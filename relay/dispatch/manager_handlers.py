@@ -14,7 +14,7 @@ from relay.dispatch.live_state import LiveState, ManagerLink, Uep
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
 from relay.link.base import Peer
-from relay.log import logger
+from relay.log import peer_log
 
 SETTLE_S = 0.5
 """How long after the news of a process's end its last results may still arrive on its own link."""
@@ -45,7 +45,7 @@ class ManagerHandlers:
             link = live.managers[message.endpoint_id] = ManagerLink(
                 endpoint_id=message.endpoint_id, peer=peer, epoch=message.epoch
             )
-            logger.info("manager of endpoint %s is here", message.endpoint_id)
+            peer_log.info("manager of endpoint %s is here", message.endpoint_id)
         link.epoch, peer.session = message.epoch, link
         live.link_.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))
         self._starts.want_all(message.endpoint_id, at_once=True)
@@ -55,7 +55,7 @@ class ManagerHandlers:
         if self._live.managers.get(link.endpoint_id) is link:
             del self._live.managers[link.endpoint_id]
             self._starts.manager_gone(link.endpoint_id)
-            logger.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
+            peer_log.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
 
     def start_answer(self, link: ManagerLink, message: messages.StartAnswer) -> None:
         """The outcome of a start request."""
@@ -77,7 +77,7 @@ class ManagerHandlers:
             link.running.pop(message.uep_id, None)
         uep = self._own(link, message.uep_id)
         if uep is not None and self._is_of_now(uep, message):
-            logger.info("user endpoint %s ended: %s", message.uep_id, message.code)
+            peer_log.info("user endpoint %s ended: %s", message.uep_id, message.code)
             self._live.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
 
@@ -92,7 +92,7 @@ class ManagerHandlers:
         said = message.incarnation
         if uep.has_joined(said) or uep.is_starting(said) or not said:
             return True
-        logger.info(
+        peer_log.info(
             "user endpoint %s: %s of an earlier process was dropped: %s",
             uep.record.uep_id,
             type(message).__name__,
@@ -105,7 +105,7 @@ class ManagerHandlers:
         """A user endpoint is being ended: its person may not have it any more."""
         uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
         if uep is not None and self._is_of_now(uep, message):
-            logger.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
+            peer_log.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
             self._live.run(self._starts.revoke(uep, _reason(message)))
 
     def recheck(self, link: ManagerLink, message: messages.Recheck) -> None:

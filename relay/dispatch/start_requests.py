@@ -35,7 +35,7 @@ from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_s
 from relay.dispatch.start_trouble import TRANSIENT, sentence
 from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import requeue
-from relay.log import logger
+from relay.log import peer_log
 
 MAX_POSITION = 1_000_000
 MAX_UNDER_WAY = 32
@@ -112,7 +112,7 @@ class StartRequester:
         uep.queue_position, uep.asked, uep.answered = 0, made.incarnation, b""
         uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._live.link_.send(link.peer, codec.encode(made.message))
-        logger.info(
+        peer_log.info(
             "start of %s asked of endpoint %s, correlation id %s",
             uep.record.uep_id,
             link.endpoint_id,
@@ -124,12 +124,12 @@ class StartRequester:
         endpoint = self._live.store.endpoint(record.endpoint_id)
         identities = self._live.store.identity_set(record.account_id, record.identity_id)
         if endpoint is None or identities is None:
-            logger.error("start of %s: its endpoint or its account is gone", record.uep_id)
+            peer_log.error("start of %s: its endpoint or its account is gone", record.uep_id)
             return None
         try:
             return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
         except (ValueError, OverflowError) as error:
-            logger.error("start of %s: %s", record.uep_id, error)
+            peer_log.error("start of %s: %s", record.uep_id, error)
             return None
 
     def say_who(self, link: ManagerLink, processes: Iterable[tuple[str, bytes]]) -> None:
@@ -146,7 +146,7 @@ class StartRequester:
             try:
                 message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
             except (ValueError, OverflowError) as error:
-                logger.error("re-check of %s: %s", uep_id, error)
+                peer_log.error("re-check of %s: %s", uep_id, error)
                 continue
             self._live.link_.send(link.peer, codec.encode(message))
 
@@ -156,7 +156,7 @@ class StartRequester:
         """The manager reports the outcome of a start request."""
         uep = self._live.ueps.get(answer.uep_id)
         if uep is not None and not same_process(answer.asked, uep.asked):
-            logger.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
+            peer_log.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
             return
         if answer.outcome in ("started", "already_running") and self._is_at(link, uep, answer.uep_id):
             link.running[answer.uep_id] = answer.incarnation
@@ -173,7 +173,7 @@ class StartRequester:
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
             self._live.run(self._refuse(uep, error))
             return
-        logger.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
+        peer_log.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
         if answer.outcome == "already_running" and self._is_long_unjoined(uep):
             self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
@@ -187,7 +187,7 @@ class StartRequester:
     def _interrupted(self, uep: Uep, answer: StartAnswer) -> None:
         """The process was lost while it started: have another one started after a pause, for as long as tasks wait."""
         now = self._live.loop.time()
-        logger.warning("start of %s: %s %s", answer.uep_id, answer.code, answer.text)
+        peer_log.warning("start of %s: %s %s", answer.uep_id, answer.code, answer.text)
         if not uep.trouble.note(now, sentence(uep.last_text)):
             self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
             return
@@ -246,7 +246,7 @@ class StartRequester:
         uep.timer = None
         if uep.state is not UepState.STARTING:
             return
-        logger.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
+        peer_log.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
         if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._live.managers:
             self._live.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
         else:
@@ -254,7 +254,7 @@ class StartRequester:
 
     async def _refuse(self, uep: Uep, error: MepError) -> None:
         """The start will not be: the tasks that wait for it fail with the reason."""
-        logger.warning("start of %s refused: %s", uep.record.uep_id, error)
+        peer_log.warning("start of %s refused: %s", uep.record.uep_id, error)
         uep.set_timer(None)
         given_up = False
         try:

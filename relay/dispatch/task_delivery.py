@@ -19,7 +19,7 @@ from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
 from relay.dispatch.result_notifier import ResultNotifier
 from relay.dispatch.task_fates import end_doubtful, end_what_was_sent, why_failed
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, fail_or_retry, record_lost_attempts, requeue
-from relay.log import logger
+from relay.log import peer_log
 from relay.store.base import Tx
 from relay.store.records import Added, NewTask, QueuedTask, Settled, TaskEnding
 
@@ -172,7 +172,7 @@ class TaskDelivery:
                     break
             failed = False
         except RelayUnavailable as error:
-            logger.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+            peer_log.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
         finally:
             uep.pumping = False
             if failed:  # whatever it was: nothing else would begin again
@@ -237,7 +237,7 @@ class TaskDelivery:
             if peer is not None:  # foreign ones too: its spool must drop results that no task waits for
                 self._live.link_.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
             if settled.foreign:
-                logger.warning(
+                peer_log.warning(
                     "user endpoint %s: results of other tasks than the relay's for %d rows, the first %d: not taken",
                     uep.record.uep_id,
                     len(settled.foreign),
@@ -365,7 +365,7 @@ class TaskDelivery:
         oldest = self._live.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
             return
-        logger.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
+        peer_log.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
 
         def end(tx: Tx) -> Settled:
             rows = tx.queued_before(uep.row, before, END_PAGE)

@@ -19,7 +19,7 @@ from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_fates import tell
 from relay.dispatch.task_transitions import Reconciled
 from relay.link.base import Peer
-from relay.log import logger
+from relay.log import peer_log
 
 MAX_ROW = 2**63
 SEEN_S = 60.0
@@ -77,7 +77,7 @@ class UepHandlers:
     def _joined_away(self, uep: Uep) -> None:
         """Its link broke while its join was being stored: no plane tells of that again. It comes back with a hello, or
         it has ended, and its manager may have told so before the join was known."""
-        logger.info("user endpoint %s has joined, and is away", uep.record.uep_id)
+        peer_log.info("user endpoint %s has joined, and is away", uep.record.uep_id)
         if uep.peer is not None:
             self._live.link_.drop(uep.peer)
         uep.unlink()
@@ -117,7 +117,7 @@ class UepHandlers:
         link = self._live.managers.get(uep.record.endpoint_id)
         if link is not None:
             link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
-        logger.info("user endpoint %s is here", uep.record.uep_id)
+        peer_log.info("user endpoint %s is here", uep.record.uep_id)
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._live.saw([uep])
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes)
@@ -149,7 +149,7 @@ class UepHandlers:
         """A user endpoint's link is down."""
         if uep.peer is not peer:
             return
-        logger.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
+        peer_log.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
         uep.unlink()
         self._live.saw([uep])
         uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)

@@ -124,3 +124,22 @@ def test_an_exception_that_a_peer_causes_again_and_again_has_one_traceback(caplo
         except (ValueError, LookupError):
             sparing.exception("link: a message of %s failed", number)
     assert [one.exc_info[0] for one in caplog.records if one.exc_info] == [LookupError, ValueError]
+
+
+def test_what_a_peer_causes_is_written_a_few_times_in_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    peers = log.PeerLog(10.0, lambda: now[0])
+    caplog.set_level(logging.INFO, "relay")
+    for _ in range(100):
+        peers.info("user endpoint %s is here", "a")
+    peers.info("user endpoint %s is here", "b")
+    peers.warning("start of %s: %s", "a", "x")
+    now[0] = 10.0
+    peers.info("user endpoint %s is here", "a")
+    said = [one.getMessage() for one in caplog.records]
+    assert said[: log.PEER_BURST] == ["user endpoint a is here"] * log.PEER_BURST
+    assert said[log.PEER_BURST :] == [
+        "user endpoint b is here",
+        "start of a: x",
+        f"user endpoint a is here ({100 - log.PEER_BURST} more like it before)",
+    ]
