@@ -30,6 +30,7 @@ from relay import log
 from relay.auth.tokens import new_token, token_hash
 from relay.server import RelaySettings, serve
 from relay.state_dir import Keys, StateDir, StateRefused, become_relay_account, default_dir
+from relay.store.group_commit import LOCK_WAIT_S
 from relay.store.records import Caller
 from relay.store.schema import StateTooNew
 from relay.store.sqlite import SqliteStore
@@ -75,11 +76,17 @@ def _store(directory: Path | None, *, make: bool = False) -> Iterator[SqliteStor
     try:
         store = SqliteStore(state.database)
     except _UNUSABLE as error:
-        raise click.ClickException(f"{state.database}: {error}") from error
+        raise click.ClickException(f"{state.database}: {error}{_lock_hint(error, state.database)}") from error
     try:
         yield store
     finally:
         store.close()
+
+
+def _lock_hint(error: Exception, database: Path) -> str:
+    busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    remedy = f"a backup or a database shell has had its lock for {LOCK_WAIT_S:g} s; see `fuser -v {database}`, try again"
+    return f": {remedy}" if busy else ""
 
 
 def _no_relay(path: Path) -> click.ClickException:
@@ -209,6 +216,8 @@ def serve_command(directory: Path | None, log_format: str, **options: Any) -> No
     except (StateRefused, OSError, *_UNUSABLE) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         hint = "; choose others with --port and --link-port" if taken else ""
+        if isinstance(error, sqlite3.DatabaseError):
+            raise click.ClickException(f"{state.database}: {error}{_lock_hint(error, state.database)}") from error
         raise click.ClickException(f"{error}{hint}") from error
 
 

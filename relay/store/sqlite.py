@@ -9,9 +9,11 @@ apart, and only the writer's thread waits for it.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.limits import MAX_PRIORITY, MIN_PRIORITY
 from mep_wire.states import TaskState
+from relay.log import logger
 from relay.store import statements as sql
 from relay.store.base import Tx
 from relay.store.group_commit import LOCK_STEP_S, LOCK_WAIT_S, Commits, DirectWriter, Writer
@@ -53,6 +56,7 @@ T = TypeVar("T")
 
 PADDED_BYTES = 8 * 1024 * 1024
 """Length that a server gives the log at its start."""
+OPENING_IS_SLOW = "store: waiting for %s: another process may hold its lock"
 PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 _function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
@@ -70,6 +74,18 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA cache_size = -32768")
     return connection
+
+
+@contextmanager
+def _said_if_slow(path: Path | None) -> Iterator[None]:
+    """Say, after a moment, that this file is waited for. The command line has this on its standard error."""
+    timer = threading.Timer(LOCK_STEP_S, logger.warning, [OPENING_IS_SLOW, path])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def uep_from_row(row: Sequence[Any]) -> UepRecord:
@@ -530,20 +546,22 @@ class SqliteStore:
         Without a path the database is in memory, and each change is made in its caller's thread.
         """
         self._checkpointer: Checkpointer | None = None
-        self._write = _connect(path or ":memory:")
-        migrate(self._write)
-        self._read = self._write
-        self.commits = Commits(self._write, SqliteTx(self._write))
-        self._writer: Writer | DirectWriter = DirectWriter(self.commits)
-        if path is not None:
-            self._open_file(path, for_server=for_server)
+        with _said_if_slow(path):
+            self._write = _connect(path or ":memory:")
+            migrate(self._write)
+            self._read = self._write
+            self.commits = Commits(self._write, SqliteTx(self._write))
+            self._writer: Writer | DirectWriter = DirectWriter(self.commits)
+            if path is not None:
+                self._open_file(path, for_server=for_server)
 
     def _open_file(self, path: Path, *, for_server: bool) -> None:
         if for_server:
-            pad, *rest = sql.PAD_LOG
+            pad, unpad, restart = sql.PAD_LOG
             self._write.execute(pad, (PADDED_BYTES,))
-            for statement in rest:
-                self._write.execute(statement).fetchall()
+            self._write.execute(unpad)
+            self._write.execute("PRAGMA busy_timeout = 0")  # a foreign reader may stay for any time
+            self._write.execute(restart).fetchall()
             self._checkpointer = Checkpointer(_connect(path), path)
         self._read = _connect(path)
         self._read.execute("PRAGMA query_only = 1")

@@ -53,6 +53,7 @@ class Checkpointer:
         self.figures = CheckpointFigures()
         self._too_long_since = 0.0
         self._changed = threading.Event()
+        self._changed.set()  # a log that an earlier process left too long is cut without any change
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store-checkpointer", daemon=True)
         self._thread.start()

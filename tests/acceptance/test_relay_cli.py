@@ -268,3 +268,22 @@ def test_relay_json_says_who_listens_where(served: RelayProcess) -> None:
     assert told == {"url": served.url, "link_address": served.link_address, "pid": served.pid}
     assert os.stat(served.state / "relay.json").st_mode & 0o777 == 0o600
     assert time.time() - os.stat(served.state / "relay.json").st_mtime < 3600
+
+
+@pytest.mark.parametrize(
+    "words", [("user", "add", "bob@example.edu"), ("user", "list"), ("serve", "--port", "0", "--link-port", "0")]
+)
+def test_a_database_that_stays_locked_is_named_with_a_remedy(relay: RelayProcess, words: tuple[str, ...]) -> None:
+    relay.cli("user", "add", "alice@example.edu")
+    database = relay.state / "relay.db"
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        done = relay.cli(*words, check=False)
+    finally:
+        other.close()
+    assert done.returncode == 1
+    assert f"waiting for {database}: another process may hold its lock" in done.stderr
+    assert f"{database}: database is locked: a backup or a database shell has had its lock for 20 s" in done.stderr
+    assert f"fuser -v {database}" in done.stderr

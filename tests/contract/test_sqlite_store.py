@@ -272,3 +272,21 @@ def test_a_log_that_is_too_long_is_cut_by_the_next_commit_of_any_connection(tmp_
     store = SqliteStore(tmp_path / "relay.db")
     assert store._write.execute("PRAGMA journal_size_limit").fetchone() == (WAL_BYTES,)
     store.close()
+
+
+def test_a_log_that_an_earlier_process_left_too_long_is_cut_without_a_change(tmp_path: Path) -> None:
+    database = tmp_path / "relay.db"
+    SqliteStore(database).close()
+    reader, filler = (sqlite3.connect(database, isolation_level=None) for _ in range(2))
+    filler.execute("PRAGMA wal_autocheckpoint = 0")
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM accounts").fetchone()
+    for _ in range(WAL_BYTES // 2**20 + 8):
+        filler.execute("INSERT INTO padding VALUES (zeroblob(1 << 20))")
+    log = tmp_path / "relay.db-wal"
+    assert log.stat().st_size > WAL_BYTES
+    store = SqliteStore(database, for_server=True)
+    reader.close()
+    until("a cut log", lambda: log.stat().st_size <= WAL_BYTES)
+    store.close()
+    filler.close()
