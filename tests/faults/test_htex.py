@@ -187,6 +187,21 @@ def test_the_pool_is_killed(make: Callable[..., Bench], tmp_path: Path) -> None:
     assert len((tmp_path / "ran").read_text().split()) == 1
 
 
+def test_tasks_on_their_way_to_a_pool_that_its_scheduler_ends_run_elsewhere(make: Callable[..., Bench]) -> None:
+    """The pool stands still until it is told to end, so that it says goodbye before it hears of them."""
+    bench = make(max_workers_per_node=2, prefetch_capacity=0)
+    assert bench.value(bench.submit(echo, 1)) == 1
+    (pool,) = (pid for pid in bench.processes("pool_main") if Path(f"/proc/{pid}/comm").read_text() == "mep-pool\n")
+    os.kill(pool, signal.SIGSTOP)
+    rows = [bench.submit(echo, number) for number in range(2)]
+    last = bench.submit(echo, 2)
+    bench.engine.cancel([last])
+    assert bench.wait(last)[0].code == "TASK_CANCELLED"  # the interchange has sent the first two
+    os.kill(pool, signal.SIGTERM)
+    os.kill(pool, signal.SIGCONT)
+    assert [bench.value(row) for row in rows] == [0, 1]
+
+
 @pytest.mark.parametrize("victim", ["pool_main", "interchange_main"])
 def test_a_thousand_tasks_each_end_once_and_none_runs_twice(
     make: Callable[..., Bench], tmp_path: Path, victim: str
