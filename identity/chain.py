@@ -123,7 +123,7 @@ class Chain:
             if not every and (explanation.user is not None or explanation.error is not None):
                 return explanation
         if explanation.user is None and explanation.error is None:
-            explanation.error = NoMapping("no mapper answers")
+            explanation.error = NoMapping("no rule of the mapping file applies")
         return explanation
 
     def close(self) -> None:

@@ -51,6 +51,11 @@ def find_settings(
         url = url or stored.get("relay_url")
         if url and not secret and _same_relay(url, stored.get("relay_url")):
             secret = stored.get("token")
+        elif url and not secret and stored.get("token"):
+            other = stored.get("relay_url") or "a relay that it does not name"
+            raise NotConfigured(
+                what=f"A token for {url}", remedy=f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN."
+            )
     if not url:
         raise NotConfigured(what="The relay's address", remedy=_remedy("relay_url", "MEP_RELAY_URL", path))
     if not secret:

@@ -126,58 +126,80 @@ def main() -> None:
 @click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address for HTTP.")
 @click.option("--port", default=_DEFAULTS.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free.")
 @click.option("--link-host", default=_DEFAULTS.link_host, show_default=True, help="Address for endpoints.")
-@click.option("--link-port", default=_DEFAULTS.link_port, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--link-address", help="What endpoints connect to, if not that (tcp://relay.example.edu:8651).")
-@click.option("--retention-days", default=_DEFAULTS.retention_days, show_default=True, type=click.FloatRange(0.0))
+@click.option(
+    "--link-port",
+    default=_DEFAULTS.link_port,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port for endpoints; 0: any free.",
+)
+@click.option(
+    "--link-address",
+    help="Address at which endpoints reach the link, if it is not that of --link-host and --link-port "
+    "(tcp://relay.example.edu:8651).",
+)
+@click.option(
+    "--retention-days",
+    default=_DEFAULTS.retention_days,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="How long ended tasks and their results are kept.",
+)
 @click.option(
     "--task-lifetime-days",
     default=_DEFAULTS.task_lifetime_days,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="How long a task may wait to be taken, or for a site that took it and is away; 0: for ever.",
+    help="How long a task may wait until a site takes it, or for a silent site that has taken it; 0: for ever.",
 )
 @click.option(
     "--unused-days",
     default=_DEFAULTS.unused_days,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="How long functions, task groups and user endpoints are kept that nobody uses; 0: for ever.",
+    help="How long unused functions, empty task groups and user endpoints are kept; 0: for ever.",
 )
 @click.option(
     "--max-stored-gb",
     default=_DEFAULTS.max_stored_gb,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="What one person's waiting arguments and kept results may take; 0: any amount.",
+    help="Largest size of one person's waiting arguments and kept results; 0: any.",
 )
 @click.option(
     "--max-open-tasks-at-endpoint",
     default=_DEFAULTS.max_open_tasks_at_endpoint,
     show_default=True,
     type=click.IntRange(0),
-    help="Unfinished tasks of one person at one endpoint; 0: as many as in all.",
+    help="Most unfinished tasks of one person at one endpoint; 0: --max-open-tasks applies.",
 )
-@click.option("--max-open-tasks", default=_DEFAULTS.max_open_tasks, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-open-tasks",
+    default=_DEFAULTS.max_open_tasks,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most unfinished tasks of one person.",
+)
 @click.option(
     "--max-requests-per-s",
     default=_DEFAULTS.max_requests_per_s,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="Requests of one person in a second on average; 0: any number.",
+    help="Most requests of one person per second, on average; 0: any number.",
 )
 @click.option(
     "--max-tasks-per-s",
     default=_DEFAULTS.max_tasks_per_s,
     show_default=True,
     type=click.FloatRange(0.0),
-    help="Tasks that one person submits in a second on average; 0: any number.",
+    help="Most tasks that one person may submit per second, on average; 0: any number.",
 )
 @click.option(
     "--max-batch",
     default=_DEFAULTS.max_batch,
     show_default=True,
     type=click.IntRange(1, _DEFAULTS.max_batch),
-    help="Tasks in one submission.",
+    help="Most tasks in one submission.",
 )
 @click.option(
     "--max-payload-mb",
@@ -198,7 +220,7 @@ def main() -> None:
     default="text",
     show_default=True,
     type=click.Choice(["text", "json"]),
-    help="Lines for people, or a JSON object a line.",
+    help="Lines of text, or one JSON object per line.",
 )
 def serve_command(directory: Path | None, log_format: str, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.
@@ -467,7 +489,7 @@ def key_group(ctx: click.Context, directory: Path | None, *, as_json: bool) -> N
 @click.option("--link", "new_link", is_flag=True,
               help="Replace the link key too: endpoints are cut off until they are registered again.")  # fmt: skip
 @click.option("--stolen", is_flag=True,
-              help="The earlier key is in foreign hands: it signs nothing more, the new key included.")  # fmt: skip
+              help="The earlier key was stolen: it signs nothing more, not even the new key.")  # fmt: skip
 @_state_option
 @_json_option
 def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stolen: bool, as_json: bool) -> None:
@@ -501,7 +523,9 @@ def _existing(directory: Path | None) -> StateDir:
             raise _no_relay(path)
     state = _open(directory)
     if not (state.directory / "signing.key").exists():
-        raise _no_relay(path)
+        if not state.database.exists():
+            raise _no_relay(path)
+        raise click.ClickException(f"the relay in {path} has no keys yet: `mep-relay serve` makes them")
     return state
 
 

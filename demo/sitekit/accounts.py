@@ -73,7 +73,8 @@ def check_free(name: str) -> None:
     for what, find in (("account", pwd.getpwnam), ("group", grp.getgrnam)):
         with contextlib.suppress(KeyError):
             find(name)
-            raise NameTaken(f"there is {what} {name} already, and no run that is known made it: remove it yourself")
+            tool = "userdel --remove" if what == "account" else "groupdel"
+            raise NameTaken(f"there is {what} {name} already, and no known run made it. To remove it: {tool} {name}")
 
 
 def remove(name: str) -> None:

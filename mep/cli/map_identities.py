@@ -252,7 +252,7 @@ def as_the_relay_has_it(given: object, where: str) -> dict[str, str]:
 
 def _json(data: str, where: str) -> Any:
     if not data.strip():
-        raise CliFailed(f"{where}: is empty", Exit.USAGE)
+        raise CliFailed(f"{where}: is empty; give --identity NAME@DOMAIN, or identities as JSON", Exit.USAGE)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -111,7 +111,7 @@ def endpoint_paths(roots: Roots, name: str) -> EndpointPaths:
 
 def no_such_endpoint(where: EndpointPaths) -> ConfigRefused:
     """Return the error of every command for a name that no endpoint has."""
-    remedy = f"run `mep configure {where.name}`"
+    remedy = f"run `mep configure {where.name}`, or `mep list` to see which there are"
     return ConfigRefused(str(where.config), "", f"there is no endpoint {where.name} here: {remedy}")
 
 

@@ -40,6 +40,8 @@ MAX_SLOW = 16
 KEPT = 256
 """The number of endpoints with a cached validator."""
 MAX_REASON = 500
+MAX_KEYS_NAMED = 20
+"""Most allowed keys that a refusal lists."""
 
 _deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
 Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
@@ -81,7 +83,15 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
         if isinstance(allowed, dict):
             yield from validator.descend(value, allowed, path=key)
         elif allowed is False:
-            yield ValidationError("this key is not allowed", path=[key])
+            yield ValidationError(f"this key is not allowed{_allowed_keys(schema)}", path=[key])
+
+
+def _allowed_keys(schema: Any) -> str:
+    """Return a list of the schema's keys for an error; empty if there are none, too many, or patterns of keys."""
+    known = list(schema.get("properties", {}))
+    if schema.get("patternProperties") or not 0 < len(known) <= MAX_KEYS_NAMED:
+        return ""
+    return f"; allowed: {', '.join(known)}"
 
 
 def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:

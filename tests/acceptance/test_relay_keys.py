@@ -28,6 +28,14 @@ def test_there_is_no_key_where_there_is_no_relay(tmp_path: Path) -> None:
     assert not (tmp_path / "relay-state").exists()
 
 
+def test_a_relay_that_has_never_run_has_no_key(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path)
+    relay.cli("user", "add", "alice@example.edu")
+    done = relay.cli("key", check=False)
+    assert done.returncode == 1
+    assert "has no keys yet: `mep-relay serve` makes them" in done.stderr
+
+
 def test_the_fingerprint_is_that_of_what_endpoints_are_told(tmp_path: Path) -> None:
     with RelayProcess(tmp_path) as relay:
         manager = FakeManager(relay, relay.add_user("admin@example.edu"))

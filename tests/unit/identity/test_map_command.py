@@ -143,6 +143,10 @@ def test_wrong_usage(file: str, tmp_path: pathlib.Path, arguments: list[str], st
     assert "Traceback" not in done.stderr
 
 
+def test_without_an_identity_the_error_says_how_to_give_one(file: str) -> None:
+    assert "standard input: is empty; give --identity NAME@DOMAIN" in mep_map("--file", file).stderr
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -50,6 +50,14 @@ def test_nested_keys_are_named() -> None:
         asyncio.run(UserConfigChecks().check("e", SCHEMA, {"b": [1, "long"]}))
 
 
+def test_a_refused_key_comes_with_the_allowed_ones() -> None:
+    schema = {"properties": {"max_workers": {}, "account": {}}, "additionalProperties": False}
+    with pytest.raises(UserConfigInvalid, match="project: this key is not allowed; allowed: max_workers, account"):
+        asyncio.run(UserConfigChecks().check("e", schema, {"project": "x"}))
+    with pytest.raises(UserConfigInvalid, match=r"c: this key is not allowed \["):  # patterns allow others too
+        asyncio.run(UserConfigChecks().check("e", SCHEMA, {"c": 1}))
+
+
 def test_another_draft_means_what_it_says() -> None:
     draft4 = {"$schema": "http://json-schema.org/draft-04/schema#", "properties": {"n": {"maximum": 3}}}
     draft4["properties"]["n"]["exclusiveMaximum"] = True  # type: ignore[index]

@@ -46,7 +46,7 @@ def test_file(file):
 
 def test_a_token_of_the_file_is_not_sent_to_another_relay(file):
     write(file, f'relay_url = "{URL}"\ntoken = "secret"\n')
-    with pytest.raises(NotConfigured, match="token"):
+    with pytest.raises(NotConfigured, match=f"The token in {file} is for {URL}"):
         find_settings("https://elsewhere.example.org", environ={}, file=file)
 
 
