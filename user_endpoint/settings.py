@@ -41,10 +41,13 @@ NOT_APPLICABLE = frozenset(
 
 
 class SettingsInvalid(Exception):
-    """{path}: {reason}. `path` leads to the key in the document, e.g. engine.provider.walltime."""
+    """{path}: {reason}. `path` leads to the key in the document, e.g. engine.provider.walltime.
 
-    def __init__(self, path: str, reason: str) -> None:
-        self.path, self.reason = path, reason
+    `about_name`: the key itself is refused, whatever its value is.
+    """
+
+    def __init__(self, path: str, reason: str, *, about_name: bool = False) -> None:
+        self.path, self.reason, self.about_name = path, reason, about_name
         super().__init__(f"{path}: {reason}" if path else reason)
 
 
@@ -340,7 +343,7 @@ def settings_from(document: object, lines: Mapping[str, int] | None = None) -> U
         raise SettingsInvalid(str(strange[0]), "a key must be text")
     plain = _without_empty(document)
     for key in _INTERNAL & plain.keys():
-        raise SettingsInvalid(key, "unknown key")
+        raise SettingsInvalid(key, "unknown key", about_name=True)
     ignored = tuple(sorted(NOT_APPLICABLE & plain.keys()))
     kept = {key: value for key, value in plain.items() if key not in NOT_APPLICABLE}
     _check_engine_type(kept)
@@ -358,10 +361,15 @@ _INTERNAL = frozenset({"not_applicable", "lines"})
 
 def located(reason: str, lines: Mapping[str, int]) -> str:
     """Return a reason that begins with a key's path, with the line of that key, or of its parent if it is missing."""
-    path = reason.partition(":")[0]
+    line = line_of(reason.partition(":")[0], lines)
+    return f"line {line} of the rendered text: {reason}" if line else reason
+
+
+def line_of(path: str, lines: Mapping[str, int]) -> int:
+    """Return the line of the key `path`, or of its nearest parent that has one; 0 if none has."""
     while path and path not in lines:
         path = path.rpartition(".")[0]
-    return f"line {lines[path]} of the rendered text: {reason}" if path else reason
+    return lines[path] if path else 0
 
 
 def _without_empty(value: Any) -> Any:
@@ -410,7 +418,8 @@ def _explained(message: str, document: Mapping[str, Any]) -> SettingsInvalid:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
     if unknown:
         key = unknown.group(1)
-        return SettingsInvalid(_joined(path, key), unknown_key_reason(key, _known_keys(path, document)))
+        reason = unknown_key_reason(key, _known_keys(path, document))
+        return SettingsInvalid(_joined(path, key), reason, about_name=True)
     if where.startswith("key` in `$"):
         return SettingsInvalid(where.removeprefix("key` in `$").strip("`.") or "", "a key must be text")
     missing = re.fullmatch(r"Object missing required field `(.*)`", reason)

@@ -155,7 +155,7 @@ class Trial:
         guesses: dict[str, int] = {}
         for _ in range(MAX_VARIABLES):
             try:
-                self._look_at(render_settings(self._bundle, _start(config), _IDENTITY))
+                self._look_at(render_settings(self._bundle, invented_start(config), _IDENTITY))
             except EndpointMisconfigured as error:
                 self._misconfigured(error)
             except UserConfigReserved as error:
@@ -277,14 +277,26 @@ def _only_json(serializers: list[str] | None) -> bool:
         return False  # which the engine's own settings say
 
 
-def _start(config: dict[str, Any]) -> StartRequest:
+def invented_start(
+    config: dict[str, Any], globus: Mapping[str, Any] | None = None, runtime: Mapping[str, Any] | None = None
+) -> StartRequest:
+    """Return a start request as a person's would be, with an invented identity and runtime where none is given."""
     from mep_wire.identity import Identity, IdentitySet
 
-    who = IdentitySet("sample", (Identity(_IDENTITY["globus"]["id"], "sample@example.org"),))
+    known = globus or _IDENTITY["globus"]
+    who = IdentitySet("sample", (Identity(str(known.get("id", "")), str(known.get("username", ""))),))
     return StartRequest(
-        endpoint_id="", uep_id="", identity_set=who, user_endpoint_config=config, user_runtime=dict(_RUNTIME),
-        issued_at=0.0, expires_at=0.0, nonce=b"", epoch=b"", sealed_join_token=b"", correlation_id="",
+        endpoint_id="", uep_id="", identity_set=who, user_endpoint_config=config,
+        user_runtime={**_RUNTIME, **(runtime or {})}, issued_at=0.0, expires_at=0.0, nonce=b"", epoch=b"",
+        sealed_join_token=b"", correlation_id="",
     )  # fmt: skip
+
+
+def invented_identity(
+    local: Mapping[str, Any] | None = None, globus: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return `mapped_identity` with the parts that are known, and invented ones in place of the others."""
+    return {"local": {**(local or _IDENTITY["local"])}, "globus": {**(globus or _IDENTITY["globus"])}}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import click
 from mep import __version__
 from mep.cli.common import MepGroup, epilog
 from mep.cli.map_command import map_command
+from mep.cli.render_command import render, render_user_config
 from mep.cli.run_commands import resolve, restart, start, stop
 from mep.cli.setup_commands import check, configure, delete, register
 from mep.cli.status_commands import list_endpoints, status
@@ -38,6 +39,8 @@ for _command in (
     configure,
     register,
     check,
+    render,
+    render_user_config,
     start,
     stop,
     restart,

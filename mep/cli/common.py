@@ -65,7 +65,8 @@ class MepGroup(click.Group):
             raise Failure(printable(f"{where}{error.strerror or error}"), Exit.FAILED) from None
 
 
-def _complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of endpoints for shell completion."""
     from mep.config.paths import here, list_names
 
     return [name for name in list_names(here()) if name.startswith(incomplete)]
@@ -73,7 +74,7 @@ def _complete_name(_ctx: click.Context, _param: click.Parameter, incomplete: str
 
 def name_argument(command: _F) -> _F:
     """Add the endpoint's name; `default` if it is absent, as in Globus Compute."""
-    return click.argument("name", default="default", shell_complete=_complete_name)(command)
+    return click.argument("name", default="default", shell_complete=complete_name)(command)
 
 
 def json_option(command: _F) -> _F:

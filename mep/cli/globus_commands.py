@@ -16,7 +16,6 @@ INSTEAD = {
     "disable-on-boot": "run `systemctl disable mep@NAME`",
     "migrate-to-template-capable": "no migration is needed: copy the endpoint's directory to /etc/mep/NAME, then "
     "`mep register NAME` and `mep check NAME`",
-    "render-user-config": "run `mep check NAME`, which renders the template with values made up from its schema",
     "self-diagnostic": "run `mep check NAME` and `mep status NAME`",
     "python-exec": "run the endpoint's own interpreter, /opt/mep/bin/python",
     "user-endpoint": "the running endpoint starts them, when tasks arrive: `mep start NAME`",

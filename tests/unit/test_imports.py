@@ -100,7 +100,17 @@ RULES = {
     "mep.mapper": Rule(("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec")),
     "mep.config": Rule(("mep.config", "mep_wire", "identity", *SHARED), None),
     "mep.cli": Rule(
-        ("mep.cli", "mep.config", "identity", "mep.root.account", "mep_wire", "mep.__version__", *SHARED), None
+        (
+            "mep.cli",
+            "mep.config",
+            "identity",
+            "mep.root.account",
+            "mep.root.keeper.account_document",
+            "mep_wire",
+            "mep.__version__",
+            *SHARED,
+        ),
+        None,
     ),
 }
 

@@ -18,9 +18,11 @@ from mep_wire.user_values import unusable_texts
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
 if TYPE_CHECKING:
+    from user_endpoint.render.pieces import Fragment
+    from user_endpoint.render.sandbox import PieceEnvironment
     from user_endpoint.render.yaml_document import YamlDocument
 
-__all__ = ["render_settings"]
+__all__ = ["render_settings", "render_text", "settings_of"]
 
 
 def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dict[str, Any]) -> UepSettings:
@@ -29,19 +31,40 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
     Raises UserConfigInvalid and UserConfigReserved for mistakes that the person can correct. Raises
     EndpointMisconfigured, with file, line and reason in `detail`, for those that only the administrator can.
     """
-    from user_endpoint.render.template import render
     from user_endpoint.render.user_config_check import check_user_config
     from user_endpoint.render.yaml_document import YamlInvalid, document_from  # the child alone pays for these
 
     config = start.user_endpoint_config
     check_user_config(bundle.schema, config)
-    own = dict(zip(ENDPOINT_VARIABLES, (mapped_identity, start.user_runtime, bundle.parent_config), strict=True))
-    variables = {**config, **own, **dict.fromkeys(ENDPOINT_NAMESPACES, own)}
-    fragment = render(bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config)
+    fragment = render_text(bundle, start, mapped_identity)
     try:
         document = document_from(fragment)
     except YamlInvalid as error:
         raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
+    return settings_of(bundle, document, config)
+
+
+def render_text(
+    bundle: UepBundle,
+    start: StartRequest,
+    mapped_identity: dict[str, Any],
+    environment: type[PieceEnvironment] | None = None,
+) -> Fragment:
+    """Return the template's output. `environment` is None but for `mep render`. Raises as `render_settings`."""
+    from user_endpoint.render.sandbox import PieceEnvironment
+    from user_endpoint.render.template import render
+
+    config = start.user_endpoint_config
+    own = dict(zip(ENDPOINT_VARIABLES, (mapped_identity, start.user_runtime, bundle.parent_config), strict=True))
+    variables = {**config, **own, **dict.fromkeys(ENDPOINT_NAMESPACES, own)}
+    return render(
+        bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config,
+        environment=environment or PieceEnvironment,
+    )  # fmt: skip
+
+
+def settings_of(bundle: UepBundle, document: YamlDocument, config: Mapping[str, Any]) -> UepSettings:
+    """Return the settings that a rendered document gives. Raises as `render_settings`."""
     try:
         _check_texts(document.data)
         settings = settings_from(document.data, document.lines)
@@ -83,16 +106,27 @@ def _blamed(
     config: Mapping[str, Any],
     template_name: str,
 ) -> UserConfigInvalid | EndpointMisconfigured:
-    """Attribute the mistake: it is the person's if the refused key holds a value of theirs."""
+    """Attribute the mistake: it is the person's if the refused key holds a value of theirs.
+
+    A key's name is theirs only inside a mapping that they gave.
+    """
     path = tuple(error.path.split("."))
     where = f"{template_name}: {located(str(error), document.lines)}"
     names = {
         name
         for location, read in document.sources.items()
-        if error.path and (location[: len(path)] == path or path[: len(location)] == location)
+        if error.path and _concerns(location, path, about_name=error.about_name)
         for name in read
         if name in config
     }
     if names:
         return UserConfigInvalid(key=", ".join(sorted(names)), reason=f"{error.path}: {error.reason}", detail=where)
     return EndpointMisconfigured(detail=where)
+
+
+def _concerns(location: tuple[str, ...], path: tuple[str, ...], *, about_name: bool) -> bool:
+    """Tell whether a value at `location` can be at fault for the key `path`."""
+    above = path[: len(location)] == location
+    if about_name:
+        return above and location != path
+    return above or location[: len(path)] == path

@@ -33,13 +33,14 @@ def render(
     *,
     schema: Mapping[str, Any] | None,
     config: Mapping[str, Any],
+    environment: type[PieceEnvironment] = PieceEnvironment,
 ) -> Fragment:
     """Return the rendered template called `name`. `config` is the part of `variables` a person set.
 
     Raises UserConfigInvalid for a variable the person must give, else EndpointMisconfigured.
     """
     try:
-        rendered = PieceEnvironment(templates).get_template(name).render(variables)
+        rendered = environment(templates).get_template(name).render(variables)
     except MissingVariable as error:
         raise _missing(error, templates, schema, config) from error
     except TemplateSyntaxError as error:

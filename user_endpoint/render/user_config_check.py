@@ -24,7 +24,20 @@ def check_user_config(schema: Mapping[str, Any] | bool | None, config: Mapping[s
         _validate(schema, config)
 
 
+def all_refusals(schema: Mapping[str, Any] | bool | None, config: Mapping[str, Any]) -> list[UserConfigInvalid]:
+    """Return every mistake that the schema finds, by key. A start names one. Raises EndpointMisconfigured."""
+    refusals = [] if schema is None else map(_refusal, _errors(schema, config))
+    return sorted(refusals, key=lambda one: str(one.fields["key"]))
+
+
 def _validate(schema: Any, config: Mapping[str, Any]) -> None:
+    if errors := _errors(schema, config):
+        import jsonschema
+
+        raise _refusal(jsonschema.exceptions.best_match(errors))
+
+
+def _errors(schema: Any, config: Mapping[str, Any]) -> list[Any]:
     import jsonschema  # 30 ms, which only an unusual schema or a refusal pays
     import jsonschema_specifications  # type: ignore[import-untyped] # it has no stubs
     import referencing.exceptions
@@ -34,7 +47,7 @@ def _validate(schema: Any, config: Mapping[str, Any]) -> None:
         kind.check_schema(schema)
         # The registry holds the published meta-schemas and fetches nothing: an outside $ref stays unresolved.
         validator = kind(schema, registry=jsonschema_specifications.REGISTRY)
-        errors = list(validator.iter_errors(config))
+        return list(validator.iter_errors(config))
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path))
         raise EndpointMisconfigured(
@@ -43,8 +56,6 @@ def _validate(schema: Any, config: Mapping[str, Any]) -> None:
     except referencing.exceptions.Unresolvable as error:
         reason = f"$ref {error.ref!r} is not in the schema, and nothing outside of it is fetched"
         raise EndpointMisconfigured(detail=f"user_config_schema.json: {reason}") from error
-    if errors:
-        raise _refusal(jsonschema.exceptions.best_match(errors))
 
 
 def _refusal(error: Any) -> UserConfigInvalid:

@@ -48,6 +48,26 @@ class _NodeRefused(yaml.MarkedYAMLError):
 
 
 @dataclass(frozen=True, slots=True)
+class ScalarSpan:
+    """Where a scalar with values stands in the text that the parser saw, and what it became."""
+
+    start: int
+    end: int
+    block: bool
+    """Whether it is a block scalar (`|` or `>`)."""
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedText:
+    """A rendered template with a placeholder for each value: what the parser sees."""
+
+    text: str
+    values: list[Value]
+    placeholder: re.Pattern[str]
+
+
+@dataclass(frozen=True, slots=True)
 class YamlDocument:
     """A rendered template as plain data."""
 
@@ -56,10 +76,12 @@ class YamlDocument:
     """For each path at which a value stands: the variables that the expressions there read."""
     lines: dict[str, int] = field(default_factory=dict)
     """For the path of each key, as in engine.provider.walltime: its line in the rendered text, from 1."""
+    spans: dict[int, ScalarSpan] = field(default_factory=dict)
+    """The scalars that hold values, by their start."""
 
 
-def document_from(fragment: Fragment) -> YamlDocument:
-    """Return the document that a rendered template holds. Raises DocumentInvalid."""
+def marked(fragment: Fragment) -> MarkedText:
+    """Return the text of `fragment` with an unguessable placeholder for each value."""
     token = secrets.token_hex(16)
     parts: list[str] = []
     values: list[Value] = []
@@ -67,11 +89,22 @@ def document_from(fragment: Fragment) -> YamlDocument:
         parts.append(piece if isinstance(piece, Text) else f"v{token}n{len(values)}z")
         if isinstance(piece, Value):
             values.append(piece)
-    text, placeholder = "".join(parts), re.compile(f"v{token}n([0-9]+)z")
+    return MarkedText("".join(parts), values, re.compile(f"v{token}n([0-9]+)z"))
+
+
+def document_from(fragment: Fragment) -> YamlDocument:
+    """Return the document that a rendered template holds. Raises YamlInvalid."""
+    return document_of(marked(fragment))
+
+
+def document_of(source: MarkedText) -> YamlDocument:
+    """Return the document of a marked text. Raises YamlInvalid."""
+    text, placeholder = source.text, source.placeholder
     try:
         root = _Loader(text, placeholder).get_single_node()
-        builder = _Builder(values, placeholder)
-        return YamlDocument(None if root is None else builder.build(root, ()), builder.sources, builder.lines)
+        builder = _Builder(source.values, placeholder)
+        data = None if root is None else builder.build(root, ())
+        return YamlDocument(data, builder.sources, builder.lines, builder.spans)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = ": ".join(part for part in (error.context, error.problem) if part)
@@ -114,6 +147,7 @@ class _Builder:
     def __init__(self, values: Sequence[Value], placeholder: re.Pattern[str]) -> None:
         self.sources: dict[Path, tuple[str, ...]] = {}
         self.lines: dict[str, int] = {}
+        self.spans: dict[int, ScalarSpan] = {}
         self._values, self._placeholder = values, placeholder
         self._constructor = yaml.constructor.SafeConstructor()
         self._open: set[Node] = set()
@@ -178,9 +212,11 @@ class _Builder:
         found = [self._values[int(index)] for index in self._placeholder.findall(node.value)]
         if found:
             self.sources[path] = tuple(sorted({name for value in found for name in value.names}))
-            if node.style is None and self._placeholder.fullmatch(node.value):
-                return found[0].typed
-            return self._placeholder.sub(lambda match: self._values[int(match[1])].text, node.value)
+            alone = node.style is None and self._placeholder.fullmatch(node.value)
+            data = found[0].typed if alone else self._filled(node.value)
+            start, end = node.start_mark.index, node.end_mark.index
+            self.spans[start] = ScalarSpan(start, end, node.style in {"|", ">"}, data)
+            return data
         if node.tag in _TEXTS or (node.tag in _NUMBERS and ":" in node.value):
             return node.value
         if node.tag not in _SCALARS:
@@ -189,3 +225,6 @@ class _Builder:
             return self._constructor.construct_object(node)
         except (ValueError, KeyError) as error:
             raise _NodeRefused(f"{node.value!r} is no {node.tag.removeprefix(_TAG)}", node.start_mark) from error
+
+    def _filled(self, text: str) -> str:
+        return self._placeholder.sub(lambda match: self._values[int(match[1])].text, text)

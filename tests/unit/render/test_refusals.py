@@ -248,3 +248,14 @@ def test_a_schema_that_is_none(schema: dict[str, Any], says: str) -> None:
 def test_unencrypted_is_a_single_user_endpoints_own_business() -> None:
     source = "engine: {type: GlobusComputeEngine, encrypted: false}"
     assert settings(source, multi_user=False).engine.encrypted is False  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("line", ["max_wrkers: {{ N }}", "max_wrkers: [{{ N }}]", "max_wrkers: {k: {{ N }} }"])
+def test_a_misspelt_key_is_the_administrators_mistake_whatever_its_value(line: str) -> None:
+    error = refused(EndpointMisconfigured, f"engine:\n  type: ProcessPoolEngine\n  {line}\n", {"N": 2})
+    assert "unknown key" in error.detail
+
+
+def test_a_misspelt_key_in_a_mapping_of_the_person_is_theirs() -> None:
+    config = {"E": {"type": "ProcessPoolEngine", "max_wrkers": 2}}
+    assert refused(UserConfigInvalid, "engine: {{ E }}\n", config).fields["key"] == "E"
