@@ -64,7 +64,7 @@ def map_command(
     root can check that. The mapping itself is then tried as the mapper's account.
     """
     from mep.cli import map_identities
-    from mep.root.account.map_check_process import Judge
+    from mep.root.account.account_check import MapChecker
 
     if sum(given is not None for given in (name, mapping_file, check_file)) != 1:
         raise click.UsageError("give an endpoint's NAME, or --file, or --check")
@@ -75,8 +75,8 @@ def map_command(
         return
     identities = _identities(typed, set_file)
     site = map_identities.endpoint_site(name) if name is not None else map_identities.Site(Path(str(mapping_file)))
-    root_part = Judge(site.rules(), site.pam_service)
-    verdict = map_identities.judge(_chain(site), identities, root_part, every=every)
+    checker = MapChecker(site.rules(), site.pam_service)
+    verdict = map_identities.verdict_on(_chain(site), identities, checker, every=every)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:
         ctx.exit(Exit.FAILED)

@@ -3,7 +3,7 @@ used.
 
 As root, it first becomes the mapper's account permanently. Files that the mapper couldn't read then fail here too, and
 no callout runs as root. The account itself is checked by the keeper's own code, in a separate root process
-(mep/root/account/map_check_process.py).
+(mep/root/account/account_check.py).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved_config import Policy
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.config import paths as names
+from mep.root.account.account_check import MapChecker, Ruling, become
 from mep.root.account.lookup import AccountRules
-from mep.root.account.map_check_process import Judge, Ruling, become
 from mep_wire.identity import Identity
 
 MAX_IDENTITIES_BYTES = 4 * 1024 * 1024
@@ -175,8 +175,8 @@ def _trusted(site: Site) -> Rules:
     return Rules(mapping=Trust() if dropped else ours(), named=ours())
 
 
-def judge(
-    chain: Chain, identities: Sequence[Mapping[str, str]], root_part: Judge, *, every: bool = False
+def verdict_on(
+    chain: Chain, identities: Sequence[Mapping[str, str]], checker: MapChecker, *, every: bool = False
 ) -> MappingVerdict:
     """Map `identities`, look the account up, and ask whether it may be used. `every`: include all mappers."""
     explanation = chain.explain(identities, every=every)
@@ -188,7 +188,7 @@ def judge(
         found = account.resolve(explanation.user.name)
     except AccountMissing as error:
         return MappingVerdict(explanation, None, Ruling(str(error), "LOOKUP_USER"))
-    return MappingVerdict(explanation, found, root_part.ask(explanation.user.name))
+    return MappingVerdict(explanation, found, checker.ask(explanation.user.name))
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:

@@ -491,7 +491,7 @@ def elsewhere(tmp_path: Path, mounts: dict[Path, str], code: str) -> str:
 _CHECK = (
     "from mep.boundary.resolved_config import Policy\n"
     "from mep.root.account.lookup import AccountRules\n"
-    "from mep.root.account.recheck_process import Subject, check\n"
+    "from mep.root.account.account_check import Subject, check\n"
     "print(check(Subject({name!r}, {uid}, 'files'), AccountRules(Policy(), (), (), None)))"
 )
 

@@ -3,7 +3,7 @@
 Two things are checked. The first is whether the owner still maps to the account. The manager asks the relay for a new
 signed statement of the identities; the mapper verifies and maps it, and its answer arrives here.
 mapping_confirmations.py, which doesn't trust the manager, watches how long ago the last answer was. The second is
-whether the account may still be used. A checker (recheck_process.py) looks, which needs neither relay nor manager. An
+whether the account may still be used. A checker (account_check.py) looks, which needs neither relay nor manager. An
 answer of "unknown" ends nothing. Called by monitor.py and handlers.py.
 """
 
@@ -18,7 +18,7 @@ from mep.boundary import messages as m
 from mep.boundary.channel import Channel
 from mep.boundary.errors import REVOCATIONS, Refusal, public_text
 from mep.boundary.log import Log
-from mep.root.account.recheck_process import Subject, checker_main
+from mep.root.account.account_check import Subject, checker_main
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration

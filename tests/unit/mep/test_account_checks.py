@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mep.boundary.channel import Channel
-from mep.root.account.recheck_process import Subject
+from mep.root.account.account_check import Subject
 from mep.root.monitor.child import Child, ChildKind, Phase
 from tests.support.monitor_parts import Parts
 
