@@ -2,7 +2,7 @@
 
 Kept in RUN/begun: a directory `open-N` for the workers of this life of the user endpoint (or of its interchange),
 and `closed` with the files of workers that were given up. Closing a worker's file both fences the worker off and
-lets its notes be read (see workers.begun). A whole directory is closed once it could be removed, which the file
+lets its notes be read (see start_journal.py). A whole directory is closed once it could be removed, which the file
 system allows only when it is empty. Any number of user endpoints may die between the moment a task begins and the
 moment it is requested again. The contents of closed files are therefore kept for as long as a task may wait. The
 files are the user's own. Called by the engines; no pathlib, since the process engine's start is measured.

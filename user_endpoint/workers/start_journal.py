@@ -6,7 +6,7 @@ stores into a mapped page, about 0.5 microseconds.
 
 Where a worker may outlive its user endpoint (a node of a cluster), its file is also its fence. The file has two
 names in turn, and the worker gives it the other one between the note and the task. A process that gives the worker up
-takes the file away by renaming it too (see engines.notes). The file system says who was first: if it was the
+takes the file away by renaming it too (see start_journals.py). The file system says who was first: if it was the
 worker, its note is there to be read; if not, the worker begins nothing more. Where hosts share files, the note is
 also forced to the file system each time: others' views of a mapped page may be seconds late.
 
