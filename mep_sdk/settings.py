@@ -54,7 +54,8 @@ def find_settings(
         elif url and not secret and stored.get("token"):
             other = stored.get("relay_url") or "a relay that it does not name"
             raise NotConfigured(
-                what=f"A token for {url}", remedy=f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN."
+                what=f"A token for {url}",
+                remedy=f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN.",
             )
     if not url:
         raise NotConfigured(what="The relay's address", remedy=_remedy("relay_url", "MEP_RELAY_URL", path))

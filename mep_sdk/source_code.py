@@ -11,7 +11,8 @@ import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.errors import FunctionUnserializable
-from mep_sdk.function_serializer import FunctionCode, SerializedFunction, serialize_function
+from mep_sdk.function_record import FunctionCode, SerializedFunction
+from mep_sdk.function_serializer import serialize_function
 
 
 def serialize_source(source: str, function_name: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from mep_sdk import encoding
-from mep_sdk.function_serializer import SerializedFunction, read_record
+from mep_sdk.function_record import SerializedFunction, read_record
 from mep_wire.errors import MepError, SerializerNotAllowed
 
 BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED = "bytecode", "source text", "reference", "cloudpickled code"

@@ -16,8 +16,9 @@ import cloudpickle
 import msgspec
 import pytest
 
-from mep_sdk import encoding, function_serializer
+from mep_sdk import encoding
 from mep_sdk.errors import FunctionUnserializable
+from mep_sdk.function_record import SerializedFunction
 from mep_sdk.function_serializer import load_function, serialize_function
 from mep_sdk.serialize import load_result, serialize_arguments
 from mep_sdk.task_runner import run_task
@@ -218,9 +219,9 @@ def test_what_needs_more_is_pickled(function):
     assert _record(function).pickled
 
 
-def _record(function) -> function_serializer.SerializedFunction:
+def _record(function) -> SerializedFunction:
     _, body = encoding.unframe(serialize_function(function), "function")
-    return msgspec.msgpack.decode(body, type=function_serializer.SerializedFunction)
+    return msgspec.msgpack.decode(body, type=SerializedFunction)
 
 
 def _as_if_from(function, python: str, **changes) -> bytes:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from mep_sdk import encoding, version_mismatch
-from mep_sdk.function_serializer import read_record
+from mep_sdk.function_record import read_record
 from mep_sdk.result_decoding import settle
 from mep_sdk.serialize import serialize_arguments, serialize_function
 from mep_sdk.task_runner import run_task

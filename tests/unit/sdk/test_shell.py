@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mep_sdk import MPIFunction, ShellFunction, ShellResult, encoding, function_serializer
+from mep_sdk import MPIFunction, ShellFunction, ShellResult, encoding, function_record
 from mep_sdk.errors import MpiUnavailable
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
 from mep_sdk.task_runner import run_task
@@ -79,7 +79,7 @@ def test_braces_of_the_commands_own_are_explained(command):
 
 def test_any_python_can_load_it():
     _, body = encoding.unframe(serialize_function(ShellFunction("true")), "function")
-    record = function_serializer._decoder.decode(body)
+    record = function_record._decoder.decode(body)
     assert record.pickled[0][3:4] == encoding.PICKLE
 
 

@@ -14,7 +14,8 @@ import pytest
 from mep_sdk import ComputeSerializer, encoding
 from mep_sdk.batch import Batch
 from mep_sdk.errors import ArgumentsUnserializable, FunctionUnserializable
-from mep_sdk.function_serializer import load_function, read_record
+from mep_sdk.function_record import read_record
+from mep_sdk.function_serializer import load_function
 from mep_sdk.serialize import load_arguments, load_result, serialize_arguments, serialize_function
 from mep_sdk.shell import ShellFunction
 from mep_sdk.strategies import CODE_STRATEGIES, Allowed, StrategyUnknown, name_of, result_ways
