@@ -265,4 +265,4 @@ def test_what_root_parses_of_children_that_exec_is_of_no_network() -> None:
         for file in sorted((ROOT / "mep").rglob("*.py"))
         for found in re.findall(r"run_module\(\s*[\"']([\w.]+)[\"']", file.read_text())
     }
-    assert called == {"user_endpoint.template_check"}
+    assert called == {"user_endpoint.render_command", "user_endpoint.template_check"}
