@@ -114,7 +114,7 @@ def _name_of_object(obj: object, *, local: bool) -> tuple[str, str] | None:
     modules = [sys.modules.get("__main__"), *(importable.local_modules() if local else ())]
     for module in modules:
         for name, value in list(vars(module).items()) if module is not None else ():
-            if value is obj:
+            if value is obj and module is not None:
                 return module.__name__, name
     return None
 

@@ -99,7 +99,7 @@ def _without_hook(owner: type, *arguments: Any) -> type:
             setattr(owner, "__init_subclass__", hook)  # noqa: B010 - as above
 
 
-def _do_nothing(_kind: type, **_: Any) -> None:
+def _do_nothing(_kind: type, /, **_: Any) -> None:
     """Stand in for `__init_subclass__`."""
 
 

@@ -37,8 +37,8 @@ def clean_environment() -> dict[str, str]:
 class UnprivilegedChild:
     """A child that runs `work` as `account` (None: the present account), for the length of a `with` block.
 
-    `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use. `threads` is the
-    most processes and threads that `account` may have for it to start one; 0: it starts none.
+    `work` gets a SOCK_SEQPACKET socket to the parent. `keep` are the other descriptors that it may use. `threads` is
+    the most processes and threads that `account` may have for it to start one; 0: it starts none.
     """
 
     def __init__(

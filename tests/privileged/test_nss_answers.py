@@ -228,7 +228,11 @@ def test_groups_of_an_account_that_a_directory_does_not_say(
         ("in-fine", {}, "(4343,)"),
         ("in-nothing", {}, "(4343,)"),  # the primary group
         ("in-fine", {"denied_groups": ["eintr"]}, "never: in-fine is in the denied group eintr"),
-        ("in-fine", {"privileged_groups": ["enoent"]}, "later: which gid enoent has is not known: meptestany does not answer"),
+        (
+            "in-fine",
+            {"privileged_groups": ["enoent"]},
+            "later: which gid enoent has is not known: meptestany does not answer",
+        ),
         ("in-fine", {"privileged_groups": ["nothing"]}, "(4343,)"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mep.boundary.nss_database import reason_of, with_growing_buffer
 
@@ -88,10 +89,9 @@ def silent(database: str, name: str, names: Sequence[str] | None = None) -> list
         groups = database == "initgroups"
         ask = _groups_call(service) if groups else _module_call(service, _CALLS[database])
         status, number = (_NOT_FOUND, 0) if ask is None else ask(name)
+        answered = status == _TRY_AGAIN and number == errno.ERANGE
         if groups:
             answered = number == errno.ESRCH  # libnss_systemd on a host without user database services
-        else:
-            answered = status == _TRY_AGAIN and number == errno.ERANGE
         if status not in (_NOT_FOUND, _SUCCESS) and not answered:
             found.append(service if number in _UNREMARKABLE else f"{service} ({reason_of(number)})")
     return found
@@ -103,12 +103,12 @@ def check_readable(path: str) -> None:
         file.read(1)
 
 
-def _function(service: str, call: str) -> Callable[..., int] | None:
+def _function(service: str, call: str) -> Any:
+    """Return the function of the service's module; None if there is none."""
     try:
-        found: Callable[..., int] = ctypes.CDLL(f"libnss_{service}.so.2")[f"_nss_{service}_{call}"]
+        return ctypes.CDLL(f"libnss_{service}.so.2")[f"_nss_{service}_{call}"]
     except (OSError, AttributeError):
         return None
-    return found
 
 
 def _groups_call(service: str) -> Callable[[str], tuple[int, int]] | None:
