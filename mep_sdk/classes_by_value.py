@@ -1,6 +1,6 @@
 """Classes of a script as they travel: made anew once on the other side, and left alone on their own.
 
-cloudpickle sets the attributes of a class each time it loads one, also in the script that the class comes from: a
+cloudpickle sets the attributes of a class each time it loads one, also in the script that the class comes from. A
 result then gave the script's class the worker's counters, and methods that see the worker's globals. It also leaves out
 `__slots__`, and calls `__init_subclass__` for each copy without its arguments. Called by by_value's pickler.
 """
