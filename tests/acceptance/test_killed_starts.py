@@ -22,6 +22,10 @@ endpoint_setup: |
   while test ! -e "{work}/go"; do sleep 0.1; done
 """
 """Templates with these lines render for some seconds, or have their user endpoint wait in its start."""
+_HELD_WORKERS = """\
+    worker_init: while test ! -e "{work}/go"; do sleep 0.1; done
+"""
+"""A provider with this line starts workers that wait before they take tasks."""
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:
@@ -93,12 +97,15 @@ def test_a_kill_in_mid_start_fails_no_task(own_place: Any, find: Callable[[int, 
 
 @pytest.mark.parametrize("own_place", ["multi"], indirect=True)
 def test_an_interchange_killed_in_mid_start_fails_no_task(own_place: Any) -> None:
+    home = Path(own_place.accounts[own_place.anybody].home)
+    held = _HELD_WORKERS.format(work=own_place.site.workplace)
+    text = TEMPLATE_TEXT.partition("endpoint_setup:")[0]
+    own_place.endpoint.write(TEMPLATE, text.replace("    init_blocks:", f"{held}    init_blocks:"))
     own_place.endpoint.start()
     monitor = int(own_place.endpoint.status()["pid"])
-    work = Path(own_place.accounts[own_place.anybody].home)
     client = own_place.client(own_place.anybody)
     with own_place.executor(own_place.anybody, engine="GlobusComputeEngine", workers=1) as executor:
-        futures = [executor.submit(_note, str(work / f"ran-{number}")) for number in range(5)]
+        futures = [executor.submit(_note, str(home / f"ran-{number}")) for number in range(5)]
         killed: set[int] = set()
 
         def three_are_killed() -> bool:
@@ -110,8 +117,9 @@ def test_an_interchange_killed_in_mid_start_fails_no_task(own_place: Any) -> Non
 
         until("three interchanges to kill", three_are_killed, RESULT_S, look_s=0.02)
         until("the reason", lambda: "interchange failed" in _reason(client, futures[0]), RESULT_S)
+        (home / "go").touch()
         assert [future.result(timeout=RESULT_S) for future in futures] == [1] * 5
-    assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))
+    assert all((home / f"ran-{number}").read_text() == "once\n" for number in range(5))
 
 
 def _reason(client: Any, future: Any) -> str:
