@@ -66,6 +66,7 @@ from identity.document import MappingDocument, MappingDocumentInvalid
 from identity.errors import AmbiguousMapping, MappingFileInvalid, NameRefused, NoMapping, SourceUnavailable
 from identity.expression.mapper import from_document
 
+pytestmark = pytest.mark.timeout(900)  # hundreds of examples, on a host that may be busy
 Result = list[tuple[str, str]] | None
 """The answer of the first matching rule: (id, user name) of each identity, or None without a match."""
 

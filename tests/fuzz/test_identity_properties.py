@@ -22,6 +22,8 @@ from identity.expression.pattern import PatternInvalid, compile_pattern, fold
 from identity.ldap import filter_values
 from identity.tracked_files import Files
 
+pytestmark = pytest.mark.timeout(900)  # hundreds of examples, on a host that may be busy
+
 # Close to the language's own characters, which gives most generated texts a meaning.
 PATTERN_TEXT = st.text(st.sampled_from('ab@.?*|()\\"{}[]^$+0é\n'), max_size=12)
 PIECES = st.sampled_from([*"ab{}01\\-", "{username}", "{0}", "{1}", "{email}"])
