@@ -166,7 +166,7 @@ class Guest:
         command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", str(self._memory_mib)]
         command += ["-smp", str(self._processors), "-nographic", "-no-reboot", "-net", "none"]
         command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
-        command += ["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"]
+        command += ["-append", "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=0"]
         for disk, option in disks:
             command += ["-drive", f"file={disk},if=virtio,format=raw,{option}"]
         environment = {**os.environ, "TMPDIR": str(work)}  # where qemu keeps the guest's writes to its root disk
