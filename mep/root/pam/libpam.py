@@ -53,11 +53,11 @@ def shortage(code: int) -> int:
 
 
 class PamFailed(Exception):
-    """A PAM call failed. `code` is PAM's own; `texts` are the messages of its modules."""
+    """A PAM call failed. `code` is PAM's own; `texts` are its modules' messages to the person, without `prompts`."""
 
-    def __init__(self, call: str, code: int, reason: str, texts: list[str]) -> None:
+    def __init__(self, call: str, code: int, reason: str, texts: list[str], prompts: list[str]) -> None:
         self.call, self.code, self.reason, self.texts = call, code, reason, texts
-        said = f"; its modules said: {' / '.join(texts)}" if texts else ""
+        said = f"; its modules said: {' / '.join([*texts, *prompts])}" if texts or prompts else ""
         super().__init__(f"{call}: {reason} (PAM code {code}){said}")
 
     def is_temporary(self, *, account_stage: bool) -> bool:
@@ -113,7 +113,7 @@ class Transaction:
         """
         check_service(service)
         self._pam, self._libc = _library()
-        self._hear, self._texts = hear, list[str]()
+        self._hear, self._texts, self._prompts = hear, list[str](), list[str]()
         self._conversation = _Conversation(_Converse(self._converse), None)  # libpam keeps a pointer to it
         self._handle = ctypes.c_void_p()
         self._last = SUCCESS
@@ -125,9 +125,10 @@ class Transaction:
     def _check(self, call: str, code: int) -> None:
         self._last = code
         texts, self._texts = self._texts, []
+        prompts, self._prompts = self._prompts, []
         if code != SUCCESS:
             reason = self._pam.pam_strerror(self._handle, code) or b""
-            raise PamFailed(call, code, reason.decode("utf-8", "replace"), texts)
+            raise PamFailed(call, code, reason.decode("utf-8", "replace"), texts, prompts)
 
     def check_account(self) -> None:
         """Ask whether the account may be used now."""
@@ -179,18 +180,19 @@ class Transaction:
         for at in range(count):
             text = (messages[at].contents.text or b"")[:_MAX_TEXT].decode("utf-8", "replace").strip()
             asks = messages[at].contents.style not in {_ERROR_MSG, _TEXT_INFO}
-            self._note(f"asks for an answer, which is impossible here: {text}" if asks else text)
             if asks:
+                self._note(self._prompts, f"asks for an answer, which is impossible here: {text}")
                 return _CONV_ERR
+            self._note(self._texts, text)
         answer = self._libc.calloc(count, ctypes.sizeof(_Response))
         if not answer:
             return _BUF_ERR
         responses[0] = answer
         return SUCCESS
 
-    def _note(self, text: str) -> None:
-        if len(self._texts) < _MAX_TEXTS:
-            self._texts.append(text)
+    def _note(self, texts: list[str], text: str) -> None:
+        if len(texts) < _MAX_TEXTS:
+            texts.append(text)
             self._hear(text)
 
 
