@@ -6,13 +6,13 @@ import contextlib
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mep.boundary.messages import StartAnswered
 from mep.boundary.resolved_config import Caps
-from tests.support.accounts import LocalAccount, account
+from tests.support.accounts import LocalAccount, account, unshared_uid
 from tests.support.monitor import MonitorRun, ask, map_next, processes_of, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
 from tests.support.waiting import until
@@ -154,13 +154,19 @@ def limits_of(pid: int) -> str:
     return pathlib.Path(f"/proc/{pid}/limits").read_text()
 
 
+@pytest.fixture
+def limited() -> Iterator[LocalAccount]:
+    with account(uid=unshared_uid()) as made:
+        yield made
+
+
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_keeper_stays_itself(alice: LocalAccount, site: Site, kind: str) -> None:
+def test_keeper_stays_itself(limited: LocalAccount, site: Site, kind: str) -> None:
     """Under limits that would end it, another umask and priority: also as a root that cannot raise hard limits."""
     conf = site.write("limits.conf", f"* {kind} fsize 1\n* {kind} nproc 1\n* hard nofile 321\n* - priority 7\n")
     lines = [f"session required pam_limits.so conf={conf}", "session required pam_umask.so umask=0027"]
     with pam_monitor(site, *lines, *recording(site)) as (run, manager, mapper):
-        uep_id, answer = start_as(manager, mapper, alice.name)
+        uep_id, answer = start_as(manager, mapper, limited.name)
         assert answer.outcome == "started"
         record = run.record(uep_id)
         keeper, user = record["keeper_pid"], record["uep_pid"]

@@ -42,6 +42,11 @@ def create_account(
     return LocalAccount(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
+def unshared_uid() -> int:
+    """Return a uid at random: the kernel counts a uid's processes over all containers, which share the low ones."""
+    return 20_000 + secrets.randbelow(30_000)
+
+
 def remove_account(name: str) -> None:
     """Remove an account and its home; a missing account is not an error."""
     subprocess.run(["userdel", "--force", "--remove", name], check=False, capture_output=True, timeout=30)

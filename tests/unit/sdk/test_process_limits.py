@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mep_sdk.process_limits import ProcessWatch
+from tests.support.accounts import unshared_uid
 
 TEXT = (
     "TOO_MANY_PROCESSES: Your process at the site reached its number of processes and threads ({limit}). Start fewer."
@@ -115,10 +116,11 @@ print(said)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes an account that has no other processes")
 def test_the_limit_of_the_account() -> None:
+    uid = unshared_uid()
     done = subprocess.run(
         [sys.executable, "-c", LIMITED],
-        user=64321,
-        group=64321,
+        user=uid,
+        group=uid,
         extra_groups=[],
         check=True,
         capture_output=True,
