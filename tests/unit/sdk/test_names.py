@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -201,8 +202,14 @@ def test_a_script_may_use(name: str, tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text(textwrap.dedent(NEIGHBOUR))
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(HEAD) + textwrap.dedent(SCRIPTS[name]))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # as `make test` sets
     ran = subprocess.run(
-        [sys.executable, script, textwrap.dedent(WORKER)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, script, textwrap.dedent(WORKER)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
 
