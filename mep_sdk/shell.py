@@ -6,10 +6,12 @@ Only the command line and a few settings travel; they are run by this module in 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -61,14 +63,14 @@ class ShellFunction:
     def __init__(
         self,
         cmd: str,
-        stdout: str | None = None,
-        stderr: str | None = None,
+        stdout: str | os.PathLike[str] | None = None,
+        stderr: str | os.PathLike[str] | None = None,
         walltime: float | None = None,
         snippet_lines: int = 1000,
         name: str | None = None,
         return_dict: bool = False,
         *,
-        stdin: str | bytes | None = None,
+        stdin: str | os.PathLike[str] | bytes | None = None,
         quote: bool = True,
     ) -> None:
         """Describe the command. `stdout` and `stderr` are files on the endpoint to append to, `stdin` is one to read,
@@ -80,18 +82,17 @@ class ShellFunction:
             raise TypeError(f"cmd is a command line such as 'ls {{path}}', not {cmd!r}")
         if "\0" in cmd:
             raise ValueError("cmd holds a NUL character, which no command line can")
-        if walltime is not None and not 0 <= _seconds(walltime) < float("inf"):
-            raise ValueError(f"walltime is in seconds, 0 or more, or None for no limit; it is {walltime}")
         self.cmd = cmd
-        self.stdout, self.stderr, self.stdin = stdout, stderr, stdin
-        self.walltime, self.snippet_lines = walltime, snippet_lines
+        self.stdout, self.stderr = _file("stdout", stdout), _file("stderr", stderr)
+        self.stdin = stdin if isinstance(stdin, bytes) else _file("stdin", stdin, or_bytes=" or bytes")
+        self.walltime, self.snippet_lines = _seconds(walltime), _lines(snippet_lines)
         self.__name__ = _identifier(name or type(self).__name__)
         self.return_dict, self.quote = return_dict, quote
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cmd={self.cmd!r}, name={self.__name__!r}, walltime={self.walltime})"
 
-    def __call__(self, **kwargs: Any) -> ShellResult:
+    def __call__(self, /, **kwargs: Any) -> ShellResult:
         """Run the command with bash and return its result. In the worker."""
         return self._run(self._filled(kwargs))
 
@@ -135,7 +136,7 @@ class MPIFunction(ShellFunction):
     """A command line that the endpoint's MPI launcher starts, on the nodes and ranks of the executor's
     `resource_specification`. Needs an endpoint with an engine that runs MPI tasks."""
 
-    def __call__(self, **kwargs: Any) -> ShellResult:
+    def __call__(self, /, **kwargs: Any) -> ShellResult:
         """Run the command through the launcher. In the worker. Raises MpiUnavailable."""
         if not os.environ.get("PARSL_MPI_PREFIX"):
             raise MpiUnavailable
@@ -150,10 +151,34 @@ def _identifier(name: str) -> str:
     return name
 
 
-def _seconds(walltime: object) -> float:
-    if isinstance(walltime, bool) or not isinstance(walltime, (int, float)):
+def _seconds(walltime: Any) -> float | None:
+    if walltime is None:
+        return None
+    import numbers  # whose Real numpy's numbers are, too
+
+    if isinstance(walltime, bool) or not isinstance(walltime, numbers.Real):
         raise TypeError(f"walltime is a number of seconds, not {walltime!r}")
-    return walltime
+    if not 0 <= walltime <= threading.TIMEOUT_MAX:
+        raise ValueError(f"walltime is in seconds, 0 or more, or None for no limit; it is {walltime!s:.40}")
+    return int(walltime) if isinstance(walltime, numbers.Integral) else float(walltime)
+
+
+def _lines(count: Any) -> int:
+    if isinstance(count, bool) or not hasattr(count, "__index__") or (lines := operator.index(count)) < 0:
+        raise ValueError(f"snippet_lines is a number of lines, 0 or more, not {count!r}")
+    return lines
+
+
+def _file(option: str, name: Any, or_bytes: str = "") -> str | None:
+    """Return the name of a file as text. A number would be one of the worker's own descriptors."""
+    if name is None:
+        return None
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"{option} is the name of a file on the endpoint{or_bytes}, not {name!r}")
+    text = os.fsdecode(name)
+    if not text or "\0" in text:
+        raise ValueError(f"{option} is the name of a file on the endpoint{or_bytes}, not {name!r}")
+    return text
 
 
 @contextlib.contextmanager

@@ -67,6 +67,8 @@ class _Reader:
         self._word = False
         """Whether the last character belongs to a word, so that # begins no comment."""
         self._unsure = self._joined = False
+        self._open_braces = 0
+        """Of ${NAME:-...} within double quotes."""
 
     def read(self, text: str) -> None:
         """Go on with the next part of the command."""
@@ -83,11 +85,22 @@ class _Reader:
             return self._unquoted(char, two, text[at : at + 3])
         if char == "\\" and self._quote in ('"', "$'"):
             return 2
-        if self._quote == '"' and (two == "$(" or char == "`"):
-            self._unsure = True  # a command within quotes has quotes of its own
+        if self._quote == '"':
+            self._read_expansions(char, two)
         if char == {"$'": "'", "#": "\n"}.get(self._quote, self._quote):
             self._quote, self._word = "", self._quote != "#"
         return 1
+
+    def _read_expansions(self, char: str, two: str) -> None:
+        """Take in a character within double quotes, where expansions have rules of their own."""
+        if two == "$(" or char == "`":
+            self._unsure = True  # a command within quotes has quotes of its own
+        elif two == "${":
+            self._open_braces += 1
+        elif char == "}":
+            self._open_braces = max(0, self._open_braces - 1)
+        elif char == '"' and self._open_braces:
+            self._unsure = True  # in bash this does not end the quotes
 
     def _unquoted(self, char: str, two: str, three: str) -> int:
         if char == "\\":
@@ -107,7 +120,7 @@ class _Reader:
 
     def quoted(self, text: str, name: str) -> str:
         """Return a value as it is to stand here."""
-        if self._unsure or self._joined or self._quote in ("$'", "#"):
+        if self._unsure or self._joined or self._open_braces or self._quote in ("$'", "#"):
             raise ValueError(
                 f"the value of {{{name}}} has characters that are special to bash, and it stands after \\ or $, in a "
                 f"comment or $'...', or after <<, ((, ` or a command within quotes. Write {{{name}|{RAW}}} to quote it "

@@ -180,6 +180,8 @@ def test_a_value_is_one_word_wherever_it_stands(command, value):
         "echo `echo {x}`",
         "echo $(( {x} ))",
         'echo "${x}"',
+        'echo "${{HOME:-{x}}}"',
+        'echo "${{HOME:-"{x}"}}"',
         'echo "a\\{x}"',
         "cat <{y|raw}\n{x}\nEND",
     ],
@@ -234,6 +236,16 @@ def test_a_dict_instead_of_a_result():
         ({"walltime": float("inf")}, "None for no limit"),
         ({"walltime": "10"}, "walltime is a number"),
         ({"walltime": True}, "walltime is a number"),
+        ({"walltime": 10**400}, "walltime is in seconds"),
+        ({"walltime": 1j}, "walltime is a number"),
+        ({"snippet_lines": -1}, "snippet_lines is a number of lines"),
+        ({"snippet_lines": "10"}, "snippet_lines is a number of lines"),
+        ({"snippet_lines": 1.5}, "snippet_lines is a number of lines"),
+        ({"stdin": 3}, "stdin is the name of a file on the endpoint or bytes"),
+        ({"stdin": ""}, "stdin is the name of a file"),
+        ({"stdin": bytearray(b"x")}, "stdin is the name of a file"),
+        ({"stdout": 3}, "stdout is the name of a file"),
+        ({"stderr": "a\0b"}, "stderr is the name of a file"),
         ({"name": "two words"}, "name is that of a Python function"),
         ({"name": "class"}, "name is that of a Python function"),
         ({"cmd": ["ls", "-l"]}, "command line such as"),
@@ -244,6 +256,20 @@ def test_a_dict_instead_of_a_result():
 def test_what_cannot_be_is_refused_where_it_is_written(kind, options, says):
     with pytest.raises((ValueError, TypeError), match=says):
         kind(**{"cmd": "ls", **options})
+
+
+def test_options_may_be_what_means_the_same(tmp_path):
+    import fractions
+
+    function = ShellFunction("cat", stdin=tmp_path / "in", stdout=tmp_path / "out", walltime=fractions.Fraction(60))
+    (tmp_path / "in").write_text("given")
+    assert run(function).stdout == "given"
+    assert (tmp_path / "out").read_text() == "given"
+    assert type(function.walltime) is float
+
+
+def test_a_value_may_be_called_self():
+    assert run(ShellFunction('echo {self} "${{HOME}}"/{fn}'), self="a b", fn="c d").stdout.startswith("a b ")
 
 
 def test_a_value_with_a_nul_is_the_tasks_failure():
