@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mep_sdk.errors import InsecureRelay, SettingsFileUnsafe
 from mep_wire.errors import NotConfigured
@@ -61,8 +62,8 @@ def find_settings(
         raise NotConfigured(what="The relay's address", remedy=_remedy("relay_url", "MEP_RELAY_URL", path))
     if not secret:
         raise NotConfigured(what=f"A token for {url}", remedy=_remedy("token", "MEP_TOKEN", path))
-    if "\n" in secret or "\r" in secret:
-        raise NotConfigured(what="A usable token", remedy="The one given holds a line break.")
+    if not (secret.isascii() and secret.isprintable() and " " not in secret):
+        raise NotConfigured(what="A usable token", remedy="The one given holds characters that no token has.")
     return ClientSettings(_checked(url, allow_insecure=allow_insecure), secret)
 
 
@@ -90,20 +91,37 @@ def _same_relay(one: str, other: str | None) -> bool:
 
 
 def _checked(url: str, *, allow_insecure: bool) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise NotConfigured(what="A usable relay address", remedy=f"{url!r} is not a plain http or https URL.")
+    parts = _parts(url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise NotConfigured(what="A usable relay address", remedy=f"{url[:200]!r} is not a plain http or https URL.")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not allow_insecure:
         raise InsecureRelay(url=url)
     return url.rstrip("/")
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None for what cannot be one."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:  # brackets that do not match, or a port beyond 65535
+        return None
+    return parts if usable else None
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file; a pipe in its place must not be waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(path: Path) -> dict[str, Any]:
     import tomllib  # 7 ms, which only those pay who have such a file
 
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open) as file:
             info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise NotConfigured(what="The SDK", remedy=f"{path} is not a file.")
             # Elsewhere than on POSIX the mode says nothing.
             if os.name == "posix" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
                 raise SettingsFileUnsafe(path=path)

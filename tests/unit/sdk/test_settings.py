@@ -68,7 +68,12 @@ def test_what_is_missing_is_named(url, token, says, file):
         find_settings(url, token, environ={}, file=file)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "relay.example.edu", "https://", "https://me:pw@relay.example.edu"])
+ODD_URLS = ["http://[::1", "http://localhost:99999", "http://localhost:port", "http://local host", "http://a\x00b"]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "relay.example.edu", "https://", "https://me:pw@relay.example.edu", *ODD_URLS]
+)
 def test_what_is_no_address(url, file):
     with pytest.raises(NotConfigured, match="URL"):
         find_settings(url, "t", environ={}, file=file)
@@ -85,9 +90,10 @@ def test_the_token_is_in_no_repr(file):
     assert "secret" not in repr(find_settings(URL, "secret", environ={}, file=file))
 
 
-def test_a_token_cannot_carry_a_header(file):
-    with pytest.raises(NotConfigured, match="line break"):
-        find_settings(URL, "a\r\nX-Evil: 1", environ={}, file=file)
+@pytest.mark.parametrize("token", ["a\r\nX-Evil: 1", "a b", "snow\u2603", "e\u0301", "a\udc80", "a\x00", "a\x7f"])
+def test_a_token_cannot_carry_a_header(token, file):
+    with pytest.raises(NotConfigured, match="no token has"):
+        find_settings(URL, token, environ={}, file=file)
 
 
 @pytest.fixture
@@ -136,4 +142,10 @@ def test_a_home_that_is_no_directory_holds_no_file(home, monkeypatch):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     os.mkdir(tmp_path / "client.toml")
     with pytest.raises(NotConfigured, match=r"client.toml cannot be read"):
+        find_settings(URL, environ={}, file=tmp_path / "client.toml")
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "client.toml", 0o600)
+    with pytest.raises(NotConfigured, match=r"client.toml is not a file"):
         find_settings(URL, environ={}, file=tmp_path / "client.toml")
