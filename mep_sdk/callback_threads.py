@@ -2,7 +2,8 @@
 
 One thread calls them, one future after another, and a second one stands by. It takes over the queue when no callback
 has returned or begun for a while: the running ones wait, perhaps for what a later callback does. While none return, it
-does so ever sooner. Surplus threads end once the queue is empty. Used by Session.
+does so ever sooner. Surplus threads end once the queue is empty. Results that run code when they are loaded are loaded
+in the same way. Used by Submitter.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class HasCallbacks(Protocol):
 class CallbackThreads:
     """Calls the callbacks of ended futures, those of each future in order. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "mep-callbacks", most_threads: int = MOST_THREADS) -> None:
+        self._name, self._most_threads = name, most_threads
         self._change = threading.Condition()
         self._queue: deque[HasCallbacks] = deque()
         self._threads: set[threading.Thread] = set()
@@ -67,9 +69,9 @@ class CallbackThreads:
 
     def _staff(self) -> None:
         """Start a thread where the queue has none that is free; the caller holds the lock."""
-        if len(self._threads) > len(self._running) or len(self._threads) >= MOST_THREADS:
+        if len(self._threads) > len(self._running) or len(self._threads) >= self._most_threads:
             return
-        thread = threading.Thread(target=self._run, name="mep-callbacks", daemon=True)
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         _, failure = attempt(thread.start)
         if failure is None:
             self._threads.add(thread)

@@ -13,6 +13,8 @@ from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExp
 from mep_wire.states import API_STATUS, TaskState
 
 _STATES = {word: state for state, word in API_STATUS.items()}
+_LOOKS_UP_A_NAME = b"\x93"
+"""pickle's STACK_GLOBAL, in every pickle that holds more than the built-in types."""
 _WITHOUT_CODE = {TaskState.CANCELLED: TaskCancelled, TaskState.EXPIRED: TaskExpired}
 
 
@@ -35,6 +37,12 @@ def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
     if result.code in (FunctionUnloadable.code, DataUnreadable.code):
         text = with_own_version(text)
     return rebuild(result.code or TaskFailed.code, text, result.correlation_id or None)
+
+
+def runs_code_to_load(payload: bytes) -> bool:
+    """Return whether a result may call code of the person's or of a library when it is loaded: it names a class or a
+    function. True for a few plain ones too."""
+    return _LOOKS_UP_A_NAME in payload
 
 
 def settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:

@@ -28,7 +28,7 @@ from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.foreign_code import attempt, failure_text
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
-from mep_sdk.result_decoding import settle
+from mep_sdk.result_decoding import runs_code_to_load, settle
 from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
@@ -48,6 +48,8 @@ _CANCEL_ARRIVES_S = 5.0
 _SILENT_S = SILENT_S
 _LOOK_AGAIN_S = 1.0
 _JOIN_S = 2.0
+_MOST_LOADS = 16
+"""Results that are loaded at a time where all of them take long."""
 _WAITS = frozenset({API_STATUS[TaskState.QUEUED], API_STATUS[TaskState.DISPATCHED]})
 _MOST_REASONS = 4
 """Endpoints for which the reason of a wait is asked at a time."""
@@ -84,6 +86,19 @@ class Item:
 
 
 @dataclass(slots=True)
+class _Load:
+    """A result to be loaded, as CallbackThreads call it."""
+
+    submitter: Submitter
+    future: TaskFuture[Any]
+    result: api.StreamedResult
+
+    def call_callbacks(self) -> None:
+        """Load it, and resolve its future."""
+        self.submitter.load(self.future, self.result)
+
+
+@dataclass(slots=True)
 class _Requests:
     """Tasks taken from the queue, by target and then by function."""
 
@@ -116,10 +131,12 @@ class Submitter:
         self._owed: dict[str, TaskFuture[Any]] = {}
         """Tasks to be cancelled once the relay is back."""
         self._pending: dict[str, TaskFuture[Any]] = {}
+        self._loading: dict[str, TaskFuture[Any]] = {}
+        """Those whose results are here and run code to be loaded: no longer pending, and not resolved yet."""
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
         self._recheck: StatusPoller | None = None
-        self._callbacks = CallbackThreads()
+        self._callbacks, self._loaders = CallbackThreads(), CallbackThreads("mep-loads", _MOST_LOADS)
         self._warned: set[tuple[str, str]] = set()
         self._ended = {"succeeded": 0, "failed": 0, "cancelled": 0}
         self._sender_waits = False
@@ -139,16 +156,17 @@ class Submitter:
         with self._change:
             if self._stopping:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._sender is None:
+                sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
+                sender.start()  # and where no thread can be started, there is no task either
+                self._sender = sender
+            self._listen(target.task_group_id)
             self._pending[future.task_id] = future
             self._unsent.add(future.task_id)
             if payload is None:
                 self._deferred.add(future.task_id)
             else:
                 self._queue.append(Item(future, target, function, payload))
-            if self._sender is None:
-                self._sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
-                self._sender.start()
-            self._listen(target.task_group_id)
             if self._sender_waits:
                 self._change.notify_all()
         return future
@@ -178,9 +196,10 @@ class Submitter:
                 raise RuntimeError("cannot reload tasks after shutdown")
             futures = []
             for task_id in task_ids:
-                if task_id not in self._pending:
-                    self._pending[task_id] = TaskFuture(task_id, task_group_id, self)
-                futures.append(self._pending[task_id])
+                known = self._pending.get(task_id) or self._loading.get(task_id)
+                if known is None:
+                    known = self._pending[task_id] = TaskFuture(task_id, task_group_id, self)
+                futures.append(known)
             if futures:
                 self._listen(task_group_id).replay()
         return futures
@@ -197,13 +216,14 @@ class Submitter:
         listener = self._listeners.get(task_group_id)
         if listener is None:
             if self._recheck is None:
-                self._recheck = StatusPoller(self.client, self._on_relay, self._rechecked, self._look)
-                self._recheck.start()
+                recheck = StatusPoller(self.client, self._on_relay, self._rechecked, self._look)
+                recheck.start()
+                self._recheck = recheck
             listener = ResultListener(
                 self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
             )
-            self._listeners[task_group_id] = listener
             listener.start()
+            self._listeners[task_group_id] = listener
         return listener
 
     # --- sending ----------------------------------------------------------------------------------------
@@ -289,17 +309,31 @@ class Submitter:
             with self._change:
                 future = self._pending.pop(result.task_id, None)
                 cancelling = result.task_id in self._cancelling
+                runs_code = future is not None and runs_code_to_load(result.payload)
+                if future is not None and runs_code:
+                    self._loading[result.task_id] = future
             if future is None:
                 continue
             if result.state == TaskState.CANCELLED and cancelling:
+                self._loading.pop(result.task_id, None)
                 self._cancelled(future)  # the stream was faster than the answer to the request to cancel
+            elif runs_code:
+                self._loaders.put(_Load(self, future, result))
             else:
                 self._resolve(future, *_settle(result))
         self._settled()
 
+    def load(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
+        """Load a result that runs code to be loaded, which may take its time or wait for other results."""
+        self._resolve(future, *_settle(result))
+        with self._change:
+            self._loading.pop(result.task_id, None)
+        self._settled()
+
     def _resolve(self, future: TaskFuture[Any], value: Any, failure: Exception | None) -> None:
         log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")
-        self._ended["succeeded" if failure is None else "failed"] += 1
+        with self._change:
+            self._ended["succeeded" if failure is None else "failed"] += 1
         try:
             future.resolve(value, failure)
         except InvalidStateError:
@@ -339,7 +373,7 @@ class Submitter:
 
     def _settled(self) -> None:
         with self._change:
-            if self._stopping and not self._pending:
+            if self._stopping and not self._pending and not self._loading:
                 self._change.notify_all()
                 for thread in self._threads():
                     thread.stop()
@@ -482,7 +516,7 @@ class Submitter:
         if self._pid != os.getpid():
             return 0
         with self._change:
-            return len(self._pending)
+            return len(self._pending) + len(self._loading)
 
     def stop(self, *, cancel_futures: bool) -> None:
         """Stop accepting tasks; end the threads when everything queued is sent and has ended."""
@@ -503,7 +537,7 @@ class Submitter:
             return
         while True:
             with self._change:
-                if not self._pending:
+                if not self._pending and not self._loading:
                     threads = [self._sender, *self._threads()]
                     break
                 self._change.wait(_LOOK_AGAIN_S)

@@ -380,6 +380,7 @@ def delivered(session: Submitter, *results: api.StreamedResult) -> list[TaskFutu
     futures = [TaskFuture(result.task_id, "group", session) for result in results]
     session._pending |= {future.task_id: future for future in futures}
     contained(lambda: session._deliver(list(results)))
+    session._loaders.wait()
     return futures
 
 
@@ -545,6 +546,31 @@ def test_a_result_that_cannot_be_loaded_is_that_futures_failure(kind: type, sess
         got[0].result(0)
     assert caught.value.text.encode()
     assert got[1].result(0) == 1
+
+
+class Waits:
+    """Loaded, it waits for another result."""
+
+    other: Any
+
+    def __reduce__(self):
+        return wait_for_other, ()
+
+
+def wait_for_other():
+    return Waits.other.result(60)
+
+
+def test_results_that_wait_when_they_are_loaded_hold_up_no_other(session: Submitter) -> None:
+    futures = [TaskFuture(name, "group", session) for name in ("a", "b", "c", "d")]
+    session._pending |= {each.task_id: each for each in futures}
+    Waits.other = futures[3]
+    waits = encoding.frame(encoding.PICKLE, pickle.dumps(Waits()))
+    session.stop(cancel_futures=False)
+    session._deliver([success("a", waits), success("b", waits), success("c", waits), success("d", ONE)])
+    session.wait()
+    assert [each.result(0) for each in futures] == [1, 1, 1, 1]
+    assert session.unfinished() == 0
 
 
 ONE = serialize_result(1)

@@ -55,6 +55,7 @@ def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: 
     first, second = awaited(session, "first", "second")
     exits = encoding.frame(encoding.PICKLE, pickle.dumps(Exits()))
     session._deliver([success("first", exits), success("second", serialize_result(2))])
+    session._loaders.wait()
     with pytest.raises(DataUnreadable, match="SystemExit: from the result"):
         first.result(0)
     assert second.result(0) == 2

@@ -20,7 +20,8 @@ from mep_sdk.batch import Batch
 from mep_sdk.errors import RelayAnswerMissing
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
-from mep_sdk.submitter import Submitter
+from mep_sdk.submitter import Function, Submitter, Target
+from mep_sdk.task_options import TaskOptions
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound, TokenUnknown
 from mep_wire.states import TaskState
@@ -264,3 +265,24 @@ def test_executors_are_made_while_the_script_ends(made: Submitter, monkeypatch: 
             executor._at_exit()
 
     assert not together(make, leave, make, leave)
+
+
+@pytest.mark.parametrize("which", ["mep-sender", "mep-recheck", "mep-results"])
+def test_without_threads_there_is_no_task_to_wait_for(
+    make: Callable[[], Submitter], monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    made = make()
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith(which):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    target = Target("endpoint", "group", b"", b"", TaskOptions())
+    with pytest.raises(RuntimeError, match="new thread"):
+        made.submit(target, Function(id="f"), b"")
+    assert made.unfinished() == 0
+    made.stop(cancel_futures=False)
+    made.wait()
