@@ -14,6 +14,7 @@ import msgspec
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
+from mep_sdk.foreign_code import attempt
 from mep_sdk.http import RETRY_FOR_S, SILENT_S, Transport
 from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
@@ -461,7 +462,8 @@ def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:
 
 def name_of(function: Callable[..., Any]) -> str:
     """Return the name of a function or other callable."""
-    return str(getattr(function, "__name__", None) or type(function).__name__)
+    given, _ = attempt(getattr, function, "__name__")  # a __getattr__ may raise anything
+    return given if isinstance(given, str) and given else type(function).__name__
 
 
 def doc_of(function: Callable[..., Any]) -> str | None:

@@ -23,6 +23,7 @@ import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.errors import DataCorrupt, DataUnreadable, FunctionUnserializable
+from mep_sdk.foreign_code import attempt
 from mep_sdk.function_record import FunctionCode, SerializedFunction, read_record
 from mep_sdk.importable import NotSerializable, needs_value
 from mep_wire.errors import FunctionUnloadable, MepError
@@ -54,7 +55,8 @@ class LoadedFunction(msgspec.Struct, frozen=True):
 def serialize_function(function: Callable[..., Any], strategy: str | None = None) -> bytes:
     """Return the bytes of a function or other callable, in the ways of a strategy (see strategies) or in those that
     suit it. Raises FunctionUnserializable."""
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    given, _ = attempt(getattr, function, "__qualname__")  # a __getattr__ may raise anything
+    name = given if isinstance(given, str) and given else type(function).__qualname__
     _refuse_what_cannot_run(function, name)
     record = _by_code(function) if type(function) is types.FunctionType else None
     record = record or _by_pickle(function, name)
@@ -78,7 +80,7 @@ def _refuse_what_cannot_run(function: object, name: str) -> None:
 
     if not callable(function):
         raise FunctionUnserializable(name=name, reason="it cannot be called")
-    called = (function, getattr(type(function), "__call__"), getattr(function, "func", None))  # noqa: B004, B009
+    called = (function, getattr(type(function), "__call__"), attempt(getattr, function, "func")[0])  # noqa: B004, B009
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called):
         reason = "it is an async function, and workers call plain ones; wrap it: def f(): return asyncio.run(g())"
         raise FunctionUnserializable(name=name, reason=reason)
@@ -226,7 +228,7 @@ def _source(code: types.CodeType) -> str:
 
 def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
     pickled = [_dump(function, name)]
-    module = getattr(function, "__module__", None) or "__main__"
+    module = attempt(getattr, function, "__module__")[0] or "__main__"
     if pickled[0][3:4] == encoding.PICKLE and isinstance(function, (types.FunctionType, type)):
         pickled += _value_behind(function, module)
     return SerializedFunction(name=name, module=module, python=encoding.PYTHON, pickled=tuple(pickled))
