@@ -113,8 +113,10 @@ def _name_of_object(obj: object, *, local: bool) -> tuple[str, str] | None:
             return names
     modules = [sys.modules.get("__main__"), *(importable.local_modules() if local else ())]
     for module in modules:
-        for name, value in list(vars(module).items()) if module is not None else ():
-            if value is obj and module is not None:
+        if module is None:
+            continue
+        for name, value in list(vars(module).items()):
+            if value is obj:
                 return module.__name__, name
     return None
 

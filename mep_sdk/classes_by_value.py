@@ -1,8 +1,8 @@
 """Classes of a script as they travel: made anew once on the other side, and left alone on their own.
 
 cloudpickle sets the attributes of a class each time it loads one, also in the script that the class comes from. A
-result then gave the script's class the worker's counters, and methods that see the worker's globals. It also leaves out
-`__slots__`, and calls `__init_subclass__` for each copy without its arguments. Called by by_value's pickler.
+result then gave the script's class the worker's counters, and methods that read the worker's globals. It also leaves
+out `__slots__`, and calls `__init_subclass__` for each copy, without its arguments. Called by by_value's pickler.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str,
 
 
 def make_enum(*arguments: Any) -> Any:
-    """Return the enumeration whose tracker is the one before the last argument."""
+    """Return an enumeration, as `make` does. The last argument but one is its tracker."""
     known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(arguments[-2])  # noqa: SLF001 - there is no public way
     if known is not None:
         return known

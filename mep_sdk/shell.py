@@ -154,11 +154,11 @@ def _identifier(name: str) -> str:
 def _seconds(walltime: Any) -> float | None:
     if walltime is None:
         return None
-    import numbers  # whose Real numpy's numbers are, too
+    import numbers  # numpy's are Real, too
 
     if isinstance(walltime, bool) or not isinstance(walltime, numbers.Real):
         raise TypeError(f"walltime is a number of seconds, not {walltime!r}")
-    if not 0 <= walltime <= threading.TIMEOUT_MAX:
+    if not 0 <= cast("Any", walltime) <= threading.TIMEOUT_MAX:
         raise ValueError(f"walltime is in seconds, 0 or more, or None for no limit; it is {walltime!s:.40}")
     return int(walltime) if isinstance(walltime, numbers.Integral) else float(walltime)
 

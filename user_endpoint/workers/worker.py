@@ -119,7 +119,7 @@ def _tidied(tidy: TaskEnvironment) -> bool:
 def _flush_output(attempt: Callable[..., object]) -> None:
     """Flush what the task has printed, in the worker's own stream and in the one that the task has put in its place.
 
-    The task may have closed it, or left an object of its own whose flush raises anything.
+    The task may have closed it, or left an object of its own, and its flush may raise anything.
     """
     for name in ("stdout", "stderr", "__stdout__"):
         attempt(_flush, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from mep_sdk.batch import Batch
 from mep_sdk.errors import RelayAnswerMissing
 from mep_sdk.futures import TaskFuture
 from mep_sdk.serialize import serialize_result
+from mep_sdk.settings import ClientSettings
 from mep_sdk.submitter import Function, Submitter, Target
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api
@@ -268,10 +270,9 @@ def test_executors_are_made_while_the_script_ends(made: Submitter, monkeypatch: 
 
 
 @pytest.mark.parametrize("which", ["mep-sender", "mep-recheck", "mep-results"])
-def test_without_threads_there_is_no_task_to_wait_for(
-    make: Callable[[], Submitter], monkeypatch: pytest.MonkeyPatch, which: str
-) -> None:
-    made = make()
+def test_without_threads_there_is_no_task_to_wait_for(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    client: Any = types.SimpleNamespace(settings=ClientSettings("http://127.0.0.1:9", "token"))
+    made = Submitter(client, lost_relay_timeout_s=60.0)
     start = threading.Thread.start
 
     def refused(thread: threading.Thread) -> None:
