@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +23,19 @@ from typing import Any
 
 from mep_wire.bundle import UepBundle, decode_bundle
 from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid, UserConfigReserved
+from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES, RESERVED_TEMPLATE_VARIABLES
 from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
+from user_endpoint.render.branches import Branch, branch_environment, template_facts
+from user_endpoint.render.sample_values import ABSENT, SampleValues, combinations, variations
 from user_endpoint.render.user_config_check import check_user_config
 from user_endpoint.render.yaml_document import YamlInvalid
 from user_endpoint.settings import GlobusComputeSettings, SettingsInvalid, UepSettings
 from user_endpoint.task_admission import function_lists
 
 DEADLINE_S = 20
+EXPLORATION_S, MAX_RENDERINGS = 8.0, 400
+"""Most time for all renderings, and most of them."""
 MAX_VARIABLES = 50
 _GUESSES: tuple[Any, ...] = (1, "sample", ["sample"], {"sample": 1})
 """Values to try for a variable that the schema does not describe."""
@@ -77,57 +83,19 @@ class TemplateVerdict:
     problems: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def problem(self, where: Place, text: str) -> None:
-        """Add a problem that would make starts fail."""
-        name, line = where
-        if (line, text, name) not in self.problems:
-            self.problems.append((line, text, name))
+    _known: set[tuple[Place, str]] = field(default_factory=set)
+
+    def problem(self, where: Place, text: str, options: Mapping[str, Any]) -> None:
+        """Add a problem that makes starts fail; `options` are those of the first such start."""
+        if (where, text) not in self._known:
+            self._known.add((where, text))
+            given = f" (with the options {json.dumps(options, default=str)[:500]})" if options else ""
+            self.problems.append((where[1], text + given, where[0]))
 
     def note(self, text: str) -> None:
         """Add a finding that may be harmless."""
         if text not in self.notes:
             self.notes.append(text)
-
-
-def sample_of(schema: Any, depth: int = 0) -> Any:
-    """Return a value that a schema of one variable describes, as far as that can be made up: its default first."""
-    if not isinstance(schema, Mapping) or depth > 8:
-        return "sample"
-    for key in ("default", "const"):
-        if key in schema:
-            return schema[key]
-    for key in ("examples", "enum"):
-        if isinstance(schema.get(key), list) and schema[key]:
-            return schema[key][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list) and schema[key]:
-            return sample_of(schema[key][0], depth + 1)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    return _sample_of_type(kind[0] if isinstance(kind, list) and kind else kind, schema, depth)
-
-
-def _sample_of_type(kind: Any, schema: Mapping[str, Any], depth: int) -> Any:
-    if kind in {"integer", "number"}:
-        return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
-    if kind == "boolean":
-        return True
-    if kind == "array":
-        return [sample_of(schema.get("items", {}), depth + 1)] * max(1, int(schema.get("minItems", 1)))
-    if kind == "object":
-        return {name: sample_of(part, depth + 1) for name, part in schema.get("properties", {}).items()}
-    if kind == "null":
-        return None
-    text = "sample"
-    return text.ljust(int(schema.get("minLength", 0)), "x")[: int(schema.get("maxLength", len(text) + 10_000))]
-
-
-def samples(schema: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Yield configurations that a person might give: the schema's minimum, then every variable that it names."""
-    properties = (schema or {}).get("properties", {})
-    required = (schema or {}).get("required", [])
-    yield {name: sample_of(properties.get(name, {})) for name in required}
-    if properties:
-        yield {name: sample_of(part) for name, part in properties.items()}
 
 
 class Trial:
@@ -138,26 +106,124 @@ class Trial:
         self._bundle = bundle
         self._path = bundle.user_environment.get("PATH", search_path) if search_path else ""
         self.verdict = TemplateVerdict()
+        self._environment = branch_environment()
+        self._facts = template_facts(bundle.templates)
+        self._samples = SampleValues(bundle.schema, self._facts.constants)
+        self._tried: set[str] = set()
+        self._blamed: set[str] = set()
+        self._end = time.monotonic() + EXPLORATION_S
 
     def run(self) -> TemplateVerdict:
-        """Render with each set of values."""
-        for config in samples(self._bundle.schema):
-            try:
-                check_user_config(self._bundle.schema, config)
-            except (UserConfigInvalid, UserConfigReserved) as error:
-                self.verdict.note(f"no values could be made up that fit the schema ({error.text}): not all was tried")
-                continue
-            self._render(dict(config))
+        """Render with each value of each variable, then with combinations for the branches that none has taken."""
+        self._compare_names()
+        values = self._values()
+        required = [name for name in self._schema.get("required", []) if name in values]
+        for config in variations(values, required):
+            self._try(config)
+        for branch in list(self._environment.branches.values()):
+            self._reach(branch, values, required)
+        for branch in self._environment.branches.values():
+            self._note_branch(branch)
+        if len(self._tried) >= MAX_RENDERINGS or time.monotonic() >= self._end:
+            self.verdict.note(f"not every combination was tried: the limit is {MAX_RENDERINGS} or {EXPLORATION_S} s")
         return self.verdict
+
+    @property
+    def _schema(self) -> Mapping[str, Any]:
+        return self._bundle.schema or {}
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the schema allows no variable that it does not name."""
+        return self._schema.get("additionalProperties") is False and "patternProperties" not in self._schema
+
+    def _compare_names(self) -> None:
+        """Note variables that the schema lacks, and properties that no template reads."""
+        properties = self._schema.get("properties", {})
+        for name, (template, line) in self._facts.variables.items():
+            if properties and name not in properties and name not in RESERVED_TEMPLATE_VARIABLES:
+                why = "and allows no other: nobody can set it" if self._closed else "so any value is accepted for it"
+                self.verdict.note(f"{template}:{line}: {name}: the schema has no such property, {why}")
+        for name in properties:
+            if name not in self._facts.variables:
+                self.verdict.note(f"user_config_schema.json: properties/{name}: no template uses this variable")
+
+    def _values(self) -> dict[str, list[Any]]:
+        """Return the values to try for each variable that a person may set."""
+        properties = self._schema.get("properties", {})
+        found = {name: self._samples.of(name) for name in {**properties, **dict.fromkeys(self._required())}}
+        for name, values in found.items():
+            if not values:
+                self.verdict.note(self._no_value(name, properties.get(name, {})))
+        if not self._closed:
+            free = [name for name in self._facts.constants if name in self._facts.variables]
+            found |= {
+                name: self._samples.of(name) for name in free
+                if name not in found and name not in RESERVED_TEMPLATE_VARIABLES
+            }  # fmt: skip
+        return {name: values for name, values in found.items() if values}
+
+    def _required(self) -> list[str]:
+        return [name for name in self._schema.get("required", []) if isinstance(name, str)]
+
+    @staticmethod
+    def _no_value(name: str, schema: Any) -> str:
+        pattern = schema.get("pattern") if isinstance(schema, Mapping) else None
+        why = f"fits the pattern {pattern}" if pattern else "could be made up that fits its schema"
+        return (
+            f"user_config_schema.json: properties/{name}: no value {why}: not all was tried; add `examples` to this "
+            "property, and they are tried"
+        )
+
+    def _reach(self, branch: Branch, values: Mapping[str, list[Any]], required: list[str]) -> None:
+        """Try combinations of the variables that a decision reads until each side has been seen."""
+        parts = {
+            name: [*values[name], *([] if name in required else [ABSENT])]
+            for name in sorted(branch.names)
+            if name in values
+        }
+        for base in ({name: found[0] for name, found in values.items()}, {name: values[name][0] for name in required}):
+            for config in combinations(parts, base):
+                if self._all_seen(branch):
+                    return
+                self._try(config)
+
+    def _all_seen(self, branch: Branch) -> bool:
+        return all((branch.id, side) in self._environment.seen for side in branch.sides)
+
+    def _note_branch(self, branch: Branch) -> None:
+        template, line, kind, _ = branch.id
+        for side in branch.sides:
+            if (branch.id, side) in self._environment.seen:
+                continue
+            what = "runs the body of this loop" if kind == "for" else f"makes this condition {str(side).lower()}"
+            own = branch.names & {*ENDPOINT_VARIABLES, *ENDPOINT_NAMESPACES}
+            hint = f"; it reads {', '.join(sorted(own))}: try `mep render` with --as or --runtime" if own else ""
+            self.verdict.note(f"{template}:{line}: no value that was tried {what}{hint}")
+
+    def _try(self, config: dict[str, Any]) -> None:
+        """Render for a configuration that the schema accepts, once, within the limits."""
+        known = json.dumps(config, sort_keys=True, default=str)
+        if known in self._tried or len(self._tried) >= MAX_RENDERINGS or time.monotonic() >= self._end:
+            return
+        self._tried.add(known)
+        try:
+            check_user_config(self._bundle.schema, config)
+        except (UserConfigInvalid, UserConfigReserved) as error:
+            if len(self._tried) <= 2:  # the least and all: later ones are combinations that may well be refused
+                self.verdict.note(f"no values could be made up that fit the schema ({error.text}): not all was tried")
+            return
+        self._render(dict(config))
 
     def _render(self, config: dict[str, Any]) -> None:
         """Render, giving a value to whatever the template turns out to need."""
         guesses: dict[str, int] = {}
         for _ in range(MAX_VARIABLES):
+            start = invented_start(config)
             try:
-                self._look_at(render_settings(self._bundle, invented_start(config), _IDENTITY))
+                self._look_at(render_settings(self._bundle, start, _IDENTITY, self._environment))
             except EndpointMisconfigured as error:
-                self._misconfigured(error)
+                self._misconfigured(error, config)
             except UserConfigReserved as error:
                 self.verdict.note(error.text)
             except UserConfigInvalid as error:
@@ -171,10 +237,14 @@ class Trial:
         declared = name in (self._bundle.schema or {}).get("properties", {})
         number = guesses.get(name, -1) + 1
         if declared and name not in config:
-            config[name] = sample_of((self._bundle.schema or {})["properties"][name])
+            known = self._samples.of(name)
+            config[name] = known[0] if known else "sample"
             self.verdict.note(f"{name} has to be given by everybody, though the schema does not require it")
             return True
         if declared or number >= len(_GUESSES) or (number == 0 and name in config):
+            if name in self._blamed:
+                return False  # one value tells enough
+            self._blamed.add(name)
             self.verdict.note(f"with {name}={json.dumps(config.get(name))}, made up: {error.fields['reason']}")
             return False
         guesses[name], config[name] = number, _GUESSES[number]
@@ -222,20 +292,22 @@ class Trial:
         name, line = self._line_of_key(path)
         return f"{name}:{line}" if line else name
 
-    def _misconfigured(self, error: EndpointMisconfigured) -> None:
+    def _misconfigured(self, error: EndpointMisconfigured, options: Mapping[str, Any]) -> None:
         """Describe the mistake and, if it is known, the line."""
+        where, text = self._mistake(error)
+        self.verdict.problem(where, text, options)
+
+    def _mistake(self, error: EndpointMisconfigured) -> tuple[Place, str]:
         cause, detail = error.__cause__, error.detail
         if isinstance(cause, YamlInvalid):
-            self.verdict.problem(self._line_like(cause.excerpt), f"{cause.reason}: {cause.excerpt}")
-        elif isinstance(cause, SettingsInvalid):
-            self.verdict.problem(self._line_of_key(cause.path), str(cause))
-        else:
-            where = re.match(r"(.+?): line (\d+)", detail)
-            key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
-            if where and where[1] in self._bundle.templates:
-                self.verdict.problem((where[1], int(where[2])), detail[where.end() + 2 :])
-            else:
-                self.verdict.problem(self._line_of_key(key[1]) if key else (self._bundle.template_name, 0), detail)
+            return self._line_like(cause.excerpt), f"{cause.reason}: {cause.excerpt}"
+        if isinstance(cause, SettingsInvalid):
+            return self._line_of_key(cause.path), str(cause)
+        where = re.match(r"(.+?): line (\d+)", detail)
+        if where and where[1] in self._bundle.templates:
+            return (where[1], int(where[2])), detail[where.end() + 2 :]
+        key = re.match(r"(engine[a-z_.]*|allowed_functions): ", detail)
+        return self._line_of_key(key[1]) if key else (self._bundle.template_name, 0), detail
 
     def _line_like(self, excerpt: str) -> Place:
         """Return the one line of the templates that gives the line `excerpt` (with its values blanked)."""

@@ -102,3 +102,13 @@ def test_the_command_of_globus_compute(site: Cli) -> None:
     done = site("render-user-config", "-t", str(template), "--user-runtime", str(runtime))
     assert yaml.safe_load(done.stdout)["display_name"] == "3.77"
     assert "-e NAME" in site("render-user-config", expect=2).stderr
+
+
+def test_check_finds_a_mistake_that_only_some_options_reach(site: Cli) -> None:
+    template = site.path("etc", "site", "user_config_template.yaml.j2")
+    template.write_text(TEMPLATE.replace("max_workers", "max_wrkers"))
+    said = site("check", "site", expect=4).stderr
+    assert f"{template}:4: the template's output is refused: engine.max_wrkers: unknown key" in said
+    assert "with the options" in said
+    template.write_text(TEMPLATE.replace("GPUS |", "GPU |"))
+    assert "GPU: the schema has no such property" in site("check", "site").stderr

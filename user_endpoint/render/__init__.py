@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["render_settings", "render_text", "settings_of"]
 
 
-def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dict[str, Any]) -> UepSettings:
-    """Return the settings that `bundle`'s template gives for this person's request.
+def render_settings(
+    bundle: UepBundle,
+    start: StartRequest,
+    mapped_identity: dict[str, Any],
+    environment: type[PieceEnvironment] | None = None,
+) -> UepSettings:
+    """Return the settings that `bundle`'s template gives for this person's request. `environment`: see `render_text`.
 
     Raises UserConfigInvalid and UserConfigReserved for mistakes that the person can correct. Raises
     EndpointMisconfigured, with file, line and reason in `detail`, for those that only the administrator can.
@@ -36,7 +41,7 @@ def render_settings(bundle: UepBundle, start: StartRequest, mapped_identity: dic
 
     config = start.user_endpoint_config
     check_user_config(bundle.schema, config)
-    fragment = render_text(bundle, start, mapped_identity)
+    fragment = render_text(bundle, start, mapped_identity, environment)
     try:
         document = document_from(fragment)
     except YamlInvalid as error:
@@ -50,7 +55,10 @@ def render_text(
     mapped_identity: dict[str, Any],
     environment: type[PieceEnvironment] | None = None,
 ) -> Fragment:
-    """Return the template's output. `environment` is None but for `mep render`. Raises as `render_settings`."""
+    """Return the template's output. Only `mep render` and `mep check` give an `environment` of their own.
+
+    Raises as `render_settings`.
+    """
     from user_endpoint.render.sandbox import PieceEnvironment
     from user_endpoint.render.template import render
 

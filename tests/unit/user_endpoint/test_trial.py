@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 
 from mep_wire.bundle import UepBundle
-from user_endpoint.template_check import TemplateVerdict, Trial, sample_of, samples
+from user_endpoint.render.sample_values import SampleValues
+from user_endpoint.template_check import TemplateVerdict, Trial
 
 NAME = "user_config_template.yaml.j2"
 GOOD = "engine:\n  type: ProcessPoolEngine\n"
@@ -118,17 +119,119 @@ def test_a_key_that_means_nothing_here_is_noted_with_its_line() -> None:
     ],
 )
 def test_what_is_made_up_fits_its_schema(schema: Any) -> None:
-    jsonschema.validate(sample_of(schema), schema)
+    values = SampleValues({"properties": {"v": schema}}, {"v": [1, "x8", None, []]}).of("v")
+    assert values
+    for value in values:
+        jsonschema.validate(value, schema)
 
 
 def test_a_schema_that_leads_back_to_itself_ends() -> None:
-    loop: dict[str, Any] = {"anyOf": []}
-    loop["anyOf"].append(loop)
-    assert sample_of(loop) == "sample"
+    loop: dict[str, Any] = {"$ref": "#/properties/v"}
+    assert SampleValues({"properties": {"v": loop}}, {}).of("v") == []
+    tree = {"type": "object", "properties": {"child": {"$ref": "#/properties/v"}}}
+    assert {} in SampleValues({"properties": {"v": tree}}, {}).of("v")
 
 
-def test_no_schema_is_one_set_of_values() -> None:
-    assert list(samples(None)) == [{}]
+MISTAKE = "\n  max_wrkers: 1\n"
+INTEGER = {"type": "integer", "minimum": 0, "maximum": 8}
+
+
+@pytest.mark.parametrize(
+    ("condition", "properties"),
+    [
+        ("GPUS > 0", {"GPUS": INTEGER}),
+        ("GPUS == 8", {"GPUS": INTEGER}),
+        ("GPUS | default(0) > 4", {"GPUS": INTEGER}),
+        ("not 2 < GPUS", {"GPUS": INTEGER}),
+        ('QUEUE == "long"', {"QUEUE": {"enum": ["short", "middle", "long"]}}),
+        ('QUEUE == "other"', {"QUEUE": {"type": "string"}}),
+        ('QUEUE in ["a", "b"]', {"QUEUE": {"type": "string", "pattern": "^[ab]$"}}),
+        ("DEBUG", {"DEBUG": {"type": "boolean"}}),
+        ("not DEBUG", {"DEBUG": {"type": "boolean", "default": True}}),
+        ("DEBUG is not defined and GPUS is defined", {"DEBUG": {"type": "boolean"}, "GPUS": INTEGER}),
+        ('QUEUE == "long" and GPUS == 3', {"QUEUE": {"enum": ["short", "long"]}, "GPUS": INTEGER}),
+        ("N is none", {"N": {"type": ["integer", "null"]}}),
+        ('WHO.kind == "guest"', {"WHO": closed(kind={"enum": ["staff", "guest"]})}),
+        ("WHO.name is not defined", {"WHO": closed(name={"type": "string"})}),
+        ("MODULES | length > 1", {"MODULES": {"type": "array", "items": {"enum": ["a", "b"]}}}),
+        ("not MODULES", {"MODULES": {"type": "array", "items": {"type": "string"}}}),
+        ("K == 5", {"K": {"$ref": "#/$defs/k"}}),
+    ],
+)
+def test_a_mistake_in_a_branch_that_a_value_reaches_is_found(condition: str, properties: dict[str, Any]) -> None:
+    schema = {**closed(**properties), "$defs": {"k": {"enum": [1, 5]}}}
+    guard = " and ".join(f"{name} is defined" for name in properties if "default" not in condition)
+    guard = "" if "is not defined" in condition or not guard else f"{guard} and "
+    if "WHO" in condition:
+        guard = "WHO is defined and "
+    verdict = tried(f"{GOOD}{{% if {guard}({condition}) %}}{MISTAKE}{{% endif %}}", schema)
+    assert [(line, "max_wrkers" in text) for line, text, _ in verdict.problems] == [(4, True)]
+    assert any(name in verdict.problems[0][1] for name in properties)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["{% if A == 2 %}{% if B == 3 %}X{% endif %}{% endif %}", "{% if A == 1 %}{% elif B == 3 %}X{% endif %}",
+     "{% if A != 1 %}{% else %}X{% endif %}", "{% for x in L %}{% if x == 'b' %}X{% endif %}{% endfor %}",
+     "{% for x in L %}{% else %}X{% endfor %}", "{% macro m(y) %}{% if y == 3 %}X{% endif %}{% endmacro %}{{ m(A) }}"],
+)  # fmt: skip
+def test_branches_inside_of_others_are_reached(inside: str) -> None:
+    integer = {"type": "integer", "minimum": 1, "maximum": 9}
+    schema = closed(["A", "B", "L"], A=integer, B=integer, L={"type": "array", "items": {"enum": ["a", "b"]}})
+    verdict = tried(GOOD + inside.replace("X", MISTAKE), schema)
+    assert "max_wrkers" in verdict.problems[0][1]
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("{% if GPUS > 8 %}\n{% endif %}", "makes this condition true"),
+        ("{% if GPUS >= 0 %}\n{% endif %}", "makes this condition false"),
+        ("{% for x in [] %}{% endfor %}", "runs the body of this loop"),
+        ("# {{ 'a' if GPUS < 0 else 'b' }}", "makes this condition true"),
+        (
+            "{% if 'gpu' in mapped_identity.local.group_names %}{% endif %}",
+            "it reads mapped_identity: try `mep render`",
+        ),
+    ],
+)
+def test_what_no_value_reaches_is_named_with_its_line(inside: str, said: str) -> None:
+    verdict = tried(f"{GOOD}# {{{{ GPUS }}}}\n{inside}\n", closed(["GPUS"], GPUS=INTEGER))
+    (note,) = verdict.notes
+    assert note.startswith(f"{NAME}:4: no value that was tried {said}") or note.endswith("--runtime")
+    assert said in note
+
+
+@pytest.mark.parametrize(
+    ("template", "schema", "said"),
+    [
+        ("# {{ NODS | default(1) }}\n", closed(NODES=INTEGER), f"{NAME}:3: NODS: the schema has no such property, and"),
+        ("# {{ NODS | default(1) }}\n", {"properties": {"NODES": INTEGER}}, f"{NAME}:3: NODS: the schema has no such"),
+        ("# {{ NODS | default(1) }}\n", closed(NODES=INTEGER), "properties/NODES: no template uses this variable"),
+        ("# {{ X | default(1) }}\n", closed(X={"type": "string", "pattern": "^q+$"}), "fits the pattern ^q+$"),
+    ],
+)
+def test_names_and_patterns_that_do_not_fit_are_noted(template: str, schema: dict[str, Any], said: str) -> None:
+    assert any(said in note for note in tried(GOOD + template, schema).notes)
+
+
+def test_names_that_fit_are_not_noted() -> None:
+    template = "{% set n = NODES %}# {{ n }} {{ user_runtime.python_version }} {{ _GC.user_runtime.python_version }}\n"
+    assert tried(f"{GOOD}{template}", closed(["NODES"], NODES=INTEGER)).notes == []
+
+
+def test_the_number_of_renderings_is_bounded() -> None:
+    names = [f"N{number}" for number in range(12)]
+    tests = "".join(f"{{% if {name} == 3 %}}{{% endif %}}" for name in names)
+    schema = closed(names, **{name: {"enum": [*range(40)]} for name in names})
+    trial = Trial(
+        UepBundle(
+            endpoint_id="e", endpoint_name="n", relay_link_address="", relay_link_key=b"", template_name=NAME,
+            templates={NAME: f"{GOOD}{tests}"}, schema=schema,
+            user_environment={}, parent_config={},
+        )
+    )  # fmt: skip
+    assert any("not every combination was tried" in note for note in trial.run().notes)
 
 
 @pytest.mark.parametrize(
