@@ -54,10 +54,8 @@ def find_settings(
             secret = stored.get("token")
         elif url and not secret and stored.get("token"):
             other = stored.get("relay_url") or "a relay that it does not name"
-            raise NotConfigured(
-                what=f"A token for {url}",
-                remedy=f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN.",
-            )
+            remedy = f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN."
+            raise NotConfigured(what=f"A token for {url}", remedy=remedy)
     if not url:
         raise NotConfigured(what="The relay's address", remedy=_remedy("relay_url", "MEP_RELAY_URL", path))
     if not secret:
