@@ -90,7 +90,7 @@ class Chain:
         `bypass_cache` queries directories again. So does `certain`, for re-checks, and then a mapper that fails
         stops the chain whatever its `on_error` says: the answer then holds for a chain in which everything works.
         Raises NoMapping (NameRefused where a rule applies but its result cannot be a user name), AmbiguousMapping,
-        MapperUnavailable (MapperBusy among them); nothing else, whatever the identities hold.
+        MapperUnavailable (SourceBusy among them); nothing else, whatever the identities hold.
         """
         counted, _ = considered(identities)
         person = " ".join(sorted(identity["id"] for identity in counted))

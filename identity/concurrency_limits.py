@@ -2,7 +2,7 @@
 
 Each document runs `limit` lookups at once; further ones wait. Each lookup, running or waiting, occupies a mapper
 thread. At most MAX_AT_ONE run or wait per document, MAX_SLOW in total for a chain, and MAX_OF_ONE per person. Further
-lookups fail at once with MapperBusy, and are retried a little later. Lookups by expressions, domains or from the cache
+lookups fail at once with SourceBusy, and are retried a little later. Lookups by expressions, domains or from the cache
 therefore never wait for slow mappers. Re-checks of running user endpoints (`background`) take at most half of a
 document's permits; their caller bounds their number. Thread-safe.
 """
@@ -36,7 +36,7 @@ class PersonLimit:
 
     @contextlib.contextmanager
     def join(self, person: str) -> Iterator[None]:
-        """Be one of them. Raises MapperBusy where there are too many."""
+        """Count one more look-up for the person. Raises SourceBusy if there are too many."""
         with self._lock:
             if self._inside.total() >= self._most:
                 raise SourceBusy(f"{self._most} people are being looked up by callouts and directories already")
@@ -54,9 +54,9 @@ class PersonLimit:
 class ConcurrencyLimit:
     """The concurrency limit of one document."""
 
-    def __init__(self, limit: int, crowd: PersonLimit) -> None:
+    def __init__(self, limit: int, person_limit: PersonLimit) -> None:
         self._limit = limit
-        self._crowd = crowd
+        self._person_limit = person_limit
         self._changed = threading.Condition()
         self._held = 0
         self._held_in_background = 0
@@ -64,9 +64,9 @@ class ConcurrencyLimit:
 
     @contextlib.contextmanager
     def hold(self, wait_s: float, how: LookupOptions) -> Iterator[None]:
-        """Hold a permit, waiting up to `wait_s` for it. Raises MapperBusy."""
+        """Hold a permit, waiting up to `wait_s` for it. Raises SourceBusy."""
         background = how.background
-        with contextlib.nullcontext() if background else self._crowd.join(how.person):
+        with contextlib.nullcontext() if background else self._person_limit.join(how.person):
             self._take(wait_s, background)
             try:
                 yield

@@ -36,18 +36,18 @@ def load(
     connector: str = callout.POSIX_CONNECTOR,
     gateway: str = callout.NO_GATEWAY,
     files: Files | None = None,
-    crowd: PersonLimit | None = None,
+    person_limit: PersonLimit | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Chain:
     """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
 
     Callouts get `connector` and `gateway` with -c and -s; an endpoint gives its own id as the gateway.
     `files` decides which owners' files are trusted, and records the files read and their signatures, even if the load
-    fails. `crowd` counts look-ups in slow mappers, across the successive chains of one process. `clock` (seconds)
-    times out directories' answers.
+    fails. `person_limit` counts look-ups in slow mappers, across the successive chains of one process. `clock`
+    (seconds) times out directories' answers.
     """
     files = files or Files()
-    makers = _makers(connector, gateway, files, crowd or PersonLimit(), clock)
+    makers = _makers(connector, gateway, files, person_limit or PersonLimit(), clock)
     links: list[ChainEntry] = []
     doubts: list[str] = []
     data = _read(path, files)
@@ -121,20 +121,22 @@ def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> ChainEntr
 
 
 def _makers(
-    connector: str, gateway: str, files: Files, crowd: PersonLimit, clock: Callable[[], float]
+    connector: str, gateway: str, files: Files, person_limit: PersonLimit, clock: Callable[[], float]
 ) -> dict[str, _Maker]:
     return {
         expression.DATA_TYPE: expression.from_document,
-        callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway, files, crowd),
+        callout.DATA_TYPE: lambda document: callout.from_document(document, connector, gateway, files, person_limit),
         domain.DATA_TYPE: domain.from_document,
-        _LDAP_TYPE: lambda document: _ldap(document, files, crowd, clock),
+        _LDAP_TYPE: lambda document: _ldap(document, files, person_limit, clock),
     }
 
 
-def _ldap(document: MappingDocument, files: Files, crowd: PersonLimit, clock: Callable[[], float]) -> IdentityMapper:
+def _ldap(
+    document: MappingDocument, files: Files, person_limit: PersonLimit, clock: Callable[[], float]
+) -> IdentityMapper:
     from identity.ldap import document as ldap_document  # imports ldap3, only where a site has a directory
 
-    return ldap_document.from_document(document, files, crowd, clock)
+    return ldap_document.from_document(document, files, person_limit, clock)
 
 
 def _read(path: Path, files: Files) -> bytes:

@@ -212,7 +212,7 @@ class RelayBusy(MepError):
 
 
 class RateLimited(MepError):
-    """This relay takes {rate} {what} of one person in a second. The SDK waits {wait_s} s and tries again by itself."""
+    """This relay accepts {rate} {what} per second from one person. The SDK tries again by itself in {wait_s} s."""
 
     code = "RATE_LIMITED"
     http_status = 429
@@ -233,18 +233,18 @@ class TooManyTasks(MepError):
 
 
 class RelayKeyChanged(MepError):
-    """The relay at {url} presents another {what} than the pinned one, and no earlier key has signed it: it is
-    another relay, or one that was taken over. Pinned is {pinned}, it presents {offered}. The pin was not changed. Ask
-    the relay's operator, by telephone say, what `mep-relay key` prints there. If that is what it presents, run
-    `mep register {name} --again --new-relay-key FINGERPRINT` with it."""
+    """The relay at {url} presents a different {what} from the pinned one, and no earlier key has signed it: it is
+    another relay, or one that was taken over. Pinned: {pinned}; presented: {offered}. The pin was not changed. Ask the
+    relay's operator, by telephone for example, what `mep-relay key` prints there. If that is the presented
+    fingerprint, run `mep register {name} --again --new-relay-key FINGERPRINT` with it."""
 
     code = "RELAY_KEY_CHANGED"
     http_status = 409
 
 
 class RelayKeyUnexpected(MepError):
-    """The relay at {url} presents the keys {offered}, and not {expected}, which was given with --new-relay-key. The
-    pin was not changed. Ask the relay's operator what `mep-relay key` prints there, and compare."""
+    """The relay at {url} presents the keys {offered}, not {expected} as given with --new-relay-key. The pin
+    was not changed. Ask the relay's operator what `mep-relay key` prints there, and compare."""
 
     code = "RELAY_KEY_UNEXPECTED"
     http_status = 409
@@ -289,14 +289,14 @@ class IdentityAmbiguous(MepError):
 
 
 class IdentityRemapped(MepError):
-    """This site maps you to another local account now, and the process of the former one was ended. Submit again."""
+    """This site now maps you to another local account, and ended your process under the old one. Submit again."""
 
     code = "IDENTITY_REMAPPED"
     http_status = 403
 
 
 class MappingUnconfirmed(MepError):
-    """This site could not confirm for too long which local account is yours, and ended your process. Submit again."""
+    """This site ended your process, since it could not confirm for too long which account is yours. Submit again."""
 
     code = "MAPPING_UNCONFIRMED"
     http_status = 403
@@ -317,7 +317,7 @@ class NotAdmittedNow(MepError):
 
 
 class AccountShared(MepError):
-    """This site lets no two people use one account at a time, and another person uses yours. Submit again later."""
+    """This site lets only one person at a time use an account, and another person is using yours. Try again later."""
 
     code = "ACCOUNT_SHARED"
     http_status = 403
@@ -349,7 +349,7 @@ class StartFailed(MepError):
 
 
 class StartInterrupted(MepError):
-    """Your process at the site was ended while it started ({reason}). Tell its administrators if it goes on."""
+    """Your process at the site was ended while it started ({reason}). Tell its administrators if it happens again."""
 
     code = "START_INTERRUPTED"
 
@@ -474,7 +474,7 @@ class OutOfMemory(MepError, TaskExecutionFailed):
 
 
 class TooManyProcesses(MepError, TaskExecutionFailed):
-    """Your process at the site reached its number of processes and threads ({limit}). Start fewer."""
+    """Your process at the site reached its limit of processes and threads ({limit}). Start fewer."""
 
     code = "TOO_MANY_PROCESSES"
 

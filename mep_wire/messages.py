@@ -306,9 +306,9 @@ class Returned(_Msg, frozen=True):
 
 
 class Lost(_Msg, frozen=True):
-    """User endpoint to relay: the processes of these attempts died and the tasks may run again. Charge them, and
-    queue them. `attempts` has one number for each row. Repeated after a reconnect until LossesDurable names them or
-    they come as later attempts."""
+    """User endpoint to relay: the processes of these attempts died and the tasks may run again. Count them, and
+    queue the tasks. `attempts` has one number for each row. Repeated after a reconnect until LossesDurable names them
+    or they come as later attempts."""
 
     rows: list[int]
     attempts: list[int]

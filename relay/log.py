@@ -22,7 +22,7 @@ from mep_wire.text import field_text, log_line, printable, printable_lines
 logger = logging.getLogger("relay")
 
 EVERY_S = 10.0
-"""How often a line that strangers can cause is written."""
+"""How often a line that unauthenticated peers can cause is written."""
 PEER_BURST = 10
 """Lines of one kind about one peer that are written in this time."""
 MAX_KINDS = 1000
@@ -117,8 +117,8 @@ class Limiter:
 
 
 class RateLimitedLog:
-    """Warnings that strangers can cause at will: each kind at most once in `every_s` seconds, with how many were not
-    written."""
+    """Warnings that unauthenticated peers can cause at will: each kind at most once in `every_s` seconds, with the
+    number of those left out."""
 
     def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._limiter = Limiter(every_s, clock)
@@ -173,8 +173,8 @@ peer_log = PeerLog()
 class _Background(logging.Handler):
     """Writes lines in a thread of its own, so that a full pipe or a stopped terminal holds up nothing else.
 
-    Lines of libraries pass a limiter: strangers can have them written at will. A line beyond MAX_LINES is dropped and
-    counted.
+    Lines of libraries pass a limiter: unauthenticated peers can cause them at will. A line beyond MAX_LINES is
+    dropped and counted.
     """
 
     def __init__(self, stream: TextIO) -> None:

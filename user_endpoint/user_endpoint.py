@@ -39,7 +39,7 @@ RESEND_BATCHES: Final = 4
 """Batches of spooled results sent at once after a welcome; each confirmation brings the next."""
 MAX_NOTICES: Final = 16
 """Functions about which the administrator is told. The keeper listens to a bounded number of reports."""
-CROWD: Final = 32
+GATHER_TASKS: Final = 32
 GATHER_S: Final = 0.001
 """While this many tasks are held, results are sent at most once in this time. A lone result is sent at once."""
 
@@ -287,7 +287,7 @@ class UserEndpoint:
 
     def flush(self) -> None:
         """Send this turn's messages, and put its results on the disk."""
-        if len(self._ledger) >= CROWD and self._gathered and self._clock() < self._flushed_at + GATHER_S:
+        if len(self._ledger) >= GATHER_TASKS and self._gathered and self._clock() < self._flushed_at + GATHER_S:
             return
         self._flushed_at = self._clock()
         results, self._results = self._results, []

@@ -136,7 +136,7 @@ def _plain_id(key: str) -> str:
 
 
 def from_document(
-    document: MappingDocument, connector: str, gateway: str, files: Files, crowd: PersonLimit
+    document: MappingDocument, connector: str, gateway: str, files: Files, person_limit: PersonLimit
 ) -> CalloutMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     words = document.take_list("command")
@@ -149,7 +149,7 @@ def from_document(
     timeout_s = document.take_number("timeout_s", 5.0, 0.1, 300.0)
     limit = int(document.take_number("max_concurrent", 8, 1, 1000))
     return CalloutMapper(
-        [*argv, "-c", connector, "-s", gateway, "-a"], timeout_s, ConcurrencyLimit(limit, crowd), files.named
+        [*argv, "-c", connector, "-s", gateway, "-a"], timeout_s, ConcurrencyLimit(limit, person_limit), files.named
     )
 
 

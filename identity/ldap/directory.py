@@ -111,7 +111,7 @@ class Directory:
 
     @contextlib.contextmanager
     def visit(self, how: LookupOptions) -> Iterator[Visit]:
-        """Hold a permit to ask about one person. Raises MapperBusy."""
+        """Hold a permit to ask about one person. Raises SourceBusy."""
         with self._limit.hold(self._access.operation_timeout_s, how):
             yield Visit(self, self._access.person_timeout_s)
 

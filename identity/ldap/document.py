@@ -27,12 +27,12 @@ _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 def from_document(
-    document: MappingDocument, files: Files, crowd: PersonLimit, clock: Callable[[], float]
+    document: MappingDocument, files: Files, person_limit: PersonLimit, clock: Callable[[], float]
 ) -> LdapMapper:
     """Return the mapper for `document`. Raises DocumentInvalid."""
     access = _access(document, files)
     lookup = _lookup(document)
-    limit = ConcurrencyLimit(int(document.take_number("max_connections", 8, 1, 100)), crowd)
+    limit = ConcurrencyLimit(int(document.take_number("max_connections", 8, 1, 100)), person_limit)
     cache: AnswerCache[str] = AnswerCache(
         document.take_number("cache_s", 300, 0, 86400),
         document.take_number("negative_cache_s", 30, 0, 86400),

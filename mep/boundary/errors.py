@@ -64,27 +64,27 @@ class Refusal(enum.StrEnum):
 
 
 PUBLIC_TEXTS: dict[Refusal, str] = {
-    Refusal.IDENTITY_REMAPPED: "This site maps you to another local account now, and the process of the former one "
-    "was ended. Submit again.",
-    Refusal.MAPPING_UNCONFIRMED: "This site could not confirm for too long which local account is yours, "
-    "and ended your process. Submit again.",
+    Refusal.IDENTITY_REMAPPED: "This site now maps you to another local account, and ended your process under the "
+    "old one. Submit again.",
+    Refusal.MAPPING_UNCONFIRMED: "This site ended your process, since it could not confirm for too long which "
+    "account is yours. Submit again.",
     Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
     "Ask its administrators, with the correlation id.",
     Refusal.NOT_ADMITTED_NOW: "This site does not admit you just now: {reason}. Your tasks wait.",
-    Refusal.ACCOUNT_SHARED: "This site lets no two people use one account at a time, and another person uses yours. "
-    "Submit again later.",
+    Refusal.ACCOUNT_SHARED: "This site lets only one person at a time use an account, and another person is using "
+    "yours. Try again later.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
     Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
     "Tell its administrators, with the correlation id.",
     Refusal.START_INTERRUPTED: "Your process at the site was ended while it started ({reason}). "
-    "Tell its administrators if it goes on.",
+    "Tell its administrators if it happens again.",
     Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
     "Tell its administrators, with the correlation id.",
     Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
     Refusal.AUDIT_UNAVAILABLE: "The site cannot record starts just now, and starts nothing that it cannot record. "
     "Your tasks wait.",
     Refusal.OUT_OF_MEMORY: "Your process at the site ran out of memory ({limit}). Use less, or ask its administrators.",
-    Refusal.TOO_MANY_PROCESSES: "Your process at the site reached its number of processes and threads ({limit}). "
+    Refusal.TOO_MANY_PROCESSES: "Your process at the site reached its limit of processes and threads ({limit}). "
     "Start fewer.",
 }
 """The sentences of mep_wire.errors that monitor and keeper send themselves. The others come from the mapper."""

@@ -1,7 +1,7 @@
 """Schedules re-checks: when the manager asks the relay for a new statement about the owner of a user endpoint.
 
 Each user endpoint is due once per interval, at its own time. Few re-checks are in progress at once, and those due
-together are sent at a fixed pace. A thousand of them neither cause a burst nor delay a start. The caller has the clock.
+together are sent at a fixed rate. A thousand of them neither cause a burst nor delay a start. The caller has the clock.
 """
 
 from __future__ import annotations

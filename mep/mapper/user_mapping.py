@@ -129,7 +129,7 @@ class FileMapping:
     ) -> None:  # fmt: skip
         self._report, self._need_reload = report, need_reload
         self._path, self._network, self._programs = path, network, programs
-        load = functools.partial(self._load, gateway=endpoint_id, crowd=PersonLimit())
+        load = functools.partial(self._load, gateway=endpoint_id, person_limit=PersonLimit())
         self._reloader = Reloader(path, load=load, rules=_rules(account))
         self._tell()
 

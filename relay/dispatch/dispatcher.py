@@ -142,7 +142,10 @@ class Dispatcher:
             self._cut(peer, "its message failed")
 
     def _is_early(self, peer: Peer, frame: bytes) -> bool:
-        """Whether the frame waits for its sender's join. Raises LinkMessageInvalid where a stranger says too much."""
+        """Whether the frame waits for its sender's join.
+
+        Raises LinkMessageInvalid if an unauthenticated peer sends too much.
+        """
         session = peer.session
         if isinstance(session, Uep | ManagerLink):
             return False
@@ -168,7 +171,7 @@ class Dispatcher:
 
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
-        log = self._limited_log if peer.session is None else peer_log  # strangers can have this said at will
+        log = self._limited_log if peer.session is None else peer_log  # unauthenticated peers can cause it at will
         log.warning("link: peer %s refused: %s", peer.key.hex(), error)
         final = not isinstance(error, LinkMessageInvalid)
         self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=final)))
@@ -227,7 +230,7 @@ class Dispatcher:
     # --- asked by the HTTP API --------------------------------------------------------------------
 
     def online(self, endpoint_id: str) -> bool:
-        """Whether the endpoint's manager has a link. Asking also has the plane notice a closed one."""
+        """Whether the endpoint's manager has a link. The check also makes the link layer notice a closed one."""
         link = self.live.managers.get(endpoint_id)
         return link is not None and self._plane.send(link.peer, codec.encode(messages.Ping(sent_at=time.time())))
 

@@ -274,14 +274,14 @@ class TaskDelivery:
         self._live.when_durable(uep.peer, self._live.store.submit(give_back), queued)
 
     def lost(self, uep: Uep, lost: Sequence[tuple[int, int]]) -> None:
-        """A user endpoint has lost these attempts, by row, of tasks that may be begun again: charge and queue them."""
+        """A user endpoint has lost these attempts, by row, of tasks that may run again: count and queue them."""
         rows = [row for row, _ in lost]
         waiting = self._started.get(uep.row)
         if waiting:
             waiting.difference_update(rows)  # else they would be taken for started once more
         peer = uep.peer
 
-        def charged(done: Requeued) -> None:
+        def counted(done: Requeued) -> None:
             if peer is not None:
                 known = messages.LossesDurable(rows=rows, attempts=[attempt for _, attempt in lost])
                 self._live.link_.send(peer, codec.encode(known))
@@ -289,7 +289,7 @@ class TaskDelivery:
             self.pump(uep)
 
         self._live.when_durable(
-            peer, self._live.store.submit(lambda tx: record_lost_attempts(tx, uep.row, lost)), charged
+            peer, self._live.store.submit(lambda tx: record_lost_attempts(tx, uep.row, lost)), counted
         )
 
     def take_back(self, uep: Uep) -> None:

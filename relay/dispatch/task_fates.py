@@ -1,17 +1,17 @@
 """Decides the fate of a user endpoint's tasks after its process is gone, in steps.
 
-The workers of a process note on the site's disk which tasks they begin. The last reports of a killed process never
-leave it, so the relay can't tell whether a task that was sent had begun. The next process can: it reads the notes
-before it begins anything. The steps are therefore:
+The workers of a process record on the site's disk which tasks they begin. The last reports of a killed process never
+leave it, so the relay can't tell whether a task that was sent had begun. The next process can: it reads these records
+before it begins a task. The steps are therefore:
 
 1. ENDED: the manager reports that the process is gone. Nothing is decided.
 2. TOLD: the next process has joined and has listed the tasks that it holds. Tasks that were sent are sent again, and
-   that process ends them as lost if the notes say that they had begun. Tasks that were known to run are lost.
-3. GIVEN_UP, in place of TOLD or after it: no process comes that could read the notes. Only tasks that were never sent
-   end with the reason for that. The rest end as lost, since they may have had effects.
+   that process ends them as lost if the records say that they had begun. Tasks that were known to run are lost.
+3. GIVEN_UP, instead of TOLD or after it: no process follows that could read the records. Only tasks that were never
+   sent end with the reason for that. The others end as lost, since they may have had effects.
 
-Between TOLD and the moment in which a task is sent again, that task waits like one that was never sent. The process
-that joined may be gone before then. Such tasks are doubtful, and the store notes it.
+After TOLD, a task waits like one that was never sent until it is sent again. The process that joined may be gone
+before then. Such tasks are doubtful, and the store records that.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def _without_cancelled(tx: Tx, uep_row: int, count: int) -> Requeued:
 
 
 def record_lost_attempts(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) -> Requeued:
-    """A user endpoint says that these attempts, by row, are lost and to be made again. Said twice it counts once."""
+    """A user endpoint says that these attempts, by row, are lost, and the tasks may run again. Repeats count once."""
     attempts = dict(lost)
     told = tx.open_tasks_of(uep_row, list(attempts))
-    # One that is charged already may be on its way again, but it does not run yet.
+    # A task whose attempt is counted already may have been sent again, but it does not run yet.
     again = [t.row for t in told if t.attempts < attempts[t.row] or t.state is TaskState.DISPATCHED]
     tx.record_lost_attempts(uep_row, [(row, attempts[row]) for row in again])
     return requeue(tx, uep_row, again)

@@ -75,8 +75,8 @@ class UepHandlers:
         return enrolled
 
     def _joined_away(self, uep: Uep) -> None:
-        """Its link broke while its join was being stored: no plane tells of that again. It comes back with a hello, or
-        it has ended, and its manager may have told so before the join was known."""
+        """Its link broke while its join was being stored, and no link reports that again. It comes back with a hello,
+        or it has ended, and its manager may have reported that before the join was known."""
         peer_log.info("user endpoint %s has joined, and is away", uep.record.uep_id)
         if uep.peer is not None:
             self._live.link_.drop(uep.peer)

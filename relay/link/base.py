@@ -1,6 +1,6 @@
-"""The contract of a plane: it moves frames between the relay and its peers and knows each peer by its key.
+"""The link layer's interface (`Plane`): it moves frames between relay and peers, and knows each peer by its key.
 
-One backend is one file beside this one. A plane decodes nothing: the dispatcher reads the frames and decides
+Each backend is one file beside this one. It decodes nothing: the dispatcher reads the frames and decides
 which messages their senders may send.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class LinkSession:
-    """What the dispatcher has made of a peer: the base of its records. The plane looks only at whether there is one."""
+    """What the dispatcher has made of a peer: the base of its records. The link layer only checks that it exists."""
 
     __slots__ = ()
 
@@ -20,13 +20,13 @@ class LinkSession:
 class Peer:
     """One link of one peer. A peer that connects again is another Peer with the same key.
 
-    `session` is the dispatcher's to use; the plane never looks at it.
+    `session` belongs to the dispatcher; the link layer never reads it.
     """
 
     key: bytes
     """The peer's proven public key, 32 bytes."""
     address: bytes
-    """Where answers go: chosen by the plane, not to be trusted as an identity."""
+    """The address for answers. The link layer chooses it; it proves no identity."""
     last_seen: float
     session: LinkSession | None = None
     waiting: list[bytes] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Peer:
 
 
 class PlaneHandler(Protocol):
-    """The callbacks of a plane, always called in the event loop's thread."""
+    """The callbacks of a link layer, always called in the event loop's thread."""
 
     def on_frame(self, peer: Peer, frame: bytes) -> None:
         """A peer sent a frame."""
@@ -44,7 +44,7 @@ class PlaneHandler(Protocol):
 
 
 class RelayLink(Protocol):
-    """The methods of every plane. All of them are called from the event loop's thread."""
+    """The methods of every link layer. All of them are called from the event loop's thread."""
 
     address: str
     """Where peers connect to."""

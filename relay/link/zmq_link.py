@@ -1,4 +1,4 @@
-"""The embedded plane: one ZeroMQ ROUTER socket with CURVE, served from the event loop's own thread.
+"""The embedded link layer: one ZeroMQ ROUTER socket with CURVE, served from the event loop's own thread.
 
 Every peer must prove a CURVE key; ZAP's answer makes the key the `User-Id` of each of its messages. A peer
 can choose its routing id, and it is therefore never an identity: a peer is (key, routing id). A message with a

@@ -464,7 +464,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         return {row: TaskState(state) for row, state in self._db.execute(sql.ACTIVE_ROWS, (uep_row,))}
 
     def open_tasks_of(self, uep_row: int, rows: Sequence[int]) -> list[OpenTask]:
-        found = (self._db.execute(sql.STANDING, (row, uep_row)).fetchone() for row in rows)
+        found = (self._db.execute(sql.OPEN_ATTEMPTS, (row, uep_row)).fetchone() for row in rows)
         return [
             OpenTask(row=r[0], state=TaskState(r[1]), attempts=r[2], max_attempts=r[3], cancelling=bool(r[4]))
             for r in found
@@ -472,7 +472,7 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
         ]
 
     def record_lost_attempts(self, uep_row: int, attempts: Sequence[tuple[int, int]]) -> None:
-        self._db.executemany(sql.CHARGE, [(lost, row, uep_row) for row, lost in attempts])
+        self._db.executemany(sql.COUNT_ATTEMPT, [(lost, row, uep_row) for row, lost in attempts])
 
     def ask_cancel(self, uep_row: int, rows: Sequence[int]) -> None:
         self._db.executemany(sql.ASK_CANCEL, [(row, uep_row) for row in rows])

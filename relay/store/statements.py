@@ -151,11 +151,11 @@ QUEUED_ROWS_BY_AGE = (
     f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND priority = ? AND {_OPEN} "
     "ORDER BY row LIMIT ?"
 )
-STANDING = (
+OPEN_ATTEMPTS = (
     "SELECT t.row, t.state, t.attempts, coalesce(i.max_attempts, 0), t.cancelling "
     f"FROM tasks t LEFT JOIN inputs i ON i.row = t.row WHERE t.row = ? AND t.uep_row = ? AND t.state < {_END}"
 )
-CHARGE = f"UPDATE tasks SET attempts = max(attempts, ?) WHERE row = ? AND uep_row = ? AND state < {_END}"
+COUNT_ATTEMPT = f"UPDATE tasks SET attempts = max(attempts, ?) WHERE row = ? AND uep_row = ? AND state < {_END}"
 ASK_CANCEL = f"UPDATE tasks SET cancelling = 1 WHERE row = ? AND uep_row = ? AND state < {_END}"
 # Asked whenever tasks wait again: the index on open tasks would do as well, and read every one that waits.
 CANCELLING = (

@@ -47,7 +47,7 @@ def test_the_next_process_is_asked_what_became_of_it(alice: Person, lab: FakeMan
     lab.ended(uep.uep_id)
     following = lab.start()
     following.credit(1)
-    assert following.take(1) == [task]  # its workers' notes say whether this attempt had begun
+    assert following.take(1) == [task]  # its workers' journals say whether this attempt had begun
     following.send(messages.Started(rows=[task.row]))
     until("tasks that run", lambda: status_of(alice, answer) == ["running"])
     following.finish([task])

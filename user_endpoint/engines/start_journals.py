@@ -1,9 +1,9 @@
-"""The start journals of one user endpoint: the directory for its workers' notes, and the notes of earlier processes.
+"""The start journals of one user endpoint: those of its own workers, and those of earlier processes.
 
 Kept in RUN/begun: a directory `open-N` for the workers of this life of the user endpoint (or of its interchange),
 and `closed` with the files of workers that were given up. Closing a worker's file both fences the worker off and
-lets its notes be read (see start_journal.py). A whole directory is closed once it could be removed, which the file
-system allows only when it is empty. Any number of user endpoints may die between the moment a task begins and the
+lets its notes be read (see workers.start_journal). A whole directory is closed once it could be removed, which the
+file system allows only when it is empty. Any number of user endpoints may die between the moment a task begins and the
 moment it is requested again. The contents of closed files are therefore kept for as long as a task may wait. The
 files are the user's own. Called by the engines; no pathlib, since the process engine's start is measured.
 """
@@ -22,7 +22,7 @@ from user_endpoint.shortage import SCARCE
 from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
 
 KEEP_S: Final = 15 * 86400.0
-"""Seconds for which notes are kept. The relay lets a task wait for two weeks."""
+"""Seconds for which journals are kept. The relay lets a task wait for two weeks."""
 _CLOSE_S: Final = 60.0
 _MOST_BYTES: Final = 8 * 1024 * 1024
 """Largest size of the kept notes: the keys of 350,000 tasks."""

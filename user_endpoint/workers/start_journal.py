@@ -1,14 +1,14 @@
 """Records which tasks a worker has begun, in a file that outlives it and that others can close to it.
 
-Where workers or a user endpoint are killed, the last reports may not have left them. A worker notes a task here
-before it begins it, so that a task that may have had effects is told from one that never ran. A note is three
-stores into a mapped page, about 0.5 microseconds.
+If a worker or a user endpoint is killed, its last reports may be lost. A worker therefore notes a task here before
+it begins it, so that a task that may have had effects can be told from one that never ran. A note is three stores
+into a mapped page, and takes about 0.5 microseconds.
 
 Where a worker may outlive its user endpoint (a node of a cluster), its file is also its fence. The file has two
 names in turn, and the worker gives it the other one between the note and the task. A process that gives the worker up
-takes the file away by renaming it too (see start_journals.py). The file system says who was first: if it was the
-worker, its note is there to be read; if not, the worker begins nothing more. Where hosts share files, the note is
-also forced to the file system each time: others' views of a mapped page may be seconds late.
+takes the file away by renaming it too (see engines.start_journals). The file system decides who was first: if it was
+the worker, its note can be read; if not, the worker begins no more tasks. Where hosts share files, each note is also
+flushed to the file system: other hosts may see a mapped page seconds late.
 
 Standard library only, as in all of this package.
 """
@@ -21,17 +21,17 @@ import struct
 
 PLAIN, FENCED, FORCED = "plain", "fenced", "forced"
 """How a file is used: by its one name; as a fence; as a fence of which other hosts must see every note."""
-_PLACES = 1024
-"""So many of the last tasks are remembered: far more than can be held, and so begin, unknown to anybody else."""
+_SLOTS = 1024
+"""The number of latest tasks that a file records: far more than one worker can hold unreported."""
 KEY_BYTES = 24
 _COUNT = struct.Struct("<q")
 _NOTE = struct.Struct(f"<q{KEY_BYTES}s")
-_SIZE = _COUNT.size + _PLACES * _NOTE.size
+_SIZE = _COUNT.size + _SLOTS * _NOTE.size
 FIRST, _SECOND = _NAMES = ".a", ".b"
 
 
 class JournalClosed(Exception):
-    """This worker has been given up: it may begin nothing more."""
+    """This worker has been given up: it may begin no more tasks."""
 
 
 def create(path: str, how: str) -> None:
@@ -64,7 +64,7 @@ def key_of(task_id: str, attempt: int) -> bytes:
 
 
 class StartJournal:
-    """The writing end. A worker that replaces another goes on in its file. Raises BegunClosed."""
+    """The writing end. A worker that replaces another goes on in its file. Raises JournalClosed."""
 
     def __init__(self, path: str, how: str) -> None:
         self._now = path
@@ -97,7 +97,7 @@ class StartJournal:
 
     def note(self, row: int, task_id: str, attempt: int = 1) -> bool:
         """Say that this task begins. Returns whether it may: if not, this worker has been given up."""
-        _NOTE.pack_into(self._map, _COUNT.size + self._count % _PLACES * _NOTE.size, row, key_of(task_id, attempt))
+        _NOTE.pack_into(self._map, _COUNT.size + self._count % _SLOTS * _NOTE.size, row, key_of(task_id, attempt))
         self._count += 1
         _COUNT.pack_into(self._map, 0, self._count)
         if not self._other:
@@ -127,7 +127,7 @@ class JournalView:
         (count,) = _COUNT.unpack_from(self._map)
         if not count:
             return 0
-        row: int = _NOTE.unpack_from(self._map, _COUNT.size + (count - 1) % _PLACES * _NOTE.size)[0]
+        row: int = _NOTE.unpack_from(self._map, _COUNT.size + (count - 1) % _SLOTS * _NOTE.size)[0]
         return row
 
 
@@ -141,4 +141,4 @@ def read_notes(path: str) -> dict[int, bytes]:
     if len(data) < _SIZE:
         return {}
     (count,) = _COUNT.unpack_from(data)
-    return dict(_NOTE.iter_unpack(data[_COUNT.size : _COUNT.size + min(count, _PLACES) * _NOTE.size]))
+    return dict(_NOTE.iter_unpack(data[_COUNT.size : _COUNT.size + min(count, _SLOTS) * _NOTE.size]))

@@ -63,7 +63,7 @@ def serve(
     """Run tasks in `directory` until the engine closes its end, or `max_tasks` of them, each in a directory of its own
     below it if `sandbox`. `sock` is blocking.
 
-    Raises BegunClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
+    Raises JournalClosed if it may not begin another: a later user endpoint is now responsible for its tasks.
     """
     from mep_sdk import foreign_code  # all of these now: a task may remove modules
     from mep_sdk.task_runner import FunctionCache as Loaded
@@ -74,7 +74,7 @@ def serve(
     loaded: Loaded = {}
     log = _begun_log()
     task_main.install()
-    tidy = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
+    environment = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = _own_pid()
     while True:
         try:
@@ -91,7 +91,7 @@ def serve(
             return
         started = _now()
         try:
-            tidy.before(task_id, variables)
+            environment.before(task_id, variables)
         except OSError as error:
             outcome = TaskOutcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
         else:
@@ -101,17 +101,17 @@ def serve(
         if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
         ended = _now()
-        whole = _tidied(tidy)
+        whole = _cleaned_up(environment)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
         if not whole or max_tasks == 0:  # and tasks sent here since then go to another worker
             return
 
 
-def _tidied(tidy: TaskEnvironment) -> bool:
+def _cleaned_up(environment: TaskEnvironment) -> bool:
     """Clean up after a task. Return whether this worker may run another one."""
     try:
-        return tidy.after()
+        return environment.after()
     except Exception:  # noqa: BLE001 - a task's own objects are compared: they may raise anything
         return False
 

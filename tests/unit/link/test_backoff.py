@@ -131,7 +131,7 @@ def test_the_simulation_shows_a_stampede_and_a_slow_return() -> None:
 
 
 def test_a_relay_that_serves_slowly_has_all_peers_in_the_end() -> None:
-    """It serves 100 peers a second and fails the others, which do not crowd it more and more."""
+    """It serves 100 peers a second and fails the others, and their load does not grow."""
     rng = random.Random(11)
     waiting = [(SOON_S * rng.random(), peer, ours(rng)) for peer in range(PEERS)]
     heapq.heapify(waiting)

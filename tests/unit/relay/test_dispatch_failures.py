@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class NotingPlane:
-    """A plane that records the messages sent."""
+    """A link layer that records the messages sent."""
 
     address = "tcp://nowhere"
 

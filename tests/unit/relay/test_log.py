@@ -1,4 +1,4 @@
-"""The relay's log: lines that strangers can cause are few in every logger, and a stuck log holds nothing up."""
+"""The relay's log: unauthenticated peers can cause few lines in each logger, and a stuck log delays nothing."""
 
 from __future__ import annotations
 

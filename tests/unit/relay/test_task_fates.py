@@ -205,7 +205,7 @@ def test_an_end_stored_late_does_not_unsettle_the_next_process() -> None:
         submit_retrying = live.submit_retrying
 
         class Slow:
-            """The board, on which the next process joins while the end is being stored."""
+            """The live state; the next process joins while the end is being stored."""
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(live, name)

@@ -1,4 +1,4 @@
-"""The embedded plane on real sockets: who a peer is, when it is gone, and which messages wait for a slow one."""
+"""The embedded link layer on real sockets: who a peer is, when it is gone, and which messages wait for a slow one."""
 
 # ruff: noqa: ASYNC110 - the tests wait for events in other threads and sockets
 
@@ -22,7 +22,7 @@ SESSION = LinkSession()
 
 
 class Handler:
-    """Records the plane's calls. A peer has a session from its first frame on."""
+    """Records the link layer's calls. A peer has a session from its first frame on."""
 
     def __init__(self) -> None:
         self.frames: list[tuple[Peer, bytes]] = []

@@ -13,9 +13,7 @@ import pytest
 from mep_sdk.process_limits import ProcessWatch
 from tests.support.accounts import unshared_uid
 
-TEXT = (
-    "TOO_MANY_PROCESSES: Your process at the site reached its number of processes and threads ({limit}). Start fewer."
-)
+TEXT = "TOO_MANY_PROCESSES: Your process at the site reached its limit of processes and threads ({limit}). Start fewer."
 
 
 class Groups:

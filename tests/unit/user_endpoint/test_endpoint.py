@@ -19,7 +19,7 @@ from user_endpoint.lifecycle.idle import IdleRule
 from user_endpoint.lifecycle.shutdown import KILL_S, RUN_GRACE_S
 from user_endpoint.result_spool import Spool
 from user_endpoint.task_admission import FunctionList
-from user_endpoint.user_endpoint import CROWD, GATHER_S, RESEND_BATCHES, UserEndpoint
+from user_endpoint.user_endpoint import GATHER_S, GATHER_TASKS, RESEND_BATCHES, UserEndpoint
 
 
 class NotingEngine:
@@ -137,7 +137,7 @@ def test_starts_and_results_of_one_turn_leave_together(stage: Stage) -> None:
 
 
 def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_not(stage: Stage) -> None:
-    stage.tasks(*range(CROWD + 2))
+    stage.tasks(*range(GATHER_TASKS + 2))
     stage.happens(result(0))
     assert len(stage.link.take(messages.Results)) == 1
     stage.happens(result(1))
@@ -151,7 +151,7 @@ def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_
     assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 2]]
     assert [message.rows for message in stage.link.take(messages.Started)] == [[5]]
     stage.happens(result(3))
-    assert len(stage.link.take(messages.Results)) == 1, "fewer are held than a crowd"
+    assert len(stage.link.take(messages.Results)) == 1, "fewer are held than GATHER_TASKS"
 
 
 def test_each_welcome_tells_again_what_runs(stage: Stage) -> None:

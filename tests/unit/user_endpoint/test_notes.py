@@ -34,7 +34,7 @@ def worker(directory: str, name: str = "pool.0", how: str = start_journal.FENCED
 
 
 def later(tmp_path: Path) -> StartJournals:
-    """The notes as the next process of this user endpoint sees them."""
+    """The start journals as the next process of this user endpoint sees them."""
     made = StartJournals(str(tmp_path))
     made.look_back()
     return made
@@ -153,7 +153,7 @@ def fill(directory: Path) -> None:
 
 @pytest.mark.root
 def test_a_full_disk_hides_nothing_that_had_begun(small_disk: Path) -> None:
-    """Neither what the process before had begun, nor what those before it had: the one in notes, the other in keys."""
+    """No task that earlier processes had begun runs again: the last one's are in journals, the others' in keys."""
     worker(later(small_disk).open()).note(1, "two before")
     worker(later(small_disk).open()).note(1, "before")
     fill(small_disk)

@@ -6,8 +6,8 @@ is therefore imported only when a template asks for it.
 
 A task that no worker has begun is never lost: it is sent again. A task that had begun ends with WORKER_LOST, and
 the user endpoint decides by its attempts whether to run it again. The engine learns which tasks workers have begun
-from reports and, if a report was never sent, from the workers' own notes. The notes also fence off nodes that were
-given up (start_journals.py). Both need a file system that this host and the nodes share.
+from reports and, if a report was never sent, from the workers' start journals. The journals also fence off nodes that
+were given up (start_journals.py). Both need a file system that this host and the nodes share.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class HtexEngine:
         return fits(self._plan.block_walltime_s, held.task.walltime_s)
 
     def _may_run(self, held: _Held) -> bool:
-        """Tell whether a task may be handed over; if not, it ends here. The notes of earlier processes are known."""
+        """Return whether a task may be handed over; if not, end it. The journals of earlier processes are known."""
         if self._was_begun(held):
             return False
         if not self._fits(held):

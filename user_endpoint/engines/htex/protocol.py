@@ -80,7 +80,7 @@ class WorkerReport(_Message, frozen=True):
     block_id: str = ""
     """The pool's."""
     pool: str = ""
-    """The pool that had the lost tasks: the files of its workers' notes begin with this name."""
+    """The pool that had the lost tasks: the names of its workers' start journals begin with this."""
 
 
 class Registered(_Message, frozen=True):

@@ -200,7 +200,7 @@ def _fits(value: Any, expected: Any, default: Any) -> bool:
 
 
 def _with_tuples(value: Any, expected: Any) -> Any:
-    """Return a value of YAML, which has no tuples, with tuples where Parsl insists on them."""
+    """Return a value of YAML, which has no tuples, with tuples where Parsl requires them."""
     if not isinstance(value, list):
         return value
     parts = typing.get_args(expected)

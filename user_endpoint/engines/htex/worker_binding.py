@@ -25,7 +25,7 @@ class WorkerBinding:
     variables: dict[str, str]
     processors: list[int]
     view: start_journal.JournalView | None = None
-    """Where the worker's notes can be read."""
+    """Path of the worker's start journal."""
 
 
 def worker_bindings(options: Options, workers: int, processors: Sequence[int], pool: str) -> list[WorkerBinding]:
@@ -50,7 +50,7 @@ def worker_bindings(options: Options, workers: int, processors: Sequence[int], p
 
 
 def _make_notes(options: Options, name: str, variables: dict[str, str]) -> start_journal.JournalView | None:
-    """Make the file for a worker's notes before it could have any task, and tell the worker. Raises OptionsInvalid."""
+    """Make a worker's start journal before it can have any task, and tell the worker. Raises OptionsInvalid."""
     how = start_journal.FORCED if options.shared else start_journal.FENCED
     path = f"{options.begun}/{name}"
     try:

@@ -36,7 +36,7 @@ class Options:
     working_dir: str = ""
     run_in_sandbox: int = 0
     begun: str = ""
-    """Directory for workers' notes of the tasks that they begin."""
+    """Directory of the workers' start journals."""
     shared: int = 0
     """Whether the user endpoint is on another host."""
     block_walltime: float = 0.0

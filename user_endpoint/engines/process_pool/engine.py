@@ -435,7 +435,7 @@ class ProcessPoolEngine:
         return worker
 
     def _place(self, slot: int) -> tuple[dict[str, str], list[int], JournalView | None]:
-        """Return the binding of this worker: variables, processors (none: all); and where its notes are."""
+        """Return the binding of this worker: variables, processors (none: all), and the path of its start journal."""
         if not self._begun_directory:
             return {}, [], None
         from user_endpoint.workers import start_journal

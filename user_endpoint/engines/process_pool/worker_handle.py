@@ -57,7 +57,7 @@ class WorkerHandle:
         return True
 
     def newly_begun(self) -> list[int]:
-        """Return the rows of tasks that have begun since this was last asked, as the worker's notes say.
+        """Return the rows of tasks that have begun since the last call, from the worker's start journal.
 
         Where it makes none, the first task that it was sent is taken to have begun.
         """
