@@ -18,6 +18,7 @@ from tests.privileged.test_status_command import status
 from tests.support.accounts import LocalAccount
 from tests.support.monitor import MonitorRun, ask, map_next, running_monitor, start_as
 from tests.support.pam import Site, pam_monitor
+from tests.support.tracer import ptrace
 from tests.support.waiting import until
 
 _SLOW_MODULE = """
@@ -36,12 +37,28 @@ def problem(run: MonitorRun) -> str:
     return str(run.status().get("problem", ""))
 
 
+_WALL = 0x40000000
+
+
+def _stop(pid: int, how: str) -> None:
+    """Stop a process by a signal, or as a debugger does, whose end would let it go on."""
+    if how == "signal":
+        os.kill(pid, signal.SIGSTOP)
+        return
+    ptrace(16, pid)  # PTRACE_ATTACH
+    os.waitpid(pid, _WALL)
+    assert "\nState:\tt " in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.parametrize("how", ["signal", "debugger"])
 @pytest.mark.parametrize("kind", ["manager", "mapper"])
-def test_manager_and_mapper(alice: LocalAccount, kind: str) -> None:
+def test_manager_and_mapper(alice: LocalAccount, kind: str, how: str) -> None:
     with running_monitor() as (run, manager, mapper):
         stopped = manager if kind == "manager" else mapper
-        os.kill(stopped.pid, signal.SIGSTOP)
+        _stop(stopped.pid, how)
         until("it is said", lambda: f"{kind}[{stopped.pid}] was stopped" in problem(run))
+        if how == "debugger":
+            os.waitpid(stopped.pid, _WALL)  # a debugger hears of the end before the parent does
         successor = run.puppet(kind)
         successor.send(ManagerReady(version="test") if kind == "manager" else MapperReady(epoch=bytes(16)))
         manager, mapper = (successor, mapper) if kind == "manager" else (manager, successor)

@@ -20,7 +20,7 @@ from typing import NoReturn
 from mep.boundary.errors import Refusal, SpawnFailed, StartStage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused
-from mep.root.kernel.process_tree import is_stopped
+from mep.root.kernel.process_tree import stop_mark
 from mep.root.kernel.signals import wait_readable
 from mep.root.kernel.spawn import SpawnPlan, StageReport
 from mep.root.pam.session_process import CLOSE_S, Login, pam_process, pam_substitute
@@ -69,7 +69,7 @@ class PamProcess:
         self, heard: Callable[[], Sequence[int]], begin: Callable[[StartStage], None], left: Callable[[], float]
     ) -> int:
         assert self._socket is not None
-        stage, stopped = StartStage.PAM_ACCOUNT, False
+        stage, stopped = StartStage.PAM_ACCOUNT, b""
         while True:
             ready = wait_readable([self._socket.fileno()], 0)
             if not ready:
@@ -101,10 +101,10 @@ class PamProcess:
             os.close(pidfd)
         return how is not None and how.si_code == os.CLD_KILLED and how.si_status == signal.SIGKILL
 
-    def _refuse_stopped(self, stage: StartStage, before: bool) -> bool:
-        """Return whether the PAM process was stopped by a signal. Raises SpawnFailed if it was `before` too."""
-        stopped = is_stopped(self.pid)
-        if stopped and before:
+    def _refuse_stopped(self, stage: StartStage, before: bytes) -> bytes:
+        """Return the mark of the PAM process's stop. Raises SpawnFailed if it is `before`, the one of the last look."""
+        stopped = stop_mark(self.pid)
+        if stopped and stopped == before:
             os.kill(self.pid, signal.SIGKILL)
             raise SpawnFailed(stage, errno.EAGAIN, "the PAM process was stopped and did not go on")
         return stopped

@@ -68,13 +68,18 @@ def _stopped(pid: int, parent: int) -> int:
     return -1
 
 
-def is_stopped(pid: int) -> bool:
-    """Tell whether a process was stopped by a signal. One that can't be looked at counts as running."""
+def stop_mark(pid: int) -> bytes:
+    """Return a mark of a process that a signal or a debugger has stopped: the same as before if it hasn't run since.
+
+    Empty if it runs, or can't be looked at.
+    """
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return file.read().rpartition(b")")[2].split(None, 1)[0] == b"T"
-    except (OSError, IndexError):
-        return False
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            lines = dict(line.partition(b":")[::2] for line in file.read().splitlines())
+    except OSError:
+        return b""
+    stopped = lines.get(b"State", b"").split()[:1] in ([b"T"], [b"t"])
+    return b"".join(value for name, value in lines.items() if name.endswith(b"ctxt_switches")) if stopped else b""
 
 
 def _parent_of(pid: int) -> int:

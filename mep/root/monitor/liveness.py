@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mep.root.kernel.process_tree import is_stopped
+from mep.root.kernel.process_tree import stop_mark
 from mep.root.monitor.event_loop import PollLoop
 
 LOOK_S = 4.0
-"""Pause between two looks. A process that is stopped at two of them is killed: after 4 to 8 s."""
+"""Pause between two looks. A process that is stopped at two of them, and didn't run between, is killed: after 4 to 8 s.
+One that a tracer follows stops at each of its steps, and is left alone."""
 
 
 class Liveness:
@@ -21,12 +22,14 @@ class Liveness:
 
     def __init__(self, loop: PollLoop, watched: Callable[[], list[int]], found: Callable[[int], None]) -> None:
         self._loop, self._watched, self._found = loop, watched, found
-        self._stopped: set[int] = set()
+        self._stopped: dict[int, bytes] = {}
 
     def start(self) -> None:
         """Look now and from now on."""
-        before, now = self._stopped, {pid for pid in self._watched() if is_stopped(pid)}
-        self._stopped = now - before
-        for pid in now & before:
-            self._found(pid)
+        before = self._stopped
+        self._stopped = {pid: mark for pid in self._watched() if (mark := stop_mark(pid))}
+        for pid, mark in list(self._stopped.items()):
+            if before.get(pid) == mark:
+                del self._stopped[pid]
+                self._found(pid)
         self._loop.after(LOOK_S, self.start)
