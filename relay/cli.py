@@ -85,8 +85,8 @@ def _store(directory: Path | None, *, make: bool = False) -> Iterator[SqliteStor
 
 def _lock_hint(error: Exception, database: Path) -> str:
     busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-    holder = f"a backup or a database shell has had its lock for {LOCK_WAIT_S:g} s"
-    return f": {holder}; see `fuser -v {database}`, try again" if busy else ""
+    held = f"a backup or a database shell has had its lock for {LOCK_WAIT_S:g} s"
+    return f": {held}; see `fuser -v {database}`, try again" if busy else ""
 
 
 def _no_relay(path: Path) -> click.ClickException:

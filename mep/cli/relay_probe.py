@@ -1,8 +1,8 @@
 """Asks whether this host can reach the relay, whether it is the one that was pinned, and its clock.
 
 For `mep check`, in a child that has dropped root (mep/cli/unprivileged_child.py). It asks without a token and sends
-nothing of the endpoint's. Its answer is notes, each a record of one fixed size (mep/cli/relay_answer.py), and root
-reads nothing else of it. Each step has a time limit.
+nothing of the endpoint's. Its answer is notes, each a record of one fixed size (mep/cli/relay_answer.py). Root reads
+nothing else of it. Each step has a time limit.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def test_groups_of_an_account_that_a_directory_does_not_say(
         ),
         ("in-fine", {"privileged_groups": ["nothing"]}, "(4343,)"),
     ],
-)  # fmt: skip
+)
 def test_groups_of_an_account_that_are_known(directory: Path, name: str, policy: dict[str, object], said: str) -> None:
     assert run(directory, _ADMISSION, name, json.dumps(policy)) == said
 

@@ -82,8 +82,8 @@ def test_it_never_is_root() -> None:
 def test_it_ends_with_its_parent(entry: pwd.struct_passwd) -> None:
     with account() as other:
         code = (
-            "import os, pwd, sys, time; from mep.cli.unprivileged_child import DroppedChild\n"
-            f"child = DroppedChild(lambda answers: time.sleep(600), pwd.getpwnam({other.name!r}))\n"
+            "import os, pwd, sys, time; from mep.cli.unprivileged_child import UnprivilegedChild\n"
+            f"child = UnprivilegedChild(lambda answers: time.sleep(600), pwd.getpwnam({other.name!r}))\n"
             "print(child.pid, flush=True); time.sleep(600)"
         )
         with subprocess.Popen([sys.executable, "-I", "-c", code], stdout=subprocess.PIPE, text=True) as parent:

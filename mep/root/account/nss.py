@@ -89,9 +89,8 @@ def silent(database: str, name: str, names: Sequence[str] | None = None) -> list
         groups = database == "initgroups"
         ask = _groups_call(service) if groups else _module_call(service, _CALLS[database])
         status, number = (_NOT_FOUND, 0) if ask is None else ask(name)
-        answered = status == _TRY_AGAIN and number == errno.ERANGE
-        if groups:
-            answered = number == errno.ESRCH  # libnss_systemd on a host without user database services
+        absent = groups and number == errno.ESRCH  # libnss_systemd on a host without user database services
+        answered = absent or (status == _TRY_AGAIN and number == errno.ERANGE and not groups)
         if status not in (_NOT_FOUND, _SUCCESS) and not answered:
             found.append(service if number in _UNREMARKABLE else f"{service} ({reason_of(number)})")
     return found
@@ -104,7 +103,7 @@ def check_readable(path: str) -> None:
 
 
 def _function(service: str, call: str) -> Any:
-    """Return the function of the service's module; None if there is none."""
+    """Return the function `call` of a service's module; None if the module or the function is missing."""
     try:
         return ctypes.CDLL(f"libnss_{service}.so.2")[f"_nss_{service}_{call}"]
     except (OSError, AttributeError):
