@@ -159,6 +159,10 @@ def _documents(path: Path, data: bytes, files: Files) -> list[Any]:
 
 def _parse(path: Path, data: bytes, files: Files) -> Any:
     try:
+        data.decode("utf-8")  # json and yaml would take UTF-16 too, which no other file of an endpoint may be
+    except UnicodeDecodeError as error:
+        raise MappingDocumentInvalid(f"not UTF-8 text (byte {error.start}): save it as UTF-8", 0) from None
+    try:
         return json.loads(data, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         if path.suffix not in {".yaml", ".yml"} and data.lstrip()[:1] in (b"[", b"{"):

@@ -60,7 +60,7 @@ def text_of(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigRefused(name, "", f"not UTF-8 text (byte {error.start})") from None
+        raise ConfigRefused(name, "", f"not UTF-8 text (byte {error.start}): save it as UTF-8") from None
 
 
 def walk_tree(top: Path) -> Iterator[Path]:

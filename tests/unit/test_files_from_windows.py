@@ -17,8 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from identity import loader
 from identity.document import MappingDocument
+from identity.errors import MappingFileInvalid
 from identity.ldap import document as ldap_document
 from identity.tracked_files import Files
+from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
 from mep.cli.common import read_token
 from mep.config.parser import read_document
@@ -130,3 +132,15 @@ def test_a_program_that_no_kernel_starts_is_refused_by_name(tmp_path: Path, data
     path.write_bytes(data)
     with pytest.raises(OSError, match=says):
         ours().open_program(path)
+
+
+@pytest.mark.parametrize("name", ["mapping.json", "mapping.yaml", "config.yaml"])
+def test_utf_16_is_refused_in_every_file(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.touch(mode=0o600)
+    file.write_bytes(json.dumps([RULES]).encode("utf-16"))
+    with pytest.raises((ConfigRefused, MappingFileInvalid), match="save it as UTF-8"):
+        if name == "config.yaml":
+            read_trusted(file, cap=10_000, owner=ME)
+        else:
+            loader.load(file)

@@ -57,7 +57,7 @@ BAD_FILES = [
     (b"[{]", "not JSON"),
     (b'[{"a": 1, "a": 2}]', "a: given twice"),
     (b"- a: 1\n  a: 2\n", "a: given twice"),
-    (b"\xff\xfe\x00", "neither JSON nor YAML"),
+    (b"\xff\xfe\x00", "not UTF-8 text"),
     (b"a: [", "neither JSON nor YAML"),
     (b"- !!python/object/apply:os.system [id]", "neither JSON nor YAML"),
     (b"[" * 100_000, "not JSON"),
