@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,33 +44,55 @@ def pool(tmp_path: pathlib.Path) -> Iterator[Bench]:
 # --- what a task changes --------------------------------------------------------------------------------
 
 
+AMD64 = os.uname().machine == "x86_64"
+HOOKS = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
+
+
 def state() -> dict[str, Any]:
+    import asyncio
     import atexit
     import builtins
     import ctypes
     import decimal
+    import faulthandler
     import gc
+    import importlib
     import locale
     import logging
+    import multiprocessing
     import os
     import resource
     import signal
     import socket
     import sys
     import threading
+    import tracemalloc
     import warnings
 
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_char_p
     umask = os.umask(0)
     os.umask(umask)
-    limits = ("AS", "CORE", "CPU", "FSIZE", "NOFILE", "NPROC", "STACK")
+    wanted = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:", "Name")
+    reaper, on_death = ctypes.c_int(-1), ctypes.c_int(-1)
+    libc.prctl(37, ctypes.byref(reaper), 0, 0, 0)
+    libc.prctl(2, ctypes.byref(on_death), 0, 0, 0)
     return {
         "timers": [signal.getitimer(which) for which in (0, 1, 2)],
         "affinity": os.sched_getaffinity(0),
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "scheduler": os.sched_getscheduler(0),
-        "limits": [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in limits],
+        "limits": [resource.getrlimit(number) for number in range(16)],
+        "status": [line for line in open("/proc/self/status") if line.startswith(wanted)],
+        "signals": [
+            int(line.split()[1], 16) & ~(3 << 31)
+            for line in open("/proc/self/status")
+            if line.startswith(("SigI", "SigC"))
+        ],
+        "prctl": [libc.prctl(option, 0, 0, 0, 0) for option in (3, 30, 39, 42)],
+        "subreaper": (reaper.value, on_death.value),
+        "other attributes": (libc.personality(0xFFFFFFFF), libc.syscall(252, 1, 0) if AMD64 else 0),
+        "group": os.getpgrp() == os.getpid(),
         "oom": open("/proc/self/oom_score_adj").read(),
         "directory": os.getcwd(),
         "umask": umask,
@@ -88,32 +111,62 @@ def state() -> dict[str, Any]:
         "zone": time.tzname,
         "gc": (gc.isenabled(), gc.get_threshold()),
         "interpreter": (sys.getrecursionlimit(), sys.getswitchinterval(), sys.gettrace(), sys.getprofile()),
-        "hooks": (sys.excepthook is sys.__excepthook__, sys.displayhook is sys.__displayhook__),
+        "hooks": [getattr(sys, name) is getattr(sys, f"__{name}__") for name in HOOKS],
+        "wakeups": signal.set_wakeup_fd(-1),
+        "more of gc": (gc.get_debug(), len(gc.callbacks)),
+        "tracing": (
+            tracemalloc.is_tracing(),
+            faulthandler.is_enabled(),
+            threading.excepthook is threading.__excepthook__,
+        ),
+        "traced threads": (threading.gettrace(), threading.getprofile(), threading.stack_size()),
+        "coroutines": (tuple(map(str, tuple(sys.get_asyncgen_hooks()))), sys.get_coroutine_origin_tracking_depth()),
+        "asyncio": type(asyncio.get_event_loop_policy()).__name__,
+        "imports": (
+            list(map(str, sys.meta_path)),
+            list(map(str, sys.path_hooks)),
+            sys.getdlopenflags(),
+            sys.dont_write_bytecode,
+        ),
+        "names": (sorted(vars(builtins)), builtins.open.__name__, hasattr(sys, "tracebacklimit"), sys.executable),
+        "modules": (sys.modules["os"].__name__, importlib.import_module("json").__name__),
+        "loggers": (logging.getLoggerClass().__name__, logging.getLogRecordFactory().__name__, logging.raiseExceptions),
+        "multiprocessing": multiprocessing.get_start_method(allow_none=True),
         "decimal": decimal.getcontext().prec,
         "threads": threading.active_count(),
         "at exit": atexit._ncallbacks(),  # type: ignore[attr-defined]
         "streams": (sys.stdout is sys.__stdout__, sys.stdout.closed, sys.stdout.line_buffering, vars(sys.stdout)),
         "destructors": sys.unraisablehook is sys.__unraisablehook__,
         "built-ins": (callable(print), hasattr(builtins, "more")),
-        "modules": "re" in sys.modules,
+        "regular expressions": "re" in sys.modules,
+        "text": [(each.encoding, each.errors, each.closed) for each in (sys.stdin, sys.stdout, sys.stderr)],
+        "standard descriptors": [os.fstat(number)[:3] for number in (0, 1, 2)],
+        "blocking": [(os.get_blocking(number), os.get_inheritable(number)) for number in (0, 1, 2)],
         "main": sorted(vars(sys.modules["__main__"])),
     }
 
 
 def change(what: str) -> int:
     import _thread
+    import asyncio
     import atexit
     import builtins
+    import ctypes
     import decimal
+    import faulthandler
     import gc
     import locale
     import logging
+    import multiprocessing
     import os
     import pathlib
     import resource
     import signal
     import socket
+    import subprocess
     import sys
+    import threading
+    import tracemalloc
     import warnings
 
     class Stream:
@@ -126,6 +179,8 @@ def change(what: str) -> int:
             if self.kind is not None:
                 raise self.kind
             self.flush()
+
+    libc = ctypes.CDLL(None)
 
     def lower(name: str, value: int) -> None:
         number = getattr(resource, f"RLIMIT_{name}")
@@ -153,6 +208,20 @@ def change(what: str) -> int:
         "soft limit": lambda: lower("NOFILE", 32),
         "core limit": lambda: lower("CORE", 0),
         "hard limit": lambda: resource.setrlimit(resource.RLIMIT_NPROC, (5000, 5000)),
+        "rare limit": lambda: lower("RSS", 1 << 30),
+        "rare hard limit": lambda: resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0)),
+        "limit by a program": lambda: subprocess.run(["prlimit", f"--pid={os.getpid()}", "--core=0:"], check=True),
+        "subreaper": lambda: libc.prctl(36, 0, 0, 0, 0),
+        "death signal": lambda: libc.prctl(1, 0, 0, 0, 0),
+        "dumpable": lambda: libc.prctl(4, 0, 0, 0, 0),
+        "name": lambda: libc.prctl(15, b"other", 0, 0, 0),
+        "no new privileges": lambda: libc.prctl(38, 1, 0, 0, 0),
+        "timer slack": lambda: libc.prctl(29, 1, 0, 0, 0),
+        "huge pages": lambda: libc.prctl(41, 1, 0, 0, 0),
+        "personality": lambda: libc.personality(0x0040000),
+        "priority of disks": lambda: libc.syscall(251, 1, 0, (3 << 13) | 7) if AMD64 else None,
+        "handler in C": lambda: libc.signal(signal.SIGUSR1, ctypes.c_void_p(1)),
+        "group": lambda: os.setpgid(0, os.getpgid(os.getppid())),
         "oom": lambda: pathlib.Path("/proc/self/oom_score_adj").write_text("500"),
         "directory": lambda: os.chdir("/"),
         "umask": lambda: os.umask(0),
@@ -183,11 +252,43 @@ def change(what: str) -> int:
         "switch interval": lambda: sys.setswitchinterval(1.0),
         "trace": lambda: sys.settrace(lambda *_: None),
         "hook": lambda: setattr(sys, "excepthook", print),
+        "unraisable hook": lambda: setattr(sys, "unraisablehook", print),
+        "breakpoint hook": lambda: setattr(sys, "breakpointhook", print),
+        "thread hook": lambda: setattr(threading, "excepthook", print),
+        "trace of threads": lambda: (threading.settrace(print), threading.setprofile(print)),  # type: ignore[func-returns-value]
+        "stack size": lambda: threading.stack_size(1 << 20),
+        "audit hook": lambda: sys.addaudithook(no_processes),
+        "wakeups": lambda: signal.set_wakeup_fd(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)[1]),
+        "gc debug": lambda: gc.set_debug(gc.DEBUG_SAVEALL),
+        "gc callback": lambda: gc.callbacks.append(lambda *_: None),
+        "tracemalloc": lambda: tracemalloc.start(),
+        "faulthandler": lambda: faulthandler.enable(),
+        "watchdog": lambda: faulthandler.dump_traceback_later(0.2, exit=True),
+        "coroutine origins": lambda: sys.set_coroutine_origin_tracking_depth(5),
+        "generator hooks": lambda: sys.set_asyncgen_hooks(print, print),
+        "event loop policy": lambda: asyncio.set_event_loop_policy(
+            type("Own", (asyncio.DefaultEventLoopPolicy,), {})()
+        ),
+        "finder": lambda: sys.meta_path.insert(0, threading),  # type: ignore[arg-type]
+        "no finders": lambda: sys.meta_path.clear(),
+        "path hook": lambda: sys.path_hooks.append(print),  # type: ignore[arg-type]
+        "dlopen flags": lambda: sys.setdlopenflags(257),
+        "bytecode": lambda: setattr(sys, "dont_write_bytecode", not sys.dont_write_bytecode),
+        "traceback limit": lambda: setattr(sys, "tracebacklimit", 0),
+        "executable": lambda: setattr(sys, "executable", "/bin/false"),
+        "builtin": lambda: setattr(builtins, "leak", 1),
+        "other builtin": lambda: setattr(builtins, "open", print),
+        "no builtin": lambda: delattr(builtins, "print"),
+        "module": lambda: sys.modules.update(os=sys),
+        "blocked module": lambda: sys.modules.update(json=None),  # type: ignore[dict-item]
+        "logger class": lambda: logging.setLoggerClass(type("Own", (logging.Logger,), {})),
+        "log records": lambda: (logging.setLogRecordFactory(dict), setattr(logging, "raiseExceptions", False)),  # type: ignore[arg-type, func-returns-value]
+        "start method": lambda: multiprocessing.set_start_method("spawn"),
         "decimal": lambda: setattr(decimal.getcontext(), "prec", 3),
         "thread": lambda: _thread.start_new_thread(time.sleep, (600,)),
+        "joined thread": lambda: joined(threading.Thread(target=print)),
         "at exit": lambda: atexit.register(print, "never"),
         "stream": lambda: setattr(sys, "stdout", None),
-        "closed stream": lambda: sys.stdout.close(),
         "taken stream": lambda: sys.stdout.detach(),
         "other buffering": lambda: sys.stdout.reconfigure(line_buffering=False),
         "own flush": lambda: setattr(sys.stdout, "flush", lambda: sys.exit(3)),
@@ -200,6 +301,16 @@ def change(what: str) -> int:
         "built-ins": lambda: vars(builtins).update(print=None, more=1),
         "clock": lambda: setattr(time, "time", lambda: sys.exit(3)),
         "no modules": lambda: sys.modules.clear(),
+        "original stream": lambda: setattr(sys, "__stdout__", None),
+        "closed stream": lambda: sys.stdout.close(),
+        "detached stream": lambda: sys.stdout.detach(),
+        "encoding": lambda: sys.stdout.reconfigure(encoding="ascii", errors="strict"),  # type: ignore[union-attr]
+        "input": lambda: os.dup2(os.open("/etc/passwd", os.O_RDONLY), 0),
+        "output": lambda: os.dup2(os.open("/dev/null", os.O_WRONLY), 1),
+        "errors": lambda: os.dup2(os.open("/dev/null", os.O_WRONLY), 2),
+        "closed output": lambda: os.close(1),
+        "not blocking": lambda: os.set_blocking(1, False),
+        "not inheritable": lambda: os.set_inheritable(2, False),
         "main": lambda: setattr(sys.modules["__main__"], "leak", 1) or sys.modules.update(__main__=sys),
         "descriptors": lambda: [os.dup(0) for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 40)],
     }[what]()
@@ -208,8 +319,23 @@ def change(what: str) -> int:
 
 REPLACES = {
     *("nice", "batch", "hard limit", "oom", "pending signal", "thread", "at exit", "descriptors"),
-    *("closed stream", "taken stream", "other buffering", "own flush", "no modules"),
+    *("closed stream", "taken stream", "own flush", "no modules"),
 }
+
+
+def joined(thread: threading.Thread) -> None:
+    thread.start()
+    thread.join()
+
+
+def no_processes(event: str, _arguments: object) -> None:
+    if event == "subprocess.Popen":
+        raise PermissionError(event)
+
+
+REPLACES |= {"closed stream", "detached stream", "audit hook"}
+REPLACES |= {"rare hard limit", "dumpable", "no new privileges", "timer slack", "huge pages", "personality"}
+REPLACES |= {"handler in C", "subreaper"} | ({"priority of disks"} if AMD64 else set())
 """Changes that only a new process undoes."""
 CHANGES = [
     *("timer", "virtual timer", "profiling timer", "affinity", "nice", "batch", "soft limit", "core limit"),
@@ -220,6 +346,22 @@ CHANGES = [
     *("main", "descriptors", "closed stream", "taken stream", "other buffering", "own flush", "flush raises"),
     *("flush exits", "flush interrupts", "flush recurses", "no stream", "hook of destructors", "built-ins"),
     *("clock", "no modules"),
+    *("original stream", "detached stream", "encoding", "input", "output"),
+    *("errors", "closed output", "not blocking", "not inheritable", "unraisable hook", "breakpoint hook"),
+    *("thread hook", "trace of threads", "stack size", "audit hook", "wakeups", "gc debug", "gc callback"),
+    *(
+        "tracemalloc",
+        "faulthandler",
+        "watchdog",
+        "joined thread",
+        "coroutine origins",
+        "generator hooks",
+        "event loop policy",
+    ),
+    *("finder", "no finders", "path hook", "dlopen flags", "bytecode", "traceback limit", "executable", "builtin"),
+    *("rare limit", "rare hard limit", "limit by a program", "subreaper", "death signal", "dumpable", "name"),
+    *("no new privileges", "timer slack", "huge pages", "personality", "priority of disks", "handler in C", "group"),
+    *("other builtin", "no builtin", "module", "blocked module", "logger class", "log records", "start method"),
 ]
 
 
@@ -230,11 +372,29 @@ def pid() -> int:
 
 
 def spin(seconds: float) -> str:
-
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
     return "done"
+
+
+def draw() -> float:
+    import random
+
+    return random.random()
+
+
+def seed() -> float:
+    import random
+
+    random.seed(7)
+    return random.random()
+
+
+def test_a_seed_does_not_choose_the_numbers_of_the_next_task(pool: Bench) -> None:
+    first, after, again = (pool.value(pool.submit(each)) for each in (seed, draw, seed))
+    assert first == again
+    assert after != pool.value(pool.submit(draw))
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -319,8 +479,11 @@ def test_a_working_dir_that_cannot_be_made_again_is_named(tmp_path: pathlib.Path
 
 
 def start_in(how: str, path: str, seconds: float) -> str:
+    import ctypes
+    import multiprocessing
     import os
     import pathlib
+    import signal
     import subprocess
     import sys
     import threading
@@ -337,7 +500,30 @@ def start_in(how: str, path: str, seconds: float) -> str:
             os.setsid()
             os.execv(sys.executable, command)
 
+    def stopped() -> None:
+        child = subprocess.Popen(command)
+        while not pathlib.Path(path).exists():
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGSTOP)
+
+    def stubborn() -> None:
+        ignore = "import signal; [signal.signal(n, signal.SIG_IGN) for n in range(1, 32) if n not in (9, 17, 19)]; "
+        subprocess.Popen([sys.executable, "-c", ignore + program], start_new_session=True)
+
+    def no_subreaper() -> None:
+        ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
+        twice()
+
+    def manager() -> None:
+        made = multiprocessing.get_context("forkserver").Manager()
+        pathlib.Path(path).write_text(f"{made._process.pid}\n")  # type: ignore[attr-defined]
+        made.__dict__.clear()  # nothing shuts it down
+
     ways = {
+        "stopped": stopped,
+        "stubborn": stubborn,
+        "no subreaper": no_subreaper,
+        "manager": manager,
         "child": lambda: subprocess.Popen(command),
         "session": lambda: subprocess.Popen(command, start_new_session=True),
         "double fork": twice,
@@ -369,6 +555,7 @@ def alive(process: int) -> bool:
 
 
 LEFT = ["child", "session", "double fork", "fork", "tree", "thread's child", "thread's session", "thread's double fork"]
+LEFT += ["stopped", "stubborn", "no subreaper", "manager"]
 
 
 @pytest.mark.parametrize("how", LEFT)
@@ -382,6 +569,24 @@ def test_what_a_task_has_left_is_ended(bench: Bench, tmp_path: pathlib.Path, how
         bench.engine.cancel([row])
     (item,) = bench.wait(row)
     assert item.code == {"return": "", "cancel": "TASK_CANCELLED", "walltime": "WALLTIME_EXCEEDED"}[end]
+    bench.until(lambda: is_gone(mark))
+    assert bench.value(bench.submit(echo, 1)) == 1
+
+
+def start_a_killer(path: str) -> None:
+    import subprocess
+    import sys
+
+    note = f"import os,time; open({path!r}, 'a').write(f'{{os.getpid()}}\\n')"
+    program = f"{note}; os.kill(os.getppid(), 9); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    time.sleep(600)
+
+
+def test_a_child_that_kills_its_worker_is_ended(bench: Bench, tmp_path: pathlib.Path) -> None:
+    mark = tmp_path / "mark"
+    (item,) = bench.wait(bench.submit(start_a_killer, str(mark)))
+    assert item.code == "WORKER_LOST"
     bench.until(lambda: is_gone(mark))
     assert bench.value(bench.submit(echo, 1)) == 1
 

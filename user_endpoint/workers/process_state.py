@@ -9,15 +9,17 @@ takes a millisecond to fork.
 A library that a task imports sets up state too, and is not imported again. Its own directories on sys.path and its
 loggers' settings therefore stay; all other state is a task's.
 
-Called by task_environment. Standard library only. Each look costs every task: they take 8 microseconds together.
+Called by task_environment. Standard library only. Each look costs every task.
 """
 
 from __future__ import annotations
 
+import _io
 import _locale
 import _signal  # type: ignore[import-not-found] # no stub; `signal` itself costs ten times as much
 import _socket
 import _thread
+import _tracemalloc
 import _warnings  # the list itself: `warnings` need not be imported
 import atexit
 import builtins
@@ -31,11 +33,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from user_endpoint.workers.kernel_state import KernelState
+from user_endpoint.workers.library_settings import restore_settings
+
 _GC_THRESHOLD = gc.get_threshold()
-_LIMITS = tuple(
-    getattr(resource, f"RLIMIT_{name}")
-    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
-)
 _SIGNALS = tuple(number for number in range(1, 65) if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33))
 _TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 _OFF = (0.0, 0.0)
@@ -60,8 +61,19 @@ def start_fresh(umask: int | None, open_files: int | None) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     read_environment()
     sys.argv = [""]
-    if sys.stdout is not None:  # what a killed task has printed is then in the log, up to its last whole line
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # Python's own at this point
+    sys.stdout = sys.__stdout__ = _output(1, sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _output(2, sys.stderr)  # type: ignore[misc]
+
+
+def _output(number: int, inherited: Any) -> Any:
+    """Return a text stream for a descriptor that is another file now than the one `inherited` was made for."""
+    if inherited is None:
+        return None
+    raw = _io.FileIO(number, "w", closefd=False)
+    raw.name = inherited.name
+    # By lines: what a killed task has printed is then in the log, up to its last whole line.
+    buffer, encoding, errors = _io.BufferedWriter(raw), inherited.encoding, inherited.errors
+    return _io.TextIOWrapper(buffer, encoding, errors, "\n", True, inherited.write_through)
 
 
 def read_environment() -> None:
@@ -79,17 +91,18 @@ class ProcessState:
         os.umask(self._umask)
         self._handlers = list(map(_signal.getsignal, _SIGNALS))
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-        self._limits = list(map(resource.getrlimit, _LIMITS))
-        self._most_descriptors = self._limits[_LIMITS.index(resource.RLIMIT_NOFILE)][0] // 2
+        self._kernel, self._group = KernelState(), os.getpgrp()
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._processors, self._scheduling = os.sched_getaffinity(0), _scheduling()
         self._oom_score = os.open("/proc/self/oom_score_adj", os.O_RDONLY | os.O_CLOEXEC)
         self._oom_score_was = os.pread(self._oom_score, 16, 0)
         self._interpreter, self._locale = _interpreter(), _locale.setlocale(_locale.LC_ALL, None)
-        self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._streams_were = _streams_state(self._streams)
-        self._path, self._argv = _List("path"), _List("argv")
-        self._warnings, self._logging, self._builtins = _Warnings(), _Logging(), vars(builtins).copy()
-        self._modules, self._exit_functions = len(sys.modules), _exit_functions()
+        self._streams = _Streams()
+        self._noticed = self._watch_audit_hooks()
+        self._lists = [_List(name) for name in ("path", "argv", "meta_path", "path_hooks")]
+        self._names = [_Names(vars(module)) for module in (sys, builtins)]
+        self._warnings, self._logging = _Warnings(), _Logging()
+        self._modules, self._exit_functions = _Modules(), _exit_functions()
 
     def restore(self) -> bool:
         """Undo the changes that can be undone; return whether those were all. Raises OSError where one cannot be."""
@@ -99,12 +112,12 @@ class ProcessState:
             self._restore_interpreter()
         if _locale.setlocale(_locale.LC_ALL, None) != self._locale:
             _locale.setlocale(_locale.LC_ALL, self._locale)
-        sys.stdin, sys.stdout, sys.stderr = self._streams
-        modules_known = self._restore_modules()
-        whole = whole and modules_known and _streams_state(self._streams) == self._streams_were
-        return self._restore_process() and self._has_room() and whole
+        streams_whole = self._streams.restore()
+        modules_known, library = self._restore_modules()
+        return self._restore_process(library=library) and self._has_room() and modules_known and streams_whole and whole
 
     def _restore_signals(self) -> bool:
+        _signal.set_wakeup_fd(-1)
         for timer in _TIMERS:
             if _signal.getitimer(timer) != _OFF:
                 _signal.setitimer(timer, 0)
@@ -119,7 +132,7 @@ class ProcessState:
         return True
 
     def _restore_interpreter(self) -> None:
-        enabled, threshold, recursion, switch, digits, trace, profile, hooks, timeout = self._interpreter
+        enabled, threshold, recursion, switch, digits, trace, profile, timeout, *rarely = self._interpreter
         (gc.enable if enabled else gc.disable)()
         gc.set_threshold(*threshold)
         sys.setrecursionlimit(recursion)
@@ -127,71 +140,156 @@ class ProcessState:
         sys.set_int_max_str_digits(digits)
         sys.settrace(trace)
         sys.setprofile(profile)
-        sys.excepthook, sys.displayhook, sys.unraisablehook = hooks
         _socket.setdefaulttimeout(timeout)
+        debug, callbacks, stack_size, dlopen, asyncgen, origin, tracing = rarely
+        gc.set_debug(debug)
+        del gc.callbacks[callbacks:]
+        _thread.stack_size(stack_size)
+        sys.setdlopenflags(dlopen)
+        sys.set_asyncgen_hooks(*asyncgen)
+        sys.set_coroutine_origin_tracking_depth(origin)
+        if not tracing:
+            _tracemalloc.stop()
 
-    def _restore_modules(self) -> bool:
-        """Put back the state of modules. Return False where the task has registered a function for the exit, or has
-        removed modules."""
-        count, library = len(sys.modules), False
-        if count < self._modules:
-            return False
-        imported = count != self._modules
-        if imported:
-            library = any(map(_is_library, list(sys.modules)[self._modules :]))
-            self._modules = count
-        self._path.restore(keep=_in_packages if library else None)
-        self._argv.restore()
+    def _restore_modules(self) -> tuple[bool, bool]:
+        """Put back the state of modules. Return whether that is all, and whether a library was imported. It is not all
+        where the task has registered a function for the exit, or an audit hook."""
+        imported, library = self._modules.restore()
+        for names in self._names:
+            names.restore(keep=library)
+        for each in self._lists:
+            each.restore(keep=library)
         self._warnings.restore()
         self._logging.restore(keep=library)
-        if vars(builtins) != self._builtins:
-            self._restore_builtins(keep=library)
+        restore_settings()
         functions = _exit_functions()
         known = imported or functions == self._exit_functions
         self._exit_functions = functions
-        return known
+        return known and not self._noticed, library
 
-    def _restore_builtins(self, *, keep: bool) -> None:
-        if keep:  # a library that was imported may have added some, and is not imported again
-            self._builtins = vars(builtins).copy()
-            return
-        for name in vars(builtins).keys() - self._builtins.keys():
-            del vars(builtins)[name]
-        vars(builtins).update(self._builtins)
+    @staticmethod
+    def _watch_audit_hooks() -> list[None]:
+        """Return a list that is no longer empty after a task has added an audit hook, which nothing can remove."""
+        noticed: list[None] = []
+        add = sys.addaudithook
 
-    def _restore_process(self) -> bool:
+        def addaudithook(hook: Callable[[str, tuple[Any, ...]], Any]) -> None:
+            noticed.append(None)
+            add(hook)
+
+        sys.addaudithook = addaudithook  # type: ignore[assignment]
+        return noticed
+
+    def _restore_process(self, *, library: bool) -> bool:
         if os.sched_getaffinity(0) != self._processors:
             os.sched_setaffinity(0, self._processors)
-        if list(map(resource.getrlimit, _LIMITS)) != self._limits:
-            for number, limit in zip(_LIMITS, self._limits, strict=True):
-                resource.setrlimit(number, limit)
-        return _scheduling() == self._scheduling and os.pread(self._oom_score, 16, 0) == self._oom_score_was
+        if os.getpgrp() != self._group:
+            os.setpgid(0, self._group)
+        if not self._kernel.restore(library=library) or _scheduling() != self._scheduling:
+            return False
+        return os.pread(self._oom_score, 16, 0) == self._oom_score_was
 
     def _has_room(self) -> bool:
-        """Whether the task has left no thread, and few descriptors. Raises OSError where a standard one is closed."""
-        for descriptor in _STREAMS:
-            os.get_inheritable(descriptor)
+        """Whether the task has left no thread, and few descriptors."""
         lowest = os.dup(0)
         os.close(lowest)
         return not _threads() and lowest <= self._most_descriptors
 
 
+class _Streams:
+    """Descriptors 0 to 2, and the objects of sys over them. All workers write to the same open pipe."""
+
+    def __init__(self) -> None:
+        self._descriptors = [(os.dup(number), number) for number in _STREAMS]
+        self._objects = (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__)
+        self._texts = [(stream, _text_state(stream)) for stream in self._objects[:3] if stream is not None]
+
+    def restore(self) -> bool:
+        """Put them back; return False where the task has closed one of the objects. Raises OSError, ValueError."""
+        for kept, number in self._descriptors:
+            os.dup2(kept, number)
+        if not os.get_blocking(1):
+            os.set_blocking(1, True)
+        sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__ = self._objects  # type: ignore[misc]
+        for stream, state in self._texts:
+            if _text_state(stream) != state:
+                if stream.closed or vars(stream) != state[-1]:
+                    return False
+                encoding, errors, line_buffering, write_through, *_ = state
+                stream.reconfigure(  # type: ignore[union-attr]
+                    encoding=encoding, errors=errors, line_buffering=line_buffering, write_through=write_through
+                )
+        return True
+
+
+def _text_state(stream: Any) -> tuple[Any, ...]:
+    return (
+        stream.encoding,
+        stream.errors,
+        stream.line_buffering,
+        stream.write_through,
+        stream.closed,
+        vars(stream).copy(),
+    )
+
+
 class _List:
-    """A list of sys, and its content."""
+    """A list of sys, and its content. The object itself is one of sys's names."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._object = name, getattr(sys, name)
+        self._is_path, self._object = name == "path", getattr(sys, name)
+        self._keeps = name != "argv"
         self._was = self._object[:]
 
-    def restore(self, keep: Callable[[object, list[Any]], bool] | None = None) -> None:
-        """Put it back; entries for which `keep` is true stay."""
-        now = getattr(sys, self._name)
-        if now is self._object and now == self._was:
+    def restore(self, *, keep: bool) -> None:
+        """Put it back. With `keep`, a library was imported: what that has added stays."""
+        if self._object == self._was:
             return
-        if keep is not None:
-            self._was += [entry for entry in now if keep(entry, self._was)]
+        if keep and self._keeps:
+            self._was += [entry for entry in self._object if self._is_librarys(entry)]
         self._object[:] = self._was
-        setattr(sys, self._name, self._object)
+
+    def _is_librarys(self, entry: object) -> bool:
+        return _in_packages(entry, self._was) if self._is_path else entry not in self._was
+
+
+class _Names:
+    """The names of a module and their values. A list of them is compared four times as fast as a dictionary."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names, self._was, self._values = names, names.copy(), list(names.values())
+
+    def restore(self, *, keep: bool) -> None:
+        """Put them back. With `keep`, a library was imported: the names that it has added stay."""
+        names = self._names
+        if list(names.values()) == self._values:
+            return
+        for name in [name for name in names if name not in self._was and not keep]:
+            del names[name]
+        names.update(self._was)
+        self._was, self._values = names.copy(), list(names.values())
+
+
+class _Modules:
+    """Which modules are loaded. Those from before the first task are put back where a task has replaced them."""
+
+    def __init__(self) -> None:
+        self._first = sys.modules.copy()
+        self._known, self._names = list(self._first.values()), set(self._first)
+
+    def restore(self) -> tuple[bool, bool]:
+        """Return whether there are other modules than before, and whether a library is among the new ones."""
+        modules = sys.modules
+        if list(modules.values()) == self._known:
+            return False, False
+        if len(modules) < len(self._known):
+            raise ValueError("a task has removed modules")  # which ends the worker
+        new = modules.keys() - self._names
+        modules.update(self._first)
+        for name in [name for name, module in modules.items() if module is None]:
+            del modules[name]  # it stood for "do not import"
+        self._known, self._names = list(modules.values()), set(modules)
+        return bool(new), any(map(_is_library, new))
 
 
 def _in_packages(entry: object, path: list[Any]) -> bool:
@@ -277,20 +375,12 @@ _exit_functions: Callable[[], int] = getattr(atexit, "_ncallbacks")  # noqa: B00
 _threads: Callable[[], int] = getattr(_thread, "_count")  # noqa: B009 - threading knows only its own
 
 
-def _streams_state(streams: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Return how the process's own streams are set up. Raises ValueError for one that was taken apart."""
-    return [
-        (each.closed, each.encoding, each.errors, each.line_buffering, each.write_through, each.__dict__.copy())
-        for each in streams
-        if each is not None
-    ]
-
-
 def _interpreter() -> tuple[Any, ...]:
     return (
         gc.isenabled(), gc.get_threshold(), sys.getrecursionlimit(), sys.getswitchinterval(),
-        sys.get_int_max_str_digits(), sys.gettrace(), sys.getprofile(),
-        (sys.excepthook, sys.displayhook, sys.unraisablehook), _socket.getdefaulttimeout(),
+        sys.get_int_max_str_digits(), sys.gettrace(), sys.getprofile(), _socket.getdefaulttimeout(),
+        gc.get_debug(), len(gc.callbacks), _thread.stack_size(), sys.getdlopenflags(), sys.get_asyncgen_hooks(),
+        sys.get_coroutine_origin_tracking_depth(), _tracemalloc.is_tracing(),
     )  # fmt: skip
 
 

@@ -41,8 +41,7 @@ class _Finder:
         """Return the module's own spec, whose loader sets the pickler up; None for every other module."""
         if name != _REDUCTION:
             return None
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path)
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((each for each in found if each is not None), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
