@@ -177,7 +177,7 @@ class ProcessState:
             noticed.append(None)
             add(hook)
 
-        sys.addaudithook = addaudithook  # type: ignore[assignment]
+        sys.addaudithook = addaudithook
         return noticed
 
     def _restore_process(self, *, library: bool) -> bool:
