@@ -33,8 +33,6 @@ class Endpoint:
         self.log = site.root / "logs" / f"{name}.log"
         self._token_file = site.root / f"{name}.token"
         self._daemon: Daemon | None = None
-        self.env: dict[str, str] = {}
-        """More variables for the monitor."""
 
     @property
     def config_dir(self) -> Path:
@@ -80,7 +78,7 @@ class Endpoint:
         """Start it and wait until its link to the relay is up."""
         self._daemon = Daemon(
             *(BIN / "mep", "start", self.name),
-            env=self._site.env | self.env,
+            env=self._site.env,
             log=self.log,
             ledger=self._site.ledger,
             run_as=self._site.run_as,

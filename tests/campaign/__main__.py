@@ -54,6 +54,7 @@ class Campaign:
         self.rows: dict[str, Row] = {}
         self.broken: list[str] = []
         self.ends: Counter[str] = Counter()
+        self.texts: dict[str, str] = {}
         self.rounds = 0
         self.last = ""
         """What the last round did."""
@@ -75,6 +76,7 @@ class Campaign:
         recovery_s = time.monotonic() - begun
         verdict = self.work.judge([*tasks, *probes], ENDS_WITHIN_S)
         self.ends += verdict.ends
+        self.texts = {f"{code} in {' + '.join(names)}": text for code, text in verdict.texts.items()} | self.texts
         row = self.rows.setdefault(" + ".join(names), Row(" + ".join(names)))
         self.last = f"{row.fault}, {recovery_s:.1f} s"
         row.times += 1
@@ -163,6 +165,8 @@ def main() -> int:
     else:
         print(made.table())
         print("ends: " + ", ".join(f"{code} {count}" for code, count in made.ends.most_common()))
+        for where, text in sorted(made.texts.items()):
+            print(f"{where}: {text}")
         for wrong in made.broken:
             print(f"BROKEN: {wrong}")
         if made.broken:

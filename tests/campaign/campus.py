@@ -67,6 +67,8 @@ SCHEMA_VALUE = {
 STRAY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Where no file of the account may be left."""
 JOBS_END_S = 60.0
+SHARED = Path("/dev/shm")
+"""Where libfaketime leaves files of processes that are killed."""
 
 
 def faketime() -> str:
@@ -85,12 +87,11 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DISABLE_SHM": "1",
         }
 
     def step(self, seconds: float) -> None:
         """Set it to so many seconds after the host's."""
-        new = self._file.with_suffix(".new")
+        new = self._file.with_suffix(".next")
         new.write_text(f"{seconds:+.3f}\n")
         new.chmod(0o644)
         new.replace(self._file)
@@ -179,13 +180,24 @@ class Campus:
                         found = file.lstat()
                         inside = folder.startswith((effects, home)) or str(file) == home
                         odd = stat.S_ISSOCK(found.st_mode) or file.suffix in (".tmp", ".new", ".part")
-                        if odd if inside else found.st_uid == self.account.uid:
+                        if not _is_faketimes(file) and (odd if inside else found.st_uid == self.account.uid):
                             yield file
 
     @property
     def disks(self) -> tuple[str, str]:
         """The two small disks: the relay's state and the person's home."""
         return str(self.site.relay.state), str(self.account.home)
+
+
+def _is_faketimes(file: Path) -> bool:
+    return file.parent == SHARED and "faketime_s" in file.name
+
+
+def _remove_faketimes(uids: set[int]) -> None:
+    for file in filter(_is_faketimes, SHARED.iterdir()):
+        with suppress(OSError):
+            if file.stat().st_uid in uids:
+                file.unlink()
 
 
 def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None:
@@ -196,7 +208,8 @@ def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None
 
 @contextmanager
 def make_campus(name: str = "faults", *, jobs: bool = False, clocks: bool = False) -> Iterator[Campus]:
-    """A running endpoint of a site of its own. `jobs`: with a Slurm. `clocks`: those of relay and monitor are faked."""
+    """A running endpoint of a site of its own. `jobs`: with a Slurm. `clocks`: those of relay and user
+    endpoints are faked. The monitor passes no variable to its helpers, and takes none."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
         account = site.account(f"mepbench-{secrets.token_hex(4)}")
@@ -206,7 +219,9 @@ def make_campus(name: str = "faults", *, jobs: bool = False, clocks: bool = Fals
         _mount(disks, Path(account.home), account.uid, account.gid, "0700")
         (site.root / "effects").mkdir(mode=0o1777)
         (site.root / "effects").chmod(0o1777)
-        faked = {who: Clock(site.root / f"{who}.clock") for who in ("relay", "monitor")} if clocks else {}
+        if clocks:
+            disks.callback(_remove_faketimes, {account.uid, relay_state.st_uid})
+        faked = {who: Clock(site.root / f"{who}.clock") for who in ("relay", "user endpoint")} if clocks else {}
         site.relay.env |= faked["relay"].env if clocks else {}
         slurm = stack.enter_context(Slurm()) if jobs else None
         site.start_relay()
@@ -218,9 +233,9 @@ def make_campus(name: str = "faults", *, jobs: bool = False, clocks: bool = Fals
         disks.callback(endpoint.stop)
         endpoint.add_config("caps:\n  max_user_endpoints_per_user: 100\n")
         endpoint.add_config(f"pam:\n  enable: true\n  service_name: {service.name}\n")
-        endpoint.env |= faked["monitor"].env if clocks else {}
-        if slurm is not None:
-            endpoint.write("user_environment.yaml", f"SLURM_CONF: {slurm.conf}\n")
+        variables = faked["user endpoint"].env if clocks else {}
+        variables |= {"SLURM_CONF": str(slurm.conf)} if slurm is not None else {}
+        endpoint.write("user_environment.yaml", variables)  # JSON is YAML
         endpoint.write(MAPPING, expression_mapping(("person@example\\.edu", account.name)))
         endpoint.write(TEMPLATE, TEMPLATE_TEXT)
         endpoint.write(SCHEMA, SCHEMA_VALUE)

@@ -92,7 +92,7 @@ def _no_descriptors(kind: str) -> Fault:
             return
         pid = rng.choice(found)
         with contextlib.suppress(OSError):
-            before = _soft_limit(pid)
+            before = _soft_limit(pid, "Max open files")
             _limit(pid, descriptors(pid) + rng.randint(0, 2))
             time.sleep(rng.uniform(0.5, 4.0))
             _limit(pid, before)
@@ -109,9 +109,10 @@ def _no_memory(kind: str) -> Fault:
             return
         pid = rng.choice(found)
         with contextlib.suppress(OSError):
+            before = _soft_limit(pid, "Max address space")
             _limit(pid, _address_space(pid) + rng.choice([0, 2**20, 2**23]), "as")
             time.sleep(rng.uniform(0.5, 4.0))
-            _limit(pid, "unlimited", "as")
+            _limit(pid, before, "as")
 
     return fault
 
@@ -143,10 +144,10 @@ def _controller_frozen(campus: Campus, rng: random.Random) -> None:
         _stopped(campus, campus.slurm.daemons["slurmctld"].pid, rng)
 
 
-def _soft_limit(pid: int) -> int:
+def _soft_limit(pid: int, name: str) -> str:
     for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
-        if line.startswith("Max open files"):
-            return int(line.split()[3])
+        if line.startswith(name):
+            return line.split()[3]
     raise ProcessLookupError
 
 
@@ -182,7 +183,7 @@ FAULTS: dict[str, Fault] = {
         f"no memory: {kind}": _no_memory(kind)
         for kind in ("relay", "manager", "user endpoint", "worker", "interchange")
     },
-    **{f"{whose}'s clock stepped": _clock_stepped(whose) for whose in ("relay", "monitor")},
+    **{f"{whose}'s clock stepped": _clock_stepped(whose) for whose in ("relay", "user endpoint")},
     f"{SLURM} job killed": _job_ended("--signal=KILL", "--full"),
     f"{SLURM} job cancelled": _job_ended(),
     f"{SLURM} controller frozen": _controller_frozen,

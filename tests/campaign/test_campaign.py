@@ -19,7 +19,7 @@ DEMO = HERE.parents[1] / "demo"
 @pytest.mark.parametrize("only", ["user endpoint killed", "links cut", "relay killed"])
 def test_every_task_ends_as_its_effects_allow(only: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(HERE / "__main__.py"), "--rounds", "2", "--seconds", "240", "--only", only, "--json"],
+        [sys.executable, str(HERE / "__main__.py"), "--rounds", "1", "--seconds", "240", "--only", only, "--json"],
         env=os.environ | {"PYTHONPATH": str(DEMO)},
         capture_output=True,
         text=True,

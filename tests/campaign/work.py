@@ -43,6 +43,8 @@ class Verdict:
     """What a round's tasks came to."""
 
     ends: Counter[str] = field(default_factory=Counter)
+    texts: dict[str, str] = field(default_factory=dict)
+    """The first text of each code."""
     broken: list[str] = field(default_factory=list)
 
 
@@ -76,6 +78,8 @@ class Work:
         for task in tasks:
             code = self._end(task)
             verdict.ends[code or "success"] += 1
+            if code and task.future.done():
+                verdict.texts.setdefault(code, str(task.future.exception()))
             if wrong := _wrong(task, code, effects[task.number]):
                 verdict.broken.append(wrong)
         return verdict
