@@ -178,7 +178,7 @@ class Campus:
                 for file in (Path(folder, name) for name in (*names, *folders)):
                     with suppress(OSError):
                         found = file.lstat()
-                        inside = folder.startswith((effects, home)) or str(file) == home
+                        inside = str(file).startswith((effects, home))
                         odd = stat.S_ISSOCK(found.st_mode) or file.suffix in (".tmp", ".new", ".part")
                         if not _is_faketimes(file) and (odd if inside else found.st_uid == self.account.uid):
                             yield file

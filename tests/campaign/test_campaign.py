@@ -69,3 +69,30 @@ def test_a_slope_comes_with_its_error() -> None:
         [sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "(2.0, 0.0) (0.2, 0.282842712474619)"
+
+
+def test_stray_files_are_found(tmp_path: Path) -> None:
+    program = """
+import os, socket, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+sys.path.append(sys.argv[3])
+import campus
+top = Path(sys.argv[4])
+for name in ("shm", "site/home", "site/effects", "site/run"):
+    (top / name).mkdir(parents=True)
+for name in ("shm/left", "site/home/kept", "site/home/half.tmp", "site/effects/1", "site/run/left"):
+    (top / name).touch()
+socket.socket(socket.AF_UNIX).bind(str(top / "site/home/s"))
+campus.STRAY = (str(top / "shm"),)
+account = SimpleNamespace(uid=os.getuid(), home=top / "site/home", name="me")
+site = SimpleNamespace(root=top / "site")
+found = campus.Campus(site, None, account, None, None, None, None)._files_left()
+print(*sorted(str(file.relative_to(top)) for file in found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(HERE), str(DEMO), str(HERE.parents[1]), str(tmp_path)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["shm/left", "site/home/half.tmp", "site/home/s", "site/run", "site/run/left"]
