@@ -7,7 +7,6 @@ import itertools
 from typing import Any
 
 import pytest
-from tests.unit.relay.test_lost_tasks import REFUSED, Lost
 
 from mep_wire import messages
 from mep_wire.errors import StartFailed, StartInterrupted, UserEndpointLost, UserEndpointUnstable
@@ -15,6 +14,7 @@ from mep_wire.states import TaskState, UepState
 from relay.dispatch import start_trouble
 from relay.dispatch.start_trouble import MAX_PAUSE_S, MAX_TROUBLE_S, TRANSIENT, StartTrouble
 from tests.unit.relay.test_dispatch_failures import Scene
+from tests.unit.relay.test_task_fates import REFUSED, Lost
 
 KILLED = StartInterrupted(reason="killed by signal 9")
 
