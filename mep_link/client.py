@@ -266,7 +266,7 @@ class LinkClient(Generic[M]):
         while self._connection is not None and (event := self._connection.event()) is not None:
             kind, reason = event
             if kind is not _Event.UP:
-                # A wrong key is refused at once. A relay whose process stands still takes the connection all the same.
+                # A wrong key is refused at once. A relay that stands still takes the connection all the same.
                 taken = self._clock() - self._attempt_ends + ATTEMPT_S
                 return STALLED if kind is _Event.KEY_REFUSED and taken > SLOW_HANDSHAKE_S else reason
             self._proceed(LinkState.GREETING)

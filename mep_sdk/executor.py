@@ -428,7 +428,7 @@ class Executor(concurrent.futures.Executor):
         kwargs: Mapping[str, Any],
         waited_for: list[concurrent.futures.Future[Any]],
     ) -> None:
-        """Queue a task whose arguments held futures, which have ended by now."""
+        """Queue a task after the futures among its arguments have ended."""
         from mep_sdk import dependencies
 
         if failed := dependencies.failed_among(waited_for):

@@ -132,7 +132,7 @@ class Submitter:
         """Tasks to be cancelled once the relay is back."""
         self._pending: dict[str, TaskFuture[Any]] = {}
         self._loading: dict[str, TaskFuture[Any]] = {}
-        """Those whose results are here and run code to be loaded: no longer pending, and not resolved yet."""
+        """Futures with a result that is being loaded: no longer pending, and not resolved yet."""
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
         self._recheck: StatusPoller | None = None

@@ -106,6 +106,8 @@ class Trace:
 
     def __init__(self) -> None:
         self.calls: dict[str, Counter[str]] = defaultdict(Counter)
+        self.complete = True
+        """Whether the command succeeded. After one that failed, no call leaves a list."""
         self._profile: dict[str, str] = {}
         self._cloning: set[str] = set()
 
@@ -147,7 +149,10 @@ def traced(command: list[str]) -> Trace:
             ["strace", "-f", "-qq", "-s", "256", "-e", "signal=none", "-o", str(output), *command], cwd=ROOT
         )
         if done.returncode:
-            print(f"the command ended with status {done.returncode}: where a filter caused that, run this once more")
+            trace.complete = False
+            print(
+                f"the command ended with status {done.returncode}: calls are only added; mend that and run this again"
+            )
         with output.open(errors="replace") as lines:
             trace.take(line.rstrip("\n") for line in lines)
     return trace
@@ -170,16 +175,19 @@ def main() -> None:
     given = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("needs root: it traces processes of other accounts")
-    command = given.command or [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
+    pytest = Path(sys.executable).with_name("pytest")  # which runs in the service's interpreter
+    command = given.command or [str(pytest), "-q", "-x", *TESTS]
     before: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {"profiles": {}}
     trace = traced(command) if command != ["none"] else Trace()
     table = numbers()
     profiles = {}
     for profile in PROFILES:
         seen, old = set(trace.calls.get(profile, ())), set(before["profiles"].get(profile, ()))
-        profiles[profile] = merged(profile, seen, old, add=given.add or not seen)
+        profiles[profile] = merged(profile, seen, old, add=given.add or not trace.complete or not seen)
     data = {"profiles": profiles, "instead": instead(table), "numbers": table}
     DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    if not trace.complete:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

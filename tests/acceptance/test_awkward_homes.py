@@ -1,4 +1,4 @@
-"""A home directory whose name means something to a shell, a glob or a scheduler: paths that reach one are quoted."""
+"""A home directory with characters that are special to a shell, a glob or a scheduler: paths are quoted."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_a_malformed_message_is_dropped_where_the_owner_says_so() -> None:
 
 
 def test_a_listener_that_accepts_and_closes_is_tried_again_soon(scene: Scene) -> None:
-    """A proxy whose relay is away."""
+    """A proxy without its relay."""
     scene.link.close(0)
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         scene.link = scene.client(f"tcp://127.0.0.1:{proxy.getsockname()[1]}")
