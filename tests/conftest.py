@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ if importlib.util.find_spec("tests") is None:
 from tests.support import leftovers  # noqa: E402  # after what makes it importable
 
 IS_ROOT = os.geteuid() == 0
+for _number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # a run in the background; what tests start would inherit it
+        signal.signal(_number, signal.SIG_DFL if _number == signal.SIGHUP else signal.default_int_handler)
 _LEFT_OUT = pytest.StashKey[int]()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_engines import Bench, campus
+from tests.contract.test_engines import Bench, place
 from user_endpoint.engines import make_engine
 from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings
 
@@ -69,7 +69,7 @@ def run(tmp_path: Path) -> Iterator[Callable[[EngineSettings], dict[str, Any]]]:
     engines = []
 
     def run_in(settings: EngineSettings) -> dict[str, Any]:
-        engine = make_engine(settings, campus(tmp_path))
+        engine = make_engine(settings, place(tmp_path))
         engines.append(engine)
         engine.start()
         bench = Bench(engine)

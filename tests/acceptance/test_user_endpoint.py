@@ -105,8 +105,9 @@ def test_joins_runs_and_ends_in_good_order(relay: FakeRelay, home: pathlib.Path)
         assert seen["environment"]["HOME"] == str(home)
         assert seen["umask"] == 0o077
         kinds = [re.sub(r"\d+|\[.*", "", os.path.basename(name)) for name in seen["fds"]]
-        # Its socket, where tasks begin, its oom score, and the note of which task it began.
-        assert sorted(kinds) == ["", "oom_score_adj", "p.", "socket:"], seen["fds"]
+        # Its socket, where tasks begin, copies of its streams, its limits, its oom score, and its start journal.
+        streams = ["null", "pipe:", "pipe:"]
+        assert sorted(kinds) == ["", "limits", streams[0], "oom_score_adj", "p.", *streams[1:], "socket:", "status"]
         uep.signal(signal.SIGTERM)
         assert relay.expect(messages.Goodbye).code == "STOPPED"
         assert uep.next_report()[:2] == ["ENDED", "STOPPED"]

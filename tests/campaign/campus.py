@@ -131,6 +131,8 @@ class Campus:
         self.site, self.endpoint, self.account, self.proxy, self.client = site, endpoint, account, proxy, client
         self.slurm, self.clock = slurm, clock
         self.effects = site.root / "effects"
+        self.began = site.root.stat().st_ctime if site.root.exists() else 0.0
+        """An older file is of an account that had the same uid before."""
 
     def executor(self, project: str, engine: str, attempts: int, idle: int = 0) -> Executor:
         """Return a new executor of the one client. Its user endpoint ends after `idle` heartbeats, 0 for never."""
@@ -180,7 +182,8 @@ class Campus:
                         found = file.lstat()
                         inside = str(file).startswith((effects, home))
                         odd = stat.S_ISSOCK(found.st_mode) or file.suffix in (".tmp", ".new", ".part")
-                        if not _is_faketimes(file) and (odd if inside else found.st_uid == self.account.uid):
+                        ours = found.st_uid == self.account.uid and found.st_ctime >= self.began
+                        if not _is_faketimes(file) and (odd if inside else ours):
                             yield file
 
     @property

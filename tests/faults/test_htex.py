@@ -321,6 +321,7 @@ def test_nothing_outlives_a_user_endpoint_that_is_killed(tmp_path: Path) -> None
     script = (
         "import select, sys\n"
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(pytest.__file__).parents[1])!r}]\n"
+        f"sys.path.append({str(Path(__file__).parents[2])!r})\n"
         "from pathlib import Path\n"
         "from test_htex import Bench, note\n"
         f"bench = Bench(Path({str(tmp_path)!r}))\n"

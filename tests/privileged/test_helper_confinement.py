@@ -341,7 +341,9 @@ def test_user_endpoints_and_keepers_are_not_confined_by_it(campus: Campus) -> No
     def mine() -> list[str]:
         import pathlib
 
-        pathlib.Path("/tmp").joinpath("meptest-written").touch()
+        written = pathlib.Path("/tmp/meptest-written")
+        written.touch()
+        written.unlink()
         return [
             line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("Seccomp:")
         ]

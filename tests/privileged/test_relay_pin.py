@@ -56,7 +56,7 @@ def test_a_silent_change_is_refused_until_its_fingerprint_is_given(mep: Cli, reg
     said = again(mep, expect=5)
     for part in (FIRST.fingerprint, offered(registrar).fingerprint, "RELAY_KEY_CHANGED", "--new-relay-key"):
         assert part in said
-    assert f"another {kind.removesuffix('_key')} key" in said
+    assert f"a different {kind.removesuffix('_key')} key" in said
     for wrong in (FIRST.fingerprint, "SHA256:AAAA"):
         assert "RELAY_KEY_UNEXPECTED" in again(mep, "--new-relay-key", wrong, expect=5)
     assert mep.path("var", "site", "registration.json").read_bytes() == before

@@ -12,7 +12,7 @@ from unittest import mock
 
 from mep_wire.errors import MepError
 from mep_wire.states import TaskState
-from relay.dispatch import live_state, lost, task_delivery
+from relay.dispatch import live_state, task_delivery, task_fates
 from relay.dispatch.live_state import Joining, LiveState, Uep
 from relay.dispatch.task_transitions import NOTHING
 from relay.dispatch.uep_handlers import UepHandlers
@@ -33,7 +33,7 @@ def _lost_as_not_begun() -> list[Any]:
     def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
         return error
 
-    return [mock.patch.object(lost, "why_failed", why_failed)]
+    return [mock.patch.object(task_fates, "why_failed", why_failed)]
 
 
 def _two_records() -> list[Any]:

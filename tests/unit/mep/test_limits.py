@@ -41,7 +41,7 @@ def test_sizes_that_are_none(value: str) -> None:
         ("limits: {by_group: {staff: {memory_maximum: 1G}}}", r"limits\.by_group\.staff\.memory_maximum"),
         ("limits: {by_group: {staff: 4}}", "mapping"),
         ("limits: {by_group: [staff]}", "mapping of names"),
-        ("limits: {by_group: {'a b': {}}}", "not a name"),
+        ("limits: {by_group: {'a:b': {}}}", "not a name"),
         ("limits: {by_group: {4: {}}}", "must be a text"),
         ("limits: {tasks_max: 3}", "at least 16"),
         ("limits: {io_weight: 0}", "between 1 and 10000"),

@@ -68,7 +68,7 @@ def test_a_change_is_refused_with_both_fingerprints_and_what_to_do(state: StateD
         OTHER.signing if kind == "signing" else keys.public.signing, OTHER.link if kind == "link" else keys.public.link
     )
     said = refused(pinned, keys)
-    for part in (f"another {kind} key", pinned.fingerprint, keys.public.fingerprint, "RELAY_KEY_CHANGED",
+    for part in (f"a different {kind} key", pinned.fingerprint, keys.public.fingerprint, "RELAY_KEY_CHANGED",
                  "mep register site --again --new-relay-key FINGERPRINT", "mep-relay key"):  # fmt: skip
         assert part in said
     assert keys.public.fingerprint in check(pinned, keys, keys.public.fingerprint)
