@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
@@ -113,11 +114,19 @@ def helpers_below(prefix: str) -> list[str]:
 
 
 def remove_helpers(prefix: str) -> list[str]:
-    """Remove those accounts with their processes, as root; return their names."""
-    names = helpers_below(prefix) if os.geteuid() == 0 else []
-    for name in names:
-        _end_processes_of(pwd.getpwnam(name).pw_uid)
-        _run("userdel", "--force", name, check=False)
+    """Remove those accounts with their processes, as root; return their names.
+
+    Another run may remove the same accounts at the same time, and a third may then give a name to an endpoint of its
+    own. One run removes at a time, and removes a name only while it is still of this endpoint.
+    """
+    if os.geteuid() != 0 or not helpers_below(prefix):
+        return []
+    with open("/run/mep-sites-accounts.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        names = helpers_below(prefix)
+        for name in names:
+            _end_processes_of(pwd.getpwnam(name).pw_uid)
+            _run("userdel", "--force", name, check=False)
     return names
 
 

@@ -110,7 +110,7 @@ class Records:
 
     def remove(self, uep_id: str) -> None:
         """Remove the record of `uep_id` if possible. If it stays, a later monitor finds that its keeper is gone."""
-        for path in (self._path(uep_id), self._mapped_path(uep_id)):
+        for path in (self._mapped_path(uep_id), self._path(uep_id)):  # nothing is left once the record is gone
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
