@@ -13,7 +13,11 @@ import os
 import sys
 from typing import NoReturn
 
-from user_endpoint import inherited_fds, inherited_state
+from user_endpoint import (
+    fast_msgspec_import,  # noqa: F401  # before anything imports msgspec
+    inherited_fds,
+    inherited_state,
+)
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.process_exit import name_process, run_and_exit
 from user_endpoint.shortage import interrupted, reason_of

@@ -16,6 +16,10 @@ import os
 import sys
 from typing import Any
 
+NEED_FUNCTION = "NEED_FUNCTION"
+"""Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
+BEGUN_VARIABLE = "MEP_BEGUN"
+"""Environment variable with a worker's kind of start journal and its path, as HOW:PATH; not passed on to tasks."""
 INLINE_BYTES = 64 * 1024
 """A value larger than this, encoded, goes by memfd: datagrams are limited by the socket's send buffer."""
 _BY_DESCRIPTOR = b"M"

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from user_endpoint.workers.start_journal import StartJournal
 
-NEED_FUNCTION = "NEED_FUNCTION"
-"""Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
-BEGUN_VARIABLE = "MEP_BEGUN"
-"""Environment variable with a worker's kind of start journal and its path, as HOW:PATH; not passed on to tasks."""
 _CACHE_BYTES = 64 * 1024 * 1024
 _own_pid, _now = os.getpid, time.time
 """These functions as they are before a task replaces them in their modules."""
@@ -85,7 +81,7 @@ def serve(
             functions.add(function_id, code)
         function = functions.get(function_id)
         if function is None:
-            datagrams.send(sock, (row, NEED_FUNCTION, "", b"", 0.0, 0.0))
+            datagrams.send(sock, (row, datagrams.NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
         if log is not None and not log.note(row, task_id, attempt):
             return
@@ -130,7 +126,7 @@ def _flush(name: str) -> None:
 
 
 def _begun_log() -> StartJournal | None:
-    how, _, path = os.environ.pop(BEGUN_VARIABLE, "").partition(":")
+    how, _, path = os.environ.pop(datagrams.BEGUN_VARIABLE, "").partition(":")
     if not path:
         return None
     from user_endpoint.workers.start_journal import StartJournal

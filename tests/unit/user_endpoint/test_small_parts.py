@@ -194,13 +194,13 @@ def test_commands_run_in_their_directory_and_failures_say_which(tmp_path: pathli
     assert "took over 0.1 s" in slow.value.detail
 
 
-HEAVY = {"asyncio", "dataclasses", "inspect", "logging", "parsl", "pathlib", "subprocess", "tempfile"}
+HEAVY = {"asyncio", "ctypes", "dataclasses", "inspect", "logging", "parsl", "pathlib", "subprocess", "tempfile"}
 """What costs each idle user endpoint milliseconds and megabytes, and its process engine does not need."""
 
 
 def test_what_every_user_endpoint_loads_is_light() -> None:
-    parts = ["fast_msgspec_import", "startup", "user_endpoint", "event_loop", "result_spool"]
-    parts += ["engines.process_pool.engine", "engines.start_journals", "workers.worker"]
+    parts = ["startup", "user_endpoint", "event_loop", "result_spool"]
+    parts += ["engines.process_pool.engine", "engines.start_journals"]
     code = f"import user_endpoint.main, {', '.join('user_endpoint.' + part for part in parts)}, mep_link.client"
     code += "\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
@@ -208,8 +208,6 @@ def test_what_every_user_endpoint_loads_is_light() -> None:
 
 
 def test_little_is_loaded_when_the_fork_server_is_forked() -> None:
-    code = (
-        "import user_endpoint.main, user_endpoint.fast_msgspec_import, user_endpoint.startup, sys; print(*sys.modules)"
-    )
+    code = "import user_endpoint.main, user_endpoint.startup, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert not {"zmq", "jinja2", "yaml", "jsonschema"} & set(done.stdout.split())

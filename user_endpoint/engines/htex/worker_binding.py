@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from user_endpoint.engines.htex.worker_pool_options import Options, OptionsInvalid
 from user_endpoint.workers import start_journal
-from user_endpoint.workers.worker import BEGUN_VARIABLE
+from user_endpoint.workers.datagrams import BEGUN_VARIABLE
 
 _PROBE_S = 20
 

@@ -28,8 +28,8 @@ from user_endpoint.engines.process_pool.limit_watch import MemoryWatch, describe
 from user_endpoint.engines.process_pool.task_durations import TaskDurations
 from user_endpoint.engines.process_pool.task_order import enqueue
 from user_endpoint.engines.process_pool.worker_handle import DEPTH, WorkerHandle
+from user_endpoint.workers.datagrams import BEGUN_VARIABLE, NEED_FUNCTION
 from user_endpoint.workers.fork_server import ServerHandle
-from user_endpoint.workers.worker import BEGUN_VARIABLE, NEED_FUNCTION
 
 if TYPE_CHECKING:
     from user_endpoint.engines.start_journals import StartJournals
