@@ -39,8 +39,12 @@ def replace_file(path: Path, data: bytes, *, mode: int) -> None:
     """Write a file whole or not at all, replacing an existing one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    write_new(temporary, data, mode=mode)
-    temporary.replace(path)
+    try:
+        write_new(temporary, data, mode=mode)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

@@ -5,7 +5,9 @@ The answers are those of the real commands, in their own formats; PBS, LSF and s
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,20 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     path.write_text('{"provider": "SlurmProvider", "jobs": ["10", "11"]}')
     assert JobRecord(path, "SlurmProvider").left_over() == {"10": {}, "11": {}}
+
+
+def no_room(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_unfinished_record_of_jobs_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, unfinished = tmp_path / "htex-jobs.json", tmp_path / "htex-jobs.new"
+    record = JobRecord(path, "SlurmProvider")
+    record.write({"10": {}})
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", no_room)
+        record.write({"10": {}, "11": {}})
+    assert not unfinished.exists()
+    unfinished.write_text('{"provider": "Slur')  # of a process that was killed while it wrote
+    assert JobRecord(path, "SlurmProvider").left_over() == {"10": {}}
+    assert not unfinished.exists()

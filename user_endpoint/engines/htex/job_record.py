@@ -19,12 +19,15 @@ class JobRecord:
 
     def __init__(self, path: Path, provider: str) -> None:
         self._path, self._provider = path, provider
+        self._new = path.with_suffix(".new")
 
     def left_over(self) -> dict[str, dict[str, str]]:
         """Return the jobs that an earlier process recorded with the same provider and did not end.
 
-        With each comes the data that the provider needs to end it.
+        With each comes the data that the provider needs to end it. The unfinished record of a process that was killed
+        while it wrote is removed.
         """
+        self._remove_unfinished()
         try:
             found = json.loads(self._path.read_text())
             jobs = found["jobs"] if found["provider"] == self._provider else {}
@@ -36,13 +39,18 @@ class JobRecord:
 
     def write(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
         """Record that these jobs exist, and no others."""
-        with contextlib.suppress(OSError):
-            new = self._path.with_suffix(".new")
-            with new.open("w") as file:
+        try:
+            with self._new.open("w") as file:
                 json.dump({"provider": self._provider, "jobs": jobs}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self._path)
+            self._new.replace(self._path)
+        except OSError:
+            self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        with contextlib.suppress(OSError):
+            self._new.unlink()
 
 
 def _texts(details: Any) -> dict[str, str]:
