@@ -33,10 +33,15 @@ def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
             text = f"{text} ({error.text})"
     kind = _WITHOUT_CODE.get(state)
     if not result.code and kind is not None:
-        return kind(correlation_id=result.correlation_id or None)
+        return kind(correlation_id=_correlation_id(result))
     if result.code in (FunctionUnloadable.code, DataUnreadable.code):
         text = with_own_version(text)
-    return rebuild(result.code or TaskFailed.code, text, result.correlation_id or None)
+    return rebuild(result.code or TaskFailed.code, text, _correlation_id(result))
+
+
+def _correlation_id(result: api.StreamedResult) -> str:
+    """Return the id that a log holds: of the start that failed, else the task's own."""
+    return result.correlation_id or result.task_id
 
 
 def runs_code_to_load(payload: bytes) -> bool:

@@ -121,6 +121,7 @@ class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     `result` is set for success, `exception` for the other ends. `code`, `reason` and `correlation_id` are
     this project's own: why it failed, as a named error. `reason` may also say what a queued task waits for.
+    `correlation_id` is that of the start that failed, else the task's own id: logs hold either.
     """
 
     task_id: str

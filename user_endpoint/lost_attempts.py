@@ -57,7 +57,8 @@ class Attempts:
     def failed(self, task: TaskItem, item: ResultItem) -> ResultItem:
         """Return the result of a task that was lost for the last time, which says on which attempt."""
         text = on_attempt(item.text, task.attempt, self._allowed(task))
-        return ResultItem(item.row, item.task_id, item.code, text, b"", item.started_at, item.ended_at)
+        times, where = (item.started_at, item.ended_at), (item.block_id, item.job_id)
+        return ResultItem(item.row, item.task_id, item.code, text, b"", *times, *where)
 
     def _allowed(self, task: TaskItem) -> int:
         return allowed_attempts(task.max_attempts, self.default, self.most)

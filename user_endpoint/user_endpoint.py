@@ -14,10 +14,14 @@ from typing import Final
 from mep_link.client import LinkClient
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.errors import (
+    EngineFailed,
     FunctionCodeChanged,
     JoinRefused,
     MepError,
     ResultTooLarge,
+    TaskCancelled,
+    TaskExpired,
+    TaskFailed,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
 from user_endpoint.bounded_log import BoundedLog
@@ -40,6 +44,11 @@ RESEND_BATCHES: Final = 4
 MAX_NOTICES: Final = 16
 """Functions about which the administrator is told. The keeper listens to a bounded number of reports."""
 GATHER_TASKS: Final = 32
+MAX_LOGGED_TEXT: Final = 500
+_LEVELS: Final = {
+    TaskFailed.code: "INFO", TaskCancelled.code: "INFO", TaskExpired.code: "INFO", EngineFailed.code: "ERROR"
+}  # fmt: skip
+"""Log levels of ends by code: the first three say nothing against the endpoint. Others are warnings."""
 GATHER_S: Final = 0.001
 """While this many tasks are held, results are sent at most once in this time. A lone result is sent at once."""
 
@@ -277,7 +286,17 @@ class UserEndpoint:
             error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
             times = (item.started_at, item.ended_at)
             item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
+        if item.code:
+            self._log_failure(task, item)
         self._results.append(item)
+
+    def _log_failure(self, task: messages.TaskItem, item: messages.ResultItem) -> None:
+        """Log the end of a task that did not succeed. A person quotes the task's id, its correlation id."""
+        where = {"block": item.block_id, "job": item.job_id} if item.block_id else {}
+        self._log.write(
+            _LEVELS.get(item.code, "WARNING"), "task failed", code=item.code, task=item.task_id,
+            function=task.function_id, attempt=task.attempt, **where, reason=item.text[:MAX_LOGGED_TEXT],
+        )  # fmt: skip
 
     def _forget_start(self, row: int) -> None:
         self._begun.pop(row, None)

@@ -14,7 +14,7 @@ from relay.api.context import ApiContext
 from relay.api.http import Receive, Request, Scope, Send
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
-from relay.log import RateLimitedLog
+from relay.log import RateLimitedLog, peer_log
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
@@ -54,6 +54,8 @@ class App:
             close = isinstance(error, _BEFORE_THE_BODY) and scope["method"] in ("POST", "PUT")
             if status >= 500:
                 self._limited_log.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
+            else:  # a person quotes its correlation id
+                peer_log.info("%s %s refused: %s", f"{scope['method']} {error.code}", scope["path"][:200], error)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
             self._limited_log.exception(

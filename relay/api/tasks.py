@@ -234,7 +234,7 @@ def _status(task: TaskRecord, *, packed: bool) -> TaskStatus:
         details=times,
         code=task.code or None,
         reason=task.text or None,
-        correlation_id=task.correlation_id or None,
+        correlation_id=task.correlation_id or (uuid_text(task.task_id) if task.code else None),
     )
 
 

@@ -173,7 +173,11 @@ class StartRequester:
             error = rebuild(answer.code[:64], answer.text[:MAX_PUBLIC_TEXT], answer.correlation_id[:64] or None)
             self._live.run(self._refuse(uep, error))
             return
-        peer_log.info("start of %s: %s %s", answer.uep_id, answer.outcome, answer.code)
+        log = peer_log.info if answer.outcome == "already_running" else peer_log.warning
+        log(
+            "start of %s: %s %s, correlation id %s", answer.uep_id, answer.outcome, answer.code,
+            answer.correlation_id[:64],
+        )  # fmt: skip
         if answer.outcome == "already_running" and self._is_long_unjoined(uep):
             self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
@@ -187,7 +191,10 @@ class StartRequester:
     def _interrupted(self, uep: Uep, answer: StartAnswer) -> None:
         """The process was lost while it started: have another one started after a pause, for as long as tasks wait."""
         now = self._live.loop.time()
-        peer_log.warning("start of %s: %s %s", answer.uep_id, answer.code, answer.text)
+        peer_log.warning(
+            "start of %s: %s %s, correlation id %s", answer.uep_id, answer.code, answer.text,
+            answer.correlation_id[:64],
+        )  # fmt: skip
         if not uep.trouble.note(now, sentence(uep.last_text)):
             self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
             return

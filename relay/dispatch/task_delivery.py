@@ -253,6 +253,12 @@ class TaskDelivery:
         self._live.open_tasks.changed(uep.record.account_id, uep.record.endpoint_id, -settled.ended)
         self._streams.wake(settled.groups)
 
+    def _ended_with(self, uep: Uep, settled: Settled, error: MepError) -> None:
+        """Tasks have ended with `error`: the log has its correlation id."""
+        if settled.ended:
+            peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, settled.ended, error)
+        self._ended(uep, settled)
+
     def requeued(self, uep: Uep, done: Requeued) -> None:
         """Tasks wait again, and those among them that were to be cancelled have ended."""
         if done.count:
@@ -306,6 +312,7 @@ class TaskDelivery:
         """Tasks had begun and their process is gone: those with attempts left are queued, the others fail."""
         loss = Loss(error=error, default_attempts=uep.default_attempts, most_attempts=uep.most_attempts)
         if rows:
+            peer_log.warning("user endpoint %s: %d begun tasks are lost: %s", uep.record.uep_id, len(rows), error)
             self.requeued(uep, await self._live.submit_retrying(lambda tx: fail_or_retry(tx, uep.row, rows, loss)))
             self.pump(uep)
 
@@ -319,6 +326,8 @@ class TaskDelivery:
 
     async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
         """End these rows with an error."""
+        if rows:
+            peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, len(rows), error)
         now = time.time()
         await self.end_rows(
             uep,
@@ -338,11 +347,13 @@ class TaskDelivery:
 
     async def end_sent(self, uep: Uep, error: MepError) -> None:
         """The user endpoint is given up because of `error`: end the tasks sent to its last process."""
-        self._ended(uep, await self._live.submit_retrying(lambda tx: end_what_was_sent(tx, uep.row, error)))
+        settled = await self._live.submit_retrying(lambda tx: end_what_was_sent(tx, uep.row, error))
+        self._ended_with(uep, settled, error)
 
     async def end_queue(self, uep: Uep, error: MepError) -> None:
         """End every queued task of a user endpoint with an error, a page at a time."""
-        self._ended(uep, await self._live.submit_retrying(lambda tx: end_doubtful(tx, uep.row, error)))
+        settled = await self._live.submit_retrying(lambda tx: end_doubtful(tx, uep.row, error))
+        self._ended_with(uep, settled, error)
         error, now = why_failed(TaskState.QUEUED, error), time.time()
         ending = TaskEnding(
             row=0,
@@ -354,7 +365,7 @@ class TaskDelivery:
         )
         while True:
             settled = await self._live.submit_retrying(lambda tx: tx.end_queued(uep.row, ending, END_PAGE))
-            self._ended(uep, settled)
+            self._ended_with(uep, settled, error)
             if settled.ended < END_PAGE:
                 break
         uep.has_queued = self._live.store.has_queued(uep.row)
@@ -438,7 +449,6 @@ def _ending(item: messages.ResultItem, most_bytes: int) -> TaskEnding:
             state=TaskState.FAILED,
             code=error.code,
             text=error.text,
-            correlation_id=error.correlation_id,
             task_id=_raw_id(item.task_id),
         )
     return TaskEnding(

@@ -73,16 +73,19 @@ def tell(tx: Tx, uep_row: int, held: Sequence[int], *, new_process: bool) -> Rec
 
 
 def why_failed(state: TaskState, error: MepError, *, doubtful: bool = False) -> MepError:
-    """Return the error with which a task ends once its user endpoint is given up because of `error`."""
+    """Return the error with which a task ends once its user endpoint is given up because of `error`.
+
+    It has the correlation id of `error`, which the log holds.
+    """
     lost = isinstance(error, UserEndpointLost)
     reason = str(error.fields.get("reason", error.text)) if lost else error.text
     match Fate.MAYBE_BEGUN if doubtful else FATES[LossStep.GIVEN_UP][state]:
         case Fate.MAYBE_BEGUN:
-            return UserEndpointLost(reason=f"{_MAYBE} {reason}"[:MAX_PUBLIC_TEXT])
+            return UserEndpointLost(reason=f"{_MAYBE} {reason}"[:MAX_PUBLIC_TEXT], correlation_id=error.correlation_id)
         case Fate.BEGUN:
-            return error if lost else UserEndpointLost(reason=reason)
+            return error if lost else UserEndpointLost(reason=reason, correlation_id=error.correlation_id)
         case _:
-            return UserEndpointUnstable(reason=reason) if lost else error
+            return UserEndpointUnstable(reason=reason, correlation_id=error.correlation_id) if lost else error
 
 
 def end_what_was_sent(tx: Tx, uep_row: int, error: MepError) -> Settled:

@@ -53,7 +53,9 @@ def make_engine(chosen: settings.EngineSettings, context: EngineContext) -> Engi
             return ThreadPoolEngine(max_workers=chosen.max_workers, notes=StartJournals(context.run_directory))
         case settings.GlobusComputeSettings():  # and GlobusMPIEngine, which is one
             from user_endpoint.engines.htex.engine import HtexEngine
+            from user_endpoint.library_log import forward_library_log
 
+            forward_library_log()
             return HtexEngine(chosen, run_directory=context.run_directory, report_location=context.report_location)
     raise EngineFailed(reason=f"there is no engine {chosen.__struct_config__.tag}")
 

@@ -257,7 +257,10 @@ class Keepers:
             "end", code=code, cause=public, uep_id=endpoint.uep_id, local_user=endpoint.local_user, **_who(endpoint),
             detail=detail, correlation_id=endpoint.correlation_id,
         )  # fmt: skip
-        self._log.info("user endpoint ended", code=code, uep=endpoint.uep_id, user=endpoint.local_user, detail=detail)
+        self._log.write(
+            "INFO" if code in {STOPPED, "IDLE"} else "WARNING", "user endpoint ended", code=code, uep=endpoint.uep_id,
+            user=endpoint.local_user, detail=detail, correlation_id=endpoint.correlation_id,
+        )  # fmt: skip
 
     # --- ends -------------------------------------------------------------------------------------------
 

@@ -129,6 +129,23 @@ class Starts:
         return next((start for start in self._of[StartState.IN_KEEPER].values() if start.uep_id == uep_id), None)
 
 
+_ADMINISTRATORS = frozenset(
+    {
+        Refusal.START_FAILED, Refusal.START_TIMEOUT, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE,
+        Refusal.START_REQUEST_REFUSED, "ENDPOINT_MISCONFIGURED", "ENGINE_FAILED",
+    }
+)  # fmt: skip
+"""Codes of starts that fail until an administrator acts."""
+_NO_FAILURES = frozenset({m.StartOutcome.STARTED, m.StartOutcome.ALREADY_RUNNING, m.StartOutcome.TRY_LATER, "joined"})
+
+
+def level_of(outcome: str, code: str) -> str:
+    """Return the log level of a start's end. A start that failed is never INFO."""
+    if outcome in _NO_FAILURES:
+        return "INFO"
+    return "ERROR" if code in _ADMINISTRATORS else "WARNING"
+
+
 def outcome_of(code: str) -> m.StartOutcome:
     """Return whether a start that failed with `code` is worth another try."""
     return m.StartOutcome.UNAVAILABLE if code in _TRY_AGAIN else m.StartOutcome.REFUSED

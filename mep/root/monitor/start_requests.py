@@ -27,7 +27,7 @@ from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, outcome_of
+from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, level_of, outcome_of
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints
 
@@ -269,7 +269,7 @@ class StartRequests:
             if not self._budget.take(2 * size + 512):
                 return
         self._audit.write("start", **said, **who, identities=start.identities, **audit)
-        self._log.info("start answered", **said, **who, **audit)
+        self._log.write(level_of(outcome, code), "start answered", **said, **who, **audit)
 
     def _answer(self, start: Start, answer: StartVerdict) -> None:
         runs = answer.outcome is m.StartOutcome.STARTED or answer.outcome is m.StartOutcome.ALREADY_RUNNING

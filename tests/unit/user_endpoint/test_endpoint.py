@@ -403,3 +403,21 @@ def test_the_relay_is_told_what_the_engine_tries_again_and_when_that_is_over(sta
     stage.uep.flush()
     assert [credit.trouble for credit in stage.link.take(messages.Credit)] == [""]
     assert 'tasks wait reason="blocks of workers failed twice"' in stage.log.read_text()
+
+
+@pytest.mark.parametrize("code", ["WORKER_LOST", "RESULT_UNSERIALIZABLE", "ENGINE_FAILED", "WALLTIME_EXCEEDED", "NEW"])
+def test_the_log_has_the_id_that_a_person_quotes(stage: Stage, code: str) -> None:
+    stage.tasks(5)
+    stage.happens(ResultItem(5, "5", code, "forged\nline task=6", b"", 1.0, 2.0, "block 1", "job 7"))
+    level = "ERROR" if code == "ENGINE_FAILED" else "WARNING"
+    line = next(line for line in stage.log.read_text().splitlines() if "task failed" in line)
+    assert f" {level} mep-uep[" in line
+    said = f'code={code} task=5 function=f attempt=1 block="block 1" job="job 7"'
+    assert f'task failed {said} reason="forged\\nline task=6' in line
+
+
+def test_a_result_that_is_too_large_is_logged_as_such(stage: Stage) -> None:
+    stage.welcome(max_result_bytes=10)
+    stage.tasks(5)
+    stage.happens(ResultItem(5, "5", "", "", bytes(11), 1.0, 2.0))
+    assert "task failed code=RESULT_TOO_LARGE task=5" in stage.log.read_text()

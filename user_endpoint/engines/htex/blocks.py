@@ -23,6 +23,7 @@ from typing import Any
 import zmq
 
 from mep_wire.errors import EngineFailed, MepError
+from mep_wire.text import field_text
 from user_endpoint.engines.htex import provider as providers
 from user_endpoint.engines.htex.executor import InterchangeClient, InterchangeDied
 from user_endpoint.engines.htex.failures import BlockFailure, Cause, Failures, of_block, of_error
@@ -209,6 +210,7 @@ class Blocks:
 
     def _over(self, error: MepError) -> None:
         """Tell the engine that it is over, and which tasks had begun: reading that may take a while, so it is here."""
+        _log.error("the engine is over code=%s reason=%s", error.code, field_text(error.text))
         begun: set[int] | None = set()
         try:
             if self._client is not None:
@@ -414,29 +416,37 @@ class Blocks:
                 self._scheduler.ended(self._forget(block_id).job_id)
             elif status.state == JobState.RUNNING:
                 if not block.running:
+                    _log.info("block running block=%s job=%s", block_id, field_text(block.job_id))
                     block.running, block.since = True, now
                     self._note_change(now)
                 if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
                     self._cancel([block_id])
                     limit = self._settings.block_start_timeout_s
-                    self._block_failed(f"its workers had not registered after {limit:.0f} s", status, block.submitted)
+                    what = f"its workers had not registered after {limit:.0f} s"
+                    self._block_failed(block_id, block, what, status)
 
     def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
         self._tell(BlockLost(block_id))
         if not block.registered:
             what = f"it ended ({status.state.name.lower()}) before its workers had registered"
-            self._block_failed(what, status, block.submitted)
+            self._block_failed(block_id, block, what, status)
+        else:
+            _log.info("block ended block=%s job=%s state=%s", block_id, block.job_id, status.state.name)
 
-    def _block_failed(self, what: str, status: Any, submitted: float) -> None:
+    def _block_failed(self, block_id: str, block: _Block, what: str, status: Any) -> None:
         failure = of_block(what, status, str(self._directory))
-        _log.warning("a block failed cause=%s reason=%s", failure.cause.name, failure.text)
-        reason = self._block_failures.note(time.monotonic(), submitted, failure)
+        _log.warning(
+            "a block failed block=%s job=%s cause=%s reason=%s stderr=%s", block_id, field_text(block.job_id),
+            failure.cause.name, field_text(failure.text), field_text(status.stderr_path or ""),
+        )  # fmt: skip
+        reason = self._block_failures.note(time.monotonic(), block.submitted, failure)
         self._wake.set()
         if any(block.registered for block in self._blocks.values()):
             return  # waiting tasks can run there
         if not reason or not self._settings.block_error_handler:
             self._tell(BlockTrouble(self._block_failures.so_far(failure)))
         else:
+            _log.error("tasks that wait fail code=%s reason=%s", EngineFailed.code, field_text(reason))
             self._tell(BlocksFailed(EngineFailed(reason=reason), self._block_failures.next_at))
 
     # --- how many -------------------------------------------------------------------------------------
@@ -499,10 +509,11 @@ class Blocks:
                 self._scheduler.submitted(job)
                 with self._lock:
                     self._jobs[block_id] = str(job)
+                _log.info("block submitted block=%s job=%s", block_id, field_text(job))
         self._note_change(time.monotonic())
         for block_id in list(self._client._simulated_status):  # noqa: SLF001 - where Parsl keeps refused submissions
             status = self._client._simulated_status.pop(block_id)  # noqa: SLF001
-            self._block_failed("it was not accepted", status, began)
+            self._block_failed(block_id, _Block(None, began, began), "it was not accepted", status)
 
     def _scale_in(self, client: InterchangeClient, count: int, outstanding: int, now: float) -> None:
         """End blocks that have had nothing to do for long enough."""
