@@ -16,7 +16,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from mep_sdk.batch import UuidLike, checked_payload
@@ -35,6 +35,11 @@ from mep_wire import api, limits
 from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
 from mep_wire.user_values import check_characters
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from mep_sdk.progress import Progress
 
 log = logging.getLogger("mep_sdk")
 
@@ -115,6 +120,7 @@ class Executor(concurrent.futures.Executor):
         token: str | None = None,
         allow_insecure: bool = False,
         lost_relay_timeout_s: float = LOST_RELAY_TIMEOUT_S,
+        progress: Any = False,
         **unrecognized: Any,
     ) -> None:
         """Make an executor for `endpoint_id`; `client` (or `relay_url` and `token`) says through which relay.
@@ -127,7 +133,8 @@ class Executor(concurrent.futures.Executor):
         `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
-        Compute's, and have no effect. Raises what Client raises.
+        Compute's, and have no effect. `progress` shows a bar of the tasks that have ended: True for tqdm's, or a class
+        that is called as tqdm's is. Raises what Client raises, and ValueError for `progress=True` without tqdm.
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
@@ -141,9 +148,9 @@ class Executor(concurrent.futures.Executor):
         self._options()
         self._by_object: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._by_digest: dict[bytes, Function] = {}
-        self.serializer = serializer or self.client.serializer
-        self.result_serializers = result_serializers
+        self.serializer, self.result_serializers = serializer or self.client.serializer, result_serializers
         self.task_count_submitted = 0
+        self._progress = _progress(progress) if progress else None
         self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
@@ -160,6 +167,19 @@ class Executor(concurrent.futures.Executor):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             warnings.warn(f"Executor has no attribute {name!r}: setting it has no effect.{hint}", stacklevel=2)
         super().__setattr__(name, value)
+
+    def _repr_html_(self) -> str:
+        from mep_sdk import html  # only notebooks need it
+
+        counts = self._session.stats()
+        shown = [f"{count} {state}" for state, count in counts.items() if count]
+        rows = [
+            ("endpoint", str(self.endpoint_id or "")),
+            ("task group", str(self.task_group_id)),
+            ("tasks", ", ".join(shown) or "none"),
+            ("elapsed", html.seconds(self._session.elapsed_s())),
+        ]
+        return html.table(f"Executor {self.label}".rstrip(), rows, extra=html.bar(counts))
 
     def __repr__(self) -> str:
         label = f"{self.label}; " if self.label else ""
@@ -259,6 +279,14 @@ class Executor(concurrent.futures.Executor):
         function, all_args, all_kwargs = _unwrapped(fn, args, kwargs)
         return self._submit(self._function(function), all_args, all_kwargs, name_of(function))
 
+    def asubmit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+        """Submit as `submit` does, from a coroutine: `value = await executor.asubmit(fn, 1)`. The task is on its way
+        whether or not it is awaited. To cancel the future cancels the task. Raises RuntimeError outside a coroutine.
+        """
+        from mep_sdk.async_futures import for_asyncio, running_loop  # only coroutines need asyncio
+
+        return for_asyncio(running_loop(), self.submit(fn, *args, **kwargs))
+
     def submit_to_registered_function(
         self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
     ) -> TaskFuture[Any]:
@@ -329,6 +357,11 @@ class Executor(concurrent.futures.Executor):
 
         return iterate()
 
+    def cancel(self, futures: Iterable[TaskFuture[Any]]) -> int:
+        """Cancel those of these tasks that have not ended; return their number. One request for all of them: see
+        TaskFuture.cancel."""
+        return self._session.cancel_futures(list(futures))
+
     def stats(self) -> dict[str, int]:
         """Return how many of this executor's tasks are `unsent`, `waiting`, `running`, `succeeded`, `failed` and
         `cancelled`. Which of the waiting ones run is what the relay told last."""
@@ -363,10 +396,22 @@ class Executor(concurrent.futures.Executor):
         where the relay stays out of reach; the futures left then carry the same error.
         """
         self._session.stop(cancel_futures=cancel_futures)
+        if self._progress is not None:
+            self._progress.finish()
         if wait:
             self._session.wait()
             if self._made_client:
                 self.client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: types.TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.shutdown, cancel_futures=isinstance(exc_val, asyncio.CancelledError))
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: types.TracebackType | None
@@ -416,6 +461,8 @@ class Executor(concurrent.futures.Executor):
             future = self._session.submit(target, function, payload)
         future.function_name = name
         self.task_count_submitted += 1
+        if self._progress is not None:
+            self._progress.submitted(future)
         return future
 
     def _send_when_ended(
@@ -471,6 +518,12 @@ class Executor(concurrent.futures.Executor):
             description=doc_of(fn),
             container_uuid=str(self._container_id) if self._container_id else None,
         )
+
+
+def _progress(wanted: Any) -> Progress:
+    from mep_sdk.progress import Progress  # only those who want a bar need it
+
+    return Progress(wanted)
 
 
 def _caused(error: MepError, cause: BaseException | None) -> MepError:

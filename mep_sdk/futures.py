@@ -125,6 +125,17 @@ class TaskFuture(Future[_T]):
             shown += f" {name}={printable(value)}" if value else ""
         return f"{shown} {self._shown_state()}>"
 
+    def _repr_html_(self) -> str:
+        from mep_sdk import html  # only notebooks need it
+
+        rows = [
+            ("task", self.task_id),
+            ("function", self.function_name),
+            ("endpoint", self.endpoint_id),
+            ("state", self._shown_state().partition("=")[2]),
+        ]
+        return html.table("TaskFuture", rows)
+
     def _shown_state(self) -> str:
         with self._condition:
             if self._state != FINISHED:

@@ -139,6 +139,7 @@ class Submitter:
         self._callbacks, self._loaders = CallbackThreads(), CallbackThreads("mep-loads", _MOST_LOADS)
         self._warned: set[tuple[str, str]] = set()
         self._ended = {"succeeded": 0, "failed": 0, "cancelled": 0}
+        self._began, self._last_ended = 0.0, 0.0
         self._sender_waits = False
         self._rounds = 0
         """How often the sender has sent what it took, or has failed to."""
@@ -161,6 +162,7 @@ class Submitter:
                 sender.start()  # and where no thread can be started, there is no task either
                 self._sender = sender
             self._listen(target.task_group_id)
+            self._began = self._began or time.monotonic()
             self._pending[future.task_id] = future
             self._unsent.add(future.task_id)
             if payload is None:
@@ -334,6 +336,7 @@ class Submitter:
         log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")
         with self._change:
             self._ended["succeeded" if failure is None else "failed"] += 1
+            self._last_ended = time.monotonic()
         try:
             future.resolve(value, failure)
         except InvalidStateError:
@@ -437,6 +440,12 @@ class Submitter:
             counts = dict(self._ended)
         running = sum(each.status == "running" for each in pending)
         return {"unsent": unsent, "waiting": len(pending) - unsent - running, "running": running, **counts}
+
+    def elapsed_s(self) -> float:
+        """Return the seconds from the first submission until now, or until the last task's end where none is left."""
+        with self._change:
+            ended = time.monotonic() if self._pending or self._loading else self._last_ended
+            return max(0.0, ended - self._began) if self._began else 0.0
 
     # --- cancelling -------------------------------------------------------------------------------------
 

@@ -5,13 +5,15 @@ As root: a service environment (default /opt/mep) over an interpreter that every
 the system accounts of the endpoint and the relay. Otherwise: an environment in the checkout, for
 single-user mode. No step is repeated: a stamp records the installed versions and their sources.
 
-Three environments share PREFIX as the beginning of their names:
+Four environments share PREFIX as the beginning of their names:
 
   PREFIX        the service: the distributions of lock/run.txt and mep only, without pip.
 
   PREFIX-build  pip and setuptools (lock/build.txt), which install the other two.
 
   PREFIX-tests  with --tools or --tests: the tools for tests, lint and types (lock/tools.txt).
+
+  PREFIX-science  with --tests: what a researcher's own environment has, for tests of the docs (lock/science.txt).
 
 pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them). No code of a download runs here.
 """
@@ -413,6 +415,14 @@ def install_tools(pip: Pip, prefix: Path, tools: Path, python: str) -> None:
     runner.chmod(0o755)
 
 
+def install_science(pip: Pip, prefix: Path, science: Path, python: str) -> None:
+    """Make the environment of a researcher who uses notebooks and the usual packages, over the service's."""
+    make_venv(science, python, "--without-pip")
+    say("installing the packages that the docs' notebooks use")
+    pip.install_locked(science, "science")
+    (site_packages(science) / TOOLS_PATH).write_text(f"{site_packages(prefix)}\n")
+
+
 def commands() -> dict[str, str]:
     """Return our own commands, from pyproject.toml: name to `module:function`."""
     import tomllib
@@ -482,6 +492,7 @@ def wanted_stamps(python: str, extras: list[str]) -> dict[str, dict[str, str]]:
             "project": digest(ROOT / "pyproject.toml", *(ROOT / name for name in PACKAGES)),
         },
         "tests": {**base, "locked": digest(LOCKS / "tools.txt")},
+        "science": {**base, "locked": digest(LOCKS / "science.txt")},
     }
 
 
@@ -500,7 +511,9 @@ def finish(prefix: Path, wanted: dict[str, str]) -> None:
     say(f"{prefix} is ready")
 
 
-def install(prefix: Path, python: str, *, tools: bool = False, extras: list[str] | None = None) -> None:
+def install(
+    prefix: Path, python: str, *, tools: bool = False, science: bool = False, extras: list[str] | None = None
+) -> None:
     """Bring the environments up to date with the checkout. Extras of an earlier installation stay."""
     with locked(prefix):
         stamp = read_stamp(prefix)
@@ -508,8 +521,9 @@ def install(prefix: Path, python: str, *, tools: bool = False, extras: list[str]
         wanted = wanted_stamps(python, chosen)
         build, tests = beside(prefix, "build"), beside(prefix, "tests")
         pip = Pip(build)
-        service = read_stamp(prefix) == wanted["service"]
-        if service and (not tools or read_stamp(tests) == wanted["tests"]):
+        needed = ["service", *(["tests"] if tools else []), *(["science"] if science else [])]
+        places = {"service": prefix, "tests": tests, "science": beside(prefix, "science")}
+        if all(read_stamp(places[each]) == wanted[each] for each in needed):
             return
         if not up_to_date(build, wanted["build"]):
             make_build_environment(build, python)
@@ -520,6 +534,9 @@ def install(prefix: Path, python: str, *, tools: bool = False, extras: list[str]
         if tools and not up_to_date(tests, wanted["tests"]):
             install_tools(pip, prefix, tests, python)
             finish(tests, wanted["tests"])
+        if science and not up_to_date(places["science"], wanted["science"]):
+            install_science(pip, prefix, places["science"], python)
+            finish(places["science"], wanted["science"])
 
 
 def install_service(pip: Pip, prefix: Path, python: str, stamp: dict[str, str], wanted: dict[str, str]) -> None:
@@ -559,7 +576,7 @@ def main() -> int:
         if root and (closed := closed_to_others(_existing(prefix))):
             raise CannotInstall(f"other accounts cannot enter {closed}: choose a PREFIX that they can, like /opt/mep.")
         prepare_system(python, root=root, tests=options.tests)
-        install(prefix, python, tools=options.tools or options.tests, extras=options.extras)
+        install(prefix, python, tools=options.tools or options.tests, science=options.tests, extras=options.extras)
     except CannotInstall as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

@@ -102,7 +102,7 @@ def test_what_runs_here_was_installed_by_it_and_is_open_to_everybody(install: Mo
     assert install.objection(str(prefix / "bin" / "python"), shared=os.geteuid() == 0) is None
 
 
-GROUPS = ("run", "kubernetes", "tools", "build")
+GROUPS = ("run", "kubernetes", "science", "tools", "build")
 
 
 def _required(*requirements: str) -> set[str]:
@@ -115,6 +115,9 @@ def test_every_requirement_is_locked(install: ModuleType) -> None:
     run = install.locked_versions("run")
     assert _required(*project["dependencies"]) <= run.keys()
     assert _required(*project["optional-dependencies"]["dev"]) <= install.locked_versions("run", "tools").keys()
+    science = install.locked_versions("science")
+    assert _required(*project["optional-dependencies"]["science"]) <= science.keys()
+    assert not science.keys() & run.keys()
     assert _required(*document["build-system"]["requires"], "pip") == install.locked_versions("build").keys()
     for extra in install.EXTRAS:
         added = install.locked_versions(extra)
