@@ -7,6 +7,7 @@ import os
 import pathlib
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -122,6 +123,12 @@ def scribble() -> int:
             os.write(descriptor, b"Test output of some library")
             os.write(descriptor, b"M")
     return 1
+
+
+def found_commands(names: list[str]) -> list[str | None]:
+    import shutil
+
+    return [shutil.which(name) for name in names]
 
 
 def parent_of_worker() -> int:
@@ -270,6 +277,14 @@ def test_large_arguments_and_results_come_through(bench: Bench) -> None:
     rows = [bench.submit(echo, data) for _ in range(4)]
     for row in rows:
         assert bench.value(row) == data
+
+
+def test_tasks_find_the_commands_of_their_python(bench: Bench) -> None:
+    """A Parsl workflow within a task starts these two by name."""
+    names = ["interchange.py", "process_worker_pool.py"]
+    row = bench.submit(found_commands, names)
+    bench.wait(row)
+    assert bench.value(row) == [f"{sys.prefix}/bin/{name}" for name in names]
 
 
 def test_system_exit_is_the_tasks_own_failure(bench: Bench) -> None:

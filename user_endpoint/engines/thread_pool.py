@@ -26,7 +26,7 @@ from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturn
 from user_endpoint.engines.process_pool.task_order import enqueue
 from user_endpoint.engines.start_journals import StartJournals
 from user_endpoint.workers import start_journal, task_main
-from user_endpoint.workers.start_environment import use_own_paths
+from user_endpoint.workers.start_environment import use_own_commands, use_own_paths
 from user_endpoint.workers.start_journal import StartJournal
 
 MAX_ABANDONED: Final = 64
@@ -65,6 +65,7 @@ class ThreadPoolEngine:
         import mep_sdk.task_runner  # noqa: F401
 
         use_own_paths()
+        use_own_commands()
         task_main.install()
         if isinstance(sys.stdout, io.TextIOWrapper):  # what tasks print is in the log at once
             sys.stdout.reconfigure(line_buffering=True)

@@ -37,7 +37,7 @@ from user_endpoint.bounded_log import MAX_HALF_LINE, BoundedFile, escape_output
 from user_endpoint.process_exit import name_process, run_and_exit
 from user_endpoint.workers import datagrams
 from user_endpoint.workers.descendants import has_children, kill_descendants, reap_ended
-from user_endpoint.workers.start_environment import needs_new_process
+from user_endpoint.workers.start_environment import needs_new_process, use_own_commands
 
 _CHUNK = 65536
 _MAX_REASON = 600
@@ -122,6 +122,7 @@ class ForkServer:
         if environment is not None:  # else the one that worker_init has set up
             os.environ.clear()
             os.environ.update(environment)
+        use_own_commands()
         self._output = BoundedFile(log_path) if log_path else None
 
     def _spawn(self, number: int, descriptor: int) -> None:

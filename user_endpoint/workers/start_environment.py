@@ -39,6 +39,15 @@ def user_site() -> str:
     return found if os.path.isdir(found) else ""  # noqa: PTH112 - as above
 
 
+def use_own_commands() -> None:
+    """Let tasks find the commands of this Python's packages by name, as Parsl finds its interchange in a task that is a
+    whole workflow. They come first on PATH, unless a place on it is theirs already."""
+    own = os.path.dirname(sys.executable)  # noqa: PTH120 - no pathlib here
+    before = os.environ.get("PATH", os.defpath)
+    if own and own not in before.split(os.pathsep):
+        os.environ["PATH"] = f"{own}{os.pathsep}{before}"
+
+
 def use_own_paths() -> None:
     """Put the person's own directories on sys.path, for tasks that run in the user endpoint's own process."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
