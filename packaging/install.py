@@ -55,7 +55,7 @@ LOCK_DIR = ".install-lock"
 MAX_FIRST_LINE = 127
 """Older kernels read only this much of a script's first line."""
 LOCKS = ROOT / "packaging" / "lock"
-EXTRAS = ("kubernetes",)
+EXTRAS = ("kubernetes", "postgresql")
 """Files in LOCKS that a site may add to its service."""
 KEPT_COMMANDS = frozenset({"process_worker_pool.py", "interchange.py"})
 """Parsl's commands that are started by name: by a site's `launch_cmd`, on nodes, and by the benchmark of bare Parsl."""

@@ -46,6 +46,7 @@ def groups() -> dict[str, list[str]]:
     return {
         "run": project["dependencies"],
         "kubernetes": project["optional-dependencies"]["kubernetes"],
+        "postgresql": project["optional-dependencies"]["postgresql"],
         "tools": project["optional-dependencies"]["dev"],
         "science": project["optional-dependencies"]["science"],
         "build": [*document["build-system"]["requires"], "pip"],
@@ -137,7 +138,7 @@ def main() -> int:
                 for name, wheel in found.items():
                     hashes[name].add(wheel.digest)
     for group, found in needed.items():
-        left_out = needed["run"] if group in ("kubernetes", "science", "tools") else {}
+        left_out = needed["run"] if group not in ("run", "build") else {}
         write(group, {name: wheel.version for name, wheel in found.items() if name not in left_out}, hashes)
     return 0
 

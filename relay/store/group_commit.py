@@ -39,7 +39,7 @@ _Waiting = tuple[Callable[[Any], Any], Future[Any]]
 class Commits:
     """Commits groups of changes over `tx` on `connection`, which must be in autocommit mode."""
 
-    def __init__(self, connection: sqlite3.Connection, tx: Any, checkpointer: Checkpointer | None = None) -> None:
+    def __init__(self, connection: Any, tx: Any, checkpointer: Checkpointer | None = None) -> None:
         self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
         self.groups = self.changes = self.failed = 0
         """How many groups and changes were committed, and how many groups could not be."""
@@ -64,7 +64,7 @@ class Commits:
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
             self.failed += 1
             self._roll_back()
-            detail = with_path(error, self._connection)
+            detail = self._describe(error)
             failure = RelayUnavailable(reason="its store cannot write", detail=detail)
             outcomes = [(future, None, failure) for _, future in group]
         for future, value, wrong in outcomes:
@@ -72,6 +72,14 @@ class Commits:
                 future.set_exception(wrong)
             else:
                 future.set_result(value)
+
+    def _describe(self, error: sqlite3.Error) -> str:
+        """Return what failed, and where, for the administrator."""
+        return with_path(error, self._connection)
+
+    def recover(self) -> float | None:
+        """Called when nothing waits: return after which time to call again, None for not until the next change."""
+        return None
 
     def _begin(self) -> None:
         """Take the database's lock. Raises sqlite3.OperationalError where another process keeps it for too long."""
@@ -156,6 +164,11 @@ class Writer:
         """How many changes wait."""
         return self._waiting.qsize()
 
+    def wake(self) -> None:
+        """Have the thread look after its connections, if nothing waits anyway."""
+        if self._waiting.empty():
+            self._waiting.put((lambda _: None, Future()))
+
     def close(self) -> None:
         """Commit waiting changes, and end the thread."""
         self._closed = True
@@ -165,7 +178,10 @@ class Writer:
     def _run(self) -> None:
         more = True
         while more:
-            group = [self._waiting.get()]
+            try:
+                group = [self._waiting.get(timeout=self._commits.recover() if self._waiting.empty() else None)]
+            except queue.Empty:
+                continue
             while len(group) < MAX_GROUP and not self._waiting.empty():
                 group.append(self._waiting.get())
             more = group[-1] is not None

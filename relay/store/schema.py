@@ -113,11 +113,16 @@ MIGRATIONS: tuple[str, ...] = (
 class StateTooNew(RuntimeError):
     """The relay's state was written by a newer version of the relay: upgrade this one."""
 
+    @classmethod
+    def versions(cls, found: int, known: int) -> StateTooNew:
+        """Return the error that names both versions."""
+        return cls(f"the state has schema version {found}, this relay knows {known}: install the relay that wrote it")
+
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the database to the newest version, each step in a transaction. Raises StateTooNew."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
-        raise StateTooNew(f"the state has schema version {version}, this relay knows {len(MIGRATIONS)}")
+        raise StateTooNew.versions(version, len(MIGRATIONS))
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")

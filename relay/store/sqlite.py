@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,34 @@ def _endpoint(row: Sequence[Any]) -> EndpointRecord:
     return msgspec.structs.replace(record, owner=row[0], deleted_at=row[1])
 
 
+Row = tuple[Any, ...]
+Leading = Callable[[str, tuple[Any, ...], Callable[[Row], int], int], list[Row]]
+"""Runs a statement with these parameters, and returns leading rows, at least one, as `within` does."""
+
+
+def leading_rows(
+    connection: sqlite3.Connection,
+    statement: str,
+    parameters: tuple[Any, ...],
+    size_of: Callable[[Row], int],
+    most: int,
+) -> list[Row]:
+    """Run a statement and return leading rows, as `within` does. Those after them are not read."""
+    cursor = connection.execute(statement, parameters)
+    try:
+        return within(cursor, size_of, most)
+    finally:
+        cursor.close()
+
+
+def _payload_size(row: Row) -> int:
+    return len(row[3])
+
+
+def _ending_size(row: Row) -> int:
+    return len(row[5]) + len(row[4])
+
+
 def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]], int], most: int) -> list[Any]:
     """Return leading `rows`, at least one, until their sizes together exceed `most` bytes."""
     taken: list[Any] = []
@@ -126,7 +155,8 @@ def _ref(row: tuple[int, bytes, str, int, float]) -> TaskRef:
     return TaskRef(row=row[0], task_id=row[1], function_id=row[2], state=TaskState(row[3]), submitted_at=row[4])
 
 
-def _unreadable(error: sqlite3.Error) -> RelayUnavailable:
+def unreadable(error: sqlite3.Error) -> RelayUnavailable:
+    """Return the error for a read that failed."""
     return RelayUnavailable(reason="its store cannot be read", detail=repr(error))
 
 
@@ -178,8 +208,11 @@ def _task(row: Sequence[Any]) -> TaskRecord:
 
 
 class _Part:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    _leading: Leading
+
+    def __init__(self, connection: Any) -> None:
+        self._db: sqlite3.Connection = connection
+        """Or what behaves as one (relay.store.postgres)."""
 
 
 class _AccountTx(_Part):
@@ -238,7 +271,7 @@ class _RegistryTx(_Part):
     def put_uep(self, uep: UepRecord) -> UepRecord:
         config, runtime = msgspec.json.encode(uep.config), msgspec.json.encode(uep.runtime)
         values = (uep.uep_id, uep.endpoint_id, uep.account_id, uep.identity_id, config, runtime, uep.seen_at)
-        self._db.execute(sql.ADD_UEP, values)
+        self._db.execute(sql.ADD_UEP, (*values, uep.account_id))
         row = self._db.execute(sql.UEP, (uep.uep_id,)).fetchone()
         known = {"link_key": row[7] or b"", "made_of": row[8], "seen_at": row[9], "incarnation": row[10]}
         return msgspec.structs.replace(uep, row=row[0], **known)
@@ -254,11 +287,8 @@ class _RegistryTx(_Part):
         if self._db.execute(sql.SPEND_JOIN, (join_hash, uep_row, now)).rowcount != 1:
             return False
         self._db.execute(sql.DROP_ALL_JOINS, (uep_row,))
-        try:
-            self._db.execute(sql.SET_LINK, (link_key, incarnation, uep_row))
-        except sqlite3.IntegrityError:  # the key is enrolled for another user endpoint
-            return False
-        return True
+        # No row where the key is enrolled for another user endpoint.
+        return self._db.execute(sql.SET_LINK, (link_key, incarnation, uep_row, link_key, uep_row)).rowcount == 1
 
     def clear_link(self, uep_row: int, link_key: bytes) -> None:
         self._db.execute(sql.CLEAR_LINK, (uep_row, link_key))
@@ -341,10 +371,11 @@ class _TaskEventTx(_Part):
 
 
 class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
-    """`relay.store.base.Tx` over one connection."""
+    """`relay.store.base.Tx` over one connection. `leading` runs a query whose rows have to fit into some bytes."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Any, leading: Leading | None = None) -> None:
         super().__init__(connection)
+        self._leading = leading or partial(leading_rows, connection)
         self._next_row = self._next_seq = 0
         self._groups: dict[str, GroupRef] = {}
         self.forget()
@@ -419,15 +450,8 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
     # --- dispatching ------------------------------------------------------------------------------
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
-        taken: list[QueuedTask] = []
-        size = 0
-        cursor = self._db.execute(sql.QUEUED_TASKS, (uep_row, limit))
-        for row in cursor:
-            size += len(row[3])
-            if taken and size > max_bytes:
-                break
-            taken.append(_queued(row))
-        cursor.close()
+        rows = self._leading(sql.QUEUED_TASKS, (uep_row, limit), _payload_size, max_bytes)
+        taken = [_queued(row) for row in rows]
         self._db.executemany(sql.MARK_DISPATCHED, [(task.row, uep_row) for task in taken])
         return taken
 
@@ -537,75 +561,20 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 # --- the store --------------------------------------------------------------------------------------
 
 
-class SqliteStore:
-    """`relay.store.base.Store` in one file."""
-
-    def __init__(self, path: Path | None, *, for_server: bool = False) -> None:
-        """Open or make the file; `for_server` prepares it for many commits. Raises StateTooNew, sqlite3.Error.
-
-        Without a path the database is in memory, and each change is made in its caller's thread.
-        """
-        self._checkpointer: Checkpointer | None = None
-        with _said_if_slow(path):
-            self._write = _connect(path or ":memory:")
-            migrate(self._write)
-            self._read = self._write
-            self.commits = Commits(self._write, SqliteTx(self._write))
-            self._writer: Writer | DirectWriter = DirectWriter(self.commits)
-            if path is not None:
-                self._open_file(path, for_server=for_server)
-
-    def _open_file(self, path: Path, *, for_server: bool) -> None:
-        if for_server:
-            pad, unpad, restart = sql.PAD_LOG
-            self._write.execute(pad, (PADDED_BYTES,))
-            self._write.execute(unpad)
-            self._write.execute("PRAGMA busy_timeout = 0")  # a foreign reader may stay for any time
-            self._write.execute(restart).fetchall()
-            self._checkpointer = Checkpointer(_connect(path), path)
-        self._read = _connect(path)
-        self._read.execute("PRAGMA query_only = 1")
-        if for_server:  # a read is in the event loop's thread; nothing but a recovery after a crash ever locks it out
-            self._read.execute("PRAGMA busy_timeout = 0")
-        self._write.execute(f"PRAGMA busy_timeout = {int(LOCK_STEP_S * 1000)}")  # `Commits` tries again
-        self.commits = Commits(self._write, SqliteTx(self._write), self._checkpointer)
-        self._writer = Writer(self.commits)
-
-    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
-        """See `relay.store.base.Store.submit`."""
-        return self._writer.submit(change)
-
-    @property
-    def waiting(self) -> int:
-        """How many changes wait for the writer."""
-        return self._writer.waiting
-
-    @property
-    def checkpoints(self) -> CheckpointFigures | None:
-        """What the checkpoints of a server's store have done."""
-        return None if self._checkpointer is None else self._checkpointer.figures
-
-    def close(self) -> None:
-        """Finish submitted changes and close."""
-        self._writer.close()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-        self._read.close()
-        self._write.close()
+class SqlReads:
+    """The reads of `relay.store.base.Store`, in SQL. The class of a backend says how a query is run."""
 
     def _one(self, statement: str, *parameters: Any) -> Any:
         """Return the first row. Raises RelayUnavailable."""
-        try:
-            return self._read.execute(statement, parameters).fetchone()
-        except sqlite3.Error as error:
-            raise _unreadable(error) from error
+        raise NotImplementedError
 
     def _all(self, statement: str, *parameters: Any) -> list[Any]:
         """Return every row. Raises RelayUnavailable."""
-        try:
-            return self._read.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise _unreadable(error) from error
+        raise NotImplementedError
+
+    def _leading(self, statement: str, parameters: tuple[Any, ...], size_of: Callable[[Row], int], most: int) -> Any:
+        """Return leading rows, as `within` does. Raises RelayUnavailable."""
+        raise NotImplementedError
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -735,12 +704,7 @@ class SqliteStore:
         return self._all(sql.GROUP_TASKS, group_row, after, limit)
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
-        try:
-            cursor = self._read.execute(sql.COMPLETIONS, (group_row, after, limit))
-            rows = within(cursor, lambda row: len(row[5]) + len(row[4]), max_bytes)
-            cursor.close()
-        except sqlite3.Error as error:
-            raise _unreadable(error) from error
+        rows = self._leading(sql.COMPLETIONS, (group_row, after, limit), _ending_size, max_bytes)
         return [
             Completion(
                 seq=r[0], task_id=r[1], state=TaskState(r[2]), code=r[3], text=r[4], payload=r[5], correlation_id=r[6]
@@ -758,3 +722,80 @@ class SqliteStore:
         if numbers is None:
             return EventPage(dropped=0, events=[])
         return EventPage(dropped=numbers[2], events=self._all(sql.EVENTS, endpoint_id, limit))
+
+
+class SqliteStore(SqlReads):
+    """`relay.store.base.Store` in one file."""
+
+    def __init__(self, path: Path | None, *, for_server: bool = False) -> None:
+        """Open or make the file; `for_server` prepares it for many commits. Raises StateTooNew, sqlite3.Error.
+
+        Without a path the database is in memory, and each change is made in its caller's thread.
+        """
+        self._checkpointer: Checkpointer | None = None
+        with _said_if_slow(path):
+            self._write = _connect(path or ":memory:")
+            migrate(self._write)
+            self._read = self._write
+            self.commits = Commits(self._write, SqliteTx(self._write))
+            self._writer: Writer | DirectWriter = DirectWriter(self.commits)
+            if path is not None:
+                self._open_file(path, for_server=for_server)
+
+    def _open_file(self, path: Path, *, for_server: bool) -> None:
+        if for_server:
+            pad, unpad, restart = sql.PAD_LOG
+            self._write.execute(pad, (PADDED_BYTES,))
+            self._write.execute(unpad)
+            self._write.execute("PRAGMA busy_timeout = 0")  # a foreign reader may stay for any time
+            self._write.execute(restart).fetchall()
+            self._checkpointer = Checkpointer(_connect(path), path)
+        self._read = _connect(path)
+        self._read.execute("PRAGMA query_only = 1")
+        if for_server:  # a read is in the event loop's thread; nothing but a recovery after a crash ever locks it out
+            self._read.execute("PRAGMA busy_timeout = 0")
+        self._write.execute(f"PRAGMA busy_timeout = {int(LOCK_STEP_S * 1000)}")  # `Commits` tries again
+        self.commits = Commits(self._write, SqliteTx(self._write), self._checkpointer)
+        self._writer = Writer(self.commits)
+
+    def submit(self, change: Callable[[Tx], T]) -> Future[T]:
+        """See `relay.store.base.Store.submit`."""
+        return self._writer.submit(change)
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the writer."""
+        return self._writer.waiting
+
+    @property
+    def checkpoints(self) -> CheckpointFigures | None:
+        """What the checkpoints of a server's store have done."""
+        return None if self._checkpointer is None else self._checkpointer.figures
+
+    def close(self) -> None:
+        """Finish submitted changes and close."""
+        self._writer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        self._read.close()
+        self._write.close()
+
+    def _one(self, statement: str, *parameters: Any) -> Any:
+        """Return the first row. Raises RelayUnavailable."""
+        try:
+            return self._read.execute(statement, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise unreadable(error) from error
+
+    def _all(self, statement: str, *parameters: Any) -> list[Any]:
+        """Return every row. Raises RelayUnavailable."""
+        try:
+            return self._read.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise unreadable(error) from error
+
+    def _leading(self, statement: str, parameters: tuple[Any, ...], size_of: Callable[[Row], int], most: int) -> Any:
+        try:
+            return leading_rows(self._read, statement, parameters, size_of, most)
+        except sqlite3.Error as error:
+            raise unreadable(error) from error

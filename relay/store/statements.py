@@ -58,7 +58,7 @@ ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY a
 PUT_ENDPOINT = (
     "INSERT INTO endpoints (endpoint_id, owner, name, link_key, body) VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT (endpoint_id) DO UPDATE SET name = excluded.name, link_key = excluded.link_key, "
-    "body = excluded.body WHERE owner = excluded.owner AND deleted_at = 0"
+    "body = excluded.body WHERE endpoints.owner = excluded.owner AND endpoints.deleted_at = 0"
 )
 DELETE_ENDPOINT = "UPDATE endpoints SET deleted_at = ? WHERE endpoint_id = ? AND deleted_at = 0"
 ENDPOINT = "SELECT owner, deleted_at, body FROM endpoints WHERE endpoint_id = ?"
@@ -77,7 +77,7 @@ FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
 
 ADD_UEP = (
     "INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime, seen_at, made_of) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?3) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (uep_id) DO NOTHING"
 )
 ADD_JOIN = "INSERT INTO joins VALUES (?, ?, ?)"
@@ -85,7 +85,10 @@ DROP_JOINS = "DELETE FROM joins WHERE uep_row = ? AND expires < ?"
 # Spend a join token, and with it every other one of the same user endpoint.
 SPEND_JOIN = "DELETE FROM joins WHERE join_hash = ? AND uep_row = ? AND expires >= ?"
 DROP_ALL_JOINS = "DELETE FROM joins WHERE uep_row = ?"
-SET_LINK = "UPDATE ueps SET link_key = ?, incarnation = ? WHERE uep_row = ?"
+SET_LINK = (
+    "UPDATE ueps SET link_key = ?, incarnation = ? WHERE uep_row = ? "
+    "AND NOT EXISTS (SELECT 1 FROM ueps other WHERE other.link_key = ? AND other.uep_row <> ?)"
+)
 CLEAR_LINK = "UPDATE ueps SET link_key = NULL WHERE uep_row = ? AND link_key = ?"
 TOUCH_UEP = "UPDATE ueps SET seen_at = ? WHERE uep_row = ?"
 _UEP = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -16,6 +17,7 @@ from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.store.base import Store
+from relay.store.postgres import PostgresStore
 from relay.store.records import (
     Caller,
     EndpointRecord,
@@ -26,15 +28,27 @@ from relay.store.records import (
     UepRecord,
 )
 from relay.store.sqlite import SqliteStore
+from tests.support.postgres import Postgres, postgres
 
 S = TaskState
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made: Store = SqliteStore(tmp_path / "relay.db")
-    yield made
-    made.close()
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            made: Store = SqliteStore(tmp_path / "relay.db")
+        else:
+            server: Postgres = request.getfixturevalue("server")
+            made = PostgresStore(stack.enter_context(server.database()))
+        yield made
+        made.close()
 
 
 def do(store: Store, change: Callable[[Any], Any]) -> Any:

@@ -1,0 +1,320 @@
+"""The promises of the PostgreSQL store alone: a server that is away, full, stopped, or silent about a commit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from mep_wire.errors import IdConflict, RelayUnavailable
+from mep_wire.identity import Identity
+from relay.store import postgres as module
+from relay.store import postgres_sql, statements
+from relay.store.base import Tx
+from relay.store.postgres import PostgresStore
+from relay.store.records import FunctionRecord
+from relay.store.schema import MIGRATIONS, StateTooNew
+from tests.support.postgres import Postgres, postgres
+from tests.support.waiting import until
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture
+def url(server: Postgres) -> Iterator[str]:
+    with server.database() as made:
+        yield made
+
+
+def add(store: PostgresStore, name: str) -> None:
+    store.submit(lambda tx: tx.add_account(name, Identity(id=name, username=name))).result(60)
+
+
+def names(store: PostgresStore) -> list[str]:
+    return [person.account_id for person in store.accounts()]
+
+
+def _statements() -> list[tuple[str, str]]:
+    found = []
+    for name, value in vars(statements).items():
+        if name.isupper() and name[0] != "_" and isinstance(value, str | tuple):
+            texts = (value,) if isinstance(value, str) else value
+            found += [(f"{name}{number or ''}", text) for number, text in enumerate(texts)]
+    return [(name, text) for name, text in found if not name.startswith("PAD_LOG")]
+
+
+def test_the_server_takes_every_statement(url: str) -> None:
+    store = PostgresStore(url)
+    refused = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name, text in _statements():
+            numbered = text
+            for key in (":keep", ":other"):
+                numbered = numbered.replace(key, "?")
+            numbered = postgres_sql.statement(numbered)
+            for number in range(1, numbered.count("%s") + 1):
+                numbered = numbered.replace("%s", f"${number}", 1)
+            try:
+                connection.execute(f"PREPARE x AS {numbered}")
+                connection.execute("DEALLOCATE x")
+            except psycopg.Error as error:
+                refused.append(f"{name}: {error}")
+    store.close()
+    assert not refused
+
+
+def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
+    PostgresStore(url).close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"INSERT INTO schema_version VALUES ({len(MIGRATIONS) + 1})")
+    with pytest.raises(StateTooNew, match="version"):
+        PostgresStore(url)
+
+
+def test_one_server_alone_may_serve_a_database(url: str) -> None:
+    first, command = PostgresStore(url, for_server=True), PostgresStore(url)
+    with pytest.raises(Exception, match="another mep-relay serves"):
+        PostgresStore(url, for_server=True)
+    add(command, "alice")
+    assert names(first) == ["alice"]
+    command.close()
+    first.close()
+    PostgresStore(url, for_server=True).close()
+
+
+def test_one_changes_failure_is_not_its_neighbours(url: str) -> None:
+    store = PostgresStore(url)
+    gate = threading.Event()
+    store.submit(lambda tx: gate.wait(60))
+    good = store.submit(lambda tx: tx.add_account("a", Identity(id="i", username="alice")))
+    bad = store.submit(lambda tx: tx.add_account("b", Identity(id="i", username="alice")))
+    wrong = store.submit(lambda tx: tx._db.execute("SELECT nothing FROM nowhere"))  # type: ignore[attr-defined]
+    fine = store.submit(lambda tx: tx.add_account("c", Identity(id="k", username="carol")))
+    gate.set()
+    good.result(60)
+    fine.result(60)
+    for future, kind in ((bad, IdConflict), (wrong, RuntimeError)):
+        with pytest.raises(kind):
+            future.result(60)
+    assert names(store) == ["a", "c"]
+    store.close()
+
+
+def test_a_name_with_nul_is_nobodys(url: str) -> None:
+    store = PostgresStore(url)
+    assert store.account_of("al\0ice") is None
+    assert store.endpoint("\0") is None
+    store.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+def test_a_server_that_goes_and_comes_back(number: int) -> None:
+    with postgres("fsync = on") as server, server.database() as url:
+        store = PostgresStore(url, for_server=True)
+        add(store, "before")
+        server.stop(number)
+        for _ in range(2):
+            with pytest.raises(RelayUnavailable):
+                add(store, "while")
+            with pytest.raises(RelayUnavailable):
+                store.accounts()
+        server.start()
+        until("the reads, without a change", lambda: names(store) == ["before"], unready=(RelayUnavailable,))
+        add(store, "after")
+        assert names(store) == ["after", "before"]
+        store.close()
+
+
+def test_connections_that_the_server_ends_are_made_again(server: Postgres, url: str) -> None:
+    store = PostgresStore(url, for_server=True)
+    add(store, "before")
+    server.do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mep-relay'")
+    with pytest.raises(RelayUnavailable):
+        add(store, "lost")
+    until("the reads", lambda: names(store) == ["before"], unready=(RelayUnavailable,))
+    add(store, "after")
+    store.close()
+
+
+def test_a_server_that_is_stopped_holds_up_no_read_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_S", 0.2)
+    monkeypatch.setattr(module, "WRITE_S", 0.5)
+    monkeypatch.setattr(module, "DOUBT_S", 0.2)
+    monkeypatch.setattr(module, "CONNECT_S", 2)
+    with postgres() as server, server.database() as url:
+        store = PostgresStore(url)
+        add(store, "before")
+        processes = _family(server.pid)
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RelayUnavailable):
+                store.accounts()
+            with pytest.raises(RelayUnavailable):
+                add(store, "while")
+        finally:
+            for pid in processes:
+                os.kill(pid, signal.SIGCONT)
+        until("the reads", lambda: names(store) == ["before"], unready=(RelayUnavailable,))
+        store.close()
+
+
+def _family(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    return [pid, *map(int, found)]
+
+
+class LosesAnswers:
+    """A proxy before the server: once armed, it passes COMMIT on, swallows the answer and breaks the connection."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self.armed, self.lost = port, threading.Event(), threading.Event()
+        self.deaf = threading.Event()
+        """Set: new connections are closed at once."""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.deaf.is_set():
+                client.close()
+                continue
+            upstream = socket.create_connection(("127.0.0.1", self._target))
+            drop = threading.Event()
+            for source, sink, answers in ((client, upstream, False), (upstream, client, True)):
+                threading.Thread(target=self._pass, args=(source, sink, drop, answers), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, drop: threading.Event, answers: bool) -> None:
+        with source, sink:
+            while True:
+                try:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    if not answers and self.armed.is_set() and b"COMMIT" in data:
+                        self.armed.clear()
+                        drop.set()
+                    if answers and drop.is_set():
+                        self.lost.set()
+                        sink.shutdown(socket.SHUT_RDWR)
+                        source.shutdown(socket.SHUT_RDWR)
+                        return
+                    sink.sendall(data)
+                except OSError:
+                    return
+
+
+def test_a_commit_with_a_lost_answer_is_reported_as_made(server: Postgres, url: str) -> None:
+    proxy = LosesAnswers(server.port)
+    store = PostgresStore(server.url(url.rpartition("/")[2], proxy.port), for_server=True)
+    add(store, "before")
+    proxy.armed.set()
+    add(store, "doubtful")  # no error: its fate was asked for
+    assert proxy.lost.is_set()
+    until("the reads", lambda: names(store) == ["before", "doubtful"], unready=(RelayUnavailable,))
+    store.close()
+    proxy.close()
+
+
+def test_a_commit_that_turns_out_made_after_its_failure_is_told(
+    server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DOUBT_S", 0.3)
+    proxy = LosesAnswers(server.port)
+    store = PostgresStore(server.url(url.rpartition("/")[2], proxy.port), for_server=True)
+    late = threading.Event()
+    store.commits.late_commit = late.set
+    add(store, "before")
+
+    def doubtful(tx: Tx) -> None:
+        tx.add_account("doubtful", Identity(id="d", username="d"))
+        proxy.deaf.set()
+        proxy.armed.set()
+
+    with pytest.raises(RelayUnavailable):
+        store.submit(doubtful).result(60)
+    proxy.deaf.clear()
+    until("the reads", lambda: names(store) == ["before", "doubtful"], unready=(RelayUnavailable,))
+    assert late.wait(60)
+    store.close()
+    proxy.close()
+
+
+@pytest.mark.root
+def test_a_full_disk_refuses_the_change_and_the_store_goes_on(server: Postgres, tmp_path: Path) -> None:
+    disk = server.data.parent / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], check=True)
+    try:
+        os.chown(disk, os.stat(server.data).st_uid, os.stat(server.data).st_gid)
+        server.do(f"CREATE TABLESPACE small LOCATION '{disk}'")
+        with server.database("TABLESPACE small") as url:
+            store = PostgresStore(url, for_server=True)
+            filler = disk / "filler"
+            with filler.open("wb") as file, pytest.raises(OSError):
+                while True:
+                    file.write(os.urandom(1 << 20))
+            with pytest.raises(RelayUnavailable, match="cannot write") as refused:
+                store.submit(lambda tx: tx.put_function(_function("big", os.urandom(3_000_000)))).result(60)
+            assert "DiskFull" in str(refused.value.detail)
+            assert names(store) == []
+            filler.unlink()
+            store.submit(lambda tx: tx.put_function(_function("small", b"code"))).result(60)
+            assert store.function_code("small") == b"code"
+            store.close()
+        server.do("DROP TABLESPACE small")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def _function(name: str, code: bytes) -> FunctionRecord:
+    values: dict[str, Any] = {"name": name, "public": False, "description": "", "metadata": {}, "created_at": 1.0}
+    return FunctionRecord(function_id=name, owner="a", code=code, **values)
+
+
+def test_two_that_open_an_empty_database_at_once_make_one_schema(url: str) -> None:
+    stores: list[PostgresStore] = []
+    threads = [threading.Thread(target=lambda: stores.append(PostgresStore(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(stores) == 4
+    for store in stores:
+        store.close()
+
+
+def test_a_page_of_large_results_is_bounded_on_the_server(url: str) -> None:
+    store = PostgresStore(url)
+    for number in range(5):
+        store.submit(
+            lambda tx, number=number: tx._db.execute(  # type: ignore[misc]
+                "INSERT INTO inputs (row, payload, resource_spec, walltime_s) VALUES (?, ?, ?, 0)",
+                (number + 1, os.urandom(100_000), b""),
+            )
+        ).result(60)
+    statement = postgres_sql.bounded("SELECT row, payload FROM inputs ORDER BY row LIMIT ?")
+    with psycopg.connect(url) as connection:
+        found = connection.execute(statement, (10, 150_000)).fetchall()
+    assert [row[0] for row in found] == [1, 2]
+    store.close()
