@@ -69,6 +69,8 @@ class ManagerWelcome(_Msg, frozen=True):
 
     relay_time: float
     heartbeat_s: float
+    explains: bool = False
+    """Whether it answers Explain. A relay of the version before would close the link."""
 
 
 class SignedStart(_Msg, frozen=True):
@@ -150,6 +152,34 @@ class RunningUeps(_Msg, frozen=True):
     uep_ids: list[str]
     incarnations: list[bytes] = []
     """One for each id, or none at all."""
+
+
+class Explain(_Msg, frozen=True):
+    """Manager to relay: what is known about this task, user endpoint or correlation id? Answered by Explained.
+    Only to a relay that explains."""
+
+    ref: int
+    about: str
+
+
+class StoryLine(msgspec.Struct, frozen=True, array_like=True):
+    """One event: seconds since the epoch, a log level, and a text without control characters."""
+
+    at: float
+    level: str
+    text: str
+
+
+class Explained(_Msg, frozen=True):
+    """Relay to manager: what it knows, the oldest first. The ids and the code are empty where it knows none.
+    `status` is a task's, by the words of the HTTP API."""
+
+    ref: int
+    uep_id: str = ""
+    correlation_id: str = ""
+    code: str = ""
+    status: str = ""
+    lines: list[StoryLine] = []
 
 
 class EndpointGone(_Msg, frozen=True):
@@ -346,6 +376,7 @@ ToRelay = (
     | Recheck
     | RunningUeps
     | TaskEventsWritten
+    | Explain
     | Join
     | UepHello
     | Credit
@@ -356,7 +387,7 @@ ToRelay = (
     | Goodbye
 )
 """Every message that a peer may send the relay."""
-ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | TaskEvents
+ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | TaskEvents | Explained
 """Every message that the relay may send a manager."""
 ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | LossesDurable | CancelTasks | StopUep
 """Every message that the relay may send a user endpoint."""

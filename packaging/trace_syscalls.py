@@ -37,6 +37,7 @@ HEADERS = {
 TESTS = (
     "tests/acceptance/test_main_job.py",
     "tests/acceptance/test_relay_restart.py",
+    "tests/acceptance/test_why.py",
     "tests/privileged/test_live_reload.py",
     "tests/privileged/test_helper_confinement.py",
     "tests/privileged/test_recheck_options.py",

@@ -1,13 +1,14 @@
 """Startup of the monitor's two lasting children, manager and mapper: accounts, inherited descriptors, log.
 
 Standard library only. Called first by mep/manager/main.py and mep/mapper/main.py, which run as `python -I -m ...`.
-Descriptor 3 is the channel, 4 their section on a sealed memfd, 5 their secret key.
+Descriptor 3 is the channel, 4 their section on a sealed memfd, 5 their secret key; 6 is the manager's socket.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -21,6 +22,7 @@ from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, ManagerSection, Map
 from mep.boundary.untraceable import close_to_tracers, end_with, gain_no_privilege
 
 CHANNEL_DESCRIPTOR, SECTION_DESCRIPTOR, SECRET_DESCRIPTOR = 3, 4, 5
+LISTENER_DESCRIPTOR = 6
 SECRET_BYTES = 32
 _Section = TypeVar("_Section", ManagerSection, MapperSection)
 
@@ -70,6 +72,11 @@ def take_secret() -> bytes:
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"the key on descriptor {SECRET_DESCRIPTOR} has {len(secret)} bytes, not {SECRET_BYTES}")
     return secret
+
+
+def take_listener() -> socket.socket:
+    """Return the socket on which the manager takes its administrator's questions."""
+    return socket.socket(fileno=LISTENER_DESCRIPTOR)
 
 
 def log_uncaught(log: Log) -> None:

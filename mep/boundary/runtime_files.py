@@ -9,6 +9,7 @@ the kernel's boot id, which tell a stale file from a running monitor. Replaced a
 `lock/monitor`: the monitor holds an exclusive flock(2) on it while it runs, so only one can run. `lock` has mode
 0700: another account that could open the file could hold the lock.
 `status.json`: a `MonitorStatus`, replaced atomically at every change. Every account may read it.
+`manager.sock`: the manager answers questions of root (or the person) there; the monitor makes it.
 `reasons.json`: the reasons of refusals in `status.json`. They may quote identities, so only root (or the person) may
 read it.
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PID_FILE = "monitor.pid"
 STATUS_FILE = "status.json"
 REASONS_FILE = "reasons.json"
+MANAGER_SOCKET = "manager.sock"
 KEEPERS_DIR = "keepers"
 LOCK_DIR = "lock"
 RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"

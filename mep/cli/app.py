@@ -14,6 +14,7 @@ from mep.cli.render_command import render, render_user_config
 from mep.cli.run_commands import resolve, restart, start, stop
 from mep.cli.setup_commands import check, configure, delete, register
 from mep.cli.status_commands import list_endpoints, status
+from mep.cli.why_command import why
 
 
 @click.group(
@@ -46,6 +47,7 @@ for _command in (
     restart,
     list_endpoints,
     status,
+    why,
     map_command,
     delete,
     resolve,

@@ -1,9 +1,9 @@
 """The manager's entry point: runs as the system account mep (single-user: the owner), never as root.
 
 It touches: descriptor 3, the channel to the monitor; descriptor 4, its section; descriptor 5, its CURVE secret key;
-one outbound TCP connection to the relay. Before it connects, it gives up all other access (`confine`). It decides
-nothing: the mapper decides which user a start request means, and the monitor decides whether to start it. It trusts
-the relay for the link alone.
+descriptor 6, the socket on which root asks (`mep why`); one outbound TCP connection to the relay. Before it connects,
+it gives up all other access (`confine`). It decides nothing: the mapper decides which user a start request means, and
+the monitor decides whether to start it. It trusts the relay for the link alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from mep.boundary.child_setup import (
     log_uncaught,
     refuse_root,
     take_channel,
+    take_listener,
     take_secret,
     take_section,
 )
@@ -35,9 +36,9 @@ def main() -> None:
     # Imported only now, so that no library runs before the process has checked its own accounts.
     from mep.manager.manager import Manager
 
-    channel = take_channel(blocking=False)
+    channel, listener = take_channel(blocking=False), take_listener()
     confine(needs(section), log)
-    Manager(section, secret, channel, log).run()
+    Manager(section, secret, channel, log, listener).run()
 
 
 def needs(section: ManagerSection) -> Needs:

@@ -44,6 +44,7 @@ from mep.boundary.messages import (
 )
 from mep.boundary.resolved_config import ManagerSection
 from mep.manager.outbox import Kept, Outbox
+from mep.manager.questions import Questions
 from mep.manager.recheck_schedule import RecheckSchedule
 from mep.manager.start_queue import StartQueue
 from mep.manager.task_records import TaskRecords
@@ -82,7 +83,10 @@ class ManagerState(enum.StrEnum):
 class Manager:
     """The manager of one endpoint."""
 
-    def __init__(self, section: ManagerSection, secret: bytes, channel: Channel, log: Log) -> None:
+    def __init__(
+        self, section: ManagerSection, secret: bytes, channel: Channel, log: Log, listener: socket.socket | None = None
+    ) -> None:
+        """`listener` takes the administrator's questions; None: nobody asks."""
         self._section = section
         self._channel = channel
         self._log = log
@@ -116,6 +120,10 @@ class Manager:
         if section.audit_tasks:
             self._records = TaskRecords(log, required=section.audit_required)
             self._poller.register(self._records.fileno(), zmq.POLLIN)
+        self._explains = False
+        self._questions: Questions | None = None
+        if listener is not None:
+            self._questions = Questions(listener, self._watch, self._poller.unregister)
         self._ended = False
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -131,6 +139,7 @@ class Manager:
                 self._tell_running()
                 self._take_link()
                 self._answer_records()
+                self._take_questions()
                 self._tick(time.monotonic())
         finally:
             self._link.close(SHUTDOWN_LINGER_S)
@@ -146,12 +155,13 @@ class Manager:
         self._link_descriptors = descriptors
 
     def _wait_ms(self) -> int:
+        now = time.monotonic()
+        wake = self._questions.next_at() if self._questions is not None else math.inf
         if not self._epoch or self._state is ManagerState.GONE:
-            return -1
+            return -1 if wake == math.inf else max(0, int((wake - now) * 1000) + 1)
         if self._link.pending:
             return 0
-        now = time.monotonic()
-        wake = self._link.next_deadline()
+        wake = min(wake, self._link.next_deadline())
         if self._state is ManagerState.UP:
             wake = min(wake, self._rechecks.next_at())
         wake = min(wake, self._queue.next_at(now))
@@ -249,6 +259,8 @@ class Manager:
                 self._record(message)
             case messages.EndpointGone():
                 self._endpoint_gone(message.text)
+            case messages.Explained() if self._questions is not None:
+                self._questions.answered(message)
 
     def _refused(self, refused: messages.Refused) -> None:
         if refused.code == HelloNeeded.code and self._state is ManagerState.UP:
@@ -265,6 +277,7 @@ class Manager:
             self._log.warning("the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
         if self._state is not ManagerState.UP:
             self._log.info(f"relay {self._section.relay_link_address} connected")
+        self._explains = welcome.explains
         self._enter(ManagerState.UP, f"relay {self._section.relay_link_address}")
         self._flush_outbox(now)
         # Sent after the kept messages, so that the relay's last news is the process that runs now.
@@ -372,6 +385,28 @@ class Manager:
         self._outbox.add(message)
         if self._state is ManagerState.UP:
             self._flush_outbox(time.monotonic())
+
+    # --- the administrator's questions ------------------------------------------------------------------
+
+    def _watch(self, descriptor: int, writing: bool) -> None:
+        self._poller.register(descriptor, zmq.POLLOUT if writing else zmq.POLLIN)
+
+    def _take_questions(self) -> None:
+        if self._questions is not None:
+            now = time.monotonic()
+            self._questions.take(now, self._ask_relay)
+            self._questions.tick(now)
+
+    def _ask_relay(self, about: str) -> int | str:
+        """Ask the relay about a start or a task; return the question's number, or why that is not possible."""
+        if self._state is not ManagerState.UP:
+            return f"the relay's link is {self._state.value}: {self._detail}"
+        if not self._explains:
+            return "the relay is of an earlier version, which tells nothing"
+        ref = next(self._refs)
+        if not self._link.send(messages.Explain(ref=ref, about=about)):
+            return "the relay's link takes no message just now"
+        return ref
 
     # --- task records -----------------------------------------------------------------------------------
 

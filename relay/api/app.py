@@ -20,6 +20,8 @@ from relay.store.records import Caller
 STREAM_PATH = "/v3/stream"
 _BEFORE_THE_BODY = (PayloadTooLarge, TokenUnknown, RelayBusy, RateLimited)
 """Errors with which a request is answered before its body is read."""
+_OF_ANYBODY = (TokenUnknown, RateLimited, RelayBusy)
+"""Refusals that are no matter of an endpoint's, or that unauthenticated peers can cause."""
 _NOBODY = Caller(account_id="", identity_id="")
 
 
@@ -55,6 +57,7 @@ class App:
             if status >= 500:
                 self._limited_log.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
             else:  # a person quotes its correlation id
+                self._tell_endpoint(scope["path"], error)
                 peer_log.info("%s %s refused: %s", f"{scope['method']} {error.code}", scope["path"][:200], error)
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
@@ -63,6 +66,12 @@ class App:
             )
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
         await http.answer(send, status, body, media=media, close=close, wait_s=wait_s)
+
+    def _tell_endpoint(self, path: str, error: MepError) -> None:
+        """Let the administrator of the endpoint that tasks were for find the refusal."""
+        found = _SUBMISSION.fullmatch(path)
+        if found is not None and not isinstance(error, _OF_ANYBODY):
+            self._service.dispatcher.live.stories.refused(found.group(1).lower(), error)
 
     async def _answer(self, scope: Scope, receive: Receive, *, packed: bool) -> tuple[Route, bytes]:
         found = self._router.find(scope["method"], scope["path"])
@@ -85,6 +94,7 @@ class App:
             return route, http.encode(await route.handler(self._service, request), packed=packed)
 
 
+_SUBMISSION = re.compile(r"/v[23]/endpoints/([0-9a-fA-F-]{36})/submit")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 

@@ -94,6 +94,7 @@ class Dispatcher:
             messages.Recheck: self._managers.recheck,
             messages.RunningUeps: self._managers.running,
             messages.TaskEventsWritten: self._task_events.written,
+            messages.Explain: self._managers.explain,
         }
 
     def _of_ueps(self) -> Mapping[type[Any], Callable[[Uep, Any], object]]:

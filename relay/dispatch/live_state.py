@@ -23,6 +23,7 @@ from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
 from relay.dispatch.open_tasks import OpenTasks
 from relay.dispatch.start_trouble import StartTrouble
+from relay.dispatch.stories import Stories
 from relay.link.base import LinkSession, Peer, RelayLink
 from relay.log import RateLimitedLog
 from relay.store.base import Store, Tx
@@ -71,6 +72,8 @@ class Uep(LinkSession):
     """The manager says that the process of the start under way runs."""
     asked: bytes = b""
     """The incarnation in the start request that was sent last."""
+    correlation_id: str = ""
+    """Of the start request that was sent last."""
     answered: bytes = b""
     """Of the process that the manager says runs since then: `asked`, or that of an earlier request."""
     queue_position: int = 0
@@ -172,6 +175,7 @@ class LiveState:
     """Those, and every forgotten record that a step under way still holds: a second record for the same user endpoint
     would miss changes to the first."""
     open_tasks: OpenTasks = field(init=False)
+    stories: Stories = field(default_factory=Stories)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _limited_log: RateLimitedLog = field(default_factory=RateLimitedLog)
 
@@ -193,6 +197,13 @@ class LiveState:
     def keep(self, uep: Uep) -> None:
         """Keep the record of a user endpoint that has something to remember, also one that was forgotten before."""
         self.ueps[uep.record.uep_id] = self.by_row[uep.row] = uep
+
+    def tell(self, uep: Uep, level: str, text: str, correlation_id: str = "") -> None:
+        """Add an event about a user endpoint to its endpoint's story."""
+        record = uep.record
+        self.stories.note(
+            record.endpoint_id, level, text, uep_id=record.uep_id, correlation_id=correlation_id or uep.correlation_id
+        )
 
     def of_endpoint(self, endpoint_id: str) -> list[Uep]:
         """Return the live user endpoints of one endpoint."""

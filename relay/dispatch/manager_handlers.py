@@ -10,9 +10,10 @@ from mep_wire import codec, messages
 from mep_wire.errors import REVOCATIONS, EndpointDeleted, LinkForbidden, MepError, rebuild
 from mep_wire.limits import HEARTBEAT_S, MAX_PUBLIC_TEXT, MAX_RECHECKS
 from mep_wire.start_request import same_process
-from relay.dispatch.live_state import LiveState, ManagerLink, Uep
+from relay.dispatch.live_state import LiveState, ManagerLink, Uep, durable
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
+from relay.dispatch.stories import Explainer
 from relay.link.base import Peer
 from relay.log import peer_log
 
@@ -25,6 +26,7 @@ class ManagerHandlers:
 
     def __init__(self, live: LiveState, starts: StartRequester, endings: ProcessLoss) -> None:
         self._live, self._starts, self._process_loss = live, starts, endings
+        self._explainer = Explainer(live.store, live.stories)
 
     def hello(self, peer: Peer, message: messages.ManagerHello) -> None:
         """A manager's link is up, or its mapper's epoch changed. Raises LinkForbidden."""
@@ -46,8 +48,10 @@ class ManagerHandlers:
                 endpoint_id=message.endpoint_id, peer=peer, epoch=message.epoch
             )
             peer_log.info("manager of endpoint %s is here", message.endpoint_id)
+            live.stories.note(message.endpoint_id, "INFO", "the endpoint's manager is here")
         link.epoch, peer.session = message.epoch, link
-        live.link_.send(peer, codec.encode(messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S)))
+        welcome = messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S, explains=True)
+        live.link_.send(peer, codec.encode(welcome))
         self._starts.want_all(message.endpoint_id, at_once=True)
 
     def gone(self, link: ManagerLink, reason: str) -> None:
@@ -56,6 +60,7 @@ class ManagerHandlers:
             del self._live.managers[link.endpoint_id]
             self._starts.manager_gone(link.endpoint_id)
             peer_log.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
+            self._live.stories.note(link.endpoint_id, "WARNING", f"the endpoint's manager is away: {reason}")
 
     def start_answer(self, link: ManagerLink, message: messages.StartAnswer) -> None:
         """The outcome of a start request."""
@@ -77,7 +82,17 @@ class ManagerHandlers:
             link.running.pop(message.uep_id, None)
         uep = self._own(link, message.uep_id)
         if uep is not None and self._is_of_now(uep, message):
-            peer_log.info("user endpoint %s ended: %s", message.uep_id, message.code)
+            log = peer_log.info if message.code in ("", "IDLE", "STOPPED") else peer_log.warning
+            log(
+                "user endpoint %s ended: %s, correlation id %s",
+                message.uep_id,
+                message.code,
+                message.correlation_id[:64],
+            )
+            level = "INFO" if message.code in ("", "IDLE", "STOPPED") else "WARNING"
+            self._live.tell(
+                uep, level, f"its process ended: code={message.code[:64]} {message.text}", message.correlation_id
+            )
             self._live.run(self._process_ended(uep, message, uep.record.link_key))
         self._starts.room(link.endpoint_id)
 
@@ -106,11 +121,24 @@ class ManagerHandlers:
         uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
         if uep is not None and self._is_of_now(uep, message):
             peer_log.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
+            self._live.tell(
+                uep, "WARNING", f"it is revoked: code={message.code} {message.text}", message.correlation_id
+            )
             self._live.run(self._starts.revoke(uep, _reason(message)))
 
     def recheck(self, link: ManagerLink, message: messages.Recheck) -> None:
         """The manager asks who the people of its user endpoints are now."""
         self._starts.say_who(link, _processes(message)[:MAX_RECHECKS])
+
+    def explain(self, link: ManagerLink, message: messages.Explain) -> None:
+        """The endpoint's administrator asks about a start or a task."""
+        self._live.run(self._explain(link, message))
+
+    async def _explain(self, link: ManagerLink, message: messages.Explain) -> None:
+        live = self._live
+        answer = await self._explainer.explain(link.endpoint_id, message, lambda read: durable(live.store.submit(read)))
+        if live.managers.get(link.endpoint_id) is link:
+            live.link_.send(link.peer, codec.encode(answer))
 
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
         if not link_key or not uep.has_joined(message.incarnation):

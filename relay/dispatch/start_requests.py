@@ -110,6 +110,8 @@ class StartRequester:
             return
         uep.go(UepState.STARTING)
         uep.queue_position, uep.asked, uep.answered = 0, made.incarnation, b""
+        uep.correlation_id = made.correlation_id
+        self._live.tell(uep, "INFO", f"start of {uep.record.uep_id} asked of the endpoint")
         uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._live.link_.send(link.peer, codec.encode(made.message))
         peer_log.info(
@@ -163,6 +165,7 @@ class StartRequester:
         if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
             return  # joined before its answer came, or an answer to something long given up
         uep.last_code, uep.last_text = answer.code, printable(answer.text[:MAX_PUBLIC_TEXT])
+        self._tell_answer(uep, answer)
         if answer.outcome == "started":
             uep.start_answered, uep.answered, uep.unjoined_since = True, answer.incarnation, 0.0
             return  # its join ends the wait, or the deadline does
@@ -182,6 +185,11 @@ class StartRequester:
             self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
+
+    def _tell_answer(self, uep: Uep, answer: StartAnswer) -> None:
+        level = "INFO" if answer.outcome in ("started", "already_running") else "WARNING"
+        said = f" code={answer.code[:64]} {uep.last_text}" if answer.code else ""
+        self._live.tell(uep, level, f"start answered: {answer.outcome[:32]}{said}", answer.correlation_id)
 
     def _is_at(self, link: ManagerLink, uep: Uep | None, uep_id: str) -> bool:
         """Whether there is a user endpoint of this id at that endpoint: a manager may invent any number of ids."""
@@ -254,6 +262,7 @@ class StartRequester:
         if uep.state is not UepState.STARTING:
             return
         peer_log.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
+        self._live.tell(uep, "WARNING", f"no join within {START_REQUEST_LIFETIME_S:g} s")
         if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._live.managers:
             self._live.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
         else:
@@ -262,6 +271,9 @@ class StartRequester:
     async def _refuse(self, uep: Uep, error: MepError) -> None:
         """The start will not be: the tasks that wait for it fail with the reason."""
         peer_log.warning("start of %s refused: %s", uep.record.uep_id, error)
+        self._live.tell(
+            uep, "ERROR", f"start refused, its tasks fail: code={error.code} {error.text}", error.correlation_id
+        )
         uep.set_timer(None)
         given_up = False
         try:
@@ -325,6 +337,7 @@ class StartRequester:
 
     async def count_loss(self, uep: Uep, code: str, text: str) -> None:
         """A process that had joined was lost: the next is asked for at once, those after it after growing pauses."""
+        self._live.tell(uep, "WARNING", f"its process was lost: code={code[:64]} {text}")
         now = self._live.loop.time()
         if uep.trouble.note(now, sentence(text or code)):
             reason = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]

@@ -257,6 +257,7 @@ class TaskDelivery:
         """Tasks have ended with `error`: the log has its correlation id."""
         if settled.ended:
             peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, settled.ended, error)
+            self._live.tell(uep, "ERROR", f"tasks fail: code={error.code} {error.text}", error.correlation_id)
         self._ended(uep, settled)
 
     def requeued(self, uep: Uep, done: Requeued) -> None:
@@ -313,6 +314,9 @@ class TaskDelivery:
         loss = Loss(error=error, default_attempts=uep.default_attempts, most_attempts=uep.most_attempts)
         if rows:
             peer_log.warning("user endpoint %s: %d begun tasks are lost: %s", uep.record.uep_id, len(rows), error)
+            self._live.tell(
+                uep, "WARNING", f"begun tasks are lost: code={error.code} {error.text}", error.correlation_id
+            )
             self.requeued(uep, await self._live.submit_retrying(lambda tx: fail_or_retry(tx, uep.row, rows, loss)))
             self.pump(uep)
 
@@ -328,6 +332,7 @@ class TaskDelivery:
         """End these rows with an error."""
         if rows:
             peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, len(rows), error)
+            self._live.tell(uep, "ERROR", f"tasks fail: code={error.code} {error.text}", error.correlation_id)
         now = time.time()
         await self.end_rows(
             uep,

@@ -118,6 +118,7 @@ class UepHandlers:
         if link is not None:
             link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
         peer_log.info("user endpoint %s is here", uep.record.uep_id)
+        self._live.tell(uep, "INFO", "its process has joined")
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._live.saw([uep])
         welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes)
@@ -150,6 +151,7 @@ class UepHandlers:
         if uep.peer is not peer:
             return
         peer_log.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
+        self._live.tell(uep, "INFO", f"its link is down: {reason}")
         uep.unlink()
         self._live.saw([uep])
         uep.go(UepState.ABSENT if uep.state is UepState.DRAINING else UepState.DISCONNECTED)

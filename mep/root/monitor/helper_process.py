@@ -33,6 +33,7 @@ from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.helper_limits import enter_group, helper_limits, leave_group, why_no_groups
 from mep.root.monitor.log_budget import DayBudget
+from mep.root.monitor.manager_socket import manager_socket
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
@@ -93,6 +94,8 @@ class Helper:
             opened.append(helper_log.theirs)
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
             opened.append(open_secret(self._secret_path(), self._account()))
+            if self.kind is ChildKind.MANAGER:
+                opened.append(manager_socket(self._configuration.resolved.runtime_dir).detach())
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
                 pid, stages = spawn(self._plan([null, helper_log.theirs, helper_log.theirs, opened[0], *opened[2:]]))

@@ -15,6 +15,7 @@ from mep.boundary.file_trust import ours
 from mep.boundary.runtime_files import (
     KEEPERS_DIR,
     LOCK_DIR,
+    MANAGER_SOCKET,
     PID_FILE,
     REASONS_FILE,
     STATUS_FILE,
@@ -84,7 +85,7 @@ class RuntimeDir:
 
     def release(self, *, keep_records: bool) -> None:
         """Remove the files. With `keep_records`, keepers keep running and their records stay."""
-        names = [STATUS_FILE, REASONS_FILE, PID_FILE]
+        names = [STATUS_FILE, REASONS_FILE, PID_FILE, MANAGER_SOCKET]
         for name in names:
             _unlink(os.path.join(self.path, name))
         if not keep_records:

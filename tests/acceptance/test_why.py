@@ -1,0 +1,146 @@
+"""`mep why` at a real site: what a person quotes leads to the whole story, and to the cause first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sitekit.daemon import BIN
+from sitekit.endpoint import SCHEMA
+
+from mep_wire.errors import MepError
+from tests.support.campus import SCHEMA_VALUE, TEMPLATE_TEXT, Campus, make_campus
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.root
+RESULT_S = 90
+TEMPLATE = TEMPLATE_TEXT.replace(
+    "    init_blocks: 1\n", '    init_blocks: 1\n    worker_init: {{ init | default("") }}\n'
+)
+PROPERTIES = {**SCHEMA_VALUE["properties"], "init": {"type": "string"}}  # type: ignore[dict-item]
+SAID = "no such module: cuda/99"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Campus]:
+    with make_campus("multi", "site", TEMPLATE) as made:
+        made.endpoint.write(SCHEMA, {**SCHEMA_VALUE, "properties": PROPERTIES})
+        made.endpoint.add_config(f"log_path: {made.endpoint.log}\n")
+        made.endpoint.register_again()
+        made.endpoint.start()
+        yield made
+
+
+def kill_worker() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unserializable() -> object:
+    import threading
+
+    return threading.Lock()
+
+
+def failure(place: Campus, who: str, function: Any, **config: Any) -> MepError:
+    with place.executor(who, **config) as executor, pytest.raises(MepError) as caught:
+        executor.submit(function).result(timeout=RESULT_S)
+    return caught.value
+
+
+def run_why(place: Campus, *words: str, run_as: int | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "mep"), "why", *words], env=place.site.env, capture_output=True, text=True, check=False, user=run_as
+    )
+
+
+def story_of(place: Campus, about: str) -> dict[str, Any]:
+    done = run_why(place, about, "site", "--json")
+    assert done.returncode == 0, done.stderr
+    story: dict[str, Any] = json.loads(done.stdout)
+    assert [line["at"] for line in story["story"]] == sorted(line["at"] for line in story["story"])
+    return story
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [(kill_worker, "WORKER_LOST", "SIGKILL"), (unserializable, "RESULT_UNSERIALIZABLE", "lock")],
+)
+def test_a_tasks_own_id_leads_to_its_story(place: Campus, function: Any, code: str, said: str) -> None:
+    error = failure(place, "alice", function)
+    assert error.code == code
+    story = story_of(place, error.correlation_id)
+    assert (story["code"], story["status"]) == (code, "failed")
+    assert said in story["cause"]["reason"]
+    assert story["cause"]["source"] == "user endpoint"
+    assert {"relay", "monitor", "user endpoint"} <= {line["source"] for line in story["story"]}
+    assert story["local_user"] == place.accounts["alice"].name
+    assert not story["notes"]
+    shown = run_why(place, error.correlation_id).stdout.splitlines()
+    assert shown[0] == f"{error.correlation_id}: failed {code}"
+    assert shown[1].startswith("cause: ")
+    assert story_of(place, story["uep_id"])["correlation_id"] == story["correlation_id"]
+
+
+@pytest.mark.parametrize(("who", "code"), [("mallory", "IDENTITY_NOT_MAPPED"), ("rooty", "ACCOUNT_REFUSED")])
+def test_so_does_the_id_of_a_start(place: Campus, who: str, code: str) -> None:
+    error = failure(place, who, pow)
+    assert error.code == code
+    story = story_of(place, error.correlation_id)
+    assert story["code"] == code
+    assert story["cause"]["level"] in ("WARNING", "ERROR")
+    assert story["cause"]["source"] in ("monitor", "mapper", "keeper")
+    assert {"relay", "monitor"} <= {line["source"] for line in story["story"]}
+
+
+def test_blocks_that_fail_are_told_with_their_stderr(place: Campus) -> None:
+    config = {"engine": "GlobusComputeEngine", "init": f"echo {SAID} >&2; exit 3"}
+    error = failure(place, "bob", abs, **config)
+    assert error.code == "ENGINE_FAILED"
+    story = story_of(place, error.correlation_id)
+    assert SAID in story["cause"]["reason"]
+    assert story["cause"]["source"] == "block"
+    failed = [line for line in story["story"] if line["text"].startswith("a block failed")]
+    assert len(failed) >= 3
+    assert all("block=" in line["text"] and "job=" in line["text"] for line in failed)
+
+
+def test_the_link_is_down_and_the_hosts_own_logs_tell(place: Campus) -> None:
+    error = failure(place, "alice", unserializable)
+    place.site.relay.stop()
+    try:
+        until("the link is down", lambda: place.endpoint.status().get("link_state") != "up")
+        uep = next(one["uep_id"] for one in place.endpoint.status()["user_endpoints"])
+        story = story_of(place, uep)
+        assert "the relay was not asked" in story["notes"][0]
+        assert any(error.correlation_id in line["text"] for line in story["story"])
+    finally:
+        place.site.start_relay()
+
+
+def test_an_unknown_id_is_said_to_be_unknown(place: Campus) -> None:
+    done = run_why(place, "00000000-0000-4000-8000-000000000000")
+    assert done.returncode == 1
+    assert "nothing is known of 00000000-0000-4000-8000-000000000000 at site" in done.stderr
+    assert run_why(place, "no id").returncode == 2
+
+
+def test_nobody_else_may_ask_the_manager(place: Campus) -> None:
+    path = place.endpoint.runtime_dir / "manager.sock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_uid == 0
+    done = run_why(place, "00000000-0000-4000-8000-000000000000", "site", run_as=place.accounts["alice"].uid)
+    assert done.returncode != 0
+
+
+def test_a_refused_submission_is_found_too(place: Campus) -> None:
+    error = failure(place, "alice", pow, workers=99)
+    assert error.code == "USER_CONFIG_INVALID"
+    story = story_of(place, error.correlation_id)
+    assert story["code"] == "USER_CONFIG_INVALID"
+    assert story["cause"]["source"] == "relay"
