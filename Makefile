@@ -20,7 +20,7 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools test check lint types unit simulate faults soak demo bench docs seccomp lock clean
+.PHONY: help install tools packages test check lint types unit simulate faults soak demo bench docs seccomp lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -75,6 +75,9 @@ bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and ot
 docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
+
+packages: tools ## .deb, .rpm, wheels and sdist in dist/, reproducible; only the wheelhouse needs a network
+	@"$(PREFIX)-build/bin/python" packaging/packages.py --build "$(PREFIX)-build" $(PACKAGES_ARGS)
 
 lock: ## write packaging/lock/ from packaging/constraints.txt and pyproject.toml
 	@python3 -I packaging/lock.py

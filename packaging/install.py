@@ -37,6 +37,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("identity", "mep", "mep_link", "mep_sdk", "mep_wire", "relay", "user_endpoint")
@@ -423,20 +424,27 @@ def install_science(pip: Pip, prefix: Path, science: Path, python: str) -> None:
     (site_packages(science) / TOOLS_PATH).write_text(f"{site_packages(prefix)}\n")
 
 
-def commands() -> dict[str, str]:
-    """Return our own commands, from pyproject.toml: name to `module:function`."""
+def project() -> dict[str, Any]:
+    """Return what pyproject.toml says of the project."""
     import tomllib
 
-    scripts: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def commands() -> dict[str, str]:
+    """Return our own commands, from pyproject.toml: name to `module:function`."""
+    scripts: dict[str, str] = project()["scripts"]
     return scripts
 
 
-def write_commands(prefix: Path) -> None:
+def write_commands(prefix: Path, python: Path | None = None) -> None:
     """Write our commands over pip's: isolated, so that root runs no code of the caller's PYTHON* variables.
 
     `-I` stands in the first line, since Python acts on those variables before the first statement of a script.
+    `python` is the interpreter that they name, if the environment will be elsewhere than in `prefix`.
     """
-    python = prefix / "bin" / "python"
+    python = python or prefix / "bin" / "python"
     for name, entry in commands().items():
         module, _, function = entry.partition(":")
         body = f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"

@@ -49,6 +49,7 @@ def groups() -> dict[str, list[str]]:
         "postgresql": project["optional-dependencies"]["postgresql"],
         "tools": project["optional-dependencies"]["dev"],
         "science": project["optional-dependencies"]["science"],
+        "packages": project["optional-dependencies"]["packages"],
         "build": [*document["build-system"]["requires"], "pip"],
     }
 

@@ -10,11 +10,15 @@ that passed. `PREFIX-build/bin/python packaging/sdk_wheel.py --out dist` runs it
 from __future__ import annotations
 
 import argparse
+import gzip
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -76,28 +80,66 @@ package-data = {{"*" = ["py.typed"]}}
 """
 
 
+def lay_out(source: Path) -> None:
+    """Write the source tree of the wheel into the directory `source`."""
+    for package in PACKAGES:
+        left_out = shutil.ignore_patterns("__pycache__", *LEFT_OUT.get(package, ()))
+        shutil.copytree(ROOT / package, source / package, ignore=left_out)
+    (source / "pyproject.toml").write_text(pyproject())
+    shutil.copy(ROOT / "LICENSE", source)
+    for path in source.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask of the checkout was
+
+
 def build(out: Path) -> Path:
     """Build the wheel into `out`; return its path. Raises subprocess.CalledProcessError."""
     out.mkdir(parents=True, exist_ok=True)
     before = set(out.glob("mep_sdk-*.whl"))
     with tempfile.TemporaryDirectory(prefix="mep-sdk-") as name:
-        source = Path(name)
-        for package in PACKAGES:
-            left_out = shutil.ignore_patterns("__pycache__", *LEFT_OUT.get(package, ()))
-            shutil.copytree(ROOT / package, source / package, ignore=left_out)
-        (source / "pyproject.toml").write_text(pyproject())
-        shutil.copy(ROOT / "LICENSE", source)
+        lay_out(Path(name))
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", str(out), name], check=True)
     made = set(out.glob("mep_sdk-*.whl"))
     return (made - before or made).pop()
 
 
+def build_sdist(out: Path) -> Path:
+    """Build the source distribution into `out`, reproducibly; return its path. Raises CalledProcessError."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mep-sdk-") as name:
+        source, made = Path(name, "source"), Path(name, "made")
+        source.mkdir()
+        lay_out(source)
+        code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+        subprocess.run([sys.executable, "-I", "-c", code, str(made)], cwd=source, check=True, stdout=subprocess.DEVNULL)
+        archive = next(made.glob("*.tar.gz"))
+        return pack_again(archive, out / archive.name, int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
+
+
+def pack_again(archive: Path, target: Path, epoch: int) -> Path:
+    """Write a .tar.gz with the same files, sorted, all of one time and of root; return `target`."""
+    with (
+        tarfile.open(archive) as made,
+        target.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for entry in sorted(made.getmembers(), key=lambda entry: entry.name):
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = epoch, 0, 0, "root", "root"
+            entry.pax_headers = {}
+            tar.addfile(entry, made.extractfile(entry) if entry.isfile() else None)
+    return target
+
+
 def main() -> int:
     """Build the wheel and print its path."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheel goes")
-    print(build(parser.parse_args().out))
+    parser.add_argument("--sdist", action="store_true", help="build the source distribution too")
+    options = parser.parse_args()
+    print(build(options.out))
+    if options.sdist:
+        print(build_sdist(options.out))
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mep import __version__
+from mep.cli.boot_commands import disable_on_boot, enable_on_boot
 from mep.cli.common import MepGroup, epilog
 from mep.cli.map_command import map_command
 from mep.cli.render_command import render, render_user_config
@@ -50,6 +51,8 @@ for _command in (
     why,
     map_command,
     delete,
+    enable_on_boot,
+    disable_on_boot,
     resolve,
 ):
     cli.add_command(_command)

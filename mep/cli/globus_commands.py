@@ -12,8 +12,6 @@ INSTEAD = {
     "logout": "there is nothing to log out of: no token of yours is kept here; the relay's administrator revokes one "
     "with `mep-relay user token NAME`, which makes a new one",
     "whoami": "no login exists here: an endpoint belongs to the identity whose token registered it",
-    "enable-on-boot": "run `systemctl enable mep@NAME` (systemd/mep@.service, see docs/running.md)",
-    "disable-on-boot": "run `systemctl disable mep@NAME`",
     "migrate-to-template-capable": "no migration is needed: copy the endpoint's directory to /etc/mep/NAME, then "
     "`mep register NAME` and `mep check NAME`",
     "self-diagnostic": "run `mep check NAME` and `mep status NAME`",

@@ -373,7 +373,6 @@ def test_commands_of_globus_compute_that_mean_nothing_here_say_what_to_do(mep: C
     for name, what in (
         ("login", "--token-file"),
         ("whoami", "whose token registered it"),
-        ("enable-on-boot", "systemctl enable"),
     ):
         assert what in mep(name, "x", "--force", expect=2).stderr
     assert "No such command" in mep("no-such-thing", expect=2).stderr

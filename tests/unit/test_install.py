@@ -102,7 +102,7 @@ def test_what_runs_here_was_installed_by_it_and_is_open_to_everybody(install: Mo
     assert install.objection(str(prefix / "bin" / "python"), shared=os.geteuid() == 0) is None
 
 
-GROUPS = ("run", "kubernetes", "science", "tools", "build")
+GROUPS = ("run", "kubernetes", "postgresql", "science", "tools", "packages", "build")
 
 
 def _required(*requirements: str) -> set[str]:

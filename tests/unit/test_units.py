@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mep.cli.boot_commands import USER_UNIT
 from mep.config.paths import MANAGER_ACCOUNT, MAPPER_ACCOUNT, REGISTER_ACCOUNT, RELAY_ACCOUNT
 from relay.state_dir import ACCOUNT, DEFAULT_AS_ROOT
 
@@ -38,6 +39,10 @@ def test_systemd_finds_nothing_in_a_unit(tmp_path: Path, name: str) -> None:
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_persons_unit_is_the_same_with_and_without_the_package() -> None:
+    assert USER_UNIT.format(command="/opt/mep/bin/mep") == (SYSTEMD / "user" / "mep@.service").read_text()
 
 
 def test_the_relay_runs_where_and_as_it_would_without_a_unit() -> None:

@@ -1,0 +1,415 @@
+#!/usr/bin/env python3
+"""Builds the packages: mep-common, mep-endpoint, mep-relay and mep-sdk as .deb and .rpm, and the wheels and the sdist.
+
+`make packages` runs it, in two steps. The first downloads every wheel that is needed into a wheelhouse, each by its
+SHA-256 in lock/. The second builds without a network. It depends on the sources, the locks, the Python and
+SOURCE_DATE_EPOCH (absent: the time of the last commit) and on nothing else, so the same inputs give the same bytes.
+
+The packages are for one minor version of Python, that of the system they are built for: they bring compiled modules and
+byte code. `MEP_PYTHON=/usr/bin/python3.13 make packages PREFIX=/tmp/mep313` builds for another one.
+
+/opt/mep/packaged is an environment of the service alone. It is written for the path that scripts/release copies it to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import hashlib
+import os
+import shutil
+import stat
+import string
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import bill_of_materials
+import install
+import sdk_wheel
+
+ROOT = install.ROOT
+SCRIPTS = ROOT / "packaging" / "scripts"
+NO_GIT_EPOCH = 1767225600
+"""SOURCE_DATE_EPOCH of a tree without git: 2026-01-01."""
+RELAY_COMMANDS = ("mep-relay",)
+SDK = (*sdk_wheel.SDK, "mep-sdk")
+INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+"""pip's own records: they name build paths, and no pip works on these environments."""
+FIRST_LINE = "#!python"
+"""Stands in a command until its interpreter's path is known."""
+ONE = {"preinstall": "install", "postinstall": "install", "preremove": "upgrade", "postremove": "upgrade"}
+"""What rpm's argument 1 means to each script."""
+GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Target(NamedTuple):
+    """What the packages are built for."""
+
+    python: Path
+    """The system's interpreter, by its versioned name."""
+    version: str
+    """Version of Python, major and minor."""
+    prefix: str = "/usr"
+
+    @property
+    def tag(self) -> str:
+        """The short name that goes into a package's release."""
+        return "py" + self.version.replace(".", "")
+
+    @property
+    def site(self) -> str:
+        """Where an environment has its packages, from its top."""
+        return f"lib/python{self.version}/site-packages"
+
+
+class Build:
+    """One build: its directories, its interpreter and pip."""
+
+    def __init__(self, work: Path, out: Path, build_environment: Path, number: str) -> None:
+        self.work, self.out, self.epoch = work, out, source_date()
+        self.wheelhouse = work / "wheelhouse"
+        self.pip_python = build_environment / "bin" / "python"
+        self.target = _target(self.pip_python)
+        self.version = str(install.project()["version"])
+        self.release = f"{number}.{self.target.tag}"
+
+    def pip(self, *words: str | Path) -> None:
+        """Run pip without configuration of this account's. Raises CannotInstall."""
+        install.run(self.pip_python, "-I", "-m", "pip", "--disable-pip-version-check", *words)
+
+    def install_offline(self, where: Path, *words: str | Path) -> None:
+        """Install from the wheelhouse into the directory `where`."""
+        offline: list[str | Path] = ["--no-index", "--no-deps", "--no-compile", "--only-binary", ":all:"]
+        self.pip("install", "-q", *offline, "--find-links", self.wheelhouse, "--target", where, *words)
+
+
+def _target(python: Path) -> Target:
+    found = install.probe(str(python))
+    if found is None:
+        raise install.CannotInstall(f"{python} does not run: run `make tools` first")
+    version = "{}.{}".format(*found[0])
+    return Target(Path(f"/usr/bin/python{version}"), version)
+
+
+# --- first step: the wheelhouse ---------------------------------------------------------------------------
+
+
+def fill_wheelhouse(build: Build) -> None:
+    """Download the locked wheels, unless they are there. The only step that needs a network."""
+    locks = [install.LOCKS / f"{group}.txt" for group in ("run", "packages")]
+    stamp, wanted = build.wheelhouse / ".complete", f"{install.digest(*locks)} {build.target.version}"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    install.say(f"filling {build.wheelhouse}")
+    shutil.rmtree(build.wheelhouse, ignore_errors=True)
+    build.wheelhouse.mkdir(parents=True)
+    words: list[str | Path] = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-d", build.wheelhouse]
+    build.pip("download", "-q", *words, *(word for lock in locks for word in ("-r", lock)))
+    stamp.write_text(wanted)
+
+
+# --- second step: our own wheels ----------------------------------------------------------------------------
+
+
+def build_wheels(build: Build) -> tuple[Path, Path]:
+    """Build the service's wheel, and the SDK's wheel and sdist; return the paths of the wheels."""
+    install.say("building the wheels of mep and mep-sdk")
+    source = build.work / "source"
+    for name in install.PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    normalise(source, build.epoch)
+    words: list[str | Path] = ["--no-deps", "--no-index", "--no-build-isolation", "-w", build.out]
+    build.pip("wheel", "-q", *words, source)
+    script = ROOT / "packaging" / "sdk_wheel.py"
+    install.run(build.pip_python, "-I", script, "--out", build.out, "--sdist")
+    return next(build.out.glob("mep-*.whl")), next(build.out.glob("mep_sdk-*.whl"))
+
+
+# --- the environments ------------------------------------------------------------------------------------------
+
+
+def make_environment(build: Build, top: Path, wheel: Path, lock: Path) -> Path:
+    """Make an environment over the system's Python in the directory `top`; return its site-packages."""
+    site = top / build.target.site
+    build.install_offline(site, "--require-hashes", "-r", lock)
+    build.install_offline(site, wheel)
+    binaries = top / "bin"
+    binaries.mkdir()
+    for name in install.KEPT_COMMANDS:
+        if (site / "bin" / name).exists():
+            _, _, body = (site / "bin" / name).read_text().partition("\n")
+            (binaries / name).write_text(f"{FIRST_LINE}\n{body}")
+            (binaries / name).chmod(0o755)
+    shutil.rmtree(site / "bin", ignore_errors=True)
+    for directory in site.glob("*.dist-info"):
+        for name in INSTALLER_FILES:
+            (directory / name).unlink(missing_ok=True)
+    (binaries / f"python{build.target.version}").symlink_to(build.target.python)
+    for name in ("python3", "python"):
+        (binaries / name).symlink_to(f"python{build.target.version}")
+    return site
+
+
+def write_config(build: Build, top: Path, *, sees_system: bool) -> None:
+    """Write the file that makes a directory a virtual environment."""
+    lines = [f"home = {build.target.python.parent}", f"include-system-site-packages = {str(sees_system).lower()}"]
+    (top / "pyvenv.cfg").write_text("\n".join([*lines, f"version = {build.target.version}"]) + "\n")
+
+
+def sdk_lock(build: Build) -> Path:
+    """Write the part of lock/run.txt that the SDK's package brings; return its path."""
+    entries = (install.LOCKS / "run.txt").read_text().replace("\\\n", " ").splitlines()
+    kept = [line for line in entries if line.partition("==")[0] in SDK]
+    lock = build.work / "sdk.txt"
+    lock.write_text("\n".join(kept) + "\n")
+    return lock
+
+
+def compile_modules(build: Build, site: Path, seen_as: str) -> None:
+    """Write byte code that Python takes without a look at the sources, as if they were in `seen_as`."""
+    words = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(site), "-p", seen_as, str(site)]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
+    argv = [str(build.target.python), "-s", "-P", "-m", "compileall", *words]
+    # Some packages bring files for other Pythons (and templates), which do not compile.
+    subprocess.run(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+def content_digest(top: Path) -> str:
+    """Return a short digest over the names and contents of all files below `top`."""
+    total = hashlib.sha256()
+    for path in sorted(top.rglob("*")):
+        name = str(path.relative_to(top)).encode()
+        data = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        total.update(b"%d %b %d " % (len(name), name, len(data)) + data)
+    return total.hexdigest()[:12]
+
+
+def write_commands(top: Path, python: Path) -> None:
+    """Write our commands, which start isolated, and the first lines of Parsl's that the service keeps."""
+    for name in install.KEPT_COMMANDS:
+        command = top / "bin" / name
+        command.write_text(command.read_text().replace(FIRST_LINE, f"#!{python}", 1))
+    install.write_commands(top, python)
+
+
+def normalise(top: Path, epoch: int) -> None:
+    """Give everything below `top` the same modes and times wherever it was made."""
+    for path in [top, *top.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+        os.utime(path, (epoch, epoch), follow_symlinks=False)
+
+
+# --- the packages' files ---------------------------------------------------------------------------------------
+
+
+def put(source: Path, target: Path, *, mode: int = 0o644) -> None:
+    """Copy one file to its place in a package."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(mode)
+
+
+def stage_common(build: Build, wheel: Path) -> Path:
+    """Lay out mep-common; return the environment in it."""
+    root = build.work / "root" / "mep-common"
+    packaged = root / "opt/mep/packaged"
+    site = make_environment(build, packaged, wheel, install.LOCKS / "run.txt")
+    write_config(build, packaged, sees_system=False)
+    release = f"{build.version}-{build.release}-{content_digest(packaged)}"
+    (packaged / "release").write_text(f"{release}\n")
+    home = f"/opt/mep/releases/{release}"
+    write_commands(packaged, Path(home, "bin", "python"))
+    compile_modules(build, site, f"{home}/{build.target.site}")
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (root / "opt/mep" / name).symlink_to(f"current/{name}")
+    put(SCRIPTS / "release", root / "usr/lib/mep/release", mode=0o755)
+    put(ROOT / "systemd/sysusers.d/mep.conf", root / "usr/lib/sysusers.d/mep.conf")
+    document(build, "mep-common", site)
+    return packaged
+
+
+def stage_endpoint(build: Build) -> None:
+    """Lay out mep-endpoint."""
+    root = build.work / "root" / "mep-endpoint"
+    put(ROOT / "systemd/mep@.service", root / "usr/lib/systemd/system/mep@.service")
+    put(ROOT / "systemd/user/mep@.service", root / "usr/lib/systemd/user/mep@.service")
+    put(ROOT / "systemd/tmpfiles.d/mep.conf", root / "usr/lib/tmpfiles.d/mep.conf")
+    put(ROOT / "etc/logrotate.d/mep", root / "etc/logrotate.d/mep")
+    for name in ("mep", "mep.rpm"):
+        put(ROOT / "etc/pam.d" / name, root / "etc/pam.d" / name)
+    for example in sorted((ROOT / "etc/mep/example").iterdir()):
+        put(example, root / "usr/share/doc/mep-endpoint/examples" / example.name)
+
+
+def stage_relay(build: Build) -> None:
+    """Lay out mep-relay."""
+    root = build.work / "root" / "mep-relay"
+    put(ROOT / "systemd/mep-relay.service", root / "usr/lib/systemd/system/mep-relay.service")
+
+
+def stage_sdk(build: Build, wheel: Path) -> None:
+    """Lay out mep-sdk."""
+    top = build.work / "root" / "mep-sdk" / "opt/mep-sdk"
+    site = make_environment(build, top, wheel, sdk_lock(build))
+    write_config(build, top, sees_system=True)
+    compile_modules(build, site, f"/opt/mep-sdk/{build.target.site}")
+    document(build, "mep-sdk", site)
+
+
+def document(build: Build, package: str, site: Path) -> None:
+    """Write licences and bill of materials of what a package brings."""
+    docs = build.work / "root" / package / "usr/share/doc" / package
+    docs.mkdir(parents=True)
+    (docs / "copyright").write_text(bill_of_materials.licences(site, (ROOT / "LICENSE").read_text()))
+    bill = bill_of_materials.cyclonedx(site, package, build.version, build.epoch)
+    (docs / "sbom.cdx.json").write_text(bill)
+    (build.out / f"{package}-{build.version}-{build.release}.cdx.json").write_text(bill)
+
+
+def stage_commands(build: Build, packaged: Path) -> None:
+    """Put commands, manual pages and completions into the packages that they belong to."""
+    made = build.work / "manual"
+    manual, site = ROOT / "packaging/manual.py", packaged / build.target.site
+    install.run(build.target.python, "-I", manual, site, made, str(build.epoch), *install.commands())
+    for name in install.commands():
+        package = "mep-relay" if name in RELAY_COMMANDS else "mep-endpoint"
+        root = build.work / "root" / package
+        (root / "usr/bin").mkdir(parents=True, exist_ok=True)
+        (root / "usr/bin" / name).symlink_to(f"/opt/mep/bin/{name}")
+        for page in made.glob(f"{name}/man1/*"):
+            packed = root / "usr/share/man/man1" / f"{page.name}.gz"
+            packed.parent.mkdir(parents=True, exist_ok=True)
+            packed.write_bytes(gzip.compress(page.read_bytes(), mtime=build.epoch))
+        for shell, where in COMPLETIONS.items():
+            put(made / name / shell, root / "usr/share" / where.format(name))
+    for package in ("mep-endpoint", "mep-relay"):
+        put(build.work / "root/mep-common/usr/share/doc/mep-common/copyright",
+            build.work / "root" / package / "usr/share/doc" / package / "copyright")  # fmt: skip
+
+
+COMPLETIONS = {
+    "bash": "bash-completion/completions/{}",
+    "zsh": "zsh/vendor-completions/_{}",
+    "fish": "fish/vendor_completions.d/{}.fish",
+}
+
+
+# --- the packages ------------------------------------------------------------------------------------------------
+
+
+def write_scripts(build: Build) -> Path:
+    """Write the maintainer scripts: a head that understands dpkg and rpm, then the script itself."""
+    made = build.work / "scripts"
+    made.mkdir()
+    action = (SCRIPTS / "action.sh").read_text()
+    for source in SCRIPTS.glob("mep-*.*.sh"):
+        package, event, _ = source.name.split(".")
+        (made / f"{package}.{event}").write_text(
+            f"#!/bin/sh\nset -eu\none={ONE[event]}\n{action}\n{source.read_text()}"
+        )
+    return made
+
+
+def run_nfpm(build: Build) -> None:
+    """Make a .deb and an .rpm of each document in packages.yaml."""
+    tools = build.work / "tools"
+    build.install_offline(tools, "--require-hashes", "-r", install.LOCKS / "packages.txt")
+    scripts = write_scripts(build)
+    for each in (ROOT / "packaging/packages.yaml").read_text().split("\n---\n"):
+        name = next(line.split()[1] for line in each.splitlines() if line.startswith("name:"))
+        root = build.work / "root" / name
+        normalise(root, build.epoch)
+        filled = string.Template(each).substitute(
+            root=root, scripts=scripts, version=build.version, release=build.release,
+            arch=GOARCH[os.uname().machine], mtime=_time(build.epoch),
+            python_deb=build.target.python.name, python_rpm=build.target.python, python_version=build.target.version,
+        )  # fmt: skip
+        config = build.work / f"{name}.yaml"
+        config.write_text(filled)
+        for kind in ("deb", "rpm"):
+            environment = {"SOURCE_DATE_EPOCH": str(build.epoch), "PATH": "/usr/bin:/bin"}
+            argv = [str(tools / "bin" / "nfpm"), "package", "-f", str(config), "-p", kind, "-t", str(build.out)]
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise install.CannotInstall(f"nfpm {name} {kind}: {done.stdout}{done.stderr}")
+
+
+def _time(epoch: int) -> str:
+    return datetime.datetime.fromtimestamp(epoch, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def source_date() -> int:
+    """Return SOURCE_DATE_EPOCH, or the time of the last commit."""
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(given)
+    argv = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except OSError:
+        return NO_GIT_EPOCH
+    return int(done.stdout) if done.returncode == 0 else NO_GIT_EPOCH
+
+
+def write_sums(out: Path) -> None:
+    """Write SHA256SUMS over everything that was built."""
+    files = sorted(path for path in out.iterdir() if path.is_file() and path.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (out / "SHA256SUMS").write_text("".join(lines))
+
+
+def build_all(build: Build) -> None:
+    """Build everything into `out`, without a network."""
+    shutil.rmtree(build.out, ignore_errors=True)
+    build.out.mkdir(parents=True)
+    os.environ.update(SOURCE_DATE_EPOCH=str(build.epoch), PYTHONHASHSEED="0")
+    wheelhouse, scratch = build.wheelhouse, build.work
+    with tempfile.TemporaryDirectory(prefix="build-", dir=scratch) as name:
+        build.work, build.wheelhouse = Path(name), wheelhouse
+        wheel, sdk = build_wheels(build)
+        install.say("laying out the packages")
+        packaged = stage_common(build, wheel)
+        stage_endpoint(build)
+        stage_relay(build)
+        stage_sdk(build, sdk)
+        stage_commands(build, packaged)
+        install.say("packing")
+        run_nfpm(build)
+    write_sums(build.out)
+    install.say(f"{build.out} is ready")
+
+
+def main() -> int:
+    """Build, or print one message with the reason."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, required=True, help="the environment of pip and setuptools")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "packages", help="for the wheelhouse and builds")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="emptied first; where the packages go")
+    parser.add_argument(
+        "--release", default="1", help="counts the packages of one version: 2 follows a change of packaging"
+    )
+    parser.add_argument("--wheelhouse-only", action="store_true", help="only download what a build needs")
+    options = parser.parse_args()
+    os.umask(0o022)
+    try:
+        build = Build(options.work.absolute(), options.out.absolute(), options.build.absolute(), options.release)
+        build.work.mkdir(parents=True, exist_ok=True)
+        fill_wheelhouse(build)
+        if not options.wheelhouse_only:
+            build_all(build)
+    except install.CannotInstall as error:
+        print(f"packages: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+if [ "$action" = install ] || [ "$action" = upgrade ]; then
+    restart_active mep-relay.service
+fi

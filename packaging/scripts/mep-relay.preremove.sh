@@ -1,0 +1,3 @@
+if [ "$action" = remove ] && systemd_runs; then
+    systemctl disable --now mep-relay.service || true
+fi
