@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Builds the slim wheel mep-sdk: the packages that a researcher's script needs, without the site's service.
 
+With --drop-in it builds the wheel mep-globus-compute: the module globus_compute_sdk, over mep-sdk of the same version.
+
 It holds mep_sdk, mep_wire, and of mep_link the pauses. The extra `worker` adds the packages that workers need if blocks
 run in a person's own environment. The extra `socks` adds the packages for a SOCKS proxy to the relay. Lower bounds are
 those of the project's own pyproject.toml. A package with tested threads also has an upper bound, the newest release
@@ -24,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mep_link", "mep_sdk", "mep_wire")
+DROP_IN = ROOT / "packaging" / "drop_in"
 LEFT_OUT = {"mep_link": ("client.py", "zap.py")}
 """Modules that need ZeroMQ, which a script does without."""
 SDK = ("cloudpickle", "msgspec", "urllib3", "websockets")
@@ -91,16 +94,58 @@ def lay_out(source: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask of the checkout was
 
 
+def drop_in_pyproject() -> str:
+    """Return the pyproject.toml of the module globus_compute_sdk."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return f"""\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "mep-globus-compute"
+version = "{project["version"]}"
+description = "The module globus_compute_sdk for sites that run MEP endpoints: scripts run unchanged"
+readme = "README.md"
+license = "{project["license"]}"
+license-files = ["LICENSE"]
+classifiers = ["Typing :: Typed", "Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3"]
+requires-python = "{project["requires-python"]}"
+dependencies = ["mep-sdk=={project["version"]}"]
+
+[tool.setuptools.packages.find]
+include = ["globus_compute_sdk*"]
+
+[tool.setuptools.package-data]
+"*" = ["py.typed"]
+"""
+
+
+def build_drop_in(out: Path) -> Path:
+    """Build the wheel mep-globus-compute into `out`; return its path. Raises subprocess.CalledProcessError."""
+    with tempfile.TemporaryDirectory(prefix="mep-globus-compute-") as name:
+        source = Path(name)
+        shutil.copytree(DROP_IN, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        (source / "pyproject.toml").write_text(drop_in_pyproject())
+        return _built(source, out)
+
+
 def build(out: Path) -> Path:
-    """Build the wheel into `out`; return its path. Raises subprocess.CalledProcessError."""
-    out.mkdir(parents=True, exist_ok=True)
-    before = set(out.glob("mep_sdk-*.whl"))
+    """Build the wheel mep-sdk into `out`; return its path. Raises subprocess.CalledProcessError."""
     with tempfile.TemporaryDirectory(prefix="mep-sdk-") as name:
-        lay_out(Path(name))
+        source = Path(name)
+        lay_out(source)
+        return _built(source, out)
+
+
+def _built(source: Path, out: Path) -> Path:
+    shutil.copy(ROOT / "LICENSE", source)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mep-wheel-", dir=out) as made:
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-        subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", str(out), name], check=True)
-    made = set(out.glob("mep_sdk-*.whl"))
-    return (made - before or made).pop()
+        subprocess.run([sys.executable, "-I", "-m", "pip", *words, "-w", made, str(source)], check=True)
+        (wheel,) = Path(made).glob("*.whl")
+        return wheel.replace(out / wheel.name)
 
 
 def build_sdist(out: Path) -> Path:
@@ -136,8 +181,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheel goes")
     parser.add_argument("--sdist", action="store_true", help="build the source distribution too")
+    parser.add_argument("--drop-in", action="store_true", help="build mep-globus-compute in place of mep-sdk")
     options = parser.parse_args()
-    print(build(options.out))
+    print(build_drop_in(options.out) if options.drop_in else build(options.out))
     if options.sdist:
         print(build_sdist(options.out))
     return 0

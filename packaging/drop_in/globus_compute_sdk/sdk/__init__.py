@@ -1,0 +1,1 @@
+"""The modules that hold the names of globus_compute_sdk."""

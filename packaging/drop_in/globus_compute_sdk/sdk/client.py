@@ -1,0 +1,5 @@
+"""Client."""
+
+from mep_sdk import Client as Client
+
+__all__ = ("Client",)

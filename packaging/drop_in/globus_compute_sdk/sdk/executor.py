@@ -1,0 +1,22 @@
+"""Executor, and the future that it returns."""
+
+from __future__ import annotations
+
+import mep_sdk
+from mep_sdk import TaskFuture as ComputeFuture
+
+__all__ = ("ComputeFuture", "Executor")
+
+
+class _Watcher:
+    """Stands for the thread that brings results, which Parsl's GlobusComputeExecutor ends itself."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: the executor's own shutdown has ended it."""
+
+
+class Executor(mep_sdk.Executor):
+    """MEP's Executor."""
+
+    def _get_result_watcher(self) -> _Watcher:
+        return _Watcher()
