@@ -1,4 +1,4 @@
-"""The store on a PostgreSQL server, for relays whose state is not to live on one host's disk.
+"""The store on a PostgreSQL server, for relays that keep their state on another host.
 
 The statements, the transactions and the reads are those of the SQLite store (`relay.store.postgres_sql` translates).
 Here are the connections: one for the writer's thread, one for reads, which are in the event loop's thread. A read that
@@ -227,7 +227,7 @@ class PostgresCommits(Commits):
         self._retry_at = 0.0
         self._away = False
         self.late_commit: Callable[[], None] = lambda: None
-        """Called once it turns out that a change was stored after all whose caller was told that it was not."""
+        """Called once it turns out that a change was stored although its caller was told that it was not."""
 
     def _describe(self, error: sqlite3.Error) -> str:
         return str(error)

@@ -40,7 +40,7 @@ _SCHEMA: Final = (
 _OTHERWISE: Final = {
     sql.ACCOUNT_OF: sql.ACCOUNT_OF.replace("username = ?", 'lower(username COLLATE "C") = lower(%s COLLATE "C")'),
 }
-"""Statements whose replacement is written out."""
+"""Statements with a replacement that is written out."""
 
 
 def _replaced(text: str, rules: tuple[tuple[str, str], ...]) -> str:
