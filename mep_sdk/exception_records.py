@@ -157,7 +157,7 @@ class RemoteNote(str):
 
 
 def _note(error: BaseException, note: str) -> None:
-    """Add a note, also to a frozen exception and to one whose notes are no list."""
+    """Add a note, also to a frozen exception and to one with notes that are no list."""
     attributes = _attributes.__get__(error)
     notes = attributes.get("__notes__")
     attributes["__notes__"] = [*notes, note] if type(notes) is list else [note]

@@ -42,7 +42,7 @@ class SerializationStrategy:
 
     @classmethod
     def get_cached_by_id(cls, identifier: str) -> SerializationStrategy | None:
-        """Return the strategy whose texts begin with this."""
+        """Return the strategy of texts that begin with this."""
         return cls._by_identifier.get(identifier)
 
     @classmethod

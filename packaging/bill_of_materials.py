@@ -90,7 +90,7 @@ def _shared_libraries(site: Path) -> list[dict[str, Any]]:
 
 
 def cyclonedx(site: Path, name: str, version: str, epoch: int) -> str:
-    """Return the bill of materials of the environment whose packages are in `site`."""
+    """Return the bill of materials of the environment with its packages in `site`."""
     distributions = _distributions(site)
     parts = [*map(_component, distributions), *_own_bills(site), *_shared_libraries(site)]
     components = list({each["bom-ref"]: each for each in reversed(parts)}.values())[::-1]

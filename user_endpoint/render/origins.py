@@ -51,7 +51,7 @@ class OriginCodeGenerator(PieceCodeGenerator):
 
 
 class OriginEnvironment(PieceEnvironment):
-    """The sandbox of a start, whose output also knows its lines."""
+    """The sandbox of a start. Its output also knows its lines."""
 
     code_generator_class = OriginCodeGenerator
 
