@@ -45,6 +45,10 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the site keeps task records, with block and job of each task."""
     user_state_dir: str | None = None
     """Where user endpoints keep log, spool and run directory instead of ~/.mep/uep; {user} is replaced."""
+    quoting: str = "typed"
+    """`json`: texts reach templates as JSON, with quotes, as in Globus Compute."""
+    own_environment: dict[str, str] = {}
+    """Of a person's own endpoint: the environment of its start, for variables that are not set otherwise."""
 
 
 EXPANDED = re.compile(r"\$\{(HOME|USER)\}")

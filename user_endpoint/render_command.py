@@ -24,11 +24,12 @@ from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_text, settings_of
 from user_endpoint.render.origins import OriginEnvironment, line_origins
 from user_endpoint.render.pieces import Fragment, Text
+from user_endpoint.render.quoting_habits import habits_of
 from user_endpoint.render.rendered_text import RenderedLine, yaml_lines
 from user_endpoint.render.user_config_check import all_refusals, check_user_config
 from user_endpoint.render.yaml_document import YamlInvalid, document_from, document_of, marked
 from user_endpoint.settings import SettingsInvalid, line_of
-from user_endpoint.template_check import invented_identity, invented_start
+from user_endpoint.template_check import account_environment, invented_identity, invented_start
 
 DEADLINE_S = 20
 MAX_SETS = 1000
@@ -54,6 +55,8 @@ def render_one(bundle: UepBundle, start: StartRequest, identity: dict[str, Any])
     try:
         result.faults += [("options", error.text) for error in all_refusals(bundle.schema, result.options)]
         if not result.faults:
+            habits = habits_of(bundle)
+            result.faults += [("template", f"{one.template}:{one.line}: {one.text}") for one in habits]
             _render(bundle, start, identity, result)
     except (UserConfigInvalid, UserConfigReserved) as error:
         result.faults.append(("options", _with_place(error)))
@@ -161,6 +164,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     bundles = [decode_bundle(data) for data in request["bundles"]]
     known = request["identity"]
     identity = invented_identity(known.get("local"), known.get("globus"))
+    os.environ.update(account_environment(identity["local"]))
     starts = [invented_start(config, known.get("globus"), runtime) for config in sets]
     return {"rendered": [[_plain(render_one(bundle, start, identity)) for start in starts] for bundle in bundles]}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mep_wire.bundle import decode_bundle, expanded
+from mep_wire.bundle import decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
 from user_endpoint.bounded_log import BoundedFile, BoundedLog
@@ -21,6 +21,7 @@ from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
 from user_endpoint.process_exit import at_exit
 from user_endpoint.render_process import Rendering
+from user_endpoint.runtime import start_environment
 from user_endpoint.settings import located
 from user_endpoint.shortage import interrupted, reason_of
 from user_endpoint.workers.fork_server import ServerHandle, exec_server, fork_server
@@ -107,7 +108,7 @@ class Starting:
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
-        os.environ.update(expanded(self._bundle.user_environment, os.environ))
+        os.environ.update(start_environment(self._bundle, os.environ, self._request.user_runtime))
         keys = options(self._bundle.relay_link_key, max_inbound_bytes=MAX_LINK_MESSAGE_BYTES)
         link = LinkClient(self._bundle.relay_link_address, keys, decode_to_uep)
         link.connect()

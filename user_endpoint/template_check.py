@@ -27,6 +27,7 @@ from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES, RESERVED_TE
 from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
 from user_endpoint.render.branches import Branch, branch_environment, template_facts
+from user_endpoint.render.quoting_habits import habits_of
 from user_endpoint.render.sample_values import ABSENT, SampleValues, combinations, variations
 from user_endpoint.render.user_config_check import check_user_config
 from user_endpoint.render.yaml_document import YamlInvalid
@@ -108,13 +109,17 @@ class Trial:
         self.verdict = TemplateVerdict()
         self._environment = branch_environment()
         self._facts = template_facts(bundle.templates)
-        self._samples = SampleValues(bundle.schema, self._facts.constants)
+        constants = self._facts.constants if bundle.quoting == "typed" else _unquoted(self._facts.constants)
+        self._samples = SampleValues(bundle.schema, constants)
         self._tried: set[str] = set()
         self._blamed: set[str] = set()
         self._end = time.monotonic() + EXPLORATION_S
 
     def run(self) -> TemplateVerdict:
         """Render with each value of each variable, then with combinations for the branches that none has taken."""
+        for habit in habits_of(self._bundle):
+            self.verdict.problem((habit.template, habit.line), habit.text, {})
+        self._note_old_names()
         self._compare_names()
         values = self._values()
         required = [name for name in self._schema.get("required", []) if name in values]
@@ -147,6 +152,14 @@ class Trial:
         for name in properties:
             if name not in self._facts.variables:
                 self.verdict.note(f"user_config_schema.json: properties/{name}: no template uses this variable")
+
+    def _note_old_names(self) -> None:
+        """Note the endpoint's own variables where they stand alone: Globus Compute has deprecated that."""
+        for name in ENDPOINT_VARIABLES:
+            if name in self._facts.variables:
+                template, line = self._facts.variables[name]
+                new = " or ".join(f"{namespace}.{name}" for namespace in reversed(ENDPOINT_NAMESPACES))
+                self.verdict.note(f"{template}:{line}: {name} as a variable of its own is deprecated: write {new}")
 
     def _values(self) -> dict[str, list[Any]]:
         """Return the values to try for each variable that a person may set."""
@@ -332,6 +345,18 @@ class Trial:
             yield from (((name, number), line) for number, line in enumerate(text.splitlines(), 1))
 
 
+def _unquoted(constants: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the constants of a template with `quoting: json` as a person gives them."""
+    from user_endpoint.render.json_quoting import unquoted
+
+    return {
+        name: [
+            inner if isinstance(value, str) and (inner := unquoted(value)) is not None else value for value in values
+        ]
+        for name, values in constants.items()
+    }
+
+
 def _is_key(line: str, name: str) -> bool:
     match = _KEY.match(line.strip())
     return match is not None and match[1] == name
@@ -371,6 +396,12 @@ def invented_identity(
     return {"local": {**(local or _IDENTITY["local"])}, "globus": {**(globus or _IDENTITY["globus"])}}
 
 
+def account_environment(local: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the keeper sets in the environment of a user endpoint, which templates see as `_GC.env`."""
+    named = {"HOME": "dir", "USER": "uname", "LOGNAME": "uname", "SHELL": "shell"}
+    return {name: str(local.get(key) or "") for name, key in named.items()}
+
+
 def main() -> None:
     """Read the bundle, try it, print the verdict."""
     if os.geteuid() == 0:
@@ -378,6 +409,7 @@ def main() -> None:
     signal.alarm(DEADLINE_S)  # a template that does not end
     with open(int(sys.argv[1]), "rb", closefd=False) as file:
         bundle = decode_bundle(file.read())
+    os.environ.update(account_environment(_IDENTITY["local"]))
     verdict = Trial(bundle, *sys.argv[2:3]).run()
     json.dump({"problems": verdict.problems, "notes": verdict.notes}, sys.stdout)
 

@@ -38,7 +38,10 @@ def _monitor_command(resolution: Resolution) -> tuple[list[str], list[int]]:
     return [resolution.resolved.python, "-I", "-m", "mep.root.monitor", *options], descriptors
 
 
-def _environment() -> dict[str, str]:
+def _environment(where: EndpointPaths) -> dict[str, str]:
+    """Return the monitor's environment. A person's own monitor keeps theirs: their user endpoints get it."""
+    if not where.privileged:
+        return dict(os.environ)
     kept = {name: os.environ[name] for name in ("NOTIFY_SOCKET",) if name in os.environ}
     return {**clean_environment(), **kept}
 
@@ -56,7 +59,7 @@ def run_here(where: EndpointPaths, resolution: Resolution) -> NoReturn:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
     os.chdir("/")
-    os.execve(argv[0], argv, _environment())  # noqa: S606  # an absolute path, no shell
+    os.execve(argv[0], argv, _environment(where))  # noqa: S606  # an absolute path, no shell
 
 
 def start_detached(where: EndpointPaths, resolution: Resolution, deadline_s: float = START_DEADLINE_S) -> MonitorStatus:
@@ -75,7 +78,7 @@ def start_detached(where: EndpointPaths, resolution: Resolution, deadline_s: flo
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_environment(),
+            env=_environment(where),
             pass_fds=descriptors,
             start_new_session=True,
         )

@@ -203,7 +203,7 @@ def register(
     body = {
         **told,
         "endpoint_uuid": keys.endpoint_id,
-        "metadata": {"endpoint_version": __version__},
+        "metadata": {"endpoint_version": __version__, **({"email": options.email} if options.email else {})},
         "link_public_key": keys.link_public_key,
         "unseal_public_key": keys.unseal_public_key,
     }

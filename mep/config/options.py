@@ -143,6 +143,12 @@ def _display_name(value: str | None) -> str:
     return "" if value.isprintable() and 0 < len(value) <= 256 else "must be 1 to 256 printable characters"
 
 
+def _email(value: str | None) -> str:
+    if value is None or re.fullmatch(r"[^\s@<>\x00-\x1f\x7f-\x9f]{1,64}@[^\s@<>\x00-\x1f\x7f-\x9f]{1,190}", value):
+        return ""
+    return "must be an address like hpc-help@example.org"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOptions:
     """Which accounts a user endpoint may run as, whatever the mapping says. Root and the endpoint's own never may."""
@@ -323,6 +329,12 @@ class EndpointOptions:
         "serves only the identities of the person who registered it.",
         default=False,
     )
+    email: str | None = option(
+        "The administrators' address. Templates see it as `parent_config.email`.",
+        None,
+        check=_email,
+        example="hpc-help@example.org",
+    )
     public: bool = option("Show the endpoint to all in the relay's list. Access isn't affected.", default=False)
     admins: list[str] = field(
         default_factory=list,
@@ -339,6 +351,12 @@ class EndpointOptions:
     )
     user_config_template_path: str | None = option(
         "Template of a user endpoint's configuration. Absent: user_config_template.yaml.j2 beside this file.", None
+    )
+    quoting: str = option(
+        "How texts reach the template. `typed`: as they are. `json`: as JSON, with quotes, as in Globus Compute. "
+        "An adopted directory has json (docs/templates.md).",
+        "typed",
+        check=one_of("typed", "json"),
     )
     user_config_schema_path: str | None = option(
         "JSON schema that a person's user_endpoint_config must fit. Absent: user_config_schema.json beside this file.",

@@ -29,7 +29,14 @@ from mep.config.parser import MAX_CONFIG_BYTES, ConfigDocument, read_document
 from mep.config.paths import EndpointPaths, Roots, no_such_endpoint
 from mep.config.registration import Registration, digest, facts, read_registration
 from mep.config.system_accounts import helper_accounts, own_accounts
-from mep.config.template_bundle import encode_bundle, find_file, read_environment, read_schema, read_templates
+from mep.config.template_bundle import (
+    encode_bundle,
+    find_file,
+    own_environment,
+    read_environment,
+    read_schema,
+    read_templates,
+)
 from mep.config.template_files import read_trusted, trust_in
 from mep.config.trusted_files import check_files
 from mep_wire.bundle import UepBundle
@@ -97,7 +104,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         runtime_dir=str(where.runtime_dir),
         log_path=_log_path(where, options) if log_to_file else "",
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
-        user_environment_path=options.user_search_path,
+        user_environment_path=_search_path(document, multi_user=multi_user),
         own_accounts=own_accounts(roots, options),
         policy=Policy(**asdict(options.policy)),
         caps=Caps(**asdict(options.caps)),
@@ -117,6 +124,14 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         recheck_max_age_s=_recheck_max_age(where, options),
     )
     return Resolution(resolved, bundle, warnings, options, registration)
+
+
+def _search_path(document: ConfigDocument, *, multi_user: bool) -> str:
+    """Return the PATH of user endpoints: of a person's own endpoint, that of its start, unless config.yaml says it."""
+    if multi_user or "user_search_path" in document.values:
+        return document.options.user_search_path
+    own = [part for part in os.environ.get("PATH", "").split(":") if part.startswith("/")]
+    return ":".join(own) or document.options.user_search_path
 
 
 def _recheck_max_age(where: EndpointPaths, options: EndpointOptions) -> float:
@@ -209,6 +224,8 @@ def _bundle(
         debug=options.debug,
         audit_tasks=options.audit_tasks,
         user_state_dir=options.user_state_dir,
+        quoting=options.quoting,
+        own_environment={} if multi_user else own_environment(os.environ),
     )
     return encode_bundle(bundle, where.config_dir)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ _JINJA_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON Schema
 _UNREPLACED = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|\$\(")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_ONE_PROCESS = re.compile(
+    r"_?MEP_|NOTIFY_|LISTEN_|WATCHDOG_|(?:INVOCATION_ID|JOURNAL_STREAM|MAINPID|SYSTEMD_EXEC_PID|SHLVL|PWD|OLDPWD|_)$"
+)
 
 
 def find_file(config_dir: Path, configured: str | None, *defaults: str) -> Path:
@@ -124,6 +127,18 @@ def read_environment(path: Path, owner: int) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ConfigRefused(str(path), "", "must be a mapping of variables to values")
     return {_variable(path, key): _text(path, key, item) for key, item in value.items()}
+
+
+def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a person's own user endpoints take over from the environment of their start.
+
+    MEP's own variables stay behind, among them the access token, and what systemd and a shell set for one process.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if _VARIABLE.fullmatch(name) and not _OF_ONE_PROCESS.match(name) and not list(unusable_texts(value))
+    }
 
 
 def environment_notes(path: Path, environment: dict[str, str]) -> list[str]:

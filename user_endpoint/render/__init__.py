@@ -7,6 +7,7 @@ person and reach the document as data only (see `pieces` and `yaml_document`). O
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from mep_wire.errors import EndpointMisconfigured, UserConfigInvalid
 from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES
 from mep_wire.start_request import StartRequest
 from mep_wire.user_values import unusable_texts
+from user_endpoint.runtime import completed_runtime, start_environment
 from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
 
 if TYPE_CHECKING:
@@ -62,12 +64,22 @@ def render_text(
     from user_endpoint.render.sandbox import PieceEnvironment
     from user_endpoint.render.template import render
 
-    config = start.user_endpoint_config
-    own = dict(zip(ENDPOINT_VARIABLES, (mapped_identity, start.user_runtime, bundle.parent_config), strict=True))
-    variables = {**config, **own, **dict.fromkeys(ENDPOINT_NAMESPACES, own)}
+    config, runtime = start.user_endpoint_config, completed_runtime(start.user_runtime)
+    if environment is None:
+        from user_endpoint.render.quoting_habits import refuse_habits
+
+        refuse_habits(bundle)
+        environment = PieceEnvironment
+    if bundle.quoting == "json":
+        from user_endpoint.render.json_quoting import quoted, quoting_environment  # only such templates pay for it
+
+        config, runtime, environment = quoted(config), quoted(runtime), quoting_environment(environment)
+    own = dict(zip(ENDPOINT_VARIABLES, (mapped_identity, runtime, bundle.parent_config), strict=True))
+    namespace = {**own, "env": start_environment(bundle, os.environ, start.user_runtime)}
+    variables = {**config, **own, **dict.fromkeys(ENDPOINT_NAMESPACES, namespace)}
     return render(
         bundle.templates, bundle.template_name, variables, schema=bundle.schema, config=config,
-        environment=environment or PieceEnvironment,
+        environment=environment,
     )  # fmt: skip
 
 

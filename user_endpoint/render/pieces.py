@@ -50,6 +50,11 @@ class Value:
         return str(self.data)
 
     @property
+    def in_double_quotes(self) -> str:
+        """The value as it reads inside a text that stands in double quotes."""
+        return self.text
+
+    @property
     def typed(self) -> Any:
         """The value as it is where it stands alone."""
         return self.data._data if isinstance(self.data, Json) else self.data  # noqa: SLF001 - see pieces_of

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import yaml
@@ -213,7 +214,7 @@ class _Builder:
         if found:
             self.sources[path] = tuple(sorted({name for value in found for name in value.names}))
             alone = node.style is None and self._placeholder.fullmatch(node.value)
-            data = found[0].typed if alone else self._filled(node.value)
+            data = found[0].typed if alone else self._filled(node.value, node.style == '"')
             start, end = node.start_mark.index, node.end_mark.index
             self.spans[start] = ScalarSpan(start, end, node.style in {"|", ">"}, data)
             return data
@@ -226,5 +227,6 @@ class _Builder:
         except (ValueError, KeyError) as error:
             raise _NodeRefused(f"{node.value!r} is no {node.tag.removeprefix(_TAG)}", node.start_mark) from error
 
-    def _filled(self, text: str) -> str:
-        return self._placeholder.sub(lambda match: self._values[int(match[1])].text, text)
+    def _filled(self, text: str, in_double_quotes: bool) -> str:
+        part = attrgetter("in_double_quotes" if in_double_quotes else "text")
+        return self._placeholder.sub(lambda match: part(self._values[int(match[1])]), text)
