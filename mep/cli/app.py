@@ -8,8 +8,11 @@ from pathlib import Path
 import click
 
 from mep import __version__
+from mep.cli.adopt_command import adopt
 from mep.cli.boot_commands import disable_on_boot, enable_on_boot
 from mep.cli.common import MepGroup, epilog
+from mep.cli.diagnostic import self_diagnostic
+from mep.cli.globus_options import add_common_options
 from mep.cli.map_command import map_command
 from mep.cli.render_command import render, render_user_config
 from mep.cli.run_commands import resolve, restart, start, stop
@@ -39,6 +42,7 @@ def cli(config_dir: str | None) -> None:
 
 for _command in (
     configure,
+    adopt,
     register,
     check,
     render,
@@ -53,6 +57,8 @@ for _command in (
     delete,
     enable_on_boot,
     disable_on_boot,
+    self_diagnostic,
     resolve,
 ):
+    add_common_options(_command)
     cli.add_command(_command)

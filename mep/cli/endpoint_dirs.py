@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mep.cli.exit_codes import CliFailed
 from mep.config.example import default_file
-from mep.config.paths import CONFIG, FIVE_FILES, MAPPING, EndpointPaths
+from mep.config.paths import CONFIG, FIVE_FILES, MAPPING, TEMPLATE, EndpointPaths
 
 
 def write_new(path: Path, data: bytes, *, mode: int, owner: int = -1, group: int = -1) -> None:
@@ -95,16 +95,19 @@ def refuse_existing(where: EndpointPaths) -> None:
 
 
 def write_five_files(
-    where: EndpointPaths, config: str, mapping: str | None = None, *, mapper: pwd.struct_passwd | None
+    where: EndpointPaths, config: str, given: Mapping[str, str], *, mapper: pwd.struct_passwd | None
 ) -> None:
-    """Write the endpoint's five files, all or none, with `mapping` in place of the example mapping file.
+    """Write the endpoint's five files, all or none: those of `given` by name, and the default ones of the others.
 
-    As root, the group of `mapper` may also read the mapping file. Raises CliFailed if one of the files exists.
+    `given` may also have files in directories, which templates include. As root, the group of `mapper` may also read
+    the mapping file. Raises CliFailed if one of the files exists.
     """
     refuse_existing(where)
     make_parents(where.config_dir.parent, privileged=where.privileged)
-    given = {CONFIG: config, MAPPING: mapping}
-    files = {name: given.get(name) or default_file(name) for name in FIVE_FILES}
+    files = {**given, CONFIG: config}
+    template = any(name not in FIVE_FILES for name in given)  # config.yaml then names it
+    missing = [name for name in FIVE_FILES if name not in files and not (template and name == TEMPLATE)]
+    files |= {name: default_file(name) for name in missing}
     try:
         with new_directory(where.config_dir, mode=0o755 if where.privileged else 0o700) as staging:
             _fill(staging, files, mapper)
@@ -114,6 +117,7 @@ def write_five_files(
 
 def _fill(staging: Path, files: Mapping[str, str], mapper: pwd.struct_passwd | None) -> None:
     for name, text in files.items():
+        (staging / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if mapper is not None and name == MAPPING:
             write_new(staging / name, text.encode(), mode=0o640, group=mapper.pw_gid)
         else:

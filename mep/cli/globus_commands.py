@@ -12,9 +12,8 @@ INSTEAD = {
     "logout": "there is nothing to log out of: no token of yours is kept here; the relay's administrator revokes one "
     "with `mep-relay user token NAME`, which makes a new one",
     "whoami": "no login exists here: an endpoint belongs to the identity whose token registered it",
-    "migrate-to-template-capable": "no migration is needed: copy the endpoint's directory to /etc/mep/NAME, then "
-    "`mep register NAME` and `mep check NAME`",
-    "self-diagnostic": "run `mep check NAME` and `mep status NAME`",
+    "migrate-to-template-capable": "no migration is needed: `mep adopt DIRECTORY` takes the endpoint's directory as it "
+    "is",
     "python-exec": "run the endpoint's own interpreter, /opt/mep/bin/python",
     "user-endpoint": "the running endpoint starts them, when tasks arrive: `mep start NAME`",
     "version": "run `mep --version`",

@@ -27,6 +27,21 @@ def _isolate_root() -> None:
     os.execv(sys.executable, argv)  # noqa: S606  # our own interpreter, by absolute path
 
 
+def validator() -> None:
+    """Run `mep map` as globus-idm-validator, which takes the same options."""
+    _as_command("map")
+
+
+def diagnostic() -> None:
+    """Run `mep self-diagnostic` as globus-compute-diagnostic."""
+    _as_command("self-diagnostic")
+
+
+def _as_command(name: str) -> None:
+    sys.argv[1:1] = [name]
+    main()
+
+
 def main() -> None:
     """Run the command that the arguments name."""
     _isolate_root()

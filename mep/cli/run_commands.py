@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument
+from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, warn
 from mep.cli.status_commands import require_endpoint
 
@@ -19,23 +21,23 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 60.0
 
 
-def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool) -> Resolution:
+def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool, debug: bool) -> Resolution:
     from mep.cli.install_check import check_installation
     from mep.cli.monitor_control import refuse_second
     from mep.config.resolver import resolve
 
     refuse_second(where)
-    resolution = resolve(where, roots, log_to_file=detach)
+    resolution = resolve(where, roots, log_to_file=detach, debug=debug)
     if where.privileged:
         check_installation()
     warn(resolution.warnings)
     return resolution
 
 
-def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool) -> None:
+def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, debug: bool = False) -> None:
     from mep.cli.monitor_control import run_here, start_detached
 
-    resolution = _prepare(where, roots, detach=detach)
+    resolution = _prepare(where, roots, detach=detach, debug=debug)
     if not detach:
         run_here(where, resolution)
     status = start_detached(where, resolution)
@@ -47,11 +49,27 @@ def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool) -
 @click.command(short_help="Start an endpoint.", epilog=epilog("mep start site --detach", "systemctl start mep@site"))
 @name_argument
 @click.option("--detach", is_flag=True, help="Return once it is up, and leave it running.")
+@click.option("--debug", is_flag=True, help="Log more, as with `debug: true` in config.yaml.")
+@click.option("--endpoint-uuid", type=click.UUID, metavar="UUID", help="Refuse to start under another id than this.")
 @json_option
-def start(name: str, detach: bool, as_json: bool) -> None:  # click passes options by name
+def start(name: str, detach: bool, debug: bool, endpoint_uuid: UUID | None, as_json: bool) -> None:
     """Start endpoint NAME, in the foreground unless --detach is given."""
     where, roots = locate(name)
-    _start(where, roots, detach=detach, as_json=as_json)
+    if endpoint_uuid is not None:
+        _check_id(where, str(endpoint_uuid))
+    _start(where, roots, detach=detach, as_json=as_json, debug=debug)
+
+
+def _check_id(where: EndpointPaths, wanted: str) -> None:
+    from mep.config.registration import read_registration
+
+    known = read_registration(where.registration, where.name).endpoint_id
+    if known != wanted:
+        raise CliFailed(
+            f"endpoint {where.name} is registered as {known}, not as {wanted}: the id is chosen by "
+            "`mep configure --endpoint-uuid` and `mep adopt`",
+            Exit.USAGE,
+        )
 
 
 @click.command(
@@ -109,16 +127,19 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
 @click.option("--var", required=True, type=click.Path(path_type=Path))
 @click.option("--run", required=True, type=click.Path(path_type=Path))
 @click.option("--log-to-file", is_flag=True)
+@click.option("--debug", is_flag=True)
 @click.option("--config-fd", required=True, type=int)
 @click.option("--bundle-fd", required=True, type=int)
-def resolve(name: str, etc: Path, var: Path, run: Path, log_to_file: bool, config_fd: int, bundle_fd: int) -> None:
+def resolve(
+    name: str, etc: Path, var: Path, run: Path, log_to_file: bool, debug: bool, config_fd: int, bundle_fd: int
+) -> None:
     """Write the resolved configuration to two descriptors. The monitor runs this on SIGHUP."""
     from mep.boundary.resolved_config import to_json
     from mep.config.paths import Roots, endpoint_paths
     from mep.config.resolver import resolve as resolve_endpoint
 
     roots = Roots(etc, var, run, os.geteuid() == 0)
-    resolution = resolve_endpoint(endpoint_paths(roots, name), roots, log_to_file=log_to_file)
+    resolution = resolve_endpoint(endpoint_paths(roots, name), roots, log_to_file=log_to_file, debug=debug)
     warn(resolution.warnings)
     for descriptor, data in ((config_fd, to_json(resolution.resolved)), (bundle_fd, resolution.bundle)):
         with os.fdopen(descriptor, "wb") as file:

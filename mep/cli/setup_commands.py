@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument, read_token, token_option
 from mep.cli.exit_codes import CliFailed, Exit
+from mep.cli.globus_options import BooleanOrFlag, globus_policy_options
 from mep.cli.output import emit, fields_text, warn
+from mep.config import paths as names
 
 if TYPE_CHECKING:
     from mep.config.parser import ConfigDocument
     from mep.config.paths import EndpointPaths
     from mep.config.registration import Registration
+
+
+_FILE = click.Path(exists=True, dir_okay=False)
 
 
 def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # click's signature
@@ -30,6 +38,7 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 
 
 @click.command(
+    cls=BooleanOrFlag,
     short_help="Write a new endpoint's files and register it.",
     epilog=epilog(
         "mep configure site --multi-user --relay https://relay.example.org --token-file ~/token",
@@ -38,7 +47,8 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     ),
 )
 @name_argument
-@click.option("--multi-user", is_flag=True, help="Serve many people, each as their own account (root only).")
+@click.option("--multi-user", type=bool, default=False, metavar="[BOOLEAN]",
+              help="Serve many people, each as their own account (root only). A value is optional.")  # fmt: skip
 @click.option("--domain", "domains", multiple=True, metavar="DOMAIN",
               help="Map name@DOMAIN to the account `name`; with --multi-user. May be repeated.")  # fmt: skip
 @click.option("--relay", "relay_url", metavar="URL", envvar="MEP_RELAY_URL", show_envvar=True,
@@ -51,9 +61,16 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     help="An existing account for the manager, in place of one made for this endpoint; with --multi-user.",
 )
 @click.option("--mapper-account", metavar="ACCOUNT", help="The same for the mapper.")
-@click.option(
-    "--endpoint-config", type=click.Path(exists=True, dir_okay=False), help="A config.yaml to use instead of a new one."
-)
+@click.option("--contact-email", metavar="ADDRESS", help="The administrators' address (`email`).")
+@click.option("--public/--private", "public", default=None, help="Show the endpoint to all in the relay's list.")
+@click.option("--endpoint-uuid", metavar="UUID", type=click.UUID, help="The id to register, instead of a new one.")
+@click.option("--endpoint-config", "--core-config", "--manager-config", "endpoint_config", type=_FILE,
+              help="A config.yaml to use instead of a new one.")  # fmt: skip
+@click.option("--template-config", type=_FILE, help="A user_config_template.yaml.j2 to use instead of the default.")
+@click.option("--schema-config", type=_FILE, help="A user_config_schema.json to use instead of the default.")
+@click.option("--user-env-config", type=_FILE, help="A user_environment.yaml to use instead of the default.")
+@click.option("--id-mapping-config", type=_FILE, help="An identity_mapping.json to use; with --multi-user.")
+@globus_policy_options
 @click.option("--help-config", is_flag=True, is_eager=True, expose_value=False, callback=_help_config,
               help="List the keys of config.yaml and exit.")  # fmt: skip
 @json_option
@@ -66,7 +83,14 @@ def configure(
     display_name: str | None,
     manager_account: str | None,
     mapper_account: str | None,
+    contact_email: str | None,
+    public: bool | None,
+    endpoint_uuid: uuid.UUID | None,
     endpoint_config: str | None,
+    template_config: str | None,
+    schema_config: str | None,
+    user_env_config: str | None,
+    id_mapping_config: str | None,
     as_json: bool,
 ) -> None:
     """Create endpoint NAME: write its five files and register it with the relay.
@@ -79,23 +103,22 @@ def configure(
     where, _ = locate(name)
     _check_who(where, multi_user=multi_user)
     mapping = _domain_mapping(domains, multi_user=multi_user)
-    document, text = _new_config(where, multi_user, relay_url, display_name, endpoint_config)
-    chosen = _chosen_accounts(document, multi_user, manager_account, mapper_account)
-    relay = _relay_of(where, document, relay_url)
+    if id_mapping_config is not None and (mapping or not multi_user):
+        raise CliFailed("--id-mapping-config: goes with --multi-user, and without --domain", Exit.USAGE)
+    files = _given_files(template_config, schema_config, user_env_config, id_mapping_config)
+    files |= {names.MAPPING: mapping} if mapping else {}
+    values: dict[str, Any] = {"relay_url": relay_url, "display_name": display_name, "multi_user": multi_user or None}
+    values |= {"email": contact_email, "public": public}
+    document, text = _new_config(where, multi_user, values, endpoint_config)
+    chosen = chosen_accounts(document, multi_user, manager_account, mapper_account)
+    relay = relay_of(where, document, relay_url)
     token = read_token(token_file)
     refuse_existing(where)
-    new_id = endpoint_id(where)
-    document = _write_files(where, text, mapping, chosen, new_id)
+    new_id = str(endpoint_uuid) if endpoint_uuid else endpoint_id(where)
+    document = write_files(where, text, files, chosen, new_id)
     warn(document.warnings)
-    try:
-        registration = _register(where, document, relay, token, new_id=new_id)
-    except CliFailed as error:
-        raise CliFailed(
-            f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
-            f"After fixing the cause (relay_url is in config.yaml): mep register {name}",
-            error.exit_code,
-        ) from None
-    value = {**_registered_value(where, registration), "config_dir": str(where.config_dir)}
+    registration = register_new(where, document, relay, token, new_id)
+    value = {**registered_value(where, registration), "config_dir": str(where.config_dir)}
     emit(value, _configured_text(where, registration, multi_user=multi_user, domains=domains), as_json=as_json)
 
 
@@ -128,8 +151,16 @@ def _domain_mapping(domains: tuple[str, ...], *, multi_user: bool) -> str | None
         raise CliFailed(f"--domain: {error}", Exit.USAGE) from None
 
 
+def _given_files(
+    template: str | None, schema: str | None, environment: str | None, mapping: str | None
+) -> dict[str, str]:
+    """Return the files that take the place of the default ones, by their names here."""
+    given = {names.TEMPLATE: template, names.SCHEMA: schema, names.ENVIRONMENT: environment, names.MAPPING: mapping}
+    return {name: _read_config(path) for name, path in given.items() if path is not None}
+
+
 def _new_config(
-    where: EndpointPaths, multi_user: bool, relay_url: str | None, display_name: str | None, given: str | None
+    where: EndpointPaths, multi_user: bool, values: Mapping[str, Any], given: str | None
 ) -> tuple[ConfigDocument, str]:
     from mep.config.option_docs import commented_config
     from mep.config.parser import read_document
@@ -137,12 +168,24 @@ def _new_config(
     if given is not None:
         text = _read_config(given)
         document = read_document(text, given)
-        if document.options.multi_user != multi_user:
-            raise CliFailed(f"{given}: multi_user: is {document.options.multi_user}, and --multi-user says otherwise")
-        return document, text
-    values = {"relay_url": relay_url, "display_name": display_name, "multi_user": multi_user or None}
+        for key, value in values.items():
+            if value is None or key == "relay_url" or document.values.get(key, value) == value:
+                continue
+            raise CliFailed(
+                f"{given}: {key}: is {document.values[key]}, and --{_option(key)} says otherwise", Exit.USAGE
+            )
+        if document.options.multi_user and not multi_user:
+            raise CliFailed(f"{given}: multi_user: is True, and --multi-user says otherwise", Exit.USAGE)
+        for key, value in values.items():
+            if value is not None and key not in document.values:
+                text = _with_value(text, key, value)
+        return read_document(text, given), text
     text = commented_config({key: value for key, value in values.items() if value is not None})
     return read_document(text, str(where.config)), text
+
+
+def _option(key: str) -> str:
+    return {"email": "contact-email"}.get(key, key.replace("_", "-"))
 
 
 def _read_config(path: str) -> str:
@@ -151,7 +194,8 @@ def _read_config(path: str) -> str:
     return text_of(Path(path).read_bytes(), path)
 
 
-def _relay_of(where: EndpointPaths, document: ConfigDocument, relay_url: str | None) -> str:
+def relay_of(where: EndpointPaths, document: ConfigDocument, relay_url: str | None) -> str:
+    """Return the relay's URL, of --relay or of config.yaml. Raises CliFailed."""
     from mep.config.options import relay_url_problem
 
     relay = relay_url or document.options.relay_url
@@ -162,7 +206,7 @@ def _relay_of(where: EndpointPaths, document: ConfigDocument, relay_url: str | N
     return relay
 
 
-def _chosen_accounts(
+def chosen_accounts(
     document: ConfigDocument, multi_user: bool, manager: str | None, mapper: str | None
 ) -> dict[str, str | None]:
     """Return the account for each option that config.yaml doesn't set; None if it is to be created."""
@@ -176,8 +220,8 @@ def _chosen_accounts(
     return {key: account for key, account in given.items() if key not in document.values} if multi_user else {}
 
 
-def _write_files(
-    where: EndpointPaths, text: str, mapping: str | None, chosen: dict[str, str | None], new_id: str
+def write_files(
+    where: EndpointPaths, text: str, files: Mapping[str, str], chosen: dict[str, str | None], new_id: str
 ) -> ConfigDocument:
     """Create missing accounts and write the five files, or do neither. Return the content of config.yaml."""
     from mep.cli.endpoint_dirs import write_five_files
@@ -189,7 +233,7 @@ def _write_files(
         for key, account in chosen.items():
             text = _with_value(text, key, account or make_account(where, key, new_id))
         document = read_document(text, str(where.config))
-        write_five_files(where, text, mapping, mapper=accounts_for(where, document.options).mapper)
+        write_five_files(where, text, files, mapper=accounts_for(where, document.options).mapper)
     except BaseException:
         if chosen:
             warn(remove_accounts(where))
@@ -197,11 +241,23 @@ def _write_files(
     return document
 
 
-def _with_value(text: str, key: str, value: str) -> str:
+def _with_value(text: str, key: str, value: Any) -> str:
     """Return config.yaml with a key set: at its commented-out line if there is one, else at the end."""
-    line = f'{key}: "{value}"'
-    replaced, count = re.subn(rf"(?m)^#{key}:.*$", line, text, count=1)
+    line = f"{key}: {json.dumps(value)}"
+    replaced, count = re.subn(rf"(?m)^#{key}:.*$", lambda _: line, text, count=1)
     return replaced if count else f"{text.rstrip()}\n{line}\n"
+
+
+def register_new(where: EndpointPaths, document: ConfigDocument, relay: str, token: str, new_id: str) -> Registration:
+    """Register an endpoint with new files. Raises CliFailed with the command that resumes."""
+    try:
+        return _register(where, document, relay, token, new_id=new_id)
+    except CliFailed as error:
+        raise CliFailed(
+            f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
+            f"After fixing the cause (relay_url is in config.yaml): mep register {where.name}",
+            error.exit_code,
+        ) from None
 
 
 def _register(
@@ -212,12 +268,14 @@ def _register(
     return register_endpoint(where, document.options, relay, token, new_id, expected)
 
 
-def _registered_value(where: EndpointPaths, registration: Registration) -> dict[str, str]:
+def registered_value(where: EndpointPaths, registration: Registration) -> dict[str, str]:
+    """Return what to print of a registration, as a value."""
     fingerprint = registration.relay_keys.fingerprint
     return {"name": where.name, "endpoint_id": registration.endpoint_id, "relay_key": fingerprint}
 
 
-def _registered_text(where: EndpointPaths, registration: Registration) -> str:
+def registered_text(where: EndpointPaths, registration: Registration) -> str:
+    """Return what to print of a registration, as text."""
     return (
         f"Endpoint {where.name} is registered: {registration.endpoint_id}\n"
         f"The relay's keys: {registration.relay_keys.fingerprint} (`mep-relay key` at the relay must print the same)"
@@ -228,7 +286,7 @@ def _configured_text(
     where: EndpointPaths, registration: Registration, *, multi_user: bool, domains: tuple[str, ...]
 ) -> str:
     lines = [
-        _registered_text(where, registration),
+        registered_text(where, registration),
         f"Its files are in {where.config_dir}. Next:",
     ]
     if multi_user and not domains:
@@ -277,14 +335,14 @@ def register(
         raise CliFailed(
             f"endpoint {name} is registered already; to tell the relay of changes: mep register {name} --again"
         )
-    relay = _relay_of(where, document, relay_url)
+    relay = relay_of(where, document, relay_url)
     warn(document.warnings)
     token = read_token(token_file)
     if new_keys or new_id:
         refuse_second(where)
         (forget_id if new_id else forget_keys)(where)
     registration = _register(where, document, relay, token, expected=new_relay_key)
-    emit(_registered_value(where, registration), _registered_text(where, registration), as_json=as_json)
+    emit(registered_value(where, registration), registered_text(where, registration), as_json=as_json)
 
 
 @click.command(short_help="Check all that a start would use.", epilog=epilog("mep check site", "mep check site --json"))
@@ -295,6 +353,11 @@ def check(name: str, as_json: bool) -> None:
 
     The template is rendered too, by an account without privilege and with values made up from the schema.
     """
+    check_endpoint(name, as_json=as_json)
+
+
+def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False) -> None:
+    """Check an endpoint and print the result. Raises ConfigRefused and CliFailed for the first error."""
     from mep.cli.install_check import check_installation, unknown_names
     from mep.cli.site_check import relay_notes, site_notes
     from mep.cli.template_check import try_template
@@ -315,6 +378,8 @@ def check(name: str, as_json: bool) -> None:
     text = fields_text({key: item for key, item in value.items() if key != "warnings"})
     if not as_json:
         warn(value["warnings"])
+    if quiet:
+        return
     found = "warned of; no error found" if value["warnings"] else "no problem found"
     emit(value, f"{where.config_dir}: {found}\n{text}", as_json=as_json)
 

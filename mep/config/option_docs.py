@@ -57,17 +57,17 @@ def _scalar(value: Any) -> str:
 def commented_config(values: Mapping[str, Any]) -> str:
     """Return a config.yaml that sets `values` and shows every other key, commented out, with its default."""
     lines = ["# The configuration of this endpoint. Every key is shown; those commented out have their default."]
-    section = ""
+    section, open_sections = "", {key.rpartition(".")[0] for key in values}
     for key, _, declared in keys():
         parent, _, name = key.rpartition(".")
         if parent != section:
             section = parent
-            lines += ["", f"# {_section_doc(parent)}", f"#{parent}:"]
+            lines += ["", f"# {_section_doc(parent)}", f"{'' if parent in open_sections else '#'}{parent}:"]
         indent = "#  " if parent else ""
         lines += [""] if not parent else []
         lines += [f"{'#  ' if parent else ''}# {line}" for line in wrap(_note(declared), _WIDTH)]
         if key in values:
-            lines.append(f"{name}: {_scalar(values[key])}")
+            lines.append(f"{'  ' if parent else ''}{name}: {_scalar(values[key])}")
         else:
             default = _default(declared)
             example = declared.metadata["example"]

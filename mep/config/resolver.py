@@ -13,7 +13,7 @@ import pwd
 import shlex
 import stat
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,14 @@ def _check_directories(where: EndpointPaths, document: ConfigDocument) -> None:
             raise ConfigRefused(source, key, f"there is no directory {directory}; {remedy}")
 
 
-def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolution:
-    """Return the monitor's configuration for the endpoint. Raises ConfigRefused naming file, key and reason."""
+def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: bool = False) -> Resolution:
+    """Return the monitor's configuration for the endpoint. Raises ConfigRefused naming file, key and reason.
+
+    `debug` is as if config.yaml had it, also after a reload.
+    """
     document = _trusted_config(where)
+    if debug:
+        document = replace(document, options=replace(document.options, debug=True))
     options = document.options
     _check_directories(where, document)
     warnings = list(document.warnings)
@@ -110,7 +115,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> Resolut
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, warnings, multi_user=multi_user),
-        resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file),
+        resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file, debug=debug),
         limits=limits,
         group_limits=group_limits,
         audit_required=options.audit_required,
@@ -322,10 +327,10 @@ def user_endpoint_main() -> str:
     return str(Path(spec.origin).resolve().with_name("__main__.py"))
 
 
-def _resolver_argv(where: EndpointPaths, roots: Roots, *, log_to_file: bool) -> list[str]:
+def _resolver_argv(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: bool) -> list[str]:
     argv = [sys.executable, "-I", "-m", "mep.cli", "resolve", where.name]
     argv += ["--etc", str(roots.etc), "--var", str(roots.var), "--run", str(roots.run)]
-    return [*argv, "--log-to-file"] if log_to_file else argv
+    return [*argv, *(["--log-to-file"] if log_to_file else []), *(["--debug"] if debug else [])]
 
 
 def summary(resolution: Resolution) -> dict[str, Any]:

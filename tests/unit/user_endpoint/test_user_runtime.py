@@ -19,7 +19,7 @@ def environment(runtime: Any, site: dict[str, str] | None = None, own: dict[str,
         endpoint_id="", endpoint_name="", relay_link_address="", relay_link_key=b"", template_name="", templates={},
         schema=None, user_environment=site or {}, parent_config={}, own_environment=own or {},
     )  # fmt: skip
-    return start_environment(bundle, {"HOME": "/home/a", "PATH": "/usr/bin"}, runtime)
+    return start_environment(bundle, {"HOME": "/h/a", "PATH": "/usr/bin"}, runtime)
 
 
 def test_versions_of_globus_computes_sdk_are_passed_on() -> None:
@@ -41,7 +41,7 @@ def test_this_sdk_names_its_python_alone() -> None:
 )
 def test_what_is_no_version_is_not_passed_on(version: Any) -> None:
     runtime = {"python": {"version": version}, "globus_compute_sdk_version": version}
-    assert environment(runtime) == {"HOME": "/home/a", "PATH": "/usr/bin"}
+    assert environment(runtime) == {"HOME": "/h/a", "PATH": "/usr/bin"}
 
 
 @pytest.mark.parametrize("runtime", [{"python": 3}, {"python": None}, {"python_version": 3}, {"python_version": "²"}])
@@ -54,7 +54,7 @@ def test_nothing_that_is_set_is_overridden() -> None:
     own = {"PATH": "/own", "OMP_NUM_THREADS": "2", "X": "1", "GC_USER_PYTHON_VERSION": "own"}
     found = environment(GLOBUS, {"X": "${HOME}/x", "GC_USER_SDK_VERSION": "site"}, own)
     assert found == {
-        "HOME": "/home/a", "PATH": "/usr/bin", "OMP_NUM_THREADS": "2", "X": "/home/a/x",
+        "HOME": "/h/a", "PATH": "/usr/bin", "OMP_NUM_THREADS": "2", "X": "/h/a/x",
         "GC_USER_SDK_VERSION": "site", "GC_USER_PYTHON_VERSION": "own",
     }  # fmt: skip
 
