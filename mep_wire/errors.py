@@ -323,6 +323,20 @@ class AccountShared(MepError):
     http_status = 403
 
 
+class AccountBanned(MepError):
+    """This site's administrators have closed it to you: {reason}. Ask them, with the correlation id."""
+
+    code = "ACCOUNT_BANNED"
+    http_status = 403
+
+
+class EndpointDraining(MepError):
+    """This site starts nothing new just now: {reason}. Your tasks wait."""
+
+    code = "ENDPOINT_DRAINING"
+    http_status = 503
+
+
 class MapperUnavailable(MepError):
     """This site cannot look up your local account just now. Try again later."""
 
@@ -531,7 +545,7 @@ class TaskExpired(MepError, TaskExecutionFailed):
 REVOCATIONS = frozenset(
     {
         IdentityNotMapped.code, IdentityAmbiguous.code, IdentityRemapped.code, MappingUnconfirmed.code,
-        AccountRefused.code,
+        AccountRefused.code, AccountBanned.code,
     }
 )  # fmt: skip
 """Codes with which a user endpoint is ended because its person may not have it any more."""

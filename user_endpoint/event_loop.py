@@ -7,6 +7,7 @@ endpoint therefore batches by itself, and a lone task waits for nothing. Called 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -17,6 +18,7 @@ from mep_link.client import LinkClient
 from mep_wire import messages
 from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.engines.base import TICK_S, Engine
+from user_endpoint.lifecycle.shutdown import RUN_GRACE_S
 from user_endpoint.user_endpoint import UserEndpoint
 
 _HANGUP = select.POLLHUP | select.POLLERR
@@ -24,19 +26,26 @@ _LONGEST_WAIT_S = 3600.0
 
 
 class Signals:
-    """SIGTERM and SIGINT as a flag and a readable descriptor."""
+    """SIGTERM and SIGINT (stop) and SIGUSR2 (drain) as flags and a readable descriptor."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.stop: str | None = None
+        self.drain = False
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        signal.signal(signal.SIGUSR2, self._note_drain)
         signal.signal(signal.SIGHUP, lambda _number, _frame: self.clear())  # ignored, it would be so in blocks too
 
     def _note(self, number: int, _frame: object) -> None:
         self.stop = signal.Signals(number).name
         with contextlib.suppress(BlockingIOError):  # a SIGHUP of the same moment has cleared it
+            os.write(self._write, b"\0")
+
+    def _note_drain(self, _number: int, _frame: object) -> None:
+        self.drain = True
+        with contextlib.suppress(BlockingIOError):
             os.write(self._write, b"\0")
 
     def fileno(self) -> int:
@@ -87,7 +96,10 @@ class EventLoop:
     def _turn(self) -> None:
         if self._signals.stop is not None:
             self._signals.clear()
-            self._endpoint.stop("STOPPED", f"stopped by {self._signals.stop}")
+            self._endpoint.stop("STOPPED", f"stopped by {self._signals.stop}", self._grace_s())
+        elif self._signals.drain:
+            self._signals.clear()
+            self._endpoint.drain()
         while True:
             self._endpoint.take(self._link.receive())
             collected = self._endpoint.collect() if not self._engine_stopped else False
@@ -97,6 +109,11 @@ class EventLoop:
                 break
         self._note_link()
         self._log.trim()
+
+    def _grace_s(self) -> float | None:
+        """Return how long tasks may run on after a signal: one that comes during a drain ends the drain, once."""
+        stopping = self._endpoint.stopping
+        return RUN_GRACE_S if stopping is not None and stopping.run_until == math.inf else None
 
     @property
     def _engine_stopped(self) -> bool:
@@ -130,7 +147,7 @@ class EventLoop:
         if self._link.pending:
             return 0
         now = self._clock()
-        due = min(self._link.next_deadline(), self._endpoint.next_deadline() or now + _LONGEST_WAIT_S)
+        due = min(now + _LONGEST_WAIT_S, self._link.next_deadline(), self._endpoint.next_deadline() or math.inf)
         if self._endpoint.held and not self._engine_stopped:
             due = min(due, now + TICK_S)
         return max(0.0, due - now) * 1000 + (1 if due > now else 0)

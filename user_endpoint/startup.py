@@ -17,6 +17,7 @@ from mep_wire.bundle import decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
 from user_endpoint.bounded_log import BoundedFile, BoundedLog
+from user_endpoint.figures_page import FiguresPage, inherited_page
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
 from user_endpoint.process_exit import at_exit
@@ -62,9 +63,10 @@ class Starting:
     """One user endpoint on its way up."""
 
     def __init__(self, start: bytes, bundle: bytes, account: bytes, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._rendering = Rendering(start, bundle, account, close=(reporter.fileno(),))
-        self._servers = Servers(fork_server(close=(reporter.fileno(), self._rendering.fileno())))
+        self._reporter, self._page = reporter, inherited_page()
+        ours = (reporter.fileno(), self._page) if self._page >= 0 else (reporter.fileno(),)
+        self._rendering = Rendering(start, bundle, account, close=ours)
+        self._servers = Servers(fork_server(close=(*ours, self._rendering.fileno())))
         try:
             self._verified = decode_verified_start(start)
             self._request: StartRequest = decode_start(self._verified.request)
@@ -138,6 +140,7 @@ class Starting:
             reporter=self._reporter,
             log=log,
             attempts=attempts(settings),
+            page=FiguresPage(self._page, values=_values(self._request), log_path=paths.log),
         )
         link.hello = endpoint.hello
         endpoint.link = link
@@ -175,6 +178,11 @@ def _make_engine(settings: UepSettings, context: EngineContext) -> Engine:
     except EndpointMisconfigured as error:
         error.detail = located(error.detail, settings.lines)
         raise
+
+
+def _values(request: StartRequest) -> str:
+    """Return the person's values as JSON, for the administrator."""
+    return msgspec.json.encode(request.user_endpoint_config).decode() if request.user_endpoint_config else ""
 
 
 def _zmq_error() -> type[Exception]:

@@ -7,6 +7,7 @@ its own person's tasks; it still checks the allow-list and the size of results. 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -29,6 +30,7 @@ from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
 from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.descriptors import Headroom
 from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.figures_page import FiguresPage
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.lifecycle.idle import IdleRule
@@ -37,6 +39,10 @@ from user_endpoint.lost_attempts import LOSSES, Attempts
 from user_endpoint.result_spool import Spool
 from user_endpoint.task_admission import Admission, FunctionList, Refusals, Serializers
 
+DRAINING: Final = (
+    "This process is being drained by the site's administrators: it finishes its running tasks and takes no others. "
+    "Your tasks wait for the next one."
+)
 RESULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 RESULT_BATCH: Final = 4096
 RESEND_BATCHES: Final = 4
@@ -73,6 +79,7 @@ class UserEndpoint:
         log: BoundedLog,
         attempts: Attempts | None = None,
         headroom: Headroom | None = None,
+        page: FiguresPage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uep_id, self._token = uep_id, join_token
@@ -82,6 +89,7 @@ class UserEndpoint:
         self._ledger, self._credit = Ledger(), CreditLedger()
         self._attempts = Attempts() if attempts is None else attempts
         self._headroom = Headroom(clock) if headroom is None else headroom
+        self._page = FiguresPage(-1) if page is None else page
         self._deadlines = RunningDeadlines()
         self._functions = functions
         self._admission = Admission(endpoint_id, allowed_functions, check_resources, serializers, functions)
@@ -289,6 +297,7 @@ class UserEndpoint:
         if item.code:
             self._log_failure(task, item)
         self._results.append(item)
+        self._page.ended(item.code, item.text)
 
     def _log_failure(self, task: messages.TaskItem, item: messages.ResultItem) -> None:
         """Log the end of a task that did not succeed. A person quotes the task's id, its correlation id."""
@@ -325,6 +334,11 @@ class UserEndpoint:
         if results:
             self._spool.add(results)
         self._grant()
+        self._tell_figures()
+
+    def _tell_figures(self) -> None:
+        engine, begun = self._engine, len(self._begun)
+        self._page.tell(max(0, len(self._ledger) - begun), begun, engine.trouble, lambda: engine.blocks)
 
     @property
     def _gathered(self) -> bool:
@@ -371,10 +385,19 @@ class UserEndpoint:
         elif grace_s is not None:
             self.stopping.hurry(self._clock() + grace_s)
 
+    def drain(self) -> None:
+        """Take no more tasks, let the running ones finish, and end. Tasks that have not begun wait."""
+        if self.stopping is None:
+            self.stop("STOPPED", "the site's administrators let it run empty", grace_s=math.inf)
+            if self.link is not None and self.link.welcomed:
+                self.link.send(messages.Credit(grant=0, worker_python=self._engine.worker_python, trouble=DRAINING))
+
     def tick(self) -> bool:
         """Do the periodic work; return True once there is nothing more to do and the process may end."""
         now = self._clock()
         self._spool.tick()
+        if self._page.due is not None and now >= self._page.due:
+            self._tell_figures()
         self._expire(now)
         if self._headroom.look():  # what `_grant` goes by
             text = "not requesting tasks: few descriptors are free" if self._headroom.low else "requesting tasks again"
@@ -437,6 +460,7 @@ class UserEndpoint:
         """Return when `tick` must be called next, by the clock, or None."""
         due = [self._headroom.next_look(), self._deadlines.next(), self._spool.tick_at]
         due.append(self._flushed_at + GATHER_S if self._gathered else None)
+        due.append(self._page.due)
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         elif self._ledger or self.stopping.engine_stopped:

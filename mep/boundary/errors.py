@@ -51,6 +51,8 @@ class Refusal(enum.StrEnum):
     ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
     NOT_ADMITTED_NOW = "NOT_ADMITTED_NOW"
     ACCOUNT_SHARED = "ACCOUNT_SHARED"
+    ACCOUNT_BANNED = "ACCOUNT_BANNED"
+    ENDPOINT_DRAINING = "ENDPOINT_DRAINING"
     MAPPER_UNAVAILABLE = "MAPPER_UNAVAILABLE"
     START_REQUEST_REFUSED = "START_REQUEST_REFUSED"
     START_REQUEST_STALE = "START_REQUEST_STALE"
@@ -73,6 +75,9 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.NOT_ADMITTED_NOW: "This site does not admit you just now: {reason}. Your tasks wait.",
     Refusal.ACCOUNT_SHARED: "This site lets only one person at a time use an account, and another person is using "
     "yours. Try again later.",
+    Refusal.ACCOUNT_BANNED: "This site's administrators have closed it to you: {reason}. "
+    "Ask them, with the correlation id.",
+    Refusal.ENDPOINT_DRAINING: "This site starts nothing new just now: {reason}. Your tasks wait.",
     Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
     Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
     "Tell its administrators, with the correlation id.",
@@ -98,6 +103,8 @@ NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and ot
 STILL_ENDING = "An earlier process of this user endpoint is still ending. Your tasks wait."
 """SITE_BUSY in other words: for a start that waited too long for the end of the process before it."""
 
+DRAINED = "This site starts nothing new just now: {reason}. Submit again later."
+"""ENDPOINT_DRAINING in other words: for a drain that refuses starts."""
 SITE_SAYS = "The site refuses to start your process: {reason}"
 """ACCOUNT_REFUSED in other words: with the text that the site's hook or its PAM modules have for the person."""
 
@@ -110,7 +117,7 @@ SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errn
 REVOCATIONS = frozenset(
     {
         Refusal.IDENTITY_NOT_MAPPED, Refusal.IDENTITY_AMBIGUOUS, Refusal.IDENTITY_REMAPPED,
-        Refusal.MAPPING_UNCONFIRMED, Refusal.ACCOUNT_REFUSED,
+        Refusal.MAPPING_UNCONFIRMED, Refusal.ACCOUNT_REFUSED, Refusal.ACCOUNT_BANNED,
     }
 )  # fmt: skip
 """Codes with which a running user endpoint is ended because its owner may no longer have it."""

@@ -26,6 +26,10 @@ MAX_DOCUMENT_BYTES = 512 * 1024
 """Largest document that travels as a sealed memfd between manager, monitor and mapper."""
 INCARNATION_BYTES = 16
 PERSON_BYTES = 32
+MAX_FIGURES_BYTES = 4096
+MAX_ADMIN_TEXT = 512
+"""Longest text of an administrator's for a person."""
+MAX_ADMIN_ROWS = 64
 MAX_STARTS_OUTSTANDING = 1024
 """Most unanswered StartEndpoint messages of a manager; one more is a violation."""
 
@@ -255,6 +259,11 @@ class TaskLogFile:
 
 
 @dataclass(frozen=True, slots=True)
+class StartsAllowed:
+    """A drain is over: have the relay ask again for what waits."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecheckNow:
     """Configuration or mapping have changed: have every user endpoint re-checked soon."""
 
@@ -357,6 +366,132 @@ class StopUserEndpoint:
     public: str = text(1024)
 
 
+# --- administrator's command -> monitor (over RUN/admin/socket, whose peer the kernel names) -----------------
+
+
+@dataclass(frozen=True, slots=True)
+class AdminList:
+    """Show at most MAX_ADMIN_ROWS of each kind, user endpoints from the one after `after` (empty: the first) on."""
+
+    after: str = text(36)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminStop:
+    """End the user endpoint `uep_id`, or all those of the account `local_user`. AdminDone follows their end."""
+
+    uep_id: str = text(36)
+    local_user: str = text(32)
+    message: str = text(MAX_ADMIN_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminDrain:
+    """Start nothing new, for everybody or (`local_user`) for one account, and let what runs finish its tasks. With
+    `refuse` 1, waiting tasks fail with `message`; otherwise they wait and show it."""
+
+    refuse: int
+    local_user: str = text(32)
+    message: str = text(MAX_ADMIN_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminUndrain:
+    """Take back the drain of everybody, or of `local_user`."""
+
+    local_user: str = text(32)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminBan:
+    """Start nothing for this account under any name of its uid (-1: unknown), and end what it runs."""
+
+    uid: int
+    local_user: str = text(32)
+    message: str = text(MAX_ADMIN_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminUnban:
+    """Take back the ban of `local_user`."""
+
+    local_user: str = text(32)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminReload:
+    """Read the configuration again, as at SIGHUP. AdminDone says what came of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminLog:
+    """Open the endpoint's log for reading."""
+
+
+# --- monitor -> administrator's command -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AdminEndpoint:
+    """One user endpoint. Times are milliseconds since the epoch; 0 is never. `figures` is the page that the user
+    endpoint itself wrote (mep/boundary/figures.py), unread by the monitor; empty if there is none."""
+
+    uid: int
+    pid: int
+    keeper_pid: int
+    since_ms: int
+    started_ms: int
+    mapping_checked_ms: int
+    account_checked_ms: int
+    overdue: int
+    account_overdue: int
+    uep_id: str = text(36)
+    local_user: str = text(32)
+    state: str = text(32)
+    identities: str = text(4096)
+    correlation_id: str = text(64)
+    figures: bytes = blob(MAX_FIGURES_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRestriction:
+    """A drain or ban that is in force; an empty `local_user` means everybody."""
+
+    refuse: int
+    by_uid: int
+    since_ms: int
+    kind: str = text(16)
+    local_user: str = text(32)
+    message: str = text(MAX_ADMIN_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminFailure:
+    """A start that came to nothing lately."""
+
+    at_ms: int
+    local_user: str = text(32)
+    identities: str = text(4096)
+    code: str = text(64)
+    detail: str = text(1024)
+    correlation_id: str = text(64)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminLogFile:
+    """The endpoint's log, in the attached descriptor, open for reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminDone:
+    """The end of the answer. `count` says how many it concerned, `problem` why it was not done; with `more` 1, ask
+    again after the last user endpoint."""
+
+    count: int
+    more: int
+    problem: str = text(1024)
+
+
 # --- monitor -> manager and mapper --------------------------------------------------------------------
 
 
@@ -373,7 +508,9 @@ Message = (
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
-    | NotChecked | SharingDenied
+    | NotChecked | SharingDenied | StartsAllowed
+    | AdminList | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload | AdminLog
+    | AdminEndpoint | AdminRestriction | AdminFailure | AdminLogFile | AdminDone
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
@@ -384,10 +521,13 @@ WIRE_TYPES: dict[int, type[Message]] = {
     36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
     50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied,
-    60: Shutdown,
+    60: Shutdown, 61: StartsAllowed,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
+    80: AdminList, 81: AdminStop, 82: AdminDrain, 83: AdminUndrain, 84: AdminBan, 85: AdminUnban, 86: AdminReload,
+    87: AdminLog,
+    90: AdminEndpoint, 91: AdminRestriction, 92: AdminFailure, 93: AdminLogFile, 94: AdminDone,
 }  # fmt: skip
 """The first byte of a frame. Numbers are never reused, because keepers outlive an upgrade of the monitor."""
 
-DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1}
+DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1, AdminLogFile: 1}
 """Number of descriptors attached to a message, for those with any. Any other number is a violation."""

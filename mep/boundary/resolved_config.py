@@ -195,6 +195,8 @@ class Resolved:
     it only if the mapping file spells the account's name for both."""
     log_bytes_a_day: int = 64 * 1024 * 1024
     """How much manager and mapper may each add to root's logs in a day, including refusals that they cause."""
+    admin_gid: int = -1
+    """The group of administrators (besides root) that the monitor obeys at its socket; -1 for none."""
     recheck_max_age_s: float = 1209600.0
     """How long a user endpoint may run after the last confirmation of its owner's mapping; 0 is no limit."""
 

@@ -8,10 +8,11 @@ single-user endpoint).
 the kernel's boot id, which tell a stale file from a running monitor. Replaced atomically.
 `lock/monitor`: the monitor holds an exclusive flock(2) on it while it runs, so only one can run. `lock` has mode
 0700: another account that could open the file could hold the lock.
-`status.json`: a `MonitorStatus`, replaced atomically at every change. Every account may read it.
+`status.json`: a `MonitorStatus`, replaced atomically at every change. Root (or the person) and the administrators'
+group may read it.
 `manager.sock`: the manager answers questions of root (or the person) there; the monitor makes it.
-`reasons.json`: the reasons of refusals in `status.json`. They may quote identities, so only root (or the person) may
-read it.
+`reasons.json`: the reasons of refusals in `status.json`, for the same readers. They may quote identities.
+`admin/socket`: where the monitor takes administrators' commands (mep/root/monitor/admin_socket.py).
 
 The resolver (`Resolved.resolver_argv`), which the monitor runs on SIGHUP: the monitor appends
 `--config-fd N --bundle-fd M`, two inherited memfds that it made with MFD_ALLOW_SEALING and has not sealed yet.
@@ -36,6 +37,8 @@ STATUS_FILE = "status.json"
 REASONS_FILE = "reasons.json"
 MANAGER_SOCKET = "manager.sock"
 KEEPERS_DIR = "keepers"
+ADMIN_DIR, ADMIN_SOCKET = "admin", "socket"
+"""Its directory, and the socket in it, at which the monitor takes administrators' commands."""
 LOCK_DIR = "lock"
 RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"
 """Its files, for each user endpoint: its keeper's record, and the time when its mapping was last confirmed."""
@@ -71,24 +74,26 @@ class MonitorStatus:
     respective check is too long ago."""
 
 
-def write_status(directory: Path | str, status: MonitorStatus) -> None:
-    """Replace `status.json` atomically. Raises OSError."""
-    _replace(directory, STATUS_FILE, asdict(status), 0o644)
+def write_status(directory: Path | str, status: MonitorStatus, gid: int = -1) -> None:
+    """Replace `status.json` atomically; group `gid` may read it. Raises OSError."""
+    _replace(directory, STATUS_FILE, asdict(status), gid)
 
 
-def write_reasons(directory: Path | str, reasons: Mapping[str, str]) -> None:
+def write_reasons(directory: Path | str, reasons: Mapping[str, str], gid: int = -1) -> None:
     """Replace `reasons.json`: why `configuration` and `mapping` were refused. Raises OSError."""
-    _replace(directory, REASONS_FILE, dict(reasons), 0o600)
+    _replace(directory, REASONS_FILE, dict(reasons), gid)
 
 
-def _replace(directory: Path | str, name: str, value: dict[str, Any], mode: int) -> None:
-    _replace_text(directory, name, json.dumps(value) + "\n", mode)
+def _replace(directory: Path | str, name: str, value: dict[str, Any], gid: int) -> None:
+    _replace_text(directory, name, json.dumps(value) + "\n", 0o640 if gid >= 0 else 0o600, gid)
 
 
-def _replace_text(directory: Path | str, name: str, text: str, mode: int) -> None:
+def _replace_text(directory: Path | str, name: str, text: str, mode: int, gid: int = -1) -> None:
     temporary = f"{directory}/.{name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w") as file:
+        if gid >= 0:
+            os.fchown(descriptor, -1, gid)
         os.fchmod(descriptor, mode)
         file.write(text)
     os.replace(temporary, f"{directory}/{name}")

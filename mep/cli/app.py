@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mep import __version__
+from mep.cli.admin_commands import ban, drain, reload, unban, undrain
 from mep.cli.adopt_command import adopt
 from mep.cli.boot_commands import disable_on_boot, enable_on_boot
 from mep.cli.common import MepGroup, epilog
@@ -17,7 +18,7 @@ from mep.cli.map_command import map_command
 from mep.cli.render_command import render, render_user_config
 from mep.cli.run_commands import resolve, restart, start, stop
 from mep.cli.setup_commands import check, configure, delete, register
-from mep.cli.status_commands import list_endpoints, status
+from mep.cli.status_commands import list_endpoints, logs, status, top
 from mep.cli.why_command import why
 
 
@@ -52,6 +53,13 @@ for _command in (
     restart,
     list_endpoints,
     status,
+    top,
+    logs,
+    drain,
+    undrain,
+    ban,
+    unban,
+    reload,
     why,
     map_command,
     delete,

@@ -5,9 +5,11 @@ Imports nothing heavier than click, because every command pays for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,11 +99,38 @@ def epilog(*examples: str) -> str:
 
 
 def locate(name: str) -> tuple[EndpointPaths, Roots]:
-    """Return the paths of endpoint `name` for the account that runs this. Raises ConfigRefused for a bad name."""
-    from mep.config.paths import endpoint_paths, here
+    """Return the paths of the endpoint with this name or UUID, for the account that runs this.
+
+    An ordinary account that has no endpoint of this name is given root's. Raises ConfigRefused for a bad name.
+    """
+    from mep.config.paths import endpoint_paths, here, roots_of_root
 
     roots = here()
-    return endpoint_paths(roots, name), roots
+    where = endpoint_paths(roots, _name_of(roots, name))
+    if not roots.privileged and not where.config_dir.exists() and not where.runtime_dir.exists():
+        system = roots_of_root()
+        there = endpoint_paths(system, _name_of(system, name))
+        if any(path.exists() for path in (there.config_dir, there.state_dir, there.runtime_dir)):
+            return there, system
+    return where, roots
+
+
+def _name_of(roots: Roots, name: str) -> str:
+    """Return the name of the endpoint with this UUID, or `name` if it isn't one of an endpoint here."""
+    from mep.boundary.errors import ConfigRefused
+    from mep.config.paths import endpoint_paths, list_names
+    from mep.config.registration import read_registration
+
+    try:
+        wanted = str(uuid.UUID(name))
+    except ValueError:
+        return name
+    for one in list_names(roots):
+        path = endpoint_paths(roots, one).registration
+        with contextlib.suppress(ConfigRefused, OSError):
+            if path.exists() and read_registration(path, one).endpoint_id == wanted:
+                return one
+    return name
 
 
 def read_token(token_file: str | None) -> str:

@@ -15,6 +15,10 @@ class Exit(enum.IntEnum):
     CONFIG = 4
     RELAY = 5
     TIMEOUT = 6
+    NOT_PERMITTED = 7
+    LINK_DOWN = 8
+    REFUSED = 9
+    OVERDUE = 10
 
 
 EXIT_TEXT = """\b
@@ -26,6 +30,10 @@ Exit codes:
   4  a configuration file is refused (file, line and key are named), or there is no such endpoint
   5  the relay cannot be reached or refuses
   6  it did not happen in time
+  7  not permitted to this account
+  8  (status) it runs, and its link to the relay is down
+  9  (status) it runs, and its mapping or its configuration was refused when last read
+  10 (status) it runs, and the mapping or the account of a user endpoint was not confirmed for too long
 """
 
 

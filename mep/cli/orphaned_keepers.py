@@ -43,6 +43,19 @@ def _open_keeper(record: dict[str, Any]) -> int | None:
     return None
 
 
+def living_records(where: EndpointPaths) -> list[dict[str, Any]]:
+    """Return the records of user endpoints that run, whether or not a monitor does. Raises ConfigRefused."""
+    directory, found = where.runtime_dir / KEEPERS_DIR, []
+    if not directory.exists():
+        return []
+    check_trusted(directory, os.geteuid())
+    for _, record in _records(directory):
+        if (pidfd := _open_keeper(record)) is not None:
+            os.close(pidfd)
+            found.append(record)
+    return found
+
+
 def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
     """End every user endpoint of a monitor that doesn't run. Return how many there were. Raises CliFailed."""
     deadline = time.monotonic() + timeout_s

@@ -74,28 +74,43 @@ def _check_id(where: EndpointPaths, wanted: str) -> None:
 
 @click.command(
     short_help="Stop an endpoint and its user endpoints.",
-    epilog=epilog("mep stop site", "mep stop site --timeout 120"),
+    epilog=epilog("mep stop site", "mep stop site --timeout 120", "mep stop site --user alice"),
 )
 @name_argument
+@click.option("--user", metavar="USER", help="Stop this account's user endpoints alone.")
+@click.option("--uep", metavar="ID", help="Stop this user endpoint alone.")
+@click.option("--message", default="", metavar="TEXT", help="With --user or --uep: what the person reads.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
               help="Seconds to wait for it to end.")  # fmt: skip
 @click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended after that time.")
 @click.option("--keep-user-endpoints", "keep", is_flag=True,
               help="Leave the user endpoints running; the next start takes them over.")  # fmt: skip
 @json_option
-def stop(name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool) -> None:
-    """Stop endpoint NAME and its user endpoints, including those left by a former stop or a crash."""
+def stop(
+    name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool, user: str | None, uep: str | None, message: str
+) -> None:
+    """Stop endpoint NAME and its user endpoints, including those left by a former stop or a crash.
+
+    With --user or --uep, stop these user endpoints alone. Their tasks that had not begun start others.
+    """
+    from mep.cli.admin_client import require_owner
+    from mep.cli.admin_commands import stop_some
     from mep.cli.monitor_control import stop as stop_monitor
     from mep.cli.orphaned_keepers import stop_keepers
 
     where, _ = locate(name)
     require_endpoint(where)
+    if user is not None or uep is not None:
+        count = stop_some(where, user, uep, message, timeout_s)
+        emit({"name": where.name, "stopped": count}, f"User endpoints stopped: {count}.", as_json=as_json)
+        return
+    require_owner(where)
     pid = stop_monitor(where, timeout_s, kill=kill, keep=keep)
     left = 0 if keep else stop_keepers(where, timeout_s)
-    text = f"Endpoint {name} is stopped." if pid else f"Endpoint {name} was not running."
+    text = f"Endpoint {where.name} is stopped." if pid else f"Endpoint {where.name} was not running."
     if left:
         text += f" User endpoints stopped that it had left: {left}."
-    emit({"name": name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
+    emit({"name": where.name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
 
 
 @click.command(

@@ -1,90 +1,41 @@
-"""list and status: show the state that the monitor publishes, for a terminal, a pipe or a program."""
+"""list, status, top and logs: what the monitor and its user endpoints say, for a terminal, a pipe or a program."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from mep.boundary.text import printable
 from mep.cli.common import epilog, json_option, locate, name_argument
-from mep.cli.exit_codes import Exit
-from mep.cli.output import emit, emit_rows, fields_text, print_table
+from mep.cli.output import emit, emit_rows
 
 if TYPE_CHECKING:
-    from mep.boundary.runtime_files import MonitorStatus
     from mep.config.paths import EndpointPaths
 
-_COLUMNS = ("account", "user endpoint", "state", "pid", "mapping checked", "account checked")
-_WHERE_WHY = "the log says why"
+TOP_INTERVAL_S = 2.0
 
 
 def require_endpoint(where: EndpointPaths) -> None:
-    """Raise ConfigRefused if there is no such endpoint."""
+    """Raise ConfigRefused if there is no such endpoint, CliFailed if this account may not even know."""
+    from mep.cli.admin_client import require_permission
     from mep.config.paths import no_such_endpoint
 
+    require_permission(where)
     if not where.config.exists() and not where.runtime_dir.exists():
         raise no_such_endpoint(where)
-
-
-def _state(pid: int | None, status: MonitorStatus | None, endpoint_id: str) -> str:
-    if pid is not None:
-        return status.state if status is not None else "starting"
-    return "stopped" if endpoint_id else "not registered"
-
-
-def _describe(where: EndpointPaths) -> dict[str, Any]:
-    from mep.boundary.errors import ConfigRefused
-    from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor
-    from mep.config.registration import read_registration
-
-    pid = running_monitor(where.runtime_dir)
-    status = read_status(where.runtime_dir) if pid is not None else None
-    try:
-        registration = read_registration(where.registration, where.name)
-        endpoint_id, relay = registration.endpoint_id, registration.relay_url
-        relay_key = registration.relay_keys.fingerprint
-    except ConfigRefused:
-        endpoint_id, relay, relay_key = "", "", ""
-    known = status if status is not None else MonitorStatus("", 0, 0.0)
-    reasons = read_reasons(where.runtime_dir) if status is not None else {}
-    return {
-        "name": where.name,
-        "state": _state(pid, status, endpoint_id),
-        "problem": known.problem,
-        "endpoint_id": endpoint_id,
-        "relay": relay,
-        "relay_key": relay_key,
-        "pid": pid,
-        "link": known.link_state,
-        "link_detail": known.link_detail,
-        "configured_at": known.configured_at or None,
-        "configuration_problem": _problem(known.configuration_problem, reasons.get("configuration")),
-        "configuration_refused_at": known.configuration_refused_at or None,
-        "mapping": known.mapping_loaded,
-        "mapping_problem": _problem(known.mapping_problem, reasons.get("mapping")),
-        "mapping_refused_at": known.mapping_refused_at or None,
-        "overdue": sum(bool(one.get("overdue")) for one in known.user_endpoints),
-        "accounts_overdue": sum(bool(one.get("account_overdue")) for one in known.user_endpoints),
-        "user_endpoints": known.user_endpoints,
-    }
-
-
-def _problem(public: str, reason: str | None) -> str:
-    """Return the problem, with the reason if this account may read it."""
-    return public.replace(_WHERE_WHY, reason) if public and reason else public
 
 
 @click.command("list", epilog=epilog("mep list", "mep list --json"))
 @json_option
 def list_endpoints(as_json: bool) -> None:
     """List the endpoints that are configured here."""
+    from mep.cli.endpoint_state import describe
     from mep.config.paths import endpoint_paths, here, list_names
 
     roots = here()
-    rows = [_describe(endpoint_paths(roots, name)) for name in list_names(roots)]
+    rows = [describe(endpoint_paths(roots, name)) for name in list_names(roots)]
     columns = ("name", "state", "endpoint_id", "link", "relay")
     empty = f"No endpoint is configured in {roots.etc}. Make one with: mep configure NAME --relay URL"
     emit_rows(rows, columns, as_json=as_json, empty=empty)
@@ -92,69 +43,71 @@ def list_endpoints(as_json: bool) -> None:
 
 @click.command(short_help="Show the state of an endpoint.", epilog=epilog("mep status site", "mep status site --json"))
 @name_argument
+@click.option("-w", "--wide", is_flag=True, help="Don't fit the text to the terminal's width.")
 @json_option
 @click.pass_context
-def status(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Show the state of endpoint NAME. Exits with 3 if it isn't running.
+def status(ctx: click.Context, name: str, wide: bool, as_json: bool) -> None:
+    """Show the state of endpoint NAME. Exits with 3 if it isn't running, with 8, 9 or 10 if something is wrong.
 
-    Shows which configuration and mapping are in force and since when, and any refusal with (for root) its reason.
-    For each user endpoint, shows when mapping and account were last confirmed. A mapping that has not been confirmed
-    for too long is overdue.
+    Shows which configuration and mapping are in force and since when, and any refusal with its reason. For each user
+    endpoint: person, values, state and since when, tasks, blocks and their jobs, CPU and memory, the last failure and
+    its log, and when mapping and account were last confirmed. A confirmation that is too old is overdue.
     """
+    from mep.cli.admin_client import AdminClient
+    from mep.cli.endpoint_state import add_process_figures, describe_all, exit_code, keepers_of
+    from mep.cli.endpoint_view import text_of
+    from mep.cli.process_figures import Sampler
+
     where, _ = locate(name)
     require_endpoint(where)
-    value = _describe(where)
-    running, on_terminal = value["user_endpoints"], sys.stdout.isatty() and not as_json
-    lines = [] if on_terminal else [_plain(one) for one in running]
-    emit(value, "\n".join([_text(value), *lines]), as_json=as_json)
-    if on_terminal and running:
-        print_table([dict(zip(_COLUMNS, _row(one), strict=True)) for one in running], _COLUMNS)
-    if value["pid"] is None:
-        ctx.exit(Exit.NOT_RUNNING)
+    client = AdminClient.connect(where)
+    value = describe_all(where, client)
+    if keepers := keepers_of(value):
+        with Sampler() as sampler:
+            add_process_figures(value, sampler.sample(keepers))
+    width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
+    emit(value, "\n".join(text_of(value, width)), as_json=as_json)
+    ctx.exit(exit_code(value))
 
 
-def _text(value: dict[str, Any]) -> str:
-    shown = {key: printable(item) if isinstance(item, str) else item for key, item in value.items()}
-    shown |= {"user_endpoints": len(value["user_endpoints"]), "overdue": "", "accounts_overdue": ""}
-    for key in ("configured_at", "configuration_refused_at", "mapping_refused_at"):
-        shown[key] = _calendar(value[key]) if value[key] else None
-    if value["overdue"]:
-        shown["overdue"] = (
-            f"{value['overdue']} of {len(value['user_endpoints'])}: identity mapping not re-verified for too long"
-        )
-    if value["accounts_overdue"]:
-        shown["accounts_overdue"] = (
-            f"{value['accounts_overdue']} of {len(value['user_endpoints'])}: account not checked successfully for too "
-            "long; the log says why"
-        )
-    return fields_text(shown)
+@click.command(
+    short_help="Watch an endpoint's user endpoints live.",
+    epilog=epilog("mep top site", "mep top site --interval 5", "mep top site --json --count 1"),
+)
+@name_argument
+@click.option("--interval", "interval_s", type=click.FloatRange(min=0.2), default=TOP_INTERVAL_S, show_default=True,
+              help="Seconds between two looks.")  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
+@click.option("-w", "--wide", is_flag=True, help="Don't fit the text to the terminal's width.")
+@json_option
+def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bool) -> None:
+    """Watch the user endpoints of endpoint NAME: tasks, CPU, memory, blocks, failures. `q` ends it.
+
+    With --json, prints one JSON object a line.
+    """
+    from mep.cli.top import Screen
+
+    where, _ = locate(name)
+    require_endpoint(where)
+    Screen(where, wide=wide, as_json=as_json).run(interval_s, count)
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    late = [" (overdue)" if one.get(key) else "" for key in ("overdue", "account_overdue")]
-    plain = (one.get("local_user"), one.get("uep_id"), one.get("state"), one.get("pid"))
-    checks = [
-        _age(one, key) + said for key, said in zip(("mapping_checked_at", "account_checked_at"), late, strict=True)
-    ]
-    return (*(printable(str(item)) for item in plain), *checks)
+@click.command(
+    short_help="Show the log of an endpoint or of a user endpoint.",
+    epilog=epilog("mep logs site -f", "mep logs site alice", "mep logs site 5b2886be-0f4c-4c35-9d3c-0ad2f5b2a8b3 -f"),
+)
+@click.argument("name")
+@click.argument("whose", metavar="[USER|UEP]", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Show new lines as they come.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True,
+              help="How many of the last lines to begin with.")  # fmt: skip
+def logs(name: str, whose: str | None, follow: bool, lines: int) -> None:
+    """Show the log of endpoint NAME; with USER or UEP, the lines about that account or user endpoint.
 
+    Root also sees the user endpoint's own log, which is the person's file and is read as that person.
+    """
+    from mep.cli.log_view import show_logs
 
-def _plain(one: dict[str, Any]) -> str:
-    account, uep_id, state, pid, mapping, checked = _row(one)
-    return f"  {account}  {uep_id}  {state}  pid {pid}  mapping checked {mapping}, account checked {checked}"
-
-
-def _age(one: dict[str, Any], key: str) -> str:
-    """Return how long ago the last successful check was."""
-    at = one.get(key)
-    if not isinstance(at, int | float):
-        return "not yet"
-    seconds = max(0, round(time.time() - at))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
-
-
-def _calendar(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    where, _ = locate(name)
+    require_endpoint(where)
+    show_logs(where, whose, lines=lines, follow=follow)

@@ -53,6 +53,10 @@ class UnprivilegedChild:
             _be(work, theirs, account, [theirs.fileno(), *keep], parent, threads)
         theirs.close()
 
+    def send(self, data: bytes) -> None:
+        """Send it a datagram. Raises OSError."""
+        self._socket.send(data)
+
     def receive(self, size: int, timeout_s: float = TIMEOUT_S) -> bytes:
         """Return at most `size` + 1 bytes of the next datagram; empty if the child has ended. Raises CliFailed."""
         poll = select.poll()

@@ -336,6 +336,14 @@ class EndpointOptions:
         example="hpc-help@example.org",
     )
     public: bool = option("Show the endpoint to all in the relay's list. Access isn't affected.", default=False)
+    admin_group: str | None = option(
+        "UNIX group of this host: its members may see and act on the endpoint as root may with `mep status`, `top`, "
+        "`logs`, `stop --user` and `--uep`, `drain`, `ban` and `reload`. Absent: root alone. A member "
+        "should run no functions here, since they would have the group too.",
+        None,
+        check=lambda value: "" if value is None else _entries([value]),
+        example="mep-admins",
+    )
     admins: list[str] = field(
         default_factory=list,
         metadata=about("Ids of identities that may manage the endpoint at the relay.", check=_uuids),

@@ -88,6 +88,12 @@ def here(environ: Mapping[str, str] | None = None) -> Roots:
     )
 
 
+def roots_of_root(environ: Mapping[str, str] | None = None) -> Roots:
+    """Return root's roots for another account, which may look whether it may do something there."""
+    found = find_roots(os.environ if environ is None else environ, privileged=True, home=Path("/"))
+    return Roots(found.etc, found.var, found.run, False)
+
+
 def check_name(name: str) -> str:
     """Return `name` if it is a valid endpoint name. Raises ConfigRefused."""
     if not _NAME.fullmatch(name):

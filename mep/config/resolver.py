@@ -6,6 +6,7 @@ YAML as root, and reads only files that no account but root can have written. No
 
 from __future__ import annotations
 
+import grp
 import importlib.util
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import Trust
 from mep.boundary.resolved_config import OVERDUE_INTERVALS, Caps, ManagerSection, MapperSection, Policy, Resolved
+from mep.boundary.restrictions import FILE, banned_accounts
 from mep.config import paths as names
 from mep.config.function_pins import pins_for
 from mep.config.limits import resolved_limits
@@ -111,7 +113,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: boo
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
         user_environment_path=_search_path(document, multi_user=multi_user),
         own_accounts=own_accounts(roots, options),
-        policy=Policy(**asdict(options.policy)),
+        policy=_policy(where, options),
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, warnings, multi_user=multi_user),
@@ -127,6 +129,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: boo
         # All user endpoints of a single-user endpoint belong to its owner.
         shared_accounts=options.shared_accounts or "" if multi_user else "allow",
         recheck_max_age_s=_recheck_max_age(where, options),
+        admin_gid=_admin_gid(where, options, warnings, multi_user=multi_user),
     )
     return Resolution(resolved, bundle, warnings, options, registration)
 
@@ -146,6 +149,39 @@ def _recheck_max_age(where: EndpointPaths, options: EndpointOptions) -> float:
         reason = f"must be 0, or at least {OVERDUE_INTERVALS} times recheck_interval_s: {least:g}"
         raise ConfigRefused(str(where.config), "recheck_max_age_s", reason)
     return options.recheck_max_age_s
+
+
+def _policy(where: EndpointPaths, options: EndpointOptions) -> Policy:
+    """Return the policy of config.yaml, with the accounts that `mep ban` has added."""
+    policy = Policy(**asdict(options.policy))
+    try:
+        banned = banned_accounts(str(where.state_dir))
+    except OSError as error:
+        raise ConfigRefused(str(where.state_dir / FILE), "", str(error.strerror or error)) from None
+    added = [name for name in banned if name not in policy.denied_users]
+    return replace(policy, denied_users=[*policy.denied_users, *added])
+
+
+def _admin_gid(where: EndpointPaths, options: EndpointOptions, warnings: list[str], *, multi_user: bool) -> int:
+    """Return the gid of admin_group, -1 for none. Raises ConfigRefused for a group that may not be one."""
+    name = options.admin_group
+    if name is None:
+        return -1
+    if not multi_user:
+        warnings.append(f"{where.config}: admin_group: a person's own endpoint obeys that person alone")
+        return -1
+    try:
+        group = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
+    except KeyError:
+        raise ConfigRefused(str(where.config), "admin_group", f"there is no group {name} on this host") from None
+    if group.gr_gid == 0:
+        raise ConfigRefused(str(where.config), "admin_group", "group 0 is root's own: make a group for this alone")
+    helpers = helper_accounts(where, options)
+    for account in (helpers.manager, helpers.mapper):
+        if account.pw_gid == group.gr_gid or account.pw_name in group.gr_mem:
+            reason = f"{account.pw_name}, which runs a process of the endpoint, is a member of {name}"
+            raise ConfigRefused(str(where.config), "admin_group", reason)
+    return group.gr_gid
 
 
 def _drift(
@@ -190,8 +226,8 @@ def _schema(where: EndpointPaths, options: EndpointOptions) -> dict[str, Any] | 
 
 _PRIVATE = frozenset(
     {
-        "admins", "policy", "pam", "pre_start_hook", "post_stop_hook", "manager_account", "mapper_account",
-        "identity_mapping_config_path", "audit_log_path", "task_log_path", "log_path",
+        "admins", "admin_group", "policy", "pam", "pre_start_hook", "post_stop_hook", "manager_account",
+        "mapper_account", "identity_mapping_config_path", "audit_log_path", "task_log_path", "log_path",
     }
 )  # fmt: skip
 """Keys of config.yaml that templates don't get, because every person can read `parent_config` in their own process."""

@@ -39,6 +39,7 @@ from mep.boundary.messages import (
     StartBegun,
     StartEndpoint,
     StartOutcome,
+    StartsAllowed,
     StopAll,
     TaskLogFile,
 )
@@ -470,6 +471,9 @@ class Manager:
             case EndpointRunning():
                 if self._runs(message.uep_id, message.incarnation):
                     self._running_untold = True
+            case StartsAllowed():
+                if self._state is ManagerState.UP:
+                    self._link.greet()
             case RecheckNow():
                 self._rechecks.all_now(time.monotonic())
             case EndpointRevoked():

@@ -65,7 +65,9 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
         "SharingDenied",
         "StopUserEndpoint",
         "Shutdown",
+        "StartsAllowed",
     }
+    from_monitor |= {"AdminEndpoint", "AdminRestriction", "AdminFailure", "AdminLogFile", "AdminDone"}
     assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
     assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
     for power in TABLE:
@@ -76,7 +78,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
 
 def test_only_documents_travel_with_descriptors() -> None:
     assert {cls.__name__: number for cls, number in DESCRIPTORS.items()} == {
-        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1, "TaskLogFile": 1,
+        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1, "TaskLogFile": 1, "AdminLogFile": 1,
     }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class SimEngine:
     """`user_endpoint.engines.base.Engine`. A worker notes a task on the disk, has its effect, and ends it."""
 
     worker_python = "3.11.2"
+    blocks = ""
     trouble = ""
 
     def __init__(self, process: Process, workers: int) -> None:

@@ -70,6 +70,7 @@ RULES = {
         (
             "user_endpoint",
             "mep.boundary.fd_reserve",
+            "mep.boundary.figures",
             "mep_link.client",
             "mep_wire",
             "mep_sdk.serialize",

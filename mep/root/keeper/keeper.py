@@ -33,6 +33,7 @@ from mep.boundary.errors import (
     StartStage,
     public_text,
 )
+from mep.boundary.figures import make_page
 from mep.boundary.log import Log
 from mep.boundary.messages import (
     MAX_TEXT,
@@ -218,7 +219,8 @@ class Keeper:
         order = self._order
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
         documents.append(account_memfd(account))
-        inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2]]
+        figures = make_page()  # stays open here, for readers
+        inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2], figures]
         limits = limits_of(account, order.limits, order.group_limits)
         with_pam = bool(order.pam_service)
         self._gate = gate = CgroupGate(order.endpoint, order.uep_id, account, limits, waits=with_pam)
@@ -235,7 +237,14 @@ class Keeper:
             theirs.close()
             for descriptor in (null, *documents, order.start_descriptor, order.bundle_descriptor):
                 os.close(descriptor)
-        self._update(uid=account.uid, uep_pid=pid, uep_start=start_ticks(pid) or 0, detail="", **self._pam_process())
+        self._update(
+            uid=account.uid,
+            uep_pid=pid,
+            uep_start=start_ticks(pid) or 0,
+            detail="",
+            figures_fd=figures,
+            **self._pam_process(),
+        )
         self._await_exec(pid, stages, gate)
         ours.setblocking(False)
         return pid, ours

@@ -58,6 +58,8 @@ class KeeperRecord:
     public: str = ""
     detail: str = ""
     ended_at: float = 0.0
+    figures_fd: int = -1
+    """The keeper's descriptor of the page with the user endpoint's figures (mep/boundary/figures.py); -1 for none."""
     executable: str = ""
     """The keeper's executable; empty in records of older versions."""
     incarnation: str = ""

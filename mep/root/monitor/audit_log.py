@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 
 from mep.boundary.file_trust import descriptor_path, ours
 from mep.boundary.log import Log
@@ -47,6 +48,8 @@ class Audit:
 
     def __init__(self, path: str, log: Log) -> None:
         self._path, self._log = path, log
+        self.observe: Callable[[str, dict[str, object]], None] = lambda _event, _fields: None
+        """Called with each record, written or not."""
         self._descriptor = -1
         self._torn = False
         self.reopen()
@@ -64,6 +67,7 @@ class Audit:
 
     def write(self, event: str, **fields: object) -> bool:
         """Append a record of `event`. If that fails, log an error and return False."""
+        self.observe(event, fields)
         if self._descriptor < 0:
             return False
         now = time.time()

@@ -29,6 +29,8 @@ class ChildKind(enum.StrEnum):
     MAPPER = "mapper"
     KEEPER = "keeper"
     CHECKER = "checker"
+    ADMIN = "administrator"
+    """A command at the administrators' socket; no child of the monitor's."""
 
 
 class Phase(enum.Flag):

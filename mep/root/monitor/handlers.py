@@ -13,6 +13,8 @@ from mep.boundary import messages as m
 from mep.boundary.channel import clip
 from mep.boundary.errors import BoundaryViolation, Refusal
 from mep.boundary.log import Log
+from mep.root.monitor.admin_socket import AdminPeer
+from mep.root.monitor.administration import Administration
 from mep.root.monitor.child import Child
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.rechecks import Rechecks
@@ -30,11 +32,12 @@ class Handlers:
 
     def __init__(
         self, log: Log, status: StatusFile, starts: StartRequests, keepers: Keepers, rechecks: Rechecks,
-        reload: Reload, *, manager_ready: Callable[[], None], mapper_ready: Callable[[bytes], None],
+        reload: Reload, administration: Administration, *, manager_ready: Callable[[], None],
+        mapper_ready: Callable[[bytes], None],
     ) -> None:  # fmt: skip
         """`mapper_ready` is called with the mapper's epoch."""
         self._log, self._status, self._starts, self._keepers = log, status, starts, keepers
-        self._rechecks, self._reload = rechecks, reload
+        self._rechecks, self._reload, self._administration = rechecks, reload, administration
         self._manager_ready, self._mapper_ready = manager_ready, mapper_ready
 
     def answer_without_descriptors(self, message: m.Message) -> None:
@@ -131,7 +134,10 @@ class Handlers:
 
     def answer_ask_caps(self, child: Child, message: m.AskCaps, _: list[int]) -> None:
         """A keeper has found and admitted the account, and asks whether this uid may have one more user endpoint."""
-        self._keepers.grant_or_deny(child, message)
+        if (ban := self._administration.ban_of_uid(child.uep_id, message.uid)) is not None:
+            child.send(m.StopUserEndpoint(grace_ms=0, code=ban[0], public=ban[1]))
+        else:
+            self._keepers.grant_or_deny(child, message)
 
     def answer_spawned(self, child: Child, message: m.Spawned, _: list[int]) -> None:
         """A keeper's user endpoint has been exec'd."""
@@ -148,3 +154,44 @@ class Handlers:
     def answer_uep_exited(self, child: Child, message: m.UepExited, _: list[int]) -> None:
         """A user endpoint and all its descendants are gone."""
         self._keepers.exited(child, message)
+
+    # --- administrator's command ------------------------------------------------------------------------------
+
+    def answer_admin_list(self, child: Child, message: m.AdminList, _: list[int]) -> None:
+        """An administrator looks at the user endpoints."""
+        self._administration.show(_peer(child), message)
+
+    def answer_admin_stop(self, child: Child, message: m.AdminStop, _: list[int]) -> None:
+        """An administrator ends a user endpoint, or those of an account."""
+        self._administration.stop(_peer(child), message)
+
+    def answer_admin_drain(self, child: Child, message: m.AdminDrain, _: list[int]) -> None:
+        """An administrator has the endpoint, or one account, run empty."""
+        self._administration.drain(_peer(child), message)
+
+    def answer_admin_undrain(self, child: Child, message: m.AdminUndrain, _: list[int]) -> None:
+        """An administrator takes a drain back."""
+        self._administration.undrain(_peer(child), message)
+
+    def answer_admin_ban(self, child: Child, message: m.AdminBan, _: list[int]) -> None:
+        """An administrator closes the endpoint to an account."""
+        self._administration.ban(_peer(child), message)
+
+    def answer_admin_unban(self, child: Child, message: m.AdminUnban, _: list[int]) -> None:
+        """An administrator takes a ban back."""
+        self._administration.unban(_peer(child), message)
+
+    def answer_admin_reload(self, child: Child, message: m.AdminReload, _: list[int]) -> None:
+        """An administrator has the configuration read again."""
+        self._administration.reload(_peer(child))
+
+    def answer_admin_log(self, child: Child, message: m.AdminLog, _: list[int]) -> None:
+        """An administrator reads the endpoint's log."""
+        self._administration.open_log(_peer(child))
+
+
+def _peer(child: Child) -> AdminPeer:
+    """Return the connection that the table's rows for administrators are about."""
+    if not isinstance(child, AdminPeer):
+        raise BoundaryViolation(f"{child.name} is no administrator")
+    return child

@@ -18,6 +18,8 @@ from mep.root.kernel.keeper_record import Records
 from mep.root.kernel.process_tree import MAX_REAPS, children, describe_status, reap, reap_each
 from mep.root.kernel.signals import Wakeup
 from mep.root.monitor import permissions
+from mep.root.monitor.admin_socket import AdminPeer, AdminSocket
+from mep.root.monitor.administration import Administration
 from mep.root.monitor.adoption import Adoption
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, ChildKind, Phase
@@ -53,6 +55,7 @@ class Monitor:
         self._loop, self._closer, self._reserve = PollLoop(), Closer(), Reserve(log)
         self._records = Records(configuration.resolved.runtime_dir)
         self._orphans = Orphans(self._loop, log, self._reap)
+        self._admins = AdminSocket(configuration, self._loop, log, audit)
         self._helpers = {kind: self._helper(kind) for kind in (ChildKind.MAPPER, ChildKind.MANAGER)}
         self._to_manager = ToManager(configuration, log, endpoints, self._helpers[ChildKind.MANAGER])
         self._wire()
@@ -94,8 +97,12 @@ class Monitor:
         self._reload = Reload(
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
         )
+        self._administration = Administration(
+            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._rechecks, self._reload
+        )
+        self._starts.restricted = self._administration.verdict
         self._handlers = Handlers(
-            log, status, self._starts, keepers, self._rechecks, self._reload,
+            log, status, self._starts, keepers, self._rechecks, self._reload, self._administration,
             manager_ready=self._introduce, mapper_ready=self._mapper_ready,
         )  # fmt: skip
 
@@ -111,10 +118,12 @@ class Monitor:
     def run(self) -> None:
         """Serve until told to stop and all children have ended."""
         self._loop.watch(self._wakeup.fileno(), self._take_signals)
-        self._status.attach(self._loop, self._log)
+        self._status.attach(self._loop, self._log, lambda: self._configuration.resolved.admin_gid)
         for helper in self._helpers.values():
             helper.launch()
         self._rechecks.start()
+        self._admins.open(self._take_order, self._administration.peer_closed)
+        self._administration.adopted()
         Liveness(self._loop, self._watched, self._kill_stopped).start()
         while not self._ended():
             self._loop.turn()
@@ -124,9 +133,14 @@ class Monitor:
 
     def _start_answered(self, uep_id: str, answer: StartVerdict) -> None:
         self._starts.finish_from_keeper(uep_id, answer)
+        self._administration.started(uep_id)
 
     def _endpoint_gone(self, uep_id: str) -> None:
         self._starts.endpoint_gone(uep_id)
+        self._administration.endpoint_gone(uep_id)
+
+    def _take_order(self, peer: AdminPeer) -> None:
+        permissions.take_messages(self._handlers, peer)
 
     def _revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
         self._rechecks.revoke(endpoint, code, public, detail, correlation_id)
@@ -151,6 +165,7 @@ class Monitor:
         for kind, helper in self._helpers.items():
             if changed[kind] or former.python != now.python:
                 helper.shut_down("its configuration has changed")
+        self._admins.regroup()
         self._rechecks.all_now()
 
     # --- children ---------------------------------------------------------------------------------------

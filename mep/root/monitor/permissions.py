@@ -63,6 +63,14 @@ TABLE = (
         P.ENDING,
     ),
     Power(ChildKind.KEEPER, m.UepExited, P.RUNNING, ONCE, Handlers.answer_uep_exited, P.ENDING),
+    Power(ChildKind.ADMIN, m.AdminList, P.SERVING, MANY, Handlers.answer_admin_list),
+    Power(ChildKind.ADMIN, m.AdminStop, P.SERVING, MANY, Handlers.answer_admin_stop),
+    Power(ChildKind.ADMIN, m.AdminDrain, P.SERVING, MANY, Handlers.answer_admin_drain),
+    Power(ChildKind.ADMIN, m.AdminUndrain, P.SERVING, MANY, Handlers.answer_admin_undrain),
+    Power(ChildKind.ADMIN, m.AdminBan, P.SERVING, MANY, Handlers.answer_admin_ban),
+    Power(ChildKind.ADMIN, m.AdminUnban, P.SERVING, MANY, Handlers.answer_admin_unban),
+    Power(ChildKind.ADMIN, m.AdminReload, P.SERVING, MANY, Handlers.answer_admin_reload),
+    Power(ChildKind.ADMIN, m.AdminLog, P.SERVING, MANY, Handlers.answer_admin_log),
 )
 _POWERS = {(power.kind, power.message): power for power in TABLE}
 

@@ -41,6 +41,8 @@ class Reload:
     ) -> None:  # fmt: skip
         """`taken_over` is called with the former and the new configuration, `send_task_log` to open that log again."""
         self.pid = 0
+        self.finished: Callable[[str], None] = lambda _problem: None
+        """Called after each reload; the problem is empty if the configuration was taken over."""
         self._configuration, self._loop, self._log, self._audit, self._status = configuration, loop, log, audit, status
         self._send_task_log, self._taken_over = send_task_log, taken_over
         self._stopped = self._again = False
@@ -148,6 +150,7 @@ class Reload:
         self._log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
         self._audit.write("reload", outcome="refused", detail=reason)
         self._status.configured(reason)
+        self.finished(reason)
 
     def _take_over(self, resolved: Resolved) -> None:
         (config, bundle), former = self._documents, self._configuration.resolved
@@ -159,6 +162,7 @@ class Reload:
         self._audit.write("reload", outcome="taken over")
         self._status.configured("")
         self._taken_over(former, resolved)
+        self.finished("")
 
     def _close(self, *descriptors: int) -> None:
         for descriptor in descriptors:

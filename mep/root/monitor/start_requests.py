@@ -47,6 +47,8 @@ class StartRequests:
         rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts without a keeper. `rechecked` takes the mapper's answers to re-checks."""
+        self.restricted: Callable[[str], StartVerdict | None] = lambda _local_user: None
+        """Returns the refusal of a start for an account, if a drain or a ban concerns it."""
         self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
         self._log, self._audit, self._closer, self._mapper = log, audit, closer, mapper
         self._to_manager, self._keepers, self._reserve = to_manager, keepers, reserve
@@ -191,6 +193,9 @@ class StartRequests:
 
     def _begin(self, start: Start) -> None:
         """Have a keeper forked, if there is a slot for this account: the queue is the manager's."""
+        if (refusal := self.restricted(start.local_user)) is not None:
+            self._finish(start, refusal)
+            return
         if not self._has_slot(start.local_user) or not self._reserve.is_free():
             limit = self._configuration.resolved.caps.max_starting
             self._finish(start, StartVerdict(m.StartOutcome.TRY_LATER, Refusal.SITE_BUSY, NO_SLOT.format(limit=limit)))

@@ -1,13 +1,14 @@
-"""The status file: the content of `mep status` and `mep list`, readable by every account on the host.
+"""The status file: the endpoint's part of `mep status` and `mep list`, for root and the administrators' group.
 
-It therefore holds no identity, no configuration and no reason of a refusal. Reasons are in a separate file for root.
-It is written at once, but less often the more there is to write.
+It holds no identity, no configuration and no reason of a refusal. Reasons are in a separate file. It is
+written at once, but less often the more there is to write.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from mep.boundary.log import Log
 from mep.boundary.runtime_files import MonitorStatus, write_reasons, write_status
@@ -37,10 +38,11 @@ class StatusFile:
         self._log: Log | None = None
         self._due: Timer | None = None
         self._written_at = float("-inf")
+        self._gid: Callable[[], int] = lambda: -1
 
-    def attach(self, loop: PollLoop, log: Log) -> None:
-        """Write the file at changes from now on."""
-        self._loop, self._log = loop, log
+    def attach(self, loop: PollLoop, log: Log, gid: Callable[[], int] = lambda: -1) -> None:
+        """Write the file at changes from now on. `gid` returns the group that may read it, -1 for none."""
+        self._loop, self._log, self._gid = loop, log, gid
         self.changed()
 
     def failed(self, problem: str) -> None:
@@ -98,7 +100,7 @@ class StatusFile:
         """Write the files now. Raises OSError."""
         reasons = {"configuration": self.configuration_problem, "mapping": self.mapping_problem}
         if reasons != self._reasons:
-            write_reasons(self._directory, reasons)
+            write_reasons(self._directory, reasons, self._gid())
             self._reasons = reasons
         write_status(
             self._directory,
@@ -118,4 +120,5 @@ class StatusFile:
                 mapping_refused_at=self.mapping_refused_at,
                 user_endpoints=[one.public() for one in self._endpoints.values()],
             ),
+            self._gid(),
         )

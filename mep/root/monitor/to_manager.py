@@ -84,6 +84,10 @@ class ToManager:
         if not self._send(message):
             self._untold.append(message)
 
+    def starts_allowed(self) -> None:
+        """Say that what was refused because of a drain may be asked for again."""
+        self._send(m.StartsAllowed())
+
     def recheck_all(self) -> None:
         """Ask it to have every user endpoint re-checked soon."""
         self._send(m.RecheckNow())

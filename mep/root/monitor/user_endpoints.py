@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mep.root.monitor.child import Child
@@ -95,6 +95,10 @@ class RunningEndpoint:
     """Whether the last successful check of the account is too long ago."""
     check_due: float = 0.0
     """When the next check of the account is due."""
+    since: float = field(default_factory=time.time)
+    """When the present phase began, in seconds since the epoch."""
+    draining: bool = False
+    """Whether it was told to end once its tasks have."""
     late: Timer | None = None
     """Kills a keeper that hangs."""
     watchdog: Timer | None = None
@@ -102,7 +106,9 @@ class RunningEndpoint:
 
     def take(self, event: UepEvent) -> None:
         """Change the phase by the table."""
-        self.phase = TABLE[self.phase, event]
+        former, self.phase = self.phase, TABLE[self.phase, event]
+        if former is not self.phase:
+            self.since = time.time()
 
     @property
     def starts(self) -> bool:
@@ -129,9 +135,10 @@ class RunningEndpoint:
         return not incarnation or not self.incarnation or incarnation == self.incarnation
 
     def public(self) -> dict[str, Any]:
-        """Return its entry in status.json, which every account on the host may read."""
+        """Return its entry in status.json."""
         state = self.phase.value.partition(":")[0]
-        value = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+        value: dict[str, Any] = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
+        value |= {"keeper_pid": self.keeper_pid, "since": round(self.since, 1)}
         times = {"mapping_checked_at": self.mapped_at, "account_checked_at": self.admitted_at}
         if self.mapped_at and self.admitted_at:
             times["checked_at"] = min(self.mapped_at, self.admitted_at)

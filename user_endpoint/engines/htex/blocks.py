@@ -171,6 +171,13 @@ class Blocks:
         with self._lock:
             return block_id, self._jobs.get(block_id, "")
 
+    def listing(self) -> str:
+        """Return the blocks with their jobs and states. Called from the user endpoint's thread."""
+        found = list(self._blocks.items())
+        return ", ".join(
+            f"{block_id} job {block.job_id} {'running' if block.running else 'pending'}" for block_id, block in found
+        )
+
     def node_left(self) -> None:
         """Say that a node has taken its leave: its job is ending."""
         with self._lock:

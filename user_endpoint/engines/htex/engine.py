@@ -114,6 +114,11 @@ class HtexEngine:
         """What every block together can run, and as many waiting as they finish in about 50 ms."""
         return self._slots + self._pace.look_ahead(self._slots, _MOST_WAITING)
 
+    @property
+    def blocks(self) -> str:
+        """The blocks with their jobs and states."""
+        return self._blocks.listing()
+
     def start(self) -> None:
         """Begin to start the executor, and as many blocks as the provider's init_blocks says."""
         before = self._directory.with_name("htex-before")

@@ -1,0 +1,368 @@
+"""What administrators may do through RUN/admin/socket: see, stop, drain, ban, reload. Each act is in the audit log.
+
+These are all the powers of a member of the configured group; whatever is not here needs root. The peer is one that
+admin_socket.py has admitted; every field of its messages is checked here. Called by handlers.py and monitor.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from mep.boundary import messages as m
+from mep.boundary.channel import clip
+from mep.boundary.errors import DRAINED, BoundaryViolation, Refusal, public_text
+from mep.boundary.figures import read_page
+from mep.boundary.file_trust import ours
+from mep.boundary.log import Log
+from mep.boundary.restrictions import ACCOUNT_NAME, Restriction, RestrictionKind, Restrictions
+from mep.root.kernel.keeper_record import Records, open_process
+from mep.root.monitor.admin_socket import AdminPeer
+from mep.root.monitor.audit_log import Audit
+from mep.root.monitor.configuration import Configuration
+from mep.root.monitor.event_loop import PollLoop
+from mep.root.monitor.keepers import Keepers
+from mep.root.monitor.rechecks import Rechecks
+from mep.root.monitor.reload import Reload
+from mep.root.monitor.start import StartVerdict
+from mep.root.monitor.to_manager import ToManager
+from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
+
+MAX_FAILURES = m.MAX_ADMIN_ROWS
+DRAIN_SIGNAL = signal.SIGUSR2
+"""A user endpoint that handles it finishes its running tasks, takes no others, and ends."""
+_UEP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_GOOD_ENDS = frozenset({"", "IDLE", "STOPPED"})
+_NO_REASON = {
+    RestrictionKind.DRAIN: "its administrators let it run empty",
+    RestrictionKind.BAN: "they gave no reason",
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A peer that is answered once these user endpoints are gone."""
+
+    peer: AdminPeer
+    left: set[str]
+    count: int
+
+
+class Administration:
+    """The acts, and the memory that they need."""
+
+    def __init__(
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
+        audit: Audit, to_manager: ToManager, keepers: Keepers, rechecks: Rechecks, reload: Reload,
+    ) -> None:  # fmt: skip
+        """Read the restrictions in force. Raises OSError and ConfigRefused."""
+        self._configuration, self._loop, self._endpoints, self._records = configuration, loop, endpoints, records
+        self._log, self._audit, self._to_manager = log, audit, to_manager
+        self._keepers, self._rechecks, self._reload = keepers, rechecks, reload
+        self._restrictions = Restrictions(configuration.resolved.state_dir)
+        self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
+        self._stops: list[_Waiting] = []
+        self._reloads: list[tuple[AdminPeer, int]] = []
+        """Peers that are answered after the running reload, and how many that concerned."""
+        self._next_reloads: list[tuple[AdminPeer, int]] = []
+        """Peers that need another one: the running resolver may have read the files before."""
+        audit.observe = self._note
+        reload.finished = self._reloaded
+
+    # --- seeing -------------------------------------------------------------------------------------------
+
+    def show(self, peer: AdminPeer, message: m.AdminList) -> None:
+        """Send the user endpoints after `message.after`, and with the first of them restrictions and failures."""
+        found = sorted(uep_id for uep_id in self._endpoints if uep_id > message.after)
+        for uep_id in found[: m.MAX_ADMIN_ROWS]:
+            peer.send(self._row(self._endpoints[uep_id]))
+        if not message.after:
+            for restriction in self._restrictions.all[: m.MAX_ADMIN_ROWS]:
+                peer.send(_restriction_row(restriction))
+            for failure in self._failures:
+                peer.send(failure)
+        peer.send(m.AdminDone(len(self._endpoints), int(len(found) > m.MAX_ADMIN_ROWS), ""))
+
+    def _row(self, one: RunningEndpoint) -> m.AdminEndpoint:
+        calendar = time.time() - self._loop.clock()
+        record = self._records.read(one.uep_id)
+        state = "draining" if one.draining and one.runs else one.phase.value.partition(":")[0]
+        return m.AdminEndpoint(
+            uid=one.uid, pid=one.pid, keeper_pid=one.keeper_pid, since_ms=_ms(one.since),
+            started_ms=_ms(record.started_at if record is not None else one.since),
+            mapping_checked_ms=_ms(calendar + one.mapped_at if one.mapped_at else 0.0),
+            account_checked_ms=_ms(calendar + one.admitted_at if one.admitted_at else 0.0),
+            overdue=int(one.overdue), account_overdue=int(one.account_overdue), uep_id=one.uep_id,
+            local_user=one.local_user, state=state, identities=clip(one.identities, 4096),
+            correlation_id=clip(one.correlation_id, 64),
+            figures=self._figures(one, record.figures_fd) if record is not None else b"",
+        )  # fmt: skip
+
+    def _figures(self, one: RunningEndpoint, number: int) -> bytes:
+        """Return the page that the user endpoint writes, by way of its keeper's descriptor."""
+        if number < 0:
+            return b""
+        try:
+            descriptor = os.open(f"/proc/{one.keeper_pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return b""
+        try:
+            return read_page(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def open_log(self, peer: AdminPeer) -> None:
+        """Send a descriptor of the endpoint's log, open for reading."""
+        path = self._configuration.resolved.log_path
+        if not path:
+            problem = f"the log goes to standard error: journalctl -u mep@{self._configuration.resolved.name}"
+            peer.send(m.AdminDone(0, 0, problem))
+            return
+        try:
+            descriptor = ours().open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            peer.send(m.AdminDone(0, 0, clip(str(error), 1024)))
+            return
+        self._record(peer, "read log")
+        peer.send(m.AdminLogFile(), [descriptor])
+        peer.send(m.AdminDone(1, 0, ""))
+
+    def _note(self, event: str, fields: dict[str, object]) -> None:
+        """Remember a start that was refused, and an end that was no good one, from their audit records."""
+        code = str(fields.get("code", ""))
+        if event not in {"start", "end", "revoke"} or code in _GOOD_ENDS or fields.get("outcome") == "try_later":
+            return
+        user = str(fields.get("local_user", ""))
+        known = self._endpoints.get(str(fields.get("uep_id", "")))
+        identities = str(fields.get("identities", "")) or (known.identities if known is not None else "")
+        detail = fields.get("detail") or fields.get("cause") or ""
+        failure = m.AdminFailure(
+            at_ms=_ms(time.time()), local_user=clip(user, 32), identities=clip(identities, 1024), code=clip(code, 64),
+            detail=clip(str(detail), 1024), correlation_id=clip(str(fields.get("correlation_id", "")), 64),
+        )  # fmt: skip
+        self._failures.append(failure)
+
+    # --- acting on what runs --------------------------------------------------------------------------------
+
+    def stop(self, peer: AdminPeer, message: m.AdminStop) -> None:
+        """End one user endpoint, or those of one account. The answer follows their end."""
+        if bool(message.uep_id) == bool(message.local_user):
+            raise BoundaryViolation("AdminStop: needs either a user endpoint or an account")
+        _check_account(message.local_user)
+        if message.uep_id and not _UEP_ID.fullmatch(message.uep_id):
+            raise BoundaryViolation("AdminStop: uep_id is malformed")
+        found = [
+            one
+            for one in self._endpoints.values()
+            if one.uep_id == message.uep_id or (message.local_user and one.local_user == message.local_user)
+        ]
+        self._record(
+            peer, "stop", uep_id=message.uep_id, local_user=message.local_user, message=message.message,
+            stopped=[one.uep_id for one in found],
+        )  # fmt: skip
+        public = f"The site's administrators ended your process. {clip(message.message, m.MAX_ADMIN_TEXT)}".strip()
+        for one in found:
+            if not one.stops:
+                self._keepers.revoke(one, "STOPPED", public)
+        self._answer_when_gone(peer, found)
+
+    def _answer_when_gone(self, peer: AdminPeer, found: list[RunningEndpoint]) -> None:
+        if found:
+            self._stops.append(_Waiting(peer, {one.uep_id for one in found}, len(found)))
+        else:
+            peer.send(m.AdminDone(0, 0, ""))
+
+    def endpoint_gone(self, uep_id: str) -> None:
+        """Answer the peers for which this was the last user endpoint to end."""
+        for waiting in list(self._stops):
+            waiting.left.discard(uep_id)
+            if not waiting.left:
+                self._stops.remove(waiting)
+                waiting.peer.send(m.AdminDone(waiting.count, 0, ""))
+
+    def peer_closed(self, peer: AdminPeer) -> None:
+        """Forget a connection."""
+        self._stops = [one for one in self._stops if one.peer is not peer]
+        self._reloads = [one for one in self._reloads if one[0] is not peer]
+        self._next_reloads = [one for one in self._next_reloads if one[0] is not peer]
+
+    # --- drains and bans ------------------------------------------------------------------------------------
+
+    def verdict(self, local_user: str) -> StartVerdict | None:
+        """Return the refusal of a start for this account; None if neither a ban nor a drain concerns it."""
+        if (ban := self._restrictions.ban_of(local_user)) is not None:
+            return StartVerdict(m.StartOutcome.REFUSED, Refusal.ACCOUNT_BANNED, _ban_text(ban), {"stage": "CAPS"})
+        if (drain := self._restrictions.drain_of(local_user)) is None:
+            return None
+        outcome = m.StartOutcome.REFUSED if drain.refuse else m.StartOutcome.UNAVAILABLE
+        return StartVerdict(outcome, Refusal.ENDPOINT_DRAINING, _drain_text(drain), {"stage": "CAPS"})
+
+    def ban_of_uid(self, uep_id: str, uid: int) -> tuple[str, str] | None:
+        """Return code and text if the account of a start, or another name of its uid, is banned."""
+        ban = self._restrictions.ban_of(self._endpoints[uep_id].local_user, uid)
+        return (str(Refusal.ACCOUNT_BANNED), _ban_text(ban)) if ban is not None else None
+
+    def drain(self, peer: AdminPeer, message: m.AdminDrain) -> None:
+        """Start nothing new, and have what runs end once its tasks have."""
+        _check_account(message.local_user)
+        if message.refuse not in {0, 1}:
+            raise BoundaryViolation("AdminDrain: refuse is malformed")
+        kind, user = RestrictionKind.DRAIN, message.local_user
+        if self._put(peer, kind, user, uid=-1, message=message.message, refuse=bool(message.refuse)):
+            found = [one for one in self._endpoints.values() if not user or one.local_user == user]
+            peer.send(m.AdminDone(sum(self._drain(one) for one in found if one.runs), 0, ""))
+
+    def undrain(self, peer: AdminPeer, message: m.AdminUndrain) -> None:
+        """Take a drain back, and have the relay ask again for waiting tasks."""
+        if self._take_back(peer, RestrictionKind.DRAIN, message.local_user, answer=True):
+            self._to_manager.starts_allowed()
+
+    def ban(self, peer: AdminPeer, message: m.AdminBan) -> None:
+        """Close the endpoint to an account, end what it runs, and have the policy read again."""
+        _check_account(message.local_user)
+        kind, user = RestrictionKind.BAN, message.local_user
+        if not user or message.uid < -1:
+            raise BoundaryViolation("AdminBan: local_user or uid is malformed")
+        if not self._put(peer, kind, user, uid=message.uid, message=message.message, refuse=True):
+            return
+        count = 0
+        for one in list(self._endpoints.values()):
+            ban = self._restrictions.ban_of(one.local_user, one.uid)
+            if ban is not None and not one.stops:
+                code, detail = Refusal.ACCOUNT_BANNED, f"banned by uid {peer.uid}"
+                self._rechecks.revoke(one, code, _ban_text(ban), detail, one.correlation_id)
+                count += 1
+        self._reload.start()
+        peer.send(m.AdminDone(count, 0, ""))
+
+    def unban(self, peer: AdminPeer, message: m.AdminUnban) -> None:
+        """Take a ban back, and have the policy read again. The answer follows: then the account may start again."""
+        if self._take_back(peer, RestrictionKind.BAN, message.local_user, answer=False):
+            self._reload_for(peer)
+
+    def _put(self, peer: AdminPeer, kind: RestrictionKind, user: str, *, uid: int, message: str, refuse: bool) -> bool:
+        said = clip(message, m.MAX_ADMIN_TEXT)
+        try:
+            self._restrictions.put(kind, user, uid=uid, message=said, refuse=refuse, by_uid=peer.uid)
+        except (OSError, ValueError) as error:
+            self._record(peer, kind, local_user=user, message=said, problem=str(error))
+            peer.send(m.AdminDone(0, 0, clip(str(error), 1024)))
+            return False
+        self._record(peer, kind, local_user=user, uid=uid, message=said, refuse=refuse)
+        return True
+
+    def _take_back(self, peer: AdminPeer, kind: RestrictionKind, user: str, *, answer: bool) -> bool:
+        """Take back; return whether there was one. `answer`: whether the peer is answered if there was."""
+        _check_account(user)
+        try:
+            removed = self._restrictions.remove(kind, user)
+        except OSError as error:
+            peer.send(m.AdminDone(0, 0, clip(str(error), 1024)))
+            return False
+        self._record(peer, f"un{kind}", local_user=user, removed=removed)
+        if answer or not removed:
+            peer.send(m.AdminDone(int(removed), 0, ""))
+        return removed
+
+    def started(self, uep_id: str) -> None:
+        """A start is over. If a drain was ordered meanwhile, the new user endpoint is part of it."""
+        one = self._endpoints.get(uep_id)
+        if one is not None and one.runs and self._restrictions.drain_of(one.local_user) is not None:
+            self._drain(one)
+
+    def adopted(self) -> None:
+        """At the start: drain again what a former monitor had begun to drain. The signal may come twice."""
+        for uep_id in list(self._endpoints):
+            self.started(uep_id)
+
+    def _drain(self, one: RunningEndpoint) -> bool:
+        """Ask a running user endpoint to end once its tasks have. One of an older version just runs on."""
+        record = self._records.read(one.uep_id)
+        pidfd = open_process(record.uep_pid, record.uep_start) if record is not None else None
+        if record is None or pidfd is None:
+            return False
+        try:
+            if not _catches(record.uep_pid, DRAIN_SIGNAL):  # which would kill it
+                self._log.warning("a user endpoint of an older version can't be drained", uep=one.uep_id)
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, DRAIN_SIGNAL)
+        finally:
+            os.close(pidfd)
+        one.draining = True
+        return True
+
+    # --- the configuration ------------------------------------------------------------------------------------
+
+    def reload(self, peer: AdminPeer) -> None:
+        """Read the configuration again. The answer follows once that is done."""
+        self._record(peer, "reload")
+        self._reload_for(peer)
+
+    def _reload_for(self, peer: AdminPeer) -> None:
+        if self._reload.pid:
+            self._next_reloads.append((peer, 1))
+            return
+        self._reloads.append((peer, 1))
+        self._start_reload()
+
+    def _start_reload(self) -> None:
+        self._reload.start()
+        if not self._reload.pid:  # it has failed, and has said so, or there are no reloads any more
+            self._reloaded("the endpoint is being stopped")
+
+    def _reloaded(self, problem: str) -> None:
+        waiting, self._reloads = self._reloads, []
+        for peer, count in waiting:
+            peer.send(m.AdminDone(count, 0, clip(problem, 1024)))
+        if self._next_reloads and not self._reloads:
+            self._reloads, self._next_reloads = self._next_reloads, []
+            self._loop.after(0.0, self._start_reload)
+
+    # --- the audit --------------------------------------------------------------------------------------------
+
+    def _record(self, peer: AdminPeer, action: str, **fields: object) -> None:
+        who = {"by_uid": peer.uid, "by_login_uid": peer.login_uid, "by_pid": peer.pid}
+        self._audit.write("admin", action=str(action), **who, **fields)
+        self._log.info("administrator's order", action=str(action), **who, **fields)
+
+
+def _check_account(name: str) -> None:
+    if name and not ACCOUNT_NAME.fullmatch(name):
+        raise BoundaryViolation("an administrator's message: local_user is malformed")
+
+
+def _reason(one: Restriction) -> str:
+    return one.message.strip().rstrip(".") or _NO_REASON[RestrictionKind(one.kind)]
+
+
+def _ban_text(ban: Restriction) -> str:
+    return public_text(Refusal.ACCOUNT_BANNED, reason=_reason(ban))
+
+
+def _drain_text(drain: Restriction) -> str:
+    reason = _reason(drain)
+    return DRAINED.format(reason=reason) if drain.refuse else public_text(Refusal.ENDPOINT_DRAINING, reason=reason)
+
+
+def _restriction_row(one: Restriction) -> m.AdminRestriction:
+    return m.AdminRestriction(int(one.refuse), one.by_uid, _ms(one.since), one.kind, one.local_user, one.message)
+
+
+def _ms(at: float) -> int:
+    return int(at * 1000)
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles this signal."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            line = next((one for one in file if one.startswith(b"SigCgt:")), b"")
+    except OSError:
+        return False
+    return bool(line) and bool(int(line.split()[1], 16) >> (number - 1) & 1)
