@@ -1,4 +1,4 @@
-"""A progress bar over an executor's tasks, drawn by tqdm or by what has its interface. Called by Executor."""
+"""A progress bar over an executor's tasks, drawn by tqdm or a class with its interface. Called by Executor."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class RunningUeps(_Msg, frozen=True):
 
 
 class Explain(_Msg, frozen=True):
-    """Manager to relay: what is known about this task, user endpoint or correlation id? Answered by Explained.
+    """Manager to relay: a question about a task, user endpoint or correlation id. Answered by Explained.
     Only to a relay that explains."""
 
     ref: int

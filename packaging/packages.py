@@ -86,7 +86,7 @@ class Build:
     def install_offline(self, where: Path, *words: str | Path) -> None:
         """Install from the wheelhouse into the directory `where`."""
         offline: list[str | Path] = ["--no-index", "--no-deps", "--no-compile", "--only-binary", ":all:"]
-        self.pip("install", "-q", *offline, "--find-links", self.wheelhouse, "--target", where, *words)
+        self.pip("install", "-q", *offline, "-f", self.wheelhouse, "--target", where, *words)
 
 
 def _target(python: Path) -> Target:

@@ -260,7 +260,7 @@ class TaskLogFile:
 
 @dataclass(frozen=True, slots=True)
 class StartsAllowed:
-    """A drain is over: have the relay ask again for what waits."""
+    """A drain is over: have the relay ask again for the starts that wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def parse_relay(value: Mapping[str, Any]) -> list[Line]:
 
 @dataclass(slots=True)
 class Story:
-    """What was found about `about`. `notes` say what could not be read."""
+    """The events found about `about`. `notes` say which files could not be read."""
 
     about: str
     uep_id: str = ""

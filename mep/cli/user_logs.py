@@ -29,7 +29,7 @@ _END = b"end"
 
 @dataclass(slots=True)
 class UserLogs:
-    """What was read. `stderr`: the end of each failed block's file, by path. `problem`: why there is no log."""
+    """The lines read. `stderr`: the end of each failed block's file, by path. `problem`: why there is no log."""
 
     log: list[str] = field(default_factory=list)
     stderr: dict[str, str] = field(default_factory=dict)

@@ -25,7 +25,7 @@ _TOO_LATE = "the relay has not answered in time"
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """A connection: its question so far, then what is left of its answer."""
+    """A connection: its question so far, then the rest of its answer."""
 
     connection: socket.socket
     until: float
@@ -48,7 +48,7 @@ class Questions:
         watch(listener.fileno(), False)
 
     def take(self, now: float, ask: Callable[[str], int | str]) -> None:
-        """Read what has come. `ask` passes a question on, and returns its number or why that is not possible."""
+        """Read from the connection. `ask` passes a question on, and returns its number or the reason against it."""
         self._accept(now)
         for client in list(self._clients.values()):
             if client.answer:

@@ -74,7 +74,7 @@ def connect(url: str, password: str = "", *, seconds: float) -> psycopg.Connecti
     )
     connection.adapters.register_dumper(str, _TextDumper)
     if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
-        connection.execute("SET synchronous_commit = on")  # what is answered with 2xx is on the disk
+        connection.execute("SET synchronous_commit = on")  # an answer of 2xx means: on the disk
     return connection
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -561,20 +562,20 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 # --- the store --------------------------------------------------------------------------------------
 
 
-class SqlReads:
+class SqlReads(ABC):
     """The reads of `relay.store.base.Store`, in SQL. The class of a backend says how a query is run."""
 
+    @abstractmethod
     def _one(self, statement: str, *parameters: Any) -> Any:
         """Return the first row. Raises RelayUnavailable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _all(self, statement: str, *parameters: Any) -> list[Any]:
         """Return every row. Raises RelayUnavailable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _leading(self, statement: str, parameters: tuple[Any, ...], size_of: Callable[[Row], int], most: int) -> Any:
         """Return leading rows, as `within` does. Raises RelayUnavailable."""
-        raise NotImplementedError
 
     # --- people -----------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class ToManager:
             self._untold.append(message)
 
     def starts_allowed(self) -> None:
-        """Say that what was refused because of a drain may be asked for again."""
+        """Say that starts refused because of a drain may be asked for again."""
         self._send(m.StartsAllowed())
 
     def recheck_all(self) -> None:
