@@ -16,7 +16,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from mep_sdk.batch import UuidLike, checked_payload
@@ -45,6 +45,7 @@ log = logging.getLogger("mep_sdk")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_A = TypeVar("_A")
 
 LOST_RELAY_TIMEOUT_S = 300.0
 _EXIT_FLUSH_S = 10.0
@@ -321,6 +322,16 @@ class Executor(concurrent.futures.Executor):
         from mep_sdk.hardware_report import hardware_report
 
         return str(self.submit(hardware_report).result())
+
+    @overload
+    def map(
+        self, fn: Callable[[_A], _T], iterable: Iterable[_A], /, *, timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[_T]: ...
+
+    @overload
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[_T]: ...
 
     def map(
         self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1

@@ -1,5 +1,6 @@
-"""A backend for joblib, and thus for scikit-learn's `n_jobs`: importing this module makes it known as "mep".
+"""A backend for joblib, and thus for scikit-learn's `n_jobs`.
 
+    mep_sdk.joblib.register()
     with joblib.parallel_backend("mep", endpoint_id=...):
         joblib.Parallel()(...)
 
@@ -79,4 +80,6 @@ class MepBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc] 
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
-joblib.register_parallel_backend("mep", MepBackend)
+def register() -> None:
+    """Make the backend known to joblib as "mep"."""
+    joblib.register_parallel_backend("mep", MepBackend)

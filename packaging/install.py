@@ -13,7 +13,7 @@ Four environments share PREFIX as the beginning of their names:
 
   PREFIX-tests  with --tools or --tests: the tools for tests, lint and types (lock/tools.txt).
 
-  PREFIX-science  with --tests: what a researcher's own environment has, for tests of the docs (lock/science.txt).
+  PREFIX-science  with --tests: what a researcher's environment has, for tests of the docs (lock/science.txt, node/).
 
 pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them). No code of a download runs here.
 """
@@ -56,6 +56,7 @@ LOCK_DIR = ".install-lock"
 MAX_FIRST_LINE = 127
 """Older kernels read only this much of a script's first line."""
 LOCKS = ROOT / "packaging" / "lock"
+NODE = ROOT / "packaging" / "node"
 EXTRAS = ("kubernetes", "postgresql")
 """Files in LOCKS that a site may add to its service."""
 KEPT_COMMANDS = frozenset({"process_worker_pool.py", "interchange.py"})
@@ -422,6 +423,13 @@ def install_science(pip: Pip, prefix: Path, science: Path, python: str) -> None:
     say("installing the packages that the docs' notebooks use")
     pip.install_locked(science, "science")
     (site_packages(science) / TOOLS_PATH).write_text(f"{site_packages(prefix)}\n")
+    if shutil.which("npm") is None:
+        raise CannotInstall("npm was not found, which installs pyright for the tests: install your system's npm.")
+    for name in ("package.json", "package-lock.json"):  # npm checks each download by its hash in the lock file
+        shutil.copy2(NODE / name, science)
+    with tempfile.TemporaryDirectory(prefix="mep-npm-") as cache:
+        words = ["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", cache]
+        run("npm", *words, cwd=science)
 
 
 def project() -> dict[str, Any]:
@@ -500,7 +508,7 @@ def wanted_stamps(python: str, extras: list[str]) -> dict[str, dict[str, str]]:
             "project": digest(ROOT / "pyproject.toml", *(ROOT / name for name in PACKAGES)),
         },
         "tests": {**base, "locked": digest(LOCKS / "tools.txt")},
-        "science": {**base, "locked": digest(LOCKS / "science.txt")},
+        "science": {**base, "locked": digest(LOCKS / "science.txt", NODE)},
     }
 
 

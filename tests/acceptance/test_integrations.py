@@ -83,6 +83,7 @@ FAILING = """
 import time
 import joblib
 import mep_sdk.joblib
+mep_sdk.joblib.register()
 
 def fail_at_three(number):
     if number == 3:
