@@ -21,6 +21,7 @@ import msgspec
 import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
 from mep.config.option_docs import docs_table
 from mep_wire import errors, states
+from relay import settings as relay_settings
 from user_endpoint import settings
 
 HERE = Path(__file__).resolve().parent
@@ -105,6 +106,29 @@ def configuration_page() -> str:
         docs_table(),
     ]
     return "\n".join(lines)
+
+
+def relay_page() -> str:
+    """Return docs/relay-configuration.md."""
+    words = {str: "text", int: "whole number", float: "number", list: "list of texts"}
+    lines = [
+        NOTE,
+        "# The relay's configuration\n",
+        "`mep-relay.toml` is `/etc/mep-relay.toml` for the state directory `/var/lib/mep-relay`, and lies in any other",
+        "state directory itself; `--config` names another file. Each key is also an option of `mep-relay serve`, with",
+        "hyphens, which goes before the file. `mep-relay config` checks the file and shows every value. A wrong key or",
+        "value stops the start, with file, key and reason. The file holds no secrets, but names the files that do.",
+        "Only root and the relay's account may be able to write it.\n",
+        "| key | type | default | what it does |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in relay_settings.options():
+        kind = words.get(one.kind) or ", ".join(f"`{word}`" for word in one.kind)
+        bounds = [f"from {one.low:g}"] if one.low is not None else []
+        bounds += [f"up to {one.high:g}"] if one.high is not None else []
+        default = f"`{one.default}`" if one.default not in ("", []) else ""
+        lines.append(f"| `{one.name}` | {' '.join([kind, *bounds])} | {default} | {one.text} |")
+    return "\n".join(lines) + "\n"
 
 
 def _type_in_words(annotation: str) -> str:
@@ -325,6 +349,7 @@ def globus_page() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "relay-configuration.md": relay_page,
     "states.md": states_page,
     "errors.md": errors_page,
     "configuration.md": configuration_page,

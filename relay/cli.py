@@ -9,15 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import json
-import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,76 +23,25 @@ from mep_wire.identity import Identity, IdentitySet
 from mep_wire.text import escape_output, printable
 from relay import log
 from relay.auth.tokens import new_token, token_hash
-from relay.server import RelaySettings, serve
-from relay.state_dir import Keys, StateDir, StateRefused, become_relay_account, default_dir
-from relay.store.group_commit import LOCK_WAIT_S
+from relay.cli_common import (
+    Where,
+    existing_state,
+    json_option,
+    no_relay,
+    open_state,
+    refusals,
+    show,
+    state_option,
+    store_of,
+)
+from relay.cli_operate import COMMANDS, remove_endpoint
+from relay.server import serve
+from relay.settings import command_line
+from relay.state_dir import Keys, StateDir, StateRefused
+from relay.store.base import Store
 from relay.store.records import Caller
-from relay.store.schema import StateTooNew
-from relay.store.sqlite import SqliteStore
 
-_DEFAULTS = RelaySettings()
 MAX_USERNAME = 256
-_UNUSABLE = (StateTooNew, sqlite3.DatabaseError)
-"""The errors of opening a database: made by a newer relay, damaged, or locked for too long."""
-
-
-def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--state",
-        "directory",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="State directory.  [default: /var/lib/mep-relay as root, ~/.mep/relay otherwise]",
-    )(command)
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def _open(directory: Path | None) -> StateDir:
-    path = (directory or default_dir()).absolute()
-    try:
-        become_relay_account(path)
-        return StateDir.open(path)
-    except StateRefused as error:
-        raise click.ClickException(str(error)) from error
-
-
-@contextmanager
-def _store(directory: Path | None, *, make: bool = False) -> Iterator[SqliteStore]:
-    """Open the database; make one only with `make`: a mistyped --state is not to look like an empty relay."""
-    path = directory or default_dir()
-    with suppress(PermissionError):  # which is said when it is opened
-        if not make and not path.exists():
-            raise _no_relay(path)
-    state = _open(directory)
-    if not make and not state.database.exists():
-        raise _no_relay(path)
-    try:
-        store = SqliteStore(state.database)
-    except _UNUSABLE as error:
-        raise click.ClickException(f"{state.database}: {error}{_lock_hint(error, state.database)}") from error
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _lock_hint(error: Exception, database: Path) -> str:
-    busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-    held = f"a backup or a database shell has had its lock for {LOCK_WAIT_S:g} s"
-    return f": {held}; see `fuser -v {database}`, try again" if busy else ""
-
-
-def _no_relay(path: Path) -> click.ClickException:
-    return click.ClickException(
-        f"there is no relay in {path}: say where it is with --state; "
-        "`mep-relay serve` or `mep-relay user add` begins a new one"
-    )
-
-
-def _show(value: Any, text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(value) if as_json else text)
 
 
 class _Group(click.Group):
@@ -122,124 +66,28 @@ def main() -> None:
 
 
 @main.command(name="serve")
-@_state_option
-@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address for HTTP.")
-@click.option("--port", default=_DEFAULTS.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free.")
-@click.option("--link-host", default=_DEFAULTS.link_host, show_default=True, help="Address for endpoints.")
-@click.option(
-    "--link-port",
-    default=_DEFAULTS.link_port,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    help="Port for endpoints; 0: any free.",
-)
-@click.option(
-    "--link-address",
-    help="Address at which endpoints reach the link, if it is not that of --link-host and --link-port "
-    "(tcp://relay.example.edu:8651).",
-)
-@click.option(
-    "--retention-days",
-    default=_DEFAULTS.retention_days,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="How long ended tasks and their results are kept.",
-)
-@click.option(
-    "--task-lifetime-days",
-    default=_DEFAULTS.task_lifetime_days,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="How long a task may wait until a site takes it, or for a silent site that has taken it; 0: for ever.",
-)
-@click.option(
-    "--unused-days",
-    default=_DEFAULTS.unused_days,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="How long unused functions, empty task groups and user endpoints are kept; 0: for ever.",
-)
-@click.option(
-    "--max-stored-gb",
-    default=_DEFAULTS.max_stored_gb,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="Largest size of one person's waiting arguments and kept results; 0: any.",
-)
-@click.option(
-    "--max-open-tasks-at-endpoint",
-    default=_DEFAULTS.max_open_tasks_at_endpoint,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Most unfinished tasks of one person at one endpoint; 0: --max-open-tasks applies.",
-)
-@click.option(
-    "--max-open-tasks",
-    default=_DEFAULTS.max_open_tasks,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Most unfinished tasks of one person.",
-)
-@click.option(
-    "--max-requests-per-s",
-    default=_DEFAULTS.max_requests_per_s,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="Most requests of one person per second, on average; 0: any number.",
-)
-@click.option(
-    "--max-tasks-per-s",
-    default=_DEFAULTS.max_tasks_per_s,
-    show_default=True,
-    type=click.FloatRange(0.0),
-    help="Most tasks that one person may submit per second, on average; 0: any number.",
-)
-@click.option(
-    "--max-batch",
-    default=_DEFAULTS.max_batch,
-    show_default=True,
-    type=click.IntRange(1, _DEFAULTS.max_batch),
-    help="Most tasks in one submission.",
-)
-@click.option(
-    "--max-payload-mb",
-    default=_DEFAULTS.max_payload_mb,
-    show_default=True,
-    type=click.FloatRange(0.0, _DEFAULTS.max_payload_mb, min_open=True),
-    help="Largest arguments of one task.",
-)
-@click.option(
-    "--max-result-mb",
-    default=_DEFAULTS.max_result_mb,
-    show_default=True,
-    type=click.FloatRange(0.0, _DEFAULTS.max_result_mb, min_open=True),
-    help="Largest result of one task.",
-)
-@click.option(
-    "--log-format",
-    default="text",
-    show_default=True,
-    type=click.Choice(["text", "json"]),
-    help="Lines of text, or one JSON object per line.",
-)
-def serve_command(directory: Path | None, log_format: str, **options: Any) -> None:
+@state_option
+@command_line
+def serve_command(where: Where, **options: Any) -> None:
     """Run the relay in the foreground until SIGTERM.
+
+    Every option is also a key of mep-relay.toml, with underscores; docs/relay-configuration.md lists them.
 
     \b
     Examples:
       mep-relay serve
       mep-relay serve --state ./relay --port 0 --link-port 0   # free ports, written to ./relay/relay.json
     """
-    state = _open(directory)
-    log.set_up(as_json=log_format == "json")
+    state = open_state(where)
+    settings = where.settings(options)
+    log.set_up(as_json=settings.log_format == "json")
     try:
         state.lock()
-        asyncio.run(serve(state, RelaySettings(**options)))
-    except (StateRefused, OSError, *_UNUSABLE) as error:
+        with refusals(state):
+            asyncio.run(serve(state, settings))
+    except (StateRefused, OSError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         hint = "; choose others with --port and --link-port" if taken else ""
-        if isinstance(error, sqlite3.DatabaseError):
-            raise click.ClickException(f"{state.database}: {error}{_lock_hint(error, state.database)}") from error
         raise click.ClickException(f"{error}{hint}") from error
 
 
@@ -256,7 +104,7 @@ def _identity(username: str, name: str, email: str) -> Identity:
     )
 
 
-def _add_token(store: SqliteStore, caller: Caller) -> str:
+def _add_token(store: Store, caller: Caller) -> str:
     token = new_token()
     _wait(store.submit(lambda tx: tx.add_token(token_hash(token), caller, time.time())))
     return token
@@ -266,7 +114,7 @@ def _wait(future: Future[Any]) -> Any:
     return future.result(timeout=60)
 
 
-def _known(store: SqliteStore, username: str) -> Caller:
+def _known(store: Store, username: str) -> Caller:
     caller = store.account_of(username)
     if caller is None:
         raise click.ClickException(
@@ -279,9 +127,9 @@ def _known(store: SqliteStore, username: str) -> Caller:
 @click.argument("username")
 @click.option("--name", default="", help="The person's name.")
 @click.option("--email", default="", help="Their address, if it is not the username.")
-@_state_option
-@_json_option
-def add(username: str, name: str, email: str, directory: Path | None, *, as_json: bool) -> None:
+@state_option
+@json_option
+def add(username: str, name: str, email: str, where: Where, *, as_json: bool) -> None:
     """Add a person and print their access token: it is shown this once, and only its hash is stored.
 
     \b
@@ -289,7 +137,7 @@ def add(username: str, name: str, email: str, directory: Path | None, *, as_json
       mep-relay user add alice@example.edu --name "Alice Example"
     """
     identity = _identity(username, name, email)
-    with _store(directory, make=True) as store:
+    with store_of(where, make=True) as store:
         caller = Caller(account_id=str(uuid.uuid4()), identity_id=identity.id)
         try:
             _wait(store.submit(lambda tx: tx.add_account(caller.account_id, identity)))
@@ -299,43 +147,43 @@ def add(username: str, name: str, email: str, directory: Path | None, *, as_json
             ) from error
         token = _add_token(store, caller)
     answer = {"username": username, "account_id": caller.account_id, "identity_id": identity.id, "token": token}
-    _show(answer, token, as_json=as_json)
+    show(answer, token, as_json=as_json)
 
 
 @user.command(name="token", short_help="Print a new access token for a person.")
 @click.argument("username")
 @click.option("--keep", is_flag=True, help="Leave the earlier tokens valid.")
-@_state_option
-@_json_option
-def token_command(username: str, directory: Path | None, *, keep: bool, as_json: bool) -> None:
+@state_option
+@json_option
+def token_command(username: str, where: Where, *, keep: bool, as_json: bool) -> None:
     """Print a new access token for a person; the earlier ones stop working.
 
     \b
     Example:
       mep-relay user token alice@example.edu
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         caller = _known(store, username)
         if not keep:
             _wait(store.submit(lambda tx: tx.remove_tokens(caller.identity_id)))
         token = _add_token(store, caller)
-    _show({"username": username, "token": token}, token, as_json=as_json)
+    show({"username": username, "token": token}, token, as_json=as_json)
 
 
 @user.command(name="list", short_help="List people.")
-@_state_option
-@_json_option
-def list_users(directory: Path | None, *, as_json: bool) -> None:
+@state_option
+@json_option
+def list_users(where: Where, *, as_json: bool) -> None:
     """List people: one line a person, their linked identities in one line.
 
     \b
     Example:
       mep-relay user list --json
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         people = store.accounts()
     value = [{"account_id": p.account_id, "usernames": [i.username for i in p.identities]} for p in people]
-    _show(value, "\n".join(printable(_line(person)) for person in people) or "nobody yet", as_json=as_json)
+    show(value, "\n".join(printable(_line(person)) for person in people) or "nobody yet", as_json=as_json)
 
 
 def _line(person: IdentitySet) -> str:
@@ -344,15 +192,15 @@ def _line(person: IdentitySet) -> str:
 
 @user.command(name="remove", short_help="Remove a person.")
 @click.argument("username")
-@_state_option
-def remove(username: str, directory: Path | None) -> None:
+@state_option
+def remove(username: str, where: Where) -> None:
     """Remove a person with all linked identities and tokens. Their tasks' records stay until they expire.
 
     \b
     Example:
       mep-relay user remove alice@example.edu
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         caller = _known(store, username)
         owned = store.endpoints(caller.account_id)
         if owned:
@@ -365,8 +213,8 @@ def remove(username: str, directory: Path | None) -> None:
 @user.command(name="link", short_help="Make two people one.")
 @click.argument("username")
 @click.argument("other")
-@_state_option
-def link(username: str, other: str, directory: Path | None) -> None:
+@state_option
+def link(username: str, other: str, where: Where) -> None:
     """Make OTHER's identities the same person as USERNAME, whose account stays. Both have been added before.
 
     \b
@@ -374,7 +222,7 @@ def link(username: str, other: str, directory: Path | None) -> None:
       mep-relay user add alice@lab.example.org
       mep-relay user link alice@example.edu alice@lab.example.org
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         keep, gone = _known(store, username), _known(store, other)
         if keep.account_id == gone.account_id:
             raise click.ClickException(f"{username} and {other} are the same person already")
@@ -384,8 +232,8 @@ def link(username: str, other: str, directory: Path | None) -> None:
 
 @user.command(name="unlink", short_help="Make an identity a person of its own again.")
 @click.argument("username")
-@_state_option
-def unlink(username: str, directory: Path | None) -> None:
+@state_option
+def unlink(username: str, where: Where) -> None:
     """Take the identity USERNAME out of the person it is linked to: it becomes a person of its own.
 
     What the two had together stays with the other identities; USERNAME's access tokens go with it. Endpoints notice
@@ -395,7 +243,7 @@ def unlink(username: str, directory: Path | None) -> None:
     Example:
       mep-relay user unlink alice@lab.example.org
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         caller = _known(store, username)
         person = store.identity_set(caller.account_id)
         if person is None or len(person.identities) < 2:
@@ -410,16 +258,16 @@ def endpoint() -> None:
 
 
 @endpoint.command(name="list", short_help="List the registered endpoints.")
-@_state_option
-@_json_option
-def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
+@state_option
+@json_option
+def list_endpoints(where: Where, *, as_json: bool) -> None:
     """List every registered endpoint: id, kind, name, owner.
 
     \b
     Example:
       mep-relay endpoint list
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         found = store.endpoints()
         owners = {person.account_id: person.identities[0].username for person in store.accounts()}
     value = [
@@ -429,7 +277,7 @@ def list_endpoints(directory: Path | None, *, as_json: bool) -> None:
     lines = [
         f"{v['id']}  {'multi-user ' if v['multi_user'] else 'single-user'}  {v['name']}  {v['owner']}" for v in value
     ]
-    _show(value, "\n".join(map(printable, lines)) or "no endpoint yet", as_json=as_json)
+    show(value, "\n".join(map(printable, lines)) or "no endpoint yet", as_json=as_json)
 
 
 @main.group()
@@ -439,9 +287,9 @@ def function() -> None:
 
 @function.command(name="show", short_help="Show a function and the digest of its code.")
 @click.argument("function_id")
-@_state_option
-@_json_option
-def show_function(function_id: str, directory: Path | None, *, as_json: bool) -> None:
+@state_option
+@json_option
+def show_function(function_id: str, where: Where, *, as_json: bool) -> None:
     """Show a registered function: name, owner, size, and the SHA-256 of its code.
 
     An endpoint's `allowed_functions` takes the digest as it is shown, with `sha256:` before it.
@@ -450,7 +298,7 @@ def show_function(function_id: str, directory: Path | None, *, as_json: bool) ->
     Example:
       mep-relay function show 6d0ba55f-de15-4af2-827d-05c50c338aa7
     """
-    with _store(directory) as store:
+    with store_of(where) as store:
         found = store.function(function_id.lower())
         owners = {person.account_id: person.identities[0].username for person in store.accounts()}
     if found is None:
@@ -460,14 +308,14 @@ def show_function(function_id: str, directory: Path | None, *, as_json: bool) ->
         "public": found.public, "bytes": len(found.code), "sha256": hashlib.sha256(found.code).hexdigest(),
     }  # fmt: skip
     lines = [*(f"{key}: {value[key]}" for key in ("id", "name", "owner", "public", "bytes"))]
-    _show(value, "\n".join([*lines, f"code: {DIGEST_PREFIX}{value['sha256']}"]), as_json=as_json)
+    show(value, "\n".join([*lines, f"code: {DIGEST_PREFIX}{value['sha256']}"]), as_json=as_json)
 
 
 @main.group(name="key", invoke_without_command=True, short_help="Show or replace the relay's keys.")
-@_state_option
-@_json_option
+@state_option
+@json_option
 @click.pass_context
-def key_group(ctx: click.Context, directory: Path | None, *, as_json: bool) -> None:
+def key_group(ctx: click.Context, where: Where, *, as_json: bool) -> None:
     """Show the fingerprint of the relay's keys, which `mep configure` and `mep register` show at the endpoints.
 
     It is one fingerprint over the signing key and the link key. Earlier keys are listed with the time until which
@@ -479,8 +327,8 @@ def key_group(ctx: click.Context, directory: Path | None, *, as_json: bool) -> N
       mep-relay key rotate
     """
     if ctx.invoked_subcommand is None:
-        keys = _keys(directory)
-        _show(_keys_value(keys), _keys_text(keys), as_json=as_json)
+        keys = _keys(where)
+        show(_keys_value(keys), _keys_text(keys), as_json=as_json)
 
 
 @key_group.command(name="rotate", short_help="Replace the signing key.")
@@ -490,9 +338,9 @@ def key_group(ctx: click.Context, directory: Path | None, *, as_json: bool) -> N
               help="Replace the link key too: endpoints are cut off until they are registered again.")  # fmt: skip
 @click.option("--stolen", is_flag=True,
               help="The earlier key was stolen: it signs nothing more, not even the new key.")  # fmt: skip
-@_state_option
-@_json_option
-def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stolen: bool, as_json: bool) -> None:
+@state_option
+@json_option
+def rotate(where: Where, *, overlap_days: float, new_link: bool, stolen: bool, as_json: bool) -> None:
     """Replace the relay's signing key. A running `mep-relay serve` uses the new one after a restart.
 
     The earlier key signs the new one, so that `mep register NAME --again` takes it over without being asked. Until the
@@ -503,7 +351,7 @@ def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stole
       mep-relay key rotate
       mep-relay key rotate --stolen   # endpoints need --new-relay-key FINGERPRINT
     """
-    state = _existing(directory)
+    state = _existing(where)
     try:
         keys = state.rotate_keys(overlap_days * 86400, new_link=new_link, stolen=stolen)
     except StateRefused as error:
@@ -513,25 +361,21 @@ def rotate(directory: Path | None, *, overlap_days: float, new_link: bool, stole
         + (" with --new-relay-key and this fingerprint, told to its administrators on another way." if stolen else "."),
         err=True,
     )
-    _show(_keys_value(keys), _keys_text(keys), as_json=as_json)
+    show(_keys_value(keys), _keys_text(keys), as_json=as_json)
 
 
-def _existing(directory: Path | None) -> StateDir:
-    path = directory or default_dir()
-    with suppress(PermissionError):  # which is said when it is opened
-        if not path.exists():
-            raise _no_relay(path)
-    state = _open(directory)
+def _existing(where: Where) -> StateDir:
+    state = existing_state(where)
     if not (state.directory / "signing.key").exists():
-        if not state.database.exists():
-            raise _no_relay(path)
-        raise click.ClickException(f"the relay in {path} has no keys yet: `mep-relay serve` makes them")
+        if not where.settings().database and not state.database.exists():
+            raise no_relay(where)
+        raise click.ClickException(f"the relay in {where.path} has no keys yet: `mep-relay serve` makes them")
     return state
 
 
-def _keys(directory: Path | None) -> Keys:
+def _keys(where: Where) -> Keys:
     try:
-        return _existing(directory).keys()
+        return _existing(where).keys()
     except StateRefused as error:
         raise click.ClickException(str(error)) from error
 
@@ -556,6 +400,11 @@ def _keys_text(keys: Keys) -> str:
         said = f"signs too until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))}" if at else "signs no longer"
         lines.append(f"{one['fingerprint']}  (earlier, {said})")
     return "\n".join(lines)
+
+
+endpoint.add_command(remove_endpoint)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from relay.dispatch.dispatcher import Dispatcher
 from relay.link.zmq_link import ZmqLink
 from relay.log import lines_left_out
 from relay.loop_watch import LoopWatch
-from relay.store.sqlite import SqliteStore
+from relay.store.opening import AnyStore
 
 GAUGE: Final = "gauge"
 COUNTER: Final = "counter"
@@ -37,7 +37,7 @@ class Figures:
     def __init__(
         self,
         *,
-        store: SqliteStore,
+        store: AnyStore,
         dispatcher: Dispatcher,
         link_: ZmqLink,
         http: uvicorn.Server,

@@ -190,6 +190,11 @@ class StateDir:
         """The file in which a running server publishes its addresses."""
         return self.directory / "relay.json"
 
+    @property
+    def control(self) -> Path:
+        """The socket on which a running server takes commands."""
+        return self.directory / "control.sock"
+
     def lock(self) -> int:
         """Take the lock that only one server may hold, until the process ends. Raises StateRefused."""
         descriptor = _trust().open(self.directory / LOCK, os.O_RDWR | os.O_CREAT, secret=True)

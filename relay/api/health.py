@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from mep_wire.errors import RelayUnavailable
 from relay.api.context import ApiContext
 from relay.api.http import Request
 
@@ -23,7 +24,9 @@ async def healthz(service: ApiContext, request: Request) -> Health:
 
 
 async def readyz(service: ApiContext, request: Request) -> Health:
-    """GET /readyz: tasks can be stored."""
+    """GET /readyz: tasks can be stored, and are taken."""
+    if service.dispatcher.live.draining:
+        raise RelayUnavailable(reason="it is being drained")
     await service.readiness.check()
     return Health()
 

@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 
 from relay.log import RateLimitedLog
@@ -22,14 +23,18 @@ ACCEPTS_A_TURN = 64
 MIN_RESERVE, MAX_RESERVE = 48, 4096
 """Descriptors that HTTP connections leave to links and files: an eighth of all, within these."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0
+HANDSHAKE_S = 10.0
+"""How long a client may take for TLS's handshake."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Acceptor:
     """Hands each connection of `listener` to a new protocol."""
 
-    def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
-        self._listener, self._protocol = listener, protocol
+    def __init__(
+        self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._listener, self._protocol, self._tls = listener, protocol, tls
         self._loop = asyncio.get_running_loop()
         self._limited_log = RateLimitedLog()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,8 +81,11 @@ class Acceptor:
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
-            await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:  # it is gone already
+            handshake_s = HANDSHAKE_S if self._tls else None
+            await self._loop.connect_accepted_socket(
+                self._protocol, connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            )
+        except OSError:  # it is gone already, or speaks no TLS
             connection.close()
 
     def _pause(self, reason: str) -> None:

@@ -269,6 +269,12 @@ class Dispatcher:
         if here:
             await durable(self.live.saw(here))
 
+    def cut_user_endpoints(self) -> None:
+        """Cut every user endpoint's link: each lists its tasks when it is back, and the store is compared with that."""
+        for uep in list(self.live.ueps.values()):
+            if uep.peer is not None:
+                self._cut(uep.peer, "the store has lost and found a commit")
+
     def endpoint_changed(self, endpoint: EndpointRecord, old: EndpointRecord) -> None:
         """A registration was updated: a link with the old key is cut."""
         link = self.live.managers.get(endpoint.endpoint_id)

@@ -174,6 +174,8 @@ class LiveState:
     _known: WeakValueDictionary[str, Uep] = field(default_factory=WeakValueDictionary)
     """Those, and every forgotten record that a step under way still holds: a second record for the same user endpoint
     would miss changes to the first."""
+    draining: bool = False
+    """Whether no new tasks are taken, since the administrator wants the relay to end."""
     open_tasks: OpenTasks = field(init=False)
     stories: Stories = field(default_factory=Stories)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)

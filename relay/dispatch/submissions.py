@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mep_wire.errors import RelayUnavailable
 from mep_wire.ids import user_endpoint_id
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_TASKS_PER_SUBMIT
 from relay.dispatch.deadlines import QueueDeadlines
@@ -70,6 +71,8 @@ class Submissions:
 
         Raises TooManyTasks, StorageFull, IdConflict or RelayUnavailable; then nothing was stored.
         """
+        if self._live.draining:
+            raise RelayUnavailable(reason="it takes no new tasks while its administrator drains it")
         account, tasks = submission.caller.account_id, submission.tasks
         size = sum(len(task.payload) for task in tasks)
         self._check_count(submission)

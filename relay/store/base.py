@@ -23,10 +23,12 @@ from relay.store.records import (
     FunctionRef,
     GroupRef,
     Held,
+    ListedTask,
     NewTask,
     OpenTask,
     OverdueTask,
     QueuedTask,
+    QueueLength,
     Settled,
     TaskBrief,
     TaskEnding,
@@ -310,7 +312,20 @@ class TaskEventReads(Protocol):
         """Return the oldest events of an endpoint, up to `limit`."""
 
 
-class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, Protocol):
+class OperatorReads(Protocol):
+    """Questions of the relay's administrator. They may read every task."""
+
+    def list_tasks(self, account_id: str, endpoint_id: str, *, ended: bool, limit: int) -> list[ListedTask]:
+        """Return the newest tasks, `ended` ones too; of one person and endpoint where these are not empty."""
+
+    def queues(self) -> list[QueueLength]:
+        """Return how many unfinished tasks there are, by user endpoint and state."""
+
+    def storage(self) -> list[tuple[str, int, int]]:
+        """Return each account with the bytes that it has stored, and its number of task groups."""
+
+
+class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, OperatorReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:

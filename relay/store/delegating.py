@@ -24,10 +24,12 @@ from relay.store.records import (
     FunctionRef,
     GroupRef,
     Held,
+    ListedTask,
     NewTask,
     OpenTask,
     OverdueTask,
     QueuedTask,
+    QueueLength,
     Settled,
     TaskBrief,
     TaskEnding,
@@ -288,6 +290,17 @@ class DelegatingStore:
 
     def task_events(self, endpoint_id: str, limit: int) -> EventPage:
         return self._inner.task_events(endpoint_id, limit)
+
+    # --- an administrator's questions ------------------------------------------------------------------
+
+    def list_tasks(self, account_id: str, endpoint_id: str, *, ended: bool, limit: int) -> list[ListedTask]:
+        return self._inner.list_tasks(account_id, endpoint_id, ended=ended, limit=limit)
+
+    def queues(self) -> list[QueueLength]:
+        return self._inner.queues()
+
+    def storage(self) -> list[tuple[str, int, int]]:
+        return self._inner.storage()
 
     # --- changes ---------------------------------------------------------------------------------------
 

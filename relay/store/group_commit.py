@@ -45,6 +45,9 @@ class Commits:
         """How many groups and changes were committed, and how many groups could not be."""
         self.longest_wait_s = 0.0
         """The longest wait for the lock or the disk since it was last read."""
+        self.late_commit: Callable[[], None] = lambda: None
+        """Called once it turns out that a change was stored after all whose caller was told that it was not. That
+        can't happen with a file."""
         self._rolled_back = False
 
     def take_longest_s(self) -> float:

@@ -226,8 +226,6 @@ class PostgresCommits(Commits):
         self._transaction = self._doubtful = ""
         self._retry_at = 0.0
         self._away = False
-        self.late_commit: Callable[[], None] = lambda: None
-        """Called once it turns out that a change was stored although its caller was told that it was not."""
 
     def _describe(self, error: sqlite3.Error) -> str:
         return str(error)
@@ -350,7 +348,7 @@ def schema_version(connection: Connection) -> int:
     return int(version or 0)
 
 
-_VERSIONS = "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, at TIMESTAMPTZ DEFAULT now())"
+VERSIONS = "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, at TIMESTAMPTZ DEFAULT now())"
 
 
 def migrate(connection: Connection) -> None:
@@ -362,7 +360,7 @@ def migrate(connection: Connection) -> None:
             raise StateTooNew.versions(version, len(MIGRATIONS))
         for number in range(version + 1, len(MIGRATIONS) + 1):
             note = f"INSERT INTO schema_version VALUES ({number})"  # noqa: S608 - a number
-            connection.flush("BEGIN", postgres_sql.schema(number).strip().rstrip(";"), _VERSIONS, note, "COMMIT")
+            connection.flush("BEGIN", postgres_sql.schema(number).strip().rstrip(";"), VERSIONS, note, "COMMIT")
     except sqlite3.Error:
         connection.roll_back()
         raise
@@ -377,10 +375,10 @@ class PostgresStore(SqlReads):
     checkpoints: CheckpointFigures | None = None
     """The server makes its own."""
 
-    def __init__(self, url: str, password: str = "", *, for_server: bool = False) -> None:
+    def __init__(self, url: str, password: Callable[[], str] = str, *, for_server: bool = False) -> None:
         """Connect, and bring the schema up to date. Raises StateTooNew, sqlite3.Error."""
-        self._write = Connection(lambda: connect(url, password, seconds=WRITE_S))
-        self._read = Connection(lambda: connect(url, password, seconds=READ_S))
+        self._write = Connection(lambda: connect(url, password(), seconds=WRITE_S))
+        self._read = Connection(lambda: connect(url, password(), seconds=READ_S))
         try:
             self._write.open()
             if for_server:

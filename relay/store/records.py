@@ -200,6 +200,27 @@ class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
+class ListedTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as administrators list it."""
+
+    task_id: bytes
+    owner: str
+    endpoint_id: str
+    state: TaskState
+    submitted_at: float
+
+
+class QueueLength(msgspec.Struct, frozen=True, kw_only=True):
+    """How many unfinished tasks of a user endpoint are in one state, and when the oldest was submitted."""
+
+    uep_id: str
+    endpoint_id: str
+    account_id: str
+    state: int
+    count: int
+    oldest: float
+
+
 class TaskRef(msgspec.Struct, frozen=True, kw_only=True):
     """The data on a task that a task event needs."""
 

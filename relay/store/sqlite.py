@@ -8,10 +8,10 @@ apart, and only the writer's thread waits for it.
 
 from __future__ import annotations
 
+import abc
 import sqlite3
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -39,10 +39,12 @@ from relay.store.records import (
     FunctionRef,
     GroupRef,
     Held,
+    ListedTask,
     NewTask,
     OpenTask,
     OverdueTask,
     QueuedTask,
+    QueueLength,
     Settled,
     TaskBrief,
     TaskEnding,
@@ -562,18 +564,18 @@ class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
 # --- the store --------------------------------------------------------------------------------------
 
 
-class SqlReads(ABC):
+class SqlReads(abc.ABC):
     """The reads of `relay.store.base.Store`, in SQL. The class of a backend says how a query is run."""
 
-    @abstractmethod
+    @abc.abstractmethod
     def _one(self, statement: str, *parameters: Any) -> Any:
         """Return the first row. Raises RelayUnavailable."""
 
-    @abstractmethod
+    @abc.abstractmethod
     def _all(self, statement: str, *parameters: Any) -> list[Any]:
         """Return every row. Raises RelayUnavailable."""
 
-    @abstractmethod
+    @abc.abstractmethod
     def _leading(self, statement: str, parameters: tuple[Any, ...], size_of: Callable[[Row], int], most: int) -> Any:
         """Return leading rows, as `within` does. Raises RelayUnavailable."""
 
@@ -723,6 +725,25 @@ class SqlReads(ABC):
         if numbers is None:
             return EventPage(dropped=0, events=[])
         return EventPage(dropped=numbers[2], events=self._all(sql.EVENTS, endpoint_id, limit))
+
+    # --- an administrator's questions ---------------------------------------------------------------
+
+    def list_tasks(self, account_id: str, endpoint_id: str, *, ended: bool, limit: int) -> list[ListedTask]:
+        below = max(TaskState) + 1 if ended else int(TaskState.SUCCESS)
+        rows = self._all(sql.LIST_TASKS, below, account_id, account_id, endpoint_id, endpoint_id, limit)
+        return [
+            ListedTask(task_id=r[0], owner=r[1], endpoint_id=r[2], state=TaskState(r[3]), submitted_at=r[4])
+            for r in rows
+        ]
+
+    def queues(self) -> list[QueueLength]:
+        return [
+            QueueLength(uep_id=r[0], endpoint_id=r[1], account_id=r[2], state=r[3], count=r[4], oldest=r[5])
+            for r in self._all(sql.QUEUES)
+        ]
+
+    def storage(self) -> list[tuple[str, int, int]]:
+        return [(owner, int(size), groups) for owner, size, groups in self._all(sql.STORAGE)]
 
 
 class SqliteStore(SqlReads):

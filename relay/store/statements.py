@@ -254,6 +254,20 @@ COMPLETIONS = (
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 
+# --- an administrator's questions, which read every task ------------------------------------------------
+
+LIST_TASKS = (
+    "SELECT t.task_id, g.owner, coalesce(u.endpoint_id, ''), t.state, t.submitted_at "
+    "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN ueps u ON u.uep_row = t.uep_row "
+    "WHERE t.state < ? AND (? = '' OR g.owner = ?) AND (? = '' OR u.endpoint_id = ?) ORDER BY t.row DESC LIMIT ?"
+)
+QUEUES = (
+    "SELECT u.uep_id, u.endpoint_id, u.account_id, t.state, count(*), min(t.submitted_at) "
+    f"FROM tasks t JOIN ueps u ON u.uep_row = t.uep_row WHERE t.state < {_END} "
+    "GROUP BY u.uep_id, u.endpoint_id, u.account_id, t.state"
+)
+STORAGE = "SELECT owner, sum(bytes), count(*) FROM task_groups GROUP BY owner ORDER BY 2 DESC, owner"
+
 # --- the write-ahead log ----------------------------------------------------------------------------
 
 # Make the log as long as it gets: a commit that overwrites is 80 microseconds quicker than one that appends.

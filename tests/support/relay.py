@@ -16,9 +16,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+import psycopg
+
 from tests.support.waiting import until
 
 START_S = 60.0
+EXTRAS = str(Path(psycopg.__file__).parents[1])
 
 
 class RelayProcess:
@@ -36,10 +39,11 @@ class RelayProcess:
 
     def _command(self, *words: str) -> list[str]:
         # Tests that run as root and are not about the drop run the relay as root's own single user.
-        code = "import sys; from relay.cli import main; main()"
+        # The service's environment lacks the extras that a site may add; that of the tests has them.
+        code = f"import sys; sys.path.append({EXTRAS!r}); from relay.cli import main; "
         if os.geteuid() == 0 and not self._drop:
-            code = "import sys, relay.cli; relay.cli.become_relay_account = lambda directory: None; relay.cli.main()"
-        return [sys.executable, "-P", "-c", code, *words, "--state", str(self.state)]
+            code += "import relay.cli_common; relay.cli_common.become = lambda _: None; "
+        return [sys.executable, "-P", "-c", code + "main()", *words, "--state", str(self.state)]
 
     def start(self) -> RelayProcess:
         """Start it and wait until it listens."""

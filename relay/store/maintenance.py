@@ -1,0 +1,240 @@
+"""Upgrades, checks, backs up and restores the relay's database; the same steps for SQLite and PostgreSQL.
+
+A backup is a directory: the database as it was at one moment, the relay's keys, and backup.json with the SHA-256 of
+each file. It is made beside a serving relay. Called by `mep-relay db`, as the relay's account.
+"""
+# ruff: noqa: S608 - numbers of states alone are formatted into the queries
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from mep_wire.states import TaskState
+from relay.store.schema import MIGRATIONS, StateTooNew, migrate
+
+MANIFEST = "backup.json"
+KEYS = ("link.key", "signing.key", "rotations.json")
+_END = int(TaskState.SUCCESS)
+
+CHECKS = {
+    "tasks of no task group": (
+        "SELECT count(*) FROM tasks t LEFT JOIN task_groups g ON g.group_row = t.group_row WHERE g.group_row IS NULL"
+    ),
+    "waiting tasks without arguments": (
+        f"SELECT count(*) FROM tasks t LEFT JOIN inputs i ON i.row = t.row WHERE i.row IS NULL AND t.state < {_END}"
+    ),
+    "ended tasks without an end": (
+        f"SELECT count(*) FROM tasks t LEFT JOIN results r ON r.seq = t.seq WHERE r.seq IS NULL AND t.state >= {_END}"
+    ),
+    "unfinished tasks of no user endpoint": (
+        "SELECT count(*) FROM tasks t LEFT JOIN ueps u ON u.uep_row = t.uep_row "
+        f"WHERE u.uep_row IS NULL AND t.state < {_END}"
+    ),
+    "ends of no task": "SELECT count(*) FROM results r LEFT JOIN tasks t ON t.row = r.row WHERE t.row IS NULL",
+    "arguments of no task": "SELECT count(*) FROM inputs i LEFT JOIN tasks t ON t.row = i.row WHERE t.row IS NULL",
+    "identities of no account": (
+        "SELECT count(*) FROM identities i LEFT JOIN accounts a ON a.account_id = i.account_id "
+        "WHERE a.account_id IS NULL"
+    ),
+    "task groups with a wrong size": (
+        "SELECT count(*) FROM task_groups g WHERE g.bytes <> "
+        "(SELECT coalesce(sum(length(r.payload)), 0) FROM results r WHERE r.group_row = g.group_row) + "
+        "(SELECT coalesce(sum(length(i.payload)), 0) FROM tasks t JOIN inputs i ON i.row = t.row "
+        "WHERE t.group_row = g.group_row)"
+    ),
+}
+"""By what is wrong: a query that counts it, in the words of both databases."""
+
+
+class CannotRestore(Exception):
+    """A backup can't be restored. The text says why."""
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """backup.json."""
+
+    kind: str
+    """The database: sqlite or postgresql."""
+    schema: int
+    at: float
+    files: dict[str, str]
+    """SHA-256 in hexadecimal, by the file's path in the backup."""
+
+
+class Database(Protocol):
+    """One kind of database, closed or beside a server that uses it."""
+
+    kind: str
+
+    def version(self) -> int:
+        """Return the version of the schema, 0 where there is no database yet."""
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version. Raises StateTooNew, sqlite3.Error."""
+
+    def check(self) -> list[str]:
+        """Return what is wrong. Raises sqlite3.Error."""
+
+    def backup(self, directory: Path) -> int:
+        """Write the database as it is at one moment into `directory`; return its schema's version."""
+
+    def restore(self, directory: Path, version: int) -> None:
+        """Put the database of a backup in place of the present one."""
+
+
+class SqliteDatabase:
+    """The SQLite file of a state directory."""
+
+    kind = "sqlite"
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def version(self) -> int:
+        """See Database."""
+        if not self._file.exists():
+            return 0
+        return _version(self._file)
+
+    def upgrade(self) -> None:
+        """See Database."""
+        connection = sqlite3.connect(self._file, isolation_level=None)
+        try:
+            migrate(connection)
+        finally:
+            connection.close()
+
+    def check(self) -> list[str]:
+        """See Database."""
+        connection = sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)
+        try:
+            connection.execute("BEGIN")
+            found = [text for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
+            return found + list(_wrong(connection))
+        finally:
+            connection.close()
+
+    def backup(self, directory: Path) -> int:
+        """See Database. One step, so that writers neither wait nor make it begin again."""
+        copy = directory / self._file.name
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        source, target = sqlite3.connect(self._file), sqlite3.connect(copy)
+        try:
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE").fetchone()
+        finally:
+            target.close()
+            source.close()
+        return _version(copy)
+
+    def restore(self, directory: Path, version: int) -> None:
+        """See Database."""
+        fresh = self._file.with_name(f".{self._file.name}.restored")
+        shutil.copyfile(directory / self._file.name, fresh)
+        fresh.chmod(0o600)
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        for ending in ("-wal", "-shm"):  # they belong to the one before
+            self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
+        fresh.replace(self._file)
+
+
+def _version(file: Path) -> int:
+    connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+    try:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def _wrong(connection: sqlite3.Connection) -> Iterator[str]:
+    for what, query in CHECKS.items():
+        (count,) = connection.execute(query).fetchone()
+        if count:
+            yield f"{count} {what}"
+
+
+def back_up(database: Database, state: Path, directory: Path) -> Manifest:
+    """Make a backup in `directory`, which must not exist. Raises OSError, sqlite3.Error."""
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+    fresh.mkdir(mode=0o700)
+    try:
+        version = database.backup(fresh)
+        for name in KEYS:
+            if (state / name).exists():
+                shutil.copyfile(state / name, fresh / name)
+                (fresh / name).chmod(0o600)
+        names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+        manifest = Manifest(
+            kind=database.kind, schema=version, at=time.time(), files={name: _digest(fresh / name) for name in names}
+        )
+        (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        for path in [*fresh.rglob("*"), fresh]:
+            _sync(path)
+        if directory.exists():
+            raise FileExistsError(f"{directory} exists already")
+        fresh.rename(directory)
+        _sync(directory.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Return the manifest of a backup whose files are whole. Raises CannotRestore."""
+    try:
+        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CannotRestore(f"{directory} is no backup: {error}") from error
+    for name, digest in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()) or not path.is_file():
+            raise CannotRestore(f"{path} is missing")
+        if _digest(path) != digest:
+            raise CannotRestore(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+    return manifest
+
+
+def restore(database: Database, state: Path, directory: Path) -> Manifest:
+    """Put a backup in place of the relay's state. The caller holds the lock of the server.
+
+    Raises CannotRestore, StateTooNew, OSError, sqlite3.Error.
+    """
+    manifest = read_manifest(directory)
+    if manifest.kind != database.kind:
+        raise CannotRestore(f"the backup is one of {manifest.kind}, and the relay is set up for {database.kind}")
+    if manifest.schema > len(MIGRATIONS):
+        raise StateTooNew.versions(manifest.schema, len(MIGRATIONS))
+    database.restore(directory, manifest.schema)
+    for name in KEYS:
+        if name in manifest.files:
+            fresh = state / f".{name}.restored"
+            shutil.copyfile(directory / name, fresh)
+            fresh.chmod(0o600)
+            _sync(fresh)
+            fresh.replace(state / name)
+    _sync(state)
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

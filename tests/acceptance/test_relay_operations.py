@@ -1,0 +1,255 @@
+"""Operating a relay: configuration, TLS, drain, its end, and the commands for endpoints, tasks, queues and storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import ssl
+import stat
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.fake_peer import FakeManager
+from tests.support.relay import RelayProcess
+from tests.support.relay_client import Person
+from tests.support.slapd import Authority
+from tests.support.waiting import until
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    with RelayProcess(tmp_path_factory.mktemp("relay")) as running:
+        yield running
+
+
+def configure(relay: RelayProcess, text: str) -> None:
+    relay.state.mkdir(mode=0o700, exist_ok=True)
+    path = relay.state / "mep-relay.toml"
+    path.write_text(text)
+    path.chmod(0o600)
+
+
+# --- configuration ----------------------------------------------------------------------------------
+
+
+def test_a_wrong_configuration_stops_the_start_and_every_command_with_file_key_and_reason(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path)
+    configure(relay, "max_batch = 0\n")
+    for words in (("config",), ("serve",), ("user", "add", "alice")):
+        done = relay.cli(*words, check=False)
+        assert done.returncode == 1
+        assert f"{relay.state}/mep-relay.toml: max_batch: Expected `int` >= 1" in done.stderr
+    assert not (relay.state / "relay.db").exists()
+
+
+def test_the_file_is_used_and_shown(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path)
+    configure(relay, "max_batch = 2\nlog_format = 'json'\n")
+    shown = json.loads(relay.cli("config", "--json").stdout)
+    assert (shown["max_batch"], shown["host"]) == (2, "127.0.0.1")
+    with relay:
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token)
+        path = f"/v3/endpoints/{lab.endpoint_id}/submit"
+        assert "1 to 2 tasks" in alice.refused(422, "BODY_INVALID", "POST", path, {"tasks": {"f": ["x"] * 3}})
+        assert json.loads(relay.log.read_text().splitlines()[0])["program"] == "mep-relay"
+
+
+def test_the_first_run_makes_keys_and_a_socket_that_nobody_else_can_use(relay: RelayProcess) -> None:
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in relay.state.iterdir()}
+    assert stat.S_IMODE(relay.state.stat().st_mode) == 0o700
+    assert {"link.key", "signing.key", "relay.db", "control.sock"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+
+
+# --- TLS --------------------------------------------------------------------------------------------
+
+
+def served_certificate(relay: RelayProcess, authority: Authority) -> bytes:
+    context = ssl.create_default_context(cafile=str(authority.file))
+    parts = urlsplit(relay.url)
+    with _connect(parts.hostname or "", parts.port or 0, context) as tls:
+        return tls.getpeercert(binary_form=True) or b""
+
+
+def _connect(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(socket.create_connection((host, port), 60), server_hostname=host)
+
+
+def test_it_serves_https_and_reads_its_certificate_again_on_hup(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    relay = RelayProcess(tmp_path)
+    chain, key = tmp_path / "relay.crt", tmp_path / "relay.pem"
+
+    def put(name: str) -> None:
+        certificate, secret = authority.issue(name, hosts=("127.0.0.1",))
+        for new, old in ((certificate, chain), (secret, key)):
+            fresh = old.with_suffix(".new")
+            fresh.write_bytes(new.read_bytes())
+            fresh.chmod(0o600)
+            fresh.replace(old)
+
+    put("first")
+    configure(relay, f"tls_certificate = '{chain}'\ntls_key = '{key}'\n")
+    with relay:
+        assert relay.url.startswith("https://")
+        context = ssl.create_default_context(cafile=str(authority.file))
+        with urllib.request.urlopen(f"{relay.url}/healthz", context=context, timeout=60) as answer:
+            assert json.loads(answer.read()) == {"status": "ok"}
+        first = served_certificate(relay, authority)
+        put("second")
+        os.kill(relay.pid, signal.SIGHUP)
+        until("the other certificate", lambda: served_certificate(relay, authority) != first)
+        second = served_certificate(relay, authority)
+        key.write_text("nonsense")
+        os.kill(relay.pid, signal.SIGHUP)
+        until("the refusal", lambda: "the certificate stays as it was" in relay.log.read_text())
+        assert served_certificate(relay, authority) == second
+        plain = urllib.request.Request(f"http://127.0.0.1:{urlsplit(relay.url).port}/healthz")
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            urllib.request.urlopen(plain, timeout=60)
+
+
+def test_a_key_that_others_may_read_stops_the_start(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("relay", hosts=("127.0.0.1",))
+    key.chmod(0o644)
+    relay = RelayProcess(tmp_path)
+    configure(relay, f"tls_certificate = '{certificate}'\ntls_key = '{key}'\n")
+    done = relay.cli("serve", check=False)
+    assert done.returncode == 1
+    assert f"tls_key: {key}" in done.stderr
+
+
+# --- drain and end ----------------------------------------------------------------------------------
+
+
+def test_a_drained_relay_takes_no_new_tasks_and_goes_on_with_the_others(relay: RelayProcess) -> None:
+    alice = Person(relay)
+    lab = FakeManager(relay, alice.token).hello()
+    function = alice.function()
+    answer = alice.submit(lab.endpoint_id, function, ["x"])
+    relay.cli("drain")
+    path, body = f"/v3/endpoints/{lab.endpoint_id}/submit", {"tasks": {function: ["x"]}}
+    assert "drains" in alice.refused(503, "RELAY_UNAVAILABLE", "POST", path, body)
+    assert relay.request("GET", "/readyz")[0] == 503
+    assert relay.request("GET", "/healthz")[0] == 200
+    uep = lab.start()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    assert alice.task(answer["tasks"][function][0])["status"] == "success"
+    relay.cli("drain", "--off")
+    alice.ok("POST", path, body)
+    assert relay.request("GET", "/readyz")[0] == 200
+
+
+def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path, "--drain-s", "60").start()
+    alice = Person(relay)
+    lab = FakeManager(relay, alice.token)
+    function = alice.function()
+    other = sqlite3.connect(relay.state / "relay.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(alice.submit(lab.endpoint_id, function, ["x"])))
+    thread.start()
+    try:
+        until("the change that waits", lambda: "another process holds the database's lock" in relay.log.read_text())
+        os.kill(relay.pid, signal.SIGTERM)
+        parts = urlsplit(relay.url)
+        until("no listener", lambda: _refuses(parts.port or 0))
+        assert not answers
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    thread.join(60)
+    assert relay.stop() == 0
+    (task_id,) = answers[0]["tasks"][function]
+    relay.start()
+    assert alice.task(task_id)["status"] in ("pending", "waiting-for-nodes", "waiting-for-ep")
+    relay.stop()
+
+
+def _refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_commands_for_a_server_say_that_there_is_none(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path)
+    relay.add_user("alice")
+    for words in (("drain",), ("task", "cancel", "01977f5e-0000-7000-8000-000000000000")):
+        done = relay.cli(*words, check=False)
+        assert (done.returncode, "no relay serves this state directory" in done.stderr) == (1, True)
+
+
+# --- endpoints, tasks, queues, storage --------------------------------------------------------------
+
+
+def test_tasks_queues_and_storage_are_shown_and_tasks_cancelled(relay: RelayProcess) -> None:
+    alice = Person(relay)
+    lab = FakeManager(relay, alice.token)
+    function = alice.function()
+    ids = alice.submit(lab.endpoint_id, function, ["x" * 1000] * 3)["tasks"][function]
+    listed = json.loads(relay.cli("task", "list", "--user", alice.username, "--json").stdout)
+    assert [one["id"] for one in listed] == ids[::-1]
+    assert {one["state"] for one in listed} == {"QUEUED"}
+    (queued,) = [one for one in json.loads(relay.cli("queue", "--json").stdout) if one["owner"] == alice.username]
+    assert (queued["queued"], queued["endpoint"]) == (3, lab.endpoint_id)
+    (stored,) = [one for one in json.loads(relay.cli("storage", "--json").stdout) if one["owner"] == alice.username]
+    assert stored["bytes"] >= 3000
+    told = json.loads(relay.cli("task", "cancel", *ids[:2], "--json").stdout)
+    assert told == {"cancelled": 2, "asked": 0, "ended": 0}
+    assert alice.task(ids[0])["code"] == "TASK_CANCELLED"
+    assert relay.cli("task", "list", "--user", alice.username).stdout.count("\n") == 1
+    everything = relay.cli("task", "list", "--user", alice.username, "--endpoint", lab.endpoint_id, "--all").stdout
+    assert (everything.count("CANCELLED"), everything.count("QUEUED")) == (2, 1)
+    assert relay.cli("task", "cancel", "no-uuid", check=False).returncode == 2
+
+
+def test_an_endpoint_is_removed_whoever_owns_it_beside_a_server_and_without_one(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path).start()
+    alice = Person(relay)
+    labs = [FakeManager(relay, alice.token) for _ in range(2)]
+    function = alice.function()
+    ids = [alice.submit(lab.endpoint_id, function, ["x"])["tasks"][function][0] for lab in labs]
+    relay.cli("endpoint", "remove", labs[0].endpoint_id.upper())
+    until("the waiting task's end", lambda: alice.task(ids[0]).get("code") == "ENDPOINT_DELETED")
+    assert "code" not in alice.task(ids[1])
+    relay.stop()
+    relay.cli("endpoint", "remove", labs[1].endpoint_id)
+    relay.start()
+    until("the waiting task's end", lambda: alice.task(ids[1]).get("code") == "ENDPOINT_DELETED")
+    done = relay.cli("endpoint", "remove", labs[1].endpoint_id, check=False)
+    assert (done.returncode, "there is no endpoint" in done.stderr) == (1, True)
+    relay.stop()
+
+
+@pytest.mark.root
+def test_the_control_socket_is_closed_to_other_accounts(relay: RelayProcess) -> None:
+    code = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])"
+    done = subprocess.run(
+        ["python3", "-I", "-c", code, relay.state / "control.sock"], capture_output=True, text=True, user="nobody"
+    )
+    assert "PermissionError" in done.stderr
+
+
+def test_nonsense_on_the_control_socket_is_refused(relay: RelayProcess) -> None:
+    for line in (b"\n", b"{}\n", b'{"what": "fly"}\n', b'{"what": "cancel", "ids": ["x"]}\n', b"[" * 70_000 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(60)
+            one.connect(str(relay.state / "control.sock"))
+            one.sendall(line)
+            with one.makefile("rb") as file:
+                assert "error" in json.loads(file.readline())
+    assert json.loads(relay.cli("drain", "--off", "--json").stdout)["draining"] is False
