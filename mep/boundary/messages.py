@@ -273,11 +273,9 @@ class RecheckNow:
 
 @dataclass(frozen=True, slots=True)
 class AskCaps:
-    """The account exists and policy admits it: may this uid have one more user endpoint? `source` is `files` for an
-    account local to this host, else empty."""
+    """The account exists and policy admits it: may this uid have one more user endpoint?"""
 
     uid: int
-    source: str = text(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,17 +311,18 @@ class UepExited:
     detail: str = text(4096)
 
 
-# --- checker -> monitor ------------------------------------------------------------------------------
+# Answers of a check of the account, each time that a keeper has made one.
 
 
 @dataclass(frozen=True, slots=True)
 class StillAdmitted:
-    """The account that the checker was forked for exists as it was, and policy admits it."""
+    """The account of the user endpoint exists as it was, and policy admits it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoLongerAdmitted:
-    """The account is gone, changed, locked, expired, or refused by policy; `detail` says which."""
+    """The account is gone, changed, locked, expired, or refused by policy; `detail` says which. The keeper ends its
+    user endpoint."""
 
     detail: str = text(4096)
 
@@ -364,6 +363,14 @@ class StopUserEndpoint:
     grace_ms: int
     code: str = text(64)
     public: str = text(1024)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAccount:
+    """Check the account within this time, and from then on, by the policy in the attached descriptor (a sealed memfd):
+    account_check.AccountChecks."""
+
+    within_ms: int
 
 
 # --- administrator's command -> monitor (over RUN/admin/socket, whose peer the kernel names) -----------------
@@ -508,7 +515,7 @@ Message = (
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
-    | NotChecked | SharingDenied | StartsAllowed
+    | NotChecked | SharingDenied | StartsAllowed | CheckAccount
     | AdminList | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload | AdminLog
     | AdminEndpoint | AdminRestriction | AdminFailure | AdminLogFile | AdminDone
 )  # fmt: skip
@@ -520,7 +527,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
-    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied,
+    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied, 54: CheckAccount,
     60: Shutdown, 61: StartsAllowed,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
     80: AdminList, 81: AdminStop, 82: AdminDrain, 83: AdminUndrain, 84: AdminBan, 85: AdminUnban, 86: AdminReload,
@@ -529,5 +536,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
 }  # fmt: skip
 """The first byte of a frame. Numbers are never reused, because keepers outlive an upgrade of the monitor."""
 
-DESCRIPTORS: dict[type[Message], int] = {Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1, AdminLogFile: 1}
+DESCRIPTORS: dict[type[Message], int] = {
+    Mapped: 1, MapRequest: 1, StartEndpoint: 1, TaskLogFile: 1, CheckAccount: 1, AdminLogFile: 1,
+}  # fmt: skip
 """Number of descriptors attached to a message, for those with any. Any other number is a violation."""

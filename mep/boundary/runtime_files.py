@@ -8,6 +8,9 @@ single-user endpoint).
 the kernel's boot id, which tell a stale file from a running monitor. Replaced atomically.
 `lock/monitor`: the monitor holds an exclusive flock(2) on it while it runs, so only one can run. `lock` has mode
 0700: another account that could open the file could hold the lock.
+`keepers/UEP_ID/`: the directory of one keeper, mode 0700. The keeper holds a fcntl(2) lock on `lock` while it lives,
+listens at `socket` for the next monitor, and describes itself in `record.json`. The monitor writes `mapped`, the time
+when the mapping was last confirmed. A process that the keeper forks doesn't inherit the lock.
 `status.json`: a `MonitorStatus`, replaced atomically at every change. Root (or the person) and the administrators'
 group may read it.
 `manager.sock`: the manager answers questions of root (or the person) there; the monitor makes it.
@@ -22,9 +25,12 @@ resolver writes the reason to standard error and exits with another status.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import json
 import os
+import struct
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +46,10 @@ KEEPERS_DIR = "keepers"
 ADMIN_DIR, ADMIN_SOCKET = "admin", "socket"
 """Its directory, and the socket in it, at which the monitor takes administrators' commands."""
 LOCK_DIR = "lock"
-RECORD_SUFFIX, MAPPED_SUFFIX = ".json", ".mapped"
-"""Its files, for each user endpoint: its keeper's record, and the time when its mapping was last confirmed."""
+KEEPER_LOCK, KEEPER_SOCKET, RECORD_FILE, MAPPED_FILE = "lock", "socket", "record.json", "mapped"
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +177,37 @@ def running_monitor(directory: Path | str) -> int | None:
     if not found or found[0] in (b"Z", b"X") or found[19] != words[1]:
         return None
     return int(words[0])
+
+
+def lock_holder(descriptor: int) -> int:
+    """Return the pid of the process that has a fcntl(2) lock on this file, as the kernel knows it; 0 for none."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
+def open_keeper(directory: Path | str) -> tuple[int, int] | None:
+    """Return pid and pidfd of the keeper that holds the lock in `directory`; None if it has ended. Raises OSError.
+
+    Only a lock of our own account's is believed. It is read again once the pidfd is open. If it still names the same
+    process, the pidfd is not one of a later process with the same pid.
+    """
+    try:
+        lock = os.open(f"{directory}/{KEEPER_LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(lock).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the lock is another account's", f"{directory}/{KEEPER_LOCK}")
+        pid = lock_holder(lock)
+        if not pid:
+            return None
+        pidfd = os.pidfd_open(pid)
+        if lock_holder(lock) == pid:
+            return pid, pidfd
+        os.close(pidfd)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(lock)
+    return None

@@ -1,7 +1,11 @@
 """Stops user endpoints without a monitor: left by `mep stop --keep-user-endpoints`, a killed monitor, or systemd.
 
-Each has a keeper, which ends it in good order on SIGTERM. Keepers are found by their records. They are signalled only
-if pid, start time and boot match the record. The records stay: from them the next monitor tells the relay of the ends.
+Each has a keeper, which ends it in good order on SIGTERM. A keeper is found by its directory, and is alive if it holds
+the lock there. The directories stay: from them the next monitor tells the relay of the ends.
+
+Keepers of the previous version have neither lock nor socket, so no monitor of this version can adopt them. `mep start`
+ends them first. They are found by their records, and signalled only if pid, start time and boot match. One version
+later, that part can go.
 """
 
 from __future__ import annotations
@@ -15,70 +19,110 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mep.boundary.runtime_files import KEEPERS_DIR, RECORD_SUFFIX, boot_id, start_ticks
+from mep.boundary.runtime_files import KEEPERS_DIR, RECORD_FILE, boot_id, open_keeper, start_ticks
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.config.paths import EndpointPaths
 from mep.config.template_files import check_trusted
 
+FORMER_TIMEOUT_S = 60.0
 
-def _records(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
-    for path in sorted(directory.glob(f"*{RECORD_SUFFIX}")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append((path, json.loads(path.read_text())))
+
+def _directory(where: EndpointPaths) -> Path | None:
+    """Return the directory of keepers, if there is one. Raises CliFailed unless only its owner can write to it."""
+    found = where.runtime_dir / KEEPERS_DIR
+    if not found.exists():
+        return None
+    check_trusted(found, os.geteuid())  # its files decide which processes are signalled
     return found
 
 
-def _open_keeper(record: dict[str, Any]) -> int | None:
-    """Return a pidfd of the record's keeper, or None if it has ended."""
-    if record.get("boot_id") != boot_id() or record.get("state") == "ended":
-        return None
-    try:
-        pidfd = os.pidfd_open(int(record["keeper_pid"]))
-    except (OSError, KeyError, ValueError):
-        return None
-    if start_ticks(int(record["keeper_pid"])) == record.get("keeper_start"):
-        return pidfd
-    os.close(pidfd)
-    return None
-
-
 def living_records(where: EndpointPaths) -> list[dict[str, Any]]:
-    """Return the records of user endpoints that run, whether or not a monitor does. Raises ConfigRefused."""
-    directory, found = where.runtime_dir / KEEPERS_DIR, []
-    if not directory.exists():
-        return []
-    check_trusted(directory, os.geteuid())
-    for _, record in _records(directory):
-        if (pidfd := _open_keeper(record)) is not None:
-            os.close(pidfd)
-            found.append(record)
+    """Return the records of user endpoints that run, whether or not a monitor does. Raises CliFailed."""
+    found = []
+    for uep_id, pidfd in _keepers(where).items():
+        os.close(pidfd)
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads((where.runtime_dir / KEEPERS_DIR / uep_id / RECORD_FILE).read_text()))
+    return found
+
+
+def _keepers(where: EndpointPaths) -> dict[str, int]:
+    """Return a pidfd of each living keeper, by the id of its user endpoint. Raises CliFailed."""
+    directory, found = _directory(where), {}
+    for path in directory.iterdir() if directory is not None else ():
+        try:
+            keeper = open_keeper(path) if path.is_dir() else None
+        except OSError as error:
+            raise CliFailed(f"cannot tell whether a keeper runs: {error}") from None
+        if keeper is not None:
+            found[path.name] = keeper[1]
     return found
 
 
 def stop_keepers(where: EndpointPaths, timeout_s: float) -> int:
     """End every user endpoint of a monitor that doesn't run. Return how many there were. Raises CliFailed."""
-    deadline = time.monotonic() + timeout_s
-    running = {}
-    if (where.runtime_dir / KEEPERS_DIR).exists():
-        check_trusted(where.runtime_dir / KEEPERS_DIR, os.geteuid())  # its files decide which processes are signalled
-    for path, record in _records(where.runtime_dir / KEEPERS_DIR):
-        if (pidfd := _open_keeper(record)) is not None:
-            running[path] = pidfd
+    running = _keepers(where) | _former_keepers(where)
     try:
-        for pidfd in running.values():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        for path, pidfd in running.items():
-            if not _ended(pidfd, max(0.0, deadline - time.monotonic())):
-                raise CliFailed(f"the keeper of {path.stem} did not end within {timeout_s:g} s", Exit.TIMEOUT)
+        for uep_id in _still_running(running, timeout_s):
+            raise CliFailed(f"the keeper of {uep_id} did not end within {timeout_s:g} s", Exit.TIMEOUT)
     finally:
         for pidfd in running.values():
             os.close(pidfd)
     return len(running)
 
 
+def _still_running(keepers: dict[str, int], timeout_s: float) -> list[str]:
+    """SIGTERM keepers, given by their pidfds, and return the names of those that don't end in time."""
+    deadline = time.monotonic() + timeout_s
+    for pidfd in keepers.values():
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    return [name for name, pidfd in keepers.items() if not _ended(pidfd, max(0.0, deadline - time.monotonic()))]
+
+
 def _ended(pidfd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+# --- keepers of the previous version --------------------------------------------------------------------------------
+
+
+def end_former_version(where: EndpointPaths, timeout_s: float = FORMER_TIMEOUT_S) -> int:
+    """End the keepers of the previous version, and give the monitor their records. Return how many ran.
+
+    One that doesn't end in time is killed. Its user endpoint then dies with it (parent-death signal).
+    """
+    running = _former_keepers(where)
+    for uep_id in _still_running(running, timeout_s):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(running[uep_id], signal.SIGKILL)
+    for pidfd in running.values():
+        _ended(pidfd, timeout_s)
+        os.close(pidfd)
+    for path in _former_records(where):
+        kept = path.with_suffix("")
+        kept.mkdir(mode=0o700, exist_ok=True)
+        path.rename(kept / RECORD_FILE)
+        path.with_suffix(".mapped").unlink(missing_ok=True)
+    return len(running)
+
+
+def _former_records(where: EndpointPaths) -> list[Path]:
+    directory = _directory(where)
+    return list(directory.glob("*.json")) if directory is not None else []
+
+
+def _former_keepers(where: EndpointPaths) -> dict[str, int]:
+    """Return a pidfd of each running keeper of the previous version, by the id of its user endpoint."""
+    found = {}
+    for path in _former_records(where):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(path.read_text())
+            pidfd = os.pidfd_open(int(record["keeper_pid"]))
+            if record["boot_id"] == boot_id() and start_ticks(int(record["keeper_pid"])) == record["keeper_start"]:
+                found[path.stem] = pidfd
+            else:
+                os.close(pidfd)
+    return found

@@ -36,8 +36,11 @@ def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool, debug: bool) -
 
 def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, debug: bool = False) -> None:
     from mep.cli.monitor_control import run_here, start_detached
+    from mep.cli.orphaned_keepers import end_former_version
 
     resolution = _prepare(where, roots, detach=detach, debug=debug)
+    if ended := end_former_version(where):
+        warn([f"user endpoints of the previous version were ended, and their tasks wait for new ones: {ended}"])
     if not detach:
         run_here(where, resolution)
     status = start_detached(where, resolution)

@@ -64,6 +64,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
         "CapsDenied",
         "SharingDenied",
         "StopUserEndpoint",
+        "CheckAccount",
         "Shutdown",
         "StartsAllowed",
     }
@@ -78,7 +79,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
 
 def test_only_documents_travel_with_descriptors() -> None:
     assert {cls.__name__: number for cls, number in DESCRIPTORS.items()} == {
-        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1, "TaskLogFile": 1, "AdminLogFile": 1,
+        "Mapped": 1, "MapRequest": 1, "StartEndpoint": 1, "TaskLogFile": 1, "CheckAccount": 1, "AdminLogFile": 1,
     }  # fmt: skip
 
 

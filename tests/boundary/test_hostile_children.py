@@ -65,7 +65,7 @@ HOSTILE_FRAMES = {
     "NUL": (bytes([22]) + (1).to_bytes(2, "big") + b"\0" + b"\0\0", "NUL"),
     "once only, repeated": (READY, "ManagerReady is not allowed"),
     "a mapper's message": (encode(MapperReady(epoch=b"1" * 16)), "MapperReady is not allowed"),
-    "a keeper's message": (encode(AskCaps(uid=0, source="")), "AskCaps is not allowed"),
+    "a keeper's message": (encode(AskCaps(uid=0)), "AskCaps is not allowed"),
     "another keeper's message": (encode(Spawned(pid=1)), "Spawned is not allowed"),
     "the monitor's own message": (encode(MapperEpoch(epoch=b"1" * 16)), "MapperEpoch is not allowed"),
     "no descriptor": (START, "0 descriptors"),

@@ -25,6 +25,7 @@ from mep.boundary.messages import (
     UepReady,
 )
 from mep.boundary.resolved_config import Policy
+from mep.root.account.account_check import AccountChecks
 from mep.root.account.lookup import AccountRules
 from mep.root.keeper.keeper import KeeperOrder, keeper_main
 from mep.root.kernel.signals import wait_readable
@@ -41,8 +42,8 @@ class KeeperRun:
     def __init__(self, user: str, **behaviour: object) -> None:
         self.files = MonitorRun()
         self.run = pathlib.Path(tempfile.mkdtemp(prefix="meptest-keeper-"))
-        (self.run / "keepers").mkdir()
         self.uep_id = new_uep_id()
+        (self.run / "keepers" / self.uep_id).mkdir(mode=0o700, parents=True)
         document = sealed_memfd("verified", json.dumps({"mode": "ready", **behaviour}).encode())
         bundle = sealed_memfd("bundle", b"")
         self.channel, theirs = Channel.pair()
@@ -59,7 +60,7 @@ class KeeperRun:
         resolved = self.files.resolved
         return KeeperOrder(
             uep_id=self.uep_id, local_user=user, correlation_id="c", incarnation=b"i" * 16, start_descriptor=document,
-            bundle_descriptor=bundle, rules=rules, switch=True, python=resolved.python,
+            bundle_descriptor=bundle, checks=AccountChecks(rules, 0.0), switch=True, python=resolved.python,
             user_endpoint_main=resolved.user_endpoint_main, path="/bin", runtime_dir=str(self.run),
             start_timeout_s=TIMEOUT_S, stop_grace_s=0.5, open_files=(1024, 1024),
         )  # fmt: skip
@@ -70,7 +71,7 @@ class KeeperRun:
         return received[0] if received is not None else None
 
     def record(self) -> dict[str, object]:
-        path = self.run / "keepers" / f"{self.uep_id}.json"
+        path = self.run / "keepers" / self.uep_id / "record.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def end(self) -> int:
@@ -89,7 +90,7 @@ class KeeperRun:
 
 def test_whole_life(alice: LocalAccount) -> None:
     with KeeperRun(alice.name) as keeper:
-        assert keeper.hear() == AskCaps(uid=alice.uid, source="files")
+        assert keeper.hear() == AskCaps(uid=alice.uid)
         keeper.channel.send(CapsGranted())
         spawned = keeper.hear()
         assert isinstance(spawned, Spawned) and os.stat(f"/proc/{spawned.pid}").st_uid == alice.uid

@@ -126,33 +126,10 @@ def test_recycled_pid_is_neither_adopted_nor_signalled(alice: LocalAccount) -> N
             os.kill(record["keeper_pid"], signal.SIGKILL)
             until("the user endpoint ends with it", lambda: gone(record["uep_pid"], record["uep_start"]))
             record.update(keeper_pid=bystander.pid, uep_pid=bystander.pid)  # start times stay those of the dead
-            (run.run / "keepers" / f"{uep_id}.json").write_text(json.dumps(record))
+            run.record_path(uep_id).write_text(json.dumps(record))
             run.start()
             manager, _ = run.ready()
             assert manager.take(EndpointEnded)[0].uep_id == uep_id
-            run.stop()
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
-
-
-def test_a_process_that_runs_something_else_is_no_keeper(alice: LocalAccount) -> None:
-    """Also where pid and start time fit: it is neither adopted nor signalled, and the end is told."""
-    bystander = subprocess.Popen(["sleep", "60"])
-    try:
-        with running_monitor() as (run, manager, mapper):
-            uep_id, _ = start_as(manager, mapper, alice.name)
-            record = run.record(uep_id)
-            assert record["executable"] == os.path.realpath(sys.executable)
-            run.stop()
-            record.update(keeper_pid=bystander.pid, keeper_start=start_ticks(bystander.pid), uep_pid=0, state="running")
-            (run.run / "keepers").mkdir(exist_ok=True)
-            (run.run / "keepers" / f"{uep_id}.json").write_text(json.dumps(record))
-            run.start()
-            manager, _ = run.ready()
-            assert manager.take(EndpointEnded)[0].uep_id == uep_id
-            assert not [one for one in run.audit_records() if one["event"] == "adopt"]
             run.stop()
         assert bystander.poll() is None
     finally:
@@ -174,8 +151,8 @@ def test_record_of_another_boot_is_not_believed(alice: LocalAccount) -> None:
             run.stop()
             for kind in ("keeper", "uep"):
                 record.update({f"{kind}_pid": bystander.pid, f"{kind}_start": started})
-            (run.run / "keepers").mkdir(exist_ok=True)
-            (run.run / "keepers" / f"{uep_id}.json").write_text(json.dumps(record))
+            run.record_path(uep_id).parent.mkdir(mode=0o700)
+            run.record_path(uep_id).write_text(json.dumps(record))
             run.start()
             assert run.ready()[0].take(EndpointEnded)[0].uep_id == uep_id
             run.stop()

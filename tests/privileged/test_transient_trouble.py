@@ -136,21 +136,26 @@ def test_requests_wait_while_few_descriptors_are_free(alice: LocalAccount) -> No
 
 
 def test_a_monitor_without_descriptors_lives(alice: LocalAccount) -> None:
-    """Whatever it begins then is begun again: neither a reload nor a check nor a helper's launch ends it."""
+    """Whatever it begins then is begun again: neither a reload nor a keeper's check nor a helper's launch ends it."""
     run = MonitorRun(resolver_argv=["/bin/false"])
     run.resolved = replace(run.resolved, manager=replace(run.resolved.manager, recheck_interval_s=1.0))
     with run:
         manager, mapper = run.ready()
-        assert start_as(manager, mapper, alice.name)[1].outcome == "started"
-        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=10:"], check=True)
+        uep_id, answer = start_as(manager, mapper, alice.name)
+        assert answer.outcome == "started"
+        keeper = run.record(uep_id)["keeper_pid"]
+        for pid in (run.pid, keeper):
+            subprocess.run(["prlimit", f"--pid={pid}", "--nofile=6:"], check=True)  # poll(2) takes no more than these
         os.kill(run.pid, signal.SIGHUP)
         until("the reload was tried", lambda: "was not reloaded" in run.log_text())
         until("a check was tried", lambda: "cannot fork a checker" in run.log_text())
         mapper.kill()
         until("a launch was tried", lambda: "cannot start the mapper" in run.log_text())
-        subprocess.run(["prlimit", f"--pid={run.pid}", "--nofile=500:"], check=True)
+        for pid in (run.pid, keeper):
+            subprocess.run(["prlimit", f"--pid={pid}", "--nofile=500:"], check=True)
         run.puppet("mapper").send(MapperReady(epoch=bytes(16)))
         until("it is shown", lambda: run.status()["user_endpoints"][0]["state"] == "running")
+        until("the account was checked", lambda: run.status()["user_endpoints"][0].get("account_checked_at"))
 
 
 def test_too_few_descriptors_for_what_is_allowed_are_said_at_the_start() -> None:

@@ -270,8 +270,12 @@ class MonitorRun:
     def record(self, uep_id: str) -> dict[str, Any]:
         """A keeper's record, or an empty mapping."""
         with contextlib.suppress(OSError):
-            return dict(json.loads((self.run / "keepers" / f"{uep_id}.json").read_text()))
+            return dict(json.loads(self.record_path(uep_id).read_text()))
         return {}
+
+    def record_path(self, uep_id: str) -> pathlib.Path:
+        """The file of a keeper's record."""
+        return self.run / "keepers" / uep_id / "record.json"
 
     def end(self, uep_id: str) -> None:
         """Kill the process of a user endpoint."""
@@ -279,8 +283,8 @@ class MonitorRun:
 
     def forget(self, uep_id: str, *keys: str) -> None:
         """Take `keys` out of a keeper's record, as a keeper of a version without them has written it."""
-        path = self.run / "keepers" / f"{uep_id}.json"
-        path.write_text(json.dumps({key: value for key, value in self.record(uep_id).items() if key not in keys}))
+        kept = {key: value for key, value in self.record(uep_id).items() if key not in keys}
+        self.record_path(uep_id).write_text(json.dumps(kept))
 
     # --- its children ---------------------------------------------------------------------------------
 
@@ -330,7 +334,7 @@ class MonitorRun:
     def _kill_recorded(self) -> None:
         """Kill the keepers and user endpoints of a killed monitor, by pid and start time."""
         keepers = self.run / "keepers"
-        for path in keepers.glob("*.json") if keepers.exists() else ():
+        for path in keepers.glob("*/record.json") if keepers.exists() else ():
             record = json.loads(path.read_text())
             for kind in ("keeper", "uep"):
                 pid = record[f"{kind}_pid"]

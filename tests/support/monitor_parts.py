@@ -71,6 +71,7 @@ class Parts:
         """Add a running user endpoint of alice's."""
         made = RunningEndpoint(uep_id, "alice", "c-1", 7, None, uid=1000, phase=UepPhase.RUNNING, mapped_at=mapped_at)
         self.endpoints[uep_id] = made
+        self.records.make(uep_id)
         return made
 
     def confirmations(self, revoke: Revoke) -> MappingConfirmations:
@@ -84,8 +85,7 @@ class Parts:
         """Return the re-checks, which end user endpoints by adding them to `revoked`."""
         made: Rechecks = Rechecks(
             self.configuration, self.loop, self.endpoints, self.log, self.audit, self.status, self.to_manager,
-            self.confirmations(lambda *args: made.revoke(*args)), self.budget,
-            forked=lambda _: None, revoke=lambda endpoint, code, _: self.revoked.append((endpoint, code)),
+            self.confirmations(lambda *args: made.revoke(*args)), PaperKeepers(self), self.budget,
         )  # fmt: skip
         return made
 
@@ -102,7 +102,7 @@ class Parts:
         return [record for record in records if record["event"] == event]
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, and have the loop run what is due."""
+        """Let time pass, and have the loop run all due calls."""
         self.now += seconds
         self.loop.after(0.0, lambda: None)
         self.loop.turn()
@@ -123,6 +123,7 @@ class PaperKeepers(Keepers):
     """Keepers without processes. The test takes the part of each."""
 
     def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self.forked: list[str] = []
         self.refusal: StartVerdict | None = None
         """The next starts are refused with it, as by a full site."""
@@ -132,6 +133,10 @@ class PaperKeepers(Keepers):
             parts.to_manager, parts.confirmations(lambda *_: None), parts.budget,
             forked=lambda _: None, answered=lambda *args: self.answer.append(args), gone=lambda _: None,
         )  # fmt: skip
+
+    def revoke(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
+        """Note the end in place of a message to a keeper."""
+        self._parts.revoked.append((endpoint, code))
 
     def fork(self, start: Start, descriptor: int) -> StartVerdict | None:
         """Note the start in place of a fork."""

@@ -1,5 +1,6 @@
 """Stands in for a user endpoint: follows the start document, as the mapped user."""
 
+import ctypes
 import json
 import os
 import signal
@@ -46,6 +47,9 @@ if mode == "respawn":
         os._exit(0)
 if mode == "storm" and os.fork() == 0:
     os.execv(order["program"], ["storm", *order["words"]])
+if mode == "outlives":
+    # It takes its keeper's death for no reason to die (PR_SET_PDEATHSIG).
+    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
 if mode == "ignore-term":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "orphans":

@@ -3,9 +3,8 @@
 It repeats the keeper's checks at the start by the same code: NSS, shadow, the policy in force now, and PAM's account
 stage. It may hang in NSS or PAM, and has a time limit therefore.
 
-The monitor forks one to check the account of running user endpoints again; they keep running if it hangs. It runs as
-root (single-user mode: as the owner), and asks PAM if `pam.recheck` is set. Keepers don't do this work, because an
-adopted keeper has no channel to the new monitor and knows only the old policy.
+A keeper forks one to check the account of its user endpoint again, which keeps running if it hangs. It runs as root
+(single-user mode: as the owner), and asks PAM if `pam.recheck` is set. The policy in force comes from the monitor.
 
 `mep map` forks one before it permanently becomes the mapper's account, because only root may read shadow entries and
 ask PAM. This one reads one user name, and no other output of mapping files, callouts or directories. If `mep map` isn't
@@ -29,6 +28,7 @@ from mep.boundary import untraceable
 from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.messages import Message, NoLongerAdmitted, NotChecked, StillAdmitted
+from mep.boundary.resolved_config import Policy
 from mep.root.account import nss, shadow
 from mep.root.account.lookup import AccountRules, NotKnownNow, StartRefused, check_policy, lookup
 from mep.root.kernel import syscalls
@@ -51,9 +51,34 @@ class Subject:
     """`files` if the account was local to this host, else empty."""
 
 
-def checker_main(subject: Subject, rules: AccountRules, channel: Channel, pam_service: str = "") -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class AccountChecks:
+    """The checks of running user endpoints' accounts that the site wants."""
+
+    rules: AccountRules
+    interval_s: float
+    """0: no checks."""
+    pam_service: str = ""
+    """Empty: PAM isn't asked."""
+
+    def to_json(self) -> bytes:
+        """Return the document that the monitor sends to keepers."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> AccountChecks:
+        """Return the checks of a document. Raises ValueError, KeyError and TypeError if it is of another version."""
+        value = json.loads(data)
+        said = value["rules"]
+        rules = AccountRules(
+            Policy(**said["policy"]), tuple(said["own_accounts"]), tuple(said["own_uids"]), said["only_uid"]
+        )
+        return cls(rules, value["interval_s"], value["pam_service"])
+
+
+def checker_main(subject: Subject, checks: AccountChecks, channel: Channel) -> NoReturn:
     """Run as the checker of `subject` in the process just forked for it. Never returns."""
-    _run_checker(channel.fileno(), lambda: channel.send(check(subject, rules, pam_service)))
+    _run_checker(channel.fileno(), lambda: channel.send(check(subject, checks.rules, checks.pam_service)))
 
 
 def _run_checker(descriptor: int, work: Callable[[], object]) -> NoReturn:

@@ -4,8 +4,8 @@ It watches from exec to the end of the last descendant, whether or not the monit
 (single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has a process of its
 own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child becomes the user
 (spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and keeps a record of it
-(keeper_record.py). It trusts its order and the monitor. It trusts no report of the user endpoint:
-datagrams are clipped and passed on as text.
+(keeper_record.py). It checks the account again from time to time (account_recheck.py). It trusts its order and the
+monitor (monitor_link.py). It trusts no report of the user endpoint: datagrams are clipped and passed on as text.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from mep.boundary.messages import (
     AskCaps,
     CapsDenied,
     CapsGranted,
+    CheckAccount,
     KeeperFailed,
     Message,
+    NoLongerAdmitted,
     SharingDenied,
     Spawned,
     StopUserEndpoint,
@@ -50,8 +52,8 @@ from mep.boundary.messages import (
 )
 from mep.boundary.resolved_config import GroupLimits, Hook, Limits
 from mep.boundary.runtime_files import start_ticks
+from mep.root.account.account_check import AccountChecks, Subject
 from mep.root.account.lookup import (
-    AccountRules,
     StartRefused,
     check_policy,
     forbidden_gids,
@@ -60,8 +62,10 @@ from mep.root.account.lookup import (
     source_of,
 )
 from mep.root.keeper.account_document import account_memfd
+from mep.root.keeper.account_recheck import AccountRecheck
 from mep.root.keeper.cgroup import Cgroup, CgroupGate
 from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
+from mep.root.keeper.monitor_link import MonitorLink
 from mep.root.keeper.pam_session import PamProcess
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
@@ -95,7 +99,8 @@ class KeeperOrder:
     incarnation: bytes
     start_descriptor: int
     bundle_descriptor: int
-    rules: AccountRules
+    checks: AccountChecks
+    """The policy, and how often the account is checked again."""
     switch: bool
     python: str
     user_endpoint_main: str
@@ -145,14 +150,15 @@ class Keeper:
 
     def __init__(self, order: KeeperOrder, channel: Channel, wakeup: Wakeup, log: Log) -> None:
         self._order, self._wakeup, self._log = order, wakeup, log
-        self._channel: Channel | None = channel
         self._deadline = time.monotonic() + order.start_timeout_s
         self._records = Records(order.runtime_dir)
+        self._link = MonitorLink(channel, log)
         # Clipped, because a record's size is bounded. The audit log has the whole text.
         names = clip(order.identities, _MAX_IDENTITIES)
         who: dict[str, Any] = {"person": order.person.hex(), "literal": order.literal, "identities": names}
         record = new_record(order.uep_id, order.local_user, order.correlation_id, order.incarnation)
         self._record = replace(record, **who)
+        self._recheck: AccountRecheck | None = None
         self._session: PamProcess | None = None
         self._gate: CgroupGate | None = None
         self._group: Cgroup | None = None
@@ -162,8 +168,11 @@ class Keeper:
     def run(self) -> None:
         """Start, supervise, clean up, write the exit record."""
         try:
+            self._link.open(self._records.path(self._order.uep_id))
             self._records.write(self._record)
             account = self._admitted_account()
+            subject = Subject(account.name, account.uid, source_of(account.name))
+            self._recheck = recheck = AccountRecheck(subject, self._order.checks, self._log)
             pid, report = self._spawn(account)
         except StartRefused as refusal:
             self._give_up(ProcessEnding(refusal.code, refusal.public, refusal.detail, stage=refusal.stage))
@@ -175,20 +184,19 @@ class Keeper:
             self._log.warning("the monitor ended before it allowed the start", uep=self._order.uep_id)
             self._records.remove(self._order.uep_id)
         else:
-            self._supervise(pid, report)
+            self._supervise(pid, report, recheck)
         finally:
             self._undo()
 
     def _admitted_account(self) -> SpawnAccount:
         account = lookup(self._order.local_user)
-        check_policy(account, self._order.rules)
+        check_policy(account, self._order.checks.rules)
         self._prepare(account)
         if self._order.pre_start_hook.path:
             account = self._still_admitted(account)
-        source = source_of(account.name)
         # Written before asking: a keeper with a later grant must see this one.
-        self._update(source=source, uid=account.uid)
-        self._tell(AskCaps(uid=account.uid, source=source))
+        self._update(uid=account.uid)
+        self._link.send(AskCaps(uid=account.uid))
         answer = self._hear()
         if isinstance(answer, CapsDenied):
             text = OWN_LIMIT.format(limit=answer.limit)
@@ -209,7 +217,7 @@ class Keeper:
             detail = f"{account.name} had uid {account.uid} before pre_start_hook ran, and {now.uid} after it"
             public = public_text(Refusal.ACCOUNT_REFUSED)
             raise StartRefused(StartStage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, public, detail)
-        check_policy(now, self._order.rules)
+        check_policy(now, self._order.checks.rules)
         return now
 
     def _spawn(self, account: SpawnAccount) -> tuple[int, socket.socket]:
@@ -228,7 +236,7 @@ class Keeper:
         try:
             if with_pam:
                 self._session = PamProcess(
-                    order.pam_service, account.name, forbidden_gids(order.rules.policy), self._log
+                    order.pam_service, account.name, forbidden_gids(order.checks.rules.policy), self._log
                 )
                 pid, stages = self._session.spawn(plan, self._heard, self._begin, self._left)
             else:
@@ -264,21 +272,16 @@ class Keeper:
         self._update(detail=f"at {stage.name}", **self._pam_process())
 
     def _obey(self, stage: StartStage) -> None:
-        """Give up the start if the monitor says so. If the monitor is gone, its channel is closed."""
-        try:
-            received = self._channel.receive() if self._channel is not None else None
-        except BlockingIOError:
-            return
-        except OSError:
-            received = None
-        if received is None:
-            self._channel = None
-        elif isinstance(order := received[0], StopUserEndpoint):
+        """Give up the start if the monitor says so."""
+        order, descriptors = self._link.receive() or (None, [])
+        if isinstance(order, StopUserEndpoint):
             raise StartRefused(stage, order.code, order.public, "stopped before it started")
+        if isinstance(order, CheckAccount) and self._recheck is not None:
+            self._recheck.obey(order, descriptors[0])
 
     def _heard(self) -> list[int]:
         """Return the descriptors to poll for a request to stop."""
-        return [self._wakeup.fileno(), *([self._channel.fileno()] if self._channel is not None else [])]
+        return [self._wakeup.fileno(), *self._link.descriptors()]
 
     def _undo(self) -> None:
         """At the end: release the group and the session, and run the administrator's hook."""
@@ -328,10 +331,8 @@ class Keeper:
         return f"pre_start_hook {self._order.pre_start_hook.path}: {result.problem}: {words}"
 
     def _asked_to_stop(self) -> bool:
-        """Tell whether SIGTERM or any message arrived. At this stage, any message from the monitor means stop."""
-        if signal.SIGTERM in self._wakeup.take():
-            return True
-        return self._channel is not None and wait_readable([self._channel.fileno()], 0)
+        """Tell whether SIGTERM or any message arrived, or the monitor is gone, which hasn't allowed the start yet."""
+        return signal.SIGTERM in self._wakeup.take() or self._link.receive() is not None or not self._link.is_first
 
     def _request(self, event: str, account: SpawnAccount, **more: object) -> bytes:
         """Return the JSON request for a hook. It holds no secrets: the start document is never opened here."""
@@ -367,25 +368,22 @@ class Keeper:
             gate.close()
             stages.close()
 
-    def _supervise(self, pid: int, report: socket.socket) -> None:
-        self._tell(Spawned(pid=pid))
+    def _supervise(self, pid: int, report: socket.socket, recheck: AccountRecheck) -> None:
+        if self._link.is_first:
+            self._link.send(Spawned(pid=pid))
         supervisor = Supervisor(
-            pid, report, self._channel, self._wakeup, self._log,
+            pid, report, self._link, self._wakeup, self._log, recheck,
             stop_grace_s=self._order.stop_grace_s, group=self._group, session=self._session,
             uep_id=self._order.uep_id,
         )  # fmt: skip
-        ending = supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING))
-        self._end(ending)
-        supervisor.tell(ending.message())
+        self._give_up(supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING)))
 
-    def _end(self, ending: ProcessEnding) -> None:
+    def _give_up(self, ending: ProcessEnding) -> None:
+        """Write the exit record, and tell the monitor."""
         texts = {"public": clip(ending.public, MAX_PUBLIC), "detail": clip(ending.detail, MAX_TEXT)}
         how = {"status": ending.status, "code": ending.code, **texts}
         self._update(state=ENDED, ended_at=time.time(), **how)
-
-    def _give_up(self, ending: ProcessEnding) -> None:
-        self._end(ending)
-        self._tell(ending.message())
+        self._link.send(ending.message(adopted=self._link.is_new))
 
     def _update(self, **changes: Any) -> None:
         """Update the record. A full disk must not end a user endpoint, so an error is only logged."""
@@ -395,34 +393,17 @@ class Keeper:
         except OSError as error:
             self._log.error("cannot write the record", uep=self._order.uep_id, error=error.strerror)
 
-    # --- the channel before there is a user endpoint -------------------------------------------------
-
-    def _tell(self, message: Message) -> None:
-        if self._channel is None:
-            return
-        try:
-            self._channel.send(message)
-        except OSError:
-            self._channel = None
-
     def _hear(self) -> Message:
         """Return the monitor's next message. Raises MonitorGone, StartRefused at the deadline or on SIGTERM."""
-        while self._channel is not None:
-            wait_readable([self._channel.fileno(), self._wakeup.fileno()], self._left())
+        while self._link.is_first:
+            wait_readable(self._heard(), self._left())
             if signal.SIGTERM in self._wakeup.take():
                 raise StartRefused(StartStage.CAPS, STOPPED, _STOPPING, "SIGTERM")
-            try:
-                received = self._channel.receive()
-            except BlockingIOError:
-                if self._left() > 0:
-                    continue
+            if (received := self._link.receive()) is not None:
+                return received[0]
+            if self._left() <= 0:
                 text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
-                raise StartRefused(StartStage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor") from None
-            except OSError:
-                break
-            if received is None:
-                break
-            return received[0]
+                raise StartRefused(StartStage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor")
         raise MonitorGone
 
     def _left(self) -> float:
@@ -479,10 +460,10 @@ class ProcessEnding:
     stage: StartStage | None = None
     errno: int = 0
 
-    def message(self) -> Message:
-        """Return the message for the monitor."""
+    def message(self, *, adopted: bool) -> Message:
+        """Return the message for the monitor; to one that has adopted the keeper, every user endpoint has started."""
         public, detail = clip(self.public, MAX_PUBLIC), clip(self.detail, MAX_TEXT)
-        if self.stage is None:
+        if self.stage is None or adopted:
             return UepExited(status=self.status, code=self.code, public=public, detail=detail)
         return KeeperFailed(stage=self.stage, errno=self.errno, code=self.code, public=public, detail=detail)
 
@@ -512,10 +493,11 @@ class Supervisor:
     """Watches one user endpoint, its reports, the monitor's orders and signals."""
 
     def __init__(
-        self, pid: int, report: socket.socket, channel: Channel | None, wakeup: Wakeup, log: Log, *,
+        self, pid: int, report: socket.socket, link: MonitorLink, wakeup: Wakeup, log: Log, recheck: AccountRecheck, *,
         stop_grace_s: float, group: Cgroup | None = None, session: PamProcess | None = None, uep_id: str = "",
     ) -> None:  # fmt: skip
-        self._pid, self._report, self._channel, self._wakeup, self._log = pid, report, channel, wakeup, log
+        self._pid, self._report, self._link, self._wakeup, self._log = pid, report, link, wakeup, log
+        self._recheck = recheck
         self._grace_s, self._group, self._session, self._uep_id = stop_grace_s, group, session, uep_id
         self._ready = False
         self._status: int | None = None
@@ -538,7 +520,7 @@ class Supervisor:
                 raise_priority()
                 self._signal(signal.SIGKILL)
             decided = self._ready or self._stopped is not None or self._said is not None
-            until = self._kill_at if decided else min(ready_by, self._kill_at)
+            until = min(self._kill_at, self._recheck.wake_at(), float("inf") if decided else ready_by)
             until = now if self._more_ended else until
             wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now), self._urgent())
             if self._group is not None:
@@ -546,6 +528,7 @@ class Supervisor:
             self._take_signals()
             self._take_reports(on_ready)
             self._take_orders()
+            self._recheck_account()
         self._take_reports(on_ready)
         if self._group is not None:
             self._group.end()
@@ -555,30 +538,12 @@ class Supervisor:
             kill_descendants(self._session.spared, self._reaped)
         return self._ending(self._status)
 
-    def tell(self, message: Message) -> None:
-        """Send `message` to the monitor, if it still runs."""
-        if self._channel is None:
-            return
-        try:
-            self._channel.send(message)
-        except OSError:
-            self._monitor_gone()
-
     def _descriptors(self) -> list[int]:
-        found = [self._wakeup.fileno()]
-        if self._report_open:
-            found.append(self._report.fileno())
-        if self._channel is not None:
-            found.append(self._channel.fileno())
-        return found
+        found = [self._wakeup.fileno(), *self._link.descriptors(), *self._recheck.descriptors()]
+        return [*found, self._report.fileno()] if self._report_open else found
 
     def _urgent(self) -> list[int]:
         return self._group.urgent() if self._group is not None else []
-
-    def _monitor_gone(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
 
     # --- events ---------------------------------------------------------------------------------------
 
@@ -594,6 +559,7 @@ class Supervisor:
             self._reaped(pid, status)
 
     def _reaped(self, pid: int, status: int) -> None:
+        self._recheck.reaped(pid)
         if pid == self._pid:
             self._status = status
         elif self._session is not None:
@@ -621,7 +587,9 @@ class Supervisor:
             if not self._ready and self._stopped is None:
                 self._ready = True
                 on_ready()
-                self.tell(UepReady())
+                if not self._link.is_new:
+                    self._link.send(UepReady())
+                self._recheck.start()
         elif report.kind == "NOTICE":
             uep = self._uep_id
             self._log.warning("user endpoint reports", uep=uep, pid=self._pid, code=report.code, text=report.public)
@@ -630,18 +598,20 @@ class Supervisor:
             self._kill_at = min(self._kill_at, time.monotonic() + max(_FAILED_EXIT_S, self._grace_s))
 
     def _take_orders(self) -> None:
-        if self._channel is None:
-            return
-        try:
-            received = self._channel.receive()
-        except BlockingIOError:
-            return
-        except (OSError, BoundaryViolation):
-            received = None
-        if received is None:
-            self._monitor_gone()
-        elif isinstance(order := received[0], StopUserEndpoint):
+        order, descriptors = self._link.receive() or (None, [])
+        if isinstance(order, StopUserEndpoint):
             self._stop(order.grace_ms / 1000, ProcessEnding(order.code, order.public, "stopped by the monitor"))
+        elif isinstance(order, CheckAccount):
+            self._recheck.obey(order, descriptors[0])
+
+    def _recheck_account(self) -> None:
+        answer = self._recheck.look()
+        if answer is None or self._stopped is not None:
+            return
+        self._link.send(answer)
+        if isinstance(answer, NoLongerAdmitted):
+            code = Refusal.ACCOUNT_REFUSED
+            self._stop(self._grace_s, ProcessEnding(code, public_text(code), answer.detail))
 
     def _stop(self, grace_s: float, why: ProcessEnding) -> None:
         if self._stopped is None:

@@ -8,7 +8,6 @@ that breaks the rules loses its connection. Called by monitor.py.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from mep.boundary.channel import Channel
 from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
 from mep.boundary.runtime_files import ADMIN_DIR, ADMIN_SOCKET
+from mep.root.kernel.unix_socket import listen, peer_of
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
@@ -34,7 +34,6 @@ RATE, BURST = 50.0, 2000.0
 IDLE_S = 600.0
 """A connection that has said nothing for so long is closed."""
 _BACKLOG = 16
-_PEER = struct.Struct("iII")
 _SO_PEERGROUPS = 59
 _MAX_GROUPS_BYTES = 1024
 """As much as CPython's getsockopt takes: 256 groups. A member of more is refused, unless it is root."""
@@ -86,19 +85,12 @@ class AdminSocket:
     def _listen(self) -> socket.socket:
         directory = f"{self._configuration.resolved.runtime_dir}/{ADMIN_DIR}"
         ensure_directory(directory, 0o700)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{ADMIN_SOCKET}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        listener = listen(directory, ADMIN_SOCKET, backlog=_BACKLOG)
         try:
-            listener.bind(f"/proc/self/fd/{at}/{ADMIN_SOCKET}")  # its own path may be longer than sun_path
-            listener.listen(_BACKLOG)
             self._admit(directory)
         except OSError:
             listener.close()
             raise
-        finally:
-            os.close(at)
         return listener
 
     def _admit(self, directory: str) -> None:
@@ -131,7 +123,7 @@ class AdminSocket:
             connection, _ = self._listener.accept()
         except OSError:
             return
-        pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        pid, uid, gid = peer_of(connection)
         members = sum(one.uid != 0 for one in self._peers)
         privileged = uid in {0, os.geteuid()}
         if not privileged and not self._is_member(uid, gid, connection):

@@ -1,82 +1,106 @@
-"""Adoption: a new monitor takes over the keepers of its predecessor, and reads how the others ended.
+"""Adoption: a new monitor connects to the keepers of its predecessor, and reads how the others ended.
 
-Trusts the records (root's own directory) for past events and the kernel for running processes. A pid counts only
-together with its start time and this boot's id, and a pidfd is opened before it is believed. Called once, at startup.
+A keeper holds the lock of its directory while it lives, and listens there. The lock names the process, and the socket's
+peer must be that process, of this monitor's own account. Trusts the records (root's own directory) for past events.
+Called once, at startup.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+from collections.abc import Callable
 
+from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.messages import INCARNATION_BYTES
-from mep.root.kernel.keeper_record import KeeperRecord, Records, open_keeper
+from mep.boundary.runtime_files import KEEPER_SOCKET, open_keeper
+from mep.root.kernel.keeper_record import KeeperRecord, Records
+from mep.root.kernel.unix_socket import connect, peer_of
 from mep.root.monitor.audit_log import Audit
+from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepPhase
 
 
 class Adoption:
-    """Takes over the keepers that the records name."""
+    """Takes over the keepers that have a directory."""
 
     def __init__(
-        self, loop: PollLoop, endpoints: Endpoints, records: Records, keepers: Keepers, log: Log, audit: Audit
-    ) -> None:
+        self, loop: PollLoop, endpoints: Endpoints, records: Records, keepers: Keepers, log: Log, audit: Audit, *,
+        adopted: Callable[[Child], None],
+    ) -> None:  # fmt: skip
+        """`adopted` is called with each living keeper."""
         self._loop, self._endpoints, self._records, self._keepers = loop, endpoints, records, keepers
-        self._log, self._audit = log, audit
+        self._log, self._audit, self._adopted = log, audit, adopted
 
     def adopt_all(self) -> None:
         """Adopt every living keeper, and report the end of every other recorded user endpoint."""
         for uep_id in self._records.ids():
-            record = self._records.read(uep_id)
-            if record is None or record.uep_id != uep_id:
-                self._log.error("a keeper's record cannot be read", uep=uep_id)
-                self._records.remove(uep_id)
+            try:
+                self._records.check(uep_id)
+                found = open_keeper(self._records.path(uep_id))
+            except OSError as error:
+                self._log.error("a keeper's directory is not trusted, and left alone", uep=uep_id, error=str(error))
                 continue
-            pidfd = open_keeper(record)
-            if pidfd is None:
-                self._clean_up(record)
+            record = self._records.read(uep_id)
+            if found is not None:
+                self._adopt(uep_id, record, *found)
+            elif record is None or record.uep_id != uep_id:
+                self._log.error("a keeper has ended, and its record cannot be read", uep=uep_id)
+                self._records.remove(uep_id)
             else:
-                self._adopt(record, pidfd)
+                self._keepers.gone(self._enter(record, None))
 
-    def _adopt(self, record: KeeperRecord, pidfd: int) -> None:
-        endpoint = RunningEndpoint(
-            record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
-            incarnation=_incarnation(record), pidfd=pidfd, uid=record.uid, pid=record.uep_pid, phase=UepPhase.RUNNING,
-        )  # fmt: skip
-        endpoint.source = record.source
-        endpoint.person, endpoint.literal, endpoint.identities = _person(record), record.literal, record.identities
-        endpoint.mapped_at = self._records.mapped_at(record.uep_id, endpoint.incarnation)
-        self._endpoints[record.uep_id] = endpoint
-        self._loop.watch(pidfd, lambda: self._keepers.gone(endpoint))
+    def _adopt(self, uep_id: str, record: KeeperRecord | None, pid: int, pidfd: int) -> None:
+        if record is None:  # it has just begun, or its record was damaged
+            self._log.error("ending a keeper without a readable record", uep=uep_id, keeper=pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            os.close(pidfd)
+            return
+        keeper = Child(ChildKind.KEEPER, pid, self._connect(uep_id, pid), Phase.RUNNING, self._loop, pidfd=pidfd)
+        keeper.uep_id = uep_id
+        self._enter(record, keeper)
+        self._adopted(keeper)
         self._audit.write(
-            "adopt", uep_id=record.uep_id, local_user=record.local_user, uid=record.uid, pid=record.uep_pid,
-            keeper_pid=record.keeper_pid, correlation_id=record.correlation_id,
+            "adopt", uep_id=uep_id, local_user=record.local_user, uid=record.uid, pid=record.uep_pid,
+            keeper_pid=pid, correlation_id=record.correlation_id,
         )  # fmt: skip
-        self._log.info("adopted a keeper", uep=record.uep_id, user=record.local_user, keeper=record.keeper_pid)
+        self._log.info("adopted a keeper", uep=uep_id, user=record.local_user, keeper=pid)
 
-    def _clean_up(self, record: KeeperRecord) -> None:
-        """Report the end of a user endpoint without a keeper, and kill any processes it left."""
+    def _connect(self, uep_id: str, pid: int) -> Channel:
+        """Return a channel to the keeper `pid`; a closed one if it can't be reached, or another process listens."""
+        try:
+            connection = connect(self._records.path(uep_id), KEEPER_SOCKET)
+            peer = peer_of(connection)
+            if (peer.pid, peer.uid) == (pid, os.geteuid()):
+                return Channel(connection)
+            connection.close()
+            problem = f"pid {peer.pid} of uid {peer.uid} listens at its socket"
+        except OSError as error:
+            problem = str(error)
+        self._log.error("cannot speak to a keeper, only signal it", uep=uep_id, keeper=pid, error=problem)
+        ours, theirs = Channel.pair()
+        theirs.close()
+        return ours
+
+    def _enter(self, record: KeeperRecord, keeper: Child | None) -> RunningEndpoint:
+        pid = keeper.pid if keeper is not None else record.keeper_pid
         endpoint = RunningEndpoint(
-            record.uep_id, record.local_user, record.correlation_id, record.keeper_pid, None,
-            incarnation=_incarnation(record), uid=record.uid, pid=record.uep_pid, phase=UepPhase.RUNNING,
+            record.uep_id, record.local_user, record.correlation_id, pid, keeper,
+            incarnation=_unhex(record.incarnation, INCARNATION_BYTES), uid=record.uid, pid=record.uep_pid,
+            phase=UepPhase.RUNNING, person=_unhex(record.person), literal=record.literal,
+            identities=record.identities, mapped_at=self._records.mapped_at(record.uep_id),
         )  # fmt: skip
         self._endpoints[record.uep_id] = endpoint
-        self._keepers.gone(endpoint)
+        return endpoint
 
 
-def _person(record: KeeperRecord) -> bytes:
-    """Return the digest of the user endpoint's owner; empty if it isn't known."""
-    try:
-        return bytes.fromhex(record.person)
-    except ValueError:
-        return b""
-
-
-def _incarnation(record: KeeperRecord) -> bytes:
-    """Return the incarnation of the recorded process; empty if it can't be read."""
+def _unhex(text: str, size: int = 0) -> bytes:
+    """Return the bytes of a record's text, of this size if it is given; empty if it isn't that."""
     with contextlib.suppress(ValueError):
-        found = bytes.fromhex(record.incarnation)
-        return found if len(found) == INCARNATION_BYTES else b""
+        found = bytes.fromhex(text)
+        return found if size in {0, len(found)} else b""
     return b""

@@ -6,6 +6,7 @@ child that lets the queue fill up, or sends too fast, gets a `fault`, for which 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import signal
@@ -28,7 +29,6 @@ class ChildKind(enum.StrEnum):
     MANAGER = "manager"
     MAPPER = "mapper"
     KEEPER = "keeper"
-    CHECKER = "checker"
     ADMIN = "administrator"
     """A command at the administrators' socket; no child of the monitor's."""
 
@@ -41,7 +41,7 @@ class Phase(enum.Flag):
     SERVING = enum.auto()
     """Manager or mapper: ready."""
     ADMITTING = enum.auto()
-    """Keeper or checker: looking the account up."""
+    """Keeper: looking the account up."""
     SPAWNING = enum.auto()
     """Keeper: admitted, its user endpoint not exec'd."""
     STARTING = enum.auto()
@@ -73,8 +73,11 @@ class Bucket:
 class Child:
     """A running manager, mapper or keeper."""
 
-    def __init__(self, kind: ChildKind, pid: int, channel: Channel, phase: Phase, loop: PollLoop) -> None:
-        self.kind, self.pid, self.channel, self.phase = kind, pid, channel, phase
+    def __init__(
+        self, kind: ChildKind, pid: int, channel: Channel, phase: Phase, loop: PollLoop, *, pidfd: int = -1
+    ) -> None:
+        """`pidfd` is of an adopted keeper, which another process has forked and reaps."""
+        self.kind, self.pid, self.channel, self.phase, self.pidfd = kind, pid, channel, phase, pidfd
         self.name = f"{kind}[{pid}]"
         self.seen: set[type[Message]] = set()
         self.bucket = Bucket(MAX_RATE, MAX_BURST, loop.clock)
@@ -141,4 +144,8 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the child. Only allowed before it is reaped, because its pid may be reused afterwards."""
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                os.kill(self.pid, number)

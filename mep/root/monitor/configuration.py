@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from mep.boundary.resolved_config import Resolved
+from mep.root.account.account_check import AccountChecks
 from mep.root.account.lookup import AccountRules
 from mep.root.account.system_accounts import uids_of
 
@@ -33,6 +34,11 @@ class Configuration:
             own_uids=self.own_uids,
             only_uid=None if self.resolved.multi_user else os.getuid(),
         )
+
+    def account_checks(self) -> AccountChecks:
+        """Return the re-checks of accounts, for keepers."""
+        pam, interval_s = self.resolved.pam, self.resolved.manager.recheck_interval_s
+        return AccountChecks(self.rules(), interval_s, pam.service_name if pam.enable and pam.recheck else "")
 
 
 def _own_uids(resolved: Resolved) -> tuple[int, ...]:

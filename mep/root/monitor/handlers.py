@@ -116,20 +116,6 @@ class Handlers:
             raise BoundaryViolation("NoLongerMapped: unknown code")
         self._starts.rechecked(message)
 
-    # --- checker --------------------------------------------------------------------------------------------
-
-    def answer_still_admitted(self, child: Child, message: m.StillAdmitted, _: list[int]) -> None:
-        """The account of a user endpoint may still be used."""
-        self._rechecks.account_checked(child, "")
-
-    def answer_no_longer_admitted(self, child: Child, message: m.NoLongerAdmitted, _: list[int]) -> None:
-        """The account of a user endpoint may no longer be used."""
-        self._rechecks.account_checked(child, message.detail or "refused")
-
-    def answer_not_checked(self, child: Child, message: m.NotChecked, _: list[int]) -> None:
-        """The account can't be checked now. Its user endpoints keep running."""
-        self._rechecks.not_checked(child, message.detail)
-
     # --- keeper ---------------------------------------------------------------------------------------------
 
     def answer_ask_caps(self, child: Child, message: m.AskCaps, _: list[int]) -> None:
@@ -150,6 +136,18 @@ class Handlers:
     def answer_keeper_failed(self, child: Child, message: m.KeeperFailed, _: list[int]) -> None:
         """A start failed, at a named stage."""
         self._keepers.failed(child, message)
+
+    def answer_still_admitted(self, child: Child, message: m.StillAdmitted, _: list[int]) -> None:
+        """A keeper has checked its account, which may still be used."""
+        self._rechecks.account_checked(child.uep_id)
+
+    def answer_no_longer_admitted(self, child: Child, message: m.NoLongerAdmitted, _: list[int]) -> None:
+        """A keeper has checked its account, which may no longer be used: it ends its user endpoint."""
+        self._rechecks.account_refused(child.uep_id, message.detail)
+
+    def answer_not_checked(self, child: Child, message: m.NotChecked, _: list[int]) -> None:
+        """A keeper can't check its account now. Its user endpoint keeps running."""
+        self._keepers.account_checked(child.uep_id)
 
     def answer_uep_exited(self, child: Child, message: m.UepExited, _: list[int]) -> None:
         """A user endpoint and all its descendants are gone."""

@@ -16,6 +16,7 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from socket import SOCK_STREAM
 
 from mep.boundary.channel import Channel
 from mep.boundary.errors import ConfigRefused, SpawnFailed
@@ -24,16 +25,17 @@ from mep.boundary.log import Log, copy_line
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
+from mep.boundary.runtime_files import MANAGER_SOCKET
 from mep.root.account.system_accounts import invoking_account, system_account
 from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
+from mep.root.kernel.unix_socket import listen
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.helper_limits import enter_group, helper_limits, leave_group, why_no_groups
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.manager_socket import manager_socket
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
@@ -95,7 +97,7 @@ class Helper:
             opened.append(sealed_memfd(f"mep-{self.kind}-section", section_json(self._section())))
             opened.append(open_secret(self._secret_path(), self._account()))
             if self.kind is ChildKind.MANAGER:
-                opened.append(manager_socket(self._configuration.resolved.runtime_dir).detach())
+                opened.append(listen(self._configuration.resolved.runtime_dir, MANAGER_SOCKET, SOCK_STREAM).detach())
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
                 pid, stages = spawn(self._plan([null, helper_log.theirs, helper_log.theirs, opened[0], *opened[2:]]))

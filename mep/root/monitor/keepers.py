@@ -6,7 +6,6 @@ one, which are told by `answered` and `gone`. adoption.py adopts keepers that a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from mep.boundary.cgroup_support import ROOT
 from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, StartStage, public_text
 from mep.boundary.log import Log
+from mep.boundary.memfd import sealed_memfd
 from mep.boundary.runtime_files import boot_id, start_ticks
 from mep.root.keeper.cgroup import kill, remove
 from mep.root.keeper.keeper import STOPPED, KeeperOrder, keeper_main
@@ -42,6 +42,9 @@ KILL_AFTER_S = 10.0
 _START_RECORDS_BYTES = 4096
 """Bytes that a start with a keeper adds to log and audit log, including its end, besides the identities."""
 _KEEPER_KILLED = "its keeper was killed"
+PACE_S = 0.02
+"""Keepers check their accounts at different times, this long apart on average."""
+AGAIN_S = 5.0
 CLEAN_UP_S = 1.0
 """Delay before a group is removed after its processes were killed."""
 
@@ -114,6 +117,7 @@ class Keepers:
         )  # fmt: skip
 
     def _fork(self, start: Start, descriptor: int) -> None:
+        self._records.make(start.uep_id)
         ours, theirs = Channel.pair()
         order = self._order(start, descriptor)
         try:
@@ -121,6 +125,7 @@ class Keepers:
         except OSError:
             ours.close()
             theirs.close()
+            self._records.remove(start.uep_id)
             raise
         if pid == 0:
             keeper_main(order, theirs)
@@ -129,9 +134,10 @@ class Keepers:
         child.uep_id = start.uep_id
         self._forked(child)
         endpoint = RunningEndpoint(
-            start.uep_id, start.local_user, start.correlation_id, pid, child, incarnation=start.incarnation
-        )
-        endpoint.person, endpoint.literal, endpoint.identities = start.person, start.literal, start.identities
+            start.uep_id, start.local_user, start.correlation_id, pid, child, incarnation=start.incarnation,
+            person=start.person, literal=start.literal, identities=start.identities,
+            checked_by=self._configuration.resolved,
+        )  # fmt: skip
         self._confirmations.confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
         endpoint.late = self._loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
@@ -146,7 +152,7 @@ class Keepers:
             incarnation=start.incarnation,
             start_descriptor=descriptor,
             bundle_descriptor=self._configuration.bundle,
-            rules=self._configuration.rules(),
+            checks=self._configuration.account_checks(),
             switch=resolved.multi_user,
             python=resolved.python,
             user_endpoint_main=resolved.user_endpoint_main,
@@ -203,7 +209,7 @@ class Keepers:
         if self._endpoints.of_uid(uid) >= limit:
             child.send(m.CapsDenied(limit=limit))
             return
-        endpoint.uid, endpoint.source = uid, message.source
+        endpoint.uid = uid
         child.send(m.CapsGranted())
 
     def _shared_with(self, endpoint: RunningEndpoint, uid: int) -> RunningEndpoint | None:
@@ -229,10 +235,10 @@ class Keepers:
         endpoint = self._endpoints[child.uep_id]
         endpoint.take(UepEvent.READY)
         endpoint.admitted_at = self._loop.clock()
-        endpoint.check_due = endpoint.admitted_at + self._configuration.resolved.manager.recheck_interval_s
         audit = {"policy": "admitted", **_who(endpoint)}
         self._answered(endpoint.uep_id, StartVerdict(m.StartOutcome.STARTED, "", "", audit))
         self._status.changed()
+        self.account_checked(endpoint.uep_id)
 
     def failed(self, child: Child, message: m.KeeperFailed) -> None:
         """Answer a start that failed."""
@@ -262,6 +268,35 @@ class Keepers:
             user=endpoint.local_user, detail=detail, correlation_id=endpoint.correlation_id,
         )  # fmt: skip
 
+    # --- re-checks of accounts ----------------------------------------------------------------------------
+
+    def check_accounts(self) -> None:
+        """Have every keeper check its account soon, by the policy in force."""
+        running = [one for one in self._endpoints.values() if one.runs]
+        for endpoint in running:
+            if not endpoint.check_asked:
+                self._check(endpoint, int(PACE_S * 1000 * len(running)))
+
+    def account_checked(self, uep_id: str) -> None:
+        """The keeper of `uep_id` has checked its account. Have it check again if the policy was another one."""
+        endpoint = self._endpoints[uep_id]
+        endpoint.check_asked = False
+        if endpoint.runs and endpoint.checked_by is not self._configuration.resolved:
+            self._check(endpoint, 0)
+
+    def _check(self, endpoint: RunningEndpoint, within_ms: int) -> None:
+        """Ask for one check at a time: a keeper that is stopped must not collect descriptors."""
+        if endpoint.keeper is None:
+            return
+        try:
+            policy = sealed_memfd("mep-policy", self._configuration.account_checks().to_json())
+        except OSError as error:
+            self._log.error("a keeper does not get the policy now", uep=endpoint.uep_id, error=error.strerror)
+            self._loop.after(AGAIN_S, self.check_accounts)
+            return
+        endpoint.check_asked, endpoint.checked_by = True, self._configuration.resolved
+        endpoint.keeper.send(m.CheckAccount(within_ms=within_ms), [policy])
+
     # --- ends -------------------------------------------------------------------------------------------
 
     def gone(self, endpoint: RunningEndpoint) -> None:
@@ -278,9 +313,6 @@ class Keepers:
         for timer in (endpoint.late, endpoint.watchdog):
             if timer is not None:
                 timer.cancel()
-        if endpoint.pidfd >= 0:
-            self._loop.unwatch(endpoint.pidfd)
-            os.close(endpoint.pidfd)
         del self._endpoints[endpoint.uep_id]
         self._status.changed()
         self._gone(endpoint.uep_id)
@@ -322,11 +354,12 @@ class Keepers:
         self._status.changed()
         if endpoint.watchdog is None:
             endpoint.watchdog = self._loop.after(self.patience_s(), lambda: self._kill(endpoint))
-        if endpoint.keeper is not None:
+        keeper = endpoint.keeper
+        if keeper is not None and keeper.open:
             grace_ms = int(self._configuration.resolved.caps.stop_grace_s * 1000)
-            endpoint.keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=code, public=public))
-        else:
-            self._signal(endpoint, signal.SIGTERM)
+            keeper.send(m.StopUserEndpoint(grace_ms=grace_ms, code=code, public=public))
+        elif keeper is not None:
+            keeper.signal(signal.SIGTERM)
 
     def undoing_s(self) -> float:
         """Return how long a keeper may take to close a session and run a hook after its user endpoint is gone."""
@@ -352,14 +385,8 @@ class Keepers:
     def _kill(self, endpoint: RunningEndpoint) -> None:
         """Kill a keeper that doesn't end. Its orphans are killed after its process is gone."""
         self._log.error("a keeper does not end: killing it", uep=endpoint.uep_id, user=endpoint.local_user)
-        self._signal(endpoint, signal.SIGKILL)
-
-    def _signal(self, endpoint: RunningEndpoint, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if endpoint.keeper is not None:
-                endpoint.keeper.signal(number)
-            else:
-                signal.pidfd_send_signal(endpoint.pidfd, number)
+        if endpoint.keeper is not None:
+            endpoint.keeper.signal(signal.SIGKILL)
 
 
 def _who(endpoint: RunningEndpoint) -> dict[str, object]:

@@ -98,7 +98,7 @@ def run(resolved: Resolved, bundle: int) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
     monitor.run()
     log.info("stopped")
-    runtime.release(keep_records=monitor.keep_user_endpoints)
+    runtime.release()
 
 
 def _monitor(resolved: Resolved, bundle: int, status: StatusFile, endpoints: Endpoints) -> Monitor:

@@ -63,7 +63,7 @@ class MappingConfirmations:
         endpoint.mapped_at, endpoint.mapping_said = at, ""
         endpoint.overdue, endpoint.warn_age = False, 0.0
         try:
-            self._records.note_mapped(endpoint.uep_id, at, endpoint.incarnation)
+            self._records.note_mapped(endpoint.uep_id, at)
         except OSError as error:
             self._log.error("cannot record a mapping check", uep=endpoint.uep_id, error=error.strerror)
 

@@ -8,6 +8,7 @@ and calls up only through functions that it was given here. Called by main.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 
@@ -87,9 +88,8 @@ class Monitor:
             forked=self._add_child, answered=self._start_answered, gone=self._endpoint_gone,
         )  # fmt: skip
         self._rechecks = Rechecks(
-            configuration, loop, endpoints, log, audit, status, to_manager, confirmations, refusals,
-            forked=self._add_child, revoke=keepers.revoke,
-        )  # fmt: skip
+            configuration, loop, endpoints, log, audit, status, to_manager, confirmations, keepers, refusals
+        )
         self._starts = StartRequests(
             configuration, loop, endpoints, log, audit, self._closer, self._helpers[ChildKind.MAPPER], to_manager,
             keepers, self._reserve, refusals, rechecked=self._rechecks.mapper_says,
@@ -113,7 +113,9 @@ class Monitor:
 
     def adopt_keepers(self) -> None:
         """Take over the keepers of a former monitor. Raises OSError."""
-        Adoption(self._loop, self._endpoints, self._records, self._keepers, self._log, self._audit).adopt_all()
+        Adoption(
+            self._loop, self._endpoints, self._records, self._keepers, self._log, self._audit, adopted=self._add_child
+        ).adopt_all()
 
     def run(self) -> None:
         """Serve until told to stop and all children have ended."""
@@ -171,9 +173,18 @@ class Monitor:
     # --- children ---------------------------------------------------------------------------------------
 
     def _add_child(self, child: Child) -> None:
-        """Watch a child just forked."""
+        """Watch a child just forked, or a keeper just adopted."""
         self._children[child.pid] = child
         self._loop.watch(child.channel.fileno(), lambda: self._readable(child))
+        if child.pidfd >= 0:
+            self._loop.watch(child.pidfd, lambda: self._adopted_gone(child))
+
+    def _adopted_gone(self, child: Child) -> None:
+        self._loop.unwatch(child.pidfd)
+        os.close(child.pidfd)
+        if self._children.get(child.pid) is child:  # else a new child has its pid
+            del self._children[child.pid]
+        self._gone(child, "")
 
     def _readable(self, child: Child) -> None:
         child.flush()
@@ -239,16 +250,16 @@ class Monitor:
             self._keepers.closing.discard(pid)
             self._reload.reaped(pid, status)
             return
+        self._gone(child, how)
+
+    def _gone(self, child: Child, how: str) -> None:
         if not child.fault:
             self._drain(child)
         child.close()
-        if child.kind is ChildKind.KEEPER:
-            if (endpoint := self._endpoints.by_keeper(pid)) is not None:
-                self._keepers.gone(endpoint)
-        elif child.kind is ChildKind.CHECKER:
-            self._rechecks.checker_ended(child)
-        else:
+        if child.kind is not ChildKind.KEEPER:
             self._helper_ended(child.kind, how)
+        elif (endpoint := self._endpoints.get(child.uep_id)) is not None and endpoint.keeper is child:
+            self._keepers.gone(endpoint)
 
     def _drain(self, child: Child) -> None:
         """Handle the messages that a child sent before it ended."""

@@ -6,6 +6,7 @@ content decides which processes root adopts and signals.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -83,22 +84,11 @@ class RuntimeDir:
             raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs")
         return descriptor
 
-    def release(self, *, keep_records: bool) -> None:
-        """Remove the files. With `keep_records`, keepers keep running and their records stay."""
-        names = [STATUS_FILE, REASONS_FILE, PID_FILE, MANAGER_SOCKET]
-        for name in names:
-            _unlink(os.path.join(self.path, name))
-        if not keep_records:
-            keepers = os.path.join(self.path, KEEPERS_DIR)
-            for name in os.listdir(keepers):
-                _unlink(os.path.join(keepers, name))
+    def release(self) -> None:
+        """Remove the files. Keepers that keep running have their own."""
+        for name in (STATUS_FILE, REASONS_FILE, PID_FILE, MANAGER_SOCKET):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.path, name))
         # Unlock explicitly: a child of fd_closer.py may still share the descriptor, so close alone might not.
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return

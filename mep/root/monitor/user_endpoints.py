@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mep.boundary.resolved_config import Resolved
 from mep.root.monitor.child import Child
 from mep.root.monitor.event_loop import Timer
 
@@ -62,10 +63,9 @@ class RunningEndpoint:
     correlation_id: str
     keeper_pid: int
     keeper: Child | None
-    """None if adopted: there is no channel to it, only `pidfd`."""
+    """None if it has ended, before this monitor began."""
     incarnation: bytes = b""
     """The id of this process, from the mapper; empty if its keeper is of an older version."""
-    pidfd: int = -1
     uid: int = -1
     pid: int = 0
     phase: UepPhase = UepPhase.STARTING
@@ -78,8 +78,6 @@ class RunningEndpoint:
     """Whether the mapping file spells the account's name."""
     identities: str = ""
     """Its owner's identities, for the log."""
-    source: str = ""
-    """Source of the account at the start: `files` if it is local to this host, else empty."""
     mapped_at: float = 0.0
     """Monotonic time of the mapper's last confirmation, from a statement signed by the relay, that the owner maps to
     this account. 0 if unknown, after an adoption."""
@@ -93,8 +91,10 @@ class RunningEndpoint:
     """When the account was last found usable; 0 if this monitor hasn't checked it yet."""
     account_overdue: bool = False
     """Whether the last successful check of the account is too long ago."""
-    check_due: float = 0.0
-    """When the next check of the account is due."""
+    checked_by: Resolved | None = None
+    """The configuration that has the policy which its keeper checks the account by; None if that isn't known."""
+    check_asked: bool = False
+    """Whether its keeper was asked for a check, and has made none since."""
     since: float = field(default_factory=time.time)
     """When the present phase began, in seconds since the epoch."""
     draining: bool = False
@@ -167,7 +167,3 @@ class Endpoints(dict[str, RunningEndpoint]):
     def starting(self) -> int:
         """Return how many user endpoints are being started."""
         return sum(one.phase is UepPhase.STARTING for one in self.values())
-
-    def by_keeper(self, pid: int) -> RunningEndpoint | None:
-        """Return the user endpoint of the keeper `pid`."""
-        return next((one for one in self.values() if one.keeper_pid == pid), None)

@@ -13,7 +13,7 @@ import pytest
 
 from mep.boundary.runtime_files import MANAGER_SOCKET
 from mep.manager.questions import MAX_CLIENTS, MAX_QUESTION_BYTES, PATIENCE_S, Questions
-from mep.root.monitor.manager_socket import manager_socket
+from mep.root.kernel.unix_socket import listen
 from mep_wire.messages import Explained, StoryLine
 
 
@@ -25,7 +25,7 @@ class Desk:
         self.watched: dict[int, bool] = {}
         self.asked: list[str] = []
         self.answer: int | str = 0
-        self.listener = manager_socket(str(directory))
+        self.listener = listen(str(directory), MANAGER_SOCKET, socket.SOCK_STREAM)
         self.questions = Questions(self.listener, self.watched.__setitem__, self.watched.__delitem__)
         self.clients: list[socket.socket] = []
 
@@ -67,7 +67,7 @@ def answer_of(client: socket.socket) -> Any:
 def test_the_socket_is_its_owners_alone(desk: Desk) -> None:
     status = os.stat(desk.directory / MANAGER_SOCKET)
     assert (status.st_mode & 0o777, status.st_uid) == (0o600, os.geteuid())
-    manager_socket(str(desk.directory)).close()  # a restarted manager's takes its place
+    listen(str(desk.directory), MANAGER_SOCKET).close()  # a restarted manager's takes its place
 
 
 def test_a_question_goes_to_the_relay_and_its_answer_comes_back(desk: Desk) -> None:
