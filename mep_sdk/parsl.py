@@ -73,7 +73,7 @@ class MepExecutor(ParslExecutor, RepresentationMixin):
         return False
 
     def shutdown(self) -> None:
-        """Cancel tasks that have not ended. Parsl calls it once it needs no more results."""
+        """Cancel tasks that have not ended. Parsl calls it once it needs no further results."""
         if self._own:
             self._executor.shutdown(wait=False, cancel_futures=True)
         super().shutdown()

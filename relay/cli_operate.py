@@ -89,7 +89,7 @@ def upgrade(where: Where) -> None:
 @state_option
 @json_option
 def check(where: Where, *, as_json: bool) -> None:
-    """Look for damage: of the file, and of records that do not fit together. A relay may serve meanwhile.
+    """Look for damage: of the file, and of records that do not fit together. A relay may serve at the same time.
 
     \b
     Example:
@@ -111,7 +111,7 @@ def check(where: Where, *, as_json: bool) -> None:
 @state_option
 @json_option
 def backup(directory: Path, where: Where, *, as_json: bool) -> None:
-    """Write the database and the relay's keys into a new DIRECTORY. A relay may serve meanwhile.
+    """Write the database and the relay's keys into a new DIRECTORY. A relay may serve at the same time.
 
     The backup holds everything that the relay must keep secret. As root the account mep-relay writes it.
 
@@ -296,7 +296,7 @@ def _ask(where: Where, what: str, **fields: Any) -> dict[str, Any]:
 @state_option
 @json_option
 def drain(where: Where, *, off: bool, as_json: bool) -> None:
-    """Have the relay refuse new tasks, and be not ready, while it goes on with those that it has.
+    """Have the relay refuse new tasks, and be not ready, while it finishes those that it has.
 
     Clients try again by themselves, so a relay that is restarted meanwhile loses nothing.
 

@@ -386,7 +386,7 @@ class UserEndpoint:
             self.stopping.hurry(self._clock() + grace_s)
 
     def drain(self) -> None:
-        """Take no more tasks, let the running ones finish, and end. Tasks that have not begun wait."""
+        """Accept no further tasks, let the running ones finish, and end. Tasks that have not begun wait."""
         if self.stopping is None:
             self.stop("STOPPED", "the site's administrators let it run empty", grace_s=math.inf)
             if self.link is not None and self.link.welcomed:

@@ -48,7 +48,7 @@ class Restriction:
     message: str
     """The administrator's words for the person."""
     refuse: bool
-    """Whether starts are refused for good; otherwise tasks wait."""
+    """Whether starts are refused permanently; otherwise tasks wait."""
     by_uid: int
     """Who did it, as the kernel says."""
     since: float

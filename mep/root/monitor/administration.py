@@ -270,7 +270,7 @@ class Administration:
         return removed
 
     def started(self, uep_id: str) -> None:
-        """A start is over. If a drain was ordered meanwhile, the new user endpoint is part of it."""
+        """A start is over. If a drain was ordered during it, the new user endpoint is part of it."""
         one = self._endpoints.get(uep_id)
         if one is not None and one.runs and self._restrictions.drain_of(one.local_user) is not None:
             self._drain(one)
