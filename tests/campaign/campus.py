@@ -201,23 +201,25 @@ def _remove_faketimes(before: set[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _mount(stack: ExitStack, where: Path, uid: int, gid: int, mode: str) -> None:
+def _mount(stack: ExitStack, where: Path, size_mb: int, uid: int, gid: int, mode: str) -> None:
     owner = f"uid={uid},gid={gid},mode={mode}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=96m,{owner}", "none", str(where)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,{owner}", "none", str(where)], check=True)
     stack.callback(subprocess.run, ["umount", "-l", str(where)], check=False)
 
 
 @contextmanager
-def make_campus(name: str = "faults", *, jobs: bool = False, clocks: bool = False) -> Iterator[Campus]:
+def make_campus(
+    name: str = "faults", *, jobs: bool = False, clocks: bool = False, disk_mb: int = 96
+) -> Iterator[Campus]:
     """A running endpoint of a site of its own. `jobs`: with a Slurm. `clocks`: the relay's is
-    faked. The monitor takes no LD_PRELOAD, and with libfaketime 0.9.10 a person's time.sleep() fails as EINVAL."""
+    faked. `disk_mb`: the size of the relay's disk and of the person's home. The monitor takes no LD_PRELOAD, and with libfaketime 0.9.10 a person's time.sleep() fails as EINVAL."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
         account = site.account(f"mepbench-{secrets.token_hex(4)}")
         relay_state = site.relay.state.stat()
         disks = stack.enter_context(ExitStack())
-        _mount(disks, site.relay.state, relay_state.st_uid, relay_state.st_gid, "0700")
-        _mount(disks, Path(account.home), account.uid, account.gid, "0700")
+        _mount(disks, site.relay.state, disk_mb, relay_state.st_uid, relay_state.st_gid, "0700")
+        _mount(disks, Path(account.home), disk_mb, account.uid, account.gid, "0700")
         (site.root / "effects").mkdir(mode=0o1777)
         (site.root / "effects").chmod(0o1777)
         if clocks:
