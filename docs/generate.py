@@ -20,7 +20,7 @@ import msgspec
 
 import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
 from mep.config.option_docs import docs_table
-from mep_wire import errors, states
+from mep_wire import errors, states, waits
 from relay import settings as relay_settings
 from user_endpoint import settings
 
@@ -92,6 +92,17 @@ def errors_page() -> str:
     for code, cls in sorted(errors.by_code().items()):
         sentence = inspect.cleandoc(cls.__doc__ or "").replace("\n", " ").replace("|", "\\|")
         lines.append(f"| `{code}` | {cls.http_status} | {sentence} |")
+    lines += [
+        "\n# Why a task waits\n",
+        "A task that waits has a code, a reason and the time since when: in `Client.get_task(...)`, in the batch",
+        "status, and in `future.reason_code`, `future.reason` and `future.waiting_since`. Where a start failed and is",
+        "tried again, the code is one of those above. The SDK logs each reason once for each endpoint: as a warning,",
+        "or as INFO where every day has such waits.\n",
+        "| code | logged as | what the person reads |",
+        "| --- | --- | --- |",
+    ]
+    for wait, text in waits.SENTENCES.items():
+        lines.append(f"| `{wait}` | {'INFO' if wait in waits.USUAL else 'WARNING'} | {text} |")
     return "\n".join(lines) + "\n"
 
 

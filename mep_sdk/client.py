@@ -26,6 +26,7 @@ from mep_sdk.version_mismatch import warn_of_python
 from mep_wire import api, limits
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.states import TaskState
+from mep_wire.waits import Wait, WaitCode
 
 _T = TypeVar("_T")
 _STATUS_CHUNK = 1024
@@ -303,15 +304,20 @@ class Client:
 
     def why_waiting(self, task_id: str, endpoint_id: str = "", *, retry_for_s: float | None = None) -> str:
         """Return why a task waits at this endpoint; empty where the relay does not know, or it waits no longer."""
+        return self.wait_of(task_id, endpoint_id, retry_for_s=retry_for_s).text
+
+    def wait_of(self, task_id: str, endpoint_id: str = "", *, retry_for_s: float | None = None) -> Wait:
+        """Return code, sentence and beginning of a task's wait; empty where the relay does not know, or it waits no
+        longer."""
         body = self.transport.request("GET", f"/v2/tasks/{task_id}", retry_for_s=retry_for_s)
         told = self._read(body, api.TaskStatus)
-        if state_of(told.status) is not TaskState.QUEUED:
-            return ""
-        if not told.reason and endpoint_id:
+        if state_of(told.status) not in (TaskState.QUEUED, TaskState.DISPATCHED):
+            return Wait("", "")
+        if not told.reason and endpoint_id:  # a relay of the version before
             body = self.transport.request("GET", f"/v2/endpoints/{endpoint_id}/status", retry_for_s=retry_for_s)
             if self._read(body, dict[str, Any]).get("status") == "offline":
-                return "The endpoint is offline: its site has no link to the relay."
-        return told.reason or ""
+                return Wait(WaitCode.ENDPOINT_OFFLINE, "The endpoint is offline: its site has no link to the relay.")
+        return Wait(told.code or "", told.reason or "", told.waiting_since or 0.0)
 
     def get_task_group(self, task_group_id: UuidLike) -> list[str]:
         """Return the ids of a group's tasks in order of submission."""
@@ -438,7 +444,8 @@ class Client:
         status: dict[str, Any] = {"task_id": told.task_id, "pending": pending, "status": told.status}
         status["details"] = told.details
         if state is None or pending:
-            return status | ({"reason": told.reason} if told.reason else {})
+            waits = {"code": told.code, "reason": told.reason, "waiting_since": told.waiting_since}
+            return status | {key: value for key, value in waits.items() if value}
         value, failure = settle(_as_streamed(told, state))
         status["completion_t"] = told.completion_t
         if failure is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mep_sdk.foreign_code import attempt, failure_text, type_name
 from mep_wire.text import printable, printable_lines
+from mep_wire.waits import Wait
 
 log = logging.getLogger("mep_sdk")
 
@@ -64,7 +65,7 @@ class TaskFuture(Future[_T]):
     function_name = ""
     status = ""
     """The relay's last word on where the task is, such as `waiting-for-ep` or `running`; empty before it is asked."""
-    _reason = ""
+    _wait = Wait("", "")
     _calling_back = False
     """Whether a thread is in `call_callbacks`."""
 
@@ -108,16 +109,26 @@ class TaskFuture(Future[_T]):
         if self.done():
             return ""
         self._canceller.look_soon()
-        return self._reason
+        return self._wait.text
 
     @property
-    def reason_told(self) -> str:
-        """The reason that was told last. For the session alone."""
-        return self._reason
+    def reason_code(self) -> str:
+        """The code of `reason`: a mep_wire.waits.WaitCode, or that of an error that is tried again."""
+        return "" if self.done() else self._wait.code
 
-    def told(self, status: str, reason: str) -> None:
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when it waits for `reason`, in seconds since the epoch by the relay's clock; None if not known."""
+        return None if self.done() else self._wait.since or None
+
+    @property
+    def wait_told(self) -> Wait:
+        """The reason that was told last. For the session alone."""
+        return self._wait
+
+    def told(self, status: str, wait: Wait) -> None:
         """Take in where the relay has the task, and why it waits. For the session alone."""
-        self.status, self._reason = status, reason
+        self.status, self._wait = status, wait
 
     def __repr__(self) -> str:
         shown = f"<TaskFuture {self.task_id}"
@@ -140,7 +151,7 @@ class TaskFuture(Future[_T]):
         with self._condition:
             if self._state != FINISHED:
                 told = (
-                    f" ({printable(self.status)}{printable(': ' + self._reason) if self._reason else ''})"
+                    f" ({printable(self.status)}{printable(': ' + self._wait.text) if self._wait.text else ''})"
                     if self.status
                     else ""
                 )

@@ -36,6 +36,7 @@ from mep_wire import api, limits
 from mep_wire.errors import MepError, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
+from mep_wire.waits import USUAL, Wait
 
 log = logging.getLogger("mep_sdk")
 
@@ -417,20 +418,23 @@ class Submitter:
         waiting: dict[str, list[TaskFuture[Any]]] = {}
         for task_id, status in told.items():
             future = asked[task_id]
-            future.told(status, future.reason_told if status in _WAITS else "")
+            if status != future.status:
+                log.debug("task %s is now %s", task_id, printable(status))
+            future.told(status, future.wait_told if status in _WAITS else Wait("", ""))
             if status in _WAITS:
                 waiting.setdefault(future.endpoint_id, []).append(future)
         for endpoint_id in list(waiting)[:_MOST_REASONS]:
             self._tell_why(endpoint_id, waiting[endpoint_id])
 
     def _tell_why(self, endpoint_id: str, futures: list[TaskFuture[Any]]) -> None:
-        reason = self.client.why_waiting(futures[0].task_id, endpoint_id, retry_for_s=0.0)
+        found = self.client.wait_of(futures[0].task_id, endpoint_id, retry_for_s=0.0)
         for future in futures:
-            future.told(future.status, reason)
-        kind = (endpoint_id, _NUMBERS.sub("", reason))  # a queue position may change
-        if reason and kind not in self._warned:
+            future.told(future.status, found)
+        kind = (endpoint_id, found.code or _NUMBERS.sub("", found.text))  # a queue position may change
+        if found.text and kind not in self._warned:
             self._warned.add(kind)
-            log.warning("tasks wait at endpoint %s: %s", printable(endpoint_id), printable(reason))
+            level = logging.INFO if found.code in USUAL else logging.WARNING
+            log.log(level, "tasks wait at endpoint %s: %s", printable(endpoint_id), printable(found.text))
 
     def stats(self) -> dict[str, int]:
         """Return how many tasks are in which state, as far as this process knows."""

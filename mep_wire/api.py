@@ -133,6 +133,9 @@ class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     code: str | None = None
     reason: str | None = None
     correlation_id: str | None = None
+    waiting_since: float | None = None
+    """This project's own: since when a task waits for `reason`, in seconds since the epoch by the relay's clock. Its
+    `code` and `reason` are then those of mep_wire.waits."""
 
 
 class BatchStatusBody(msgspec.Struct, kw_only=True):

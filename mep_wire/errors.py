@@ -393,6 +393,13 @@ class SiteBusy(MepError):
     http_status = 503
 
 
+class PersonLimit(MepError):
+    """You have as many user endpoints here as this site allows one person ({limit}). Your tasks wait until one ends."""
+
+    code = "PERSON_LIMIT"
+    http_status = 503
+
+
 class AuditUnavailable(MepError):
     """The site cannot record starts just now, and starts nothing that it cannot record. Your tasks wait."""
 

@@ -62,6 +62,8 @@ class ManagerHello(_Msg, frozen=True):
     hostname: str
     audit_tasks: bool = False
     """Whether the endpoint keeps task records: TaskEvents are wanted."""
+    clock: float = 0.0
+    """Its clock now, in seconds since the epoch, so that the relay can compare; 0 from a version before."""
 
 
 class ManagerWelcome(_Msg, frozen=True):
@@ -250,6 +252,10 @@ class Credit(_Msg, frozen=True):
     grant: int
     worker_python: str = ""
     trouble: str = ""
+    trouble_code: str = ""
+    """A mep_wire.waits.WaitCode, or an error's code."""
+    trouble_since: float = 0.0
+    """Seconds since the epoch, by the endpoint's clock."""
 
 
 class FunctionItem(msgspec.Struct, frozen=True, array_like=True):

@@ -102,7 +102,7 @@ class UserEndpoint:
         self._begun: dict[int, tuple[str, str]] = {}  # and not ended: each welcome tells them again
         self._started: dict[int, tuple[str, str]] = {}  # of those, the ones not reported yet
         self._changed: set[str] = set()
-        self._told_trouble = ""
+        self._told_trouble, self._trouble_code, self._trouble_since = "", "", 0.0
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
@@ -364,7 +364,18 @@ class UserEndpoint:
 
     def _send_credit(self, link: LinkClient[messages.ToUep], grant: int) -> None:
         self._told_trouble, python = self._engine.trouble, self._engine.worker_python
-        link.send(messages.Credit(grant=grant, worker_python=python, trouble=self._told_trouble[:MAX_PUBLIC_TEXT]))
+        code = self._engine.trouble_code if self._told_trouble else ""
+        if code != self._trouble_code or not self._told_trouble:
+            self._trouble_code, self._trouble_since = code, time.time() if self._told_trouble else 0.0
+        link.send(
+            messages.Credit(
+                grant=grant,
+                worker_python=python,
+                trouble=self._told_trouble[:MAX_PUBLIC_TEXT],
+                trouble_code=code,
+                trouble_since=self._trouble_since,
+            )
+        )
 
     def _tell_trouble(self, link: LinkClient[messages.ToUep]) -> None:
         """Tell the relay, for the person, what the engine tries again while tasks wait, and when that is over."""

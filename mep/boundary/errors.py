@@ -60,6 +60,7 @@ class Refusal(enum.StrEnum):
     START_INTERRUPTED = "START_INTERRUPTED"
     START_TIMEOUT = "START_TIMEOUT"
     SITE_BUSY = "SITE_BUSY"
+    PERSON_LIMIT = "PERSON_LIMIT"
     AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     TOO_MANY_PROCESSES = "TOO_MANY_PROCESSES"
@@ -86,6 +87,8 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
     "Tell its administrators, with the correlation id.",
     Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
+    Refusal.PERSON_LIMIT: "You have as many user endpoints here as this site allows one person ({limit}). "
+    "Your tasks wait until one ends.",
     Refusal.AUDIT_UNAVAILABLE: "The site cannot record starts just now, and starts nothing that it cannot record. "
     "Your tasks wait.",
     Refusal.OUT_OF_MEMORY: "Your process at the site ran out of memory ({limit}). Use less, or ask its administrators.",
@@ -94,10 +97,7 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
 }
 """The sentences of mep_wire.errors that monitor and keeper send themselves. The others come from the mapper."""
 
-OWN_LIMIT = (
-    "You have as many user endpoints at this site as it allows one person ({limit}). Your tasks wait until one ends."
-)
-"""SITE_BUSY in other words: for one person's limit."""
+OWN_LIMIT = PUBLIC_TEXTS[Refusal.PERSON_LIMIT]
 NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and others are under way. Your tasks wait."
 """SITE_BUSY in other words: for a start beyond `max_starting`."""
 STILL_ENDING = "An earlier process of this user endpoint is still ending. Your tasks wait."

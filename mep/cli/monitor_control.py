@@ -26,6 +26,8 @@ from mep.config.template_files import check_trusted, trust_in
 
 START_DEADLINE_S = 30.0
 _LOOK_AGAIN_MS = 20
+LINK_S = 2.0
+_LINK_COMES = frozenset({"", "connecting", "greeting"})
 _LAST_LOG_LINES = 8
 
 
@@ -112,6 +114,15 @@ def _wait_until_up(
         f"end it with: mep stop {where.name}",
         Exit.TIMEOUT,
     )
+
+
+def with_link(where: EndpointPaths, status: MonitorStatus) -> MonitorStatus:
+    """Return the status once the relay link is up, or as it is after LINK_S: the relay may be away."""
+    give_up = time.monotonic() + LINK_S
+    while status.link_state in _LINK_COMES and time.monotonic() < give_up:
+        time.sleep(_LOOK_AGAIN_MS / 1000)
+        status = read_status(where.runtime_dir) or status
+    return status
 
 
 def _log_tail(path: Path, began: int) -> str:

@@ -35,7 +35,7 @@ def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool, debug: bool) -
 
 
 def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, debug: bool = False) -> None:
-    from mep.cli.monitor_control import run_here, start_detached
+    from mep.cli.monitor_control import run_here, start_detached, with_link
     from mep.cli.orphaned_keepers import end_former_version
 
     resolution = _prepare(where, roots, detach=detach, debug=debug)
@@ -43,9 +43,11 @@ def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, d
         warn([f"user endpoints of the previous version were ended, and their tasks wait for new ones: {ended}"])
     if not detach:
         run_here(where, resolution)
-    status = start_detached(where, resolution)
+    status = with_link(where, start_detached(where, resolution))
     value = {"name": where.name, "pid": status.pid, "endpoint_id": resolution.registration.endpoint_id}
     link = f", relay link {status.link_state}" if status.link_state else ""
+    if "clocks differ" in status.link_detail:
+        warn([status.link_detail])
     emit(value, f"Endpoint {where.name} is up (monitor pid {status.pid}{link}).", as_json=as_json)
 
 

@@ -65,6 +65,8 @@ LINK_QUEUE = 1000
 REFUSED_RETRY_S = 300.0
 """Delay after a final refusal: an administrator has to act, and the relay may be repaired without a change here."""
 CLOCK_SKEW_WARN_S = 5.0
+CLOCK_SKEW_REFUSED_S = 30.0
+"""The default of clock_skew_s, which the mapper goes by."""
 RETRY_S = 0.2
 """Delay before retrying a message that a full queue didn't accept."""
 SHUTDOWN_LINGER_S = 0.5
@@ -231,6 +233,7 @@ class Manager:
             version=__version__,
             hostname=socket.gethostname(),
             audit_tasks=self._section.audit_tasks,
+            clock=time.time(),
         )
 
     def _flush_outbox(self, now: float) -> None:
@@ -273,13 +276,20 @@ class Manager:
         self._link.disconnect(f"{refused.code}: {refused.text}", wait_s=wait_s, patient=True)
 
     def _welcomed(self, welcome: messages.ManagerWelcome, now: float) -> None:
+        detail = f"relay {self._section.relay_link_address}"
         skew = time.time() - welcome.relay_time
         if abs(skew) > CLOCK_SKEW_WARN_S:
-            self._log.warning("the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
+            # A start request is refused as stale or as of the future once the skew is as long as it lives.
+            level = "ERROR" if abs(skew) > CLOCK_SKEW_REFUSED_S else "WARNING"
+            self._log.write(level, "the clocks of relay and endpoint differ", relay_is_behind_by_s=round(skew, 1))
+            refused = ", and starts are refused" if level == "ERROR" else ""
+            detail += (
+                f"; the clocks differ by {abs(skew):.0f} s{refused}: correct the clock of this host or the relay's"
+            )
         if self._state is not ManagerState.UP:
             self._log.info(f"relay {self._section.relay_link_address} connected")
         self._explains = welcome.explains
-        self._enter(ManagerState.UP, f"relay {self._section.relay_link_address}")
+        self._enter(ManagerState.UP, detail)
         self._flush_outbox(now)
         # Sent after the kept messages, so that the relay's last news is the process that runs now.
         self._running_untold = True

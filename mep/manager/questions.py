@@ -125,7 +125,7 @@ class Questions:
         client.connection.close()
 
     def tick(self, now: float) -> None:
-        """End the clients whose time is over."""
+        """End the clients that have had their time."""
         for client in [one for one in self._clients.values() if now >= one.until]:
             if client.asked and not client.answer:
                 client.asked, client.until = 0, now + PATIENCE_S

@@ -246,11 +246,16 @@ async def look_up(service: ApiContext, request: Request) -> TaskStatus:
         found = []
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
-    status = _status(found[0], packed=request.packed)
-    waits = found[0].state in (TaskState.QUEUED, TaskState.DISPATCHED)
-    if waits and (why := service.dispatcher.why_waiting(found[0].uep_row)):
-        return msgspec.structs.replace(status, reason=why)
-    return status
+    return _with_wait(service, found[0], _status(found[0], packed=request.packed))
+
+
+def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> TaskStatus:
+    """Add why a task waits, if it does."""
+    why = service.dispatcher.why_waiting(task.uep_row, task.state)
+    if why is None:
+        return status
+    since = min(max(why.since, task.submitted_at), time.time()) if why.since else task.submitted_at
+    return msgspec.structs.replace(status, code=why.code, reason=why.text, waiting_since=since)
 
 
 async def _own_tasks(
@@ -283,7 +288,7 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
             continue
         for one in service.store.tasks([task.task_id]):
             size += len(one.payload) + len(one.text)
-            results[text] = _status(one, packed=request.packed)
+            results[text] = _with_wait(service, one, _status(one, packed=request.packed))
         if number % READ_PAGE == 0:
             await asyncio.sleep(0)
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)

@@ -23,7 +23,8 @@ from mep_wire.errors import (
     ProtocolMismatch,
 )
 from mep_wire.limits import LINK_DEAD_S
-from mep_wire.states import UepState
+from mep_wire.states import TaskState, UepState
+from mep_wire.waits import Wait
 from relay.dispatch.deadlines import QueueDeadlines
 from relay.dispatch.live_state import Joining, LiveState, ManagerLink, Uep, durable
 from relay.dispatch.manager_handlers import ManagerHandlers
@@ -306,9 +307,10 @@ class Dispatcher:
         self.starts.want(uep)
         return uep.worker_python
 
-    def why_waiting(self, uep_row: int) -> str:
-        """Return why the tasks of this user endpoint wait that have not begun, as far as their person needs to know."""
-        return self.starts.why_waiting(uep_row)
+    def why_waiting(self, uep_row: int, state: TaskState) -> Wait | None:
+        """Return why a task of this user endpoint waits in `state`, as far as its person needs to know."""
+        waits = state in (TaskState.QUEUED, TaskState.DISPATCHED)
+        return self.starts.why_waiting(uep_row, state) if waits else None
 
 
 def _check_protocol(theirs: int) -> None:

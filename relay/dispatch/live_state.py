@@ -21,6 +21,7 @@ import msgspec
 from mep_wire.errors import RelayUnavailable
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
+from mep_wire.waits import Wait
 from relay.dispatch.open_tasks import OpenTasks
 from relay.dispatch.start_trouble import StartTrouble
 from relay.dispatch.stories import Stories
@@ -41,6 +42,8 @@ class ManagerLink(LinkSession):
     endpoint_id: str
     peer: Peer
     epoch: bytes
+    skew_s: float = 0.0
+    """How far its clock is ahead of the relay's; negative: behind."""
     running: dict[str, bytes] = field(default_factory=dict)
     """The user endpoints that have a process there, as far as it has said: id and incarnation."""
     reported: bool = False
@@ -89,13 +92,23 @@ class Uep(LinkSession):
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
     trouble: StartTrouble = field(default_factory=StartTrouble)
-    engine_trouble: str = ""
-    """What its engine, by what its process has said, tries again while its tasks wait."""
+    engine_trouble: Wait | None = None
+    """What keeps its engine from beginning tasks, as its process has said last."""
     settled: bytes = b""
     """The link key of the process that told last which tasks it holds. What it lacks next time has crossed a cut."""
     last_code: str = ""
     last_text: str = ""
     """What its manager answered last to a start request."""
+    answered_since: float = 0.0
+    """Since when it has answered with `last_code`. Times here are in seconds since the epoch."""
+    asked_since: float = 0.0
+    """Since when a process has been asked for; 0 while one has a link."""
+    queued_since: float = 0.0
+    """Since when the start waits in the site's queue."""
+    used_at: float = 0.0
+    """By the loop's clock: when tasks of it last came or ended; 0 for not since the relay's start."""
+    ends_for_room: bool = False
+    """Whether it was told to end so that another of its person's can start, and its process is not gone yet."""
     last_end: str = ""
     """The manager's report of how its last process ended."""
     grace_until: float = 0.0
@@ -122,12 +135,13 @@ class Uep(LinkSession):
         """Forget the link, and the state that belonged to it."""
         if self.peer is not None:
             self.peer.session = None
-        self.peer, self.credit, self.engine_trouble = None, 0, ""
+        self.peer, self.credit, self.engine_trouble = None, 0, None
         self.functions_sent.clear()
 
     def set_process(self, link_key: bytes, incarnation: bytes) -> None:
         """Note which process this is, none with an empty key."""
         self.record = msgspec.structs.replace(self.record, link_key=link_key, incarnation=incarnation)
+        self.ends_for_room = False
 
     def has_joined(self, incarnation: bytes) -> bool:
         """Whether the process of this incarnation is the one that is enrolled."""
@@ -167,6 +181,10 @@ class LiveState:
     cut: Callable[[Peer, str], None]
     """Ends a link, as when it is silent."""
     managers: dict[str, ManagerLink] = field(default_factory=dict)
+    up_since: float = field(default_factory=time.time)
+    """When the relay started, in seconds since the epoch."""
+    away_since: dict[str, float] = field(default_factory=dict)
+    """When the link of an endpoint's manager broke, for endpoints that had one since the relay's start."""
     ueps: dict[str, Uep] = field(default_factory=dict)
     """By id: every user endpoint with unfinished tasks, a link or a start under way."""
     by_row: dict[int, Uep] = field(default_factory=dict)

@@ -14,9 +14,12 @@ from relay.dispatch.live_state import LiveState, ManagerLink, Uep, durable
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.stories import Explainer
+from relay.dispatch.task_delivery import MAX_TIME
 from relay.link.base import Peer
 from relay.log import peer_log
 
+CLOCK_SKEW_WARN_S = 5.0
+"""Difference of clocks that is worth a warning: a start request lives for a minute."""
 SETTLE_S = 0.5
 """How long after the news of a process's end its last results may still arrive on its own link."""
 
@@ -49,16 +52,29 @@ class ManagerHandlers:
             )
             peer_log.info("manager of endpoint %s is here", message.endpoint_id)
             live.stories.note(message.endpoint_id, "INFO", "the endpoint's manager is here")
+            live.away_since.pop(message.endpoint_id, None)
+            self._compare_clocks(link, message.clock)
         link.epoch, peer.session = message.epoch, link
         welcome = messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S, explains=True)
         live.link_.send(peer, codec.encode(welcome))
         self._starts.want_all(message.endpoint_id, at_once=True)
+
+    def _compare_clocks(self, link: ManagerLink, theirs: float) -> None:
+        """Say so where the clocks differ by so much that start requests look stale there, or soon will."""
+        link.skew_s = theirs - time.time() if 0.0 < theirs < MAX_TIME else 0.0
+        if abs(link.skew_s) > CLOCK_SKEW_WARN_S:
+            which = "ahead of" if link.skew_s > 0 else "behind"
+            text = f"clock is {abs(link.skew_s):.0f} s {which} the relay's"
+            peer_log.warning(f"endpoint %s: its {text}", link.endpoint_id)
+            text = f"the endpoint's {text}"
+            self._live.stories.note(link.endpoint_id, "WARNING", text)
 
     def gone(self, link: ManagerLink, reason: str) -> None:
         """A manager's link is down."""
         if self._live.managers.get(link.endpoint_id) is link:
             del self._live.managers[link.endpoint_id]
             self._starts.manager_gone(link.endpoint_id)
+            self._live.away_since[link.endpoint_id] = time.time()
             peer_log.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
             self._live.stories.note(link.endpoint_id, "WARNING", f"the endpoint's manager is away: {reason}")
 

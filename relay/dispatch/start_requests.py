@@ -16,6 +16,7 @@ from mep_wire.errors import (
     IdentityRemapped,
     MappingUnconfirmed,
     MepError,
+    PersonLimit,
     SiteBusy,
     StartRequestRefused,
     StartRequestStale,
@@ -26,15 +27,17 @@ from mep_wire.errors import (
 )
 from mep_wire.identity import IdentitySet
 from mep_wire.limits import MAX_PUBLIC_TEXT, START_REQUEST_LIFETIME_S
-from mep_wire.messages import CancelTasks, StartAnswer, StartQueued, UepEnded
+from mep_wire.messages import CancelTasks, StartAnswer, StartQueued, StopUep, UepEnded
 from mep_wire.start_request import same_process
-from mep_wire.states import UepState
+from mep_wire.states import TaskState, UepState
 from mep_wire.text import printable
+from mep_wire.waits import Wait
 from relay.dispatch.live_state import LiveState, ManagerLink, Uep
 from relay.dispatch.start_signing import MadeStart, Signer, make_recheck, make_start
 from relay.dispatch.start_trouble import TRANSIENT, sentence
 from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import requeue
+from relay.dispatch.wait_reasons import wait_of
 from relay.log import peer_log
 
 MAX_POSITION = 1_000_000
@@ -46,6 +49,7 @@ MAX_SILENT_STARTS = 3
 """Starts in a row that were answered and never joined, or not answered, before the waiting tasks fail."""
 MAX_UNJOINED_S = 600
 """How long tasks wait for a process that its manager says runs and that has no link."""
+_FULL = frozenset({SiteBusy.code, PersonLimit.code})
 _NOT_RUNNING = frozenset({UepState.ABSENT, UepState.DISCONNECTED})
 
 
@@ -61,6 +65,7 @@ class StartRequester:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""
         if uep.needed:
             self._live.keep(uep)
+            uep.asked_since = uep.asked_since or time.time()
         link = self._live.managers.get(uep.record.endpoint_id)
         if link is None or not uep.needed or uep.state not in _NOT_RUNNING or uep.starting or uep.timer is not None:
             return
@@ -109,7 +114,8 @@ class StartRequester:
             self.want(uep)
             return
         uep.go(UepState.STARTING)
-        uep.queue_position, uep.asked, uep.answered = 0, made.incarnation, b""
+        uep.queue_position, uep.queued_since = 0, 0.0
+        uep.asked, uep.answered = made.incarnation, b""
         uep.correlation_id = made.correlation_id
         self._live.tell(uep, "INFO", f"start of {uep.record.uep_id} asked of the endpoint")
         uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
@@ -164,6 +170,8 @@ class StartRequester:
             link.running[answer.uep_id] = answer.incarnation
         if uep is None or uep.record.endpoint_id != link.endpoint_id or uep.state is not UepState.STARTING:
             return  # joined before its answer came, or an answer to something long given up
+        if answer.code != uep.last_code or not uep.last_text:
+            uep.answered_since = time.time()
         uep.last_code, uep.last_text = answer.code, printable(answer.text[:MAX_PUBLIC_TEXT])
         self._tell_answer(uep, answer)
         if answer.outcome == "started":
@@ -184,12 +192,43 @@ class StartRequester:
         if answer.outcome == "already_running" and self._is_long_unjoined(uep):
             self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
             return
+        if answer.code == PersonLimit.code:
+            self._make_room(uep)
         self._again_later(uep, at_once=answer.code == StartRequestStale.code and uep.attempts == 0)
 
     def _tell_answer(self, uep: Uep, answer: StartAnswer) -> None:
         level = "INFO" if answer.outcome in ("started", "already_running") else "WARNING"
         said = f" code={answer.code[:64]} {uep.last_text}" if answer.code else ""
         self._live.tell(uep, level, f"start answered: {answer.outcome[:32]}{said}", answer.correlation_id)
+
+    def _make_room(self, uep: Uep) -> None:
+        """The person has as many user endpoints there as the site allows: end the least recently used idle one.
+
+        At most one for each of theirs that waits for room. Where all are in use, the tasks wait.
+        """
+        own = [
+            one
+            for one in self._live.of_endpoint(uep.record.endpoint_id)
+            if one.record.account_id == uep.record.account_id and one is not uep
+        ]
+        ending = sum(one.ends_for_room for one in own)
+        waiting = 1 + sum(one.needed and one.last_code == PersonLimit.code for one in own)
+        idle = [
+            one
+            for one in own
+            if one.state is UepState.ONLINE and not one.needed and not self._live.store.has_active(one.row)
+        ]
+        if ending >= waiting or not idle:
+            return
+        chosen = min(idle, key=lambda one: one.used_at)
+        text = "idle, and its person needs the room for another user endpoint"
+        if chosen.peer is None or not self._live.link_.send(chosen.peer, codec.encode(StopUep(code="IDLE", text=text))):
+            return
+        chosen.go(UepState.DRAINING)
+        chosen.ends_for_room = True
+        peer_log.info("user endpoint %s ends, so that %s can start", chosen.record.uep_id, uep.record.uep_id)
+        self._live.tell(chosen, "INFO", f"it was told to end, so that {uep.record.uep_id} can start")
+        self._live.tell(uep, "INFO", f"{chosen.record.uep_id} of the same person, idle, was told to end for it")
 
     def _is_at(self, link: ManagerLink, uep: Uep | None, uep_id: str) -> bool:
         """Whether there is a user endpoint of this id at that endpoint: a manager may invent any number of ids."""
@@ -203,7 +242,7 @@ class StartRequester:
             "start of %s: %s %s, correlation id %s", answer.uep_id, answer.code, answer.text,
             answer.correlation_id[:64],
         )  # fmt: skip
-        if not uep.trouble.note(now, sentence(uep.last_text)):
+        if not uep.trouble.note(now, sentence(uep.last_text), answer.code):
             self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
             return
         text = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
@@ -217,20 +256,12 @@ class StartRequester:
             return
         if uep.state is UepState.STARTING:
             uep.queue_position = max(0, min(message.position, MAX_POSITION))
+            uep.queued_since = uep.queued_since or time.time()
 
-    def why_waiting(self, uep_row: int) -> str:
-        """Return, for the person, why a task of this user endpoint waits that is not known to run; empty if unknown."""
+    def why_waiting(self, uep_row: int, state: TaskState) -> Wait | None:
+        """Return, for the person, why a task of this user endpoint waits in `state`; None where it is not known."""
         uep = self._live.by_row.get(uep_row)
-        if uep is None or uep.peer is not None:
-            return uep.engine_trouble if uep is not None else ""
-        if uep.state is UepState.STARTING and uep.queue_position and not uep.start_answered:
-            return (
-                f"The site starts few user endpoints at once: yours is number {uep.queue_position} of those that wait."
-            )
-        now = self._live.loop.time()
-        if uep.trouble.count:
-            return f"{uep.trouble.so_far(now)} {_next_try(uep, now)}"
-        return f"{uep.last_text} {_next_try(uep, now)}" if uep.last_text else ""
+        return None if uep is None else wait_of(self._live, uep, state, self._has_room)
 
     def _is_long_unjoined(self, uep: Uep) -> bool:
         """Note that it runs without a link, and whether it has for longer than tasks are to wait for one."""
@@ -285,6 +316,7 @@ class StartRequester:
         if uep.state is UepState.STARTING:
             uep.go(UepState.ABSENT)
         uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
+        uep.asked_since = uep.queued_since = 0.0
         self.want_all(uep.record.endpoint_id, at_once=False)
         self.over(uep)
         self._live.forget_idle(uep)
@@ -322,6 +354,7 @@ class StartRequester:
         """Its link is up: the start, if there was one, is done."""
         uep.set_timer(None)
         uep.starting, uep.attempts, uep.unjoined_since, uep.last_text = False, 0, 0.0, ""
+        uep.asked_since = uep.queued_since = 0.0
         self.want_all(uep.record.endpoint_id, at_once=False)
 
     async def died_unjoined(self, uep: Uep, message: UepEnded) -> None:
@@ -339,7 +372,7 @@ class StartRequester:
         """A process that had joined was lost: the next is asked for at once, those after it after growing pauses."""
         self._live.tell(uep, "WARNING", f"its process was lost: code={code[:64]} {text}")
         now = self._live.loop.time()
-        if uep.trouble.note(now, sentence(text or code)):
+        if uep.trouble.note(now, sentence(text or code), code or UserEndpointLost.code):
             reason = uep.trouble.so_far(now)[:MAX_PUBLIC_TEXT]
             uep.trouble.over()
             await self._give_up(uep, UserEndpointLost(reason=reason))
@@ -350,7 +383,7 @@ class StartRequester:
     def room(self, endpoint_id: str) -> None:
         """A process ended at this endpoint: those that were refused for lack of room may be asked for again."""
         for uep in self._live.of_endpoint(endpoint_id):
-            if uep.last_code == SiteBusy.code and not uep.starting:
+            if uep.last_code in _FULL and not uep.starting:
                 uep.set_timer(None)
                 self.want(uep)
 
@@ -361,10 +394,3 @@ class StartRequester:
                 uep.set_timer(None)
                 uep.go(UepState.ABSENT)
                 uep.starting = False
-
-
-def _next_try(uep: Uep, now: float) -> str:
-    """Return, for the person, what the relay does about a start that came to nothing."""
-    if uep.starting or uep.timer is None:
-        return "The relay has asked for it again."
-    return f"The relay asks for it again in {max(1, round(uep.timer.when() - now))} s."

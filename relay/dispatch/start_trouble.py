@@ -28,14 +28,16 @@ class StartTrouble:
     since: float = 0.0
     """When the first of them was lost. Times are the event loop's, in seconds."""
     last: float = 0.0
+    code: str = ""
+    """The error's code of the last one."""
     text: str = ""
     """How the last one was lost, as the site has told it to the person."""
 
-    def note(self, now: float, text: str) -> bool:
+    def note(self, now: float, text: str, code: str = "") -> bool:
         """Note one more; return whether tasks have waited for too long. Old trouble has nothing to do with new."""
         if not self.count or now - self.last > MAX_TROUBLE_S:
             self.count, self.since = 0, now
-        self.count, self.last, self.text = self.count + 1, now, text
+        self.count, self.last, self.text, self.code = self.count + 1, now, text, code
         return now - self.since >= MAX_TROUBLE_S
 
     def over(self) -> None:

@@ -88,7 +88,7 @@ class Explainer:
         question: Explain,
         read: Callable[[Callable[[Tx], UepKey | None]], Awaitable[UepKey | None]],
     ) -> Explained:
-        """Return what is known about a task, a user endpoint or a correlation id of this endpoint.
+        """Return the relay's knowledge of a task, a user endpoint or a correlation id of this endpoint.
 
         `read` reads in a transaction of the store.
         """

@@ -79,6 +79,7 @@ class Submissions:
         self._quota.check(account, size)
         uep = await self._user_endpoint(submission)
         added = await self._delivery.add(uep, account, submission.group_id, tasks)
+        uep.used_at = self._live.loop.time()
         self._deadlines.expect(tasks[0].deadline)
         self._live.open_tasks.changed(account, submission.endpoint_id, added.new)
         self._quota.added(account, size)

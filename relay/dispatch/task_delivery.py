@@ -230,6 +230,7 @@ class TaskDelivery:
             waiting.difference_update(rows)
         endings = [_ending(item, self.max_result_bytes) for item in items]
         peer = uep.peer
+        uep.used_at = self._live.loop.time()
 
         def stored(settled: Settled) -> None:
             uep.trouble.over()

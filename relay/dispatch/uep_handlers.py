@@ -10,12 +10,14 @@ from mep_wire.errors import JoinRefused, LinkForbidden, LinkMessageInvalid
 from mep_wire.limits import HEARTBEAT_S, LINK_DEAD_S, MAX_ATTEMPTS, MAX_PUBLIC_TEXT
 from mep_wire.start_request import incarnation_of
 from mep_wire.states import UepState
+from mep_wire.text import printable
+from mep_wire.waits import Wait, WaitCode
 from relay.dispatch.live_state import Joining, LiveState, Uep
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import join_hash
 from relay.dispatch.start_trouble import sentence
-from relay.dispatch.task_delivery import TaskDelivery
+from relay.dispatch.task_delivery import MAX_CODE, MAX_TIME, TaskDelivery
 from relay.dispatch.task_fates import tell
 from relay.dispatch.task_transitions import Reconciled
 from relay.link.base import Peer
@@ -170,9 +172,23 @@ class UepHandlers:
 
     def credit(self, uep: Uep, message: messages.Credit) -> None:
         """It can take more tasks, or tells why those that it has wait."""
-        uep.engine_trouble = message.trouble[:MAX_PUBLIC_TEXT]
+        self._trouble(uep, message)
         uep.worker_python = message.worker_python[:_MAX_VERSION_CHARS] or uep.worker_python
         self._delivery.credit(uep, message.grant)
+
+    def _trouble(self, uep: Uep, message: messages.Credit) -> None:
+        """Note what keeps its engine from beginning tasks. Its clock may be wrong: `since` is never in the future."""
+        if not message.trouble:
+            uep.engine_trouble = None
+            return
+        code = message.trouble_code[:MAX_CODE] or WaitCode.ENGINE_TROUBLE
+        since = min(time.time(), message.trouble_since if 0.0 < message.trouble_since < MAX_TIME else time.time())
+        before = uep.engine_trouble
+        if before is not None and before.code == code:
+            since = min(since, before.since)
+        else:
+            self._live.tell(uep, "WARNING", f"its tasks wait: code={code} {message.trouble[:MAX_PUBLIC_TEXT]}")
+        uep.engine_trouble = Wait(code, printable(message.trouble[:MAX_PUBLIC_TEXT]), since)
 
     def started(self, uep: Uep, message: messages.Started) -> None:
         """Its workers have started these."""

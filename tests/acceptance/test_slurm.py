@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sitekit.endpoint import SCHEMA
 
-from mep_wire.errors import EngineFailed, UserConfigInvalid, WorkerLost
+from mep_wire.errors import EngineFailed, TaskNotFound, UserConfigInvalid, WorkerLost
 from tests.support.campus import make_campus
 from tests.support.slurm import Slurm, SlurmFailed
 from tests.support.waiting import until
@@ -124,6 +124,27 @@ def shared(campus: Any) -> Path:
 
 def jobs_of(slurm: Slurm, name: str) -> list[str]:
     return [job for job, (user, _) in slurm.jobs().items() if user == name]
+
+
+def test_a_task_says_what_slurm_says_of_its_pending_job(slurm: Slurm, campus: Any) -> None:
+    slurm.run("scontrol", "update", "partitionname=cpu", "state=down")
+    try:
+        with campus.executor("alice", walltime="00:09:00") as executor:
+            future = executor.submit(pow, 2, 3)
+            told: dict[str, Any] = {}
+
+            def pending() -> bool:
+                told.update(executor.client.get_task(future.task_id))
+                return told.get("code") == "JOB_PENDING"
+
+            until("the task's reason", pending, RESULT_S, unready=(TaskNotFound,), details=lambda: told)
+            (job,) = jobs_of(slurm, campus.accounts["alice"].name)
+            assert told["reason"].endswith(f"Slurm job {job}: PENDING (PartitionDown)")
+            assert told["waiting_since"] <= time.time() + 1
+            slurm.run("scontrol", "update", "partitionname=cpu", "state=up")
+            assert future.result(timeout=RESULT_S) == 8
+    finally:
+        slurm.run("scontrol", "update", "partitionname=cpu", "state=up")
 
 
 def test_two_peoples_functions_run_in_jobs_of_their_own(slurm: Slurm, campus: Any) -> None:

@@ -80,6 +80,10 @@ class Engine(Protocol):
         """What keeps tasks from beginning just now, for the person; empty if nothing does. An attribute will do."""
 
     @property
+    def trouble_code(self) -> str:
+        """The code of `trouble`: a mep_wire.waits.WaitCode. An attribute will do."""
+
+    @property
     def blocks(self) -> str:
         """The blocks with their jobs, for the administrator; empty if there are none. An attribute will do."""
 

@@ -36,7 +36,7 @@ MAX_ABANDONED: Final = 64
 class ThreadPoolEngine:
     """See the module. Threads start as tasks need them, and are daemons: the process does not wait for them."""
 
-    trouble = blocks = ""
+    trouble = trouble_code = blocks = ""
 
     def __init__(
         self,

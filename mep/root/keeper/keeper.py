@@ -200,7 +200,9 @@ class Keeper:
         answer = self._hear()
         if isinstance(answer, CapsDenied):
             text = OWN_LIMIT.format(limit=answer.limit)
-            raise StartRefused(StartStage.CAPS, Refusal.SITE_BUSY, text, f"{account.name} has {answer.limit} already")
+            raise StartRefused(
+                StartStage.CAPS, Refusal.PERSON_LIMIT, text, f"{account.name} has {answer.limit} already"
+            )
         if isinstance(answer, SharingDenied):
             public = public_text(Refusal.ACCOUNT_SHARED)
             raise StartRefused(StartStage.CAPS, Refusal.ACCOUNT_SHARED, public, answer.detail)

@@ -74,17 +74,17 @@ class Keepers:
         """Return how many more starts may be in progress. `fork` refuses a start beyond max_user_endpoints."""
         return self._configuration.resolved.caps.max_starting - self._endpoints.starting()
 
-    def _full(self, start: Start) -> str:
-        """Return the public text of a refusal if there is no room for one more, else an empty string.
+    def _full(self, start: Start) -> tuple[Refusal, str] | None:
+        """Return code and public text of a refusal if there is no room for one more.
 
         Counts by account name, before the slow look-ups. The keeper asks again with the uid.
         """
         caps = self._configuration.resolved.caps
         if len(self._endpoints) >= caps.max_user_endpoints:
-            return public_text(Refusal.SITE_BUSY, limit=caps.max_user_endpoints)
+            return Refusal.SITE_BUSY, public_text(Refusal.SITE_BUSY, limit=caps.max_user_endpoints)
         if self._endpoints.of_user(start.local_user) >= caps.max_user_endpoints_per_user:
-            return OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
-        return ""
+            return Refusal.PERSON_LIMIT, OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
+        return None
 
     def fork(self, start: Start, descriptor: int) -> StartVerdict | None:
         """Fork the keeper of a mapped start; return the refusal if there can't be one. `descriptor` is its document.
@@ -92,8 +92,8 @@ class Keepers:
         If a keeper is forked, `answered` is called later, never from here.
         """
         try:
-            if text := self._full(start):
-                return StartVerdict(m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"stage": "CAPS"})
+            if full := self._full(start):
+                return StartVerdict(m.StartOutcome.UNAVAILABLE, *full, {"stage": "CAPS"})
             start.paid = self._budget.take(2 * len(start.identities) + _START_RECORDS_BYTES)
             if not start.paid or (not self._recorded(start) and self._configuration.resolved.audit_required):
                 code = Refusal.AUDIT_UNAVAILABLE

@@ -15,7 +15,8 @@ from mep.root.monitor.event_loop import Timer
 
 _TRY_AGAIN = frozenset(
     {
-        Refusal.SITE_BUSY, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE, Refusal.START_REQUEST_STALE,
+        Refusal.SITE_BUSY, Refusal.PERSON_LIMIT, Refusal.AUDIT_UNAVAILABLE, Refusal.MAPPER_UNAVAILABLE,
+        Refusal.START_REQUEST_STALE,
         Refusal.START_INTERRUPTED, Refusal.NOT_ADMITTED_NOW, "STOPPED",
         "RELAY_UNREACHABLE", "RELAY_UNAVAILABLE", "JOIN_REFUSED",
     }

@@ -17,7 +17,7 @@ from parsl.jobs.states import JobState
 from user_endpoint.engines.htex.blocks import scheduler_of
 from user_endpoint.engines.htex.job_record import JobRecord
 from user_endpoint.engines.htex.provider import Plan
-from user_endpoint.engines.htex.scheduler import TERMINAL, Scheduler
+from user_endpoint.engines.htex.scheduler import TERMINAL, Pbs, Scheduler, Slurm
 from user_endpoint.settings import GlobusComputeSettings as Settings
 
 
@@ -259,3 +259,46 @@ def test_no_unfinished_record_of_jobs_stays(tmp_path: Path, monkeypatch: pytest.
     unfinished.write_text('{"provider": "Slur')  # of a process that was killed while it wrote
     assert JobRecord(path, "SlurmProvider").left_over() == {"10": {}}
     assert not unfinished.exists()
+
+
+class Commands:
+    """A provider whose scheduler's commands answer as the test says."""
+
+    clusters = None
+    resources: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    def __init__(self, status: int, out: str) -> None:
+        self.answer, self.asked = (status, out, ""), [""]
+
+    def execute_wait(self, command: str, timeout: int | None = None) -> tuple[int, str, str]:
+        self.asked.append(command)
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("status", "out", "said"),
+    [
+        (0, "7|PENDING|Resources|N/A\n", "Slurm job 7: PENDING (Resources)"),
+        (0, "7|PENDING|Priority|2026-01-02T03:04:05\n",
+         "Slurm job 7: PENDING (Priority), expected to begin at 2026-01-02T03:04:05"),
+        (0, "".join(f"{n}|PENDING|Priority|N/A\n" for n in range(5)),
+         "; ".join(f"Slurm job {n}: PENDING (Priority)" for n in range(3)) + "; and 2 more"),
+        (0, "", "job 7 is pending at Commands"),
+        (1, "slurm_load_jobs error", "job 7 is pending at Commands"),
+    ],
+)  # fmt: skip
+def test_slurms_words_on_a_pending_job(status: int, out: str, said: str) -> None:
+    provider = Commands(status, out)
+    assert Slurm(provider, None).words_on_pending([7]) == said
+    assert provider.asked[-1].startswith("squeue --noheader --states=PENDING")
+
+
+def test_pbs_words_on_a_pending_job() -> None:
+    out = "Job Id: 7.host\n    Job_Name = x\n    comment = Not Running: not enough\n\tfree nodes\n    etime = now\n"
+    assert (
+        Pbs(Commands(0, out), None).words_on_pending(["7.host"]) == "PBS job 7.host: Not Running: not enough free nodes"
+    )
+    assert (
+        Pbs(Commands(0, "Job Id: 7.host\n    etime = now\n"), None).words_on_pending(["7"])
+        == "job 7 is pending at Commands"
+    )

@@ -18,6 +18,7 @@ from mep_wire.errors import TaskExpired, UserEndpointSilent
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
+from mep_wire.waits import Wait
 from relay import retention
 from relay.dispatch import dispatcher, start_requests, task_delivery
 from relay.dispatch.dispatcher import Dispatcher
@@ -107,6 +108,13 @@ class Scene:
         return self.store.submit(change).result()
 
     @property
+    def why(self) -> Wait:
+        """Why its task waits, as it is in the store."""
+        found = self.dispatcher.why_waiting(self.uep.row, self.state)
+        assert found is not None
+        return found
+
+    @property
     def state(self) -> TaskState:
         return self.store.tasks([self.task.task_id])[0].state
 
@@ -145,20 +153,20 @@ def test_a_start_that_the_site_puts_off_gives_its_reason_until_it_runs(code: str
         scene = Scene()
         scene.dispatcher.starts.want(scene.uep)
         await scene.spoken()
-        row = scene.uep.row
-        assert not scene.dispatcher.starts.why_waiting(row)
+        assert scene.why.code == "START_ASKED"
         later = messages.StartAnswer(
             uep_id="u", outcome="unavailable", code=code, text="Down until noon.\x1b[2J", correlation_id=""
         )
         scene.dispatcher.starts.answered(scene.manager, later)
-        assert scene.dispatcher.starts.why_waiting(row).startswith("Down until noon.\\x1b[2J ")
+        assert scene.why.code == code
+        assert scene.why.text.startswith("Down until noon.\\x1b[2J ")
         scene.uep.set_timer(None)
         scene.dispatcher.starts.want(scene.uep)
         await scene.spoken()
-        assert scene.dispatcher.starts.why_waiting(row), "while it is tried again"
+        assert scene.why.code == code, "while it is tried again"
         started = messages.StartAnswer(uep_id="u", outcome="started", code="", text="", correlation_id="")
         scene.dispatcher.starts.answered(scene.manager, started)
-        assert not scene.dispatcher.starts.why_waiting(row)
+        assert scene.why.code == "START_JOINING"
         scene.uep.set_timer(None)
 
     asyncio.run(run())

@@ -30,10 +30,6 @@ class Restarts(Scene):
         answer = messages.StartAnswer(uep_id="u", outcome="refused", code=code, text=text, correlation_id="c")
         self.dispatcher.starts.answered(self.manager, answer)
 
-    @property
-    def why(self) -> str:
-        return self.dispatcher.starts.why_waiting(self.uep.row)
-
 
 def test_pauses_double_up_to_a_limit_with_jitter() -> None:
     trouble = StartTrouble()
@@ -75,7 +71,7 @@ def test_a_process_lost_at_its_start_is_asked_for_again_while_tasks_wait(code: s
             scene.says(code, KILLED.text)
             assert scene.state is TaskState.QUEUED
             assert scene.uep.trouble.count == times
-            assert KILLED.text in scene.why and "again in" in scene.why
+            assert KILLED.text in scene.why.text and "again in" in scene.why.text
             if times == 6:
                 break
         await scene.asked()
@@ -112,7 +108,7 @@ def test_the_person_reads_why_a_start_came_to_nothing() -> None:
             uep_id="u", outcome="unavailable", code="SITE_BUSY", text="The site is full.", correlation_id=""
         )
         scene.dispatcher.starts.answered(scene.manager, busy)
-        assert scene.why.startswith("The site is full. The relay asks for it again in ")
+        assert scene.why.text.startswith("The site is full. The relay asks for it again in ")
 
     asyncio.run(run())
 
@@ -212,14 +208,14 @@ def test_a_manager_cannot_fill_the_relays_memory_with_ids_that_it_invents() -> N
 def test_the_person_reads_what_the_engine_tries_again_for_as_long_as_its_process_is_there() -> None:
     async def run() -> None:
         scene = Lost(TaskState.DISPATCHED)
-        handlers, starts = scene.dispatcher._ueps, scene.dispatcher.starts
+        handlers = scene.dispatcher._ueps
         trouble = "blocks of workers failed 3 times and will be tried again"
         handlers.credit(scene.uep, messages.Credit(grant=0, trouble=trouble))
-        assert starts.why_waiting(scene.uep.row) == trouble
+        assert (scene.why.code, scene.why.text) == ("ENGINE_TROUBLE", trouble)
         handlers.credit(scene.uep, messages.Credit(grant=1))
-        assert starts.why_waiting(scene.uep.row) == ""
+        assert scene.why.code == "WORKERS_BUSY"
         handlers.credit(scene.uep, messages.Credit(grant=0, trouble=trouble))
         await scene.ended()
-        assert trouble not in starts.why_waiting(scene.uep.row)
+        assert trouble not in scene.why.text
 
     asyncio.run(run())

@@ -10,6 +10,7 @@ import pytest
 from mep_sdk import Executor, html, progress
 from mep_sdk.futures import TaskFuture
 from mep_sdk.shell import ShellResult
+from mep_wire.waits import Wait
 
 ENDPOINT = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
 
@@ -48,7 +49,7 @@ def text_of(shown: str) -> str:
 def test_a_future_says_where_it_is() -> None:
     one = future()
     one.function_name, one.endpoint_id = "add", ENDPOINT
-    one.told("waiting-for-ep", "the endpoint is offline")
+    one.told("waiting-for-ep", Wait("ENDPOINT_OFFLINE", "the endpoint is offline"))
     said = text_of(one._repr_html_())
     for words in ("the-task", "add", ENDPOINT, "pending", "the endpoint is offline"):
         assert words in said

@@ -18,6 +18,7 @@ from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.errors import RelayUnavailable
 from mep_wire.states import TaskState
+from mep_wire.waits import USUAL, Wait, WaitCode
 from tests.unit.sdk.test_session_threads import Listener
 
 WAIT_S = 60
@@ -32,15 +33,17 @@ class Relay:
     def __init__(self) -> None:
         self.told: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
+        self.codes: dict[str, str] = {}
+        self.since: dict[str, float] = {}
         self.asked: list[Any] = []
 
     def statuses(self, task_ids: Any, **_: Any) -> dict[str, str]:
         self.asked.append(list(task_ids))
         return {each: self.told[each] for each in task_ids if each in self.told}
 
-    def why_waiting(self, task_id: str, endpoint_id: str, **_: Any) -> str:
+    def wait_of(self, task_id: str, endpoint_id: str, **_: Any) -> Wait:
         self.asked.append(task_id)
-        return self.reasons.get(task_id, "")
+        return Wait(self.codes.get(task_id, ""), self.reasons.get(task_id, ""), self.since.get(task_id, 0.0))
 
 
 @pytest.fixture
@@ -96,6 +99,33 @@ def test_a_reason_is_a_warning_once_for_each_endpoint(
     assert session._pending["b"].reason == "position 3 of 40"
 
 
+def test_a_wait_has_a_code_and_a_beginning(session: Submitter, relay: Relay) -> None:
+    (waits,) = adopted(session, "ep", "a")
+    assert (waits.reason_code, waits.waiting_since) == ("", None)
+    relay.told, relay.reasons = {"a": "waiting-for-nodes"}, {"a": "Slurm job 7: PENDING (Resources)"}
+    relay.codes, relay.since = {"a": "JOB_PENDING"}, {"a": 12.0}
+    session._look()
+    assert (waits.reason_code, waits.waiting_since) == ("JOB_PENDING", 12.0)
+    session._deliver([api.StreamedResult("a", TaskState.SUCCESS, "", "", DONE)])
+    assert (waits.reason, waits.reason_code, waits.waiting_since) == ("", "", None)
+
+
+@pytest.mark.parametrize("code", sorted(WaitCode))
+def test_waits_of_every_day_are_no_warning(
+    code: WaitCode, session: Submitter, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted(session, "ep", "a")
+    relay.told, relay.reasons, relay.codes = {"a": "waiting-for-ep"}, {"a": "so it is"}, {"a": code}
+    with caplog.at_level(logging.DEBUG, "mep_sdk"):
+        session._look()
+        session._look()
+    (said,) = [record for record in caplog.records if "so it is" in record.getMessage()]
+    assert said.levelno == (logging.INFO if code in USUAL else logging.WARNING)
+    assert [record.getMessage() for record in caplog.records if "is now" in record.getMessage()] == [
+        "task a is now waiting-for-ep"
+    ]
+
+
 def test_only_a_page_is_asked_for(session: Submitter, relay: Relay) -> None:
     adopted(session, "ep", *(str(number) for number in range(1000)))
     session._look()
@@ -123,8 +153,11 @@ def test_the_journey_of_a_task_is_in_the_log(session: Submitter, caplog: pytest.
     ("end", "shown"),
     [
         (lambda future: None, "state=pending"),
-        (lambda future: future.told("waiting-for-ep", "it is\noff"), r"state=pending (waiting-for-ep: it is\noff)"),
-        (lambda future: future.told("running", ""), "state=pending (running)"),
+        (
+            lambda future: future.told("waiting-for-ep", Wait("", "it is\noff")),
+            r"state=pending (waiting-for-ep: it is\noff)",
+        ),
+        (lambda future: future.told("running", Wait("", "")), "state=pending (running)"),
         (lambda future: future.resolve(3, None), "state=finished returned int"),
         (lambda future: future.resolve(None, ValueError("x")), "state=finished raised ValueError"),
         (lambda future: future.mark_cancelled(), "state=cancelled"),

@@ -25,8 +25,7 @@ from user_endpoint.user_endpoint import GATHER_S, GATHER_TASKS, RESEND_BATCHES, 
 class NotingEngine:
     capacity = 8
     worker_python = "3.99.1"
-    blocks = ""
-    trouble = ""
+    blocks = trouble = trouble_code = ""
 
     def __init__(self) -> None:
         self.given: list[EngineTask] = []

@@ -24,6 +24,7 @@ import zmq
 
 from mep_wire.errors import EngineFailed, MepError
 from mep_wire.text import field_text
+from mep_wire.waits import SENTENCES, WaitCode
 from user_endpoint.engines.htex import provider as providers
 from user_endpoint.engines.htex.executor import InterchangeClient, InterchangeDied
 from user_endpoint.engines.htex.failures import BlockFailure, Cause, Failures, of_block, of_error
@@ -84,9 +85,10 @@ class InterchangeRestarted:
 
 @dataclass(frozen=True, slots=True)
 class BlockTrouble:
-    """Something has failed and is tried again, while tasks wait."""
+    """What tasks wait for: something that failed and is tried again, or a job that has not begun. Empty: nothing."""
 
     text: str
+    code: str = WaitCode.BLOCKS_FAILING
 
 
 BlockEvent = ExecutorReady | BlockLost | BlocksFailed | InterchangeRestarted | BlockTrouble
@@ -140,6 +142,7 @@ class Blocks:
         """When the interchange was last started."""
         self._next_question = time.monotonic() + ASK_EVERY_S
         self._next_status, self._next_strategy, self._idle_since = 0.0, 0.0, 0.0
+        self._told_pending = ""
         self._changed = 0.0
         """When a job was last submitted, seen to begin, or known to be ending."""
 
@@ -338,6 +341,7 @@ class Blocks:
         self._scheduler.try_again(now)
         if now >= self._next_status:
             self._watch(client, now)
+            self._tell_pending()
             self._next_status = now + self._until_next_status(client, now)
         self._scale(client, now)
 
@@ -431,6 +435,22 @@ class Blocks:
                     limit = self._settings.block_start_timeout_s
                     what = f"its workers had not registered after {limit:.0f} s"
                     self._block_failed(block_id, block, what, status)
+
+    def _tell_pending(self) -> None:
+        """Tell what the scheduler says of jobs that tasks wait for, whenever that changes."""
+        if self._block_failures:
+            return  # that is told, and may be why there is a new job
+        with self._lock:
+            tasks = self._outstanding > 0
+        waits = tasks and not any(block.running for block in self._blocks.values())
+        jobs = [block.job_id for block in self._blocks.values() if not block.running] if waits else []
+        words = self._scheduler.words_on_pending(jobs) if jobs else ""
+        if words != self._told_pending:
+            self._told_pending = words
+            if words:
+                _log.info("jobs are pending: %s", field_text(words))
+            text = SENTENCES[WaitCode.JOB_PENDING].format(words=words) if words else ""
+            self._tell(BlockTrouble(text, WaitCode.JOB_PENDING))
 
     def _block_ended(self, block_id: str, block: _Block, status: Any) -> None:
         self._tell(BlockLost(block_id))

@@ -92,7 +92,7 @@ class HtexEngine:
         self._plan = Plan(settings)
         check_interchange(self._plan.most_pools)
         self._notes = StartJournals(str(self._directory.parent))
-        self.worker_python = self.trouble = ""
+        self.worker_python = self.trouble = self.trouble_code = ""
         self._blocks = Blocks(settings, self._plan, self._directory, self._notes, self._ring)
         self._client: InterchangeClient | None = None
         self._waiting: list[_Held] = []
@@ -442,8 +442,8 @@ class HtexEngine:
                 self._take_last_results()
                 self._drop_client()
                 self._lost_together(list(self._held), begun, "Parsl's interchange was killed")
-            case BlockTrouble(text):
-                self.trouble = text
+            case BlockTrouble(text, code):
+                self.trouble, self.trouble_code = text, code
             case BlocksFailed(error, until, begun):
                 self._give_up(error, until, begun)
 

@@ -97,7 +97,7 @@ def slots_in_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 class MpiEngine:
     """An engine before the engine: holds MPI tasks until there are nodes for them."""
 
-    trouble = blocks = ""
+    trouble = trouble_code = blocks = ""
 
     def __init__(
         self, workers: ProcessPoolEngine, count: int, nodes: list[str], launcher: str, ends: float | None = None

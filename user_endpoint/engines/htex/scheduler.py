@@ -37,6 +37,8 @@ PARSL_RAISES = (
 )
 """The errors of providers: their own, and those that commands and their output can cause."""
 _FIRST_RETRY_S, _MOST_RETRY_S = 5.0, 60.0
+_MOST_WORDS = 3
+"""Jobs of which the scheduler's words are passed on."""
 
 
 class _Answer(NamedTuple):
@@ -124,6 +126,14 @@ class Scheduler:
             return list(self._provider.status(list(jobs)))
         except self.raises:
             return [None] * len(jobs)
+
+    def words_on_pending(self, jobs: Sequence[Any]) -> str:
+        """Return what the scheduler says about these jobs, which have not begun: id and reason. Never raises."""
+        return _listed(f"job {job} is pending at {self._name}" for job in jobs)
+
+    @property
+    def _name(self) -> str:
+        return type(self._provider).__name__.removesuffix("Provider") or "the scheduler"
 
     # --- the record -----------------------------------------------------------------------------------
 
@@ -217,6 +227,13 @@ class CommandScheduler(Scheduler):
         return len(jobs) == 1 and re.search(self.gone, said) is not None
 
 
+def _listed(said: Iterable[str]) -> str:
+    """Return the first few of these in one line, and how many there are besides."""
+    found = list(said)
+    more = f"; and {len(found) - _MOST_WORDS} more" if len(found) > _MOST_WORDS else ""
+    return "; ".join(" ".join(each.split()) for each in found[:_MOST_WORDS]) + more
+
+
 def _same(job: str, named: str) -> bool:
     """Tell whether two ids are one job's, where one of them may lack (part of) the server's name."""
     return job == named or (job.partition(".")[0] == named.partition(".")[0] and "." in job + named)
@@ -235,12 +252,41 @@ class Slurm(CommandScheduler):
         status, out, _ = self._provider.execute_wait(f"squeue{where} --noheader --format=%i --job {job},{job}")
         return status == 0 and job not in out.split()
 
+    def words_on_pending(self, jobs: Sequence[Any]) -> str:
+        """Return squeue's state and reason of each job, and when the scheduler expects it to begin."""
+        where = f" --clusters={self._provider.clusters}" if self._provider.clusters else ""
+        wanted = ",".join(map(str, jobs))
+        try:
+            status, out, _ = self._provider.execute_wait(
+                f"squeue{where} --noheader --states=PENDING --format='%i|%T|%r|%S' --job {wanted}"
+            )
+        except self.raises:
+            return super().words_on_pending(jobs)
+        rows = [line.strip().split("|") for line in out.splitlines() if line.count("|") == 3] if status == 0 else []
+        if not rows:
+            return super().words_on_pending(jobs)
+        return _listed(
+            f"Slurm job {job}: {state} ({reason})" + (f", expected to begin at {begin}" if begin[:1].isdigit() else "")
+            for job, state, reason, begin in rows
+        )
+
 
 class Pbs(CommandScheduler):
     """qstat may leave jobs out of an answer of several (openpbs issue 2672), and says which ones it does not know."""
 
     unknown = r"Unknown Job Id\s+(\S+)"
     gone = r"Unknown Job Id|Job has finished"
+
+    def words_on_pending(self, jobs: Sequence[Any]) -> str:
+        """Return the comment that PBS has on each job."""
+        try:
+            status, out, _ = self._provider.execute_wait(f"qstat -f {' '.join(map(str, jobs))}")
+        except self.raises:
+            return super().words_on_pending(jobs)
+        found = re.findall(r"^Job Id: (\S+)\n((?:\s+.*\n?)*)", out, re.MULTILINE) if status == 0 else []
+        said = {job: re.search(r"^\s+comment = (.+(?:\n\t.+)*)", rest, re.MULTILINE) for job, rest in found}
+        words = [f"PBS job {job}: {comment.group(1)}" for job, comment in said.items() if comment is not None]
+        return _listed(words) if words else super().words_on_pending(jobs)
 
     def _named(self, answer: str) -> dict[str, str]:
         ids = re.findall(r'^\s*"([^"\s]+)":\s*\{', answer, re.MULTILINE)  # JSON, and lines of a table

@@ -48,7 +48,7 @@ _WARM_S: Final = 300.0
 class ProcessPoolEngine:
     """See the module. `server` starts fork servers: one that runs already, and later ones after a loss."""
 
-    trouble = blocks = ""
+    trouble = trouble_code = blocks = ""
 
     def __init__(
         self,

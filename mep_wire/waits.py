@@ -1,0 +1,62 @@
+"""Why a task waits: a stable code, a sentence, and since when. Every waiting state has one.
+
+Where a start has failed and is tried again, the code is that of the error (mep_wire.errors). The codes here are for
+the other waits. Standard library only.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple
+
+
+class WaitCode(enum.StrEnum):
+    """Waits that are no errors."""
+
+    ENDPOINT_OFFLINE = "ENDPOINT_OFFLINE"
+    START_LIMIT = "START_LIMIT"
+    START_ASKED = "START_ASKED"
+    START_QUEUED = "START_QUEUED"
+    START_JOINING = "START_JOINING"
+    PROCESS_AWAY = "PROCESS_AWAY"
+    PROCESS_ENDING = "PROCESS_ENDING"
+    TASKS_AHEAD = "TASKS_AHEAD"
+    WORKERS_BUSY = "WORKERS_BUSY"
+    JOB_PENDING = "JOB_PENDING"
+    BLOCKS_FAILING = "BLOCKS_FAILING"
+    ENGINE_TROUBLE = "ENGINE_TROUBLE"
+
+
+SENTENCES: Final[dict[WaitCode, str]] = {
+    WaitCode.ENDPOINT_OFFLINE: "The endpoint is offline: its site has had no link to the relay since {since}.",
+    WaitCode.START_LIMIT: "The relay asks for few starts at a time at one endpoint, and yours is among those that wait "
+    "for others.",
+    WaitCode.START_ASKED: "The site was asked to start your process.",
+    WaitCode.START_QUEUED: "The site starts few user endpoints at once: yours is number {position} of those that wait.",
+    WaitCode.START_JOINING: "Your process at the site has been started, and has not reached the relay yet.",
+    WaitCode.PROCESS_AWAY: "Your process at the site has had no link to the relay since {since}. It is waited for.",
+    WaitCode.PROCESS_ENDING: "Your process at the site is ending. Another one will be started for your tasks.",
+    WaitCode.TASKS_AHEAD: "Your process at the site has as many tasks as it takes. The others wait for their turn.",
+    WaitCode.WORKERS_BUSY: "Your process at the site has the task. It begins once a worker is free.",
+    WaitCode.JOB_PENDING: "The site's scheduler has not begun your job yet: {words}",
+    WaitCode.BLOCKS_FAILING: "Workers cannot be started just now, which is tried again: {words}",
+    WaitCode.ENGINE_TROUBLE: "The site's engine cannot begin tasks just now: {words}",
+}
+"""What the person reads, with fields in braces."""
+USUAL: Final = frozenset(
+    {WaitCode.START_ASKED, WaitCode.START_JOINING, WaitCode.TASKS_AHEAD, WaitCode.WORKERS_BUSY, WaitCode.PROCESS_ENDING}
+)
+"""Waits of every day, about which no script warns."""
+
+
+class Wait(NamedTuple):
+    """One wait. `since` is in seconds since the epoch, 0 if it is not known."""
+
+    code: str
+    text: str
+    since: float = 0.0
+
+
+def wait(code: WaitCode, since: float = 0.0, /, **fields: object) -> Wait:
+    """Return the wait of this code."""
+    return Wait(code, SENTENCES[code].format(**fields), since)
