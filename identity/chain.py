@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from identity import usernames
+from identity.allowed_domains import AllowedDomains
 from identity.base import Identity, IdentityMapper, LookupOptions, MappingAnswer, Trace, label
 from identity.errors import AmbiguousMapping, MappingError, NameRefused, NoMapping, SourceBusy, SourceUnavailable
 
 MAX_FIELD_CHARS = 4096
 """A longer field of an identity counts as absent."""
+ANY_DOMAIN = AllowedDomains()
 _MAPPED_STATUS = frozenset({"used", "private"})
 
 
@@ -72,9 +74,9 @@ class Chain:
 
     def __init__(
         self, links: Sequence[ChainEntry], files: Iterable[Path] = (), *, network: bool = False, programs: bool = False,
-        doubts: Iterable[str] = (),
+        doubts: Iterable[str] = (), domains: AllowedDomains = ANY_DOMAIN,
     ) -> None:  # fmt: skip
-        self._links = tuple(links)
+        self._links, self._domains = tuple(links), domains
         self.doubts = tuple(doubts)
         """What is odd about the file, each with its file and line."""
         self.network, self.programs = network, programs
@@ -92,7 +94,7 @@ class Chain:
         Raises NoMapping (NameRefused where a rule applies but its result cannot be a user name), AmbiguousMapping,
         MapperUnavailable (SourceBusy among them); nothing else, whatever the identities hold.
         """
-        counted, _ = considered(identities)
+        counted, _ = considered(identities, self._domains)
         person = " ".join(sorted(identity["id"] for identity in counted))
         how = LookupOptions(bypass_cache=bypass_cache or certain, background=certain, person=person)
         for index, link in enumerate(self._links):
@@ -109,7 +111,7 @@ class Chain:
 
         `every` asks the mappers after the one that decides too; they change nothing about the result.
         """
-        counted, ignored = considered(identities)
+        counted, ignored = considered(identities, self._domains)
         explanation = Explanation([ChainStep(description) for description in self.descriptions], ignored)
         for index, link in enumerate(self._links):
             user: LocalUser | None = None
@@ -179,8 +181,10 @@ def _decide(answers: Sequence[MappingAnswer], first_of_several: bool, descriptio
     return LocalUser(first.name, first.identity, f"{description}, {first.rule}", first.literal)
 
 
-def considered(identities: Sequence[Mapping[str, str]]) -> tuple[list[Identity], list[str]]:
-    """Return the identities that count (status used or private, with an id), and lines on the others.
+def considered(
+    identities: Sequence[Mapping[str, str]], domains: AllowedDomains = ANY_DOMAIN
+) -> tuple[list[Identity], list[str]]:
+    """Return the identities that count (status used or private, with an id, of `domains`), and lines on the others.
 
     Fields that are no text, are longer than MAX_FIELD_CHARS or cannot be written as UTF-8 are left out.
     """
@@ -192,6 +196,8 @@ def considered(identities: Sequence[Mapping[str, str]]) -> tuple[list[Identity],
             ignored.append(f"{label(clean)}: it has no id")
         elif clean.get("status") not in _MAPPED_STATUS:
             ignored.append(f"{label(clean)}: its status is {clean.get('status', 'unknown')}, not used or private")
+        elif refusal := domains.refusal(clean):
+            ignored.append(f"{label(clean)}: {refusal}")
         else:
             counted.append(clean)
     return counted, ignored

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from identity import domain
+from identity.allowed_domains import AllowedDomains
 from identity.base import IdentityMapper
 from identity.callout import mapper as callout
-from identity.chain import Chain, ChainEntry
+from identity.chain import ANY_DOMAIN, Chain, ChainEntry
 from identity.concurrency_limits import PersonLimit
 from identity.document import MappingDocument, MappingDocumentInvalid
 from identity.errors import MappingFileInvalid
@@ -38,13 +39,14 @@ def load(
     files: Files | None = None,
     person_limit: PersonLimit | None = None,
     clock: Callable[[], float] = time.monotonic,
+    domains: AllowedDomains = ANY_DOMAIN,
 ) -> Chain:
     """Return the chain that the mapping file at `path` describes. Raises MappingFileInvalid.
 
     Callouts get `connector` and `gateway` with -c and -s; an endpoint gives its own id as the gateway.
     `files` decides which owners' files are trusted, and records the files read and their signatures, even if the load
     fails. `person_limit` counts look-ups in slow mappers, across the successive chains of one process. `clock`
-    (seconds) times out directories' answers.
+    (seconds) times out directories' answers. Identities outside of `domains` don't count.
     """
     files = files or Files()
     makers = _makers(connector, gateway, files, person_limit or PersonLimit(), clock)
@@ -63,7 +65,7 @@ def load(
     programs = callout.DATA_TYPE in types
     network = programs or _LDAP_TYPE in types
     return Chain(links, [other for other in files.signatures if other != path], network=network, programs=programs,
-                 doubts=doubts)  # fmt: skip
+                 doubts=doubts, domains=domains)  # fmt: skip
 
 
 def line_of(data: bytes, index: int, reason: str) -> int:

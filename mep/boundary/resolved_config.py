@@ -149,6 +149,10 @@ class MapperSection:
     """Whether the mapping names a directory or a program, for which the mapper needs the network."""
     programs: bool = False
     """Whether the mapping names a program, which the mapper runs."""
+    allowed_domains: list[str] = field(default_factory=list)
+    """If not empty: only identities of these domains count."""
+    excluded_domains: list[str] = field(default_factory=list)
+    """Identities of these domains don't count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def adopted(directory: Path, *, privileged: bool, relay_url: str | None) -> Adop
 
 def _read_config(source: Source) -> dict[str, Any]:
     if source.has("config.py"):
-        reason = f"is a program, which nobody but its author can translate: write its values into {names.CONFIG}"
+        reason = f"is a program, and is not run here: write its values into {names.CONFIG}"
         raise ConfigRefused(str(source.top / "config.py"), "", reason)
     path = source.top / names.CONFIG
     if not source.has(names.CONFIG):
@@ -289,11 +289,11 @@ def _mapping(source: Source, given: Mapping[str, Any], result: Adopted) -> None:
     key = "identity_mapping_config_path"
     configured = given.get(key)
     if configured is None:
-        result.note(key, "added", f"{names.MAPPING} maps nobody yet: the directory names no mapping")
+        result.note(key, "added", f"{names.MAPPING} maps no one yet: the directory names no mapping")
         return
     path = source.path(str(configured))
     result.files[names.MAPPING] = source.text(path)
-    example = "; it is the example, which maps nobody of yours" if path.name == _EXAMPLE_MAPPING else ""
+    example = "; it is the example, which maps no one of yours" if path.name == _EXAMPLE_MAPPING else ""
     result.note(key, "changed", f"copied to {names.MAPPING}{example}")
 
 

@@ -42,7 +42,7 @@ _LOGS = ("endpoint.log", "audit.log", "tasks.log")
               help="Directory of the endpoints' directories.")  # fmt: skip
 @click.option("-l", "--endpoint-log-dirs", metavar="NAMES", help="Only these endpoints, with commas between them.")
 @click.option("-r", "--recent-endpoints", type=click.IntRange(0), metavar="NUMBER",
-              help="Only the endpoints whose logs changed last.")  # fmt: skip
+              help="Only the endpoints with the newest logs.")  # fmt: skip
 @click.option("-e", "--endpoint-uuid", hidden=True, help="Ignored: `mep check` asks the relay without a task.")
 def self_diagnostic(
     print_only: bool, log_kb: int, verbose: bool, config_dir: str | None, endpoint_log_dirs: str | None,

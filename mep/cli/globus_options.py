@@ -14,8 +14,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _FLAG = "--multi-user"
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0"})
 _POLICY = (
-    "a relay has no authentication policies. Who may use the endpoint is said here: by identity_mapping.json "
-    "(`mep configure --domain`), and by `policy` in config.yaml"
+    "a relay has no authentication policies. Who may use the endpoint is said here: by --allowed-domains and "
+    "--excluded-domains, by identity_mapping.json, and by `policy` in config.yaml"
 )
 REFUSED: dict[str, str] = {
     "--auth-policy": _POLICY,

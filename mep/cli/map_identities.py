@@ -21,8 +21,9 @@ import msgspec
 
 import identity.loader
 from identity import account
+from identity.allowed_domains import AllowedDomains
 from identity.callout.mapper import NO_GATEWAY
-from identity.chain import Chain, Explanation
+from identity.chain import ANY_DOMAIN, Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from identity.tracked_files import Files, Rules
 from mep.boundary import nss_database
@@ -52,6 +53,7 @@ class Site:
     hook: str = ""
     """The hook that a start also asks; `mep map` doesn't."""
     endpoint: str = ""
+    domains: AllowedDomains = ANY_DOMAIN
     own_accounts: tuple[str, ...] = ()
     """The accounts of this host's endpoints; if empty, the default ones."""
 
@@ -122,7 +124,8 @@ def endpoint_site(name: str) -> Site:
     pam = options.pam.service_name if options.pam.enable else ""
     hook = options.pre_start_hook.path or ""
     policy, own = Policy(**asdict(options.policy)), tuple(own_accounts(roots, options))
-    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, own)
+    domains = AllowedDomains(options.allowed_domains, options.excluded_domains)
+    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, domains, own)
 
 
 def become_mapper(site: Site) -> str:
@@ -147,8 +150,9 @@ def load(site: Site) -> Chain:
     """
     try:
         return identity.loader.load(
-            site.file, gateway=site.gateway, files=Files(_trusted(site) if site.endpoint else None)
-        )
+            site.file, gateway=site.gateway, files=Files(_trusted(site) if site.endpoint else None),
+            domains=site.domains,
+        )  # fmt: skip
     except MappingFileInvalid as error:
         mapper = _entry(site.mapper_account)
         denied = "Permission denied" in str(error) and mapper is not None and mapper.pw_uid == os.geteuid()

@@ -70,6 +70,8 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @click.option("--schema-config", type=_FILE, help="A user_config_schema.json to use instead of the default.")
 @click.option("--user-env-config", type=_FILE, help="A user_environment.yaml to use instead of the default.")
 @click.option("--id-mapping-config", type=_FILE, help="An identity_mapping.json to use; with --multi-user.")
+@click.option("--allowed-domains", metavar="DOMAINS", help="Only people of these domains, with commas between them.")
+@click.option("--excluded-domains", metavar="DOMAINS", help="No people of these domains.")
 @globus_policy_options
 @click.option("--help-config", is_flag=True, is_eager=True, expose_value=False, callback=_help_config,
               help="List the keys of config.yaml and exit.")  # fmt: skip
@@ -91,6 +93,8 @@ def configure(
     schema_config: str | None,
     user_env_config: str | None,
     id_mapping_config: str | None,
+    allowed_domains: str | None,
+    excluded_domains: str | None,
     as_json: bool,
 ) -> None:
     """Create endpoint NAME: write its five files and register it with the relay.
@@ -109,6 +113,7 @@ def configure(
     files |= {names.MAPPING: mapping} if mapping else {}
     values: dict[str, Any] = {"relay_url": relay_url, "display_name": display_name, "multi_user": multi_user or None}
     values |= {"email": contact_email, "public": public}
+    values |= {"allowed_domains": _listed(allowed_domains), "excluded_domains": _listed(excluded_domains)}
     document, text = _new_config(where, multi_user, values, endpoint_config)
     chosen = chosen_accounts(document, multi_user, manager_account, mapper_account)
     relay = relay_of(where, document, relay_url)
@@ -182,6 +187,10 @@ def _new_config(
         return read_document(text, given), text
     text = commented_config({key: value for key, value in values.items() if value is not None})
     return read_document(text, str(where.config)), text
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
 
 
 def _option(key: str) -> str:

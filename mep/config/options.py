@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from identity.allowed_domains import domain_problem
 from mep.boundary.resolved_config import PRIVILEGED_GROUPS
 from mep_wire.function_lists import entry_problem
 
@@ -141,6 +142,10 @@ def _display_name(value: str | None) -> str:
     if value is None:
         return ""
     return "" if value.isprintable() and 0 < len(value) <= 256 else "must be 1 to 256 printable characters"
+
+
+def _domains(value: list[str]) -> str:
+    return next((problem for one in value if (problem := domain_problem(one))), "")
 
 
 def _email(value: str | None) -> str:
@@ -372,6 +377,19 @@ class EndpointOptions:
     )
     identity_mapping_config_path: str | None = option(
         "Maps identities to local accounts. Absent: identity_mapping.json beside this file.", None
+    )
+    allowed_domains: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "If not empty: only identities with a user name in one of these domains count for the mapping. `*.edu` "
+            "is each domain below edu. For a multi-user endpoint.",
+            check=_domains,
+            example=["example.edu", "*.example.org"],
+        ),
+    )
+    excluded_domains: list[str] = field(
+        default_factory=list,
+        metadata=about("Identities with a user name in one of these domains never count.", check=_domains),
     )
     audit_log_path: str | None = option(
         "File that records each start and end of a user endpoint. Absent: audit.log in the state directory.", None

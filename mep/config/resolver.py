@@ -304,6 +304,8 @@ def _mapper_section(
         log_level="DEBUG" if options.debug else "INFO",
         network=network,
         programs=programs,
+        allowed_domains=options.allowed_domains,
+        excluded_domains=options.excluded_domains,
     )
 
 

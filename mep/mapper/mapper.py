@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
+from identity.allowed_domains import AllowedDomains
 from mep.boundary.channel import Channel, DescriptorsLost, clip
 from mep.boundary.errors import SCARCE, BoundaryViolation, ConfigRefused, Refusal
 from mep.boundary.log import Log
@@ -91,6 +92,7 @@ class MapperProcess:
         return FileMapping(
             Path(section.mapping_path), section.endpoint_id, section.account, self._report_mapping,
             network=section.network, programs=section.programs, need_reload=lambda: self._send(ReloadNeeded()),
+            domains=AllowedDomains(section.allowed_domains, section.excluded_domains),
         )  # fmt: skip
 
     def readable(self) -> list[str]:

@@ -17,7 +17,8 @@ import msgspec
 
 import identity.errors
 import identity.loader
-from identity.chain import Chain
+from identity.allowed_domains import AllowedDomains
+from identity.chain import ANY_DOMAIN, Chain
 from identity.concurrency_limits import PersonLimit
 from identity.reloader import Reloader
 from identity.tracked_files import Rules
@@ -125,11 +126,11 @@ class FileMapping:
 
     def __init__(
         self, path: Path, endpoint_id: str, account: str, report: Callable[[str, str], None], *,
-        network: bool, programs: bool, need_reload: Callable[[], None],
+        network: bool, programs: bool, need_reload: Callable[[], None], domains: AllowedDomains = ANY_DOMAIN,
     ) -> None:  # fmt: skip
         self._report, self._need_reload = report, need_reload
         self._path, self._network, self._programs = path, network, programs
-        load = functools.partial(self._load, gateway=endpoint_id, person_limit=PersonLimit())
+        load = functools.partial(self._load, gateway=endpoint_id, person_limit=PersonLimit(), domains=domains)
         self._reloader = Reloader(path, load=load, rules=_rules(account))
         self._tell()
 

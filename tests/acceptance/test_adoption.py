@@ -101,10 +101,12 @@ def test_configure_takes_globus_computes_options(mep: Cli, directory: Path, tmp_
         "--template-config", str(directory / "user_config_template.yaml.j2"),
         "--schema-config", str(directory / "user_config_schema.json"),
         "--user-env-config", str(directory / "user_environment.yaml"), *mapping, "--display-name", "X",
+        "--allowed-domains", "example.edu, *.org", "--excluded-domains", "bad.org",
         "--endpoint-uuid", wanted, "--subscription-id", wanted, "--debug", "--no-color", "--log-to-console",
     )  # fmt: skip
     assert made["endpoint_id"] == wanted
     written = yaml.safe_load(mep.path("etc", "site", "config.yaml").read_text())
+    assert (written["allowed_domains"], written["excluded_domains"]) == (["example.edu", "*.org"], ["bad.org"])
     assert (written["email"], written["public"], written["quoting"]) == ("help@example.edu", True, "json")
     for name in ("user_config_template.yaml.j2", "user_config_schema.json", "user_environment.yaml"):
         assert mep.path("etc", "site", name).read_text() == (directory / name).read_text()

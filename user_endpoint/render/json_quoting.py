@@ -79,7 +79,7 @@ def _as_yaml(text: str) -> Any:
 
 
 class JsonQuoting(PieceEnvironment):
-    """A sandbox whose expressions give such values. `quoting_environment` combines it with another one."""
+    """A sandbox in which expressions give such values. `quoting_environment` combines it with another one."""
 
     def __init__(self, templates: Mapping[str, str]) -> None:
         super().__init__(templates)
