@@ -248,6 +248,8 @@ def stage_endpoint(build: Build) -> None:
         put(ROOT / "etc/pam.d" / name, root / "etc/pam.d" / name)
     for example in sorted((ROOT / "etc/mep/example").iterdir()):
         put(example, root / "usr/share/doc/mep-endpoint/examples" / example.name)
+    for template in sorted((ROOT / "etc/templates").glob("*/*")):
+        put(template, root / "usr/share/doc/mep-endpoint/templates" / template.parent.name / template.name)
 
 
 def stage_relay(build: Build) -> None:

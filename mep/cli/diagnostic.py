@@ -1,4 +1,4 @@
-"""`mep self-diagnostic`, also installed as globus-compute-diagnostic: what a support request needs, in one file.
+"""`mep self-diagnostic`, also installed as globus-compute-diagnostic: the facts for a support request, in one file.
 
 It runs this command line's own reading commands and takes the ends of logs. Keys, tokens and mapping files are not
 read. The file is private, because logs name people.
@@ -31,7 +31,7 @@ _LOGS = ("endpoint.log", "audit.log", "tasks.log")
 
 @click.command(
     "self-diagnostic",
-    short_help="Write what a support request needs into one file.",
+    short_help="Write the facts for a support request into one file.",
     epilog=epilog("mep self-diagnostic", "mep self-diagnostic --print-only --endpoint-log-dirs site"),
 )
 @click.option("-p", "--print-only", is_flag=True, help="Print it instead of writing a file.")

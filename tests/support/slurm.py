@@ -74,7 +74,7 @@ class SlurmFailed(Exception):
     """A daemon or command of the test's Slurm did not do its work; the text has its log's end."""
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that have no listener now, and that the kernel gives to no outgoing connection."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     found: set[int] = set()
@@ -99,7 +99,7 @@ class Slurm:
         self.directory.chmod(0o755)
         self.conf = self.directory / "slurm.conf"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        ports = _free_ports(3)
+        ports = free_ports(3)
         self.conf.write_text(
             _CONF.format(
                 directory=self.directory,
