@@ -224,7 +224,7 @@ def cancel_tasks(task_id: tuple[str, ...], where: Where, *, as_json: bool) -> No
     show(answer, text, as_json=as_json)
 
 
-@click.command(short_help="Show what waits and runs, by user endpoint.")
+@click.command(short_help="Show waiting and running tasks by user endpoint.")
 @state_option
 @json_option
 def queue(where: Where, *, as_json: bool) -> None:
@@ -298,7 +298,7 @@ def _ask(where: Where, what: str, **fields: Any) -> dict[str, Any]:
 def drain(where: Where, *, off: bool, as_json: bool) -> None:
     """Have the relay refuse new tasks, and be not ready, while it finishes those that it has.
 
-    Clients try again by themselves, so a relay that is restarted meanwhile loses nothing.
+    Clients try again by themselves, so nothing is lost if the relay is restarted then.
 
     \b
     Examples:

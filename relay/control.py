@@ -1,7 +1,7 @@
-"""The socket on which `mep-relay` tells a running server what to do: control.sock in the state directory.
+"""The socket on which `mep-relay` gives orders to a running server: control.sock in the state directory.
 
 A UNIX socket of mode 0600 in a directory of mode 0700: only the relay's account and root can connect. One request a
-connection, a line of JSON; the answer is a line of JSON. It trusts these accounts, and bounds what they send.
+connection, a line of JSON; the answer is a line of JSON. It trusts these accounts, and bounds their requests.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Certificate:
                 path = Path(os.environ["CREDENTIALS_DIRECTORY"], self._key.removeprefix(CREDENTIAL))
                 context.load_cert_chain(self._chain, path, password=_no_password)
             else:
-                with tempfile.NamedTemporaryFile() as same:  # what was checked is what is used
+                with tempfile.NamedTemporaryFile() as same:  # the bytes that were checked are used
                     same.write(key)
                     same.flush()
                     context.load_cert_chain(self._chain, same.name, password=_no_password)

@@ -52,7 +52,7 @@ CHECKS = {
         "WHERE t.group_row = g.group_row)"
     ),
 }
-"""By what is wrong: a query that counts it, in the words of both databases."""
+"""By the damage: a query that counts it, in the words of both databases."""
 
 
 class CannotRestore(Exception):
@@ -82,7 +82,7 @@ class Database(Protocol):
         """Bring the schema to the newest version. Raises StateTooNew, sqlite3.Error."""
 
     def check(self) -> list[str]:
-        """Return what is wrong. Raises sqlite3.Error."""
+        """Return the damage that was found. Raises sqlite3.Error."""
 
     def backup(self, directory: Path) -> int:
         """Write the database as it is at one moment into `directory`; return its schema's version."""

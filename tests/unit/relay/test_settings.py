@@ -1,4 +1,4 @@
-"""mep-relay.toml: what is refused, with file, key and reason, and that the command line goes first."""
+"""mep-relay.toml: refusals name file, key and reason, and the command line goes first."""
 
 from __future__ import annotations
 
