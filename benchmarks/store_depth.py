@@ -14,11 +14,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
+from relay.store.base import Tx
 from relay.store.records import FunctionRecord, FunctionRef, NewTask, TaskEnding, UepRecord
 from relay.store.sqlite import SqliteStore
 
@@ -71,7 +73,7 @@ class Bench:
             assert [one.row for one in taken] == [row]
             ending = TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"r" * 100)
             before = time.perf_counter()
-            self.do(lambda tx, ending=ending: tx.record_endings(other, [ending]))
+            self.do(partial(record, uep=other, ending=ending))
             times["end"].append(time.perf_counter() - before)
         return times
 
@@ -80,6 +82,10 @@ class Bench:
         for _ in range(count):
             self.add(1000, self.uep)
         return 1000 * count / (time.perf_counter() - before)
+
+
+def record(tx: Tx, *, uep: int, ending: TaskEnding) -> object:
+    return tx.record_endings(uep, [ending])
 
 
 def leg(bench: Bench, name: str) -> None:

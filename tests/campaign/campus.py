@@ -211,8 +211,9 @@ def _mount(stack: ExitStack, where: Path, size_mb: int, uid: int, gid: int, mode
 def make_campus(
     name: str = "faults", *, jobs: bool = False, clocks: bool = False, disk_mb: int = 96
 ) -> Iterator[Campus]:
-    """A running endpoint of a site of its own. `jobs`: with a Slurm. `clocks`: the relay's is
-    faked. `disk_mb`: the size of the relay's disk and of the person's home. The monitor takes no LD_PRELOAD, and with libfaketime 0.9.10 a person's time.sleep() fails as EINVAL."""
+    """A running endpoint of a site of its own. `jobs`: with a Slurm. `disk_mb`: the size of the relay's disk and of the
+    person's home. `clocks`: the relay's is faked. The monitor takes no LD_PRELOAD, and with libfaketime 0.9.10 a
+    person's time.sleep() fails as EINVAL."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
         account = site.account(f"mepbench-{secrets.token_hex(4)}")
