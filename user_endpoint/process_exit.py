@@ -28,6 +28,16 @@ def name_process(name: str) -> None:
         comm.write(name)
 
 
+def title_process(name: str, kind: str, of: str) -> None:
+    """Set the short name to `name`, and the command line that ps shows to `mep.KIND: of`."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:  # a person's own Python
+        return
+    setproctitle(f"mep.{kind}: {of}")
+    name_process(name)
+
+
 def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None = None) -> NoReturn:
     """Run `work` and exit with its return value. If it raises: tell `failed` in one line, print all, exit with 1."""
     status = 1

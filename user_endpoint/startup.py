@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mep_wire.bundle import decode_bundle
+from mep_wire.bundle import UepBundle, decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
+from mep_wire.text import printable
 from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.figures_page import FiguresPage, inherited_page
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
-from user_endpoint.process_exit import at_exit
+from user_endpoint.process_exit import at_exit, title_process
 from user_endpoint.render_process import Rendering
 from user_endpoint.runtime import start_environment
 from user_endpoint.settings import located
 from user_endpoint.shortage import interrupted, reason_of
+from user_endpoint.workers import datagrams
 from user_endpoint.workers.fork_server import ServerHandle, exec_server, fork_server
 from user_endpoint.workers.start_environment import needs_new_process
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from user_endpoint.task_admission import FunctionList, Serializers
 
 _GC_THRESHOLD = 50_000
+_MAX_TITLE = 200
 
 
 class Servers:
@@ -44,13 +47,18 @@ class Servers:
 
     def __init__(self, first: ServerHandle) -> None:
         self._first: ServerHandle | None = first
+        self.title = ""
+        """For the command lines of servers and workers."""
 
     def __call__(self) -> ServerHandle:
         """Return one for the caller to keep: the first, unless the environment asks for a fresh Python."""
         if needs_new_process():
             self.discard()
         server, self._first = self._first, None
-        return server or exec_server()
+        server = server or exec_server()
+        if self.title and server.ready:
+            datagrams.send(server.sock, ("title", self.title))
+        return server
 
     def discard(self) -> None:
         """End the first one if it was not taken."""
@@ -116,6 +124,7 @@ class Starting:
         link.connect()
         lock = wait_for_lock(paths)
         spool, functions = open_spool(paths, log), Functions(paths.run)
+        self._servers.title = title = _title(self._request, self._bundle)
         settings = self._rendering.result()
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
@@ -145,6 +154,7 @@ class Starting:
         link.hello = endpoint.hello
         endpoint.link = link
         loop = EventLoop(endpoint, link, engine, signals, self._reporter.fileno(), log)
+        title_process("mep-uep", "user_endpoint", title)
         settle_memory()
         loop.run()
         link.close(1.0)
@@ -178,6 +188,14 @@ def _make_engine(settings: UepSettings, context: EngineContext) -> Engine:
     except EndpointMisconfigured as error:
         error.detail = located(error.detail, settings.lines)
         raise
+
+
+def _title(request: StartRequest, bundle: UepBundle) -> str:
+    """Return endpoint, person and site, on one line."""
+    people = request.identity_set.identities
+    person = people[0].username or people[0].id if people else "nobody"
+    site = (bundle.parent_config or {}).get("display_name") or os.uname().nodename
+    return printable(f"{bundle.endpoint_name} for {person} at {site}")[:_MAX_TITLE]
 
 
 def _values(request: StartRequest) -> str:

@@ -260,7 +260,7 @@ class TaskLogFile:
 
 @dataclass(frozen=True, slots=True)
 class StartsAllowed:
-    """A drain is over: have the relay ask again for the starts that wait."""
+    """A drain is over: have the relay ask again for waiting starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +373,7 @@ class CheckAccount:
     within_ms: int
 
 
-# --- administrator's command -> monitor (over RUN/admin/socket, whose peer the kernel names) -----------------
+# --- administrator's command -> monitor (over RUN/admin/socket; the kernel names the peer) -----------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +394,8 @@ class AdminStop:
 
 @dataclass(frozen=True, slots=True)
 class AdminDrain:
-    """Start nothing new, for everybody or (`local_user`) for one account, and let what runs finish its tasks. With
-    `refuse` 1, waiting tasks fail with `message`; otherwise they wait and show it."""
+    """Start nothing new, for everybody or (`local_user`) for one account, and let running user endpoints finish their
+    tasks. With `refuse` 1, waiting tasks fail with `message`; otherwise they wait and show it."""
 
     refuse: int
     local_user: str = text(32)

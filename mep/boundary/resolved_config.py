@@ -126,6 +126,8 @@ class ManagerSection:
     log_level: str = "INFO"
     max_starting: int = 16
     """How many starts the monitor begins at a time (caps.max_starting); the manager keeps the others back."""
+    title: str = ""
+    """Endpoint and site, for its command line in ps and top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class MapperSection:
     """If not empty: only identities of these domains count."""
     excluded_domains: list[str] = field(default_factory=list)
     """Identities of these domains don't count."""
+    title: str = ""
+    """Endpoint and site, for its command line in ps and top."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ class RestrictionKind(enum.StrEnum):
     """The two restrictions."""
 
     DRAIN = "drain"
-    """Nothing new is started; what runs finishes its tasks and ends."""
+    """Nothing new is started; running user endpoints finish their tasks and end."""
     BAN = "ban"
-    """Nothing is started, and what runs is ended."""
+    """Nothing is started, and running user endpoints are ended."""
 
 
 @dataclass(frozen=True, slots=True)

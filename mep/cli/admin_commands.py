@@ -61,7 +61,7 @@ def stop_some(where: EndpointPaths, user: str | None, uep: str | None, message: 
 
 
 @click.command(
-    short_help="Start nothing new, and let what runs finish.",
+    short_help="Start nothing new, and let running tasks finish.",
     epilog=epilog('mep drain site --message "maintenance until 18:00"', "mep drain site --user alice"),
 )
 @name_argument

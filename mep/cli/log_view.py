@@ -37,10 +37,10 @@ _TAIL_BYTES = 4 * 1024 * 1024
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def show_logs(where: EndpointPaths, whose: str | None, *, lines: int, follow: bool) -> None:
+def show_logs(where: EndpointPaths, subject: str | None, *, lines: int, follow: bool) -> None:
     """Print the last `lines` lines, and with `follow` those that come. Raises CliFailed."""
-    own = _own_log(where, whose) if whose is not None and not is_foreign(where) else None
-    wanted = _about(whose, own["uep_id"] if own is not None else "")
+    own = _own_log(where, subject) if subject is not None and not is_foreign(where) else None
+    wanted = _about(subject, own["uep_id"] if own is not None else "")
     tail = _Tail(partial(_open_log, where), wanted)
     for line in tail.last(lines):
         click.echo(line)
@@ -70,29 +70,29 @@ def _chunk(child: UnprivilegedChild, tail: _Tail, *, follow: bool) -> bytes:
                 click.echo(line)
 
 
-def _about(whose: str | None, uep_id: str) -> Callable[[str], bool]:
-    if whose is None:
+def _about(subject: str | None, uep_id: str) -> Callable[[str], bool]:
+    if subject is None:
         return lambda _line: True
-    words = [whose, *([uep_id] if uep_id else [])]
+    words = [subject, *([uep_id] if uep_id else [])]
     any_word = "|".join(map(re.escape, words))
     found = re.compile(rf"[=\"](?:{any_word})(?:[\"\s]|$)")
     return lambda line: found.search(line) is not None
 
 
-def _own_log(where: EndpointPaths, whose: str) -> dict[str, Any] | None:
-    """Return the running user endpoint that `whose` means, or the newest that the account has left; None for none."""
+def _own_log(where: EndpointPaths, subject: str) -> dict[str, Any] | None:
+    """Return the running user endpoint that `subject` means, or the newest that the account has left; None for none."""
     client = AdminClient.connect(where)
     running: list[dict[str, Any]] = describe_all(where, client)["user_endpoints"]
-    found = [one for one in running if whose in {one["uep_id"], one["local_user"]} and one.get("log_path")]
+    found = [one for one in running if subject in {one["uep_id"], one["local_user"]} and one.get("log_path")]
     if found:
         return max(found, key=lambda one: one.get("since") or 0)
-    if _UUID.fullmatch(whose):
+    if _UUID.fullmatch(subject):
         return None
     try:
-        home = pwd.getpwnam(whose).pw_dir
+        home = pwd.getpwnam(subject).pw_dir
     except KeyError:
-        raise CliFailed(f"{whose} is neither a user endpoint nor an account here", Exit.USAGE) from None
-    return {"uep_id": "", "local_user": whose, "log_path": f"{home}/.mep/uep"}
+        raise CliFailed(f"{subject} is neither a user endpoint nor an account here", Exit.USAGE) from None
+    return {"uep_id": "", "local_user": subject, "log_path": f"{home}/.mep/uep"}
 
 
 def _open_log(where: EndpointPaths) -> int:

@@ -97,11 +97,11 @@ def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bo
     epilog=epilog("mep logs site -f", "mep logs site alice", "mep logs site 5b2886be-0f4c-4c35-9d3c-0ad2f5b2a8b3 -f"),
 )
 @click.argument("name")
-@click.argument("whose", metavar="[USER|UEP]", required=False)
+@click.argument("subject", metavar="[USER|UEP]", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Show new lines as they come.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True,
               help="How many of the last lines to begin with.")  # fmt: skip
-def logs(name: str, whose: str | None, follow: bool, lines: int) -> None:
+def logs(name: str, subject: str | None, follow: bool, lines: int) -> None:
     """Show the log of endpoint NAME; with USER or UEP, the lines about that account or user endpoint.
 
     Root also sees the user endpoint's own log, which is the person's file and is read as that person.
@@ -110,4 +110,4 @@ def logs(name: str, whose: str | None, follow: bool, lines: int) -> None:
 
     where, _ = locate(name)
     require_endpoint(where)
-    show_logs(where, whose, lines=lines, follow=follow)
+    show_logs(where, subject, lines=lines, follow=follow)

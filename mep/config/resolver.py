@@ -285,6 +285,7 @@ def _manager_section(
         audit_required=options.audit_required,
         log_level="DEBUG" if options.debug else "INFO",
         max_starting=options.caps.max_starting,
+        title=_title(where, options),
     )
 
 
@@ -306,7 +307,13 @@ def _mapper_section(
         programs=programs,
         allowed_domains=options.allowed_domains,
         excluded_domains=options.excluded_domains,
+        title=_title(where, options),
     )
+
+
+def _title(where: EndpointPaths, options: EndpointOptions) -> str:
+    """Return endpoint and site, as a command line shows them."""
+    return f"{where.name} at {options.display_name or os.uname().nodename}"
 
 
 def _key_path(where: EndpointPaths, name: str) -> str:

@@ -34,8 +34,11 @@ def main() -> None:
     log_uncaught(log)
 
     # Imported only now, so that no library runs before the process has checked its own accounts.
+    from setproctitle import setproctitle
+
     from mep.manager.manager import Manager
 
+    setproctitle(f"mep.manager: {section.title}")
     channel, listener = take_channel(blocking=False), take_listener()
     confine(needs(section), log)
     Manager(section, secret, channel, log, listener).run()

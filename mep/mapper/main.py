@@ -35,9 +35,12 @@ def main() -> None:
     log_uncaught(log)
 
     # Imported only now, so that no library runs before the process is protected.
+    from setproctitle import setproctitle
+
     from mep.mapper.library_log import forward_library_log
     from mep.mapper.mapper import MapperProcess
 
+    setproctitle(f"mep.mapper: {section.title}")
     forward_library_log(log)
     mapper = MapperProcess(section, secret, take_channel(blocking=True), log, epoch=os.urandom(16))
     confine(needs(section, mapper.readable()), log)

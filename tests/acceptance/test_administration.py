@@ -350,3 +350,20 @@ def test_a_link_that_is_down_has_an_exit_code(day: Day) -> None:
     finally:
         day.relay.start()
     until("the link is up", lambda: day.status()["link"] == "up", unready=(AssertionError,))
+
+
+def lines_of(user: str) -> list[str]:
+    """Return the command lines of an account's processes, as ps prints them."""
+    done = subprocess.run(["ps", "-o", "args=", "-u", user], capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.splitlines()
+
+
+def test_ps_shows_endpoint_person_and_site(day: Day) -> None:
+    day.result("alice")
+    site = os.uname().nodename
+    found = lines_of(day.people["alice"].name)
+    for kind in ("mep.user_endpoint", "mep.forkserver", "mep.worker"):
+        assert f"{kind}: site for alice@example.edu at {site}" in found, found
+    manager, mapper = day.mep.helpers("site")
+    assert f"mep.manager: site at {site}" in lines_of(manager.pw_name)
+    assert f"mep.mapper: site at {site}" in lines_of(mapper.pw_name)

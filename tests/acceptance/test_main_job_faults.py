@@ -25,7 +25,7 @@ def _child_of(parent: int, module: str) -> int | None:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                words = (entry / "cmdline").read_bytes()
                 above = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
             except OSError:
                 continue

@@ -79,11 +79,14 @@ def _kind(processes: dict[int, Process], pid: int, keepers: set[int]) -> str:
         return "interchange"
     if "worker_pool_main" in own.words and "bash" not in own.words:
         return "block's worker" if "worker_pool_main" in above.words and "bash" not in above.words else "block's pool"
-    if "user_endpoint/__main__" in own.words:
-        if "user_endpoint/__main__" not in above.words:
+    for title, kind in (("mep.worker:", "worker"), ("mep.forkserver:", "fork server"), ("mep.user_", "user endpoint")):
+        if title in own.words:
+            return kind
+    if "user_endpoint/__main__" in own.words:  # not named yet
+        if "user_endpoint" not in above.words and "mep.forkserver" not in above.words:
             return "user endpoint"
         top = processes.get(above.parent, above)
-        return "worker" if "user_endpoint/__main__" in top.words else "fork server"
+        return "worker" if "user_endpoint" in top.words else "fork server"
     return "PAM process" if own.uid == 0 and own.parent in keepers else ""
 
 

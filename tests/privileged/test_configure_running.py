@@ -32,7 +32,7 @@ def child(site: Cli, module: str) -> int | None:
     """Return the pid of the monitor's child that runs `module`."""
     monitor = site.json("status", "site")["pid"]
     for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split():
-        if module in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+        if module in Path(f"/proc/{pid}/cmdline").read_text():
             return int(pid)
     return None
 

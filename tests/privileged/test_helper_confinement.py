@@ -257,9 +257,9 @@ def children_of(pid: int) -> dict[str, int]:
     """Return the children of a process by the module or file that each runs, or its name."""
     found = {}
     for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        words = pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        module = words[3].decode() if len(words) > 3 else ""
-        found[module if module in ("mep.manager", "mep.mapper") else status_of(int(child))["Name"]] = int(child)
+        line = pathlib.Path(f"/proc/{child}/cmdline").read_text()
+        module = next((one for one in ("mep.manager", "mep.mapper") if one in line), "")
+        found[module or status_of(int(child))["Name"]] = int(child)
     return found
 
 

@@ -216,7 +216,7 @@ def mapper_uid(site: Cli) -> int:
     monitor = status(site)["pid"]
     for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split():
         with contextlib.suppress(OSError):
-            if "mep.mapper" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            if "mep.mapper" in Path(f"/proc/{pid}/cmdline").read_text():
                 words = Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()
                 return int(words[0])
     return -1

@@ -30,7 +30,7 @@ def _processes(prefix: str) -> set[tuple[int, int]]:
         with contextlib.suppress(OSError):
             program = (entry / "cmdline").read_bytes().split(b"\0")[0]
             ticks = ledger.start_ticks(int(entry.name))
-            if program.startswith(os.fsencode(prefix) + b"/") and ticks is not None:
+            if program.startswith((os.fsencode(prefix) + b"/", b"mep.")) and ticks is not None:
                 found.add((int(entry.name), ticks))
     return found
 

@@ -77,7 +77,7 @@ RULES = {
             "mep_sdk.strategies",
             "mep_sdk.task_runner",
         ),
-        _libraries("msgspec", "zmq"),
+        _libraries("msgspec", "setproctitle", "zmq"),
     ),
     "user_endpoint.render": Rule(
         ("user_endpoint", "mep_wire", "mep_sdk.strategies"),
@@ -96,9 +96,12 @@ RULES = {
     "mep.root": Rule(()),
     **{part: Rule(own) for part, own in ROOT_PARTS.items()},
     "mep.manager": Rule(
-        ("mep.manager", "mep_link.client", "mep_wire", *SHARED), _libraries("msgspec", "zmq", "prometheus_client")
+        ("mep.manager", "mep_link.client", "mep_wire", *SHARED),
+        _libraries("msgspec", "zmq", "prometheus_client", "setproctitle"),
     ),
-    "mep.mapper": Rule(("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec")),
+    "mep.mapper": Rule(
+        ("mep.mapper", "mep_wire", "identity", *SHARED), _libraries("cryptography", "msgspec", "setproctitle")
+    ),
     "mep.config": Rule(("mep.config", "mep_wire", "identity", *SHARED), None),
     "mep.cli": Rule(
         (

@@ -61,8 +61,8 @@ def cgroup_of(pid):
 def helpers():
     monitor = status()["pid"]
     children = pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
-    words = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children}
-    return {line[3].decode().removeprefix("mep."): int(pid) for pid, line in words.items() if line[2:3] == [b"-m"]}
+    titles = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_text().partition(":")[0] for pid in children}
+    return {title.removeprefix("mep."): int(pid) for pid, title in titles.items() if title.startswith("mep.")}
 
 
 def check_helpers(found, pattern):

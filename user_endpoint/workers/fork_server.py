@@ -11,6 +11,7 @@ Orders:
 - ("bind", number, variables, processors): the binding of the worker of this number
 - ("spawn", number) with the worker's socket
 - ("kill", number, signal)
+- ("title", text): endpoint, person and site, which the command lines show
 - ("ping",)
 
 Reports:
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from user_endpoint.bounded_log import MAX_HALF_LINE, BoundedFile, escape_output
-from user_endpoint.process_exit import name_process, run_and_exit
+from user_endpoint.process_exit import name_process, run_and_exit, title_process
 from user_endpoint.workers import datagrams
 from user_endpoint.workers.descendants import has_children, kill_descendants, reap_ended
 from user_endpoint.workers.start_environment import needs_new_process, use_own_commands
@@ -70,7 +71,7 @@ class ForkServer:
         os.set_blocking(self._out_read, False)
         self._output: BoundedFile | None = None
         self._half_line = b""
-        self._directory = self._run_directory = ""
+        self._directory = self._run_directory = self._title = ""
         self._umask: int | None = None
         self._open_files: int | None = None
         self._max_result_bytes, self._sandbox, self._max_tasks = 0, False, 0
@@ -112,6 +113,9 @@ class ForkServer:
                 self._spawn(number, descriptor)
             case ("kill", number, signum):
                 self._kill(number, signum)
+            case ("title", str(title)):
+                self._title = title
+                title_process("mep-forkserver", "forkserver", title)
             case ("ping",):
                 self._report("pong")
             case _:
@@ -147,7 +151,10 @@ class ForkServer:
             os.setpgid(0, 0)
         die_with_parent(parent)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        name_process("mep-worker")
+        if self._title:
+            title_process("mep-worker", "worker", self._title)
+        else:
+            name_process("mep-worker")
         os.environ.update(variables)
         if processors:
             os.sched_setaffinity(0, processors)
