@@ -425,6 +425,13 @@ class EndpointDeleted(MepError):
     code = "ENDPOINT_DELETED"
 
 
+class EndpointOffline(MepError):
+    """Endpoint {endpoint_id} has no link to the relay: it does not run, or its network is down. Nothing was stopped."""
+
+    code = "ENDPOINT_OFFLINE"
+    http_status = 409
+
+
 class LinkMessageInvalid(MepError):
     """A message on the endpoint link cannot be understood: {reason}"""
 

@@ -190,6 +190,12 @@ class EndpointGone(_Msg, frozen=True):
     text: str
 
 
+class StopEndpoint(_Msg, frozen=True):
+    """Relay to manager: an administrator wants this endpoint to stop, wherever it runs."""
+
+    text: str
+
+
 class TaskEvents(_Msg, frozen=True):
     """Relay to manager: write these, in this order. The next come after TaskEventsWritten. `dropped`: how many older
     ones the relay has dropped since it last said so, its room being full."""
@@ -393,7 +399,7 @@ ToRelay = (
     | Goodbye
 )
 """Every message that a peer may send the relay."""
-ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | TaskEvents | Explained
+ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | StopEndpoint | TaskEvents | Explained
 """Every message that the relay may send a manager."""
 ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | LossesDurable | CancelTasks | StopUep
 """Every message that the relay may send a user endpoint."""

@@ -182,6 +182,13 @@ class StopAll:
     reason: str = text(1024)
 
 
+@dataclass(frozen=True, slots=True)
+class StopEndpoint:
+    """An administrator has the relay say that this endpoint is to stop, as `mep stop` would stop it. Once."""
+
+    reason: str = text(1024)
+
+
 # --- monitor -> manager -----------------------------------------------------------------------------
 
 
@@ -511,7 +518,7 @@ class Shutdown:
 
 Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | ReloadNeeded | MapRequest
-    | ManagerReady | StartEndpoint | LinkStatus | StopAll
+    | ManagerReady | StartEndpoint | LinkStatus | StopAll | StopEndpoint
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
     | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
@@ -523,7 +530,7 @@ Message = (
 WIRE_TYPES: dict[int, type[Message]] = {
     1: MapperReady, 2: Mapped, 3: NotMapped, 4: MappingStatus, 5: StillMapped, 6: NoLongerMapped, 7: ReloadNeeded,
     10: MapRequest,
-    20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll,
+    20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll, 25: StopEndpoint,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,

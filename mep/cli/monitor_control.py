@@ -31,13 +31,13 @@ _LINK_COMES = frozenset({"", "connecting", "greeting"})
 _LAST_LOG_LINES = 8
 
 
-def _monitor_command(resolution: Resolution) -> tuple[list[str], list[int]]:
+def _monitor_command(resolution: Resolution, *more: str) -> tuple[list[str], list[int]]:
     descriptors = [
         sealed_memfd("mep-resolved", to_json(resolution.resolved)),
         sealed_memfd("mep-bundle", resolution.bundle),
     ]
     options = ["--config-fd", str(descriptors[0]), "--bundle-fd", str(descriptors[1])]
-    return [resolution.resolved.python, "-I", "-m", "mep.root.monitor", *options], descriptors
+    return [resolution.resolved.python, "-I", "-m", "mep.root.monitor", *options, *more], descriptors
 
 
 def _environment(where: EndpointPaths) -> dict[str, str]:
@@ -64,13 +64,18 @@ def run_here(where: EndpointPaths, resolution: Resolution) -> NoReturn:
     os.execve(argv[0], argv, _environment(where))  # noqa: S606  # an absolute path, no shell
 
 
-def start_detached(where: EndpointPaths, resolution: Resolution, deadline_s: float = START_DEADLINE_S) -> MonitorStatus:
-    """Start the monitor in a session of its own and return its status once it is up. Raises CliFailed."""
+def start_detached(
+    where: EndpointPaths, resolution: Resolution, deadline_s: float = START_DEADLINE_S, *, no_starts: bool = False
+) -> MonitorStatus:
+    """Start the monitor in a session of its own and return its status once it is up. Raises CliFailed.
+
+    With `no_starts` it starts no user endpoint: it is to be stopped again.
+    """
     make_parents(where.runtime_dir, privileged=where.privileged)
     log_path = Path(resolution.resolved.log_path)
     trust = trust_in(os.geteuid())
     trust.make_directory(log_path.parent, 0o755 if where.privileged else 0o700, private=False)
-    argv, descriptors = _monitor_command(resolution)
+    argv, descriptors = _monitor_command(resolution, *(["--no-starts"] if no_starts else []))
     log = trust.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o640)
     began = os.fstat(log).st_size
     try:
@@ -166,6 +171,17 @@ def stop(where: EndpointPaths, timeout_s: float, *, kill: bool = False, keep: bo
         f"see its log, or run: mep stop {where.name} --kill",
         Exit.TIMEOUT,
     )
+
+
+def link_is_up(where: EndpointPaths, deadline_s: float) -> bool:
+    """Wait for the link to the relay; return whether it is up."""
+    give_up = time.monotonic() + deadline_s
+    while time.monotonic() < give_up:
+        status = read_status(where.runtime_dir)
+        if status is None or status.link_state == "up":
+            return status is not None
+        time.sleep(_LOOK_AGAIN_MS / 1000)
+    return False
 
 
 def _signal(pidfd: int, number: signal.Signals, where: EndpointPaths) -> None:

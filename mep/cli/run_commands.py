@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from mep.cli.common import epilog, json_option, locate, name_argument
+from mep.cli.common import epilog, json_option, locate, name_argument, token_option
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, warn
 from mep.cli.status_commands import require_endpoint
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mep.config.resolver import Resolution
 
 STOP_TIMEOUT_S = 60.0
+LINK_WAIT_S = 15.0
+"""How long a stop waits for the relay, to tell it of user endpoints that a killed monitor has left."""
 
 
 def _prepare(where: EndpointPaths, roots: Roots, *, detach: bool, debug: bool) -> Resolution:
@@ -90,10 +92,13 @@ def _check_id(where: EndpointPaths, wanted: str) -> None:
 @click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended after that time.")
 @click.option("--keep-user-endpoints", "keep", is_flag=True,
               help="Leave the user endpoints running; the next start takes them over.")  # fmt: skip
+@click.option("--remote", is_flag=True, help="Have the relay stop it, wherever it runs. Needs a token.")
+@token_option
 @json_option
 def stop(
-    name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool, user: str | None, uep: str | None, message: str
-) -> None:
+    name: str, timeout_s: float, kill: bool, keep: bool, as_json: bool, user: str | None, uep: str | None, message: str,
+    remote: bool, token_file: str | None,
+) -> None:  # fmt: skip
     """Stop endpoint NAME and its user endpoints, including those left by a former stop or a crash.
 
     With --user or --uep, stop these user endpoints alone. Their tasks that had not begun start others.
@@ -101,21 +106,59 @@ def stop(
     from mep.cli.admin_client import require_owner
     from mep.cli.admin_commands import stop_some
     from mep.cli.monitor_control import stop as stop_monitor
-    from mep.cli.orphaned_keepers import stop_keepers
 
-    where, _ = locate(name)
+    where, roots = locate(name)
     require_endpoint(where)
     if user is not None or uep is not None:
         count = stop_some(where, user, uep, message, timeout_s)
         emit({"name": where.name, "stopped": count}, f"User endpoints stopped: {count}.", as_json=as_json)
         return
     require_owner(where)
+    if remote:
+        from mep.cli.setup_commands import stop_remotely
+
+        endpoint_id = stop_remotely(where, token_file)
+        text = f"The relay has told endpoint {where.name} ({endpoint_id}) to stop, wherever it runs."
+        emit({"name": where.name, "endpoint_id": endpoint_id, "told": True}, text, as_json=as_json)
+        return
     pid = stop_monitor(where, timeout_s, kill=kill, keep=keep)
-    left = 0 if keep else stop_keepers(where, timeout_s)
+    left = 0 if keep else _end_left(where, roots, timeout_s)
     text = f"Endpoint {where.name} is stopped." if pid else f"Endpoint {where.name} was not running."
     if left:
         text += f" User endpoints stopped that it had left: {left}."
     emit({"name": where.name, "was_running": pid is not None, "pid": pid, "left": left}, text, as_json=as_json)
+
+
+def _end_left(where: EndpointPaths, roots: Roots, timeout_s: float) -> int:
+    """End the user endpoints that no monitor has, tell the relay, and return how many there were. Raises CliFailed."""
+    from mep.cli.orphaned_keepers import living_records, stop_keepers
+
+    left = len(living_records(where))
+    reason = _wind_down(where, roots, timeout_s) if left else ""
+    rest = stop_keepers(where, timeout_s)
+    if reason:
+        warn([f"the relay does not know yet that they have ended ({reason}): the next start tells it"])
+    return rest if reason else left + rest
+
+
+def _wind_down(where: EndpointPaths, roots: Roots, timeout_s: float) -> str:
+    """Run a monitor that starts nothing: it adopts what is left, ends it, tells the relay, and ends.
+
+    Returns why that can't be (the configuration is refused, the relay is away). The user endpoints then still run.
+    """
+    from mep.boundary.errors import ConfigRefused
+    from mep.cli.monitor_control import link_is_up, start_detached
+    from mep.cli.monitor_control import stop as stop_monitor
+    from mep.config.resolver import resolve
+
+    try:
+        start_detached(where, resolve(where, roots, log_to_file=True), no_starts=True)
+        told = link_is_up(where, LINK_WAIT_S)
+        stop_monitor(where, timeout_s, keep=not told)
+    except (ConfigRefused, CliFailed, OSError) as error:
+        stop_monitor(where, timeout_s, kill=True, keep=True)
+        return str(error)
+    return "" if told else "it cannot be reached"
 
 
 @click.command(

@@ -428,6 +428,22 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
     emit({"name": name, "deleted": True}, f"Endpoint {name} is deleted.", as_json=as_json)
 
 
+def stop_remotely(where: EndpointPaths, token_file: str | None) -> str:
+    """Have the relay stop the endpoint, wherever it runs; return its id. Raises CliFailed."""
+    from mep.cli.registration import refusal, register_account
+    from mep.cli.relay_answer import AnswerKind
+    from mep.cli.relay_request import RelayCall, call_relay
+    from mep.config.registration import read_registration
+
+    registration = read_registration(where.registration, where.name)
+    path = f"/v3/endpoints/{registration.endpoint_id}/stop"
+    call = RelayCall(registration.relay_url, "POST", path, read_token(token_file))
+    answer, _ = call_relay(call, register_account(where))
+    if answer.kind is AnswerKind.REFUSED:
+        raise refusal(registration.relay_url, answer)
+    return registration.endpoint_id
+
+
 def _unregister(where: EndpointPaths, token_file: str | None, *, force: bool) -> None:
     from mep.cli.registration import refusal, register_account
     from mep.cli.relay_answer import AnswerCode, AnswerKind

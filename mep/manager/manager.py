@@ -41,6 +41,7 @@ from mep.boundary.messages import (
     StartOutcome,
     StartsAllowed,
     StopAll,
+    StopEndpoint,
     TaskLogFile,
 )
 from mep.boundary.resolved_config import ManagerSection
@@ -263,6 +264,9 @@ class Manager:
                 self._record(message)
             case messages.EndpointGone():
                 self._endpoint_gone(message.text)
+            case messages.StopEndpoint():
+                self._log.warning("the relay says that this endpoint is to stop", text=message.text)
+                self._tell(StopEndpoint(reason=clip(message.text, 1024)))
             case messages.Explained() if self._questions is not None:
                 self._questions.answered(message)
 

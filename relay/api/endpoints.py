@@ -10,7 +10,15 @@ import msgspec
 from zmq.utils import z85
 
 from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
-from mep_wire.errors import BodyInvalid, EndpointForbidden, EndpointNotFound, IdConflict, NotOwner, TokenUnknown
+from mep_wire.errors import (
+    BodyInvalid,
+    EndpointForbidden,
+    EndpointNotFound,
+    EndpointOffline,
+    IdConflict,
+    NotOwner,
+    TokenUnknown,
+)
 from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.json_values import to_json_value
@@ -200,6 +208,14 @@ async def status(service: ApiContext, request: Request) -> EndpointStatus:
     """GET /v2/endpoints/ID/status."""
     record = usable(service, request.path[0], request.caller)
     return EndpointStatus(status="online" if service.dispatcher.online(record.endpoint_id) else "offline")
+
+
+async def stop(service: ApiContext, request: Request) -> Deleted:
+    """POST /v3/endpoints/ID/stop. Raises EndpointOffline."""
+    record = _managed(service, request)
+    if not service.dispatcher.stop_endpoint(record.endpoint_id):
+        raise EndpointOffline(endpoint_id=record.endpoint_id)
+    return Deleted()
 
 
 async def delete(service: ApiContext, request: Request) -> Deleted:

@@ -168,6 +168,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "POST",
+        "/v3/endpoints/{endpoint_id}/stop",
+        endpoints.stop,
+        endpoints.Deleted,
+        "Stop an endpoint, wherever it runs",
+        errors=(e.NotOwner, e.EndpointNotFound, e.EndpointOffline),
+    ),
+    Route(
+        "POST",
         "/v3/functions",
         functions.register,
         api.FunctionAnswer,

@@ -282,6 +282,12 @@ class Dispatcher:
         if link is not None and endpoint.link_key != old.link_key:
             self._refuse(link.peer, LinkForbidden(what=f"endpoint {endpoint.endpoint_id}"))
 
+    def stop_endpoint(self, endpoint_id: str) -> bool:
+        """Have an endpoint stop, wherever it runs; return whether its manager has a link."""
+        link = self.live.managers.get(endpoint_id)
+        text = "stopped by an administrator, by way of the relay"
+        return link is not None and self._plane.send(link.peer, codec.encode(messages.StopEndpoint(text=text)))
+
     async def endpoint_deleted(self, endpoint_id: str) -> None:
         """An endpoint was deleted: tell its manager and user endpoints, and fail its waiting tasks."""
         error = EndpointDeleted(endpoint_id=endpoint_id)

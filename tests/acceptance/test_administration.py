@@ -367,3 +367,31 @@ def test_ps_shows_endpoint_person_and_site(day: Day) -> None:
     manager, mapper = day.mep.helpers("site")
     assert f"mep.manager: site at {site}" in lines_of(manager.pw_name)
     assert f"mep.mapper: site at {site}" in lines_of(mapper.pw_name)
+
+
+def test_a_stop_after_a_killed_monitor_tells_the_relay(day: Day) -> None:
+    mark = f"{day.people['alice'].home}/left"
+    with day.executor("alice") as executor:
+        lost = executor.submit(sleep_in, mark, 600)
+        until("the task runs", lambda: os.path.exists(mark))
+        monitor = day.status()["pid"]
+        os.kill(monitor, signal.SIGKILL)
+        until("the monitor is gone", lambda: not pathlib.Path(f"/proc/{monitor}").exists())
+        said = day.run("stop", "site")
+        assert "User endpoints stopped that it had left:" in said
+        assert "does not know yet" not in said
+        assert json.loads(day.run("status", "site", "--json", expect=3))["user_endpoints"] == []
+        with pytest.raises(MepError) as caught:  # the endpoint is stopped, and yet the task has its end
+            lost.result(timeout=30)
+        assert caught.value.code == "USER_ENDPOINT_LOST"
+    day.mep("start", "site", "--detach")
+    until("a link that is up", lambda: day.status()["link"] == "up")
+
+
+def test_stop_remote(day: Day) -> None:
+    monitor = day.status()["pid"]
+    assert day.endpoint in day.run("stop", "site", "--remote")
+    until("the monitor has ended", lambda: not pathlib.Path(f"/proc/{monitor}").exists())
+    assert "ENDPOINT_OFFLINE" in day.run("stop", "site", "--remote", expect=5)
+    day.mep("start", "site", "--detach")
+    until("a link that is up", lambda: day.status()["link"] == "up")

@@ -33,12 +33,12 @@ class Handlers:
     def __init__(
         self, log: Log, status: StatusFile, starts: StartRequests, keepers: Keepers, rechecks: Rechecks,
         reload: Reload, administration: Administration, *, manager_ready: Callable[[], None],
-        mapper_ready: Callable[[bytes], None],
+        mapper_ready: Callable[[bytes], None], stop: Callable[[], None],
     ) -> None:  # fmt: skip
-        """`mapper_ready` is called with the mapper's epoch."""
+        """`mapper_ready` is called with the mapper's epoch; `stop` ends the endpoint."""
         self._log, self._status, self._starts, self._keepers = log, status, starts, keepers
         self._rechecks, self._reload, self._administration = rechecks, reload, administration
-        self._manager_ready, self._mapper_ready = manager_ready, mapper_ready
+        self._manager_ready, self._mapper_ready, self._stop = manager_ready, mapper_ready, stop
 
     def answer_without_descriptors(self, message: m.Message) -> None:
         """Answer a message with descriptors for which this process had no room: the start is tried again later."""
@@ -67,6 +67,11 @@ class Handlers:
         """The relay has deleted this endpoint: end its user endpoints. The relay won't sign further starts."""
         self._log.warning("the endpoint was deleted: stopping its user endpoints", reason=clip(message.reason, 1024))
         self._keepers.stop_all("The endpoint was deleted.")
+
+    def answer_stop_endpoint(self, child: Child, message: m.StopEndpoint, _: list[int]) -> None:
+        """An administrator has had the relay stop this endpoint (`mep stop --remote`)."""
+        self._log.warning("the relay says that the endpoint is to stop", reason=clip(message.reason, 1024))
+        self._stop()
 
     # --- mapper ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The monitor's entry point: `python -I -m mep.root.monitor --config-fd N --bundle-fd M`.
+"""The monitor's entry point: `python -I -m mep.root.monitor --config-fd N --bundle-fd M [--no-starts]`.
 
 It must run as root for a multi-user endpoint, and must not for a single-user one. It touches: two sealed memfds
 from the resolver; its runtime directory, log and audit log; the key files, which it opens and passes on without
@@ -33,21 +33,22 @@ from mep.root.monitor.user_endpoints import Endpoints
 
 _GC_THRESHOLDS = (100, 1, 1)
 """Few objects are not frozen, so a full collection is cheap, and garbage in cycles doesn't pile up."""
-_USAGE = "usage: python -I -m mep.root.monitor --config-fd N --bundle-fd M"
+_USAGE = "usage: python -I -m mep.root.monitor --config-fd N --bundle-fd M [--no-starts]"
 
 
 def main(argv: list[str]) -> int:
     """Run the monitor; return its exit status."""
     os.umask(0o077)
     try:
-        config, bundle = _descriptors(argv)
+        no_starts = argv[4:] == ["--no-starts"]
+        config, bundle = _descriptors(argv[:4] if no_starts else argv)
         resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
         check_sealed(bundle, MAX_BUNDLE_BYTES)
         os.close(config)
         os.set_inheritable(bundle, False)
         refuse_wrong_user(multi_user=resolved.multi_user)
         refuse_old_kernel()
-        run(resolved, bundle)
+        run(resolved, bundle, no_starts=no_starts)
     except (ConfigRefused, NotSealed, OSError) as error:
         sys.stderr.write(f"mep monitor: {error}\n")
         return 1
@@ -76,14 +77,19 @@ def refuse_old_kernel() -> None:
         raise ConfigRefused("monitor", "", f"needs Linux 5.3 or later (pidfd_open: {error.strerror})") from None
 
 
-def run(resolved: Resolved, bundle: int) -> None:
-    """Set up the monitor, then serve. Raises ConfigRefused and OSError for errors at startup."""
+def run(resolved: Resolved, bundle: int, *, no_starts: bool = False) -> None:
+    """Set up the monitor, then serve, with `no_starts` without new user endpoints.
+
+    Raises ConfigRefused and OSError for errors at startup.
+    """
     runtime = RuntimeDir(resolved.runtime_dir, private=not resolved.multi_user)
     endpoints = Endpoints()
     status = StatusFile(resolved.runtime_dir, resolved.manager.endpoint_id, time.time(), endpoints)
     try:
         monitor = _monitor(resolved, bundle, status, endpoints)
         monitor.adopt_keepers()
+        if no_starts:
+            monitor.refuse_starts()
     except (ConfigRefused, OSError) as error:
         status.state, status.problem = "failed", str(error)
         status.write()

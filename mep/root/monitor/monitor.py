@@ -104,12 +104,17 @@ class Monitor:
         self._handlers = Handlers(
             log, status, self._starts, keepers, self._rechecks, self._reload, self._administration,
             manager_ready=self._introduce, mapper_ready=self._mapper_ready,
+            stop=lambda: self.stop(keep_user_endpoints=False),
         )  # fmt: skip
 
     def _log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
         """Return a day's budget for log lines that manager or mapper cause."""
         limit = shares * self._configuration.resolved.log_bytes_a_day
         return DayBudget(what, limit, self._loop, self._log, self._audit)
+
+    def refuse_starts(self) -> None:
+        """Start nothing: this monitor runs only until the relay knows of all ends."""
+        self._starts.close("The endpoint is being stopped. Your tasks wait until it runs again.")
 
     def adopt_keepers(self) -> None:
         """Take over the keepers of a former monitor. Raises OSError."""

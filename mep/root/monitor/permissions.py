@@ -41,6 +41,7 @@ TABLE = (
     Power(ChildKind.MANAGER, m.StartEndpoint, P.SERVING, MANY, Handlers.answer_start_endpoint),
     Power(ChildKind.MANAGER, m.LinkStatus, P.SERVING, MANY, Handlers.answer_link_status),
     Power(ChildKind.MANAGER, m.StopAll, P.SERVING, ONCE, Handlers.answer_stop_all),
+    Power(ChildKind.MANAGER, m.StopEndpoint, P.SERVING, ONCE, Handlers.answer_stop_endpoint),
     Power(ChildKind.MAPPER, m.MappingStatus, P.BEGINNING | P.SERVING, MANY, Handlers.answer_mapping_status),
     Power(ChildKind.MAPPER, m.ReloadNeeded, P.BEGINNING | P.SERVING, MANY, Handlers.answer_reload_needed),
     Power(ChildKind.MAPPER, m.MapperReady, P.BEGINNING, ONCE, Handlers.answer_mapper_ready, P.SERVING),
