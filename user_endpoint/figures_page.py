@@ -1,7 +1,7 @@
 """Writes this user endpoint's figures for `mep status` and `mep top`: one page of memory that its keeper left open.
 
-A write is a system call of a microsecond, at most once in INTERVAL_S and only after a change. A user endpoint whose
-keeper is of an older version has no page, and writes nothing. Called by the user endpoint in each turn of its loop.
+A write is a system call of a microsecond, at most once in INTERVAL_S and only after a change. A user endpoint with a
+keeper of an older version has no page, and writes nothing. Called by the user endpoint in each turn of its loop.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_what_runs_and_what_is_overdue(alice: LocalAccount) -> None:
             assert uep_id in shown
             assert "…" not in shown
             assert "(overdue)" in " ".join(shown.split())
-            # What has no place to be broken at may be longer: the fingerprint of a key, a path.
+            # A line without a place to break it may be longer: the fingerprint of a key.
             assert all(len(one) <= columns for one in shown.splitlines() if uep_id in one), (columns, shown)
         value = json.loads(status(run, "--json"))
         assert value["overdue"] == 1

@@ -147,7 +147,7 @@ class Administration:
         )  # fmt: skip
         self._failures.append(failure)
 
-    # --- acting on what runs --------------------------------------------------------------------------------
+    # --- acting on user endpoints ----------------------------------------------------------------------------
 
     def stop(self, peer: AdminPeer, message: m.AdminStop) -> None:
         """End one user endpoint, or those of one account. The answer follows their end."""
@@ -208,7 +208,7 @@ class Administration:
         return (str(Refusal.ACCOUNT_BANNED), _ban_text(ban)) if ban is not None else None
 
     def drain(self, peer: AdminPeer, message: m.AdminDrain) -> None:
-        """Start nothing new, and have what runs end once its tasks have."""
+        """Start nothing new, and have running user endpoints end once their tasks have."""
         _check_account(message.local_user)
         if message.refuse not in {0, 1}:
             raise BoundaryViolation("AdminDrain: refuse is malformed")
