@@ -250,6 +250,8 @@ def stage_endpoint(build: Build) -> None:
         put(example, root / "usr/share/doc/mep-endpoint/examples" / example.name)
     for template in sorted((ROOT / "etc/templates").glob("*/*")):
         put(template, root / "usr/share/doc/mep-endpoint/templates" / template.parent.name / template.name)
+    for name in ("prometheus/prometheus.yml", "prometheus/mep.rules.yml", "grafana/mep.json"):
+        put(ROOT / "etc" / name, root / "usr/share/doc/mep-endpoint/examples" / name)
 
 
 def stage_relay(build: Build) -> None:

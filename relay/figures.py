@@ -6,11 +6,15 @@ server for GET /metrics.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import uvicorn
 
+from mep_wire.errors import RelayUnavailable
+from mep_wire.states import TaskState
 from relay.api.http_acceptor import Acceptor
 from relay.dispatch.dispatcher import Dispatcher
 from relay.link.zmq_link import ZmqLink
@@ -20,6 +24,9 @@ from relay.store.opening import AnyStore
 
 GAUGE: Final = "gauge"
 COUNTER: Final = "counter"
+COUNT_EVERY_S: Final = 10.0
+"""Tasks are counted at most this often, and for at most a hundredth of the time: a million take 0.1 s."""
+_OPEN: Final = [state for state in TaskState if not state.is_terminal]
 
 
 class Figure(NamedTuple):
@@ -29,6 +36,8 @@ class Figure(NamedTuple):
     kind: str
     value: float
     help: str
+    labels: str = ""
+    """In braces, as they stand after the name."""
 
 
 class Figures:
@@ -46,13 +55,19 @@ class Figures:
     ) -> None:
         self._store, self._dispatcher, self._plane = store, dispatcher, link_
         self._http, self._acceptor, self._watch = http, acceptor, watch
+        self._counts: dict[TaskState, int] = {}
+        self._count_at = 0.0
 
     def text(self) -> str:
         """Return the figures as they are now."""
         lines: list[str] = []
+        described: set[str] = set()
         for one in self._all():
             name = f"mep_relay_{one.name}"
-            lines += [f"# HELP {name} {one.help}", f"# TYPE {name} {one.kind}", f"{name} {one.value:.12g}"]
+            if name not in described:
+                described.add(name)
+                lines += [f"# HELP {name} {one.help}", f"# TYPE {name} {one.kind}"]
+            lines.append(f"{name}{one.labels} {one.value:.12g}")
         return "\n".join([*lines, ""])
 
     def _all(self) -> Iterator[Figure]:
@@ -63,6 +78,7 @@ class Figures:
         linked = sum(1 for uep in live.ueps.values() if uep.peer is not None)
         yield Figure("managers", GAUGE, len(live.managers), "Managers with a link.")
         yield Figure("user_endpoints", GAUGE, linked, "User endpoints with a link.")
+        yield from self._tasks()
 
     def _process(self) -> Iterator[Figure]:
         watch = self._watch
@@ -73,6 +89,16 @@ class Figures:
         yield Figure("http_pauses_total", COUNTER, self._acceptor.pauses, "Times that no descriptor was left for HTTP.")
         yield Figure("link_pauses_total", COUNTER, self._plane.pauses, "Times that no descriptor was left for links.")
         yield Figure("log_lines_left_out_total", COUNTER, lines_left_out(), "Log lines that were counted, not written.")
+
+    def _tasks(self) -> Iterator[Figure]:
+        now = time.monotonic()
+        if now >= self._count_at:
+            with suppress(RelayUnavailable):  # the other figures tell why
+                self._counts = self._store.open_by_state()
+            self._count_at = now + max(COUNT_EVERY_S, 100 * (time.monotonic() - now))
+        for state in _OPEN:
+            labels = f'{{state="{state.name.lower()}"}}'
+            yield Figure("tasks", GAUGE, self._counts.get(state, 0), "Unfinished tasks, as last counted.", labels)
 
     def _commits(self) -> Iterator[Figure]:
         made, longest = self._store.commits, self._store.commits.take_longest_s()

@@ -202,7 +202,8 @@ class MapperEpoch:
 @dataclass(frozen=True, slots=True)
 class StartAnswered:
     """The outcome of StartEndpoint `ref`: an Outcome, and for refusals a Refusal (or a code of the user
-    endpoint's own), with text that may leave the host."""
+    endpoint's own), with text that may leave the host. `stage` is the name of the StartStage at which it failed, for
+    the metrics; else empty."""
 
     ref: int
     outcome: str = text(32)
@@ -211,6 +212,7 @@ class StartAnswered:
     public: str = text(1024)
     correlation_id: str = text(64)
     incarnation: bytes = process_name()
+    stage: str = field(default="", metadata={"cap": 32})
 
 
 @dataclass(frozen=True, slots=True)

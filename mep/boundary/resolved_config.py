@@ -128,6 +128,8 @@ class ManagerSection:
     """How many starts the monitor begins at a time (caps.max_starting); the manager keeps the others back."""
     title: str = ""
     """Endpoint and site, for its command line in ps and top."""
+    metrics_port: int = 0
+    """TCP port on loopback where it serves figures for Prometheus; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -437,6 +437,13 @@ class EndpointOptions:
         "mep-idmap",
         check=lambda value: _names([value]),
     )
+    metrics_port: int = option(
+        "TCP port of 127.0.0.1 where the manager serves figures for Prometheus at /metrics. They name no person, and "
+        "every account of this host can read them. 0: none.",
+        0,
+        check=between(0, 65535),
+        example=9469,
+    )
     recheck_interval_s: float = option(
         "Interval of the checks that the owner of a running user endpoint still maps to its account, and that the "
         "account may still be used. If not, the user endpoint is ended. 0: never.",

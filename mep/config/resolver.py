@@ -286,6 +286,7 @@ def _manager_section(
         log_level="DEBUG" if options.debug else "INFO",
         max_starting=options.caps.max_starting,
         title=_title(where, options),
+        metrics_port=options.metrics_port,
     )
 
 

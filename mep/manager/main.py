@@ -8,6 +8,9 @@ the monitor decides whether to start it. It trusts the relay for the link alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from mep.boundary.child_setup import (
     forbid_core_and_ptrace,
     ignore_terminal_signals,
@@ -21,6 +24,9 @@ from mep.boundary.child_setup import (
 from mep.boundary.confinement import Needs, confine
 from mep.boundary.log import Log
 from mep.boundary.resolved_config import ManagerSection
+
+if TYPE_CHECKING:
+    from mep.manager.figures import Figures
 
 
 def main() -> None:
@@ -40,8 +46,20 @@ def main() -> None:
 
     setproctitle(f"mep.manager: {section.title}")
     channel, listener = take_channel(blocking=False), take_listener()
+    figures, serve = _figures(section, log)
     confine(needs(section), log)
-    Manager(section, secret, channel, log, listener).run()
+    serve()
+    Manager(section, secret, channel, log, listener, figures).run()
+
+
+def _figures(section: ManagerSection, log: Log) -> tuple[Figures | None, Callable[[], None]]:
+    """Return the figures, if the site wants some, and the call that serves them once this process is confined."""
+    if not section.metrics_port:
+        return None, lambda: None
+    from mep.manager import figures
+
+    made, socket = figures.Figures(), figures.listen(section.metrics_port, log)
+    return made, lambda: None if socket is None else figures.serve(socket, made)
 
 
 def needs(section: ManagerSection) -> Needs:

@@ -13,6 +13,8 @@ import math
 import os
 import socket
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -57,6 +59,9 @@ from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequ
 from mep_wire.limits import MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 from mep_wire.start_request import same_process
 
+if TYPE_CHECKING:
+    from mep.manager.figures import Figures
+
 MAX_PENDING = MAX_STARTS_OUTSTANDING
 """Most start requests that the monitor hasn't answered yet. Further ones are `unavailable` for the moment."""
 MAX_INBOUND_BYTES = 1024 * 1024
@@ -84,13 +89,25 @@ class ManagerState(enum.StrEnum):
     GONE = "gone"
 
 
+@dataclass(frozen=True, slots=True)
+class _StartTimes:
+    """When a start came from the relay, and when it was sent to the monitor, on time.monotonic."""
+
+    came: float
+    sent: float
+
+
 class Manager:
     """The manager of one endpoint."""
 
     def __init__(
-        self, section: ManagerSection, secret: bytes, channel: Channel, log: Log, listener: socket.socket | None = None
-    ) -> None:
-        """`listener` takes the administrator's questions; None: nobody asks."""
+        self, section: ManagerSection, secret: bytes, channel: Channel, log: Log,
+        listener: socket.socket | None = None, figures: Figures | None = None,
+    ) -> None:  # fmt: skip
+        """`listener` takes the administrator's questions; None: nobody asks. `figures` counts, if the site wants it."""
+        self._figures = figures
+        self._times: dict[int, _StartTimes] = {}
+        """Of the starts in `_pending`, if figures are wanted."""
         self._section = section
         self._channel = channel
         self._log = log
@@ -174,6 +191,7 @@ class Manager:
         return max(0, int((wake - now) * 1000) + 1)
 
     def _tick(self, now: float) -> None:
+        self._note_present(now)
         self._flush_status()
         if not self._epoch or self._ended or self._state is ManagerState.GONE:
             return
@@ -200,6 +218,8 @@ class Manager:
             return
         if self._link.losses != self._losses_seen:
             self._losses_seen = self._link.losses
+            if self._figures is not None:
+                self._figures.link_lost()
             self._link_lost()
         elif self._link.state is LinkState.GREETING:
             self._enter(ManagerState.GREETING, self._section.relay_link_address)
@@ -282,6 +302,8 @@ class Manager:
     def _welcomed(self, welcome: messages.ManagerWelcome, now: float) -> None:
         detail = f"relay {self._section.relay_link_address}"
         skew = time.time() - welcome.relay_time
+        if self._figures is not None:
+            self._figures.present.clock_skew_s = skew
         if abs(skew) > CLOCK_SKEW_WARN_S:
             # A start request is refused as stale or as of the future once the skew is as long as it lives.
             level = "ERROR" if abs(skew) > CLOCK_SKEW_REFUSED_S else "WARNING"
@@ -329,14 +351,14 @@ class Manager:
     def _send_starts(self, now: float) -> None:
         """Send the monitor the starts that are next, and tell the others their positions."""
         while (chosen := self._queue.take(now)) is not None:
-            if (ref := self._send_start(chosen.start)) is not None:
+            if (ref := self._send_start(chosen.start, chosen.since)) is not None:
                 self._queue.sent(ref, chosen, now)
         for start in self._queue.overdue(now):
             self._answer_busy(start, NO_SLOT.format(limit=self._section.max_starting))
         for start, position in self._queue.positions(now):
             self._link.send(messages.StartQueued(uep_id=start.uep_id, position=position, asked=start.incarnation))
 
-    def _send_start(self, start: messages.SignedStart) -> int | None:
+    def _send_start(self, start: messages.SignedStart, since: float | None = None) -> int | None:
         """Send the monitor a start and return its number, or answer that this isn't possible now."""
         ref = next(self._refs)
         outstanding = len(self._pending) + len(self._pending_rechecks)
@@ -344,11 +366,17 @@ class Manager:
             self._answer_busy(start, "The endpoint has more start requests than it can take just now.")
             return None
         self._pending[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
+        if self._figures is not None:
+            now = time.monotonic()
+            self._times[ref] = _StartTimes(now if since is None else since, now)
+            self._figures.sent(now - self._times[ref].came)
         self._log.debug("start request", uep=start.uep_id, ref=ref)
         return ref
 
     def _answer_busy(self, start: messages.SignedStart, text: str) -> None:
         busy = SiteBusy(limit=self._section.max_starting, text=text)
+        if self._figures is not None:
+            self._figures.started(StartOutcome.UNAVAILABLE, busy.code, "", 0.0)
         self._answer(start, StartOutcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
@@ -494,6 +522,7 @@ class Manager:
                 self._endpoint_revoked(message)
             case StartBegun():
                 self._queue.begun(message.ref)
+                self._note_begun(message.ref)
             case StartAnswered():
                 self._start_answered(message)
             case EndpointEnded():
@@ -522,6 +551,7 @@ class Manager:
             return
         start = self._pending.pop(answer.ref, None)
         self._queue.answered(answer.ref)
+        self._note_answered(answer)
         if start is None:
             self._log.warning("unexpected StartAnswered: no pending request has this ref", ref=answer.ref)
             return
@@ -535,7 +565,26 @@ class Manager:
         """Whether this is the running process, as far as the manager knows."""
         return uep_id in self._running and same_process(self._running[uep_id], incarnation)
 
+    def _note_begun(self, ref: int) -> None:
+        if self._figures is not None and (times := self._times.get(ref)) is not None:
+            self._figures.mapped(time.monotonic() - times.sent)
+
+    def _note_answered(self, answer: StartAnswered) -> None:
+        if self._figures is not None and (times := self._times.pop(answer.ref, None)) is not None:
+            self._figures.started(answer.outcome, answer.code, answer.stage, time.monotonic() - times.came)
+
+    def _note_present(self, now: float) -> None:
+        """Update the values of this moment."""
+        if self._figures is not None:
+            present = self._figures.present
+            present.link_up = self._state is ManagerState.UP
+            present.running, present.queued = len(self._running), len(self._queue)
+            present.oldest_queued_s = self._queue.oldest_s(now)
+            present.outstanding, present.outbox = len(self._pending), len(self._outbox)
+
     def _endpoint_ended(self, ended: EndpointEnded) -> None:
+        if self._figures is not None:
+            self._figures.ended(ended.code)
         if self._is_running(ended.uep_id, ended.incarnation):
             del self._running[ended.uep_id]
             self._rechecks.remove(ended.uep_id)

@@ -57,6 +57,10 @@ class StartQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def oldest_s(self, now: float) -> float:
+        """Return for how long the oldest start waits here; 0 if none does."""
+        return max((now - one.since for one in self._waiting.values()), default=0.0)
+
     def add(self, start: SignedStart, now: float) -> None:
         """Queue a start. If one of the same user endpoint waits already, this one takes over its turn."""
         self._numbers += 1

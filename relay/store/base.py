@@ -282,6 +282,9 @@ class TaskReads(Protocol):
     def open_tasks(self, account_id: str, endpoint_id: str = "") -> int:
         """Return how many unfinished tasks a person's user endpoints have, all of them or those of one endpoint."""
 
+    def open_by_state(self) -> dict[TaskState, int]:
+        """Return how many unfinished tasks there are, by state. It reads an index entry of each."""
+
     def stored_bytes(self, account_id: str) -> int:
         """Return the bytes of a person's waiting arguments and kept results."""
 

@@ -265,6 +265,9 @@ class DelegatingStore:
     def open_tasks(self, account_id: str, endpoint_id: str = "") -> int:
         return self._inner.open_tasks(account_id, endpoint_id)
 
+    def open_by_state(self) -> dict[TaskState, int]:
+        return self._inner.open_by_state()
+
     def stored_bytes(self, account_id: str) -> int:
         return self._inner.stored_bytes(account_id)
 

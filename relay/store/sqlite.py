@@ -675,6 +675,9 @@ class SqlReads(abc.ABC):
             return int(self._one(sql.OPEN_TASKS_AT, account_id, endpoint_id)[0])
         return int(self._one(sql.OPEN_TASKS, account_id)[0])
 
+    def open_by_state(self) -> dict[TaskState, int]:
+        return {TaskState(state): count for state, count in self._all(sql.OPEN_BY_STATE)}
+
     def stored_bytes(self, account_id: str) -> int:
         return int(self._one(sql.STORED_BYTES, account_id)[0])
 

@@ -233,6 +233,7 @@ HAS_ACTIVE = (
 OPEN_TASKS = (
     f"SELECT count(*) FROM ueps u JOIN tasks t ON t.uep_row = u.uep_row WHERE u.account_id = ? AND t.state < {_END}"
 )
+OPEN_BY_STATE = f"SELECT state, count(*) FROM tasks WHERE state < {_END} GROUP BY state"
 OPEN_TASKS_AT = f"{OPEN_TASKS} AND u.endpoint_id = ?"
 TASK = (
     "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, t.ended_at, "

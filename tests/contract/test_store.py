@@ -346,6 +346,7 @@ def test_added_tasks_are_there_in_order(work: Work) -> None:
     listed += work.store.group_tasks(work.group_row, listed[-1][0], 9)
     assert [task_id for _, task_id in listed] == [task.task_id for task in tasks]
     assert work.store.open_tasks("a") == 3
+    assert work.store.open_by_state() == {S.DISPATCHED: 1, S.QUEUED: 2}
     assert [uep.row for uep in work.store.ueps_in_use()] == [work.uep.row]
 
 

@@ -127,7 +127,7 @@ def test_monitor_that_denies(alice: LocalAccount) -> None:
         keeper.channel.send(CapsDenied(limit=3))
         failed = keeper.hear()
         assert isinstance(failed, KeeperFailed)
-        assert (failed.stage, failed.code) == (StartStage.CAPS, "SITE_BUSY") and "(3)" in failed.public
+        assert (failed.stage, failed.code) == (StartStage.CAPS, "PERSON_LIMIT") and "(3)" in failed.public
         keeper.end()
 
 

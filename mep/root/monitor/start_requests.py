@@ -289,6 +289,7 @@ class StartRequests:
                     public=clip(answer.public, 1024),
                     correlation_id=clip(start.correlation_id, 64),
                     incarnation=start.incarnation if runs else b"",
+                    stage=clip(str(start.audit.get("stage", "")), 32),
                 )
             )
 
