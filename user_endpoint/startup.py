@@ -114,7 +114,7 @@ class Starting:
         from user_endpoint.event_loop import EventLoop, Signals
         from user_endpoint.function_store import Functions
         from user_endpoint.lifecycle.idle import IdleRule
-        from user_endpoint.lifecycle.setup_commands import SETUP_S, TEARDOWN_S, run_commands
+        from user_endpoint.lifecycle.setup_commands import TEARDOWN_S, run_commands, setup_limit_s
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
@@ -129,7 +129,7 @@ class Starting:
         for key in settings.not_applicable:
             log.warning("a key of the template means nothing here", key=key)
         lists = self._function_lists(settings)
-        run_commands("endpoint_setup", settings.endpoint_setup, paths.run, SETUP_S)
+        run_commands("endpoint_setup", settings.endpoint_setup, paths.run, setup_limit_s(self._bundle.parent_config))
         context = EngineContext(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
         engine = _make_engine(settings, context)
         signals = Signals()

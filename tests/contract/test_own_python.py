@@ -64,7 +64,12 @@ def test_what_worker_init_complained_of_is_in_the_log(tmp_path: Path, capfd: pyt
     ("options", "reason"),
     [
         ({"python": "/nowhere/python"}, "/nowhere/python: No such file"),
-        ({"worker_init": "echo no such module >&2; exit 3"}, "no such module"),
+        ({"worker_init": "echo no such module >&2; exit 3"}, "no such module\nworker_init: exit status 3"),
+        ({"worker_init": "exit 3"}, "worker_init: exit status 3"),
+        ({"worker_init": "set -e; false; true"}, "worker_init: exit status 1"),
+        ({"worker_init": "source /nosuch/bin/activate"}, "No such file or directory\n.*activated no environment"),
+        ({"worker_init": "conda activate none\nexport A=1"}, "conda: command not found\n.*activated no environment"),
+        ({"worker_init": "export VIRTUAL_ENV=/nosuch"}, "an environment without a Python: /nosuch/bin/python"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -72,6 +77,14 @@ def test_what_is_wrong_with_it_is_said(options: dict[str, Any], reason: str, tmp
     with pytest.raises(EngineFailed, match=reason):
         engine.start()
     engine.stop(1.0)
+
+
+@pytest.mark.parametrize(
+    "init",
+    ["[ -d /none ] && source /none/bin/activate; :", "false", "trap 'echo x' EXIT", "set -eu; IFS=x", "a=1 \\"],
+)
+def test_what_is_no_failure_starts(init: str, tmp_path: Path) -> None:
+    assert value(tmp_path, worker_init=init) == (sys.prefix, None)
 
 
 @pytest.mark.parametrize("program", ["workers/external_server.py", "engines/htex/worker_pool_main.py"])

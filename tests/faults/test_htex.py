@@ -353,6 +353,7 @@ def test_a_block_that_ends_at_once_fails_what_waits_with_its_own_words(make: Cal
     items = bench.wait(*rows)
     assert {item.code for item in items} == {"ENGINE_FAILED"}
     assert "no such module: quux" in items[0].text
+    assert "worker_init: exit status 3" in items[0].text
     scripts = list((bench.directory / "htex" / "submit_scripts").glob("*.sh"))
     assert len(scripts) == 3
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.shortage import killed
 
-SETUP_S: Final = 45.0
+SETUP_SHARE: Final = 0.75
+"""The part of `caps.start_timeout_s` that endpoint_setup may take."""
 TEARDOWN_S: Final = 5.0
+
+
+def setup_limit_s(parent_config: Mapping[str, Any]) -> float:
+    """Return how many seconds endpoint_setup may take. Beyond, it is ended before the start itself, and named."""
+    return SETUP_SHARE * float(parent_config.get("caps", {}).get("start_timeout_s", 60.0))
 
 
 def run_commands(key: str, commands: str | None, directory: str, limit_s: float) -> None:
@@ -32,7 +39,8 @@ def run_commands(key: str, commands: str | None, directory: str, limit_s: float)
         if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise _failure(key, f"took over {limit_s:g} s")
+            remedy = "; caps.start_timeout_s in config.yaml gives it more" if key == "endpoint_setup" else ""
+            raise _failure(key, f"took over {limit_s:g} s", remedy)
         time.sleep(0.005)
     if failure := killed(f"a command of {key}", status):
         raise failure
@@ -41,11 +49,13 @@ def run_commands(key: str, commands: str | None, directory: str, limit_s: float)
         raise _failure(key, f"ended with status {code}")
 
 
-def _failure(key: str, what: str) -> StartFailure:
+def _failure(key: str, what: str, remedy: str = "") -> StartFailure:
     # Either side may be at fault: a template may take the commands from the person, as the one that
     # `mep configure` writes does. The commands themselves are not quoted.
     public = (
         f"The commands of {key} {what}. They are the template's, with what your user_endpoint_config gives to it; "
         "their output is at the site, in ~/.mep/uep/*/endpoint.log."
     )
-    return StartFailure("ENDPOINT_MISCONFIGURED", public, f"{key}: {what}; its output is in the person's endpoint.log")
+    return StartFailure(
+        "ENDPOINT_MISCONFIGURED", public, f"{key}: {what}; its output is in the person's endpoint.log{remedy}"
+    )

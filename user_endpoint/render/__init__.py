@@ -17,7 +17,7 @@ from mep_wire.limits import ENDPOINT_NAMESPACES, ENDPOINT_VARIABLES
 from mep_wire.start_request import StartRequest
 from mep_wire.user_values import unusable_texts
 from user_endpoint.runtime import completed_runtime, start_environment
-from user_endpoint.settings import SettingsInvalid, UepSettings, located, settings_from
+from user_endpoint.settings import SettingsInvalid, UepSettings, line_of, located, settings_from
 
 if TYPE_CHECKING:
     from user_endpoint.render.pieces import Fragment
@@ -47,8 +47,26 @@ def render_settings(
     try:
         document = document_from(fragment)
     except YamlInvalid as error:
-        raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}") from error
-    return settings_of(bundle, document, config)
+        place = "" if environment else _place(bundle, start, mapped_identity, error.line)
+        raise EndpointMisconfigured(detail=f"{bundle.template_name}: {error}{place}") from error
+    try:
+        return settings_of(bundle, document, config)
+    except (EndpointMisconfigured, UserConfigInvalid) as error:
+        if environment is None and isinstance(error.__cause__, SettingsInvalid):
+            error.detail += _place(bundle, start, mapped_identity, line_of(error.__cause__.path, document.lines))
+        raise
+
+
+def _place(bundle: UepBundle, start: StartRequest, mapped_identity: dict[str, Any], line: int) -> str:
+    """Return ` (TEMPLATE:LINE)` for a line of the rendered text, empty if that is not known.
+
+    The template is rendered again for this, since a start that is accepted does not note where lines come from.
+    """
+    from user_endpoint.render.origins import OriginEnvironment, line_origins
+
+    origins = line_origins(render_text(bundle, start, mapped_identity, OriginEnvironment))
+    origin = origins[line - 1] if 0 < line <= len(origins) else None
+    return f" ({origin[0]}:{origin[1]})" if origin else ""
 
 
 def render_text(

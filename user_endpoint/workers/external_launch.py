@@ -13,21 +13,22 @@ import sys
 import tempfile
 
 from user_endpoint import inherited_state
+from user_endpoint.worker_init import python_missing, told
 from user_endpoint.workers import datagrams
 from user_endpoint.workers.fork_server import ServerHandle
 
 _PROGRAM = "user_endpoint/workers/external_server.py"
+_MISSING = python_missing("MEP_TASK_PYTHON")
 _SCRIPT = """\
 {before}
 {setup}
-
 MEP_TASK_PYTHON="${{MEP_TASK_PYTHON:-${{VIRTUAL_ENV:-${{CONDA_PREFIX:-}}}}/bin/python}}"
 if [ "$MEP_TASK_PYTHON" = /bin/python ]; then MEP_TASK_PYTHON={own}; fi
-set -- "$MEP_TASK_PYTHON" {server}
+{missing}set -- "$MEP_TASK_PYTHON" {server}
 unset MEP_TASK_PYTHON
 exec "$@"
 """
-"""The empty line ends a line of the person's that continues. They may have set -u, -e, IFS or other arguments."""
+"""An empty line in `setup` ends a line of the person's that continues. They may have set -u, -e, IFS or arguments."""
 
 
 def staged_server(python: str, setup: str, packages: str) -> ServerHandle:
@@ -42,7 +43,7 @@ def staged_server(python: str, setup: str, packages: str) -> ServerHandle:
         descriptor = theirs.fileno()
         server = shlex.join([f"{packages}/{_PROGRAM}", str(descriptor), str(os.getpid())])
         own, before = shlex.quote(sys.executable), inherited_state.as_shell()
-        script = _SCRIPT.format(before=before, setup=setup, own=own, server=server)
+        script = _SCRIPT.format(before=before, setup=told(setup), own=own, server=server, missing=_MISSING)
         try:
             process = subprocess.Popen(
                 ["/bin/bash", "-c", script, "bash"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import subprocess
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from user_endpoint.engines.htex.failures import (
     of_block,
     of_error,
 )
+from user_endpoint.engines.htex.provider import Plan
+from user_endpoint.settings import GlobusComputeSettings
 
 SHORT, BROKEN = BlockFailure(Cause.SHORT, "no space left"), BlockFailure(Cause.BROKEN, "no module quux")
 KILLED = BlockFailure(Cause.KILLED, "it was killed")
@@ -114,3 +117,17 @@ def test_a_full_disk_between_broken_blocks_does_not_count_as_broken() -> None:
     assert not any(said)
     noted.over()
     assert not noted and noted.next_at == 0.0
+
+
+def test_a_scheduler_that_does_not_answer_is_named_with_its_command(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sacct").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    plan = Plan(GlobusComputeSettings(provider={"type": "SlurmProvider", "cmd_timeout": 1}))
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        plan.make()
+    found = of_error(caught.value)
+    assert found.cause is Cause.SHORT
+    assert found.text.startswith("the scheduler did not answer `sacct -X` within 1 s (cmd_timeout of the provider)")

@@ -259,3 +259,12 @@ def test_a_misspelt_key_is_the_administrators_mistake_whatever_its_value(line: s
 def test_a_misspelt_key_in_a_mapping_of_the_person_is_theirs() -> None:
     config = {"E": {"type": "ProcessPoolEngine", "max_wrkers": 2}}
     assert refused(UserConfigInvalid, "engine: {{ E }}\n", config).fields["key"] == "E"
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [("\nx: [\n", 2), ("display_name: a\n\ndisplay_nme: x\n", 3), ("{# a\n#}debug: {{ 'maybe' }}\n", 2)],
+)
+def test_a_start_names_file_and_line_of_a_mistake_in_an_included_file(part: str, line: int) -> None:
+    source = {"t.j2": ENGINE + "{% if true %}{% include 'part.j2' %}{% endif %}\n", "part.j2": part}
+    assert refused(EndpointMisconfigured, source).detail.endswith(f" (part.j2:{line})")

@@ -403,7 +403,7 @@ engine:
     assert plan(found.engine).block_walltime_s is None
     error = refused(EndpointMisconfigured, source, VARIABLES)
     assert error.detail == (
-        "t.j2: line 7 of the rendered text: engine.encrypted: must not be false on a multi-user endpoint"
+        "t.j2: line 7 of the rendered text: engine.encrypted: must not be false on a multi-user endpoint (t.j2:7)"
     )
 
 

@@ -20,7 +20,7 @@ from user_endpoint.engines.process_pool.engine import describe_status
 from user_endpoint.engines.process_pool.task_durations import TaskDurations
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
-from user_endpoint.lifecycle.setup_commands import run_commands
+from user_endpoint.lifecycle.setup_commands import run_commands, setup_limit_s
 from user_endpoint.task_admission import FunctionList, function_lists
 from user_endpoint.user_endpoint import RESULT_BATCH_BYTES, in_batches
 from user_endpoint.workers.worker import FunctionCache
@@ -211,3 +211,12 @@ def test_little_is_loaded_when_the_fork_server_is_forked() -> None:
     code = "import user_endpoint.main, user_endpoint.startup, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert not {"zmq", "jinja2", "yaml", "jsonschema"} & set(done.stdout.split())
+
+
+def test_endpoint_setup_gets_a_part_of_the_starts_time_and_is_named(tmp_path: pathlib.Path) -> None:
+    assert setup_limit_s({}) == setup_limit_s({"caps": {"start_timeout_s": 60.0}}) == 45.0
+    limit = setup_limit_s({"caps": {"start_timeout_s": 0.4}})
+    with pytest.raises(StartFailure) as caught:
+        run_commands("endpoint_setup", "sleep 60", str(tmp_path), limit)
+    assert "The commands of endpoint_setup took over 0.3 s" in caught.value.public
+    assert "caps.start_timeout_s in config.yaml" in caught.value.detail

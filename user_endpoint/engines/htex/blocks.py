@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -241,7 +242,7 @@ class Blocks:
                 self._start_client()
             except InterchangeDied as error:
                 self._not_started(tried_at, BlockFailure(Cause.KILLED if error.killed else Cause.BROKEN, str(error)))
-            except (OSError, zmq.ZMQError) as error:
+            except (OSError, zmq.ZMQError, subprocess.TimeoutExpired) as error:
                 failure = of_error(error)
                 if failure.cause is Cause.BROKEN:
                     raise

@@ -12,6 +12,7 @@ import errno
 import os
 import random
 import re
+import subprocess
 import uuid
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,8 +77,19 @@ def of_block(what: str, status: Any, directory: str) -> BlockFailure:
 
 def of_error(error: BaseException) -> BlockFailure:
     """Return why the interchange could not be started."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return BlockFailure(Cause.SHORT, no_answer(error))
     short = _SHORT.get(getattr(error, "errno", None) or 0, "")
     return BlockFailure(Cause.SHORT if short else Cause.BROKEN, f"{type(error).__name__}: {error}")
+
+
+def no_answer(error: subprocess.TimeoutExpired) -> str:
+    """Return, in words, that a command of the scheduler's was ended without an answer."""
+    command = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
+    return (
+        f"the scheduler did not answer `{command[:200]}` within {error.timeout:g} s (cmd_timeout of the provider); try "
+        "the command on the endpoint's host"
+    )
 
 
 def _is_killed(exit_code: int | None) -> bool:

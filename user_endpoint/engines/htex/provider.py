@@ -21,6 +21,7 @@ from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.script_paths import launcher_with_quoted_paths, with_quoted_paths
 from user_endpoint.engines.htex.walltimes import STARTED_VARIABLE, seconds_of
 from user_endpoint.settings import AddressSettings, GlobusComputeSettings, GlobusMPISettings, unknown_key_reason
+from user_endpoint.worker_init import told
 from user_endpoint.worker_staging import stage
 
 with light_parsl():
@@ -65,7 +66,7 @@ class Plan:
         """Seconds that the scheduler gives a block; None where there is no limit, or none that is known."""
         self._own_shell = bool(options.get("worker_init"))
         if self._own_shell:
-            options["worker_init"] += f"\n{_WORKER_PYTHON}"
+            options["worker_init"] = told(options["worker_init"]) + _WORKER_PYTHON
         if self._kind.__name__ in _OF_THIS_ACCOUNT:
             before = inherited_state.as_shell()  # it has this process's otherwise, by way of the scheduler too
             if self.block_walltime_s is not None:
