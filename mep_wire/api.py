@@ -57,6 +57,9 @@ class FunctionBody(msgspec.Struct, kw_only=True):
     entry_point: str | None = None
     container_uuid: str | None = None
     group: str | None = None
+    """A group of the relay's, or PROVIDER:GROUP, whose people may run it too."""
+    ha_endpoint_id: str | None = None
+    """The high-assurance endpoint that it is bound to: it runs there alone."""
     public: bool = False
     meta: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -234,6 +237,8 @@ class ErrorAnswer(msgspec.Struct, kw_only=True):
     correlation_id: str
     status: str = "Failed"
     error_args: list[str] = []
+    authorization_parameters: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """What a new login must be like, where one would help (docs/relay-login.md)."""
 
 
 # --- the result stream: WebSocket /v3/stream, MessagePack in binary frames ----------------------------

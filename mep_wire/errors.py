@@ -64,6 +64,8 @@ class MepError(ComputeError):
 
     code: ClassVar[str] = "MEP_ERROR"
     http_status: ClassVar[int] = 500
+    authorization_parameters: dict[str, object] | None = None
+    """What a new login must be like, where one would help: with the names of Globus Auth's requirements errors."""
 
     def __init__(
         self, *, text: str | None = None, detail: str = "", correlation_id: str | None = None, **fields: object
@@ -98,10 +100,80 @@ class TokenUnknown(MepError):
     http_status = 401
 
 
+class ScopeMissing(MepError):
+    """This needs a token with the scope {scope}, and yours has {scopes}. Log in again and ask for that scope."""
+
+    code = "SCOPE_MISSING"
+    http_status = 403
+
+
+class LoginRequired(MepError):
+    """The authentication policy {policy} asks for a login that yours is not: {reason}. Log in again: {remedy}."""
+
+    code = "LOGIN_REQUIRED"
+    http_status = 403
+
+
+class PolicyRefused(MepError):
+    """The authentication policy {policy} does not admit you: {reason}. Ask the administrators of {subject}."""
+
+    code = "POLICY_REFUSED"
+    http_status = 403
+
+
+class IdentityUnusable(MepError):
+    """The login at {provider} cannot be used here: {reason}. Tell the relay's administrator the correlation id."""
+
+    code = "IDENTITY_UNUSABLE"
+    http_status = 403
+
+
+class LoginFailed(MepError):
+    """The login at {provider} failed: {reason}. Begin again; tell the relay's administrator if it happens again."""
+
+    code = "LOGIN_FAILED"
+    http_status = 403
+
+
+class ProviderUnavailable(MepError):
+    """The identity provider {provider} cannot be used just now: {reason}. Try again in a moment."""
+
+    code = "PROVIDER_UNAVAILABLE"
+    http_status = 503
+
+
 class EndpointForbidden(MepError):
     """Endpoint {endpoint_id} is another person's single-user endpoint. Use one of your own, or a multi-user one."""
 
     code = "ENDPOINT_FORBIDDEN"
+    http_status = 403
+
+
+class EndpointNotShared(MepError):
+    """Endpoint {endpoint_id} is shared with certain people and groups, and you are not among them. Ask its owner."""
+
+    code = "ENDPOINT_NOT_SHARED"
+    http_status = 403
+
+
+class EndpointLocked(MepError):
+    """Endpoint {endpoint_id} takes no new tasks just now: {reason}. Ask its administrators when it will."""
+
+    code = "ENDPOINT_LOCKED"
+    http_status = 403
+
+
+class HighAssurance(MepError):
+    """Function {function_id} cannot run at endpoint {endpoint_id}: {reason}."""
+
+    code = "HIGH_ASSURANCE"
+    http_status = 403
+
+
+class ClientForbidden(MepError):
+    """The token's client may not {what}. Its permissions are the relay's administrator's to give."""
+
+    code = "CLIENT_FORBIDDEN"
     http_status = 403
 
 
@@ -159,6 +231,34 @@ class TaskGroupNotFound(MepError):
     """There is no task group {task_group_id} of yours."""
 
     code = "TASK_GROUP_NOT_FOUND"
+    http_status = 404
+
+
+class TokenNotFound(MepError):
+    """You have no token with the id {token_id}. GET /v3/tokens lists yours."""
+
+    code = "TOKEN_NOT_FOUND"
+    http_status = 404
+
+
+class PolicyNotFound(MepError):
+    """There is no authentication policy {policy_id}. Check the id, or whether it was deleted."""
+
+    code = "POLICY_NOT_FOUND"
+    http_status = 404
+
+
+class GroupNotFound(MepError):
+    """There is no group {group_id} that you can see. Check the id, or whether it was deleted."""
+
+    code = "GROUP_NOT_FOUND"
+    http_status = 404
+
+
+class ClientNotFound(MepError):
+    """There is no client {client_id} here. Check the id, or whether it was deleted."""
+
+    code = "CLIENT_NOT_FOUND"
     http_status = 404
 
 

@@ -5,7 +5,7 @@ As root: a service environment (default /opt/mep) over an interpreter that every
 the system accounts of the endpoint and the relay. Otherwise: an environment in the checkout, for
 single-user mode. No step is repeated: a stamp records the installed versions and their sources.
 
-Four environments share PREFIX as the beginning of their names:
+These environments share PREFIX as the beginning of their names:
 
   PREFIX        the service: the distributions of lock/run.txt and mep only, without pip.
 
@@ -14,6 +14,8 @@ Four environments share PREFIX as the beginning of their names:
   PREFIX-tests  with --tools or --tests: the tools for tests, lint and types (lock/tools.txt).
 
   PREFIX-science  with --tests: what a researcher's environment has, for tests of the docs (lock/science.txt, node/).
+
+  PREFIX-services  with --tests: npm packages that the tests serve on loopback (tests/services).
 
 pip takes wheels alone, each by its SHA-256 in a lock file (lock.py writes them). No code of a download runs here.
 """
@@ -555,6 +557,30 @@ def install(
             finish(places["science"], wanted["science"])
 
 
+def install_services(prefix: Path) -> None:
+    """Install the npm packages of services that only tests use, beside PREFIX: those of their lock files, by hash."""
+    for source in sorted((ROOT / "tests" / "services").glob("*/package-lock.json")):
+        place = beside(prefix, "services") / source.parent.name
+        wanted = {"locked": digest(source.parent)}
+        if read_stamp(place) == wanted:
+            continue
+        if shutil.which("npm") is None:
+            if os.geteuid() != 0:
+                raise CannotInstall(
+                    "npm was not found. On Debian, ask the administrator for: apt-get install nodejs npm"
+                )
+            apt_install(["nodejs", "npm"])
+        say(f"installing {source.parent.name} for the tests")
+        place.mkdir(parents=True, exist_ok=True)
+        for file in ("package.json", "package-lock.json"):
+            shutil.copy2(source.parent / file, place)
+        run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=place)
+        for path in (place, *place.rglob("*")):
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+        (place / STAMP).write_text(json.dumps(wanted))
+        say(f"{place} is ready")
+
+
 def install_service(pip: Pip, prefix: Path, python: str, stamp: dict[str, str], wanted: dict[str, str]) -> None:
     """Bring the service's environment up to date; `stamp` is that of the last installation."""
     if stamp.get("python", wanted["python"]) != wanted["python"] or probe(str(prefix / "bin" / "python")) is None:
@@ -592,7 +618,9 @@ def main() -> int:
         if root and (closed := closed_to_others(_existing(prefix))):
             raise CannotInstall(f"other accounts cannot enter {closed}: choose a PREFIX that they can, like /opt/mep.")
         prepare_system(python, root=root, tests=options.tests)
-        install(prefix, python, tools=options.tools or options.tests, science=options.tests, extras=options.extras)
+        install(prefix, python, tools=options.tools or options.tests, extras=options.extras)
+        if options.tests:
+            install_services(prefix)
     except CannotInstall as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

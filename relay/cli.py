@@ -22,6 +22,7 @@ from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.text import escape_output, printable
 from relay import log
+from relay.auth.settings import SCOPES
 from relay.auth.tokens import new_token, token_hash
 from relay.cli_common import (
     Where,
@@ -39,7 +40,7 @@ from relay.server import serve
 from relay.settings import command_line
 from relay.state_dir import Keys, StateDir, StateRefused
 from relay.store.base import Store
-from relay.store.records import Caller
+from relay.store.records import BUILT_IN_SCOPES, Caller, TokenRecord
 
 MAX_USERNAME = 256
 
@@ -104,9 +105,17 @@ def _identity(username: str, name: str, email: str) -> Identity:
     )
 
 
-def _add_token(store: Store, caller: Caller) -> str:
-    token = new_token()
-    _wait(store.submit(lambda tx: tx.add_token(token_hash(token), caller, time.time())))
+def _add_token(store: Store, caller: Caller, scopes: tuple[str, ...] = (), days: float | None = None) -> str:
+    token, now = new_token(), time.time()
+    record = TokenRecord(
+        token_id=str(uuid.uuid4()),
+        account_id=caller.account_id,
+        identity_id=caller.identity_id,
+        created_at=now,
+        expires_at=now + days * 86400 if days else 0.0,
+        scopes=scopes or BUILT_IN_SCOPES,
+    )
+    _wait(store.submit(lambda tx: tx.add_token(token_hash(token), record)))
     return token
 
 
@@ -153,9 +162,14 @@ def add(username: str, name: str, email: str, where: Where, *, as_json: bool) ->
 @user.command(name="token", short_help="Print a new access token for a person.")
 @click.argument("username")
 @click.option("--keep", is_flag=True, help="Leave the earlier tokens valid.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES),
+              help="What the token may do; may be given several times.  [default: all but admin]")  # fmt: skip
+@click.option("--days", type=click.FloatRange(0.0, min_open=True), help="How long it is valid.  [default: for ever]")
 @state_option
 @json_option
-def token_command(username: str, where: Where, *, keep: bool, as_json: bool) -> None:
+def token_command(
+    username: str, where: Where, scopes: tuple[str, ...], days: float | None, *, keep: bool, as_json: bool
+) -> None:
     """Print a new access token for a person; the earlier ones stop working.
 
     \b
@@ -166,7 +180,7 @@ def token_command(username: str, where: Where, *, keep: bool, as_json: bool) -> 
         caller = _known(store, username)
         if not keep:
             _wait(store.submit(lambda tx: tx.remove_tokens(caller.identity_id)))
-        token = _add_token(store, caller)
+        token = _add_token(store, caller, scopes, days)
     show({"username": username, "token": token}, token, as_json=as_json)
 
 

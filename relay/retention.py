@@ -26,6 +26,8 @@ PAGE = 2000
 INPUTS_PAGE = 250
 COMPACT_PAGES = 500
 """Pages of the database that are given back at once: 2 MB."""
+EXPIRED_STAYS_S = 3600.0
+"""How long an expired token or document stays."""
 _PAUSE_S = 0.1
 _SHORT_PAUSE_S = 0.02
 _DAY_S = 86400.0
@@ -79,6 +81,8 @@ class Sweeper:
         while removed == PAGE:
             removed = await self._do(lambda tx: tx.sweep(now - self._periods.retention_s, PAGE))
             await asyncio.sleep(_PAUSE_S if removed else 0)
+        await self._do(lambda tx: tx.sweep_tokens(now - EXPIRED_STAYS_S, PAGE))
+        await self._do(lambda tx: tx.sweep_documents(now - EXPIRED_STAYS_S, PAGE))
         await self._dispatcher.note_seen()
         if self._periods.lifetime_s:
             await self._dispatcher.expire(self._periods.lifetime_s)

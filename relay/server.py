@@ -15,15 +15,19 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 
+from mep.boundary.file_trust import ours
 from mep_wire.api import EarlierRelayKeys
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.context import ApiContext
 from relay.api.http_acceptor import Acceptor
 from relay.api.http_protocol import BoundedConnection
+from relay.audit import AuditLog
+from relay.auth.settings import PeopleSettings, SettingsRefused, from_toml
 from relay.auth.tokens import TokenAuth
 from relay.control import Control
 from relay.dispatch.dispatcher import Dispatcher
@@ -33,7 +37,7 @@ from relay.link.zmq_link import ZmqLink
 from relay.log import logger
 from relay.loop_watch import LoopWatch
 from relay.retention import Sweeper
-from relay.settings import ConfigRefused, RelaySettings, secret_text
+from relay.settings import MAX_CONFIG_BYTES, ConfigRefused, RelaySettings, secret_text
 from relay.state_dir import Keys, StateDir
 from relay.store.opening import AnyStore, open_store
 from relay.tls import Certificate
@@ -82,6 +86,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     dispatcher = Dispatcher(store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits)
     link_.start(dispatcher)
     service = _service(store, dispatcher, keys, settings.link_address or link_.address, settings)
+    service.audit = AuditLog(state.audit_log)
     dispatcher.recover()
     store.commits.late_commit = partial(_later, loop, dispatcher.cut_user_endpoints)
     server = _Server(_http_config(App(service), settings), listener, certificate)
@@ -94,7 +99,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     loop.add_signal_handler(signal.SIGHUP, _reload, certificate)
     control = await Control(store, dispatcher).listen(state.control)
     sweeper = loop.create_task(Sweeper(store, dispatcher, settings.periods).run())
-    url = _url(listener, tls=certificate is not None)
+    url = service.url = _url(listener, tls=certificate is not None)
     state.write_listening(url, service.link_address)
     where = "PostgreSQL" if settings.database else state.database.name
     logger.info("serving %s, endpoint link %s, state %s, store %s", url, service.link_address, state.directory, where)
@@ -110,6 +115,8 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
         sweeper.cancel()
         dispatcher.delivery.flush_started()
         link_.stop()
+        service.people.close()
+        service.audit.close()
         store.close()
         logger.info("ended")
 
@@ -126,7 +133,21 @@ def _service(
         signing_public_key=keys.signing_public.hex(),
         earlier_keys=[_earlier(one) for one in keys.earlier],
         limits=settings.limits,
+        people_settings=_people(settings),
+        read_secret=partial(secret_text, "client_secret_file"),
     )
+
+
+def _people(settings: RelaySettings) -> PeopleSettings:
+    """Return how people log in. Raises ConfigRefused."""
+    if not settings.people:
+        return PeopleSettings()
+    try:
+        return from_toml(ours().read(Path(settings.people), MAX_CONFIG_BYTES), settings.people)
+    except SettingsRefused as error:
+        raise ConfigRefused(str(error)) from error
+    except OSError as error:
+        raise ConfigRefused(f"{settings.people}: {error.strerror or error}") from error
 
 
 def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

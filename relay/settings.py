@@ -79,6 +79,10 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     database_password: Annotated[
         str, Meta(description="File with the database's password, or `credential:NAME` of systemd.")
     ] = ""
+    people: Annotated[
+        str,
+        Meta(description="TOML file with identity providers and other ways to log in; empty: built-in accounts only."),
+    ] = ""
     retention_days: Annotated[_Most, Meta(description="How long ended tasks and their results are kept.")] = 14.0
     task_lifetime_days: Annotated[
         _Most,

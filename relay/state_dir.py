@@ -172,6 +172,7 @@ class StateDir:
                 self.database.name,
                 f"{self.database.name}-wal",
                 LOCK,
+                self.audit_log.name,
             ]
             found = [
                 problem for name in secret if os.path.lexists(path := self.directory / name)
@@ -184,6 +185,11 @@ class StateDir:
     def database(self) -> Path:
         """The SQLite file."""
         return self.directory / "relay.db"
+
+    @property
+    def audit_log(self) -> Path:
+        """The file that says who did what."""
+        return self.directory / "audit.log"
 
     @property
     def listening(self) -> Path:

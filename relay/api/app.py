@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import re
 
-from mep_wire.errors import MepError, PayloadTooLarge, RateLimited, RelayBusy, RouteNotFound, TokenUnknown
-from relay.api import http
+from mep_wire.errors import (
+    MepError,
+    PayloadTooLarge,
+    RateLimited,
+    RelayBusy,
+    RouteNotFound,
+    ScopeMissing,
+    TokenUnknown,
+)
+from relay.api import http, raw
 from relay.api.context import ApiContext
-from relay.api.http import Receive, Request, Scope, Send
+from relay.api.http import Receive, Request, Scope, Send, check_scope
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
 from relay.log import RateLimitedLog, peer_log
 from relay.store.records import Caller
 
 STREAM_PATH = "/v3/stream"
-_BEFORE_THE_BODY = (PayloadTooLarge, TokenUnknown, RelayBusy, RateLimited)
+_BEFORE_THE_BODY = (PayloadTooLarge, TokenUnknown, RelayBusy, RateLimited, ScopeMissing)
 """Errors with which a request is answered before its body is read."""
 _OF_ANYBODY = (TokenUnknown, RateLimited, RelayBusy)
 """Refusals that are no matter of an endpoint's, or that unauthenticated peers can cause."""
@@ -46,7 +54,11 @@ class App:
         packed = http.is_packed(http.header(scope, b"accept") or http.header(scope, b"content-type"))
         close, media, wait_s = False, http.media_type(packed=packed), 0
         try:
-            route, body = await self._answer(scope, receive, packed=packed)
+            found = self._find(scope)
+            if found[0].raw:
+                await raw.send_raw(send, await self._raw(scope, receive, *found))
+                return
+            route, body = await self._answer(scope, receive, *found, packed=packed)
             status, media = route.status, http.TEXT if route.text else media
         except MepError as error:
             status, body = error.http_status, http.encode(http.error_answer(error), packed=packed)
@@ -73,15 +85,32 @@ class App:
         if found is not None and not isinstance(error, _OF_ANYBODY):
             self._service.dispatcher.live.stories.refused(found.group(1).lower(), error)
 
-    async def _answer(self, scope: Scope, receive: Receive, *, packed: bool) -> tuple[Route, bytes]:
+    def _find(self, scope: Scope) -> tuple[Route, tuple[str, ...]]:
+        """Return the route and the values of its variables. Raises RouteNotFound."""
         found = self._router.find(scope["method"], scope["path"])
         if found is None:
             raise RouteNotFound(method=scope["method"], path=scope["path"][:200])
-        route, values = found
-        no_token = route.open or (route.open_here and http.is_local(scope))
-        caller = _NOBODY if no_token else self._service.auth.caller(http.header(scope, b"authorization"))
-        if not no_token:
-            self._service.requests.spend(caller.account_id)
+        return found
+
+    async def _raw(self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...]) -> raw.RawAnswer:
+        """Return the answer of a route that anybody may ask with a form."""
+        self._service.strangers.spend(str((scope.get("client") or ("",))[0]))
+        answer: raw.RawAnswer = await route.handler(self._service, await raw.read(scope, receive, values))
+        return answer
+
+    async def _caller(self, scope: Scope, route: Route) -> Caller:
+        """Return who asks. Raises TokenUnknown, ScopeMissing, RateLimited and the errors of a provider's tokens."""
+        if route.open or (route.open_here and http.is_local(scope)):
+            return _NOBODY
+        caller = await self._service.people.caller(http.header(scope, b"authorization"))
+        self._service.requests.spend(caller.account_id)
+        check_scope(caller, route.scope)
+        return caller
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...], *, packed: bool
+    ) -> tuple[Route, bytes]:
+        caller = await self._caller(scope, route)
         request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed)
         if route.text:
             return route, (await route.handler(self._service, request)).encode()

@@ -10,10 +10,20 @@ from relay.api.body_budget import BodyBudget
 from relay.api.rate_limit import Rate
 from relay.api.readiness import Readiness
 from relay.api.user_config_check import UserConfigChecks
+from relay.audit import AuditLog
+from relay.auth.access import Access
+from relay.auth.login import Logins
+from relay.auth.oauth import AuthorizationServer
+from relay.auth.people import People
+from relay.auth.policies import Policies
+from relay.auth.settings import PeopleSettings
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.submissions import PersonLimits
 from relay.store.base import Store
+
+STRANGERS_PER_S = 20.0
+"""Requests about logins from one address, on average."""
 
 
 @dataclass(slots=True)
@@ -35,12 +45,33 @@ class ApiContext:
     limits: PersonLimits = field(default_factory=PersonLimits)
     figures: Callable[[], str] = lambda: ""
     """Returns the answer of GET /metrics."""
+    read_secret: Callable[[str], str] = lambda _: ""
+    """Returns the secret in a file that the settings name; empty for an empty name."""
+    people_settings: PeopleSettings = field(default_factory=PeopleSettings)
+    audit: AuditLog = field(default_factory=AuditLog)
+    url: str = ""
+    """Where the relay listens: its address for people, unless the settings name another."""
+    people: People = field(init=False)
+    oauth: AuthorizationServer = field(init=False)
+    logins: Logins = field(init=False)
+    access: Access = field(init=False)
+    strangers: Rate = field(init=False)
+    """Requests without a token, by address."""
     readiness: Readiness = field(init=False)
     requests: Rate = field(init=False)
     tasks: Rate = field(init=False)
 
     def __post_init__(self) -> None:
         """Make what follows from the others."""
+        self.people = People(self.store, self.people_settings, auth=self.auth, read_secret=self.read_secret)
+        self.oauth = AuthorizationServer(self.store, self.people, self.issuer)
+        self.logins = Logins(self.people, self.oauth)
+        self.access = Access(self.store, Policies(self.store, self.people_settings))
+        self.strangers = Rate(STRANGERS_PER_S, "logins")
         self.readiness = Readiness(self.store)
         self.requests = Rate(self.limits.requests_per_s, "requests")
         self.tasks = Rate(self.limits.tasks_per_s, "tasks")
+
+    def issuer(self) -> str:
+        """Return the relay's address for people, without a slash at its end."""
+        return (self.people_settings.public_url or self.url).rstrip("/")

@@ -10,26 +10,21 @@ import msgspec
 from zmq.utils import z85
 
 from mep_wire.api import RegisterAnswer, RegisterBody, opaque_bytes
-from mep_wire.errors import (
-    BodyInvalid,
-    EndpointForbidden,
-    EndpointNotFound,
-    EndpointOffline,
-    IdConflict,
-    NotOwner,
-    TokenUnknown,
-)
+from mep_wire.errors import BodyInvalid, EndpointNotFound, EndpointOffline, IdConflict, PolicyNotFound, TokenUnknown
 from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.json_values import to_json_value
 from relay.api.user_config_check import MAX_SCHEMA_BYTES
+from relay.auth import policies
+from relay.auth.access import ACCESS, ALIAS, TEMPLATE_POLICY, template_policy
 from relay.dispatch.live_state import durable
+from relay.store.base import Tx
 from relay.store.records import Caller, EndpointRecord
 
 KEY_BYTES = 32
 MAX_NAME = 128
 MAX_METADATA_BYTES = 64 * 1024
-_IGNORED = ("authentication_policy", "subscription_uuid", "high_assurance")
+_IGNORED = ("subscription_uuid",)
 
 
 class EndpointInfo(msgspec.Struct, kw_only=True):
@@ -44,6 +39,11 @@ class EndpointInfo(msgspec.Struct, kw_only=True):
     allowed_functions: list[str] | None = None
     user_config_schema: dict[str, Any] | None = None
     metadata: dict[str, Any] = {}
+    authentication_policy: str | None = None
+    high_assurance: bool = False
+    admins: list[str] = []
+    alias: str | None = None
+    locked: bool = False
 
 
 class EndpointStatus(msgspec.Struct, kw_only=True):
@@ -85,6 +85,23 @@ async def _check_body(service: ApiContext, body: RegisterBody) -> None:
     if body.user_config_schema is not None:
         body.user_config_schema = to_json_value(body.user_config_schema, "user_config_schema", MAX_SCHEMA_BYTES)
         await service.checks.check_schema(body.user_config_schema)
+    _check_policies(service, body)
+
+
+def _check_policies(service: ApiContext, body: RegisterBody) -> None:
+    """Check the policies of endpoint and template. Raises BodyInvalid or PolicyNotFound."""
+    if body.user_config_schema and not isinstance(body.user_config_schema.get(TEMPLATE_POLICY, ""), str):
+        raise BodyInvalid(reason=f"user_config_schema: {TEMPLATE_POLICY}: expected the id of a policy")
+    own = body.authentication_policy or ""
+    for policy_id in filter(None, (own, template_policy(body.user_config_schema))):
+        if policies.find(service.store, policy_id) is None:
+            raise PolicyNotFound(policy_id=policy_id[:64])
+    if body.high_assurance:
+        policy = policies.find(service.store, own) if own else None
+        if policy is None or not policy.high_assurance:
+            raise BodyInvalid(reason="high_assurance: needs an authentication_policy that is high_assurance itself")
+        if not body.multi_user:
+            raise BodyInvalid(reason="high_assurance: only a multi-user endpoint can be one")
 
 
 def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointRecord | None) -> EndpointRecord:
@@ -104,6 +121,8 @@ def _record(endpoint_id: str, body: RegisterBody, caller: Caller, old: EndpointR
         unseal_key=old.unseal_key if keep and old else _key(unseal, "unseal_public_key", "64 hexadecimal digits"),
         created_at=old.created_at if old else time.time(),
         admins=body.admins or [],
+        policy=body.authentication_policy or "",
+        high_assurance=body.high_assurance,
     )
 
 
@@ -133,6 +152,8 @@ async def _put(service: ApiContext, request: Request, endpoint_id: str, old: End
     await durable(service.store.submit(lambda tx: tx.put_endpoint(record)))
     if old is not None:
         service.dispatcher.endpoint_changed(record, old)
+    action = "endpoint.register" if old is None else "endpoint.update"
+    service.audit.note(action, request.caller, endpoint=endpoint_id, name=record.name, policy=record.policy)
     return RegisterAnswer(
         endpoint_id=endpoint_id,
         link_address=service.link_address,
@@ -152,8 +173,10 @@ def _uuid(text: str, name: str) -> str:
 
 
 def existing(service: ApiContext, endpoint_id: str) -> EndpointRecord:
-    """Return the endpoint. Raises EndpointNotFound."""
+    """Return the endpoint with this id or alias. Raises EndpointNotFound."""
     found = service.store.endpoint(endpoint_id)
+    if found is None and (named := service.access.named(endpoint_id)):
+        found = service.store.endpoint(named)
     if found is None or found.deleted_at:
         raise EndpointNotFound(endpoint_id=endpoint_id)
     return found
@@ -162,22 +185,26 @@ def existing(service: ApiContext, endpoint_id: str) -> EndpointRecord:
 def _managed(service: ApiContext, request: Request) -> EndpointRecord:
     """Return an endpoint that the caller may change. Raises EndpointNotFound or NotOwner."""
     found = existing(service, request.path[0])
-    if found.owner != request.caller.account_id:
-        person = service.store.identity_set(request.caller.account_id)
-        if person is None or not any(identity.id in found.admins for identity in person.identities):
-            raise NotOwner(kind="endpoint", id=found.endpoint_id)
+    service.access.check_manages(found, request.caller)
     return found
 
 
 def usable(service: ApiContext, endpoint_id: str, caller: Caller) -> EndpointRecord:
-    """Return an endpoint that `caller` may use. Raises EndpointNotFound or EndpointForbidden."""
+    """Return an endpoint that `caller` may submit to. Raises EndpointNotFound and what `Access.check_uses` raises."""
     found = existing(service, endpoint_id)
-    if not found.multi_user and found.owner != caller.account_id:
-        raise EndpointForbidden(endpoint_id=endpoint_id)
+    service.access.check_uses(found, caller)
     return found
 
 
-def _info(record: EndpointRecord) -> EndpointInfo:
+def _seen(service: ApiContext, request: Request) -> EndpointRecord:
+    """Return an endpoint that the caller may know of. Raises EndpointNotFound, EndpointForbidden, ..."""
+    found = existing(service, request.path[0])
+    service.access.check_sees(found, request.caller)
+    return found
+
+
+def _info(service: ApiContext, record: EndpointRecord) -> EndpointInfo:
+    access = service.access.of_endpoint(record.endpoint_id)
     return EndpointInfo(
         uuid=record.endpoint_id,
         name=record.name,
@@ -188,6 +215,11 @@ def _info(record: EndpointRecord) -> EndpointInfo:
         allowed_functions=record.allowed_functions,
         user_config_schema=record.user_config_schema,
         metadata=record.metadata,
+        authentication_policy=record.policy or None,
+        high_assurance=record.high_assurance,
+        admins=record.admins,
+        alias=access.alias or None,
+        locked=access.locked,
     )
 
 
@@ -195,18 +227,18 @@ async def listing(service: ApiContext, request: Request) -> list[EndpointInfo]:
     """GET /v2/endpoints: one's own; with `role=any` also those that are open to all."""
     me = request.caller.account_id
     if request.query.get("role") != "any":
-        return [_info(record) for record in service.store.endpoints(me)]
-    return [_info(r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
+        return [_info(service, record) for record in service.store.endpoints(me)]
+    return [_info(service, r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
 
 
 async def look_up(service: ApiContext, request: Request) -> EndpointInfo:
     """GET /v2/endpoints/ID."""
-    return _info(usable(service, request.path[0], request.caller))
+    return _info(service, _seen(service, request))
 
 
 async def status(service: ApiContext, request: Request) -> EndpointStatus:
     """GET /v2/endpoints/ID/status."""
-    record = usable(service, request.path[0], request.caller)
+    record = _seen(service, request)
     return EndpointStatus(status="online" if service.dispatcher.online(record.endpoint_id) else "offline")
 
 
@@ -221,6 +253,13 @@ async def stop(service: ApiContext, request: Request) -> Deleted:
 async def delete(service: ApiContext, request: Request) -> Deleted:
     """DELETE /v2/endpoints/ID."""
     record = _managed(service, request)
-    await durable(service.store.submit(lambda tx: tx.delete_endpoint(record.endpoint_id, time.time())))
+
+    def change(tx: Tx) -> None:
+        tx.delete_endpoint(record.endpoint_id, time.time())
+        tx.drop_document(ACCESS, record.endpoint_id)
+        tx.drop_documents(ALIAS, record.endpoint_id)
+
+    await durable(service.store.submit(change))
+    service.audit.note("endpoint.delete", request.caller, endpoint=record.endpoint_id, name=record.name)
     await service.dispatcher.endpoint_deleted(record.endpoint_id)
     return Deleted()

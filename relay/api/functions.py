@@ -19,21 +19,37 @@ from mep_wire.api import (
     opaque_bytes,
     opaque_to_text,
 )
-from mep_wire.errors import BodyInvalid, FunctionForbidden, FunctionNotFound, NotOwner, PayloadTooLarge
+from mep_wire.errors import (
+    BodyInvalid,
+    ClientForbidden,
+    FunctionForbidden,
+    FunctionNotFound,
+    GroupNotFound,
+    NotOwner,
+    PayloadTooLarge,
+)
 from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.limits import MAX_FUNCTION_BYTES
 from relay.api.context import ApiContext
 from relay.api.endpoints import Deleted
+from relay.api.endpoints import usable as usable_endpoint
 from relay.api.http import Request
 from relay.api.json_values import to_json_value
+from relay.api.people_bodies import FunctionUpdateBody
 from relay.dispatch.live_state import durable
-from relay.store.records import FunctionRecord, FunctionRef
+from relay.store.records import Caller, FunctionRecord, FunctionRef
 
 MAX_NAME = 1024
 MAX_METADATA_BYTES = 64 * 1024
 MAX_DIGESTS = 256
 """Functions of one request for digests."""
 _MAX_CACHED = 65_536
+
+
+class Updated(msgspec.Struct, kw_only=True):
+    """The answer to a change."""
+
+    result: int = 200
 
 
 class FunctionInfo(msgspec.Struct, kw_only=True):
@@ -48,6 +64,8 @@ class FunctionInfo(msgspec.Struct, kw_only=True):
     public: bool
     owner_id: str
     metadata: dict[str, Any] = {}
+    group: str | None = None
+    ha_endpoint_id: str | None = None
 
 
 async def register(service: ApiContext, request: Request) -> FunctionAnswer:
@@ -59,6 +77,11 @@ async def register(service: ApiContext, request: Request) -> FunctionAnswer:
         raise BodyInvalid(reason=f"function_code: {error}") from error
     if len(code) > MAX_FUNCTION_BYTES:
         raise PayloadTooLarge(what="function_code", size=len(code), limit=MAX_FUNCTION_BYTES)
+    _refuse_unused(body)
+    if request.caller.functions:
+        raise ClientForbidden(what="register functions: it may run certain ones only")
+    _check_group(service, request.caller, body.group)
+    ha_endpoint_id = _assured(service, request.caller, body)
     metadata = to_json_value(body.metadata or body.meta, "metadata", MAX_METADATA_BYTES)
     function = FunctionRecord(
         function_id=str(uuid.uuid4()),
@@ -69,9 +92,36 @@ async def register(service: ApiContext, request: Request) -> FunctionAnswer:
         description=(body.description or "")[:MAX_METADATA_BYTES],
         metadata=metadata,
         created_at=time.time(),
+        group=body.group or "",
+        ha_endpoint_id=ha_endpoint_id,
     )
     await durable(service.store.submit(lambda tx: tx.put_function(function)))
+    service.audit.note("function.register", request.caller, function=function.function_id, name=function.name)
     return FunctionAnswer(function_uuid=function.function_id)
+
+
+def _refuse_unused(body: FunctionBody) -> None:
+    """Raise BodyInvalid for a field that has a meaning elsewhere and none here."""
+    if body.container_uuid:
+        raise BodyInvalid(reason="container_uuid: this relay has no containers; an endpoint's template names them")
+
+
+def _check_group(service: ApiContext, caller: Caller, group: str | None) -> None:
+    """Check that a function may be shared with a group. Raises GroupNotFound."""
+    if group and not service.access.in_group(caller, group):
+        raise GroupNotFound(group_id=group[:64])
+
+
+def _assured(service: ApiContext, caller: Caller, body: FunctionBody) -> str:
+    """Return the id of the high-assurance endpoint that a function is bound to, empty if none. Raises BodyInvalid."""
+    if not body.ha_endpoint_id:
+        return ""
+    endpoint = usable_endpoint(service, body.ha_endpoint_id.lower(), caller)
+    if not endpoint.high_assurance:
+        raise BodyInvalid(reason="ha_endpoint_id: this endpoint is not a high-assurance one")
+    if body.public:
+        raise BodyInvalid(reason="public: a high-assurance function can be shared with a group only")
+    return endpoint.endpoint_id
 
 
 async def look_up(service: ApiContext, request: Request) -> FunctionInfo:
@@ -79,7 +129,8 @@ async def look_up(service: ApiContext, request: Request) -> FunctionInfo:
     function = service.store.function(request.path[0])
     if function is None:
         raise FunctionNotFound(function_id=request.path[0])
-    if function.owner != request.caller.account_id and not function.public:
+    readable = function.owner == request.caller.account_id or function.public
+    if not readable and not (function.group and service.access.in_group(request.caller, function.group)):
         raise FunctionForbidden(function_id=request.path[0])
     return FunctionInfo(
         function_uuid=function.function_id,
@@ -90,7 +141,32 @@ async def look_up(service: ApiContext, request: Request) -> FunctionInfo:
         public=function.public,
         owner_id=function.owner,
         metadata=function.metadata,
+        group=function.group or None,
+        ha_endpoint_id=function.ha_endpoint_id or None,
     )
+
+
+async def update(service: ApiContext, request: Request) -> Updated:
+    """PUT /v3/functions/ID: description, public, group. The code never changes under an id."""
+    body: FunctionUpdateBody = request.body
+    function = service.store.function(request.path[0])
+    if function is None:
+        raise FunctionNotFound(function_id=request.path[0])
+    if function.owner != request.caller.account_id and "admin" not in request.caller.scopes:
+        raise NotOwner(kind="function", id=function.function_id)
+    if body.group:
+        _check_group(service, request.caller, body.group)
+    if body.public and function.ha_endpoint_id:
+        raise BodyInvalid(reason="public: a high-assurance function can be shared with a group only")
+    changed = msgspec.structs.replace(
+        function,
+        description=function.description if body.description is None else body.description[:MAX_METADATA_BYTES],
+        public=function.public if body.public is None else body.public,
+        group=function.group if body.group is None else body.group,
+    )
+    await durable(service.store.submit(lambda tx: tx.change_function(changed)))
+    service.audit.note("function.update", request.caller, function=function.function_id)
+    return Updated()
 
 
 async def delete(service: ApiContext, request: Request) -> Deleted:
@@ -98,19 +174,19 @@ async def delete(service: ApiContext, request: Request) -> Deleted:
     function = service.store.function_ref(request.path[0])
     if function is None:
         raise FunctionNotFound(function_id=request.path[0])
-    if function.owner != request.caller.account_id:
+    if function.owner != request.caller.account_id and "admin" not in request.caller.scopes:
         raise NotOwner(kind="function", id=function.function_id)
     await durable(service.store.submit(lambda tx: tx.delete_function(function.function_id, time.time())))
+    service.audit.note("function.delete", request.caller, function=function.function_id)
     return Deleted()
 
 
-def usable(service: ApiContext, function_id: str, account_id: str) -> FunctionRef:
-    """Return a function that this person may run. Raises FunctionNotFound or FunctionForbidden."""
+def usable(service: ApiContext, function_id: str, caller: Caller) -> FunctionRef:
+    """Return a function that this person may run. Raises FunctionNotFound, FunctionForbidden or ClientForbidden."""
     function = service.store.function_ref(function_id)
     if function is None:
         raise FunctionNotFound(function_id=function_id[:64])
-    if function.owner != account_id and not function.public:
-        raise FunctionForbidden(function_id=function_id)
+    service.access.check_function(function, caller)
     return function
 
 

@@ -14,8 +14,9 @@ import msgspec
 
 from mep_wire import api
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
-from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge
+from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, ScopeMissing
 from mep_wire.limits import MAX_BODY_BYTES
+from relay.api.people_bodies import BODIES as _PEOPLE_BODIES
 from relay.store.records import Caller
 
 Scope = MutableMapping[str, Any]
@@ -27,9 +28,10 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
-_BODIES = (
+_BODIES: tuple[type[Any], ...] = (
     *(api.RegisterBody, api.FunctionBody, api.FunctionDigestsBody),
     *(api.SubmitBody, api.BatchStatusBody, api.CancelBody),
+    *_PEOPLE_BODIES,
 )
 _json_decoders: dict[type[Any], Any] = {kind: msgspec.json.Decoder(kind) for kind in _BODIES}
 _msgpack_decoders: dict[type[Any], Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in _BODIES}
@@ -71,7 +73,7 @@ def declared_size(scope: Scope) -> int | None:
     return int(declared)
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
     """Return the request's body. Raises PayloadTooLarge as soon as its size is known to be over the limit."""
     chunks: list[bytes] = []
     size, more = 0, True
@@ -82,8 +84,8 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         more = message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
-            raise PayloadTooLarge(what="the request body", size=size, limit=MAX_BODY_BYTES)
+        if size > limit:
+            raise PayloadTooLarge(what="the request body", size=size, limit=limit)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -143,4 +145,13 @@ def error_answer(error: MepError) -> ErrorAnswer:
         http_status_code=error.http_status,
         correlation_id=error.correlation_id,
         error_args=[str(value) for value in error.fields.values()],
+        authorization_parameters=error.authorization_parameters or msgspec.UNSET,
     )
+
+
+def check_scope(caller: Caller, scope: str) -> None:
+    """Check that a token allows something. Raises ScopeMissing."""
+    if scope and scope not in caller.scopes and "admin" not in caller.scopes:
+        error = ScopeMissing(scope=scope, scopes=", ".join(caller.scopes) or "none")
+        error.authorization_parameters = {"session_message": error.text, "required_scopes": [scope]}
+        raise error

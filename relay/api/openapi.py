@@ -31,6 +31,8 @@ class Operation(Protocol):
     @property
     def text(self) -> bool: ...
     @property
+    def raw(self) -> bool: ...
+    @property
     def query(self) -> tuple[str, ...]: ...
     @property
     def body(self) -> type[Any] | None: ...
@@ -40,6 +42,7 @@ class Operation(Protocol):
     def all_errors(self) -> tuple[type[MepError], ...]: ...
 
 
+_FORM = "application/x-www-form-urlencoded"
 _REF = "#/components/schemas/{name}"
 
 
@@ -70,7 +73,7 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "parameters": _parameters(route),
         "responses": {
-            str(route.status): _text() if route.text else _content(by_type.get(str(route.answer), {}), "Done"),
+            **_done(route, by_type),
             **_errors(route, by_type),
         },
         "security": [] if route.open else [{"token": []}],
@@ -78,7 +81,16 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {"required": True, **_content(by_type[str(route.body)], "")}
         del operation["requestBody"]["description"]
+    if route.raw and route.method == "POST":
+        operation["requestBody"] = {"required": True, "content": {_FORM: {"schema": {"type": "object"}}}}
     return operation
+
+
+def _done(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
+    if route.raw:
+        page = {"description": "A page, or JSON as docs/relay-login.md says"}
+        return {"200": page, "303": {"description": "The browser goes on elsewhere"}, "4XX": page, "503": page}
+    return {str(route.status): _text() if route.text else _content(by_type.get(str(route.answer), {}), "Done")}
 
 
 def _parameters(route: Operation) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamRefused
 from mep_wire.errors import BodyInvalid, MepError, RouteNotFound, TaskGroupNotFound
 from relay.api import http
 from relay.api.context import ApiContext
-from relay.api.http import Receive, Scope, Send
+from relay.api.http import Receive, Scope, Send, check_scope
 from relay.dispatch.task_delivery import uuid_text
 from relay.log import logger
 from relay.store.records import Caller, Completion, GroupRef
@@ -35,7 +35,8 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
         if not known:
             raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
         token = http.header(scope, b"authorization")
-        caller = service.auth.caller(token)
+        caller = await service.people.caller(token)
+        check_scope(caller, "read")
         service.requests.spend(caller.account_id)
     except MepError as error:
         await _reject(send, error)
@@ -96,7 +97,7 @@ async def _push(service: ApiContext, token: str, group: GroupRef, cursor: int, r
             if not found:
                 await event.wait()
                 continue
-            service.auth.caller(token)
+            check_scope(await service.people.caller(token), "read")
             cursor = found[-1].seq
             frame = _encode(found)
             del found  # a slow client holds one copy of its page

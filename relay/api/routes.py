@@ -13,12 +13,18 @@ from typing import Any
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
-from relay.api import endpoints, functions, health, tasks
+from relay.api import endpoints, functions, health, oauth, people, sharing, tasks
+from relay.api import people_bodies as pb
 from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.openapi import specification
+from relay.auth.policies import Policy
 
 VERSION = "0.1.0"
+
+
+_FOR_TOKENS = (e.TokenUnknown, e.RateLimited, e.RelayBusy, e.ProviderUnavailable, e.IdentityUnusable)
+"""Errors of finding out who asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +46,19 @@ class Route:
     """Whether it answers without a token to this host's own programs."""
     text: bool = False
     """Whether its answer is plain text."""
+    scope: str = "read"
+    """What a token must allow; empty: nothing."""
+    raw: bool = False
+    """Whether it is for browsers and OAuth clients: forms, pages, redirects. It takes no token."""
 
     @property
     def all_errors(self) -> tuple[type[e.MepError], ...]:
         """Every error that this operation may answer with."""
-        common: tuple[type[e.MepError], ...] = () if self.open else (e.TokenUnknown, e.RateLimited)
+        if self.raw:
+            return (e.RateLimited, *((e.BodyInvalid, e.PayloadTooLarge) if self.method == "POST" else (e.BodyInvalid,)))
+        common: tuple[type[e.MepError], ...] = () if self.open else _FOR_TOKENS
+        if self.scope and not self.open:
+            common += (e.ScopeMissing,)
         return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if self.body else ()) + self.errors
 
 
@@ -86,18 +100,67 @@ async def openapi(service: ApiContext, request: Request) -> dict[str, Any]:
     return specification(ROUTES, VERSION)
 
 
-_REGISTER_ERRORS = (e.IdConflict,)
-_SUBMIT_ERRORS = (
+_REGISTER_ERRORS = (e.IdConflict, e.PolicyNotFound)
+_USE_ERRORS = (
     e.EndpointForbidden,
+    e.EndpointNotShared,
+    e.EndpointLocked,
+    e.EndpointNotFound,
+    e.LoginRequired,
+    e.PolicyRefused,
+)
+_SEE_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.EndpointNotFound)
+_FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden)
+_SUBMIT_ERRORS = (
+    *_USE_ERRORS,
     e.FunctionForbidden,
     e.FunctionNotAllowed,
-    e.EndpointNotFound,
+    e.ClientForbidden,
+    e.HighAssurance,
     e.FunctionNotFound,
     e.IdConflict,
     e.UserConfigInvalid,
     e.UserConfigReserved,
     e.TooManyTasks,
     e.StorageFull,
+)
+
+
+def _resource(
+    plural: str, single: str, module: Any, answer: Any, body: type[Any], missing: type[e.MepError]
+) -> tuple[Route, ...]:
+    """Return the five routes of one kind of thing that people make, read, change and delete."""
+    one, scope = f"/v3/{plural}/{{{single}_id}}", "manage_endpoints"
+    put, drop = getattr(module, f"update_{single}"), getattr(module, f"delete_{single}")
+    changes = (e.NotOwner, missing)
+    return (
+        Route("GET", f"/v3/{plural}", getattr(module, f"list_{plural}"), list[answer], f"One's own {plural}"),
+        Route("POST", f"/v3/{plural}", getattr(module, f"add_{single}"), answer, f"Make a {single}", body, scope=scope),
+        Route("GET", one, getattr(module, f"look_up_{single}"), answer, f"Look a {single} up", errors=(missing,)),
+        Route("PUT", one, put, answer, f"Change a {single}", body, errors=changes, scope=scope),
+        Route("DELETE", one, drop, endpoints.Deleted, f"Delete a {single}", errors=changes, scope=scope),
+    )
+
+
+def _login(method: str, path: str, handler: Callable[..., Awaitable[Any]], summary: str) -> Route:
+    return Route(method, path, handler, Any, summary, open=True, raw=True, scope="")
+
+
+_LOGIN_ROUTES = (
+    _login("GET", "/.well-known/oauth-authorization-server", oauth.metadata, "The authorization server's metadata"),
+    _login("GET", "/oauth/authorize", oauth.authorize, "Begin a login in a browser"),
+    _login("POST", "/oauth/token", oauth.token, "Exchange a code or another grant for tokens"),
+    _login("POST", "/oauth/device", oauth.device_start, "Begin a login for a device"),
+    _login("POST", "/oauth/revoke", oauth.revoke, "Revoke a token and its login"),
+    _login("GET", "/oauth/callback/{provider}", oauth.from_provider, "A browser comes back from a provider"),
+    _login("GET", "/login", oauth.choose, "The ways to log in"),
+    _login("GET", "/login/to", oauth.to_provider, "Go to a provider"),
+    _login("GET", "/login/password", oauth.password_form, "The form for a password"),
+    _login("POST", "/login/password", oauth.password, "Log in with a password"),
+    _login("GET", "/login/consent", oauth.consent_form, "The form for consent"),
+    _login("POST", "/login/consent", oauth.consent, "Give or refuse consent"),
+    _login("GET", "/device", oauth.device_form, "The form for a device's code"),
+    _login("POST", "/device", oauth.device, "Go on with a device's code"),
 )
 _SUBMIT = "/v3/endpoints/{endpoint_id}/submit"
 _STATUS = "/v2/endpoints/{endpoint_id}/status"
@@ -124,6 +187,7 @@ ROUTES: tuple[Route, ...] = (
         "Register an endpoint",
         body=api.RegisterBody,
         errors=_REGISTER_ERRORS,
+        scope="manage_endpoints",
     ),
     Route(
         "PUT",
@@ -132,7 +196,8 @@ ROUTES: tuple[Route, ...] = (
         api.RegisterAnswer,
         "Change an endpoint's registration; a link with an old key is cut",
         body=api.RegisterBody,
-        errors=(e.NotOwner, e.EndpointNotFound, e.IdConflict),
+        errors=(e.NotOwner, e.EndpointNotFound, *_REGISTER_ERRORS),
+        scope="manage_endpoints",
     ),
     Route(
         "GET",
@@ -148,7 +213,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.look_up,
         endpoints.EndpointInfo,
         "Look an endpoint up",
-        errors=(e.EndpointForbidden, e.EndpointNotFound),
+        errors=_SEE_ERRORS,
     ),
     Route(
         "GET",
@@ -156,7 +221,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.status,
         endpoints.EndpointStatus,
         "Whether an endpoint is online",
-        errors=(e.EndpointForbidden, e.EndpointNotFound),
+        errors=_SEE_ERRORS,
     ),
     Route(
         "DELETE",
@@ -165,6 +230,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.Deleted,
         "Delete an endpoint; tasks that wait for it fail",
         errors=(e.NotOwner, e.EndpointNotFound),
+        scope="manage_endpoints",
     ),
     Route(
         "POST",
@@ -181,6 +247,8 @@ ROUTES: tuple[Route, ...] = (
         api.FunctionAnswer,
         "Register a function",
         body=api.FunctionBody,
+        errors=_FUNCTION_ERRORS,
+        scope="submit",
     ),
     Route(
         "POST",
@@ -189,6 +257,8 @@ ROUTES: tuple[Route, ...] = (
         api.FunctionAnswer,
         "Register a function",
         body=api.FunctionBody,
+        errors=_FUNCTION_ERRORS,
+        scope="submit",
     ),
     Route(
         "POST",
@@ -213,6 +283,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.Deleted,
         "Delete a function",
         errors=(e.NotOwner, e.FunctionNotFound),
+        scope="submit",
     ),
     Route(
         "POST",
@@ -222,6 +293,7 @@ ROUTES: tuple[Route, ...] = (
         "Submit tasks; answered once they are on disk",
         body=api.SubmitBody,
         errors=_SUBMIT_ERRORS,
+        scope="submit",
     ),
     Route(
         "GET",
@@ -254,5 +326,78 @@ ROUTES: tuple[Route, ...] = (
         api.CancelAnswer,
         "Cancel tasks",
         body=api.CancelBody,
+        scope="submit",
     ),
+    Route(
+        "PUT",
+        "/v3/functions/{function_id}",
+        functions.update,
+        functions.Updated,
+        "Change a function's description and sharing",
+        body=pb.FunctionUpdateBody,
+        errors=(e.NotOwner, e.FunctionNotFound, e.GroupNotFound),
+        scope="submit",
+    ),
+    Route(
+        "GET",
+        "/v3/endpoints/{endpoint_id}/access",
+        sharing.look_up_access,
+        pb.AccessBody,
+        "Who may use an endpoint",
+        errors=(e.NotOwner, e.EndpointNotFound),
+        scope="manage_endpoints",
+    ),
+    Route(
+        "PUT",
+        "/v3/endpoints/{endpoint_id}/access",
+        sharing.put_access,
+        pb.AccessBody,
+        "Share, lock or name an endpoint",
+        body=pb.AccessBody,
+        errors=(e.NotOwner, e.EndpointNotFound, e.IdConflict),
+        scope="manage_endpoints",
+    ),
+    *_resource("policies", "policy", sharing, Policy, pb.PolicyBody, e.PolicyNotFound),
+    *_resource("groups", "group", sharing, pb.GroupInfo, pb.GroupBody, e.GroupNotFound),
+    Route("GET", "/oauth/userinfo", people.userinfo, pb.Userinfo, "Who the token speaks for", scope=""),
+    Route("GET", "/v3/tokens", people.tokens, pb.TokensAnswer, "One's own tokens", scope=""),
+    Route(
+        "POST",
+        "/v3/tokens",
+        people.add_token,
+        pb.NewTokenAnswer,
+        "Make a token",
+        body=pb.TokenBody,
+        errors=(e.ScopeMissing, e.ClientForbidden),
+        scope="",
+    ),
+    Route(
+        "DELETE",
+        "/v3/tokens/{token_id}",
+        people.remove_token,
+        endpoints.Deleted,
+        "Revoke one of one's own tokens",
+        errors=(e.TokenNotFound,),
+        scope="",
+    ),
+    Route("GET", "/v3/clients", people.clients, list[pb.ClientInfo], "Services and gateways", scope="admin"),
+    Route(
+        "POST",
+        "/v3/clients",
+        people.add_client,
+        pb.NewClientAnswer,
+        "Make a service or gateway",
+        body=pb.ClientBody,
+        scope="admin",
+    ),
+    Route(
+        "DELETE",
+        "/v3/clients/{client_id}",
+        people.remove_client,
+        endpoints.Deleted,
+        "Delete a service or gateway",
+        errors=(e.ClientNotFound,),
+        scope="admin",
+    ),
+    *_LOGIN_ROUTES,
 )

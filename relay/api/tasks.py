@@ -78,6 +78,14 @@ async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
     )
     service.tasks.spend(request.caller.account_id, len(tasks))
     worker_python = await service.dispatcher.submit(submission)
+    service.audit.note(
+        "task.submit",
+        request.caller,
+        endpoint=endpoint.endpoint_id,
+        group=group_id,
+        functions=list(names),
+        tasks=len(tasks),
+    )
     return SubmitAnswer(
         request_id=str(uuid.uuid4()),
         task_group_id=group_id,
@@ -150,7 +158,8 @@ def _new_tasks(
     tasks: list[NewTask] = []
     names: dict[str, list[str]] = {}
     for name, payloads in body.tasks.items():
-        function = functions.usable(service, name.lower(), caller.account_id)
+        function = functions.usable(service, name.lower(), caller)
+        service.access.check_assurance(endpoint, function)
         if not functions.listed(service, endpoint.allowed_functions, function):
             raise FunctionNotAllowed(endpoint_id=endpoint.endpoint_id, function_id=function.function_id)
         ids = _task_ids(body.task_ids, name, len(payloads))
@@ -327,6 +336,8 @@ async def cancel(service: ApiContext, request: Request) -> CancelAnswer:
     found, missing = await _own_tasks(service, request.caller, body.task_ids)
     open_tasks = {text: task for text, task in found.items() if not task.state.is_terminal}
     asked = await service.dispatcher.cancel(list(open_tasks.values()))
+    if open_tasks:
+        service.audit.note("task.cancel", request.caller, tasks=list(open_tasks))
     return CancelAnswer(
         cancelled=[text for text, task in open_tasks.items() if task.row not in asked],
         asked=[text for text, task in open_tasks.items() if task.row in asked],

@@ -13,18 +13,21 @@ import time
 from collections.abc import Callable
 
 from mep_wire.errors import TokenUnknown
-from relay.store.base import AccountReads
-from relay.store.records import Caller
+from relay.store.base import Store
+from relay.store.records import Caller, TokenRecord
 
 PREFIX = "mep_"
 """Lets people and secret scanners tell the purpose of a token."""
+REFRESH_PREFIX = "mepr_"
 CACHE_S = 1.0
 CACHE_SIZE = 10_000
+USED_S = 3600.0
+"""Precision of the stored time at which a token was last used."""
 
 
-def new_token() -> str:
-    """Return a new access token."""
-    return PREFIX + secrets.token_urlsafe(32)
+def new_token(prefix: str = PREFIX) -> str:
+    """Return a new access token, or another secret with a prefix of its own."""
+    return prefix + secrets.token_urlsafe(32)
 
 
 def token_hash(token: str) -> bytes:
@@ -35,8 +38,10 @@ def token_hash(token: str) -> bytes:
 class TokenAuth:
     """Answers who a bearer token belongs to."""
 
-    def __init__(self, store: AccountReads, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._clock, self._wall = store, clock, wall
         self._known: dict[str, tuple[float, Caller]] = {}
 
     def caller(self, authorization: str) -> Caller:
@@ -48,11 +53,19 @@ class TokenAuth:
         known = self._known.get(token)
         if known is not None and now - known[0] < CACHE_S:
             return known[1]
-        caller = self._store.caller(token_hash(token))
-        if caller is None:
+        record = self._store.token(token_hash(token))
+        if record is None or 0 < record.expires_at <= self._wall():
             self._known.pop(token, None)
             raise TokenUnknown
+        self._note_use(record)
         if len(self._known) >= CACHE_SIZE:
             self._known.clear()
+        caller = record.caller
         self._known[token] = (now, caller)
         return caller
+
+    def _note_use(self, record: TokenRecord) -> None:
+        """Once an hour, note that a token is used. Not waited for: it is worth no delay."""
+        now = self._wall()
+        if record.token_id and record.used_at < now - USED_S:
+            self._store.submit(lambda tx: tx.use_token(record.token_id, now))

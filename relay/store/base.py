@@ -17,6 +17,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Document,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -34,6 +35,7 @@ from relay.store.records import (
     TaskEnding,
     TaskRecord,
     TaskRef,
+    TokenRecord,
     UepKey,
     UepRecord,
 )
@@ -56,11 +58,58 @@ class AccountTx(Protocol):
     def remove_account(self, account_id: str) -> None:
         """Remove the person's identities and tokens. Their property stays, without an owner."""
 
-    def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
-        """Let the token with this SHA-256 speak for `caller`."""
+    def add_identity(self, account_id: str, identity: Identity) -> None:
+        """Add an identity to a person, or make the identity with this id say what this one says. The account of a known
+        identity stays. Raises IdConflict where the username is another identity's."""
+
+    def account_of_identity(self, identity_id: str) -> str | None:
+        """Return the account of an identity, as it is inside this transaction."""
+
+    def identity_named(self, username: str) -> Caller | None:
+        """Return the identity with this username and its account."""
+
+    def identities_of(self, account_id: str) -> list[str]:
+        """Return the ids of a person's identities."""
+
+    def add_token(self, token_hash: bytes, token: TokenRecord) -> None:
+        """Let the token with this SHA-256 speak for its person."""
 
     def remove_tokens(self, identity_id: str) -> int:
         """Revoke every token made for this identity; return how many there were."""
+
+    def remove_token(self, token_id: str, account_id: str) -> bool:
+        """Revoke one token of this person; False where they have no such token."""
+
+    def remove_grant_tokens(self, grant_id: str) -> int:
+        """Revoke the tokens of one login; return how many there were."""
+
+    def use_token(self, token_id: str, now: float) -> None:
+        """Note that a token was used."""
+
+    def sweep_tokens(self, expired_before: float, limit: int) -> int:
+        """Remove up to `limit` tokens that expired before this time; return how many."""
+
+
+class DocumentTx(Protocol):
+    """Changes to documents: small records of policies, groups, logins and others, by kind and id."""
+
+    def add_document(self, document: Document) -> bool:
+        """Store a document; False, and no change, where there is one of this kind and id."""
+
+    def put_document(self, document: Document) -> None:
+        """Store a document, in place of the one of this kind and id."""
+
+    def get_document(self, kind: str, id: str) -> Document | None:  # noqa: A002 - its name in the record
+        """Return a document as it is inside this transaction."""
+
+    def drop_document(self, kind: str, id: str) -> bool:  # noqa: A002
+        """Remove a document; False where there is none."""
+
+    def drop_documents(self, kind: str, owner: str) -> int:
+        """Remove the documents of one owner; return how many there were."""
+
+    def sweep_documents(self, expired_before: float, limit: int) -> int:
+        """Remove up to `limit` documents that expired before this time; return how many."""
 
 
 class RegistryTx(Protocol):
@@ -74,6 +123,9 @@ class RegistryTx(Protocol):
 
     def put_function(self, function: FunctionRecord) -> None:
         """Add a function."""
+
+    def change_function(self, function: FunctionRecord) -> None:
+        """Replace everything of a function but its owner and code."""
 
     def delete_function(self, function_id: str, now: float) -> None:
         """Mark a function as deleted: it can't be found any more; tasks that have it still run."""
@@ -213,15 +265,21 @@ class TaskEventTx(Protocol):
         """Return the owner of a user endpoint."""
 
 
-class Tx(AccountTx, RegistryTx, TaskTx, SweepTx, TaskEventTx, Protocol):
+class Tx(AccountTx, DocumentTx, RegistryTx, TaskTx, SweepTx, TaskEventTx, Protocol):
     """Everything that a write may do."""
 
 
 class AccountReads(Protocol):
     """Questions about people."""
 
-    def caller(self, token_hash: bytes) -> Caller | None:
-        """Return the owner of this token."""
+    def token(self, token_hash: bytes) -> TokenRecord | None:
+        """Return the token with this SHA-256, an expired one too until it is swept."""
+
+    def tokens(self, account_id: str, limit: int) -> list[TokenRecord]:
+        """Return a person's tokens, the newest first."""
+
+    def owner_of_identity(self, identity_id: str) -> str | None:
+        """Return the account of an identity."""
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         """Return a person's identities, the one with id `first` in front."""
@@ -231,6 +289,16 @@ class AccountReads(Protocol):
 
     def accounts(self) -> list[IdentitySet]:
         """Return all people, in order of their first username."""
+
+
+class DocumentReads(Protocol):
+    """Questions about documents. Expired ones are found until they are swept."""
+
+    def document(self, kind: str, id: str) -> Document | None:  # noqa: A002
+        """Return a document."""
+
+    def documents(self, kind: str, owner: str | None = None, after: str = "", limit: int = 1000) -> list[Document]:
+        """Return documents of a kind, all or one owner's, with ids after `after`, in their order."""
 
 
 class RegistryReads(Protocol):
@@ -328,7 +396,7 @@ class OperatorReads(Protocol):
         """Return each account with the bytes that it has stored, and its number of task groups."""
 
 
-class Store(AccountReads, RegistryReads, TaskReads, TaskEventReads, OperatorReads, Protocol):
+class Store(AccountReads, DocumentReads, RegistryReads, TaskReads, TaskEventReads, OperatorReads, Protocol):
     """A store: reads by direct calls from the thread that opened it, writes through `submit`."""
 
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:

@@ -18,6 +18,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Document,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -35,6 +36,7 @@ from relay.store.records import (
     TaskEnding,
     TaskRecord,
     TaskRef,
+    TokenRecord,
     UepKey,
     UepRecord,
 )
@@ -62,11 +64,55 @@ class DelegatingTx:
     def remove_account(self, account_id: str) -> None:
         self._tx.remove_account(account_id)
 
-    def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
-        self._tx.add_token(token_hash, caller, now)
+    def add_identity(self, account_id: str, identity: Identity) -> None:
+        self._tx.add_identity(account_id, identity)
+
+    def account_of_identity(self, identity_id: str) -> str | None:
+        return self._tx.account_of_identity(identity_id)
+
+    def identity_named(self, username: str) -> Caller | None:
+        return self._tx.identity_named(username)
+
+    def identities_of(self, account_id: str) -> list[str]:
+        return self._tx.identities_of(account_id)
+
+    def add_token(self, token_hash: bytes, token: TokenRecord) -> None:
+        self._tx.add_token(token_hash, token)
 
     def remove_tokens(self, identity_id: str) -> int:
         return self._tx.remove_tokens(identity_id)
+
+    def remove_token(self, token_id: str, account_id: str) -> bool:
+        return self._tx.remove_token(token_id, account_id)
+
+    def remove_grant_tokens(self, grant_id: str) -> int:
+        return self._tx.remove_grant_tokens(grant_id)
+
+    def use_token(self, token_id: str, now: float) -> None:
+        self._tx.use_token(token_id, now)
+
+    def sweep_tokens(self, expired_before: float, limit: int) -> int:
+        return self._tx.sweep_tokens(expired_before, limit)
+
+    # --- documents -------------------------------------------------------------------------------------
+
+    def add_document(self, document: Document) -> bool:
+        return self._tx.add_document(document)
+
+    def put_document(self, document: Document) -> None:
+        self._tx.put_document(document)
+
+    def get_document(self, kind: str, id: str) -> Document | None:  # noqa: A002
+        return self._tx.get_document(kind, id)
+
+    def drop_document(self, kind: str, id: str) -> bool:  # noqa: A002
+        return self._tx.drop_document(kind, id)
+
+    def drop_documents(self, kind: str, owner: str) -> int:
+        return self._tx.drop_documents(kind, owner)
+
+    def sweep_documents(self, expired_before: float, limit: int) -> int:
+        return self._tx.sweep_documents(expired_before, limit)
 
     # --- endpoints, functions, user endpoints ----------------------------------------------------------
 
@@ -78,6 +124,9 @@ class DelegatingTx:
 
     def put_function(self, function: FunctionRecord) -> None:
         self._tx.put_function(function)
+
+    def change_function(self, function: FunctionRecord) -> None:
+        self._tx.change_function(function)
 
     def delete_function(self, function_id: str, now: float) -> None:
         self._tx.delete_function(function_id, now)
@@ -207,8 +256,20 @@ class DelegatingStore:
 
     # --- people ----------------------------------------------------------------------------------------
 
-    def caller(self, token_hash: bytes) -> Caller | None:
-        return self._inner.caller(token_hash)
+    def token(self, token_hash: bytes) -> TokenRecord | None:
+        return self._inner.token(token_hash)
+
+    def tokens(self, account_id: str, limit: int) -> list[TokenRecord]:
+        return self._inner.tokens(account_id, limit)
+
+    def owner_of_identity(self, identity_id: str) -> str | None:
+        return self._inner.owner_of_identity(identity_id)
+
+    def document(self, kind: str, id: str) -> Document | None:  # noqa: A002
+        return self._inner.document(kind, id)
+
+    def documents(self, kind: str, owner: str | None = None, after: str = "", limit: int = 1000) -> list[Document]:
+        return self._inner.documents(kind, owner, after, limit)
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         return self._inner.identity_set(account_id, first)

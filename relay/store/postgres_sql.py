@@ -29,6 +29,7 @@ _SCHEMA: Final = (
     (r"\bREAL\b", "DOUBLE PRECISION"),
     (r" WITHOUT ROWID\b", ""),
     (r"x''", "''"),
+    (r"lower\(hex\(randomblob\(16\)\)\)", "gen_random_uuid()::text"),
     (r"strftime\('%s', 'now'\)", "extract(epoch FROM now())"),
     # SQLite's NOCASE knows the letters of ASCII alone, and so does the C collation.
     (

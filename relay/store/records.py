@@ -12,12 +12,84 @@ import msgspec
 
 from mep_wire.states import TaskState
 
+BUILT_IN_SCOPES = ("submit", "read", "manage_endpoints")
+"""What a token may do that the administrator's command made without saying more."""
 
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
+
+class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How and when a person proved who they are. Empty fields are unknown."""
+
+    provider: str = ""
+    """The name of a provider in the relay's configuration, or of its password login."""
+    at: float = 0.0
+    """When, in seconds since the epoch; 0 for tokens that were made without a login."""
+    acr: str = ""
+    amr: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """As the provider's claim says, each as PROVIDER:GROUP."""
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who a token belongs to: the person's stable account and the identity that the token was made for."""
 
     account_id: str
     identity_id: str
+    scopes: tuple[str, ...] = BUILT_IN_SCOPES
+    login: Login = Login()
+    token_id: str = ""
+    client_id: str = ""
+    """The service or gateway that the token was made for, empty for a person's own."""
+    end_user: str = ""
+    """The person for whom a gateway's community account acts, as the gateway says."""
+    functions: tuple[str, ...] = ()
+    """The only functions that this token may submit; empty: any."""
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored access token, without its hash."""
+
+    token_id: str
+    account_id: str
+    identity_id: str
+    created_at: float
+    expires_at: float = 0.0
+    """0 for never."""
+    used_at: float = 0.0
+    """When it was last used, to the hour; 0 if never."""
+    grant_id: str = ""
+    """The login that it was made from; all of its tokens are revoked together."""
+    name: str = ""
+    scopes: tuple[str, ...] = BUILT_IN_SCOPES
+    login: Login = Login()
+    client_id: str = ""
+    end_user: str = ""
+    functions: tuple[str, ...] = ()
+
+    @property
+    def caller(self) -> Caller:
+        """Who it speaks for."""
+        return Caller(
+            account_id=self.account_id,
+            identity_id=self.identity_id,
+            scopes=self.scopes,
+            login=self.login,
+            token_id=self.token_id,
+            client_id=self.client_id,
+            end_user=self.end_user,
+            functions=self.functions,
+        )
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """A small record that one part of the relay keeps under a kind and an id. The store doesn't read its body."""
+
+    kind: str
+    id: str
+    body: bytes
+    owner: str = ""
+    """Its account, or another id by which it is looked up."""
+    expires: float = 0.0
+    """When the store may remove it, in seconds since the epoch; 0 for never."""
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +110,9 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     deleted_at: float = 0.0
     admins: list[str] = []
     """Ids of identities that may change and delete it, as its owner may."""
+    policy: str = ""
+    """The id of the authentication policy that its users must fulfil."""
+    high_assurance: bool = False
 
 
 class FunctionRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +124,10 @@ class FunctionRef(msgspec.Struct, frozen=True, kw_only=True):
     public: bool
     used_at: float = 0.0
     """When it was last submitted or registered, to the day."""
+    group: str = ""
+    """The group with which it is shared."""
+    ha_endpoint_id: str = ""
+    """The high-assurance endpoint that it is bound to."""
 
 
 class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +141,8 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     metadata: dict[str, Any]
     created_at: float
+    group: str = ""
+    ha_endpoint_id: str = ""
 
 
 class UepRecord(msgspec.Struct, frozen=True, kw_only=True):

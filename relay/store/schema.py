@@ -106,6 +106,25 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE tasks ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX tasks_doubtful ON tasks (uep_row) WHERE doubtful = 1 AND state < {_END};
     """,
+    """
+    ALTER TABLE tokens ADD COLUMN token_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tokens ADD COLUMN expires_at REAL NOT NULL DEFAULT 0;
+    ALTER TABLE tokens ADD COLUMN used_at REAL NOT NULL DEFAULT 0;
+    ALTER TABLE tokens ADD COLUMN grant_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tokens ADD COLUMN body BLOB NOT NULL DEFAULT x'';
+    UPDATE tokens SET token_id = lower(hex(randomblob(16)));
+    CREATE INDEX tokens_account ON tokens (account_id, created_at);
+    CREATE INDEX tokens_grant ON tokens (grant_id) WHERE grant_id <> '';
+    CREATE INDEX tokens_expire ON tokens (expires_at) WHERE expires_at > 0;
+    ALTER TABLE functions ADD COLUMN group_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE functions ADD COLUMN ha_endpoint_id TEXT NOT NULL DEFAULT '';
+    CREATE TABLE documents (
+        kind TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (kind, id)
+    ) WITHOUT ROWID;
+    CREATE INDEX documents_owner ON documents (owner, kind, id);
+    CREATE INDEX documents_expire ON documents (expires) WHERE expires > 0;
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

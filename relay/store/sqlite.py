@@ -33,6 +33,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Document,
     EndpointRecord,
     EventPage,
     FunctionRecord,
@@ -50,6 +51,7 @@ from relay.store.records import (
     TaskEnding,
     TaskRecord,
     TaskRef,
+    TokenRecord,
     UepKey,
     UepRecord,
 )
@@ -65,6 +67,7 @@ PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 _function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
 _identity_decoder = msgspec.msgpack.Decoder(Identity)
+_token_decoder = msgspec.msgpack.Decoder(TokenRecord)
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
@@ -167,6 +170,18 @@ def _caller(row: Sequence[Any]) -> Caller:
     return Caller(account_id=row[0], identity_id=row[1])
 
 
+def _token(row: Sequence[Any]) -> TokenRecord:
+    columns = dict(
+        zip(("token_id", "account_id", "identity_id", "created_at", "expires_at", "used_at"), row, strict=False)
+    )
+    columns["grant_id"] = row[6]
+    return msgspec.structs.replace(_token_decoder.decode(row[7]), **columns) if row[7] else TokenRecord(**columns)
+
+
+def _document(row: Sequence[Any]) -> Document:
+    return Document(kind=row[0], id=row[1], body=row[2], owner=row[3], expires=row[4])
+
+
 def _group(row: Sequence[Any]) -> GroupRef:
     return GroupRef(row=row[0], group_id=row[1], owner=row[2])
 
@@ -240,11 +255,70 @@ class _AccountTx(_Part):
         for statement in sql.REMOVE_ACCOUNT:
             self._db.execute(statement, (account_id,))
 
-    def add_token(self, token_hash: bytes, caller: Caller, now: float) -> None:
-        self._db.execute(sql.ADD_TOKEN, (token_hash, caller.account_id, caller.identity_id, now))
+    def add_identity(self, account_id: str, identity: Identity) -> None:
+        body = msgspec.msgpack.encode(identity)
+        try:
+            if not self._db.execute(sql.SET_IDENTITY, (identity.username, body, identity.id)).rowcount:
+                self._db.execute(sql.ADD_IDENTITY, (identity.id, account_id, identity.username, body))
+        except sqlite3.IntegrityError as error:
+            raise IdConflict(id=identity.username) from error
+
+    def account_of_identity(self, identity_id: str) -> str | None:
+        row = self._db.execute(sql.IDENTITY, (identity_id,)).fetchone()
+        return row[0] if row else None
+
+    def identity_named(self, username: str) -> Caller | None:
+        row = self._db.execute(sql.ACCOUNT_OF, (username,)).fetchone()
+        return _caller(row) if row else None
+
+    def identities_of(self, account_id: str) -> list[str]:
+        return [row[0] for row in self._db.execute(sql.IDENTITY_IDS, (account_id,))]
+
+    def add_token(self, token_hash: bytes, token: TokenRecord) -> None:
+        body = msgspec.msgpack.encode(token)
+        columns = (token.account_id, token.identity_id, token.created_at, token.token_id, token.expires_at)
+        self._db.execute(sql.ADD_TOKEN, (token_hash, *columns, token.grant_id, body))
 
     def remove_tokens(self, identity_id: str) -> int:
+        self._db.execute(sql.REMOVE_GRANTS, (identity_id,))
         return self._db.execute(sql.REMOVE_TOKENS, (identity_id,)).rowcount
+
+    def remove_token(self, token_id: str, account_id: str) -> bool:
+        return self._db.execute(sql.REMOVE_TOKEN, (token_id, account_id)).rowcount > 0
+
+    def remove_grant_tokens(self, grant_id: str) -> int:
+        return self._db.execute(sql.REMOVE_GRANT_TOKENS, (grant_id,)).rowcount
+
+    def use_token(self, token_id: str, now: float) -> None:
+        self._db.execute(sql.USE_TOKEN, (now, token_id))
+
+    def sweep_tokens(self, expired_before: float, limit: int) -> int:
+        return self._db.execute(sql.SWEEP_TOKENS, (expired_before, limit)).rowcount
+
+
+class _DocumentTx(_Part):
+    def add_document(self, document: Document) -> bool:
+        return self._db.execute(sql.ADD_DOCUMENT, _document_row(document)).rowcount > 0
+
+    def put_document(self, document: Document) -> None:
+        self._db.execute(sql.PUT_DOCUMENT, _document_row(document))
+
+    def get_document(self, kind: str, id: str) -> Document | None:  # noqa: A002
+        row = self._db.execute(sql.DOCUMENT, (kind, id)).fetchone()
+        return _document(row) if row else None
+
+    def drop_document(self, kind: str, id: str) -> bool:  # noqa: A002
+        return self._db.execute(sql.DROP_DOCUMENT, (kind, id)).rowcount > 0
+
+    def drop_documents(self, kind: str, owner: str) -> int:
+        return self._db.execute(sql.DROP_DOCUMENTS, (kind, owner)).rowcount
+
+    def sweep_documents(self, expired_before: float, limit: int) -> int:
+        return self._db.execute(sql.SWEEP_DOCUMENTS, (expired_before, limit)).rowcount
+
+
+def _document_row(document: Document) -> tuple[Any, ...]:
+    return (document.kind, document.id, document.owner, document.expires, document.body)
 
 
 class _RegistryTx(_Part):
@@ -265,7 +339,17 @@ class _RegistryTx(_Part):
         body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
         self._db.execute(
             sql.ADD_FUNCTION,
-            (function.function_id, function.owner, int(function.public), function.code, body, function.created_at),
+            (
+                *(function.function_id, function.owner, int(function.public), function.code, body),
+                *(function.created_at, function.group, function.ha_endpoint_id),
+            ),
+        )
+
+    def change_function(self, function: FunctionRecord) -> None:
+        body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
+        self._db.execute(
+            sql.CHANGE_FUNCTION,
+            (int(function.public), body, function.group, function.ha_endpoint_id, function.function_id),
         )
 
     def delete_function(self, function_id: str, now: float) -> None:
@@ -373,7 +457,7 @@ class _TaskEventTx(_Part):
         return _uep_key(row) if row else None
 
 
-class SqliteTx(_AccountTx, _RegistryTx, _SweepTx, _TaskEventTx):
+class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
     """`relay.store.base.Tx` over one connection. `leading` runs a query whose rows have to fit into some bytes."""
 
     def __init__(self, connection: Any, leading: Leading | None = None) -> None:
@@ -581,9 +665,25 @@ class SqlReads(abc.ABC):
 
     # --- people -----------------------------------------------------------------------------------
 
-    def caller(self, token_hash: bytes) -> Caller | None:
-        row = self._one(sql.CALLER, token_hash)
-        return _caller(row) if row else None
+    def token(self, token_hash: bytes) -> TokenRecord | None:
+        row = self._one(sql.TOKEN, token_hash)
+        return _token(row) if row else None
+
+    def tokens(self, account_id: str, limit: int) -> list[TokenRecord]:
+        return [_token(row) for row in self._all(sql.TOKENS_OF, account_id, limit)]
+
+    def owner_of_identity(self, identity_id: str) -> str | None:
+        row = self._one(sql.IDENTITY, identity_id)
+        return row[0] if row else None
+
+    def document(self, kind: str, id: str) -> Document | None:  # noqa: A002
+        row = self._one(sql.DOCUMENT, kind, id)
+        return _document(row) if row else None
+
+    def documents(self, kind: str, owner: str | None = None, after: str = "", limit: int = 1000) -> list[Document]:
+        if owner is None:
+            return [_document(row) for row in self._all(sql.DOCUMENTS, kind, after, limit)]
+        return [_document(row) for row in self._all(sql.DOCUMENTS_OF, owner, kind, after, limit)]
 
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         rows = self._all(sql.IDENTITIES, account_id)
@@ -619,7 +719,15 @@ class SqlReads(abc.ABC):
     def function_ref(self, function_id: str) -> FunctionRef | None:
         row = self._one(sql.FUNCTION_REF, function_id)
         return (
-            FunctionRef(row=row[0], function_id=row[1], owner=row[2], public=bool(row[3]), used_at=row[4])
+            FunctionRef(
+                row=row[0],
+                function_id=row[1],
+                owner=row[2],
+                public=bool(row[3]),
+                used_at=row[4],
+                group=row[5],
+                ha_endpoint_id=row[6],
+            )
             if row
             else None
         )

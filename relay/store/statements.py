@@ -25,14 +25,33 @@ _END: Final = int(TaskState.SUCCESS)
 
 ADD_ACCOUNT = "INSERT INTO accounts VALUES (?, ?)"
 ADD_IDENTITY = "INSERT INTO identities VALUES (?, ?, ?, ?)"
-ADD_TOKEN = "INSERT INTO tokens VALUES (?, ?, ?, ?)"  # noqa: S105 - SQL, not a secret
+ADD_TOKEN = (
+    "INSERT INTO tokens (token_hash, account_id, identity_id, created_at, token_id, expires_at, grant_id, body) "  # noqa: S105
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+IDENTITY_IDS = "SELECT identity_id FROM identities WHERE account_id = ? ORDER BY identity_id"
+SET_IDENTITY = "UPDATE identities SET username = ?, body = ? WHERE identity_id = ?"
+IDENTITY = "SELECT account_id, username FROM identities WHERE identity_id = ?"
+REMOVE_TOKEN = "DELETE FROM tokens WHERE token_id = ? AND account_id = ?"  # noqa: S105 - SQL
+REMOVE_GRANT_TOKENS = "DELETE FROM tokens WHERE grant_id = ?"
+SWEEP_TOKENS = (
+    "DELETE FROM tokens WHERE token_hash IN "
+    "(SELECT token_hash FROM tokens WHERE expires_at > 0 AND expires_at < ? LIMIT ?)"
+)
+USE_TOKEN = "UPDATE tokens SET used_at = ? WHERE token_id = ?"  # noqa: S105 - SQL
+_TOKEN = "SELECT token_id, account_id, identity_id, created_at, expires_at, used_at, grant_id, body FROM tokens "  # noqa: S105
+TOKEN = _TOKEN + "WHERE token_hash = ?"
+TOKENS_OF = _TOKEN + "WHERE account_id = ? ORDER BY created_at DESC, token_id LIMIT ?"
 REMOVE_TOKENS = "DELETE FROM tokens WHERE identity_id = ?"
+# Logins, which could be refreshed into tokens.
+REMOVE_GRANTS = "DELETE FROM documents WHERE kind = 'grant' AND owner = ?"
 # An identity goes to another account, and what its tokens may do with it.
 MOVE_IDENTITY = (
     "UPDATE identities SET account_id = ? WHERE identity_id = ?",
     "UPDATE tokens SET account_id = ? WHERE identity_id = ?",
 )
 REMOVE_ACCOUNT = (
+    "DELETE FROM documents WHERE kind = 'grant' AND owner IN (SELECT identity_id FROM identities WHERE account_id = ?)",
     "DELETE FROM tokens WHERE account_id = ?",
     "DELETE FROM identities WHERE account_id = ?",
     "DELETE FROM accounts WHERE account_id = ?",
@@ -45,12 +64,30 @@ MERGE_ACCOUNTS = (
     "UPDATE functions SET owner = :keep WHERE owner = :other",
     "UPDATE ueps SET account_id = :keep WHERE account_id = :other",
     "UPDATE task_groups SET owner = :keep WHERE owner = :other",
+    "UPDATE documents SET owner = :keep WHERE owner = :other",
     "DELETE FROM accounts WHERE account_id = :other",
 )
-CALLER = "SELECT account_id, identity_id FROM tokens WHERE token_hash = ?"
 IDENTITIES = "SELECT body FROM identities WHERE account_id = ? ORDER BY identity_id"
 ACCOUNT_OF = "SELECT account_id, identity_id FROM identities WHERE username = ?"
 ACCOUNTS = "SELECT account_id, min(username) AS first FROM identities GROUP BY account_id ORDER BY first"
+
+# --- documents --------------------------------------------------------------------------------------
+
+_DOCUMENT = "SELECT kind, id, body, owner, expires FROM documents "
+ADD_DOCUMENT = "INSERT INTO documents (kind, id, owner, expires, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+PUT_DOCUMENT = (
+    "INSERT INTO documents (kind, id, owner, expires, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, id) "
+    "DO UPDATE SET owner = excluded.owner, expires = excluded.expires, body = excluded.body"
+)
+DROP_DOCUMENT = "DELETE FROM documents WHERE kind = ? AND id = ?"
+DROP_DOCUMENTS = "DELETE FROM documents WHERE kind = ? AND owner = ?"
+SWEEP_DOCUMENTS = (
+    "DELETE FROM documents WHERE (kind, id) IN "
+    "(SELECT kind, id FROM documents WHERE expires > 0 AND expires < ? LIMIT ?)"
+)
+DOCUMENT = _DOCUMENT + "WHERE kind = ? AND id = ?"
+DOCUMENTS = _DOCUMENT + "WHERE kind = ? AND id > ? ORDER BY id LIMIT ?"
+DOCUMENTS_OF = _DOCUMENT + "WHERE owner = ? AND kind = ? AND id > ? ORDER BY id LIMIT ?"
 
 # --- endpoints, functions, user endpoints -----------------------------------------------------------
 
@@ -67,11 +104,16 @@ ENDPOINTS_OF = (
     "SELECT owner, deleted_at, body FROM endpoints WHERE deleted_at = 0 AND owner = ? ORDER BY name, endpoint_id"
 )
 
-ADD_FUNCTION = "INSERT INTO functions (function_id, owner, public, code, body, used_at) VALUES (?, ?, ?, ?, ?, ?)"
+ADD_FUNCTION = (
+    "INSERT INTO functions (function_id, owner, public, code, body, used_at, group_id, ha_endpoint_id) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+CHANGE_FUNCTION = "UPDATE functions SET public = ?, body = ?, group_id = ?, ha_endpoint_id = ? WHERE function_id = ?"
 DELETE_FUNCTION = "UPDATE functions SET deleted_at = ? WHERE function_id = ?"
 FUNCTION = "SELECT owner, body, code FROM functions WHERE function_id = ? AND deleted_at = 0"
 FUNCTION_REF = (
-    "SELECT function_row, function_id, owner, public, used_at FROM functions WHERE function_id = ? AND deleted_at = 0"
+    "SELECT function_row, function_id, owner, public, used_at, group_id, ha_endpoint_id "
+    "FROM functions WHERE function_id = ? AND deleted_at = 0"
 )
 FUNCTION_CODE = "SELECT code FROM functions WHERE function_id = ?"
 

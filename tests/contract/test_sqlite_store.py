@@ -231,7 +231,7 @@ def test_changes_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "relay.db")
     store._read.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
-    for read in (store.accounts, lambda: store.caller(b"x"), lambda: store.completions(1, 0, 9, 99)):
+    for read in (store.accounts, lambda: store.token(b"x"), lambda: store.completions(1, 0, 9, 99)):
         with pytest.raises(RelayUnavailable, match="cannot be read"):
             read()
     store._read.set_authorizer(None)

@@ -25,6 +25,7 @@ from relay.store.records import (
     FunctionRef,
     NewTask,
     TaskEnding,
+    TokenRecord,
     UepRecord,
 )
 from relay.store.sqlite import SqliteStore
@@ -49,6 +50,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
             made = PostgresStore(stack.enter_context(server.database()))
         yield made
         made.close()
+
+
+def _token(who: Caller) -> TokenRecord:
+    return TokenRecord(token_id="t", account_id=who.account_id, identity_id=who.identity_id, created_at=1.0)
+
+
+def _who(store: Store, token_hash: bytes) -> Caller:
+    found = store.token(token_hash)
+    assert found is not None
+    return Caller(account_id=found.account_id, identity_id=found.identity_id)
 
 
 def do(store: Store, change: Callable[[Any], Any]) -> Any:
@@ -168,11 +179,11 @@ def work(store: Store) -> Work:
 
 def test_a_token_leads_to_its_person_until_it_is_revoked(store: Store) -> None:
     alice = add_person(store, "alice@example.edu")
-    do(store, lambda tx: tx.add_token(b"h" * 32, alice, 1.0))
-    assert store.caller(b"h" * 32) == alice
-    assert store.caller(b"x" * 32) is None
+    do(store, lambda tx: tx.add_token(b"h" * 32, _token(alice)))
+    assert _who(store, b"h" * 32) == alice
+    assert store.token(b"x" * 32) is None
     assert do(store, lambda tx: tx.remove_tokens(alice.identity_id)) == 1
-    assert store.caller(b"h" * 32) is None
+    assert store.token(b"h" * 32) is None
 
 
 def test_a_username_is_taken_once_whatever_its_case(store: Store) -> None:
@@ -184,8 +195,8 @@ def test_a_username_is_taken_once_whatever_its_case(store: Store) -> None:
 
 def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Store) -> None:
     alice, lab = add_person(store, "alice@example.edu"), add_person(store, "alice@lab.example.org")
-    do(store, lambda tx: tx.add_token(b"1" * 32, alice, 1.0))
-    do(store, lambda tx: tx.add_token(b"2" * 32, lab, 1.0))
+    do(store, lambda tx: tx.add_token(b"1" * 32, _token(alice)))
+    do(store, lambda tx: tx.add_token(b"2" * 32, _token(lab)))
     mine = endpoint(lab.account_id)
     do(store, lambda tx: tx.put_endpoint(mine))
     function = add_function(store, lab.account_id)
@@ -195,7 +206,7 @@ def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Sto
 
     do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
 
-    assert store.caller(b"2" * 32) == Caller(account_id=alice.account_id, identity_id=lab.identity_id)
+    assert _who(store, b"2" * 32) == Caller(account_id=alice.account_id, identity_id=lab.identity_id)
     people = store.identity_set(alice.account_id, first=lab.identity_id)
     assert people is not None
     assert [one.username for one in people.identities] == ["alice@lab.example.org", "alice@example.edu"]
@@ -211,15 +222,15 @@ def test_linking_two_people_keeps_one_account_and_everything_they_had(store: Sto
 
 def test_an_unlinked_identity_is_a_person_of_its_own_and_takes_its_tokens_along(store: Store) -> None:
     alice, lab = add_person(store, "alice@example.edu"), add_person(store, "alice@lab.example.org")
-    do(store, lambda tx: tx.add_token(b"1" * 32, alice, 1.0))
-    do(store, lambda tx: tx.add_token(b"2" * 32, lab, 1.0))
+    do(store, lambda tx: tx.add_token(b"1" * 32, _token(alice)))
+    do(store, lambda tx: tx.add_token(b"2" * 32, _token(lab)))
     do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
     uep = add_uep(store, account=alice.account_id)
 
     do(store, lambda tx: tx.move_identity(lab.identity_id, "new-account"))
 
-    assert store.caller(b"1" * 32) == alice
-    assert store.caller(b"2" * 32) == Caller(account_id="new-account", identity_id=lab.identity_id)
+    assert _who(store, b"1" * 32) == alice
+    assert _who(store, b"2" * 32) == Caller(account_id="new-account", identity_id=lab.identity_id)
     for account_id, username in ((alice.account_id, "alice@example.edu"), ("new-account", "alice@lab.example.org")):
         people = store.identity_set(account_id)
         assert people is not None
@@ -229,9 +240,9 @@ def test_an_unlinked_identity_is_a_person_of_its_own_and_takes_its_tokens_along(
 
 def test_a_removed_person_has_no_identity_and_no_token(store: Store) -> None:
     alice = add_person(store, "alice@example.edu")
-    do(store, lambda tx: tx.add_token(b"h" * 32, alice, 1.0))
+    do(store, lambda tx: tx.add_token(b"h" * 32, _token(alice)))
     do(store, lambda tx: tx.remove_account(alice.account_id))
-    assert store.caller(b"h" * 32) is None
+    assert store.token(b"h" * 32) is None
     assert store.account_of("alice@example.edu") is None
     assert store.accounts() == []
 

@@ -49,13 +49,13 @@ RULES = {
     "mep_sdk": Rule(("mep_sdk", "mep_wire", "mep_link.backoff"), None),
     "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust", "mep.boundary.untraceable"), None),
     "relay.api": Rule(
-        ("relay.api", "relay.auth", "relay.dispatch", "relay.log", "relay.store", "mep_wire"),
+        ("relay.api", "relay.audit", "relay.auth", "relay.dispatch", "relay.log", "relay.store", "mep_wire"),
         _libraries(
             *("httptools", "jsonschema", "jsonschema_specifications", "msgspec", "re2", "referencing"),
             *("uvicorn", "websockets", "zmq"),
         ),
     ),
-    "relay.auth": Rule(("relay.auth", "relay.store", "mep_wire")),
+    "relay.auth": Rule(("relay.auth", "relay.store", "mep_wire"), _libraries("joserfc", "msgspec", "pam", "urllib3")),
     "relay.dispatch": Rule(
         ("relay.dispatch", "relay.link", "relay.log", "relay.state_dir", "relay.store", "mep_wire"),
         _libraries("cryptography", "msgspec"),

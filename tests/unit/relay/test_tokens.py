@@ -9,10 +9,11 @@ import pytest
 from mep_wire.errors import TokenUnknown
 from mep_wire.identity import Identity
 from relay.auth.tokens import CACHE_S, CACHE_SIZE, TokenAuth, new_token, token_hash
-from relay.store.records import Caller
+from relay.store.records import TokenRecord
 from relay.store.sqlite import SqliteStore
 
-ALICE = Caller(account_id="account", identity_id="identity")
+ALICES_TOKEN = TokenRecord(token_id="t", account_id="account", identity_id="identity", created_at=1.0)
+ALICE = ALICES_TOKEN.caller
 
 
 class Clock:
@@ -26,7 +27,7 @@ class Clock:
 def store() -> SqliteStore:
     made = SqliteStore(None)
     made.submit(lambda tx: tx.add_account("account", Identity(id="identity", username="alice"))).result()
-    made.submit(lambda tx: tx.add_token(token_hash("secret"), ALICE, 1.0)).result()
+    made.submit(lambda tx: tx.add_token(token_hash("secret"), ALICES_TOKEN)).result()
     return made
 
 

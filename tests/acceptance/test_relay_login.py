@@ -1,0 +1,423 @@
+"""Logins at a real relay: codes, devices, refresh, revocation, consent, and a provider that lies in every way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc.jwk import RSAKey
+
+from tests.support.browser import Browser, Page
+from tests.support.login import REDIRECT, LoginClient, OidcProvider, free_port, people_file
+from tests.support.oidc import HostileProvider
+from tests.support.relay import RelayProcess
+from tests.support.waiting import until
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[HostileProvider]:
+    with HostileProvider() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def honest(provider: HostileProvider) -> None:
+    """Each test begins with a provider that does not lie."""
+    fresh = HostileProvider.__new__(HostileProvider)
+    fresh.__dict__ |= {"id_token": {}, "algorithm": "RS256", "signing_key": None, "raw_token": None, "metadata": {}}
+    provider.__dict__ |= fresh.__dict__
+    provider.claims = {"sub": "alice-1", "preferred_username": "alice@example.edu", "name": "Alice"}
+    provider.answer_iss, provider.delay_s, provider.down = None, 0.0, False
+    provider.active.clear()
+
+
+@pytest.fixture(scope="module")
+def relay(provider: HostileProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayProcess]:
+    directory = tmp_path_factory.mktemp("relay")
+    trusting = {"name": "campus", "issuer": provider.issuer, "client_id": "relay-login", "audience": "relay"}
+    settings = people_file(
+        directory,
+        providers=[{**trusting, "introspect": True, "linked_identities": True}],
+        administrators=["root@example.edu"],
+    )
+    with RelayProcess(directory, "--people", str(settings)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(relay: RelayProcess) -> LoginClient:
+    return LoginClient(relay)
+
+
+def logged_in(client: LoginClient, browser: Browser, **more: str) -> Page:
+    """Return the page to which a login leads: consent, or a refusal."""
+    return browser.follow(browser.get(client.address(**more)))
+
+
+def tokens(client: LoginClient, **more: str) -> dict[str, Any]:
+    """Log in and return the tokens."""
+    browser = Browser()
+    told = client.consented(browser, logged_in(client, browser, **more))
+    assert told["state"] == client.state
+    assert told["iss"] == client.relay.url
+    status, answer = client.redeem(told["code"])
+    assert status == 200, answer
+    return dict(answer)
+
+
+def who(relay: RelayProcess, token: str) -> Any:
+    status, answer = relay.request("GET", "/oauth/userinfo", token)
+    assert status == 200, answer
+    return answer
+
+
+# --- a login that goes well -------------------------------------------------------------------------
+
+
+def test_a_login_gives_tokens_that_work_until_they_are_revoked(relay: RelayProcess, client: LoginClient) -> None:
+    answer = tokens(client, scope="submit read manage_endpoints", token_name="laptop")
+    assert answer["scope"] == "submit read manage_endpoints"
+    assert answer["access_token"].startswith("mep_")
+    person = who(relay, answer["access_token"])
+    assert person["preferred_username"] == "alice@example.edu"
+    assert person["identity_provider"] == "campus"
+    assert abs(person["last_authentication"] - time.time()) < 600
+    listed = relay.request("GET", "/v3/tokens", answer["access_token"])[1]["tokens"]
+    assert ("laptop", "login") in {(one["name"], one["kind"]) for one in listed}
+    assert client.form("/oauth/revoke", token=answer["refresh_token"]) == (200, {})
+    until("the end of the token", lambda: relay.request("GET", "/v3/tokens", answer["access_token"])[0] == 401)
+    assert client.refresh(answer["refresh_token"])[1]["error"] == "invalid_grant"
+
+
+def test_the_same_subject_is_the_same_person_under_a_new_name(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    before = who(relay, tokens(client)["access_token"])
+    provider.claims["preferred_username"] = "alice.renamed@example.edu"
+    after = who(relay, tokens(client)["access_token"])
+    assert after["preferred_username"] == "alice.renamed@example.edu"
+    assert (before["sub"], before["mep"]["account_id"]) == (after["sub"], after["mep"]["account_id"])
+
+
+def test_linked_identities_come_and_go_as_the_provider_says(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    home, lab = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+    me = {"sub": home, "preferred_username": "lin@example.edu", "name": "Lin"}
+    other = {"sub": lab, "username": "lin@lab.example.org", "identity_provider": "lab", "email": "", "name": "Lin"}
+    provider.claims = {**me, "identity_set": [{"sub": home, "username": "lin@example.edu"}, other]}
+    first = who(relay, tokens(client)["access_token"])
+    assert [one["sub"] for one in first["identity_set"]] == [home, lab]
+    assert first["identity_set"][1]["username"] == "lin@lab.example.org"
+    provider.claims = {**me, "identity_set": [{"sub": home, "username": "lin@example.edu"}]}
+    second = who(relay, tokens(client)["access_token"])
+    assert [one["sub"] for one in second["identity_set"]] == [home]
+    assert second["mep"]["account_id"] == first["mep"]["account_id"]
+
+
+def test_a_person_may_refuse(client: LoginClient) -> None:
+    browser = Browser()
+    told = client.consented(browser, logged_in(client, browser), "no")
+    assert told["error"] == "access_denied"
+    assert "code" not in told
+
+
+def test_only_administrators_get_the_scope_admin(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    assert tokens(client, scope="read admin")["scope"] == "read"
+    provider.claims = {"sub": "root-1", "preferred_username": "root@example.edu"}
+    answer = tokens(client, scope="read admin")
+    assert answer["scope"] == "read admin"
+    assert relay.request("GET", "/v3/clients", answer["access_token"]) == (200, [])
+
+
+def test_a_device_waits_for_its_person(relay: RelayProcess, client: LoginClient) -> None:
+    status, started = client.form("/oauth/device", scope="read")
+    assert status == 200, started
+    grant = "urn:ietf:params:oauth:grant-type:device_code"
+    ask = {"grant_type": grant, "device_code": started["device_code"]}
+    assert client.form("/oauth/token", **ask)[1]["error"] == "authorization_pending"
+    assert client.form("/oauth/token", **ask)[1]["error"] == "slow_down"
+    browser = Browser()
+    page = browser.follow(browser.submit(browser.get(started["verification_uri_complete"])))
+    assert started["user_code"] in page.text
+    assert browser.submit(page, decision="yes").status == 200
+    answer: dict[str, Any] = {}
+
+    def given() -> bool:
+        answer.update(client.form("/oauth/token", **ask)[1])
+        return "access_token" in answer
+
+    until("the tokens", given, look_s=5.0)
+    assert who(relay, answer["access_token"])["mep"]["scopes"] == ["read"]
+    assert client.form("/oauth/token", **ask)[1]["error"] in ("invalid_grant", "slow_down")
+
+
+def test_a_wrong_device_code_is_said(relay: RelayProcess) -> None:
+    browser = Browser()
+    assert browser.submit(browser.get(f"{relay.url}/device"), user_code="BBBB-BBBB").status == 400
+
+
+# --- codes and refresh tokens -----------------------------------------------------------------------
+
+
+def test_a_code_that_comes_twice_revokes_what_was_made_of_it(relay: RelayProcess, client: LoginClient) -> None:
+    browser = Browser()
+    code = client.consented(browser, logged_in(client, browser))["code"]
+    status, answer = client.redeem(code)
+    assert status == 200
+    assert client.redeem(code)[1]["error"] == "invalid_grant"
+    until("the end of the token", lambda: relay.request("GET", "/v3/tokens", answer["access_token"])[0] == 401)
+    assert client.refresh(answer["refresh_token"])[1]["error"] == "invalid_grant"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"code_verifier": "x" * 43}, {"code_verifier": ""}, {"redirect_uri": "http://127.0.0.1:10/callback"},
+              {"client_id": "mep-console"}], ids=str)  # fmt: skip
+def test_a_code_is_bound_to_its_client_verifier_and_address(client: LoginClient, wrong: dict[str, str]) -> None:
+    browser = Browser()
+    code = client.consented(browser, logged_in(client, browser))["code"]
+    status, answer = client.redeem(code, **wrong)
+    assert (status, answer["error"]) == (400, "invalid_grant")
+
+
+def test_refresh_gives_less_never_more(relay: RelayProcess, client: LoginClient) -> None:
+    answer = tokens(client, scope="submit read")
+    status, less = client.refresh(answer["refresh_token"], scope="read")
+    assert (status, less["scope"]) == (200, "read")
+    assert client.refresh(less["refresh_token"], scope="manage_endpoints")[1]["error"] == "invalid_scope"
+    assert client.refresh(answer["refresh_token"])[0] == 200  # its answer may have been lost
+    assert relay.request("GET", "/oauth/userinfo", answer["refresh_token"])[0] == 401
+
+
+# --- where a browser is sent ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://evil.example/callback",
+        "http://127.0.0.1:9/other",
+        "http://127.0.0.1:9/callback?x=1",
+        "http://127.0.0.1@evil.example/callback",
+        "http://127.0.0.1:9@evil.example/callback",
+        "http://localhost:9/callback",
+        "http://127.0.0.1:9/callback#x",
+        "http://127.0.0.1:9/callback/../x",
+        "http://127.0.0.1:9\\@evil.example/callback",
+        "javascript:alert(1)",
+        "",
+    ],
+)
+def test_a_browser_is_sent_to_no_other_address(client: LoginClient, address: str) -> None:
+    page = Browser().get(client.address(redirect_uri=address))
+    assert page.status == 400
+    assert "location" not in page.headers
+
+
+def test_an_unknown_client_is_shown_and_not_redirected(relay: RelayProcess) -> None:
+    page = Browser().get(LoginClient(relay, "nobody").address())
+    assert page.status == 400
+    assert "location" not in page.headers
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"response_type": "token"}, "unsupported_response_type"),
+        ({"code_challenge": None}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"scope": "everything"}, "invalid_scope"),
+        ({"max_age": "-1"}, "invalid_request"),
+        ({"session_required_policies": "none"}, "invalid_request"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_goes_back_to_its_client(client: LoginClient, wrong: dict[str, str | None], error: str) -> None:
+    page = Browser().get(client.address(**wrong))
+    assert page.status == 303
+    assert page.location.startswith(f"{REDIRECT}?error={error}")
+
+
+def test_another_browser_can_do_nothing_with_a_login(client: LoginClient) -> None:
+    victim, thief = Browser(), Browser()
+    thief.get(client.address())  # has a cookie of its own
+    page = logged_in(client, victim)
+    assert thief.get(page.url).status == 403
+    assert thief.submit(page, decision="yes").status == 403
+    assert client.consented(victim, page)["code"]
+
+
+def test_the_pages_can_be_framed_and_scripted_by_nobody(client: LoginClient) -> None:
+    page = logged_in(client, Browser())
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "script" not in page.text
+
+
+# --- a provider that lies ---------------------------------------------------------------------------
+
+
+def _none_token(provider: HostileProvider) -> None:
+    provider.raw_token = "eyJhbGciOiJub25lIn0." + provider.token(provider.claims).split(".")[1] + "."
+
+
+def _confused(provider: HostileProvider) -> None:
+    provider.algorithm = "HS256"
+
+
+LIES = {
+    "alg none": _none_token,
+    "key confusion": _confused,
+    "another issuer": lambda p: p.id_token.update(iss="https://evil.example"),
+    "another audience": lambda p: p.id_token.update(aud="another-client"),
+    "expired": lambda p: p.id_token.update(exp=int(time.time()) - 3600),
+    "from the future": lambda p: p.id_token.update(iat=int(time.time()) + 3600),
+    "not yet valid": lambda p: p.id_token.update(nbf=int(time.time()) + 3600),
+    "no expiry": lambda p: p.id_token.update(exp=None),
+    "another nonce": lambda p: p.id_token.update(nonce="another"),
+    "no nonce": lambda p: p.id_token.update(nonce=None),
+    "another person's userinfo": lambda p: p.id_token.update(sub="mallory"),
+    "a key of its own": lambda p: setattr(p, "signing_key", RSAKey.generate_key(2048)),
+    "for another client too": lambda p: p.id_token.update(aud=["relay-login", "x"], azp="x"),
+    "answers as another": lambda p: setattr(p, "answer_iss", "https://evil.example"),
+    "no username": lambda p: setattr(p, "claims", {"sub": "x"}),
+    "a username with control characters": lambda p: p.claims.update(preferred_username="a\n@example.edu"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_provider_logs_nobody_in(client: LoginClient, provider: HostileProvider, lie: str) -> None:
+    LIES[lie](provider)
+    page = logged_in(client, Browser())
+    assert page.status == 403, page.text
+    assert "decision" not in page.text
+
+
+def test_the_state_of_a_login_is_spent_once(client: LoginClient) -> None:
+    browser = Browser()
+    at_provider = browser.follow(browser.get(client.address()), "http://127.0.0.1")
+    back = browser.get(browser.get(at_provider.location).location if at_provider.status == 303 else at_provider.url)
+    while "/oauth/callback/" not in back.url:
+        back = browser.get(back.location)
+    assert back.status == 303
+    assert browser.get(back.url).status == 403
+
+
+def test_no_provider_takes_the_name_of_another_person(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    relay.add_user("taken@example.edu")
+    provider.claims = {"sub": "mallory-1", "preferred_username": "TAKEN@example.edu"}
+    assert logged_in(client, Browser()).status == 403
+
+
+def test_a_provider_that_is_down_is_said_and_comes_back(client: LoginClient, provider: HostileProvider) -> None:
+    provider.down = True
+    assert logged_in(client, Browser()).status in (403, 503)
+    provider.down = False
+    until("the provider", lambda: logged_in(client, Browser()).status == 200)
+
+
+# --- tokens of providers ----------------------------------------------------------------------------
+
+
+def test_a_providers_access_token_is_taken(relay: RelayProcess, provider: HostileProvider) -> None:
+    person = who(relay, provider.token())
+    assert person["preferred_username"] == "alice@example.edu"
+    assert person["mep"]["scopes"] == ["submit", "read"]
+
+
+def _refused(relay: RelayProcess, token: str) -> None:
+    status, answer = relay.request("GET", "/oauth/userinfo", token)
+    assert (status, answer["code"]) == (401, "TOKEN_UNKNOWN")
+
+
+def test_lying_access_tokens_are_refused(relay: RelayProcess, provider: HostileProvider) -> None:
+    now = int(time.time())
+    for claims in ({"aud": "other"}, {"aud": None}, {"exp": now - 300}, {"exp": None}, {"nbf": now + 300}, {"sub": ""}):
+        _refused(relay, provider.token(claims))
+    _refused(relay, provider.token(key=RSAKey.generate_key(2048)))
+    _refused(relay, provider.confused_token())
+    _refused(relay, provider.token({"iss": "https://evil.example"}))
+    _refused(relay, provider.token(jku=f"{provider.issuer}/evil", kid="unknown", key=RSAKey.generate_key(2048)))
+    body = provider.token().split(".")[1]
+    _refused(relay, f"eyJhbGciOiJub25lIn0.{body}.")
+    _refused(relay, f"eyJhbGciOiJub25lIn0.{body}.x")
+    assert "/evil" not in provider.asked
+    within_skew = provider.token({"exp": now - 20})
+    assert relay.request("GET", "/oauth/userinfo", within_skew)[0] == 200
+
+
+def test_keys_rotate(tmp_path: Path) -> None:
+    with HostileProvider() as rotating:
+        campus = {"name": "campus", "issuer": rotating.issuer, "audience": "relay"}
+        settings = people_file(tmp_path, providers=[campus])
+        with RelayProcess(tmp_path, "--people", str(settings)) as relay:
+            who(relay, rotating.token())
+            old = rotating.token({"jti": "old"})
+            rotating.rotate("two")
+
+            def taken() -> bool:
+                token = rotating.token({"jti": str(time.time())}, kid="two")
+                return relay.request("GET", "/oauth/userinfo", token)[0] == 200
+
+            until("the new key", taken, look_s=1.0)
+            _refused(relay, old)
+
+
+def test_an_opaque_token_is_introspected_and_kept_briefly(relay: RelayProcess, provider: HostileProvider) -> None:
+    _refused(relay, "opaque-unknown")
+    provider.active["opaque-1"] = {
+        "active": True, "sub": "alice-1", "aud": "relay", "preferred_username": "alice@example.edu", "identity_set": [],
+        "exp": int(time.time()) + 600,
+    }  # fmt: skip
+    assert who(relay, "opaque-1")["preferred_username"] == "alice@example.edu"
+    asked = provider.asked.count("/introspect")
+    assert who(relay, "opaque-1")["preferred_username"] == "alice@example.edu"
+    assert provider.asked.count("/introspect") == asked
+    for claims in ({"aud": "other"}, {"exp": int(time.time()) - 1}, {"active": "yes"}, {"iss": "https://evil.example"}):
+        token = f"opaque-{next(iter(claims))}"
+        provider.active[token] = {**provider.active["opaque-1"], **claims}
+        _refused(relay, token)
+
+
+def test_the_relays_own_tokens_go_to_no_provider(relay: RelayProcess, provider: HostileProvider) -> None:
+    before = len(provider.asked)
+    for token in ("mep_" + "x" * 43, "mepr_" + "x" * 43):
+        _refused(relay, token)
+    assert len(provider.asked) == before
+
+
+# --- a real provider --------------------------------------------------------------------------------
+
+
+def test_a_login_at_oidc_provider(tmp_path: Path) -> None:
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    (tmp_path / "secret").write_text("a secret of the tests\n")
+    campus = {
+        "name": "campus",
+        "issuer": issuer,
+        "client_id": "relay-login",
+        "client_secret_file": str(tmp_path / "secret"),
+        "audience": "relay-api",
+        "username_domains": ["campus.example.edu"],
+    }
+    settings = people_file(tmp_path, providers=[campus])
+    with RelayProcess(tmp_path, "--people", str(settings)) as relay, OidcProvider(relay.url, port) as provider:
+        client, browser = LoginClient(relay), Browser()
+        start = browser.follow(browser.get(client.address(scope="read", prompt="login")), issuer)
+        page = browser.follow(provider.log_in(browser, start, "alice"))
+        answer = client.redeem(client.consented(browser, browser.follow(page))["code"])[1]
+        person = who(relay, answer["access_token"])
+        assert person["preferred_username"] == "alice@campus.example.edu"
+        assert person["mep"]["groups"] == ["campus:physics"]
+        mine = provider.token("portal", "a secret of the portal", scope="compute", resource="https://relay.example")
+        status, refused = relay.request("GET", "/oauth/userinfo", mine["access_token"])
+        assert (status, refused["code"]) == (401, "TOKEN_UNKNOWN")  # a client is no person: it has no userinfo
