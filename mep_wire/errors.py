@@ -262,6 +262,20 @@ class ClientNotFound(MepError):
     http_status = 404
 
 
+class ActionNotFound(MepError):
+    """There is no action {action_id} that you can see here. Check the id, or whether it was released."""
+
+    code = "ACTION_NOT_FOUND"
+    http_status = 404
+
+
+class ActionNotFinished(MepError):
+    """The action {action_id} has not ended, and only an ended one can be released. Cancel it first, or wait."""
+
+    code = "ACTION_NOT_FINISHED"
+    http_status = 409
+
+
 class RouteNotFound(MepError):
     """There is nothing at {method} {path}. See GET /openapi.json for what there is."""
 

@@ -21,7 +21,7 @@ from mep.boundary.errors import ConfigRefused
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.config import paths as names
 from mep.config.option_docs import commented_config
-from mep.config.options import IGNORED_KEYS, MOVED_KEYS, UNENFORCED_KEYS, EndpointOptions, restricts_nothing
+from mep.config.options import IGNORED_KEYS, MOVED_KEYS, EndpointOptions
 from mep.config.parser import read_document
 from mep.config.template_files import text_of
 from mep_wire.limits import MAX_BUNDLE_BYTES
@@ -158,10 +158,8 @@ _SECTIONS = frozenset(
 def _config(
     source: Source, given: Mapping[str, Any], result: Adopted, *, privileged: bool, relay_url: str | None
 ) -> None:
-    """Note and convert each key. Raises ConfigRefused for one that restricts access and can't be kept."""
+    """Note and convert each key. Those that restrict access are kept: registration fails until the relay has them."""
     for key, value in given.items():
-        if key in UNENFORCED_KEYS and not restricts_nothing(key, value):
-            raise ConfigRefused(str(source.top / names.CONFIG), key, UNENFORCED_KEYS[key])
         _key(source, key, value, result)
     if privileged and result.values.get("multi_user") is not True:
         result.values["multi_user"] = True
@@ -187,8 +185,8 @@ def _key(source: Source, key: str, value: Any, result: Adopted) -> None:
     elif key in declared:
         result.values[key] = [str(one) for one in value] if isinstance(value, list) else value
         result.note(key, "kept")
-    elif key in IGNORED_KEYS or key in UNENFORCED_KEYS:
-        result.note(key, "ignored", IGNORED_KEYS.get(key, "it restricts nothing"))
+    elif key in IGNORED_KEYS:
+        result.note(key, "ignored", IGNORED_KEYS[key])
     else:
         result.note(key, "ignored", "there is no such key here")
 

@@ -92,6 +92,10 @@ def relay_url_problem(value: str | None) -> str:
     return ""
 
 
+def _policy_id(value: str | None) -> str:
+    return "" if value is None else _uuids([value])
+
+
 def _uuids(value: list[str] | None) -> str:
     for item in value or []:
         try:
@@ -349,6 +353,17 @@ class EndpointOptions:
         check=lambda value: "" if value is None else _entries([value]),
         example="mep-admins",
     )
+    authentication_policy: str | None = option(
+        "The id of an authentication policy of the relay's: who submits must have logged in as it says.",
+        None,
+        check=_policy_id,
+        example="6d0ba55f-de15-4af2-827d-05c50c338aa7",
+    )
+    high_assurance: bool = option(
+        "Run only functions that were registered for this endpoint, under an `authentication_policy` that is "
+        "high_assurance at the relay.",
+        default=False,
+    )
     admins: list[str] = field(
         default_factory=list,
         metadata=about("Ids of identities that may manage the endpoint at the relay.", check=_uuids),
@@ -503,15 +518,3 @@ MOVED_KEYS = frozenset(
     {"engine", "executors", "idle_heartbeats_soft", "idle_heartbeats_hard", "endpoint_setup", "endpoint_teardown"}
 )
 """Keys of Globus Compute that belong in another file here. They are refused, with the name of that file."""
-
-UNENFORCED_KEYS: dict[str, str] = {
-    "authentication_policy": "this relay has no authentication policies, and the endpoint would be open to more "
-    "people than the key says; remove it, and limit access by identity_mapping.json and `policy`",
-    "high_assurance": "there is no high-assurance mode here; remove the key or set it to false",
-}
-"""Keys of Globus Compute that restrict access and are not enforced here. Refused unless they restrict nothing."""
-
-
-def restricts_nothing(key: str, value: Any) -> bool:
-    """Whether the value of an `UNENFORCED_KEYS` key restricts nothing."""
-    return value is None or value is False

@@ -17,9 +17,7 @@ from mep.boundary.errors import ConfigRefused
 from mep.config.options import (
     IGNORED_KEYS,
     MOVED_KEYS,
-    UNENFORCED_KEYS,
     EndpointOptions,
-    restricts_nothing,
 )
 from mep_wire.user_values import unusable_texts
 
@@ -116,10 +114,6 @@ class _Reader:
         if not prefix and key in IGNORED_KEYS:
             self.warnings.append(f"{where}: {key}: does not apply here and is ignored: {IGNORED_KEYS[key]}")
             return
-        if not prefix and key in UNENFORCED_KEYS:
-            if restricts_nothing(key, self.plain(value)):
-                return
-            raise ConfigRefused(where, key, UNENFORCED_KEYS[key])
         if not prefix and key in MOVED_KEYS:
             raise ConfigRefused(where, key, _MOVED)
         near = difflib.get_close_matches(key, declared, n=1, cutoff=0.6)

@@ -55,6 +55,8 @@ def facts(name: str, options: EndpointOptions, schema: dict[str, Any] | None, *,
         "allowed_functions": options.allowed_functions,
         "admins": options.admins or None,
         "user_config_schema": schema,
+        **({"authentication_policy": options.authentication_policy} if options.authentication_policy else {}),
+        **({"high_assurance": True} if options.high_assurance else {}),
     }
 
 

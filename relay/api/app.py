@@ -111,7 +111,7 @@ class App:
         self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...], *, packed: bool
     ) -> tuple[Route, bytes]:
         caller = await self._caller(scope, route)
-        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed)
+        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed, http.idempotency_key(scope))
         if route.text:
             return route, (await route.handler(self._service, request)).encode()
         if route.body is None:

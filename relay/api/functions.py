@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -25,6 +24,7 @@ from mep_wire.errors import (
     FunctionForbidden,
     FunctionNotFound,
     GroupNotFound,
+    IdConflict,
     NotOwner,
     PayloadTooLarge,
 )
@@ -84,7 +84,7 @@ async def register(service: ApiContext, request: Request) -> FunctionAnswer:
     ha_endpoint_id = _assured(service, request.caller, body)
     metadata = to_json_value(body.metadata or body.meta, "metadata", MAX_METADATA_BYTES)
     function = FunctionRecord(
-        function_id=str(uuid.uuid4()),
+        function_id=request.new_id("function"),
         owner=request.caller.account_id,
         name=body.function_name[:MAX_NAME],
         code=code,
@@ -95,6 +95,10 @@ async def register(service: ApiContext, request: Request) -> FunctionAnswer:
         group=body.group or "",
         ha_endpoint_id=ha_endpoint_id,
     )
+    if request.key and (known := service.store.function(function.function_id)) is not None:
+        if (known.code, known.name) != (function.code, function.name):
+            raise IdConflict(id=request.key)
+        return FunctionAnswer(function_uuid=known.function_id)
     await durable(service.store.submit(lambda tx: tx.put_function(function)))
     service.audit.note("function.register", request.caller, function=function.function_id, name=function.name)
     return FunctionAnswer(function_uuid=function.function_id)

@@ -6,6 +6,7 @@ structs, and whatever goes wrong becomes an `ErrorAnswer`.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -37,6 +38,10 @@ _json_decoders: dict[type[Any], Any] = {kind: msgspec.json.Decoder(kind) for kin
 _msgpack_decoders: dict[type[Any], Any] = {kind: msgspec.msgpack.Decoder(kind) for kind in _BODIES}
 
 
+_KEYS = uuid.UUID("0d6f6f0a-0a3f-4a53-9a7c-3f3c4d3f8d0e")
+MAX_KEY = 255
+
+
 class Request(msgspec.Struct):
     """One authenticated request, its body decoded."""
 
@@ -47,6 +52,14 @@ class Request(msgspec.Struct):
     body: Any
     packed: bool
     """Whether the answer is to be MessagePack."""
+    key: str = ""
+    """The `Idempotency-Key` header: a repeated request with it makes nothing twice."""
+
+    def new_id(self, kind: str) -> str:
+        """Return the id of a thing that this request makes: with an idempotency key, always the same one."""
+        if not self.key:
+            return str(uuid.uuid4())
+        return str(uuid.uuid5(_KEYS, f"{kind} {self.caller.account_id} {self.key}"))
 
 
 def header(scope: Scope, name: bytes) -> str:
@@ -55,6 +68,14 @@ def header(scope: Scope, name: bytes) -> str:
         if key == name:
             return str(value.decode("latin-1"))
     return ""
+
+
+def idempotency_key(scope: Scope) -> str:
+    """Return the request's idempotency key, empty where there is none. Raises BodyInvalid."""
+    key = header(scope, b"idempotency-key")
+    if len(key) > MAX_KEY or not key.isprintable():
+        raise BodyInvalid(reason=f"the header Idempotency-Key: at most {MAX_KEY} printable characters")
+    return key
 
 
 def query(scope: Scope) -> dict[str, str]:

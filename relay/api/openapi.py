@@ -69,7 +69,7 @@ def specification(routes: Sequence[Operation], version: str) -> dict[str, Any]:
 
 def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).strip('_')}",
+        "operationId": _operation_id(route),
         "summary": route.summary,
         "parameters": _parameters(route),
         "responses": {
@@ -84,6 +84,11 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if route.raw and route.method == "POST":
         operation["requestBody"] = {"required": True, "content": {_FORM: {"schema": {"type": "object"}}}}
     return operation
+
+
+def _operation_id(route: Operation) -> str:
+    words = re.sub(r"[^a-z0-9]+", "_", route.path.lower()).strip("_")
+    return f"{route.method.lower()}_{words}{'_slash' if route.path.endswith('/') else ''}"
 
 
 def _done(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
 import msgspec
 
@@ -155,6 +156,9 @@ class AccessBody(msgspec.Struct, kw_only=True):
     lock_reason: str = ""
     alias: str | None = None
     """A name by which the endpoint is found, unique at this relay."""
+    pass_end_users: bool = False
+    """Whether templates see the end user for whom a gateway submits, as `user_runtime.end_user`: each of them then has
+    a user endpoint of their own."""
 
 
 class FunctionUpdateBody(msgspec.Struct, kw_only=True):
@@ -174,6 +178,9 @@ class RunBody(msgspec.Struct, kw_only=True):
     monitor_by: list[str] = []
     manage_by: list[str] = []
     release_after: str | None = None
+    deadline: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    """When unfinished tasks expire."""
+    allowed_clients: list[str] | None = None
 
 
 BODIES: tuple[type[Any], ...] = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
-from relay.api import endpoints, functions, health, oauth, people, sharing, tasks
+from relay.api import actions, endpoints, functions, health, oauth, people, sharing, tasks
 from relay.api import people_bodies as pb
 from relay.api.context import ApiContext
 from relay.api.http import Request
@@ -110,7 +110,7 @@ _USE_ERRORS = (
     e.PolicyRefused,
 )
 _SEE_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.EndpointNotFound)
-_FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden)
+_FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden, e.IdConflict)
 _SUBMIT_ERRORS = (
     *_USE_ERRORS,
     e.FunctionForbidden,
@@ -162,8 +162,65 @@ _LOGIN_ROUTES = (
     _login("GET", "/device", oauth.device_form, "The form for a device's code"),
     _login("POST", "/device", oauth.device, "Go on with a device's code"),
 )
+_ACTION = "/automate/compute/{action_id}"
 _SUBMIT = "/v3/endpoints/{endpoint_id}/submit"
 _STATUS = "/v2/endpoints/{endpoint_id}/status"
+
+_ACTION_ROUTES = (
+    Route(
+        "GET",
+        "/automate/compute",
+        actions.introspect,
+        actions.ProviderDescription,
+        "The action provider, for Globus Flows' action interface",
+        open=True,
+    ),
+    Route(
+        "GET",
+        "/automate/compute/",
+        actions.introspect,
+        actions.ProviderDescription,
+        "The same, as flows ask for it",
+        open=True,
+    ),
+    Route(
+        "POST",
+        "/automate/compute/run",
+        actions.run,
+        actions.ActionStatus,
+        "Begin an action: calls of functions at one endpoint",
+        body=pb.RunBody,
+        errors=_SUBMIT_ERRORS,
+        status=202,
+        scope="submit",
+    ),
+    Route(
+        "GET",
+        f"{_ACTION}/status",
+        actions.status,
+        actions.ActionStatus,
+        "The state of an action",
+        errors=(e.ActionNotFound,),
+    ),
+    Route(
+        "POST",
+        f"{_ACTION}/cancel",
+        actions.cancel,
+        actions.ActionStatus,
+        "Cancel an action",
+        errors=(e.ActionNotFound,),
+        scope="submit",
+    ),
+    Route(
+        "POST",
+        f"{_ACTION}/release",
+        actions.release,
+        actions.ActionStatus,
+        "Forget an action that has ended",
+        errors=(e.ActionNotFound, e.ActionNotFinished),
+        scope="submit",
+    ),
+)
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), open=True),
@@ -399,5 +456,6 @@ ROUTES: tuple[Route, ...] = (
         errors=(e.ClientNotFound,),
         scope="admin",
     ),
+    *_ACTION_ROUTES,
     *_LOGIN_ROUTES,
 )

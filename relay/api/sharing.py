@@ -47,6 +47,14 @@ def _policy(service: ApiContext, request: Request, policy_id: str, owner: str) -
     return made
 
 
+def _add(tx: Tx, document: Document, key: str) -> None:
+    """Store a new document. Raises IdConflict where the idempotency key made another one."""
+    if not tx.add_document(document):
+        known = tx.get_document(document.kind, document.id)
+        if known is None or known.body != document.body:
+            raise IdConflict(id=key)
+
+
 def _existing_policy(service: ApiContext, policy_id: str) -> Policy:
     found = policies.find(service.store, policy_id)
     if found is None:
@@ -63,8 +71,8 @@ def _own_policy(service: ApiContext, request: Request) -> Policy:
 
 async def add_policy(service: ApiContext, request: Request) -> Policy:
     """POST /v3/policies."""
-    made = _policy(service, request, str(uuid.uuid4()), request.caller.account_id)
-    await durable(service.store.submit(lambda tx: tx.put_document(policies.to_document(made))))
+    made = _policy(service, request, request.new_id("policy"), request.caller.account_id)
+    await durable(service.store.submit(lambda tx: _add(tx, policies.to_document(made), request.key)))
     service.audit.note("policy.create", request.caller, policy=made.id, name=made.display_name)
     return made
 
@@ -172,8 +180,13 @@ def _managed_group(service: ApiContext, request: Request) -> Group:
 
 async def add_group(service: ApiContext, request: Request) -> GroupInfo:
     """POST /v3/groups."""
-    made = _group(request, str(uuid.uuid4()), request.caller.account_id)
-    await durable(service.store.submit(lambda tx: _put_group(tx, made)))
+    made = _group(request, request.new_id("group"), request.caller.account_id)
+
+    def change(tx: Tx) -> None:
+        _add(tx, group_document(made), request.key)
+        _put_group(tx, made)
+
+    await durable(service.store.submit(change))
     service.audit.note("group.create", request.caller, group=made.id, name=made.name)
     return _group_info(made)
 
@@ -237,6 +250,7 @@ def _access(service: ApiContext, request: Request) -> EndpointAccess:
         locked=body.locked,
         lock_reason=body.lock_reason,
         alias=alias,
+        pass_end_users=body.pass_end_users,
     )
 
 
@@ -255,6 +269,7 @@ def _body_of(access: EndpointAccess) -> AccessBody:
         locked=access.locked,
         lock_reason=access.lock_reason,
         alias=access.alias or None,
+        pass_end_users=access.pass_end_users,
     )
 
 

@@ -53,6 +53,7 @@ MAX_WALLTIME_S = 366 * 86400.0
 MAX_DEADLINE_S = 10 * 366 * 86400.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Results in one answer; a larger one comes alone."""
+END_USER = "end_user"
 READ_PAGE = 256
 """Tasks looked up before other requests have their turn."""
 GROUP_PAGE = 10_000
@@ -63,8 +64,14 @@ async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
     """POST /v3/endpoints/ID/submit. The answer is given once every task is on disk."""
     body: SubmitBody = request.body
     endpoint = endpoints.usable(service, request.path[0], request.caller)
+    if body.result_serializers:
+        raise BodyInvalid(
+            reason="result_serializers: the arguments carry them here: set them in MEP's SDK, or leave the field out"
+        )
     config = to_json_value(body.user_endpoint_config, "user_endpoint_config", MAX_USER_CONFIG_BYTES)
     runtime = _runtime(body)
+    if request.caller.end_user and service.access.of_endpoint(endpoint.endpoint_id).pass_end_users:
+        runtime[END_USER] = request.caller.end_user
     await service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
@@ -100,6 +107,8 @@ def _runtime(body: SubmitBody) -> dict[str, Any]:
     runtime = to_json_value(body.user_runtime, "user_runtime", MAX_USER_CONFIG_BYTES)
     for path, problem in unusable_texts(runtime):
         raise BodyInvalid(reason=f"user_runtime: {path}: {problem}")
+    if END_USER in runtime:
+        raise BodyInvalid(reason=f"user_runtime: {END_USER}: only the relay says so, of a gateway's people")
     return runtime
 
 

@@ -40,6 +40,8 @@ class EndpointAccess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     locked: bool = False
     lock_reason: str = ""
     alias: str = ""
+    pass_end_users: bool = False
+    """Whether templates are told the end user for whom a gateway submits, as `user_runtime.end_user`."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,8 +149,8 @@ class Access:
             return
         self._check_shared(endpoint, caller, self.of_endpoint(endpoint.endpoint_id))
 
-    def check_uses(self, endpoint: EndpointRecord, caller: Caller) -> None:
-        """Check that a person may submit to an endpoint.
+    def check_uses(self, endpoint: EndpointRecord, caller: Caller) -> EndpointAccess:
+        """Check that a person may submit to an endpoint; return its rules.
 
         Raises EndpointForbidden, EndpointNotShared, EndpointLocked, LoginRequired or PolicyRefused.
         """
@@ -159,6 +161,7 @@ class Access:
         policies = [endpoint.policy, template_policy(endpoint.user_config_schema)]
         if any(policies):
             self._policies.enforce(policies, caller, f"endpoint {endpoint.endpoint_id}")
+        return access
 
     def _check_shared(self, endpoint: EndpointRecord, caller: Caller, access: EndpointAccess) -> None:
         if endpoint.owner == caller.account_id:

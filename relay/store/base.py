@@ -122,7 +122,7 @@ class RegistryTx(Protocol):
         """Mark an endpoint as deleted."""
 
     def put_function(self, function: FunctionRecord) -> None:
-        """Add a function."""
+        """Add a function. Raises IdConflict where its id is taken."""
 
     def change_function(self, function: FunctionRecord) -> None:
         """Replace everything of a function but its owner and code."""

@@ -337,13 +337,15 @@ class _RegistryTx(_Part):
 
     def put_function(self, function: FunctionRecord) -> None:
         body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
-        self._db.execute(
+        added = self._db.execute(
             sql.ADD_FUNCTION,
             (
                 *(function.function_id, function.owner, int(function.public), function.code, body),
                 *(function.created_at, function.group, function.ha_endpoint_id),
             ),
-        )
+        ).rowcount
+        if not added:
+            raise IdConflict(id=function.function_id)
 
     def change_function(self, function: FunctionRecord) -> None:
         body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))

@@ -106,7 +106,7 @@ ENDPOINTS_OF = (
 
 ADD_FUNCTION = (
     "INSERT INTO functions (function_id, owner, public, code, body, used_at, group_id, ha_endpoint_id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (function_id) DO NOTHING"
 )
 CHANGE_FUNCTION = "UPDATE functions SET public = ?, body = ?, group_id = ?, ha_endpoint_id = ? WHERE function_id = ?"
 DELETE_FUNCTION = "UPDATE functions SET deleted_at = ? WHERE function_id = ?"

@@ -47,8 +47,10 @@ KEYS: list[tuple[str, Any, str, str, Any]] = [
     ("heartbeat_period", 30, "ignored", "", None),
     ("mu_child_ep_grace_period_s", 30, "ignored", "", None),
     ("subscription_id", "6d0ba55f-de15-4af2-827d-05c50c338aa7", "ignored", "", None),
-    ("high_assurance", False, "ignored", "", None),
+    ("high_assurance", True, "kept", "high_assurance", True),
     ("authentication_policy", None, "", "", None),
+    ("authentication_policy", "6d0ba55f-de15-4af2-827d-05c50c338aa7", "kept", "authentication_policy",
+     "6d0ba55f-de15-4af2-827d-05c50c338aa7"),
     ("display_name", "None", "ignored", "display_name", None),
     ("debug", True, "kept", "debug", True),
     ("admins", ["6d0ba55f-de15-4af2-827d-05c50c338aa7"], "kept", "admins", ["6d0ba55f-de15-4af2-827d-05c50c338aa7"]),
@@ -76,14 +78,6 @@ def test_each_key_has_a_fate(tmp_path: Path, key: str, value: Any, fate: str, op
 def test_pam_keeps_globus_computes_defaults(tmp_path: Path, given: Any, enable: bool, service: str) -> None:
     options = read_document(made(globus_directory(tmp_path / "site", {"pam": given})).config, "").options
     assert (options.pam.enable, options.pam.service_name) == (enable, service)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("high_assurance", True), ("authentication_policy", "6d0ba55f-de15-4af2-827d-05c50c338aa7")]
-)
-def test_a_key_that_restricts_access_is_not_dropped(tmp_path: Path, key: str, value: Any) -> None:
-    with pytest.raises(ConfigRefused, match=key):
-        made(globus_directory(tmp_path / "site", {key: value}))
 
 
 def test_paths_outside_of_the_directory_are_copied(tmp_path: Path) -> None:
