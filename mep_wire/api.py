@@ -57,7 +57,7 @@ class FunctionBody(msgspec.Struct, kw_only=True):
     entry_point: str | None = None
     container_uuid: str | None = None
     group: str | None = None
-    """A group of the relay's, or PROVIDER:GROUP, whose people may run it too."""
+    """A group of the relay's, or PROVIDER:GROUP. Its people may run it too."""
     ha_endpoint_id: str | None = None
     """The high-assurance endpoint that it is bound to: it runs there alone."""
     public: bool = False

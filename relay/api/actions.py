@@ -1,6 +1,6 @@
 """An action provider: a flow runs functions here, through the public interface of Globus Flows' action providers.
 
-An action is a task group. Its document is stored before its tasks, whose ids follow from it: a repeated request
+An action is a task group. Its document is stored before its tasks. Their ids follow from it: a repeated request
 submits what is missing and nothing twice. Arguments and results are JSON. Called by the application.
 """
 

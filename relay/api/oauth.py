@@ -181,7 +181,7 @@ def _first_page(service: ApiContext, flow: Flow) -> str:
 def _back(
     service: ApiContext, redirect_uri: str, state: str, *, code: str = "", error: str = "", description: str = ""
 ) -> RawAnswer:
-    """Return the redirect to a client, whose address was checked before."""
+    """Return the redirect to a client. Its address was checked before."""
     values = {"code": code} if code else {"error": error, "error_description": description}
     if state:
         values["state"] = state

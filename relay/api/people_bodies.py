@@ -148,7 +148,7 @@ class AccessBody(msgspec.Struct, kw_only=True):
     """PUT /v3/endpoints/ID/access: who may use an endpoint, beside its owner and administrators."""
 
     people: list[str] | None = None
-    """Usernames. Both null: every person whom the site maps."""
+    """Usernames. Both null: every person that the site maps."""
     groups: list[str] | None = None
     """Ids of the relay's groups, or PROVIDER:GROUP for a provider's."""
     locked: bool = False

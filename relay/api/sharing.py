@@ -87,7 +87,7 @@ async def update_policy(service: ApiContext, request: Request) -> Policy:
 
 
 async def look_up_policy(service: ApiContext, request: Request) -> Policy:
-    """GET /v3/policies/ID: whoever is refused by a policy may read it."""
+    """GET /v3/policies/ID: a person that a policy refuses may read it."""
     return _existing_policy(service, request.path[0])
 
 

@@ -35,7 +35,7 @@ class EndpointAccess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Who may use an endpoint, as its administrators say here. A new registration leaves it as it is."""
 
     people: tuple[str, ...] | None = None
-    """Usernames in lower case. Both null: every person whom the site maps."""
+    """Usernames in lower case. Both null: every person that the site maps."""
     groups: tuple[str, ...] | None = None
     locked: bool = False
     lock_reason: str = ""

@@ -52,9 +52,7 @@ class AuthRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Provider:
     """See the module."""
 
-    def __init__(
-        self, settings: ProviderSettings, clock: Callable[[], float] = time.time, secret: str = ""
-    ) -> None:
+    def __init__(self, settings: ProviderSettings, clock: Callable[[], float] = time.time, secret: str = "") -> None:
         self.settings = settings
         self._clock = clock
         self._fetch = Fetch(settings.name, settings.ca_file)
@@ -138,7 +136,7 @@ class Provider:
     # --- its tokens ---------------------------------------------------------------------------------
 
     async def verify(self, token: str, audience: str, nonce: str | None = None) -> dict[str, Any]:
-        """Return the claims of a JWT. Raises TokenUnknown, whose detail says why, or ProviderUnavailable."""
+        """Return the claims of a JWT. Raises TokenUnknown, with a detail that says why, or ProviderUnavailable."""
         if len(token) > MAX_TOKEN:
             raise TokenUnknown(detail="a token of this provider is too long")
         header = self._header(token)
@@ -163,7 +161,7 @@ class Provider:
         return header
 
     def _claims_fault(self, claims: Mapping[str, Any], audience: str, nonce: str | None) -> str:
-        """Return what is wrong with a token whose signature is right; empty if nothing is."""
+        """Return the fault of a token with a right signature; empty if there is none."""
         now, skew = self._clock(), self.settings.skew_s
         if claims.get("iss") != self.settings.issuer:
             return f"the issuer {str(claims.get('iss'))[:200]!r}"

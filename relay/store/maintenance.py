@@ -191,7 +191,7 @@ def back_up(database: Database, state: Path, directory: Path) -> Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest of a backup whose files are whole. Raises CannotRestore."""
+    """Return the manifest of a backup with all its files whole. Raises CannotRestore."""
     try:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:

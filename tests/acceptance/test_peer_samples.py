@@ -75,7 +75,7 @@ IMPORT = re.compile(r"^(\s*(?:from|import) )globus_compute_sdk\b(.*)$", re.MULTI
 
 
 def with_the_import_changed(text: str) -> str:
-    """Return a script whose import lines name mep_sdk: `import globus_compute_sdk` keeps the name that it binds."""
+    """Return a script with import lines that name mep_sdk: `import globus_compute_sdk` keeps the name that it binds."""
     bound = re.sub(r"^import globus_compute_sdk$", "import mep_sdk as globus_compute_sdk", text, flags=re.MULTILINE)
     return IMPORT.sub(r"\1mep_sdk\2", bound)
 
