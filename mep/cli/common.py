@@ -59,7 +59,9 @@ class MepGroup(click.Group):
         except CliFailed as error:
             raise Failure(error.text, error.exit_code) from None
         except ConfigRefused as error:
-            raise Failure(str(error), Exit.CONFIG) from None
+            from mep.cli.remedies import with_command
+
+            raise Failure(with_command(str(error)), Exit.CONFIG) from None
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise

@@ -77,7 +77,8 @@ def _http(url: str, skew_s: float) -> Iterator[str]:
             now, date, status = time.time(), answer.getheader("Date"), answer.status
     except (OSError, HTTPException) as error:
         reason = relay_request.reason_of(error, url)
-        yield f"relay {url} cannot be reached from here: {reason}; check network, proxy and firewall"
+        remedy = f"check network, proxy and firewall; run: curl -v {url}"
+        yield f"relay {url} cannot be reached from here: {reason}; {remedy}"
         return
     if status != 200:
         yield f"relay {url} answers HTTP status {status} to GET /openapi.json: is this address a MEP relay's?"

@@ -368,22 +368,24 @@ def check(name: str, as_json: bool) -> None:
 def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False) -> None:
     """Check an endpoint and print the result. Raises ConfigRefused and CliFailed for the first error."""
     from mep.cli.install_check import check_installation, unknown_names
+    from mep.cli.remedies import at_keys, with_command
     from mep.cli.site_check import relay_notes, site_notes
     from mep.cli.template_check import try_template
-    from mep.config.resolver import resolve, summary
+    from mep.config.resolver import read_config, resolve, summary
     from mep.config.system_accounts import sharing_notes
     from mep.config.template_syntax import check_template
 
     where, roots = locate(name)
     resolution = resolve(where, roots, log_to_file=False)
     check_template(where, resolution)
-    notes = [*unknown_names(resolution.endpoint), *site_notes(where, resolution, os.geteuid())]
+    notes = at_keys(where.config, read_config(where).lines, unknown_names(resolution.endpoint))
+    notes += site_notes(where, resolution, os.geteuid())
     notes += [*relay_notes(where, resolution), *try_template(where, resolution)]
     if where.privileged:
         notes += sharing_notes(where, roots, resolution.endpoint)
         check_installation()
     value = summary(resolution)
-    value["warnings"] = [*value["warnings"], *notes]
+    value["warnings"] = [with_command(one) for one in [*value["warnings"], *notes]]
     text = fields_text({key: item for key, item in value.items() if key != "warnings"})
     if not as_json:
         warn(value["warnings"])

@@ -7,6 +7,7 @@ may be another one later (a home that pam_mkhomedir makes). Runs as root or as t
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ def _account_notes(where: EndpointPaths, options: EndpointOptions, owner: int) -
             yield f"{path}: {error.strerror}"
             continue
         if entry is None:
-            yield f"{path}: maps to {name!r}, which is no account of this host; create it, or correct the output"
+            remedy = f"correct the output, or run: useradd -m {shlex.quote(name)}"
+            yield f"{path}: maps to {name!r}, which is no account of this host; {remedy}"
         elif not Path(entry.home).is_dir() and not options.user_state_dir:
             remedy = "create it, let pam_mkhomedir do so (pam.enable), or set user_state_dir"
             yield f"{path}: maps to {name!r}, whose home {entry.home} does not exist: starts will fail; {remedy}"

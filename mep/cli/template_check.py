@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.memfd import sealed_memfd
 from mep.cli.exit_codes import CliFailed
+from mep.cli.remedies import placed
 from mep.cli.unprivileged_child import run_module
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
         os.close(descriptor)
     verdict: dict[str, Any] = json.loads(said)
     _refuse(template_path(where, resolution), verdict["problems"])
-    return [str(note) for note in verdict["notes"]]
+    directory = template_path(where, resolution).parent
+    return [placed(directory, str(note)) for note in verdict["notes"]]
 
 
 def _refuse(path: Path, problems: list[tuple[int, str, str]]) -> None:

@@ -1,0 +1,35 @@
+"""Ends each finding with the command that mends it: one that the text has already, or an editor at the line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_HAS_ONE = re.compile(r"\brun[: ]|\bchmod |\bchown ")
+_PLACE = re.compile(r"(/[^:\n]+?)(?::(\d+))?: ")
+
+
+def with_command(text: str) -> str:
+    """Return a finding that begins with FILE or FILE:LINE with an editor's command, unless it has a command."""
+    place = _PLACE.match(text)
+    if place is None or _HAS_ONE.search(text) or not Path(place[1]).is_file():
+        return text
+    line = f"+{place[2]} " if place[2] else ""
+    return f"{text}; run: vi {line}{shlex.quote(place[1])}"
+
+
+def at_keys(config: Path, lines: Mapping[str, int], notes: Iterable[str]) -> list[str]:
+    """Return notes that begin with a key of config.yaml with the file, and the line in which it has that key."""
+    found = []
+    for note in notes:
+        line = lines.get(note.partition(":")[0])
+        found.append(f"{config}:{line}: {note}" if line else note)
+    return found
+
+
+def placed(directory: Path, note: str) -> str:
+    """Return a note that begins with a file of `directory` with the whole path."""
+    name = re.match(r"[\w.][\w./-]*", note)
+    return f"{directory}/{note}" if name and (directory / name[0]).is_file() else note
