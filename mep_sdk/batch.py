@@ -45,7 +45,7 @@ def checked_payload(
 ) -> bytes:
     """Return serialized arguments. Raises ArgumentsUnserializable or PayloadTooLarge."""
     payload = serialize_arguments(
-        tuple(args), kwargs, name=name, as_json=as_json, result_ways=result_ways, explain=explain
+        tuple(args), kwargs, name=name, as_json=as_json, result_ways=result_ways, explain=explain, wants_output=True
     )
     if len(payload) > limits.MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)

@@ -73,7 +73,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        if kind is not None and self._own:  # as dask's: what was not gathered is of no use any more
+        if kind is not None and self._own:  # as dask's: results that were not gathered are of no use
             self._executor.shutdown(wait=False, cancel_futures=True)
         self.close()
 

@@ -16,7 +16,7 @@ import pickle
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -39,7 +39,11 @@ EXCEPTION = b"e"
 JSON = b"j"
 REQUEST = b"r"
 """Arguments in a frame within, after the ways in which the result may be sent: a byte, and so many bytes of names."""
-_HEADER_BYTES = 8
+OUTPUT = b"o"
+"""The task's stdout and stderr before the frame of its result or exception: two lengths of four bytes, and both."""
+OUTPUT_WANTED = b"\n\t \n\t "
+"""Follows a call's arguments where the caller takes an OUTPUT frame. Readers of pickles and of JSON pass over it."""
+_HEADER_BYTES, _LENGTH_BYTES = 8, 4
 
 PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 """The Python version of the code objects that this process makes and reads, e.g. cpython-3.11."""
@@ -92,14 +96,14 @@ class _LocalPickler(_Pickler):
     local_by_value = True
 
 
-def dumps(value: object, *, local_by_value: bool) -> bytes:
-    """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle.
+def dumps(value: object, *, local_by_value: bool, tail: bytes = b"") -> bytes:
+    """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle. `tail` follows it within.
 
     What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
     are not installed (a script's neighbours). Raises NotSerializable.
     """
-    plain = _dumps_locally_plain if local_by_value else _dumps_plain
-    return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value), value=value)
+    plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail)
+    return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value, tail=tail), value=value)
 
 
 def way_to_fault(value: object, name: str, *, local_by_value: bool) -> str:
@@ -131,22 +135,24 @@ def _first_that_works(*ways: Callable[[object], bytes], value: object) -> bytes:
     raise NotSerializable(reason)
 
 
-def _dumps_plain(value: object) -> bytes:
+def _dumps_plain(value: object, tail: bytes) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, 5).dump(value)
+    buffer.write(tail)
     return frame(PICKLE, buffer.getvalue())
 
 
-def _dumps_locally_plain(value: object) -> bytes:
+def _dumps_locally_plain(value: object, tail: bytes) -> bytes:
     buffer = io.BytesIO()
     _LocalPickler(buffer, 5).dump(value)
+    buffer.write(tail)
     return frame(PICKLE, buffer.getvalue())
 
 
 _registering = threading.Lock()
 
 
-def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = ()) -> bytes:
+def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = (), tail: bytes = b"") -> bytes:
     import cloudpickle  # 5 ms that most workers never need
 
     from mep_sdk import by_value
@@ -160,6 +166,7 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
         try:
             buffer = io.BytesIO()
             (by_value.LocalPickler if local else by_value.Pickler)(buffer, protocol=5).dump(value)
+            buffer.write(tail)
             body = buffer.getvalue()
         finally:
             for module in mine:
@@ -168,14 +175,34 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
     return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
 
 
-def dumps_json(value: object) -> bytes:
-    """Return the frame of `value` as JSON. Raises NotSerializable."""
+def dumps_json(value: object, tail: bytes = b"") -> bytes:
+    """Return the frame of `value` as JSON; `tail` follows it within. Raises NotSerializable."""
     import json
 
     text, failure = attempt(json.dumps, value)
     if text is None:
         raise NotSerializable(failure_text(failure) if failure is not None else "") from failure
-    return frame(JSON, text.encode())
+    return frame(JSON, text.encode() + tail)
+
+
+def with_output(payload: bytes, output: Sequence[bytes]) -> bytes:
+    """Return a frame of a task's stdout and stderr, and of `payload`: its result, its exception or nothing."""
+    lengths = (len(each).to_bytes(_LENGTH_BYTES, "big") for each in output)
+    return frame(OUTPUT, b"".join((*lengths, *output, payload)))
+
+
+def split_output(payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return stdout, stderr and the frame within that `with_output` was given; other payloads as they are. Raises
+    DataCorrupt."""
+    if payload[:4] != MAGIC + OUTPUT:
+        return b"", b"", payload
+    body = bytes(unframe(payload, "result")[1])
+    begin = 2 * _LENGTH_BYTES
+    middle = begin + int.from_bytes(body[:_LENGTH_BYTES], "big")
+    end = middle + int.from_bytes(body[_LENGTH_BYTES:begin], "big")
+    if len(body) < end or len(body) < begin:
+        raise DataCorrupt(what="result", reason="the lengths of its parts do not fit")
+    return body[begin:middle], body[middle:end], body[end:]
 
 
 def request(ways: list[str], arguments: bytes) -> bytes:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import marshal
 import os
+import sys
 import threading
 import time
 import types
@@ -34,6 +35,7 @@ from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
+from mep_wire.text import printable_lines
 from mep_wire.user_values import check_characters
 
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ class Executor(concurrent.futures.Executor):
         allow_insecure: bool = False,
         lost_relay_timeout_s: float = LOST_RELAY_TIMEOUT_S,
         progress: Any = False,
+        stream_output: bool = False,
         **unrecognized: Any,
     ) -> None:
         """Make an executor for `endpoint_id`; `client` (or `relay_url` and `token`) says through which relay.
@@ -134,8 +137,9 @@ class Executor(concurrent.futures.Executor):
         `lost_relay_timeout_s`: `shutdown(wait=True)` gives up with RelayAnswerMissing once the relay has been
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
-        Compute's, and have no effect. `progress` shows a bar of the tasks that have ended: True for tqdm's, or a class
-        that is called as tqdm's is. Raises what Client raises, and ValueError for `progress=True` without tqdm.
+        Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
+        `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
+        for `progress=True` without tqdm.
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
@@ -151,7 +155,7 @@ class Executor(concurrent.futures.Executor):
         self._by_digest: dict[bytes, Function] = {}
         self.serializer, self.result_serializers = serializer or self.client.serializer, result_serializers
         self.task_count_submitted = 0
-        self._progress = _progress(progress) if progress else None
+        self._progress, self.stream_output = _progress(progress) if progress else None, stream_output
         self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
@@ -474,6 +478,8 @@ class Executor(concurrent.futures.Executor):
         self.task_count_submitted += 1
         if self._progress is not None:
             self._progress.submitted(future)
+        if self.stream_output:
+            future.add_done_callback(_print_output)
         return future
 
     def _send_when_ended(
@@ -535,6 +541,16 @@ def _progress(wanted: Any) -> Progress:
     from mep_sdk.progress import Progress  # only those who want a bar need it
 
     return Progress(wanted)
+
+
+def _print_output(future: concurrent.futures.Future[Any]) -> None:
+    """Print what a task printed, as it stands there but for control characters."""
+    for name in ("stdout", "stderr"):
+        text = getattr(future, name)
+        if text:
+            stream = getattr(sys, name)
+            stream.write(printable_lines(text) + ("" if text.endswith("\n") else "\n"))
+            stream.flush()
 
 
 def _caused(error: MepError, cause: BaseException | None) -> MepError:

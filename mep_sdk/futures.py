@@ -65,6 +65,11 @@ class TaskFuture(Future[_T]):
     function_name = ""
     status = ""
     """The relay's last word on where the task is, such as `waiting-for-ep` or `running`; empty before it is asked."""
+    stdout = ""
+    """What the task printed, once it has ended: by Python's own streams, the last 64 kB. The function's print() and
+    logging, for example, but not the output of programs that it ran."""
+    stderr = ""
+    """The same of sys.stderr."""
     _wait = Wait("", "")
     _calling_back = False
     """Whether a thread is in `call_callbacks`."""
@@ -144,6 +149,7 @@ class TaskFuture(Future[_T]):
             ("function", self.function_name),
             ("endpoint", self.endpoint_id),
             ("state", self._shown_state().partition("=")[2]),
+            *((name, html.last_lines(getattr(self, name))) for name in ("stdout", "stderr")),
         ]
         return html.table("TaskFuture", rows)
 

@@ -8,6 +8,7 @@ from html import escape
 from mep_wire.text import printable_lines
 
 _CELL = "text-align:left;vertical-align:top"
+_SHOWN_CHARS, _SHOWN_LINES = 1024, 10
 _BAR = "height:0.6em;width:16em;background:#ddd"
 _COLOURS = {"succeeded": "#2a8", "failed": "#c33", "cancelled": "#999", "running": "#48c"}
 
@@ -21,6 +22,11 @@ def table(title: str, rows: Iterable[tuple[str, str]], *, extra: str = "") -> st
         if value
     )
     return f"<div><strong>{escape(title)}</strong>{extra}<table>{cells}</table></div>"
+
+
+def last_lines(output: str) -> str:
+    """Return the end of what a task or a command printed."""
+    return "\n".join(output.strip("\n")[-_SHOWN_CHARS:].splitlines()[-_SHOWN_LINES:])
 
 
 def bar(counts: Mapping[str, int]) -> str:

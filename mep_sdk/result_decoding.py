@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import current_thread, main_thread
 from typing import Any
 
+from mep_sdk.encoding import split_output
 from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.serialize import load_exception, load_result
 from mep_sdk.version_mismatch import with_own_version
@@ -23,12 +24,23 @@ def state_of(status: str) -> TaskState | None:
     return _STATES.get(status)
 
 
+def output_of(payload: bytes) -> tuple[str, str]:
+    """Return what the task printed, to stdout and to stderr, where that came with its result."""
+    try:
+        stdout, stderr, _ = split_output(payload)
+    except DataCorrupt:  # told where the result is read
+        return "", ""
+    return stdout.decode(errors="replace"), stderr.decode(errors="replace")
+
+
 def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
     """Return the exception to raise for a task that did not succeed: the function's own, else a named error."""
     text = result.text
     if result.payload:
         try:
-            return load_exception(result.payload)
+            _, _, payload = split_output(result.payload)
+            if payload:
+                return load_exception(payload)
         except DataCorrupt as error:
             text = f"{text} ({error.text})"
     kind = _WITHOUT_CODE.get(state)

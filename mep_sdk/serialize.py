@@ -29,6 +29,7 @@ __all__ = [
     "serialize_exception",
     "serialize_function",
     "serialize_result",
+    "wants_output",
 ]
 
 
@@ -41,15 +42,19 @@ def serialize_arguments(
     as_json: bool = False,
     result_ways: Sequence[str] = (),
     explain: bool = True,
+    wants_output: bool = False,
 ) -> bytes:
     """Return the bytes of one call's arguments. Raises ArgumentsUnserializable.
 
     `result_ways`: how the result may be sent, to be tried in this order (see strategies). `explain` looks for the part
-    that does not pickle, which takes up to a second.
+    that does not pickle, which takes up to a second. `wants_output`: the caller takes results of `with_output`.
     """
     try:
-        call = (args, dict(kwargs))
-        data = encoding.dumps_json(call) if as_json else encoding.dumps(call, local_by_value=local_by_value)
+        call, tail = (args, dict(kwargs)), encoding.OUTPUT_WANTED if wants_output else b""
+        if as_json:
+            data = encoding.dumps_json(call, tail)
+        else:
+            data = encoding.dumps(call, local_by_value=local_by_value, tail=tail)
         return encoding.request(list(result_ways), data) if result_ways else data
     except NotSerializable as error:
         way = _fault_in_call(args, kwargs, local_by_value=local_by_value) if explain and not as_json else ""
@@ -95,9 +100,14 @@ def result_ways_of(arguments: bytes) -> list[str]:
     return encoding.ways_wanted(arguments)
 
 
+def wants_output(arguments: bytes) -> bool:
+    """Return whether the caller takes what the task prints with its result."""
+    return arguments.endswith(encoding.OUTPUT_WANTED)
+
+
 def load_result(data: bytes) -> Any:
     """Return the value of a task. Raises DataCorrupt or DataUnreadable."""
-    return encoding.loads(data, "result", "here")
+    return encoding.loads(encoding.split_output(data)[2], "result", "here")
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ class ShellResult:
         said = [f"Command {self.cmd} returned with exit status: {self.returncode}"]
         for name, output in (("stdout", self.stdout), ("stderr", self.stderr)):
             if text := output.strip("\n"):
-                shown = _last_lines(text)
+                shown = "\n".join(text[-_SHOWN_CHARS:].splitlines()[-_SHOWN_LINES:])
                 cut = "" if shown == text else f" (its end; .{name} has more)"
                 said.append(f"{name}{cut}:\n{shown}")
         return "\n".join(said)
@@ -47,9 +47,8 @@ class ShellResult:
         from mep_sdk import html  # only notebooks need it
 
         rows = [("command", self.cmd), ("return code", str(self.returncode))]
-        return html.table(
-            "ShellResult", [*rows, ("stdout", _last_lines(self.stdout)), ("stderr", _last_lines(self.stderr))]
-        )
+        output = [(name, html.last_lines(getattr(self, name))) for name in ("stdout", "stderr")]
+        return html.table("ShellResult", [*rows, *output])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(returncode={self.returncode}, cmd={self.cmd!r})"
@@ -149,11 +148,6 @@ class MPIFunction(ShellFunction):
         if not os.environ.get("PARSL_MPI_PREFIX"):
             raise MpiUnavailable
         return self._run(f"$PARSL_MPI_PREFIX {self._filled(kwargs)}")
-
-
-def _last_lines(output: str) -> str:
-    """Return the last lines of a command's output, to be shown."""
-    return "\n".join(output.strip("\n")[-_SHOWN_CHARS:].splitlines()[-_SHOWN_LINES:])
 
 
 def _identifier(name: str) -> str:

@@ -24,11 +24,12 @@ import msgspec
 from mep_sdk.batch import user_runtime
 from mep_sdk.callback_threads import CallbackThreads
 from mep_sdk.client import Client
+from mep_sdk.encoding import OUTPUT
 from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.foreign_code import attempt, failure_text
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
-from mep_sdk.result_decoding import runs_code_to_load, settle
+from mep_sdk.result_decoding import output_of, runs_code_to_load, settle
 from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
@@ -323,15 +324,21 @@ class Submitter:
             elif runs_code:
                 self._loaders.put(_Load(self, future, result))
             else:
-                self._resolve(future, *_settle(result))
+                self._take_in(future, result)
         self._settled()
 
     def load(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
         """Load a result that runs code to be loaded, which may take its time or wait for other results."""
-        self._resolve(future, *_settle(result))
+        self._take_in(future, result)
         with self._change:
             self._loading.pop(result.task_id, None)
         self._settled()
+
+    def _take_in(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
+        """Resolve a future with a result, and with what the task printed."""
+        if result.payload[3:4] == OUTPUT:
+            future.stdout, future.stderr = output_of(result.payload)
+        self._resolve(future, *_settle(result))
 
     def _resolve(self, future: TaskFuture[Any], value: Any, failure: Exception | None) -> None:
         log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")

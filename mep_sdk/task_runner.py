@@ -13,13 +13,14 @@ import os
 
 import msgspec
 
-from mep_sdk import serialize
+from mep_sdk import encoding, serialize, task_output
 from mep_sdk.foreign_code import attempt, clean, failure_text, type_name
 from mep_sdk.function_serializer import LoadedFunction, load_function
 from mep_sdk.process_limits import ProcessWatch
 from mep_wire.errors import FunctionUnloadable, MepError, ResultTooLarge, ResultUnserializable, TaskFailed
 
 _MAX_CACHED = 256
+_OVERHEAD_BYTES = 64
 _MAX_TEXT_CHARS = 8 * 1024
 _OURS = ("mep_sdk.errors", "mep_wire.errors")
 _processes = ProcessWatch()
@@ -42,18 +43,36 @@ class TaskOutcome(msgspec.Struct, frozen=True):
     payload: bytes
 
 
+keep_output = task_output.install
+"""Have outcomes hold what tasks print. For a process that runs one task at a time, before the first."""
 FunctionCache = dict[bytes, LoadedFunction]
 """Functions that a worker has loaded, by their bytes. Pass the same one to every `run_task` of a worker."""
 
 
 def run_task(
-    function: bytes, payload: bytes, *, max_result_bytes: int, cache: FunctionCache | None = None
+    function: bytes,
+    payload: bytes,
+    *,
+    max_result_bytes: int,
+    cache: FunctionCache | None = None,
 ) -> TaskOutcome:
     """Call the serialized function with the serialized arguments and return how it ended. Never raises.
 
     Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
     DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
+    The payload has the task's output too, if its caller takes it, this process keeps it (see `keep_output`) and both
+    together are not too large.
     """
+    if not (serialize.wants_output(payload) and task_output.begin()):
+        return _run(function, payload, max_result_bytes, cache)
+    outcome = _run(function, payload, max_result_bytes, cache)
+    output = task_output.end()
+    if not any(output) or len(outcome.payload) + sum(map(len, output)) + _OVERHEAD_BYTES > max_result_bytes:
+        return outcome
+    return TaskOutcome(outcome.code, outcome.text, encoding.with_output(outcome.payload, output))
+
+
+def _run(function: bytes, payload: bytes, max_result_bytes: int, cache: FunctionCache | None) -> TaskOutcome:
     stage, loaded = TaskStage.LOAD, None
     try:
         loaded = _load(function, cache)

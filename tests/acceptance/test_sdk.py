@@ -667,3 +667,52 @@ def test_a_script_leaves_no_resource_open(campus, tmp_path):
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "ResourceWarning" not in ran.stderr, ran.stderr
+
+
+# --- output ---------------------------------------------------------------------------------------------
+
+
+def speak(name):
+    print("hello", name)
+    print("\x1b[2Jbeware", file=sys.stderr)
+    return name
+
+
+def speak_and_fail(name):
+    print("so far", name)
+    raise KeyError(name)
+
+
+def test_a_futures_output_is_its_own(executor):
+    one, other, silent = (
+        executor.submit(speak, "ada"),
+        executor.submit(speak_and_fail, "bob"),
+        executor.submit(add, 1, 2),
+    )
+    assert (one.stdout, one.stderr) == ("", "") or one.done()
+    assert one.result(WAIT_S) == "ada"
+    assert type(other.exception(WAIT_S)) is KeyError
+    assert silent.result(WAIT_S) == 3
+    assert (one.stdout, one.stderr) == ("hello ada\n", "\x1b[2Jbeware\n")
+    assert (other.stdout, silent.stdout) == ("so far bob\n", "")
+
+
+def test_output_comes_with_results_that_are_fetched_later(campus):
+    client = campus.client()
+    batch = client.create_batch()
+    task_id = batch.add(client.register_function(speak), args=("ada",))
+    client.batch_run(campus.endpoint.endpoint_id, batch)
+    until("the result", lambda: not client.get_task(task_id)["pending"])
+    assert client.get_result(task_id) == "ada"
+    with campus.executor(task_group_id=batch.task_group_id) as later:
+        (again,) = later.reload_tasks()
+        assert (again.result(WAIT_S), again.stdout) == ("ada", "hello ada\n")
+
+
+def test_stream_output_prints_it_with_control_characters_escaped(campus, capsys):
+    with campus.executor(stream_output=True) as executor:
+        for name in ("ada", "bob"):
+            executor.submit(speak, name).result(WAIT_S)
+    shown = capsys.readouterr()
+    assert sorted(shown.out.splitlines()) == ["hello ada", "hello bob"]
+    assert shown.err == "\\x1b[2Jbeware\n" * 2

@@ -16,7 +16,18 @@ from tests.support.relay import RelayProcess
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-SAYS = ["15", "pi is about 3", "('", "1000000", "{'a': 2, 'b': 1}", "ZeroDivisionError", "[1024]", "success", "0 5"]
+SAYS = [
+    "15",
+    "pi is about 3",
+    "('",
+    "1000000",
+    "{'a': 2, 'b': 1}",
+    "ZeroDivisionError",
+    "13 steps",
+    "[1024]",
+    "success",
+    "0 5",
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.contract.test_engines import Bench, place
+from mep_sdk.result_decoding import output_of
+from mep_sdk.serialize import serialize_arguments
+from tests.contract.test_engines import SETTINGS, Bench, place
 from tests.support.waiting import until
 from user_endpoint.bounded_log import BoundedFile
 from user_endpoint.engines import make_engine
@@ -51,3 +54,31 @@ def test_the_last_words_of_a_killed_process_are_in_the_log_of_the_next(tmp_path:
     os.close(stand_in)
     after.close()
     assert (tmp_path / "log").read_text() == "Fatal error\\x1b[2J\n"
+
+
+def chatting(name: str) -> str:
+    import sys
+
+    print("hello", name)
+    sys.stderr.write("beware\n")
+    return name
+
+
+@pytest.mark.parametrize("engine", ["process", "htex"])
+def test_the_result_has_it_where_the_caller_takes_it(tmp_path: Path, engine: str) -> None:
+    made = make_engine(SETTINGS[engine](), place(tmp_path))
+    made.start()
+    try:
+        bench = Bench(made)
+        rows = []
+        for name in ("ada", "bob", "eve"):
+            task = bench.task(chatting)
+            payload = serialize_arguments((name,), {}, wants_output=name != "bob")
+            made.submit([msgspec.structs.replace(task, payload=payload)])
+            rows.append(task.row)
+        bench.wait(*rows)
+        assert [bench.value(row) for row in rows] == ["ada", "bob", "eve"]
+        printed = [output_of(bench.ended[row].payload) for row in rows]
+        assert printed == [("hello ada\n", "beware\n"), ("", ""), ("hello eve\n", "beware\n")]
+    finally:
+        made.stop(2.0)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from zmq.utils import z85
 
-from mep_sdk.task_runner import FunctionCache, run_task
+from mep_sdk.task_runner import FunctionCache, keep_output, run_task
 from mep_wire import PROTOCOL_VERSION, codec, messages
 from mep_wire.api import RegisterAnswer
 from mep_wire.errors import TaskCancelled
@@ -225,6 +225,7 @@ def serve(manager: Manager) -> None:
 
 def main() -> None:
     """Read who to be from standard input, and be it."""
+    keep_output()
     given = json.loads(sys.stdin.buffer.raw.readline())  # type: ignore[attr-defined]
     registered = msgspec.convert(given["registered"], RegisterAnswer)
     serve(Manager(registered, given["secret"].encode(), bytes.fromhex(given["unseal"])))

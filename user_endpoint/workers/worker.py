@@ -63,13 +63,14 @@ def serve(
     """
     from mep_sdk import foreign_code  # all of these now: a task may remove modules
     from mep_sdk.task_runner import FunctionCache as Loaded
-    from mep_sdk.task_runner import TaskOutcome, run_task
+    from mep_sdk.task_runner import TaskOutcome, keep_output, run_task
     from mep_wire.errors import EngineFailed
 
     functions = FunctionCache()
     loaded: Loaded = {}
     log = _begun_log()
     task_main.install()
+    keep_output()
     environment = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = _own_pid()
     while True:

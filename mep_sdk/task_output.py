@@ -1,0 +1,86 @@
+"""Keeps a task's printed output for its person: Python's own streams write to the worker's log as always, and here.
+
+The end of each stream is kept, up to MOST_BYTES. Output of other programs and of C libraries goes to the log alone.
+Workers that run one task at a time install it; the task runner then asks for each task's output.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+from mep_sdk.foreign_code import attempt
+
+MOST_BYTES = 64 * 1024
+"""How much of each stream comes back: its end."""
+
+
+class _Tee(io.RawIOBase):
+    """Writes to a descriptor, and keeps the end of it while a task runs."""
+
+    def __init__(self, descriptor: int, name: object) -> None:
+        super().__init__()
+        self._descriptor, self.name = descriptor, name
+        self.kept, self.written, self.keeps = bytearray(), 0, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, data: Any, /) -> int:
+        count = os.write(self._descriptor, data)
+        if self.keeps:
+            self.kept += memoryview(data)[:count]
+            self.written += count
+            if len(self.kept) > 2 * MOST_BYTES:
+                del self.kept[:-MOST_BYTES]
+        return count
+
+    def take(self) -> bytes:
+        """Return the kept end, and how much came before it; forget it."""
+        kept, lost = bytes(self.kept[-MOST_BYTES:]), self.written - min(self.written, MOST_BYTES)
+        self.kept, self.written = bytearray(), 0
+        if not lost:
+            return kept
+        return f"[{lost:,} bytes came before; the worker's log at the site has more]\n".encode() + kept
+
+
+_kept: list[tuple[io.TextIOWrapper, _Tee]] = []
+"""The streams of this process: those that were there when it was installed."""
+
+
+def install() -> None:
+    """Put streams that keep the output in the place of sys.stdout and sys.stderr, for the life of this process."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        before: Any = getattr(sys, name)
+        if isinstance(before, io.TextIOWrapper):
+            tee = _Tee(descriptor, before.name)
+            buffer: Any = io.BufferedWriter(tee)
+            made = io.TextIOWrapper(buffer, before.encoding, before.errors, "\n", before.line_buffering)
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)
+            _kept.append((made, tee))
+
+
+def begin() -> bool:
+    """Keep the output from now on. Return whether this process can: see `install`."""
+    for _, tee in _kept:
+        tee.keeps = True
+    return bool(_kept)
+
+
+def end() -> list[bytes]:
+    """Return the output of both streams since `begin`, and keep nothing more."""
+    found = []
+    for stream, tee in _kept:
+        attempt(stream.flush)  # the task may have closed it
+        tee.keeps = False
+        found.append(tee.take() if tee.written else b"")
+    return found
