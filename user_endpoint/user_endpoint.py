@@ -25,6 +25,7 @@ from mep_wire.errors import (
     TaskFailed,
 )
 from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
+from mep_wire.waits import SENTENCES, WaitCode
 from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
 from user_endpoint.deadlines import RunningDeadlines
@@ -363,8 +364,9 @@ class UserEndpoint:
             self._send_credit(self.link, more)
 
     def _send_credit(self, link: LinkClient[messages.ToUep], grant: int) -> None:
-        self._told_trouble, python = self._engine.trouble, self._engine.worker_python
-        code = self._engine.trouble_code if self._told_trouble else ""
+        self._told_trouble, python = self._trouble, self._engine.worker_python
+        own = self._told_trouble != self._engine.trouble
+        code = "" if not self._told_trouble else WaitCode.ENGINE_TROUBLE if own else self._engine.trouble_code
         if code != self._trouble_code or not self._told_trouble:
             self._trouble_code, self._trouble_since = code, time.time() if self._told_trouble else 0.0
         link.send(
@@ -377,11 +379,22 @@ class UserEndpoint:
             )
         )
 
+    @property
+    def _trouble(self) -> str:
+        """What keeps tasks from beginning, for the person: the engine's trouble, or a shortage here."""
+        if self._engine.trouble:
+            return self._engine.trouble
+        if self._headroom.low:
+            return SENTENCES[WaitCode.ENGINE_TROUBLE].format(words="your process there has few file descriptors left")
+        if self._spool.is_full:
+            return SENTENCES[WaitCode.ENGINE_TROUBLE].format(words="its results wait for the relay to confirm them")
+        return ""
+
     def _tell_trouble(self, link: LinkClient[messages.ToUep]) -> None:
-        """Tell the relay, for the person, what the engine tries again while tasks wait, and when that is over."""
-        if self._engine.trouble != self._told_trouble:
-            if self._engine.trouble:
-                self._log.warning("tasks wait", reason=self._engine.trouble, held=len(self._ledger))
+        """Tell the relay, for the person, what keeps tasks from beginning, and when that is over."""
+        if (trouble := self._trouble) != self._told_trouble:
+            if trouble:
+                self._log.warning("tasks wait", reason=trouble, held=len(self._ledger))
             self._send_credit(link, 0)
 
     # --- the end --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _HEAD = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z (DEBUG|INFO|WARNING|ERROR) ([\w-]+)\[\d+\]: (.*)"
 )
 _FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
+_SAYS_NOTHING = re.compile(r"exit status \d+")
 _UNQUOTED = re.compile(r"\\(.)")
 _RANK = ("block", "user endpoint", "keeper", "mapper", "monitor", "manager", "relay")
 """Who knows the cause best: the process nearest to it."""
@@ -59,7 +60,7 @@ class Line:
     def reason(self) -> str:
         """What it says about the cause, in the words of the process that knew."""
         said = [self.fields.get(key, "") for key in ("detail", "reason", "public", "cause", "text")]
-        return next((one for one in said if one), self.text)
+        return next((one for one in said if one and not _SAYS_NOTHING.fullmatch(one)), self.text)
 
 
 def parse_line(text: str) -> Line | None:
@@ -134,7 +135,8 @@ class Story:
             return min(blocks, key=lambda line: (_rank(line), line.at))
         named = [line for line in failures if code and line.code == code]
         own = [line for line in named if self.about in line.fields.values()] or named or failures
-        return min(own, key=lambda line: (_rank(line), line.at), default=None)
+        # A line that names no reason of its own knows less than one further away that does.
+        return min(own, key=lambda line: (line.reason == line.text, _rank(line), line.at), default=None)
 
     def add(self, lines: Iterable[Line]) -> None:
         """Add lines, in order and each once."""

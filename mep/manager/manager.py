@@ -55,7 +55,14 @@ from mep.manager.task_records import TaskRecords
 from mep_link.client import LinkClient, LinkState, options
 from mep_wire import PROTOCOL_VERSION, messages
 from mep_wire.codec import decode_to_manager
-from mep_wire.errors import HelloNeeded, LinkMessageInvalid, SiteBusy, StartRequestRefused, StartRequestStale
+from mep_wire.errors import (
+    HelloNeeded,
+    LinkMessageInvalid,
+    MepError,
+    SiteBusy,
+    StartRequestRefused,
+    StartRequestStale,
+)
 from mep_wire.limits import MAX_PUBLIC_TEXT, MAX_START_REQUEST_BYTES
 from mep_wire.start_request import same_process
 
@@ -331,6 +338,7 @@ class Manager:
     def _start_endpoint(self, start: messages.SignedStart) -> None:
         if len(start.request) > MAX_START_REQUEST_BYTES:
             error = StartRequestRefused(reason="it is too large")
+            self._log_own_answer(start, error)
             self._answer(start, StartOutcome.REFUSED, error.code, error.text, error.correlation_id)
             return
         if start.recheck:
@@ -377,7 +385,15 @@ class Manager:
         busy = SiteBusy(limit=self._section.max_starting, text=text)
         if self._figures is not None:
             self._figures.started(StartOutcome.UNAVAILABLE, busy.code, "", 0.0)
+        self._log_own_answer(start, busy)
         self._answer(start, StartOutcome.UNAVAILABLE, busy.code, busy.text, busy.correlation_id)
+
+    def _log_own_answer(self, start: messages.SignedStart, error: MepError) -> None:
+        """Log a start that the monitor never saw: no other log has its correlation id."""
+        self._log.warning(
+            "start not passed on", code=error.code, uep=start.uep_id, correlation_id=error.correlation_id,
+            reason=error.text,
+        )  # fmt: skip
 
     def _pass_on_recheck(self, ref: int, start: messages.SignedStart) -> None:
         """Pass on a re-check for mapper and monitor. If that isn't possible now, the next one is passed on."""
@@ -539,6 +555,7 @@ class Manager:
         self._epoch = epoch
         stale = StartRequestStale(reason="it was signed before this endpoint's last start")
         for start in self._queue.clear():
+            self._log_own_answer(start, stale)
             self._answer(start, StartOutcome.UNAVAILABLE, stale.code, stale.text, stale.correlation_id)
         if self._state in {ManagerState.GREETING, ManagerState.UP}:
             self._link.greet()

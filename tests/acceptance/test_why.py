@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,9 +70,17 @@ def story_of(place: Campus, about: str) -> dict[str, Any]:
     return story
 
 
+def too_large() -> bytes:
+    return bytes(11 * 1024 * 1024)
+
+
 @pytest.mark.parametrize(
     ("function", "code", "said"),
-    [(kill_worker, "WORKER_LOST", "SIGKILL"), (unserializable, "RESULT_UNSERIALIZABLE", "lock")],
+    [
+        (kill_worker, "WORKER_LOST", "SIGKILL"),
+        (unserializable, "RESULT_UNSERIALIZABLE", "lock"),
+        (too_large, "RESULT_TOO_LARGE", "more than the"),
+    ],
 )
 def test_a_tasks_own_id_leads_to_its_story(place: Campus, function: Any, code: str, said: str) -> None:
     error = failure(place, "alice", function)
@@ -108,6 +119,50 @@ def test_blocks_that_fail_are_told_with_their_stderr(place: Campus) -> None:
     failed = [line for line in story["story"] if line["text"].startswith("a block failed")]
     assert len(failed) >= 3
     assert all("block=" in line["text"] and "job=" in line["text"] for line in failed)
+
+
+def hold(path: str) -> None:
+    import time
+
+    open(path, "w").close()
+    time.sleep(60)
+
+
+def test_a_user_endpoint_that_was_killed_is_told(place: Campus) -> None:
+    begun = Path(place.accounts["alice"].home, "begun")
+    with place.executor("alice", project="killed") as executor:
+        before = place.pids()
+        future = executor.submit(hold, str(begun))
+        until("it runs", begun.exists, RESULT_S)
+        for pid in place.new_pids(before).values():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(MepError) as caught:
+            future.result(timeout=RESULT_S)
+    assert caught.value.code == "USER_ENDPOINT_LOST"
+    for about in (future.task_id, caught.value.correlation_id):
+        story = story_of(place, str(about))
+        assert story["code"] == "USER_ENDPOINT_LOST"
+        assert "killed" in story["cause"]["reason"]
+    lost = [line for line in story["story"] if line["source"] in ("monitor", "relay") and line["level"] != "INFO"]
+    assert lost, "the end of the process is told too"
+
+
+def test_a_home_that_holds_no_files_is_told(place: Campus) -> None:
+    account = place.accounts["bob"]
+    directory = Path(account.home, ".mep", "uep")
+    if not directory.exists():
+        with place.executor("bob") as executor:
+            executor.submit(abs, 1).result(timeout=RESULT_S)
+    directory.chmod(0o500)
+    try:
+        error = failure(place, "bob", abs, project="new")
+    finally:
+        directory.chmod(0o700)
+    assert error.code == "HOME_UNUSABLE"
+    story = story_of(place, error.correlation_id)
+    assert story["code"] == "HOME_UNUSABLE"
+    assert "Permission denied" in story["cause"]["reason"]
+    assert story["local_user"] == account.name
 
 
 def test_the_link_is_down_and_the_hosts_own_logs_tell(place: Campus) -> None:

@@ -116,6 +116,16 @@ def test_failed_blocks_are_the_cause_of_a_failed_engine() -> None:
     assert cause.reason == "SIGKILL", "an unrelated block is not blamed"
 
 
+def test_a_line_without_a_reason_gives_way_to_one_that_has_it() -> None:
+    story = Story(TASK)
+    relay = parse_relay(
+        {"lines": [{"at": 9.0, "level": "ERROR", "text": "start refused: code=HOME_UNUSABLE disk full"}]}
+    )
+    story.add([*relay, line("monitor", "WARNING", "start answered", 8.0, code="HOME_UNUSABLE", detail="exit status 1")])
+    assert (cause := story.cause()) is not None
+    assert (cause.source, cause.reason) == ("relay", "disk full")
+
+
 def test_nothing_failed_is_said_too() -> None:
     story = Story(TASK, status="running")
     story.add([line("mep-uep", "INFO", "joined the relay")])

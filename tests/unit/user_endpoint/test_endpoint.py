@@ -421,3 +421,27 @@ def test_a_result_that_is_too_large_is_logged_as_such(stage: Stage) -> None:
     stage.tasks(5)
     stage.happens(ResultItem(5, "5", "", "", bytes(11), 1.0, 2.0))
     assert "task failed code=RESULT_TOO_LARGE task=5" in stage.log.read_text()
+
+
+def test_why_tasks_wait_goes_to_the_relay_with_code_and_beginning(stage: Stage) -> None:
+    stage.uep.flush()
+    stage.link.take(messages.Credit)
+
+    def told() -> messages.Credit:
+        stage.uep.flush()
+        (credit,) = stage.link.take(messages.Credit)
+        assert isinstance(credit, messages.Credit)
+        return credit
+
+    stage.engine.trouble, stage.engine.trouble_code = "Slurm job 7: PENDING (Priority)", "JOB_PENDING"
+    first = told()
+    assert (first.trouble, first.trouble_code) == ("Slurm job 7: PENDING (Priority)", "JOB_PENDING")
+    stage.engine.trouble = "Slurm job 7: PENDING (Resources)"
+    assert told().trouble_since == first.trouble_since > 0, "the wait is the same"
+    stage.engine.trouble = ""
+    over = told()
+    assert (over.trouble, over.trouble_code, over.trouble_since) == ("", "", 0.0)
+    stage.uep._headroom.low = True
+    short = told()
+    assert short.trouble_code == "ENGINE_TROUBLE"
+    assert "few file descriptors" in short.trouble
