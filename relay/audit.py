@@ -1,4 +1,4 @@
-"""The relay's audit log: who did what, one JSON object a line, in a file that only grows.
+"""The relay's audit log: each person's changes, one JSON object a line, in a file that only grows.
 
 A line is written at once and is whole. A file that was moved away (by logrotate, say) is begun anew. A line that can't
 be written is an error in the relay's own log and stops nothing. Called by the HTTP API for every change.
@@ -28,7 +28,7 @@ class AuditLog:
         self._looked_at = float("-inf")
 
     def note(self, action: str, caller: Caller | None = None, **fields: object) -> None:
-        """Write one line: what was done (`endpoint.delete`, say), by whom, and to what."""
+        """Write one line: an action (`endpoint.delete`, say), the person, and the things concerned."""
         if self._path is None:
             return
         line: dict[str, object] = {"at": round(time.time(), 3), "action": action}

@@ -157,7 +157,7 @@ class AccessBody(msgspec.Struct, kw_only=True):
     alias: str | None = None
     """A name by which the endpoint is found, unique at this relay."""
     pass_end_users: bool = False
-    """Whether templates see the end user for whom a gateway submits, as `user_runtime.end_user`: each of them then has
+    """Whether templates see the end user of a gateway, as `user_runtime.end_user`: each of them then has
     a user endpoint of their own."""
 
 

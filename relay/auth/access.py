@@ -41,7 +41,7 @@ class EndpointAccess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     lock_reason: str = ""
     alias: str = ""
     pass_end_users: bool = False
-    """Whether templates are told the end user for whom a gateway submits, as `user_runtime.end_user`."""
+    """Whether templates are told the end user of a gateway, as `user_runtime.end_user`."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):

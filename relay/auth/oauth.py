@@ -76,7 +76,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for, at an authorization or for a device."""
+    """A client's wishes, at an authorization or for a device."""
 
     client_id: str
     scopes: tuple[str, ...] = DEFAULT_SCOPES
@@ -112,7 +112,7 @@ class _Code(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller
     made_at: float
     grant_id: str = ""
-    """What was made of it; empty until then."""
+    """The grant that was made of it; empty until then."""
 
 
 class _Device(msgspec.Struct, frozen=True, kw_only=True):

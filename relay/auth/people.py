@@ -119,7 +119,7 @@ class People:
         self._foreign[key] = until, answer
 
     async def _ask(self, token: str) -> tuple[Caller, float]:
-        """Return whom a provider's token speaks for, and until when that holds. Raises what `caller` raises."""
+        """Return the person of a provider's token, and until when that holds. Raises as `caller` does."""
         provider = self._provider_of(token)
         if provider is None:
             raise TokenUnknown(detail="no provider takes tokens of this kind")

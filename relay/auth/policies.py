@@ -108,7 +108,7 @@ class Policies:
         self._mfa = {one.name: frozenset(one.mfa_values) for one in settings.providers}
 
     def enforce(self, policy_ids: Sequence[str], caller: Caller, subject: str) -> None:
-        """Check that a login fulfils these policies; `subject` is what they guard.
+        """Check that a login fulfils these policies; `subject` names the thing that they guard.
 
         Raises LoginRequired or PolicyRefused. A policy that is gone admits nobody.
         """

@@ -109,7 +109,7 @@ def from_toml(data: bytes, source: str) -> PeopleSettings:
 
 
 def _faults(settings: PeopleSettings) -> list[tuple[str, str]]:
-    """Return what is wrong, as key and reason."""
+    """Return the mistakes, as key and reason."""
     faults: list[tuple[str, str]] = []
     if settings.public_url and not is_safe_url(settings.public_url):
         faults.append(("public_url", "an https address (http on loopback only)"))

@@ -401,6 +401,7 @@ def test_a_login_at_oidc_provider(tmp_path: Path) -> None:
     port = free_port()
     issuer = f"http://127.0.0.1:{port}"
     (tmp_path / "secret").write_text("a secret of the tests\n")
+    (tmp_path / "secret").chmod(0o600)
     campus = {
         "name": "campus",
         "issuer": issuer,

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,3 +384,29 @@ def test_a_person_makes_lists_and_revokes_tokens(relay: RelayProcess, someone: A
     while relay.request("GET", "/v2/endpoints", short)[0] != 401:
         assert time.monotonic() < ended
         time.sleep(0.2)
+
+
+def test_a_repeated_request_with_a_key_makes_nothing_twice(relay: RelayProcess, owner: Someone) -> None:
+    def post(path: str, body: Any, key: str) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {owner.token}", "Content-Type": "application/json", "Idempotency-Key": key}
+        request = urllib.request.Request(relay.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    bodies = {
+        "/v3/functions": {"function_name": "f", "function_code": "c"},
+        "/v3/policies": {"display_name": "p"},
+        "/v3/groups": {"name": "g"},
+    }
+    for path, body in bodies.items():
+        key = str(uuid.uuid4())
+        first = post(path, body, key)
+        assert first[0] == 200, first
+        assert post(path, body, key) == first
+        other = {**body, next(iter(body)): "another"}
+        assert post(path, other, key)[1]["code"] == "ID_CONFLICT"
+        assert post(path, body, str(uuid.uuid4()))[1] != first[1]
+    assert post("/v3/groups", bodies["/v3/groups"], "x" * 256)[1]["code"] == "BODY_INVALID"
