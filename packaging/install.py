@@ -618,7 +618,7 @@ def main() -> int:
         if root and (closed := closed_to_others(_existing(prefix))):
             raise CannotInstall(f"other accounts cannot enter {closed}: choose a PREFIX that they can, like /opt/mep.")
         prepare_system(python, root=root, tests=options.tests)
-        install(prefix, python, tools=options.tools or options.tests, extras=options.extras)
+        install(prefix, python, tools=options.tools or options.tests, science=options.tests, extras=options.extras)
         if options.tests:
             install_services(prefix)
     except CannotInstall as error:

@@ -6,15 +6,17 @@ be written is an error in the relay's own log and stops nothing. Called by the H
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
+
+import msgspec
 
 from relay.log import logger
 from relay.store.records import Caller
 
 MAX_VALUE = 512
+_encoder = msgspec.json.Encoder()
 LOOK_S = 1.0
 """How often the file is compared with its name."""
 
@@ -38,7 +40,7 @@ class AuditLog:
                 if value := getattr(caller, key):
                     line[key] = value
         line |= {key: _short(value) for key, value in fields.items()}
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        data = _encoder.encode(line) + b"\n"
         try:
             os.write(self._open(), data)
         except OSError as error:

@@ -260,6 +260,7 @@ async def delete(service: ApiContext, request: Request) -> Deleted:
         tx.drop_documents(ALIAS, record.endpoint_id)
 
     await durable(service.store.submit(change))
+    service.access.forget(record.endpoint_id)
     service.audit.note("endpoint.delete", request.caller, endpoint=record.endpoint_id, name=record.name)
     await service.dispatcher.endpoint_deleted(record.endpoint_id)
     return Deleted()

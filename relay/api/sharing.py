@@ -295,6 +295,7 @@ async def put_access(service: ApiContext, request: Request) -> AccessBody:
         return True
 
     await durable(service.store.submit(change))
+    service.access.forget(endpoint_id)
     service.audit.note(
         "endpoint.access",
         request.caller,

@@ -6,6 +6,7 @@ usernames, and by the groups that their login's provider names. Called by the HT
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ ACCESS, ALIAS, GROUP, MEMBER = "access", "alias", "group", "member"
 TEMPLATE_POLICY = "x-authentication-policy"
 """The key of a template's schema that names a policy: it guards this template, whichever endpoint has it."""
 MAX_GROUPS = 1000
+KEPT_S, KEPT = 1.0, 10_000
+"""How long an endpoint's rules are used without reading them, and of how many endpoints."""
 _OPEN = frozenset({"used", "private"})
 
 
@@ -85,6 +88,7 @@ class Access:
 
     def __init__(self, store: Store, policies: Policies) -> None:
         self._store, self._policies = store, policies
+        self._kept: dict[str, tuple[float, EndpointAccess]] = {}
 
     # --- people -------------------------------------------------------------------------------------
 
@@ -120,9 +124,21 @@ class Access:
     # --- endpoints ----------------------------------------------------------------------------------
 
     def of_endpoint(self, endpoint_id: str) -> EndpointAccess:
-        """Return who may use an endpoint."""
+        """Return who may use an endpoint. A change by another relay process is seen within `KEPT_S`."""
+        now = time.monotonic()
+        kept = self._kept.get(endpoint_id)
+        if kept is not None and now - kept[0] < KEPT_S:
+            return kept[1]
         document = self._store.document(ACCESS, endpoint_id)
-        return _access_decoder.decode(document.body) if document else _NO_RULES
+        access = _access_decoder.decode(document.body) if document else _NO_RULES
+        if len(self._kept) >= KEPT:
+            self._kept.clear()
+        self._kept[endpoint_id] = now, access
+        return access
+
+    def forget(self, endpoint_id: str) -> None:
+        """Read an endpoint's rules anew: they have changed."""
+        self._kept.pop(endpoint_id, None)
 
     def named(self, alias: str) -> str | None:
         """Return the id of the endpoint with this alias."""

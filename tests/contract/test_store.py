@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mep_wire.errors import IdConflict
@@ -20,9 +21,11 @@ from relay.store.base import Store
 from relay.store.postgres import PostgresStore
 from relay.store.records import (
     Caller,
+    Document,
     EndpointRecord,
     FunctionRecord,
     FunctionRef,
+    Login,
     NewTask,
     TaskEnding,
     TokenRecord,
@@ -778,3 +781,116 @@ def test_functions_that_nobody_uses_are_deleted_and_later_removed(store: Store) 
     assert store.function_code(unused.function_id) is None
     assert store.function_ref(used.function_id) is not None
     assert add_function(store).row > newest.row
+
+
+# --- documents, tokens and identities of logins -------------------------------------------------------
+
+
+def note(name: str, owner: str = "", expires: float = 0.0, body: bytes = b"x", kind: str = "note") -> Document:
+    return Document(kind=kind, id=name, owner=owner, expires=expires, body=body)
+
+
+def test_a_document_is_added_once_replaced_and_dropped(store: Store) -> None:
+    assert do(store, lambda tx: tx.add_document(note("a"))) is True
+    assert do(store, lambda tx: tx.add_document(note("a", body=b"other"))) is False
+    assert store.document("note", "a") == note("a")
+    do(store, lambda tx: tx.put_document(note("a", "me", 5.0, b"new")))
+    assert store.document("note", "a") == note("a", "me", 5.0, b"new")
+    assert do(store, lambda tx: tx.get_document("note", "a")) == note("a", "me", 5.0, b"new")
+    assert store.document("another", "a") is None
+    assert do(store, lambda tx: tx.drop_document("note", "a")) is True
+    assert do(store, lambda tx: tx.drop_document("note", "a")) is False
+
+
+def test_documents_are_found_by_owner_in_order_and_by_pages(store: Store) -> None:
+    for number in range(5):
+        do(store, lambda tx, n=number: tx.put_document(note(f"n{n}", "even" if n % 2 == 0 else "odd")))
+    do(store, lambda tx: tx.put_document(note("z", "even", kind="another")))
+    assert [one.id for one in store.documents("note")] == ["n0", "n1", "n2", "n3", "n4"]
+    assert [one.id for one in store.documents("note", "even")] == ["n0", "n2", "n4"]
+    assert [one.id for one in store.documents("note", "even", "n0", 1)] == ["n2"]
+    assert [one.id for one in store.documents("note", None, "n2", 9)] == ["n3", "n4"]
+    assert do(store, lambda tx: tx.drop_documents("note", "even")) == 3
+    assert [one.id for one in store.documents("note")] == ["n1", "n3"]
+    assert len(store.documents("another")) == 1
+
+
+def test_expired_documents_and_tokens_are_swept_and_others_stay(store: Store) -> None:
+    alice = add_person(store, "alice@example.edu")
+    for name, expires in (("never", 0.0), ("old", 10.0), ("new", 1e12)):
+        do(store, lambda tx, i=name, e=expires: tx.put_document(note(i, expires=e)))
+        token = msgspec.structs.replace(_token(alice), token_id=name, expires_at=expires)
+        do(store, lambda tx, t=token: tx.add_token(t.token_id.encode(), t))
+    assert do(store, lambda tx: tx.sweep_documents(1000.0, 10)) == 1
+    assert do(store, lambda tx: tx.sweep_tokens(1000.0, 10)) == 1
+    assert {one.id for one in store.documents("note")} == {"never", "new"}
+    assert {one.token_id for one in store.tokens(alice.account_id, 10)} == {"never", "new"}
+
+
+def test_a_token_keeps_what_it_may_do_and_is_revoked_alone_or_with_its_login(store: Store) -> None:
+    alice = add_person(store, "alice@example.edu")
+    whole = TokenRecord(
+        token_id="one", account_id=alice.account_id, identity_id=alice.identity_id, created_at=2.0, expires_at=9.0,
+        grant_id="login", name="laptop", scopes=("read",), client_id="c", end_user="e", functions=("f",),
+        login=Login(provider="campus", at=1.0, acr="a", amr=("otp",), groups=("campus:g",)),
+    )  # fmt: skip
+    second = msgspec.structs.replace(whole, token_id="two", created_at=3.0)
+    third = msgspec.structs.replace(whole, token_id="three", created_at=4.0, grant_id="")
+    for each in (whole, second, third):
+        do(store, lambda tx, t=each: tx.add_token(t.token_id.encode(), t))
+    assert store.token(b"one") == whole
+    do(store, lambda tx: tx.use_token("one", 7.0))
+    assert store.token(b"one") == msgspec.structs.replace(whole, used_at=7.0)
+    assert [one.token_id for one in store.tokens(alice.account_id, 2)] == ["three", "two"]
+    assert do(store, lambda tx: tx.remove_token("three", "somebody-else")) is False
+    assert do(store, lambda tx: tx.remove_token("three", alice.account_id)) is True
+    assert do(store, lambda tx: tx.remove_grant_tokens("login")) == 2
+    assert store.tokens(alice.account_id, 10) == []
+
+
+def test_logins_end_with_their_identity(store: Store) -> None:
+    alice, bob = add_person(store, "alice@example.edu"), add_person(store, "bob@example.edu")
+    for person in (alice, bob):
+        do(store, lambda tx, p=person: tx.put_document(note(p.identity_id, p.identity_id, kind="grant")))
+    do(store, lambda tx: tx.remove_tokens(alice.identity_id))
+    assert [one.owner for one in store.documents("grant")] == [bob.identity_id]
+    do(store, lambda tx: tx.remove_account(bob.account_id))
+    assert store.documents("grant") == []
+
+
+def test_identities_are_added_changed_and_found(store: Store) -> None:
+    alice = add_person(store, "alice@example.edu")
+    more = Identity(id="second", username="alice@lab.example.org")
+    do(store, lambda tx: tx.add_identity(alice.account_id, more))
+    do(store, lambda tx: tx.add_identity("another-account", Identity(id="second", username="renamed@example.org")))
+    assert store.owner_of_identity("second") == alice.account_id
+    assert store.owner_of_identity("nobody") is None
+    assert sorted(do(store, lambda tx: tx.identities_of(alice.account_id))) == sorted([alice.identity_id, "second"])
+    found = do(store, lambda tx: tx.identity_named("RENAMED@example.org"))
+    assert (found.account_id, found.identity_id) == (alice.account_id, "second")
+    assert do(store, lambda tx: tx.account_of_identity("second")) == alice.account_id
+    with pytest.raises(IdConflict):
+        do(store, lambda tx: tx.add_identity(alice.account_id, Identity(id="third", username="Alice@example.edu")))
+
+
+def test_property_of_merged_people_includes_their_documents(store: Store) -> None:
+    alice, lab = add_person(store, "alice@example.edu"), add_person(store, "alice@lab.example.org")
+    do(store, lambda tx: tx.put_document(note("g", lab.account_id)))
+    do(store, lambda tx: tx.merge_accounts(alice.account_id, lab.account_id))
+    assert [one.id for one in store.documents("note", alice.account_id)] == ["g"]
+
+
+def test_a_functions_group_and_description_change_and_its_code_does_not(store: Store) -> None:
+    made = FunctionRecord(
+        function_id="f", owner="o", name="n", code=b"code", public=False, description="", metadata={}, created_at=1.0,
+        ha_endpoint_id="e",
+    )  # fmt: skip
+    do(store, lambda tx: tx.put_function(made))
+    with pytest.raises(IdConflict):
+        do(store, lambda tx: tx.put_function(made))
+    changed = msgspec.structs.replace(made, public=True, group="g", description="d", code=b"ignored")
+    do(store, lambda tx: tx.change_function(changed))
+    assert store.function("f") == msgspec.structs.replace(changed, code=b"code")
+    ref = store.function_ref("f")
+    assert ref is not None
+    assert (ref.public, ref.group, ref.ha_endpoint_id) == (True, "g", "e")
