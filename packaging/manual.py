@@ -20,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = ("bash", "zsh", "fish")
+SUBCOMMANDS = {"validator": "map", "diagnostic": "self-diagnostic"}
+"""Functions of entry points that run one subcommand of `mep`: their pages refer to its page."""
 
 
 def escape(text: str) -> str:
@@ -117,12 +119,15 @@ def main(site: str, out: str, epoch: str, *names: str) -> None:
     day = datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).strftime("%Y-%m-%d")
     main_names: dict[str, str] = {}
     for name in names:
-        entry = project["scripts"][name]
-        command = application(*entry.split(":"))
-        (Path(out) / name / "man1").mkdir(parents=True)
-        ctx = context(command, name)
-        main_name = main_names.setdefault(entry, name)
-        write_pages(command, ctx, Path(out) / name / "man1", (project["version"], day), main_name)
+        module, _, function = project["scripts"][name].partition(":")
+        pages = Path(out) / name / "man1"
+        pages.mkdir(parents=True)
+        command = application(module, function)
+        main_name = main_names.setdefault(f"{module}:{function}", name)
+        if below := SUBCOMMANDS.get(function):
+            (pages / f"{name}.1").write_text(f".so man1/{main_names[f'{module}:main']}-{below}.1\n")
+            continue
+        write_pages(command, context(command, name), pages, (project["version"], day), main_name)
         write_completions(command, name, Path(out) / name)
 
 

@@ -204,8 +204,16 @@ def normalise(top: Path, epoch: int) -> None:
     """Give everything below `top` the same modes and times wherever it was made."""
     for path in [top, *top.rglob("*")]:
         if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+            path.chmod(0o755 if path.is_dir() or _is_program(path) else 0o644)
         os.utime(path, (epoch, epoch), follow_symlinks=False)
+
+
+def _is_program(path: Path) -> bool:
+    """Return whether a file can be executed: some wheels give every file the mode of a program."""
+    if not path.stat().st_mode & stat.S_IXUSR:
+        return False
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"#!", b"\x7fELF"))
 
 
 # --- the packages' files ---------------------------------------------------------------------------------------
@@ -241,17 +249,19 @@ def stage_endpoint(build: Build) -> None:
     """Lay out mep-endpoint."""
     root = build.work / "root" / "mep-endpoint"
     put(ROOT / "systemd/mep@.service", root / "usr/lib/systemd/system/mep@.service")
+    put(ROOT / "systemd/mep.slice", root / "usr/lib/systemd/system/mep.slice")
     put(ROOT / "systemd/user/mep@.service", root / "usr/lib/systemd/user/mep@.service")
     put(ROOT / "systemd/tmpfiles.d/mep.conf", root / "usr/lib/tmpfiles.d/mep.conf")
     put(ROOT / "etc/logrotate.d/mep", root / "etc/logrotate.d/mep")
     for name in ("mep", "mep.rpm"):
         put(ROOT / "etc/pam.d" / name, root / "etc/pam.d" / name)
+    documents = root / "share/doc/mep-endpoint"
     for example in sorted((ROOT / "etc/mep/example").iterdir()):
-        put(example, root / "usr/share/doc/mep-endpoint/examples" / example.name)
+        put(example, documents / "examples" / example.name)
     for template in sorted((ROOT / "etc/templates").glob("*/*")):
-        put(template, root / "usr/share/doc/mep-endpoint/templates" / template.parent.name / template.name)
-    for name in ("prometheus/prometheus.yml", "prometheus/mep.rules.yml", "grafana/mep.json"):
-        put(ROOT / "etc" / name, root / "usr/share/doc/mep-endpoint/examples" / name)
+        put(template, documents / "templates" / template.parent.name / template.name)
+    for name in MONITORING:
+        put(ROOT / "etc" / name, documents / "examples" / name)
 
 
 def stage_relay(build: Build) -> None:
@@ -271,7 +281,7 @@ def stage_sdk(build: Build, wheel: Path) -> None:
 
 def document(build: Build, package: str, site: Path) -> None:
     """Write licences and bill of materials of what a package brings."""
-    docs = build.work / "root" / package / "usr/share/doc" / package
+    docs = build.work / "root" / package / "share/doc" / package
     docs.mkdir(parents=True)
     (docs / "copyright").write_text(bill_of_materials.licences(site, (ROOT / "LICENSE").read_text()))
     bill = bill_of_materials.cyclonedx(site, package, build.version, build.epoch)
@@ -290,16 +300,18 @@ def stage_commands(build: Build, packaged: Path) -> None:
         (root / "usr/bin").mkdir(parents=True, exist_ok=True)
         (root / "usr/bin" / name).symlink_to(f"/opt/mep/bin/{name}")
         for page in made.glob(f"{name}/man1/*"):
-            packed = root / "usr/share/man/man1" / f"{page.name}.gz"
+            packed = root / "share/man/man1" / f"{page.name}.gz"
             packed.parent.mkdir(parents=True, exist_ok=True)
             packed.write_bytes(gzip.compress(page.read_bytes(), mtime=build.epoch))
         for shell, where in COMPLETIONS.items():
-            put(made / name / shell, root / "usr/share" / where.format(name))
+            if (made / name / shell).exists():
+                put(made / name / shell, root / "usr/share" / where.format(name))
     for package in ("mep-endpoint", "mep-relay"):
-        put(build.work / "root/mep-common/usr/share/doc/mep-common/copyright",
-            build.work / "root" / package / "usr/share/doc" / package / "copyright")  # fmt: skip
+        put(build.work / "root/mep-common/share/doc/mep-common/copyright",
+            build.work / "root" / package / "share/doc" / package / "copyright")  # fmt: skip
 
 
+MONITORING = ("prometheus/prometheus.yml", "prometheus/mep.rules.yml", "grafana/mep.json")
 COMPLETIONS = {
     "bash": "bash-completion/completions/{}",
     "zsh": "zsh/vendor-completions/_{}",
@@ -333,7 +345,8 @@ def run_nfpm(build: Build) -> None:
         root = build.work / "root" / name
         normalise(root, build.epoch)
         filled = string.Template(each).substitute(
-            root=root, scripts=scripts, version=build.version, release=build.release,
+            root=root, documentation=documentation(root / "share"), scripts=scripts,
+            version=build.version, release=build.release,
             arch=GOARCH[os.uname().machine], mtime=_time(build.epoch),
             python_deb=build.target.python.name, python_rpm=build.target.python, python_version=build.target.version,
         )  # fmt: skip
@@ -345,6 +358,15 @@ def run_nfpm(build: Build) -> None:
             done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise install.CannotInstall(f"nfpm {name} {kind}: {done.stdout}{done.stderr}")
+
+
+def documentation(share: Path) -> str:
+    """Return an entry for each file of documentation: rpm marks these files, dpkg does not."""
+    entries = []
+    for path in sorted(path for path in share.rglob("*") if path.is_file()):
+        names = f'src: "{path}", dst: "/usr/share/{path.relative_to(share)}"'
+        entries += [f"  - {{{names}, packager: deb}}", f"  - {{{names}, type: doc, packager: rpm}}"]
+    return "\n".join(entries)
 
 
 def _time(epoch: int) -> str:

@@ -36,6 +36,7 @@ ExecStart={command} start %i
 ExecReload=/bin/kill -HUP $MAINPID
 KillMode=process
 KillSignal=SIGUSR1
+WatchdogSec=120s
 Restart=on-failure
 RestartSec=2s
 TimeoutStartSec=90s

@@ -29,6 +29,8 @@ _LOOK_AGAIN_MS = 20
 LINK_S = 2.0
 _LINK_COMES = frozenset({"", "connecting", "greeting"})
 _LAST_LOG_LINES = 8
+_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What the monitor reads of a service manager's variables."""
 
 
 def _monitor_command(resolution: Resolution, *more: str) -> tuple[list[str], list[int]]:
@@ -44,7 +46,7 @@ def _environment(where: EndpointPaths) -> dict[str, str]:
     """Return the monitor's environment. A person's own monitor keeps theirs: their user endpoints get it."""
     if not where.privileged:
         return dict(os.environ)
-    kept = {name: os.environ[name] for name in ("NOTIFY_SOCKET",) if name in os.environ}
+    kept = {name: os.environ[name] for name in _SYSTEMD if name in os.environ}
     return {**clean_environment(), **kept}
 
 

@@ -16,7 +16,7 @@ from mep.config.paths import MANAGER_ACCOUNT, MAPPER_ACCOUNT, REGISTER_ACCOUNT, 
 from relay.state_dir import ACCOUNT, DEFAULT_AS_ROOT
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
-UNITS = ("mep-relay.service", "mep@.service")
+UNITS = ("mep-relay.service", "mep@.service", "mep.slice")
 ANALYZE = shutil.which("systemd-analyze")
 
 

@@ -141,8 +141,9 @@ def _bootstrap(home: Path, packages: list[str]) -> None:
 class Guest:
     """One virtual machine, freshly booted for every run from an unchanged image."""
 
-    def __init__(self, booted: Image, *, memory_mib: int = 1024, processors: int = 2) -> None:
-        self._image, self._memory_mib, self._processors = booted, memory_mib, processors
+    def __init__(self, booted: Image, *, memory_mib: int = 1024, processors: int = 2, reboots: bool = False) -> None:
+        """With `reboots` a reboot keeps the disk, and runs the script again. Otherwise it ends the run."""
+        self._image, self._memory_mib, self._processors, self._reboots = booted, memory_mib, processors, reboots
 
     def run(self, script: str, files: Mapping[Path, str] | None = None, *, timeout_s: float = 300) -> GuestResult:
         """Boot, put `files` (host path to path from the guest's root) in place, run `script` as root, power off.
@@ -164,7 +165,8 @@ class Guest:
             (work / "out.tar", "cache=writeback"),
         ]
         command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", str(self._memory_mib)]
-        command += ["-smp", str(self._processors), "-nographic", "-no-reboot", "-net", "none"]
+        command += ["-smp", str(self._processors), "-nographic", "-net", "none"]
+        command += [] if self._reboots else ["-no-reboot"]
         command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
         command += ["-append", "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=0"]
         for disk, option in disks:

@@ -33,12 +33,13 @@ class Handlers:
     def __init__(
         self, log: Log, status: StatusFile, starts: StartRequests, keepers: Keepers, rechecks: Rechecks,
         reload: Reload, administration: Administration, *, manager_ready: Callable[[], None],
-        mapper_ready: Callable[[bytes], None], stop: Callable[[], None],
+        mapper_ready: Callable[[bytes], None], stop: Callable[[], None], link_is: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """`mapper_ready` is called with the mapper's epoch; `stop` ends the endpoint."""
+        """`mapper_ready` gets the mapper's epoch, `link_is` the state of the relay link; `stop` ends the endpoint."""
         self._log, self._status, self._starts, self._keepers = log, status, starts, keepers
         self._rechecks, self._reload, self._administration = rechecks, reload, administration
         self._manager_ready, self._mapper_ready, self._stop = manager_ready, mapper_ready, stop
+        self._link_is = link_is
 
     def answer_without_descriptors(self, message: m.Message) -> None:
         """Answer a message with descriptors for which this process had no room: the start is tried again later."""
@@ -62,6 +63,7 @@ class Handlers:
         """The manager reports the state of its link to the relay, for `mep status`."""
         self._status.link_state, self._status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
         self._status.changed()
+        self._link_is(self._status.link_state)
 
     def answer_stop_all(self, child: Child, message: m.StopAll, _: list[int]) -> None:
         """The relay has deleted this endpoint: end its user endpoints. The relay won't sign further starts."""

@@ -37,7 +37,7 @@ from mep.root.monitor.mapping_confirmations import MappingConfirmations
 from mep.root.monitor.orphans import Orphans
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
-from mep.root.monitor.sd_notify import notify
+from mep.root.monitor.sd_notify import ServiceManager, notify
 from mep.root.monitor.start import StartVerdict
 from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.status_file import StatusFile
@@ -101,9 +101,10 @@ class Monitor:
             configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._rechecks, self._reload
         )
         self._starts.restricted = self._administration.verdict
+        self._service_manager = ServiceManager(loop)
         self._handlers = Handlers(
             log, status, self._starts, keepers, self._rechecks, self._reload, self._administration,
-            manager_ready=self._introduce, mapper_ready=self._mapper_ready,
+            manager_ready=self._introduce, mapper_ready=self._mapper_ready, link_is=self._service_manager.link_is,
             stop=lambda: self.stop(keep_user_endpoints=False),
         )  # fmt: skip
 
@@ -131,6 +132,7 @@ class Monitor:
         self._rechecks.start()
         self._admins.open(self._take_order, self._administration.peer_closed)
         self._administration.adopted()
+        self._service_manager.start_watchdog()
         Liveness(self._loop, self._watched, self._kill_stopped).start()
         while not self._ended():
             self._loop.turn()
@@ -162,7 +164,7 @@ class Monitor:
             return
         if not self._stopping:
             self._status.state, self._status.problem = "up", ""
-            notify("READY=1")
+            self._service_manager.helpers_are_ready()
         self._status.changed()
         self._rechecks.all_now()
 

@@ -19,7 +19,7 @@ from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.root.kernel.process_tree import describe_status
 from mep.root.kernel.spawn import reset_signals
-from mep.root.monitor import fd_limit
+from mep.root.monitor import fd_limit, sd_notify
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop, Timer
@@ -185,7 +185,8 @@ def _exec_resolver(argv: list[str], config: int, bundle: int) -> NoReturn:
         reset_signals()
         for descriptor in (config, bundle):
             os.set_inheritable(descriptor, True)
-        os.environ.pop("NOTIFY_SOCKET", None)
+        for name in sd_notify.VARIABLES:
+            os.environ.pop(name, None)
         os.execv(argv[0], [*argv, "--config-fd", str(config), "--bundle-fd", str(bundle)])
     finally:
         os._exit(127)
