@@ -134,9 +134,11 @@ class Story:
         if code in _OF_BLOCKS and (blocks := [line for line in failures if _of_block(line)]):
             return min(blocks, key=lambda line: (_rank(line), line.at))
         named = [line for line in failures if code and line.code == code]
-        own = [line for line in named if self.about in line.fields.values()] or named or failures
-        # A line that names no reason of its own knows less than one further away that does.
-        return min(own, key=lambda line: (line.reason == line.text, _rank(line), line.at), default=None)
+        return min(named or failures, key=self._distance, default=None)
+
+    def _distance(self, line: Line) -> tuple[object, ...]:
+        """Return how far a line is from the cause. One that names no reason of its own knows least."""
+        return line.reason == line.text, _rank(line), self.about not in line.fields.values(), line.at
 
     def add(self, lines: Iterable[Line]) -> None:
         """Add lines, in order and each once."""
