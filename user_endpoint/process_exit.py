@@ -28,6 +28,14 @@ def name_process(name: str) -> None:
         comm.write(name)
 
 
+def prepare_title() -> None:
+    """Have setproctitle find the command line in memory, which it can't once the environment has been replaced."""
+    with contextlib.suppress(ImportError):
+        from setproctitle import getproctitle
+
+        getproctitle()
+
+
 def title_process(name: str, kind: str, of: str) -> None:
     """Set the short name to `name`, and the command line that ps shows to `mep.KIND: of`."""
     try:

@@ -21,7 +21,7 @@ from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.figures_page import FiguresPage, inherited_page
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
-from user_endpoint.process_exit import at_exit, title_process
+from user_endpoint.process_exit import at_exit, prepare_title, title_process
 from user_endpoint.render_process import Rendering
 from user_endpoint.runtime import start_environment
 from user_endpoint.settings import located
@@ -118,6 +118,7 @@ class Starting:
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
+        prepare_title()
         os.environ.update(start_environment(self._bundle, os.environ, self._request.user_runtime))
         keys = options(self._bundle.relay_link_key, max_inbound_bytes=MAX_LINK_MESSAGE_BYTES)
         link = LinkClient(self._bundle.relay_link_address, keys, decode_to_uep)

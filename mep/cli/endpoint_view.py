@@ -21,7 +21,7 @@ _DETAILS = (
     ("values", "values"), ("blocks", "blocks"), ("trouble", "waits because"), ("last_failure", "last failure"),
     ("log_path", "log"),
 )  # fmt: skip
-_PIECES = re.compile(r"\S*?/|\S+|\s+")
+_PIECES = re.compile(r"\s+|\S+")
 
 
 def text_of(value: dict[str, Any], width: int | None, *, cut: bool = False) -> list[str]:
@@ -124,17 +124,22 @@ def _stanza(one: dict[str, Any], width: int, *, cut: bool) -> Iterator[str]:
 
 
 def wrapped(line: str, width: int | None, indent: str) -> list[str]:
-    """Return `line` in lines of at most `width`. It is broken at spaces and after slashes, never inside a UUID."""
+    """Return `line` in lines of at most `width`, broken at spaces and after the slashes of a path: never in a UUID."""
     if width is None or len(line) <= width:
         return [line]
     lines, current = [], ""
-    for piece in _PIECES.findall(line):
+    pieces = [part for word in _PIECES.findall(line) for part in (_steps(word) if word[0] == "/" else [word])]
+    for piece in pieces:
         if current.strip() and len(current) + len(piece.rstrip()) > width:
             lines.append(current.rstrip())
             current = indent + piece.lstrip()
         else:
             current += piece
     return [*lines, current.rstrip()] if current.strip() else lines
+
+
+def _steps(path: str) -> list[str]:
+    return re.findall(r"[^/]*/|[^/]+", path)
 
 
 def fitted(line: str, width: int | None) -> str:

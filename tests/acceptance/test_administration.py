@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import secrets
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 from mep_sdk import Client, Executor
 from mep_wire.errors import AccountBanned, EndpointDraining, MepError
 from tests.support.accounts import LocalAccount, account
+from tests.support.campus import SCHEMA_VALUE, TEMPLATE_TEXT
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
 from tests.support.waiting import until
@@ -106,6 +108,10 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
         ]
         document = {"DATA_TYPE": "expression_identity_mapping#1.0.0", "mappings": rules}
         mapping.write_text(json.dumps([document]))
+        template = TEMPLATE_TEXT.replace("WORKPLACE", "$HOME")
+        mep.path("etc", "site", "user_config_template.yaml.j2").write_text(template)
+        mep.path("etc", "site", "user_config_schema.json").write_text(json.dumps(SCHEMA_VALUE))
+        mep("register", "site", "--again")
         with mep.path("etc", "site", "config.yaml").open("a") as config:
             config.write(f"\nadmin_group: {group}\n")
         mep("check", "site")
@@ -156,15 +162,23 @@ def sleep_in(path: str, seconds: float) -> str:
 
 
 def test_values_and_the_last_failure_are_shown(day: Day) -> None:
-    with day.executor("alice", max_workers=1) as executor:
+    with day.executor("alice", workers=1) as executor:
         with pytest.raises(ValueError, match="own mistake"):
             executor.submit(fail).result(timeout=RESULT_S)
         row = until("it", lambda: [one for one in day.of("alice") if "own mistake" in one["last_failure"]])[0]
-        assert json.loads(row["values"]) == {"max_workers": 1}
+        assert json.loads(row["values"]) == {"workers": 1}
         assert row["tasks"]["failed"] == 1
         text = day.run("status", "site")
-        assert '"max_workers":1' in text.replace(" ", "")
+        assert '"workers":1' in text.replace(" ", "")
         assert "own mistake" in text
+    day.run("stop", "site", "--uep", row["uep_id"])
+
+
+def test_blocks_and_their_jobs_are_shown(day: Day) -> None:
+    with day.executor("alice", engine="GlobusComputeEngine", workers=1) as executor:
+        assert executor.submit(pow, 2, 3).result(timeout=RESULT_S) == 8
+        row = until("the block", lambda: [one for one in day.of("alice") if one["blocks"] and one["tasks"]["done"]])[0]
+    assert re.fullmatch(r"0 job \d+ (running|pending)", row["blocks"])
     day.run("stop", "site", "--uep", row["uep_id"])
 
 
@@ -354,7 +368,8 @@ def test_a_link_that_is_down_has_an_exit_code(day: Day) -> None:
 
 def lines_of(user: str) -> list[str]:
     """Return the command lines of an account's processes, as ps prints them."""
-    done = subprocess.run(["ps", "-o", "args=", "-u", user], capture_output=True, text=True, check=False, timeout=30)
+    words = ["ps", "-ww", "-o", "args=", "-u", user]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
     return done.stdout.splitlines()
 
 
