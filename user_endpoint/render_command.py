@@ -159,12 +159,16 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         sets = option_sets(request["options"])
         runtime = option_sets(request["runtime"])[0] if request["runtime"] else {}
+        reserved = {key: option_sets([(name, data)])[0] for key, (name, data) in request["reserved"].items()}
     except InputInvalid as error:
         return {"refused": str(error)}
     bundles = [decode_bundle(data) for data in request["bundles"]]
+    if "parent_config" in reserved:
+        bundles = [msgspec.structs.replace(one, parent_config=reserved["parent_config"]) for one in bundles]
     known = request["identity"]
     identity = invented_identity(known.get("local"), known.get("globus"))
-    os.environ.update(account_environment(identity["local"]))
+    identity = reserved.get("mapped_identity", identity)
+    os.environ.update(account_environment(identity.get("local") or {}))
     starts = [invented_start(config, known.get("globus"), runtime) for config in sets]
     return {"rendered": [[_plain(render_one(bundle, start, identity)) for start in starts] for bundle in bundles]}
 

@@ -28,7 +28,7 @@ from mep_wire.start_request import StartRequest
 from user_endpoint.render import render_settings
 from user_endpoint.render.branches import Branch, branch_environment, template_facts
 from user_endpoint.render.quoting_habits import habits_of
-from user_endpoint.render.sample_values import ABSENT, SampleValues, combinations, variations
+from user_endpoint.render.sample_values import ABSENT, MAX_COMBINATIONS, SampleValues, combinations, variations
 from user_endpoint.render.user_config_check import check_user_config
 from user_endpoint.render.yaml_document import YamlInvalid
 from user_endpoint.settings import GlobusComputeSettings, SettingsInvalid, UepSettings
@@ -37,6 +37,8 @@ from user_endpoint.task_admission import function_lists
 DEADLINE_S = 20
 EXPLORATION_S, MAX_RENDERINGS = 8.0, 400
 """Most time for all renderings, and most of them."""
+MANY = 1_000_000
+"""Most renderings of a thorough check, and most combinations for one branch there."""
 MAX_VARIABLES = 50
 _GUESSES: tuple[Any, ...] = (1, "sample", ["sample"], {"sample": 1})
 """Values to try for a variable that the schema does not describe."""
@@ -102,8 +104,20 @@ class TemplateVerdict:
 class Trial:
     """The renderings of one bundle."""
 
-    def __init__(self, bundle: UepBundle, search_path: str = "") -> None:
-        """`search_path` is the PATH of user endpoints; empty if nothing is looked for in it."""
+    def __init__(
+        self,
+        bundle: UepBundle,
+        search_path: str = "",
+        *,
+        seconds: float = EXPLORATION_S,
+        renderings: int = MAX_RENDERINGS,
+        combined: int = MAX_COMBINATIONS,
+    ) -> None:
+        """`search_path` is the PATH of user endpoints; empty if nothing is looked for in it.
+
+        `combined` is the most combinations for one branch.
+        """
+        self._seconds, self._most, self._combined = seconds, renderings, combined
         self._bundle = bundle
         self._path = bundle.user_environment.get("PATH", search_path) if search_path else ""
         self.verdict = TemplateVerdict()
@@ -113,7 +127,7 @@ class Trial:
         self._samples = SampleValues(bundle.schema, constants)
         self._tried: set[str] = set()
         self._blamed: set[str] = set()
-        self._end = time.monotonic() + EXPLORATION_S
+        self._end = time.monotonic() + seconds
 
     def run(self) -> TemplateVerdict:
         """Render with each value of each variable, then with combinations for the branches that none has taken."""
@@ -129,8 +143,10 @@ class Trial:
             self._reach(branch, values, required)
         for branch in self._environment.branches.values():
             self._note_branch(branch)
-        if len(self._tried) >= MAX_RENDERINGS or time.monotonic() >= self._end:
-            self.verdict.note(f"not every combination was tried: the limit is {MAX_RENDERINGS} or {EXPLORATION_S} s")
+        if len(self._tried) >= self._most or time.monotonic() >= self._end:
+            limit = f"the limit is {self._most} or {self._seconds:g} s"
+            more = "; run: mep check NAME --thorough" if self._seconds == EXPLORATION_S else ""
+            self.verdict.note(f"not every combination was tried: {limit}{more}")
         return self.verdict
 
     @property
@@ -196,7 +212,7 @@ class Trial:
             if name in values
         }
         for base in ({name: found[0] for name, found in values.items()}, {name: values[name][0] for name in required}):
-            for config in combinations(parts, base):
+            for config in combinations(parts, base, self._combined):
                 if self._all_seen(branch):
                     return
                 self._try(config)
@@ -217,7 +233,7 @@ class Trial:
     def _try(self, config: dict[str, Any]) -> None:
         """Render for a configuration that the schema accepts, once, within the limits."""
         known = json.dumps(config, sort_keys=True, default=str)
-        if known in self._tried or len(self._tried) >= MAX_RENDERINGS or time.monotonic() >= self._end:
+        if known in self._tried or len(self._tried) >= self._most or time.monotonic() >= self._end:
             return
         self._tried.add(known)
         try:
@@ -406,11 +422,15 @@ def main() -> None:
     """Read the bundle, try it, print the verdict."""
     if os.geteuid() == 0:
         sys.exit("user_endpoint.template_check: refuses to run as root")
-    signal.alarm(DEADLINE_S)  # a template that does not end
+    thorough = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    signal.alarm(DEADLINE_S + int(thorough))  # a template that does not end
     with open(int(sys.argv[1]), "rb", closefd=False) as file:
         bundle = decode_bundle(file.read())
     os.environ.update(account_environment(_IDENTITY["local"]))
-    verdict = Trial(bundle, *sys.argv[2:3]).run()
+    path = "".join(sys.argv[2:3])
+    many = {"renderings": MANY, "combined": MANY}
+    trial = Trial(bundle, path, seconds=thorough, **many) if thorough else Trial(bundle, path)
+    verdict = trial.run()
     json.dump({"problems": verdict.problems, "notes": verdict.notes}, sys.stdout)
 
 

@@ -78,9 +78,12 @@ def render(
 @click.option("-o", "--user-options", "options", metavar="FILE", help="The options (`-`: standard input).")
 @click.option("-s", "--user-schema", "schema", type=_FILE, help="A schema to use instead of the endpoint's.")
 @click.option("--user-runtime", "runtime", metavar="FILE", help="The runtime (`-`: standard input).")
+@click.option("--parent-config", metavar="FILE", help="`parent_config`, in YAML, in place of the endpoint's.")
+@click.option("--mapped-identity", metavar="FILE", help="`mapped_identity`, in JSON, in place of the known one.")
 def render_user_config(
-    name: str | None, template: str | None, options: str | None, schema: str | None, runtime: str | None
-) -> None:
+    name: str | None, template: str | None, options: str | None, schema: str | None, runtime: str | None,
+    parent_config: str | None, mapped_identity: str | None,
+) -> None:  # fmt: skip
     """Print the YAML that a template gives, as `render` does. Give -e, -t or both."""
     from mep.cli import render_request
 
@@ -93,18 +96,24 @@ def render_user_config(
         bundle = render_request.template_bundle(str(template), schema)
     person = render_request.render_for(where, None, None)
     given = [() if one is None else (one,) for one in (options, runtime)]
-    _print([bundle], person, given[0], given[1], lines=False)
+    own = {"parent_config": parent_config, "mapped_identity": mapped_identity}
+    if [options, runtime, parent_config, mapped_identity].count("-") > 1:
+        raise CliFailed("standard input can be read once: give `-` once", Exit.USAGE)
+    reserved = {key: render_request.read_input(file) for key, file in own.items() if file is not None}
+    _print([bundle], person, given[0], given[1], lines=False, reserved=reserved)
 
 
 def _print(
-    bundles: list[bytes], person: RenderFor, options: tuple[str, ...], runtime: tuple[str, ...], *, lines: bool
-) -> None:
+    bundles: list[bytes], person: RenderFor, options: tuple[str, ...], runtime: tuple[str, ...], *, lines: bool,
+    reserved: dict[str, tuple[str, bytes]] | None = None,
+) -> None:  # fmt: skip
     from mep.cli import render_request
 
     if options.count("-") + runtime.count("-") > 1:
         raise CliFailed("standard input can be read once: give `-` once", Exit.USAGE)
     click.echo(f"rendered for {printable(person.shown)}", err=True)
-    found = render_request.rendered(bundles, person, render_request.inputs(options), render_request.inputs(runtime))
+    given = render_request.inputs(options), render_request.inputs(runtime)
+    found = render_request.rendered(bundles, person, *given, reserved or {})
     texts = [[_lines_of(one, numbered=lines and len(bundles) == 1) for one in sets] for sets in found]
     for number in range(len(texts[0])):
         _print_one([each[number] for each in texts], number, len(texts[0]), found[0][number]["options"])

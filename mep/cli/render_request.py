@@ -179,10 +179,16 @@ def template_bundle(template: str, schema: str | None) -> bytes:
 
 
 def rendered(
-    bundles: list[bytes], person: RenderFor, options: list[tuple[str, bytes]], runtime: list[tuple[str, bytes]]
-) -> list[list[dict[str, Any]]]:
-    """Return for each bundle what each set of options gives. Raises CliFailed."""
-    request = {"bundles": bundles, "options": options, "runtime": runtime, "identity": person.identity}
+    bundles: list[bytes], person: RenderFor, options: list[tuple[str, bytes]], runtime: list[tuple[str, bytes]],
+    reserved: dict[str, tuple[str, bytes]],
+) -> list[list[dict[str, Any]]]:  # fmt: skip
+    """Return for each bundle what each set of options gives. Raises CliFailed.
+
+    `reserved` has the name and bytes of files that replace `parent_config` and `mapped_identity`.
+    """
+    request = {
+        "bundles": bundles, "options": options, "runtime": runtime, "identity": person.identity, "reserved": reserved,
+    }  # fmt: skip
     descriptor = sealed_memfd("mep-render", msgspec.msgpack.encode(request))
     try:
         os.set_inheritable(descriptor, True)

@@ -356,16 +356,17 @@ def register(
 
 @click.command(short_help="Check all that a start would use.", epilog=epilog("mep check site", "mep check site --json"))
 @name_argument
+@click.option("--thorough", is_flag=True, help="Try as many options on the template as 5 minutes allow.")
 @json_option
-def check(name: str, as_json: bool) -> None:
+def check(name: str, thorough: bool, as_json: bool) -> None:
     """Read and check everything that endpoint NAME would start with, without starting it.
 
     The template is rendered too, by an account without privilege and with values made up from the schema.
     """
-    check_endpoint(name, as_json=as_json)
+    check_endpoint(name, as_json=as_json, thorough=thorough)
 
 
-def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False) -> None:
+def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False, thorough: bool = False) -> None:
     """Check an endpoint and print the result. Raises ConfigRefused and CliFailed for the first error."""
     from mep.cli.install_check import check_installation, unknown_names
     from mep.cli.remedies import at_keys, with_command
@@ -380,7 +381,7 @@ def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False) -> 
     check_template(where, resolution)
     notes = at_keys(where.config, read_config(where).lines, unknown_names(resolution.endpoint))
     notes += site_notes(where, resolution, os.geteuid())
-    notes += [*relay_notes(where, resolution), *try_template(where, resolution)]
+    notes += [*relay_notes(where, resolution), *try_template(where, resolution, thorough=thorough)]
     if where.privileged:
         notes += sharing_notes(where, roots, resolution.endpoint)
         check_installation()

@@ -15,18 +15,27 @@ from typing import TYPE_CHECKING, Any
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.memfd import sealed_memfd
 from mep.cli.exit_codes import CliFailed
-from mep.cli.remedies import placed
-from mep.cli.unprivileged_child import run_module
+from mep.cli.remedies import placed, with_command
+from mep.cli.unprivileged_child import TIMEOUT_S, run_module
 
 if TYPE_CHECKING:
     from mep.config.paths import EndpointPaths
     from mep.config.resolver import Resolution
 
 UNPRIVILEGED = "nobody"
+MAX_SHOWN = 20
+"""Most mistakes of a template that are shown at once."""
 
 
-def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
-    """Return notes for the administrator. Raises ConfigRefused, with file and line, if every start would fail."""
+THOROUGH_S = 300
+"""How long `mep check --thorough` may try."""
+
+
+def try_template(where: EndpointPaths, resolution: Resolution, *, thorough: bool = False) -> list[str]:
+    """Return notes for the administrator. Raises ConfigRefused, with file and line, for mistakes that fail starts.
+
+    `thorough`: try as many options as 5 minutes allow.
+    """
     from mep.config.template_syntax import template_path
 
     account = pwd.getpwnam(UNPRIVILEGED) if where.privileged else None
@@ -34,7 +43,11 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
     try:
         os.set_inheritable(descriptor, True)
         words = [str(descriptor), resolution.resolved.user_environment_path]
-        said = run_module("user_endpoint.template_check", words, account=account, descriptor=descriptor)
+        words += [str(THOROUGH_S)] if thorough else []
+        limit = THOROUGH_S + TIMEOUT_S if thorough else TIMEOUT_S
+        said = run_module(
+            "user_endpoint.template_check", words, account=account, descriptor=descriptor, timeout_s=limit
+        )
     except CliFailed:
         path = template_path(where, resolution)
         raise ConfigRefused(str(path), "", "could not be rendered within 20 s, or not at all: see above") from None
@@ -47,9 +60,15 @@ def try_template(where: EndpointPaths, resolution: Resolution) -> list[str]:
 
 
 def _refuse(path: Path, problems: list[tuple[int, str, str]]) -> None:
-    if problems:
-        line, text, name = problems[0]
+    found = []
+    for line, text, name in problems[:MAX_SHOWN]:
         template = path.parent / name  # of the template itself, or of one that it includes
-        raise ConfigRefused(
-            f"{template}:{line}" if line else str(template), "", f"the template's output is refused: {text}"
-        )
+        place = f"{template}:{line}" if line else str(template)
+        found.append(ConfigRefused(place, "", f"the template's output is refused: {text}"))
+    if not found:
+        return
+    first, *others = found
+    more = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+    lines = "".join(f"\n{one}" for one in [*(with_command(str(other)) for other in others), *more])
+    first_text = with_command(str(first)).removeprefix(f"{first.where}: ") if others else first.reason
+    raise ConfigRefused(first.where, "", f"{first_text}{lines}")

@@ -16,6 +16,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
@@ -24,6 +25,8 @@ from mep.boundary import untraceable
 from mep.cli.exit_codes import CliFailed
 
 TIMEOUT_S = 120
+MAX_OUTPUT_BYTES = 32 * 1024 * 1024
+"""Most that is read of a child's output: more than the rendered text of any set of options that is of use."""
 _KEPT = ("LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 Work = Callable[[socket.socket], None]
 
@@ -128,12 +131,19 @@ def _leave_all_but(keep: Sequence[int]) -> None:
                 continue  # the listing's own
 
 
-def run_module(module: str, arguments: Sequence[str], *, account: pwd.struct_passwd | None, descriptor: int) -> bytes:
+def run_module(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    account: pwd.struct_passwd | None,
+    descriptor: int,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:
     """Run `python -I -m module` as `account` (None: the present account) and return its output. Pass it no secret.
 
     Its standard error goes to ours. `descriptor` is inherited under its own number. Its real gid stays different from
     its effective one, so no other process of the account can trace it and change its output.
-    Raises CliFailed if it doesn't exit with 0.
+    Raises CliFailed if it doesn't exit with 0 in time, or prints more than MAX_OUTPUT_BYTES.
     """
     argv = [sys.executable, "-I", "-m", module, *arguments]
 
@@ -142,7 +152,7 @@ def run_module(module: str, arguments: Sequence[str], *, account: pwd.struct_pas
             untraceable.become(account.pw_uid, account.pw_gid)
 
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -151,13 +161,34 @@ def run_module(module: str, arguments: Sequence[str], *, account: pwd.struct_pas
             umask=0o077,
             pass_fds=[descriptor],
             preexec_fn=drop,
-            timeout=TIMEOUT_S,
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise CliFailed(f"{module} did not end within {TIMEOUT_S} s") from None
     except (OSError, subprocess.SubprocessError) as error:
         raise CliFailed(f"{argv[0]}: {error}") from None
-    if done.returncode != 0:
-        raise CliFailed(f"{module} failed with status {done.returncode}")
-    return done.stdout
+    with child:
+        try:
+            said = _output_of(child, module, timeout_s)
+            status = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise CliFailed(f"{module} did not end within {timeout_s:g} s") from None
+        finally:
+            child.kill()
+    if status != 0:
+        raise CliFailed(f"{module} failed with status {status}")
+    return said
+
+
+def _output_of(child: subprocess.Popen[bytes], module: str, timeout_s: float) -> bytes:
+    """Return a child's output up to its end. Raises CliFailed if it is too long, and TimeoutExpired."""
+    assert child.stdout is not None, "it is a pipe"
+    said, deadline = bytearray(), time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(child.stdout, select.POLLIN)
+    while len(said) <= MAX_OUTPUT_BYTES:
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise subprocess.TimeoutExpired(module, timeout_s)
+        part = os.read(child.stdout.fileno(), 1 << 16)
+        if not part:
+            return bytes(said)
+        said += part
+    raise CliFailed(f"{module} printed more than {MAX_OUTPUT_BYTES} bytes")

@@ -207,3 +207,14 @@ def test_a_broken_set_up_is_found(site: Site, case: Case) -> None:
 
 def test_there_are_at_least_25() -> None:
     assert len(CASES) >= 25
+
+
+def test_all_mistakes_of_a_template_are_shown_at_once(site: Site) -> None:
+    site.write(SCHEMA, CLOSED)
+    branch = "{{% if GPUS | default(0) == {} %}}\n  {}: 1\n{{% endif %}}\n"
+    site.write(TEMPLATE, ENGINE + branch.format(1, "max_wrkers") + branch.format(2, "worker_nit"))
+    said = site.mep("check", "site", "--thorough", expect=4).stderr
+    for line, key in ((4, "max_wrkers"), (7, "worker_nit")):
+        (found,) = [one for one in said.splitlines() if f"{site.etc}/{TEMPLATE}:{line}: " in one]
+        assert key in found
+        assert f"run: vi +{line} " in found

@@ -102,6 +102,18 @@ def test_the_command_of_globus_compute(site: Cli) -> None:
     done = site("render-user-config", "-t", str(template), "--user-runtime", str(runtime))
     assert yaml.safe_load(done.stdout)["display_name"] == "3.77"
     assert "-e NAME" in site("render-user-config", expect=2).stderr
+    template.write_text(
+        "engine: {type: ThreadPoolEngine}\n"
+        "display_name: {{ _GC.parent_config.display_name }} of {{ _GC.mapped_identity.local.uname }}\n"
+    )
+    parent, identity = site.directory / "parent.yaml", site.directory / "identity.json"
+    parent.write_text("display_name: A site\n")
+    identity.write_text('{"local": {"uname": "carol"}}')
+    words = ["--parent-config", str(parent), "--mapped-identity", str(identity)]
+    done = site("render-user-config", "-t", str(template), *words)
+    assert yaml.safe_load(done.stdout)["display_name"] == "A site of carol"
+    identity.write_text("- 1\n")
+    assert f"{identity}: must be a mapping" in site("render-user-config", "-t", str(template), *words, expect=2).stderr
 
 
 def test_check_finds_a_mistake_that_only_some_options_reach(site: Cli) -> None:

@@ -135,9 +135,11 @@ def variations(parts: Mapping[str, Sequence[Any]], required: Sequence[str]) -> I
             yield {**least, key: value}
 
 
-def combinations(parts: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def combinations(
+    parts: Mapping[str, Sequence[Any]], base: Mapping[str, Any], most: int = MAX_COMBINATIONS
+) -> Iterator[dict[str, Any]]:
     """Yield `base` with combinations of values, of which ABSENT leaves a key out."""
-    for values in itertools.islice(itertools.product(*parts.values()), MAX_COMBINATIONS):
+    for values in itertools.islice(itertools.product(*parts.values()), most):
         config = {**base, **dict(zip(parts, values, strict=True))}
         yield {key: value for key, value in config.items() if value is not ABSENT}
 

@@ -282,3 +282,18 @@ def test_more_nodes_than_descriptors() -> None:
     (note,) = tried(f"{SLURM}    max_blocks: 1000000\n    nodes_per_block: 64\n").notes
     assert note.startswith(f"{NAME}:3: max_blocks 1000000 with 64 nodes each need about 192000100 descriptors")
     assert not tried(f"{SLURM}    max_blocks: 2\n").notes
+
+
+def test_a_thorough_trial_finds_what_the_usual_one_has_no_time_for() -> None:
+    values = {"enum": list(range(12))}
+    template = f"{GOOD}{{% if A == 11 and B == 11 and C == 11 %}}\n  max_wrkers: 1\n{{% endif %}}\n"
+    bundle = UepBundle(
+        endpoint_id="e", endpoint_name="n", relay_link_address="", relay_link_key=b"", template_name=NAME,
+        templates={NAME: template}, schema=closed(["A", "B", "C"], A=values, B=values, C=values),
+        user_environment={}, parent_config={},
+    )  # fmt: skip
+    usual = Trial(bundle).run()
+    assert usual.problems == []
+    assert any("makes this condition true" in note for note in usual.notes)
+    (problem,) = Trial(bundle, seconds=100.0, renderings=10_000, combined=10_000).run().problems
+    assert problem[0] == 4
