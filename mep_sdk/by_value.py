@@ -78,6 +78,8 @@ def _made_of(obj: Any, name: str) -> tuple[Any, ...]:
         options = obj.cache_parameters()
         decorator = _Made(functools.lru_cache, options["maxsize"], options["typed"])
         own = {key: value for key, value in vars(obj).items() if key not in _SET_AGAIN}
+        if sys.version_info < (3, 11):
+            return decorator, (obj.__wrapped__,), own
         return operator.call, (decorator, obj.__wrapped__), own
     if kind is typing.NewType:
         return typing.NewType, (obj.__name__, obj.__supertype__), {"__module__": obj.__module__}
@@ -93,7 +95,7 @@ def _made_of(obj: Any, name: str) -> tuple[Any, ...]:
 
 
 _Cached = type(functools.lru_cache(len))
-_PARAMETERS = (typing.ParamSpec, typing.TypeVarTuple)
+_PARAMETERS = (typing.ParamSpec, getattr(typing, "TypeVarTuple", typing.ParamSpec))
 
 
 def _state(obj: Any) -> Any:

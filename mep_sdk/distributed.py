@@ -8,11 +8,14 @@ from __future__ import annotations
 import concurrent.futures
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mep_sdk.batch import UuidLike
 from mep_sdk.executor import Executor
 from mep_sdk.futures import TaskFuture
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _T = TypeVar("_T")
 

@@ -7,6 +7,7 @@ class may replace them or be frozen. What cannot be rebuilt arrives as RemoteErr
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Any
 
@@ -17,6 +18,9 @@ from mep_sdk.errors import DataCorrupt, RemoteError, RemoteTraceback
 from mep_sdk.exception_values import attributes_of, make, parts
 from mep_sdk.foreign_code import attempt, clean, text_of, type_name
 from mep_wire.text import printable_lines
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 _MAX_TRACEBACK_CHARS = 64 * 1024
 _MAX_MEMBER_TRACEBACK_CHARS = 4 * 1024
@@ -194,8 +198,10 @@ def _from_message(record: ExceptionRecord) -> Any:
 
 
 def _from_members(record: ExceptionRecord) -> Any:
-    kind, (message,), attributes = encoding.loads(record.parts, "exception", "here")
     members = [_rebuild(each) for each in record.members]
+    if sys.version_info < (3, 11) and record.type_name == "ExceptionGroup":  # it is pickled as one of builtins
+        return ExceptionGroup(record.message.rpartition(" (")[0], members)
+    kind, (message,), attributes = encoding.loads(record.parts, "exception", "here")
     if not issubclass(kind, Exception):  # its members that end a script have become RemoteErrors
         kind = ExceptionGroup
     return make(kind, (message, members), attributes)

@@ -17,7 +17,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from mep_sdk.batch import UuidLike, checked_payload
@@ -40,6 +40,8 @@ from mep_wire.user_values import check_characters
 
 if TYPE_CHECKING:
     import asyncio
+
+    from typing_extensions import Self
 
     from mep_sdk.progress import Progress
 
@@ -95,6 +97,7 @@ class Executor(concurrent.futures.Executor):
     what it has submitted, for up to ten seconds, and does not wait for results: `reload_tasks` gets them later.
     """
 
+    task_count_submitted = 0
     amqp_port: int | None = None
     """Globus Compute's; without effect, as results come from the relay's own port."""
 
@@ -141,8 +144,7 @@ class Executor(concurrent.futures.Executor):
         `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
         for `progress=True` without tqdm.
         """
-        for name in unrecognized:
-            warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        _warn_of(unrecognized)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
         self._made_client = client is None
         self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
@@ -154,8 +156,7 @@ class Executor(concurrent.futures.Executor):
         self._by_object: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._by_digest: dict[bytes, Function] = {}
         self.serializer, self.result_serializers = serializer or self.client.serializer, result_serializers
-        self.task_count_submitted = 0
-        self._progress, self.stream_output = _progress(progress) if progress else None, stream_output
+        self._progress, self.stream_output = _progress(progress), stream_output
         self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
@@ -537,7 +538,14 @@ class Executor(concurrent.futures.Executor):
         )
 
 
-def _progress(wanted: Any) -> Progress:
+def _warn_of(unrecognized: Iterable[str]) -> None:
+    for name in unrecognized:
+        warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=3)
+
+
+def _progress(wanted: Any) -> Progress | None:
+    if not wanted:
+        return None
     from mep_sdk.progress import Progress  # only those who want a bar need it
 
     return Progress(wanted)

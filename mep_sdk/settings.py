@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,10 @@ def _open(path: str, flags: int) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import tomllib  # 7 ms, which only those pay who have such a file
+    if sys.version_info >= (3, 11):
+        import tomllib  # 7 ms, which only those pay who have such a file
+    else:
+        import tomli as tomllib
 
     try:
         with open(path, "rb", opener=_open) as file:
@@ -121,7 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
             if not stat.S_ISREG(info.st_mode):
                 raise NotConfigured(what="The SDK", remedy=f"{path} is not a file.")
             # Elsewhere than on POSIX the mode says nothing.
-            if os.name == "posix" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
+            if sys.platform != "win32" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
                 raise SettingsFileUnsafe(path=path)
             return tomllib.loads(file.read().decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):

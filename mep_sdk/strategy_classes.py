@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import enum
 from typing import Any, ClassVar
 
 from mep_sdk.errors import DataCorrupt
 from mep_sdk.function_serializer import load_function, serialize_function
 from mep_sdk.serialize import load_result, serialize_result
+from mep_wire.str_enum import StrEnum
 
 
-class AllowlistWildcard(enum.StrEnum):
+class AllowlistWildcard(StrEnum):
     """All strategies of one kind, in lists of allowed ones."""
 
     CODE = "globus_compute_sdk.*Code"

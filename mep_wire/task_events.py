@@ -7,10 +7,9 @@ endpoint's word, and `source` says so. Travels in mep_wire.messages.TaskEvents.
 
 from __future__ import annotations
 
-import enum
-
 import msgspec
 
+from mep_wire.str_enum import StrEnum
 from mep_wire.struct_info import build_struct_info
 
 MAX_PAGE_EVENTS = 1000
@@ -19,7 +18,7 @@ MAX_LOCATION = 128
 """Longest block or job id, in characters, that is kept of a user endpoint's word."""
 
 
-class Happened(enum.StrEnum):
+class Happened(StrEnum):
     """The events of a task: those of Globus Compute's audit log, and one for tasks that did not succeed."""
 
     RECEIVED = "RECEIVED"
@@ -34,7 +33,7 @@ class Happened(enum.StrEnum):
     """It has ended without: an exception of its function, cancelled, expired, lost. `code` says which."""
 
 
-class EventSource(enum.StrEnum):
+class EventSource(StrEnum):
     """The process that an event's data comes from."""
 
     RELAY = "relay"

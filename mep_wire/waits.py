@@ -6,11 +6,12 @@ the other waits. Standard library only.
 
 from __future__ import annotations
 
-import enum
 from typing import Final, NamedTuple
 
+from mep_wire.str_enum import StrEnum
 
-class WaitCode(enum.StrEnum):
+
+class WaitCode(StrEnum):
     """Waits that are no errors."""
 
     ENDPOINT_OFFLINE = "ENDPOINT_OFFLINE"

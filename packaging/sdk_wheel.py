@@ -32,6 +32,10 @@ LEFT_OUT = {"mep_link": ("client.py", "zap.py")}
 SDK = ("cloudpickle", "msgspec", "urllib3", "websockets")
 WORKER = ("pyzmq",)
 SOCKS = ("pysocks", "python-socks")
+OLDEST = "3.10"
+"""The oldest Python of people's scripts. The service, and its workers, need a newer one."""
+BACKPORTS = ('exceptiongroup>=1.2; python_version < "3.11"', 'tomli>=2; python_version < "3.11"')
+"""Parts of the standard library that the oldest Python lacks."""
 RACE_TESTED = {"msgspec": ("0.20.0", "0.21.0", "0.21.1", "0.22.0", "0.23.0")}
 """Releases under which tests/unit/wire/test_decoder_races.py passed, oldest first. Those before 0.23 build a type's
 decoder without a lock, and a later one may do so again."""
@@ -70,8 +74,8 @@ readme = "mep_sdk/README.md"
 license = "{project["license"]}"
 license-files = ["LICENSE"]
 classifiers = ["Typing :: Typed", "Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3"]
-requires-python = "{project["requires-python"]}"
-dependencies = {[bounded(name, known) for name in SDK]}
+requires-python = ">={OLDEST}"
+dependencies = {[*(bounded(name, known) for name in SDK), *BACKPORTS]}
 
 [project.optional-dependencies]
 worker = {[bounded(name, known) for name in WORKER]}
@@ -110,7 +114,7 @@ readme = "README.md"
 license = "{project["license"]}"
 license-files = ["LICENSE"]
 classifiers = ["Typing :: Typed", "Operating System :: POSIX :: Linux", "Programming Language :: Python :: 3"]
-requires-python = "{project["requires-python"]}"
+requires-python = ">={OLDEST}"
 dependencies = ["mep-sdk=={project["version"]}"]
 
 [tool.setuptools.packages.find]

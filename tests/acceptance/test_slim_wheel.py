@@ -109,6 +109,7 @@ def test_it_holds_the_sdk_and_little_else(wheel: Path) -> None:
         extras.setdefault(extra.strip(), []).append(re.split("[<>=]", name)[0].lower())
     assert extras == {
         "": ["cloudpickle", "msgspec", "urllib3", "websockets"],
+        'python_version < "3.11"': ["exceptiongroup", "tomli"],
         'extra == "worker"': ["pyzmq"],
         'extra == "socks"': ["pysocks", "python-socks"],
     }

@@ -1,4 +1,4 @@
-"""The environment of a researcher, which `make test` installs beside the service's, and sites whose tasks run in it."""
+"""The environment of a researcher, which `make test` installs beside the service's, and sites with workers in it."""
 
 from __future__ import annotations
 
