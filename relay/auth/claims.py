@@ -17,6 +17,8 @@ from mep_wire.identity import Identity
 from relay.auth.settings import PeopleSettings, ProviderSettings
 from relay.store.records import Login
 
+CLIENTS_DOMAIN = "clients"
+"""The domain of services' usernames, which the relay makes."""
 MAX_USERNAME = 256
 MAX_TEXT = 512
 MAX_LINKED = 50
@@ -128,5 +130,6 @@ def check_domain(settings: PeopleSettings, name: str, own: tuple[str, ...], user
     }
     if settings.password is not None and settings.password.name != name:
         others.add(settings.password.domain.lower())
+    others.add(CLIENTS_DOMAIN)
     if (mine and domain not in mine) or (domain in others and domain not in mine):
         raise IdentityUnusable(provider=name, reason=f"it may not speak for usernames of the domain {domain!r}")

@@ -22,6 +22,7 @@ import msgspec
 
 from mep_wire.errors import MepError
 from mep_wire.identity import Identity
+from relay.auth.claims import CLIENTS_DOMAIN
 from relay.auth.people import People
 from relay.auth.policies import Policies, find
 from relay.auth.provider import pkce_challenge
@@ -173,7 +174,7 @@ class AuthorizationServer:
         secret = new_token("meps_")
         identity = Identity(
             id=client.client_id,
-            username=f"{client.client_id}@clients",
+            username=f"{client.client_id}@{CLIENTS_DOMAIN}",
             name=client.name,
             identity_provider="clients",
             identity_type="service",

@@ -245,8 +245,8 @@ def _admit(tx: Tx, settings: PeopleSettings, who: Claimed) -> Caller:
                 tx.merge_accounts(account, owner)
             tx.add_identity(account, identity)
         record = _SubjectRecord(provider=subject.provider, sub=subject.sub, identity_id=one)
-        key = _key(settings, subject)
-        tx.put_document(Document(kind=SUBJECT, id=key, owner=one, body=msgspec.msgpack.encode(record)))
+        for key in {_key(settings, subject), one}:  # two, where a built-in account was taken over
+            tx.put_document(Document(kind=SUBJECT, id=key, owner=one, body=msgspec.msgpack.encode(record)))
     assert account is not None
     if who.linked:
         for other in tx.identities_of(account):

@@ -125,6 +125,27 @@ def test_a_person_may_refuse(client: LoginClient) -> None:
     assert "code" not in told
 
 
+def test_a_login_is_made_as_a_policy_wants_it(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    token = tokens(client, scope="manage_endpoints")["access_token"]
+    body = {"display_name": "strong", "required_mfa": True, "authentication_assurance_timeout": 600}
+    policy = relay.request("POST", "/v3/policies", token, body)[1]["id"]
+    browser = Browser()
+    page = logged_in(client, browser, session_required_policies=policy, prompt="login")
+    assert page.status == 403
+    assert "no second factor" in page.text
+    asked = provider.authorizations[-1]
+    assert (asked["prompt"], asked["max_age"]) == ("login", "600")
+    forced = {"flow": page.url.partition("flow=")[2], "decision": "yes"}
+    assert browser.post(f"{relay.url}/login/consent", forced).status == 403
+    provider.id_token["amr"] = ["pwd", "otp"]
+    again = browser.follow(browser.get(browser.get(page.links[0]).links[0]))
+    assert client.consented(browser, again)["code"]
+    provider.id_token["auth_time"] = int(time.time()) - 7200
+    assert logged_in(client, Browser(), session_required_policies=policy).status == 403
+
+
 def test_only_administrators_get_the_scope_admin(
     relay: RelayProcess, client: LoginClient, provider: HostileProvider
 ) -> None:
