@@ -4,4 +4,5 @@ if [ "$action" = install ] || [ "$action" = upgrade ]; then
     fi
     # The monitor and its helpers are replaced. People's user endpoints run on, and the new monitor takes them over.
     restart_active 'mep@*.service'
+    /usr/lib/mep/release prune
 fi
