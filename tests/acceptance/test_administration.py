@@ -408,5 +408,13 @@ def test_stop_remote(day: Day) -> None:
     assert day.endpoint in day.run("stop", "site", "--remote")
     until("the monitor has ended", lambda: not pathlib.Path(f"/proc/{monitor}").exists())
     assert "ENDPOINT_OFFLINE" in day.run("stop", "site", "--remote", expect=5)
+    # While it is stopped, its owner may still drain and ban for the next monitor.
+    bob = day.people["bob"].name
+    assert "only its owner" in day.run("drain", "site", "--user", bob, by=day.operator.name, expect=3)
+    day.run("ban", "site", bob, "--message", "while it was stopped")
+    day.run("reload", "site", expect=3)
     day.mep("start", "site", "--detach")
     until("a link that is up", lambda: day.status()["link"] == "up")
+    assert "while it was stopped" in str(refusal(day, "bob"))
+    day.run("unban", "site", bob)
+    assert day.status()["restrictions"] == []

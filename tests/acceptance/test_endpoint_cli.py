@@ -487,7 +487,7 @@ def test_shell_completion_knows_commands_and_endpoints(site: Cli) -> None:
         )  # fmt: skip
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
-    assert complete("mep re") == ["register", "render", "restart"]
+    assert complete("mep re") == ["register", "reload", "render", "restart"]
     assert complete("mep start si") == ["site"]
 
 
