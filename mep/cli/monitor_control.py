@@ -45,7 +45,7 @@ def _monitor_command(resolution: Resolution, *more: str) -> tuple[list[str], lis
 def _environment(where: EndpointPaths) -> dict[str, str]:
     """Return the monitor's environment. A person's own monitor keeps theirs: their user endpoints get it."""
     if not where.privileged:
-        return dict(os.environ)
+        return {name: value for name, value in os.environ.items() if name != "MEP_TOKEN"}
     kept = {name: os.environ[name] for name in _SYSTEMD if name in os.environ}
     return {**clean_environment(), **kept}
 
