@@ -63,7 +63,7 @@ def test_a_schema_is_closed_and_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_branch_renders_to_settings_that_a_start_accepts(name: str) -> None:
-    verdict = Trial(bundle(name)).run()
+    verdict = Trial(bundle(name), seconds=100.0).run()
     assert verdict.problems == []
     assert verdict.notes == []
 
