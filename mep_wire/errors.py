@@ -332,6 +332,12 @@ class RateLimited(MepError):
     http_status = 429
 
 
+class PayloadLost(MepError):
+    """The relay's storage no longer has the arguments or the result of this task, which were large. Submit it again."""
+
+    code = "PAYLOAD_LOST"
+
+
 class StorageFull(MepError):
     """Your waiting tasks and kept results take {size} MB here, of {limit} MB. Submit again once some are gone."""
 

@@ -59,7 +59,7 @@ MAX_FIRST_LINE = 127
 """Older kernels read only this much of a script's first line."""
 LOCKS = ROOT / "packaging" / "lock"
 NODE = ROOT / "packaging" / "node"
-EXTRAS = ("kubernetes", "postgresql")
+EXTRAS = ("kubernetes", "postgresql", "s3")
 """Files in LOCKS that a site may add to its service."""
 KEPT_COMMANDS = frozenset({"process_worker_pool.py", "interchange.py"})
 """Parsl's commands that are started by name: by a site's `launch_cmd`, on nodes, and by the benchmark of bare Parsl."""

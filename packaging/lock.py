@@ -47,6 +47,7 @@ def groups() -> dict[str, list[str]]:
         "run": project["dependencies"],
         "kubernetes": project["optional-dependencies"]["kubernetes"],
         "postgresql": project["optional-dependencies"]["postgresql"],
+        "s3": project["optional-dependencies"]["s3"],
         "tools": project["optional-dependencies"]["dev"],
         "science": project["optional-dependencies"]["science"],
         "packages": project["optional-dependencies"]["packages"],

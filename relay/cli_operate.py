@@ -49,6 +49,12 @@ def _database(state: StateDir, where: Where) -> Database:
     return postgres_database(settings.database, password(settings))
 
 
+def _chunk_directory(where: Where) -> Path | None:
+    """Return the directory of chunks, None where there is none, or where they are in a bucket."""
+    chunks = where.settings().chunks
+    return Path(chunks) if chunks.startswith("/") else None
+
+
 @contextmanager
 def _said(state: StateDir) -> Iterator[None]:
     """Turn errors of the database's upkeep into those of the command line."""
@@ -121,7 +127,9 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
     """
     state = existing_state(where)
     with _said(state):
-        manifest = maintenance.back_up(_database(state, where), state.directory, directory.absolute())
+        manifest = maintenance.back_up(
+            _database(state, where), state.directory, directory.absolute(), _chunk_directory(where)
+        )
     text = f"{directory}: {len(manifest.files)} files, schema version {manifest.schema}"
     show(msgspec.to_builtins(manifest), text, as_json=as_json)
 
@@ -145,7 +153,7 @@ def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
         database = _database(state, where)
         if database.version() and not replace:
             raise click.ClickException("there is a database already: --replace gives it up")
-        manifest = maintenance.restore(database, state.directory, directory.absolute())
+        manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(where))
         database.upgrade()
     click.echo(f"restored the state of {_time(manifest.at)}", err=True)
 

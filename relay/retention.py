@@ -41,6 +41,8 @@ class Periods:
     retention_s: float
     lifetime_s: float
     unused_s: float
+    delivered_s: float = float("inf")
+    """How long ended tasks are kept that their person has been sent."""
 
 
 class Sweeper:
@@ -49,6 +51,7 @@ class Sweeper:
     def __init__(self, store: Store, dispatcher: Dispatcher, periods: Periods) -> None:
         self._store, self._dispatcher, self._periods = store, dispatcher, periods
         self._inputs_after = self._group_after = 0
+        self._looked_for_strays = False
 
     async def run(self) -> None:
         """Sweep for ever."""
@@ -83,6 +86,14 @@ class Sweeper:
             await asyncio.sleep(_PAUSE_S if removed else 0)
         await self._do(lambda tx: tx.sweep_tokens(now - EXPIRED_STAYS_S, PAGE))
         await self._do(lambda tx: tx.sweep_documents(now - EXPIRED_STAYS_S, PAGE))
+        removed = PAGE if self._periods.delivered_s < self._periods.retention_s else 0
+        while removed == PAGE:
+            removed = await self._do(lambda tx: tx.sweep(now - self._periods.delivered_s, PAGE, delivered=True))
+            await asyncio.sleep(_PAUSE_S if removed else 0)
+        await self._dispatcher.payloads.collect()
+        if not self._looked_for_strays:
+            await self._dispatcher.payloads.remove_strays()
+            self._looked_for_strays = True
         await self._dispatcher.note_seen()
         if self._periods.lifetime_s:
             await self._dispatcher.expire(self._periods.lifetime_s)

@@ -39,7 +39,8 @@ from relay.loop_watch import LoopWatch
 from relay.retention import Sweeper
 from relay.settings import MAX_CONFIG_BYTES, ConfigRefused, RelaySettings, secret_text
 from relay.state_dir import Keys, StateDir
-from relay.store.opening import AnyStore, open_store
+from relay.store.chunks import Chunks
+from relay.store.opening import AnyStore, open_chunks, open_store
 from relay.tls import Certificate
 
 
@@ -83,7 +84,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     )
     listener = _listen(settings.host, settings.port)
     link_ = ZmqLink(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits)
+    dispatcher = Dispatcher(store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits, _chunks(settings))
     link_.start(dispatcher)
     service = _service(store, dispatcher, keys, settings.link_address or link_.address, settings)
     service.audit = AuditLog(state.audit_log)
@@ -135,6 +136,7 @@ def _service(
         limits=settings.limits,
         people_settings=_people(settings),
         read_secret=partial(secret_text, "client_secret_file"),
+        notes_delivery=0 < settings.delivered_days < settings.retention_days,
     )
 
 
@@ -148,6 +150,12 @@ def _people(settings: RelaySettings) -> PeopleSettings:
         raise ConfigRefused(str(error)) from error
     except OSError as error:
         raise ConfigRefused(f"{settings.people}: {error.strerror or error}") from error
+
+
+def _chunks(settings: RelaySettings) -> tuple[Chunks, int] | None:
+    """Return the storage of large payloads, and the size above which they are. Raises ConfigRefused, DriverMissing."""
+    chunks = open_chunks(settings, lambda: secret_text("s3_secret", settings.s3_secret))
+    return (chunks, settings.chunk_threshold_kb * 1024) if chunks is not None else None
 
 
 def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

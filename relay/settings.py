@@ -84,6 +84,31 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="TOML file with identity providers and other ways to log in; empty: built-in accounts only."),
     ] = ""
     retention_days: Annotated[_Most, Meta(description="How long ended tasks and their results are kept.")] = 14.0
+    delivered_days: Annotated[
+        _Most,
+        Meta(
+            description="How long ended tasks are kept if the stream has sent their results, if that is shorter than "
+            "retention_days; 0: as long as others."
+        ),
+    ] = 0.0
+    chunks: Annotated[
+        str,
+        Meta(
+            description="Where payloads over chunk_threshold_kb are kept: a directory or s3://BUCKET/PREFIX; empty: in "
+            "the database."
+        ),
+    ] = ""
+    chunk_threshold_kb: Annotated[
+        int, Meta(ge=1, le=10240, description="Arguments and results that are larger become chunks.")
+    ] = 256
+    s3_endpoint: Annotated[
+        str, Meta(description="Address of an S3-compatible storage (https://s3.example.edu); empty: that of AWS.")
+    ] = ""
+    s3_region: Annotated[str, Meta(description="Region of the bucket.")] = "us-east-1"
+    s3_key_id: Annotated[str, Meta(description="Access key's id; empty: boto3's own ways.")] = ""
+    s3_secret: Annotated[
+        str, Meta(description="File with the access key's secret, or `credential:NAME` of systemd.")
+    ] = ""
     task_lifetime_days: Annotated[
         _Most,
         Meta(
@@ -133,6 +158,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             retention_s=self.retention_days * _DAY_S,
             lifetime_s=self.task_lifetime_days * _DAY_S,
             unused_s=self.unused_days * _DAY_S,
+            delivered_s=self.delivered_days * _DAY_S if self.delivered_days else float("inf"),
         )
 
     @property
@@ -290,11 +316,18 @@ def _password(settings: RelaySettings) -> str:
     return "" if settings.database or not settings.database_password else "there is no database that it belongs to"
 
 
+def _chunks(settings: RelaySettings) -> str:
+    if not settings.chunks or settings.chunks.startswith(("/", "s3://")):
+        return ""
+    return "must be an absolute path, or like s3://bucket/prefix"
+
+
 _CHECKS: Mapping[str, Callable[[RelaySettings], str]] = {
     "tls_key": _tls,
     "trusted_proxies": _proxies,
     "database": _database,
     "database_password": _password,
+    "chunks": _chunks,
 }
 """What a value's type and bounds do not say. Each returns why the key is refused."""
 

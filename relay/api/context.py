@@ -57,6 +57,8 @@ class ApiContext:
     access: Access = field(init=False)
     strangers: Rate = field(init=False)
     """Requests without a token, by address."""
+    notes_delivery: bool = False
+    """Whether results that were sent to their person are removed sooner than others."""
     readiness: Readiness = field(init=False)
     requests: Rate = field(init=False)
     tasks: Rate = field(init=False)

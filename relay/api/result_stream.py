@@ -7,16 +7,19 @@ the last: a slow client costs the relay one page. Called by the ASGI application
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 
 from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamRefused, Subscribe
-from mep_wire.errors import BodyInvalid, MepError, RouteNotFound, TaskGroupNotFound
+from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RouteNotFound, TaskGroupNotFound
+from mep_wire.states import TaskState
 from relay.api import http
 from relay.api.context import ApiContext
 from relay.api.http import Receive, Scope, Send, check_scope
 from relay.dispatch.task_delivery import uuid_text
 from relay.log import logger
+from relay.store.base import Tx
 from relay.store.records import Caller, Completion, GroupRef
 
 PAGE = 1000
@@ -99,10 +102,14 @@ async def _push(service: ApiContext, token: str, group: GroupRef, cursor: int, r
                 continue
             check_scope(await service.people.caller(token), "read")
             cursor = found[-1].seq
+            if any(one.chunk for one in found):
+                found = [await _filled(service, one) for one in found]
             frame = _encode(found)
             del found  # a slow client holds one copy of its page
             await send({"type": "websocket.send", "bytes": frame})
             del frame
+            if service.notes_delivery:
+                service.store.submit(partial(_note_delivered, group.row, cursor))
     finally:
         streams.leave(group.row, event)
         gone.cancel()
@@ -112,6 +119,20 @@ async def _until_gone(receive: Receive) -> None:
     """Return when the client has closed; anything it says on the way is of no interest."""
     while (await receive())["type"] != "websocket.disconnect":
         logger.debug("stream: a frame after the first was ignored")
+
+
+async def _filled(service: ApiContext, one: Completion) -> Completion:
+    """Return an ending with its payload, wherever that is kept. Raises RelayUnavailable."""
+    if not one.chunk:
+        return one
+    try:
+        return msgspec.structs.replace(one, payload=await service.dispatcher.payloads.fetch(one.chunk))
+    except PayloadLost as error:
+        return msgspec.structs.replace(one, state=TaskState.FAILED, code=error.code, text=error.text)
+
+
+def _note_delivered(group_row: int, seq: int, tx: Tx) -> None:
+    tx.note_delivered(group_row, seq)
 
 
 def _encode(found: list[Completion]) -> bytes:

@@ -27,6 +27,7 @@ from mep_wire.api import (
 from mep_wire.errors import (
     BodyInvalid,
     FunctionNotAllowed,
+    PayloadLost,
     PayloadTooLarge,
     TaskGroupNotFound,
     TaskNotFound,
@@ -264,7 +265,7 @@ async def look_up(service: ApiContext, request: Request) -> TaskStatus:
         found = []
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
-    return _with_wait(service, found[0], _status(found[0], packed=request.packed))
+    return _with_wait(service, found[0], _status(await _filled(service, found[0]), packed=request.packed))
 
 
 def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> TaskStatus:
@@ -274,6 +275,16 @@ def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> Tas
         return status
     since = min(max(why.since, task.submitted_at), time.time()) if why.since else task.submitted_at
     return msgspec.structs.replace(status, code=why.code, reason=why.text, waiting_since=since)
+
+
+async def _filled(service: ApiContext, task: TaskRecord) -> TaskRecord:
+    """Return a task with its result, wherever that is kept. Raises RelayUnavailable."""
+    if not task.chunk:
+        return task
+    try:
+        return msgspec.structs.replace(task, payload=await service.dispatcher.payloads.fetch(task.chunk))
+    except PayloadLost as error:
+        return msgspec.structs.replace(task, state=TaskState.FAILED, code=error.code, text=error.text)
 
 
 async def _own_tasks(
@@ -305,8 +316,8 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
             results[text] = _status(_as_running(task), packed=request.packed)
             continue
         for one in service.store.tasks([task.task_id]):
-            size += len(one.payload) + len(one.text)
-            results[text] = _with_wait(service, one, _status(one, packed=request.packed))
+            size += task.size
+            results[text] = _with_wait(service, one, _status(await _filled(service, one), packed=request.packed))
         if number % READ_PAGE == 0:
             await asyncio.sleep(0)
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)

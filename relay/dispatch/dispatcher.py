@@ -28,6 +28,7 @@ from mep_wire.waits import Wait
 from relay.dispatch.deadlines import QueueDeadlines
 from relay.dispatch.live_state import Joining, LiveState, ManagerLink, Uep, durable
 from relay.dispatch.manager_handlers import ManagerHandlers
+from relay.dispatch.payloads import Payloads
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.result_notifier import ResultNotifier
 from relay.dispatch.start_requests import StartRequester
@@ -39,6 +40,7 @@ from relay.dispatch.uep_handlers import UepHandlers
 from relay.link.base import LinkSession, Peer, RelayLink
 from relay.log import RateLimitedLog, peer_log
 from relay.store.base import Store
+from relay.store.chunks import Chunks
 from relay.store.records import EndpointRecord, TaskBrief
 from relay.store.task_record_writes import AuditedStore
 
@@ -54,13 +56,22 @@ OfPeer = Mapping[type[Any], Callable[[Peer, Any], object]]
 class Dispatcher:
     """The relay's side of the endpoint link."""
 
-    def __init__(self, store: Store, link_: RelayLink, signing_key: Signer, limits: PersonLimits | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        link_: RelayLink,
+        signing_key: Signer,
+        limits: PersonLimits | None = None,
+        chunks: tuple[Chunks, int] | None = None,
+    ) -> None:
+        """`chunks` are the storage of payloads that are larger than so many bytes."""
         self.streams = ResultNotifier()
         self._audited = AuditedStore(store)
         store = self._audited
         self.live = LiveState(store, link_, asyncio.get_running_loop(), self._cut)
         limits = limits or PersonLimits()
-        self.delivery = TaskDelivery(self.live, self.streams, limits.result_bytes)
+        self.payloads = Payloads(store, *chunks) if chunks else Payloads(store)
+        self.delivery = TaskDelivery(self.live, self.streams, limits.result_bytes, self.payloads)
         self.deadlines = QueueDeadlines(self.live, self.delivery)
         self._up_since = self.live.loop.time()
         self._limited_log = RateLimitedLog()

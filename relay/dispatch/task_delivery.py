@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from mep_wire import codec, messages
-from mep_wire.errors import MepError, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
+from mep_wire.errors import MepError, PayloadLost, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
+from relay.dispatch.payloads import Payloads
 from relay.dispatch.result_notifier import ResultNotifier
 from relay.dispatch.task_fates import end_doubtful, end_what_was_sent, why_failed
 from relay.dispatch.task_transitions import Loss, Requeued, cancel, fail_or_retry, record_lost_attempts, requeue
+from relay.link.base import Peer
 from relay.log import peer_log
 from relay.store.base import Tx
 from relay.store.records import Added, NewTask, QueuedTask, Settled, TaskEnding
@@ -48,15 +50,25 @@ _STATES = {"": TaskState.SUCCESS, TaskCancelled.code: TaskState.CANCELLED, TaskE
 class TaskDelivery:
     """Tasks out, endings in."""
 
-    def __init__(self, live: LiveState, streams: ResultNotifier, max_result_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    def __init__(
+        self,
+        live: LiveState,
+        streams: ResultNotifier,
+        max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        payloads: Payloads | None = None,
+    ) -> None:
         self._live, self._streams = live, streams
+        self.payloads = payloads or Payloads(live.store)
         self.max_result_bytes = max_result_bytes
         self._started: dict[int, set[int]] = {}
 
     # --- out --------------------------------------------------------------------------------------
 
     async def add(self, uep: Uep, owner: str, group_id: str, tasks: Sequence[NewTask]) -> Added:
-        """Store tasks and send those that `uep` has credit for. Raises IdConflict."""
+        """Store tasks and send those that `uep` has credit for. Raises IdConflict, RelayUnavailable."""
+        stored = tasks
+        if self.payloads.has_large(tasks):
+            stored = await self.payloads.put_away(owner, tasks)
         size = sum(len(task.payload) for task in tasks)
         direct = self._reserve(uep, len(tasks), size)
         peer = uep.peer
@@ -64,7 +76,7 @@ class TaskDelivery:
         try:
             added = await durable(
                 self._live.store.submit(
-                    lambda tx: tx.add_tasks(owner, group_id, uep.row, tasks, direct, now),
+                    lambda tx: tx.add_tasks(owner, group_id, uep.row, stored, direct, now),
                 )
             )
         except BaseException:
@@ -194,7 +206,20 @@ class TaskDelivery:
         if not tasks:
             return True
         uep.has_queued = uep.has_queued or self._live.store.has_queued(uep.row)
+        if any(task.chunk for task in tasks):
+            tasks = await self._with_payloads(uep, tasks)
         return uep.peer is peer and uep.state is UepState.ONLINE and self._send_tasks(uep, tasks)
+
+    async def _with_payloads(self, uep: Uep, tasks: Sequence[QueuedTask]) -> list[QueuedTask]:
+        """Return taken tasks with their payloads; those with a lost one fail. Raises RelayUnavailable, and all wait."""
+        try:
+            whole, lost = await self.payloads.filled(tasks)
+        except RelayUnavailable:
+            rows = [task.row for task in tasks]
+            self.requeued(uep, await self._live.submit_retrying(lambda tx: requeue(tx, uep.row, rows)))
+            raise
+        await self.fail_rows(uep, lost, PayloadLost())
+        return whole
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -229,8 +254,24 @@ class TaskDelivery:
         if waiting:
             waiting.difference_update(rows)
         endings = [_ending(item, self.max_result_bytes) for item in items]
-        peer = uep.peer
         uep.used_at = self._live.loop.time()
+        if self.payloads.has_large(endings):
+            self._live.run(self._put_away(uep, uep.peer, rows, endings))
+        else:
+            self._store_results(uep, uep.peer, rows, endings)
+
+    async def _put_away(self, uep: Uep, peer: Peer | None, rows: list[int], endings: Sequence[TaskEnding]) -> None:
+        """Put large results into chunks, then store them. Where that fails, the peer repeats them after a new link."""
+        try:
+            endings = await self.payloads.put_away(uep.record.account_id, endings)
+        except RelayUnavailable as error:
+            peer_log.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+            if peer is not None:
+                self._live.cut(peer, "its results could not be stored")
+            return
+        self._store_results(uep, peer, rows, endings)
+
+    def _store_results(self, uep: Uep, peer: Peer | None, rows: list[int], endings: Sequence[TaskEnding]) -> None:
 
         def stored(settled: Settled) -> None:
             uep.trouble.over()

@@ -210,8 +210,9 @@ class TaskTx(Protocol):
     def cancelling(self, uep_row: int) -> dict[int, TaskState]:
         """Return this user endpoint's unfinished rows that are to be cancelled, with where they are."""
 
-    def sweep(self, ended_before: float, limit: int) -> int:
-        """Remove up to `limit` records of tasks that ended before this time; return how many."""
+    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
+        """Remove up to `limit` records of tasks that ended before this time; return how many. `delivered`: of those
+        alone that their person has been sent."""
 
     def drop_inputs(self, after: int, limit: int) -> int:
         """Remove the arguments of ended tasks, for `limit` endings after this sequence number; return the number of the
@@ -238,6 +239,16 @@ class SweepTx(Protocol):
     def purge_functions(self, deleted_before: float, limit: int) -> int:
         """Remove up to `limit` functions that were deleted before this time, of which no task is left; return how
         many."""
+
+    def note_delivered(self, group_row: int, seq: int) -> None:
+        """Note that a group's endings up to this sequence number were sent to their person."""
+
+    def claim_chunk(self, name: str, owner: str, digest: bytes, size: int, now: float) -> tuple[str, bool]:
+        """Return the name of the person's chunk with this SHA-256, `name` for a new one, and whether its bytes are
+        known to be stored. It is not collected soon after."""
+
+    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
+        """Forget up to `limit` chunks that nothing refers to and that were claimed before this time; return them."""
 
     def compact(self, pages: int) -> None:
         """Give up to so many unused pages back to the file system."""
@@ -361,6 +372,9 @@ class TaskReads(Protocol):
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         """Return the tasks that exist among these, without reading their payloads."""
+
+    def has_chunk(self, name: str) -> bool:
+        """Return whether there is a chunk of this name."""
 
     def group(self, group_id: str) -> GroupRef | None:
         """Return a task group."""

@@ -201,8 +201,8 @@ class DelegatingTx:
     def cancelling(self, uep_row: int) -> dict[int, TaskState]:
         return self._tx.cancelling(uep_row)
 
-    def sweep(self, ended_before: float, limit: int) -> int:
-        return self._tx.sweep(ended_before, limit)
+    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
+        return self._tx.sweep(ended_before, limit, delivered=delivered)
 
     def drop_inputs(self, after: int, limit: int) -> int:
         return self._tx.drop_inputs(after, limit)
@@ -223,6 +223,15 @@ class DelegatingTx:
 
     def purge_functions(self, deleted_before: float, limit: int) -> int:
         return self._tx.purge_functions(deleted_before, limit)
+
+    def note_delivered(self, group_row: int, seq: int) -> None:
+        self._tx.note_delivered(group_row, seq)
+
+    def claim_chunk(self, name: str, owner: str, digest: bytes, size: int, now: float) -> tuple[str, bool]:
+        return self._tx.claim_chunk(name, owner, digest, size, now)
+
+    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
+        return self._tx.collect_chunks(touched_before, limit)
 
     def compact(self, pages: int) -> None:
         self._tx.compact(pages)
@@ -337,6 +346,9 @@ class DelegatingStore:
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         return self._inner.briefs(task_ids)
+
+    def has_chunk(self, name: str) -> bool:
+        return self._inner.has_chunk(name)
 
     def group(self, group_id: str) -> GroupRef | None:
         return self._inner.group(group_id)

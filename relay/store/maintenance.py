@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from mep_wire.states import TaskState
 from relay.store.schema import MIGRATIONS, StateTooNew, migrate
 
 MANIFEST = "backup.json"
+CHUNKS = "chunks"
 KEYS = ("link.key", "signing.key", "rotations.json")
 _END = int(TaskState.SUCCESS)
 
@@ -163,8 +165,11 @@ def _wrong(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"{count} {what}"
 
 
-def back_up(database: Database, state: Path, directory: Path) -> Manifest:
-    """Make a backup in `directory`, which must not exist. Raises OSError, sqlite3.Error."""
+def back_up(database: Database, state: Path, directory: Path, chunks: Path | None = None) -> Manifest:
+    """Make a backup in `directory`, which must not exist; of `chunks` too, if they are in a directory.
+
+    Raises OSError, sqlite3.Error.
+    """
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
     fresh.mkdir(mode=0o700)
     try:
@@ -173,6 +178,8 @@ def back_up(database: Database, state: Path, directory: Path) -> Manifest:
             if (state / name).exists():
                 shutil.copyfile(state / name, fresh / name)
                 (fresh / name).chmod(0o600)
+        if chunks is not None:
+            _copy_chunks(chunks, fresh / CHUNKS)  # none that the database refers to has gone: see KEEP_S
         names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
         manifest = Manifest(
             kind=database.kind, schema=version, at=time.time(), files={name: _digest(fresh / name) for name in names}
@@ -205,7 +212,24 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def restore(database: Database, state: Path, directory: Path) -> Manifest:
+def _copy_chunks(chunks: Path, copy: Path) -> None:
+    """Copy every chunk that is not there yet. Their bytes never change, so on one file system a link is a copy."""
+    for path in chunks.glob("*/[!.]*"):
+        target = copy / path.parent.name / path.name
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            try:
+                os.link(path, target)
+            except FileNotFoundError:  # it was collected in between: the database did not refer to it
+                continue
+            except OSError as error:
+                if isinstance(error, FileExistsError):
+                    raise
+                shutil.copyfile(path, target)
+                target.chmod(0o600)
+
+
+def restore(database: Database, state: Path, directory: Path, chunks: Path | None = None) -> Manifest:
     """Put a backup in place of the relay's state. The caller holds the lock of the server.
 
     Raises CannotRestore, StateTooNew, OSError, sqlite3.Error.
@@ -215,6 +239,9 @@ def restore(database: Database, state: Path, directory: Path) -> Manifest:
         raise CannotRestore(f"the backup is one of {manifest.kind}, and the relay is set up for {database.kind}")
     if manifest.schema > len(MIGRATIONS):
         raise StateTooNew.versions(manifest.schema, len(MIGRATIONS))
+    if chunks is not None and (directory / CHUNKS).is_dir():
+        chunks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy_chunks(directory / CHUNKS, chunks)
     database.restore(directory, manifest.schema)
     for name in KEYS:
         if name in manifest.files:

@@ -61,15 +61,17 @@ class _TextDumper(StrDumper):
 def connect(url: str, password: str = "", *, seconds: float) -> psycopg.Connection[Row]:
     """Connect. No statement may take longer than `seconds`. Raises psycopg.Error."""
     extra: dict[str, Any] = {"password": password} if password else {}
+    limit = int(seconds * 1000)
     connection = psycopg.connect(
         url,
         autocommit=True,
         connect_timeout=CONNECT_S,
         application_name="mep-relay",
-        tcp_user_timeout=int(seconds * 1000),
+        tcp_user_timeout=limit,
         keepalives_idle=30,
         client_encoding="utf8",
-        options=f"-c statement_timeout={int(seconds * 1000)} -c lock_timeout={int(seconds * 1000)}",
+        # Every query about tasks has an index. Left the choice, EXISTS over an empty queue would read all ended tasks.
+        options=f"-c statement_timeout={limit} -c lock_timeout={limit} -c enable_seqscan=off",
         **extra,
     )
     connection.adapters.register_dumper(str, _TextDumper)

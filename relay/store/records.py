@@ -178,6 +178,9 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float = 0.0
     """When it expires by the relay's clock, 0 for never."""
     priority: int = 0
+    chunk: str = ""
+    """The name of the chunk that holds the payload; empty: `payload` has it."""
+    chunk_size: int = 0
 
 
 class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +196,9 @@ class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 0
     deadline: float = 0.0
     priority: int = 0
+    chunk: str = ""
+    """The name of the chunk that holds the payload; empty: `payload` has it."""
+    chunk_size: int = 0
 
 
 class OpenTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +243,9 @@ class TaskEnding(msgspec.Struct, frozen=True, kw_only=True):
     block_id: str = ""
     """Where it ran, for endpoints that keep task records; not stored with the task."""
     job_id: str = ""
+    chunk: str = ""
+    """The name of the chunk that holds the payload; empty: `payload` has it."""
+    chunk_size: int = 0
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +258,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     payload: bytes
     correlation_id: str
+    chunk: str = ""
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +276,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     payload: bytes = b""
     correlation_id: str = ""
+    chunk: str = ""
 
 
 class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,21 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX documents_owner ON documents (owner, kind, id);
     CREATE INDEX documents_expire ON documents (expires) WHERE expires > 0;
     """,
+    """
+    CREATE TABLE chunks (
+        name TEXT PRIMARY KEY, owner TEXT NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL,
+        stored INTEGER NOT NULL, touched_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX chunks_owner ON chunks (owner, digest);
+    CREATE INDEX chunks_touched ON chunks (touched_at);
+    ALTER TABLE inputs ADD COLUMN chunk TEXT NOT NULL DEFAULT '';
+    ALTER TABLE inputs ADD COLUMN chunk_size INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE results ADD COLUMN chunk TEXT NOT NULL DEFAULT '';
+    ALTER TABLE results ADD COLUMN chunk_size INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX inputs_chunk ON inputs (chunk) WHERE chunk <> '';
+    CREATE INDEX results_chunk ON results (chunk) WHERE chunk <> '';
+    ALTER TABLE task_groups ADD COLUMN delivered_seq INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

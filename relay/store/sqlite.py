@@ -138,11 +138,11 @@ def leading_rows(
 
 
 def _payload_size(row: Row) -> int:
-    return len(row[3])
+    return len(row[3]) + int(row[11])
 
 
 def _ending_size(row: Row) -> int:
-    return len(row[5]) + len(row[4])
+    return len(row[5]) + len(row[4]) + int(row[8])
 
 
 def within(rows: Iterator[tuple[Any, ...]], size_of: Callable[[tuple[Any, ...]], int], most: int) -> list[Any]:
@@ -202,6 +202,8 @@ def _queued(row: Sequence[Any]) -> QueuedTask:
         max_attempts=row[7],
         deadline=row[8],
         priority=row[9],
+        chunk=row[10],
+        chunk_size=row[11],
     )
 
 
@@ -219,6 +221,7 @@ def _task(row: Sequence[Any]) -> TaskRecord:
         text=row[9] or "",
         payload=row[10] or b"",
         correlation_id=row[11] or "",
+        chunk=row[12] or "",
     )
 
 
@@ -409,6 +412,16 @@ class _SweepTx(_Part):
     def purge_functions(self, deleted_before: float, limit: int) -> int:
         return self._db.execute(sql.PURGE_FUNCTIONS, (deleted_before, limit)).rowcount
 
+    def note_delivered(self, group_row: int, seq: int) -> None:
+        self._db.execute(sql.NOTE_DELIVERED, (seq, group_row, seq))
+
+    def claim_chunk(self, name: str, owner: str, digest: bytes, size: int, now: float) -> tuple[str, bool]:
+        found, stored = self._db.execute(sql.CLAIM_CHUNK, (name, owner, digest, size, now)).fetchone()
+        return found, bool(stored)
+
+    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
+        return [row[0] for row in self._db.execute(sql.COLLECT_CHUNKS, (touched_before, limit)).fetchall()]
+
     def compact(self, pages: int) -> None:
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
         for _ in range(min(pages, free)):  # one at a time: Python takes but one step of a statement without columns
@@ -521,11 +534,16 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         self._db.executemany(
             sql.ADD_INPUT,
             [
-                (row, t.payload, t.resource_spec, t.walltime_s, t.max_attempts)
+                (row, t.payload, t.resource_spec, t.walltime_s, t.max_attempts, t.chunk, t.chunk_size)
                 for row, t in zip(rows, tasks, strict=True)
             ],
         )
         self._next_row = max(self._next_row, rows[-1] + 1) if rows else self._next_row
+        self._chunks_stored(tasks)
+
+    def _chunks_stored(self, parts: Sequence[NewTask] | Sequence[TaskEnding]) -> None:
+        if names := {part.chunk for part in parts if part.chunk}:
+            self._db.executemany(sql.CHUNK_STORED, [(name,) for name in names])
 
     def _group(self, group_id: str, owner: str) -> GroupRef:
         group = self._groups.get(group_id)
@@ -613,11 +631,15 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             self._next_seq += 1
             execute(
                 sql.ADD_RESULT,
-                (seq, one.row, found[0], one.stored_at, one.code, one.text, one.payload, one.correlation_id),
+                (
+                    *(seq, one.row, found[0], one.stored_at, one.code, one.text, one.payload, one.correlation_id),
+                    *(one.chunk, one.chunk_size),
+                ),
             )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             ended += 1
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
+        self._chunks_stored(endings)
         return Settled(groups=frozenset(groups), ended=ended, foreign=foreign)
 
     def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
@@ -631,8 +653,9 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             rows += [row for row, at in oldest if at < submitted_before]
         return rows
 
-    def sweep(self, ended_before: float, limit: int) -> int:
-        oldest = self._db.execute(sql.OLDEST_RESULTS, (limit,)).fetchall()
+    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
+        query = sql.OLDEST_DELIVERED if delivered else sql.OLDEST_RESULTS
+        oldest = self._db.execute(query, (limit,)).fetchall()
         old = [one for one in oldest if one[2] < ended_before]
         for statement in sql.SWEEP:
             self._db.executemany(statement, [(row,) for _, row, *_ in old])
@@ -789,7 +812,7 @@ class SqlReads(abc.ABC):
         return {TaskState(state): count for state, count in self._all(sql.OPEN_BY_STATE)}
 
     def stored_bytes(self, account_id: str) -> int:
-        return int(self._one(sql.STORED_BYTES, account_id)[0])
+        return int(self._one(sql.STORED_BYTES, account_id, account_id)[0])
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
@@ -812,6 +835,9 @@ class SqlReads(abc.ABC):
             if r is not None
         ]
 
+    def has_chunk(self, name: str) -> bool:
+        return self._one(sql.KNOWN_CHUNK, name) is not None
+
     def group(self, group_id: str) -> GroupRef | None:
         row = self._one(sql.GROUP, group_id)
         return _group(row) if row else None
@@ -823,7 +849,14 @@ class SqlReads(abc.ABC):
         rows = self._leading(sql.COMPLETIONS, (group_row, after, limit), _ending_size, max_bytes)
         return [
             Completion(
-                seq=r[0], task_id=r[1], state=TaskState(r[2]), code=r[3], text=r[4], payload=r[5], correlation_id=r[6]
+                seq=r[0],
+                task_id=r[1],
+                state=TaskState(r[2]),
+                code=r[3],
+                text=r[4],
+                payload=r[5],
+                correlation_id=r[6],
+                chunk=r[7],
             )
             for r in rows
         ]

@@ -65,6 +65,8 @@ MERGE_ACCOUNTS = (
     "UPDATE ueps SET account_id = :keep WHERE account_id = :other",
     "UPDATE task_groups SET owner = :keep WHERE owner = :other",
     "UPDATE documents SET owner = :keep WHERE owner = :other",
+    """UPDATE chunks SET owner = :keep WHERE owner = :other
+    AND digest NOT IN (SELECT digest FROM chunks WHERE owner = :keep)""",
     "DELETE FROM accounts WHERE account_id = :other",
 )
 IDENTITIES = "SELECT body FROM identities WHERE account_id = ? ORDER BY identity_id"
@@ -155,12 +157,15 @@ ADD_TASK = (
     "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at, priority, deadline) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-ADD_INPUT = "INSERT INTO inputs VALUES (?, ?, ?, ?, ?)"
+ADD_INPUT = (
+    "INSERT INTO inputs (row, payload, resource_spec, walltime_s, max_attempts, chunk, chunk_size) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 # What a task id stands for already, to tell a repeated submission from a clash.
 KNOWN_TASK = "SELECT row, group_row, uep_row, function_row FROM tasks WHERE task_id = ?"
 QUEUED_TASKS = (
     "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s, "
-    "t.attempts + 1, i.max_attempts, t.deadline, t.priority "
+    "t.attempts + 1, i.max_attempts, t.deadline, t.priority, i.chunk, i.chunk_size "
     "FROM tasks t JOIN inputs i ON i.row = t.row JOIN functions f ON f.function_row = t.function_row "
     f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) "
     "ORDER BY t.priority DESC, t.row LIMIT ?"
@@ -209,8 +214,8 @@ CANCELLING = (
 # The group and id of a task that may still end, and proof that it is this user endpoint's.
 OPEN_TASK = f"SELECT group_row, task_id FROM tasks WHERE row = ? AND uep_row = ? AND state < {_END}"
 ADD_RESULT = (
-    "INSERT INTO results (seq, row, group_row, stored_at, code, text, payload, correlation_id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO results (seq, row, group_row, stored_at, code, text, payload, correlation_id, chunk, chunk_size) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 END_TASK = (
     "UPDATE tasks SET state = ?, seq = ?, started_at = max(started_at, ?), ended_at = ? "
@@ -234,7 +239,31 @@ ENDED_INPUTS = (
     "FROM results r LEFT JOIN inputs i ON i.row = r.row WHERE r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
-STORED_BYTES = "SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?"
+STORED_BYTES = (
+    "SELECT (SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?) + "
+    "(SELECT coalesce(sum(size), 0) FROM chunks WHERE owner = ?)"
+)
+# Results that their person has been sent, the oldest first: the columns are those of OLDEST_RESULTS.
+OLDEST_DELIVERED = OLDEST_RESULTS.replace(
+    " ORDER BY", " AND r.seq <= (SELECT delivered_seq FROM task_groups g WHERE g.group_row = r.group_row) ORDER BY"
+)
+NOTE_DELIVERED = "UPDATE task_groups SET delivered_seq = ? WHERE group_row = ? AND delivered_seq < ?"
+
+# --- chunks: payloads that are kept outside of the database -------------------------------------------
+
+# Name a person's chunk with this content, whose bytes may be stored already, and keep it from being collected.
+CLAIM_CHUNK = (
+    "INSERT INTO chunks (name, owner, digest, size, stored, touched_at) VALUES (?, ?, ?, ?, 0, ?) "
+    "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = excluded.touched_at RETURNING name, stored"
+)
+CHUNK_STORED = "UPDATE chunks SET stored = 1 WHERE name = ? AND stored = 0"
+COLLECT_CHUNKS = (
+    "DELETE FROM chunks WHERE name IN (SELECT name FROM chunks c WHERE touched_at < ? "
+    "AND NOT EXISTS (SELECT 1 FROM inputs i WHERE i.chunk = c.name AND i.chunk <> '') "
+    "AND NOT EXISTS (SELECT 1 FROM results r WHERE r.chunk = c.name AND r.chunk <> '') "
+    "ORDER BY touched_at LIMIT ?) RETURNING name"
+)
+KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 
 # --- unused for long ----------------------------------------------------------------------------------
 
@@ -279,21 +308,21 @@ OPEN_BY_STATE = f"SELECT state, count(*) FROM tasks WHERE state < {_END} GROUP B
 OPEN_TASKS_AT = f"{OPEN_TASKS} AND u.endpoint_id = ?"
 TASK = (
     "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, t.ended_at, "
-    "r.code, r.text, r.payload, r.correlation_id "
+    "r.code, r.text, r.payload, r.correlation_id, r.chunk "
     "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
     "WHERE t.task_id = ?"
 )
 # A length is had from a row's head, without the payload's pages.
 TASK_BRIEF = (
     "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, "
-    "coalesce(length(r.payload) + length(r.text), 0) "
+    "coalesce(length(r.payload) + length(r.text) + r.chunk_size, 0) "
     "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
     "WHERE t.task_id = ?"
 )
 GROUP = "SELECT group_row, group_id, owner FROM task_groups WHERE group_id = ?"
 GROUP_TASKS = "SELECT row, task_id FROM tasks WHERE group_row = ? AND row > ? ORDER BY row LIMIT ?"
 COMPLETIONS = (
-    "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id "
+    "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id, r.chunk, r.chunk_size "
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 
@@ -309,7 +338,10 @@ QUEUES = (
     f"FROM tasks t JOIN ueps u ON u.uep_row = t.uep_row WHERE t.state < {_END} "
     "GROUP BY u.uep_id, u.endpoint_id, u.account_id, t.state"
 )
-STORAGE = "SELECT owner, sum(bytes), count(*) FROM task_groups GROUP BY owner ORDER BY 2 DESC, owner"
+STORAGE = (
+    "SELECT owner, sum(bytes) + coalesce((SELECT sum(size) FROM chunks c WHERE c.owner = g.owner), 0), count(*) "
+    "FROM task_groups g GROUP BY owner ORDER BY 2 DESC, owner"
+)
 
 # --- the write-ahead log ----------------------------------------------------------------------------
 

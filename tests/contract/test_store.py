@@ -894,3 +894,42 @@ def test_a_functions_group_and_description_change_and_its_code_does_not(store: S
     ref = store.function_ref("f")
     assert ref is not None
     assert (ref.public, ref.group, ref.ha_endpoint_id) == (True, "g", "e")
+
+
+def test_delivered_ends_can_be_removed_before_others(work: Work) -> None:
+    rows = work.add(work.new(3))
+    work.take()
+    work.end(rows)
+    group, seqs = work.group_row, [one.seq for one in work.completions()]
+    do(work.store, lambda tx: tx.note_delivered(group, seqs[0]))
+    do(work.store, lambda tx: tx.note_delivered(group, 0))  # never back
+    assert do(work.store, lambda tx: tx.sweep(0.0, 10, delivered=True)) == 0
+    assert do(work.store, lambda tx: tx.sweep(2e10, 10, delivered=True)) == 1
+    assert [one.seq for one in work.completions()] == seqs[1:]
+
+
+def test_an_administrator_sees_tasks_queues_and_storage(work: Work) -> None:
+    tasks = work.new(3, payload=b"12345")
+    rows = work.add(tasks)
+    work.take(1)
+    listed = work.store.list_tasks("a", "e", ended=False, limit=2)
+    assert [one.task_id for one in listed] == [tasks[2].task_id, tasks[1].task_id]
+    assert work.store.list_tasks("other", "", ended=True, limit=9) == []
+    assert {(one.state, one.count) for one in work.store.queues()} == {(int(S.QUEUED), 2), (int(S.DISPATCHED), 1)}
+    assert work.store.storage() == [("a", 15, 1)]
+    work.end(rows)
+    assert work.store.list_tasks("", "", ended=False, limit=9) == []
+    assert len(work.store.list_tasks("", "", ended=True, limit=9)) == 3
+
+
+def test_a_large_task_names_its_chunk_all_the_way(work: Work) -> None:
+    (new,) = work.new(1, payload=b"")
+    new = NewTask(task_id=new.task_id, function=new.function, payload=b"", chunk="a/x", chunk_size=7)
+    work.add([new, *work.new(1)])
+    (taken,) = do(work.store, lambda tx: tx.take_queued(work.uep.row, 9, 5))  # the chunk's size counts
+    assert (taken.chunk, taken.chunk_size) == ("a/x", 7)
+    ending = TaskEnding(row=taken.row, state=S.SUCCESS, chunk="a/y", chunk_size=9)
+    do(work.store, lambda tx: tx.record_endings(work.uep.row, [ending]))
+    assert work.store.tasks([new.task_id])[0].chunk == "a/y"
+    assert [one.chunk for one in work.completions()] == ["a/y"]
+    assert work.store.briefs([new.task_id])[0].size == 9

@@ -74,12 +74,17 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
+        self._spawn()
+        until("PostgreSQL", self._answers, unready=(psycopg.Error,), details=self._log.read_text)
+
+    def _spawn(self) -> None:
         with self._log.open("ab") as log:
             command = [_BIN / "postgres", "-D", self.data]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self._as)
-        until("PostgreSQL", self._answers, unready=(psycopg.Error,), details=self._log.read_text)
 
     def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:  # some of a killed one's are still there
+            self._spawn()
         self.do("SELECT 1")
         return True
 

@@ -61,7 +61,9 @@ RULES = {
         _libraries("cryptography", "msgspec"),
     ),
     "relay.link": Rule(("relay.link", "relay.log", "mep_link.zap", "mep_wire"), _libraries("msgspec", "zmq")),
-    "relay.store": Rule(("relay.store", "relay.log", "mep_wire"), _libraries("msgspec", "psycopg")),
+    "relay.store": Rule(
+        ("relay.store", "relay.log", "mep_wire"), _libraries("boto3", "botocore", "msgspec", "psycopg")
+    ),
     "identity": Rule(("identity", "mep.boundary.file_trust", "mep.boundary.nss_database"), _libraries("yaml")),
     "identity.expression": Rule(("identity",), _libraries("re2")),
     "identity.callout": Rule(("identity", "mep.boundary.file_trust")),

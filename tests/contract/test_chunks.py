@@ -1,0 +1,117 @@
+"""The contract of a storage of chunks, on a directory and on S3, and of the records of chunks in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.store.chunks import NAME, ChunkDirectory, ChunkMissing, Chunks, ChunksUnavailable, new_name
+from relay.store.postgres import PostgresStore
+from relay.store.s3_chunks import S3Chunks
+from relay.store.sqlite import SqliteStore
+from tests.support.postgres import postgres
+from tests.support.s3 import KEY_ID, REGION, SECRET, Storage, storage
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Storage]:
+    with storage() as made:
+        yield made
+
+
+def bucket(s3: Storage, name: str = "relay", secret: str = SECRET) -> S3Chunks:
+    return S3Chunks(name, "a/b", endpoint=s3.url, region=REGION, key_id=KEY_ID, secret=secret)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def chunks(request: pytest.FixtureRequest, tmp_path: Path) -> Chunks:
+    if request.param == "directory":
+        return ChunkDirectory(tmp_path / "chunks")
+    return bucket(request.getfixturevalue("s3"))
+
+
+def name_of(data: bytes, owner: str = "alice") -> str:
+    return new_name(owner, hashlib.sha256(data).digest())
+
+
+def test_a_chunk_comes_back_and_goes(chunks: Chunks) -> None:
+    data = os.urandom(3_000_000)
+    name = name_of(data)
+    assert NAME.fullmatch(name)
+    chunks.put(name, data)
+    chunks.put(name, data)
+    assert chunks.get(name) == data
+    assert name in [one for one, _ in chunks.names()]
+    chunks.delete(name)
+    chunks.delete(name)
+    with pytest.raises(ChunkMissing):
+        chunks.get(name)
+    assert name not in [one for one, _ in chunks.names()]
+
+
+def test_all_names_are_listed(chunks: Chunks) -> None:
+    names = {name_of(b"%d" % number, f"owner{number % 7}") for number in range(30)}
+    for name in names:
+        chunks.put(name, b"x")
+    assert names <= {name for name, _ in chunks.names()}
+
+
+def test_files_are_their_accounts_alone(tmp_path: Path) -> None:
+    ChunkDirectory(tmp_path / "chunks").put(name_of(b"x"), b"x")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "chunks").rglob("*")}
+    assert modes == {0o700, 0o600}
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(ChunksUnavailable, match="No space"):
+            ChunkDirectory(disk).put(name_of(b"x"), os.urandom(2_000_000))
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_storage_that_is_away_or_refuses_is_said(s3: Storage) -> None:
+    with pytest.raises(ChunksUnavailable):
+        bucket(s3, "no-such-bucket").put(name_of(b"x"), b"x")
+    with storage() as other:
+        gone = bucket(other)
+    for call in (lambda: gone.put(name_of(b"x"), b"x"), lambda: gone.get(name_of(b"x")), lambda: list(gone.names())):
+        with pytest.raises(ChunksUnavailable):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_persons_chunk_is_one_record_that_is_collected_once_nothing_needs_it(kind: str, tmp_path: Path) -> None:
+    if kind == "sqlite":
+        _records(SqliteStore(tmp_path / "relay.db"))
+        return
+    with postgres() as server, server.database() as url:
+        _records(PostgresStore(url))
+
+
+def _records(store: SqliteStore | PostgresStore) -> None:
+    digest = hashlib.sha256(b"data").digest()
+    first, again, other = new_name("alice", digest), new_name("alice", digest), new_name("bob", digest)
+
+    def claim(name: str, owner: str, now: float) -> tuple[str, bool]:
+        return store.submit(lambda tx: tx.claim_chunk(name, owner, digest, 4, now)).result(60)
+
+    assert claim(first, "alice", 1.0) == (first, False)
+    assert claim(again, "alice", 2.0) == (first, False)
+    assert claim(other, "bob", 3.0) == (other, False)
+    assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(again)) == (4, True, False)
+    assert store.submit(lambda tx: tx.collect_chunks(2.0, 10)).result(60) == []
+    assert store.submit(lambda tx: tx.collect_chunks(2.5, 10)).result(60) == [first]
+    assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(other)) == (0, False, True)
+    store.close()
