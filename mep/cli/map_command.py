@@ -64,7 +64,7 @@ def map_command(
     root can check that. The mapping itself is then tried as the mapper's account.
     """
     from mep.cli import map_identities
-    from mep.root.account.account_check import MapChecker
+    from mep.cli.map_checker import MapChecker
 
     if sum(given is not None for given in (name, mapping_file, check_file)) != 1:
         raise click.UsageError("give an endpoint's NAME, or --file, or --check")

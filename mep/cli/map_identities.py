@@ -3,7 +3,7 @@ used.
 
 As root, it first becomes the mapper's account permanently. Files that the mapper couldn't read then fail here too, and
 no callout runs as root. The account itself is checked by the keeper's own code, in a separate root process
-(mep/root/account/account_check.py).
+(mep/cli/map_checker.py).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from mep.boundary import nss_database
 from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved_config import Policy
 from mep.cli.exit_codes import CliFailed, Exit
+from mep.cli.map_checker import MapChecker, Ruling
 from mep.config import paths as names
-from mep.root.account.account_check import MapChecker, Ruling, become
+from mep.root.account.account_check import become
 from mep.root.account.lookup import AccountRules
 from mep_wire.identity import Identity
 

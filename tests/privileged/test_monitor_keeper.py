@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import tempfile
+from dataclasses import replace
 from typing import Self
 
 from mep.boundary.channel import Channel
@@ -57,12 +58,13 @@ class KeeperRun:
 
     def _order(self, user: str, document: int, bundle: int) -> KeeperOrder:
         rules = AccountRules(Policy(), ("mep",), (), None)
-        resolved = self.files.resolved
+        caps = replace(self.files.resolved.caps, start_timeout_s=TIMEOUT_S, stop_grace_s=0.5)
+        site = replace(
+            self.files.resolved, runtime_dir=str(self.run), caps=caps, user_environment_path="/bin", multi_user=True
+        )
         return KeeperOrder(
             uep_id=self.uep_id, local_user=user, correlation_id="c", incarnation=b"i" * 16, start_descriptor=document,
-            bundle_descriptor=bundle, checks=AccountChecks(rules, 0.0), switch=True, python=resolved.python,
-            user_endpoint_main=resolved.user_endpoint_main, path="/bin", runtime_dir=str(self.run),
-            start_timeout_s=TIMEOUT_S, stop_grace_s=0.5, open_files=(1024, 1024),
+            bundle_descriptor=bundle, site=site, checks=AccountChecks(rules, 0.0), open_files=(1024, 1024),
         )  # fmt: skip
 
     def hear(self) -> Message | None:

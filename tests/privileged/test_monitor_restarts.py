@@ -188,13 +188,13 @@ def test_stop_leaves_nothing(alice: LocalAccount) -> None:
         records = [run.record(start_as(manager, mapper, alice.name, ref=ref, mode="orphans")[0]) for ref in (1, 2)]
         assert holder_of(run.run) == run.pid
         until("status is up", lambda: run.status().get("state") == "up" and len(run.status()["user_endpoints"]) == 2)
-        assert (run.run / "status.json").stat().st_mode & 0o777 == 0o644
+        assert (run.run / "status.json").stat().st_mode & 0o777 == 0o600
         assert "alice@example.edu" not in (run.run / "status.json").read_text()
         assert run.stop() == 0
         for record in records:
             assert gone(record["uep_pid"], record["uep_start"]) and gone(record["keeper_pid"], record["keeper_start"])
         assert not processes_of(alice.uid)
-        assert {path.name for path in run.run.rglob("*")} == {"keepers", "lock", "monitor"}, "and the lock's file"
+        assert {path.name for path in run.run.rglob("*")} == {"admin", "keepers", "lock", "monitor"}, "and the lock's file"
         assert holder_of(run.run) is None
 
 

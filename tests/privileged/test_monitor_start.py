@@ -60,7 +60,8 @@ def test_what_a_user_endpoint_holds(alice: LocalAccount) -> None:
         assert "memfd:verified" in descriptors[3] and "memfd:bundle" in descriptors[4]
         assert descriptors[5].startswith("socket:")
         assert "memfd:mep-account" in descriptors[6]
-        assert set(descriptors) == {0, 1, 2, 3, 4, 5, 6}
+        assert "memfd:mep-figures" in descriptors[7]
+        assert set(descriptors) == {0, 1, 2, 3, 4, 5, 6, 7}
         known = json.loads(pathlib.Path(f"/proc/{pid}/fd/6").read_text())
         assert (known["uname"], known["uid"], known["gid"], known["dir"], known["group_names"][0]) == (
             alice.name, alice.uid, alice.gid, alice.home, alice.name,
@@ -425,7 +426,8 @@ def test_flood_of_reports_is_not_listened_to(alice: LocalAccount) -> None:
         uep_id, answer = start_as(manager, mapper, alice.name, mode="flood")
         assert answer.outcome == "started"
         keeper = run.record(uep_id)["keeper_pid"]
-        until("the report channel is closed", lambda: len(os.listdir(f"/proc/{keeper}/fd")) <= 6)
+        # Open are the lock, the figures, two ends of the wake-up pipe, the monitor's channel and the listening socket.
+        until("the report channel is closed", lambda: len(os.listdir(f"/proc/{keeper}/fd")) <= 9)
         assert run.log_text().count("dropped malformed report") < 100
 
 

@@ -83,11 +83,11 @@ class Parts:
 
     def rechecks(self) -> Rechecks:
         """Return the re-checks, which end user endpoints by adding them to `revoked`."""
-        made: Rechecks = Rechecks(
-            self.configuration, self.loop, self.endpoints, self.log, self.audit, self.status, self.to_manager,
-            self.confirmations(lambda *args: made.revoke(*args)), PaperKeepers(self), self.budget,
+        keepers = PaperKeepers(self)
+        return Rechecks(
+            self.configuration, self.loop, self.endpoints, self.log, self.status, self.to_manager,
+            self.confirmations(keepers.revoke), keepers, self.budget,
         )  # fmt: skip
-        return made
 
     def starts(self, keepers: Keepers) -> StartRequests:
         """Return the start requests. Answers to re-checks are dropped."""
@@ -134,7 +134,7 @@ class PaperKeepers(Keepers):
             forked=lambda _: None, answered=lambda *args: self.answer.append(args), gone=lambda _: None,
         )  # fmt: skip
 
-    def revoke(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
+    def end(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
         """Note the end in place of a message to a keeper."""
         self._parts.revoked.append((endpoint, code))
 

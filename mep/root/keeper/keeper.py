@@ -17,8 +17,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from mep.boundary.channel import Channel, clip
@@ -50,7 +50,7 @@ from mep.boundary.messages import (
     UepExited,
     UepReady,
 )
-from mep.boundary.resolved_config import GroupLimits, Hook, Limits
+from mep.boundary.resolved_config import Resolved
 from mep.boundary.runtime_files import start_ticks
 from mep.root.account.account_check import AccountChecks, Subject
 from mep.root.account.lookup import (
@@ -99,28 +99,20 @@ class KeeperOrder:
     incarnation: bytes
     start_descriptor: int
     bundle_descriptor: int
+    site: Resolved
+    """The configuration in force."""
     checks: AccountChecks
     """The policy, and how often the account is checked again."""
-    switch: bool
-    python: str
-    user_endpoint_main: str
-    path: str
-    runtime_dir: str
-    start_timeout_s: float
-    stop_grace_s: float
     open_files: tuple[int, int]
-    pam_service: str = ""
-    """Empty: no PAM."""
-    setuid_programs: bool = False
-    pre_start_hook: Hook = field(default_factory=Hook)
-    post_stop_hook: Hook = field(default_factory=Hook)
-    limits: Limits = field(default_factory=Limits)
-    group_limits: Sequence[GroupLimits] = ()
-    endpoint: str = ""
     identities: str = ""
     """For hooks: the identities that the mapper wrote for the audit log."""
     person: bytes = b""
     literal: bool = False
+
+    @property
+    def pam_service(self) -> str:
+        """The PAM service of the session; empty for none."""
+        return self.site.pam.service_name if self.site.pam.enable else ""
 
 
 class MonitorGone(Exception):
@@ -149,9 +141,9 @@ class Keeper:
     """The start of one user endpoint, stage by stage, and its supervision."""
 
     def __init__(self, order: KeeperOrder, channel: Channel, wakeup: Wakeup, log: Log) -> None:
-        self._order, self._wakeup, self._log = order, wakeup, log
-        self._deadline = time.monotonic() + order.start_timeout_s
-        self._records = Records(order.runtime_dir)
+        self._order, self._site, self._wakeup, self._log = order, order.site, wakeup, log
+        self._deadline = time.monotonic() + order.site.caps.start_timeout_s
+        self._records = Records(order.site.runtime_dir)
         self._link = MonitorLink(channel, log)
         # Clipped, because a record's size is bounded. The audit log has the whole text.
         names = clip(order.identities, _MAX_IDENTITIES)
@@ -192,7 +184,7 @@ class Keeper:
         account = lookup(self._order.local_user)
         check_policy(account, self._order.checks.rules)
         self._prepare(account)
-        if self._order.pre_start_hook.path:
+        if self._site.pre_start_hook.path:
             account = self._still_admitted(account)
         # Written before asking: a keeper with a later grant must see this one.
         self._update(uid=account.uid)
@@ -231,9 +223,9 @@ class Keeper:
         documents.append(account_memfd(account))
         figures = make_page()  # stays open here, for readers
         inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2], figures]
-        limits = limits_of(account, order.limits, order.group_limits)
+        limits = limits_of(account, order.site.limits, order.site.group_limits)
         with_pam = bool(order.pam_service)
-        self._gate = gate = CgroupGate(order.endpoint, order.uep_id, account, limits, waits=with_pam)
+        self._gate = gate = CgroupGate(order.site.name, order.uep_id, account, limits, waits=with_pam)
         plan = _plan(order, account, inherited, gate)
         try:
             if with_pam:
@@ -269,7 +261,7 @@ class Keeper:
             raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
         self._obey(stage)
         if self._left() <= 0:
-            text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
+            text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._site.caps.start_timeout_s:g}")
             raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left at {stage.name}")
         self._update(detail=f"at {stage.name}", **self._pam_process())
 
@@ -294,21 +286,21 @@ class Keeper:
         if self._session is not None:
             self._session.close()
         kill_descendants()
-        if self._prepared is not None and self._order.post_stop_hook.path:
+        if self._prepared is not None and self._site.post_stop_hook.path:
             how = {"code": self._record.code, "status": self._record.status}
             request = self._request("post_stop", self._prepared, **how)
-            self._log_hook("post_stop", run_hook(self._order.post_stop_hook, "post_stop", request, left_s=_NO_DEADLINE))
+            self._log_hook("post_stop", run_hook(self._site.post_stop_hook, "post_stop", request, left_s=_NO_DEADLINE))
 
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _prepare(self, account: SpawnAccount) -> None:
         """Run pre_start_hook. Raises StartRefused if it refuses, SpawnFailed if it doesn't work."""
-        if not self._order.pre_start_hook.path:
+        if not self._site.pre_start_hook.path:
             self._prepared = account
             return
         self._begin(StartStage.HOOK)
         result = run_hook(
-            self._order.pre_start_hook, "pre_start", self._request("pre_start", account), left_s=self._left(),
+            self._site.pre_start_hook, "pre_start", self._request("pre_start", account), left_s=self._left(),
             watch=self._heard(), stop=self._asked_to_stop,
         )  # fmt: skip
         self._log_hook("pre_start", result)
@@ -330,7 +322,7 @@ class Keeper:
     def _said(self, result: HookResult) -> str:
         """Return, for the administrator, which program ended how, and its words."""
         words = result.errors or "nothing on standard error"
-        return f"pre_start_hook {self._order.pre_start_hook.path}: {result.problem}: {words}"
+        return f"pre_start_hook {self._site.pre_start_hook.path}: {result.problem}: {words}"
 
     def _asked_to_stop(self) -> bool:
         """Tell whether SIGTERM or any message arrived, or the monitor is gone, which hasn't allowed the start yet."""
@@ -340,7 +332,7 @@ class Keeper:
         """Return the JSON request for a hook. It holds no secrets: the start document is never opened here."""
         order = self._order
         who = {"local_user": account.name, "uid": account.uid, "gid": account.gid, "home": account.home}
-        known = {"event": event, "endpoint": order.endpoint, "uep_id": order.uep_id, **who}
+        known = {"event": event, "endpoint": order.site.name, "uep_id": order.uep_id, **who}
         return json.dumps(
             {**known, "identities": order.identities, "correlation_id": order.correlation_id, **more}
         ).encode()
@@ -361,7 +353,7 @@ class Keeper:
                 self._update(cgroup=self._group.path)
             while not stages.finished():
                 if not wait_readable([stages.fileno()], self._left()):
-                    raise SpawnFailed(StartStage.EXEC, 0, f"not done in {self._order.start_timeout_s:g} s")
+                    raise SpawnFailed(StartStage.EXEC, 0, f"not done in {self._site.caps.start_timeout_s:g} s")
         except SpawnFailed:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -375,10 +367,12 @@ class Keeper:
             self._link.send(Spawned(pid=pid))
         supervisor = Supervisor(
             pid, report, self._link, self._wakeup, self._log, recheck,
-            stop_grace_s=self._order.stop_grace_s, group=self._group, session=self._session,
+            stop_grace_s=self._site.caps.stop_grace_s, group=self._group, session=self._session,
             uep_id=self._order.uep_id,
         )  # fmt: skip
-        self._give_up(supervisor.run(self._deadline, self._order.start_timeout_s, lambda: self._update(state=RUNNING)))
+        self._give_up(
+            supervisor.run(self._deadline, self._site.caps.start_timeout_s, lambda: self._update(state=RUNNING))
+        )
 
     def _give_up(self, ending: ProcessEnding) -> None:
         """Write the exit record, and tell the monitor."""
@@ -404,7 +398,7 @@ class Keeper:
             if (received := self._link.receive()) is not None:
                 return received[0]
             if self._left() <= 0:
-                text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._order.start_timeout_s:g}")
+                text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._site.caps.start_timeout_s:g}")
                 raise StartRefused(StartStage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor")
         raise MonitorGone
 
@@ -427,20 +421,20 @@ def _failed(failure: SpawnFailed) -> ProcessEnding:
 def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], gate: CgroupGate) -> SpawnPlan:
     return SpawnPlan(
         account=account,
-        switch=order.switch,
-        argv=[order.python, "-I", order.user_endpoint_main],
+        switch=order.site.multi_user,
+        argv=[order.site.python, "-I", order.site.user_endpoint_main],
         environment={
             "HOME": account.home,
             "USER": account.name,
             "LOGNAME": account.name,
             "SHELL": account.shell or "/bin/sh",
-            "PATH": order.path,
+            "PATH": order.site.user_environment_path,
             "LANG": "C.UTF-8",
         },
         descriptors=inherited,
         directory=account.home or "/",
         open_files=order.open_files,
-        setuid_programs=order.setuid_programs,
+        setuid_programs=order.site.setuid_programs,
         gate=gate.pipe,
         rlimits=gate.rlimits,
     )
@@ -626,34 +620,21 @@ class Supervisor:
             os.kill(self._pid, number)
 
     def _ending(self, status: int) -> ProcessEnding:
-        detail = describe_status(status)
-        if self._stopped is not None:
-            why = self._stopped
-            stage = None if self._ready else StartStage.READY
-            return ProcessEnding(why.code, why.public, _with_status(why.detail, detail), status, stage)
-        if self._group is not None and (over := self._group.excess()) and not self._ended_well():
-            return ProcessEnding(*over, f"{over[1]}; {detail}", status, None if self._ready else StartStage.READY)
-        if self._said is not None:
-            stage = None if self._ready else StartStage.READY
-            return ProcessEnding(
-                self._said.code, self._said.public, _with_status(self._said.detail, detail), status, stage
-            )
-        if not self._ready and os.WIFSIGNALED(status):  # which says nothing against another try
-            text = public_text(Refusal.START_INTERRUPTED, reason=detail)
-            return ProcessEnding(
-                Refusal.START_INTERRUPTED, text, f"it ended without a report: {detail}", status, StartStage.READY
-            )
-        if not self._ready:
-            text = public_text(Refusal.START_FAILED, stage=StartStage.READY.name)
-            return ProcessEnding(
-                Refusal.START_FAILED, text, f"it ended without a report: {detail}", status, StartStage.READY
-            )
-        return ProcessEnding(_LOST, f"The user endpoint's process ended: {detail}.", detail, status)
+        how, said = describe_status(status), self._stopped or self._said
+        code, detail = str(Refusal.START_FAILED), f"it ended without a report: {how}"
+        if self._stopped is None and (over := self._excess()) is not None:
+            (code, public), detail = over, f"{over[1]}; {how}"
+        elif said is not None:
+            code, public, detail = said.code, said.public, f"{said.detail}; {how}" if said.detail else how
+        elif self._ready:
+            code, public, detail = _LOST, f"The user endpoint's process ended: {how}.", how
+        elif os.WIFSIGNALED(status):  # which says nothing against another try
+            code, public = Refusal.START_INTERRUPTED, public_text(Refusal.START_INTERRUPTED, reason=how)
+        else:
+            public = public_text(Refusal.START_FAILED, stage=StartStage.READY.name)
+        return ProcessEnding(code, public, detail, status, None if self._ready else StartStage.READY)
 
-    def _ended_well(self) -> bool:
-        """Whether it ended in good order. An earlier excess of a limit is then not the reason."""
-        return self._said is not None and self._said.kind == "ENDED"
-
-
-def _with_status(detail: str, status: str) -> str:
-    return f"{detail}; {status}" if detail else status
+    def _excess(self) -> tuple[Refusal, str] | None:
+        """Return the limit that was exceeded. If it ended in good order, an earlier excess is not the reason."""
+        ended_well = self._said is not None and self._said.kind == "ENDED"
+        return self._group.excess() if self._group is not None and not ended_well else None

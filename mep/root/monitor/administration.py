@@ -27,7 +27,6 @@ from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
-from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.start import StartVerdict
 from mep.root.monitor.to_manager import ToManager
@@ -58,12 +57,12 @@ class Administration:
 
     def __init__(
         self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
-        audit: Audit, to_manager: ToManager, keepers: Keepers, rechecks: Rechecks, reload: Reload,
+        audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload,
     ) -> None:  # fmt: skip
         """Read the restrictions in force. Raises OSError and ConfigRefused."""
         self._configuration, self._loop, self._endpoints, self._records = configuration, loop, endpoints, records
         self._log, self._audit, self._to_manager = log, audit, to_manager
-        self._keepers, self._rechecks, self._reload = keepers, rechecks, reload
+        self._keepers, self._reload = keepers, reload
         self._restrictions = Restrictions(configuration.resolved.state_dir)
         self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
         self._stops: list[_Waiting] = []
@@ -168,7 +167,7 @@ class Administration:
         public = f"The site's administrators ended your process. {clip(message.message, m.MAX_ADMIN_TEXT)}".strip()
         for one in found:
             if not one.stops:
-                self._keepers.revoke(one, "STOPPED", public)
+                self._keepers.end(one, "STOPPED", public)
         self._answer_when_gone(peer, found)
 
     def _answer_when_gone(self, peer: AdminPeer, found: list[RunningEndpoint]) -> None:
@@ -235,7 +234,7 @@ class Administration:
             ban = self._restrictions.ban_of(one.local_user, one.uid)
             if ban is not None and not one.stops:
                 code, detail = Refusal.ACCOUNT_BANNED, f"banned by uid {peer.uid}"
-                self._rechecks.revoke(one, code, _ban_text(ban), detail, one.correlation_id)
+                self._keepers.revoke(one, code, _ban_text(ban), detail, one.correlation_id)
                 count += 1
         self._reload.start()
         peer.send(m.AdminDone(count, 0, ""))

@@ -19,7 +19,7 @@ _FOR_ITSELF = 128 + fd_reserve.RESERVE
 AGAIN_S = 0.5
 """Pause before work that waits for free descriptors is tried again."""
 _EACH = 2
-"""A user endpoint's channel, and the descriptors that its start or end opens for a moment."""
+"""A user endpoint's channel, and the pidfd of an adopted keeper or what a start or end opens for a moment."""
 
 
 def needed(resolved: Resolved) -> int:

@@ -140,38 +140,16 @@ class Keepers:
         )  # fmt: skip
         self._confirmations.confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
-        endpoint.late = self._loop.after(order.start_timeout_s + LATE_S, lambda: self._late(child))
+        endpoint.late = self._loop.after(order.site.caps.start_timeout_s + LATE_S, lambda: self._late(child))
         self._status.changed()
 
     def _order(self, start: Start, descriptor: int) -> KeeperOrder:
-        resolved = self._configuration.resolved
+        configuration = self._configuration
         return KeeperOrder(
-            uep_id=start.uep_id,
-            local_user=start.local_user,
-            correlation_id=start.correlation_id,
-            incarnation=start.incarnation,
-            start_descriptor=descriptor,
-            bundle_descriptor=self._configuration.bundle,
-            checks=self._configuration.account_checks(),
-            switch=resolved.multi_user,
-            python=resolved.python,
-            user_endpoint_main=resolved.user_endpoint_main,
-            path=resolved.user_environment_path,
-            runtime_dir=resolved.runtime_dir,
-            start_timeout_s=resolved.caps.start_timeout_s,
-            stop_grace_s=resolved.caps.stop_grace_s,
-            open_files=self._configuration.open_files,
-            pam_service=resolved.pam.service_name if resolved.pam.enable else "",
-            setuid_programs=resolved.setuid_programs,
-            pre_start_hook=resolved.pre_start_hook,
-            post_stop_hook=resolved.post_stop_hook,
-            limits=resolved.limits,
-            group_limits=resolved.group_limits,
-            endpoint=resolved.name,
-            identities=start.identities,
-            person=start.person,
-            literal=start.literal,
-        )
+            start.uep_id, start.local_user, start.correlation_id, start.incarnation, descriptor, configuration.bundle,
+            configuration.resolved, configuration.account_checks(), configuration.open_files,
+            identities=start.identities, person=start.person, literal=start.literal,
+        )  # fmt: skip
 
     def _late(self, child: Child) -> None:
         """Kill a keeper that hangs in NSS. Its child dies with it."""
@@ -343,8 +321,18 @@ class Keepers:
         self.cleaning_up -= 1
         remove(path, tries=1)
 
-    def revoke(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
-        """End a user endpoint that its owner may no longer have."""
+    def revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
+        """End a user endpoint with a code of REVOCATIONS, and give log, audit log and manager the reason."""
+        who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
+        said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
+        self._audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
+        self._log.warning("revoking user endpoint: owner no longer authorized", **said, **who)
+        endpoint.correlation_id = correlation_id
+        self._to_manager.revoked(endpoint, code, public)
+        self.end(endpoint, code, public)
+
+    def end(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
+        """End a user endpoint; whatever its keeper says later, its end has this code and text."""
         endpoint.cause = (code, public)
         self.stop(endpoint, public, code)
 

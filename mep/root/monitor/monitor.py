@@ -42,7 +42,7 @@ from mep.root.monitor.start import StartVerdict
 from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
+from mep.root.monitor.user_endpoints import Endpoints
 
 
 class Monitor:
@@ -80,7 +80,14 @@ class Monitor:
         log, audit, status, to_manager = self._log, self._audit, self._status, self._to_manager
         refusals = self._log_budget("on starts that no keeper began, and on re-checks")
         confirmations = MappingConfirmations(
-            configuration, loop, endpoints, self._records, log, audit, status, revoke=self._revoke
+            configuration,
+            loop,
+            endpoints,
+            self._records,
+            log,
+            audit,
+            status,
+            revoke=lambda *who: self._keepers.revoke(*who),
         )
         self._keepers = keepers = Keepers(
             configuration, loop, endpoints, self._records, log, audit, status, to_manager, confirmations,
@@ -88,7 +95,7 @@ class Monitor:
             forked=self._add_child, answered=self._start_answered, gone=self._endpoint_gone,
         )  # fmt: skip
         self._rechecks = Rechecks(
-            configuration, loop, endpoints, log, audit, status, to_manager, confirmations, keepers, refusals
+            configuration, loop, endpoints, log, status, to_manager, confirmations, keepers, refusals
         )
         self._starts = StartRequests(
             configuration, loop, endpoints, log, audit, self._closer, self._helpers[ChildKind.MAPPER], to_manager,
@@ -98,7 +105,7 @@ class Monitor:
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
         )
         self._administration = Administration(
-            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._rechecks, self._reload
+            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._reload
         )
         self._starts.restricted = self._administration.verdict
         self._service_manager = ServiceManager(loop)
@@ -150,9 +157,6 @@ class Monitor:
 
     def _take_order(self, peer: AdminPeer) -> None:
         permissions.take_messages(self._handlers, peer)
-
-    def _revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
-        self._rechecks.revoke(endpoint, code, public, detail, correlation_id)
 
     def _mapper_ready(self, epoch: bytes) -> None:
         self._to_manager.epoch = epoch

@@ -12,7 +12,6 @@ from __future__ import annotations
 from mep.boundary import messages as m
 from mep.boundary.errors import REVOCATIONS, Refusal, public_text
 from mep.boundary.log import Log
-from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
@@ -20,7 +19,7 @@ from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations
 from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
+from mep.root.monitor.user_endpoints import Endpoints
 
 LONGEST_PAUSE_S = 5.0
 STATUS_DELAY_S = 2.0
@@ -30,12 +29,12 @@ class Rechecks:
     """Decides when user endpoints are re-checked, and acts on the answers."""
 
     def __init__(
-        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, log: Log, audit: Audit,
+        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, log: Log,
         status: StatusFile, to_manager: ToManager, confirmations: MappingConfirmations, keepers: Keepers,
         budget: DayBudget,
     ) -> None:  # fmt: skip
         self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
-        self._log, self._audit, self._status, self._to_manager = log, audit, status, to_manager
+        self._log, self._status, self._to_manager = log, status, to_manager
         self._confirmations, self._keepers, self._budget = confirmations, keepers, budget
         self._stopped = False
         self._status_due = False
@@ -83,7 +82,7 @@ class Rechecks:
         endpoint = self._endpoints[uep_id]
         if endpoint.runs:
             code = Refusal.ACCOUNT_REFUSED
-            self.revoke(endpoint, code, public_text(code), detail, endpoint.correlation_id)
+            self._keepers.revoke(endpoint, code, public_text(code), detail, endpoint.correlation_id)
 
     # --- mapping ------------------------------------------------------------------------------------------
 
@@ -105,9 +104,9 @@ class Rechecks:
                 return
             code = Refusal.IDENTITY_REMAPPED
             detail = f"the person maps to {message.local_user} now"
-            self.revoke(endpoint, code, public_text(code), detail, message.correlation_id)
+            self._keepers.revoke(endpoint, code, public_text(code), detail, message.correlation_id)
         elif message.code in REVOCATIONS:
-            self.revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
+            self._keepers.revoke(endpoint, message.code, message.public, message.detail, message.correlation_id)
         elif message.code != endpoint.mapping_said:
             endpoint.mapping_said = message.code
             if not self._budget.take(len(message.detail) + 512):
@@ -116,18 +115,6 @@ class Rechecks:
                 "a mapping cannot be checked now: the user endpoint keeps running",
                 uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
             )  # fmt: skip
-
-    # --- revocation ---------------------------------------------------------------------------------------
-
-    def revoke(self, endpoint: RunningEndpoint, code: str, public: str, detail: str, correlation_id: str) -> None:
-        """End a user endpoint with a code of REVOCATIONS, and give log, audit log and manager the reason."""
-        who = {"uep_id": endpoint.uep_id, "local_user": endpoint.local_user}
-        said = {"code": str(code), "detail": detail, "correlation_id": correlation_id}
-        self._audit.write("revoke", **said, **who, uid=endpoint.uid, pid=endpoint.pid)
-        self._log.warning("revoking user endpoint: owner no longer authorized", **said, **who)
-        endpoint.correlation_id = correlation_id
-        self._to_manager.revoked(endpoint, code, public)
-        self._keepers.revoke(endpoint, code, public)
 
     def _show(self) -> None:
         """Have the times of checks written to the status file later: checks happen often."""

@@ -14,6 +14,8 @@ import stat
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
 from mep.boundary.runtime_files import (
+    ADMIN_DIR,
+    ADMIN_SOCKET,
     KEEPERS_DIR,
     LOCK_DIR,
     MANAGER_SOCKET,
@@ -86,7 +88,7 @@ class RuntimeDir:
 
     def release(self) -> None:
         """Remove the files. Keepers that keep running have their own."""
-        for name in (STATUS_FILE, REASONS_FILE, PID_FILE, MANAGER_SOCKET):
+        for name in (STATUS_FILE, REASONS_FILE, PID_FILE, MANAGER_SOCKET, f"{ADMIN_DIR}/{ADMIN_SOCKET}"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, name))
         # Unlock explicitly: a child of fd_closer.py may still share the descriptor, so close alone might not.
