@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import random
-import resource
 import socket
 import ssl
 from collections.abc import Callable
 
+from relay.descriptors import DescriptorReserve
 from relay.log import RateLimitedLog
 
 ACCEPTS_A_TURN = 64
@@ -40,8 +39,7 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._pause_s = FIRST_PAUSE_S
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._highest = soft - min(max(soft // 8, MIN_RESERVE), MAX_RESERVE)
+        self._reserve = DescriptorReserve(8, MIN_RESERVE, MAX_RESERVE)
         self.pauses = 0
         """How often there was no descriptor for another connection."""
 
@@ -74,8 +72,8 @@ class Acceptor:
             task = self._loop.create_task(self._connect(connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            if connection.fileno() > self._highest:  # the kernel gives the lowest number that is free
-                self._pause(f"{self._highest} are open")
+            if connection.fileno() > self._reserve.highest:
+                self._pause(f"{self._reserve.highest} are open")
                 return
 
     async def _connect(self, connection: socket.socket) -> None:
@@ -97,15 +95,7 @@ class Acceptor:
 
     def _again(self) -> None:
         self._resume = None
-        if self._has_room():
+        if self._reserve.is_free(self._listener.fileno()):
             self._loop.add_reader(self._listener.fileno(), self._accept)
         else:
-            self._pause(f"{self._highest} are open")
-
-    def _has_room(self) -> bool:
-        try:
-            lowest = os.dup(self._listener.fileno())
-        except OSError:
-            return False
-        os.close(lowest)
-        return lowest <= self._highest
+            self._pause(f"{self._reserve.highest} are open")

@@ -13,13 +13,13 @@ import asyncio
 import ctypes
 import os
 import random
-import resource
 import socket
 import struct
 from typing import Any
 
 import zmq
 
+from relay.descriptors import DescriptorReserve
 from relay.log import RateLimitedLog
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
@@ -36,15 +36,13 @@ class PausableListener:
 
     def __init__(self, host: str, port: int) -> None:
         """Bind and listen. Raises OSError."""
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        reserve = min(max(soft // 16, MIN_RESERVE), MAX_RESERVE)
-        self._highest = soft - reserve
+        self._reserve = DescriptorReserve(16, MIN_RESERVE, MAX_RESERVE)
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.setblocking(False)
             self._socket.bind((host, port))
-            self._socket.listen(reserve // 2)  # as many may still be accepted when the pause begins
+            self._socket.listen(self._reserve.size // 2)  # as many may still be accepted when the pause begins
             self.descriptor = os.dup(self._socket.fileno())
         except OSError:
             self._socket.close()
@@ -84,13 +82,13 @@ class PausableListener:
                 event, value = struct.unpack("=HI", self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 break
-            short = short or event == zmq.EVENT_ACCEPT_FAILED or value > self._highest
+            short = short or event == zmq.EVENT_ACCEPT_FAILED or value > self._reserve.highest
         if short and not self._paused:
             self._pause()
 
     def _pause(self) -> None:
         self.pauses += 1
-        self._limited_log.warning("link: out of descriptors (over %d are open): new connections wait", self._highest)
+        self._limited_log.warning("link: out of descriptors (over %d are open): new connections wait", self._reserve.highest)
         self._paused = True
         program = ctypes.create_string_buffer(_DROP_ALL)
         filter_ = struct.pack("HP", 1, ctypes.addressof(program))
@@ -111,17 +109,9 @@ class PausableListener:
         self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
 
     def _again(self) -> None:
-        if not self._has_room():
+        if not self._reserve.is_free(self._socket.fileno()):
             self._close_waiting()
             self._later()
             return
         self._socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         self._paused, self._pause_s = False, FIRST_PAUSE_S
-
-    def _has_room(self) -> bool:
-        try:
-            lowest = os.dup(self._socket.fileno())
-        except OSError:
-            return False
-        os.close(lowest)
-        return lowest <= self._highest

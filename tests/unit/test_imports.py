@@ -49,7 +49,10 @@ RULES = {
     "mep_sdk": Rule(("mep_sdk", "mep_wire", "mep_link.backoff"), None),
     "relay": Rule(("relay", "mep_wire", "mep.boundary.file_trust", "mep.boundary.untraceable"), None),
     "relay.api": Rule(
-        ("relay.api", "relay.audit", "relay.auth", "relay.dispatch", "relay.log", "relay.store", "mep_wire"),
+        (
+            *("relay.api", "relay.audit", "relay.auth", "relay.descriptors", "relay.dispatch", "relay.log"),
+            *("relay.store", "mep_wire"),
+        ),
         _libraries(
             *("httptools", "jsonschema", "jsonschema_specifications", "msgspec", "re2", "referencing"),
             *("uvicorn", "websockets", "zmq"),
@@ -60,7 +63,9 @@ RULES = {
         ("relay.dispatch", "relay.link", "relay.log", "relay.state_dir", "relay.store", "mep_wire"),
         _libraries("cryptography", "msgspec"),
     ),
-    "relay.link": Rule(("relay.link", "relay.log", "mep_link.zap", "mep_wire"), _libraries("msgspec", "zmq")),
+    "relay.link": Rule(
+        ("relay.link", "relay.descriptors", "relay.log", "mep_link.zap", "mep_wire"), _libraries("msgspec", "zmq")
+    ),
     "relay.store": Rule(
         ("relay.store", "relay.log", "mep_wire"), _libraries("boto3", "botocore", "msgspec", "psycopg")
     ),

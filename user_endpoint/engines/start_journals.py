@@ -14,9 +14,11 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from mep_wire.errors import EngineFailed
+from mep_wire.errors import EngineFailed, MepError, UserEndpointLost
+from user_endpoint.engines.base import EngineTask
 from user_endpoint.run_directory import make_below
 from user_endpoint.shortage import SCARCE
 from user_endpoint.workers.start_journal import KEY_BYTES, key_of, name_of, names_of, read_notes
@@ -118,6 +120,18 @@ class StartJournals:
         found = key in self._before
         self._before.discard(key)
         return found
+
+    def without_begun(
+        self, tasks: Sequence[EngineTask], end: Callable[[EngineTask, MepError], None]
+    ) -> Sequence[EngineTask]:
+        """Return the tasks of which an earlier process had not begun this attempt. `end` is called with the others."""
+        begun = {task.row for task in tasks if self.was_begun(task.task_id, task.attempt)}
+        if not begun:
+            return tasks
+        for task in tasks:
+            if task.row in begun:
+                end(task, UserEndpointLost(reason="it was killed"))
+        return [task for task in tasks if task.row not in begun]
 
     def open(self) -> str:
         """Return a new directory for the files of workers. Raises OSError."""

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeExceeded
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.engines.base import OWN_PYTHON, EngineTask, Event, TaskReturned, TaskStarted
@@ -82,20 +82,15 @@ class ThreadPoolEngine:
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Queue these tasks, and start threads for them where there may be more."""
         with self._changed:
+            if self._notes is not None:
+                tasks = self._notes.without_begun(tasks, self._end)
             if self._ending:
-                self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(task)]
+                self._events += [TaskReturned(task.row) for task in tasks]
                 return
-            enqueue(self._queue, [task for task in tasks if not self._was_begun(task)])
+            enqueue(self._queue, tasks)
             self._start_threads()
             self._changed.notify(len(tasks))
         self._wake()
-
-    def _was_begun(self, task: EngineTask) -> bool:
-        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
-        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt):
-            return False
-        self._end(task, UserEndpointLost(reason="it was killed"))
-        return True
 
     def _start_threads(self) -> None:
         """Start threads for waiting tasks. The caller holds the lock, as for the next two."""

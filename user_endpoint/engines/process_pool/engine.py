@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointLost, WalltimeExceeded, WorkerLost
+from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded, WorkerLost
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited_state
@@ -125,19 +125,14 @@ class ProcessPoolEngine:
 
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Queue these tasks and send workers as many as they can take."""
+        if self._notes is not None:
+            tasks = self._notes.without_begun(tasks, self._end)
         if self._draining:
-            self._events += [TaskReturned(task.row) for task in tasks if not self._was_begun(task)]
+            self._events += [TaskReturned(task.row) for task in tasks]
         else:
-            enqueue(self._queue, (task for task in tasks if not self._was_begun(task)))
+            enqueue(self._queue, tasks)
             self._dispatch()
         self._ring()
-
-    def _was_begun(self, task: EngineTask) -> bool:
-        """Tell whether an earlier process of this user endpoint had begun this attempt; if so, it is lost, and ends."""
-        if self._notes is None or not self._notes.was_begun(task.task_id, task.attempt):
-            return False
-        self._end(task, UserEndpointLost(reason="it was killed"))
-        return True
 
     def cancel(self, rows: Sequence[int]) -> None:
         """End queued tasks at once, and running ones by killing their worker."""
