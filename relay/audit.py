@@ -44,7 +44,7 @@ class AuditLog:
         try:
             os.write(self._open(), data)
         except OSError as error:
-            logger.error("audit log %s: %s; lost: %s", self._path, error.strerror, line)
+            logger.error("audit log: a record was lost", path=self._path, error=error.strerror, record=line)
 
     def _open(self) -> int:
         """Return the descriptor of the file that has the name now. Raises OSError."""

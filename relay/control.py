@@ -84,7 +84,7 @@ class Control:
 
     async def _drain(self, asked: Asked) -> dict[str, Any]:
         self._dispatcher.live.draining = asked.on
-        logger.info("drain: new tasks are %s", "refused" if asked.on else "taken again")
+        logger.info("drain: new tasks are " + ("refused" if asked.on else "taken again"))
         return await self._status(asked)
 
     async def _remove_endpoint(self, asked: Asked) -> dict[str, Any]:
@@ -92,14 +92,14 @@ class Control:
         (endpoint_id,) = asked.ids
         await durable(self._store.submit(lambda tx: tx.delete_endpoint(endpoint_id, time.time())))
         await self._dispatcher.endpoint_deleted(endpoint_id)
-        logger.info("endpoint %s was removed on this host", endpoint_id)
+        logger.info("an endpoint was removed on this host", endpoint=endpoint_id)
         return {"removed": endpoint_id}
 
     async def _cancel(self, asked: Asked) -> dict[str, Any]:
         found = self._store.briefs([uuid.UUID(one).bytes for one in asked.ids])
         open_ = [task for task in found if not task.state.is_terminal]
         away = await self._dispatcher.cancel(open_)
-        logger.info("%d tasks were cancelled on this host", len(open_))
+        logger.info("tasks were cancelled on this host", tasks=len(open_))
         return {"cancelled": len(open_) - len(away), "asked": len(away), "ended": len(found) - len(open_)}
 
 

@@ -1,7 +1,7 @@
-"""The relay's log: plain lines `UTC-time level process[pid]: text`, on standard error, written by a thread.
+"""The relay's log: lines `UTC-time level process[pid]: text key=value`, on standard error, written by a thread.
 
-Foreign text (names, keys, anything a peer sent) is passed as an argument. An argument that is not plain is quoted, and
-control characters are escaped, so that it can forge neither a line nor another argument.
+Foreign text (names, keys, anything a peer sent) is passed as a field. A field that is not plain is quoted, and control
+characters are escaped, so that it can forge neither a line nor another field. The lines of libraries have arguments.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
 from mep_wire.text import field_text, log_line, printable, printable_lines
 
-logger = logging.getLogger("relay")
+_target = logging.getLogger("relay")
 
 EVERY_S = 10.0
 """How often a line that unauthenticated peers can cause is written."""
@@ -31,6 +31,33 @@ MAX_LINES = 10_000
 """Most lines that wait to be written."""
 FLUSH_S = 2.0
 """How long the process's end waits for them."""
+
+
+def _write(level: int, text: str, fields: Mapping[str, object], exc_info: object = None) -> None:
+    _target.log(level, text, extra={"fields": fields}, exc_info=exc_info)  # type: ignore[arg-type]
+
+
+class _OwnLog:
+    """The relay's own lines: a constant text, with all that differs in fields."""
+
+    def debug(self, text: str, /, **fields: object) -> None:
+        """Log a message for developers."""
+        _write(logging.DEBUG, text, fields)
+
+    def info(self, text: str, /, **fields: object) -> None:
+        """Log a normal event."""
+        _write(logging.INFO, text, fields)
+
+    def warning(self, text: str, /, **fields: object) -> None:
+        """Log an event that an operator may want to look at."""
+        _write(logging.WARNING, text, fields)
+
+    def error(self, text: str, /, **fields: object) -> None:
+        """Log an event that an operator must look at."""
+        _write(logging.ERROR, text, fields)
+
+
+logger = _OwnLog()
 
 
 class _Argument:
@@ -46,6 +73,12 @@ class _Argument:
         return field_text(repr(self._value))
 
 
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    """Return the fields of a record; none for a library's."""
+    found: Mapping[str, object] = getattr(record, "fields", {})
+    return found
+
+
 def _text(record: logging.LogRecord) -> str:
     """Return a record's text, its arguments quoted where they are not plain."""
     shown = logging.makeLogRecord(record.__dict__)
@@ -57,7 +90,7 @@ def _text(record: logging.LogRecord) -> str:
 class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         pid = record.process or 0
-        line = log_line("mep-relay", record.levelname, _text(record), {}, at=record.created, pid=pid)
+        line = log_line("mep-relay", record.levelname, _text(record), _fields(record), at=record.created, pid=pid)
         # An exception's text could hold a line of this log: its lines are indented.
         more = [self.formatException(record.exc_info)] if record.exc_info else []
         more += [self.formatStack(record.stack_info)] if record.stack_info else []
@@ -76,7 +109,7 @@ class _Json(logging.Formatter):
     """One JSON object a line. JSON escapes whatever could forge a line; `printable` escapes what a terminal obeys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {
+        fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "program": "mep-relay",
@@ -84,9 +117,15 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "text": printable(_text(record)),
         }
+        if own := _fields(record):
+            fields["fields"] = {key: _json_value(value) for key, value in own.items()}
         if record.exc_info:
             fields["traceback"] = printable_lines(self.formatException(record.exc_info))
         return json.dumps(fields, ensure_ascii=False)
+
+
+def _json_value(value: object) -> object:
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
 
 
 class Limiter:
@@ -123,23 +162,23 @@ class RateLimitedLog:
     def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._limiter = Limiter(every_s, clock)
 
-    def warning(self, text: str, *args: object) -> None:
-        """Log `text % args` as a warning, or count it. `text` says which kind it is."""
+    def warning(self, text: str, /, **fields: object) -> None:
+        """Log `text` as a warning, or count it. `text` says which kind it is."""
         more = self._limiter.admit(text)
         if more is not None:
-            logger.warning(text + more, *args)
+            _write(logging.WARNING, text + more, fields)
 
-    def error(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
-        """Log `text % args` as an error, with the exception's traceback; its type belongs to the kind."""
+    def error(self, text: str, /, *, exc_info: BaseException | None = None, **fields: object) -> None:
+        """Log `text` as an error, with the exception's traceback; its type belongs to the kind."""
         more = self._limiter.admit((text, type(exc_info)))
         if more is not None:
-            logger.error(text + more, *args, exc_info=exc_info)
+            _write(logging.ERROR, text + more, fields, exc_info)
 
-    def exception(self, text: str, *args: object) -> None:
+    def exception(self, text: str, /, **fields: object) -> None:
         """Log the exception that is being handled as an error; its type belongs to the kind."""
         more = self._limiter.admit((text, sys.exc_info()[0]))
         if more is not None:
-            logger.error(text + more, *args, exc_info=True)  # noqa: LOG014 - its callers handle one
+            _write(logging.ERROR, text + more, fields, exc_info=True)
 
 
 class PeerLog:
@@ -149,22 +188,24 @@ class PeerLog:
     def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._limiter = Limiter(every_s, clock, burst=PEER_BURST)
 
-    def info(self, text: str, peer: str, *args: object) -> None:
-        """Log `text % (peer, *args)`, or count it."""
-        self._log(logging.INFO, text, peer, *args)
+    # The first field names the peer, or another subject whose lines are counted together.
 
-    def warning(self, text: str, peer: str, *args: object) -> None:
-        """Log `text % (peer, *args)` as a warning, or count it."""
-        self._log(logging.WARNING, text, peer, *args)
+    def info(self, text: str, /, **fields: object) -> None:
+        """Log `text`, or count it."""
+        self._log(logging.INFO, text, fields)
 
-    def error(self, text: str, peer: str, *args: object) -> None:
-        """Log `text % (peer, *args)` as an error, or count it."""
-        self._log(logging.ERROR, text, peer, *args)
+    def warning(self, text: str, /, **fields: object) -> None:
+        """Log `text` as a warning, or count it."""
+        self._log(logging.WARNING, text, fields)
 
-    def _log(self, level: int, text: str, peer: str, *args: object) -> None:
-        more = self._limiter.admit((text, peer))
+    def error(self, text: str, /, **fields: object) -> None:
+        """Log `text` as an error, or count it."""
+        self._log(logging.ERROR, text, fields)
+
+    def _log(self, level: int, text: str, fields: Mapping[str, object]) -> None:
+        more = self._limiter.admit((text, next(iter(fields.values()))))
         if more is not None:
-            logger.log(level, text + more, peer, *args)
+            _write(level, text + more, fields)
 
 
 peer_log = PeerLog()
@@ -188,7 +229,7 @@ class _Background(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record's line to the thread."""
         more: str | None = ""
-        if record.name.partition(".")[0] != logger.name:
+        if record.name.partition(".")[0] != _target.name:
             kind = type(record.exc_info[1]) if record.exc_info else None
             more = self._limiter.admit((record.name, record.lineno, kind, str(record.msg).partition("\n")[0]))
         if more is None:

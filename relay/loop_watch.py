@@ -71,7 +71,7 @@ class LoopWatch:
         self._lags.append((now, lag))  # later ones that are shorter replace none before them: at most a few remain
         if lag > STALL_S:
             self.stalls += 1
-            self._limited_log.warning("event loop: stood still for %.2f s, in %s", lag, where or UNSEEN)
+            self._limited_log.warning("event loop: stood still", seconds=round(lag, 2), where=where or UNSEEN)
         self._next(now)
 
     def _look(self) -> None:

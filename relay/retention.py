@@ -63,7 +63,7 @@ class Sweeper:
             try:
                 await step()  # type: ignore[misc]  # both are coroutine functions
             except RelayUnavailable as error:  # the disk may be full, and this makes room once it can be written
-                logger.error("old records stay: %s %s", error, error.detail)
+                logger.error("old records stay", reason=error, detail=error.detail)
 
     async def _do(self, change: Callable[[Tx], T]) -> T:
         return await durable(self._store.submit(change))
@@ -109,7 +109,7 @@ class Sweeper:
         self._group_after = await self._do(lambda tx: tx.sweep_groups(self._group_after, followed, PAGE))
         deleted = await self._do(lambda tx: tx.sweep_functions(before, now, PAGE))
         if removed or deleted:
-            logger.info("unused for long and removed: %d user endpoints, %d functions", removed, deleted)
+            logger.info("unused for long and removed", user_endpoints=removed, functions=deleted)
         if self._periods.lifetime_s:  # else a task may wait for a deleted function for ever
             last_use = now - max(self._periods.lifetime_s, self._periods.retention_s) - _DAY_S
             await self._do(lambda tx: tx.purge_functions(last_use, PAGE))

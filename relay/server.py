@@ -103,8 +103,8 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     url = service.url = _url(listener, tls=certificate is not None)
     state.write_listening(url, service.link_address)
     where = "PostgreSQL" if settings.database else state.database.name
-    logger.info("serving %s, endpoint link %s, state %s, store %s", url, service.link_address, state.directory, where)
-    logger.info("keys %s", keys.public.fingerprint)
+    logger.info("serving", url=url, link=service.link_address, state=state.directory, store=where)
+    logger.info("keys", fingerprint=keys.public.fingerprint)
     gc.freeze()
     try:
         watch.start()
@@ -169,7 +169,7 @@ def _url(listener: socket.socket, *, tls: bool) -> str:
     url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     if not tls and not ipaddress.ip_address(host).is_loopback:
         remedy = "set tls_certificate, or listen on loopback behind a proxy"
-        logger.warning("tokens travel over %s unencrypted: %s", url, remedy)
+        logger.warning("tokens travel unencrypted", url=url, remedy=remedy)
     return url
 
 
@@ -198,7 +198,7 @@ def _reload(certificate: Certificate | None) -> None:
         certificate.reload()
         logger.info("SIGHUP: the certificate was read again")
     except ConfigRefused as error:
-        logger.error("SIGHUP: the certificate stays as it was: %s", error)
+        logger.error("SIGHUP: the certificate stays as it was", reason=error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -67,14 +67,29 @@ class App:
             # The rest of the body is not read: the connection cannot be reused.
             close = isinstance(error, _BEFORE_THE_BODY) and scope["method"] in ("POST", "PUT")
             if status >= 500:
-                self._limited_log.warning("%s %s: %s %s", scope["method"], scope["path"], error, error.detail)
+                self._limited_log.warning(
+                    "http: a request failed",
+                    method=scope["method"],
+                    path=scope["path"],
+                    reason=error,
+                    detail=error.detail,
+                )
             else:  # a person quotes its correlation id
                 self._tell_endpoint(scope["path"], error)
-                peer_log.info("%s %s refused: %s", f"{scope['method']} {error.code}", scope["path"][:200], error)
+                peer_log.info(
+                    "http: a request was refused",
+                    code=error.code,
+                    method=scope["method"],
+                    path=scope["path"][:200],
+                    reason=error,
+                )
         except Exception as unforeseen:  # noqa: BLE001 - the outermost loop of a request
             wrapped = MepError(detail=repr(unforeseen))
             self._limited_log.exception(
-                "%s %s: correlation id %s", scope["method"], scope["path"], wrapped.correlation_id
+                "http: a request failed",
+                method=scope["method"],
+                path=scope["path"],
+                correlation_id=wrapped.correlation_id,
             )
             status, body = 500, http.encode(http.error_answer(wrapped), packed=packed)
         await http.answer(send, status, body, media=media, close=close, wait_s=wait_s)

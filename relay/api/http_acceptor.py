@@ -88,7 +88,7 @@ class Acceptor:
 
     def _pause(self, reason: str) -> None:
         self.pauses += 1
-        self._limited_log.warning("http: out of descriptors (%s): new connections wait until others end", reason)
+        self._limited_log.warning("http: out of descriptors: new connections wait until others end", reason=reason)
         self._loop.remove_reader(self._listener.fileno())
         self._resume = self._loop.call_later(self._pause_s * random.uniform(0.75, 1.25), self._again)  # noqa: S311
         self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)

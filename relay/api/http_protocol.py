@@ -56,7 +56,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self._from[self._address] += 1
         if self._from[self._address] > MAX_FROM_ONE_ADDRESS and not self._address.startswith(_LOOPBACK):
-            self._limited_log.warning("http: more than %d connections from %s", MAX_FROM_ONE_ADDRESS, self._address)
+            self._limited_log.warning(
+                "http: too many connections from one address", limit=MAX_FROM_ONE_ADDRESS, address=self._address
+            )
             transport.abort()
             return
         self._allow(HEAD_S)

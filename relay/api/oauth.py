@@ -64,10 +64,10 @@ def _oauth(handler: Handler) -> Handler:
             return await handler(service, request)
         except OAuthError as error:
             if error.detail:
-                logger.warning("oauth: %s: %s", error, error.detail)
+                logger.warning("oauth: a request failed", reason=error, detail=error.detail)
             return _oauth_error(error.error, error.description, error.status)
         except ProviderUnavailable as error:
-            logger.warning("oauth: %s: %s", error, error.detail)
+            logger.warning("oauth: a request failed", reason=error, detail=error.detail)
             answer = _oauth_error("temporarily_unavailable", error.text, 503, error.correlation_id)
             answer.headers.append((b"retry-after", b"5"))
             return answer
@@ -121,7 +121,7 @@ def _page(handler: Handler) -> Handler:
         except OAuthError as error:
             return pages.refused(error.description)
         except MepError as error:
-            logger.warning("login: %s: %s", error, error.detail)
+            logger.warning("login: a request failed", reason=error, detail=error.detail)
             return pages.refused(error.text, error.correlation_id, status=error.http_status)
 
     return answered
@@ -246,7 +246,12 @@ async def password(service: ApiContext, request: RawRequest) -> RawAnswer:
     try:
         await service.logins.by_password(flow, request.form.get("user", ""), request.form.get("password", ""))
     except LoginFailed as error:
-        logger.warning("login: password of %r from %s: %s", request.form.get("user", "")[:64], request.address, error)
+        logger.warning(
+            "login: a password was refused",
+            user=request.form.get("user", "")[:64],
+            address=request.address,
+            reason=error,
+        )
         return pages.password(flow.handle, title, error.text)
     return redirect(f"/login/consent?flow={flow.handle}")
 

@@ -69,7 +69,7 @@ class QueueDeadlines:
                 await self._end(late)
             pause = 0.0
         except RelayUnavailable as error:
-            logger.error("deadlines: %s %s", error, error.detail)
+            logger.error("deadlines: not looked at", reason=error, detail=error.detail)
         finally:
             following = self._live.store.next_deadline()
             if following is not None:

@@ -151,7 +151,7 @@ class Dispatcher:
         except (LinkMessageInvalid, LinkForbidden, JoinRefused, ProtocolMismatch) as error:
             self._refuse(peer, error)
         except Exception:  # noqa: BLE001 - the outermost frame of a link: the other peers are to be served
-            self._limited_log.exception("link: a message of peer %s failed; the link is cut", peer.key.hex())
+            self._limited_log.exception("link: a message failed; the link is cut", peer=peer.key.hex())
             self._cut(peer, "its message failed")
 
     def _is_early(self, peer: Peer, frame: bytes) -> bool:
@@ -185,7 +185,7 @@ class Dispatcher:
     def _refuse(self, peer: Peer, error: MepError) -> None:
         """Say no, and have nothing more to do with this link."""
         log = self._limited_log if peer.session is None else peer_log  # unauthenticated peers can cause it at will
-        log.warning("link: peer %s refused: %s", peer.key.hex(), error)
+        log.warning("link: a peer was refused", peer=peer.key.hex(), reason=error)
         final = not isinstance(error, LinkMessageInvalid)
         self._plane.send(peer, codec.encode(messages.Refused(code=error.code, text=error.text, final=final)))
         self._cut(peer, "refused")
@@ -271,7 +271,7 @@ class Dispatcher:
                 await self.delivery.expire(uep, lifetime_s)
             away = settled and uep.peer is None and uep.record.seen_at < before
             if away and self._store.has_active(uep.row):
-                peer_log.warning("user endpoint %s: not heard of for too long, its tasks expire", uep.record.uep_id)
+                peer_log.warning("user endpoint: not heard of for too long, its tasks expire", uep=uep.record.uep_id)
                 await self.delivery.expire_lost(uep, lifetime_s)
             self.live.forget_idle(uep)
 

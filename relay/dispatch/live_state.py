@@ -266,7 +266,7 @@ class LiveState:
             if failure is None:
                 then(future.result())
                 return
-            self._limited_log.error("dispatch: not stored: %r", failure)
+            self._limited_log.error("dispatch: not stored", error=repr(failure))
             if peer is not None:
                 self.cut(peer, "what it said could not be stored")
 
@@ -281,7 +281,7 @@ class LiveState:
             try:
                 return await durable(self.store.submit(change))
             except RelayUnavailable as error:
-                self._limited_log.error("dispatch: %s %s", error, error.detail)
+                self._limited_log.error("dispatch: a step is tried again", reason=error, detail=error.detail)
                 await asyncio.sleep(STORE_RETRY_S)
 
 

@@ -50,7 +50,7 @@ class ManagerHandlers:
             link = live.managers[message.endpoint_id] = ManagerLink(
                 endpoint_id=message.endpoint_id, peer=peer, epoch=message.epoch
             )
-            peer_log.info("manager of endpoint %s is here", message.endpoint_id)
+            peer_log.info("manager is here", endpoint=message.endpoint_id)
             live.stories.note(message.endpoint_id, "INFO", "the endpoint's manager is here")
             live.away_since.pop(message.endpoint_id, None)
             self._compare_clocks(link, message.clock)
@@ -64,9 +64,9 @@ class ManagerHandlers:
         link.skew_s = theirs - time.time() if 0.0 < theirs < MAX_TIME else 0.0
         if abs(link.skew_s) > CLOCK_SKEW_WARN_S:
             which = "ahead of" if link.skew_s > 0 else "behind"
-            text = f"clock is {abs(link.skew_s):.0f} s {which} the relay's"
-            peer_log.warning(f"endpoint %s: its {text}", link.endpoint_id)
-            text = f"the endpoint's {text}"
+            seconds = round(abs(link.skew_s))
+            peer_log.warning(f"endpoint: its clock is {which} the relay's", endpoint=link.endpoint_id, seconds=seconds)
+            text = f"the endpoint's clock is {seconds} s {which} the relay's"
             self._live.stories.note(link.endpoint_id, "WARNING", text)
 
     def gone(self, link: ManagerLink, reason: str) -> None:
@@ -75,7 +75,7 @@ class ManagerHandlers:
             del self._live.managers[link.endpoint_id]
             self._starts.manager_gone(link.endpoint_id)
             self._live.away_since[link.endpoint_id] = time.time()
-            peer_log.info("manager of endpoint %s is away: %s", link.endpoint_id, reason)
+            peer_log.info("manager is away", endpoint=link.endpoint_id, reason=reason)
             self._live.stories.note(link.endpoint_id, "WARNING", f"the endpoint's manager is away: {reason}")
 
     def start_answer(self, link: ManagerLink, message: messages.StartAnswer) -> None:
@@ -99,12 +99,8 @@ class ManagerHandlers:
         uep = self._own(link, message.uep_id)
         if uep is not None and self._is_of_now(uep, message):
             log = peer_log.info if message.code in ("", "IDLE", "STOPPED") else peer_log.warning
-            log(
-                "user endpoint %s ended: %s, correlation id %s",
-                message.uep_id,
-                message.code,
-                message.correlation_id[:64],
-            )
+            correlation_id = message.correlation_id[:64]
+            log("user endpoint ended", uep=message.uep_id, code=message.code, correlation_id=correlation_id)
             level = "INFO" if message.code in ("", "IDLE", "STOPPED") else "WARNING"
             self._live.tell(
                 uep, level, f"its process ended: code={message.code[:64]} {message.text}", message.correlation_id
@@ -124,10 +120,10 @@ class ManagerHandlers:
         if uep.has_joined(said) or uep.is_starting(said) or not said:
             return True
         peer_log.info(
-            "user endpoint %s: %s of an earlier process was dropped: %s",
-            uep.record.uep_id,
-            type(message).__name__,
-            message.code,
+            "user endpoint: a message about an earlier process was dropped",
+            uep=uep.record.uep_id,
+            message=type(message).__name__,
+            code=message.code,
         )
         self._live.forget_idle(uep)
         return False
@@ -136,7 +132,7 @@ class ManagerHandlers:
         """A user endpoint is being ended: its person may not have it any more."""
         uep = self._own(link, message.uep_id) if message.code in REVOCATIONS else None
         if uep is not None and self._is_of_now(uep, message):
-            peer_log.info("user endpoint %s is revoked: %s", message.uep_id, message.code)
+            peer_log.info("user endpoint is revoked", uep=message.uep_id, code=message.code)
             self._live.tell(
                 uep, "WARNING", f"it is revoked: code={message.code} {message.text}", message.correlation_id
             )

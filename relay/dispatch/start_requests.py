@@ -121,10 +121,7 @@ class StartRequester:
         uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._live.link_.send(link.peer, codec.encode(made.message))
         peer_log.info(
-            "start of %s asked of endpoint %s, correlation id %s",
-            uep.record.uep_id,
-            link.endpoint_id,
-            made.correlation_id,
+            "start requested", uep=uep.record.uep_id, endpoint=link.endpoint_id, correlation_id=made.correlation_id
         )
 
     def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
@@ -132,12 +129,12 @@ class StartRequester:
         endpoint = self._live.store.endpoint(record.endpoint_id)
         identities = self._live.store.identity_set(record.account_id, record.identity_id)
         if endpoint is None or identities is None:
-            peer_log.error("start of %s: its endpoint or its account is gone", record.uep_id)
+            peer_log.error("start: its endpoint or its account is gone", uep=record.uep_id)
             return None
         try:
             return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
         except (ValueError, OverflowError) as error:
-            peer_log.error("start of %s: %s", record.uep_id, error)
+            peer_log.error("start cannot be requested", uep=record.uep_id, reason=error)
             return None
 
     def say_who(self, link: ManagerLink, processes: Iterable[tuple[str, bytes]]) -> None:
@@ -154,7 +151,7 @@ class StartRequester:
             try:
                 message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
             except (ValueError, OverflowError) as error:
-                peer_log.error("re-check of %s: %s", uep_id, error)
+                peer_log.error("re-check cannot be requested", uep=uep_id, reason=error)
                 continue
             self._live.link_.send(link.peer, codec.encode(message))
 
@@ -164,7 +161,7 @@ class StartRequester:
         """The manager reports the outcome of a start request."""
         uep = self._live.ueps.get(answer.uep_id)
         if uep is not None and not same_process(answer.asked, uep.asked):
-            peer_log.info("start of %s: an answer to an earlier request was dropped", uep.record.uep_id)
+            peer_log.info("start: an answer to an earlier request was dropped", uep=uep.record.uep_id)
             return
         if answer.outcome in ("started", "already_running") and self._is_at(link, uep, answer.uep_id):
             link.running[answer.uep_id] = answer.incarnation
@@ -186,8 +183,8 @@ class StartRequester:
             return
         log = peer_log.info if answer.outcome == "already_running" else peer_log.warning
         log(
-            "start of %s: %s %s, correlation id %s", answer.uep_id, answer.outcome, answer.code,
-            answer.correlation_id[:64],
+            "start answered", uep=answer.uep_id, outcome=answer.outcome, code=answer.code,
+            correlation_id=answer.correlation_id[:64],
         )  # fmt: skip
         if answer.outcome == "already_running" and self._is_long_unjoined(uep):
             self._live.run(self._refuse(uep, UserEndpointSilent(seconds=MAX_UNJOINED_S)))
@@ -226,7 +223,9 @@ class StartRequester:
             return
         chosen.go(UepState.DRAINING)
         chosen.ends_for_room = True
-        peer_log.info("user endpoint %s ends, so that %s can start", chosen.record.uep_id, uep.record.uep_id)
+        peer_log.info(
+            "user endpoint ends, so that another can start", uep=chosen.record.uep_id, other=uep.record.uep_id
+        )
         self._live.tell(chosen, "INFO", f"it was told to end, so that {uep.record.uep_id} can start")
         self._live.tell(uep, "INFO", f"{chosen.record.uep_id} of the same person, idle, was told to end for it")
 
@@ -239,9 +238,12 @@ class StartRequester:
         """The process was lost while it started: have another one started after a pause, for as long as tasks wait."""
         now = self._live.loop.time()
         peer_log.warning(
-            "start of %s: %s %s, correlation id %s", answer.uep_id, answer.code, answer.text,
-            answer.correlation_id[:64],
-        )  # fmt: skip
+            "start not made",
+            uep=answer.uep_id,
+            code=answer.code,
+            reason=answer.text,
+            correlation_id=answer.correlation_id[:64],
+        )
         if not uep.trouble.note(now, sentence(uep.last_text), answer.code):
             self._again_later(uep, delay=uep.trouble.pause(first_at_once=False))
             return
@@ -292,7 +294,7 @@ class StartRequester:
         uep.timer = None
         if uep.state is not UepState.STARTING:
             return
-        peer_log.warning("start of %s: no join within %d s", uep.record.uep_id, START_REQUEST_LIFETIME_S)
+        peer_log.warning("start: no join in time", uep=uep.record.uep_id, seconds=START_REQUEST_LIFETIME_S)
         self._live.tell(uep, "WARNING", f"no join within {START_REQUEST_LIFETIME_S:g} s")
         if uep.attempts + 1 >= MAX_SILENT_STARTS and uep.record.endpoint_id in self._live.managers:
             self._live.run(self._refuse(uep, StartTimeout(seconds=START_REQUEST_LIFETIME_S * MAX_SILENT_STARTS)))
@@ -301,7 +303,7 @@ class StartRequester:
 
     async def _refuse(self, uep: Uep, error: MepError) -> None:
         """The start will not be: the tasks that wait for it fail with the reason."""
-        peer_log.warning("start of %s refused: %s", uep.record.uep_id, error)
+        peer_log.warning("start refused", uep=uep.record.uep_id, code=error.code, reason=error)
         self._live.tell(
             uep, "ERROR", f"start refused, its tasks fail: code={error.code} {error.text}", error.correlation_id
         )

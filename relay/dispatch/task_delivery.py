@@ -184,7 +184,9 @@ class TaskDelivery:
                     break
             failed = False
         except RelayUnavailable as error:
-            peer_log.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+            peer_log.error(
+                "user endpoint: its tasks cannot be sent now", uep=uep.record.uep_id, reason=error, detail=error.detail
+            )
         finally:
             uep.pumping = False
             if failed:  # whatever it was: nothing else would begin again
@@ -280,10 +282,10 @@ class TaskDelivery:
                 self._live.link_.send(peer, codec.encode(messages.ResultsDurable(rows=rows)))
             if settled.foreign:
                 peer_log.warning(
-                    "user endpoint %s: results of other tasks than the relay's for %d rows, the first %d: not taken",
-                    uep.record.uep_id,
-                    len(settled.foreign),
-                    settled.foreign[0],
+                    "user endpoint: results of other tasks than the relay's were not taken",
+                    uep=uep.record.uep_id,
+                    rows=len(settled.foreign),
+                    first=settled.foreign[0],
                 )
                 uep.has_queued = True
                 self.pump(uep)
@@ -298,7 +300,7 @@ class TaskDelivery:
     def _ended_with(self, uep: Uep, settled: Settled, error: MepError) -> None:
         """Tasks have ended with `error`: the log has its correlation id."""
         if settled.ended:
-            peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, settled.ended, error)
+            peer_log.warning("user endpoint: tasks fail", uep=uep.record.uep_id, tasks=settled.ended, reason=error)
             self._live.tell(uep, "ERROR", f"tasks fail: code={error.code} {error.text}", error.correlation_id)
         self._ended(uep, settled)
 
@@ -355,7 +357,9 @@ class TaskDelivery:
         """Tasks had begun and their process is gone: those with attempts left are queued, the others fail."""
         loss = Loss(error=error, default_attempts=uep.default_attempts, most_attempts=uep.most_attempts)
         if rows:
-            peer_log.warning("user endpoint %s: %d begun tasks are lost: %s", uep.record.uep_id, len(rows), error)
+            peer_log.warning(
+                "user endpoint: begun tasks are lost", uep=uep.record.uep_id, tasks=len(rows), reason=error
+            )
             self._live.tell(
                 uep, "WARNING", f"begun tasks are lost: code={error.code} {error.text}", error.correlation_id
             )
@@ -373,7 +377,7 @@ class TaskDelivery:
     async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
         """End these rows with an error."""
         if rows:
-            peer_log.warning("user endpoint %s: %d tasks fail: %s", uep.record.uep_id, len(rows), error)
+            peer_log.warning("user endpoint: tasks fail", uep=uep.record.uep_id, tasks=len(rows), reason=error)
             self._live.tell(uep, "ERROR", f"tasks fail: code={error.code} {error.text}", error.correlation_id)
         now = time.time()
         await self.end_rows(
@@ -423,7 +427,7 @@ class TaskDelivery:
         oldest = self._live.store.oldest_queued(uep.row)
         if oldest is None or oldest >= before:
             return
-        peer_log.warning("user endpoint %s: tasks expire that waited too long", uep.record.uep_id)
+        peer_log.warning("user endpoint: tasks expire that waited too long", uep=uep.record.uep_id)
 
         def end(tx: Tx) -> Settled:
             rows = tx.queued_before(uep.row, before, END_PAGE)

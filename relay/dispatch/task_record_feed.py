@@ -50,7 +50,7 @@ class TaskRecordFeed:
     def hello(self, link: ManagerLink, *, wanted: bool) -> None:
         """A manager says whether its endpoint keeps task records."""
         if not wanted and link.endpoint_id in self._store.kept:
-            peer_log.info("endpoint %s keeps no task records any more", link.endpoint_id)
+            peer_log.info("endpoint keeps no further task records", endpoint=link.endpoint_id)
         self._store.keep(link.endpoint_id, keep=wanted)
         known = self._outgoing.get(link.endpoint_id)
         if not wanted:
@@ -75,7 +75,7 @@ class TaskRecordFeed:
         """A manager has the events under way on its disk."""
         out = self._outgoing.get(link.endpoint_id)
         if out is None or out.peer is not link.peer or (message.until, message.dropped) != (out.until, out.dropped):
-            peer_log.warning("manager of endpoint %s has written task events that it was not sent", link.endpoint_id)
+            peer_log.warning("manager has written task events that it was not sent", endpoint=link.endpoint_id)
             return
 
         def forgotten(_: None) -> None:

@@ -79,7 +79,7 @@ class UepHandlers:
     def _joined_away(self, uep: Uep) -> None:
         """Its link broke while its join was being stored, and no link reports that again. It comes back with a hello,
         or it has ended, and its manager may have reported that before the join was known."""
-        peer_log.info("user endpoint %s has joined, and is away", uep.record.uep_id)
+        peer_log.info("user endpoint has joined, and is away", uep=uep.record.uep_id)
         if uep.peer is not None:
             self._live.link_.drop(uep.peer)
         uep.unlink()
@@ -119,7 +119,7 @@ class UepHandlers:
         link = self._live.managers.get(uep.record.endpoint_id)
         if link is not None:
             link.running[uep.record.uep_id] = uep.record.incarnation  # whatever its manager has said so far
-        peer_log.info("user endpoint %s is here", uep.record.uep_id)
+        peer_log.info("user endpoint is here", uep=uep.record.uep_id)
         self._live.tell(uep, "INFO", "its process has joined")
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._live.saw([uep])
@@ -152,7 +152,7 @@ class UepHandlers:
         """A user endpoint's link is down."""
         if uep.peer is not peer:
             return
-        peer_log.info("user endpoint %s is away: %s", uep.record.uep_id, reason)
+        peer_log.info("user endpoint is away", uep=uep.record.uep_id, reason=reason)
         self._live.tell(uep, "INFO", f"its link is down: {reason}")
         uep.unlink()
         self._live.saw([uep])

@@ -88,7 +88,7 @@ class PausableListener:
 
     def _pause(self) -> None:
         self.pauses += 1
-        self._limited_log.warning("link: out of descriptors (over %d are open): new connections wait", self._reserve.highest)
+        self._limited_log.warning("link: out of descriptors: new connections wait", open=self._reserve.highest)
         self._paused = True
         program = ctypes.create_string_buffer(_DROP_ALL)
         filter_ = struct.pack("HP", 1, ctypes.addressof(program))

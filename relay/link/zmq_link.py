@@ -124,7 +124,7 @@ class ZmqLink:
 
     def _take(self, parts: list[zmq.Frame]) -> None:
         if len(parts) != 2:
-            self._limited_log.warning("link: message of %d frames dropped", len(parts))
+            self._limited_log.warning("link: a message was dropped", frames=len(parts))
             return
         key = bytes.fromhex(str(parts[1].get("User-Id")))
         address = parts[0].bytes
@@ -134,7 +134,7 @@ class ZmqLink:
             peer = None
         if peer is None:
             if len(self._peers) >= MAX_PEERS:
-                self._limited_log.warning("link: more than %d peers; %s is not heard", MAX_PEERS, key.hex())
+                self._limited_log.warning("link: too many peers; one is not heard", limit=MAX_PEERS, peer=key.hex())
                 return
             peer = self._peers[address] = Peer(key, address, 0.0)
             self._make_room(peer)
@@ -148,7 +148,7 @@ class ZmqLink:
             return
         oldest = self._unauthenticated.popleft()
         if oldest.session is None and self._peers.get(oldest.address) is oldest:
-            self._limited_log.warning("link: more than %d strangers; the first is forgotten", MAX_UNAUTHENTICATED)
+            self._limited_log.warning("link: too many strangers; the first is forgotten", limit=MAX_UNAUTHENTICATED)
             self.drop(oldest)
 
     def _check_silence(self) -> None:

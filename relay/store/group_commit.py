@@ -105,7 +105,9 @@ class Commits:
         waited = time.monotonic() - since
         self.longest_wait_s = max(self.longest_wait_s, waited)
         if said:
-            logger.warning("store: changes waited %.1f s for the database's lock, which another process held", waited)
+            logger.warning(
+                "store: changes waited for the database's lock, which another process held", seconds=round(waited, 1)
+            )
 
     def _commit(self) -> None:
         before = time.monotonic()
@@ -113,7 +115,7 @@ class Commits:
         took = time.monotonic() - before
         self.longest_wait_s = max(self.longest_wait_s, took)
         if took > SLOW_COMMIT_S:
-            logger.warning("store: a commit took %.1f s: the disk is slow", took)
+            logger.warning("store: a commit took long: the disk is slow", seconds=round(took, 1))
         self.groups += 1
         if self._checkpointer is not None:
             self._checkpointer.changed()

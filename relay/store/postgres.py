@@ -215,7 +215,9 @@ class _Watch:
             for connection, most_s in self._limits.items():
                 since = connection.busy_since
                 if since and time.monotonic() - since > most_s + self.LOOK_S:
-                    logger.warning("store: the database has not answered for %.1f s: the connection is cut", most_s)
+                    logger.warning(
+                        "store: the database has not answered: the connection is cut", seconds=round(most_s, 1)
+                    )
                     connection.cut()
 
 
@@ -252,7 +254,7 @@ class PostgresCommits(Commits):
         except sqlite3.Error as error:
             self._retry_at = time.monotonic() + RETRY_S
             if not self._away:
-                logger.error("store: the database is away: %s", error)
+                logger.error("store: the database is away", reason=error)
             self._away = True
             raise
         if self._away:
@@ -314,7 +316,7 @@ class PostgresCommits(Commits):
                 fate = self._fate(self._doubtful)
                 if fate is not None:
                     self._doubtful = ""
-                    logger.warning("store: the answer to a commit was lost; it was %s", "made" if fate else "not made")
+                    logger.warning("store: the answer to a commit was lost", made=bool(fate))
                     return fate
             self._write.close()
         logger.error("store: the answer to a commit was lost, and the database is away")

@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 PADDED_BYTES = 8 * 1024 * 1024
 """Length that a server gives the log at its start."""
-OPENING_IS_SLOW = "store: waiting for %s: another process may hold its lock"
+OPENING_IS_SLOW = "store: waiting for the database: another process may hold its lock"
 PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 _function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
@@ -86,7 +86,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
 @contextmanager
 def _said_if_slow(path: Path | None) -> Iterator[None]:
     """Say, after a moment, that this file is waited for. The command line has this on its standard error."""
-    timer = threading.Timer(LOCK_STEP_S, logger.warning, [OPENING_IS_SLOW, path])
+    timer = threading.Timer(LOCK_STEP_S, logger.warning, [OPENING_IS_SLOW], {"path": path})
     timer.daemon = True
     timer.start()
     try:

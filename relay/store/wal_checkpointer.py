@@ -93,7 +93,7 @@ class Checkpointer:
                 self._cut()
         except (sqlite3.Error, OSError) as error:  # a full disk, say: the log keeps everything until it works again
             figures.failed += 1
-            logger.error("store: checkpoint: %s", with_path(error, self._connection))
+            logger.error("store: no checkpoint", reason=with_path(error, self._connection))
             return False
         self._say_if_too_long()
         return not figures.waiting_pages and figures.log_bytes <= WAL_BYTES
@@ -112,7 +112,11 @@ class Checkpointer:
             self._too_long_since = now
         elif now - self._too_long_since > SAY_S:
             self._too_long_since = now
-            logger.warning("store: %s has %d MB: another process still reads an old state", self._log.name, size >> 20)
+            logger.warning(
+                "store: the log is large: another process still reads an old state",
+                path=self._log.name,
+                megabytes=size >> 20,
+            )
 
 
 def with_path(error: sqlite3.Error | OSError, connection: sqlite3.Connection) -> str:

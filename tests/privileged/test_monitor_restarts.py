@@ -194,7 +194,9 @@ def test_stop_leaves_nothing(alice: LocalAccount) -> None:
         for record in records:
             assert gone(record["uep_pid"], record["uep_start"]) and gone(record["keeper_pid"], record["keeper_start"])
         assert not processes_of(alice.uid)
-        assert {path.name for path in run.run.rglob("*")} == {"admin", "keepers", "lock", "monitor"}, "and the lock's file"
+        assert {path.name for path in run.run.rglob("*")} == {"admin", "keepers", "lock", "monitor"}, (
+            "and the lock's file"
+        )
         assert holder_of(run.run) is None
 
 

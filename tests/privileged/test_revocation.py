@@ -397,8 +397,8 @@ def test_a_relay_that_is_away_ends_nothing_but_accounts_are_watched(campus: Plac
 
 
 def test_status_says_when_it_was_checked(campus: Place, bystander: Person) -> None:
-    first = campus.running()[bystander.account]["checked_at"]
+    first = campus.running()[bystander.account]["account_checked_at"]
     assert time.time() - first < 30
-    until("a later check", lambda: campus.running()[bystander.account]["checked_at"] > first)
+    until("a later check", lambda: campus.running()[bystander.account]["account_checked_at"] > first)
     text = campus.mep("status", "site").stdout
     assert f"{bystander.account}" in text and " s ago" in text

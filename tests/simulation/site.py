@@ -271,7 +271,7 @@ class _Quiet:
 
     def info(self, *_: Any, **__: Any) -> None: ...
 
-    warning = error = debug = info
+    warning = error = debug = write = info
 
 
 class _NoKeeper(Reporter):

@@ -72,10 +72,10 @@ def lines_of_a_user_endpoints_log(capfd: pytest.CaptureFixture[str], tmp_path: p
 
 
 def lines_of_the_relays_log(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> str:
-    record = relay_log.logger.makeRecord(
-        "relay", logging.WARNING, "f", 1, f"text {ATTACK.replace('%', '')} user=%s other=%s plain=%s empty=%s",
-        (FIELD, ValueError(ATTACK), "alice", ""), None,
-    )  # fmt: skip
+    fields = {"user": FIELD, "other": ValueError(ATTACK), "plain": "alice", "empty": ""}
+    record = logging.getLogger("relay").makeRecord(
+        "relay", logging.WARNING, "f", 1, f"text {ATTACK}", (), None, extra={"fields": fields}
+    )
     return relay_log.formatter().format(record) + "\n"
 
 
@@ -121,7 +121,7 @@ def test_a_traceback_in_the_relays_log_keeps_its_lines() -> None:
     try:
         raise ValueError(f"{ATTACK}\n{forged}")
     except ValueError:
-        record = relay_log.logger.makeRecord("relay", logging.ERROR, "f", 1, "failed", (), sys.exc_info())
+        record = logging.getLogger("relay").makeRecord("relay", logging.ERROR, "f", 1, "failed", (), sys.exc_info())
     text = relay_log.formatter().format(record)
     assert not raw(text) and "\n  Traceback (most recent call last):\n" in text
     assert all(line.startswith("  ") for line in text.splitlines()[1:]), "none can be taken for a line of the log"

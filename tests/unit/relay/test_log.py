@@ -98,7 +98,9 @@ def test_as_json_each_line_is_an_object_whatever_a_peer_said(stream: Stuck) -> N
     made = handler(stream, now)
     made.setFormatter(log.json_formatter())
     hostile = 'x"}\n{"level": "ERROR"\x1b[2J\u2028'
-    made.handle(record("relay", "peer %s refused: %d", hostile, 7))
+    own = record("relay", "a peer was refused")
+    own.fields = {"peer": hostile, "number": 7}  # as relay.log adds them
+    made.handle(own)
     for _ in range(3):
         made.handle(record("uvicorn.error", "bad"))
     now[0] = 10.0
@@ -110,7 +112,8 @@ def test_as_json_each_line_is_an_object_whatever_a_peer_said(stream: Stuck) -> N
     made.flush()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["logger"] for line in lines] == ["relay", "uvicorn.error", "uvicorn.error", "relay"]
-    assert (lines[0]["level"], lines[0]["text"].isprintable()) == ("WARNING", True)
+    assert (lines[0]["level"], lines[0]["text"], lines[0]["fields"]["number"]) == ("WARNING", "a peer was refused", 7)
+    assert lines[0]["fields"]["peer"].isprintable() and "fields" not in lines[1]
     assert lines[2]["text"] == "bad (2 more like it before)"
     assert lines[3]["traceback"].startswith("Traceback")
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
@@ -122,7 +125,7 @@ def test_an_exception_that_a_peer_causes_again_and_again_has_one_traceback(caplo
         try:
             raise (ValueError if number % 2 else LookupError)("unforeseen")
         except (ValueError, LookupError):
-            sparing.exception("link: a message of %s failed", number)
+            sparing.exception("link: a message failed", peer=number)
     assert [one.exc_info[0] for one in caplog.records if one.exc_info] == [LookupError, ValueError]
 
 
@@ -131,15 +134,16 @@ def test_what_a_peer_causes_is_written_a_few_times_in_ten_seconds(caplog: pytest
     peers = log.PeerLog(10.0, lambda: now[0])
     caplog.set_level(logging.INFO, "relay")
     for _ in range(100):
-        peers.info("user endpoint %s is here", "a")
-    peers.info("user endpoint %s is here", "b")
-    peers.warning("start of %s: %s", "a", "x")
+        peers.info("user endpoint is here", uep="a")
+    peers.info("user endpoint is here", uep="b")
+    peers.warning("start refused", uep="a", reason="x")
     now[0] = 10.0
-    peers.info("user endpoint %s is here", "a")
-    said = [one.getMessage() for one in caplog.records]
-    assert said[: log.PEER_BURST] == ["user endpoint a is here"] * log.PEER_BURST
+    peers.info("user endpoint is here", uep="a")
+    said = [(one.getMessage(), one.fields) for one in caplog.records]  # type: ignore[attr-defined]
+    here = "user endpoint is here"
+    assert said[: log.PEER_BURST] == [(here, {"uep": "a"})] * log.PEER_BURST
     assert said[log.PEER_BURST :] == [
-        "user endpoint b is here",
-        "start of a: x",
-        f"user endpoint a is here ({100 - log.PEER_BURST} more like it before)",
+        (here, {"uep": "b"}),
+        ("start refused", {"uep": "a", "reason": "x"}),
+        (f"{here} ({100 - log.PEER_BURST} more like it before)", {"uep": "a"}),
     ]

@@ -244,12 +244,12 @@ def test_what_strangers_can_have_logged_is_logged_now_and_then(caplog: pytest.Lo
     now = [0.0]
     sparing = RateLimitedLog(10.0, lambda: now[0])
     for number in range(1000):
-        sparing.warning("link: %d", number)
+        sparing.warning("link", number=number)
     sparing.warning("another kind")
     now[0] = 10.0
-    sparing.warning("link: %d", 1000)
-    assert [record.getMessage() for record in caplog.records] == [
-        "link: 0",
-        "another kind",
-        "link: 1000 (999 more like it before)",
+    sparing.warning("link", number=1000)
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [  # type: ignore[attr-defined]
+        ("link", {"number": 0}),
+        ("another kind", {}),
+        ("link (999 more like it before)", {"number": 1000}),
     ]
