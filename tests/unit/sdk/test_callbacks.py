@@ -19,7 +19,7 @@ from mep_sdk.serialize import serialize_result
 from mep_sdk.submitter import Submitter
 from mep_wire import api
 from mep_wire.states import TaskState
-from tests.unit.sdk.test_session_threads import Listener, Relay
+from tests.unit.sdk.test_submitter_threads import Listener, Relay
 
 WAIT_S = 60
 DONE = serialize_result(1)

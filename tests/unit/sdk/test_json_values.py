@@ -18,7 +18,7 @@ from mep_sdk import Client, Executor
 from mep_sdk.batch import Batch
 from mep_sdk.json_values import checked_json
 from mep_wire.errors import UserConfigInvalid
-from tests.unit.sdk.test_session_threads import Relay
+from tests.unit.sdk.test_submitter_threads import Relay
 
 URL = "https://relay.example.edu"
 

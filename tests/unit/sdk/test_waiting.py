@@ -19,7 +19,7 @@ from mep_wire import api
 from mep_wire.errors import RelayUnavailable
 from mep_wire.states import TaskState
 from mep_wire.waits import USUAL, Wait, WaitCode
-from tests.unit.sdk.test_session_threads import Listener
+from tests.unit.sdk.test_submitter_threads import Listener
 
 WAIT_S = 60
 DONE = serialize_result(1)
