@@ -119,12 +119,13 @@ def test_a_changed_configuration_is_taken_at_hang_up_and_a_bad_one_is_not(site: 
     config.write_text(good + "caps:\n  max_startin: 1\n")
     os.kill(pid, signal.SIGHUP)
     until("a hint in the log", lambda: "did you mean caps.max_starting?" in log.read_text())
-    assert site.json("status", "site")["pid"] == pid
+    assert site.json("status", "site", expect=9)["pid"] == pid
     assert "config.yaml:" in site("restart", "site", expect=4).stderr
-    assert site.json("status", "site")["pid"] == pid
+    assert site.json("status", "site", expect=9)["pid"] == pid
     config.write_text(good + "caps:\n  max_starting: 1\n")
     os.kill(pid, signal.SIGHUP)
     until("the configuration is reloaded", lambda: "configuration reloaded" in log.read_text())
+    assert site.json("status", "site")["pid"] == pid
 
 
 def test_a_token_that_the_relay_does_not_know(mep: Cli, relay: RelayProcess) -> None:
