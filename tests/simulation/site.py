@@ -96,7 +96,7 @@ class SimEngine:
 
     worker_python = "3.11.2"
     blocks = ""
-    trouble = ""
+    trouble = trouble_code = ""
 
     def __init__(self, process: Process, workers: int) -> None:
         self._process, self._world, self._oracle = process, process.world, process.oracle
