@@ -10,10 +10,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mep_wire.text import printable_lines
 
+_EXTENSION = "_setproctitle"
 _at_exit: list[tuple[int, Callable[[], None]]] = []
 
 
@@ -30,20 +31,32 @@ def name_process(name: str) -> None:
 
 def prepare_title() -> None:
     """Have setproctitle find the command line in memory, which it can't once the environment has been replaced."""
-    with contextlib.suppress(ImportError):
-        from setproctitle import getproctitle
-
-        getproctitle()
+    if (extension := _title_extension()) is not None:
+        extension.getproctitle()
 
 
 def title_process(name: str, kind: str, of: str) -> None:
     """Set the short name to `name`, and the command line that ps shows to `mep.KIND: of`."""
-    try:
-        from setproctitle import setproctitle
-    except ImportError:  # a person's own Python
-        return
-    setproctitle(f"mep.{kind}: {of}")
-    name_process(name)
+    if (extension := _title_extension()) is not None:
+        extension.setproctitle(f"mep.{kind}: {of}")
+        name_process(name)
+
+
+def _title_extension() -> Any:
+    """Return setproctitle's C module; None in a person's own Python without it.
+
+    Its package would load logging and threading, and every worker would pay for these.
+    """
+    if _EXTENSION not in sys.modules:
+        from importlib import machinery, util
+
+        spec = machinery.PathFinder.find_spec(_EXTENSION, [f"{entry}/setproctitle" for entry in sys.path])
+        if spec is None or spec.loader is None:
+            return None
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[_EXTENSION] = module
+    return sys.modules[_EXTENSION]
 
 
 def run_and_exit(work: Callable[[], int], failed: Callable[[str], None] | None = None) -> NoReturn:

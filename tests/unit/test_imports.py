@@ -84,7 +84,7 @@ RULES = {
             "mep_sdk.strategies",
             "mep_sdk.task_runner",
         ),
-        _libraries("msgspec", "setproctitle", "zmq"),
+        _libraries("msgspec", "zmq"),
     ),
     "user_endpoint.render": Rule(
         ("user_endpoint", "mep_wire", "mep_sdk.strategies"),
