@@ -13,8 +13,10 @@ _BEFORE: Final = """\
 trap 'echo "worker_init: exit status $?" >&2' EXIT
 """
 _AFTER: Final = """
-MEP_STATUS=$?; trap - EXIT
+MEP_STATUS=$?
+case "$(trap -p EXIT)" in *"worker_init: exit status"*) trap - EXIT ;; esac
 """
+"""A trap that the person has set stays."""
 _ACTIVATED: Final = """\
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && { [ "$MEP_STATUS" != 0 ] || [ -s /proc/self/fd/2 ]; }; then
   echo "worker_init: exit status $MEP_STATUS, and it activated no environment" >&2

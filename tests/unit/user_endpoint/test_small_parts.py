@@ -23,6 +23,7 @@ from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
 from user_endpoint.lifecycle.setup_commands import run_commands, setup_limit_s
 from user_endpoint.task_admission import FunctionList, function_lists
 from user_endpoint.user_endpoint import RESULT_BATCH_BYTES, in_batches
+from user_endpoint.worker_init import told
 from user_endpoint.workers.worker import FunctionCache
 
 
@@ -220,3 +221,20 @@ def test_endpoint_setup_gets_a_part_of_the_starts_time_and_is_named(tmp_path: pa
         run_commands("endpoint_setup", "sleep 60", str(tmp_path), limit)
     assert "The commands of endpoint_setup took over 0.3 s" in caught.value.public
     assert "caps.start_timeout_s in config.yaml" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("setup", "out", "err", "status"),
+    [
+        ("trap 'echo bye' EXIT", "on\nbye\n", "", 0),
+        ("exit 3", "", "worker_init: exit status 3\n", 3),
+        ("false", "on\n", "", 0),
+        ("activate() { return 1; }; activate", "", "worker_init: exit status 1, and it activated no environment\n", 1),
+        ("export VIRTUAL_ENV=/v; : activate", "on\n", "", 0),
+    ],
+)
+def test_a_failing_worker_init_is_told_and_a_trap_stays(setup: str, out: str, err: str, status: int) -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{told(setup)}echo on\n"], env={}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (out, err, status)
