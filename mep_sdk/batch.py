@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from mep_sdk.argument_checks import check_call
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import Strategylike, name_of, result_ways
@@ -100,6 +101,7 @@ class Batch:
 
         Raises ArgumentsUnserializable, PayloadTooLarge, StrategyUnknown for a name in `result_serializers`.
         """
+        check_call(args, kwargs)
         ways = result_ways(self.result_serializers or ())
         payload = checked_payload(args or (), kwargs or {}, as_json=self.serializer.as_json, result_ways=ways)
         key, task_id = str(function_id), str(uuid7())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import UUID
 
+from mep_sdk import argument_checks as checks
 from mep_sdk.batch import UuidLike, checked_payload
 from mep_sdk.captured import MAX_COMPARED_BYTES, Captured
 from mep_sdk.client import Client, doc_of, name_of
@@ -144,7 +145,7 @@ class Executor(concurrent.futures.Executor):
         `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
         for `progress=True` without tqdm.
         """
-        _warn_of(unrecognized)
+        _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
         self._made_client = client is None
         self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
@@ -257,6 +258,7 @@ class Executor(concurrent.futures.Executor):
 
     @result_serializers.setter
     def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
+        checks.check_several("result_serializers", value, '["JSONData"]')
         given = None if value is None else list(value)
         self._result_ways = result_ways(given or ())
         self._result_serializers = given
@@ -268,6 +270,7 @@ class Executor(concurrent.futures.Executor):
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
+        checks.check_count("batch_size", value, 128)
         self._session.batch_size = max(1, min(value, limits.MAX_TASKS_PER_SUBMIT))
 
     # --- submitting -------------------------------------------------------------------------------------
@@ -297,6 +300,7 @@ class Executor(concurrent.futures.Executor):
         self, function_id: UuidLike, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
     ) -> TaskFuture[Any]:
         """Call a registered function by its id; return the future. Raises as `submit` does."""
+        checks.check_call(args, kwargs)
         return self._submit(Function(id=str(function_id)), args or (), kwargs or {}, f"function {function_id}")
 
     def register_function(self, fn: Callable[..., Any], function_id: UuidLike | None = None, **options: Any) -> str:
@@ -347,8 +351,7 @@ class Executor(concurrent.futures.Executor):
         work where calls are short. `timeout` is in seconds from this call; TimeoutError is raised after it.
         Tasks that remain when the iterator is closed are cancelled.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
+        checks.check_count("chunksize", chunksize, 100)
         ends = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         if chunksize == 1:
@@ -376,7 +379,10 @@ class Executor(concurrent.futures.Executor):
     def cancel(self, futures: Iterable[TaskFuture[Any]]) -> int:
         """Cancel those of these tasks that have not ended; return their number. One request for all of them: see
         TaskFuture.cancel."""
-        return self._session.cancel_futures(list(futures))
+        asked = list(futures)
+        for each in asked:
+            checks.check_kind("each of the futures", each, TaskFuture, "executor.submit(f)")
+        return self._session.cancel_futures(asked)
 
     def stats(self) -> dict[str, int]:
         """Return how many of this executor's tasks are `unsent`, `waiting`, `running`, `succeeded`, `failed` and
@@ -538,9 +544,17 @@ class Executor(concurrent.futures.Executor):
         )
 
 
-def _warn_of(unrecognized: Iterable[str]) -> None:
+def _check(unrecognized: Iterable[str], client: Any, serializer: Any, progress: Any, lost_relay_s: Any) -> None:
+    """Check options of an executor, and warn of unknown ones."""
     for name in unrecognized:
         warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=3)
+    checks.check_kind("client", client, Client, 'Client("https://relay.example.edu", "mep_...")')
+    checks.check_kind("serializer", serializer, ComputeSerializer, 'ComputeSerializer(strategy_data="JSONData")')
+    checks.check_seconds("lost_relay_timeout_s", lost_relay_s, LOST_RELAY_TIMEOUT_S)
+    if progress and progress is not True and not callable(progress):
+        raise TypeError(
+            f"progress is True, or a class that is called as tqdm's is, such as tqdm.tqdm, not {progress!r}"
+        )
 
 
 def _progress(wanted: Any) -> Progress | None:

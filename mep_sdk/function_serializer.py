@@ -79,7 +79,9 @@ def _refuse_what_cannot_run(function: object, name: str) -> None:
     import inspect
 
     if not callable(function):
-        raise FunctionUnserializable(name=name, reason="it cannot be called")
+        raise FunctionUnserializable(
+            name=name, reason="it cannot be called: pass the function itself, as in submit(f, 1), not submit(f(1))"
+        )
     called = (function, getattr(type(function), "__call__"), attempt(getattr, function, "func")[0])  # noqa: B004, B009
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called):
         reason = "it is an async function, and workers call plain ones; wrap it: def f(): return asyncio.run(g())"

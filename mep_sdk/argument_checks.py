@@ -1,0 +1,47 @@
+"""Refusals of wrong arguments: each says what was given and what is accepted, with an example. Called by the SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def check_call(args: Any, kwargs: Any) -> None:
+    """Check the arguments of a registered function's call. Raises TypeError."""
+    if args is not None and (not isinstance(args, Sequence) or isinstance(args, str | bytes)):
+        raise TypeError(f"args is a list or tuple of arguments, such as args=[{args!r}], not {_shown(args)}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs is a dict of arguments by name, such as kwargs={{'size': 3}}, not {_shown(kwargs)}")
+
+
+def check_count(name: str, value: Any, example: int) -> None:
+    """Check a number of things. Raises TypeError, or ValueError below 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a number, such as {name}={example}, not {_shown(value)}")
+    if value < 1:
+        raise ValueError(f"{name} is 1 or more, such as {name}={example}, not {value}")
+
+
+def check_seconds(name: str, value: Any, example: float) -> None:
+    """Check a time. Raises TypeError, or ValueError below 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} is a number of seconds, such as {name}={example}, not {_shown(value)}")
+    if not value >= 0:
+        raise ValueError(f"{name} is in seconds, 0 or more, such as {name}={example}, not {value}")
+
+
+def check_kind(name: str, value: Any, kind: type, example: str) -> None:
+    """Check that an argument is None or of this class. Raises TypeError."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is of class {kind.__name__}, such as {name}={example}, not {_shown(value)}")
+
+
+def check_several(name: str, value: Any, example: str) -> None:
+    """Check that an argument holds several things, and is no text. Raises TypeError."""
+    if value is not None and (isinstance(value, str | bytes) or not hasattr(value, "__iter__")):
+        raise TypeError(f"{name} is a list, such as {name}={example}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:100]}..." if len(text) > 100 else text
