@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from joserfc.jwk import RSAKey
 
 from tests.support.browser import Browser, Page
-from tests.support.login import REDIRECT, LoginClient, OidcProvider, free_port, people_file
+from tests.support.login import REDIRECT, ROOT, LoginClient, OidcProvider, free_port, people_file
 from tests.support.oidc import HostileProvider
 from tests.support.relay import RelayProcess
 from tests.support.waiting import until
@@ -443,3 +445,48 @@ def test_a_login_at_oidc_provider(tmp_path: Path) -> None:
         mine = provider.token("portal", "a secret of the portal", scope="compute", resource="https://relay.example")
         status, refused = relay.request("GET", "/oauth/userinfo", mine["access_token"])
         assert (status, refused["code"]) == (401, "TOKEN_UNKNOWN")  # a client is no person: it has no userinfo
+
+
+CANAILLE = "canaille[front,oidc]==0.3.6"
+
+
+@pytest.fixture
+def canaille_python(tmp_path: Path) -> Path:
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    subprocess.run([base, "-m", "venv", tmp_path / "canaille"], check=True)
+    python = tmp_path / "canaille" / "bin" / "python"
+    words = ["-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", CANAILLE]
+    subprocess.run([python, *words], check=True, capture_output=True)
+    return python
+
+
+@pytest.mark.timeout(300)
+def test_a_login_at_canaille(tmp_path: Path, canaille_python: Path) -> None:
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    (tmp_path / "secret").write_text("a secret of the tests\n")
+    (tmp_path / "secret").chmod(0o600)
+    lab = {
+        "name": "lab",
+        "issuer": issuer,
+        "client_id": "relay-login",
+        "client_secret_file": str(tmp_path / "secret"),
+        "username_claim": "sub",
+        "username_domain": "lab.example.edu",
+    }
+    with RelayProcess(tmp_path, "--people", str(people_file(tmp_path, providers=[lab]))) as relay:
+        words = [ROOT / "tests/services/canaille_server.py", str(port), f"{relay.url}/oauth/callback/lab"]
+        serving = subprocess.Popen(
+            [canaille_python, "-I", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            until("canaille", lambda: Browser().get(f"{issuer}/login").status == 200, unready=(OSError,))
+            client, browser = LoginClient(relay), Browser()
+            page = browser.follow(browser.get(client.address()))
+            page = browser.follow(browser.submit(page, login="alice"))
+            page = browser.follow(browser.submit(page, password="correct horse"))
+            answer = client.redeem(client.consented(browser, page)["code"])[1]
+        finally:
+            serving.terminate()
+            serving.wait(30)
+        assert who(relay, answer["access_token"])["preferred_username"] == "alice@lab.example.edu"
