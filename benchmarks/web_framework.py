@@ -31,7 +31,7 @@ from relay.api import http as relay_http
 from relay.api.routes import Route, Router
 from relay.auth.tokens import TokenAuth, new_token, token_hash
 from relay.dispatch.live_state import durable
-from relay.store.records import Caller, FunctionRecord, NewTask, UepRecord
+from relay.store.records import Caller, FunctionRecord, NewTask, TokenRecord, UepRecord
 from relay.store.sqlite import SqliteStore
 
 PATH = "/v3/endpoints/{endpoint_id}/submit"
@@ -43,8 +43,8 @@ class Service:
 
     def __init__(self, store: SqliteStore, token: str) -> None:
         self.store, self.auth = store, TokenAuth(store)
-        caller = Caller(account_id="a", identity_id="i")
-        store.submit(lambda tx: tx.add_token(token_hash(token), caller, 1.0)).result()
+        owner = TokenRecord(token_id="t", account_id="a", identity_id="i", created_at=1.0)
+        store.submit(lambda tx: tx.add_token(token_hash(token), owner)).result()
         record = FunctionRecord(
             function_id="f", owner="a", name="f", code=b"", public=True, description="", metadata={}, created_at=1.0
         )
