@@ -4,8 +4,8 @@
 
 Each leg starts a server process with uvicorn's httptools protocol and one route for submissions. The route
 authenticates, decodes the body with msgspec and commits to an SQLite store. The legs of the routers alternate. The
-table has medians over the legs: requests per second on 4 connections, the median latency of one connection, and the
-server's CPU time for a request of that connection, which other load on the host disturbs least. It asserts nothing.
+table has medians over the legs: requests per second on 4 connections, and latency and the server's CPU time for a
+request on one connection. Other load on the host disturbs the CPU time least. It asserts nothing.
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ class Payloads:
         try:
             data = await self._run(lambda: self._storage.get(name))
         except ChunkMissing as error:
-            self._limited_log.error("chunk %s is missing", name)
+            self._limited_log.error("chunk is missing", chunk=name)
             raise PayloadLost from error
         if hashlib.sha256(data).hexdigest() != name.partition("/")[2].partition(".")[0]:
-            self._limited_log.error("chunk %s is damaged", name)
+            self._limited_log.error("chunk is damaged", chunk=name)
             raise PayloadLost
         return data
 
@@ -121,7 +121,7 @@ class Payloads:
         for name in strays:
             await self._run(partial(self._storage.delete, name))
         if strays:
-            logger.info("%d chunks of no record were removed", len(strays))
+            logger.info("chunks of no record were removed", chunks=len(strays))
         return len(strays)
 
 

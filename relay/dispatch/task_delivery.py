@@ -267,7 +267,7 @@ class TaskDelivery:
         try:
             endings = await self.payloads.put_away(uep.record.account_id, endings)
         except RelayUnavailable as error:
-            peer_log.error("user endpoint %s: %s %s", uep.record.uep_id, error, error.detail)
+            peer_log.error("results cannot be stored", uep=uep.record.uep_id, reason=error, detail=error.detail)
             if peer is not None:
                 self._live.cut(peer, "its results could not be stored")
             return
