@@ -262,7 +262,7 @@ def _from_file(path: Path, *, required: bool) -> RelaySettings:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigRefused(f"{path}: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
-        return msgspec.toml.decode(data, type=RelaySettings)
+        return msgspec.convert(msgspec.toml.decode(data), RelaySettings)
     except msgspec.ValidationError as error:
         key, reason = _key_and_reason(error)
         raise ConfigRefused(f"{path}: {key}: {reason}") from error
@@ -270,6 +270,7 @@ def _from_file(path: Path, *, required: bool) -> RelaySettings:
         raise ConfigRefused(f"{path}: it is not TOML: {error}") from error
 
 
+_decoder = msgspec.json.Decoder(RelaySettings)  # built now, for the conversions: see mep_wire.struct_info
 _AT = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?")
 
 

@@ -108,6 +108,7 @@ class ProviderDescription(msgspec.Struct, kw_only=True):
 
 
 _action_decoder = msgspec.msgpack.Decoder(_Action)
+_input_decoder = msgspec.json.Decoder(ActionInput)  # built now, for the conversions: see mep_wire.struct_info
 
 
 def _input_schema() -> dict[str, Any]:

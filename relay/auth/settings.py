@@ -97,10 +97,13 @@ class PeopleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long the audit log is kept."""
 
 
+_decoder = msgspec.json.Decoder(PeopleSettings)  # built now, for the conversions: see mep_wire.struct_info
+
+
 def from_toml(data: bytes, source: str) -> PeopleSettings:
     """Return the settings in a file's content; `source` is its name. Raises SettingsRefused."""
     try:
-        settings = msgspec.toml.decode(data, type=PeopleSettings)
+        settings = msgspec.convert(msgspec.toml.decode(data), PeopleSettings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsRefused(f"{source}: {error}") from error
     for key, reason in _faults(settings):

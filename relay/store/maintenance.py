@@ -72,6 +72,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     """SHA-256 in hexadecimal, by the file's path in the backup."""
 
 
+_manifest_decoder = msgspec.json.Decoder(Manifest)
+
+
 class Database(Protocol):
     """One kind of database, closed or beside a server that uses it."""
 
@@ -200,7 +203,7 @@ def back_up(database: Database, state: Path, directory: Path, chunks: Path | Non
 def read_manifest(directory: Path) -> Manifest:
     """Return the manifest of a backup with all its files whole. Raises CannotRestore."""
     try:
-        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+        manifest = _manifest_decoder.decode((directory / MANIFEST).read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise CannotRestore(f"{directory} is no backup: {error}") from error
     for name, digest in manifest.files.items():

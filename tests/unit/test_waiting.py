@@ -13,7 +13,11 @@ from tests.support.waiting import until, until_async
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITING = ROOT / "tests" / "support" / "waiting.py"
-IN_WORKERS = {"tests/acceptance/test_slurm.py": 1, "tests/acceptance/test_user_endpoint_descriptors.py": 1}
+IN_WORKERS = {
+    "tests/acceptance/test_slurm.py": 1,
+    "tests/acceptance/test_user_endpoint_descriptors.py": 1,
+    "tests/acceptance/test_wait_reasons.py": 1,
+}
 """Loops in functions that run where the tests' code is not."""
 
 
