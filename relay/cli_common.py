@@ -52,7 +52,8 @@ def state_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --state and --config, as its parameter `where`."""
 
     def joined(*words: Any, state_dir: Path | None, config_file: Path | None, **values: Any) -> Any:
-        return command(*words, where=Where(directory=state_dir, config=config_file), **values)
+        directory = state_dir or default_dir()  # root's, before root becomes the relay's account
+        return command(*words, where=Where(directory=directory, config=config_file), **values)
 
     joined.__name__, joined.__doc__ = command.__name__, command.__doc__
     joined.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]

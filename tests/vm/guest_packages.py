@@ -286,7 +286,7 @@ def own_endpoint(url, token):
     """A person's own endpoint, by the person's own service manager."""
     run("loginctl", "enable-linger", "alice")
     uid = pwd.getpwnam("alice").pw_uid
-    until("a bus of the person's", lambda: os.path.exists(f"/run/user/{uid}/bus"))
+    until("the person's service manager", lambda: os.path.exists(f"/run/user/{uid}/systemd/private"))
     alice = ("runuser", "-l", "alice", "-c")
     run(*alice, f"MEP_TOKEN={token} mep configure laptop --relay {url}")
     text = run(*alice, "mep enable-on-boot laptop")
