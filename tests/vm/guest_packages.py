@@ -73,7 +73,7 @@ def status():
 def records():
     return {
         one["uep_id"]: one["uep_pid"]
-        for one in (json.loads(path.read_text()) for path in pathlib.Path(f"/run/mep/{NAME}/keepers").glob("*.json"))
+        for one in (json.loads(path.read_text()) for path in pathlib.Path(f"/run/mep/{NAME}/keepers").rglob("*.json"))
     }
 
 
