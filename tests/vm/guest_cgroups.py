@@ -42,7 +42,7 @@ def status():
 
 
 def records():
-    return [json.loads(path.read_text()) for path in pathlib.Path(f"/run/mep/{NAME}/keepers").glob("*.json")]
+    return [json.loads(path.read_text()) for path in pathlib.Path(f"/run/mep/{NAME}/keepers").rglob("*.json")]
 
 
 def processes_of(uid):
