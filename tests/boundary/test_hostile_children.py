@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
 import socket
 import struct
 import time
@@ -16,6 +17,7 @@ import pytest
 from mep.boundary.channel import encode
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
+    AdminList,
     AskCaps,
     LinkStatus,
     ManagerReady,
@@ -30,6 +32,7 @@ from mep.boundary.messages import (
     StopAll,
 )
 from mep.boundary.resolved_config import Caps
+from mep.root.monitor.admin_socket import MAX_PEERS
 from tests.support.monitor import MonitorRun, Puppet, ask, new_uep_id, running_monitor
 from tests.support.waiting import until
 
@@ -355,6 +358,33 @@ def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, co
         ask(again, 1)
         os.close(mapper.take(MapRequest)[1][0])
         assert time.monotonic() - began < 30
+
+
+@pytest.mark.usefixtures("_release_receivers")
+@pytest.mark.parametrize("turned_away", [False, True], ids=["admitted", "turned away"])
+def test_an_administrators_descriptor_whose_close_waits_does_not_stop_the_monitor(*, turned_away: bool) -> None:
+    with running_monitor() as (run, manager, mapper), contextlib.ExitStack() as peers:
+        for _ in range(MAX_PEERS if turned_away else 0):
+            connect_as_administrator(run, peers)
+        doomed = socket_whose_close_waits()
+        os.kill(run.pid, signal.SIGSTOP)  # so that the descriptor is there before the connection is turned away
+        peer = connect_as_administrator(run, peers)
+        socket.send_fds(peer, [encode(AdminList(""))], [doomed.fileno()])
+        doomed.close()
+        began = time.monotonic()
+        os.kill(run.pid, signal.SIGCONT)
+        with contextlib.suppress(ConnectionError):
+            assert not peer.recv(65536), "it is closed"
+        ask(manager, 1)
+        os.close(mapper.take(MapRequest)[1][0])
+        assert time.monotonic() - began < 30
+
+
+def connect_as_administrator(run: MonitorRun, peers: contextlib.ExitStack) -> socket.socket:
+    peer = peers.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    peer.connect(str(run.run / "admin" / "socket"))
+    peer.settimeout(60)
+    return peer
 
 
 def test_slow_mapper_that_makes_progress_is_left_alone() -> None:

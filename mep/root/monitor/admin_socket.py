@@ -23,7 +23,8 @@ from mep.root.kernel.unix_socket import listen, peer_of
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import PollLoop
+from mep.root.monitor.event_loop import READ, PollLoop
+from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.runtime_dir import ensure_directory
 
 MAX_PEERS = 32
@@ -33,6 +34,9 @@ RATE, BURST = 50.0, 2000.0
 """Messages a second of one connection. `mep top` of a thousand user endpoints sends 16 every 2 s."""
 IDLE_S = 600.0
 """A connection that has said nothing for so long is closed."""
+MAX_CLOSING = 64
+"""Children that close descriptors of peers. While there are so many, no connection is taken."""
+_PAUSE_S = 0.5
 _BACKLOG = 16
 _SO_PEERGROUPS = 59
 _MAX_GROUPS_BYTES = 1024
@@ -43,8 +47,8 @@ _NO_LOGIN = 2**32 - 1
 class AdminPeer(Child):
     """One administrator's connection. It is no child of ours: nothing here ever signals its process."""
 
-    def __init__(self, connection: socket.socket, pid: int, uid: int, loop: PollLoop) -> None:
-        super().__init__(ChildKind.ADMIN, pid, Channel(connection), Phase.SERVING, loop)
+    def __init__(self, channel: Channel, pid: int, uid: int, loop: PollLoop) -> None:
+        super().__init__(ChildKind.ADMIN, pid, channel, Phase.SERVING, loop)
         self.uid, self.login_uid = uid, _login_uid(pid)
         self.name = f"administrator[{uid}]"
         self.bucket = Bucket(RATE, BURST, loop.clock)
@@ -57,8 +61,10 @@ class AdminPeer(Child):
 class AdminSocket:
     """The listening socket and its connections."""
 
-    def __init__(self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit) -> None:
+    def __init__(self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, closer: Closer) -> None:
+        """`closer` closes what peers have sent: to close their descriptors may block."""
         self._configuration, self._loop, self._log, self._audit = configuration, loop, log, audit
+        self._closer = closer
         self._take: Callable[[AdminPeer], None] = lambda _: None
         self._closed: Callable[[AdminPeer], None] = lambda _: None
         self._peers: list[AdminPeer] = []
@@ -120,21 +126,28 @@ class AdminSocket:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
+            if len(self._closer.pids) >= MAX_CLOSING:
+                raise BlockingIOError
             connection, _ = self._listener.accept()
-        except OSError:
+        except OSError:  # the connection waits, and the loop must not turn meanwhile
+            listener = self._listener.fileno()
+            self._loop.want(listener, 0)
+            self._loop.after(_PAUSE_S, lambda: self._loop.want(listener, READ))
             return
+        channel = Channel(connection)
+        channel.dispose = self._closer.close
         pid, uid, gid = peer_of(connection)
         members = sum(one.uid != 0 for one in self._peers)
         privileged = uid in {0, os.geteuid()}
         if not privileged and not self._is_member(uid, gid, connection):
             self._log.warning("refused an administrator's connection", uid=uid, gid=gid, pid=pid)
-            connection.close()
+            channel.close()
             return
         if len(self._peers) >= MAX_PEERS or (not privileged and members >= MAX_MEMBERS):
             self._log.warning("too many administrators' connections", uid=uid, pid=pid)
-            connection.close()
+            channel.close()
             return
-        peer = AdminPeer(connection, pid, uid, self._loop)
+        peer = AdminPeer(channel, pid, uid, self._loop)
         self._peers.append(peer)
         self._loop.watch(peer.channel.fileno(), lambda: self._readable(peer))
         self._loop.after(IDLE_S, lambda: self._idle(peer))

@@ -1,9 +1,9 @@
 """Closes descriptors that other processes created, without waiting.
 
-close(2) can block: on a socket's SO_LINGER, a terminal's drain, a FUSE or NFS server. Manager and mapper may send
-descriptors, so they could stop the monitor this way. A short-lived child that shares the monitor's descriptor table
-closes the descriptors and blocks instead of the monitor. The monitor's modules call this for every received descriptor
-that isn't a sealed memfd.
+close(2) can block: on a socket's SO_LINGER, a terminal's drain, a FUSE or NFS server. Manager, mapper and
+administrators may send descriptors, so they could stop the monitor this way. A short-lived child that shares the
+monitor's descriptor table closes the descriptors and blocks instead of the monitor. The monitor's modules call this for
+every received descriptor that isn't a sealed memfd.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Monitor:
         self._loop, self._closer, self._reserve = PollLoop(), Closer(), Reserve(log)
         self._records = Records(configuration.resolved.runtime_dir)
         self._orphans = Orphans(self._loop, log, self._reap)
-        self._admins = AdminSocket(configuration, self._loop, log, audit)
+        self._admins = AdminSocket(configuration, self._loop, log, audit, self._closer)
         self._helpers = {kind: self._helper(kind) for kind in (ChildKind.MAPPER, ChildKind.MANAGER)}
         self._to_manager = ToManager(configuration, log, endpoints, self._helpers[ChildKind.MANAGER])
         self._wire()
