@@ -313,6 +313,32 @@ def test_the_log_comes_as_a_descriptor_that_only_reads(tmp_path: pathlib.Path) -
         log.unlink(missing_ok=True)
 
 
+def test_a_peer_that_does_not_read_uses_up_no_descriptors() -> None:
+    """Otherwise a member could stop all starts unrecorded: the monitor takes no requests without free descriptors."""
+    log = pathlib.Path("/var/log") / f"meptest-{secrets.token_hex(4)}.log"
+    try:
+        with running_monitor(log_path=str(log)) as (run, _, _mapper):
+            descriptors = pathlib.Path(f"/proc/{run.pid}/fd")
+            peer = Peer(run)
+            with contextlib.suppress(OSError):
+                for _ in range(900):
+                    peer.socket.send(encode(AdminLog()))
+            until("the last is answered or refused", lambda: _logs_read(run) == 900 or _violations(run))
+            assert len(list(descriptors.iterdir())) < 100
+            assert _violations(run)
+            assert Peer(run).ask(AdminList(""))[0].count == 0
+    finally:
+        log.unlink(missing_ok=True)
+
+
+def _logs_read(run: MonitorRun) -> int:
+    return sum(one.get("action") == "read log" for one in run.audit_records())
+
+
+def _violations(run: MonitorRun) -> int:
+    return sum(one["event"] == "violation" for one in run.audit_records())
+
+
 def test_figures_are_read_through_the_keeper(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)

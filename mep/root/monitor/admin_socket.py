@@ -54,6 +54,11 @@ class AdminPeer(Child):
         self.bucket = Bucket(RATE, BURST, loop.clock)
         self.heard_at = loop.clock()
 
+    @property
+    def reads(self) -> bool:
+        """Whether no answer waits for it here."""
+        return not self._queue
+
     def signal(self, number: signal.Signals) -> None:
         """Do nothing: the process is another's."""
 

@@ -116,7 +116,12 @@ class Administration:
             os.close(descriptor)
 
     def open_log(self, peer: AdminPeer) -> None:
-        """Send a descriptor of the endpoint's log, open for reading."""
+        """Send a descriptor of the endpoint's log, open for reading, to a peer that reads its answers.
+
+        Others wait in the monitor, and so would their descriptors.
+        """
+        if not peer.reads:
+            raise BoundaryViolation("AdminLog: it does not read the answers")
         path = self._configuration.resolved.log_path
         if not path:
             problem = f"the log goes to standard error: journalctl -u mep@{self._configuration.resolved.name}"
