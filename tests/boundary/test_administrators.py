@@ -339,6 +339,44 @@ def _violations(run: MonitorRun) -> int:
     return sum(one["event"] == "violation" for one in run.audit_records())
 
 
+_FLOOD = """
+import os, socket, sys
+def connect():
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.connect(sys.argv[1])
+    return one
+one = connect()
+for frame in map(bytes.fromhex, sys.argv[2:]):
+    one.send(frame)
+    said = one.recv(65536)
+for _ in range(100):
+    bad = connect()
+    bad.send(b"\\xff")
+    bad.recv(1)
+    bad.close()
+print(said.hex())
+"""
+
+
+def test_members_cannot_fill_the_disk_with_records(group: tuple[int, LocalAccount]) -> None:
+    gid, member = group
+    orders = [encode(one).hex() for _ in range(20) for one in (AdminDrain(0, "", "x" * 512), AdminUndrain(""))]
+    with running_monitor(admin_gid=gid, log_bytes_a_day=16_000) as (run, manager, _mapper):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _FLOOD, str(run.run / "admin" / "socket"), *orders],
+            user=member.uid, group=member.gid, extra_groups=[gid], capture_output=True, text=True, timeout=60,
+            check=True, cwd="/",
+        )  # fmt: skip
+        assert b"too many orders today" in bytes.fromhex(done.stdout)
+        records = run.audit_records()
+        assert 0 < sum(one["event"] == "admin" for one in records) < 40
+        assert _violations(run) < 100
+        assert sum(one["event"] == "log_budget_used_up" for one in records) == 1
+        assert not Peer(run).ask(AdminDrain(0, "", ""))[0].problem, "root may still"
+        assert run.audit_records()[-1]["action"] == "drain"
+        assert not manager.is_gone()
+
+
 def test_figures_are_read_through_the_keeper(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)

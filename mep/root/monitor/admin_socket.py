@@ -25,6 +25,7 @@ from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import READ, PollLoop
 from mep.root.monitor.fd_closer import Closer
+from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.runtime_dir import ensure_directory
 
 MAX_PEERS = 32
@@ -37,6 +38,7 @@ IDLE_S = 600.0
 MAX_CLOSING = 64
 """Children that close descriptors of peers. While there are so many, no connection is taken."""
 _PAUSE_S = 0.5
+_LINE_BYTES = 256
 _BACKLOG = 16
 _SO_PEERGROUPS = 59
 _MAX_GROUPS_BYTES = 1024
@@ -55,6 +57,11 @@ class AdminPeer(Child):
         self.heard_at = loop.clock()
 
     @property
+    def is_privileged(self) -> bool:
+        """Whether it is root (single-user: the owner), and no member of the group."""
+        return self.uid in {0, os.geteuid()}
+
+    @property
     def reads(self) -> bool:
         """Whether no answer waits for it here."""
         return not self._queue
@@ -66,10 +73,13 @@ class AdminPeer(Child):
 class AdminSocket:
     """The listening socket and its connections."""
 
-    def __init__(self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, closer: Closer) -> None:
-        """`closer` closes what peers have sent: to close their descriptors may block."""
+    def __init__(
+        self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, closer: Closer, budget: DayBudget
+    ) -> None:
+        """`closer` closes what peers have sent: to close their descriptors may block. `budget` is for lines that
+        members cause."""
         self._configuration, self._loop, self._log, self._audit = configuration, loop, log, audit
-        self._closer = closer
+        self._closer, self._budget = closer, budget
         self._take: Callable[[AdminPeer], None] = lambda _: None
         self._closed: Callable[[AdminPeer], None] = lambda _: None
         self._peers: list[AdminPeer] = []
@@ -145,11 +155,13 @@ class AdminSocket:
         members = sum(one.uid != 0 for one in self._peers)
         privileged = uid in {0, os.geteuid()}
         if not privileged and not self._is_member(uid, gid, connection):
-            self._log.warning("refused an administrator's connection", uid=uid, gid=gid, pid=pid)
+            if self._budget.take(_LINE_BYTES):
+                self._log.warning("refused an administrator's connection", uid=uid, gid=gid, pid=pid)
             channel.close()
             return
         if len(self._peers) >= MAX_PEERS or (not privileged and members >= MAX_MEMBERS):
-            self._log.warning("too many administrators' connections", uid=uid, pid=pid)
+            if privileged or self._budget.take(_LINE_BYTES):
+                self._log.warning("too many administrators' connections", uid=uid, pid=pid)
             channel.close()
             return
         peer = AdminPeer(channel, pid, uid, self._loop)
@@ -174,7 +186,7 @@ class AdminSocket:
             self._take(peer)
         except BoundaryViolation as violation:
             peer.fault = str(violation)
-        if peer.fault:
+        if peer.fault and (peer.is_privileged or self._budget.take(2 * _LINE_BYTES)):
             self._log.error("boundary violation: closing the connection", peer=peer.name, fault=peer.fault)
             self._audit.write("violation", child=peer.name, phase=peer.phase.name, fault=peer.fault)
         if peer.fault or not peer.open:

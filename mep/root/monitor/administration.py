@@ -27,6 +27,7 @@ from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
+from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.start import StartVerdict
 from mep.root.monitor.to_manager import ToManager
@@ -35,6 +36,8 @@ from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 MAX_FAILURES = m.MAX_ADMIN_ROWS
 DRAIN_SIGNAL = signal.SIGUSR2
 """A user endpoint that handles it finishes its running tasks, takes no others, and ends."""
+_RECORD_BYTES = 512
+"""What an order costs in log and audit log, besides its text."""
 _UEP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GOOD_ENDS = frozenset({"", "IDLE", "STOPPED"})
 _NO_REASON = {
@@ -57,12 +60,12 @@ class Administration:
 
     def __init__(
         self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
-        audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload,
+        audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload, budget: DayBudget,
     ) -> None:  # fmt: skip
-        """Read the restrictions in force. Raises OSError and ConfigRefused."""
+        """Read the restrictions in force. `budget` is for records of members. Raises OSError and ConfigRefused."""
         self._configuration, self._loop, self._endpoints, self._records = configuration, loop, endpoints, records
         self._log, self._audit, self._to_manager = log, audit, to_manager
-        self._keepers, self._reload = keepers, reload
+        self._keepers, self._reload, self._budget = keepers, reload, budget
         self._restrictions = Restrictions(configuration.resolved.state_dir)
         self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
         self._stops: list[_Waiting] = []
@@ -72,6 +75,14 @@ class Administration:
         """Peers that need another one: the running resolver may have read the files before."""
         audit.observe = self._note
         reload.finished = self._reloaded
+
+    def is_free(self, peer: AdminPeer, message: m.Message) -> bool:
+        """Whether `peer` may give another order today, if not telling it so: a member must not fill the disk."""
+        said = len(getattr(message, "message", ""))
+        if peer.is_privileged or self._budget.take(_RECORD_BYTES + 2 * said):
+            return True
+        peer.send(m.AdminDone(0, 0, "members of the group have given too many orders today: ask root"))
+        return False
 
     # --- seeing -------------------------------------------------------------------------------------------
 

@@ -168,31 +168,38 @@ class Handlers:
 
     def answer_admin_stop(self, child: Child, message: m.AdminStop, _: list[int]) -> None:
         """An administrator ends a user endpoint, or those of an account."""
-        self._administration.stop(_peer(child), message)
+        if self._administration.is_free(_peer(child), message):
+            self._administration.stop(_peer(child), message)
 
     def answer_admin_drain(self, child: Child, message: m.AdminDrain, _: list[int]) -> None:
         """An administrator has the endpoint, or one account, run empty."""
-        self._administration.drain(_peer(child), message)
+        if self._administration.is_free(_peer(child), message):
+            self._administration.drain(_peer(child), message)
 
     def answer_admin_undrain(self, child: Child, message: m.AdminUndrain, _: list[int]) -> None:
         """An administrator takes a drain back."""
-        self._administration.undrain(_peer(child), message)
+        if self._administration.is_free(_peer(child), message):
+            self._administration.undrain(_peer(child), message)
 
     def answer_admin_ban(self, child: Child, message: m.AdminBan, _: list[int]) -> None:
         """An administrator closes the endpoint to an account."""
-        self._administration.ban(_peer(child), message)
+        if self._administration.is_free(_peer(child), message):
+            self._administration.ban(_peer(child), message)
 
     def answer_admin_unban(self, child: Child, message: m.AdminUnban, _: list[int]) -> None:
         """An administrator takes a ban back."""
-        self._administration.unban(_peer(child), message)
+        if self._administration.is_free(_peer(child), message):
+            self._administration.unban(_peer(child), message)
 
     def answer_admin_reload(self, child: Child, message: m.AdminReload, _: list[int]) -> None:
         """An administrator has the configuration read again."""
-        self._administration.reload(_peer(child))
+        if self._administration.is_free(_peer(child), message):
+            self._administration.reload(_peer(child))
 
     def answer_admin_log(self, child: Child, message: m.AdminLog, _: list[int]) -> None:
         """An administrator reads the endpoint's log."""
-        self._administration.open_log(_peer(child))
+        if self._administration.is_free(_peer(child), message):
+            self._administration.open_log(_peer(child))
 
 
 def _peer(child: Child) -> AdminPeer:

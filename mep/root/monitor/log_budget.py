@@ -1,7 +1,8 @@
-"""How much manager and mapper can make root write to its logs in a day.
+"""How much manager, mapper and members of admin_group can make root write to its logs in a day.
 
 A rate alone would let a compromised helper fill the disk slowly. Omitted lines are counted, and the count is written
-to log and audit log at the end of the day. Called by helper_process.py, start_requests.py, keepers.py and rechecks.py.
+to log and audit log at the end of the day. Called by helper_process.py, start_requests.py, keepers.py, rechecks.py,
+admin_socket.py and administration.py.
 """
 
 from __future__ import annotations

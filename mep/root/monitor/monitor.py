@@ -56,7 +56,8 @@ class Monitor:
         self._loop, self._closer, self._reserve = PollLoop(), Closer(), Reserve(log)
         self._records = Records(configuration.resolved.runtime_dir)
         self._orphans = Orphans(self._loop, log, self._reap)
-        self._admins = AdminSocket(configuration, self._loop, log, audit, self._closer)
+        self._of_members = self._log_budget("of members of admin_group")
+        self._admins = AdminSocket(configuration, self._loop, log, audit, self._closer, self._of_members)
         self._helpers = {kind: self._helper(kind) for kind in (ChildKind.MAPPER, ChildKind.MANAGER)}
         self._to_manager = ToManager(configuration, log, endpoints, self._helpers[ChildKind.MANAGER])
         self._wire()
@@ -105,8 +106,9 @@ class Monitor:
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
         )
         self._administration = Administration(
-            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._reload
-        )
+            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._reload,
+            self._of_members,
+        )  # fmt: skip
         self._starts.restricted = self._administration.verdict
         self._service_manager = ServiceManager(loop)
         self._handlers = Handlers(
@@ -116,7 +118,7 @@ class Monitor:
         )  # fmt: skip
 
     def _log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
-        """Return a day's budget for log lines that manager or mapper cause."""
+        """Return a day's budget for log lines that manager, mapper or a member of admin_group cause."""
         limit = shares * self._configuration.resolved.log_bytes_a_day
         return DayBudget(what, limit, self._loop, self._log, self._audit)
 
