@@ -125,7 +125,7 @@ def person_of(identities: str) -> tuple[str, list[dict[str, Any]]]:
     """Return the name of the person and all identities, from the JSON of the audit log."""
     try:
         value = json.loads(identities)
-    except ValueError:
+    except (ValueError, RecursionError):  # the mapper's words are not trusted
         return "", []
     known = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
     names = [str(one[key]) for one in known for key in ("username", "email", "name", "sub", "id") if one.get(key)]

@@ -69,7 +69,7 @@ def test_exit_codes(changes: dict[str, Any], code: int) -> None:
     assert exit_code(state(**changes)) == code
 
 
-@pytest.mark.parametrize("text", ["", "[", "3", "[3]", "{}", '[{"username": ""}]'])
+@pytest.mark.parametrize("text", ["", "[", "3", "[3]", "{}", '[{"username": ""}]', "[" * 4096])
 def test_identities_that_name_nobody(text: str) -> None:
     assert person_of(text)[0] == ""
 
