@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mep.boundary.text import printable
+from mep.boundary.text import LEVELS, printable
 
 MAX_LINES = 200
 """Lines of one process in a story: the first and the last of them."""
@@ -33,7 +33,10 @@ _OF_BLOCKS = frozenset({"ENGINE_FAILED", "USER_ENDPOINT_UNSTABLE"})
 """Codes behind which failed blocks may be."""
 _STARTS, _BLOCK_FAILED = "starting", "a block failed"
 _LANDMARKS = ("starting", "joined the relay", "ending", "block ", "a block failed")
-_SOURCES = {"mep-uep": "user endpoint"}
+USER_ENDPOINT = "user endpoint"
+_SOURCES = {"mep-uep": USER_ENDPOINT}
+_LATEST = 253402300800.0
+"""The year 10000, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,17 @@ class Line:
         return next((one for one in said if one and not _SAYS_NOTHING.fullmatch(one)), self.text)
 
 
-def parse_line(text: str) -> Line | None:
-    """Return a line of a log of ours; None for any other."""
+def parse_line(text: str, source: str = "") -> Line | None:
+    """Return a line of a log of ours; None for any other.
+
+    `source` is given for a person's log, whatever its lines say: that person may write any name there.
+    """
     found = _HEAD.fullmatch(text.rstrip("\n"))
     if found is None:
         return None
     stamp, fraction, level, process, rest = found.groups()
     fields = {key: _plain(value) for key, value in _FIELD.findall(rest)}
-    return Line(_seconds(stamp, fraction), level, _SOURCES.get(process, process), rest, fields)
+    return Line(_seconds(stamp, fraction), level, source or _SOURCES.get(process, process), rest, fields)
 
 
 def _plain(value: str) -> str:
@@ -102,14 +108,24 @@ def parse_audit(text: str) -> Line | None:
 
 
 def parse_relay(value: Mapping[str, Any]) -> list[Line]:
-    """Return the relay's lines, as the manager passes them on."""
+    """Return the relay's lines, as the manager passes them on. Raises ValueError for what can't be such lines."""
+    try:
+        return _parse_relay(value)
+    except (LookupError, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse_relay(value: Mapping[str, Any]) -> list[Line]:
     found = []
     for one in value.get("lines", []):
         text, level = str(one["text"]), str(one["level"])
         fields = {key: _plain(said) for key, said in _FIELD.findall(f" {text}")}
         if code := fields.get("code", ""):
             fields["public"] = text.partition(f"code={code}")[2].strip()
-        found.append(Line(float(one["at"]), level, "relay", text, fields))
+        at = float(one["at"])
+        if level not in LEVELS or not 0 <= at < _LATEST:
+            raise ValueError("a line of no level or time")
+        found.append(Line(at, level, "relay", text, fields))
     return found
 
 
@@ -235,7 +251,8 @@ def _bounded(lines: list[Line]) -> list[Line]:
 def text_of(story: Story, sentence: str) -> str:
     """Return the story for a person to read: the cause first, then every event in its order."""
     cause = story.cause()
-    head = [f"{story.about}: {' '.join(word for word in (story.status, story.code) if word) or 'nothing failed'}"]
+    outcome = " ".join(word for word in (story.status, story.code) if word)
+    head = [f"{story.about}: {_shown(outcome) or 'nothing failed'}"]
     if cause is not None:
         head.append(f"cause: {_shown(cause.reason)}")
         head.append(f"  said by the {cause.source} at {_stamp(cause.at)}")

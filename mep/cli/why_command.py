@@ -13,6 +13,7 @@ import pwd
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,17 +91,21 @@ def find_story(where: EndpointPaths, about: str) -> Story:
     require_endpoint(where)
     story = Story(about)
     relay = ask_manager(where, about)
+    try:
+        told = parse_relay(relay)
+    except ValueError as error:
+        told, relay = [], {"problem": f"the manager's answer makes no sense: {error}"}
     if problem := relay.get("problem"):
         story.notes.append(f"the relay was not asked: {problem}")
-    story.uep_id, story.correlation_id = str(relay.get("uep_id", "")), str(relay.get("correlation_id", ""))
+    story.uep_id, story.correlation_id = _id_of(relay, "uep_id"), _id_of(relay, "correlation_id")
     story.code, story.status = str(relay.get("code", "")), str(relay.get("status", ""))
     files = _Files(where, story)
     names = {about, story.uep_id, story.correlation_id} - {""}
     audit = [line for text in files.audit(names) if (line := parse_audit(text)) is not None]
     _identify(story, audit)
-    told = parse_relay(relay)
+    starts = {line.fields.get("correlation_id", "") for line in audit if line.fields.get("uep_id") == story.uep_id}
     if story.uep_id:
-        _add_user_endpoint(story, files, where)
+        _add_user_endpoint(story, files, where, starts)
     names = {about, story.uep_id, story.correlation_id} - {""}
     if story.uep_id or story.correlation_id or told:
         logged = [line for text in files.log(names) if (line := parse_line(text)) is not None]
@@ -109,6 +114,12 @@ def find_story(where: EndpointPaths, about: str) -> Story:
     if not story.lines:
         story.add(line for text in files.log({about}) if (line := parse_line(text)) is not None)
     return story
+
+
+def _id_of(relay: dict[str, Any], key: str) -> str:
+    """Return an id of the answer; empty for anything else. Lines are searched for it, and it may name a directory."""
+    found = str(relay.get(key, ""))
+    return found if _ID.fullmatch(found) and found.strip(".") else ""
 
 
 def _identify(story: Story, audit: list[Line]) -> None:
@@ -124,9 +135,12 @@ def _identify(story: Story, audit: list[Line]) -> None:
             story.local_user = fields["local_user"]
 
 
-def _add_user_endpoint(story: Story, files: _Files, where: EndpointPaths) -> None:
-    """Add the user endpoint's log and its failed blocks' stderr, and learn which start its process came from."""
-    from mep.cli.story import Line, of_user_endpoint, parse_line, process_of, processes
+def _add_user_endpoint(story: Story, files: _Files, where: EndpointPaths, starts: set[str]) -> None:
+    """Add the user endpoint's log and its failed blocks' stderr, and learn which start its process came from.
+
+    `starts` are its starts by the audit log. Its own log is the person's, who may name any other there.
+    """
+    from mep.cli.story import USER_ENDPOINT, Line, of_user_endpoint, parse_line, process_of, processes
     from mep.cli.user_logs import directory_of, read_user_logs
 
     try:
@@ -139,10 +153,10 @@ def _add_user_endpoint(story: Story, files: _Files, where: EndpointPaths) -> Non
     found = read_user_logs(account, directory, drop=where.privileged)
     if found.problem:
         story.notes.append(f"the user endpoint's log was not read: {found.problem}")
-    lines = [line for text in found.log if (line := parse_line(text)) is not None]
+    lines = [line for text in found.log if (line := parse_line(text, USER_ENDPOINT)) is not None]
     part = process_of(processes(lines), story.about, story.correlation_id)
-    if part:
-        story.correlation_id = part[0].fields.get("correlation_id", "") or story.correlation_id
+    if part and (said := part[0].fields.get("correlation_id", "")) in starts:
+        story.correlation_id = said or story.correlation_id
     story.add(of_user_endpoint(part, story.about))
     for line in part:
         path = line.fields.get("stderr", "")
@@ -163,9 +177,10 @@ def ask_manager(where: EndpointPaths, about: str) -> dict[str, Any]:
             connection.settimeout(ANSWER_S)
             connection.connect(f"/proc/self/fd/{parent}/{MANAGER_SOCKET}")
             connection.sendall(json.dumps({"why": about}).encode() + b"\n")
-            data = b""
+            data, until = b"", time.monotonic() + ANSWER_S
             while (chunk := connection.recv(65536)) and len(data) <= MAX_ANSWER_BYTES:
                 data += chunk
+                connection.settimeout(max(0.001, until - time.monotonic()))
         value = json.loads(data)
     except TimeoutError:
         return {"problem": "the manager does not answer"}

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from mep.boundary.text import log_line
+from mep.boundary.text import log_line, printable
 from mep.cli.story import (
     MAX_LINES,
+    USER_ENDPOINT,
     Line,
     Story,
     of_monitor,
@@ -21,7 +22,7 @@ from mep.cli.story import (
     processes,
     text_of,
 )
-from mep.cli.why_command import _sentence
+from mep.cli.why_command import _id_of, _sentence
 from mep_wire.errors import by_code
 
 TASK, UEP, START = "0192f0c4-0000-7000-8000-000000000001", "11111111-0000-4000-8000-000000000001", "c-1"
@@ -168,3 +169,42 @@ def test_a_flood_of_lines_is_cut() -> None:
 def test_what_is_no_line_of_ours_is_left_out(text: str) -> None:
     assert parse_line(text) is None
     assert parse_audit(text) is None
+
+
+def test_a_persons_log_speaks_for_no_other_process() -> None:
+    """Anything may stand in it: the words of monitor, keeper or relay are believed in their own logs alone."""
+    for name in ("monitor", "keeper", "mapper", "manager", "relay", "block"):
+        made = parse_line(
+            log_line(name, "ERROR", "start refused", {"code": "SITE_BUSY", "public": "no"}), USER_ENDPOINT
+        )
+        assert made is not None
+        assert made.source == "user endpoint"
+        story = Story(TASK)
+        story.add([made])
+        assert _sentence(story) != "no"
+        assert "said by the user endpoint" in text_of(story, "")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        3, [3], [{}], ["text"], {"a": 1}, [{"at": "x", "level": "INFO", "text": ""}],
+        *([{"at": at, "level": "INFO", "text": ""}] for at in (1e300, -1e300, float("nan"), float("inf"), None)),
+        [{"at": 1, "level": "INFO\n2026 monitor", "text": ""}],
+    ],
+)  # fmt: skip
+def test_an_answer_of_a_hostile_manager_is_refused(lines: object) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_relay({"lines": lines})
+
+
+def test_the_first_line_is_one_line() -> None:
+    story = Story(TASK, status="failed\n2026-01-01T00:00:00.000Z  monitor", code="A\x1b[31m")
+    assert text_of(story, "").splitlines()[0] == f"{TASK}: {printable(story.status)} {printable(story.code)}"
+
+
+def test_ids_of_a_hostile_manager_are_ids() -> None:
+    """A space would have every line of the logs read, and an id names a directory in the person's home."""
+    hostile = (" ", "../../.ssh", "..", "/etc", "x" * 65, "a\nb")
+    assert [_id_of({"uep_id": said}, "uep_id") for said in hostile] == [""] * len(hostile)
+    assert _id_of({"uep_id": UEP}, "uep_id") == UEP
