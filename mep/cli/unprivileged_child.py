@@ -25,6 +25,8 @@ from mep.boundary import untraceable
 from mep.cli.exit_codes import CliFailed
 
 TIMEOUT_S = 120
+END_S = 5.0
+"""How long a child may take to end after SIGKILL. A FUSE or NFS server that doesn't answer can hold it for ever."""
 MAX_OUTPUT_BYTES = 32 * 1024 * 1024
 """Most that is read of a child's output: more than the rendered text of any set of options that is of use."""
 _KEPT = ("LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -77,10 +79,17 @@ class UnprivilegedChild:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """End it. One that a file system of its account's holds in the kernel is left behind: init reaps it."""
         self._socket.close()
-        os.kill(self.pid, 9)
-        os.waitpid(self.pid, 0)
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            os.kill(self.pid, 9)
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            if ended.poll(END_S * 1000):
+                os.waitpid(self.pid, 0)
+        finally:
+            os.close(pidfd)
 
 
 def _be(
