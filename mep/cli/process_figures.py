@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from mep.cli.exit_codes import CliFailed
 from mep.cli.unprivileged_child import UnprivilegedChild
 
 if TYPE_CHECKING:
@@ -37,11 +38,22 @@ class Sampler:
     """Takes samples for the length of a `with` block."""
 
     def __init__(self) -> None:
-        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._child = UnprivilegedChild(_serve, account)
+        self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._child = UnprivilegedChild(_serve, self._account)
 
     def sample(self, keepers: Iterable[int]) -> dict[int, ProcessFigures]:
-        """Return the figures by keeper, without keepers of which nothing is seen."""
+        """Return the figures by keeper, without keepers of which nothing is seen.
+
+        Never raises CliFailed: a person who has very many processes must not hide the endpoint's state.
+        """
+        try:
+            return self._sample(keepers)
+        except (CliFailed, OSError):
+            self._child.__exit__(None, None, None)  # its late answer would be taken for the next one
+            self._child = UnprivilegedChild(_serve, self._account)
+            return {}
+
+    def _sample(self, keepers: Iterable[int]) -> dict[int, ProcessFigures]:
         found: dict[int, ProcessFigures] = {}
         wanted = list(keepers)
         for start in range(0, len(wanted), _AT_ONCE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import time
 
 import pytest
 
-from mep.cli import unprivileged_child
+from mep.cli import process_figures, unprivileged_child
 from mep.cli.unprivileged_child import UnprivilegedChild
+from tests.support.waiting import until
 
 _HOLD = """
 import ctypes, sys, time
@@ -49,3 +51,16 @@ def _end(tracer: subprocess.Popen[bytes], pid: int) -> None:
     tracer.communicate()
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def test_figures_that_take_too_long_are_missing_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process_figures.Sampler() as sampler:
+        assert sampler.sample([os.getppid()])
+        former = sampler._child.pid
+        os.kill(former, signal.SIGSTOP)
+        monkeypatch.setattr(process_figures, "_ANSWER_S", 0.2)
+        assert sampler.sample([os.getppid()]) == {}
+        monkeypatch.undo()
+        assert until("another child answers", lambda: sampler.sample([os.getppid()]))
+        os.kill(sampler._child.pid, signal.SIGKILL)
+        assert until("another child answers again", lambda: sampler.sample([os.getppid()]))
