@@ -377,6 +377,24 @@ def test_members_cannot_fill_the_disk_with_records(group: tuple[int, LocalAccoun
         assert not manager.is_gone()
 
 
+def test_a_peer_that_sends_much_takes_turns_with_others() -> None:
+    with running_monitor() as (run, _, _mapper):
+        busy = Peer(run)
+        busy.ask(AdminList(""))
+        os.kill(run.pid, signal.SIGSTOP)
+        for _ in range(30):
+            busy.channel.send(AdminUndrain("busy"))
+        other = Peer(run)
+        other.channel.send(AdminUndrain("other"))
+        os.kill(run.pid, signal.SIGCONT)
+        other.rest()
+        for _ in range(30):
+            busy.rest()
+        order = [one["local_user"] for one in run.audit_records() if one["event"] == "admin"]
+        assert sorted(order) == ["busy"] * 30 + ["other"]
+        assert order.index("other") < 10
+
+
 def test_figures_are_read_through_the_keeper(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)

@@ -19,7 +19,8 @@ from mep.root.monitor.handlers import Handlers
 
 Handler = Callable[[Handlers, Child, Any, list[int]], None]
 AT_ONCE = 32
-"""Messages read from one child before the others have their turn."""
+"""Messages read from one child before the others have their turn. From an administrator it is one: an answer may take
+64 records to be read."""
 ONCE, MANY = True, False
 
 
@@ -78,7 +79,7 @@ _POWERS = {(power.kind, power.message): power for power in TABLE}
 
 def take_messages(handlers: Handlers, child: Child) -> None:
     """Read the messages of `child` and handle them by the table. Raises BoundaryViolation for anything else."""
-    for _ in range(AT_ONCE):
+    for _ in range(1 if child.kind is ChildKind.ADMIN else AT_ONCE):
         try:
             received = child.channel.receive() if child.open else None
         except BlockingIOError:
