@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mep.config.paths import EndpointPaths
 
 LOOK_AGAIN_S = 0.25
+QUIET_S = 60.0
+"""How long the person's log may take: a home directory may be slow."""
 _CHUNK = 32 * 1024
 _TAIL_BYTES = 4 * 1024 * 1024
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -50,7 +52,7 @@ def show_logs(where: EndpointPaths, subject: str | None, *, lines: int, follow: 
             for line in tail.more():
                 click.echo(line)
         return
-    click.echo(f"--- {own['log_path']}, as {own['local_user']}:", err=True)
+    click.echo(printable(f"--- {own['log_path']}, as {own['local_user']}:"), err=True)
     account = pwd.getpwnam(own["local_user"]) if os.geteuid() == 0 else None
     work = partial(_send_log, own["log_path"], lines, follow)
     with UnprivilegedChild(work, account) as child:
@@ -59,13 +61,19 @@ def show_logs(where: EndpointPaths, subject: str | None, *, lines: int, follow: 
 
 
 def _chunk(child: UnprivilegedChild, tail: _Tail, *, follow: bool) -> bytes:
-    """Return more of the person's log; empty at its end. While it says nothing, show what the endpoint's log says."""
+    """Return more of the person's log; empty at its end. While it says nothing, show what the endpoint's log says.
+
+    Raises CliFailed if it says nothing for QUIET_S, unless it is followed.
+    """
+    until = time.monotonic() + QUIET_S
     while True:
         try:
             return child.receive(_CHUNK, LOOK_AGAIN_S)
         except CliFailed:
             if not follow:
-                continue  # a home directory may be slow
+                if time.monotonic() >= until:
+                    raise CliFailed(f"the person's log was not read within {QUIET_S:g} s", Exit.TIMEOUT) from None
+                continue
             for line in tail.more():
                 click.echo(line)
 
@@ -167,7 +175,8 @@ def _send_log(path: str, lines: int, follow: bool, parent: socket.socket) -> Non
     size = os.fstat(descriptor).st_size
     os.lseek(descriptor, max(0, size - _TAIL_BYTES), os.SEEK_SET)
     data = b""
-    while chunk := os.read(descriptor, _CHUNK):
+    # No more than it had: a person who writes faster than this reads would have it read for ever.
+    while len(data) < min(size, _TAIL_BYTES) and (chunk := os.read(descriptor, _CHUNK)):
         data += chunk
     _send(parent, b"".join(data.splitlines(keepends=True)[-lines:]) if lines else b"")
     gone = select.poll()

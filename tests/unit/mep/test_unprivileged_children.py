@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from mep.cli import process_figures, unprivileged_child
+from mep.cli import log_view, process_figures, unprivileged_child
+from mep.cli.exit_codes import CliFailed
 from mep.cli.unprivileged_child import UnprivilegedChild
 from tests.support.waiting import until
 
@@ -39,6 +40,15 @@ def test_a_child_that_sigkill_does_not_end_is_left_behind(monkeypatch: pytest.Mo
             assert tracer.stdout is not None
             assert tracer.stdout.readline() == b"0\n"
         assert os.waitpid(child.pid, os.WNOHANG) == (0, 0), "it is still there"
+
+
+@pytest.mark.root
+def test_a_persons_log_that_does_not_come_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_view, "QUIET_S", 0.2)
+    with UnprivilegedChild(lambda _: time.sleep(600), pwd.getpwnam("nobody")) as child:
+        tail = log_view._Tail(lambda: os.open(os.devnull, os.O_RDONLY), lambda _: True)
+        with pytest.raises(CliFailed, match="was not read within"):
+            log_view._chunk(child, tail, follow=False)
 
 
 def _wait(parent: socket.socket) -> None:
