@@ -247,6 +247,7 @@ async def stop(service: ApiContext, request: Request) -> Deleted:
     record = _managed(service, request)
     if not service.dispatcher.stop_endpoint(record.endpoint_id):
         raise EndpointOffline(endpoint_id=record.endpoint_id)
+    service.audit.note("endpoint.stop", request.caller, endpoint=record.endpoint_id, name=record.name)
     return Deleted()
 
 

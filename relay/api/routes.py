@@ -296,6 +296,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.Deleted,
         "Stop an endpoint, wherever it runs",
         errors=(e.NotOwner, e.EndpointNotFound, e.EndpointOffline),
+        scope="manage_endpoints",
     ),
     Route(
         "POST",
