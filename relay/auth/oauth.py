@@ -483,7 +483,12 @@ class AuthorizationServer:
             raise OAuthError("invalid_grant", "The subject token is not valid here.", detail=error.detail) from error
         most = tuple(one for one in client.scopes if one in subject.scopes)
         scopes = self.scopes(form.get("scope", "") or " ".join(most) or "submit", most)
-        answer = await self._do(lambda tx: self._access(tx, client, subject, scopes, "", client.name, ""))
+        limited = msgspec.structs.replace(client, functions=_of_both(client.functions, subject.functions))
+        known = self._store.token(token_hash(form["subject_token"]))
+        until = known.expires_at if known else 0.0  # or tokens could be renewed for ever by exchange
+        answer = await self._do(
+            lambda tx: self._access(tx, limited, subject, scopes, "", client.name, subject.end_user, until=until)
+        )
         return {**answer, "issued_token_type": ACCESS_TOKEN_TYPE}
 
     # --- making and revoking ------------------------------------------------------------------------
@@ -524,14 +529,18 @@ class AuthorizationServer:
         grant_id: str,
         name: str,
         end_user: str,
+        *,
+        until: float = 0.0,
     ) -> dict[str, Any]:
+        """Store a new access token; `until`: it ends then at the latest."""
         now, token = time.time(), new_token()
+        expires = min(now + self._settings.access_token_s, until or float("inf"))
         record = TokenRecord(
             token_id=str(uuid.uuid4()),
             account_id=caller.account_id,
             identity_id=caller.identity_id,
             created_at=now,
-            expires_at=now + self._settings.access_token_s,
+            expires_at=expires,
             grant_id=grant_id,
             name=name,
             scopes=scopes,
@@ -544,7 +553,7 @@ class AuthorizationServer:
         return {
             "access_token": token,
             "token_type": "Bearer",
-            "expires_in": int(self._settings.access_token_s),
+            "expires_in": max(1, int(expires - now)),
             "scope": " ".join(scopes),
             "token_id": record.token_id,
         }
@@ -595,6 +604,16 @@ def _answered(outcome: tuple[Any, ...] | OAuthError | str) -> dict[str, Any]:
     if isinstance(outcome, str):
         raise OAuthError("invalid_grant", outcome)
     return dict(outcome[0])
+
+
+def _of_both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the functions that two lists permit, where an empty list permits any. Raises OAuthError."""
+    if not (one and other):
+        return one or other
+    both = tuple(each for each in one if each in other)
+    if not both:
+        raise OAuthError("invalid_grant", "The subject token permits none of this client's functions.")
+    return both
 
 
 def _words(text: str) -> tuple[str, ...]:

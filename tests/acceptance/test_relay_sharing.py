@@ -360,6 +360,37 @@ def test_a_gateway_acts_for_its_people_and_runs_only_its_functions(
     assert gateway.form("/oauth/token", grant_type="client_credentials")[0] == 401
 
 
+def _exchanged(client: LoginClient, token: str, **more: str) -> tuple[int, Any]:
+    grant = "urn:ietf:params:oauth:grant-type:token-exchange"
+    kind = "urn:ietf:params:oauth:token-type:access_token"
+    return client.form("/oauth/token", grant_type=grant, subject_token=token, subject_token_type=kind, **more)
+
+
+def test_an_exchange_gives_no_more_than_the_token_before(relay: RelayProcess, owner: Someone, someone: Any) -> None:
+    root, person = someone("root@example.edu"), someone("exchanged@example.edu")
+    endpoint = FakeManager(relay, owner.token).endpoint_id
+    one, other = owner.function(public=True), owner.function(public=True)
+
+    def client(*functions: str) -> LoginClient:
+        body = {"name": "portal", "scopes": ["submit", "read"], "exchange": True, "functions": functions}
+        made = root.ok("POST", "/v3/clients", body)
+        return LoginClient(relay, made["client_id"], made["client_secret"])
+
+    narrow, wide, elsewhere = client(one), client(), client(other)
+    community = narrow.form("/oauth/token", grant_type="client_credentials", end_user="ada")[1]["access_token"]
+    token = _exchanged(wide, community)[1]["access_token"]
+    submit = f"/v3/endpoints/{endpoint}/submit"
+    assert relay.request("POST", submit, token, {"tasks": {other: ["x"]}})[1]["code"] == "CLIENT_FORBIDDEN"
+    assert relay.request("POST", submit, token, {"tasks": {one: ["x"]}})[0] == 200
+    audit = [json.loads(line) for line in (relay.state / "audit.log").read_text().splitlines()]
+    assert next(each for each in reversed(audit) if each["action"] == "task.submit")["end_user"] == "ada"
+    assert _exchanged(elsewhere, community)[1]["error"] == "invalid_grant"
+    short = person.ok("POST", "/v3/tokens", {"name": "short", "expires_in": 60})["token"]
+    answer = _exchanged(wide, short)[1]
+    assert answer["expires_in"] <= 60
+    assert _exchanged(wide, answer["access_token"])[1]["expires_in"] <= 60
+
+
 def test_a_person_makes_lists_and_revokes_tokens(relay: RelayProcess, someone: Any) -> None:
     person, other = someone("tok@example.edu"), someone("other@example.edu")
     made = person.ok("POST", "/v3/tokens", {"name": "ci", "scopes": ["read"], "expires_in": 3600})
