@@ -110,6 +110,14 @@ def _refuse_unused(body: FunctionBody) -> None:
         raise BodyInvalid(reason="container_uuid: this relay has no containers; an endpoint's template names them")
 
 
+def _check_changes(function: FunctionRecord | FunctionRef, caller: Caller) -> None:
+    """Check that a person may change or delete a function. Raises NotOwner or ClientForbidden."""
+    if caller.functions:
+        raise ClientForbidden(what="change functions: it may run certain ones only")
+    if function.owner != caller.account_id and "admin" not in caller.scopes:
+        raise NotOwner(kind="function", id=function.function_id)
+
+
 def _check_group(service: ApiContext, caller: Caller, group: str | None) -> None:
     """Check that a function may be shared with a group. Raises GroupNotFound."""
     if group and not service.access.in_group(caller, group):
@@ -156,8 +164,7 @@ async def update(service: ApiContext, request: Request) -> Updated:
     function = service.store.function(request.path[0])
     if function is None:
         raise FunctionNotFound(function_id=request.path[0])
-    if function.owner != request.caller.account_id and "admin" not in request.caller.scopes:
-        raise NotOwner(kind="function", id=function.function_id)
+    _check_changes(function, request.caller)
     if body.group:
         _check_group(service, request.caller, body.group)
     if body.public and function.ha_endpoint_id:
@@ -178,8 +185,7 @@ async def delete(service: ApiContext, request: Request) -> Deleted:
     function = service.store.function_ref(request.path[0])
     if function is None:
         raise FunctionNotFound(function_id=request.path[0])
-    if function.owner != request.caller.account_id and "admin" not in request.caller.scopes:
-        raise NotOwner(kind="function", id=function.function_id)
+    _check_changes(function, request.caller)
     await durable(service.store.submit(lambda tx: tx.delete_function(function.function_id, time.time())))
     service.audit.note("function.delete", request.caller, function=function.function_id)
     return Deleted()

@@ -340,7 +340,7 @@ ROUTES: tuple[Route, ...] = (
         functions.delete,
         endpoints.Deleted,
         "Delete a function",
-        errors=(e.NotOwner, e.FunctionNotFound),
+        errors=(e.NotOwner, e.FunctionNotFound, e.ClientForbidden),
         scope="submit",
     ),
     Route(
@@ -393,7 +393,7 @@ ROUTES: tuple[Route, ...] = (
         functions.Updated,
         "Change a function's description and sharing",
         body=pb.FunctionUpdateBody,
-        errors=(e.NotOwner, e.FunctionNotFound, e.GroupNotFound),
+        errors=(e.NotOwner, e.FunctionNotFound, e.GroupNotFound, e.ClientForbidden),
         scope="submit",
     ),
     Route(

@@ -391,6 +391,18 @@ def test_an_exchange_gives_no_more_than_the_token_before(relay: RelayProcess, ow
     assert _exchanged(wide, answer["access_token"])[1]["expires_in"] <= 60
 
 
+def test_a_gateway_of_certain_functions_changes_none(relay: RelayProcess, someone: Any) -> None:
+    root, person = someone("root@example.edu"), someone("careless@example.edu")
+    function = person.function()
+    body = {"name": "portal", "scopes": ["submit"], "exchange": True, "functions": [function]}
+    made = root.ok("POST", "/v3/clients", body)
+    personal = person.ok("POST", "/v3/tokens", {"name": "given", "scopes": ["submit"]})["token"]
+    token = _exchanged(LoginClient(relay, made["client_id"], made["client_secret"]), personal)[1]["access_token"]
+    for method, path, change in (("PUT", "/v3", {"public": True}), ("DELETE", "/v2", None)):
+        status, answer = relay.request(method, f"{path}/functions/{function}", token, change)
+        assert (status, answer["code"]) == (403, "CLIENT_FORBIDDEN")
+
+
 def test_a_person_makes_lists_and_revokes_tokens(relay: RelayProcess, someone: Any) -> None:
     person, other = someone("tok@example.edu"), someone("other@example.edu")
     made = person.ok("POST", "/v3/tokens", {"name": "ci", "scopes": ["read"], "expires_in": 3600})
