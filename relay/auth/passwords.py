@@ -44,25 +44,48 @@ class Passwords:
         name = self._settings.name
         if not _USER.fullmatch(user) or not 0 < len(password) <= MAX_PASSWORD or "\0" in password:
             raise LoginFailed(provider=name, reason="the name or the password is wrong")
-        wrong, until = self._wrong.get(user, (0, 0.0))
-        if time.monotonic() < until:
-            wait_s = int(until - time.monotonic()) + 1
-            raise LoginFailed(provider=name, reason=f"too many wrong passwords; try again in {wait_s} s")
+        self._check_pause(user)
         if self._waiting >= MAX_WAITING:
             raise ProviderUnavailable(provider=name, reason="too many logins wait for it")
         self._waiting += 1
         try:
             async with self._room:
-                right = await self._ask(user, password)
+                right = await self._try(user, password)
         finally:
             self._waiting -= 1
         if not right:
-            self._note_wrong(user, wrong + 1)
             raise LoginFailed(provider=name, reason="the name or the password is wrong")
-        self._wrong.pop(user, None)
         return self._claimed(user)
 
+    def _check_pause(self, user: str) -> None:
+        """Raises LoginFailed while this account waits."""
+        wait_s = self._wrong.get(user, (0, 0.0))[1] - time.monotonic()
+        if wait_s > 0:
+            reason = f"too many wrong passwords; try again in {int(wait_s) + 1} s"
+            raise LoginFailed(provider=self._settings.name, reason=reason)
+
+    async def _try(self, user: str, password: str) -> bool:
+        """Return whether the password is right. Raises LoginFailed, ProviderUnavailable.
+
+        It counts as wrong until PAM has answered: guesses that come together gain nothing.
+        """
+        self._check_pause(user)
+        self._note_wrong(user, self._tries(user) + 1)
+        try:
+            right = await self._ask(user, password)
+        except BaseException:
+            self._note_wrong(user, max(0, self._tries(user) - 1))
+            raise
+        self._note_wrong(user, 0 if right else self._tries(user))
+        return right
+
+    def _tries(self, user: str) -> int:
+        return self._wrong.get(user, (0, 0.0))[0]
+
     def _note_wrong(self, user: str, count: int) -> None:
+        if not count:
+            self._wrong.pop(user, None)
+            return
         pause_s = 0.0 if count < FREE_TRIES else min(2.0 ** (count - FREE_TRIES), LONGEST_PAUSE_S)
         self._wrong[user] = count, time.monotonic() + pause_s
         self._wrong.move_to_end(user)

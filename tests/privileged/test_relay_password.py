@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_guessing_gets_slower(relay: RelayProcess) -> None:
     page = form(client, browser)
     texts = [browser.submit(page, user="somebody-else", password=str(number)).text for number in range(5)]
     assert "too many wrong passwords" in texts[-1]
+
+
+def test_guessing_all_at_once_gets_no_further(relay: RelayProcess) -> None:
+    client, browser = LoginClient(relay), Browser()
+    page = form(client, browser)
+
+    def guess(number: int) -> str:
+        return browser.submit(page, user="somebody-at-once", password=str(number)).text
+
+    with ThreadPoolExecutor(16) as threads:
+        texts = list(threads.map(guess, range(16)))
+    assert sum("too many wrong passwords" in one for one in texts) >= 7
