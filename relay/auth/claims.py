@@ -115,10 +115,15 @@ def _username(settings: PeopleSettings, provider: ProviderSettings, claims: Mapp
     if claim == "email" and claims.get("email_verified") is not True:
         raise IdentityUnusable(provider=provider.name, reason="the email address is not verified")
     username = value if "@" in value or not provider.username_domain else f"{value}@{provider.username_domain}"
-    if len(username) > MAX_USERNAME or not username.isprintable() or " " in username:
+    if len(username) > MAX_USERNAME or not username.isprintable() or " " in username or _hides_a_capital(username):
         raise IdentityUnusable(provider=provider.name, reason="the username is not usable")
     check_domain(settings, provider.name, provider.username_domains, username)
     return username
+
+
+def _hides_a_capital(username: str) -> bool:
+    """Return whether `lower` changes a letter beyond ASCII: names are compared by it, and the store holds two apart."""
+    return any(one != one.lower() for one in username if not one.isascii())
 
 
 def check_domain(settings: PeopleSettings, name: str, own: tuple[str, ...], username: str) -> None:

@@ -89,6 +89,13 @@ def test_a_provider_speaks_for_its_own_names_alone(scene: Scene, settings: Any, 
         scene.login(settings, "s", username)
 
 
+@pytest.mark.parametrize("username", ["bo\N{KELVIN SIGN}@x.org", "\N{LATIN CAPITAL LETTER E WITH ACUTE}va@x.org"])
+def test_no_letter_passes_for_another_persons(scene: Scene, username: str) -> None:
+    scene.login(LAX, "s", username.lower())
+    with pytest.raises(IdentityUnusable, match="not usable"):
+        scene.login(LAX, "thief", username)
+
+
 def test_a_linked_name_is_held_to_the_same_rule(scene: Scene) -> None:
     with pytest.raises(IdentityUnusable):
         scene.login(HUB, HOME, "me@home.org", identity_set=linked((LAB, "dean@example.edu")))
