@@ -95,9 +95,13 @@ class Provider:
     async def _address(self, key: str) -> str:
         """Return an address of the discovery document. Raises ProviderUnavailable."""
         url = (await self.metadata()).get(key)
-        if not isinstance(url, str) or not is_safe_url(url):
+        if not isinstance(url, str) or not is_safe_url(url) or not self._may_name(url):
             raise self._unavailable(f"it has no usable {key}", str(url)[:200])
         return url
+
+    def _may_name(self, url: str) -> bool:
+        """Return whether its scheme is right: a provider elsewhere must not name an address of the relay's own host."""
+        return url.startswith("https:") or self.settings.issuer.startswith("http:")
 
     async def _key_set(self, kid: object) -> KeySet:
         now = self._clock()

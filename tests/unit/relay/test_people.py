@@ -6,11 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
 
-from mep_wire.errors import IdentityUnusable
+from mep_wire.errors import IdentityUnusable, ProviderUnavailable
 from mep_wire.identity import Identity
 from relay.auth.claims import claimed, identity_id
 from relay.auth.people import People
+from relay.auth.provider import Provider
 from relay.auth.settings import PasswordSettings, PeopleSettings, ProviderSettings
 from relay.store.records import Caller
 from relay.store.sqlite import SqliteStore
@@ -113,6 +116,16 @@ def test_a_built_in_account_is_no_other_providers(scene: Scene) -> None:
     scene.built_in("a@elsewhere.org")
     with pytest.raises(IdentityUnusable):
         scene.login(LAX, "s", "a@elsewhere.org")
+
+
+def test_a_provider_elsewhere_names_no_address_of_the_relays_host() -> None:
+    class Elsewhere(Provider):
+        async def _discover(self) -> dict[str, Any]:
+            return {"issuer": CAMPUS.issuer, "jwks_uri": "http://127.0.0.1:1/keys"}
+
+    token = jwt.encode({"alg": "ES256", "kid": "k"}, {"sub": "s"}, ECKey.generate_key("P-256"))
+    with pytest.raises(ProviderUnavailable, match="no usable jwks_uri"):
+        asyncio.run(Elsewhere(CAMPUS).verify(token, "relay"))
 
 
 def test_people_who_link_their_identities_become_one(scene: Scene) -> None:
