@@ -6,6 +6,7 @@ requests by address, logins in number. Called by the application.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode, urlsplit
@@ -22,6 +23,7 @@ from relay.auth.settings import SCOPES
 from relay.log import logger
 
 COOKIE = "mep_login"
+_COOKIE = re.compile(r"[A-Za-z0-9_-]{32}")
 _CHALLENGE_LENGTH = 43
 Handler = Callable[[ApiContext, RawRequest], Awaitable[RawAnswer]]
 
@@ -130,7 +132,7 @@ def _page(handler: Handler) -> Handler:
 def _browser(service: ApiContext, request: RawRequest) -> tuple[str, list[str]]:
     """Return the browser's cookie, made if there is none, and the header that sets it."""
     known = request.cookies.get(COOKIE, "")
-    value = known if 20 <= len(known) <= 64 else secrets.token_urlsafe(24)
+    value = known if _COOKIE.fullmatch(known) else secrets.token_urlsafe(24)
     secure = "; Secure" if service.issuer().startswith("https:") else ""
     return value, [f"{COOKIE}={value}; Path=/; Max-Age={int(LOGIN_S)}; HttpOnly; SameSite=Lax{secure}"]
 

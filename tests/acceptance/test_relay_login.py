@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from joserfc.jwk import RSAKey
@@ -273,6 +274,15 @@ def test_another_browser_can_do_nothing_with_a_login(client: LoginClient) -> Non
     assert thief.get(page.url).status == 403
     assert thief.submit(page, decision="yes").status == 403
     assert client.consented(victim, page)["code"]
+
+
+@pytest.mark.parametrize("cookie", [f'"{24 * "a"}\\015\\012x-evil: 1"', f'{24 * "a"}"; Domain=x.example"', 24 * "a"])
+def test_a_cookie_that_is_not_the_relays_is_not_sent_back(client: LoginClient, cookie: str) -> None:
+    browser = Browser({urlsplit(client.relay.url).netloc: {"mep_login": cookie}})
+    page = browser.get(client.address())
+    assert page.status == 303
+    assert "x-evil" not in page.headers
+    assert "aaa" not in page.headers["set-cookie"]
 
 
 def test_the_pages_can_be_framed_and_scripted_by_nobody(client: LoginClient) -> None:
