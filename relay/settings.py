@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 import msgspec
@@ -308,7 +308,7 @@ def _database(settings: RelaySettings) -> str:
         return str(error)
     if parts.scheme not in ("postgresql", "postgres"):
         return "must begin with postgresql://"
-    if parts.password:
+    if parts.password or any("password" in name for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
         return "must not hold the password: name its file in database_password"
     return ""
 

@@ -22,6 +22,8 @@ REFUSED = {
     "trusted_proxies = ['10.0.0.0/33']": "trusted_proxies: '10.0.0.0/33' does not appear",
     "database = 'mysql://x'": "database: must begin with postgresql://",
     "database = 'postgresql://a:secret@h/d'": "database: must not hold the password",
+    "database = 'postgresql://a@h/d?connect_timeout=5&password=secret'": "database: must not hold the password",
+    "database = 'postgresql://a@h/d?sslpassword=secret'": "database: must not hold the password",
     "database_password = '/x'": "database_password: there is no database",
     "port =": "it is not TOML: ",
 }
