@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -67,13 +67,18 @@ def login_of(provider: ProviderSettings, claims: Mapping[str, Any]) -> Login:
     groups = claims.get(provider.groups_claim)
     return Login(
         provider=provider.name,
-        at=float(at) if isinstance(at, int | float) and not isinstance(at, bool) else 0.0,
+        at=float(at) if is_time(at) else 0.0,
         acr=_text(claims.get("acr")),
         amr=tuple(_text(one) for one in amr[:20]) if isinstance(amr, list) else (),
         groups=tuple(f"{provider.name}:{_text(one)}" for one in groups[:MAX_GROUPS])
         if isinstance(groups, list)
         else (),
     )
+
+
+def is_time(value: object) -> TypeGuard[int | float]:
+    """Return whether a claim can be seconds since the epoch: a number, and no NaN, which is neither past nor future."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _text(value: object) -> str:

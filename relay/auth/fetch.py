@@ -65,7 +65,7 @@ class Fetch:
             raise ProviderUnavailable(
                 provider=self._name, reason="it cannot be reached", detail=f"{method} {url}: {error!r}"
             ) from error
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise ProviderUnavailable(
                 provider=self._name, reason="its answer cannot be understood", detail=f"{method} {url}: {error!r}"
             ) from error

@@ -216,7 +216,7 @@ def _issuer(token: str) -> str | None:
         return None
     try:
         claims = _json.decode(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
     return str(claims.get("iss")) if isinstance(claims, dict) else None
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -21,6 +21,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from mep_wire.errors import LoginFailed, ProviderUnavailable, TokenUnknown
+from relay.auth.claims import is_time
 from relay.auth.fetch import Fetch
 from relay.auth.settings import ProviderSettings, is_safe_url
 
@@ -156,7 +157,7 @@ class Provider:
     def _header(self, token: str) -> Mapping[str, Any]:
         try:
             header = jws.extract_compact(token.encode()).headers()
-        except (JoseError, ValueError, TypeError, KeyError) as error:
+        except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise TokenUnknown(detail=f"not a JWT: {error!r}") from error
         if header.get("alg") not in self._algorithms:
             raise TokenUnknown(detail=f"{self.settings.name}: the algorithm {str(header.get('alg'))[:20]!r}")
@@ -174,10 +175,10 @@ class Provider:
         if not isinstance(audiences, list) or audience not in audiences:
             return f"the audience {str(audiences)[:200]}"
         expires = claims.get("exp")
-        if not _is_number(expires) or now > expires + skew:
+        if not is_time(expires) or now > expires + skew:
             return f"it expired at {expires}, and it is {now:.0f}"
         for name in ("nbf", "iat"):
-            if name in claims and (not _is_number(claims[name]) or claims[name] > now + skew):
+            if name in claims and (not is_time(claims[name]) or claims[name] > now + skew):
                 return f"{name} is {claims[name]}, and it is {now:.0f}"
         if not isinstance(claims.get("sub"), str) or not claims["sub"]:
             return "it has no subject"
@@ -199,12 +200,15 @@ class Provider:
             raise TokenUnknown(detail=f"{self.settings.name}: not active")
         audience = self.settings.audience
         audiences = claims.get("aud", [])
-        if audience and audience not in ([audiences] if isinstance(audiences, str) else audiences):
+        audiences = [audiences] if isinstance(audiences, str) else audiences
+        if audience and not (isinstance(audiences, list) and audience in audiences):
             raise TokenUnknown(detail=f"{self.settings.name}: the audience {str(audiences)[:200]}")
         if claims.get("iss", self.settings.issuer) != self.settings.issuer:
             raise TokenUnknown(detail=f"{self.settings.name}: the issuer {str(claims['iss'])[:200]}")
-        if "exp" in claims and not (_is_number(claims["exp"]) and claims["exp"] > self._clock()):
+        if "exp" in claims and not (is_time(claims["exp"]) and claims["exp"] > self._clock()):
             raise TokenUnknown(detail=f"{self.settings.name}: expired")
+        if not isinstance(claims.get("sub"), str):
+            raise TokenUnknown(detail=f"{self.settings.name}: it has no subject")
         return claims
 
     async def userinfo(self, token: str, sub: str) -> dict[str, Any]:
@@ -221,9 +225,8 @@ class Provider:
         """Return headers and form with which the relay is known to the provider."""
         if not self._secret:
             return {}, {**form, "client_id": self.settings.client_id}
-        if "client_secret_basic" in self._metadata.get(
-            "token_endpoint_auth_methods_supported", ["client_secret_basic"]
-        ):
+        ways = self._metadata.get("token_endpoint_auth_methods_supported")
+        if not isinstance(ways, list) or "client_secret_basic" in ways:
             pair = f"{quote(self.settings.client_id, safe='')}:{quote(self._secret, safe='')}"
             return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}, form
         return {}, {**form, "client_id": self.settings.client_id, "client_secret": self._secret}
@@ -277,10 +280,6 @@ class Provider:
             ) from error
         if request.max_age is not None:
             at = claims.get("auth_time")
-            if not _is_number(at) or at < self._clock() - request.max_age - self.settings.skew_s:
+            if not is_time(at) or at < self._clock() - request.max_age - self.settings.skew_s:
                 raise LoginFailed(provider=self.settings.name, reason="the login is older than asked for")
         return claims
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

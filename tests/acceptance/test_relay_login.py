@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,22 @@ def test_an_opaque_token_is_introspected_and_kept_briefly(relay: RelayProcess, p
     for claims in ({"aud": "other"}, {"exp": int(time.time()) - 1}, {"active": "yes"}, {"iss": "https://evil.example"}):
         token = f"opaque-{next(iter(claims))}"
         provider.active[token] = {**provider.active["opaque-1"], **claims}
+        _refused(relay, token)
+
+
+def test_claims_of_a_wrong_kind_are_refused_and_no_fault_of_the_relays(
+    relay: RelayProcess, provider: HostileProvider
+) -> None:
+    for field, value in (("exp", 10**400), ("exp", "soon"), ("aud", 5), ("aud", {}), ("sub", 5)):
+        _refused(relay, provider.token({field: value}))
+        token = f"opaque-{field}-{str(value)[:10]}"
+        provider.active[token] = {"active": True, "sub": "alice-1", "aud": "relay", field: value}
+        _refused(relay, token)
+    _refused(relay, provider.token({"exp": float("nan")}))
+    provider.active["nobody"] = {"active": True, "aud": "relay"}
+    _refused(relay, "nobody")
+    deep = urlsafe_b64encode(b"[" * 9000).decode().rstrip("=")
+    for token in (f"{deep}.e30.x", f"e30.{deep}.x", f"{deep}.{provider.token().split('.')[1]}.x"):
         _refused(relay, token)
 
 
