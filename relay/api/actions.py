@@ -6,6 +6,7 @@ submits what is missing and nothing twice. Arguments and results are JSON. Calle
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -27,7 +28,7 @@ from relay.api.http import Request
 from relay.api.people_bodies import RunBody
 from relay.dispatch.live_state import durable
 from relay.dispatch.task_delivery import uuid_text
-from relay.store.records import Caller, Document, TaskRecord
+from relay.store.records import Caller, Document, TaskBrief, TaskRecord
 
 KIND = "action"
 KEPT_S = 366 * 86400.0
@@ -168,7 +169,7 @@ async def run(service: ApiContext, request: Request) -> ActionStatus:
             await durable(service.store.submit(lambda tx: tx.drop_document(KIND, action.action_id)))
         raise
     service.audit.note("action.run", request.caller, action_id=action.action_id, endpoint=wanted.endpoint)
-    return _status(service, action)
+    return await _status(service, action)
 
 
 def _check(body: RunBody) -> None:
@@ -258,13 +259,28 @@ def _outcome(task: TaskRecord) -> dict[str, Any]:
     return told
 
 
-def _status(service: ApiContext, action: _Action) -> ActionStatus:
-    found = service.store.tasks(action.task_ids)
+async def _outcomes(service: ApiContext, found: list[TaskBrief]) -> list[dict[str, Any]]:
+    """Return what the tasks of an action came to, with outputs as far as one answer holds them."""
+    told: list[dict[str, Any]] = []
+    size = 0
+    for number, brief in enumerate(found, start=1):
+        if size and size + brief.size > tasks.MAX_ANSWER_BYTES:
+            told.append({"task_id": uuid_text(brief.task_id), "status": API_STATUS[brief.state], "withheld": True})
+            continue
+        size += brief.size
+        told += [_outcome(await tasks.filled(service, one)) for one in service.store.tasks([brief.task_id])]
+        if number % tasks.READ_PAGE == 0:
+            await asyncio.sleep(0)  # others have their turn
+    return told
+
+
+async def _status(service: ApiContext, action: _Action) -> ActionStatus:
+    found = service.store.briefs(action.task_ids)
     ended = [one for one in found if one.state.is_terminal]
     active = len(ended) < len(action.task_ids)
     failed = [one for one in ended if one.state is not TaskState.SUCCESS]
     state = "ACTIVE" if active else "FAILED" if failed else "SUCCEEDED"
-    last = max((one.ended_at for one in ended), default=action.start_time) or action.start_time
+    last = max((one.ended_at for one in ended), default=0.0) or action.start_time
     return ActionStatus(
         action_id=action.action_id,
         status=state,
@@ -276,13 +292,13 @@ def _status(service: ApiContext, action: _Action) -> ActionStatus:
         completion_time=msgspec.UNSET if active else datetime.fromtimestamp(last, UTC).isoformat(),
         release_after=action.release_after,
         display_status=f"{len(ended)} of {len(action.task_ids)} tasks ended",
-        details={"task_group_id": action.action_id, "results": [_outcome(one) for one in found]},
+        details={"task_group_id": action.action_id, "results": await _outcomes(service, found)},
     )
 
 
 async def status(service: ApiContext, request: Request) -> ActionStatus:
     """GET /automate/compute/ID/status."""
-    return _status(service, _allowed(service, request, manage=False))
+    return await _status(service, _allowed(service, request, manage=False))
 
 
 async def cancel(service: ApiContext, request: Request) -> ActionStatus:
@@ -292,13 +308,13 @@ async def cancel(service: ApiContext, request: Request) -> ActionStatus:
     if open_tasks:
         await service.dispatcher.cancel(open_tasks)
         service.audit.note("action.cancel", request.caller, action_id=action.action_id)
-    return _status(service, action)
+    return await _status(service, action)
 
 
 async def release(service: ApiContext, request: Request) -> ActionStatus:
     """POST /automate/compute/ID/release: forget an action that has ended; return its last state."""
     action = _allowed(service, request, manage=True)
-    last = _status(service, action)
+    last = await _status(service, action)
     if last.status == "ACTIVE":
         raise ActionNotFinished(action_id=action.action_id)
     await durable(service.store.submit(lambda tx: tx.drop_document(KIND, action.action_id)))

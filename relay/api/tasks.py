@@ -265,7 +265,7 @@ async def look_up(service: ApiContext, request: Request) -> TaskStatus:
         found = []
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
-    return _with_wait(service, found[0], _status(await _filled(service, found[0]), packed=request.packed))
+    return _with_wait(service, found[0], _status(await filled(service, found[0]), packed=request.packed))
 
 
 def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> TaskStatus:
@@ -277,7 +277,7 @@ def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> Tas
     return msgspec.structs.replace(status, code=why.code, reason=why.text, waiting_since=since)
 
 
-async def _filled(service: ApiContext, task: TaskRecord) -> TaskRecord:
+async def filled(service: ApiContext, task: TaskRecord) -> TaskRecord:
     """Return a task with its result, wherever that is kept. Raises RelayUnavailable."""
     if not task.chunk:
         return task
@@ -317,7 +317,7 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
             continue
         for one in service.store.tasks([task.task_id]):
             size += task.size
-            results[text] = _with_wait(service, one, _status(await _filled(service, one), packed=request.packed))
+            results[text] = _with_wait(service, one, _status(await filled(service, one), packed=request.packed))
         if number % READ_PAGE == 0:
             await asyncio.sleep(0)
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)

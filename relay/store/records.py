@@ -289,6 +289,7 @@ class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):
     state: TaskState
     submitted_at: float
     started_at: float
+    ended_at: float
     size: int
 
 

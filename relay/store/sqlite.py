@@ -829,7 +829,8 @@ class SqlReads(abc.ABC):
                 state=TaskState(r[4]),
                 submitted_at=r[5],
                 started_at=r[6],
-                size=r[7],
+                ended_at=r[7],
+                size=r[8],
             )
             for r in rows
             if r is not None

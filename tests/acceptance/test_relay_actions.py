@@ -141,6 +141,26 @@ def test_a_failed_task_fails_the_action(alice: Person, endpoint: str) -> None:
     assert last["details"]["results"][0]["code"] == "TASK_FAILED"
 
 
+def many(value: int) -> str:
+    return "x" * value
+
+
+def test_large_outputs_come_from_chunks_as_far_as_one_answer_holds_them(tmp_path: Path) -> None:
+    relay = RelayProcess(tmp_path)
+    relay.state.mkdir(mode=0o700)
+    (relay.state / "mep-relay.toml").write_text(f"chunks = '{tmp_path / 'chunks'}'\n")
+    with relay:
+        person = Person(relay, "dora")
+        with FakeEndpoint(relay, person.token) as serving:
+            sizes = [9_000_000] * 4 + [10]
+            begun = begin(person, action(serving.endpoint_id, registered(person, many), *sizes))
+            last = ended(person, begun["action_id"])
+    assert last["status"] == "SUCCEEDED"
+    results = last["details"]["results"]
+    assert [len(one["output"]) for one in results if "output" in one] == [9_000_000] * 3 + [10]
+    assert [one["status"] for one in results if one.get("withheld")] == ["success"]
+
+
 def test_a_repeated_request_is_the_same_action(alice: Person, endpoint: str, function: str) -> None:
     body = action(endpoint, function, 5)
     first = begin(alice, body)
