@@ -19,6 +19,7 @@ import msgspec
 from mep_wire.states import TaskState
 from mep_wire.text import printable
 from relay import settings as relay_settings
+from relay.auth.access import delete_endpoint
 from relay.cli_common import (
     Where,
     existing_state,
@@ -338,7 +339,7 @@ def remove_endpoint(endpoint_id: str, where: Where) -> None:
         except click.ClickException as error:
             if error.message != _NOT_SERVED:
                 raise
-            store.submit(lambda tx: tx.delete_endpoint(endpoint_id, time.time())).result(60)
+            store.submit(lambda tx: delete_endpoint(tx, endpoint_id, time.time())).result(60)
     click.echo(f"removed {endpoint_id}", err=True)
 
 

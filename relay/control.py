@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mep_wire.errors import MepError
+from relay.auth.access import delete_endpoint
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.live_state import durable
 from relay.log import logger
@@ -90,7 +91,7 @@ class Control:
     async def _remove_endpoint(self, asked: Asked) -> dict[str, Any]:
         """Delete an endpoint of any owner."""
         (endpoint_id,) = asked.ids
-        await durable(self._store.submit(lambda tx: tx.delete_endpoint(endpoint_id, time.time())))
+        await durable(self._store.submit(lambda tx: delete_endpoint(tx, endpoint_id, time.time())))
         await self._dispatcher.endpoint_deleted(endpoint_id)
         logger.info("an endpoint was removed on this host", endpoint=endpoint_id)
         return {"removed": endpoint_id}

@@ -16,9 +16,8 @@ from relay.api.http import Request
 from relay.api.json_values import to_json_value
 from relay.api.user_config_check import MAX_SCHEMA_BYTES
 from relay.auth import policies
-from relay.auth.access import ACCESS, ALIAS, TEMPLATE_POLICY, template_policy
+from relay.auth.access import TEMPLATE_POLICY, delete_endpoint, template_policy
 from relay.dispatch.live_state import durable
-from relay.store.base import Tx
 from relay.store.records import Caller, EndpointRecord
 
 KEY_BYTES = 32
@@ -254,13 +253,7 @@ async def stop(service: ApiContext, request: Request) -> Deleted:
 async def delete(service: ApiContext, request: Request) -> Deleted:
     """DELETE /v2/endpoints/ID."""
     record = _managed(service, request)
-
-    def change(tx: Tx) -> None:
-        tx.delete_endpoint(record.endpoint_id, time.time())
-        tx.drop_document(ACCESS, record.endpoint_id)
-        tx.drop_documents(ALIAS, record.endpoint_id)
-
-    await durable(service.store.submit(change))
+    await durable(service.store.submit(lambda tx: delete_endpoint(tx, record.endpoint_id, time.time())))
     service.access.forget(record.endpoint_id)
     service.audit.note("endpoint.delete", request.caller, endpoint=record.endpoint_id, name=record.name)
     await service.dispatcher.endpoint_deleted(record.endpoint_id)

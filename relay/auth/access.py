@@ -22,7 +22,7 @@ from mep_wire.errors import (
     NotOwner,
 )
 from relay.auth.policies import Policies
-from relay.store.base import Store
+from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, EndpointRecord, FunctionRef
 
 ACCESS, ALIAS, GROUP, MEMBER = "access", "alias", "group", "member"
@@ -66,6 +66,13 @@ _NO_RULES = EndpointAccess()
 def access_document(endpoint_id: str, access: EndpointAccess) -> Document:
     """Return the document of an endpoint's access."""
     return Document(kind=ACCESS, id=endpoint_id, body=msgspec.msgpack.encode(access))
+
+
+def delete_endpoint(tx: Tx, endpoint_id: str, at: float) -> None:
+    """Delete an endpoint with its rules and its name, which another may then have."""
+    tx.delete_endpoint(endpoint_id, at)
+    tx.drop_document(ACCESS, endpoint_id)
+    tx.drop_documents(ALIAS, endpoint_id)
 
 
 def group_document(group: Group) -> Document:

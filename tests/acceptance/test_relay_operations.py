@@ -223,6 +223,8 @@ def test_an_endpoint_is_removed_whoever_owns_it_beside_a_server_and_without_one(
     labs = [FakeManager(relay, alice.token) for _ in range(2)]
     function = alice.function()
     ids = [alice.submit(lab.endpoint_id, function, ["x"])["tasks"][function][0] for lab in labs]
+    for number, lab in enumerate(labs):
+        alice.ok("PUT", f"/v3/endpoints/{lab.endpoint_id}/access", {"alias": f"lab-{number}"})
     relay.cli("endpoint", "remove", labs[0].endpoint_id.upper())
     until("the waiting task's end", lambda: alice.task(ids[0]).get("code") == "ENDPOINT_DELETED")
     assert alice.task(ids[1])["code"] == "ENDPOINT_OFFLINE"  # why it waits
@@ -232,6 +234,9 @@ def test_an_endpoint_is_removed_whoever_owns_it_beside_a_server_and_without_one(
     until("the waiting task's end", lambda: alice.task(ids[1]).get("code") == "ENDPOINT_DELETED")
     done = relay.cli("endpoint", "remove", labs[1].endpoint_id, check=False)
     assert (done.returncode, "there is no endpoint" in done.stderr) == (1, True)
+    for number in range(2):  # the names are free
+        endpoint = FakeManager(relay, alice.token).endpoint_id
+        alice.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": f"lab-{number}"})
     relay.stop()
 
 
