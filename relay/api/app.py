@@ -20,6 +20,7 @@ from mep_wire.errors import (
 from relay.api import http, raw
 from relay.api.context import ApiContext
 from relay.api.http import Receive, Request, Scope, Send, check_scope
+from relay.api.rate_limit import network_of
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
 from relay.log import RateLimitedLog, peer_log
@@ -109,7 +110,7 @@ class App:
 
     async def _raw(self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...]) -> raw.RawAnswer:
         """Return the answer of a route that anybody may ask with a form."""
-        self._service.strangers.spend(str((scope.get("client") or ("",))[0]))
+        self._service.strangers.spend(network_of(str((scope.get("client") or ("",))[0])))
         answer: raw.RawAnswer = await route.handler(self._service, await raw.read(scope, receive, values))
         return answer
 

@@ -7,6 +7,7 @@ submissions, in the event loop's thread.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,17 @@ from mep_wire.errors import RateLimited
 BURST_S = 10.0
 """The seconds' worth that may be used at once."""
 MAX_REMEMBERED = 10_000
+
+
+def network_of(address: str) -> str:
+    """Return the part of an address that one peer can't choose: all of IPv4, the first 64 bits of IPv6."""
+    try:
+        known = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if known.version == 4 or known.ipv4_mapped:
+        return str(known.ipv4_mapped if known.version == 6 else known)
+    return str(ipaddress.ip_network((known, 64), strict=False))
 
 
 class Rate:

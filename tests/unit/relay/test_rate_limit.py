@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from mep_wire.errors import RateLimited
 from relay.api import rate_limit
+from relay.api.app import App
 from relay.api.rate_limit import BURST_S, Rate
 
 
@@ -60,3 +65,25 @@ def test_people_remembered_are_bounded_and_debts_are_not_forgotten(monkeypatch: 
         scene.rate.spend(str(number))
     assert len(scene.rate._left) <= 11
     scene.refused("debtor")
+
+
+@pytest.mark.parametrize(
+    ("address", "together"),
+    [("2001:db8::{}", True), ("2001:db8:0:{}::1", False), ("192.0.2.{}", False), ("::ffff:192.0.2.{}", False)],
+)
+def test_a_peer_with_many_addresses_has_one_rate(address: str, *, together: bool) -> None:
+    app = App(SimpleNamespace(strangers=Rate(1.0, "logins", lambda: 0.0)))  # type: ignore[arg-type]
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    async def ask(number: int) -> None:
+        client = (address.format(number), 1)
+        scope = {"type": "http", "method": "GET", "path": "/device", "headers": [], "client": client}
+        await app(scope, None, send)  # type: ignore[arg-type]
+
+    for number in range(1, 21):
+        asyncio.run(ask(number))
+    assert (429 in statuses) is together
+    assert statuses[0] == 200
