@@ -34,6 +34,8 @@ KIND = "action"
 KEPT_S = 366 * 86400.0
 """How long an action is kept that nobody asks about."""
 RELEASE_AFTER = "P30D"
+SUBMITTED_S = 3600.0
+"""An action that is older has submitted its tasks: those that the store has not were removed after their time."""
 MAX_LABEL = 64
 MAX_PRINCIPALS = 100
 _NAMESPACE = uuid.UUID("6c1f1c0e-6c55-4a58-9c5e-5b0a4cf5f1d5")
@@ -277,8 +279,9 @@ async def _outcomes(service: ApiContext, found: list[TaskBrief]) -> list[dict[st
 async def _status(service: ApiContext, action: _Action) -> ActionStatus:
     found = service.store.briefs(action.task_ids)
     ended = [one for one in found if one.state.is_terminal]
-    active = len(ended) < len(action.task_ids)
-    failed = [one for one in ended if one.state is not TaskState.SUCCESS]
+    gone = len(action.task_ids) - len(found) if time.time() - action.start_time > SUBMITTED_S else 0
+    active = len(ended) + gone < len(action.task_ids)
+    failed = gone or any(one.state is not TaskState.SUCCESS for one in ended)
     state = "ACTIVE" if active else "FAILED" if failed else "SUCCEEDED"
     last = max((one.ended_at for one in ended), default=0.0) or action.start_time
     return ActionStatus(
@@ -291,7 +294,8 @@ async def _status(service: ApiContext, action: _Action) -> ActionStatus:
         start_time=datetime.fromtimestamp(action.start_time, UTC).isoformat(),
         completion_time=msgspec.UNSET if active else datetime.fromtimestamp(last, UTC).isoformat(),
         release_after=action.release_after,
-        display_status=f"{len(ended)} of {len(action.task_ids)} tasks ended",
+        display_status=f"{len(ended)} of {len(action.task_ids)} tasks ended"
+        + (f", {gone} are not kept any more" if gone else ""),
         details={"task_group_id": action.action_id, "results": await _outcomes(service, found)},
     )
 
