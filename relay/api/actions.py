@@ -230,7 +230,8 @@ def _found(service: ApiContext, action_id: str) -> _Action:
     document = service.store.document(KIND, action_id)
     if document is None:
         raise ActionNotFound(action_id=action_id[:64])
-    return _action_decoder.decode(document.body)
+    action = _action_decoder.decode(document.body)
+    return msgspec.structs.replace(action, account_id=document.owner)  # two accounts may have become one
 
 
 def _allowed(service: ApiContext, request: Request, *, manage: bool) -> _Action:

@@ -1,4 +1,4 @@
-"""Actions in a store that has changed since: tasks that are kept no longer."""
+"""Actions in a store that has changed since: tasks that are kept no longer, and accounts that became one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from mep_wire.errors import ActionNotFinished
+from mep_wire.identity import Identity
 from relay.api import actions
 from relay.api.http import Request
 from relay.store.records import Caller, Document
@@ -48,3 +49,12 @@ def test_an_action_does_not_wait_for_tasks_that_are_kept_no_longer() -> None:
     assert new.ask(actions.status).status == "ACTIVE"
     with pytest.raises(ActionNotFinished):
         new.ask(actions.release)
+
+
+def test_an_action_goes_with_its_account() -> None:
+    scene = Scene(age_s=0)
+    for name in ("one", "other"):
+        identity = Identity(id=name, username=f"{name}@x.org")
+        scene.store.submit(lambda tx, name=name, identity=identity: tx.add_account(name, identity)).result()
+    scene.store.submit(lambda tx: tx.merge_accounts("other", "one")).result()
+    assert scene.ask(actions.status, "other").action_id == "a"
