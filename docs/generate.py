@@ -96,8 +96,8 @@ def errors_page() -> str:
         "\n# Why a task waits\n",
         "A task that waits has a code, a reason and the time since when: in `Client.get_task(...)`, in the batch",
         "status, and in `future.reason_code`, `future.reason` and `future.waiting_since`. Where a start failed and is",
-        "tried again, the code is one of those above. The SDK logs each reason once for each endpoint: as a warning,",
-        "or as INFO where every day has such waits.\n",
+        "tried again, or the relay is away or can't store anything, the code is one of those above. The SDK",
+        "logs each reason once for each endpoint: as a warning, or as INFO where every day has such waits.\n",
         "| code | logged as | what the person reads |",
         "| --- | --- | --- |",
     ]

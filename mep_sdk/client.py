@@ -15,7 +15,7 @@ from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
 from mep_sdk.foreign_code import attempt
-from mep_sdk.http import RETRY_FOR_S, SILENT_S, Transport
+from mep_sdk.http import RETRY_FOR_S, SILENT_S, Retrying, Transport
 from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
 from mep_sdk.settings import ClientSettings, find_settings
@@ -159,15 +159,23 @@ class Client:
         )
 
     def register_serialized(
-        self, body: api.FunctionBody, *, retry_for_s: float | None = None, silent_s: float = SILENT_S
+        self,
+        body: api.FunctionBody,
+        *,
+        retry_for_s: float | None = None,
+        silent_s: float = SILENT_S,
+        retrying: Retrying | None = None,
     ) -> str:
-        """Register a function that is bytes already; return its id. Raises PayloadTooLarge."""
+        """Register a function that is bytes already; return its id. `retrying` is called with each error after which
+        it is tried again. Raises PayloadTooLarge."""
         size = len(body.function_code)
         if size > limits.MAX_FUNCTION_BYTES:
             what = f"Function {body.function_name}"
             raise PayloadTooLarge(what=what, size=size, limit=limits.MAX_FUNCTION_BYTES)
-        answer = self.transport.post("/v3/functions", body, retry_for_s=retry_for_s, silent_s=silent_s)
-        return self._read(answer, api.FunctionAnswer).function_uuid
+        asked = self.transport.post(
+            "/v3/functions", body, retry_for_s=retry_for_s, silent_s=silent_s, retrying=retrying
+        )
+        return self._read(asked, api.FunctionAnswer).function_uuid
 
     def get_function(self, function_id: UuidLike) -> dict[str, Any]:
         """Return what the relay has on a registered function.
@@ -242,10 +250,12 @@ class Client:
         *,
         retry_for_s: float | None = None,
         silent_s: float = SILENT_S,
+        retrying: Retrying | None = None,
     ) -> api.SubmitAnswer:
-        """Submit tasks as the relay's API has them; return its answer once they are on its disk."""
+        """Submit tasks as the relay's API has them; return its answer once they are on its disk. `retrying` is called
+        with each error after which it is tried again."""
         path = f"/v3/endpoints/{endpoint_id}/submit"
-        answer = self.transport.post(path, body, retry_for_s=retry_for_s, silent_s=silent_s)
+        answer = self.transport.post(path, body, retry_for_s=retry_for_s, silent_s=silent_s, retrying=retrying)
         told = self._read(answer, api.SubmitAnswer)
         warn_of_python(told.endpoint_id, told.worker_python)
         return told

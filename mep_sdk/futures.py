@@ -34,6 +34,9 @@ class Canceller(Protocol):
     def look_soon(self) -> None:
         """Have the relay asked soon where tasks are."""
 
+    def held_up(self, task_id: str) -> Wait | None:
+        """Return what keeps the task from the relay, or its state from here; None where nothing does."""
+
 
 _making = threading.Lock()
 """Held while a future gets its condition, or is resolved without one."""
@@ -114,17 +117,21 @@ class TaskFuture(Future[_T]):
         if self.done():
             return ""
         self._canceller.look_soon()
-        return self._wait.text
+        return self._known_wait().text
 
     @property
     def reason_code(self) -> str:
         """The code of `reason`: a mep_wire.waits.WaitCode, or that of an error that is tried again."""
-        return "" if self.done() else self._wait.code
+        return self._known_wait().code
 
     @property
     def waiting_since(self) -> float | None:
-        """Since when it waits for `reason`, in seconds since the epoch by the relay's clock; None if not known."""
-        return None if self.done() else self._wait.since or None
+        """Since when it waits for `reason`, in seconds since the epoch; None if not known. By the relay's clock, or by
+        this machine's where the relay is what it waits for."""
+        return self._known_wait().since or None
+
+    def _known_wait(self) -> Wait:
+        return Wait("", "") if self.done() else self._canceller.held_up(self.task_id) or self._wait
 
     @property
     def wait_told(self) -> Wait:
@@ -154,14 +161,12 @@ class TaskFuture(Future[_T]):
         return html.table("TaskFuture", rows)
 
     def _shown_state(self) -> str:
+        text = self._known_wait().text
+        known = [printable(each) for each in (self.status, text) if each]
+        told = f" ({': '.join(known)})" if known and not self.done() else ""
         with self._condition:
             if self._state != FINISHED:
-                told = (
-                    f" ({printable(self.status)}{printable(': ' + self._wait.text) if self._wait.text else ''})"
-                    if self.status
-                    else ""
-                )
-                return f"state={self._state.partition('_')[0].lower()}{'' if self.done() else told}"
+                return f"state={self._state.partition('_')[0].lower()}{told}"
             if self._exception is not None:
                 return f"state=finished raised {type_name(self._exception)}"
             return f"state=finished returned {type(self._result).__name__}"

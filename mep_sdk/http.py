@@ -38,11 +38,17 @@ SILENT_S = 9.0
 PATIENT_S = 90.0
 """The same for background threads."""
 _FIRST_PAUSE_S = 0.1
+_SAY_AFTER_S = 2.0
+"""A relay that answers that it can't is warned of where that takes longer than this."""
 _RETRIED = frozenset({429, 502, 503, 504})
 _MOST_KEPT = 64
 """Connections that are kept at most. urllib3 warns of each that it closes beyond."""
 _BLOCK_BYTES = 1 << 18
 """A body larger than this is sent in blocks of this size, each with a timeout of its own."""
+
+
+Retrying = Callable[[MepError], object]
+"""Called with an error after which a request is tried again."""
 
 
 class HttpAnswer:
@@ -81,14 +87,25 @@ class Transport:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._unreachable = False
+        self._refusing: set[str] = set()
+        """Codes of the answers that were warned of, each until a request that met it succeeds."""
 
     def get(self, path: str) -> bytes:
         """Return the body of the answer to a GET. Raises as `request` does."""
         return self.request("GET", path)
 
-    def post(self, path: str, body: Any, *, retry_for_s: float | None = None, silent_s: float = SILENT_S) -> bytes:
+    def post(
+        self,
+        path: str,
+        body: Any,
+        *,
+        retry_for_s: float | None = None,
+        silent_s: float = SILENT_S,
+        retrying: Retrying | None = None,
+    ) -> bytes:
         """Return the body of the answer to a POST of `body` as MessagePack. Raises as `request` does."""
-        return self.request("POST", path, msgspec.msgpack.encode(body), retry_for_s=retry_for_s, silent_s=silent_s)
+        encoded = msgspec.msgpack.encode(body)
+        return self.request("POST", path, encoded, retry_for_s=retry_for_s, silent_s=silent_s, retrying=retrying)
 
     def request(
         self,
@@ -98,8 +115,9 @@ class Transport:
         *,
         retry_for_s: float | None = None,
         silent_s: float = SILENT_S,
+        retrying: Retrying | None = None,
     ) -> bytes:
-        """Return the body of a success.
+        """Return the body of a success. `retrying` is called with each error after which it is tried again.
 
         Failures to reach the relay and its 429 and 503 are tried again for `retry_for_s` seconds. A relay that says
         nothing for `silent_s` seconds is not tried again within SILENT_S. Raises RelayUnreachable after that;
@@ -110,6 +128,7 @@ class Transport:
         started = time.monotonic()
         allowed_s = self.retry_for_s if retry_for_s is None else retry_for_s
         backoff = Backoff(_FIRST_PAUSE_S)
+        met: set[str] = set()
         while True:
             at_least_s = 0.0
             try:
@@ -123,15 +142,21 @@ class Transport:
             else:
                 self._say_reachable()
                 if answer.status < 300:
+                    self._say_taken(met)
                     return answer.body
                 failure = self._error(answer, path)
                 if answer.status not in _RETRIED:
                     raise failure
                 at_least_s = answer.retry_after_s()
-                log.debug("relay asks to come back later: %s", failure)
+                met.add(failure.code)
             pause_s = backoff.next_pause_s(at_least_s)
-            if time.monotonic() - started + pause_s > allowed_s:
+            spent_s = time.monotonic() - started + pause_s
+            if spent_s > allowed_s:
                 raise failure
+            if failure.code in met:
+                self._say_refusing(failure, spent_s)
+            if retrying is not None:
+                retrying(failure)
             time.sleep(pause_s)
 
     def close(self) -> None:
@@ -181,6 +206,18 @@ class Transport:
         if self._unreachable:
             self._unreachable = False
             log.warning("relay %s reachable again", self.settings.relay_url)
+
+    def _say_refusing(self, failure: MepError, spent_s: float) -> None:
+        is_news = spent_s > _SAY_AFTER_S and failure.code not in self._refusing
+        if is_news:
+            self._refusing.add(failure.code)
+        level = logging.WARNING if is_news else logging.DEBUG
+        log.log(level, "relay %s is asked again later: %s", self.settings.relay_url, failure)
+
+    def _say_taken(self, met: set[str]) -> None:
+        if met & self._refusing:
+            self._refusing -= met
+            log.warning("relay %s has taken the request now", self.settings.relay_url)
 
     def _error(self, answer: HttpAnswer, path: str) -> MepError:
         try:

@@ -34,10 +34,10 @@ from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
-from mep_wire.errors import MepError, TaskNotFound
+from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
-from mep_wire.waits import USUAL, Wait
+from mep_wire.waits import USUAL, Wait, WaitCode, wait
 
 log = logging.getLogger("mep_sdk")
 
@@ -140,6 +140,9 @@ class Submitter:
         self._recheck: StatusPoller | None = None
         self._callbacks, self._loaders = CallbackThreads(), CallbackThreads("mep-loads", _MOST_LOADS)
         self._warned: set[tuple[str, str]] = set()
+        self._sending_fails: Wait | None = None
+        self._looking_fails: Wait | None = None
+        """Why tasks have not reached the relay, or what keeps it from telling where they are."""
         self._ended = {"succeeded": 0, "failed": 0, "cancelled": 0}
         self._began, self._last_ended = 0.0, 0.0
         self._sender_waits = False
@@ -212,7 +215,9 @@ class Submitter:
         """Return the function's id, registering it first where that has not been done. Raises MepError."""
         if not function.id:
             assert function.body is not None
-            function.id = self.client.register_serialized(function.body, silent_s=PATIENT_S)
+            function.id = self.client.register_serialized(
+                function.body, silent_s=PATIENT_S, retrying=self._sending_is_retried
+            )
             function.body = None
         return function.id
 
@@ -249,6 +254,7 @@ class Submitter:
                 self._fail(items, MepError(text=f"Sending the task failed: {type(error).__name__}: {error}"))
             with self._change:
                 self._sending.clear()
+                self._sending_fails = None
                 self._rounds += 1
                 self._change.notify_all()
 
@@ -288,7 +294,8 @@ class Submitter:
 
     def _send_to(self, target: Target, groups: list[list[Item]]) -> None:
         try:
-            self.client.submit(target.endpoint_id, _body(target, groups), silent_s=PATIENT_S)
+            body = _body(target, groups)
+            self.client.submit(target.endpoint_id, body, silent_s=PATIENT_S, retrying=self._sending_is_retried)
         except MepError as error:
             if len(groups) == 1 or error.http_status >= 429:
                 self._fail([item for group in groups for item in group], error)
@@ -421,6 +428,14 @@ class Submitter:
             asked = {each.task_id: each for each in itertools.islice(sent, PAGE) if each.task_id not in self._sending}
         if not asked:
             return
+        try:
+            self._look_at(asked)
+        except MepError as error:
+            self._looking_fails = _trouble(error, self._looking_fails)
+            raise
+        self._looking_fails = None
+
+    def _look_at(self, asked: dict[str, TaskFuture[Any]]) -> None:
         told = self.client.statuses(list(asked), retry_for_s=0.0)
         waiting: dict[str, list[TaskFuture[Any]]] = {}
         for task_id, status in told.items():
@@ -432,6 +447,17 @@ class Submitter:
                 waiting.setdefault(future.endpoint_id, []).append(future)
         for endpoint_id in list(waiting)[:_MOST_REASONS]:
             self._tell_why(endpoint_id, waiting[endpoint_id])
+
+    def _sending_is_retried(self, error: MepError) -> None:
+        self._sending_fails = _trouble(error, self._sending_fails)
+
+    def held_up(self, task_id: str) -> Wait | None:
+        """Return what keeps a task from the relay, or its state from here; None where nothing does."""
+        with self._change:
+            if task_id in self._deferred:
+                return wait(WaitCode.ARGUMENTS_PENDING)
+            unsent = task_id in self._unsent or task_id in self._sending
+            return self._sending_fails if unsent else self._looking_fails
 
     def _tell_why(self, endpoint_id: str, futures: list[TaskFuture[Any]]) -> None:
         found = self.client.wait_of(futures[0].task_id, endpoint_id, retry_for_s=0.0)
@@ -447,7 +473,7 @@ class Submitter:
         """Return how many tasks are in which state, as far as this process knows."""
         with self._change:
             pending = list(self._pending.values())
-            unsent = len(self._unsent)
+            unsent = len(self._unsent) + sum(each in self._pending for each in self._sending)
             counts = dict(self._ended)
         running = sum(each.status == "running" for each in pending)
         return {"unsent": unsent, "waiting": len(pending) - unsent - running, "running": running, **counts}
@@ -599,6 +625,14 @@ class Submitter:
                 url = self.client.settings.relay_url
                 return RelayAnswerMissing(count=count, url=url, waited_s=round(waited_s), task_group_id=group_id)
         return None
+
+
+def _trouble(error: MepError, known: Wait | None) -> Wait:
+    """Return the wait for a relay that has answered an error; `known` is the one before."""
+    text = error.text
+    if isinstance(error, RelayUnreachable):
+        text = f"The relay at {error.fields['url']} cannot be reached ({error.fields['reason']}). It is tried again."
+    return Wait(error.code, text, time.time() if known is None else known.since)
 
 
 def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:

@@ -26,6 +26,7 @@ class WaitCode(StrEnum):
     JOB_PENDING = "JOB_PENDING"
     BLOCKS_FAILING = "BLOCKS_FAILING"
     ENGINE_TROUBLE = "ENGINE_TROUBLE"
+    ARGUMENTS_PENDING = "ARGUMENTS_PENDING"
 
 
 SENTENCES: Final[dict[WaitCode, str]] = {
@@ -42,10 +43,18 @@ SENTENCES: Final[dict[WaitCode, str]] = {
     WaitCode.JOB_PENDING: "The site's scheduler has not begun your job yet: {words}",
     WaitCode.BLOCKS_FAILING: "Workers cannot be started just now, which is tried again: {words}",
     WaitCode.ENGINE_TROUBLE: "The site's engine cannot begin tasks just now: {words}",
+    WaitCode.ARGUMENTS_PENDING: "Futures among its arguments have not ended yet. The task is sent once they have.",
 }
 """What the person reads, with fields in braces."""
 USUAL: Final = frozenset(
-    {WaitCode.START_ASKED, WaitCode.START_JOINING, WaitCode.TASKS_AHEAD, WaitCode.WORKERS_BUSY, WaitCode.PROCESS_ENDING}
+    {
+        WaitCode.START_ASKED,
+        WaitCode.START_JOINING,
+        WaitCode.TASKS_AHEAD,
+        WaitCode.WORKERS_BUSY,
+        WaitCode.PROCESS_ENDING,
+        WaitCode.ARGUMENTS_PENDING,
+    }
 )
 """Waits of every day, about which no script warns."""
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from mep_wire.errors import RelayUnavailable
 from mep_wire.states import TaskState, UepState
 from mep_wire.waits import Wait, WaitCode, wait
 from relay.dispatch.live_state import LiveState, Uep
 
+STORE_FAILS = "The relay has not been able to store anything since {since}. It tries again by itself."
+
 
 def wait_of(live: LiveState, uep: Uep, state: TaskState, has_room: Callable[[Uep], bool]) -> Wait:
     """Return why a task in `state`, QUEUED or DISPATCHED, waits. `has_room`: whether a start may be asked for."""
+    if since := live.store.failing_since():
+        return Wait(RelayUnavailable.code, STORE_FAILS.format(since=calendar(since)), since)
     if uep.peer is not None:
         return _at_its_process(uep, state)
     if uep.record.endpoint_id not in live.managers:

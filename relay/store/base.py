@@ -418,5 +418,8 @@ class Store(AccountReads, DocumentReads, RegistryReads, TaskReads, TaskEventRead
         (RelayUnavailable if the store can't write). Never waits: a thread of the store's own runs the change.
         """
 
+    def failing_since(self) -> float:
+        """Return since when nothing could be stored, in seconds since the epoch; 0 where the last commit was well."""
+
     def close(self) -> None:
         """Finish submitted changes and close."""

@@ -383,5 +383,8 @@ class DelegatingStore:
     def submit(self, change: Callable[[Tx], T]) -> Future[T]:
         return self._inner.submit(change)
 
+    def failing_since(self) -> float:
+        return self._inner.failing_since()
+
     def close(self) -> None:
         self._inner.close()

@@ -43,6 +43,8 @@ class Commits:
         self._connection, self._tx, self._checkpointer = connection, tx, checkpointer
         self.groups = self.changes = self.failed = 0
         """How many groups and changes were committed, and how many groups could not be."""
+        self.failing_since = 0.0
+        """Since when no group could be committed, in seconds since the epoch; 0 after one that was."""
         self.longest_wait_s = 0.0
         """The longest wait for the lock or the disk since it was last read."""
         self.late_commit: Callable[[], None] = lambda: None
@@ -64,8 +66,10 @@ class Commits:
                 value, error = self._attempt(change)
                 outcomes.append((future, value, error))
             self._commit()
+            self.failing_since = 0.0
         except sqlite3.Error as error:  # disk full, I/O error, locked for too long: nothing of the group is durable
             self.failed += 1
+            self.failing_since = self.failing_since or time.time()
             self._roll_back()
             detail = self._describe(error)
             failure = RelayUnavailable(reason="its store cannot write", detail=detail)

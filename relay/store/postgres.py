@@ -407,6 +407,10 @@ class PostgresStore(SqlReads):
         """How many changes wait for the writer."""
         return self._writer.waiting
 
+    def failing_since(self) -> float:
+        """Return since when no group of changes could be committed; 0 after one that was."""
+        return self.commits.failing_since
+
     def close(self) -> None:
         """Finish submitted changes and close."""
         self._writer.close()

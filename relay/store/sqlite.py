@@ -936,6 +936,10 @@ class SqliteStore(SqlReads):
         """How many changes wait for the writer."""
         return self._writer.waiting
 
+    def failing_since(self) -> float:
+        """Return since when no group of changes could be committed; 0 after one that was."""
+        return self.commits.failing_since
+
     @property
     def checkpoints(self) -> CheckpointFigures | None:
         """What the checkpoints of a server's store have done."""

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -716,3 +717,33 @@ def test_stream_output_prints_it_with_control_characters_escaped(campus, capsys)
     shown = capsys.readouterr()
     assert sorted(shown.out.splitlines()) == ["hello ada", "hello bob"]
     assert shown.err == "\\x1b[2Jbeware\n" * 2
+
+
+# --- what keeps a task waiting --------------------------------------------------------------------------
+
+
+def _disk_takes(relay: RelayProcess, most: int) -> None:
+    """Let files of the relay grow to `most` bytes; -1 for any size."""
+    resource.prlimit(relay.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
+def test_a_relay_with_a_full_disk_is_the_reason(own, monkeypatch, caplog):
+    monkeypatch.setattr("mep_sdk.status_poller.LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr("mep_sdk.http._SAY_AFTER_S", 0.0)
+    own.endpoint.stop()
+    caplog.set_level(logging.WARNING, "mep_sdk")
+    executor = own.executor()
+    before = executor.submit(add, 1, 2)
+    assert executor.flush(WAIT_S)
+    until("the first reason", lambda: before.reason and before.reason_code == "ENDPOINT_OFFLINE")
+    _disk_takes(own.relay, 4096)
+    since = executor.submit(add, 2, 3)
+    told = [before, since]
+    until("the reasons", lambda: {each.reason and each.reason_code for each in told} == {"RELAY_UNAVAILABLE"})
+    assert "store" in before.reason and "store cannot write" in since.reason
+    assert executor.stats()["unsent"] == 1
+    assert "store cannot write" in caplog.text
+    _disk_takes(own.relay, -1)
+    own.endpoint.start()
+    assert [each.result(60) for each in told] == [3, 5]
+    executor.shutdown()

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mep_wire import messages
+from mep_wire.errors import RelayUnavailable
+from mep_wire.identity import Identity
 from mep_wire.limits import START_REQUEST_LIFETIME_S
 from mep_wire.states import TaskState, UepState
 from mep_wire.waits import SENTENCES, WaitCode
@@ -116,7 +118,8 @@ def test_a_task_that_was_sent_says_so() -> None:
 
 
 def test_no_code_is_left_out() -> None:
-    assert {*STATES, WaitCode.WORKERS_BUSY} == set(WaitCode) == set(SENTENCES)
+    the_sdks = WaitCode.ARGUMENTS_PENDING
+    assert {*STATES, WaitCode.WORKERS_BUSY, the_sdks} == set(WaitCode) == set(SENTENCES)
 
 
 def test_a_task_that_runs_or_has_ended_waits_for_nothing() -> None:
@@ -164,3 +167,19 @@ def test_clocks_are_compared_at_the_hello(skew: float, caplog: Any) -> None:
 
 def test_a_skew_that_is_warned_of_is_less_than_a_request_lives() -> None:
     assert CLOCK_SKEW_WARN_S < START_REQUEST_LIFETIME_S
+
+
+def test_a_store_that_cannot_write_is_the_reason() -> None:
+    async def run() -> None:
+        scene, began = Scene(), time.time()
+        _lost_manager(scene)
+        scene.store._write.execute("PRAGMA query_only = 1")
+        with pytest.raises(RelayUnavailable):
+            scene.do(lambda tx: tx.add_account("b", Identity(id="j", username="bob")))
+        assert scene.why.code == "RELAY_UNAVAILABLE"
+        assert "store" in scene.why.text and scene.why.since >= began
+        scene.store._write.execute("PRAGMA query_only = 0")
+        scene.do(lambda tx: tx.add_account("b", Identity(id="j", username="bob")))
+        assert scene.why.code == WaitCode.ENDPOINT_OFFLINE
+
+    asyncio.run(run())

@@ -22,6 +22,9 @@ class Nobody:
     def call_back(self, future):
         future.call_callbacks()
 
+    def held_up(self, task_id):
+        return None
+
 
 def pending() -> TaskFuture:
     return TaskFuture("t", "g", Nobody())

@@ -248,3 +248,17 @@ def test_a_proxy_is_used_for_other_hosts(serve, monkeypatch):
     assert seen[0].startswith(b"CONNECT relay.invalid:443 HTTP/1.")
     assert b"Proxy-Authorization: Basic bWU6cHc=" in seen[0]
     assert b"secret" not in seen[0]
+
+
+def test_a_relay_that_cannot_is_warned_of_once_and_its_error_is_told(serve, monkeypatch, caplog):
+    monkeypatch.setattr("mep_sdk.http._SAY_AFTER_S", 0.0)
+    full = refusal(RelayUnavailable(reason="its store cannot write"))
+    transport = asking(serve(full, full, OK, OK).url)
+    told = []
+    with caplog.at_level(logging.WARNING, "mep_sdk"):
+        assert transport.post("/", {}, retrying=told.append) == b"\x01"
+        assert transport.post("/", {}, retrying=told.append) == b"\x01"
+    assert [each.code for each in told] == ["RELAY_UNAVAILABLE"] * 2
+    first, second = [record.getMessage() for record in caplog.records]
+    assert "asked again later" in first and "its store cannot write" in first
+    assert "has taken the request" in second

@@ -16,7 +16,7 @@ from mep_sdk.serialize import serialize_result
 from mep_sdk.status_poller import StatusPoller
 from mep_sdk.submitter import Submitter
 from mep_wire import api
-from mep_wire.errors import RelayUnavailable
+from mep_wire.errors import MepError, RelayUnavailable, RelayUnreachable
 from mep_wire.states import TaskState
 from mep_wire.waits import USUAL, Wait, WaitCode
 from tests.unit.sdk.test_submitter_threads import Listener
@@ -190,3 +190,53 @@ def test_it_looks_after_a_while_ever_more_rarely_and_when_asked(monkeypatch: pyt
     thread.stop()
     thread.join(WAIT_S)
     assert not thread.is_alive()
+
+
+def unsent(session: Submitter) -> TaskFuture[Any]:
+    """Return the future of a task that is being sent."""
+    (future,) = adopted(session, "ep", "unsent")
+    session._sending.add("unsent")
+    return future
+
+
+def test_a_task_that_cannot_be_sent_says_why(session: Submitter) -> None:
+    sent, future = *adopted(session, "ep", "sent"), unsent(session)
+    session._sending_is_retried(RelayUnavailable(reason="its store cannot write"))
+    since = future.waiting_since
+    session._sending_is_retried(RelayUnavailable(reason="its store cannot write"))
+    assert future.reason_code == "RELAY_UNAVAILABLE"
+    assert "its store cannot write" in future.reason and future.reason in repr(future)
+    assert future.waiting_since == since
+    assert sent.reason == ""
+    assert session.stats()["unsent"] == 1 and session.stats()["waiting"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RelayUnavailable(reason="its store cannot read"), "its store cannot read"),
+        (RelayUnreachable(url="http://relay", reason="Connection refused", waited_s=0), "refused). It is tried again."),
+    ],
+)
+def test_a_relay_that_does_not_say_where_tasks_are_is_the_reason(
+    error: MepError, words: str, session: Submitter, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, future = *adopted(session, "ep", "sent"), unsent(session)
+    relay.told, relay.reasons = {"sent": "waiting-for-ep"}, {"sent": "the endpoint is offline"}
+    session._look()
+    assert sent.reason == "the endpoint is offline"
+    with monkeypatch.context() as patched:
+        patched.setattr(relay, "statuses", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            session._look()
+        assert sent.reason_code == error.code and words in sent.reason
+        assert future.reason == ""
+    session._look()
+    assert sent.reason == "the endpoint is offline"
+
+
+def test_a_task_that_waits_for_its_arguments_says_so(session: Submitter) -> None:
+    (future,) = adopted(session, "ep", "a")
+    session._deferred.add("a")
+    assert future.reason_code == "ARGUMENTS_PENDING"
+    assert "arguments" in future.reason
