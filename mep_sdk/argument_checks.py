@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
+
+FUNCTION_IDS = "register_function returned it"
+GROUP_IDS = "Executor.task_group_id has it"
+TASK_IDS = "TaskFuture.task_id has it"
 
 
 def check_call(args: Any, kwargs: Any) -> None:
@@ -30,10 +35,36 @@ def check_seconds(name: str, value: Any, example: float) -> None:
         raise ValueError(f"{name} is in seconds, 0 or more, such as {name}={example}, not {value}")
 
 
+def check_timeout(name: str, value: Any) -> None:
+    """Check how long to wait: any number, or None. Raises TypeError."""
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise TypeError(f"{name} is a number of seconds or None, such as {name}=60, not {_shown(value)}")
+
+
 def check_kind(name: str, value: Any, kind: type, example: str) -> None:
     """Check that an argument is None or of this class. Raises TypeError."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is of class {kind.__name__}, such as {name}={example}, not {_shown(value)}")
+
+
+def checked_id(name: str, value: Any, origin: str) -> str:
+    """Return an id as text. `origin` says where ids of this kind come from. Raises TypeError, ValueError."""
+    if isinstance(value, UUID):
+        return str(value)
+    hint = f"{name} is an id, as {origin}, such as 4b116d3c-1703-4f8f-9f6f-39921e5864df"
+    if not isinstance(value, str):
+        raise TypeError(f"{hint}, not {_shown(value)}")
+    try:
+        UUID(value)
+    except ValueError:
+        raise ValueError(f"{hint}, not {_shown(value)}") from None
+    return value
+
+
+def check_secret(name: str, value: Any, example: str) -> None:
+    """Check that an argument is text or None, without a word of its value. Raises TypeError."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} is text, such as {name}={example}, not of class {type(value).__name__}")
 
 
 def check_several(name: str, value: Any, example: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from mep_sdk.argument_checks import check_call
+from mep_sdk.argument_checks import FUNCTION_IDS, GROUP_IDS, check_call, check_kind, checked_id
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import Strategylike, name_of, result_ways
@@ -72,10 +72,12 @@ class Batch:
         priority: int = 0,
         serializer: ComputeSerializer | None = None,
     ) -> None:
-        self.task_group_id = str(task_group_id or uuid7())
+        self.task_group_id = checked_id("task_group_id", task_group_id or uuid7(), GROUP_IDS)
         self.serializer = serializer or ComputeSerializer()
         from mep_sdk.json_values import checked_json  # most scripts make no batch
 
+        check_kind("resource_specification", resource_specification, dict, '{"num_nodes": 2}')
+        check_kind("user_endpoint_config", user_endpoint_config, dict, '{"partition": "short"}')
         self.resource_specification = checked_json(resource_specification, "resource_specification")
         if isinstance(user_endpoint_config, dict):
             check_characters(user_endpoint_config)
@@ -99,12 +101,14 @@ class Batch:
     ) -> str:
         """Add one call of a registered function; return its task id.
 
-        Raises ArgumentsUnserializable, PayloadTooLarge, StrategyUnknown for a name in `result_serializers`.
+        Raises TypeError and ValueError for wrong arguments, ArgumentsUnserializable, PayloadTooLarge, and
+        StrategyUnknown for a name in `result_serializers`.
         """
+        key = checked_id("function_id", function_id, FUNCTION_IDS)
         check_call(args, kwargs)
         ways = result_ways(self.result_serializers or ())
         payload = checked_payload(args or (), kwargs or {}, as_json=self.serializer.as_json, result_ways=ways)
-        key, task_id = str(function_id), str(uuid7())
+        task_id = str(uuid7())
         with self._lock:
             self.tasks.setdefault(key, []).append(payload)
             self.task_ids.setdefault(key, []).append(task_id)

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from mep_sdk import argument_checks as checks
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
@@ -65,6 +66,7 @@ class Client:
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
+        checks.check_seconds("retry_for_s", retry_for_s, RETRY_FOR_S)
         self.settings: ClientSettings = find_settings(relay_url, token, allow_insecure=allow_insecure)
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
@@ -145,6 +147,8 @@ class Client:
         once, at the first call. Raises FunctionUnserializable, PayloadTooLarge."""
         from mep_sdk.source_code import serialize_source
 
+        checks.check_kind("source", source, str, '"def f(x): ..."')
+        checks.check_kind("function_name", function_name, str, '"f"')
         if ha_endpoint_id is not None:
             warnings.warn("The 'ha_endpoint_id' argument has no effect.", stacklevel=2)
         return self.register_serialized(
@@ -237,8 +241,9 @@ class Client:
     def batch_run(self, endpoint_id: UuidLike, batch: Batch) -> dict[str, Any]:
         """Submit a batch. Returns request_id, task_group_id, endpoint_id, and tasks: lists of ids by function id.
 
-        Raises ValueError for an empty batch.
+        Raises TypeError for what is no batch, and ValueError for an empty one.
         """
+        checks.check_kind("batch", batch, Batch, "client.create_batch()")
         if not batch:
             raise ValueError("The batch is empty: add tasks to it first.")
         return msgspec.to_builtins(self.submit(endpoint_id, batch.prepare()))  # type: ignore[no-any-return]  # a dict
@@ -280,7 +285,7 @@ class Client:
     def get_batch_result(self, task_id_list: Iterable[UuidLike]) -> dict[str, dict[str, Any]]:
         """Return what `get_task` returns for many tasks at once, by id. Unknown ids are left out."""
         found: dict[str, dict[str, Any]] = {}
-        for ids in _chunks(list(dict.fromkeys(str(each) for each in task_id_list)), _STATUS_CHUNK):
+        for ids in _chunks(list(dict.fromkeys(_task_ids("task_id_list", task_id_list))), _STATUS_CHUNK):
             asked = ids
             while asked:
                 body = self.transport.post("/v2/batch_status", api.BatchStatusBody(task_ids=asked))
@@ -336,7 +341,7 @@ class Client:
 
     def cancel(self, task_id: UuidLike) -> bool:
         """Cancel a task, waiting or running; return False where it had ended already."""
-        return str(task_id) in self.cancel_many([task_id])
+        return checks.checked_id("task_id", task_id, checks.TASK_IDS) in self.cancel_many([task_id])
 
     def cancel_many(
         self, task_ids: Iterable[UuidLike], *, retry_for_s: float | None = None, silent_s: float = SILENT_S
@@ -346,7 +351,7 @@ class Client:
         A running one ends as soon as its user endpoint has stopped it.
         """
         cancelled: set[str] = set()
-        for ids in _chunks([str(each) for each in task_ids], _STATUS_CHUNK):
+        for ids in _chunks(_task_ids("task_ids", task_ids), _STATUS_CHUNK):
             asked = api.CancelBody(task_ids=ids)
             body = self.transport.post("/v3/tasks/cancel", asked, retry_for_s=retry_for_s, silent_s=silent_s)
             answer = self._read(body, api.CancelAnswer)
@@ -356,7 +361,9 @@ class Client:
     # --- endpoints --------------------------------------------------------------------------------------
 
     def get_endpoints(self, role: str | None = None) -> list[dict[str, Any]]:
-        """Return your own endpoints; with role="any" also those that are open to all."""
+        """Return your own endpoints; with role="any" also those that are open to all. Raises ValueError for others."""
+        if role not in (None, "owner", "any"):
+            raise ValueError(f'role is "owner" or "any", not {role!r}')
         query = f"?{urlencode({'role': role})}" if role is not None else ""
         return self._read(self.transport.get(f"/v2/endpoints{query}"), list[dict[str, Any]])
 
@@ -486,6 +493,12 @@ def name_of(function: Callable[..., Any]) -> str:
 def doc_of(function: Callable[..., Any]) -> str | None:
     """Return a function's docstring; other callables have only their class's."""
     return inspect.getdoc(function) if inspect.isroutine(function) else None
+
+
+def _task_ids(name: str, values: Iterable[UuidLike]) -> list[str]:
+    """Return ids of tasks as text. Raises TypeError, ValueError."""
+    checks.check_several(name, values, "[future.task_id]")
+    return [checks.checked_id(f"each of {name}", each, checks.TASK_IDS) for each in values]
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -143,10 +143,12 @@ class Executor(concurrent.futures.Executor):
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
         `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
-        for `progress=True` without tqdm.
+        for `progress=True` without tqdm or a `client` beside `relay_url` or `token`.
         """
         _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
+        if client is not None and (relay_url is not None or token is not None):
+            raise ValueError("pass either client=..., or relay_url=... and token=..., not both")
         self._made_client = client is None
         self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
         self.endpoint_id, self.container_id, self.task_group_id = endpoint_id, container_id, task_group_id
@@ -301,7 +303,8 @@ class Executor(concurrent.futures.Executor):
     ) -> TaskFuture[Any]:
         """Call a registered function by its id; return the future. Raises as `submit` does."""
         checks.check_call(args, kwargs)
-        return self._submit(Function(id=str(function_id)), args or (), kwargs or {}, f"function {function_id}")
+        known = Function(id=checks.checked_id("function_id", function_id, checks.FUNCTION_IDS))
+        return self._submit(known, args or (), kwargs or {}, f"function {function_id}")
 
     def register_function(self, fn: Callable[..., Any], function_id: UuidLike | None = None, **options: Any) -> str:
         """Register `fn` now and return its id; or tell the id under which it is registered already.
@@ -313,7 +316,8 @@ class Executor(concurrent.futures.Executor):
         if known is not None and known.id and str(function_id or known.id) != known.id:
             raise ValueError(f"{name_of(fn)} is registered already, as {known.id}")
         if known is None or not known.id:
-            new_id = str(function_id) if function_id else self.client.register_function(fn, **options)
+            given = function_id and checks.checked_id("function_id", function_id, checks.FUNCTION_IDS)
+            new_id = given or self.client.register_function(fn, **options)
             known = Function(id=new_id)
             if isinstance(fn, types.FunctionType):
                 self._by_object[fn] = _Known(known)
@@ -352,6 +356,7 @@ class Executor(concurrent.futures.Executor):
         Tasks that remain when the iterator is closed are cancelled.
         """
         checks.check_count("chunksize", chunksize, 100)
+        checks.check_timeout("timeout", timeout)
         ends = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         if chunksize == 1:
@@ -379,6 +384,7 @@ class Executor(concurrent.futures.Executor):
     def cancel(self, futures: Iterable[TaskFuture[Any]]) -> int:
         """Cancel those of these tasks that have not ended; return their number. One request for all of them: see
         TaskFuture.cancel."""
+        checks.check_several("futures", futures, "[future]")
         asked = list(futures)
         for each in asked:
             checks.check_kind("each of the futures", each, TaskFuture, "executor.submit(f)")
@@ -409,6 +415,7 @@ class Executor(concurrent.futures.Executor):
         This takes at most `timeout_s` seconds. Without a timeout it takes as long as requests arrive, and ends once
         none has arrived for ten seconds. Raises ForkedExecutor in a forked child.
         """
+        checks.check_timeout("timeout_s", timeout_s)
         return self._session.flush(timeout_s)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

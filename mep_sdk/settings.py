@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from mep_sdk.argument_checks import check_kind, check_secret
 from mep_sdk.errors import InsecureRelay, SettingsFileUnsafe
 from mep_wire.errors import NotConfigured
 
@@ -41,8 +42,10 @@ def find_settings(
     """Return the relay and token to use: arguments first, then MEP_RELAY_URL and MEP_TOKEN, then the file.
 
     A token from the file is only used with the relay named there. Raises NotConfigured, InsecureRelay (plain
-    http to another machine without `allow_insecure`) and SettingsFileUnsafe.
+    http to another machine without `allow_insecure`), SettingsFileUnsafe, and TypeError for what is no text.
     """
+    check_secret("token", token, '"mep_..."')
+    check_kind("relay_url", relay_url, str, '"https://relay.example.edu"')
     env = os.environ if environ is None else environ
     url = relay_url or _without_ends(env.get("MEP_RELAY_URL"))
     secret = _without_ends(token) or _without_ends(env.get("MEP_TOKEN"))

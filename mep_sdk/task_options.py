@@ -5,6 +5,7 @@ The relay checks these too; here a mistake is reported where it was made. Called
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
 from typing import NamedTuple
@@ -35,7 +36,7 @@ def checked_options(
         raise ValueError(f"priority is {limits.MIN_PRIORITY} to {limits.MAX_PRIORITY}, higher first, not {priority}")
     if walltime_s is not None and not _number(walltime_s, "walltime_s") >= 0:
         raise ValueError(f"walltime_s is in seconds, 0 or more (0: no limit), not {walltime_s}")
-    if deadline_s is not None and not deadline_s > 0:
+    if deadline_s is not None and not _number(deadline_s, "deadline_s") > 0:
         raise ValueError(f"deadline_s is in seconds from the submission, more than 0, not {deadline_s}")
     ends = _seconds(deadline)
     if ends is not None and ends <= time.time():
@@ -52,12 +53,18 @@ def _whole(value: int, name: str) -> int:
 def _number(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number of seconds, not {value}")
     return value
 
 
 def _seconds(deadline: Deadline) -> float | None:
+    if deadline is None:
+        return None
     if not isinstance(deadline, datetime):
-        return None if deadline is None else float(deadline)
+        if isinstance(deadline, str):
+            raise TypeError(f"deadline is a datetime, or in seconds since the epoch, not {deadline!r}")
+        return float(_number(deadline, "deadline"))
     if deadline.tzinfo is None:
         raise ValueError(f"the deadline {deadline} has no time zone: use datetime.now(UTC) + timedelta(...)")
     return deadline.timestamp()

@@ -33,7 +33,6 @@ from mep_sdk.errors import (
 )
 from mep_sdk.serialize import serialize_function
 from mep_wire.errors import (
-    BodyInvalid,
     EndpointNotFound,
     FunctionNotFound,
     NotConfigured,
@@ -448,7 +447,7 @@ def test_unknown_ids(campus):
         client.get_endpoint_status(NOBODY)
     with pytest.raises(ValueError, match="empty"):
         client.batch_run(campus.endpoint.endpoint_id, client.create_batch())
-    with pytest.raises(BodyInvalid):
+    with pytest.raises(ValueError, match=r"each of task_id_list is an id, .*, not 'not an id'"):
         client.get_batch_result(["not an id"])
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mep_sdk import Client, Executor
 from mep_wire.errors import MepError, RelayUnreachable
+from mep_wire.ids import uuid7
 
 GROUP = "00000000-0000-4000-8000-000000000001"
 LONGEST_S = 10.0
@@ -50,7 +51,7 @@ def durations(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[float, 
 def test_nothing_that_a_person_calls_waits_longer(url: str) -> None:
     client = Client(url, "token", retry_for_s=1.0)
     batch = client.create_batch()
-    batch.add("f")
+    batch.add(str(uuid7()))
     sent = Executor(GROUP, client=client)
     (pending,) = sent._session.adopt(GROUP, ["00000000-0000-7000-8000-000000000001"])
     on_its_way = Executor(GROUP, client=client)

@@ -21,6 +21,7 @@ from mep_sdk.shell import ShellFunction
 from mep_sdk.strategies import CODE_STRATEGIES, Allowed, StrategyUnknown, name_of, result_ways
 from mep_sdk.task_runner import run_task
 from mep_wire.errors import SerializerNotAllowed
+from mep_wire.ids import uuid7
 
 GC = "globus_compute_sdk.serialize."
 FACTOR = 3
@@ -175,8 +176,9 @@ def test_functions_by_strategy() -> None:
 
 def test_a_batch_sends_as_its_client_says() -> None:
     batch = Batch(result_serializers=[GC + "JSONData"], serializer=ComputeSerializer(strategy_data="JSONData"))
-    batch.add("f", [1])
-    (payload,) = batch.tasks["f"]
+    function_id = str(uuid7())
+    batch.add(function_id, [1])
+    (payload,) = batch.tasks[function_id]
     assert encoding.ways_wanted(payload) == ["json"]
     allowed("CombinedCode", "JSONData").arguments(payload)
 

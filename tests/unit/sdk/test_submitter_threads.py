@@ -26,6 +26,7 @@ from mep_sdk.submitter import Function, Submitter, Target
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api
 from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound, TokenUnknown
+from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 
 GROUPS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(4)]
@@ -239,8 +240,8 @@ def test_a_batch_is_filled_and_sent_while_others_fill_it(made: Submitter) -> Non
     filled = Batch()
 
     def fill() -> None:
-        for number in range(500):
-            filled.add(f"function {number} of {threading.get_ident()}")
+        for _ in range(500):
+            filled.add(str(uuid7()))
 
     def send() -> None:
         for _ in range(200):

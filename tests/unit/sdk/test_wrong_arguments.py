@@ -21,6 +21,22 @@ CALLS: list[tuple[Callable[[Executor], Any], type[Exception], str]] = [
     (lambda ex: ex.map(abs, [1], chunksize="2"), TypeError, r"chunksize=100, not '2'"),
     (lambda ex: ex.map(abs, [1], chunksize=0), ValueError, r"chunksize=100, not 0"),
     (lambda ex: ex.cancel([5]), TypeError, r"executor.submit\(f\), not 5"),
+    (lambda ex: ex.cancel(5), TypeError, r"futures=\[future\], not 5"),
+    (lambda ex: ex.submit_to_registered_function("add"), ValueError, "register_function returned it, .*, not 'add'"),
+    (lambda ex: ex.submit_to_registered_function(len), TypeError, "register_function returned it, .*, not <built"),
+    (lambda ex: ex.register_function(abs, "abs"), ValueError, "function_id is an id, .*, not 'abs'"),
+    (lambda ex: ex.client.create_batch().add("add"), ValueError, "function_id is an id, .*, not 'add'"),
+    (lambda ex: ex.client.create_batch("mine"), ValueError, "task_group_id is an id, .*, not 'mine'"),
+    (lambda ex: ex.client.create_batch(user_endpoint_config=[1]), TypeError, r"of class dict, .*, not \[1\]"),
+    (lambda ex: ex.client.batch_run(ex.client.create_batch(), ENDPOINT), TypeError, r"create_batch\(\), not '4b"),
+    (lambda ex: ex.client.cancel("x"), ValueError, "task_id is an id, as TaskFuture.task_id has it"),
+    (lambda ex: ex.client.cancel_many("x"), TypeError, r"task_ids=\[future.task_id\], not 'x'"),
+    (lambda ex: ex.client.get_batch_result(5), TypeError, r"task_id_list=\[future.task_id\], not 5"),
+    (lambda ex: ex.client.get_batch_result([None]), TypeError, "each of task_id_list is an id, .*, not None"),
+    (lambda ex: ex.client.get_endpoints(role="mine"), ValueError, "role is .*, not 'mine'"),
+    (lambda ex: ex.client.register_source_code(5, "f"), TypeError, "source is of class str, .*, not 5"),
+    (lambda ex: ex.map(abs, [1], timeout="1"), TypeError, "timeout=60, not '1'"),
+    (lambda ex: ex.flush("1"), TypeError, "timeout_s=60, not '1'"),
 ]
 OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch_size": "x"}, TypeError, "batch_size=128, not 'x'"),
@@ -31,6 +47,17 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lost_relay_timeout_s": "x"}, TypeError, "number of seconds"),
     ({"lost_relay_timeout_s": -1}, ValueError, "0 or more"),
     ({"progress": "yes"}, TypeError, "tqdm.tqdm, not 'yes'"),
+    ({"deadline": "tomorrow"}, TypeError, "deadline is a datetime, or in seconds since the epoch, not 'tomorrow'"),
+    ({"deadline": float("nan")}, ValueError, "deadline is a finite number"),
+    ({"deadline_s": "5"}, TypeError, "deadline_s is a number of seconds, not '5'"),
+    ({"walltime_s": float("inf")}, ValueError, "walltime_s is a finite number"),
+    ({"client": Client(**RELAY), "token": "t"}, ValueError, "relay_url=... and token=..., not both"),
+]
+CLIENTS: list[tuple[dict[str, Any], str]] = [
+    ({"token": 5}, r'token is text, such as token="mep_\.\.\.", not of class int'),
+    ({"token": b"secret"}, "not of class bytes"),
+    ({"relay_url": 5}, 'relay_url="https://relay.example.edu", not 5'),
+    ({"retry_for_s": "x"}, "retry_for_s is a number of seconds, .*, not 'x'"),
 ]
 
 
@@ -52,6 +79,13 @@ def test_a_wrong_call(executor: Executor, call: Callable[[Executor], Any], kind:
 def test_a_wrong_option(options: dict[str, Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         Executor(ENDPOINT, **({} if "client" in options else RELAY), **options)
+
+
+@pytest.mark.parametrize(("options", "words"), CLIENTS)
+def test_a_wrong_client(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words) as caught:
+        Client(**{**RELAY, **options})
+    assert "secret" not in str(caught.value)
 
 
 def test_right_ones_are_taken(executor: Executor) -> None:
