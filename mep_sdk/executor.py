@@ -383,7 +383,8 @@ class Executor(concurrent.futures.Executor):
 
     def cancel(self, futures: Iterable[TaskFuture[Any]]) -> int:
         """Cancel those of these tasks that have not ended; return their number. One request for all of them: see
-        TaskFuture.cancel."""
+        TaskFuture.cancel. Raises ForkedExecutor in a forked child."""
+        self._session.check_process()
         checks.check_several("futures", futures, "[future]")
         asked = list(futures)
         for each in asked:
@@ -392,15 +393,18 @@ class Executor(concurrent.futures.Executor):
 
     def stats(self) -> dict[str, int]:
         """Return how many of this executor's tasks are `unsent`, `waiting`, `running`, `succeeded`, `failed` and
-        `cancelled`. Which of the waiting ones run is what the relay told last."""
+        `cancelled`. Which of the waiting ones run is what the relay told last. Raises ForkedExecutor in a forked
+        child."""
         self._session.look_soon()
         return self._session.stats()
 
     def reload_tasks(self, task_group_id: UuidLike | None = None) -> list[TaskFuture[Any]]:
         """Return a future for every task of the group, in order of submission, however it was submitted.
 
-        With `task_group_id` the executor takes that group for its own. Raises TaskGroupNotFound.
+        With `task_group_id` the executor takes that group for its own. Raises TaskGroupNotFound, and ForkedExecutor in
+        a forked child.
         """
+        self._session.check_process()
         if task_group_id is not None:
             self.task_group_id = task_group_id
         group = str(self.task_group_id)

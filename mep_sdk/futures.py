@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from mep_sdk.errors import ForkedExecutor
 from mep_sdk.foreign_code import attempt, failure_text, type_name
 from mep_wire.text import printable, printable_lines
 from mep_wire.waits import Wait
@@ -42,9 +43,14 @@ _making = threading.Lock()
 """Held while a future gets its condition, or is resolved without one."""
 
 
+_forks = 0
+"""How often this process, or one that it comes from, was forked."""
+
+
 def _unlock_in_child() -> None:
-    global _making
+    global _making, _forks
     _making = threading.Lock()  # another thread of the parent may have held it
+    _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -85,6 +91,13 @@ class TaskFuture(Future[_T]):
         self.task_id = task_id
         self.task_group_id = task_group_id
         self._canceller = canceller
+        self._born = _forks
+
+    def _check_process(self) -> None:
+        """Raises ForkedExecutor in a forked child for a task of its parent's that had not ended then: no thread here
+        gets its result."""
+        if self._born != _forks and not self.done():
+            raise ForkedExecutor
 
     def _made_condition(self) -> threading.Condition:
         made = self._lazy_condition
@@ -97,8 +110,12 @@ class TaskFuture(Future[_T]):
                     made = self._lazy_condition = threading.Condition()
         return made
 
+    def _checked_condition(self) -> threading.Condition:
+        self._check_process()
+        return self._made_condition()
+
     if not TYPE_CHECKING:  # the base has an attribute, which as_completed() asks for by type
-        _condition = property(_made_condition)
+        _condition = property(_checked_condition)
 
     def done(self) -> bool:
         """Return whether the task has ended or was cancelled."""
@@ -164,7 +181,7 @@ class TaskFuture(Future[_T]):
         text = self._known_wait().text
         known = [printable(each) for each in (self.status, text) if each]
         told = f" ({': '.join(known)})" if known and not self.done() else ""
-        with self._condition:
+        with self._made_condition():
             if self._state != FINISHED:
                 return f"state={self._state.partition('_')[0].lower()}{told}"
             if self._exception is not None:
@@ -173,7 +190,7 @@ class TaskFuture(Future[_T]):
 
     def result(self, timeout: float | None = None) -> _T:
         """Return the task's value, or raise what it raised. Waits `timeout` seconds at most; raises TimeoutError,
-        CancelledError."""
+        CancelledError, and ForkedExecutor in a forked child."""
         failure = None if self._state == FINISHED and self._exception is None else self.exception(timeout)
         if failure is None:
             return self._result  # type: ignore[no-any-return]  # as the base has it
@@ -200,7 +217,9 @@ class TaskFuture(Future[_T]):
 
         A task that was not sent yet is simply dropped. For others the relay is asked, which takes a round trip;
         False is also the answer where it is away. It is then asked once it is back, as long as this process lives.
+        Raises ForkedExecutor in a forked child.
         """
+        self._check_process()
         if self.cancelled():
             return True
         return not self.done() and self._canceller.cancel_futures([self]) == 1

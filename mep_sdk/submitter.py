@@ -155,8 +155,7 @@ class Submitter:
     def submit(self, target: Target, function: Function, payload: bytes | None) -> TaskFuture[Any]:
         """Queue a task; without a payload it waits for `supply`. Raises RuntimeError after shutdown, and ForkedExecutor
         in a forked child."""
-        if self._pid != os.getpid():
-            raise ForkedExecutor
+        self.check_process()
         future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, self)
         future.endpoint_id = target.endpoint_id
         with self._change:
@@ -178,6 +177,11 @@ class Submitter:
                 self._change.notify_all()
         return future
 
+    def check_process(self) -> None:
+        """Raises ForkedExecutor in a forked child, which has none of the threads, and locks that may never open."""
+        if self._pid != os.getpid():
+            raise ForkedExecutor
+
     def supply(self, future: TaskFuture[Any], target: Target, function: Function, payload: bytes) -> None:
         """Queue a task that was submitted without its payload, unless it was cancelled."""
         with self._change:
@@ -197,7 +201,9 @@ class Submitter:
         self._settled()
 
     def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture[Any]]:
-        """Return futures for tasks that the relay has already: known ones, and new ones for the rest."""
+        """Return futures for tasks that the relay has already: known ones, and new ones for the rest.
+        Raises RuntimeError after shutdown, and ForkedExecutor in a forked child."""
+        self.check_process()
         with self._change:
             if self._stopping:
                 raise RuntimeError("cannot reload tasks after shutdown")
@@ -418,7 +424,7 @@ class Submitter:
 
     def look_soon(self) -> None:
         """Have the relay asked soon where the oldest pending tasks are."""
-        if self._recheck is not None:
+        if self._recheck is not None and self._pid == os.getpid():
             self._recheck.look_soon()
 
     def _look(self) -> None:
@@ -452,7 +458,10 @@ class Submitter:
         self._sending_fails = _trouble(error, self._sending_fails)
 
     def held_up(self, task_id: str) -> Wait | None:
-        """Return what keeps a task from the relay, or its state from here; None where nothing does."""
+        """Return what keeps a task from the relay, or its state from here; None where nothing does, and in a forked
+        child."""
+        if self._pid != os.getpid():
+            return None
         with self._change:
             if task_id in self._deferred:
                 return wait(WaitCode.ARGUMENTS_PENDING)
@@ -470,7 +479,9 @@ class Submitter:
             log.log(level, "tasks wait at endpoint %s: %s", printable(endpoint_id), printable(found.text))
 
     def stats(self) -> dict[str, int]:
-        """Return how many tasks are in which state, as far as this process knows."""
+        """Return how many tasks are in which state, as far as this process knows. Raises ForkedExecutor in a forked
+        child."""
+        self.check_process()
         with self._change:
             pending = list(self._pending.values())
             unsent = len(self._unsent) + sum(each in self._pending for each in self._sending)
@@ -487,7 +498,10 @@ class Submitter:
     # --- cancelling -------------------------------------------------------------------------------------
 
     def cancel_futures(self, futures: list[TaskFuture[Any]]) -> int:
-        """Cancel the tasks that have not ended; return their number. Unsent tasks are only dropped."""
+        """Cancel the tasks that have not ended; return their number. Unsent tasks are only dropped.
+        Does nothing in a forked child, where an iterator of the parent's may be closed."""
+        if self._pid != os.getpid():
+            return 0
         with self._change:
             drop = [future for future in futures if future.task_id in self._unsent]
             self._unsent.difference_update(future.task_id for future in drop)
@@ -600,8 +614,7 @@ class Submitter:
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until everything queued is sent; return whether it is. Without a timeout this ends once nothing has been
         sent for SILENT_S seconds. Raises ForkedExecutor in a forked child."""
-        if self._pid != os.getpid():
-            raise ForkedExecutor
+        self.check_process()
         with self._change:
             if timeout_s is not None:
                 return self._change.wait_for(self._is_sent, timeout_s)
