@@ -32,6 +32,7 @@ _JINJA = (".j2", ".jinja", ".jinja2")
 _EXAMPLE_MAPPING = "example_identity_mapping_config.json"
 _GLOBUS_PAM_SERVICE = "globus-compute-endpoint"
 _MAX_FILES = 1000
+_MAX_VALUES = 100_000
 Fate = Literal["kept", "changed", "ignored", "added"]
 
 
@@ -80,8 +81,11 @@ class Source:
         return (self.top / name).is_file()
 
     def path(self, value: str) -> Path:
-        """Return the path that a key gives, relative ones from the directory."""
-        return self.top / Path(value).expanduser()
+        """Return the path that a key gives, relative ones from the directory. Raises ConfigRefused."""
+        try:
+            return self.top / Path(value).expanduser()
+        except RuntimeError as error:  # the home of an account that there is not
+            raise ConfigRefused(value, "", str(error)) from None
 
     def text(self, path: Path) -> str:
         """Return the text of a file. Raises ConfigRefused."""
@@ -135,7 +139,7 @@ def _read_config(source: Source) -> dict[str, Any]:
     if not source.has(names.CONFIG):
         raise ConfigRefused(str(path), "", "there is none: this is no directory of an endpoint")
     try:
-        found = yaml.safe_load(source.text(path))
+        found = _loaded(source.text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -146,6 +150,24 @@ def _read_config(source: Source) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigRefused(str(path), "", "must be a mapping of keys to values")
+    return found
+
+
+def _loaded(text: str) -> Any:
+    """Return what a YAML text says. Raises yaml.YAMLError, also if its aliases stand for very many values."""
+    try:
+        found = yaml.safe_load(text)
+    except ValueError as error:  # a date or number that there is not
+        raise yaml.YAMLError(str(error)) from None
+    waiting, count = [found], 0
+    while waiting:
+        one, count = waiting.pop(), count + 1
+        if count > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} values, aliases (*name) written out")
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set):
+            waiting += one
     return found
 
 
@@ -262,7 +284,7 @@ def _included(text: str, top: Path) -> list[str]:
 
     try:
         used = set(find_referenced_templates(Environment(autoescape=False, optimized=False).parse(text)))  # noqa: S701
-    except TemplateSyntaxError:
+    except (TemplateSyntaxError, RecursionError):
         return []  # check names the line
     chosen_at_a_start = None in used
     others = [one.name for one in top.iterdir() if one.suffix in _JINJA] if chosen_at_a_start else []
@@ -299,7 +321,7 @@ def _endpoint_id(source: Source, result: Adopted) -> str:
     if not source.has("endpoint.json"):
         return ""
     try:
-        found = yaml.safe_load(source.text(source.top / "endpoint.json"))  # YAML accepts JSON
+        found = _loaded(source.text(source.top / "endpoint.json"))  # YAML accepts JSON
         kept = str(uuid.UUID(str(found["endpoint_id"])))
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
         result.note("endpoint.json", "ignored", "it holds no id")

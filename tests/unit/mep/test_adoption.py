@@ -185,3 +185,33 @@ def test_a_directory_that_is_no_endpoints_is_refused(tmp_path: Path) -> None:
         made(tmp_path)
     with pytest.raises(CliFailed, match="no directory"):
         made(tmp_path / "none")
+
+
+BOMB = "a0: &a0 [" + "x," * 9 + "]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]\n" for n in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB + "allowed_functions: [*a5]\n", "allowed_functions: &a [*a]\n", "display_name: 2026-99-99\n",
+        "user_config_template_path: ~no-such-account-here/x.j2\n",
+    ],
+)  # fmt: skip
+def test_a_hostile_directory_is_refused(tmp_path: Path, text: str) -> None:
+    """Root may adopt a person's directory: a few lines must not use up the memory, or end in a traceback."""
+    directory = globus_directory(tmp_path / "site")
+    (directory / "config.yaml").write_text(text)
+    with pytest.raises(ConfigRefused):
+        made(directory)
+
+
+def test_a_bomb_in_the_id_is_no_id(tmp_path: Path) -> None:
+    directory = globus_directory(tmp_path / "site")
+    (directory / "endpoint.json").write_text(BOMB + "endpoint_id: [*a5]\n")
+    assert not made(directory).endpoint_id
+
+
+def test_a_template_nested_too_deeply_is_left_to_check(tmp_path: Path) -> None:
+    directory = globus_directory(tmp_path / "site")
+    (directory / "user_config_template.yaml.j2").write_text("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+    assert "user_config_template.yaml.j2" in made(directory).files
