@@ -93,7 +93,8 @@ def _oauth_error(error: str, description: str, status: int, correlation_id: str 
 async def token(service: ApiContext, request: RawRequest) -> RawAnswer:
     """POST /oauth/token."""
     answer = await service.oauth.token(request.form, request.authorization)
-    service.audit.note("token.issue", grant=request.form.get("grant_type", "")[:80], token_id=answer["token_id"])
+    made_for = service.people.own(f"Bearer {answer['access_token']}")
+    service.audit.note("token.issue", made_for, grant=request.form.get("grant_type", "")[:80])
     return to_json(answer)
 
 
@@ -107,7 +108,9 @@ async def device_start(service: ApiContext, request: RawRequest) -> RawAnswer:
 @_oauth
 async def revoke(service: ApiContext, request: RawRequest) -> RawAnswer:
     """POST /oauth/revoke (RFC 7009)."""
-    await service.oauth.revoke(request.form, request.authorization)
+    identity = await service.oauth.revoke(request.form, request.authorization)
+    if identity:
+        service.audit.note("token.revoke", identity=identity)
     return to_json({})
 
 

@@ -564,23 +564,30 @@ class AuthorizationServer:
         tx.drop_documents("refresh", grant_id)
         tx.drop_document("grant", grant_id)
 
-    async def revoke(self, form: Mapping[str, str], authorization: str) -> None:
-        """Revoke a token and the others of its login. Unknown ones are no error (RFC 7009). Raises OAuthError."""
+    async def revoke(self, form: Mapping[str, str], authorization: str) -> str:
+        """Revoke a token and the others of its login; return the identity that had it, empty if nothing was revoked.
+
+        Unknown ones are no error (RFC 7009). Raises OAuthError.
+        """
         client = self.authenticated(form, authorization)
         token = form.get("token", "")
         record = self._store.token(token_hash(token))
 
-        def change(tx: Tx) -> None:
+        def change(tx: Tx) -> str:
             document = tx.get_document("refresh", hashed(token))
             kept = tx.get_document("grant", document.owner) if document else None
             if kept is not None and _grant_decoder.decode(kept.body).client_id == client.client_id:
                 self._revoke_grant(tx, kept.id)
-            elif record is not None and record.grant_id and record.client_id == client.client_id:
+                return kept.owner
+            if record is None or record.client_id not in ("", client.client_id):
+                return ""
+            if record.grant_id and record.client_id:
                 self._revoke_grant(tx, record.grant_id)
-            elif record is not None and record.client_id in ("", client.client_id):
+            else:
                 tx.remove_token(record.token_id, record.account_id)
+            return record.identity_id
 
-        await self._do(change)
+        return str(await self._do(change))
 
 
 def client_document(client: Client) -> Document:

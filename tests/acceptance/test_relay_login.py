@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -94,6 +95,18 @@ def test_a_login_gives_tokens_that_work_until_they_are_revoked(relay: RelayProce
     assert client.form("/oauth/revoke", token=answer["refresh_token"]) == (200, {})
     until("the end of the token", lambda: relay.request("GET", "/v3/tokens", answer["access_token"])[0] == 401)
     assert client.refresh(answer["refresh_token"])[1]["error"] == "invalid_grant"
+
+
+def test_the_audit_log_says_for_whom_tokens_are_made_and_revoked(relay: RelayProcess, client: LoginClient) -> None:
+    answer = tokens(client)
+    person = who(relay, answer["access_token"])
+    client.form("/oauth/revoke", token="unknown")
+    client.form("/oauth/revoke", token=answer["refresh_token"])
+    audit = [json.loads(line) for line in (relay.state / "audit.log").read_text().splitlines()]
+    made, revoked = audit[-2:]
+    assert (made["action"], made["account"]) == ("token.issue", person["mep"]["account_id"])
+    assert (made["identity"], made["client_id"], made["token_id"]) == (person["sub"], "mep-sdk", answer["token_id"])
+    assert (revoked["action"], revoked["identity"]) == ("token.revoke", person["sub"])
 
 
 def test_the_same_subject_is_the_same_person_under_a_new_name(
