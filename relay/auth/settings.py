@@ -93,8 +93,6 @@ class PeopleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     refresh_token_s: float = 30 * 86400.0
     max_token_s: float = 366 * 86400.0
     """The longest lifetime that people may give to tokens that they make."""
-    audit_days: float = 400.0
-    """How long the audit log is kept."""
 
 
 _decoder = msgspec.json.Decoder(PeopleSettings)  # built now, for the conversions: see mep_wire.struct_info

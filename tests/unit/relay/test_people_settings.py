@@ -34,6 +34,7 @@ def test_a_whole_file_is_taken() -> None:
     [
         ("nonsense", "", "people.toml"),
         ("surprise = 1\n", "surprise", "unknown field"),
+        ("audit_days = 1\n", "audit_days", "unknown field"),
         ('public_url = "http://relay.example.edu"\n', "public_url", "https"),
         ("access_token_s = 0\n", "access_token_s", "1 second"),
         (provider('algorithms = ["none"]'), "algorithms", "none"),
