@@ -284,6 +284,6 @@ def test_a_database_that_stays_locked_is_named_with_a_remedy(relay: RelayProcess
     finally:
         other.close()
     assert done.returncode == 1
-    assert f"waiting for {database}: another process may hold its lock" in done.stderr
+    assert "waiting for the database: another process may hold its lock" in done.stderr
     assert f"{database}: database is locked: a backup or a database shell has had its lock for 20 s" in done.stderr
     assert f"fuser -v {database}" in done.stderr
