@@ -15,6 +15,8 @@ from mep_sdk.foreign_code import attempt
 
 MOST_BYTES = 64 * 1024
 """How much of each stream comes back: its end."""
+_NOTE_BYTES = 96
+"""What the note of a cut takes at most."""
 
 
 class _Tee(io.RawIOBase):
@@ -43,9 +45,9 @@ class _Tee(io.RawIOBase):
                 del self.kept[:-MOST_BYTES]
         return count
 
-    def take(self) -> bytes:
-        """Return the kept end, and how much came before it; forget it."""
-        kept, lost = bytes(self.kept[-MOST_BYTES:]), self.written - min(self.written, MOST_BYTES)
+    def take(self, most: int) -> bytes:
+        """Return the kept end, of `most` bytes at most, and how much came before it; forget it."""
+        kept, lost = bytes(self.kept[-most:]), self.written - min(self.written, most)
         self.kept, self.written = bytearray(), 0
         if not lost:
             return kept
@@ -76,11 +78,13 @@ def begin() -> bool:
     return bool(_kept)
 
 
-def end() -> list[bytes]:
-    """Return the output of both streams since `begin`, and keep nothing more."""
-    found = []
+def end(room: int) -> list[bytes]:
+    """Return the output of both streams since `begin`, and keep nothing more. Where it needs more than `room` bytes it
+    is cut further, and there is none where that leaves too little for a note."""
     for stream, tee in _kept:
         attempt(stream.flush)  # the task may have closed it
         tee.keeps = False
-        found.append(tee.take() if tee.written else b"")
-    return found
+    whole = sum(min(tee.written, MOST_BYTES) + _NOTE_BYTES * (tee.written > MOST_BYTES) for _, tee in _kept)
+    most = MOST_BYTES if whole <= room else min(MOST_BYTES, room // 2 - _NOTE_BYTES)
+    found = [tee.take(max(1, most)) if tee.written else b"" for _, tee in _kept]
+    return found if most > 0 else [b"" for _ in found]

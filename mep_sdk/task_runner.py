@@ -60,14 +60,14 @@ def run_task(
 
     Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
     DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
-    The payload has the task's output too, if its caller takes it, this process keeps it (see `keep_output`) and both
-    together are not too large.
+    The payload has the task's output too, if its caller takes it and this process keeps it (see `keep_output`): as
+    much of its end as there is room for.
     """
     if not (serialize.wants_output(payload) and task_output.begin()):
         return _run(function, payload, max_result_bytes, cache)
     outcome = _run(function, payload, max_result_bytes, cache)
-    output = task_output.end()
-    if not any(output) or len(outcome.payload) + sum(map(len, output)) + _OVERHEAD_BYTES > max_result_bytes:
+    output = task_output.end(max_result_bytes - len(outcome.payload) - _OVERHEAD_BYTES)
+    if not any(output):
         return outcome
     return TaskOutcome(outcome.code, outcome.text, encoding.with_output(outcome.payload, output))
 

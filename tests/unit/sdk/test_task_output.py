@@ -158,6 +158,25 @@ def test_a_result_near_the_limit_goes_without() -> None:
     assert [len(load_result(each)) for each in payloads] == [900, 700]
 
 
+def test_output_is_cut_to_what_a_large_result_leaves_room_for() -> None:
+    _, _, payloads = ran("""
+        def large(out, err, size):
+            print(out)
+            sys.stderr.write(err)
+            return bytes(size)
+        most = 1 << 20
+        outcomes = [run(large, "x" * 60_000, "y" * errors, most - 20_000, most=most) for errors in (0, 100, 60_000)]
+    """)
+    for payload in payloads:
+        out, err = output_of(payload)
+        first, _, rest = out.partition("\n")
+        assert "bytes came before; the worker's log" in first
+        assert 9_000 < len(rest) == rest.count("x") + 1
+        assert len(err) < 10_000 and err.endswith("y") == bool(err)
+        assert len(payload) <= 1 << 20
+        assert len(load_result(payload)) == (1 << 20) - 20_000
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize("ways", [(), ("json",)])
 def test_the_wish_is_no_part_of_the_arguments(as_json: bool, ways: Any) -> None:
