@@ -61,6 +61,10 @@ def needs_value(module_name: str, *, local: bool) -> bool:
     return local and is_local(module)
 
 
+_OTHER_SIDE_HAS = frozenset({"mep_sdk", "mep_wire", "mep_link", "cloudpickle", "msgspec"})
+"""Top-level names that every worker has: they are none of the person's own, even where they run from a checkout."""
+
+
 @functools.cache
 def _installed_under() -> tuple[str, ...]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
@@ -70,10 +74,34 @@ def _installed_under() -> tuple[str, ...]:
 
 @functools.cache
 def _is_local_file(name: str, file: str) -> bool:
-    if name.partition(".")[0] in ("mep_sdk", "mep_wire"):
-        return False  # the other side has these, even where they run from a checkout
+    top = name.partition(".")[0]
+    if top in _OTHER_SIDE_HAS:
+        return False
     parts = file.split("/")
-    return not (file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts)
+    if file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts:
+        return False
+    return top not in _installed_in(_root_of(name, file))
+
+
+def _root_of(name: str, file: str) -> Path:
+    """Return the directory, one of sys.path, from which a module of this name was imported."""
+    path = Path(file)
+    if path.name.startswith("__init__."):
+        path = path.parent
+    return path.parents[min(name.count("."), len(path.parents) - 1)]
+
+
+@functools.cache
+def _installed_in(root: Path) -> frozenset[str]:
+    """Return the names of what pip has installed into a directory of its own, as `pip install --target` does."""
+    found: set[str] = set()
+    for record in root.glob("*.dist-info/RECORD"):
+        try:
+            lines = record.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        found.update(line.partition(",")[0].partition("/")[0].partition(".")[0] for line in lines)
+    return frozenset(found)
 
 
 def is_local(module: ModuleType) -> bool:
