@@ -49,6 +49,8 @@ _CANCEL_ARRIVES_S = 5.0
 """How much of that a request on its way is given to arrive."""
 _SILENT_S = SILENT_S
 _LOOK_AGAIN_S = 1.0
+_NO_TOKEN = 401
+"""The HTTP status of a token that is unknown, revoked or past its time."""
 _JOIN_S = 2.0
 _MOST_LOADS = 16
 """Results that are loaded at a time where all of them take long."""
@@ -438,8 +440,18 @@ class Submitter:
             self._look_at(asked)
         except MepError as error:
             self._looking_fails = _trouble(error, self._looking_fails)
+            if error.http_status == _NO_TOKEN:
+                self._all_refused(error)
             raise
         self._looking_fails = None
+
+    def _all_refused(self, error: MepError) -> None:
+        """Fail what is pending: the token is no longer good, though a stream that was opened with it may still be."""
+        log.warning("the relay refuses this script's token: its tasks are given up here: %s", error)
+        with self._change:
+            groups = list(self._listeners)
+        for each in groups:
+            self._group_refused(each, error)
 
     def _look_at(self, asked: dict[str, TaskFuture[Any]]) -> None:
         told = self.client.statuses(list(asked), retry_for_s=0.0)

@@ -16,7 +16,7 @@ from mep_sdk.serialize import serialize_result
 from mep_sdk.status_poller import StatusPoller
 from mep_sdk.submitter import Submitter
 from mep_wire import api
-from mep_wire.errors import MepError, RelayUnavailable, RelayUnreachable
+from mep_wire.errors import MepError, RelayUnavailable, RelayUnreachable, TokenUnknown
 from mep_wire.states import TaskState
 from mep_wire.waits import USUAL, Wait, WaitCode
 from tests.unit.sdk.test_submitter_threads import Listener
@@ -240,3 +240,17 @@ def test_a_task_that_waits_for_its_arguments_says_so(session: Submitter) -> None
     session._deferred.add("a")
     assert future.reason_code == "ARGUMENTS_PENDING"
     assert "arguments" in future.reason
+
+
+def test_a_token_that_is_refused_ends_the_wait(
+    session: Submitter, relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stream may stay open, and bring nothing: shutdown() would wait for ever."""
+    (future,) = adopted(session, "ep", "sent")
+    monkeypatch.setattr(relay, "statuses", lambda *_, **__: (_ for _ in ()).throw(TokenUnknown()))
+    with pytest.raises(TokenUnknown):
+        session._look()
+    assert isinstance(future.exception(0), TokenUnknown)
+    assert "refuses this script's token" in caplog.text
+    session.stop(cancel_futures=False)
+    session.wait()
