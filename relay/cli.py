@@ -127,7 +127,7 @@ def _known(store: Store, username: str) -> Caller:
     caller = store.account_of(username)
     if caller is None:
         raise click.ClickException(
-            f"there is no user {username}; `mep-relay user list` shows who there is, `user add` adds one"
+            f"there is no user {username}; `mep-relay user list` lists all, `mep-relay user add` adds one"
         )
     return caller
 
@@ -155,6 +155,8 @@ def add(username: str, name: str, email: str, where: Where, *, as_json: bool) ->
                 f"there is a user {username} already; `mep-relay user token` makes a new token"
             ) from error
         token = _add_token(store, caller)
+    if "@" not in username:
+        click.echo(f"note: {username} has no domain; endpoints map names such as {username}@example.edu", err=True)
     answer = {"username": username, "account_id": caller.account_id, "identity_id": identity.id, "token": token}
     show(answer, token, as_json=as_json)
 

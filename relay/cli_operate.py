@@ -6,6 +6,8 @@ store. Called by the command line alone.
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 import uuid
 from collections.abc import Iterator
@@ -54,6 +56,13 @@ def _chunk_directory(where: Where) -> Path | None:
     """Return the directory of chunks, None where there is none, or where they are in a bucket."""
     chunks = where.settings().chunks
     return Path(chunks) if chunks.startswith("/") else None
+
+
+def _cannot_write(directory: Path, error: PermissionError) -> str:
+    """Return what to say of a backup's `directory` that this account can't write to."""
+    account = pwd.getpwuid(os.geteuid()).pw_name
+    mend = f"make one that it may: install -d -m 700 -o {account} DIRECTORY, and back up to DIRECTORY/NAME"
+    return f"{directory}: {error.strerror}: the backup is written by the account {account}; {mend}"
 
 
 @contextmanager
@@ -120,17 +129,22 @@ def check(where: Where, *, as_json: bool) -> None:
 def backup(directory: Path, where: Where, *, as_json: bool) -> None:
     """Write the database and the relay's keys into a new DIRECTORY. A relay may serve at the same time.
 
-    The backup holds everything that the relay must keep secret. As root the account mep-relay writes it.
+    The backup holds everything that the relay must keep secret. If root runs this, the account mep-relay writes it,
+    in a directory that this account must be able to write to.
 
     \b
     Example:
+      install -d -m 700 -o mep-relay -g mep-relay /var/backups/mep-relay
       mep-relay db backup /var/backups/mep-relay/2026-12-01
     """
     state = existing_state(where)
     with _said(state):
-        manifest = maintenance.back_up(
-            _database(state, where), state.directory, directory.absolute(), _chunk_directory(where)
-        )
+        try:
+            manifest = maintenance.back_up(
+                _database(state, where), state.directory, directory.absolute(), _chunk_directory(where)
+            )
+        except PermissionError as error:
+            raise click.ClickException(_cannot_write(directory.absolute().parent, error)) from error
     text = f"{directory}: {len(manifest.files)} files, schema version {manifest.schema}"
     show(msgspec.to_builtins(manifest), text, as_json=as_json)
 
@@ -153,7 +167,7 @@ def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
         state.lock()
         database = _database(state, where)
         if database.version() and not replace:
-            raise click.ClickException("there is a database already: --replace gives it up")
+            raise click.ClickException("there is a database already: --replace gives it up for the backup")
         manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(where))
         database.upgrade()
     click.echo(f"restored the state of {_time(manifest.at)}", err=True)
@@ -181,7 +195,7 @@ def _account(store: Store, username: str) -> str:
 
 @click.group(short_help="List and cancel tasks.")
 def task() -> None:
-    """Tasks of everybody."""
+    """All people's tasks."""
 
 
 @task.command(name="list", short_help="List tasks, the newest first.")
@@ -217,7 +231,9 @@ def list_tasks(where: Where, username: str, endpoint_id: str, limit: int, *, end
 @state_option
 @json_option
 def cancel_tasks(task_id: tuple[str, ...], where: Where, *, as_json: bool) -> None:
-    """Cancel tasks of anybody: waiting ones at once, running ones by their user endpoint.
+    """Cancel anyone's tasks: waiting ones at once, running ones by their user endpoint.
+
+    Exits with 1 if a task isn't known here.
 
     \b
     Example:
@@ -230,7 +246,11 @@ def cancel_tasks(task_id: tuple[str, ...], where: Where, *, as_json: bool) -> No
             raise click.BadParameter(f"{one} is not a UUID") from error
     answer = _ask(where, "cancel", ids=list(task_id))
     text = f"{answer['cancelled']} cancelled, {answer['asked']} being cancelled, {answer['ended']} had ended"
+    if answer["unknown"]:
+        text += f", {answer['unknown']} not known here: `mep-relay task list --all` shows the tasks"
     show(answer, text, as_json=as_json)
+    if answer["unknown"]:
+        raise SystemExit(1)
 
 
 @click.command(short_help="Show waiting and running tasks by user endpoint.")
@@ -300,12 +320,12 @@ def _ask(where: Where, what: str, **fields: Any) -> dict[str, Any]:
     return answer
 
 
-@click.command(short_help="Have the relay refuse new tasks.")
+@click.command(short_help="Make the relay refuse new tasks.")
 @click.option("--off", is_flag=True, help="Take new tasks again.")
 @state_option
 @json_option
 def drain(where: Where, *, off: bool, as_json: bool) -> None:
-    """Have the relay refuse new tasks, and be not ready, while it finishes those that it has.
+    """Make the relay refuse new tasks, and report that it isn't ready, while it finishes those that it has.
 
     Clients try again by themselves, so nothing is lost if the relay is restarted then.
 
@@ -315,7 +335,8 @@ def drain(where: Where, *, off: bool, as_json: bool) -> None:
       mep-relay drain --off
     """
     answer = _ask(where, "drain", on=not off)
-    text = "takes new tasks" if off else "refuses new tasks until it is restarted, or `mep-relay drain --off`"
+    refuses = "The relay refuses new tasks until `mep-relay drain --off`, or until it is restarted."
+    text = "The relay takes new tasks." if off else refuses
     show(answer, text, as_json=as_json)
 
 

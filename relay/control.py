@@ -97,11 +97,17 @@ class Control:
         return {"removed": endpoint_id}
 
     async def _cancel(self, asked: Asked) -> dict[str, Any]:
-        found = self._store.briefs([uuid.UUID(one).bytes for one in asked.ids])
+        ids = {uuid.UUID(one).bytes for one in asked.ids}
+        found = self._store.briefs(list(ids))
         open_ = [task for task in found if not task.state.is_terminal]
         away = await self._dispatcher.cancel(open_)
         logger.info("tasks were cancelled on this host", tasks=len(open_))
-        return {"cancelled": len(open_) - len(away), "asked": len(away), "ended": len(found) - len(open_)}
+        return {
+            "cancelled": len(open_) - len(away),
+            "asked": len(away),
+            "ended": len(found) - len(open_),
+            "unknown": len(ids) - len(found),
+        }
 
 
 def ask(path: Path, what: str, *, on: bool = False, ids: list[str] | None = None) -> dict[str, Any]:

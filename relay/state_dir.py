@@ -208,7 +208,7 @@ class StateDir:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise StateRefused(f"another mep-relay serves {self.directory}") from error
+            raise StateRefused(f"another mep-relay serves {self.directory}: stop that one first") from error
         return descriptor
 
     def keys(self) -> Keys:

@@ -236,6 +236,9 @@ def test_root_becomes_mep_relay_before_anything_is_opened(open_directory: Path, 
         assert relay.request("GET", "/v2/version")[0] == 200
         owners = {(name.stat().st_uid, name.stat().st_gid) for name in [relay.state, *relay.state.iterdir()]}
         assert owners == {(account.pw_uid, account.pw_gid)}
+        (open_directory / "of-root").mkdir()
+        refused = relay.cli("db", "backup", str(open_directory / "of-root" / "saved"), check=False)
+        assert (refused.returncode, "install -d -m 700 -o mep-relay" in refused.stderr) == (1, True)
 
 
 @pytest.mark.root

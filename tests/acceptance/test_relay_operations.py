@@ -209,7 +209,9 @@ def test_tasks_queues_and_storage_are_shown_and_tasks_cancelled(relay: RelayProc
     (stored,) = [one for one in json.loads(relay.cli("storage", "--json").stdout) if one["owner"] == alice.username]
     assert stored["bytes"] >= 3000
     told = json.loads(relay.cli("task", "cancel", *ids[:2], "--json").stdout)
-    assert told == {"cancelled": 2, "asked": 0, "ended": 0}
+    assert told == {"cancelled": 2, "asked": 0, "ended": 0, "unknown": 0}
+    wrong = relay.cli("task", "cancel", "01977f5e-0000-7000-8000-000000000000", check=False)
+    assert (wrong.returncode, "1 not known here" in wrong.stdout) == (1, True)
     assert alice.task(ids[0])["code"] == "TASK_CANCELLED"
     assert relay.cli("task", "list", "--user", alice.username).stdout.count("\n") == 1
     everything = relay.cli("task", "list", "--user", alice.username, "--endpoint", lab.endpoint_id, "--all").stdout
