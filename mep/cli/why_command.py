@@ -34,7 +34,7 @@ ANSWER_S = 15.0
 JOURNAL_S = 30.0
 _JOURNALCTL = "/usr/bin/journalctl"
 _LONGEST_ID = 64
-_ID = re.compile(r"[\w.:-]{1,64}")
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @click.command(
@@ -46,18 +46,19 @@ _ID = re.compile(r"[\w.:-]{1,64}")
 @click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_name)
 @json_option
 def why(about: str, name: str | None, as_json: bool) -> None:
-    """Tell the story of ID, the cause first.
+    """Tell what happened to ID, the cause first.
 
-    ID is what the person quotes: a correlation id, the id of a task, or that of a user endpoint. The story comes from
-    the relay (through this endpoint's link), monitor, mapper, keeper and user endpoint, and from the stderr of failed
-    blocks. Without NAME every endpoint that is configured here is looked through. Exits with 1 if none knows ID.
+    ID is the one that the person quotes: a correlation id, the id of a task, or that of a user endpoint. The story
+    comes from the relay (through this endpoint's link), monitor, mapper, keeper and user endpoint, and from the stderr
+    of failed blocks. Without NAME, every endpoint that is configured here is searched. Exits with 1 if none knows ID.
     """
     from mep.cli.story import text_of
     from mep.config.paths import here, list_names
 
     about = about.strip().lower()
     if not _ID.fullmatch(about):
-        raise CliFailed(f"{about[:_LONGEST_ID]}: not an id: give the correlation id or the task's id", Exit.USAGE)
+        give = "give a correlation id, or the id of a task or a user endpoint"
+        raise CliFailed(f"{about[:_LONGEST_ID]}: not an id: {give}", Exit.USAGE)
     names = [name] if name is not None else list_names(here())
     if not names:
         raise CliFailed("no endpoint is configured here", Exit.CONFIG)
