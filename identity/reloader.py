@@ -138,7 +138,9 @@ class Reloader:
         self._files = files
         previous, self._chain = self._chain, chain
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall_clock()))
-        self.status = ReloaderStatus(f"{self._path}: {len(chain.descriptions)} documents, loaded {now}", "")
+        count = len(chain.descriptions)
+        documents = "1 document" if count == 1 else f"{count} documents"
+        self.status = ReloaderStatus(f"{self._path}: {documents}, loaded {now}", "")
         _log.info("mapping loaded: %s", self.status.loaded)
         if previous:
             previous.close()

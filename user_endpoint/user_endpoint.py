@@ -412,7 +412,7 @@ class UserEndpoint:
     def drain(self) -> None:
         """Accept no further tasks, let the running ones finish, and end. Tasks that have not begun wait."""
         if self.stopping is None:
-            self.stop("STOPPED", "the site's administrators let it run empty", grace_s=math.inf)
+            self.stop("STOPPED", "the site's administrators are draining it", grace_s=math.inf)
             if self.link is not None and self.link.welcomed:
                 self.link.send(messages.Credit(grant=0, worker_python=self._engine.worker_python, trouble=DRAINING))
 

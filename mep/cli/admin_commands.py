@@ -65,7 +65,7 @@ def stop_some(where: EndpointPaths, user: str | None, uep: str | None, message: 
     epilog=epilog('mep drain site --message "maintenance until 18:00"', "mep drain site --user alice"),
 )
 @name_argument
-@click.option("--user", metavar="USER", help="For this account alone.")
+@click.option("--user", metavar="USER", help="Only for this account.")
 @_message_option
 @click.option("--refuse", is_flag=True, help="Let waiting tasks fail with the message; otherwise they wait.")
 @json_option
@@ -83,18 +83,18 @@ def drain(name: str, user: str | None, message: str, refuse: bool, as_json: bool
     account, _ = _account(user)
     _checked_message(message)
     count = _restrict(where, AdminDrain(int(refuse), account, message), RestrictionKind.DRAIN, refuse=refuse)
-    whom = f"account {account}" if account else "everybody"
-    running = f" User endpoints that finish their tasks and end: {count}." if count else ""
-    text = f"Endpoint {where.name} starts nothing new for {whom}.{running}"
+    running = f" User endpoints that end after their running tasks: {count}." if count else ""
+    undo = f"mep undrain {where.name}" + (f" --user {account}" if account else "")
+    text = f"Endpoint {where.name} starts nothing new for {account or 'anyone'} until `{undo}`.{running}"
     emit({"name": where.name, "local_user": account, "draining": count}, text, as_json=as_json)
 
 
-@click.command(short_help="Take a drain back.", epilog=epilog("mep undrain site", "mep undrain site --user alice"))
+@click.command(short_help="End a drain.", epilog=epilog("mep undrain site", "mep undrain site --user alice"))
 @name_argument
-@click.option("--user", metavar="USER", help="The drain of this account alone.")
+@click.option("--user", metavar="USER", help="Only the drain of this account.")
 @json_option
 def undrain(name: str, user: str | None, as_json: bool) -> None:
-    """Let endpoint NAME start user endpoints again. Waiting tasks are asked for at once."""
+    """End a drain: let endpoint NAME start user endpoints again. The relay asks for waiting starts at once."""
     from mep.boundary.messages import AdminUndrain
     from mep.boundary.restrictions import RestrictionKind
 
@@ -102,7 +102,8 @@ def undrain(name: str, user: str | None, as_json: bool) -> None:
     require_endpoint(where)
     account, _ = _account(user)
     removed = _release(where, AdminUndrain(account), RestrictionKind.DRAIN, account)
-    text = f"Endpoint {where.name} starts user endpoints again." if removed else "There was no such drain."
+    drained = f"account {account} at endpoint {where.name}" if account else f"endpoint {where.name}"
+    text = f"The drain of {drained} has ended." if removed else f"There was no drain of {drained}."
     emit({"name": where.name, "local_user": account, "removed": bool(removed)}, text, as_json=as_json)
 
 
@@ -127,11 +128,12 @@ def ban(name: str, user: str, message: str, as_json: bool) -> None:
     account, uid = _account(user)
     _checked_message(message)
     count = _restrict(where, AdminBan(uid, account, message), RestrictionKind.BAN, refuse=True)
-    text = f"Endpoint {where.name} is closed to {account}. User endpoints ended: {count}."
+    undo = f"mep unban {where.name} {account}"
+    text = f"Endpoint {where.name} is closed to {account} until `{undo}`. User endpoints ended: {count}."
     emit({"name": where.name, "local_user": account, "ended": count}, text, as_json=as_json)
 
 
-@click.command(short_help="Take a ban back.", epilog=epilog("mep unban site mallory"))
+@click.command(short_help="End a ban.", epilog=epilog("mep unban site mallory"))
 @click.argument("name")
 @click.argument("user")
 @json_option
@@ -147,7 +149,11 @@ def unban(name: str, user: str, as_json: bool) -> None:
     except CliFailed:
         account = user
     removed = _release(where, AdminUnban(account), RestrictionKind.BAN, account)
-    text = f"Endpoint {where.name} is open to {account} again." if removed else f"{account} was not banned."
+    text = (
+        f"Endpoint {where.name} is open to {account} again."
+        if removed
+        else f"{account} was not banned at endpoint {where.name}."
+    )
     emit({"name": where.name, "local_user": account, "removed": bool(removed)}, text, as_json=as_json)
 
 
@@ -155,9 +161,9 @@ def unban(name: str, user: str, as_json: bool) -> None:
 @name_argument
 @json_option
 def reload(name: str, as_json: bool) -> None:  # the command's name
-    """Have endpoint NAME read its configuration again, as at SIGHUP, and say what came of it.
+    """Have endpoint NAME read its configuration again, as at SIGHUP, and say whether it is in force.
 
-    Exits with 9 if the configuration is refused; the former one stays in force.
+    Exits with 9 if the configuration is refused; the earlier one stays in force.
     """
     from mep.boundary.messages import AdminReload
     from mep.cli.admin_client import AdminClient

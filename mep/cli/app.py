@@ -30,6 +30,7 @@ from mep.cli.why_command import why
         "mep start site --detach",
         "mep status site",
         'eval "$(_MEP_COMPLETE=bash_source mep)"     # shell completion; also zsh_source, fish_source',
+        status=True,
     ),
 )
 @click.version_option(__version__, "-V", "--version", prog_name="mep")

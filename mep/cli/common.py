@@ -18,7 +18,7 @@ import click
 
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.text import printable
-from mep.cli.exit_codes import EXIT_TEXT, CliFailed, Exit
+from mep.cli.exit_codes import EXIT_TEXT, STATUS_EXIT_TEXT, CliFailed, Exit
 from mep.cli.globus_commands import suggestion_for
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ def token_option(command: _F) -> _F:
     )(command)
 
 
-def epilog(*examples: str) -> str:
-    """Return the end of a help page: examples and exit codes."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) + "\n\n" + EXIT_TEXT
+def epilog(*examples: str, status: bool = False) -> str:
+    """Return the end of a help page: examples and exit codes, with `status` also those that only `mep status` has."""
+    exits = EXIT_TEXT + (STATUS_EXIT_TEXT if status else "")
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) + "\n\n" + exits
 
 
 def locate(name: str) -> tuple[EndpointPaths, Roots]:
@@ -138,16 +139,18 @@ def _name_of(roots: Roots, name: str) -> str:
 def read_token(token_file: str | None) -> str:
     """Return the access token from a file, MEP_TOKEN or a prompt, never an argument. Raises CliFailed."""
     if token_file is not None:
-        token = _token_from_file(token_file)
+        token, source = _token_from_file(token_file), {"-": "standard input"}.get(token_file, token_file)
     elif "MEP_TOKEN" in os.environ:
-        token = os.environ["MEP_TOKEN"]
+        token, source = os.environ["MEP_TOKEN"], "MEP_TOKEN"
     elif sys.stdin.isatty():
-        token = click.prompt("Access token at the relay", hide_input=True, err=True)
+        token, source = click.prompt("Access token at the relay", hide_input=True, err=True), "the answer"
     else:
         raise CliFailed("no access token: give --token-file FILE, or set MEP_TOKEN", Exit.USAGE)
     token = token.strip("\ufeff").strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise CliFailed("the access token is empty or has invalid characters", Exit.USAGE)
+    if not token:
+        raise CliFailed(f"{source} is empty: put the access token from the relay's operator there", Exit.USAGE)
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise CliFailed(f"{source} holds more than an access token: leave nothing else in it", Exit.USAGE)
     return token
 
 

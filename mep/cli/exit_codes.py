@@ -31,10 +31,14 @@ Exit codes:
   5  the relay cannot be reached or refuses
   6  it did not happen in time
   7  not permitted to this account
+"""
+"""The exit codes that every command has, for its help."""
+STATUS_EXIT_TEXT = """\
   8  (status) it runs, and its link to the relay is down
   9  (status) it runs, and its mapping or its configuration was refused when last read
   10 (status) it runs, and the mapping or the account of a user endpoint was not confirmed for too long
 """
+"""Those that only `mep status` has."""
 
 
 class CliFailed(Exception):

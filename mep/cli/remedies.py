@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -12,10 +13,15 @@ _PLACE = re.compile(r"(/[^:\n]+?)(?::(\d+))?: ")
 
 
 def with_command(text: str) -> str:
-    """Return a finding that begins with FILE or FILE:LINE with an editor's command, unless it has a command."""
+    """Return a finding that begins with FILE or FILE:LINE with an editor's command, unless it has a command.
+
+    No editor helps an account that may not read the file.
+    """
     place = _PLACE.match(text)
     if place is None or _HAS_ONE.search(text) or not Path(place[1]).is_file():
         return text
+    if not os.access(place[1], os.R_OK):
+        return f"{text}; run this as root, or as the account that owns the file"
     line = f"+{place[2]} " if place[2] else ""
     return f"{text}; run: vi {line}{shlex.quote(place[1])}"
 

@@ -41,7 +41,9 @@ def list_endpoints(as_json: bool) -> None:
     emit_rows(rows, columns, as_json=as_json, empty=empty)
 
 
-@click.command(short_help="Show the state of an endpoint.", epilog=epilog("mep status site", "mep status site --json"))
+@click.command(
+    short_help="Show the state of an endpoint.", epilog=epilog("mep status site", "mep status site --json", status=True)
+)
 @name_argument
 @click.option("-w", "--wide", is_flag=True, help="Don't fit the text to the terminal's width.")
 @json_option

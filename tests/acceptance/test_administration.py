@@ -211,6 +211,8 @@ def test_an_ordinary_account_reads_not_permitted_and_nothing_else(day: Day) -> N
         assert said.startswith("mep: not permitted"), said
         assert "running" not in said.replace("run this", "")
         assert "registered" not in said
+    said = day.run("map", "site", "--identity", "bob@example.edu", by=bob, expect=4)
+    assert "config.yaml: Permission denied; run this as root" in said
 
 
 def test_stop_one_user_endpoint(day: Day) -> None:
@@ -260,7 +262,8 @@ def test_a_drain_that_refuses_tells_the_person_the_message(day: Day) -> None:
     assert error.code == EndpointDraining.code
     assert "your queue is closed. Submit again later." in str(error)
     assert day.result("alice")  # it is bob's alone
-    day.run("undrain", "site", "--user", bob)
+    assert f"The drain of account {bob} at endpoint site has ended." in day.run("undrain", "site", "--user", bob)
+    assert "There was no drain of endpoint site." in day.run("undrain", "site")
     assert day.result("bob")
 
 
@@ -275,6 +278,7 @@ def test_a_ban_ends_what_runs_and_is_kept(day: Day) -> None:
         with pytest.raises(AccountBanned, match="ticket 4711"):
             running.result(timeout=RESULT_S)
     until("it is gone", lambda: not day.of("bob"))
+    assert f"until `mep unban site {bob}`" in said
     error = refusal(day, "bob")
     assert error.code == AccountBanned.code
     assert "see ticket 4711" in str(error)

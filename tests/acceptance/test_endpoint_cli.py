@@ -476,6 +476,7 @@ def test_every_command_has_help_with_examples(mep: Cli, command: str) -> None:
     said = mep(command, "--help").stdout
     assert "Examples:" in said
     assert "Exit codes:" in said
+    assert ("(status)" in said) == (command == "status")
 
 
 def test_shell_completion_knows_commands_and_endpoints(site: Cli) -> None:

@@ -118,7 +118,7 @@ def test_a_callout_that_others_may_write_is_refused_while_it_runs(site: Cli) -> 
     until("a mapping without a problem", lambda: not status(site)["mapping_problem"])
     site("check", "site")
     replace(mapping(site), json.dumps(document()))
-    until("the mapping in the status", lambda: "1 documents" in status(site)["mapping"])
+    until("the mapping in the status", lambda: "1 document," in status(site)["mapping"])
 
 
 def test_a_file_that_the_mapping_names(site: Cli) -> None:

@@ -23,6 +23,7 @@ from identity.tracked_files import Files
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
 from mep.cli.common import read_token
+from mep.cli.exit_codes import CliFailed
 from mep.config.parser import read_document
 from mep.config.template_bundle import read_environment, read_schema, read_templates
 from mep.config.template_files import read_trusted
@@ -77,6 +78,9 @@ def test_mapping_in_yaml(written: Write) -> None:
 
 def test_token_files(written: Write) -> None:
     assert read_token(str(written("token", "mep_secret\n"))) == "mep_secret"
+    for content, said in (("\n", "token is empty"), ("mep_a mep_b\n", "token holds more than an access token")):
+        with pytest.raises(CliFailed, match=said):
+            read_token(str(written("token", content)))
     file = written("client.toml", f'relay_url = "{URL}"\ntoken = "secret"\n')
     assert find_settings(environ={}, file=file).token == "secret"
 

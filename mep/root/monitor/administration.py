@@ -41,7 +41,7 @@ _RECORD_BYTES = 512
 _UEP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GOOD_ENDS = frozenset({"", "IDLE", "STOPPED"})
 _NO_REASON = {
-    RestrictionKind.DRAIN: "its administrators let it run empty",
+    RestrictionKind.DRAIN: "its administrators are draining it",
     RestrictionKind.BAN: "they gave no reason",
 }
 

@@ -63,7 +63,7 @@ def name(reloader: Reloader) -> str:
 def test_nothing_changed(path: pathlib.Path) -> None:
     reloader = follow(path, wall_clock=lambda: 0)
     chain = reloader.chain
-    assert reloader.status.loaded == f"{path}: 1 documents, loaded 1970-01-01T00:00:00Z"
+    assert reloader.status.loaded == f"{path}: 1 document, loaded 1970-01-01T00:00:00Z"
     assert not settled(reloader)
     assert reloader.chain is chain
 

@@ -108,7 +108,7 @@ def test_the_person_reads_why_a_start_came_to_nothing() -> None:
             uep_id="u", outcome="unavailable", code="SITE_BUSY", text="The site is full.", correlation_id=""
         )
         scene.dispatcher.starts.answered(scene.manager, busy)
-        assert scene.why.text.startswith("The site is full. The relay asks for it again in ")
+        assert scene.why.text.startswith("The site is full. The relay asks the site again in ")
 
     asyncio.run(run())
 
