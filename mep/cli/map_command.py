@@ -140,6 +140,8 @@ def _text(verdict: MappingVerdict, site: Site, *, verbose: bool) -> str:
         lines.append(f"Policy        {_policy(site)}")
     if verdict.problem and verdict.ruling.stage:
         lines.append(f"Refused       {verdict.problem} (a start would end at stage {verdict.ruling.stage})")
+        if user is not None and user.name in site.banned:
+            lines.append(f"Banned        until `mep unban {site.endpoint} {user.name}`")
     elif verdict.problem:
         lines.append(f"Not known     {verdict.problem}")
     else:

@@ -57,6 +57,8 @@ class Site:
     domains: AllowedDomains = ANY_DOMAIN
     own_accounts: tuple[str, ...] = ()
     """The accounts of this host's endpoints; if empty, the default ones."""
+    banned: tuple[str, ...] = ()
+    """The accounts that `mep ban` has added to the policy."""
 
     def rules(self) -> AccountRules:
         """Return the rules that decide whether an account may be used here."""
@@ -109,7 +111,7 @@ def endpoint_site(name: str) -> Site:
     from mep.boundary.errors import ConfigRefused
     from mep.cli.common import locate
     from mep.config.registration import read_registration
-    from mep.config.resolver import read_config
+    from mep.config.resolver import policy_in_force, read_config
     from mep.config.system_accounts import own_accounts
     from mep.config.template_bundle import find_file
 
@@ -124,9 +126,13 @@ def endpoint_site(name: str) -> Site:
     file = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     pam = options.pam.service_name if options.pam.enable else ""
     hook = options.pre_start_hook.path or ""
-    policy, own = Policy(**asdict(options.policy)), tuple(own_accounts(roots, options))
+    policy = Policy(**asdict(options.policy))
+    if os.geteuid() == 0:  # who alone can read the bans, and check an account
+        policy = policy_in_force(where, options)
+    banned = tuple(name for name in policy.denied_users if name not in options.policy.denied_users)
+    own = tuple(own_accounts(roots, options))
     domains = AllowedDomains(options.allowed_domains, options.excluded_domains)
-    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, domains, own)
+    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, domains, own, banned)
 
 
 def become_mapper(site: Site) -> str:

@@ -113,7 +113,7 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: boo
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
         user_environment_path=_search_path(document, multi_user=multi_user),
         own_accounts=own_accounts(roots, options),
-        policy=_policy(where, options),
+        policy=policy_in_force(where, options),
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, warnings, multi_user=multi_user),
@@ -151,8 +151,8 @@ def _recheck_max_age(where: EndpointPaths, options: EndpointOptions) -> float:
     return options.recheck_max_age_s
 
 
-def _policy(where: EndpointPaths, options: EndpointOptions) -> Policy:
-    """Return the policy of config.yaml, with the accounts that `mep ban` has added."""
+def policy_in_force(where: EndpointPaths, options: EndpointOptions) -> Policy:
+    """Return the policy of config.yaml, with the accounts that `mep ban` has added. Raises ConfigRefused."""
     policy = Policy(**asdict(options.policy))
     try:
         banned = banned_accounts(str(where.state_dir))

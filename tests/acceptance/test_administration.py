@@ -279,6 +279,9 @@ def test_a_ban_ends_what_runs_and_is_kept(day: Day) -> None:
             running.result(timeout=RESULT_S)
     until("it is gone", lambda: not day.of("bob"))
     assert f"until `mep unban site {bob}`" in said
+    mapped = day.run("map", "site", "--identity", "bob@example.edu", expect=1)
+    assert f"Refused       {bob} is in denied_users" in mapped
+    assert f"Banned        until `mep unban site {bob}`" in mapped
     error = refusal(day, "bob")
     assert error.code == AccountBanned.code
     assert "see ticket 4711" in str(error)
@@ -286,6 +289,7 @@ def test_a_ban_ends_what_runs_and_is_kept(day: Day) -> None:
     day.mep("restart", "site")
     assert "ticket 4711" in str(refusal(day, "bob"))
     day.run("unban", "site", bob)
+    assert "Usable        yes" in day.run("map", "site", "--identity", "bob@example.edu")
     assert day.result("bob")
     assert day.audit("ban")[-1]["local_user"] == bob
 
