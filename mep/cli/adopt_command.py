@@ -65,6 +65,8 @@ def adopt(
     value = {**setup_commands.registered_value(where, registration), "config_dir": str(where.config_dir), "keys": fates}
     emit(value, setup_commands.registered_text(where, registration), as_json=as_json)
     setup_commands.check_endpoint(where.name, quiet=as_json)
+    if not as_json:
+        click.echo(f"Next: mep start {where.name} --detach")
 
 
 def _line(one: KeyFate) -> str:

@@ -188,7 +188,7 @@ def _config(
         result.note("multi_user", "added", "an endpoint of root's serves many people")
     if relay_url is not None:
         result.values["relay_url"] = relay_url
-        result.note("relay_url", "added", "of --relay")
+        result.note("relay_url", "added", "from --relay")
 
 
 def _key(source: Source, key: str, value: Any, result: Adopted) -> None:

@@ -392,7 +392,7 @@ def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False, tho
         warn(value["warnings"])
     if quiet:
         return
-    found = "warned of; no error found" if value["warnings"] else "no problem found"
+    found = "no error found; see the warnings" if value["warnings"] else "no problem found"
     emit(value, f"{where.config_dir}: {found}\n{text}", as_json=as_json)
 
 

@@ -55,6 +55,7 @@ def test_an_adopted_directory_passes_check_and_keeps_its_id(mep: Cli, directory:
     said = mep("adopt", str(directory)).stdout
     assert f"is registered: {id_of(directory)}" in said
     assert "error found" in said or "no problem found" in said
+    assert said.endswith("Next: mep start site --detach\n")
     assert "kept     display_name" in said
     assert "added    quoting" in said
     assert mep.json("check", "site")["endpoint_id"] == id_of(directory)
