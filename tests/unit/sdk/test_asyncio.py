@@ -32,6 +32,9 @@ class Inline:
     def look_soon(self) -> None:
         pass
 
+    def held_up(self, _: str) -> None:
+        """Nothing does."""
+
 
 def made(canceller: Inline | None = None) -> TaskFuture[Any]:
     return TaskFuture("t", "g", canceller or Inline())  # type: ignore[arg-type]

@@ -24,6 +24,9 @@ class Inline:
     def look_soon(self) -> None:
         pass
 
+    def held_up(self, _: str) -> None:
+        """Nothing does."""
+
 
 class Bar:
     """A bar as tqdm's, which keeps what it was told."""
