@@ -17,9 +17,10 @@ from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
 from mep_sdk.foreign_code import attempt
 from mep_sdk.http import RETRY_FOR_S, SILENT_S, Retrying, Transport
+from mep_sdk.login_settings import client_settings
 from mep_sdk.result_decoding import settle, state_of
 from mep_sdk.serialize import serialize_function
-from mep_sdk.settings import ClientSettings, find_settings
+from mep_sdk.settings import ClientSettings
 from mep_sdk.strategies import Strategylike
 from mep_sdk.task_options import Deadline
 from mep_sdk.version import __version__
@@ -50,6 +51,7 @@ class Client:
         relay_url: str | None = None,
         token: str | None = None,
         *,
+        profile: str | None = None,
         allow_insecure: bool = False,
         retry_for_s: float = RETRY_FOR_S,
         code_serialization_strategy: Strategylike | None = None,
@@ -57,17 +59,23 @@ class Client:
         do_version_check: bool = False,
         **unrecognized: Any,
     ) -> None:
-        """Find relay and token in the arguments, MEP_RELAY_URL and MEP_TOKEN, or ~/.mep/client.toml.
+        """Find relay and token in the arguments, MEP_RELAY_URL and MEP_TOKEN, ~/.mep/client.toml, or a stored login.
+
+        `profile` names a login that `mep-sdk login` made, as MEP_PROFILE does. MEP_CLIENT_ID and MEP_CLIENT_SECRET are
+        those of a service, which gets its tokens by itself.
 
         The two strategies, by name or as in mep_sdk.serialize, say how functions and arguments are serialized where an
         endpoint accepts only some ways, e.g. "JSONData". `do_version_check` calls `version_check`.
         `allow_insecure` permits plain http to a machine other than this one. Other keywords, as older
-        scripts pass them, are named in a warning. Raises NotConfigured, InsecureRelay, SettingsFileUnsafe.
+        scripts pass them, are named in a warning. Raises NotConfigured, ProfileUnknown, InsecureRelay and
+        SettingsFileUnsafe.
         """
         for name in unrecognized:
             warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=2)
         checks.check_seconds("retry_for_s", retry_for_s, RETRY_FOR_S)
-        self.settings: ClientSettings = find_settings(relay_url, token, allow_insecure=allow_insecure)
+        self.settings: ClientSettings = client_settings(
+            relay_url, token, profile=profile, allow_insecure=allow_insecure
+        )
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
         if do_version_check:
@@ -81,8 +89,8 @@ class Client:
         self.transport.close()
 
     def logout(self) -> None:
-        """Forget the token: later calls raise NotConfigured. Variables and files that hold it stay as they are, and the
-        relay's operator revokes it."""
+        """Forget the token: later calls raise NotConfigured. A login of `mep-sdk login` ends: its file is removed, and
+        the relay revokes its tokens. Other variables and files stay as they are."""
         self.transport.log_out()
         self.settings = self.transport.settings
 

@@ -100,6 +100,27 @@ class SettingsFileUnsafe(MepError):
     http_status = 400
 
 
+class ProfileUnknown(MepError):
+    """There is no login called {name} on this machine (known: {known}). Run: mep-sdk login --profile {name}"""
+
+    code = "PROFILE_UNKNOWN"
+    http_status = 400
+
+
+class LoginRefused(MepError):
+    """The login to {url} did not succeed: {reason}"""
+
+    code = "LOGIN_REFUSED"
+    http_status = 401
+
+
+class LoginOver(MepError):
+    """The login to {url} is over: {reason} Run: mep-sdk login --profile {profile}"""
+
+    code = "LOGIN_OVER"
+    http_status = 401
+
+
 class RelayAnswerInvalid(MepError):
     """{url} did not answer as a relay does: {reason}. Check the address, and any proxy on the way."""
 

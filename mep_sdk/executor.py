@@ -125,13 +125,14 @@ class Executor(concurrent.futures.Executor):
         priority: int = 0,
         relay_url: str | None = None,
         token: str | None = None,
+        profile: str | None = None,
         allow_insecure: bool = False,
         lost_relay_timeout_s: float = LOST_RELAY_TIMEOUT_S,
         progress: Any = False,
         stream_output: bool = False,
         **unrecognized: Any,
     ) -> None:
-        """Make an executor for `endpoint_id`; `client` (or `relay_url` and `token`) says through which relay.
+        """Make an executor for `endpoint_id`; `client` (or `relay_url`, `token`, `profile`) says through which relay.
 
         `batch_size` is the most tasks in one request; `walltime_s` how long a worker lets a task run.
         `max_attempts`: how often a task may be begun where what runs it dies (worker, node, process); the endpoint
@@ -143,14 +144,14 @@ class Executor(concurrent.futures.Executor):
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
         `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
-        for `progress=True` without tqdm or a `client` beside `relay_url` or `token`.
+        for `progress=True` without tqdm or a `client` beside `relay_url`, `token` or `profile`.
         """
         _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
-        if client is not None and (relay_url is not None or token is not None):
-            raise ValueError("pass either client=..., or relay_url=... and token=..., not both")
+        if client is not None and any(each is not None for each in (relay_url, token, profile)):
+            raise ValueError("pass either client=..., or relay_url=... and token=..., or profile=..., not both")
         self._made_client = client is None
-        self.client = client or Client(relay_url, token, allow_insecure=allow_insecure)
+        self.client = client or Client(relay_url, token, profile=profile, allow_insecure=allow_insecure)
         self.endpoint_id, self.container_id, self.task_group_id = endpoint_id, container_id, task_group_id
         self.resource_specification, self.user_endpoint_config = resource_specification, user_endpoint_config
         self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts

@@ -24,7 +24,7 @@ from mep_sdk.connection import CONNECT_TIMEOUT_S, Proxy, proxy_for, tls_context
 from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.settings import ClientSettings
 from mep_wire import api
-from mep_wire.errors import MepError, NotConfigured, RelayUnreachable, rebuild
+from mep_wire.errors import MepError, NotConfigured, RelayUnreachable, TokenUnknown, rebuild
 from mep_wire.text import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ class Transport:
 
     def __init__(self, settings: ClientSettings, *, retry_for_s: float = RETRY_FOR_S) -> None:
         self.settings, self.retry_for_s = settings, retry_for_s
+        self._logged_out = False
         self._headers = {
-            "Authorization": f"Bearer {settings.token}",
             "Accept": api.MSGPACK,
             "User-Agent": "mep-sdk",
         }
-        self._connections: _Connections | None = None
+        self._connections: Connections | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._unreachable = False
@@ -123,18 +123,23 @@ class Transport:
         nothing for `silent_s` seconds is not tried again within SILENT_S. Raises RelayUnreachable after that;
         RelayAnswerInvalid; else the error that the relay answered.
         """
-        if "Authorization" not in self._headers:
+        if self._logged_out:
             raise NotConfigured(what="A token", remedy="This client has logged out: make a new one.")
         started = time.monotonic()
         allowed_s = self.retry_for_s if retry_for_s is None else retry_for_s
         backoff = Backoff(_FIRST_PAUSE_S)
         met: set[str] = set()
+        refused = ""
         while True:
             at_least_s = 0.0
             try:
-                answer = self._once(method, path, body, silent_s)
+                bearer = self._bearer(refused)
+                answer = self._once(method, path, body, bearer, silent_s)
+            except RelayUnreachable as error:  # for another token
+                failure: MepError = error
+                self._say_unreachable(error, backoff.attempts + 1)
             except (OSError, _http_error()) as error:
-                failure: MepError = self._give_up(error, started)
+                failure = self._give_up(error, started)
                 silent = silent_s <= SILENT_S and _is_timeout(error)
                 if silent or type(_root(error)).__name__ == "SSLCertVerificationError":
                     raise failure from error
@@ -145,6 +150,9 @@ class Transport:
                     self._say_taken(met)
                     return answer.body
                 failure = self._error(answer, path)
+                if isinstance(failure, TokenUnknown) and self.settings.source is not None and not refused:
+                    refused = bearer
+                    continue
                 if answer.status not in _RETRIED:
                     raise failure
                 at_least_s = answer.retry_after_s()
@@ -167,30 +175,40 @@ class Transport:
             connections.close()
 
     def log_out(self) -> None:
-        """Forget the token."""
-        self._headers.pop("Authorization", None)
+        """Forget the token; one that a source gave is revoked. Raises what the source raises."""
+        source = self.settings.source
+        if source is not None and not self._logged_out:
+            source.end()
+        self._logged_out = True
         self.settings = ClientSettings(self.settings.relay_url, "")
         self.close()
 
-    def _once(self, method: str, path: str, body: bytes | None, silent_s: float) -> HttpAnswer:
+    def _bearer(self, refused: str) -> str:
+        """Return the token to send: another one than that which the relay refused. Raises what the source raises."""
+        source = self.settings.source
+        return source.renewed(refused) if source is not None and refused else self.settings.bearer()
+
+    def _once(self, method: str, path: str, body: bytes | None, bearer: str, silent_s: float) -> HttpAnswer:
         from urllib3.exceptions import ProtocolError
 
         connections = self._opened()
-        headers = self._headers if body is None else {**self._headers, "Content-Type": api.MSGPACK}
+        headers = {**self._headers, "Authorization": f"Bearer {bearer}"}
+        if body is not None:
+            headers["Content-Type"] = api.MSGPACK
         try:
             return connections.ask(method, path, body, headers, silent_s)
         except ProtocolError:
             log.debug("kept connection was closed by the relay")  # as happens: a fresh one decides
         return connections.ask(method, path, body, headers, silent_s)
 
-    def _opened(self) -> _Connections:
+    def _opened(self) -> Connections:
         """Return this process's connections. Raises ProxyUnsupported, CaBundleUnusable."""
         if self._pid != os.getpid():
             # After a fork these sockets and this lock are the parent's.
             self._lock, self._pid, self._connections = threading.Lock(), os.getpid(), None
         with self._lock:
             if self._connections is None:
-                self._connections = _Connections(self.settings)
+                self._connections = Connections(self.settings)
             return self._connections
 
     def _give_up(self, error: Exception, started: float) -> RelayUnreachable:
@@ -228,7 +246,7 @@ class Transport:
         return rebuild(told.code, told.reason, told.correlation_id)
 
 
-class _Connections:
+class Connections:
     """The connections to one relay: direct, or through the environment's proxy."""
 
     def __init__(self, settings: ClientSettings) -> None:

@@ -23,7 +23,7 @@ from mep_sdk.errors import RelayAnswerInvalid
 from mep_sdk.http import describe, log_failure
 from mep_sdk.settings import ClientSettings
 from mep_wire import api
-from mep_wire.errors import MepError, rebuild
+from mep_wire.errors import MepError, RelayUnreachable, TokenUnknown, rebuild
 
 if TYPE_CHECKING:
     from websockets.client import ClientProtocol
@@ -94,13 +94,14 @@ def _opened(settings: ClientSettings) -> _Handshake:
     from websockets.sync.client import connect
 
     proxy = proxy_for(settings.relay_url)
+    bearer = _bearer(settings)
     try:
         made = connect(
             f"ws{settings.relay_url.removeprefix('http')}/v3/stream",
             ssl=tls_context() if settings.secure else None,
             proxy=proxy.address if proxy else None,
             proxy_ssl=tls_context() if proxy and proxy.scheme == "https" else None,
-            additional_headers={"Authorization": f"Bearer {settings.token}"},
+            additional_headers={"Authorization": f"Bearer {bearer}"},
             user_agent_header="mep-sdk",
             open_timeout=CONNECT_TIMEOUT_S,
             compression=None,
@@ -115,8 +116,20 @@ def _opened(settings: ClientSettings) -> _Handshake:
     opened.sock.settimeout(CONNECT_TIMEOUT_S)
     if opened.protocol.handshake_exc is not None:
         opened.sock.close()
-        raise _refusal(settings.relay_url, opened.answer)
+        refusal = _refusal(settings.relay_url, opened.answer)
+        if isinstance(refusal, TokenUnknown) and settings.source is not None:
+            _bearer(settings, refused=bearer)
+            refusal = StreamClosed("the token was renewed")
+        raise refusal
     return opened
+
+
+def _bearer(settings: ClientSettings, refused: str = "") -> str:
+    """Return the token to send: another one than that which the relay refused. Raises StreamClosed, MepError."""
+    try:
+        return settings.source.renewed(refused) if settings.source and refused else settings.bearer()
+    except RelayUnreachable as error:
+        raise StreamClosed(str(error)) from error
 
 
 def _refusal(relay_url: str, answer: Response | None) -> Exception:

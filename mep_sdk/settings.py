@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from mep_sdk.argument_checks import check_kind, check_secret
-from mep_sdk.errors import InsecureRelay, SettingsFileUnsafe
+from mep_sdk.errors import InsecureRelay
+from mep_sdk.private_files import read_private
 from mep_wire.errors import NotConfigured
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+class TokenSource(Protocol):
+    """Gives tokens that expire. Thread-safe."""
+
+    def token(self) -> str:
+        """Return a token that is valid for a while. Raises MepError, RelayUnreachable if another try may help."""
+
+    def renewed(self, refused: str) -> str:
+        """Return another token than this one, which the relay refused. Raises as `token` does."""
+
+    def end(self) -> None:
+        """Log out: the relay revokes the tokens. Raises MepError."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """A relay and the token for it. The token is in no repr."""
+    """A relay and the token for it, or the source of tokens. Neither is in a repr."""
 
     relay_url: str
     token: str = field(repr=False)
+    source: TokenSource | None = field(default=None, repr=False, compare=False)
+
+    def bearer(self) -> str:
+        """Return the token for the next request. Raises what the source raises."""
+        return self.token if self.source is None else self.source.token()
 
     @property
     def secure(self) -> bool:
@@ -38,11 +56,13 @@ def find_settings(
     allow_insecure: bool = False,
     environ: Mapping[str, str] | None = None,
     file: Path | None = None,
+    stored: Callable[[str | None, str | None], ClientSettings | None] = lambda _url, _token: None,
 ) -> ClientSettings:
     """Return the relay and token to use: arguments first, then MEP_RELAY_URL and MEP_TOKEN, then the file.
 
-    A token from the file is only used with the relay named there. Raises NotConfigured, InsecureRelay (plain
-    http to another machine without `allow_insecure`), SettingsFileUnsafe, and TypeError for what is no text.
+    A token from the file is only used with the relay named there. Where relay or token is still missing, `stored` is
+    asked with what there is. Raises NotConfigured, InsecureRelay (plain http to another machine without
+    `allow_insecure`), SettingsFileUnsafe, and TypeError for what is no text.
     """
     check_secret("token", token, '"mep_..."')
     check_kind("relay_url", relay_url, str, '"https://relay.example.edu"')
@@ -52,12 +72,16 @@ def find_settings(
     path = file
     if not (url and secret):
         path = file or _default_file()
-        stored = _read(path) if path is not None else {}
-        url = url or stored.get("relay_url")
-        if url and not secret and _same_relay(url, stored.get("relay_url")):
-            secret = stored.get("token")
-        elif url and not secret and stored.get("token"):
-            other = stored.get("relay_url") or "a relay that it does not name"
+        known = _read(path) if path is not None else {}
+        url = url or known.get("relay_url")
+        if url and not secret and _same_relay(url, known.get("relay_url")):
+            secret = known.get("token")
+        if not (url and secret) and (found := stored(url, secret)) is not None:
+            url, secret = found.relay_url, found.token
+            if found.source is not None:
+                return replace(found, relay_url=checked_url(url, allow_insecure=allow_insecure))
+        if url and not secret and known.get("token"):
+            other = known.get("relay_url") or "a relay that it does not name"
             remedy = f"The token in {path} is for {other}. Pass token=..., or set MEP_TOKEN."
             raise NotConfigured(what=f"A token for {url}", remedy=remedy)
     if not url:
@@ -66,7 +90,7 @@ def find_settings(
         raise NotConfigured(what=f"A token for {url}", remedy=_remedy("token", "MEP_TOKEN", path))
     if not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise NotConfigured(what="A usable token", remedy="The one given holds characters that no token has.")
-    return ClientSettings(_checked(url, allow_insecure=allow_insecure), secret)
+    return ClientSettings(checked_url(url, allow_insecure=allow_insecure), secret)
 
 
 def _without_ends(text: str | None) -> str | None:
@@ -85,14 +109,15 @@ def _default_file() -> Path | None:
 def _remedy(argument: str, variable: str, path: Path | None) -> str:
     if path is None:  # there is no HOME, and the account is not in passwd
         return f"Pass {argument}=..., or set {variable}."
-    return f"Pass {argument}=..., set {variable}, or write {argument} into {path}."
+    return f"Pass {argument}=..., set {variable}, or write {argument} into {path}. Or log in: mep-sdk login URL"
 
 
 def _same_relay(one: str, other: str | None) -> bool:
     return other is not None and one.rstrip("/") == other.rstrip("/")
 
 
-def _checked(url: str, *, allow_insecure: bool) -> str:
+def checked_url(url: str, *, allow_insecure: bool) -> str:
+    """Return a relay's address without its last slash. Raises NotConfigured, InsecureRelay."""
     parts = _parts(url)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise NotConfigured(what="A usable relay address", remedy=f"{url[:200]!r} is not a plain http or https URL.")
@@ -111,11 +136,6 @@ def _parts(url: str) -> SplitResult | None:
     return parts if usable else None
 
 
-def _open(path: str, flags: int) -> int:
-    """Open a file; a pipe in its place must not be waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def _read(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib  # 7 ms, which only those pay who have such a file
@@ -123,15 +143,6 @@ def _read(path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        with open(path, "rb", opener=_open) as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise NotConfigured(what="The SDK", remedy=f"{path} is not a file.")
-            # Elsewhere than on POSIX the mode says nothing.
-            if sys.platform != "win32" and (info.st_mode & 0o077 or info.st_uid not in (os.getuid(), 0)):
-                raise SettingsFileUnsafe(path=path)
-            return tomllib.loads(file.read().decode("utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return tomllib.loads((read_private(path) or b"").decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise NotConfigured(what="The SDK", remedy=f"{path} cannot be read: {error}.") from error

@@ -2,7 +2,8 @@
 
 packages.py runs it in the interpreter that the packages are for; SITE has the service's packages. Each command is a
 click application. OUT/COMMAND/man1 gets a page for it and one for each visible subcommand, and OUT/COMMAND gets click's
-completion for bash, zsh and fish. (click-man drops examples and exit codes, which our commands have in click's epilog,
+completion for bash, zsh and fish. A command with argparse gets one page and no completion.
+(click-man drops examples and exit codes, which our commands have in click's epilog,
 and lists hidden commands.)
 """
 
@@ -100,6 +101,19 @@ def write_pages(command: Any, ctx: Any, out: Path, issue: tuple[str, str], main_
         write_pages(each, context(each, each_name, ctx), out, issue, main_name)
 
 
+def argparse_page(parser: Any, version: str, day: str) -> str:
+    """Return one manual page for a command with argparse, with the help of its subcommands."""
+    name = parser.prog
+    (below,) = [action.choices for action in parser._subparsers._group_actions]  # noqa: SLF001 - argparse tells it nowhere else
+    lines = [f'.TH "{name.upper()}" "1" "{day}" "MEP {version}" "MEP manual"', ".SH NAME"]
+    lines += [f"{escape(name)} \\- {escape(parser.description[:1].lower() + parser.description[1:].rstrip('.'))}"]
+    lines += [".SH SYNOPSIS", f"\\fB{escape(name)}\\fR COMMAND \\.\\.\\."]
+    lines += [".SH OPTIONS", "\\-\\-help, \\-\\-version, and those of each command", ".SH COMMANDS"]
+    for each_name, each in below.items():
+        lines += [f".SS {escape(name)} {escape(each_name)}", ".nf", escape(each.format_help().rstrip()), ".fi"]
+    return "\n".join(lines) + "\n"
+
+
 def write_completions(command: Any, name: str, out: Path) -> None:
     """Write click's completion for each shell."""
     from click.shell_completion import get_completion_class
@@ -122,6 +136,10 @@ def main(site: str, out: str, epoch: str, *names: str) -> None:
         module, _, function = project["scripts"][name].partition(":")
         pages = Path(out) / name / "man1"
         pages.mkdir(parents=True)
+        if name == "mep-sdk":
+            parser = importlib.import_module(module).parser()
+            (pages / f"{name}.1").write_text(argparse_page(parser, project["version"], day))
+            continue
         command = application(module, function)
         main_name = main_names.setdefault(f"{module}:{function}", name)
         if below := SUBCOMMANDS.get(function):

@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mep_link", "mep_sdk", "mep_wire")
+SUBPACKAGES = ("mep_sdk.tool",)
 DROP_IN = ROOT / "packaging" / "drop_in"
 LEFT_OUT = {"mep_link": ("client.py", "zap.py")}
 """Modules that need ZeroMQ, which a script does without."""
@@ -81,8 +82,11 @@ dependencies = {[*(bounded(name, known) for name in SDK), *BACKPORTS]}
 worker = {[bounded(name, known) for name in WORKER]}
 socks = {[bounded(name, socks) for name in SOCKS]}
 
+[project.scripts]
+mep-sdk = "{project["scripts"]["mep-sdk"]}"
+
 [tool.setuptools]
-packages = {list(PACKAGES)}
+packages = {[*PACKAGES, *SUBPACKAGES]}
 package-data = {{"*" = ["py.typed"]}}
 """
 

@@ -1,0 +1,116 @@
+"""The entry point of `mep-sdk`: its options, and how errors end it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from mep_sdk.version import __version__
+from mep_wire.errors import MepError
+from mep_wire.text import printable_lines
+
+_EXAMPLES = """\
+examples:
+  mep-sdk login https://relay.example.edu
+  mep-sdk whoami --json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    made = argparse.ArgumentParser(
+        prog="mep-sdk",
+        description="Run functions at sites that run MEP endpoints: logins, endpoints, tasks, results.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"mep-sdk {__version__}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_logins(commands)
+    return made
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: str,
+    text: str,
+    example: str,
+    *,
+    client: bool = True,
+) -> argparse.ArgumentParser:
+    """Add a command, which `function` (MODULE:NAME below mep_sdk.tool) runs."""
+    made = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(function=function)
+    made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("--profile", metavar="NAME", help="the login to use (MEP_PROFILE, else the default one)")
+    made.add_argument("--allow-insecure", action="store_true", help="permit plain http to another machine")
+    if client:
+        made.add_argument("--relay-url", metavar="URL", help="the relay to ask (MEP_RELAY_URL, else the profile's)")
+    return made
+
+
+def _add_logins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    login = _command(
+        commands,
+        "login",
+        "logins:login",
+        "Log in at a relay and store the login as a profile.",
+        "mep-sdk login https://relay.example.edu --profile campus",
+        client=False,
+    )
+    login.add_argument(
+        "relay", nargs="?", metavar="URL", help="the relay's address (MEP_RELAY_URL, else the profile's)"
+    )
+    how = login.add_mutually_exclusive_group()
+    how.add_argument("--device", action="store_true", help="show a code to type into a browser on any machine")
+    how.add_argument("--browser", action="store_true", help="open this machine's browser")
+    login.add_argument("--scope", default="submit read", help="what the login may do (default: %(default)s)")
+    logout = _command(
+        commands,
+        "logout",
+        "logins:logout",
+        "End a login: remove it here, and revoke its tokens at the relay.",
+        "mep-sdk logout --profile campus",
+        client=False,
+    )
+    logout.add_argument("--all", action="store_true", help="end every login on this machine")
+    _command(commands, "whoami", "logins:whoami", "Print who the token speaks for.", "mep-sdk whoami --json")
+    profiles = _command(
+        commands,
+        "profiles",
+        "logins:profiles",
+        "List the logins on this machine.",
+        "mep-sdk profiles --use campus",
+        client=False,
+    )
+    profiles.add_argument("--use", metavar="NAME", help="make this profile the default one")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0, 1 for an error that was said, 130 for an interrupt."""
+    options = parser().parse_args(words)
+    module, _, name = options.function.partition(":")
+    try:
+        run = getattr(importlib.import_module(f"mep_sdk.tool.{module}"), name)
+        status: int = run(options)
+        sys.stdout.flush()
+    except MepError as error:
+        sys.stderr.write(f"mep-sdk: {printable_lines(str(error))}\n")
+        return 1
+    except BrokenPipeError:  # the reader, e.g. head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("mep-sdk: interrupted\n")
+        return 130
+    return status
