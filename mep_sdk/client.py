@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import urlencode
+from uuid import UUID
 
 import msgspec
 
 from mep_sdk import argument_checks as checks
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.compute_serializer import ComputeSerializer
-from mep_sdk.errors import NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
+from mep_sdk.errors import EndpointAmbiguous, NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
 from mep_sdk.foreign_code import attempt
 from mep_sdk.http import RETRY_FOR_S, SILENT_S, Retrying, Transport
 from mep_sdk.login_settings import client_settings
@@ -26,15 +28,16 @@ from mep_sdk.task_options import Deadline
 from mep_sdk.version import __version__
 from mep_sdk.version_mismatch import warn_of_python
 from mep_wire import api, limits
-from mep_wire.errors import PayloadTooLarge
+from mep_wire.errors import EndpointNotFound, PayloadTooLarge
 from mep_wire.states import TaskState
 from mep_wire.waits import Wait, WaitCode
 
 _T = TypeVar("_T")
 _STATUS_CHUNK = 1024
+_LIST_CHUNK = 1000
 _ANSWERS: tuple[Any, ...] = (
     *(Any, dict[str, Any], list[dict[str, Any]], api.FunctionAnswer, api.SubmitAnswer, api.TaskStatus),
-    *(api.BatchStatusAnswer, api.TaskGroupAnswer, api.CancelAnswer),
+    *(api.BatchStatusAnswer, api.TaskGroupAnswer, api.CancelAnswer, api.OwnGroupsAnswer, api.OwnTasksAnswer),
 )
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _ANSWERS}
 
@@ -77,6 +80,7 @@ class Client:
             relay_url, token, profile=profile, allow_insecure=allow_insecure
         )
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
+        self._named: dict[str, str] = {}
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
         if do_version_check:
             self.version_check()
@@ -267,7 +271,7 @@ class Client:
     ) -> api.SubmitAnswer:
         """Submit tasks as the relay's API has them; return its answer once they are on its disk. `retrying` is called
         with each error after which it is tried again."""
-        path = f"/v3/endpoints/{endpoint_id}/submit"
+        path = f"/v3/endpoints/{self.endpoint_id_of(endpoint_id)}/submit"
         answer = self.transport.post(path, body, retry_for_s=retry_for_s, silent_s=silent_s, retrying=retrying)
         told = self._read(answer, api.SubmitAnswer)
         warn_of_python(told.endpoint_id, told.worker_python)
@@ -366,6 +370,38 @@ class Client:
             cancelled.update(answer.cancelled, answer.asked)
         return cancelled
 
+    def task_groups(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return your own task groups, the newest first, at most `limit`: `taskgroup_id`, the number of its `tasks`
+        (at least so many with `more`), `first_submitted_t` and `last_submitted_t`, seconds since the epoch."""
+        found: list[api.OwnGroup] = []
+        before: str | None = ""
+        while before is not None and (limit is None or len(found) < limit):
+            asked = _query(limit=_page(limit, len(found)), before=before)
+            answer = self._read(self.transport.get(f"/v3/taskgroups{asked}"), api.OwnGroupsAnswer)
+            found += answer.taskgroups
+            before = answer.before
+        return [msgspec.to_builtins(each) for each in found]
+
+    def tasks(
+        self, state: str | Iterable[str] | None = None, since: datetime | float | None = None, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return your own tasks, those of the newest group first, at most `limit`: `task_id`, `taskgroup_id`, `status`,
+        `endpoint_id`, `function_id`, `submitted_t` and `ended_t`.
+
+        `state` is a status word, "pending", "ended", or several of these; `since` a time, or seconds since the epoch.
+        Raises BodyInvalid for other words.
+        """
+        words = state if isinstance(state, str) or state is None else ",".join(state)
+        moment = since.timestamp() if isinstance(since, datetime) else since
+        found: list[api.OwnTaskInfo] = []
+        after: str | None = ""
+        while after is not None and (limit is None or len(found) < limit):
+            asked = _query(state=words, since=moment, limit=_page(limit, len(found)), after=after)
+            answer = self._read(self.transport.get(f"/v3/tasks{asked}"), api.OwnTasksAnswer)
+            found += answer.tasks
+            after = answer.after
+        return [msgspec.to_builtins(each) for each in found]
+
     # --- endpoints --------------------------------------------------------------------------------------
 
     def get_endpoints(self, role: str | None = None) -> list[dict[str, Any]]:
@@ -374,6 +410,24 @@ class Client:
             raise ValueError(f'role is "owner" or "any", not {role!r}')
         query = f"?{urlencode({'role': role})}" if role is not None else ""
         return self._read(self.transport.get(f"/v2/endpoints{query}"), list[dict[str, Any]])
+
+    def endpoint_id_of(self, endpoint: UuidLike) -> str:
+        """Return the id of an endpoint, given by id, alias or OWNER/NAME, your own also by NAME; NAME is its name or
+        display name. The relay is asked once for each. Raises EndpointNotFound, EndpointAmbiguous."""
+        text = str(endpoint)
+        try:
+            return str(UUID(text))
+        except ValueError:
+            known = self._named.get(text)
+        if known is None:
+            answer = self.transport.get(f"/v3/endpoints/find{_query(name=text)}")
+            found = [str(each.get("uuid")) for each in self._read(answer, list[dict[str, Any]])]
+            if not found:
+                raise EndpointNotFound(endpoint_id=text[:200])
+            if len(found) > 1:
+                raise EndpointAmbiguous(count=len(found), name=text[:200], found=", ".join(found[:5]))
+            known = self._named[text] = found[0]
+        return known
 
     def get_allowed_functions(self, endpoint_id: UuidLike) -> dict[str, Any]:
         """Return `restricted`, whether an endpoint runs only some functions, and `functions`: their ids, or digests of
@@ -423,12 +477,16 @@ class Client:
             link_public_key=link_public_key,
             unseal_public_key=unseal_public_key,
         )
-        method, path = ("PUT", f"/v3/endpoints/{endpoint_id}") if endpoint_id else ("POST", "/v3/endpoints")
+        method, path = (
+            ("PUT", f"/v3/endpoints/{self.endpoint_id_of(endpoint_id)}") if endpoint_id else ("POST", "/v3/endpoints")
+        )
         return self._read(self.transport.request(method, path, msgspec.msgpack.encode(body)), dict[str, Any])
 
     def delete_endpoint(self, endpoint_id: UuidLike) -> dict[str, Any]:
         """Remove an endpoint of yours. Tasks that wait for it fail."""
-        return self._read(self.transport.request("DELETE", f"/v2/endpoints/{endpoint_id}"), dict[str, Any])
+        return self._read(
+            self.transport.request("DELETE", f"/v2/endpoints/{self.endpoint_id_of(endpoint_id)}"), dict[str, Any]
+        )
 
     def stop_endpoint(self, endpoint_id: UuidLike) -> None:
         """Raises NotOffered: a relay cannot stop a process at a site."""
@@ -441,11 +499,11 @@ class Client:
 
     def get_endpoint_metadata(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return what an endpoint's administrator registered for it."""
-        return self._get(f"/v2/endpoints/{endpoint_uuid}")
+        return self._get(f"/v2/endpoints/{self.endpoint_id_of(endpoint_uuid)}")
 
     def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return whether an endpoint is connected, and more about its state."""
-        return self._get(f"/v2/endpoints/{endpoint_uuid}/status")
+        return self._get(f"/v2/endpoints/{self.endpoint_id_of(endpoint_uuid)}/status")
 
     def get_version(self) -> Any:
         """Return the relay's version."""
@@ -490,6 +548,17 @@ def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:
         payload=api.opaque_bytes(opaque) if opaque is not None else b"",
         correlation_id=told.correlation_id or "",
     )
+
+
+def _query(**values: object) -> str:
+    """Return a query of those values that are given; empty without any."""
+    given = urlencode({name: value for name, value in values.items() if value not in (None, "")})
+    return f"?{given}" if given else ""
+
+
+def _page(limit: int | None, found: int) -> int:
+    """Return how many entries to ask for."""
+    return min(_LIST_CHUNK, limit - found) if limit is not None else _LIST_CHUNK
 
 
 def name_of(function: Callable[..., Any]) -> str:

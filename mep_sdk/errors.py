@@ -107,6 +107,13 @@ class ProfileUnknown(MepError):
     http_status = 400
 
 
+class EndpointAmbiguous(MepError):
+    """{count} endpoints are called {name}: {found}. Use an id, or OWNER/NAME."""
+
+    code = "ENDPOINT_AMBIGUOUS"
+    http_status = 400
+
+
 class LoginRefused(MepError):
     """The login to {url} did not succeed: {reason}"""
 

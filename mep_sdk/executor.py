@@ -204,7 +204,7 @@ class Executor(concurrent.futures.Executor):
 
     @endpoint_id.setter
     def endpoint_id(self, value: UuidLike | None) -> None:
-        self._endpoint_id = _uuid(value)
+        self._endpoint_id = _uuid(self.client.endpoint_id_of(value) if isinstance(value, str) and value else value)
 
     @property
     def container_id(self) -> UUID | None:

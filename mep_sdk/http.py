@@ -54,11 +54,12 @@ Retrying = Callable[[MepError], object]
 class HttpAnswer:
     """One HTTP answer."""
 
-    __slots__ = ("body", "content_type", "reason", "retry_after", "status")
+    __slots__ = ("body", "content_type", "date", "reason", "retry_after", "status")
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self.status, self.reason = response.status, response.reason
         self.content_type = response.headers.get("Content-Type", "")
+        self.date = response.headers.get("Date", "")
         self.retry_after = response.headers.get("Retry-After")
         self.body = response.data
 

@@ -182,6 +182,46 @@ class TaskGroupAnswer(msgspec.Struct, kw_only=True):
     """One `{"id": ...}` a task, in order of submission."""
 
 
+class OwnGroup(msgspec.Struct, kw_only=True):
+    """A task group in a person's list."""
+
+    taskgroup_id: str
+    tasks: int
+    more: bool = False
+    """Whether it has more tasks than were counted."""
+    first_submitted_t: float | None = None
+    last_submitted_t: float | None = None
+    """When its first and its last counted task came: seconds since the epoch."""
+
+
+class OwnGroupsAnswer(msgspec.Struct, kw_only=True):
+    """GET /v3/taskgroups."""
+
+    taskgroups: list[OwnGroup]
+    before: str | None = None
+    """The query's `before` for the next ones; null at the end."""
+
+
+class OwnTaskInfo(msgspec.Struct, kw_only=True):
+    """A task in a person's list."""
+
+    task_id: str
+    taskgroup_id: str
+    status: str
+    endpoint_id: str | None = None
+    function_id: str | None = None
+    submitted_t: float
+    ended_t: float | None = None
+
+
+class OwnTasksAnswer(msgspec.Struct, kw_only=True):
+    """GET /v3/tasks."""
+
+    tasks: list[OwnTaskInfo]
+    after: str | None = None
+    """The query's `after` for the next ones; null at the end."""
+
+
 class RegisterBody(msgspec.Struct, kw_only=True):
     """POST /v3/endpoints and PUT /v3/endpoints/ID. The two keys are this project's own."""
 

@@ -65,7 +65,7 @@ def login(options: argparse.Namespace) -> int:
     browser = options.browser or (not options.device and has_browser())
     flow = log_in_with_browser if browser else log_in_with_device
     profile = flow(server, options.scope, output.note)
-    person = _userinfo(ClientSettings(url, profile.access_token))
+    person = userinfo(ClientSettings(url, profile.access_token))
     profile = msgspec.structs.replace(profile, username=str(person.get("preferred_username", "")))
     _keep(name, profile)
     if options.json:
@@ -141,7 +141,7 @@ def logout(options: argparse.Namespace) -> int:
 def whoami(options: argparse.Namespace) -> int:
     """Print who the token speaks for."""
     client = client_of(options)
-    person = _userinfo(client.settings)
+    person = userinfo(client.settings)
     if options.json:
         output.as_json(person)
         return 0
@@ -200,7 +200,8 @@ def client_of(options: argparse.Namespace) -> Client:
     )
 
 
-def _userinfo(settings: ClientSettings) -> dict[str, Any]:
+def userinfo(settings: ClientSettings) -> dict[str, Any]:
+    """Return who the token speaks for. Raises MepError."""
     transport = Transport(settings, retry_for_s=_ANSWER_S)
     try:
         return _decoder.decode(transport.get("/oauth/userinfo"))

@@ -15,7 +15,10 @@ from mep_wire.text import printable_lines
 _EXAMPLES = """\
 examples:
   mep-sdk login https://relay.example.edu
-  mep-sdk whoami --json
+  mep-sdk endpoints
+  mep-sdk describe physics/cluster
+  mep-sdk run physics/cluster math:sqrt 2
+  mep-sdk tasks --state pending --since 2h
 """
 
 
@@ -30,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"mep-sdk {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_logins(commands)
+    _add_endpoints(commands)
+    _add_tasks(commands)
+    _add_diagnostic(commands)
     return made
 
 
@@ -94,6 +100,58 @@ def _add_logins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         client=False,
     )
     profiles.add_argument("--use", metavar="NAME", help="make this profile the default one")
+
+
+def _add_endpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    listed = _command(commands, "endpoints", "endpoints:endpoints", "List endpoints.", "mep-sdk endpoints --mine")
+    listed.add_argument("--mine", action="store_true", help="your own only, without those that are open to all")
+    described = _command(
+        commands,
+        "describe",
+        "endpoints:describe",
+        "Show an endpoint: its state, the values that it takes, and an example.",
+        "mep-sdk describe physics/cluster",
+    )
+    described.add_argument("endpoint", metavar="ENDPOINT", help="its id, alias or OWNER/NAME; NAME for your own")
+
+
+def _add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _command(
+        commands,
+        "run",
+        "tasks:run",
+        "Run a function at an endpoint and print its result.",
+        "mep-sdk run physics/cluster math:pow 2 10",
+    )
+    run.add_argument("endpoint", metavar="ENDPOINT", help="its id, alias or OWNER/NAME; NAME for your own")
+    run.add_argument("what", metavar="MODULE:FUNC", help="the function; modules are also looked for in this directory")
+    run.add_argument("arguments", nargs="*", metavar="ARG", help="JSON values; anything else is text")
+    run.add_argument("-k", "--keyword", action="append", default=[], metavar="NAME=VALUE", help="a keyword argument")
+    run.add_argument("--config", metavar="JSON", help="user_endpoint_config, as a JSON object")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait for the result")
+    run.add_argument("--no-wait", action="store_true", help="print the task's id and do not wait for it")
+    listed = _command(commands, "tasks", "tasks:tasks", "List your tasks.", "mep-sdk tasks --state pending --since 2h")
+    listed.add_argument("--state", metavar="WORDS", help="pending, ended, or the relay's words, with commas")
+    listed.add_argument("--since", metavar="WHEN", help="90s, 30m, 2h, 7d, or a date such as 2026-11-30T08:00")
+    listed.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    groups = _command(commands, "groups", "tasks:groups", "List your task groups.", "mep-sdk groups --limit 10")
+    groups.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    for name, text in (("result", "Print the results of tasks."), ("cancel", "Cancel tasks, waiting or running.")):
+        made = _command(commands, name, f"tasks:{name}", text, f"mep-sdk {name} TASK_ID")
+        made.add_argument("ids", nargs="*", metavar="TASK_ID", help="ids of tasks")
+        made.add_argument("--group", metavar="ID", help="all tasks of a group")
+
+
+def _add_diagnostic(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    made = _command(
+        commands,
+        "diagnostic",
+        "diagnostic:diagnostic",
+        "Report versions, connection, proxy, clock and login, and run a sample task. The report has no secrets.",
+        "mep-sdk diagnostic --endpoint physics/cluster --out report.json",
+    )
+    made.add_argument("--endpoint", metavar="ENDPOINT", help="run a sample task there")
+    made.add_argument("--out", metavar="FILE", help="write the report into this file")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -202,7 +202,8 @@ def _seen(service: ApiContext, request: Request) -> EndpointRecord:
     return found
 
 
-def _info(service: ApiContext, record: EndpointRecord) -> EndpointInfo:
+def info(service: ApiContext, record: EndpointRecord) -> EndpointInfo:
+    """Return what people who see an endpoint may know of it."""
     access = service.access.of_endpoint(record.endpoint_id)
     return EndpointInfo(
         uuid=record.endpoint_id,
@@ -226,13 +227,13 @@ async def listing(service: ApiContext, request: Request) -> list[EndpointInfo]:
     """GET /v2/endpoints: one's own; with `role=any` also those that are open to all."""
     me = request.caller.account_id
     if request.query.get("role") != "any":
-        return [_info(service, record) for record in service.store.endpoints(me)]
-    return [_info(service, r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
+        return [info(service, record) for record in service.store.endpoints(me)]
+    return [info(service, r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
 
 
 async def look_up(service: ApiContext, request: Request) -> EndpointInfo:
     """GET /v2/endpoints/ID."""
-    return _info(service, _seen(service, request))
+    return info(service, _seen(service, request))
 
 
 async def status(service: ApiContext, request: Request) -> EndpointStatus:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
-from relay.api import actions, endpoints, functions, health, oauth, people, sharing, tasks
+from relay.api import actions, endpoints, functions, health, oauth, own_lists, people, sharing, tasks
 from relay.api import people_bodies as pb
 from relay.api.context import ApiContext
 from relay.api.http import Request
@@ -266,6 +266,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET",
+        "/v3/endpoints/find",
+        own_lists.find_endpoints,
+        list[endpoints.EndpointInfo],
+        "Find endpoints by alias or OWNER/NAME, one's own by NAME alone",
+        query=("name",),
+    ),
+    Route(
+        "GET",
         "/v2/endpoints/{endpoint_id}",
         endpoints.look_up,
         endpoints.EndpointInfo,
@@ -376,6 +384,22 @@ ROUTES: tuple[Route, ...] = (
         api.TaskGroupAnswer,
         "The tasks of a group",
         errors=(e.TaskGroupNotFound,),
+    ),
+    Route(
+        "GET",
+        "/v3/taskgroups",
+        own_lists.groups,
+        api.OwnGroupsAnswer,
+        "One's own task groups, the newest first",
+        query=("limit", "before"),
+    ),
+    Route(
+        "GET",
+        "/v3/tasks",
+        own_lists.tasks,
+        api.OwnTasksAnswer,
+        "One's own tasks: by state (words with commas; pending, ended) and since a time",
+        query=("state", "since", "limit", "after"),
     ),
     Route(
         "POST",

@@ -28,6 +28,7 @@ from relay.store.records import (
     NewTask,
     OpenTask,
     OverdueTask,
+    OwnTask,
     QueuedTask,
     QueueLength,
     Settled,
@@ -381,6 +382,15 @@ class TaskReads(Protocol):
 
     def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Return rows and ids of a group's tasks after a row, in order of submission, up to `limit`."""
+
+    def groups_of(self, owner: str, before: int, limit: int) -> list[GroupRef]:
+        """Return an account's task groups with rows below `before`, the newest first, up to `limit`."""
+
+    def group_size(self, group_row: int, limit: int) -> tuple[int, float, float]:
+        """Return how many tasks a group has, counting up to `limit`, and when the first and last of them came."""
+
+    def group_states(self, group_row: int, after: int, limit: int) -> list[OwnTask]:
+        """Return a group's tasks after a row, in order of submission, up to `limit`, without payloads."""
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         """Return a group's endings with a sequence number above `after`, in order: at least one (if there is

@@ -29,6 +29,7 @@ from relay.store.records import (
     NewTask,
     OpenTask,
     OverdueTask,
+    OwnTask,
     QueuedTask,
     QueueLength,
     Settled,
@@ -355,6 +356,15 @@ class DelegatingStore:
 
     def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
         return self._inner.group_tasks(group_row, after, limit)
+
+    def groups_of(self, owner: str, before: int, limit: int) -> list[GroupRef]:
+        return self._inner.groups_of(owner, before, limit)
+
+    def group_size(self, group_row: int, limit: int) -> tuple[int, float, float]:
+        return self._inner.group_size(group_row, limit)
+
+    def group_states(self, group_row: int, after: int, limit: int) -> list[OwnTask]:
+        return self._inner.group_states(group_row, after, limit)
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         return self._inner.completions(group_row, after, limit, max_bytes)

@@ -293,6 +293,18 @@ class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
+class OwnTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as its person lists it."""
+
+    row: int
+    task_id: bytes
+    state: TaskState
+    submitted_at: float
+    ended_at: float
+    endpoint_id: str
+    function_id: str
+
+
 class ListedTask(msgspec.Struct, frozen=True, kw_only=True):
     """A task as administrators list it."""
 

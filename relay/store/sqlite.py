@@ -44,6 +44,7 @@ from relay.store.records import (
     NewTask,
     OpenTask,
     OverdueTask,
+    OwnTask,
     QueuedTask,
     QueueLength,
     Settled,
@@ -845,6 +846,27 @@ class SqlReads(abc.ABC):
 
     def group_tasks(self, group_row: int, after: int, limit: int) -> list[tuple[int, bytes]]:
         return self._all(sql.GROUP_TASKS, group_row, after, limit)
+
+    def groups_of(self, owner: str, before: int, limit: int) -> list[GroupRef]:
+        return [_group(row) for row in self._all(sql.GROUPS_OF, owner, before, limit)]
+
+    def group_size(self, group_row: int, limit: int) -> tuple[int, float, float]:
+        count, first, last = self._all(sql.GROUP_SIZE, group_row, limit)[0]
+        return count, first, last
+
+    def group_states(self, group_row: int, after: int, limit: int) -> list[OwnTask]:
+        return [
+            OwnTask(
+                row=r[0],
+                task_id=r[1],
+                state=TaskState(r[2]),
+                submitted_at=r[3],
+                ended_at=r[4] or 0.0,
+                endpoint_id=r[5],
+                function_id=r[6] or "",
+            )
+            for r in self._all(sql.GROUP_STATES, group_row, after, limit)
+        ]
 
     def completions(self, group_row: int, after: int, limit: int, max_bytes: int) -> list[Completion]:
         rows = self._leading(sql.COMPLETIONS, (group_row, after, limit), _ending_size, max_bytes)

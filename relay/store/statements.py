@@ -321,6 +321,18 @@ TASK_BRIEF = (
 )
 GROUP = "SELECT group_row, group_id, owner FROM task_groups WHERE group_id = ?"
 GROUP_TASKS = "SELECT row, task_id FROM tasks WHERE group_row = ? AND row > ? ORDER BY row LIMIT ?"
+GROUPS_OF = (
+    "SELECT group_row, group_id, owner FROM task_groups WHERE owner = ? AND group_row < ? ORDER BY 1 DESC LIMIT ?"
+)
+GROUP_SIZE = (
+    "SELECT count(*), coalesce(min(submitted_at), 0.0), coalesce(max(submitted_at), 0.0) FROM "
+    "(SELECT submitted_at FROM tasks WHERE group_row = ? ORDER BY row LIMIT ?) s"
+)
+GROUP_STATES = (
+    "SELECT t.row, t.task_id, t.state, t.submitted_at, t.ended_at, coalesce(u.endpoint_id, ''), f.function_id FROM "
+    "(SELECT * FROM tasks WHERE group_row = ? AND row > ? ORDER BY row LIMIT ?) t "
+    "LEFT JOIN ueps u ON u.uep_row = t.uep_row LEFT JOIN functions f ON f.function_row = t.function_row ORDER BY t.row"
+)
 COMPLETIONS = (
     "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id, r.chunk, r.chunk_size "
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"

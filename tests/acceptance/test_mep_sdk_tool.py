@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from mep_sdk import Client, profiles
+from mep_sdk import Client, Executor, profiles
 from mep_sdk.authorization_server import AuthorizationServer
-from mep_sdk.errors import LoginOver
+from mep_sdk.errors import EndpointAmbiguous, LoginOver
+from mep_wire.errors import EndpointNotFound
 from tests.support.browser import Browser
+from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.login import people_file
 from tests.support.oidc import HostileProvider
 from tests.support.relay import RelayProcess
@@ -237,3 +239,159 @@ def test_a_login_that_others_can_read_is_refused(shell: Shell) -> None:
     shell.log_in()
     shell.stored().chmod(0o644)
     assert "chmod 600" in shell.run("whoami", status=1).stderr
+
+
+# --- endpoints and tasks ----------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "nodes": {"type": "integer", "minimum": 2, "description": "How many nodes"},
+        "queue": {"enum": ["short", "long"]},
+    },
+    "required": ["nodes"],
+}
+
+
+@pytest.fixture(scope="module")
+def ada(relay: RelayProcess) -> str:
+    return relay.add_user("ada@example.edu")
+
+
+@pytest.fixture(scope="module")
+def endpoint(relay: RelayProcess, ada: str) -> Iterator[FakeEndpoint]:
+    body = {"endpoint_name": "cluster", "display_name": "The Cluster", "user_config_schema": SCHEMA}
+    with FakeEndpoint(relay, ada, **body) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def idle(relay: RelayProcess, ada: str) -> str:
+    """An endpoint without a running manager: tasks for it wait."""
+    return FakeEndpoint(relay, ada, serve=False, endpoint_name="idle").endpoint_id
+
+
+@pytest.fixture
+def own(shell: Shell, ada: str) -> Shell:
+    shell.variables = {"MEP_RELAY_URL": shell.relay.url, "MEP_TOKEN": ada}
+    return shell
+
+
+NODES = ("--config", '{"nodes": 2}')
+
+
+def test_a_function_runs_at_an_endpoint_by_its_name(own: Shell, endpoint: FakeEndpoint) -> None:
+    assert own.run("run", "ada@example.edu/cluster", "math:pow", "2", "10", *NODES).stdout == "1024.0\n"
+    assert own.json("run", "The Cluster", "builtins:sorted", "[3, 1]", *NODES) == {"result": [1, 3]}
+    told = own.json("run", "cluster", "json:dumps", '{"b": 1}', "-k", "indent=0", *NODES)
+    assert told == {"result": json.dumps({"b": 1}, indent=0)}
+
+
+def test_a_function_of_the_person_s_own_file_runs(own: Shell, endpoint: FakeEndpoint) -> None:
+    (own.home / "mine.py").write_text("def double(value):\n    return value * 2\n")
+    command = [TOOL, "run", "cluster", "mine:double", "21", *NODES]
+    done = subprocess.run(command, env=own.environment, cwd=own.home, capture_output=True, text=True, timeout=90)
+    assert done.stdout == "42\n", done.stderr
+
+
+def test_a_failed_task_ends_the_command_with_its_error(own: Shell, endpoint: FakeEndpoint) -> None:
+    done = own.run("run", "cluster", "math:sqrt", "-k", "x=1", *NODES, status=1)
+    assert "TypeError" in done.stderr
+    assert "user_endpoint_config" in own.run("run", "cluster", "math:sqrt", "4", status=1).stderr
+    assert "expected MODULE:FUNC" in own.run("run", "cluster", "sqrt", status=1).stderr
+
+
+def test_an_endpoint_is_described_with_an_example(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
+    told = own.json("describe", "cluster")
+    assert (told["status"], told["example_config"]) == ("online", {"nodes": 2, "queue": "short"})
+    text = own.run("describe", "cluster").stdout
+    assert "nodes\tinteger\tyes\t\tminimum 2\tHow many nodes\n" in text
+    assert f"Executor('{endpoint.endpoint_id}', user_endpoint_config={{'nodes': 2, 'queue': 'short'}})" in text
+    assert own.json("describe", idle)["status"] == "offline"
+    listed = own.run("endpoints", "--mine").stdout.splitlines()
+    assert {endpoint.endpoint_id, idle} <= {line.split("\t")[0] for line in listed}
+
+
+def test_a_script_that_was_killed_finds_its_tasks_again(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
+    waiting = own.run("run", "idle", "math:sqrt", "4", "--no-wait").stdout.strip()
+    done = own.run("run", "cluster", "math:sqrt", "9", "--no-wait", *NODES).stdout.strip()
+    until("the result", lambda: subprocess.run([TOOL, "result", done], env=own.environment).returncode == 0)
+    assert own.run("result", done).stdout == "3.0\n"
+    assert "waiting" in own.run("result", waiting, status=2).stdout
+    pending = {one["task_id"]: one for one in own.json("tasks", "--state", "pending", "--since", "1h")}
+    assert done not in pending
+    assert pending[waiting]["endpoint_id"] == idle
+    group = own.json("tasks", "--state", "ended", "--limit", "1")[0]["taskgroup_id"]
+    assert [one["taskgroup_id"] for one in own.json("groups", "--limit", "1")] == [group]
+    assert own.json("result", "--group", group) == [{"task_id": done, "status": "success", "result": 3.0}]
+    assert own.json("cancel", waiting) == {waiting: True}
+    assert own.run("cancel", done, status=1).stdout == f"{done}\tno\n"
+    assert own.json("tasks", "--state", "pending") == []
+
+
+def test_lists_have_pages_and_are_one_s_own(own: Shell, idle: str, ada: str) -> None:
+    client = Client(own.relay.url, ada)
+    with Executor(idle, client) as executor:
+        futures = [executor.submit(pow, 2, number) for number in range(30)]
+        assert executor.flush(60)
+        ids = {future.task_id for future in futures}
+        found, after, pages = [], "", 0
+        while after is not None:
+            page = own.relay.request("GET", f"/v3/tasks?state=pending&limit=7&after={after}", ada)[1]
+            found += [one["task_id"] for one in page["tasks"]]
+            after, pages = page["after"], pages + 1
+        assert (set(found), len(found), pages) == (ids, 30, 5)
+        assert len(client.tasks("pending", limit=4)) == 4
+        assert client.tasks("pending", since=time.time() + 3600) == []
+        groups = client.task_groups()
+        assert (groups[0]["taskgroup_id"], groups[0]["tasks"]) == (str(executor.task_group_id), 30)
+        assert len(client.task_groups(limit=1)) == 1
+        other = Client(own.relay.url, own.relay.add_user(f"other-{time.time_ns()}@example.edu"))
+        assert (other.tasks(), other.task_groups()) == ([], [])
+        executor.shutdown(wait=False, cancel_futures=True)
+    for query in ("state=odd", "since=now", "limit=0", "limit=x", "after=1", "after=-1.2"):
+        assert own.relay.request("GET", f"/v3/tasks?{query}", ada)[0] == 422, query
+
+
+def test_a_name_that_fits_no_endpoint_or_two_is_said(own: Shell, endpoint: FakeEndpoint, ada: str) -> None:
+    client = Client(own.relay.url, ada)
+    with pytest.raises(EndpointNotFound):
+        Executor("nowhere", client)
+    twin = FakeEndpoint(own.relay, ada, serve=False, endpoint_name="twin").endpoint_id
+    FakeEndpoint(own.relay, ada, serve=False, endpoint_name="twin")
+    private = FakeEndpoint(own.relay, ada, serve=False, endpoint_name="private", multi_user=False).endpoint_id
+    assert client.endpoint_id_of("private") == private
+    assert own.relay.request("PUT", f"/v3/endpoints/{private}/access", ada, {"alias": "mine"})[0] == 200
+    assert client.endpoint_id_of("mine") == private
+    with pytest.raises(EndpointAmbiguous, match=twin):
+        client.get_endpoint_status("twin")
+    stranger = Client(own.relay.url, own.relay.add_user(f"stranger-{time.time_ns()}@example.edu"))
+    for name in ("cluster", "The Cluster", "ada@example.edu/private", "mine", "other@example.edu/cluster"):
+        with pytest.raises(EndpointNotFound):
+            stranger.get_endpoint_status(name)
+    for name in ("ada@example.edu/cluster", "ada@example.edu/The Cluster"):
+        assert stranger.endpoint_id_of(name) == endpoint.endpoint_id
+
+
+# --- diagnostic -------------------------------------------------------------------------------------
+
+
+def test_a_report_has_what_helps_and_no_secret(own: Shell, endpoint: FakeEndpoint, ada: str) -> None:
+    own.variables["https_proxy"] = "http://me:hidden-word@proxy.example.edu"
+    path = own.home / "report.json"
+    own.run("diagnostic", "--out", str(path))
+    text = path.read_text()
+    report = json.loads(text)
+    assert all(report[name]["ok"] for name in ("client", "proxy", "connection", "login", "endpoints"))
+    assert report["login"]["found"]["username"] == "ada@example.edu"
+    assert abs(report["connection"]["found"]["clock_ahead_s"]) < 600
+    assert ada not in text
+    assert "hidden-word" not in text
+
+
+def test_a_report_says_what_fails(own: Shell) -> None:
+    own.variables["MEP_TOKEN"] = "mep_wrong"
+    done = own.run("diagnostic", status=1)
+    report = json.loads(done.stdout)
+    assert (report["connection"]["ok"], report["login"]["ok"]) == (True, False)
+    assert "TokenUnknown" in report["login"]["error"]

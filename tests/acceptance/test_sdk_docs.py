@@ -17,6 +17,7 @@ from tests.support.relay import RelayProcess
 PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 SAYS = [
+    "tasks wait",
     "15",
     "pi is about 3",
     "('",

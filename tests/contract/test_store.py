@@ -364,6 +364,27 @@ def test_added_tasks_are_there_in_order(work: Work) -> None:
     assert [uep.row for uep in work.store.ueps_in_use()] == [work.uep.row]
 
 
+def test_a_person_s_groups_and_tasks_are_listed_in_pages(work: Work) -> None:
+    tasks = work.new(3)
+    rows = work.add(tasks, dispatched=1)
+    later = str(uuid.uuid4())
+    do(work.store, lambda tx: tx.add_tasks("a", later, work.uep.row, work.new(1), 0, 9.0))
+    do(work.store, lambda tx: tx.add_tasks("b", str(uuid.uuid4()), work.uep.row, work.new(1), 0, 9.0))
+    newest = work.store.groups_of("a", 1 << 62, 1)
+    assert [one.group_id for one in newest] == [later]
+    assert [one.group_id for one in work.store.groups_of("a", newest[0].row, 9)] == [work.group_id]
+    assert work.store.group_size(newest[0].row, 9) == (1, 9.0, 9.0)
+    assert [work.store.group_size(work.group_row, limit)[0] for limit in (2, 9)] == [2, 3]
+    assert work.store.group_size(1 << 40, 9) == (0, 0.0, 0.0)
+    found = work.store.group_states(work.group_row, 0, 2)
+    assert [(one.row, one.task_id) for one in found] == list(
+        zip(rows[:2], [one.task_id for one in tasks[:2]], strict=True)
+    )
+    assert [one.state for one in found] == [S.DISPATCHED, S.QUEUED]
+    assert {(one.endpoint_id, one.function_id) for one in found} == {("e", work.function.function_id)}
+    assert [one.row for one in work.store.group_states(work.group_row, rows[1], 9)] == [rows[2]]
+
+
 def test_a_repeated_submission_changes_nothing_and_adds_what_was_missing(work: Work) -> None:
     tasks = work.new(2)
     rows = work.add(tasks, dispatched=2)
