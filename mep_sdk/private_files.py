@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from mep_sdk.errors import SettingsFileUnsafe
@@ -32,6 +31,8 @@ def read_private(path: Path) -> bytes | None:
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file's content; readers see the old or the new one. Raises NotConfigured."""
+    import tempfile  # slow, and only logins need it
+
     try:
         private_directory(path.parent)
         number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # with mode 0600
