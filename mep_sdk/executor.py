@@ -143,15 +143,12 @@ class Executor(concurrent.futures.Executor):
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
-        `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError
-        for `progress=True` without tqdm or a `client` beside `relay_url`, `token` or `profile`.
+        `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError.
         """
         _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
-        if client is not None and any(each is not None for each in (relay_url, token, profile)):
-            raise ValueError("pass either client=..., or relay_url=... and token=..., or profile=..., not both")
         self._made_client = client is None
-        self.client = client or Client(relay_url, token, profile=profile, allow_insecure=allow_insecure)
+        self.client = _client(client, relay_url, token, profile, allow_insecure=allow_insecure)
         self.endpoint_id, self.container_id, self.task_group_id = endpoint_id, container_id, task_group_id
         self.resource_specification, self.user_endpoint_config = resource_specification, user_endpoint_config
         self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts
@@ -204,7 +201,12 @@ class Executor(concurrent.futures.Executor):
 
     @endpoint_id.setter
     def endpoint_id(self, value: UuidLike | None) -> None:
-        self._endpoint_id = _uuid(self.client.endpoint_id_of(value) if isinstance(value, str) and value else value)
+        try:
+            self._endpoint_id = _uuid(value)
+        except ValueError:
+            if not isinstance(value, str) or not value:
+                raise
+            self._endpoint_id = UUID(self.client.endpoint_id_of(value))  # a name
 
     @property
     def container_id(self) -> UUID | None:
@@ -610,6 +612,17 @@ def _after_all(futures: list[concurrent.futures.Future[Any]], call: Callable[[],
 
 def _digest(code: bytes) -> bytes:
     return hashlib.blake2b(code, digest_size=16).digest()
+
+
+def _client(
+    client: Client | None, relay_url: str | None, token: str | None, profile: str | None, *, allow_insecure: bool
+) -> Client:
+    """Return the client that was given, or a new one. Raises ValueError for both, and what Client raises."""
+    if client is None:
+        return Client(relay_url, token, profile=profile, allow_insecure=allow_insecure)
+    if any(each is not None for each in (relay_url, token, profile)):
+        raise ValueError("pass either client=..., or profile=... or relay_url=... and token=..., not both")
+    return client
 
 
 def _uuid(value: UuidLike | None) -> UUID | None:

@@ -17,6 +17,7 @@ from typing import Any
 from mep_sdk.client import Client
 from mep_sdk.connection import proxy_for
 from mep_sdk.executor import Executor
+from mep_sdk.foreign_code import attempt
 from mep_sdk.http import Connections
 from mep_sdk.private_files import write_private
 from mep_sdk.profiles import config_dir, default_profile, profile_names
@@ -53,9 +54,11 @@ def diagnostic(options: argparse.Namespace) -> int:
         if name != "client" and not client:
             continue
         started = time.monotonic()
-        try:
-            found = {"ok": True, "found": check()}
-        except Exception as error:  # noqa: BLE001 - each failure is what the report is for
+        value, error = attempt(check)  # each failure is what the report is for
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        found: dict[str, Any] = {"ok": True, "found": value}
+        if error is not None:
             found, failed = {"ok": False, "error": f"{type(error).__name__}: {error}"}, 1
         report[name] = {**found, "seconds": round(time.monotonic() - started, 3)}
     if options.out:

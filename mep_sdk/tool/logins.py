@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mep_sdk.authorization_server import AuthorizationServer
+from mep_sdk.authorization_server import AuthorizationServer, OAuthRefused
 from mep_sdk.client import Client
 from mep_sdk.errors import LoginRefused, RelayAnswerInvalid
 from mep_sdk.http import Transport
@@ -109,7 +109,7 @@ def _keep(name: str, profile: Profile) -> None:
     if before is not None and before.relay_url == profile.relay_url:
         try:
             AuthorizationServer(before.relay_url).revoke(before.refresh_token or before.access_token)
-        except Exception as error:  # noqa: BLE001 - the new login stands, whatever becomes of the old one
+        except (MepError, OAuthRefused) as error:  # the new login stands, whatever becomes of the old one
             output.note(f"The login before this one was not revoked: {error}")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from mep_sdk.client import Client
 from mep_sdk.executor import Executor
+from mep_sdk.foreign_code import attempt
 from mep_sdk.tool import output
 from mep_sdk.tool.logins import client_of
 from mep_wire.errors import MepError
@@ -59,14 +60,13 @@ def _print_submitted(task_id: str, options: argparse.Namespace) -> None:
 
 
 def _print_outcome(ask: Callable[[], Any], options: argparse.Namespace, future: Any) -> int:
-    try:
-        value = ask()
-    except TimeoutError:
-        if future.done():
-            return _print_failure(sys.exc_info()[1], options)
+    value, error = attempt(ask)  # a task may raise anything
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if isinstance(error, TimeoutError) and not future.done():
         output.note(f"Task {future.task_id} goes on. Later: mep-sdk result {future.task_id}")
         return 2
-    except Exception as error:  # noqa: BLE001 - a task may raise anything, which is what the command prints
+    if error is not None:
         return _print_failure(error, options)
     _print_value(value, options)
     return 0
