@@ -270,6 +270,7 @@ ROUTES: tuple[Route, ...] = (
         own_lists.find_endpoints,
         list[endpoints.EndpointInfo],
         "Find endpoints by alias or OWNER/NAME, one's own by NAME alone",
+        errors=(e.BodyInvalid, e.EndpointNotFound),
         query=("name",),
     ),
     Route(
@@ -391,6 +392,7 @@ ROUTES: tuple[Route, ...] = (
         own_lists.groups,
         api.OwnGroupsAnswer,
         "One's own task groups, the newest first",
+        errors=(e.BodyInvalid,),
         query=("limit", "before"),
     ),
     Route(
@@ -399,6 +401,7 @@ ROUTES: tuple[Route, ...] = (
         own_lists.tasks,
         api.OwnTasksAnswer,
         "One's own tasks: by state (words with commas; pending, ended) and since a time",
+        errors=(e.BodyInvalid,),
         query=("state", "since", "limit", "after"),
     ),
     Route(
