@@ -20,7 +20,7 @@ export PYTHONSAFEPATH := 1
 # Pinned wheels; nothing asks a question.
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools packages test check lint types unit simulate faults soak demo bench docs seccomp lock clean
+.PHONY: help install tools packages test check lint types unit simulate faults soak demo bench docs site seccomp lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -75,6 +75,10 @@ bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and ot
 docs: install ## write the generated pages of docs/ and the example of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
+
+site: tools ## the pages as a site in build/site; a warning is an error
+	@"$(TOOLS)/sphinx-build" -q -W --keep-going -j auto -c docs -d build/doctrees . build/site
+	@echo build/site/index.html
 
 packages: tools ## .deb, .rpm, wheels and sdist in dist/, reproducible; only the wheelhouse needs a network
 	@"$(PREFIX)-build/bin/python" packaging/packages.py --build "$(PREFIX)-build" $(PACKAGES_ARGS)

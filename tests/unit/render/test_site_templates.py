@@ -182,7 +182,7 @@ def test_keys_that_mean_nothing_here_are_accepted_and_listed() -> None:
 
 def test_the_example_in_the_documentation() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "templates.md").read_text()
-    example = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    example = re.findall(r"^```jinja\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
     engine = settings(example, {"ACCOUNT": "a", "GPUS": 1, "DATA": "/my data"}).engine
     assert isinstance(engine, GlobusComputeSettings)
     assert engine.provider == {
