@@ -242,6 +242,23 @@ def test_root_becomes_mep_relay_before_anything_is_opened(open_directory: Path, 
 
 
 @pytest.mark.root
+def test_root_without_state_uses_var_lib(account: pwd.struct_passwd) -> None:
+    command = f'"{sys.executable}" -P -c "from relay.cli import main; main()"'
+    script = f"""set -e
+        mount -t tmpfs -o mode=755 tmpfs /var/lib
+        {command} user add alice@example.edu
+        {command} user list
+        {command} db backup /var/lib/mep-relay/backup
+        stat -c %u /var/lib/mep-relay/relay.db /var/lib/mep-relay/backup"""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "alice@example.edu" in done.stdout
+    assert done.stdout.splitlines()[-2:] == [str(account.pw_uid)] * 2
+
+
+@pytest.mark.root
 def test_root_does_not_use_a_state_of_another_account(open_directory: Path, account: pwd.struct_passwd) -> None:
     relay = RelayProcess(open_directory, drop=True)
     relay.state.mkdir()
