@@ -12,6 +12,7 @@ import inspect
 import itertools
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def errors_page() -> str:
         NOTE,
         "# Errors\n",
         "Every refusal and failure has a stable code and a correlation id that the person and the administrator",
-        "both see: `grep` for the id in the logs. Words in braces are filled in. The status is that of the HTTP",
-        "answer; a failure of a task arrives with the task's result instead.\n",
+        "both see: `mep why` tells its story, and [troubleshooting.md](troubleshooting.md) what to do. Words in",
+        "braces are filled in. The status is that of the HTTP answer; a failure of a task arrives with the task's",
+        "result instead.\n",
         "| code | HTTP | what the person reads |",
         "| --- | --- | --- |",
     ]
@@ -104,6 +106,29 @@ def errors_page() -> str:
     for wait, text in waits.SENTENCES.items():
         lines.append(f"| `{wait}` | {'INFO' if wait in waits.USUAL else 'WARNING'} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+_ACTORS = {"person": "The person", "endpoint": "The endpoint's administrator", "relay": "The relay's administrator"}
+
+
+def troubleshooting_page() -> str:
+    """Return docs/troubleshooting.md. Raises LookupError for a code without advice, and for advice without a code."""
+    sentences = {code: inspect.cleandoc(cls.__doc__ or "") for code, cls in errors.by_code().items()}
+    sentences |= {str(code): text for code, text in waits.SENTENCES.items() if code not in sentences}
+    advice = tomllib.loads((HERE / "troubleshooting.toml").read_text())
+    if odd := advice.keys() ^ sentences.keys():
+        raise LookupError(f"docs/troubleshooting.toml and the catalogue of errors differ: {', '.join(sorted(odd))}")
+    lines = [
+        NOTE,
+        "# Troubleshooting by code\n",
+        "Each code of [errors.md](errors.md), in alphabetical order: what the person reads, who can act, and how.",
+        "`site` stands for the endpoint's name and ID for the correlation id, or the task's id. `mep why ID` tells the",
+        "whole story of a start or a task, the cause first ([running.md](running.md#why-something-waits-or-failed)).\n",
+    ]
+    for code, entry in sorted(advice.items()):
+        sentence = " ".join(sentences[code].split())
+        lines += [f"## {code}\n", f"> {sentence}\n", f"**{_ACTORS[entry['who']]}:** {entry['act']}\n"]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def configuration_page() -> str:
@@ -363,6 +388,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "relay-configuration.md": relay_page,
     "states.md": states_page,
     "errors.md": errors_page,
+    "troubleshooting.md": troubleshooting_page,
     "configuration.md": configuration_page,
     "engines.md": engines_page,
     "development.md": development_page,
