@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
 import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
+from mep.cli.app import cli as mep
 from mep.config.option_docs import docs_table
 from mep_wire import errors, states, waits
 from relay import settings as relay_settings
+from relay.cli import main as mep_relay
 from user_endpoint import settings
 
 HERE = Path(__file__).resolve().parent
@@ -128,6 +131,53 @@ def troubleshooting_page() -> str:
     for code, entry in sorted(advice.items()):
         sentence = " ".join(sentences[code].split())
         lines += [f"## {code}\n", f"> {sentence}\n", f"**{_ACTORS[entry['who']]}:** {entry['act']}\n"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands_below(name: str, command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:
+    """Yield a visible command's context, then those of its subcommands."""
+    context = click.Context(command, info_name=name, parent=parent)
+    yield context
+    for word, each in getattr(command, "commands", {}).items():
+        if not each.hidden:
+            yield from _commands_below(word, each, context)
+
+
+def _help_blocks(text: str) -> Iterator[str]:
+    """Yield the blocks of a help text in Markdown. A block that begins with click's \\b keeps its lines, as code."""
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        kept = block.startswith("\b")
+        lines = inspect.cleandoc(block.lstrip("\b\n").partition("\n")[2] if kept else "").splitlines()
+        if kept and "Exit codes" not in block:
+            yield "\n".join(f"    {line.strip()}" for line in lines)
+        elif not kept:
+            yield " ".join(block.split())
+
+
+def _option_rows(context: click.Context) -> list[str]:
+    """Return a command's table of options, without --help."""
+    records = [each.get_help_record(context) for each in context.command.params if isinstance(each, click.Option)]
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in record] for record in filter(None, records)]
+    rows = [f"| `{names}` | {text} |" for names, text in cells]
+    return ["| option | what it does |", "| --- | --- |", *rows, ""] if rows else []
+
+
+def commands_page() -> str:
+    """Return docs/commands.md."""
+    lines = [
+        NOTE,
+        "# Commands\n",
+        "Every command and option, as `--help` prints them; the manual pages of the packages are made from the same",
+        "texts. `-h` and `--help` are options of each. `globus-compute-endpoint` and `gce` are other names of `mep`.\n",
+    ]
+    for name, top in (("mep", mep), ("mep-relay", mep_relay)):
+        for context in _commands_below(name, top, None):
+            command = context.command
+            usage = f"{context.command_path} {' '.join(command.collect_usage_pieces(context))}"
+            lines += [f"## {context.command_path}\n", f"```text\nUsage: {usage}\n```\n"]
+            lines += [f"{block}\n" for block in _help_blocks(command.help or command.short_help or "") if block]
+            lines += _option_rows(context)
+            lines += [f"{block}\n" for block in _help_blocks(command.epilog or "") if block]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -387,6 +437,7 @@ def globus_page() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "relay-configuration.md": relay_page,
     "states.md": states_page,
+    "commands.md": commands_page,
     "errors.md": errors_page,
     "troubleshooting.md": troubleshooting_page,
     "configuration.md": configuration_page,
