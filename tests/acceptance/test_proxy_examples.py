@@ -72,11 +72,11 @@ class Place:
             return error.code
 
     def stream(self) -> None:
-        """Open a result stream over the proxy, and subscribe."""
+        """Open a result stream over the proxy, subscribe, and get the relay's first frame."""
         url, headers = f"wss://127.0.0.1:{self.port}/v3/stream", {"Authorization": f"Bearer {self.token}"}
         with connect(url, ssl=self.trust, additional_headers=headers) as opened:
             opened.send(msgspec.msgpack.encode(api.Subscribe(task_group_id=GROUP, cursor=0)))
-            assert opened.ping().wait(60)
+            assert opened.recv(60)
 
     def works(self) -> None:
         """Check that people's requests and streams pass, and that metrics don't."""
