@@ -47,13 +47,14 @@ import msgspec
 from mep_sdk import Client
 from mep_wire import api
 
+e, g, t = (f"00000000-0000-4000-8000-00000000000{number}" for number in range(3))
 ANSWERS = {
     "/v3/functions": api.FunctionAnswer(function_uuid="f"),
-    "/v3/endpoints/e/submit": api.SubmitAnswer(request_id="r", task_group_id="g", endpoint_id="e", tasks={}),
-    "/v2/tasks/t": api.TaskStatus(task_id="t", status="pending"),
-    "/v2/batch_status": api.BatchStatusAnswer(results={"t": api.TaskStatus(task_id="t", status="pending")}),
-    "/v2/taskgroup/g": api.TaskGroupAnswer(taskgroup_id="g", tasks=[]),
-    "/v3/tasks/cancel": api.CancelAnswer(cancelled=["t"]),
+    f"/v3/endpoints/{e}/submit": api.SubmitAnswer(request_id="r", task_group_id=g, endpoint_id=e, tasks={}),
+    f"/v2/tasks/{t}": api.TaskStatus(task_id=t, status="pending"),
+    "/v2/batch_status": api.BatchStatusAnswer(results={t: api.TaskStatus(task_id=t, status="pending")}),
+    f"/v2/taskgroup/{g}": api.TaskGroupAnswer(taskgroup_id=g, tasks=[]),
+    "/v3/tasks/cancel": api.CancelAnswer(cancelled=[t]),
 }
 ANSWERS = {path: msgspec.msgpack.encode(answer) for path, answer in ANSWERS.items()}
 
@@ -101,8 +102,8 @@ CASES = {
     "the SDK's client": (
         SDK,
         """
-        lambda: client.endings(["t"]), lambda: client.get_task("t"), lambda: client.get_task_group("g"),
-        lambda: client.cancel("t"), lambda: client.submit("e", None),
+        lambda: client.endings([t]), lambda: client.get_task(t), lambda: client.get_task_group(g),
+        lambda: client.cancel(t), lambda: client.submit(e, None),
         lambda: client.register_serialized(api.FunctionBody(function_name="f", function_code=b"")),
         """,
     ),
