@@ -29,10 +29,14 @@ def name_process(name: str) -> None:
         comm.write(name)
 
 
-def prepare_title() -> None:
-    """Have setproctitle find the command line in memory, which it can't once the environment has been replaced."""
+def prepare_title(name: str) -> None:
+    """Have setproctitle find the command line in memory, which it can't once the environment has been replaced.
+
+    It then gives the process another short name: `name` is set again.
+    """
     if (extension := _title_extension()) is not None:
         extension.getproctitle()
+        name_process(name)
 
 
 def title_process(name: str, kind: str, of: str) -> None:

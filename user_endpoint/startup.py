@@ -118,7 +118,7 @@ class Starting:
         from user_endpoint.resource_spec import ResourceRule
         from user_endpoint.user_endpoint import UserEndpoint
 
-        prepare_title()
+        prepare_title("mep-uep")
         os.environ.update(start_environment(self._bundle, os.environ, self._request.user_runtime))
         keys = options(self._bundle.relay_link_key, max_inbound_bytes=MAX_LINK_MESSAGE_BYTES)
         link = LinkClient(self._bundle.relay_link_address, keys, decode_to_uep)

@@ -96,8 +96,6 @@ CASES = [
     Case("bounds that exclude all", config("policy: {min_uid: 2000, max_uid: 1000}\n"),
          "{etc}/config.yaml:{end}", "no account may be used"),
     Case("an engine in config.yaml", config("engine: {type: ThreadPoolEngine}\n"), "{etc}/config.yaml:{end}", TEMPLATE),
-    Case("a policy that is not enforced", config("authentication_policy: 6d0ba55f-de15-4af2-827d-05c50c338aa7\n"),
-         "{etc}/config.yaml:{end}", "no authentication policies"),
     Case("a log in a directory that is missing", config("log_path: /nosuch/x.log\n"), "{etc}/config.yaml:{end}",
          "there is no directory /nosuch", "run: install -d -m 755 /nosuch"),
     Case("a hook that is missing", config("pre_start_hook: {path: /nosuch/hook}\n"), "{etc}/config.yaml",

@@ -105,9 +105,9 @@ def test_one_that_dies_is_replaced_and_the_link_comes_back(site: Cli, module: st
 
 def test_the_files_of_a_running_endpoint(site: Cli) -> None:
     assert stat.S_IMODE(site.path("run", "site").stat().st_mode) == 0o755
-    for name in ("status.json", "monitor.pid"):
+    for name, mode in (("status.json", 0o600), ("monitor.pid", 0o644)):
         found = site.path("run", "site", name).stat()
-        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o644)
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, mode)
     for name in ("endpoint.log", "audit.log"):
         found = site.path("var", "site", name).stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode) & 0o007) == (0, 0)

@@ -257,7 +257,7 @@ def test_reload_restarts_only_what_changed(alice: LocalAccount) -> None:
         assert b'"log_level": "DEBUG"' in os.pread(again.section, 65536, 0)
         assert not mapper.is_gone()
         again.send(ManagerReady(version="again"))
-        assert start_as(again, mapper, alice.name)[1].code == "SITE_BUSY"
+        assert start_as(again, mapper, alice.name)[1].code == "PERSON_LIMIT"
         assert run.record(uep_id)["state"] == "running"
 
 

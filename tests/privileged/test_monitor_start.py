@@ -346,7 +346,7 @@ def test_caps_of_one_person(alice: LocalAccount) -> None:
     with running_monitor(caps=Caps(max_user_endpoints_per_user=1)) as (run, manager, mapper):
         assert start_as(manager, mapper, alice.name)[1].outcome == "started"
         _, answer = start_as(manager, mapper, alice.name, ref=2)
-        assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY")
+        assert (answer.outcome, answer.code) == ("unavailable", "PERSON_LIMIT")
         assert "(1)" in answer.public
         with account() as bob:
             assert start_as(manager, mapper, bob.name, ref=3)[1].outcome == "started"
@@ -452,7 +452,7 @@ def test_whoever_has_all_that_they_may_takes_no_place(alice: LocalAccount) -> No
         map_next(mapper, alice.name, mode="silent")
         until("it is under way", lambda: run.status().get("user_endpoints"))
         _, answer = start_as(manager, mapper, alice.name, ref=2)
-        assert (answer.outcome, answer.code) == ("unavailable", "SITE_BUSY") and "one person (1)" in answer.public
+        assert (answer.outcome, answer.code) == ("unavailable", "PERSON_LIMIT") and "one person (1)" in answer.public
         record = next(one for one in run.audit_records() if one["event"] == "start")
         assert record["stage"] == "CAPS" and "keeper_pid" not in record
 
