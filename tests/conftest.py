@@ -42,9 +42,12 @@ def _is_development() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to run against the checkout."""
+    """Refuse to run against the checkout, and clear up after a run that was killed."""
     if _checkout_is_importable() and not _is_development():
         raise pytest.UsageError(f"{ROOT} is on sys.path; run `make test`, which tests what is installed")
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        with leftovers.session(sys.prefix) as session:  # before workers begin: beside each other, none would be alone
+            session.clear_up()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -71,7 +71,7 @@ def test_tasks_run_in_jobs_that_end_with_the_user_endpoint(make: Callable[..., B
     assert text.index("#SBATCH --no-requeue") < text.index("#SBATCH --comment=x")
     for line in ("#SBATCH --partition=cpu", "#SBATCH --account=a", "#SBATCH --comment=x", "#SBATCH --time=5"):
         assert line in text
-    bench.engine.stop(2.0)
+    bench.engine.stop(20.0)
     bench.engine.stop = lambda grace_s: None  # type: ignore[method-assign]
     assert [line.split()[0] for line in log_of(jobs)] == ["sbatch", "scancel"]
 

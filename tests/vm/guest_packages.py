@@ -348,7 +348,8 @@ def second():
     assert not (found := using_the_package()), found
     left = sorted(everything() - set(json.loads((GUEST / "before").read_text())))
     assert not left, left
-    assert not run("systemctl", "list-unit-files", "--no-legend", "mep*.service", expect=None).strip()
+    listed = run("systemctl", "list-unit-files", "--no-legend", "--no-pager", "mep*.service", expect=None)
+    assert "mep" not in listed, listed
     passed("purge leaves no file, account, process or unit")
 
 
