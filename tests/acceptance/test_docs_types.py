@@ -23,6 +23,8 @@ TYPED = [
     "README.md",
     "mep_sdk/README.md",
     "docs/quickstart.md",
+    "docs/first-hour.md",
+    "docs/moving.md",
     "docs/sdk.md",
     "docs/asyncio.md",
     "docs/distributed.md",
