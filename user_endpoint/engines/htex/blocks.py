@@ -433,6 +433,7 @@ class Blocks:
                     self._note_change(now)
                 if not block.registered and now - block.since > self._settings.block_start_timeout_s and not ending:
                     self._cancel([block_id])
+                    self._tell(BlockLost(block_id))
                     limit = self._settings.block_start_timeout_s
                     what = f"its workers had not registered after {limit:.0f} s"
                     self._block_failed(block_id, block, what, status)

@@ -25,7 +25,7 @@ from user_endpoint.engines.htex.parsl_import import light_parsl
 from user_endpoint.engines.htex.walltimes import fits
 
 with light_parsl(KeyAuthenticator):
-    from parsl.executors.high_throughput.interchange import Interchange
+    from parsl.executors.high_throughput.interchange import PKL_SHUTDOWN_CODE, Interchange
 
 _PR_SET_PDEATHSIG = 1
 _TURN = 256
@@ -59,7 +59,8 @@ class BatchInterchange(Interchange):
         self._draining = False
         self._timed = False
         """Whether there may be tasks with a walltime in the queue."""
-        self._lost: list[int] = []
+        self._ended_blocks: set[str] = set()
+        """Nothing watches the job of such a block any more: its pools get no task."""
 
     def start(self) -> None:
         """Serve until the user endpoint is gone."""
@@ -130,9 +131,16 @@ class BatchInterchange(Interchange):
                 self._managers_real.send_multipart([manager_id, protocol.encode(protocol.Cancel(sorted(held)))])
 
     def _block_ended(self, block_id: str) -> None:
-        for manager in self._ready_managers.values():
+        self._ended_blocks.add(block_id)
+        for manager_id, manager in self._ready_managers.items():
             if manager["block_id"] == block_id:
                 manager["last_heartbeat"] = -math.inf
+                self._send_away(manager_id, manager)
+
+    def _send_away(self, manager_id: bytes, manager: Any) -> None:
+        """End a pool that has outlived its block, as one does if only the block's script was killed."""
+        order = protocol.encode(protocol.Leave()) if manager.get("mep") else PKL_SHUTDOWN_CODE
+        self._managers_real.send_multipart([manager_id, order])
 
     def _tell_pools(self, frame: bytes) -> None:
         for manager_id, manager in self._ready_managers.items():
@@ -161,9 +169,15 @@ class BatchInterchange(Interchange):
             if manager_id in self._ready_managers:  # Parsl notes the time of day, which may be set
                 self._ready_managers[manager_id]["last_heartbeat"] = time.monotonic()
             if manager is None and manager_id in self._ready_managers:
-                self._registered(self._ready_managers[manager_id])
+                self._registered(manager_id, interesting)
 
-    def _registered(self, new: Any) -> None:
+    def _registered(self, manager_id: bytes, interesting: set[bytes]) -> None:
+        new: Any = self._ready_managers[manager_id]
+        if new["block_id"] in self._ended_blocks:
+            self._send_away(manager_id, new)
+            del self._ready_managers[manager_id]
+            interesting.discard(manager_id)
+            return
         left = new.get("left_s")
         if left is not None:
             new["ends"] = time.monotonic() + left
