@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ class CommandScheduler(Scheduler):
         for job, status in zip(jobs, found, strict=True):
             if status is not None and status.state in TERMINAL and not self._has_ended(str(job), named):
                 resources[job]["status"], status = before[job], None
-            state = self._read_otherwise(named.get(str(job), ""))
+            state = self._read_otherwise(job, named.get(str(job), ""))
             if state is not None:
                 resources[job]["status"] = status = self._as(state, job)
             result[job] = status
@@ -206,9 +207,13 @@ class CommandScheduler(Scheduler):
         """Tell whether a job has ended that Parsl takes to have: only if the answer was about it."""
         return job in named
 
-    def _read_otherwise(self, said: str) -> Any:
-        """Return the state that Parsl has misread, None where it has not."""
+    def _read_otherwise(self, job: Any, said: str) -> Any:
+        """Return the state that Parsl has misread, None where it has not. `said` is the rest of the job's line."""
         return None
+
+    def _all_answered(self) -> bool:
+        """Tell whether the scheduler has answered, so that a job it does not list is none of its own any more."""
+        return bool(self._answers) and all(answer.status == 0 for answer in self._answers)
 
     def _unknown(self, jobs: Iterable[Any]) -> set[Any]:
         said = {name for answer in self._answers for name in re.findall(self.unknown, answer.err)}
@@ -302,8 +307,77 @@ class Lsf(CommandScheduler):
     unknown = r"Job <(\d+)> is not found"
     gone = r"is not found|No matching job found|already finished"
 
-    def _read_otherwise(self, said: str) -> Any:
+    def _read_otherwise(self, job: Any, said: str) -> Any:
         return JobState.HELD if said in ("PSUSP", "USUSP", "SSUSP") else None
+
+
+_GRID_ENGINE_STATES = (
+    ("d", JobState.COMPLETED),  # its end has begun
+    ("E", JobState.FAILED),
+    ("sSTh", JobState.HELD),
+    ("r", JobState.RUNNING),
+    ("tqw", JobState.PENDING),
+)
+"""The letters of a state, the decisive ones first; the manual page of qstat lists them."""
+
+
+class GridEngine(CommandScheduler):
+    """qstat lists every job that has not ended. Parsl takes one on its way to its node (t) to have failed."""
+
+    gone = r"does not exist"
+
+    def __init__(self, provider: Any, record: JobRecord | None) -> None:
+        super().__init__(provider, record)
+        self._in_error: set[Any] = set()
+
+    def ended(self, job: Any) -> None:
+        """A job is known to have ended. One in an error state would stay in the queue, so it's deleted."""
+        if job in self._in_error:
+            self._in_error.discard(job)
+            self.cancel([job], time.monotonic())
+        else:
+            super().ended(job)
+
+    def _has_ended(self, job: str, named: dict[str, str]) -> bool:
+        return job in named or self._all_answered()
+
+    def _read_otherwise(self, job: Any, said: str) -> Any:
+        state = (said.split() + [""] * 4)[3]  # after priority, name and owner
+        if "E" in state:
+            self._in_error.add(job)
+        return next((meaning for letters, meaning in _GRID_ENGINE_STATES if set(letters) & set(state)), None)
+
+
+_CONDOR_STATES = {"5": JobState.HELD, "6": JobState.RUNNING, "7": JobState.HELD}
+"""By the number that HTCondor's manual gives as JobStatus: held, transferring output, suspended."""
+
+
+class Condor(CommandScheduler):
+    """condor_q lists every job that has not left the queue. Parsl never takes one to have ended that it doesn't list,
+    and takes one that is held, or that returns its output, to have failed."""
+
+    gone = r"Couldn't find"
+
+    def _asked(self, jobs: list[Any]) -> dict[Any, Any]:
+        found = super()._asked(jobs)
+        named = self._named("\n".join(answer.out for answer in self._answers))
+        unlisted = [job for job in jobs if str(job) not in named] if self._all_answered() else []
+        return found | {job: self._as(JobState.COMPLETED, job) for job in unlisted}
+
+    def _read_otherwise(self, job: Any, said: str) -> Any:
+        return _CONDOR_STATES.get(said)
+
+    def words_on_pending(self, jobs: Sequence[Any]) -> str:
+        """Return why HTCondor holds each job that it holds."""
+        try:
+            status, out, _ = self._provider.execute_wait(
+                f"condor_q {' '.join(map(str, jobs))} -af:j JobStatus HoldReason"
+            )
+        except self.raises:
+            return super().words_on_pending(jobs)
+        rows = [line.split(None, 2) for line in out.splitlines()] if status == 0 else []
+        words = [f"HTCondor job {row[0]} is held: {row[2]}" for row in rows if len(row) == 3 and row[1] == "5"]
+        return _listed(words) if words else super().words_on_pending(jobs)
 
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
@@ -311,4 +385,6 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     "PBSProProvider": Pbs,
     "TorqueProvider": Pbs,
     "LSFProvider": Lsf,
+    "GridEngineProvider": GridEngine,
+    "CondorProvider": Condor,
 }
