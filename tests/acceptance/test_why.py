@@ -176,6 +176,7 @@ def test_the_link_is_down_and_the_hosts_own_logs_tell(place: Campus) -> None:
         assert any(error.correlation_id in line["text"] for line in story["story"])
     finally:
         place.site.start_relay()
+        until("the link is up", lambda: place.endpoint.status().get("link_state") == "up")
 
 
 def test_an_unknown_id_is_said_to_be_unknown(place: Campus) -> None:
