@@ -1,0 +1,42 @@
+"""`make test` runs a few failed tests again, alone: it may hide no test that fails, and no run that broke otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import second_run
+
+PYTEST = [f"{sys.prefix}-tests/bin/pytest", "-q"]
+FIRST_TIME = "import pathlib\nMARK = pathlib.Path(__file__).with_name('ran')\n"
+UNSTEADY = "def test_unsteady():\n    ran, _ = MARK.exists(), MARK.touch()\n    assert ran\n"
+BROKEN = "def test_broken():\n    assert False\n"
+SOUND = "def test_sound():\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (UNSTEADY + SOUND, 0, "UNSTEADY: 1 failed beside other tests and passed alone"),
+        (BROKEN + SOUND, 1, "1 failed"),
+        (UNSTEADY + BROKEN, 1, "1 failed, 1 passed"),
+        ("".join(BROKEN.replace("broken", f"broken_{number}") for number in range(5)), 1, "none, with 5 failed tests"),
+        ("import no_such_module\n", 2, "No module named 'no_such_module'"),
+    ],
+    ids=["passes alone", "fails twice", "one of each", "too many", "not imported"],
+)
+def test_a_second_run(tmp_path: Path, text: str, status: int, said: str) -> None:
+    (tmp_path / "test_it.py").write_text(FIRST_TIME + text)
+    (tmp_path / "pytest.ini").touch()
+    first = subprocess.run(PYTEST, cwd=tmp_path, capture_output=True, check=False)
+    assert first.returncode != 0
+    script = [sys.executable, second_run.__file__, *PYTEST]
+    again = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (again.returncode, said in again.stdout) == (status, True), again.stdout
+
+
+def test_a_run_without_a_failed_test_stays_failed(tmp_path: Path) -> None:
+    assert second_run.main(["true"], tmp_path) == 1
