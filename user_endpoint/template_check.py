@@ -184,6 +184,8 @@ class Trial:
         for name, values in found.items():
             if not values:
                 self.verdict.note(self._no_value(name, properties.get(name, {})))
+        for name, schema in self._samples.valueless.items():
+            self.verdict.note(self._no_value(name, schema))
         if not self._closed:
             free = [name for name in self._facts.constants if name in self._facts.variables]
             found |= {
@@ -198,7 +200,7 @@ class Trial:
     @staticmethod
     def _no_value(name: str, schema: Any) -> str:
         pattern = schema.get("pattern") if isinstance(schema, Mapping) else None
-        why = f"fits the pattern {pattern}" if pattern else "could be made up that fits its schema"
+        why = f"could be made for the pattern {pattern}" if pattern else "could be made up that fits its schema"
         return (
             f"user_config_schema.json: properties/{name}: no value {why}: not all was tried; add `examples` to this "
             "property, and they are tried"

@@ -88,7 +88,10 @@ RULES = {
     ),
     "user_endpoint.render": Rule(
         ("user_endpoint", "mep_wire", "mep_sdk.strategies"),
-        _libraries("jinja2", "jsonschema", "jsonschema_specifications", "markupsafe", "msgspec", "referencing", "yaml"),
+        _libraries(
+            *("jinja2", "jsonschema", "jsonschema_specifications", "markupsafe", "msgspec", "referencing", "rstr"),
+            "yaml",
+        ),
     ),
     "user_endpoint.engines": Rule(_ENGINE, _libraries("msgspec")),
     "user_endpoint.engines.process_pool": Rule(_ENGINE, _libraries("msgspec")),

@@ -1,18 +1,21 @@
 """Values that a person might give, made up from the administrator's JSON schema. For `mep check` alone.
 
-Texts for a `pattern` come from `default`, `examples`, `enum` and from the constants of the template. No text is derived
-from the pattern itself.
+Texts for a `pattern` come from `default`, `examples`, `enum` and the constants of the template, and a few are made from
+the pattern itself (`pattern_texts`).
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
 import jsonschema_specifications  # type: ignore[import-untyped] # it has no stubs
 import referencing.exceptions
+
+from user_endpoint.render.pattern_texts import texts_for
 
 MAX_CANDIDATES = 40
 """Most values tried for one variable."""
@@ -42,6 +45,9 @@ class SampleValues:
     def __init__(self, schema: Mapping[str, Any] | None, constants: Constants) -> None:
         self._schema: Mapping[str, Any] = schema or {}
         self._constants = constants
+        self._made: dict[str, list[str]] = {}
+        self.valueless: dict[str, Any] = {}
+        """The schemas of the keys inside objects and lists that no value was found for, by key (`[]`: an item)."""
         kind = jsonschema.validators.validator_for(self._schema, default=jsonschema.Draft202012Validator)
         self._validator = kind(self._schema, registry=jsonschema_specifications.REGISTRY)
 
@@ -94,11 +100,20 @@ class SampleValues:
             "number": lambda: itertools.chain(_numbers(schema, 1), _numbers(schema, 0.5)),
             "boolean": lambda: iter((True, False)),
             "null": lambda: iter((None,)),
-            "string": lambda: _texts(schema),
+            "string": lambda: itertools.chain(self._patterned(schema), _texts(schema)),
             "array": lambda: self._lists(name, schema, depth),
             "object": lambda: self._objects(schema, depth),
         }
         return makers[kind]() if kind in makers else iter(())
+
+    def _patterned(self, schema: Mapping[str, Any]) -> list[str]:
+        pattern = schema.get("pattern")
+        if not isinstance(pattern, str):
+            return []
+        key = json.dumps([pattern, schema.get("minLength"), schema.get("maxLength")])
+        if key not in self._made:
+            self._made[key] = texts_for(pattern, schema)
+        return self._made[key]
 
     def _lists(self, name: str, schema: Mapping[str, Any], depth: int) -> Iterator[Any]:
         items = self._valid(schema.get("items", {}), self._candidates(name, schema.get("items", {}), depth + 1))
@@ -108,14 +123,15 @@ class SampleValues:
             yield items[: max(2, least)]
             yield from ([item, *items[: least - 1]] if least > 1 else [item] for item in items)
             yield list(itertools.islice(itertools.cycle(items), min(most, MAX_CANDIDATES)))
+        else:
+            self.valueless[f"{name}[]"] = schema.get("items")
         yield []
 
     def _objects(self, schema: Mapping[str, Any], depth: int) -> Iterator[Any]:
-        parts = {
-            key: values
-            for key, part in schema.get("properties", {}).items()
-            if (values := self._valid(part, self._candidates(key, part, depth + 1)))
-        }
+        properties = schema.get("properties", {})
+        found = {key: self._valid(part, self._candidates(key, part, depth + 1)) for key, part in properties.items()}
+        self.valueless |= {key: properties[key] for key, values in found.items() if not values}
+        parts = {key: values for key, values in found.items() if values}
         required = [key for key in schema.get("required", []) if key in parts]
         yield from variations(parts, required)
 

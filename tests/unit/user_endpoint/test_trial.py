@@ -208,7 +208,12 @@ def test_what_no_value_reaches_is_named_with_its_line(inside: str, said: str) ->
         ("# {{ NODS | default(1) }}\n", closed(NODES=INTEGER), f"{NAME}:3: NODS: the schema has no such property, and"),
         ("# {{ NODS | default(1) }}\n", {"properties": {"NODES": INTEGER}}, f"{NAME}:3: NODS: the schema has no such"),
         ("# {{ NODS | default(1) }}\n", closed(NODES=INTEGER), "properties/NODES: no template uses this variable"),
-        ("# {{ X | default(1) }}\n", closed(X={"type": "string", "pattern": "^q+$"}), "fits the pattern ^q+$"),
+        ("# {{ X | default(1) }}\n", closed(X={"type": "string", "pattern": "^(?!q)q+$"}), "the pattern ^(?!q)q+$"),
+        (
+            "# {{ X | default(1) }}\n",
+            closed(X=closed(inner={"type": "array", "items": {"type": "string", "pattern": "^(?!q)q+$"}})),
+            "properties/inner[]: no value could be made for the pattern ^(?!q)q+$",
+        ),
     ],
 )
 def test_names_and_patterns_that_do_not_fit_are_noted(template: str, schema: dict[str, Any], said: str) -> None:
@@ -297,3 +302,15 @@ def test_a_thorough_trial_finds_what_the_usual_one_has_no_time_for() -> None:
     assert any("makes this condition true" in note for note in usual.notes)
     (problem,) = Trial(bundle, seconds=100.0, renderings=10_000, combined=10_000).run().problems
     assert problem[0] == 4
+
+
+def test_texts_are_made_for_a_pattern_and_reach_the_branch_that_reads_them() -> None:
+    template = GOOD + '{% if ACCOUNT.endswith("-gpu") %}\n  max_wrkers: 1\n{% endif %}\n'
+    schema = closed(["ACCOUNT"], ACCOUNT={"type": "string", "pattern": "^[a-z]{3}-(cpu|gpu)$"})
+    assert "max_wrkers" in tried(template, schema).problems[0][1]
+
+
+def test_the_pattern_of_an_item_in_a_list_is_made_up_too() -> None:
+    template = GOOD + "{% for node in NODES %}\n  max_wrkers: 1\n{% endfor %}\n"
+    schema = closed(["NODES"], NODES={"type": "array", "items": {"type": "string", "pattern": "^node[0-9]{4}$"}})
+    assert "max_wrkers" in tried(template, schema).problems[0][1]
