@@ -12,6 +12,7 @@ import inspect
 import itertools
 import json
 import re
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 
 import mep_sdk.errors  # noqa: F401 - the SDK adds codes of its own
 from mep.cli.app import cli as mep
+from mep.cli.endpoint_view import text_of
 from mep.config.option_docs import docs_table
 from mep_wire import errors, states, waits
 from relay import settings as relay_settings
@@ -321,6 +323,44 @@ def development_page() -> str:
     return _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
 
 
+# --- the screen of mep top -----------------------------------------------------------------------------------
+
+_SCREEN = re.compile(
+    r"(?<=<!-- The screen of mep top: `make docs` writes it. -->\n).*?(?=<!-- End of the screen. -->)", re.DOTALL
+)
+_SITE, _ALICE, _BOB = (f"{digit * 8}-1d5e-4c57-9a43-0b2a8a5d7c11" for digit in "5a6")
+
+
+def _shown_endpoint(uep_id: str, user: str, minutes: int, **more: Any) -> dict[str, Any]:
+    return {
+        "uep_id": uep_id, "local_user": user, "person": f"{user}@example.edu", "state": "running",
+        "since": time.time() - 60 * minutes, "log_path": f"/home/{user}/.mep/uep/{uep_id}/endpoint.log", **more,
+    }  # fmt: skip
+
+
+def _shown_site() -> dict[str, Any]:
+    alice = _shown_endpoint(
+        _ALICE, "alice", 42, tasks={"waiting": 3, "running": 4, "done": 1280}, cpu_percent=391.0,
+        memory_bytes=3 << 30, values='{"GPUS": 1}', blocks="0 job 4711 running, 1 job 4712 pending",
+        trouble="block 1: job 4712 pending, Resources",
+    )  # fmt: skip
+    bob = _shown_endpoint(_BOB, "bob", 7, tasks={"waiting": 0, "running": 0, "done": 2}, cpu_percent=0.0,
+                          memory_bytes=61 << 20, last_failure="TASK_FAILED: ValueError")  # fmt: skip
+    notice = "a monitor is back after 14 s (pid 977, before 812); it took over 2 of 2 user endpoints"
+    return {
+        "name": "site", "state": "up", "notice": notice, "endpoint_id": _SITE, "pid": 977, "link": "up",
+        "configured_at": None, "configuration_refused_at": None, "mapping_refused_at": None, "overdue": 0,
+        "accounts_overdue": 0, "user_endpoints": [alice, bob], "restrictions": [], "failures": [],
+    }  # fmt: skip
+
+
+def operations_page() -> str:
+    """Return docs/operations.md with the screen of `mep top` drawn anew, wide and narrow."""
+    screens = ["```text\n" + "\n".join(text_of(_shown_site(), width, cut=True)) + "\n```\n" for width in (118, 64)]
+    text = f"{screens[0]}\nOn a terminal of 64 columns:\n\n{screens[1]}"
+    return _SCREEN.sub(lambda _: "\n" + text + "\n", (HERE / "operations.md").read_text())
+
+
 # --- the SDK beside Globus Compute's -------------------------------------------------------------------------
 
 _OUR_MODULES = {
@@ -443,6 +483,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "engines.md": engines_page,
     "development.md": development_page,
+    "operations.md": operations_page,
     "globus-compute.md": globus_page,
 }
 

@@ -141,12 +141,12 @@ class AdminClient:
             raise CliFailed(done.problem)
         return done.count
 
-    def listing(self) -> list[m.Message]:
+    def listing(self, timeout_s: float = ANSWER_S) -> list[m.Message]:
         """Return every user endpoint, restriction and recent failure."""
         found: list[m.Message] = []
         after = ""
         while True:
-            done, rows, _ = self.ask(m.AdminList(after))
+            done, rows, _ = self.ask(m.AdminList(after), timeout_s)
             found += rows
             ids = [one.uep_id for one in rows if isinstance(one, m.AdminEndpoint)]
             if not done.more or not ids:

@@ -15,7 +15,7 @@ from mep.boundary import messages as m
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.figures import decode, read_page
 from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor, start_ticks
-from mep.cli.admin_client import AdminClient, is_foreign
+from mep.cli.admin_client import ANSWER_S, AdminClient, is_foreign
 from mep.cli.exit_codes import Exit
 from mep.cli.orphaned_keepers import living_records
 from mep.cli.process_figures import ProcessFigures
@@ -77,7 +77,7 @@ def _problem(public: str, reason: str | None) -> str:
     return public.replace(_WHERE_WHY, reason) if public and reason else public
 
 
-def describe_all(where: EndpointPaths, client: AdminClient | None) -> dict[str, Any]:
+def describe_all(where: EndpointPaths, client: AdminClient | None, timeout_s: float = ANSWER_S) -> dict[str, Any]:
     """Return the endpoint's state with its user endpoints, restrictions and failures. Raises CliFailed.
 
     Without a `client`, the user endpoints are those of a monitor that no longer runs.
@@ -87,7 +87,7 @@ def describe_all(where: EndpointPaths, client: AdminClient | None) -> dict[str, 
         if value["pid"] is None:
             value["user_endpoints"] = _left(where)
         return value
-    found = client.listing()
+    found = client.listing(timeout_s)
     value["failures"] = [_failure(one) for one in found if isinstance(one, m.AdminFailure)]
     value["restrictions"] = [_restriction(one) for one in found if isinstance(one, m.AdminRestriction)]
     value["user_endpoints"] = [

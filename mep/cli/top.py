@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mep.cli.admin_client import AdminClient
-from mep.cli.endpoint_state import add_process_figures, describe_all, keepers_of
+from mep.cli.endpoint_state import add_process_figures, keepers_of
 from mep.cli.endpoint_view import fitted, text_of
-from mep.cli.exit_codes import CliFailed
+from mep.cli.endpoint_watch import EndpointWatch
 from mep.cli.process_figures import ProcessFigures, Sampler
 
 if TYPE_CHECKING:
@@ -36,12 +35,14 @@ class Screen:
     """The looks at one endpoint."""
 
     def __init__(self, where: EndpointPaths, *, wide: bool, as_json: bool) -> None:
-        self._where, self._wide, self._as_json = where, wide, as_json
-        self._client: AdminClient | None = None
+        self._watch, self._wide, self._as_json = EndpointWatch(where), wide, as_json
         self._before: dict[int, tuple[float, ProcessFigures]] = {}
 
     def run(self, interval_s: float, count: int | None) -> None:
-        """Look every `interval_s` seconds, `count` times or until `q` or Ctrl-C. Raises CliFailed."""
+        """Look every `interval_s` seconds, `count` times or until `q` or Ctrl-C.
+
+        Raises CliFailed and ConfigRefused at the first look.
+        """
         live = not self._as_json and sys.stdout.isatty()
         with Sampler() as sampler, _screen(live) as keys, contextlib.suppress(KeyboardInterrupt):
             looks = 0
@@ -50,20 +51,10 @@ class Screen:
                 looks += 1
                 if looks == count or _quit(keys, interval_s):
                     break
-        if self._client is not None:
-            self._client.close()
+        self._watch.close()
 
     def _look(self, sampler: Sampler) -> dict[str, Any]:
-        if self._client is None:
-            self._client = AdminClient.connect(self._where)
-        try:
-            value = describe_all(self._where, self._client)
-        except CliFailed:
-            if self._client is None:
-                raise
-            self._client.close()  # the monitor has ended, or another one runs
-            self._client = AdminClient.connect(self._where)
-            value = describe_all(self._where, self._client)
+        value = self._watch.look()
         found, now = sampler.sample(keepers_of(value)), time.monotonic()
         add_process_figures(value, found)
         for one in value["user_endpoints"]:

@@ -29,6 +29,7 @@ from tests.support.accounts import LocalAccount, account
 from tests.support.campus import SCHEMA_VALUE, TEMPLATE_TEXT
 from tests.support.cli import Cli, open_directory
 from tests.support.relay import RelayProcess
+from tests.support.terminal import on_terminal
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -363,6 +364,40 @@ def test_a_killed_monitor(day: Day) -> None:
     day.mep("start", "site", "--detach")
     until("a link that is up", lambda: day.status()["link"] == "up")
     assert day.of("alice")[0]["pid"] == row["pid"]
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(160, 50), (60, 60)])
+def test_top_stays_through_a_killed_monitor(day: Day, columns: int, rows: int) -> None:
+    for who in ("alice", "bob"):
+        day.result(who)
+    (row,), (other,) = day.of("alice"), day.of("bob")
+    argv = [sys.executable, "-I", "-m", "mep.cli", "top", "site", "--interval", "0.3"]
+    with on_terminal(argv, columns, rows, day.mep.environment) as (terminal, process):
+        until("the first look", lambda: row["uep_id"] in terminal.screen, details=lambda: terminal.screen)
+        assert terminal.alternate
+        killed = day.status()["pid"]
+        os.kill(killed, signal.SIGSTOP)
+        silent = f"the monitor (pid {killed}) gives no answer for"
+        until("the silence", lambda: silent in terminal.words, details=lambda: terminal.screen)
+        os.kill(killed, signal.SIGCONT)
+        until("its words", lambda: "answers again after" in terminal.words, details=lambda: terminal.screen)
+        os.kill(killed, signal.SIGKILL)
+        gone = f"the monitor (pid {killed}) is gone for"
+        until("the loss", lambda: gone in terminal.words, details=lambda: terminal.screen)
+        assert {row["uep_id"], other["uep_id"]} <= set(terminal.words.split())  # whole, as their keepers recorded them
+        assert "failures are unknown until it is back" in terminal.words
+        os.kill(other["keeper_pid"], signal.SIGKILL)
+        until("bob's has ended", lambda: other["uep_id"] not in terminal.screen)
+        day.mep("start", "site", "--detach")
+        until("the return", lambda: "it took over 1 of 2" in terminal.words, details=lambda: terminal.screen)
+        assert f"before {killed})" in terminal.words
+        assert f"ended meanwhile: {other['uep_id']} ({day.people['bob'].name})" in terminal.words
+        until("the link", lambda: re.search(r"link +up", terminal.screen), details=lambda: terminal.screen)
+        assert process.poll() is None
+        terminal.press("q")
+        assert process.wait(timeout=30) == 0
+        until("the terminal as it was", lambda: not terminal.alternate and terminal.cursor_shown)
+    until("a link that is up", lambda: day.status()["link"] == "up")
 
 
 def test_a_link_that_is_down_has_an_exit_code(day: Day) -> None:
