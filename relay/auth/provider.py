@@ -34,6 +34,11 @@ PAUSE_S = 5.0
 MAX_TOKEN = 16 * 1024
 MAX_KEYS = 100
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
+_CONFIRMATION = "cnf"
+_BOUND = "it is bound to a key of its client's (cnf), which a bearer cannot show"
+_BEARER_KINDS = {"token_type": ("bearer", "access_token"), "typ": ("bearer", "jwt", "at+jwt"),
+                 "token_use": ("access", "access_token")}  # fmt: skip
+"""What introspection may call an access token: RFC 7662's own field, and those of Keycloak and of Hydra."""
 
 
 def pkce_challenge(verifier: str) -> str:
@@ -177,9 +182,8 @@ class Provider:
         expires = claims.get("exp")
         if not is_time(expires) or now > expires + skew:
             return f"it expired at {expires}, and it is {now:.0f}"
-        for name in ("nbf", "iat"):
-            if name in claims and (not is_time(claims[name]) or claims[name] > now + skew):
-                return f"{name} is {claims[name]}, and it is {now:.0f}"
+        if fault := self._not_yet(claims):
+            return fault
         if not isinstance(claims.get("sub"), str) or not claims["sub"]:
             return "it has no subject"
         if nonce is not None:
@@ -187,6 +191,16 @@ class Provider:
                 return "its nonce is not that of this login"
             if len(audiences) > 1 and claims.get("azp") != audience:
                 return "it was issued to another client"
+        elif _CONFIRMATION in claims:
+            return _BOUND
+        return ""
+
+    def _not_yet(self, claims: Mapping[str, Any]) -> str:
+        """Return why a token is not valid yet; empty if it is."""
+        now = self._clock()
+        for name in ("nbf", "iat"):
+            if name in claims and (not is_time(claims[name]) or claims[name] > now + self.settings.skew_s):
+                return f"{name} is {str(claims[name])[:40]}, and it is {now:.0f}"
         return ""
 
     async def introspect(self, token: str) -> dict[str, Any]:
@@ -196,20 +210,28 @@ class Provider:
         status, claims = await self._fetch.json("POST", url, *self._authenticated(form))
         if status != 200:
             raise self._unavailable("it refuses to introspect", f"{status} {str(claims)[:200]}")
+        if fault := self._introspection_fault(claims):
+            raise TokenUnknown(detail=f"{self.settings.name}: introspection: {fault}")
+        return claims
+
+    def _introspection_fault(self, claims: Mapping[str, Any]) -> str:
+        """Return the fault of an introspected token; empty if there is none."""
+        now, audience = self._clock(), self.settings.audience
         if claims.get("active") is not True:
-            raise TokenUnknown(detail=f"{self.settings.name}: not active")
-        audience = self.settings.audience
+            return "not active"
         audiences = claims.get("aud", [])
         audiences = [audiences] if isinstance(audiences, str) else audiences
         if audience and not (isinstance(audiences, list) and audience in audiences):
-            raise TokenUnknown(detail=f"{self.settings.name}: the audience {str(audiences)[:200]}")
+            return f"the audience {str(audiences)[:200]}"
         if claims.get("iss", self.settings.issuer) != self.settings.issuer:
-            raise TokenUnknown(detail=f"{self.settings.name}: the issuer {str(claims['iss'])[:200]}")
-        if "exp" in claims and not (is_time(claims["exp"]) and claims["exp"] > self._clock()):
-            raise TokenUnknown(detail=f"{self.settings.name}: expired")
-        if not isinstance(claims.get("sub"), str):
-            raise TokenUnknown(detail=f"{self.settings.name}: it has no subject")
-        return claims
+            return f"the issuer {str(claims['iss'])[:200]!r}"
+        if "exp" in claims and not (is_time(claims["exp"]) and claims["exp"] > now):
+            return f"it expired at {str(claims['exp'])[:40]}, and it is {now:.0f}"
+        if fault := self._not_yet(claims) or _kind_fault(claims, stated=not audience):
+            return fault
+        if not isinstance(claims.get("sub"), str) or not claims["sub"]:
+            return "it has no subject"
+        return ""
 
     async def userinfo(self, token: str, sub: str) -> dict[str, Any]:
         """Return the claims of an access token's person. Raises TokenUnknown or ProviderUnavailable."""
@@ -283,3 +305,17 @@ class Provider:
             if not is_time(at) or at < self._clock() - request.max_age - self.settings.skew_s:
                 raise LoginFailed(provider=self.settings.name, reason="the login is older than asked for")
         return claims
+
+
+def _kind_fault(claims: Mapping[str, Any], *, stated: bool) -> str:
+    """Return why an introspected token is no bearer access token; `stated`: its answer must say that it is one.
+
+    A refresh or ID token may be active as well, and nothing but these fields tells it apart.
+    """
+    for name, kinds in _BEARER_KINDS.items():
+        value = claims.get(name)
+        if value is not None and not (isinstance(value, str) and value.lower() in kinds):
+            return f"{name} is {str(value)[:40]!r}"
+    if stated and "token_type" not in claims:
+        return "its token_type is not said, which it must be where no audience is configured"
+    return _BOUND if _CONFIRMATION in claims else ""

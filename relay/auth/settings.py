@@ -44,7 +44,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     audience: str = ""
     """The audience of JWT access tokens that are taken as bearer tokens; empty: none is taken."""
     introspect: bool = False
-    """Whether other bearer tokens are sent to its introspection endpoint."""
+    """Whether other bearer tokens are sent to its introspection endpoint. Needs `audience` or `required_scope`: an
+    active token may have been issued to anybody's client, for anything."""
+    accept_any_client: bool = False
+    """Whether introspection may take tokens that were issued to any client of the provider, for any purpose."""
     bearer_scopes: tuple[str, ...] = DEFAULT_SCOPES
     """What its bearer tokens may do here."""
     required_scope: str = ""
@@ -147,12 +150,28 @@ def _provider_faults(one: ProviderSettings) -> list[tuple[str, str]]:
         faults.append(("scopes", "openid must be among them"))
     if one.audience and one.audience == one.client_id:
         faults.append(("audience", "must not be client_id: an ID token would pass for an access token"))
-    if one.introspect and not one.client_id:
-        faults.append(("introspect", "needs client_id"))
+    faults += _introspection_faults(one)
     if not (one.client_id or one.audience):
         faults.append(("client_id", "without client_id and audience the provider is of no use"))
     if not 0 <= one.skew_s <= 600:
         faults.append(("skew_s", "0 to 600 seconds"))
+    return faults
+
+
+def _introspection_faults(one: ProviderSettings) -> list[tuple[str, str]]:
+    faults = []
+    if one.introspect and not one.client_id:
+        faults.append(("introspect", "needs client_id"))
+    if one.introspect and not (one.audience or one.required_scope or one.accept_any_client):
+        reason = (
+            "needs audience or required_scope: without them the relay takes every active token of the provider, also "
+            "one that a person gave to another service; accept_any_client = true allows that"
+        )
+        faults.append(("introspect", reason))
+    if one.accept_any_client and not one.introspect:
+        faults.append(("accept_any_client", "is about introspection: set introspect too"))
+    if one.accept_any_client and (one.audience or one.required_scope):
+        faults.append(("accept_any_client", "contradicts audience and required_scope, which limit the clients"))
     return faults
 
 

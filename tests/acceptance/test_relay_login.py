@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -428,10 +429,45 @@ def test_an_opaque_token_is_introspected_and_kept_briefly(relay: RelayProcess, p
     asked = provider.asked.count("/introspect")
     assert who(relay, "opaque-1")["preferred_username"] == "alice@example.edu"
     assert provider.asked.count("/introspect") == asked
-    for claims in ({"aud": "other"}, {"exp": int(time.time()) - 1}, {"active": "yes"}, {"iss": "https://evil.example"}):
-        token = f"opaque-{next(iter(claims))}"
+    for number, claims in enumerate(_lying_introspections()):
+        token = f"opaque-lie-{number}"
         provider.active[token] = {**provider.active["opaque-1"], **claims}
         _refused(relay, token)
+
+
+def _lying_introspections() -> list[dict[str, Any]]:
+    now = int(time.time())
+    times: list[dict[str, Any]] = [{"exp": now - 1}, {"nbf": now + 300}, {"iat": now + 300}, {"nbf": "soon"}]
+    kinds: list[dict[str, Any]] = [{"token_type": "DPoP"}, {"token_type": 5}, {"typ": "Refresh"}, {"typ": "ID"}]
+    named: list[dict[str, Any]] = [{"aud": "other"}, {"aud": None}, {"iss": "https://evil.example"}, {"sub": ""}]
+    more: list[dict[str, Any]] = [{"active": "yes"}, {"token_use": "refresh_token"}, {"cnf": {"jkt": "x"}}]
+    return times + kinds + named + more
+
+
+def test_introspection_by_scope_takes_tokens_for_the_relay_alone(tmp_path: Path, provider: HostileProvider) -> None:
+    """A person gives any service a token of the provider: that service must not be able to use it here."""
+    by_scope = {"issuer": provider.issuer, "client_id": "relay-login", "introspect": True, "required_scope": "compute"}
+    settings = people_file(tmp_path, providers=[{"name": "campus", **by_scope}])
+    known = {"active": True, "sub": "alice-1", "preferred_username": "alice@example.edu", "client_id": "another"}
+    provider.active["for-another"] = {**known, "scope": "openid mail", "token_type": "Bearer"}
+    provider.active["of-a-kind-not-said"] = {**known, "scope": "compute"}
+    provider.active["for-the-relay"] = {**known, "scope": "openid compute", "token_type": "Bearer"}
+    with RelayProcess(tmp_path, "--people", str(settings)) as relay:
+        _refused(relay, "for-another")
+        _refused(relay, "of-a-kind-not-said")
+        assert who(relay, "for-the-relay")["preferred_username"] == "alice@example.edu"
+
+
+def test_a_relay_that_would_take_every_clients_tokens_does_not_start(tmp_path: Path, provider: HostileProvider) -> None:
+    lax = {"name": "campus", "issuer": provider.issuer, "client_id": "relay-login", "introspect": True}
+    file = people_file(tmp_path, providers=[lax])
+    with pytest.raises(RuntimeError, match=re.escape(f"{file}: providers[0].introspect: needs audience or required")):
+        RelayProcess(tmp_path, "--people", str(file)).start()
+    providers = [{**lax, "accept_any_client": True}]
+    known = {"active": True, "sub": "alice-1", "preferred_username": "alice@example.edu", "token_type": "Bearer"}
+    provider.active["any"] = known
+    with RelayProcess(tmp_path, "--people", str(people_file(tmp_path, providers=providers))) as relay:
+        assert who(relay, "any")["preferred_username"] == "alice@example.edu"
 
 
 def test_claims_of_a_wrong_kind_are_refused_and_no_fault_of_the_relays(

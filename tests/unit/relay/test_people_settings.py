@@ -7,6 +7,7 @@ import pytest
 from relay.auth.settings import SettingsRefused, from_toml, is_safe_url
 
 PROVIDER = 'name = "campus"\nissuer = "https://login.example.edu"\nclient_id = "relay"\n'
+INTROSPECT = 'introspect = true\naudience = "api"'
 
 
 def provider(*lines: str, replaced: str = PROVIDER) -> str:
@@ -48,7 +49,11 @@ def test_a_whole_file_is_taken() -> None:
         (provider(replaced='name = "x"\nissuer = "http://a.example"\nclient_id = "c"\n'), "issuer", "https"),
         (provider(replaced='name = "Big Name"\nissuer = "https://a.example"\nclient_id = "c"\n'), "name", "lower-case"),
         (provider() + provider(), "name", "stands twice"),
-        (provider("introspect = true") + provider("introspect = true").replace("campus", "lab"), "introspect", "one"),
+        (provider(INTROSPECT) + provider(INTROSPECT).replace("campus", "lab"), "introspect", "one"),
+        (provider("introspect = true"), "providers[0].introspect", "audience or required_scope"),
+        (provider("accept_any_client = true"), "accept_any_client", "set introspect"),
+        (provider(INTROSPECT, "accept_any_client = true"), "accept_any_client", "contradicts"),
+        (provider("introspect = true", 'required_scope = "s"', "accept_any_client = true"), "accept", "contradicts"),
         ('[password]\ndomain = ""\n', "password.domain", "empty"),
         ('[password]\ndomain = "x"\nservice = "../x"\n', "password.service", "pam.d"),
     ],
@@ -59,6 +64,11 @@ def test_a_mistake_is_named(text: str, key: str, reason: str) -> None:
     assert key in str(caught.value)
     assert reason in str(caught.value)
     assert str(caught.value).startswith("people.toml")
+
+
+@pytest.mark.parametrize("bound", ['audience = "api"', 'required_scope = "compute"', "accept_any_client = true"])
+def test_introspection_says_whose_tokens_it_takes(bound: str) -> None:
+    assert from_toml(provider("introspect = true", bound).encode(), "people.toml").providers[0].introspect
 
 
 @pytest.mark.parametrize(
