@@ -20,7 +20,6 @@ from mep_wire.errors import (
 from relay.api import http, raw
 from relay.api.context import ApiContext
 from relay.api.http import Receive, Request, Scope, Send, check_scope
-from relay.api.rate_limit import network_of
 from relay.api.result_stream import serve_stream
 from relay.api.routes import ROUTES, Route, Router
 from relay.log import RateLimitedLog, peer_log
@@ -110,7 +109,7 @@ class App:
 
     async def _raw(self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...]) -> raw.RawAnswer:
         """Return the answer of a route that anybody may ask with a form."""
-        self._service.strangers.spend(network_of(str((scope.get("client") or ("",))[0])))
+        self._service.strangers.spend(http.network(scope))
         answer: raw.RawAnswer = await route.handler(self._service, await raw.read(scope, receive, values))
         return answer
 
@@ -118,7 +117,7 @@ class App:
         """Return who asks. Raises TokenUnknown, ScopeMissing, RateLimited and the errors of a provider's tokens."""
         if route.open or (route.open_here and http.is_local(scope)):
             return _NOBODY
-        caller = await self._service.people.caller(http.header(scope, b"authorization"))
+        caller = await self._service.people.caller(http.header(scope, b"authorization"), http.network(scope))
         self._service.requests.spend(caller.account_id)
         check_scope(caller, route.scope)
         return caller

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from mep_wire.api import EarlierRelayKeys
 from relay.api.body_budget import BodyBudget
-from relay.api.rate_limit import Rate
 from relay.api.readiness import Readiness
 from relay.api.user_config_check import UserConfigChecks
 from relay.audit import AuditLog
@@ -20,6 +19,7 @@ from relay.auth.settings import PeopleSettings
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.submissions import PersonLimits
+from relay.rate_limit import Rate
 from relay.store.base import Store
 
 STRANGERS_PER_S = 20.0

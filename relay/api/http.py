@@ -18,6 +18,7 @@ from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, ScopeMissing
 from mep_wire.limits import MAX_BODY_BYTES
 from relay.api.people_bodies import BODIES as _PEOPLE_BODIES
+from relay.rate_limit import network_of
 from relay.store.records import Caller
 
 Scope = MutableMapping[str, Any]
@@ -68,6 +69,11 @@ def header(scope: Scope, name: bytes) -> str:
         if key == name:
             return str(value.decode("latin-1"))
     return ""
+
+
+def network(scope: Scope) -> str:
+    """Return where a request comes from, as limits by address count it."""
+    return network_of(str((scope.get("client") or ("",))[0]))
 
 
 def idempotency_key(scope: Scope) -> str:

@@ -21,10 +21,13 @@ from relay.auth.login import LOGIN_S, Flow
 from relay.auth.oauth import GRANTS, OAuthError, Wanted
 from relay.auth.settings import SCOPES
 from relay.log import logger
+from relay.rate_limit import network_of
 
 COOKIE = "mep_login"
 _COOKIE = re.compile(r"[A-Za-z0-9_-]{32}")
 _CHALLENGE_LENGTH = 43
+DEVICE_COSTS = 9
+"""A request for a device counts as so many more: each is stored until it expires."""
 Handler = Callable[[ApiContext, RawRequest], Awaitable[RawAnswer]]
 
 
@@ -102,6 +105,7 @@ async def token(service: ApiContext, request: RawRequest) -> RawAnswer:
 async def device_start(service: ApiContext, request: RawRequest) -> RawAnswer:
     """POST /oauth/device (RFC 8628)."""
     client = service.oauth.authenticated(request.form, request.authorization)
+    service.strangers.spend(network_of(request.address), DEVICE_COSTS)
     return to_json(await service.oauth.start_device(service.oauth.wanted(client, request.form)))
 
 
@@ -154,7 +158,7 @@ async def authorize(service: ApiContext, request: RawRequest) -> RawAnswer:
     except OAuthError as error:
         return _back(service, redirect_uri, values.get("state", ""), error=error.error, description=error.description)
     browser, cookies = _browser(service, request)
-    flow = service.logins.begin(wanted, browser)
+    flow = service.logins.begin(wanted, browser, network_of(request.address))
     return redirect(_first_page(service, flow), cookies)
 
 
@@ -248,12 +252,13 @@ async def password_form(service: ApiContext, request: RawRequest) -> RawAnswer:
 async def password(service: ApiContext, request: RawRequest) -> RawAnswer:
     """POST /login/password."""
     flow, title = _flow(service, request), _password_title(service)
+    user, word = request.form.get("user", ""), request.form.get("password", "")
     try:
-        await service.logins.by_password(flow, request.form.get("user", ""), request.form.get("password", ""))
+        await service.logins.by_password(flow, user, word, network_of(request.address))
     except LoginFailed as error:
         logger.warning(
             "login: a password was refused",
-            user=request.form.get("user", "")[:64],
+            user=user[:64],
             address=request.address,
             reason=error,
         )
@@ -324,5 +329,5 @@ async def device(service: ApiContext, request: RawRequest) -> RawAnswer:
     if wanted is None:
         return pages.device(user_code[:32], "There is no such code, or it has expired.")
     browser, cookies = _browser(service, request)
-    flow = service.logins.begin(wanted, browser, user_code.upper()[:32])
+    flow = service.logins.begin(wanted, browser, network_of(request.address), user_code.upper()[:32])
     return redirect(_first_page(service, flow), cookies)

@@ -37,8 +37,8 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
     try:
         if not known:
             raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
-        token = http.header(scope, b"authorization")
-        caller = await service.people.caller(token)
+        token, network = http.header(scope, b"authorization"), http.network(scope)
+        caller = await service.people.caller(token, network)
         check_scope(caller, "read")
         service.requests.spend(caller.account_id)
     except MepError as error:
@@ -47,7 +47,7 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
     await send({"type": "websocket.accept"})
     try:
         group, cursor = await _first_frame(service, caller, receive)
-        await _push(service, token, group, cursor, receive, send)
+        await _push(service, token, network, group, cursor, receive, send)
     except MepError as error:
         frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
         await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
@@ -87,7 +87,9 @@ async def _first_frame(service: ApiContext, caller: Caller, receive: Receive) ->
     return group, wanted.cursor
 
 
-async def _push(service: ApiContext, token: str, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+async def _push(
+    service: ApiContext, token: str, network: str, group: GroupRef, cursor: int, receive: Receive, send: Send
+) -> None:
     """Send results until the client disconnects. Raises TokenUnknown once the token is no longer valid."""
     streams = service.dispatcher.streams
     event = streams.join(group.row)
@@ -100,7 +102,7 @@ async def _push(service: ApiContext, token: str, group: GroupRef, cursor: int, r
             if not found:
                 await event.wait()
                 continue
-            check_scope(await service.people.caller(token), "read")
+            check_scope(await service.people.caller(token, network), "read")
             cursor = found[-1].seq
             if any(one.chunk for one in found):
                 found = [await _filled(service, one) for one in found]

@@ -43,6 +43,8 @@ class Flow:
     request: AuthRequest | None = None
     """The login at the provider that is under way."""
     user_code: str = ""
+    network: str = ""
+    """Where the browser is."""
 
 
 class Logins:
@@ -51,22 +53,33 @@ class Logins:
     def __init__(self, people: People, server: AuthorizationServer) -> None:
         self._people, self._server = people, server
         self._flows: OrderedDict[str, Flow] = OrderedDict()
+        self._of_network: dict[str, OrderedDict[str, None]] = {}
+        """The handles of each network's logins, the oldest first."""
         password = people.settings.password
         self._passwords = Passwords(password) if password else None
 
-    def begin(self, wanted: Wanted, browser: str, user_code: str = "") -> Flow:
-        """Begin a login for the browser with this cookie."""
+    def begin(self, wanted: Wanted, browser: str, network: str, user_code: str = "") -> Flow:
+        """Begin a login for the browser with this cookie.
+
+        Where there are too many, the network with the most of them loses its oldest: nobody's flood ends the logins of
+        others.
+        """
         now = time.monotonic()
-        while self._flows and (len(self._flows) >= MAX_LOGINS or next(iter(self._flows.values())).until < now):
-            self._flows.popitem(last=False)
+        while self._flows and (oldest := next(iter(self._flows.values()))).until < now:
+            self.end(oldest)
+        if len(self._flows) >= MAX_LOGINS:
+            most = max(self._of_network.values(), key=len)
+            self.end(self._flows[next(iter(most))])
         flow = Flow(
             handle=secrets.token_urlsafe(24),
             browser=hashed(browser),
             wanted=wanted,
             until=now + LOGIN_S,
             user_code=user_code,
+            network=network,
         )
         self._flows[flow.handle] = flow
+        self._of_network.setdefault(network, OrderedDict())[flow.handle] = None
         return flow
 
     def find(self, handle: str, browser: str) -> Flow:
@@ -83,7 +96,11 @@ class Logins:
 
     def end(self, flow: Flow) -> None:
         """Forget a login."""
-        self._flows.pop(flow.handle, None)
+        if self._flows.pop(flow.handle, None) is None:
+            return
+        del self._of_network[flow.network][flow.handle]
+        if not self._of_network[flow.network]:
+            del self._of_network[flow.network]
 
     async def to_provider(self, flow: Flow, name: str, redirect_uri: str) -> str:
         """Return the provider's address for a login. Raises LoginFailed or ProviderUnavailable."""
@@ -125,11 +142,11 @@ class Logins:
         await self._finish(flow, await self._people.admit(claimed(self._people.settings, provider.settings, claims)))
         return flow
 
-    async def by_password(self, flow: Flow, user: str, password: str) -> None:
-        """Log in with an account of the host. Raises LoginFailed, ProviderUnavailable, IdentityUnusable."""
+    async def by_password(self, flow: Flow, user: str, password: str, network: str) -> None:
+        """Log in with an account of the host. Raises LoginFailed, ProviderUnavailable, IdentityUnusable, RelayBusy."""
         if self._passwords is None:
             raise LoginFailed(provider="this relay", reason="there is no such way to log in")
-        await self._finish(flow, await self._people.admit(await self._passwords.login(user, password)))
+        await self._finish(flow, await self._people.admit(await self._passwords.login(user, password, network)))
 
     async def _finish(self, flow: Flow, caller: Caller) -> None:
         flow.caller = caller

@@ -14,6 +14,7 @@ import secrets
 import time
 import uuid
 from base64 import b64decode
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,6 +37,8 @@ SPENT_S = 600.0
 """How long a spent code is remembered, to notice that it comes again."""
 DEVICE_S = 900.0
 INTERVAL_S = 5.0
+MAX_POLLED = 10_000
+"""Devices of which the time of the last request is remembered."""
 GRACE_S = 60.0
 """How long a spent refresh token works once more, in case the answer was lost."""
 MAX_TOKEN_NAME = 128
@@ -151,7 +154,7 @@ class AuthorizationServer:
         self._store, self._people, self._issuer = store, people, issuer
         self._settings = people.settings
         self._policies = Policies(store, people.settings)
-        self._polled: dict[str, float] = {}
+        self._polled: OrderedDict[str, float] = OrderedDict()
 
     async def _do(self, change: Callable[[Tx], Any]) -> Any:
         return await asyncio.wrap_future(self._store.submit(change))
@@ -362,8 +365,15 @@ class AuthorizationServer:
             return await self._from_credentials(client, form)
         return await self._from_exchange(client, form)
 
+    def _known(self, kind: str, secret: str, unknown: str) -> str:
+        """Return the id of the document of a secret. Raises OAuthError for an unknown one, which costs no commit."""
+        key = hashed(secret)
+        if self._store.document(kind, key) is None:
+            raise OAuthError("invalid_grant", unknown)
+        return key
+
     async def _from_code(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
-        key = hashed(form.get("code", ""))
+        key = self._known("code", form.get("code", ""), "The code is unknown or expired.")
         verifier = form.get("code_verifier", "")
 
         def change(tx: Tx) -> tuple[Any, ...] | str:
@@ -392,7 +402,7 @@ class AuthorizationServer:
         return _answered(await self._do(change))
 
     async def _from_device(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
-        key = hashed(form.get("device_code", ""))
+        key = self._known("device", form.get("device_code", ""), "The device code is unknown, or was used.")
         self._check_pace(key)
 
         def change(tx: Tx) -> tuple[Any, ...] | OAuthError | str:
@@ -415,17 +425,18 @@ class AuthorizationServer:
         return _answered(await self._do(change))
 
     def _check_pace(self, key: str) -> None:
-        """Raises OAuthError where a device asks too often."""
+        """Raises OAuthError where a device asks too often. The device exists: nobody else's are forgotten for it."""
         now = time.monotonic()
         last = self._polled.get(key)
-        if len(self._polled) > 10_000:
-            self._polled.clear()
         if last is not None and now - last < INTERVAL_S - 1.0:
             raise OAuthError("slow_down", f"Ask every {INTERVAL_S:g} s at most.")
         self._polled[key] = now
+        self._polled.move_to_end(key)
+        if len(self._polled) > MAX_POLLED:
+            self._polled.popitem(last=False)
 
     async def _from_refresh(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
-        key = hashed(form.get("refresh_token", ""))
+        key = self._known("refresh", form.get("refresh_token", ""), "The refresh token is unknown, expired or revoked.")
 
         def change(tx: Tx) -> tuple[Any, ...] | OAuthError | str:
             document = tx.get_document("refresh", key)
@@ -476,7 +487,8 @@ class AuthorizationServer:
         if "actor_token" in form:
             raise _bad("actor_token is not taken: the client is the actor.")
         try:
-            subject = await self._people.caller(f"Bearer {form.get('subject_token', '')}")
+            bearer = f"Bearer {form.get('subject_token', '')}"
+            subject = await self._people.caller(bearer, f"client {client.client_id}")
         except MepError as error:
             if error.http_status == 503:
                 raise

@@ -16,11 +16,13 @@ from mep_wire.errors import LoginFailed, ProviderUnavailable
 from mep_wire.identity import Identity
 from relay.auth.claims import Claimed, Subject, identity_id
 from relay.auth.settings import PasswordSettings
+from relay.rate_limit import Places
 from relay.store.records import Login
 
 DEADLINE_S = 30.0
 MAX_AT_ONCE = 4
-MAX_WAITING = 64
+MAX_WAITING, MAX_WAITING_EACH = 64, 8
+"""Most logins that wait for PAM, of all addresses and of one."""
 MAX_PASSWORD = 1024
 FREE_TRIES = 3
 """Wrong passwords for one account before the next has to wait."""
@@ -35,24 +37,19 @@ class Passwords:
     def __init__(self, settings: PasswordSettings) -> None:
         self._settings = settings
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
-        self._waiting = 0
+        self._places = Places(MAX_WAITING, MAX_WAITING_EACH, "login")
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """Wrong passwords by account, and until when it waits."""
 
-    async def login(self, user: str, password: str) -> Claimed:
-        """Return who this is. Raises LoginFailed or ProviderUnavailable."""
+    async def login(self, user: str, password: str, network: str) -> Claimed:
+        """Return who this is; `network` is where they are. Raises LoginFailed, ProviderUnavailable or RelayBusy."""
         name = self._settings.name
         if not _USER.fullmatch(user) or not 0 < len(password) <= MAX_PASSWORD or "\0" in password:
             raise LoginFailed(provider=name, reason="the name or the password is wrong")
         self._check_pause(user)
-        if self._waiting >= MAX_WAITING:
-            raise ProviderUnavailable(provider=name, reason="too many logins wait for it")
-        self._waiting += 1
-        try:
+        with self._places.one(network):
             async with self._room:
                 right = await self._try(user, password)
-        finally:
-            self._waiting -= 1
         if not right:
             raise LoginFailed(provider=name, reason="the name or the password is wrong")
         return self._claimed(user)

@@ -15,20 +15,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from mep_wire.errors import IdConflict, IdentityUnusable, MepError, RelayBusy, TokenUnknown
+from mep_wire.errors import IdConflict, IdentityUnusable, TokenUnknown
 from relay.auth.claims import Claimed, Subject, claimed, identity_id
+from relay.auth.fetch import Lane
 from relay.auth.provider import MAX_TOKEN, Provider
 from relay.auth.settings import PeopleSettings
-from relay.auth.tokens import PREFIX, REFRESH_PREFIX, TokenAuth, token_hash
+from relay.auth.token_checks import TokenChecks
+from relay.auth.tokens import PREFIX, REFRESH_PREFIX, TokenAuth
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document
 
 FOREIGN_KEPT_S = 60.0
 """How long a provider's token is believed without asking again."""
-REFUSED_KEPT_S = 5.0
-KEPT = 10_000
-MAX_CHECKS = 64
-"""Most tokens of providers that are checked at once."""
 SUBJECT = "subject"
 _json = msgspec.json.Decoder()
 
@@ -61,16 +59,18 @@ class People:
         }
         self._store, self._clock = store, clock
         self._own = auth or TokenAuth(store)
-        self._foreign: dict[bytes, tuple[float, Caller | MepError]] = {}
-        self._checks: dict[bytes, asyncio.Task[Caller]] = {}
+        self._checks = TokenChecks(self._ask, clock)
 
     def close(self) -> None:
         """Ask the providers nothing more."""
         for one in self.providers.values():
             one.close()
 
-    async def caller(self, authorization: str) -> Caller:
-        """Return the person with this `Authorization` header. Raises TokenUnknown, ProviderUnavailable and others."""
+    async def caller(self, authorization: str, network: str) -> Caller:
+        """Return the person with this `Authorization` header; `network` is where it comes from.
+
+        Raises TokenUnknown, ProviderUnavailable and others.
+        """
         try:
             return self.own(authorization)
         except TokenUnknown:
@@ -79,7 +79,7 @@ class People:
                 raise
             if authorization.partition(" ")[0].lower() != "bearer":
                 raise
-        return await self._foreign_caller(token)
+        return await self._checks.caller(token, network)
 
     def own(self, authorization: str) -> Caller:
         """Return the person with one of the relay's own tokens. Raises TokenUnknown."""
@@ -89,49 +89,20 @@ class People:
             return msgspec.structs.replace(caller, scopes=scopes)
         return caller
 
-    async def _foreign_caller(self, token: str) -> Caller:
-        key = token_hash(token)
-        known = self._foreign.get(key)
-        if known is not None and self._clock() < known[0]:
-            if isinstance(known[1], MepError):
-                raise _again(known[1])
-            return known[1]
-        check = self._checks.get(key)
-        if check is None:
-            if len(self._checks) >= MAX_CHECKS:
-                raise RelayBusy(what="login")
-            check = self._checks[key] = asyncio.get_running_loop().create_task(self._checked(key, token))
-            check.add_done_callback(lambda _: self._checks.pop(key, None))
-        return await asyncio.shield(check)
-
-    async def _checked(self, key: bytes, token: str) -> Caller:
-        try:
-            caller, until = await self._ask(token)
-        except (TokenUnknown, IdentityUnusable) as error:
-            self._keep(key, self._clock() + REFUSED_KEPT_S, error)
-            raise
-        self._keep(key, until, caller)
-        return caller
-
-    def _keep(self, key: bytes, until: float, answer: Caller | MepError) -> None:
-        if len(self._foreign) >= KEPT:
-            self._foreign.clear()
-        self._foreign[key] = until, answer
-
-    async def _ask(self, token: str) -> tuple[Caller, float]:
+    async def _ask(self, token: str, lane: Lane) -> tuple[Caller, float]:
         """Return the person of a provider's token, and until when that holds. Raises as `caller` does."""
         provider = self._provider_of(token)
         if provider is None:
             raise TokenUnknown(detail="no provider takes tokens of this kind")
         settings = provider.settings
         by_key = bool(settings.audience) and token.count(".") == 2
-        claims = await (provider.verify(token, settings.audience) if by_key else provider.introspect(token))
+        claims = await (provider.verify(token, settings.audience) if by_key else provider.introspect(token, lane))
         granted = claims.get("scope", "")
         words = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
         if settings.required_scope and settings.required_scope not in words:
             raise TokenUnknown(detail=f"{settings.name}: the token lacks the scope {settings.required_scope}")
         if settings.username_claim not in claims or (settings.linked_identities and "identity_set" not in claims):
-            claims = {**await provider.userinfo(token, claims["sub"]), **claims}
+            claims = {**await provider.userinfo(token, claims["sub"], Lane.KNOWN), **claims}
         who = await self.admit(claimed(self.settings, settings, claims))
         now = self._clock()
         until = min(now + FOREIGN_KEPT_S, float(claims.get("exp", now + FOREIGN_KEPT_S)))
@@ -202,11 +173,6 @@ class People:
         names = {one.lower() for one in self.settings.administrators}
         person = self._store.identity_set(account_id)
         return person is not None and any(one.username.lower() in names for one in person.identities)
-
-
-def _again(error: MepError) -> MepError:
-    """Return a refusal once more, with a correlation id of its own."""
-    return type(error)(text=error.text, detail=error.detail)
 
 
 def _issuer(token: str) -> str | None:

@@ -7,12 +7,13 @@ token's header chooses a key but `kid`. Called by relay.auth.people.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -22,7 +23,7 @@ from joserfc.jwk import KeySet
 
 from mep_wire.errors import LoginFailed, ProviderUnavailable, TokenUnknown
 from relay.auth.claims import is_time
-from relay.auth.fetch import Fetch
+from relay.auth.fetch import Fetch, Lane
 from relay.auth.settings import ProviderSettings, is_safe_url
 
 KEPT_S = 3600.0
@@ -30,7 +31,10 @@ KEPT_S = 3600.0
 NEW_KEYS_S = 5.0
 """Least time between two looks for a key that is not known."""
 PAUSE_S = 5.0
-"""How long a provider that has just failed is not asked for its metadata."""
+"""How long a provider that has just failed is not asked for its metadata or its keys."""
+STALE_S = 24 * KEPT_S
+"""How long they are used where no newer ones can be had."""
+T = TypeVar("T")
 MAX_TOKEN = 16 * 1024
 MAX_KEYS = 100
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
@@ -55,6 +59,56 @@ class AuthRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_age: int | None = None
 
 
+class _Kept(Generic[T]):
+    """A document of the provider's: one request at a time for all who wait, and none waits while a copy will do."""
+
+    def __init__(self, name: str, fetch: Callable[[], Coroutine[Any, Any, T]], clock: Callable[[], float]) -> None:
+        self._name, self._fetch, self._clock = name, fetch, clock
+        self.value: T | None = None
+        self._got_at = self._asked_at = self._failed_at = float("-inf")
+        self._under_way: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """Return the document, an hour old at most where the provider answers. Raises ProviderUnavailable."""
+        now = self._clock()
+        age = now - self._got_at
+        if self.value is not None and age < STALE_S:
+            if age > KEPT_S and now - self._failed_at > PAUSE_S:
+                self._begin()
+            return self.value
+        return await self._new()
+
+    async def newer(self) -> T:
+        """Return the document as it is now, asked for every NEW_KEYS_S at most. Raises ProviderUnavailable."""
+        if self.value is None:
+            return await self._new()
+        if self._under_way is not None or self._clock() - self._asked_at > NEW_KEYS_S:
+            try:
+                return await self._new()
+            except ProviderUnavailable:
+                return await self.get()
+        return self.value
+
+    async def _new(self) -> T:
+        if self._under_way is None and self._clock() - self._failed_at < PAUSE_S:
+            raise ProviderUnavailable(provider=self._name, reason="it failed a moment ago")
+        return await asyncio.shield(self._begin())
+
+    def _begin(self) -> asyncio.Task[T]:
+        if self._under_way is None:
+            self._asked_at = self._clock()
+            self._under_way = asyncio.get_running_loop().create_task(self._fetch())
+            self._under_way.add_done_callback(self._done)
+        return self._under_way
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        self._under_way = None
+        if task.cancelled() or task.exception() is not None:
+            self._failed_at = self._clock()
+            return
+        self.value, self._got_at = task.result(), self._clock()
+
+
 class Provider:
     """See the module."""
 
@@ -62,9 +116,8 @@ class Provider:
         self.settings = settings
         self._clock = clock
         self._fetch = Fetch(settings.name, settings.ca_file)
-        self._metadata: dict[str, Any] = {}
-        self._metadata_at = self._failed_at = self._keys_at = float("-inf")
-        self._keys: KeySet | None = None
+        self._metadata = _Kept(settings.name, self._discover, clock)
+        self._keys = _Kept(settings.name, self._fetch_keys, clock)
         self._secret = secret
         self._algorithms = [*settings.algorithms, *(["Ed25519"] if "EdDSA" in settings.algorithms else [])]
 
@@ -76,24 +129,11 @@ class Provider:
 
     async def metadata(self) -> dict[str, Any]:
         """Return its discovery document. Raises ProviderUnavailable."""
-        now = self._clock()
-        if now - self._metadata_at < KEPT_S:
-            return self._metadata
-        if now - self._failed_at < PAUSE_S:
-            raise self._unavailable("it failed a moment ago")
-        try:
-            self._metadata = await self._discover()
-        except ProviderUnavailable:
-            self._failed_at = now
-            if self._metadata and now - self._metadata_at < 24 * KEPT_S:
-                return self._metadata
-            raise
-        self._metadata_at = now
-        return self._metadata
+        return await self._metadata.get()
 
     async def _discover(self) -> dict[str, Any]:
         url = self.settings.issuer.rstrip("/") + "/.well-known/openid-configuration"
-        status, found = await self._fetch.json("GET", url)
+        status, found = await self._fetch.json("GET", url, lane=Lane.KEYS)
         if status != 200 or found.get("issuer") != self.settings.issuer:
             raise self._unavailable("its discovery document is not its own", f"{status} {str(found)[:200]}")
         return found
@@ -110,20 +150,13 @@ class Provider:
         return url.startswith("https:") or self.settings.issuer.startswith("http:")
 
     async def _key_set(self, kid: object) -> KeySet:
-        now = self._clock()
-        age = now - self._keys_at
-        known = self._keys is not None and (kid is None or any(key.kid == kid for key in self._keys.keys))
-        if self._keys is None or age > KEPT_S or (not known and age > NEW_KEYS_S):
-            try:
-                self._keys = await self._fetch_keys()
-                self._keys_at = now
-            except ProviderUnavailable:
-                if self._keys is None or age > 24 * KEPT_S:
-                    raise
-        return self._keys
+        keys = await self._keys.get()
+        if kid is None or any(key.kid == kid for key in keys.keys):
+            return keys
+        return await self._keys.newer()
 
     async def _fetch_keys(self) -> KeySet:
-        status, found = await self._fetch.json("GET", await self._address("jwks_uri"))
+        status, found = await self._fetch.json("GET", await self._address("jwks_uri"), lane=Lane.KEYS)
         keys = found.get("keys")
         if status != 200 or not isinstance(keys, list):
             raise self._unavailable("its keys cannot be read", f"{status} {str(found)[:200]}")
@@ -203,11 +236,11 @@ class Provider:
                 return f"{name} is {str(claims[name])[:40]}, and it is {now:.0f}"
         return ""
 
-    async def introspect(self, token: str) -> dict[str, Any]:
+    async def introspect(self, token: str, lane: Lane) -> dict[str, Any]:
         """Return the claims of an opaque token (RFC 7662). Raises TokenUnknown or ProviderUnavailable."""
         url = await self._address("introspection_endpoint")
         form = {"token": token, "token_type_hint": "access_token"}
-        status, claims = await self._fetch.json("POST", url, *self._authenticated(form))
+        status, claims = await self._fetch.json("POST", url, *self._authenticated(form), lane=lane)
         if status != 200:
             raise self._unavailable("it refuses to introspect", f"{status} {str(claims)[:200]}")
         if fault := self._introspection_fault(claims):
@@ -233,10 +266,10 @@ class Provider:
             return "it has no subject"
         return ""
 
-    async def userinfo(self, token: str, sub: str) -> dict[str, Any]:
+    async def userinfo(self, token: str, sub: str, lane: Lane) -> dict[str, Any]:
         """Return the claims of an access token's person. Raises TokenUnknown or ProviderUnavailable."""
         url = await self._address("userinfo_endpoint")
-        status, claims = await self._fetch.json("GET", url, {"Authorization": f"Bearer {token}"})
+        status, claims = await self._fetch.json("GET", url, {"Authorization": f"Bearer {token}"}, lane=lane)
         if status != 200:
             raise TokenUnknown(detail=f"{self.settings.name}: userinfo: {status}")
         if claims.get("sub") != sub:
@@ -247,7 +280,7 @@ class Provider:
         """Return headers and form with which the relay is known to the provider."""
         if not self._secret:
             return {}, {**form, "client_id": self.settings.client_id}
-        ways = self._metadata.get("token_endpoint_auth_methods_supported")
+        ways = (self._metadata.value or {}).get("token_endpoint_auth_methods_supported")
         if not isinstance(ways, list) or "client_secret_basic" in ways:
             pair = f"{quote(self.settings.client_id, safe='')}:{quote(self._secret, safe='')}"
             return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}, form
@@ -287,14 +320,14 @@ class Provider:
             "code_verifier": request.verifier,
         }
         url = await self._address("token_endpoint")
-        status, answer = await self._fetch.json("POST", url, *self._authenticated(form))
+        status, answer = await self._fetch.json("POST", url, *self._authenticated(form), lane=Lane.LOGIN)
         id_token, access_token = answer.get("id_token"), answer.get("access_token")
         if status != 200 or not isinstance(id_token, str):
             raise LoginFailed(provider=self.settings.name, reason="it gave no token", detail=str(answer)[:300])
         try:
             claims = await self.verify(id_token, self.settings.client_id, request.nonce)
             if isinstance(access_token, str) and "userinfo_endpoint" in await self.metadata():
-                more = await self.userinfo(access_token, claims["sub"])
+                more = await self.userinfo(access_token, claims["sub"], Lane.LOGIN)
                 claims = {**more, **claims}
         except TokenUnknown as error:
             raise LoginFailed(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -468,6 +471,50 @@ def test_a_relay_that_would_take_every_clients_tokens_does_not_start(tmp_path: P
     provider.active["any"] = known
     with RelayProcess(tmp_path, "--people", str(people_file(tmp_path, providers=providers))) as relay:
         assert who(relay, "any")["preferred_username"] == "alice@example.edu"
+
+
+def test_strangers_keep_neither_people_nor_logins_waiting(
+    relay: RelayProcess, client: LoginClient, provider: HostileProvider
+) -> None:
+    """Hundreds of tokens that the provider does not answer for: few reach it, and the rest of the relay goes on."""
+    provider.active["opaque-known"] = {
+        "active": True, "sub": "alice-1", "aud": "relay", "preferred_username": "alice@example.edu", "identity_set": [],
+        "exp": int(time.time()) + 600,
+    }  # fmt: skip
+    who(relay, "opaque-known")
+    before, descriptors = provider.asked.count("/introspect"), len(os.listdir(f"/proc/{relay.pid}/fd"))
+    with ThreadPoolExecutor(100) as strangers:
+        asked = [strangers.submit(relay.request, "GET", "/oauth/userinfo", f"slow-{number}") for number in range(100)]
+        until("the first refusals", lambda: sum(one.done() for one in asked) >= 30)
+        assert {one.result()[0] for one in asked if one.done()} <= {429, 503}
+        assert provider.asked.count("/introspect") - before <= 2  # at once
+        assert len(os.listdir(f"/proc/{relay.pid}/fd")) - descriptors < 110
+        assert who(relay, "opaque-known")["preferred_username"] == "alice@example.edu"
+        assert who(relay, provider.token({"jti": "new"}))["preferred_username"] == "alice@example.edu"
+        assert tokens(client)["access_token"]
+        provider.gate.set()
+    assert {one.result()[0] for one in asked} <= {401, 429, 503}
+
+    def asks_again() -> bool:
+        return relay.request("GET", "/oauth/userinfo", f"slow-{time.time()}")[0] == 401
+
+    until("the provider is asked for strangers again", asks_again, look_s=1.0)
+
+
+def test_unknown_codes_cost_no_commit(relay: RelayProcess, client: LoginClient) -> None:
+    before = _commits(relay)
+    grant = "urn:ietf:params:oauth:grant-type:device_code"
+    for number in range(20):
+        assert client.form("/oauth/token", grant_type=grant, device_code=f"x{number}")[1]["error"] == "invalid_grant"
+        assert client.redeem(f"x{number}")[1]["error"] == "invalid_grant"
+        assert client.refresh(f"mepr_{number}")[1]["error"] == "invalid_grant"
+    assert _commits(relay) - before < 20
+
+
+def _commits(relay: RelayProcess) -> float:
+    with urllib.request.urlopen(f"{relay.url}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    return float(re.findall(r"^mep_relay_store_commits_total (\S+)", text, re.MULTILINE)[0])
 
 
 def test_claims_of_a_wrong_kind_are_refused_and_no_fault_of_the_relays(

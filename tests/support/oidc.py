@@ -37,6 +37,8 @@ class HostileProvider:
         self.active: dict[str, dict[str, Any]] = {}
         """Answers to introspection by token."""
         self.delay_s = 0.0
+        self.gate = threading.Event()
+        """Introspection of tokens that begin with `slow` waits for it."""
         self.down = False
         self.asked: list[str] = []
         """The paths that were asked for."""
@@ -109,6 +111,8 @@ class HostileProvider:
             known = authorization.removeprefix("Bearer ")
             return (200, self.claims) if known in self._tokens or known.count(".") == 2 else (401, {})
         if path == "/introspect":
+            if values.get("token", "").startswith("slow"):
+                self.gate.wait(60)
             return 200, self.active.get(values.get("token", ""), {"active": False})
         return 404, {}
 

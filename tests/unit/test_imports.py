@@ -51,14 +51,17 @@ RULES = {
     "relay.api": Rule(
         (
             *("relay.api", "relay.audit", "relay.auth", "relay.descriptors", "relay.dispatch", "relay.log"),
-            *("relay.store", "mep_wire"),
+            *("relay.rate_limit", "relay.store", "mep_wire"),
         ),
         _libraries(
             *("httptools", "jsonschema", "jsonschema_specifications", "msgspec", "re2", "referencing"),
             *("uvicorn", "websockets", "zmq"),
         ),
     ),
-    "relay.auth": Rule(("relay.auth", "relay.store", "mep_wire"), _libraries("joserfc", "msgspec", "pam", "urllib3")),
+    "relay.auth": Rule(
+        ("relay.auth", "relay.rate_limit", "relay.store", "mep_wire"),
+        _libraries("joserfc", "msgspec", "pam", "urllib3"),
+    ),
     "relay.dispatch": Rule(
         ("relay.dispatch", "relay.link", "relay.log", "relay.state_dir", "relay.store", "mep_wire"),
         _libraries("cryptography", "msgspec"),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mep_wire.errors import RateLimited
-from relay.api import rate_limit
+from relay import rate_limit
 from relay.api.app import App
-from relay.api.rate_limit import BURST_S, Rate
+from relay.rate_limit import BURST_S, Rate
 
 
 class Scene:

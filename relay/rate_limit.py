@@ -1,8 +1,8 @@
-"""How often one person may ask, and how many tasks they may submit, in a second on average.
+"""How often one person may ask, how many tasks they may submit, and how much strangers may have at once.
 
 A person may use ten seconds' worth at once, and what goes beyond becomes debt: a large submission is taken, and the
-next request waits until the debt is paid. The refusal says how long that is. Called by the application and for
-submissions, in the event loop's thread.
+next request waits until the debt is paid. The refusal says how long that is. Called by the application, for
+submissions and for logins, in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from mep_wire.errors import RateLimited
+from mep_wire.errors import RateLimited, RelayBusy
 
 BURST_S = 10.0
 """The seconds' worth that may be used at once."""
@@ -54,3 +56,28 @@ class Rate:
     def _forget(self, now: float) -> None:
         """Forget people without debt; those with it stay."""
         self._left = {one: (left, at) for one, (left, at) in self._left.items() if left + (now - at) * self._per_s < 0}
+
+
+class Places:
+    """Room for `most` at once, of which one network may take `each`."""
+
+    def __init__(self, most: int, each: int, what: str) -> None:
+        self._most, self._each, self._what = most, each, what
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, network: str) -> Iterator[None]:
+        """Take a place. Raises RelayBusy where there is none."""
+        if self._taken[network] >= self._each or self._taken.total() >= self._most:
+            self._forget(network)
+            raise RelayBusy(what=self._what)
+        self._taken[network] += 1
+        try:
+            yield
+        finally:
+            self._taken[network] -= 1
+            self._forget(network)
+
+    def _forget(self, network: str) -> None:
+        if not self._taken[network]:
+            del self._taken[network]
