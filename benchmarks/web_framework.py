@@ -74,7 +74,7 @@ def own(service: Service) -> ASGI:
     async def submit(_: Any, request: Any) -> SubmitAnswer:
         return await service.submit(request.path[0], request.query["authorization"], request.body)
 
-    router.add(Route("POST", PATH, submit, SubmitAnswer, "", body=SubmitBody))
+    router.add(Route("POST", PATH, submit, SubmitAnswer, "", body=SubmitBody, scope="submit"))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         found = router.find(scope["method"], scope["path"])

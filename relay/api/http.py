@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -25,6 +25,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
+OPEN: Final = "open"
+ANY_TOKEN: Final = "any token"  # noqa: S105 - a name
+"""What a route may ask for in place of a scope: nothing, or a token with any scopes."""
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' name for its text format."""
 
@@ -177,8 +180,8 @@ def error_answer(error: MepError) -> ErrorAnswer:
 
 
 def check_scope(caller: Caller, scope: str) -> None:
-    """Check that a token allows something. Raises ScopeMissing."""
-    if scope and scope not in caller.scopes and "admin" not in caller.scopes:
+    """Check that a token allows something: one of the scopes, or `ANY_TOKEN`. Raises ScopeMissing."""
+    if scope != ANY_TOKEN and scope not in caller.scopes and "admin" not in caller.scopes:
         error = ScopeMissing(scope=scope, scopes=", ".join(caller.scopes) or "none")
         error.authorization_parameters = {"session_message": error.text, "required_scopes": [scope]}
         raise error

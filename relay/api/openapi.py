@@ -13,6 +13,7 @@ import msgspec
 
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import MepError
+from relay.api.http import ANY_TOKEN, OPEN
 
 
 class Operation(Protocol):
@@ -27,7 +28,7 @@ class Operation(Protocol):
     @property
     def status(self) -> int: ...
     @property
-    def open(self) -> bool: ...
+    def scope(self) -> str: ...
     @property
     def text(self) -> bool: ...
     @property
@@ -76,7 +77,7 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
             **_done(route, by_type),
             **_errors(route, by_type),
         },
-        "security": [] if route.open else [{"token": []}],
+        "security": [] if route.scope == OPEN else [{"token": [route.scope] if route.scope != ANY_TOKEN else []}],
     }
     if route.body is not None:
         operation["requestBody"] = {"required": True, **_content(by_type[str(route.body)], "")}

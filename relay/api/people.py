@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 
-from mep_wire.errors import BodyInvalid, ClientForbidden, ClientNotFound, ScopeMissing, TokenNotFound, TokenUnknown
+from mep_wire.errors import BodyInvalid, ClientForbidden, ClientNotFound, TokenNotFound, TokenUnknown
 from relay.api.context import ApiContext
 from relay.api.endpoints import Deleted
-from relay.api.http import Request
+from relay.api.http import Request, check_scope
 from relay.api.people_bodies import (
     ClientBody,
     ClientInfo,
@@ -26,12 +26,14 @@ from relay.auth.settings import SCOPES, is_safe_url
 from relay.auth.tokens import new_token, token_hash
 from relay.dispatch.live_state import durable
 from relay.store.base import Tx
-from relay.store.records import TokenRecord
+from relay.store.records import Caller, TokenRecord
 
 MAX_NAME = 128
 MAX_TOKENS = 500
 """Tokens of one person."""
 MAX_LISTED = 1000
+NOT_BY_DEFAULT = ("admin", "manage_tokens")
+"""Scopes that a new token gets where they are asked for alone."""
 
 
 async def userinfo(service: ApiContext, request: Request) -> Userinfo:
@@ -97,27 +99,18 @@ async def tokens(service: ApiContext, request: Request) -> TokensAnswer:
 
 
 async def add_token(service: ApiContext, request: Request) -> NewTokenAnswer:
-    """POST /v3/tokens: a token with no more scopes, and for no other person, than the one that asks."""
+    """POST /v3/tokens: a token with no more scopes, no longer life, and for no other person, than the one that asks."""
     body: TokenBody = request.body
-    caller, longest_s = request.caller, service.people.settings.max_token_s
+    caller = request.caller
     if not 0 < len(body.name) <= MAX_NAME or not body.name.isprintable():
         raise BodyInvalid(reason=f"name: 1 to {MAX_NAME} printable characters")
     if caller.client_id and caller.client_id not in ("mep-sdk", "mep-console"):
         raise ClientForbidden(what="make tokens: it gets them with its secret")
-    scopes = tuple(dict.fromkeys(body.scopes)) if body.scopes is not None else caller.scopes
-    if body.scopes is None:
-        scopes = tuple(one for one in scopes if one != "admin")
-    if not scopes or (unknown := [one for one in scopes if one not in SCOPES]):
-        raise BodyInvalid(reason=f"scopes: expected some of {', '.join(SCOPES)}, got {unknown if scopes else 'none'}")
-    for one in scopes:
-        if one not in caller.scopes and "admin" not in caller.scopes:
-            raise ScopeMissing(scope=one, scopes=", ".join(caller.scopes))
-    lifetime = body.expires_in if body.expires_in is not None else longest_s
-    if not 1 <= lifetime <= longest_s:
-        raise BodyInvalid(reason=f"expires_in: 1 to {longest_s:.0f} seconds")
+    scopes, now = _scopes(body, caller), time.time()
+    lifetime = _lifetime(body, caller, now, service.people.settings.max_token_s)
     if len(service.store.tokens(caller.account_id, MAX_TOKENS + 1)) > MAX_TOKENS:
         raise BodyInvalid(reason=f"you have {MAX_TOKENS} tokens: revoke some first")
-    token, now = new_token(), time.time()
+    token = new_token()
     record = TokenRecord(
         token_id=str(uuid.uuid4()),
         account_id=caller.account_id,
@@ -133,6 +126,31 @@ async def add_token(service: ApiContext, request: Request) -> NewTokenAnswer:
     service.audit.note("token.create", caller, token=record.token_id, scopes=scopes, expires_at=record.expires_at)
     info = _info(record)
     return NewTokenAnswer(**{name: getattr(info, name) for name in info.__struct_fields__}, token=token)
+
+
+def _scopes(body: TokenBody, caller: Caller) -> tuple[str, ...]:
+    """Return the scopes of a new token. Raises BodyInvalid, ScopeMissing."""
+    if body.scopes is None:
+        scopes = tuple(one for one in caller.scopes if one not in NOT_BY_DEFAULT)
+    else:
+        scopes = tuple(dict.fromkeys(body.scopes))
+    if not scopes or (unknown := [one for one in scopes if one not in SCOPES]):
+        raise BodyInvalid(reason=f"scopes: expected some of {', '.join(SCOPES)}, got {unknown if scopes else 'none'}")
+    for one in scopes:
+        check_scope(caller, one)
+    return scopes
+
+
+def _lifetime(body: TokenBody, caller: Caller, now: float, longest_s: float) -> float:
+    """Return how long a new token lives. Raises BodyInvalid."""
+    left_s = caller.expires_at - now if caller.expires_at else longest_s
+    if body.expires_in is None:
+        return min(longest_s, left_s)
+    if not 1 <= body.expires_in <= longest_s:
+        raise BodyInvalid(reason=f"expires_in: 1 to {longest_s:.0f} seconds")
+    if body.expires_in > left_s:
+        raise BodyInvalid(reason=f"expires_in: the token that asks ends in {left_s:.0f} s, and none may outlive it")
+    return body.expires_in
 
 
 async def remove_token(service: ApiContext, request: Request) -> Deleted:

@@ -13,9 +13,9 @@ class TokenBody(msgspec.Struct, kw_only=True):
 
     name: str
     scopes: list[str] | None = None
-    """Null: those of the token that asks, without `admin`."""
+    """Null: those of the token that asks, without `admin` and `manage_tokens`."""
     expires_in: float | None = None
-    """Seconds; null: as long as the relay allows."""
+    """Seconds; null: as long as the relay allows and the token that asks lives."""
 
 
 class TokenInfo(msgspec.Struct, kw_only=True):

@@ -22,6 +22,8 @@ from relay.log import logger
 from relay.store.base import Tx
 from relay.store.records import Caller, Completion, GroupRef
 
+SCOPE = "read"
+"""What a token must allow."""
 PAGE = 1000
 PAGE_BYTES = 1024 * 1024
 FIRST_FRAME_S = 30.0
@@ -39,7 +41,7 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
             raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
         token, network = http.header(scope, b"authorization"), http.network(scope)
         caller = await service.people.caller(token, network)
-        check_scope(caller, "read")
+        check_scope(caller, SCOPE)
         service.requests.spend(caller.account_id)
     except MepError as error:
         await _reject(send, error)
@@ -102,7 +104,7 @@ async def _push(
             if not found:
                 await event.wait()
                 continue
-            check_scope(await service.people.caller(token, network), "read")
+            check_scope(await service.people.caller(token, network), SCOPE)
             cursor = found[-1].seq
             if any(one.chunk for one in found):
                 found = [await _filled(service, one) for one in found]

@@ -9,22 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
 from relay.api import actions, endpoints, functions, health, oauth, own_lists, people, sharing, tasks
 from relay.api import people_bodies as pb
 from relay.api.context import ApiContext
-from relay.api.http import Request
+from relay.api.http import ANY_TOKEN, OPEN, Request
 from relay.api.openapi import specification
 from relay.auth.policies import Policy
+from relay.auth.settings import SCOPES
 
 VERSION = "0.1.0"
 
 
 _FOR_TOKENS = (e.TokenUnknown, e.RateLimited, e.RelayBusy, e.ProviderUnavailable, e.IdentityUnusable)
 """Errors of finding out who asks."""
+
+
+Needs = Literal["submit", "read", "manage_endpoints", "manage_tokens", "admin", "open", "any token"]
+"""A scope, OPEN or ANY_TOKEN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +45,19 @@ class Route:
     errors: tuple[type[e.MepError], ...] = ()
     query: tuple[str, ...] = ()
     status: int = 200
-    open: bool = False
-    """Whether it answers without a token."""
+    scope: Needs = field(kw_only=True)
+    """What a token must allow; each route says so."""
     open_here: bool = False
     """Whether it answers without a token to this host's own programs."""
     text: bool = False
     """Whether its answer is plain text."""
-    scope: str = "read"
-    """What a token must allow; empty: nothing."""
     raw: bool = False
     """Whether it is for browsers and OAuth clients: forms, pages, redirects. It takes no token."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it answers without a token."""
+        return self.scope == OPEN
 
     @property
     def all_errors(self) -> tuple[type[e.MepError], ...]:
@@ -57,7 +65,7 @@ class Route:
         if self.raw:
             return (e.RateLimited, *((e.BodyInvalid, e.PayloadTooLarge) if self.method == "POST" else (e.BodyInvalid,)))
         common: tuple[type[e.MepError], ...] = () if self.open else _FOR_TOKENS
-        if self.scope and not self.open:
+        if self.scope in SCOPES:
             common += (e.ScopeMissing,)
         return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if self.body else ()) + self.errors
 
@@ -130,20 +138,31 @@ def _resource(
     plural: str, single: str, module: Any, answer: Any, body: type[Any], missing: type[e.MepError]
 ) -> tuple[Route, ...]:
     """Return the five routes of one kind of thing that people make, read, change and delete."""
-    one, scope = f"/v3/{plural}/{{{single}_id}}", "manage_endpoints"
+    one = f"/v3/{plural}/{{{single}_id}}"
+    scope: Needs = "manage_endpoints"
     put, drop = getattr(module, f"update_{single}"), getattr(module, f"delete_{single}")
     changes = (e.NotOwner, missing)
     return (
-        Route("GET", f"/v3/{plural}", getattr(module, f"list_{plural}"), list[answer], f"One's own {plural}"),
+        Route(
+            "GET", f"/v3/{plural}", getattr(module, f"list_{plural}"), list[answer], f"One's own {plural}", scope="read"
+        ),
         Route("POST", f"/v3/{plural}", getattr(module, f"add_{single}"), answer, f"Make a {single}", body, scope=scope),
-        Route("GET", one, getattr(module, f"look_up_{single}"), answer, f"Look a {single} up", errors=(missing,)),
+        Route(
+            "GET",
+            one,
+            getattr(module, f"look_up_{single}"),
+            answer,
+            f"Look a {single} up",
+            errors=(missing,),
+            scope="read",
+        ),
         Route("PUT", one, put, answer, f"Change a {single}", body, errors=changes, scope=scope),
         Route("DELETE", one, drop, endpoints.Deleted, f"Delete a {single}", errors=changes, scope=scope),
     )
 
 
 def _login(method: str, path: str, handler: Callable[..., Awaitable[Any]], summary: str) -> Route:
-    return Route(method, path, handler, Any, summary, open=True, raw=True, scope="")
+    return Route(method, path, handler, Any, summary, raw=True, scope=OPEN)
 
 
 _LOGIN_ROUTES = (
@@ -173,7 +192,7 @@ _ACTION_ROUTES = (
         actions.introspect,
         actions.ProviderDescription,
         "The action provider, for Globus Flows' action interface",
-        open=True,
+        scope=OPEN,
     ),
     Route(
         "GET",
@@ -181,7 +200,7 @@ _ACTION_ROUTES = (
         actions.introspect,
         actions.ProviderDescription,
         "The same, as flows ask for it",
-        open=True,
+        scope=OPEN,
     ),
     Route(
         "POST",
@@ -201,6 +220,7 @@ _ACTION_ROUTES = (
         actions.ActionStatus,
         "The state of an action",
         errors=(e.ActionNotFound,),
+        scope="read",
     ),
     Route(
         "POST",
@@ -223,9 +243,9 @@ _ACTION_ROUTES = (
 )
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), open=True),
-    Route("GET", "/openapi.json", openapi, Any, "This specification", open=True),
-    Route("GET", "/healthz", health.healthz, health.Health, "Whether the relay runs", open=True),
+    Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), scope=OPEN),
+    Route("GET", "/openapi.json", openapi, Any, "This specification", scope=OPEN),
+    Route("GET", "/healthz", health.healthz, health.Health, "Whether the relay runs", scope=OPEN),
     Route(
         "GET",
         "/readyz",
@@ -233,9 +253,18 @@ ROUTES: tuple[Route, ...] = (
         health.Health,
         "Whether the relay can store tasks",
         errors=(e.RelayUnavailable,),
-        open=True,
+        scope=OPEN,
     ),
-    Route("GET", "/metrics", health.metrics, str, "The relay's figures for Prometheus", open_here=True, text=True),
+    Route(
+        "GET",
+        "/metrics",
+        health.metrics,
+        str,
+        "The relay's figures for Prometheus",
+        open_here=True,
+        text=True,
+        scope="read",
+    ),
     Route(
         "POST",
         "/v3/endpoints",
@@ -263,6 +292,7 @@ ROUTES: tuple[Route, ...] = (
         list[endpoints.EndpointInfo],
         "List one's endpoints (role=any: public ones too)",
         query=("role",),
+        scope="read",
     ),
     Route(
         "GET",
@@ -272,6 +302,7 @@ ROUTES: tuple[Route, ...] = (
         "Find endpoints by alias or OWNER/NAME, one's own by NAME alone",
         errors=(e.BodyInvalid, e.EndpointNotFound),
         query=("name",),
+        scope="read",
     ),
     Route(
         "GET",
@@ -280,6 +311,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.EndpointInfo,
         "Look an endpoint up",
         errors=_SEE_ERRORS,
+        scope="read",
     ),
     Route(
         "GET",
@@ -288,6 +320,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.EndpointStatus,
         "Whether an endpoint is online",
         errors=_SEE_ERRORS,
+        scope="read",
     ),
     Route(
         "DELETE",
@@ -334,6 +367,7 @@ ROUTES: tuple[Route, ...] = (
         api.FunctionDigestsAnswer,
         "Look up the SHA-256 of functions' code",
         body=api.FunctionDigestsBody,
+        scope="read",
     ),
     Route(
         "GET",
@@ -342,6 +376,7 @@ ROUTES: tuple[Route, ...] = (
         functions.FunctionInfo,
         "Look a function up",
         errors=(e.FunctionForbidden, e.FunctionNotFound),
+        scope="read",
     ),
     Route(
         "DELETE",
@@ -369,6 +404,7 @@ ROUTES: tuple[Route, ...] = (
         api.TaskStatus,
         "A task's state and result",
         errors=(e.TaskNotFound,),
+        scope="read",
     ),
     Route(
         "POST",
@@ -377,6 +413,7 @@ ROUTES: tuple[Route, ...] = (
         api.BatchStatusAnswer,
         "The states and results of many tasks",
         body=api.BatchStatusBody,
+        scope="read",
     ),
     Route(
         "GET",
@@ -385,6 +422,7 @@ ROUTES: tuple[Route, ...] = (
         api.TaskGroupAnswer,
         "The tasks of a group",
         errors=(e.TaskGroupNotFound,),
+        scope="read",
     ),
     Route(
         "GET",
@@ -394,6 +432,7 @@ ROUTES: tuple[Route, ...] = (
         "One's own task groups, the newest first",
         errors=(e.BodyInvalid,),
         query=("limit", "before"),
+        scope="read",
     ),
     Route(
         "GET",
@@ -403,6 +442,7 @@ ROUTES: tuple[Route, ...] = (
         "One's own tasks: by state (words with commas; pending, ended) and since a time",
         errors=(e.BodyInvalid,),
         query=("state", "since", "limit", "after"),
+        scope="read",
     ),
     Route(
         "POST",
@@ -444,8 +484,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     *_resource("policies", "policy", sharing, Policy, pb.PolicyBody, e.PolicyNotFound),
     *_resource("groups", "group", sharing, pb.GroupInfo, pb.GroupBody, e.GroupNotFound),
-    Route("GET", "/oauth/userinfo", people.userinfo, pb.Userinfo, "Who the token speaks for", scope=""),
-    Route("GET", "/v3/tokens", people.tokens, pb.TokensAnswer, "One's own tokens", scope=""),
+    Route("GET", "/oauth/userinfo", people.userinfo, pb.Userinfo, "Who the token speaks for", scope=ANY_TOKEN),
+    Route("GET", "/v3/tokens", people.tokens, pb.TokensAnswer, "One's own tokens", scope="manage_tokens"),
     Route(
         "POST",
         "/v3/tokens",
@@ -453,8 +493,8 @@ ROUTES: tuple[Route, ...] = (
         pb.NewTokenAnswer,
         "Make a token",
         body=pb.TokenBody,
-        errors=(e.ScopeMissing, e.ClientForbidden),
-        scope="",
+        errors=(e.ClientForbidden,),
+        scope="manage_tokens",
     ),
     Route(
         "DELETE",
@@ -463,7 +503,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.Deleted,
         "Revoke one of one's own tokens",
         errors=(e.TokenNotFound,),
-        scope="",
+        scope="manage_tokens",
     ),
     Route("GET", "/v3/clients", people.clients, list[pb.ClientInfo], "Services and gateways", scope="admin"),
     Route(

@@ -496,8 +496,7 @@ class AuthorizationServer:
         most = tuple(one for one in client.scopes if one in subject.scopes)
         scopes = self.scopes(form.get("scope", "") or " ".join(most) or "submit", most)
         limited = msgspec.structs.replace(client, functions=_of_both(client.functions, subject.functions))
-        known = self._store.token(token_hash(form["subject_token"]))
-        until = known.expires_at if known else 0.0  # or tokens could be renewed for ever by exchange
+        until = subject.expires_at  # or tokens could be renewed for ever by exchange
         answer = await self._do(
             lambda tx: self._access(tx, limited, subject, scopes, "", client.name, subject.end_user, until=until)
         )

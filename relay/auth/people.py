@@ -105,9 +105,9 @@ class People:
             claims = {**await provider.userinfo(token, claims["sub"], Lane.KNOWN), **claims}
         who = await self.admit(claimed(self.settings, settings, claims))
         now = self._clock()
-        until = min(now + FOREIGN_KEPT_S, float(claims.get("exp", now + FOREIGN_KEPT_S)))
+        ends = float(claims.get("exp", now + self.settings.access_token_s))
         scopes = self.allowed_scopes(who.account_id, settings.bearer_scopes)
-        return msgspec.structs.replace(who, scopes=scopes), until
+        return msgspec.structs.replace(who, scopes=scopes, expires_at=ends), min(now + FOREIGN_KEPT_S, ends)
 
     def _provider_of(self, token: str) -> Provider | None:
         """Return the provider that made a token. Its issuer is only a hint here: `verify` checks it."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-SCOPES = ("submit", "read", "manage_endpoints", "admin")
+SCOPES = ("submit", "read", "manage_endpoints", "manage_tokens", "admin")
 """Everything that a token may allow."""
 DEFAULT_SCOPES = ("submit", "read")
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")

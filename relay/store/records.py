@@ -12,7 +12,7 @@ import msgspec
 
 from mep_wire.states import TaskState
 
-BUILT_IN_SCOPES = ("submit", "read", "manage_endpoints")
+BUILT_IN_SCOPES = ("submit", "read", "manage_endpoints", "manage_tokens")
 """What a token may do that the administrator's command made without saying more."""
 
 
@@ -43,6 +43,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The person for whom a gateway's community account acts, as the gateway says."""
     functions: tuple[str, ...] = ()
     """The only functions that this token may submit; empty: any."""
+    expires_at: float = 0.0
+    """When the token ends; 0 for never."""
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +79,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
             client_id=self.client_id,
             end_user=self.end_user,
             functions=self.functions,
+            expires_at=self.expires_at,
         )
 
 

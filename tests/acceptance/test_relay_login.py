@@ -87,8 +87,8 @@ def who(relay: RelayProcess, token: str) -> Any:
 
 
 def test_a_login_gives_tokens_that_work_until_they_are_revoked(relay: RelayProcess, client: LoginClient) -> None:
-    answer = tokens(client, scope="submit read manage_endpoints", token_name="laptop")
-    assert answer["scope"] == "submit read manage_endpoints"
+    answer = tokens(client, scope="submit read manage_tokens", token_name="laptop")
+    assert answer["scope"] == "submit read manage_tokens"
     assert answer["access_token"].startswith("mep_")
     person = who(relay, answer["access_token"])
     assert person["preferred_username"] == "alice@example.edu"

@@ -13,7 +13,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from relay.api.http import ANY_TOKEN, OPEN
 from relay.api.routes import ROUTES, Route
+from relay.auth.settings import SCOPES
 from tests.support.fake_peer import FakeManager
 from tests.support.login import LoginClient, people_file
 from tests.support.oidc import HostileProvider
@@ -65,7 +67,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     directory = tmp_path_factory.mktemp("relay")
     with HostileProvider() as provider:
         campus = {"name": "campus", "issuer": provider.issuer, "audience": "relay"}
-        every = {**campus, "bearer_scopes": ["submit", "read", "manage_endpoints", "admin"]}
+        every = {**campus, "bearer_scopes": list(SCOPES)}
         settings = people_file(directory, providers=[every], administrators=["root@example.edu"])
         with RelayProcess(directory, "--people", str(settings)) as relay:
             made = Scene(relay, provider, {})
@@ -122,14 +124,85 @@ def test_no_route_answers_without_a_good_token(scene: Scene, route: Route) -> No
 @pytest.mark.parametrize("route", GUARDED, ids=name)
 def test_a_token_without_the_scope_is_refused(scene: Scene, route: Route) -> None:
     alice = scene.token("alice@example.edu")
-    for only in ("submit", "read", "manage_endpoints"):
-        if only == route.scope or not route.scope:
+    for only in SCOPES[:-1]:
+        if only == route.scope or route.scope == ANY_TOKEN:
             continue
         status, made = scene.relay.request("POST", "/v3/tokens", alice, {"name": only, "scopes": [only]})
         assert status == 200
         status, answer = scene.call(route, made["token"])
         assert (status, answer["code"]) == (403, "SCOPE_MISSING"), only
         assert answer["authorization_parameters"]["required_scopes"] == [route.scope]
+
+
+def test_every_route_says_what_it_asks_for() -> None:
+    """There is no default: a route that declares nothing is no route."""
+    with pytest.raises(TypeError, match="scope"):
+        Route("GET", "/x", list, list, "A route")  # type: ignore[call-arg]
+    assert {one.scope for one in ROUTES} <= {*SCOPES, OPEN, ANY_TOKEN}
+    assert [name(one) for one in ROUTES if one.scope == ANY_TOKEN] == ["GET /oauth/userinfo"]
+    assert all(one.scope == OPEN for one in ROUTES if one.raw)
+    opened = {"GET /v2/version", "GET /openapi.json", "GET /healthz", "GET /readyz"}
+    assert {name(one) for one in ROUTES if one.scope == OPEN and not one.raw} == {
+        *opened, "GET /automate/compute", "GET /automate/compute/"
+    }  # fmt: skip
+
+
+def test_the_specification_says_the_scope(scene: Scene) -> None:
+    paths = scene.relay.request("GET", "/openapi.json")[1]["paths"]
+    for route in ROUTES:
+        told = paths[route.path][route.method.lower()]["security"]
+        assert told == ([] if route.open else [{"token": [route.scope] if route.scope in SCOPES else []}])
+
+
+def test_tokens_are_listed_made_and_revoked_with_their_own_scope_alone(scene: Scene) -> None:
+    alice = scene.token("alice@example.edu")
+    body = {"name": "all but", "scopes": ["submit", "read", "manage_endpoints"]}
+    others = scene.relay.request("POST", "/v3/tokens", alice, body)[1]["token"]
+    for method, path, sent in (
+        ("GET", "/v3/tokens", None),
+        ("POST", "/v3/tokens", {"name": "more"}),
+        ("DELETE", f"/v3/tokens/{scene.things['token_id']}", None),
+    ):
+        status, answer = scene.relay.request(method, path, others, sent)
+        assert (status, answer["code"]) == (403, "SCOPE_MISSING")
+    quiet = scene.relay.request("POST", "/v3/tokens", alice, {"name": "by default"})[1]
+    assert set(quiet["scopes"]) == {"submit", "read", "manage_endpoints"}
+
+
+def test_no_token_makes_one_that_outlives_it(scene: Scene) -> None:
+    ends = int(time.time()) + 300
+    alice = scene.token("alice@example.edu", exp=ends)
+    status, made = scene.relay.request("POST", "/v3/tokens", alice, {"name": "by default", "scopes": ["manage_tokens"]})
+    assert (status, made["expires_at"]) == (200, pytest.approx(ends, abs=1))
+    for token in (alice, made["token"]):
+        long = {"name": "long", "scopes": ["manage_tokens"], "expires_in": 3600}
+        status, answer = scene.relay.request("POST", "/v3/tokens", token, long)
+        assert (status, answer["code"]) == (422, "BODY_INVALID"), answer
+        assert "outlive" in answer["reason"]
+    body = {"name": "short", "scopes": ["manage_tokens"], "expires_in": 60}
+    short = scene.relay.request("POST", "/v3/tokens", made["token"], body)[1]
+    longer = {**body, "expires_in": 200}
+    assert "outlive" in scene.relay.request("POST", "/v3/tokens", short["token"], longer)[1]["reason"]
+    root = scene.token("root@example.edu")
+    gateway = {"name": "g", "exchange": True, "scopes": ["submit", "read"]}
+    client = scene.relay.request("POST", "/v3/clients", root, gateway)[1]
+    exchanged = LoginClient(scene.relay, client["client_id"], client["client_secret"]).form(
+        "/oauth/token",
+        grant_type="urn:ietf:params:oauth:grant-type:token-exchange",
+        subject_token=alice,
+        subject_token_type="urn:ietf:params:oauth:token-type:access_token",
+    )
+    assert exchanged[0] == 200
+    assert exchanged[1]["expires_in"] <= 300
+
+
+def test_a_gateway_makes_no_tokens_whatever_it_may(scene: Scene) -> None:
+    body = {"name": "g", "scopes": ["manage_tokens"]}
+    client = scene.relay.request("POST", "/v3/clients", scene.token("root@example.edu"), body)[1]
+    gateway = LoginClient(scene.relay, client["client_id"], client["client_secret"])
+    token = gateway.form("/oauth/token", grant_type="client_credentials")[1]["access_token"]
+    status, answer = scene.relay.request("POST", "/v3/tokens", token, {"name": "more"})
+    assert (status, answer["code"]) == (403, "CLIENT_FORBIDDEN")
 
 
 def test_a_read_token_changes_nothing() -> None:
@@ -192,7 +265,7 @@ def test_the_stream_takes_the_tokens_that_routes_take(scene: Scene) -> None:
 
 def test_a_revoked_token_ends_soon(scene: Scene) -> None:
     alice = scene.token("alice@example.edu")
-    made = scene.relay.request("POST", "/v3/tokens", alice, {"name": "r"})[1]
+    made = scene.relay.request("POST", "/v3/tokens", alice, {"name": "r", "scopes": ["manage_tokens"]})[1]
     assert scene.relay.request("GET", "/v3/tokens", made["token"])[0] == 200
     assert scene.relay.request("DELETE", f"/v3/tokens/{made['id']}", alice)[0] == 200
     until("the end of the token", lambda: scene.relay.request("GET", "/v3/tokens", made["token"])[0] == 401)

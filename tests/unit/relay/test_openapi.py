@@ -12,6 +12,7 @@ import pytest
 from mep_wire.errors import by_code
 from relay.api.openapi import specification
 from relay.api.routes import ROUTES, Route, Router
+from relay.auth.settings import SCOPES
 
 SPEC: dict[str, Any] = json.loads(json.dumps(specification(ROUTES, "1")))
 
@@ -71,7 +72,8 @@ def test_an_operation_says_its_body_answer_and_errors(route: Route) -> None:
         assert error.code in operation["responses"][str(error.http_status)]["description"]
     variables = re.findall(r"{(\w+)}", route.path)
     assert [one["name"] for one in operation["parameters"] if one["in"] == "path"] == variables
-    assert operation["security"] == ([] if route.open else [{"token": []}])
+    told = [{"token": [route.scope] if route.scope in SCOPES else []}]
+    assert operation["security"] == ([] if route.open else told)
 
 
 def test_operation_ids_are_unique() -> None:
