@@ -88,13 +88,12 @@ class _Handshake:
         """There is no thread to wait for."""
 
 
-def _opened(settings: ClientSettings) -> _Handshake:
+def _opened(settings: ClientSettings, bearer: str) -> _Handshake:
     """Return an open stream. Raises OSError, or the MepError that the relay answered."""
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
     proxy = proxy_for(settings.relay_url)
-    bearer = _bearer(settings)
     try:
         made = connect(
             f"ws{settings.relay_url.removeprefix('http')}/v3/stream",
@@ -116,12 +115,16 @@ def _opened(settings: ClientSettings) -> _Handshake:
     opened.sock.settimeout(CONNECT_TIMEOUT_S)
     if opened.protocol.handshake_exc is not None:
         opened.sock.close()
-        refusal = _refusal(settings.relay_url, opened.answer)
-        if isinstance(refusal, TokenUnknown) and settings.source is not None:
-            _bearer(settings, refused=bearer)
-            refusal = StreamClosed("the token was renewed")
-        raise refusal
+        raise _renewed(settings, bearer, _refusal(settings.relay_url, opened.answer))
     return opened
+
+
+def _renewed(settings: ClientSettings, bearer: str, refusal: Exception) -> Exception:
+    """Return what a refusal means: one of a token that could be renewed passes. Raises StreamClosed, MepError."""
+    if isinstance(refusal, TokenUnknown) and settings.source is not None:
+        _bearer(settings, refused=bearer)
+        return StreamClosed("the token was renewed")
+    return refusal
 
 
 def _bearer(settings: ClientSettings, refused: str = "") -> str:
@@ -165,7 +168,8 @@ class ResultStream:
         """Connect and shake hands. Raises OSError, or the MepError that the relay answered (an unknown token)."""
         self._relay_url = settings.relay_url
         self._parts: list[bytes] = []
-        opened = _opened(settings)
+        self._settings, self._bearer = settings, _bearer(settings)
+        opened = _opened(settings, self._bearer)
         self._socket, self._protocol = opened.sock, opened.protocol
         self._heard = self._pinged = time.monotonic()
         self._awake, self._waker = socket.socketpair()
@@ -199,6 +203,16 @@ class ResultStream:
         frames = self._frames()
         self._flush()  # pongs
         return frames
+
+    def refusal(self, frame: api.StreamRefused) -> Exception:
+        """Return what the relay ended the stream with: the error itself, or StreamClosed where it may pass.
+
+        Raises StreamClosed or MepError where the token has to be renewed and cannot be.
+        """
+        error = rebuild(frame.code, frame.text)
+        return (
+            StreamClosed(error.text) if _may_pass(error.http_status) else _renewed(self._settings, self._bearer, error)
+        )
 
     def wake(self) -> None:
         """Make `receive` return, from any thread."""
@@ -252,12 +266,6 @@ class ResultStream:
 def _may_pass(status: int) -> bool:
     """Return whether this HTTP status is a temporary refusal, not a permanent one."""
     return status == 429 or status >= 500
-
-
-def refusal_of(frame: api.StreamRefused) -> Exception:
-    """Return what the relay ended the stream with: the error itself, or StreamClosed where it may pass."""
-    error = rebuild(frame.code, frame.text)
-    return StreamClosed(error.text) if _may_pass(error.http_status) else error
 
 
 class ResultListener(threading.Thread):
@@ -360,7 +368,7 @@ class ResultListener(threading.Thread):
                 return  # and come back with a new subscription
             for frame in stream.receive():
                 if isinstance(frame, api.StreamRefused):
-                    raise refusal_of(frame)
+                    raise stream.refusal(frame)
                 self._deliver(frame.results)
                 self._cursor = frame.cursor
 

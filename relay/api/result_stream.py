@@ -7,6 +7,7 @@ the last: a slow client costs the relay one page. Called by the ASGI application
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 import msgspec
@@ -26,6 +27,11 @@ SCOPE = "read"
 """What a token must allow."""
 PAGE = 1000
 PAGE_BYTES = 1024 * 1024
+AGAIN_S = 5.0
+"""How often the right to an open stream is asked for again."""
+SAMPLE = 256
+"""Tasks of the group that say, before any has ended, which endpoints it is about."""
+NEVER = float("-inf")
 FIRST_FRAME_S = 30.0
 """How long a client may take to send its request."""
 
@@ -47,9 +53,10 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
         await _reject(send, error)
         return
     await send({"type": "websocket.accept"})
+    right = Right(service, token, network)
     try:
-        group, cursor = await _first_frame(service, caller, receive)
-        await _push(service, token, network, group, cursor, receive, send)
+        group, cursor = await _first_frame(right, receive)
+        await _push(service, right, group, cursor, receive, send)
     except MepError as error:
         frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
         await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
@@ -69,7 +76,51 @@ async def _reject(send: Send, error: MepError) -> None:
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-async def _first_frame(service: ApiContext, caller: Caller, receive: Receive) -> tuple[GroupRef, int]:
+class Right:
+    """What a stream's token may still see. Tokens end, people are removed, groups are left and policies change while a
+    stream is open: it is asked for again before each page, and every `AGAIN_S`."""
+
+    def __init__(self, service: ApiContext, token: str, network: str) -> None:
+        self._service, self._token, self._network = service, token, network
+        self._group_id = ""
+        self._checked: dict[str, float] = {}
+        """When the right to each endpoint's results was checked."""
+
+    async def to_group(self, group_id: str) -> GroupRef:
+        """Return the person's group with this id. Raises TaskGroupNotFound and what `People.caller` raises."""
+        caller = await self._caller()
+        group = self._service.store.group(group_id.lower())
+        if group is None or group.owner != caller.account_id:
+            raise TaskGroupNotFound(task_group_id=group_id[:64])
+        self._group_id = group.group_id
+        if not self._checked:
+            for task in self._service.store.group_states(group.row, 0, SAMPLE):
+                self._checked[task.endpoint_id] = NEVER
+        return group
+
+    async def check(self, uep_rows: set[int]) -> None:
+        """Check that the person may still have this group's results, and those of these user endpoints.
+
+        Raises TokenUnknown, ScopeMissing, TaskGroupNotFound and what `Access.check_reads` raises.
+        """
+        caller, access = await self._caller(), self._service.access
+        for row in uep_rows:
+            self._checked.setdefault(access.endpoint_of_uep(row), NEVER)
+        now = time.monotonic()
+        due = [one for one, at in self._checked.items() if now - at >= AGAIN_S]
+        if due or not self._checked:
+            await self.to_group(self._group_id)
+        for endpoint_id in due:
+            access.check_reads(endpoint_id, caller)
+            self._checked[endpoint_id] = now
+
+    async def _caller(self) -> Caller:
+        caller = await self._service.people.caller(self._token, self._network)
+        check_scope(caller, SCOPE)
+        return caller
+
+
+async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, int]:
     """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
     try:
         message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
@@ -81,19 +132,15 @@ async def _first_frame(service: ApiContext, caller: Caller, receive: Receive) ->
         wanted = _subscribe.decode(message.get("bytes") or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BodyInvalid(reason=str(error)) from error
-    group = service.store.group(wanted.task_group_id.lower())
-    if group is None or group.owner != caller.account_id:
-        raise TaskGroupNotFound(task_group_id=wanted.task_group_id[:64])
+    group = await right.to_group(wanted.task_group_id)
     if not 0 <= wanted.cursor < 2**63:
         raise BodyInvalid(reason="cursor: a number that no batch had")
     return group, wanted.cursor
 
 
-async def _push(
-    service: ApiContext, token: str, network: str, group: GroupRef, cursor: int, receive: Receive, send: Send
-) -> None:
-    """Send results until the client disconnects. Raises TokenUnknown once the token is no longer valid."""
-    streams = service.dispatcher.streams
+async def _push(service: ApiContext, right: Right, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
+    """Send results until the client disconnects. Raises what `Right.check` raises, soon after it does."""
+    streams, loop = service.dispatcher.streams, asyncio.get_running_loop()
     event = streams.join(group.row)
     gone = asyncio.create_task(_until_gone(receive))
     gone.add_done_callback(lambda _: event.set())
@@ -101,10 +148,12 @@ async def _push(
         while not gone.done():
             event.clear()
             found = service.store.completions(group.row, cursor, PAGE, PAGE_BYTES)
+            await right.check({one.uep_row for one in found})
             if not found:
+                again = loop.call_later(AGAIN_S, event.set)
                 await event.wait()
+                again.cancel()
                 continue
-            check_scope(await service.people.caller(token, network), SCOPE)
             cursor = found[-1].seq
             if any(one.chunk for one in found):
                 found = [await _filled(service, one) for one in found]

@@ -117,6 +117,7 @@ _USE_ERRORS = (
     e.LoginRequired,
     e.PolicyRefused,
 )
+_READ_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.LoginRequired, e.PolicyRefused)
 _SEE_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.EndpointNotFound)
 _FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden, e.IdConflict)
 _SUBMIT_ERRORS = (
@@ -403,7 +404,7 @@ ROUTES: tuple[Route, ...] = (
         tasks.look_up,
         api.TaskStatus,
         "A task's state and result",
-        errors=(e.TaskNotFound,),
+        errors=(e.TaskNotFound, *_READ_ERRORS),
         scope="read",
     ),
     Route(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,7 @@ from mep_wire.api import (
 from mep_wire.errors import (
     BodyInvalid,
     FunctionNotAllowed,
+    MepError,
     PayloadLost,
     PayloadTooLarge,
     TaskGroupNotFound,
@@ -265,6 +266,9 @@ async def look_up(service: ApiContext, request: Request) -> TaskStatus:
         found = []
     if not found or found[0].owner != request.caller.account_id:
         raise TaskNotFound(task_id=request.path[0])
+    if found[0].state.is_terminal:
+        access = service.access
+        access.check_reads(access.endpoint_of_uep(found[0].uep_row), request.caller)
     return _with_wait(service, found[0], _status(await filled(service, found[0]), packed=request.packed))
 
 
@@ -310,7 +314,12 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
     results: dict[str, TaskStatus] = {}
     withheld: list[str] = []
     size = 0
+    refused = _refused_endpoints(service, request.caller, found.values())
     for number, (text, task) in enumerate(found.items(), start=1):
+        if task.state.is_terminal and (error := refused.get(service.access.endpoint_of_uep(task.uep_row))):
+            told = _status(_as_running(task), packed=request.packed)
+            results[text] = msgspec.structs.replace(told, code=error.code, reason=error.text)
+            continue
         if size and size + task.size > MAX_ANSWER_BYTES:
             withheld.append(text)
             results[text] = _status(_as_running(task), packed=request.packed)
@@ -321,6 +330,17 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
         if number % READ_PAGE == 0:
             await asyncio.sleep(0)
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)
+
+
+def _refused_endpoints(service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief]) -> dict[str, MepError]:
+    """Return those of the tasks' endpoints whose results the person may not have any more, each with the reason."""
+    refused: dict[str, MepError] = {}
+    for endpoint_id in {service.access.endpoint_of_uep(task.uep_row) for task in tasks if task.state.is_terminal}:
+        try:
+            service.access.check_reads(endpoint_id, caller)
+        except MepError as error:
+            refused[endpoint_id] = error
+    return refused
 
 
 def _as_running(task: TaskBrief) -> TaskRecord:

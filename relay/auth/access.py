@@ -96,6 +96,7 @@ class Access:
     def __init__(self, store: Store, policies: Policies) -> None:
         self._store, self._policies = store, policies
         self._kept: dict[str, tuple[float, EndpointAccess]] = {}
+        self._of_uep: dict[int, str] = {}
 
     # --- people -------------------------------------------------------------------------------------
 
@@ -185,6 +186,31 @@ class Access:
         if any(policies):
             self._policies.enforce(policies, caller, f"endpoint {endpoint.endpoint_id}")
         return access
+
+    def check_reads(self, endpoint_id: str, caller: Caller) -> None:
+        """Check that a person may still have the results of their tasks at an endpoint.
+
+        An endpoint that would not take their tasks any more gives no results out either. A login may have become too
+        old while the tasks ran, unless the endpoint is a high-assurance one; a lock concerns new tasks alone, and an
+        endpoint that was deleted has no rules. Raises what `check_uses` raises, but for EndpointLocked.
+        """
+        endpoint = self._store.endpoint(endpoint_id)
+        if endpoint is None or endpoint.deleted_at:
+            return
+        self._check_shared(endpoint, caller, self.of_endpoint(endpoint_id))
+        policies = [endpoint.policy, template_policy(endpoint.user_config_schema)]
+        if any(policies):
+            self._policies.enforce(policies, caller, f"endpoint {endpoint_id}", age=endpoint.high_assurance)
+
+    def endpoint_of_uep(self, uep_row: int) -> str:
+        """Return the id of a user endpoint's endpoint, which never changes; empty where it was removed."""
+        found = self._of_uep.get(uep_row)
+        if found is None:
+            found = self._store.endpoint_of_uep(uep_row) or ""
+            if len(self._of_uep) >= KEPT:
+                self._of_uep.clear()
+            self._of_uep[uep_row] = found
+        return found
 
     def _check_shared(self, endpoint: EndpointRecord, caller: Caller, access: EndpointAccess) -> None:
         if endpoint.owner == caller.account_id:

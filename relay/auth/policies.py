@@ -107,8 +107,9 @@ class Policies:
         self._store = store
         self._mfa = {one.name: frozenset(one.mfa_values) for one in settings.providers}
 
-    def enforce(self, policy_ids: Sequence[str], caller: Caller, subject: str) -> None:
-        """Check that a login fulfils these policies; `subject` names the thing that they guard.
+    def enforce(self, policy_ids: Sequence[str], caller: Caller, subject: str, *, age: bool = True) -> None:
+        """Check that a login fulfils these policies; `subject` names the thing that they guard, and `age` says whether
+        the login's age counts.
 
         Raises LoginRequired or PolicyRefused. A policy that is gone admits nobody.
         """
@@ -119,6 +120,8 @@ class Policies:
             if policy is None:
                 raise PolicyRefused(policy=policy_id, reason="it was deleted", subject=subject)
             person = self._store.identity_set(caller.account_id, caller.identity_id)
+            if not age:
+                policy = msgspec.structs.replace(policy, authentication_assurance_timeout=None)
             self.judge(policy, caller.login, person, subject)
 
     def judge(self, policy: Policy, login: Login, person: IdentitySet | None, subject: str) -> None:

@@ -293,6 +293,9 @@ class AccountReads(Protocol):
     def owner_of_identity(self, identity_id: str) -> str | None:
         """Return the account of an identity."""
 
+    def endpoint_of_uep(self, uep_row: int) -> str | None:
+        """Return the id of the endpoint that a user endpoint belongs to."""
+
     def identity_set(self, account_id: str, first: str = "") -> IdentitySet | None:
         """Return a person's identities, the one with id `first` in front."""
 

@@ -275,6 +275,9 @@ class DelegatingStore:
     def owner_of_identity(self, identity_id: str) -> str | None:
         return self._inner.owner_of_identity(identity_id)
 
+    def endpoint_of_uep(self, uep_row: int) -> str | None:
+        return self._inner.endpoint_of_uep(uep_row)
+
     def document(self, kind: str, id: str) -> Document | None:  # noqa: A002
         return self._inner.document(kind, id)
 

@@ -262,6 +262,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
     correlation_id: str
     chunk: str = ""
+    uep_row: int = 0
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -702,6 +702,10 @@ class SqlReads(abc.ABC):
         row = self._one(sql.IDENTITY, identity_id)
         return row[0] if row else None
 
+    def endpoint_of_uep(self, uep_row: int) -> str | None:
+        row = self._one(sql.ENDPOINT_OF_UEP, uep_row)
+        return row[0] if row else None
+
     def document(self, kind: str, id: str) -> Document | None:  # noqa: A002
         row = self._one(sql.DOCUMENT, kind, id)
         return _document(row) if row else None
@@ -880,6 +884,7 @@ class SqlReads(abc.ABC):
                 payload=r[5],
                 correlation_id=r[6],
                 chunk=r[7],
+                uep_row=r[9],
             )
             for r in rows
         ]

@@ -141,6 +141,7 @@ _UEP = (
 )
 UEP = _UEP + "WHERE uep_id = ?"
 UEP_BY_LINK_KEY = _UEP + "WHERE link_key = ?"
+ENDPOINT_OF_UEP = "SELECT endpoint_id FROM ueps WHERE uep_row = ?"
 # User endpoints that may have a process or that tasks wait for.
 UEPS_IN_USE = _UEP + (
     "WHERE (link_key IS NOT NULL OR EXISTS "
@@ -334,7 +335,7 @@ GROUP_STATES = (
     "LEFT JOIN ueps u ON u.uep_row = t.uep_row LEFT JOIN functions f ON f.function_row = t.function_row ORDER BY t.row"
 )
 COMPLETIONS = (
-    "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id, r.chunk, r.chunk_size "
+    "SELECT r.seq, t.task_id, t.state, r.code, r.text, r.payload, r.correlation_id, r.chunk, r.chunk_size, t.uep_row "
     "FROM results r JOIN tasks t ON t.row = r.row WHERE r.group_row = ? AND r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from mep_sdk.client import Client
-from mep_sdk.errors import DataCorrupt
+from mep_sdk.errors import DataCorrupt, LoginOver
 from mep_sdk.result_stream import ResultListener
 from mep_sdk.serialize import serialize_result
 from mep_sdk.settings import ClientSettings
@@ -162,6 +163,43 @@ def test_fragments_and_pings_are_understood(relay, followed):
 def test_a_refusal_ends_it(relay):
     relay.refusals.append(TokenUnknown())
     assert type(Followed(relay).refused.get(timeout=WAIT_S)) is TokenUnknown
+
+
+class Renewing:
+    """A source of tokens: the next one where the last was refused, until the login is over."""
+
+    def __init__(self, count: int) -> None:
+        self.left = [f"token {number}" for number in range(count)]
+
+    def token(self) -> str:
+        return self.left[0]
+
+    def renewed(self, refused: str) -> str:
+        if self.left[0] == refused:
+            del self.left[0]
+        if not self.left:
+            raise LoginOver(url="http://relay", reason="it was ended.", profile="p")
+        return self.left[0]
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_token_that_ends_in_mid_stream_is_renewed_and_a_login_that_is_over_is_said(relay: Relay) -> None:
+    frame = msgspec.msgpack.encode(api.StreamRefused(code=TokenUnknown.code, text="no longer"))
+    relay.settings = replace(relay.settings, source=Renewing(2))
+    relay.scripts.put(lambda connection: connection.send(frame))
+    followed = Followed(relay)
+    assert relay.asked.get(timeout=WAIT_S)[0] == "Bearer token 0"
+
+    def once_more(connection: ServerConnection) -> None:
+        connection.send(batch(1, success("a")))
+        connection.send(frame)
+
+    relay.scripts.put(once_more)
+    assert relay.asked.get(timeout=WAIT_S)[0] == "Bearer token 1"
+    assert followed.next() == "a"
+    assert type(followed.refused.get(timeout=WAIT_S)) is LoginOver
 
 
 def test_a_refusal_frame_ends_it(relay, followed):
