@@ -24,6 +24,7 @@ from mep_wire.api import EarlierRelayKeys
 from mep_wire.relay_keys import EarlierKeys
 from relay.api.app import App
 from relay.api.context import ApiContext
+from relay.api.health import ready
 from relay.api.http_acceptor import Acceptor
 from relay.api.http_protocol import BoundedConnection
 from relay.audit import AuditLog
@@ -36,6 +37,7 @@ from relay.figures import Figures
 from relay.link.zmq_link import ZmqLink
 from relay.log import logger
 from relay.loop_watch import LoopWatch
+from relay.metrics_listener import MetricsListener
 from relay.retention import Sweeper
 from relay.settings import MAX_CONFIG_BYTES, ConfigRefused, RelaySettings, secret_text
 from relay.state_dir import Keys, StateDir
@@ -99,8 +101,11 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
         loop.add_signal_handler(number, _stop, server)
     loop.add_signal_handler(signal.SIGHUP, _reload, certificate)
     control = await Control(store, dispatcher).listen(state.control)
+    metrics = MetricsListener(service.figures, partial(ready, service))
     sweeper = loop.create_task(Sweeper(store, dispatcher, settings.periods).run())
     url = service.url = _url(listener, tls=certificate is not None)
+    if settings.metrics_port:
+        await metrics.listen(settings.metrics_port)
     state.write_listening(url, service.link_address)
     where = "PostgreSQL" if settings.database else state.database.name
     logger.info("serving", url=url, link=service.link_address, state=state.directory, store=where)
@@ -112,6 +117,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     finally:
         watch.stop()
         control.close()
+        metrics.close()
         state.remove_listening()
         sweeper.cancel()
         dispatcher.delivery.flush_started()

@@ -60,6 +60,13 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         list[str],
         Meta(description="Addresses and networks of proxies, whose X-Forwarded-For and -Proto count."),
     ] = []
+    metrics_port: Annotated[
+        _Port,
+        Meta(
+            description="Port of 127.0.0.1 for a monitoring system of this host: /metrics, and /readyz with the "
+            "reason; 0: none. On the port for HTTP, /metrics needs a token."
+        ),
+    ] = 0
     link_host: Annotated[str, Meta(description="Address for endpoints.")] = "127.0.0.1"
     link_port: Annotated[_Port, Meta(description="Port for endpoints; 0: any free.")] = 8651
     link_address: Annotated[
@@ -323,9 +330,15 @@ def _chunks(settings: RelaySettings) -> str:
     return "must be an absolute path, or like s3://bucket/prefix"
 
 
+def _metrics_port(settings: RelaySettings) -> str:
+    taken = {settings.port: "port", settings.link_port: "link_port"}.get(settings.metrics_port)
+    return f"is that of {taken}" if settings.metrics_port and taken else ""
+
+
 _CHECKS: Mapping[str, Callable[[RelaySettings], str]] = {
     "tls_key": _tls,
     "trusted_proxies": _proxies,
+    "metrics_port": _metrics_port,
     "database": _database,
     "database_password": _password,
     "chunks": _chunks,

@@ -109,13 +109,17 @@ class App:
 
     async def _raw(self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...]) -> raw.RawAnswer:
         """Return the answer of a route that anybody may ask with a form."""
+        if http.is_passed_on(scope):
+            self._limited_log.warning(
+                "http: a proxy passes requests on and is not in trusted_proxies: limits by address take all for one"
+            )
         self._service.strangers.spend(http.network(scope))
         answer: raw.RawAnswer = await route.handler(self._service, await raw.read(scope, receive, values))
         return answer
 
     async def _caller(self, scope: Scope, route: Route) -> Caller:
         """Return who asks. Raises TokenUnknown, ScopeMissing, RateLimited and the errors of a provider's tokens."""
-        if route.open or (route.open_here and http.is_local(scope)):
+        if route.open:
             return _NOBODY
         caller = await self._service.people.caller(http.header(scope, b"authorization"), http.network(scope))
         self._service.requests.spend(caller.account_id)

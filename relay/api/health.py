@@ -1,6 +1,7 @@
 """Whether the relay works, for a supervisor, a proxy and a monitoring system: /healthz, /readyz, /metrics.
 
-The first two tell nothing else, and anybody may ask. The figures are told to this host and to people with a token.
+The first two tell nothing else, and anybody may ask. The figures are told to people with a token. Programs of this host
+have relay.metrics_listener: here, whoever a proxy passes on comes from this host as well.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ async def healthz(service: ApiContext, request: Request) -> Health:
     return Health()
 
 
-async def readyz(service: ApiContext, request: Request) -> Health:
-    """GET /readyz: tasks can be stored, and are taken."""
+async def ready(service: ApiContext) -> None:
+    """Raises RelayUnavailable, with the reason, where tasks can't be stored or are not taken."""
     if service.dispatcher.live.draining:
         raise RelayUnavailable(reason="it is being drained")
     await service.readiness.check()
+
+
+async def readyz(service: ApiContext, request: Request) -> Health:
+    """GET /readyz: tasks can be stored, and are taken. The reason why not is no matter of strangers'."""
+    try:
+        await ready(service)
+    except RelayUnavailable as error:
+        raise RelayUnavailable(
+            reason="it is not ready; the relay's log says why", detail=f"{error.text} {error.detail}".rstrip()
+        ) from error
     return Health()
 
 

@@ -134,11 +134,14 @@ def is_packed(content_type: str) -> bool:
     return MSGPACK in content_type or "application/x-msgpack" in content_type
 
 
-def is_local(scope: Scope) -> bool:
-    """Return whether a program on this host asks, for itself as far as it says: no proxy that passes a request on."""
+def is_passed_on(scope: Scope) -> bool:
+    """Return whether a proxy on this host passed a request on, and is none of `trusted_proxies`.
+
+    With a trusted one the client's address is another by now.
+    """
     host = str((scope.get("client") or ("",))[0])
-    passed_on = any(name in (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via") for name, _ in scope["headers"])
-    return (host.startswith("127.") or host == "::1") and not passed_on
+    said = any(name in (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via") for name, _ in scope["headers"])
+    return said and (host.startswith("127.") or host == "::1")
 
 
 def media_type(*, packed: bool) -> str:

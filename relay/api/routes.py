@@ -47,8 +47,6 @@ class Route:
     status: int = 200
     scope: Needs = field(kw_only=True)
     """What a token must allow; each route says so."""
-    open_here: bool = False
-    """Whether it answers without a token to this host's own programs."""
     text: bool = False
     """Whether its answer is plain text."""
     raw: bool = False
@@ -262,7 +260,6 @@ ROUTES: tuple[Route, ...] = (
         health.metrics,
         str,
         "The relay's figures for Prometheus",
-        open_here=True,
         text=True,
         scope="read",
     ),

@@ -512,7 +512,11 @@ def test_unknown_codes_cost_no_commit(relay: RelayProcess, client: LoginClient) 
 
 
 def _commits(relay: RelayProcess) -> float:
-    with urllib.request.urlopen(f"{relay.url}/metrics", timeout=60) as answer:
+    if "prometheus@" not in relay.cli("user", "list").stdout:
+        relay.add_user("prometheus@example.edu")
+    token = relay.cli("user", "token", "prometheus@example.edu").stdout.strip()
+    asked = urllib.request.Request(f"{relay.url}/metrics", headers={"authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         text = answer.read().decode()
     return float(re.findall(r"^mep_relay_store_commits_total (\S+)", text, re.MULTILINE)[0])
 

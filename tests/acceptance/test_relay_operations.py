@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.fake_peer import FakeManager
+from tests.support.login import free_port
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 from tests.support.slapd import Authority
@@ -151,6 +153,65 @@ def test_a_drained_relay_takes_no_new_tasks_and_goes_on_with_the_others(relay: R
     relay.cli("drain", "--off")
     alice.ok("POST", path, body)
     assert relay.request("GET", "/readyz")[0] == 200
+
+
+def asked(port: int, path: str, **headers: str) -> tuple[int, str]:
+    """Ask the port for a monitoring system; return status and text."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_monitoring_system_of_the_host_has_a_port_of_its_own(tmp_path: Path) -> None:
+    port = free_port()
+    with RelayProcess(tmp_path, "--metrics-port", str(port)) as relay:
+        status, text = asked(port, "/metrics")
+        assert status == 200
+        assert "\nmep_relay_store_commits_total " in text
+        assert asked(port, "/readyz") == (200, "ok\n")
+        assert asked(port, "/v2/version")[0] == 404
+        relay.cli("drain")
+        status, text = asked(port, "/readyz")
+        assert status == 503
+        assert "it is being drained" in text
+        status, answer = relay.request("GET", "/readyz")
+        assert (status, answer["code"]) == (503, "RELAY_UNAVAILABLE")
+        assert "drained" not in answer["reason"]
+        assert "it is being drained" in relay.log.read_text()
+
+
+def test_the_port_for_a_monitoring_system_holds_nothing_for_long(tmp_path: Path) -> None:
+    """Any account of the host can connect: a few clients that say nothing are held, and then no more of them."""
+    port = free_port()
+    with RelayProcess(tmp_path, "--metrics-port", str(port)):
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(40)]
+        with contextlib.suppress(ConnectionError):
+            silent[-1].sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert silent[-1].recv(100) == b""
+        for one in silent:
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(100) == b""
+            one.close()
+        assert asked(port, "/metrics")[0] == 200
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as long, contextlib.suppress(ConnectionError):
+            long.sendall(b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 100_000)
+            assert long.recv(100) == b""
+
+
+def test_a_proxy_that_is_not_named_is_said(relay: RelayProcess) -> None:
+    status, _ = relay_asked(relay, "/device")
+    assert status == 200
+    assert "is not in trusted_proxies" not in relay.log.read_text()
+    relay_asked(relay, "/device", **{"x-forwarded-for": "192.0.2.7"})
+    assert "is not in trusted_proxies" in relay.log.read_text()
+
+
+def relay_asked(relay: RelayProcess, path: str, **headers: str) -> tuple[int, str]:
+    """Ask the relay's own port."""
+    return asked(int(relay.url.rpartition(":")[2]), path, **headers)
 
 
 def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:

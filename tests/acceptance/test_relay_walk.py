@@ -22,7 +22,7 @@ from tests.support.oidc import HostileProvider
 from tests.support.relay import RelayProcess
 from tests.support.waiting import until
 
-GUARDED = [route for route in ROUTES if not route.open and not route.open_here]
+GUARDED = [route for route in ROUTES if not route.open]
 BODIES: dict[str, Any] = {
     "RegisterBody": {"endpoint_name": "e", "link_public_key": "11" * 32, "unseal_public_key": "11" * 32},
     "FunctionBody": {"function_name": "f", "function_code": "c"},

@@ -20,6 +20,8 @@ REFUSED = {
     "log_format = 'xml'": "log_format: Invalid enum value 'xml'",
     "tls_certificate = '/a'": "tls_key: tls_certificate and tls_key go together",
     "trusted_proxies = ['10.0.0.0/33']": "trusted_proxies: '10.0.0.0/33' does not appear",
+    "metrics_port = 8650": "metrics_port: is that of port",
+    "metrics_port = -1": "metrics_port: Expected `int` >= 0",
     "database = 'mysql://x'": "database: must begin with postgresql://",
     "database = 'postgresql://a:secret@h/d'": "database: must not hold the password",
     "database = 'postgresql://a@h/d?connect_timeout=5&password=secret'": "database: must not hold the password",
