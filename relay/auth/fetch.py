@@ -1,8 +1,8 @@
 """HTTP requests to one identity provider: bounded in size, time and number, never redirected, never in clear.
 
 A provider may be down, slow or hostile, so it has threads of its own and can keep nothing waiting but its own logins.
-Strangers may be hostile too: each purpose is a lane with threads, a queue and a circuit breaker of its own. Tokens that
-nobody has seen before then keep neither logins nor signed-in people waiting. Called by relay.auth.provider.
+Strangers may be hostile too: each purpose is a lane with threads, a queue and a circuit breaker of its own. Unknown
+tokens then keep neither logins nor signed-in people waiting. Called by relay.auth.provider.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Lane(Enum):
     """What a request is for: the most at once, and the most that run or wait."""
 
     KEYS = (1, 4)
-    """Its keys and its discovery document, for everybody."""
+    """Its keys and its discovery document, for all."""
     LOGIN = (2, 32)
     """The end of a login in a browser."""
     KNOWN = (4, 256)
     """A token that was good before, or that the provider has just proved to be its own."""
     STRANGER = (2, 16)
-    """A token that nobody has seen before."""
+    """A token that was not seen before."""
 
 
 class Breaker:

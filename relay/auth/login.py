@@ -61,8 +61,7 @@ class Logins:
     def begin(self, wanted: Wanted, browser: str, network: str, user_code: str = "") -> Flow:
         """Begin a login for the browser with this cookie.
 
-        Where there are too many, the network with the most of them loses its oldest: nobody's flood ends the logins of
-        others.
+        Where there are too many, the network with the most of them loses its oldest: a flood ends no logins of others.
         """
         now = time.monotonic()
         while self._flows and (oldest := next(iter(self._flows.values()))).until < now:

@@ -1,6 +1,6 @@
 """Tokens of providers: which of them were looked at, with what outcome, and who may have another looked at.
 
-Anybody can send any number of tokens that nobody has seen, and each costs a request to a provider. Here they are few:
+Anybody can send any number of unknown tokens, and each costs a request to a provider. Here they are few:
 by address, in all, and at once; equal ones are looked at together; a refusal is remembered. A token that was good is
 kept apart from all others: no number of strangers makes the relay forget it, or keeps another look at it waiting.
 Called by relay.auth.people.
@@ -31,7 +31,7 @@ FAMILIAR_S = 3600.0
 KEPT = 10_000
 """Most good tokens, and most refused ones, that are remembered."""
 NEW_PER_S, ALL_NEW_PER_S = 20.0, 100.0
-"""Most tokens that nobody has seen before, of one address and of all, on average."""
+"""Most unknown tokens, of one address and of all, on average."""
 MAX_NEW, MAX_NEW_EACH = 256, 64
 """Most requests with such tokens that wait at once, of all addresses and of one."""
 MAX_CHECKS = 256
@@ -92,7 +92,7 @@ class TokenChecks:
     def _done(self, key: bytes, task: asyncio.Task[Caller]) -> None:
         del self._under_way[key]
         if not task.cancelled():
-            task.exception()  # seen, also where nobody waits any more
+            task.exception()  # seen, also where nothing waits any more
 
     async def _outcome(self, key: bytes, token: str, lane: Lane) -> Caller:
         try:

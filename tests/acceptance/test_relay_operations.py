@@ -180,7 +180,7 @@ def test_a_monitoring_system_of_the_host_has_a_port_of_its_own(tmp_path: Path) -
         status, answer = relay.request("GET", "/readyz")
         assert (status, answer["code"]) == (503, "RELAY_UNAVAILABLE")
         assert "drained" not in answer["reason"]
-        assert "it is being drained" in relay.log.read_text()
+        until("the reason in the log", lambda: "it is being drained" in relay.log.read_text())
 
 
 def test_the_port_for_a_monitoring_system_holds_nothing_for_long(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_proxy_that_is_not_named_is_said(relay: RelayProcess) -> None:
     assert status == 200
     assert "is not in trusted_proxies" not in relay.log.read_text()
     relay_asked(relay, "/device", **{"x-forwarded-for": "192.0.2.7"})
-    assert "is not in trusted_proxies" in relay.log.read_text()
+    until("the word in the log", lambda: "is not in trusted_proxies" in relay.log.read_text())
 
 
 def relay_asked(relay: RelayProcess, path: str, **headers: str) -> tuple[int, str]:
