@@ -22,6 +22,7 @@ import uvicorn
 from mep.boundary.file_trust import ours
 from mep_wire.api import EarlierRelayKeys
 from mep_wire.relay_keys import EarlierKeys
+from relay.api.actions import sweep_for_ever
 from relay.api.app import App
 from relay.api.context import ApiContext
 from relay.api.health import ready
@@ -103,6 +104,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     control = await Control(store, dispatcher).listen(state.control)
     metrics = MetricsListener(service.figures, partial(ready, service))
     sweeper = loop.create_task(Sweeper(store, dispatcher, settings.periods).run())
+    releases = loop.create_task(sweep_for_ever(store))
     url = service.url = _url(listener, tls=certificate is not None)
     if settings.metrics_port:
         await metrics.listen(settings.metrics_port)
@@ -120,6 +122,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
         metrics.close()
         state.remove_listening()
         sweeper.cancel()
+        releases.cancel()
         dispatcher.delivery.flush_started()
         link_.stop()
         service.people.close()

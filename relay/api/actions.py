@@ -11,13 +11,14 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
 from mep_wire.api import SubmitBody
-from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict
+from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, RelayUnavailable
 from mep_wire.ids import canonical_json
 from mep_wire.json_frames import json_arguments, json_result
 from mep_wire.limits import MAX_TASKS_PER_SUBMIT
@@ -28,12 +29,19 @@ from relay.api.http import Request
 from relay.api.people_bodies import RunBody
 from relay.dispatch.live_state import durable
 from relay.dispatch.task_delivery import uuid_text
+from relay.log import logger
+from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, TaskBrief, TaskRecord
 
 KIND = "action"
 KEPT_S = 366 * 86400.0
 """How long an action is kept that nobody asks about."""
 RELEASE_AFTER = "P30D"
+"""How long after its end an action is kept, unless its request says otherwise."""
+LEAST_RELEASE_S, MOST_RELEASE_S = 60.0, KEPT_S
+"""A flow asks for the outcome some seconds after the end."""
+SWEEP_EVERY_S = 60.0
+SWEEP_PAGE = 256
 SUBMITTED_S = 3600.0
 """An action that is older has submitted its tasks: those that the store has not were removed after their time."""
 MAX_LABEL = 64
@@ -160,7 +168,9 @@ async def run(service: ApiContext, request: Request) -> ActionStatus:
         expires=action.start_time + KEPT_S,
         body=msgspec.msgpack.encode(action),
     )
-    if not await durable(service.store.submit(lambda tx: tx.add_document(document))):
+    old = service.store.document(KIND, action.action_id)
+    anew = old is not None and _is_due(service.store, _action_decoder.decode(old.body), time.time())
+    if not await durable(service.store.submit(partial(_add, document, anew=anew))):
         action = _found(service, action.action_id)
         if action.digest != known:
             raise IdConflict(id=body.request_id[:64])
@@ -186,8 +196,16 @@ def _check(body: RunBody) -> None:
             raise BodyInvalid(reason=f"{key}: at most {MAX_PRINCIPALS} URNs of identities or groups")
     if body.allowed_clients not in (None, ["public"]):
         raise BodyInvalid(reason="allowed_clients: this provider does not tell clients apart; leave it out")
-    if body.release_after is not None and not _DURATION.fullmatch(body.release_after):
-        raise BodyInvalid(reason="release_after: a duration as ISO 8601 has it, like P30D or PT1H")
+    if body.release_after is not None and not LEAST_RELEASE_S <= _seconds(body.release_after) <= MOST_RELEASE_S:
+        raise BodyInvalid(reason="release_after: a duration as ISO 8601 has it, like P30D or PT1H: PT1M to P366D")
+
+
+def _seconds(duration: str) -> float:
+    """Return the length of a duration of ISO 8601 in seconds, 0 where it is none."""
+    found = _DURATION.fullmatch(duration)
+    if found is None:
+        return 0.0
+    return sum(int(count or 0) * unit for count, unit in zip(found.groups(), (86400.0, 3600.0, 60.0, 1.0), strict=True))
 
 
 def _action(caller: Caller, body: RunBody, wanted: ActionInput) -> tuple[_Action, bytes]:
@@ -228,10 +246,63 @@ async def _submit(service: ApiContext, request: Request, action: _Action, wanted
 
 def _found(service: ApiContext, action_id: str) -> _Action:
     document = service.store.document(KIND, action_id)
-    if document is None:
+    action = _action_decoder.decode(document.body) if document else None
+    if document is None or action is None or _is_due(service.store, action, time.time()):
         raise ActionNotFound(action_id=action_id[:64])
-    action = _action_decoder.decode(document.body)
     return msgspec.structs.replace(action, account_id=document.owner)  # two accounts may have become one
+
+
+def _is_due(store: Store, action: _Action, now: float) -> bool:
+    """Return whether an action ended so long ago that it is released by itself."""
+    release_s = min(_seconds(action.release_after), MOST_RELEASE_S)
+    if now < action.start_time + release_s:
+        return False
+    tasks_ = store.briefs(action.task_ids)
+    if not _has_ended(action, tasks_, now):
+        return False
+    ended_at = max((one.ended_at for one in tasks_), default=0.0)  # by the endpoint's clock, which may be wrong
+    return now >= min(now, max(ended_at, action.start_time)) + release_s
+
+
+def _has_ended(action: _Action, found: list[TaskBrief], now: float) -> bool:
+    """Return whether all of an action's tasks have, those included that are kept no longer."""
+    if not all(one.state.is_terminal for one in found):
+        return False
+    return len(found) == len(action.task_ids) or now - action.start_time > SUBMITTED_S
+
+
+async def sweep_for_ever(store: Store) -> None:
+    """Release the actions whose time has come, now and then."""
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        try:
+            await sweep(store, time.time())
+        except RelayUnavailable as error:
+            logger.error("old actions stay", reason=error, detail=error.detail)
+
+
+async def sweep(store: Store, now: float) -> int:
+    """Release the actions whose time has come; return how many. Raises RelayUnavailable."""
+    after, released = "", 0
+    while page := store.documents(KIND, after=after, limit=SWEEP_PAGE):
+        due = [one.id for one in page if _is_due(store, _action_decoder.decode(one.body), now)]
+        if due:
+            await durable(store.submit(partial(_drop, due)))
+        after, released = page[-1].id, released + len(due)
+        await asyncio.sleep(0)  # others have their turn
+    return released
+
+
+def _add(document: Document, tx: Tx, *, anew: bool) -> bool:
+    """Store a new action, `anew` in place of one whose time has come; return False where there is one already."""
+    if anew:
+        tx.drop_document(KIND, document.id)
+    return tx.add_document(document)
+
+
+def _drop(action_ids: list[str], tx: Tx) -> None:
+    for one in action_ids:
+        tx.drop_document(KIND, one)
 
 
 def _allowed(service: ApiContext, request: Request, *, manage: bool) -> _Action:
@@ -280,8 +351,8 @@ async def _outcomes(service: ApiContext, found: list[TaskBrief]) -> list[dict[st
 async def _status(service: ApiContext, action: _Action) -> ActionStatus:
     found = service.store.briefs(action.task_ids)
     ended = [one for one in found if one.state.is_terminal]
-    gone = len(action.task_ids) - len(found) if time.time() - action.start_time > SUBMITTED_S else 0
-    active = len(ended) + gone < len(action.task_ids)
+    active = not _has_ended(action, found, time.time())
+    gone = 0 if active else len(action.task_ids) - len(found)
     failed = gone or any(one.state is not TaskState.SUCCESS for one in ended)
     state = "ACTIVE" if active else "FAILED" if failed else "SUCCEEDED"
     last = max((one.ended_at for one in ended), default=0.0) or action.start_time

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mep_wire.errors import ActionNotFinished
+from mep_wire.errors import ActionNotFinished, ActionNotFound
 from mep_wire.identity import Identity
 from relay.api import actions
 from relay.api.http import Request
@@ -21,13 +21,13 @@ from relay.store.sqlite import SqliteStore
 
 
 class Scene:
-    def __init__(self, age_s: float) -> None:
+    def __init__(self, age_s: float, release_after: str = "P30D") -> None:
         self.store = SqliteStore(None)
         body = msgspec.msgpack.encode(
             {
                 "action_id": "a", "digest": b"", "account_id": "one", "identity_id": "i",
                 "task_ids": [uuid.uuid4().bytes], "label": "", "monitor_by": [], "manage_by": [],
-                "release_after": "P30D", "start_time": time.time() - age_s,
+                "release_after": release_after, "start_time": time.time() - age_s,
             }
         )  # fmt: skip
         document = Document(kind=actions.KIND, id="a", owner="one", body=body)
@@ -49,6 +49,48 @@ def test_an_action_does_not_wait_for_tasks_that_are_kept_no_longer() -> None:
     assert new.ask(actions.status).status == "ACTIVE"
     with pytest.raises(ActionNotFinished):
         new.ask(actions.release)
+
+
+OLD_S = actions.SUBMITTED_S + 61
+
+
+@pytest.mark.parametrize(
+    ("age_s", "release_after", "released"),
+    [
+        (OLD_S, "PT1M", True),
+        (OLD_S, "PT1H", True),
+        (OLD_S, "PT2H", False),
+        (OLD_S, "P30D", False),
+        (600, "PT1M", False),
+    ],
+)
+def test_an_action_is_released_when_its_request_said(age_s: float, release_after: str, *, released: bool) -> None:
+    """An unfinished one is not. It is gone for those who ask at once, and for the store with the next sweep."""
+    scene = Scene(age_s, release_after)
+    if released:
+        with pytest.raises(ActionNotFound):
+            scene.ask(actions.status)
+    else:
+        assert scene.ask(actions.status).release_after == release_after
+    assert asyncio.run(actions.sweep(scene.store, time.time())) == released
+    assert (scene.store.document(actions.KIND, "a") is None) is released
+
+
+def test_durations() -> None:
+    assert actions._seconds("P1DT2H3M4S") == 86400 + 7200 + 180 + 4
+    assert [actions._seconds(text) for text in ("P", "PT", "PT0S", "soon", "P1W", "-PT1H")] == [0.0] * 6
+
+
+def test_a_sweep_reads_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "SWEEP_PAGE", 2)
+    scene = Scene(OLD_S, "PT1M")
+    known = scene.store.document(actions.KIND, "a")
+    assert known is not None
+    for number in range(7):
+        copy = msgspec.structs.replace(known, id=f"b{number}")
+        scene.store.submit(lambda tx, copy=copy: tx.add_document(copy)).result()
+    assert asyncio.run(actions.sweep(scene.store, time.time())) == 8
+    assert scene.store.documents(actions.KIND) == []
 
 
 def test_an_action_goes_with_its_account() -> None:
