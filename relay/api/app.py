@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from mep_wire.errors import (
+    BodyInvalid,
     MepError,
     PayloadTooLarge,
     RateLimited,
@@ -114,6 +115,7 @@ class App:
                 "http: a proxy passes requests on and is not in trusted_proxies: limits by address take all for one"
             )
         self._service.strangers.spend(http.network(scope))
+        _key(scope, route)
         answer: raw.RawAnswer = await route.handler(self._service, await raw.read(scope, receive, values))
         return answer
 
@@ -130,7 +132,8 @@ class App:
         self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...], *, packed: bool
     ) -> tuple[Route, bytes]:
         caller = await self._caller(scope, route)
-        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed, http.idempotency_key(scope))
+        key = _key(scope, route)
+        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed, key)
         if route.text:
             return route, (await route.handler(self._service, request)).encode()
         if route.body is None:
@@ -142,6 +145,15 @@ class App:
             return route, http.encode(await route.handler(self._service, request), packed=packed)
 
 
+def _key(scope: Scope, route: Route) -> str:
+    """Return the request's idempotency key. Raises BodyInvalid where a repeated request would make a thing twice."""
+    key = http.idempotency_key(scope)
+    if key and route.method == "POST" and not route.repeatable:
+        raise BodyInvalid(reason=f"the header Idempotency-Key: {route.method} {route.path} does not take it; {NO_KEY}")
+    return key
+
+
+NO_KEY = "leave it out, and look whether the thing was made before you ask again"
 _SUBMISSION = re.compile(r"/v[23]/endpoints/([0-9a-fA-F-]{36})/submit")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 

@@ -1,7 +1,7 @@
 """Whether the relay works, for a supervisor, a proxy and a monitoring system: /healthz, /readyz, /metrics.
 
 The first two tell nothing else, and anybody may ask. The figures are told to people with a token. Programs of this host
-have relay.metrics_listener: here, whoever a proxy passes on comes from this host as well.
+have relay.metrics_listener: here, each request that a proxy passes on comes from this host as well.
 """
 
 from __future__ import annotations

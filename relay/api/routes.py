@@ -49,6 +49,8 @@ class Route:
     """What a token must allow; each route says so."""
     text: bool = False
     """Whether its answer is plain text."""
+    repeatable: bool = False
+    """Whether a POST with an `Idempotency-Key` makes nothing twice: such a header is refused elsewhere."""
     raw: bool = False
     """Whether it is for browsers and OAuth clients: forms, pages, redirects. It takes no token."""
 
@@ -145,7 +147,16 @@ def _resource(
         Route(
             "GET", f"/v3/{plural}", getattr(module, f"list_{plural}"), list[answer], f"One's own {plural}", scope="read"
         ),
-        Route("POST", f"/v3/{plural}", getattr(module, f"add_{single}"), answer, f"Make a {single}", body, scope=scope),
+        Route(
+            "POST",
+            f"/v3/{plural}",
+            getattr(module, f"add_{single}"),
+            answer,
+            f"Make a {single}",
+            body,
+            scope=scope,
+            repeatable=True,
+        ),
         Route(
             "GET",
             one,
@@ -210,6 +221,7 @@ _ACTION_ROUTES = (
         body=pb.RunBody,
         errors=_SUBMIT_ERRORS,
         status=202,
+        repeatable=True,
         scope="submit",
     ),
     Route(
@@ -228,6 +240,7 @@ _ACTION_ROUTES = (
         actions.ActionStatus,
         "Cancel an action",
         errors=(e.ActionNotFound,),
+        repeatable=True,
         scope="submit",
     ),
     Route(
@@ -237,6 +250,7 @@ _ACTION_ROUTES = (
         actions.ActionStatus,
         "Forget an action that has ended",
         errors=(e.ActionNotFound, e.ActionNotFinished),
+        repeatable=True,
         scope="submit",
     ),
 )
@@ -336,6 +350,7 @@ ROUTES: tuple[Route, ...] = (
         endpoints.Deleted,
         "Stop an endpoint, wherever it runs",
         errors=(e.NotOwner, e.EndpointNotFound, e.EndpointOffline),
+        repeatable=True,
         scope="manage_endpoints",
     ),
     Route(
@@ -346,6 +361,7 @@ ROUTES: tuple[Route, ...] = (
         "Register a function",
         body=api.FunctionBody,
         errors=_FUNCTION_ERRORS,
+        repeatable=True,
         scope="submit",
     ),
     Route(
@@ -356,6 +372,7 @@ ROUTES: tuple[Route, ...] = (
         "Register a function",
         body=api.FunctionBody,
         errors=_FUNCTION_ERRORS,
+        repeatable=True,
         scope="submit",
     ),
     Route(
@@ -365,6 +382,7 @@ ROUTES: tuple[Route, ...] = (
         api.FunctionDigestsAnswer,
         "Look up the SHA-256 of functions' code",
         body=api.FunctionDigestsBody,
+        repeatable=True,
         scope="read",
     ),
     Route(
@@ -411,6 +429,7 @@ ROUTES: tuple[Route, ...] = (
         api.BatchStatusAnswer,
         "The states and results of many tasks",
         body=api.BatchStatusBody,
+        repeatable=True,
         scope="read",
     ),
     Route(
@@ -449,6 +468,7 @@ ROUTES: tuple[Route, ...] = (
         api.CancelAnswer,
         "Cancel tasks",
         body=api.CancelBody,
+        repeatable=True,
         scope="submit",
     ),
     Route(

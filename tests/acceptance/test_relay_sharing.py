@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from relay.api.routes import ROUTES
 from tests.support.fake_peer import FakeManager
 from tests.support.login import LoginClient, people_file
 from tests.support.oidc import HostileProvider
@@ -451,3 +452,29 @@ def test_a_repeated_request_with_a_key_makes_nothing_twice(relay: RelayProcess, 
         assert post(path, other, key)[1]["code"] == "ID_CONFLICT"
         assert post(path, body, str(uuid.uuid4()))[1] != first[1]
     assert post("/v3/groups", bodies["/v3/groups"], "x" * 256)[1]["code"] == "BODY_INVALID"
+    before = owner.ok("GET", "/v3/tokens")
+    for path, body in (
+        ("/v3/tokens", {"name": "t"}),
+        ("/v3/clients", {"name": "c"}),
+        ("/v3/endpoints", {"endpoint_name": "e", "link_public_key": "22" * 32, "unseal_public_key": "22" * 32}),
+        (f"/v3/endpoints/{uuid.uuid4()}/submit", {"tasks": {}}),
+    ):
+        status, answer = post(path, body, "key")
+        assert (status, answer["code"]) in ((422, "BODY_INVALID"), (403, "SCOPE_MISSING")), path
+        assert "Idempotency-Key" in answer["reason"] or path == "/v3/clients"
+    assert owner.ok("GET", "/v3/tokens") == before
+    status, answer = post("/oauth/token", {}, "key")
+    assert (status, answer["code"]) == (422, "BODY_INVALID")
+
+
+def test_a_route_that_takes_a_key_is_known_to_make_nothing_twice() -> None:
+    repeatable = {one.path for one in ROUTES if one.repeatable}
+    made = {"/v3/functions", "/v2/functions", "/v3/policies", "/v3/groups"}  # their ids follow from the key
+    asked = {"/v3/functions/digests", "/v2/batch_status"}  # they make nothing
+    same = {"/v3/tasks/cancel", "/v3/endpoints/{endpoint_id}/stop", "/automate/compute/run"}  # once is as good as twice
+    assert repeatable == {
+        *made,
+        *asked,
+        *same,
+        *(f"/automate/compute/{{action_id}}/{x}" for x in ("cancel", "release")),
+    }
