@@ -81,8 +81,8 @@ site: tools ## the pages as a site in build/site; a warning is an error
 	@"$(TOOLS)/sphinx-build" -q -W --keep-going -j auto -c docs -d build/doctrees . build/site
 	@echo build/site/index.html
 
-packages: tools ## .deb, .rpm, wheels and sdist in dist/, reproducible; only the wheelhouse needs a network
-	@"$(PREFIX)-build/bin/python" packaging/packages.py --build "$(PREFIX)-build" $(PACKAGES_ARGS)
+packages: tools ## .deb, .rpm, wheels and sdist in dist/, reproducible (PYTHON=3.13, PYTHON=all); only the wheelhouse needs a network
+	@"$(PREFIX)-build/bin/python" packaging/packages.py --build "$(PREFIX)-build" --python $(PYTHON) $(PACKAGES_ARGS)
 
 lock: ## write packaging/lock/ from packaging/constraints.txt and pyproject.toml
 	@python3 -I packaging/lock.py

@@ -101,18 +101,21 @@ class Pip:
         }
 
 
+def platforms(machine: str, minor: int) -> list[str]:
+    """Return pip's options for wheels that run with glibc 2.`minor`."""
+    # pip takes the first that fits, and knows the older names of 2.17 by itself
+    named = [f"--platform=manylinux_2_{each}_{machine}" for each in range(minor, 16, -1)]
+    return [*named, f"--platform=manylinux2014_{machine}"]
+
+
 def targets() -> list[list[str]]:
     """Return pip's options for each Python, architecture and libc."""
     found = []
     for python in PYTHONS:
         for machine in ARCHITECTURES:
             for minor in GLIBC_MINORS:
-                # pip takes the first that fits, and knows the older names of 2.17 by itself
-                platforms = [f"--platform=manylinux_2_{each}_{machine}" for each in range(minor, 16, -1)]
-                legacy = f"--platform=manylinux2014_{machine}"
-                found.append(
-                    ["--no-deps", "--target", "/nonexistent", f"--python-version={python}", *platforms, legacy]
-                )
+                words = ["--no-deps", "--target", "/nonexistent", f"--python-version={python}"]
+                found.append([*words, *platforms(machine, minor)])
     return found
 
 

@@ -5,8 +5,9 @@
 SHA-256 in lock/. The second builds without a network. It depends on the sources, the locks, the Python and
 SOURCE_DATE_EPOCH (absent: the time of the last commit) and on nothing else, so the same inputs give the same bytes.
 
-The packages are for one minor version of Python, that of the system they are built for: they bring compiled modules and
-byte code. `MEP_PYTHON=/usr/bin/python3.13 make packages PREFIX=/tmp/mep313` builds for another one.
+The packages are for one minor version of Python, that of the system they will be installed on: they bring compiled
+modules. `make packages PYTHON=3.13` builds for another version than the running one, and `PYTHON=all` for each. No
+interpreter of that version is needed. Byte code that needs one is written when the package is installed.
 
 /opt/mep/packaged is an environment of the service alone. It is written for the path that scripts/release copies it to.
 """
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bill_of_materials
 import install
+import lock
 import sdk_wheel
 
 ROOT = install.ROOT
@@ -41,6 +43,8 @@ RELAY_COMMANDS = ("mep-relay",)
 SDK = (*sdk_wheel.SDK, "mep-sdk")
 INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 """pip's own records: they name build paths, and no pip works on these environments."""
+EXTRAS_DIRECTORY, EXTRAS_PATH = "/opt/mep/extras", "mep-extras.pth"
+"""Where the packages of extras put libraries, and the file that makes Python look there (missing ones are no error)."""
 FIRST_LINE = "#!python"
 """Stands in a command until its interpreter's path is known."""
 ONE = {"preinstall": "install", "postinstall": "install", "preremove": "upgrade", "postremove": "upgrade"}
@@ -48,14 +52,21 @@ ONE = {"preinstall": "install", "postinstall": "install", "preremove": "upgrade"
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
+OLDEST_GLIBC_MINOR = 34
+"""Wheels are chosen for this glibc, whichever the building system has: RHEL 9's, older than those of Debian 12 and 13,
+RHEL 10 and Ubuntu 24.04."""
+
+
 class Target(NamedTuple):
     """What the packages are built for."""
 
-    python: Path
-    """The system's interpreter, by its versioned name."""
     version: str
     """Version of Python, major and minor."""
-    prefix: str = "/usr"
+
+    @property
+    def python(self) -> Path:
+        """The system's interpreter, by its versioned name."""
+        return Path(f"/usr/bin/python{self.version}")
 
     @property
     def tag(self) -> str:
@@ -69,48 +80,82 @@ class Target(NamedTuple):
 
 
 class Build:
-    """One build: its directories, its interpreter and pip."""
+    """One build: its directories, its target, and the pip that works for it."""
 
-    def __init__(self, work: Path, out: Path, build_environment: Path, number: str) -> None:
+    def __init__(self, work: Path, out: Path, build_environment: Path, number: str, python: str = "") -> None:
+        """`python` is the version that the packages are for; empty: the running one."""
         self.work, self.out, self.epoch = work, out, source_date()
         self.wheelhouse = work / "wheelhouse"
         self.pip_python = build_environment / "bin" / "python"
-        self.target = _target(self.pip_python)
+        self.running = running_version(self.pip_python)
+        self.target = Target(python or self.running)
         self.version = str(install.project()["version"])
         self.release = f"{number}.{self.target.tag}"
+
+    @property
+    def has_interpreter(self) -> bool:
+        """Whether the running Python is of the version that the packages are for."""
+        return self.target.version == self.running
 
     def pip(self, *words: str | Path) -> None:
         """Run pip without configuration of this account's. Raises CannotInstall."""
         install.run(self.pip_python, "-I", "-m", "pip", "--disable-pip-version-check", *words)
 
-    def install_offline(self, where: Path, *words: str | Path) -> None:
-        """Install from the wheelhouse into the directory `where`."""
+    def install_offline(self, where: Path, *words: str | Path, version: str = "") -> None:
+        """Install from the wheelhouse into the directory `where`, for the target or another version of Python."""
+        version = version or self.target.version
         offline: list[str | Path] = ["--no-index", "--no-deps", "--no-compile", "--only-binary", ":all:"]
-        self.pip("install", "-q", *offline, "-f", self.wheelhouse, "--target", where, *words)
+        self.pip(
+            "install", "-q", *offline, *platform(version), "-f", self.wheelhouse / version, "--target", where, *words
+        )
 
 
-def _target(python: Path) -> Target:
+def running_version(python: Path) -> str:
+    """Return major and minor version of an interpreter. Raises CannotInstall."""
     found = install.probe(str(python))
     if found is None:
         raise install.CannotInstall(f"{python} does not run: run `make tools` first")
-    version = "{}.{}".format(*found[0])
-    return Target(Path(f"/usr/bin/python{version}"), version)
+    return "{}.{}".format(*found[0])
+
+
+def platform(version: str) -> list[str]:
+    """Return pip's options for wheels of this version of Python, on this machine's architecture."""
+    return [f"--python-version={version}", *lock.platforms(os.uname().machine, OLDEST_GLIBC_MINOR)]
 
 
 # --- first step: the wheelhouse ---------------------------------------------------------------------------
 
 
+def locked(group: str) -> Path:
+    """Return the path of a lock file."""
+    return install.LOCKS / f"{group}.txt"
+
+
 def fill_wheelhouse(build: Build) -> None:
     """Download the locked wheels, unless they are there. The only step that needs a network."""
-    locks = [install.LOCKS / f"{group}.txt" for group in ("run", "packages")]
-    stamp, wanted = build.wheelhouse / ".complete", f"{install.digest(*locks)} {build.target.version}"
+    for version in sorted({build.target.version, build.running}):
+        fill_for(build, version)
+
+
+def fill_for(build: Build, version: str) -> None:
+    """Download the locked wheels for one version of Python, unless they are there."""
+    place, locks = build.wheelhouse / version, [locked(group) for group in ("run", "packages", *install.EXTRAS)]
+    stamp, wanted = place / ".complete", f"{install.digest(*locks)} {' '.join(platform(version))}"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    install.say(f"filling {build.wheelhouse}")
-    shutil.rmtree(build.wheelhouse, ignore_errors=True)
-    build.wheelhouse.mkdir(parents=True)
-    words: list[str | Path] = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-d", build.wheelhouse]
-    build.pip("download", "-q", *words, *(word for lock in locks for word in ("-r", lock)))
+    install.say(f"filling {place}")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    words: list[str | Path] = [
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        *platform(version),
+        "-d",
+        place,
+    ]
+    build.pip("download", "-q", *words, *(word for each in locks for word in ("-r", each)))
     stamp.write_text(wanted)
 
 
@@ -136,11 +181,10 @@ def build_wheels(build: Build) -> tuple[Path, Path]:
 # --- the environments ------------------------------------------------------------------------------------------
 
 
-def make_environment(build: Build, top: Path, wheel: Path, lock: Path) -> Path:
+def make_environment(build: Build, top: Path, wheel: Path, lock_file: Path) -> Path:
     """Make an environment over the system's Python in the directory `top`; return its site-packages."""
     site = top / build.target.site
-    build.install_offline(site, "--require-hashes", "-r", lock)
-    build.install_offline(site, wheel)
+    install_all(build, site, wheel, lock_file)
     binaries = top / "bin"
     binaries.mkdir()
     for name in install.KEPT_COMMANDS:
@@ -149,13 +193,24 @@ def make_environment(build: Build, top: Path, wheel: Path, lock: Path) -> Path:
             (binaries / name).write_text(f"{FIRST_LINE}\n{body}")
             (binaries / name).chmod(0o755)
     shutil.rmtree(site / "bin", ignore_errors=True)
-    for directory in site.glob("*.dist-info"):
-        for name in INSTALLER_FILES:
-            (directory / name).unlink(missing_ok=True)
+    remove_installer_files(site)
     (binaries / f"python{build.target.version}").symlink_to(build.target.python)
     for name in ("python3", "python"):
         (binaries / name).symlink_to(f"python{build.target.version}")
     return site
+
+
+def remove_installer_files(site: Path) -> None:
+    """Remove pip's own records."""
+    for directory in site.glob("*.dist-info"):
+        for name in INSTALLER_FILES:
+            (directory / name).unlink(missing_ok=True)
+
+
+def install_all(build: Build, site: Path, wheel: Path, lock_file: Path, *, version: str = "") -> None:
+    """Install what is locked, and our own wheel, into the directory `site`."""
+    build.install_offline(site, "--require-hashes", "-r", lock_file, version=version)
+    build.install_offline(site, wheel, version=version)
 
 
 def write_config(build: Build, top: Path, *, sees_system: bool) -> None:
@@ -174,10 +229,15 @@ def sdk_lock(build: Build) -> Path:
 
 
 def compile_modules(build: Build, site: Path, seen_as: str) -> None:
-    """Write byte code that Python takes without a look at the sources, as if they were in `seen_as`."""
+    """Write byte code that Python takes without a look at the sources, as if they were in `seen_as`.
+
+    Without an interpreter of that version, scripts/release and mep-sdk's script write it at the site.
+    """
+    if not build.has_interpreter:
+        return
     words = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(site), "-p", seen_as, str(site)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
-    argv = [str(build.target.python), "-s", "-P", "-m", "compileall", *words]
+    argv = [str(build.pip_python), "-s", "-P", "-m", "compileall", *words]
     # Some packages bring files for other Pythons (and templates), which do not compile.
     subprocess.run(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
@@ -230,8 +290,9 @@ def stage_common(build: Build, wheel: Path) -> Path:
     """Lay out mep-common; return the environment in it."""
     root = build.work / "root" / "mep-common"
     packaged = root / "opt/mep/packaged"
-    site = make_environment(build, packaged, wheel, install.LOCKS / "run.txt")
+    site = make_environment(build, packaged, wheel, locked("run"))
     write_config(build, packaged, sees_system=False)
+    (site / EXTRAS_PATH).write_text("".join(f"{EXTRAS_DIRECTORY}/{extra}\n" for extra in install.EXTRAS))
     release = f"{build.version}-{build.release}-{content_digest(packaged)}"
     (packaged / "release").write_text(f"{release}\n")
     home = f"/opt/mep/releases/{release}"
@@ -275,8 +336,17 @@ def stage_sdk(build: Build, wheel: Path) -> None:
     top = build.work / "root" / "mep-sdk" / "opt/mep-sdk"
     site = make_environment(build, top, wheel, sdk_lock(build))
     write_config(build, top, sees_system=True)
-    compile_modules(build, site, f"/opt/mep-sdk/{build.target.site}")
     document(build, "mep-sdk", site)
+
+
+def stage_extra(build: Build, extra: str) -> None:
+    """Lay out mep-NAME of an extra: libraries that mep-common's environment finds while they are installed."""
+    package = f"mep-{extra}"
+    site = build.work / "root" / package / EXTRAS_DIRECTORY.lstrip("/") / extra
+    build.install_offline(site, "--require-hashes", "-r", locked(extra))
+    shutil.rmtree(site / "bin", ignore_errors=True)
+    remove_installer_files(site)
+    document(build, package, site)
 
 
 def document(build: Build, package: str, site: Path) -> None:
@@ -289,11 +359,19 @@ def document(build: Build, package: str, site: Path) -> None:
     (build.out / f"{package}-{build.version}-{build.release}.cdx.json").write_text(bill)
 
 
-def stage_commands(build: Build, packaged: Path) -> None:
+def runnable_site(build: Build, packaged: Path, wheel: Path) -> Path:
+    """Return site-packages that the running Python can import: those of the package, or the same for this Python."""
+    if build.has_interpreter:
+        return packaged / build.target.site
+    site = build.work / "runnable"
+    install_all(build, site, wheel, locked("run"), version=build.running)
+    return site
+
+
+def stage_commands(build: Build, site: Path) -> None:
     """Put commands, manual pages and completions into the packages that they belong to."""
-    made = build.work / "manual"
-    manual, site = ROOT / "packaging/manual.py", packaged / build.target.site
-    install.run(build.target.python, "-I", manual, site, made, str(build.epoch), *install.commands())
+    made, manual = build.work / "manual", ROOT / "packaging/manual.py"
+    install.run(build.pip_python, "-I", manual, site, made, str(build.epoch), *install.commands())
     for name in install.commands():
         package = "mep-relay" if name in RELAY_COMMANDS else "mep-endpoint"
         root = build.work / "root" / package
@@ -329,19 +407,30 @@ def write_scripts(build: Build) -> Path:
     action = (SCRIPTS / "action.sh").read_text()
     for source in SCRIPTS.glob("mep-*.*.sh"):
         package, event, _ = source.name.split(".")
-        (made / f"{package}.{event}").write_text(
-            f"#!/bin/sh\nset -eu\none={ONE[event]}\n{action}\n{source.read_text()}"
-        )
+        for name in [f"mep-{extra}" for extra in install.EXTRAS] if package == "mep-EXTRA" else [package]:
+            script = source.read_text().replace("EXTRA", name.removeprefix("mep-"))
+            (made / f"{name}.{event}").write_text(f"#!/bin/sh\nset -eu\none={ONE[event]}\n{action}\n{script}")
     return made
+
+
+def descriptions() -> dict[str, str]:
+    """Return the documents of packages.yaml by package; the one of mep-EXTRA for each extra."""
+    found: dict[str, str] = {}
+    for each in (ROOT / "packaging/packages.yaml").read_text().split("\n---\n"):
+        name = next(line.split()[1] for line in each.splitlines() if line.startswith("name:"))
+        if name == "mep-EXTRA":
+            found |= {f"mep-{extra}": each.replace("EXTRA", extra) for extra in install.EXTRAS}
+        else:
+            found[name] = each
+    return found
 
 
 def run_nfpm(build: Build) -> None:
     """Make a .deb and an .rpm of each document in packages.yaml."""
     tools = build.work / "tools"
-    build.install_offline(tools, "--require-hashes", "-r", install.LOCKS / "packages.txt")
+    build.install_offline(tools, "--require-hashes", "-r", locked("packages"))
     scripts = write_scripts(build)
-    for each in (ROOT / "packaging/packages.yaml").read_text().split("\n---\n"):
-        name = next(line.split()[1] for line in each.splitlines() if line.startswith("name:"))
+    for name, each in descriptions().items():
         root = build.work / "root" / name
         normalise(root, build.epoch)
         filled = string.Template(each).substitute(
@@ -393,24 +482,27 @@ def write_sums(out: Path) -> None:
 
 
 def build_all(build: Build) -> None:
-    """Build everything into `out`, without a network."""
-    shutil.rmtree(build.out, ignore_errors=True)
-    build.out.mkdir(parents=True)
+    """Build everything for one version of Python into `out`, without a network."""
     os.environ.update(SOURCE_DATE_EPOCH=str(build.epoch), PYTHONHASHSEED="0")
-    wheelhouse, scratch = build.wheelhouse, build.work
+    scratch = build.work
     with tempfile.TemporaryDirectory(prefix="build-", dir=scratch) as name:
-        build.work, build.wheelhouse = Path(name), wheelhouse
+        build.work = Path(name)
         wheel, sdk = build_wheels(build)
-        install.say("laying out the packages")
+        install.say(f"laying out the packages for Python {build.target.version}")
         packaged = stage_common(build, wheel)
         stage_endpoint(build)
         stage_relay(build)
         stage_sdk(build, sdk)
-        stage_commands(build, packaged)
+        for extra in install.EXTRAS:
+            stage_extra(build, extra)
+        stage_commands(build, runnable_site(build, packaged, wheel))
         install.say("packing")
         run_nfpm(build)
-    write_sums(build.out)
-    install.say(f"{build.out} is ready")
+
+
+def versions(asked: list[str]) -> list[str]:
+    """Return the versions of Python to build for, from the command line; an empty text is the running one."""
+    return list(lock.PYTHONS) if asked == ["all"] else asked or [""]
 
 
 def main() -> int:
@@ -422,15 +514,26 @@ def main() -> int:
     parser.add_argument(
         "--release", default="1", help="counts the packages of one version: 2 follows a change of packaging"
     )
+    parser.add_argument(
+        "--python", nargs="*", default=[], choices=[*lock.PYTHONS, "all"],
+        help="versions of Python to build for; without it the running one",
+    )  # fmt: skip
     parser.add_argument("--wheelhouse-only", action="store_true", help="only download what a build needs")
     options = parser.parse_args()
     os.umask(0o022)
     try:
-        build = Build(options.work.absolute(), options.out.absolute(), options.build.absolute(), options.release)
-        build.work.mkdir(parents=True, exist_ok=True)
-        fill_wheelhouse(build)
+        work, out, environment = options.work.absolute(), options.out.absolute(), options.build.absolute()
+        builds = [Build(work, out, environment, options.release, each) for each in versions(options.python)]
+        work.mkdir(parents=True, exist_ok=True)
+        for build in builds:
+            fill_wheelhouse(build)
         if not options.wheelhouse_only:
-            build_all(build)
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            for build in builds:
+                build_all(build)
+            write_sums(out)
+            install.say(f"{out} is ready")
     except install.CannotInstall as error:
         print(f"packages: {error}", file=sys.stderr)
         return 1

@@ -20,14 +20,18 @@ AnyStore: TypeAlias = "SqliteStore | PostgresStore"
 
 
 class DriverMissing(Exception):
-    """The settings name a PostgreSQL database, and its driver is not installed: run `make install WITH=postgresql`."""
+    """The settings name a PostgreSQL database, and its driver is not installed. It is the package mep-postgresql; an
+    installation from a checkout gets it by `make install WITH=postgresql`.
+    """
 
     def __init__(self) -> None:
         super().__init__(" ".join((self.__doc__ or "").split()))
 
 
 class ChunkDriverMissing(DriverMissing):
-    """`chunks` names an S3 bucket, and its driver is not installed: run `make install WITH=s3`."""
+    """`chunks` names an S3 bucket, and its driver is not installed. It is the package mep-s3; an installation from a
+    checkout gets it by `make install WITH=s3`.
+    """
 
 
 class ChunkSettings(Protocol):

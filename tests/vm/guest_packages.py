@@ -28,6 +28,7 @@ NOT_COMPARED = re.compile(
 )
 
 sys.path.append(os.path.dirname(__file__))
+import guest_readme  # noqa: E402  # from the same directory
 import waiting  # noqa: E402  # tests/support/waiting.py, which test_packages.py puts beside this file
 
 until = functools.partial(waiting.until, seconds=WAIT_S, unready=(OSError, ValueError, KeyError, IndexError))
@@ -49,16 +50,6 @@ def passed(what):
 
 def packages(number):
     return sorted(map(str, (GUEST / number).glob("*.deb")))
-
-
-def from_readme(*, task_of=""):
-    """Run the commands of README's first screen as they stand: the installation, or the task at an endpoint."""
-    blocks = (GUEST / "README.md").read_text().partition("## Install it\n")[2].partition("\n## ")[0].split("\n\n")
-    lines = ["\n".join(line[4:] for line in one.splitlines()) for one in blocks if one.startswith("    ")]
-    installation, configuration, task = lines
-    if task_of:
-        return run("bash", "-euc", task.replace("ENDPOINT_ID", task_of), cwd="/guest/1")
-    return installation, configuration
 
 
 def apt(*words, expect=0):
@@ -156,8 +147,7 @@ class Load:
 
 
 def install():
-    installation, _ = from_readme()
-    run("bash", "-euc", installation.replace("apt-get", "apt-get -y --no-install-recommends"), cwd="/guest/1")
+    guest_readme.install("/guest/1")
     passed("apt-get installs the four packages, without a network")
     for name in COMMANDS:
         assert os.path.realpath(f"/usr/bin/{name}").startswith("/opt/mep/releases/"), name
@@ -197,11 +187,10 @@ def add_person(name):
 def configure():
     be_patient()
     url = until("the relay answers", lambda: json.loads((STATE / "relay.json").read_text())["url"])
-    _, configuration = from_readme()
-    run("bash", "-euc", configuration, cwd="/guest/1")
+    guest_readme.configure("/guest/1")
     assert status()["state"] == "up"
     endpoint_id = status()["endpoint_id"]
-    assert from_readme(task_of=endpoint_id).strip() == "alice"
+    assert guest_readme.task("/guest/1", endpoint_id) == "alice"
     passed("README's three commands and its task, as they stand")
     with pathlib.Path(f"/etc/mep/{NAME}/config.yaml").open("a") as config:
         config.write("\ncaps: {start_timeout_s: 300}\n")
@@ -340,7 +329,7 @@ def second():
     assert pids
     PATIENCE.unlink()
     PATIENCE.parent.rmdir()
-    apt("purge", "mep-endpoint", "mep-relay", "mep-common", "mep-sdk")
+    apt("purge", "mep-endpoint", "mep-relay", "mep-common", "mep-sdk", "mep-postgresql")
     for uep_pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(uep_pid, 0)

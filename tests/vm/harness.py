@@ -83,21 +83,22 @@ def image(packages: tuple[str, ...] = ()) -> Image:
     wanted = sorted({*PACKAGES, *packages})
     key = hashlib.sha256("\n".join([*wanted, _UNIT, IMAGE_SIZE]).encode()).hexdigest()[:16]
     home = CACHE / key
-    with _locked(CACHE):
+    with locked(CACHE):
         if not (home / "disk.ext4").exists():
             _bootstrap(home, wanted)
     return Image(home / "vmlinuz", home / "initrd", home / "disk.ext4")
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, name: str = "lock") -> Iterator[None]:
+    """Hold the lock file `name` in a directory, which is made if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
+    with (directory / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Return the package site that this host itself is installed from."""
     command = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
     sites = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -121,7 +122,7 @@ def _bootstrap(home: Path, packages: list[str]) -> None:
             f"--include={','.join(packages)}",
             _release(),
             str(root),
-            _mirror(),
+            mirror(),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=BOOTSTRAP_LIMIT_S)
         unit = root / "etc/systemd/system/mep-guest.service"

@@ -7,18 +7,16 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import waiting
-from tests.vm.harness import CACHE, Guest, image
+from tests.support import package_builds, waiting
+from tests.support.package_builds import ROOT
+from tests.vm.harness import Guest, image
 
-ROOT = Path(__file__).resolve().parents[2]
-PREFIX = Path(sys.prefix)
-BUILD = PREFIX.with_name(f"{PREFIX.name}-build")
-GUEST_FILES = ("guest_packages.py", "guest_load.py")
+GUEST_FILES = ("guest_packages.py", "guest_load.py", "guest_readme.py")
+INSTALLED = ("common", "endpoint", "relay", "sdk", "postgresql")
 SCRIPT = """\
 export PYTHONDONTWRITEBYTECODE=1
 if [ -e /guest/rebooted ]; then
@@ -33,57 +31,40 @@ sleep 600
 pytestmark = [pytest.mark.root, pytest.mark.timeout(2400)]
 
 
-def build(work: Path, out: Path, *words: str, offline: bool = True) -> None:
-    """Run packaging/packages.py, if `offline` in a network namespace without any interface."""
-    argv = [str(BUILD / "bin/python"), str(ROOT / "packaging/packages.py"), "--build", str(BUILD)]
-    argv += ["--work", str(work), "--out", str(out), *words]
-    done = subprocess.run(
-        [*(["unshare", "--net"] if offline else []), *argv], capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
-def wheelhouse() -> Path:
-    """The work directory with the downloaded wheels, kept beside the machines' images for the next run."""
-    work = CACHE / "packages"
-    work.mkdir(parents=True, exist_ok=True)
-    build(work, work / "unused", "--wheelhouse-only", offline=False)
-    return work
-
-
-@pytest.fixture(scope="module")
-def built(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The packages as release 1 and 2 of the same version."""
-    made = {number: tmp_path_factory.mktemp(f"release-{number}") for number in ("1", "2")}
-    for number, out in made.items():
-        build(wheelhouse, out, "--release", number)
-    yield made
+    return {number: package_builds.built(tmp_path_factory, release=number) for number in ("1", "2")}
 
 
 def names(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir())
 
 
-def test_the_same_sources_give_the_same_bytes(built: dict[str, Path], wheelhouse: Path, tmp_path: Path) -> None:
+def test_the_same_sources_give_the_same_bytes(built: dict[str, Path], tmp_path: Path) -> None:
     elsewhere = tmp_path / "another" / "place"
     elsewhere.mkdir(parents=True)
-    (elsewhere / "wheelhouse").symlink_to(wheelhouse / "wheelhouse")
+    (elsewhere / "wheelhouse").symlink_to(package_builds.wheelhouse() / "wheelhouse")
     environment = os.umask(0o077)
     try:
-        build(elsewhere, tmp_path / "out", "--release", "1")
+        package_builds.build(elsewhere, tmp_path / "out", "--release", "1")
     finally:
         os.umask(environment)
     assert names(tmp_path / "out") == names(built["1"])
     assert (tmp_path / "out" / "SHA256SUMS").read_text() == (built["1"] / "SHA256SUMS").read_text()
     kinds = [name.rpartition(".")[2] for name in names(built["1"])]
-    assert (kinds.count("deb"), kinds.count("rpm"), kinds.count("whl"), kinds.count("gz")) == (4, 4, 2, 1)
+    assert (kinds.count("deb"), kinds.count("rpm"), kinds.count("whl"), kinds.count("gz")) == (7, 7, 2, 1)
 
 
 def test_the_packages_on_a_booted_system(built: dict[str, Path], tmp_path: Path) -> None:
     commands = tmp_path / "commands"
     commands.write_text("\n".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]))
-    files = {deb: f"guest/{number}/{deb.name}" for number, out in built.items() for deb in out.glob("*.deb")}
+    files = {
+        deb: f"guest/{number}/{deb.name}"
+        for number, out in built.items()
+        for each in INSTALLED
+        for deb in out.glob(f"mep-{each}_*.deb")
+    }
     files |= {Path(__file__).with_name(name): f"guest/{name}" for name in GUEST_FILES}
     files |= {Path(waiting.__file__): "guest/waiting.py", commands: "guest/commands"}
     files[ROOT / "README.md"] = "guest/README.md"
@@ -102,6 +83,7 @@ def test_the_packages_on_a_booted_system(built: dict[str, Path], tmp_path: Path)
 IN_USERLAND = """\
 set -eu
 top=$1 old=$2 new=$3
+packages="mep-common mep-endpoint mep-relay mep-sdk mep-postgresql mep-s3 mep-kubernetes"
 mount -t tmpfs tmpfs "$top"
 mkdir "$top/up" "$top/work" "$top/root"
 mount -t overlay overlay -o lowerdir=/,upperdir="$top/up",workdir="$top/work" "$top/root"
@@ -114,17 +96,18 @@ rm -f "$root/etc/pam.d/mep"
 rpm --root "$root" --initdb
 rpm --root "$root" -i --nodeps "$old"/*.rpm
 echo "installed $(readlink "$root/opt/mep/current")"
-rpm --root "$root" -V --nodeps mep-common mep-endpoint mep-relay mep-sdk
+rpm --root "$root" -V --nodeps $packages
 chroot "$root" mep --version
 chroot "$root" mep-relay --version
 chroot "$root" /opt/mep-sdk/bin/python -I -c 'import mep_sdk; print("sdk", mep_sdk.__name__)'
+chroot "$root" /opt/mep/bin/python -I -c 'import psycopg, boto3, kubernetes; print("extras", psycopg.__file__)'
 grep -q password-auth "$root/etc/pam.d/mep"
 echo "# kept" >> "$root/etc/logrotate.d/mep"
 rpm --root "$root" -U --nodeps "$new"/*.rpm
 echo "upgraded $(readlink "$root/opt/mep/current"), $(ls "$root/opt/mep/releases" | wc -l) release"
 grep -q "# kept" "$root/etc/logrotate.d/mep"
 chroot "$root" mep --version
-rpm --root "$root" -e --nodeps mep-common mep-endpoint mep-relay mep-sdk
+rpm --root "$root" -e --nodeps $packages
 ls -d "$root"/opt/* "$root/usr/lib/mep" "$root/usr/bin/mep" 2>/dev/null || echo "nothing is left"
 """
 
@@ -136,6 +119,7 @@ def test_the_rpm_packages_in_an_overlay_of_this_system(built: dict[str, Path], t
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     print(done.stdout + done.stderr)
+    assert any(line.startswith("extras /opt/mep/extras/postgresql/") for line in lines), lines
     versions = [line for line in lines if "version" in line]
     assert len(versions) == 3, lines
     assert re.match(r"installed releases/[\d.]+-1\.py\d+-[0-9a-f]{12}$", lines[0]), lines
@@ -149,7 +133,7 @@ def test_rpmlint_finds_nothing(built: dict[str, Path]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
     print(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 packages and 0 specfiles checked; 0 errors, 0 warnings" in done.stdout
+    assert "7 packages and 0 specfiles checked; 0 errors, 0 warnings" in done.stdout
 
 
 def test_an_rpm_requires_the_pythons_abi_and_its_own_parts(built: dict[str, Path]) -> None:
@@ -160,5 +144,5 @@ def test_an_rpm_requires_the_pythons_abi_and_its_own_parts(built: dict[str, Path
 
     version = "{}.{}".format(*sys.version_info)
     assert {f"python(abi) = {version}", f"/usr/bin/python{version}", "libpam.so.0()(64bit)"} <= requires("mep-common")
-    for name in ("mep-endpoint", "mep-relay"):
+    for name in ("mep-endpoint", "mep-relay", "mep-postgresql", "mep-s3", "mep-kubernetes"):
         assert any(line.startswith("mep-common = ") for line in requires(name))

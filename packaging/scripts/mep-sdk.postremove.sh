@@ -1,0 +1,3 @@
+if [ "$action" = remove ]; then
+    rm -rf /opt/mep-sdk
+fi
