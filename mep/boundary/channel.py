@@ -1,9 +1,10 @@
 """The channel of the privilege boundary: whole messages over a SOCK_SEQPACKET socketpair.
 
-Trusts nothing that it reads. A frame must be exactly one declared message, within its caps and with the declared
-number of descriptors. Any other frame raises BoundaryViolation, and the caller ends the peer. If the kernel could not
-deliver a descriptor because this process has no number free, DescriptorsLost is raised instead. The caps are also
-checked on send, so that our own errors show at their origin. Called by monitor, keeper, manager and mapper.
+Trusts nothing that it reads. A frame must be exactly one declared message, within its caps, of the declared forms and
+with the declared number of descriptors. Any other frame raises BoundaryViolation, and the caller ends the peer. If the
+kernel could not deliver a descriptor because this process has no number free, DescriptorsLost is raised instead. The
+caps are also checked on send, so that our own errors show at their origin. Called by monitor, keeper, manager and
+mapper.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,12 +29,13 @@ _MAX_DESCRIPTORS = 253  # SCM_MAX_FD: a surplus is received, not truncated, beca
 class _Field:
     name: str
     kind: str  # "int", "str" or "bytes", as annotated
-    cap: int
+    cap: int = 0
+    least: int = 0
+    form: str = ""
 
 
 _FIELDS: dict[type[Message], tuple[_Field, ...]] = {
-    cls: tuple(_Field(f.name, str(f.type), int(f.metadata.get("cap", 0))) for f in dataclasses.fields(cls))
-    for cls in _NUMBERS
+    cls: tuple(_Field(f.name, str(f.type), **f.metadata) for f in dataclasses.fields(cls)) for cls in _NUMBERS
 }
 
 
@@ -69,6 +72,8 @@ def decode(frame: bytes) -> Message:
     at = 1
     for spec in _FIELDS[cls]:
         value, at = _decode_field(cls.__name__, spec, frame, at)
+        if spec.form and not re.fullmatch(spec.form, str(value)):
+            raise BoundaryViolation(f"{cls.__name__}.{spec.name}: malformed")
         values[spec.name] = value
     if at != len(frame):
         raise BoundaryViolation(f"{cls.__name__}: {len(frame) - at} bytes too many")
@@ -85,7 +90,7 @@ def _decode_field(message: str, spec: _Field, frame: bytes, at: int) -> tuple[ob
         return int.from_bytes(head, "big", signed=True), at
     size = int.from_bytes(head, "big")
     data = frame[at : at + size]
-    if size > spec.cap or len(data) != size:
+    if not spec.least <= size <= spec.cap or len(data) != size:
         raise BoundaryViolation(f"{message}.{spec.name}: {size} bytes announced, {len(data)} there, cap {spec.cap}")
     if spec.kind == "bytes":
         return data, at + size

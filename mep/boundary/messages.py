@@ -1,9 +1,9 @@
 """The messages of the privilege boundary: one frozen dataclass each, imported by both ends.
 
 Each travels alone in one datagram of a SOCK_SEQPACKET socketpair, never larger than MAX_FRAME_BYTES. A
-field is text, bytes or an integer with a declared cap. A message has no optional, nested or repeated
-fields, so the decoder is one short loop (mep/boundary/channel.py). Documents (start requests,
-bundles, keys) never travel in a message: they go by descriptor, as sealed memfds.
+field is text, bytes or an integer with a declared cap, and some have a form, which the decoder requires. A message has
+no optional, nested or repeated fields, so the decoder is one short loop (mep/boundary/channel.py). Documents (start
+requests, bundles, keys) never travel in a message: they go by descriptor, as sealed memfds.
 
 `ref` is the sender's own number for an exchange and comes back in the answer.
 
@@ -18,13 +18,15 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from mep.boundary.errors import Refusal
+
 MAX_FRAME_BYTES = 16 * 1024
 MAX_TEXT = 4096
 """Longest text field, in bytes of UTF-8, unless its declaration says less."""
 
 MAX_DOCUMENT_BYTES = 512 * 1024
 """Largest document that travels as a sealed memfd between manager, monitor and mapper."""
-INCARNATION_BYTES = 16
+EPOCH_BYTES = INCARNATION_BYTES = 16
 PERSON_BYTES = 32
 MAX_FIGURES_BYTES = 4096
 MAX_ADMIN_TEXT = 512
@@ -33,15 +35,36 @@ MAX_ADMIN_ROWS = 64
 MAX_STARTS_OUTSTANDING = 1024
 """Most unanswered StartEndpoint messages of a manager; one more is a violation."""
 
+UEP_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""The form of a user endpoint's id, which becomes a file's name."""
+ACCOUNT = r"[^\s/:\0-\x1f\x7f-][^\s/:\0-\x1f\x7f]{0,31}"
+"""The form of a local account's name."""
+_REFUSAL = "|".join(Refusal)
 
-def text(cap: int = MAX_TEXT) -> Any:
-    """Declare a text field of at most `cap` bytes of UTF-8 without NUL."""
-    return field(metadata={"cap": cap})
+
+def text(cap: int = MAX_TEXT, form: str = "") -> Any:
+    """Declare a text field of at most `cap` bytes of UTF-8 without NUL, of this form (a regular expression)."""
+    return field(metadata={"cap": cap, "form": form})
+
+
+def account(*, none: bool = False) -> Any:
+    """Declare the name of a local account; with `none`, it may be empty."""
+    return text(32, f"({ACCOUNT})?" if none else ACCOUNT)
 
 
 def blob(cap: int) -> Any:
     """Declare a bytes field of at most `cap` bytes."""
     return field(metadata={"cap": cap})
+
+
+def exactly(size: int) -> Any:
+    """Declare a bytes field of this size."""
+    return field(metadata={"cap": size, "least": size})
+
+
+def flag() -> Any:
+    """Declare an integer that is 0 or 1."""
+    return field(metadata={"form": "[01]"})
 
 
 def process_name() -> Any:
@@ -67,7 +90,7 @@ class StartOutcome(enum.StrEnum):
 class MapperReady:
     """The mapper has read its configuration and drawn its epoch. Once."""
 
-    epoch: bytes = blob(16)
+    epoch: bytes = exactly(EPOCH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +101,13 @@ class Mapped:
     `literal` is 1 if the mapping file itself spells the account's name, else 0."""
 
     ref: int
-    uep_id: str = text(36)
-    local_user: str = text(32)
+    uep_id: str = text(36, UEP_ID)
+    local_user: str = account()
     identities: str = text(4096)
     correlation_id: str = text(64)
-    person: bytes = blob(PERSON_BYTES)
-    incarnation: bytes = process_name()
-    literal: int = 0
+    person: bytes = exactly(PERSON_BYTES)
+    incarnation: bytes = exactly(INCARNATION_BYTES)
+    literal: int = flag()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +117,7 @@ class NotMapped:
 
     ref: int
     uep_id: str = text(36)
-    code: str = text(64)
+    code: str = text(64, _REFUSAL)
     public: str = text(1024)
     detail: str = text(4096)
     correlation_id: str = text(64)
@@ -119,7 +142,7 @@ class NoLongerMapped:
 
     ref: int
     uep_id: str = text(36)
-    code: str = text(64)
+    code: str = text(64, _REFUSAL)
     public: str = text(1024)
     detail: str = text(4096)
     correlation_id: str = text(64)
@@ -396,8 +419,8 @@ class AdminList:
 class AdminStop:
     """End the user endpoint `uep_id`, or all those of the account `local_user`. AdminDone follows their end."""
 
-    uep_id: str = text(36)
-    local_user: str = text(32)
+    uep_id: str = text(36, f"({UEP_ID})?")
+    local_user: str = account(none=True)
     message: str = text(MAX_ADMIN_TEXT)
 
 
@@ -406,8 +429,8 @@ class AdminDrain:
     """Start nothing new, for everybody or (`local_user`) for one account, and let running user endpoints finish their
     tasks. With `refuse` 1, waiting tasks fail with `message`; otherwise they wait and show it."""
 
-    refuse: int
-    local_user: str = text(32)
+    refuse: int = flag()
+    local_user: str = account(none=True)
     message: str = text(MAX_ADMIN_TEXT)
 
 
@@ -415,15 +438,15 @@ class AdminDrain:
 class AdminUndrain:
     """Take back the drain of everybody, or of `local_user`."""
 
-    local_user: str = text(32)
+    local_user: str = account(none=True)
 
 
 @dataclass(frozen=True, slots=True)
 class AdminBan:
     """Start nothing for this account under any name of its uid (-1: unknown), and end what it runs."""
 
-    uid: int
-    local_user: str = text(32)
+    uid: int = field(metadata={"form": r"-1|\d+"})
+    local_user: str = account()
     message: str = text(MAX_ADMIN_TEXT)
 
 
@@ -431,7 +454,7 @@ class AdminBan:
 class AdminUnban:
     """Take back the ban of `local_user`."""
 
-    local_user: str = text(32)
+    local_user: str = account()
 
 
 @dataclass(frozen=True, slots=True)

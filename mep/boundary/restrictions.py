@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
+from mep.boundary.messages import ACCOUNT
 from mep.boundary.resolved_config import read_section
 
 FILE = "restrictions.json"
 MAX_RESTRICTIONS = 1000
 _MAX_BYTES = 2 * 1024 * 1024
-ACCOUNT_NAME = re.compile(r"[^\s/:\0-\x1f\x7f-][^\s/:\0-\x1f\x7f]{0,31}")
-"""What may be the name of a local account (as in the mapper's answers)."""
+_ACCOUNT = re.compile(ACCOUNT)
 
 
 class RestrictionKind(enum.StrEnum):
@@ -78,7 +78,7 @@ class Restrictions:
 
     def put(self, kind: RestrictionKind, local_user: str, *, uid: int, message: str, refuse: bool, by_uid: int) -> None:
         """Put a restriction in force; it replaces one of the same kind for the same account. Raises ValueError."""
-        if local_user and not ACCOUNT_NAME.fullmatch(local_user):
+        if local_user and not _ACCOUNT.fullmatch(local_user):
             raise ValueError(f"{local_user!r} is no name of an account")
         if kind is RestrictionKind.BAN and not local_user:
             raise ValueError("a ban names an account")
@@ -141,6 +141,6 @@ def _read(path: str) -> list[Restriction]:
     except ConfigRefused as error:
         raise ConfigRefused(path, error.key, error.reason) from None
     for one in found:
-        if one.kind not in set(RestrictionKind) or (one.local_user and not ACCOUNT_NAME.fullmatch(one.local_user)):
+        if one.kind not in set(RestrictionKind) or (one.local_user and not _ACCOUNT.fullmatch(one.local_user)):
             raise ConfigRefused(path, "restrictions", "a kind or an account that there is not")
     return found

@@ -125,10 +125,10 @@ def test_descriptors_arrive_close_on_exec() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Mapped(1, "x" * 37, "u", "{}", "c", bytes(32)),
-        Mapped(1, "i", "u" * 33, "{}", "c", bytes(32)),
-        Mapped(1, "i", "u", "{}", "c", bytes(33)),
-        Mapped(1, "i", "u", "{}", "c", bytes(32), incarnation=b"i" * 17),
+        Mapped(1, "x" * 37, "u", "{}", "c", bytes(32), bytes(16), 0),
+        Mapped(1, "i", "u" * 33, "{}", "c", bytes(32), bytes(16), 0),
+        Mapped(1, "i", "u", "{}", "c", bytes(33), bytes(16), 0),
+        Mapped(1, "i", "u", "{}", "c", bytes(32), bytes(17), 0),
     ],
 )
 def test_caps_hold_for_the_sender_too(message: Message) -> None:

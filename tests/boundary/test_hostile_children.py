@@ -197,8 +197,11 @@ def test_manager_that_closes_its_channel_and_lives_on() -> None:
 # --- the mapper ---------------------------------------------------------------------------------------------
 
 
-def mapped(ref: int, *, uep_id: str = "", user: str = "nobody", incarnation: bytes = b"i" * 16) -> bytes:
-    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c", bytes(32), incarnation))
+def mapped(
+    ref: int, *, uep_id: str = "", user: str = "nobody", incarnation: bytes = b"i" * 16, person: bytes = bytes(32),
+    literal: int = 0,
+) -> bytes:  # fmt: skip
+    return encode(Mapped(ref, uep_id or new_uep_id(), user, "{}", "c", person, incarnation, literal))
 
 
 MAPPER_FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
@@ -208,8 +211,10 @@ MAPPER_FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
     "option as user": (lambda ref: mapped(ref, user="-rf"), "malformed"),
     "no user": (lambda ref: mapped(ref, user=""), "malformed"),
     "newline in the user": (lambda ref: mapped(ref, user="a\nb"), "malformed"),
-    "no incarnation": (lambda ref: mapped(ref, incarnation=b""), "an incarnation of 0 bytes"),
-    "short incarnation": (lambda ref: mapped(ref, incarnation=b"i" * 15), "an incarnation of 15 bytes"),
+    "no incarnation": (lambda ref: mapped(ref, incarnation=b""), "Mapped.incarnation: 0 bytes"),
+    "short incarnation": (lambda ref: mapped(ref, incarnation=b"i" * 15), "Mapped.incarnation: 15 bytes"),
+    "short digest": (lambda ref: mapped(ref, person=b"p" * 31), "Mapped.person: 31 bytes"),
+    "a flag that is none": (lambda ref: mapped(ref, literal=2), "Mapped.literal: malformed"),
     "start request": (lambda ref: START, "StartEndpoint is not allowed"),
     "ready twice": (lambda ref: encode(MapperReady(epoch=b"2" * 16)), "1 descriptors"),
 }
@@ -244,11 +249,10 @@ def test_mapper_restarts_with_a_new_epoch_that_the_manager_is_told() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        encode(MapperReady(epoch=b"short")),
+        encode(Mapped(1, new_uep_id(), "nobody", "{}", "", bytes(32), bytes(16), 0)),
         encode(NotMapped(1, "", "IDENTITY_NOT_MAPPED", "", "", "", "")),
-        encode(Mapped(1, new_uep_id(), "nobody", "{}", "", bytes(32))),
     ],
-    ids=["epoch", "refusal", "mapped"],
+    ids=["mapped", "refusal"],
 )
 def test_mapper_out_of_phase(frame: bytes) -> None:
     with MonitorRun() as run:
@@ -265,7 +269,14 @@ def test_unknown_refusal_code_ends_the_mapper() -> None:
         request, descriptors = mapper.take(MapRequest)
         os.close(descriptors[0])
         mapper.send(NotMapped(request.ref, "", "MADE_UP", "", "", "", ""))
-        killed(run, mapper, "unknown code")
+        killed(run, mapper, "NotMapped.code: malformed")
+
+
+def test_short_epoch_ends_the_mapper() -> None:
+    with MonitorRun() as run:
+        mapper = run.puppet("mapper")
+        mapper.raw(encode(MapperReady(epoch=b"short")))
+        killed(run, mapper, "MapperReady.epoch: 5 bytes")
 
 
 def test_document_of_the_mapper_that_is_not_sealed() -> None:

@@ -14,20 +14,23 @@ from mep.boundary.errors import BoundaryViolation
 from mep.boundary.messages import DESCRIPTORS, MAX_FRAME_BYTES, WIRE_TYPES, Message
 from mep.root.keeper.keeper import parse_report
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))
+CHARACTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+TEXT = st.text(CHARACTERS)
 
 
 def values(cls: type[Message]) -> st.SearchStrategy[Message]:
-    """Messages of `cls` with every field within its caps."""
+    """Messages of `cls` with every field within its caps and of its form."""
     kinds: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        cap = field.metadata.get("cap", 0)
+        cap, least, form = (field.metadata.get(name, 0) for name in ("cap", "least", "form"))
         if field.type == "int":
-            kinds[field.name] = st.integers(-(2**63), 2**63 - 1)
+            every = st.integers(-(2**63), 2**63 - 1)
+            kinds[field.name] = st.integers(0, 1) if form else every
         elif field.type == "bytes":
-            kinds[field.name] = st.binary(max_size=cap)
+            kinds[field.name] = st.binary(min_size=least, max_size=cap)
         else:
-            kinds[field.name] = TEXT.filter(lambda text, cap=cap: len(text.encode()) <= cap)
+            texts = st.from_regex(form, fullmatch=True, alphabet=CHARACTERS) if form else TEXT
+            kinds[field.name] = texts.filter(lambda text, cap=cap: len(text.encode()) <= cap)
     return st.builds(cls, **kinds)
 
 

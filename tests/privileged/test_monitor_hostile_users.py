@@ -88,7 +88,7 @@ def map_again(mapper: Puppet, request: MapRequest, user: str) -> str:
     """As the mapper, answer a request that was taken already, with a user endpoint that says nothing."""
     uep_id = new_uep_id()
     document = sealed_memfd("verified", b'{"mode": "silent"}')
-    mapper.send(Mapped(request.ref, uep_id, user, "{}", "corr", bytes(32), b"i" * 16), document)
+    mapper.send(Mapped(request.ref, uep_id, user, "{}", "corr", bytes(32), b"i" * 16, 0), document)
     return uep_id
 
 

@@ -6,12 +6,11 @@ of the values. Called by permissions.py alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import BoundaryViolation, Refusal
+from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
 from mep.root.monitor.admin_socket import AdminPeer
 from mep.root.monitor.administration import Administration
@@ -21,10 +20,6 @@ from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.status_file import StatusFile
-
-_UEP_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LOCAL_USER = re.compile(r"[^\s/:\0-\x1f\x7f-][^\s/:\0-\x1f\x7f]{0,31}")
-EPOCH_BYTES = 16
 
 
 class Handlers:
@@ -79,8 +74,6 @@ class Handlers:
 
     def answer_mapper_ready(self, child: Child, message: m.MapperReady, _: list[int]) -> None:
         """The mapper is ready, with a new epoch for the relay to sign with."""
-        if len(message.epoch) != EPOCH_BYTES:
-            raise BoundaryViolation(f"MapperReady: an epoch of {len(message.epoch)} bytes")
         self._log.info("the mapper is ready", pid=child.pid)
         self._mapper_ready(message.epoch)
 
@@ -96,21 +89,10 @@ class Handlers:
 
     def answer_mapped(self, child: Child, message: m.Mapped, descriptors: list[int]) -> None:
         """The mapper has verified a request and names its user. The id becomes a file name, so check it."""
-        if not _UEP_ID.fullmatch(message.uep_id) or not _LOCAL_USER.fullmatch(message.local_user):
-            child.channel.dispose(descriptors)
-            raise BoundaryViolation("Mapped: uep_id or local_user is malformed")
-        if len(message.incarnation) != m.INCARNATION_BYTES:
-            child.channel.dispose(descriptors)
-            raise BoundaryViolation(f"Mapped: an incarnation of {len(message.incarnation)} bytes")
-        if len(message.person) != m.PERSON_BYTES or message.literal not in {0, 1}:
-            child.channel.dispose(descriptors)
-            raise BoundaryViolation("Mapped: person or literal is malformed")
         self._starts.mapped(message, descriptors[0])
 
     def answer_not_mapped(self, child: Child, message: m.NotMapped, _: list[int]) -> None:
         """The mapper refuses a request."""
-        if message.code not in set(Refusal):
-            raise BoundaryViolation("NotMapped: unknown code")
         self._starts.not_mapped(message)
 
     def answer_still_mapped(self, child: Child, message: m.StillMapped, _: list[int]) -> None:
@@ -119,8 +101,6 @@ class Handlers:
 
     def answer_no_longer_mapped(self, child: Child, message: m.NoLongerMapped, _: list[int]) -> None:
         """The mapper reports that the owner of a user endpoint no longer maps to an account, or that it can't say."""
-        if message.code not in set(Refusal):
-            raise BoundaryViolation("NoLongerMapped: unknown code")
         self._starts.rechecked(message)
 
     # --- keeper ---------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Site:
         return [message.ref for message, _ in got if isinstance(message, m.MapRequest)]
 
     def mapped(self, ref: int, uep: int, user: str = "alice") -> None:
-        answer = m.Mapped(ref, IDS[uep], user, "{}", f"c-{ref}", bytes(32), bytes(16))
+        answer = m.Mapped(ref, IDS[uep], user, "{}", f"c-{ref}", bytes(32), bytes(16), 0)
         self.starts.mapped(answer, sealed_memfd("verified", b"{}"))
 
     def start(self, ref: int, uep: int, user: str = "alice") -> None:
