@@ -375,16 +375,12 @@ class CapsGranted:
 
 
 @dataclass(frozen=True, slots=True)
-class CapsDenied:
-    """The person has as many user endpoints as the site allows."""
+class StartDenied:
+    """The account may have no further user endpoint: the limit is reached, it is banned, or it runs another person's.
+    `public` may leave the host, `detail` may not."""
 
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class SharingDenied:
-    """The account already runs another person's user endpoint; `detail` names it for the administrator."""
-
+    code: str = text(64, _REFUSAL)
+    public: str = text(1024)
     detail: str = text(4096)
 
 
@@ -545,9 +541,9 @@ Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | ReloadNeeded | MapRequest
     | ManagerReady | StartEndpoint | LinkStatus | StopAll | StopEndpoint
     | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
-    | UepExited | CapsGranted | CapsDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
+    | UepExited | CapsGranted | StartDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
-    | NotChecked | SharingDenied | StartsAllowed | CheckAccount
+    | NotChecked | StartsAllowed | CheckAccount
     | AdminList | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload | AdminLog
     | AdminEndpoint | AdminRestriction | AdminFailure | AdminLogFile | AdminDone
 )  # fmt: skip
@@ -559,7 +555,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
     40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
-    50: CapsGranted, 51: CapsDenied, 52: StopUserEndpoint, 53: SharingDenied, 54: CheckAccount,
+    50: CapsGranted, 52: StopUserEndpoint, 54: CheckAccount, 55: StartDenied,
     60: Shutdown, 61: StartsAllowed,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
     80: AdminList, 81: AdminStop, 82: AdminDrain, 83: AdminUndrain, 84: AdminBan, 85: AdminUnban, 86: AdminReload,

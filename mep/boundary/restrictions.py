@@ -106,6 +106,10 @@ class Restrictions:
         own = [one for one in drains if one.local_user == local_user]
         return next(iter([*own, *(one for one in drains if not one.local_user)]), None)
 
+    def of(self, local_user: str) -> Restriction | None:
+        """Return what keeps this account from a start: a ban, or else a drain."""
+        return self.ban_of(local_user) or self.drain_of(local_user)
+
     def _without(self, kind: RestrictionKind, local_user: str) -> list[Restriction]:
         return [one for one in self._known if (one.kind, one.local_user) != (kind, local_user)]
 

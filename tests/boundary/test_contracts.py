@@ -35,7 +35,6 @@ from mep.boundary.messages import (
 )
 from mep.boundary.resolved_config import Caps, ManagerSection, Policy, from_json, read_section, section_json, to_json
 from mep.root.monitor.child import ChildKind
-from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.permissions import TABLE
 from mep.root.monitor.runtime_dir import ensure_directory
 from mep.root.monitor.start import outcome_of
@@ -52,7 +51,7 @@ def test_the_root_side_says_the_same_sentence(code: Refusal) -> None:
     assert PUBLIC_TEXTS[code] == inspect.cleandoc(by_code()[code].__doc__ or "")
 
 
-def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
+def test_the_table_is_complete_and_has_one_row_for_each_message() -> None:
     to_monitor = {power.message for power in TABLE}
     from_monitor = {"MapRequest", "MapperEpoch", "StartAnswered", "EndpointEnded", "EndpointRunning", "EndpointAccount"}
     from_monitor |= {"StartBegun"}
@@ -61,8 +60,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
         "EndpointRevoked",
         "RecheckNow",
         "CapsGranted",
-        "CapsDenied",
-        "SharingDenied",
+        "StartDenied",
         "StopUserEndpoint",
         "CheckAccount",
         "Shutdown",
@@ -71,10 +69,7 @@ def test_the_table_is_complete_and_each_row_has_its_own_answer() -> None:
     from_monitor |= {"AdminEndpoint", "AdminRestriction", "AdminFailure", "AdminLogFile", "AdminDone"}
     assert {cls.__name__ for cls in WIRE_TYPES.values()} - {cls.__name__ for cls in to_monitor} == from_monitor
     assert len({(power.kind, power.message) for power in TABLE}) == len(TABLE)
-    for power in TABLE:
-        assert power.handler is getattr(Handlers, power.handler.__name__)
-        words = "".join("_" + c.lower() if c.isupper() else c for c in power.message.__name__)
-        assert power.handler.__name__ == "answer" + words
+    assert all((power.lost is not None) == (power.message in DESCRIPTORS) for power in TABLE)
 
 
 def test_only_documents_travel_with_descriptors() -> None:

@@ -15,12 +15,12 @@ from mep.boundary.errors import StartStage
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     AskCaps,
-    CapsDenied,
     CapsGranted,
     KeeperFailed,
     MapRequest,
     Message,
     Spawned,
+    StartDenied,
     StopUserEndpoint,
     UepExited,
     UepReady,
@@ -126,7 +126,7 @@ def test_monitor_that_does_not_answer(alice: LocalAccount) -> None:
 def test_monitor_that_denies(alice: LocalAccount) -> None:
     with KeeperRun(alice.name) as keeper:
         keeper.hear()
-        keeper.channel.send(CapsDenied(limit=3))
+        keeper.channel.send(StartDenied("PERSON_LIMIT", "Three (3) are enough.", "three"))
         failed = keeper.hear()
         assert isinstance(failed, KeeperFailed)
         assert (failed.stage, failed.code) == (StartStage.CAPS, "PERSON_LIMIT") and "(3)" in failed.public

@@ -12,6 +12,7 @@ from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Message
 from mep.boundary.resolved_config import Caps, ManagerSection, MapperSection, Policy, Resolved
+from mep.boundary.restrictions import Restrictions
 from mep.boundary.runtime_files import KEEPERS_DIR
 from mep.root.kernel.keeper_record import Records
 from mep.root.monitor.audit_log import Audit
@@ -43,6 +44,7 @@ class Parts:
         self.loop = PollLoop(lambda: self.now)
         self.endpoints = Endpoints()
         self.records = Records(str(directory))
+        self.restrictions = Restrictions(str(directory))
         self.log = Log("monitor")
         self.audit = Audit(str(self._audit_path), self.log)
         self.status = StatusFile(str(directory), "endpoint", 0.0, self.endpoints)
@@ -92,8 +94,8 @@ class Parts:
     def starts(self, keepers: Keepers) -> StartRequests:
         """Return the start requests. Answers to re-checks are dropped."""
         return StartRequests(
-            self.configuration, self.loop, self.endpoints, self.log, self.audit, self.closer, self.mapper,
-            self.to_manager, keepers, Reserve(self.log), self.budget, rechecked=lambda _: None,
+            self.configuration, self.restrictions, self.loop, self.endpoints, self.log, self.audit, self.closer,
+            self.mapper, self.to_manager, keepers, Reserve(self.log), self.budget, rechecked=lambda _: None,
         )  # fmt: skip
 
     def audit_records(self, event: str) -> list[dict[str, Any]]:
@@ -129,7 +131,8 @@ class PaperKeepers(Keepers):
         """The next starts are refused with it, as by a full site."""
         self.answer: list[tuple[str, StartVerdict]] = []
         super().__init__(
-            parts.configuration, parts.loop, parts.endpoints, parts.records, parts.log, parts.audit, parts.status,
+            parts.configuration, parts.restrictions, parts.loop, parts.endpoints, parts.records, parts.log,
+            parts.audit, parts.status,
             parts.to_manager, parts.confirmations(lambda *_: None), parts.budget,
             forked=lambda _: None, answered=lambda *args: self.answer.append(args), gone=lambda _: None,
         )  # fmt: skip

@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import (
     NO_ROOM,
-    OWN_LIMIT,
     SCARCE,
     SITE_SAYS,
     BoundaryViolation,
@@ -38,14 +37,13 @@ from mep.boundary.log import Log
 from mep.boundary.messages import (
     MAX_TEXT,
     AskCaps,
-    CapsDenied,
     CapsGranted,
     CheckAccount,
     KeeperFailed,
     Message,
     NoLongerAdmitted,
-    SharingDenied,
     Spawned,
+    StartDenied,
     StopUserEndpoint,
     UepExited,
     UepReady,
@@ -190,14 +188,8 @@ class Keeper:
         self._update(uid=account.uid)
         self._link.send(AskCaps(uid=account.uid))
         answer = self._hear()
-        if isinstance(answer, CapsDenied):
-            text = OWN_LIMIT.format(limit=answer.limit)
-            raise StartRefused(
-                StartStage.CAPS, Refusal.PERSON_LIMIT, text, f"{account.name} has {answer.limit} already"
-            )
-        if isinstance(answer, SharingDenied):
-            public = public_text(Refusal.ACCOUNT_SHARED)
-            raise StartRefused(StartStage.CAPS, Refusal.ACCOUNT_SHARED, public, answer.detail)
+        if isinstance(answer, StartDenied):
+            raise StartRefused(StartStage.CAPS, answer.code, answer.public, answer.detail)
         if isinstance(answer, StopUserEndpoint):
             raise StartRefused(StartStage.CAPS, answer.code, answer.public, "stopped before it started")
         if not isinstance(answer, CapsGranted):

@@ -1,7 +1,7 @@
 """What administrators may do through RUN/admin/socket: see, stop, drain, ban, reload. Each act is in the audit log.
 
 These are all the powers of a member of the configured group; whatever is not here needs root. The peer is one that
-admin_socket.py has admitted; every field of its messages is checked here. Called by handlers.py and monitor.py.
+admin_socket.py has admitted; every field of its messages is checked here. Called by permissions.py and monitor.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import DRAINED, BoundaryViolation, Refusal, public_text
+from mep.boundary.errors import BoundaryViolation, Refusal
 from mep.boundary.figures import read_page
 from mep.boundary.file_trust import ours
 from mep.boundary.log import Log
@@ -28,7 +30,7 @@ from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.reload import Reload
-from mep.root.monitor.start import StartVerdict
+from mep.root.monitor.start import verdict_on
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
 
@@ -38,10 +40,20 @@ DRAIN_SIGNAL = signal.SIGUSR2
 _RECORD_BYTES = 512
 """What an order costs in log and audit log, besides its text."""
 _GOOD_ENDS = frozenset({"", "IDLE", "STOPPED"})
-_NO_REASON = {
-    RestrictionKind.DRAIN: "its administrators are draining it",
-    RestrictionKind.BAN: "they gave no reason",
-}
+
+
+_Message = TypeVar("_Message", bound=m.Message)
+_Act = Callable[["Administration", AdminPeer, _Message], None]
+
+
+def _order(act: _Act[_Message]) -> _Act[_Message]:
+    """Have members pay for an act from the day's budget, so that they can't fill the disk. It is refused beyond it."""
+
+    def paid(self: Administration, peer: AdminPeer, message: _Message) -> None:
+        if self.is_free(peer, len(getattr(message, "message", ""))):
+            act(self, peer, message)
+
+    return paid
 
 
 @dataclass(slots=True, eq=False)
@@ -57,14 +69,15 @@ class Administration:
     """The acts, and the memory that they need."""
 
     def __init__(
-        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
-        audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload, budget: DayBudget,
+        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
+        records: Records, log: Log, audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload,
+        budget: DayBudget,
     ) -> None:  # fmt: skip
-        """Read the restrictions in force. `budget` is for records of members. Raises OSError and ConfigRefused."""
-        self._configuration, self._loop, self._endpoints, self._records = configuration, loop, endpoints, records
+        """`budget` is for records of members."""
+        self._configuration, self._restrictions, self._loop = configuration, restrictions, loop
+        self._endpoints, self._records = endpoints, records
         self._log, self._audit, self._to_manager = log, audit, to_manager
         self._keepers, self._reload, self._budget = keepers, reload, budget
-        self._restrictions = Restrictions(configuration.resolved.state_dir)
         self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
         self._stops: list[_Waiting] = []
         self._reloads: list[tuple[AdminPeer, int]] = []
@@ -74,10 +87,9 @@ class Administration:
         audit.observe = self._note
         reload.finished = self._reloaded
 
-    def is_free(self, peer: AdminPeer, message: m.Message) -> bool:
-        """Whether `peer` may give another order today, if not telling it so: a member must not fill the disk."""
-        said = len(getattr(message, "message", ""))
-        if peer.is_privileged or self._budget.take(_RECORD_BYTES + 2 * said):
+    def is_free(self, peer: AdminPeer, size: int) -> bool:
+        """Whether `peer` may give another order today, with a text of this size. If not, it is told so."""
+        if peer.is_privileged or self._budget.take(_RECORD_BYTES + 2 * size):
             return True
         peer.send(m.AdminDone(0, 0, "members of the group have given too many orders today: ask root"))
         return False
@@ -124,7 +136,8 @@ class Administration:
         finally:
             os.close(descriptor)
 
-    def open_log(self, peer: AdminPeer) -> None:
+    @_order
+    def open_log(self, peer: AdminPeer, _: m.AdminLog) -> None:
         """Send a descriptor of the endpoint's log, open for reading, to a peer that reads its answers.
 
         Others wait in the monitor, and so would their descriptors.
@@ -162,6 +175,7 @@ class Administration:
 
     # --- acting on user endpoints ----------------------------------------------------------------------------
 
+    @_order
     def stop(self, peer: AdminPeer, message: m.AdminStop) -> None:
         """End one user endpoint, or those of one account. The answer follows their end."""
         if bool(message.uep_id) == bool(message.local_user):
@@ -203,20 +217,7 @@ class Administration:
 
     # --- drains and bans ------------------------------------------------------------------------------------
 
-    def verdict(self, local_user: str) -> StartVerdict | None:
-        """Return the refusal of a start for this account; None if neither a ban nor a drain concerns it."""
-        if (ban := self._restrictions.ban_of(local_user)) is not None:
-            return StartVerdict(m.StartOutcome.REFUSED, Refusal.ACCOUNT_BANNED, _ban_text(ban), {"stage": "CAPS"})
-        if (drain := self._restrictions.drain_of(local_user)) is None:
-            return None
-        outcome = m.StartOutcome.REFUSED if drain.refuse else m.StartOutcome.UNAVAILABLE
-        return StartVerdict(outcome, Refusal.ENDPOINT_DRAINING, _drain_text(drain), {"stage": "CAPS"})
-
-    def ban_of_uid(self, uep_id: str, uid: int) -> tuple[str, str] | None:
-        """Return code and text if the account of a start, or another name of its uid, is banned."""
-        ban = self._restrictions.ban_of(self._endpoints[uep_id].local_user, uid)
-        return (str(Refusal.ACCOUNT_BANNED), _ban_text(ban)) if ban is not None else None
-
+    @_order
     def drain(self, peer: AdminPeer, message: m.AdminDrain) -> None:
         """Start nothing new, and have running user endpoints end once their tasks have."""
         kind, user = RestrictionKind.DRAIN, message.local_user
@@ -224,11 +225,13 @@ class Administration:
             found = [one for one in self._endpoints.values() if not user or one.local_user == user]
             peer.send(m.AdminDone(sum(self._drain(one) for one in found if one.runs), 0, ""))
 
+    @_order
     def undrain(self, peer: AdminPeer, message: m.AdminUndrain) -> None:
         """Take a drain back, and have the relay ask again for waiting tasks."""
         if self._take_back(peer, RestrictionKind.DRAIN, message.local_user, answer=True):
             self._to_manager.starts_allowed()
 
+    @_order
     def ban(self, peer: AdminPeer, message: m.AdminBan) -> None:
         """Close the endpoint to an account, end what it runs, and have the policy read again."""
         kind, user = RestrictionKind.BAN, message.local_user
@@ -239,11 +242,12 @@ class Administration:
             ban = self._restrictions.ban_of(one.local_user, one.uid)
             if ban is not None and not one.stops:
                 code, detail = Refusal.ACCOUNT_BANNED, f"banned by uid {peer.uid}"
-                self._keepers.revoke(one, code, _ban_text(ban), detail, one.correlation_id)
+                self._keepers.revoke(one, code, verdict_on(ban).public, detail, one.correlation_id)
                 count += 1
         self._reload.start()
         peer.send(m.AdminDone(count, 0, ""))
 
+    @_order
     def unban(self, peer: AdminPeer, message: m.AdminUnban) -> None:
         """Take a ban back, and have the policy read again. The answer follows: then the account may start again."""
         if self._take_back(peer, RestrictionKind.BAN, message.local_user, answer=False):
@@ -302,7 +306,8 @@ class Administration:
 
     # --- the configuration ------------------------------------------------------------------------------------
 
-    def reload(self, peer: AdminPeer) -> None:
+    @_order
+    def reload(self, peer: AdminPeer, _: m.AdminReload) -> None:
         """Read the configuration again. The answer follows once that is done."""
         self._record(peer, "reload")
         self._reload_for(peer)
@@ -333,19 +338,6 @@ class Administration:
         who = {"by_uid": peer.uid, "by_login_uid": peer.login_uid, "by_pid": peer.pid}
         self._audit.write("admin", action=str(action), **who, **fields)
         self._log.info("administrator's order", action=str(action), **who, **fields)
-
-
-def _reason(one: Restriction) -> str:
-    return one.message.strip().rstrip(".") or _NO_REASON[RestrictionKind(one.kind)]
-
-
-def _ban_text(ban: Restriction) -> str:
-    return public_text(Refusal.ACCOUNT_BANNED, reason=_reason(ban))
-
-
-def _drain_text(drain: Restriction) -> str:
-    reason = _reason(drain)
-    return DRAINED.format(reason=reason) if drain.refuse else public_text(Refusal.ENDPOINT_DRAINING, reason=reason)
 
 
 def _restriction_row(one: Restriction) -> m.AdminRestriction:

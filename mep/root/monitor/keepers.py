@@ -16,6 +16,7 @@ from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
+from mep.boundary.restrictions import Restrictions
 from mep.boundary.runtime_files import boot_id, start_ticks
 from mep.root.keeper.cgroup import kill, remove
 from mep.root.keeper.keeper import STOPPED, KeeperOrder, keeper_main
@@ -27,7 +28,7 @@ from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.mapping_confirmations import MappingConfirmations
-from mep.root.monitor.start import Start, StartVerdict, outcome_of
+from mep.root.monitor.start import Start, StartVerdict, outcome_of, verdict_on
 from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepEvent, UepPhase
@@ -53,15 +54,16 @@ class Keepers:
     """Starts, stops and cleans up after keepers."""
 
     def __init__(
-        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, records: Records, log: Log,
-        audit: Audit, status: StatusFile, to_manager: ToManager, confirmations: MappingConfirmations,
-        budget: DayBudget, *, forked: Callable[[Child], None], answered: Callable[[str, StartVerdict], None],
-        gone: Callable[[str], None],
+        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
+        records: Records, log: Log, audit: Audit, status: StatusFile, to_manager: ToManager,
+        confirmations: MappingConfirmations, budget: DayBudget, *, forked: Callable[[Child], None],
+        answered: Callable[[str, StartVerdict], None], gone: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts. `forked` is called with each new keeper, `answered` once for each start
         that `fork` began, `gone` when the keeper of a user endpoint is gone; the two are given its id.
         """
-        self._configuration, self._loop, self._endpoints, self._records = configuration, loop, endpoints, records
+        self._configuration, self._restrictions, self._loop = configuration, restrictions, loop
+        self._endpoints, self._records = endpoints, records
         self._log, self._audit, self._status, self._to_manager = log, audit, status, to_manager
         self._confirmations, self._budget = confirmations, budget
         self._forked, self._answered, self._gone = forked, answered, gone
@@ -178,17 +180,26 @@ class Keepers:
 
     def grant_or_deny(self, child: Child, message: m.AskCaps) -> None:
         """Answer AskCaps."""
-        endpoint, uid = self._endpoints[child.uep_id], message.uid
+        endpoint = self._endpoints[child.uep_id]
+        denied = self._denied(endpoint, message.uid)
+        if denied is None:
+            endpoint.uid = message.uid
+        child.send(denied or m.CapsGranted())
+
+    def _denied(self, endpoint: RunningEndpoint, uid: int) -> m.StartDenied | None:
+        """Return why `uid`, which the keeper has found and admitted, may have no further user endpoint."""
+        if (ban := self._restrictions.ban_of(endpoint.local_user, uid)) is not None:
+            verdict = verdict_on(ban)
+            return m.StartDenied(verdict.code, verdict.public, f"uid {uid} is banned as {ban.local_user}")
         if other := self._shared_with(endpoint, uid):
             detail = f"uid {uid} runs {other.uep_id} of {other.local_user} for another person: {other.identities}"
-            child.send(m.SharingDenied(detail=clip(detail, m.MAX_TEXT)))
-            return
+            code = Refusal.ACCOUNT_SHARED
+            return m.StartDenied(code, public_text(code), clip(detail, m.MAX_TEXT))
         limit = self._configuration.resolved.caps.max_user_endpoints_per_user
         if self._endpoints.of_uid(uid) >= limit:
-            child.send(m.CapsDenied(limit=limit))
-            return
-        endpoint.uid = uid
-        child.send(m.CapsGranted())
+            public = OWN_LIMIT.format(limit=limit)
+            return m.StartDenied(Refusal.PERSON_LIMIT, public, f"{endpoint.local_user} has {limit} already")
+        return None
 
     def _shared_with(self, endpoint: RunningEndpoint, uid: int) -> RunningEndpoint | None:
         """Return another person's user endpoint that keeps `endpoint` from running as `uid`, if there is one.

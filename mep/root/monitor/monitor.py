@@ -12,9 +12,12 @@ import os
 import signal
 from collections.abc import Callable
 
+from mep.boundary.channel import clip
 from mep.boundary.errors import BoundaryViolation
 from mep.boundary.log import Log
+from mep.boundary.messages import LinkStatus, ManagerReady, MapperReady
 from mep.boundary.resolved_config import Resolved
+from mep.boundary.restrictions import Restrictions
 from mep.root.kernel.keeper_record import Records
 from mep.root.kernel.process_tree import MAX_REAPS, children, describe_status, reap, reap_each
 from mep.root.kernel.signals import Wakeup
@@ -28,7 +31,6 @@ from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import AGAIN_S, Reserve
-from mep.root.monitor.handlers import Handlers
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.liveness import Liveness
@@ -76,9 +78,10 @@ class Monitor:
         )  # fmt: skip
 
     def _wire(self) -> None:
-        """Make the parts that act, each from those below it."""
+        """Make the parts that act, each from those below it. Raises OSError and ConfigRefused."""
         configuration, loop, endpoints = self._configuration, self._loop, self._endpoints
         log, audit, status, to_manager = self._log, self._audit, self._status, self._to_manager
+        restrictions = Restrictions(configuration.resolved.state_dir)
         refusals = self._log_budget("on starts that no keeper began, and on re-checks")
         confirmations = MappingConfirmations(
             configuration,
@@ -91,30 +94,30 @@ class Monitor:
             revoke=lambda *who: self._keepers.revoke(*who),
         )
         self._keepers = keepers = Keepers(
-            configuration, loop, endpoints, self._records, log, audit, status, to_manager, confirmations,
-            self._log_budget("on starts that a keeper began", shares=4),
+            configuration, restrictions, loop, endpoints, self._records, log, audit, status, to_manager,
+            confirmations, self._log_budget("on starts that a keeper began", shares=4),
             forked=self._add_child, answered=self._start_answered, gone=self._endpoint_gone,
         )  # fmt: skip
         self._rechecks = Rechecks(
             configuration, loop, endpoints, log, status, to_manager, confirmations, keepers, refusals
         )
         self._starts = StartRequests(
-            configuration, loop, endpoints, log, audit, self._closer, self._helpers[ChildKind.MAPPER], to_manager,
-            keepers, self._reserve, refusals, rechecked=self._rechecks.mapper_says,
+            configuration, restrictions, loop, endpoints, log, audit, self._closer,
+            self._helpers[ChildKind.MAPPER], to_manager, keepers, self._reserve, refusals,
+            rechecked=self._rechecks.mapper_says,
         )  # fmt: skip
         self._reload = Reload(
             configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
         )
         self._administration = Administration(
-            configuration, loop, endpoints, self._records, log, audit, to_manager, keepers, self._reload,
-            self._of_members,
+            configuration, restrictions, loop, endpoints, self._records, log, audit, to_manager, keepers,
+            self._reload, self._of_members,
         )  # fmt: skip
-        self._starts.restricted = self._administration.verdict
         self._service_manager = ServiceManager(loop)
-        self._handlers = Handlers(
-            log, status, self._starts, keepers, self._rechecks, self._reload, self._administration,
-            manager_ready=self._introduce, mapper_ready=self._mapper_ready, link_is=self._service_manager.link_is,
-            stop=lambda: self.stop(keep_user_endpoints=False),
+        self._effects = permissions.Effects(
+            self._starts, keepers, self._rechecks, self._reload, self._administration,
+            manager_ready=self._manager_ready, mapper_ready=self._mapper_ready, link_is=self._link_is,
+            deleted=self._deleted, stop=self._told_to_stop,
         )  # fmt: skip
 
     def _log_budget(self, what: str, *, shares: int = 1) -> DayBudget:
@@ -158,11 +161,30 @@ class Monitor:
         self._administration.endpoint_gone(uep_id)
 
     def _take_order(self, peer: AdminPeer) -> None:
-        permissions.take_messages(self._handlers, peer)
+        permissions.take_messages(self._effects, peer)
 
-    def _mapper_ready(self, epoch: bytes) -> None:
-        self._to_manager.epoch = epoch
+    def _manager_ready(self, child: Child, message: ManagerReady) -> None:
+        self._log.info("the manager is ready", pid=child.pid, version=message.version)
         self._introduce()
+
+    def _mapper_ready(self, child: Child, message: MapperReady) -> None:
+        self._log.info("the mapper is ready", pid=child.pid)
+        self._to_manager.epoch = message.epoch
+        self._introduce()
+
+    def _link_is(self, message: LinkStatus) -> None:
+        self._status.link_state, self._status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
+        self._status.changed()
+        self._service_manager.link_is(self._status.link_state)
+
+    def _deleted(self, reason: str) -> None:
+        self._log.warning("the endpoint was deleted: stopping its user endpoints", reason=clip(reason, 1024))
+        self._keepers.stop_all("The endpoint was deleted.")
+
+    def _told_to_stop(self, reason: str) -> None:
+        """An administrator has had the relay stop this endpoint (`mep stop --remote`)."""
+        self._log.warning("the relay says that the endpoint is to stop", reason=clip(reason, 1024))
+        self.stop(keep_user_endpoints=False)
 
     def _introduce(self) -> None:
         """Tell the manager of the epoch and the user endpoints, once both manager and mapper are ready."""
@@ -206,7 +228,7 @@ class Monitor:
             self._loop.after(AGAIN_S, lambda: child.pause(paused=False))
             return
         try:
-            permissions.take_messages(self._handlers, child)
+            permissions.take_messages(self._effects, child)
         except BoundaryViolation as violation:
             child.fault = str(violation)
 
@@ -280,7 +302,7 @@ class Monitor:
             if not child.open:
                 return
             with contextlib.suppress(BoundaryViolation):
-                permissions.take_messages(self._handlers, child)
+                permissions.take_messages(self._effects, child)
 
     def _helper_ended(self, kind: ChildKind, how: str) -> None:
         self._helpers[kind].ended(how)

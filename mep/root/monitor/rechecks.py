@@ -4,12 +4,13 @@ Two things are checked. The first is whether the owner still maps to the account
 signed statement of the identities; the mapper verifies and maps it, and its answer arrives here.
 mapping_confirmations.py, which doesn't trust the manager, watches how long ago the last answer was. The second is
 whether the account may still be used. Its keeper looks, which needs neither relay nor manager. An answer of "unknown"
-ends nothing. Called by monitor.py and handlers.py.
+ends nothing. Called by monitor.py and permissions.py.
 """
 
 from __future__ import annotations
 
 from mep.boundary import messages as m
+from mep.boundary.channel import clip
 from mep.boundary.errors import REVOCATIONS, Refusal, public_text
 from mep.boundary.log import Log
 from mep.root.monitor.configuration import Configuration
@@ -85,6 +86,12 @@ class Rechecks:
             self._keepers.revoke(endpoint, code, public_text(code), detail, endpoint.correlation_id)
 
     # --- mapping ------------------------------------------------------------------------------------------
+
+    def mapping_is(self, message: m.MappingStatus) -> None:
+        """The mapper says which mapping is in force. If it is a good one, everything is checked by it."""
+        self._status.mapping_is(clip(message.loaded, 1024), clip(message.problem, 4096))
+        if not message.problem:
+            self.all_now()
 
     def mapper_says(self, message: m.StillMapped | m.NoLongerMapped) -> None:
         """Take the mapper's answer to a re-check."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mep.boundary import messages as m
-from mep.boundary.errors import Refusal
+from mep.boundary.errors import DRAINED, Refusal, public_text
+from mep.boundary.restrictions import Restriction, RestrictionKind
 from mep.root.monitor.event_loop import Timer
 
 _TRY_AGAIN = frozenset(
@@ -73,6 +74,24 @@ class StartVerdict:
     code: str = ""
     public: str = ""
     audit: dict[str, object] = field(default_factory=dict)
+
+
+_NO_REASON = {
+    RestrictionKind.DRAIN: "its administrators are draining it",
+    RestrictionKind.BAN: "they gave no reason",
+}
+
+
+def verdict_on(restriction: Restriction) -> StartVerdict:
+    """Return the refusal of a start that a drain or a ban concerns."""
+    kind = RestrictionKind(restriction.kind)
+    reason = restriction.message.strip().rstrip(".") or _NO_REASON[kind]
+    code = Refusal.ACCOUNT_BANNED if kind is RestrictionKind.BAN else Refusal.ENDPOINT_DRAINING
+    public = public_text(code, reason=reason)
+    if kind is RestrictionKind.DRAIN and restriction.refuse:
+        public = DRAINED.format(reason=reason)
+    outcome = m.StartOutcome.REFUSED if restriction.refuse else m.StartOutcome.UNAVAILABLE
+    return StartVerdict(outcome, code, public, {"stage": "CAPS"})
 
 
 @dataclass(slots=True, eq=False)

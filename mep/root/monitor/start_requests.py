@@ -2,7 +2,7 @@
 
 The monitor never reads the manager's document: it is a sealed memfd that goes to the mapper. The mapper sends back
 another memfd, which goes to the keeper. Each start ends in exactly one answer to each of its requesters, or in no
-answer if the manager that asked is gone. start.py has the states. Called by handlers.py and monitor.py.
+answer if the manager that asked is gone. start.py has the states. Called by permissions.py and monitor.py.
 
 A call changes states and sends answers. What may go on then goes on in `_pump`, which the loop calls: once for all
 changes, and never from within another module's work.
@@ -19,6 +19,7 @@ from mep.boundary.channel import clip
 from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
+from mep.boundary.restrictions import Restrictions
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop
@@ -27,7 +28,7 @@ from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, level_of, outcome_of
+from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, level_of, outcome_of, verdict_on
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints
 
@@ -42,14 +43,14 @@ class StartRequests:
     """Every start that is not answered yet."""
 
     def __init__(
-        self, configuration: Configuration, loop: PollLoop, endpoints: Endpoints, log: Log, audit: Audit,
-        closer: Closer, mapper: Helper, to_manager: ToManager, keepers: Keepers, reserve: Reserve, budget: DayBudget, *,
+        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
+        log: Log, audit: Audit, closer: Closer, mapper: Helper, to_manager: ToManager, keepers: Keepers,
+        reserve: Reserve, budget: DayBudget, *,
         rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts without a keeper. `rechecked` takes the mapper's answers to re-checks."""
-        self.restricted: Callable[[str], StartVerdict | None] = lambda _local_user: None
-        """Returns the refusal of a start for an account, if a drain or a ban concerns it."""
-        self._configuration, self._loop, self._endpoints = configuration, loop, endpoints
+        self._configuration, self._restrictions = configuration, restrictions
+        self._loop, self._endpoints = loop, endpoints
         self._log, self._audit, self._closer, self._mapper = log, audit, closer, mapper
         self._to_manager, self._keepers, self._reserve = to_manager, keepers, reserve
         self._budget, self._rechecked = budget, rechecked
@@ -193,8 +194,8 @@ class StartRequests:
 
     def _begin(self, start: Start) -> None:
         """Have a keeper forked, if there is a slot for this account: the queue is the manager's."""
-        if (refusal := self.restricted(start.local_user)) is not None:
-            self._finish(start, refusal)
+        if (restriction := self._restrictions.of(start.local_user)) is not None:
+            self._finish(start, verdict_on(restriction))
             return
         if not self._has_slot(start.local_user) or not self._reserve.is_free():
             limit = self._configuration.resolved.caps.max_starting
