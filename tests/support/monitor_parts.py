@@ -24,7 +24,7 @@ from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.mapping_confirmations import MappingConfirmations, Revoke
+from mep.root.monitor.part import Shared
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.start import Start, StartVerdict
 from mep.root.monitor.start_requests import StartRequests
@@ -40,26 +40,23 @@ class Parts:
         self.now = 1_000_000.0
         self._audit_path = directory / "audit.jsonl"
         (directory / KEEPERS_DIR).mkdir()
-        self.configuration = Configuration(_resolved(directory), sealed_memfd("bundle", b""), (1024, 1024))
-        self.loop = PollLoop(lambda: self.now)
-        self.endpoints = Endpoints()
-        self.records = Records(str(directory))
-        self.restrictions = Restrictions(str(directory))
-        self.log = Log("monitor")
-        self.audit = Audit(str(self._audit_path), self.log)
-        self.status = StatusFile(str(directory), "endpoint", 0.0, self.endpoints)
+        configuration = Configuration(_resolved(directory), sealed_memfd("bundle", b""), (1024, 1024))
+        log, endpoints = Log("monitor"), Endpoints()
+        self.shared = Shared(
+            configuration, log, Audit(str(self._audit_path), log), PollLoop(lambda: self.now), endpoints,
+            Records(str(directory)), StatusFile(str(directory), "endpoint", 0.0, endpoints),
+            Restrictions(str(directory)),
+        )  # fmt: skip
+        self.configuration, self.loop, self.endpoints = configuration, self.shared.loop, endpoints
         self.closer = Closer()
-        self.budget = DayBudget("of a test", 1 << 20, self.loop, self.log, self.audit)
+        self.budget = DayBudget("of a test", 1 << 20, self.loop, log, self.shared.audit)
         self.manager, self.mapper = self._helper(ChildKind.MANAGER), self._helper(ChildKind.MAPPER)
-        self.to_manager = ToManager(self.configuration, self.log, self.endpoints, self.manager)
+        self.to_manager = ToManager(self.shared, self.manager)
         self.revoked: list[tuple[RunningEndpoint, str]] = []
         self._peers: list[Channel] = []
 
     def _helper(self, kind: ChildKind) -> Helper:
-        return Helper(
-            kind, self.configuration, self.loop, self.log, self.closer, self.budget,
-            launched=lambda _: None, failed=lambda _: None,
-        )  # fmt: skip
+        return Helper(kind, self.shared, self.closer, self.budget, launched=lambda _: None)
 
     def serve(self, helper: Helper) -> Channel:
         """Give a helper a child that serves, played by the test; return the child's end of the channel."""
@@ -73,29 +70,18 @@ class Parts:
         """Add a running user endpoint of alice's."""
         made = RunningEndpoint(uep_id, "alice", "c-1", 7, None, uid=1000, phase=UepPhase.RUNNING, mapped_at=mapped_at)
         self.endpoints[uep_id] = made
-        self.records.make(uep_id)
+        self.shared.records.make(uep_id)
         return made
 
-    def confirmations(self, revoke: Revoke) -> MappingConfirmations:
-        """Return the watch over the age of mappings."""
-        return MappingConfirmations(
-            self.configuration, self.loop, self.endpoints, self.records, self.log, self.audit, self.status,
-            revoke=revoke,
-        )  # fmt: skip
-
-    def rechecks(self) -> Rechecks:
-        """Return the re-checks, which end user endpoints by adding them to `revoked`."""
-        keepers = PaperKeepers(self)
-        return Rechecks(
-            self.configuration, self.loop, self.endpoints, self.log, self.status, self.to_manager,
-            self.confirmations(keepers.revoke), keepers, self.budget,
-        )  # fmt: skip
+    def rechecks(self, keepers: Keepers | None = None) -> Rechecks:
+        """Return the re-checks. Paper keepers end user endpoints by adding them to `revoked`."""
+        return Rechecks(self.shared, self.to_manager, keepers or PaperKeepers(self), self.budget)
 
     def starts(self, keepers: Keepers) -> StartRequests:
         """Return the start requests. Answers to re-checks are dropped."""
         return StartRequests(
-            self.configuration, self.restrictions, self.loop, self.endpoints, self.log, self.audit, self.closer,
-            self.mapper, self.to_manager, keepers, Reserve(self.log), self.budget, rechecked=lambda _: None,
+            self.shared, self.closer, self.mapper, self.to_manager, keepers, Reserve(self.shared.log), self.budget,
+            rechecked=lambda _: None,
         )  # fmt: skip
 
     def audit_records(self, event: str) -> list[dict[str, Any]]:
@@ -131,9 +117,7 @@ class PaperKeepers(Keepers):
         """The next starts are refused with it, as by a full site."""
         self.answer: list[tuple[str, StartVerdict]] = []
         super().__init__(
-            parts.configuration, parts.restrictions, parts.loop, parts.endpoints, parts.records, parts.log,
-            parts.audit, parts.status,
-            parts.to_manager, parts.confirmations(lambda *_: None), parts.budget,
+            parts.shared, parts.to_manager, parts.budget,
             forked=lambda _: None, answered=lambda *args: self.answer.append(args), gone=lambda _: None,
         )  # fmt: skip
 

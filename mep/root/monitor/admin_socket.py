@@ -17,15 +17,13 @@ from collections.abc import Callable
 
 from mep.boundary.channel import Channel
 from mep.boundary.errors import BoundaryViolation
-from mep.boundary.log import Log
 from mep.boundary.runtime_files import ADMIN_DIR, ADMIN_SOCKET
 from mep.root.kernel.unix_socket import listen, peer_of
-from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
-from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import READ, PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.log_budget import DayBudget
+from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.runtime_dir import ensure_directory
 
 MAX_PEERS = 32
@@ -70,15 +68,13 @@ class AdminPeer(Child):
         """Do nothing: the process is another's."""
 
 
-class AdminSocket:
+class AdminSocket(Part):
     """The listening socket and its connections."""
 
-    def __init__(
-        self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, closer: Closer, budget: DayBudget
-    ) -> None:
+    def __init__(self, shared: Shared, closer: Closer, budget: DayBudget) -> None:
         """`closer` closes what peers have sent: to close their descriptors may block. `budget` is for lines that
         members cause."""
-        self._configuration, self._loop, self._log, self._audit = configuration, loop, log, audit
+        super().__init__(shared)
         self._closer, self._budget = closer, budget
         self._take: Callable[[AdminPeer], None] = lambda _: None
         self._closed: Callable[[AdminPeer], None] = lambda _: None

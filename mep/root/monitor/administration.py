@@ -20,19 +20,16 @@ from mep.boundary.channel import clip
 from mep.boundary.errors import BoundaryViolation, Refusal
 from mep.boundary.figures import read_page
 from mep.boundary.file_trust import ours
-from mep.boundary.log import Log
-from mep.boundary.restrictions import Restriction, RestrictionKind, Restrictions
-from mep.root.kernel.keeper_record import Records, open_process
+from mep.boundary.restrictions import Restriction, RestrictionKind
+from mep.root.kernel.keeper_record import open_process
 from mep.root.monitor.admin_socket import AdminPeer
-from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
+from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.start import verdict_on
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
+from mep.root.monitor.user_endpoints import RunningEndpoint
 
 MAX_FAILURES = m.MAX_ADMIN_ROWS
 DRAIN_SIGNAL = signal.SIGUSR2
@@ -65,18 +62,15 @@ class _Waiting:
     count: int
 
 
-class Administration:
+class Administration(Part):
     """The acts, and the memory that they need."""
 
     def __init__(
-        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
-        records: Records, log: Log, audit: Audit, to_manager: ToManager, keepers: Keepers, reload: Reload,
-        budget: DayBudget,
-    ) -> None:  # fmt: skip
+        self, shared: Shared, to_manager: ToManager, keepers: Keepers, reload: Reload, budget: DayBudget
+    ) -> None:
         """`budget` is for records of members."""
-        self._configuration, self._restrictions, self._loop = configuration, restrictions, loop
-        self._endpoints, self._records = endpoints, records
-        self._log, self._audit, self._to_manager = log, audit, to_manager
+        super().__init__(shared)
+        self._to_manager = to_manager
         self._keepers, self._reload, self._budget = keepers, reload, budget
         self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
         self._stops: list[_Waiting] = []
@@ -84,7 +78,7 @@ class Administration:
         """Peers that are answered after the running reload, and how many that concerned."""
         self._next_reloads: list[tuple[AdminPeer, int]] = []
         """Peers that need another one: the running resolver may have read the files before."""
-        audit.observe = self._note
+        shared.audit.observe = self._note
         reload.finished = self._reloaded
 
     def is_free(self, peer: AdminPeer, size: int) -> bool:

@@ -13,28 +13,23 @@ import signal
 from collections.abc import Callable
 
 from mep.boundary.channel import Channel
-from mep.boundary.log import Log
 from mep.boundary.messages import INCARNATION_BYTES
 from mep.boundary.runtime_files import KEEPER_SOCKET, open_keeper
-from mep.root.kernel.keeper_record import KeeperRecord, Records
+from mep.root.kernel.keeper_record import KeeperRecord
 from mep.root.kernel.unix_socket import connect, peer_of
-from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, ChildKind, Phase
-from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.keepers import Keepers
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepPhase
+from mep.root.monitor.part import Part, Shared
+from mep.root.monitor.user_endpoints import RunningEndpoint, UepPhase
 
 
-class Adoption:
+class Adoption(Part):
     """Takes over the keepers that have a directory."""
 
-    def __init__(
-        self, loop: PollLoop, endpoints: Endpoints, records: Records, keepers: Keepers, log: Log, audit: Audit, *,
-        adopted: Callable[[Child], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, shared: Shared, keepers: Keepers, *, adopted: Callable[[Child], None]) -> None:
         """`adopted` is called with each living keeper."""
-        self._loop, self._endpoints, self._records, self._keepers = loop, endpoints, records, keepers
-        self._log, self._audit, self._adopted = log, audit, adopted
+        super().__init__(shared)
+        self._keepers, self._adopted = keepers, adopted
 
     def adopt_all(self) -> None:
         """Adopt every living keeper, and report the end of every other recorded user endpoint."""

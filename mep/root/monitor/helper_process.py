@@ -31,11 +31,11 @@ from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
 from mep.root.kernel.unix_socket import listen
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
-from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.helper_limits import enter_group, helper_limits, leave_group, why_no_groups
 from mep.root.monitor.log_budget import DayBudget
+from mep.root.monitor.part import Part, Shared
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 30.0
 STEADY_S = 60.0
@@ -47,18 +47,17 @@ _AT_ONCE = 65536
 _OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 
 
-class Helper:
+class Helper(Part):
     """The one manager or the one mapper, across restarts of its process."""
 
     def __init__(
-        self, kind: ChildKind, configuration: Configuration, loop: PollLoop, log: Log, closer: Closer,
-        budget: DayBudget, *, launched: Callable[[Child], None], failed: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        """`launched` is called with each new process, `failed` with the reason for which there is none."""
+        self, kind: ChildKind, shared: Shared, closer: Closer, budget: DayBudget, *, launched: Callable[[Child], None]
+    ) -> None:
+        """`launched` is called with each new process."""
+        super().__init__(shared)
         self.kind = kind
         self.child: Child | None = None
-        self._configuration, self._loop, self._log, self._closer = configuration, loop, log, closer
-        self._budget, self._launched, self._failed = budget, launched, failed
+        self._closer, self._budget, self._launched = closer, budget, launched
         self._relaunches = True
         self._failures = 0
         self._launched_at = 0.0
@@ -84,7 +83,7 @@ class Helper:
 
     def _cannot_start(self, reason: str) -> None:
         self._log.error(f"cannot start the {self.kind}", reason=reason)
-        self._failed(f"cannot start the {self.kind}: {reason}")
+        self._status.failed(f"cannot start the {self.kind}: {reason}")
 
     def _launch(self) -> None:
         helper_log: HelperLog | None = None

@@ -14,24 +14,18 @@ from mep.boundary import messages as m
 from mep.boundary.cgroup_support import ROOT
 from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, StartStage, public_text
-from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
-from mep.boundary.restrictions import Restrictions
 from mep.boundary.runtime_files import boot_id, start_ticks
 from mep.root.keeper.cgroup import kill, remove
 from mep.root.keeper.keeper import STOPPED, KeeperOrder, keeper_main
-from mep.root.kernel.keeper_record import ENDED, KeeperRecord, Records, kill_user_endpoint
+from mep.root.kernel.keeper_record import ENDED, KeeperRecord, kill_user_endpoint
 from mep.root.kernel.process_tree import children
-from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.child import Child, ChildKind, Phase
-from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.mapping_confirmations import MappingConfirmations
+from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.start import Start, StartVerdict, outcome_of, verdict_on
-from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint, UepEvent, UepPhase
+from mep.root.monitor.user_endpoints import RunningEndpoint, UepEvent, UepPhase
 from mep.root.pam.session_process import CLOSE_S
 
 LATE_S = 5.0
@@ -50,22 +44,18 @@ CLEAN_UP_S = 1.0
 """Delay before a group is removed after its processes were killed."""
 
 
-class Keepers:
+class Keepers(Part):
     """Starts, stops and cleans up after keepers."""
 
     def __init__(
-        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
-        records: Records, log: Log, audit: Audit, status: StatusFile, to_manager: ToManager,
-        confirmations: MappingConfirmations, budget: DayBudget, *, forked: Callable[[Child], None],
+        self, shared: Shared, to_manager: ToManager, budget: DayBudget, *, forked: Callable[[Child], None],
         answered: Callable[[str, StartVerdict], None], gone: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts. `forked` is called with each new keeper, `answered` once for each start
         that `fork` began, `gone` when the keeper of a user endpoint is gone; the two are given its id.
         """
-        self._configuration, self._restrictions, self._loop = configuration, restrictions, loop
-        self._endpoints, self._records = endpoints, records
-        self._log, self._audit, self._status, self._to_manager = log, audit, status, to_manager
-        self._confirmations, self._budget = confirmations, budget
+        super().__init__(shared)
+        self._to_manager, self._budget = to_manager, budget
         self._forked, self._answered, self._gone = forked, answered, gone
         self.closing: set[int] = set()
         """PAM processes without a keeper, which was killed. They close their session and then exit by themselves."""
@@ -140,10 +130,19 @@ class Keepers:
             person=start.person, literal=start.literal, identities=start.identities,
             checked_by=self._configuration.resolved,
         )  # fmt: skip
-        self._confirmations.confirmed(endpoint, start.mapped_at)
+        self.mapping_confirmed(endpoint, start.mapped_at)
         self._endpoints[start.uep_id] = endpoint
         endpoint.late = self._loop.after(order.site.caps.start_timeout_s + LATE_S, lambda: self._late(child))
         self._status.changed()
+
+    def mapping_confirmed(self, endpoint: RunningEndpoint, at: float) -> None:
+        """Store that the mapping of this person to this account was confirmed `at`, also for a later monitor."""
+        endpoint.mapped_at, endpoint.mapping_said = at, ""
+        endpoint.overdue, endpoint.warn_age = False, 0.0
+        try:
+            self._records.note_mapped(endpoint.uep_id, at)
+        except OSError as error:
+            self._log.error("cannot record a mapping check", uep=endpoint.uep_id, error=error.strerror)
 
     def _order(self, start: Start, descriptor: int) -> KeeperOrder:
         configuration = self._configuration

@@ -35,8 +35,8 @@ from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.liveness import Liveness
 from mep.root.monitor.log_budget import DayBudget
-from mep.root.monitor.mapping_confirmations import MappingConfirmations
 from mep.root.monitor.orphans import Orphans
+from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.rechecks import Rechecks
 from mep.root.monitor.reload import Reload
 from mep.root.monitor.sd_notify import ServiceManager, notify
@@ -47,22 +47,27 @@ from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import Endpoints
 
 
-class Monitor:
+class Monitor(Part):
     """The process: its parts, its children and its end."""
 
     def __init__(
         self, configuration: Configuration, log: Log, audit: Audit, status: StatusFile, endpoints: Endpoints
     ) -> None:
-        self._configuration, self._log, self._audit = configuration, log, audit
-        self._status, self._endpoints = status, endpoints
-        self._loop, self._closer, self._reserve = PollLoop(), Closer(), Reserve(log)
-        self._records = Records(configuration.resolved.runtime_dir)
+        """Raises OSError, and ConfigRefused for damaged restrictions."""
+        resolved = configuration.resolved
+        records, restrictions = Records(resolved.runtime_dir), Restrictions(resolved.state_dir)
+        shared = Shared(configuration, log, audit, PollLoop(), endpoints, records, status, restrictions)
+        super().__init__(shared)
+        self._closer, self._reserve = Closer(), Reserve(log)
         self._orphans = Orphans(self._loop, log, self._reap)
         self._of_members = self._log_budget("of members of admin_group")
-        self._admins = AdminSocket(configuration, self._loop, log, audit, self._closer, self._of_members)
-        self._helpers = {kind: self._helper(kind) for kind in (ChildKind.MAPPER, ChildKind.MANAGER)}
-        self._to_manager = ToManager(configuration, log, endpoints, self._helpers[ChildKind.MANAGER])
-        self._wire()
+        self._admins = AdminSocket(shared, self._closer, self._of_members)
+        self._helpers = {
+            kind: Helper(kind, shared, self._closer, self._log_budget(f"of the {kind}"), launched=self._add_child)
+            for kind in (ChildKind.MAPPER, ChildKind.MANAGER)
+        }
+        self._to_manager = ToManager(shared, self._helpers[ChildKind.MANAGER])
+        self._wire(shared)
         self._stopping = False
         self.keep_user_endpoints = False
         self._helpers_told = False
@@ -71,51 +76,24 @@ class Monitor:
         """Children of the program that became the monitor by exec. They are left alone."""
         self._wakeup = Wakeup(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
-    def _helper(self, kind: ChildKind) -> Helper:
-        return Helper(
-            kind, self._configuration, self._loop, self._log, self._closer, self._log_budget(f"of the {kind}"),
-            launched=self._add_child, failed=self._status.failed,
-        )  # fmt: skip
-
-    def _wire(self) -> None:
-        """Make the parts that act, each from those below it. Raises OSError and ConfigRefused."""
-        configuration, loop, endpoints = self._configuration, self._loop, self._endpoints
-        log, audit, status, to_manager = self._log, self._audit, self._status, self._to_manager
-        restrictions = Restrictions(configuration.resolved.state_dir)
+    def _wire(self, shared: Shared) -> None:
+        """Make the parts that act, each from those below it."""
+        to_manager, mapper = self._to_manager, self._helpers[ChildKind.MAPPER]
         refusals = self._log_budget("on starts that no keeper began, and on re-checks")
-        confirmations = MappingConfirmations(
-            configuration,
-            loop,
-            endpoints,
-            self._records,
-            log,
-            audit,
-            status,
-            revoke=lambda *who: self._keepers.revoke(*who),
-        )
         self._keepers = keepers = Keepers(
-            configuration, restrictions, loop, endpoints, self._records, log, audit, status, to_manager,
-            confirmations, self._log_budget("on starts that a keeper began", shares=4),
+            shared, to_manager, self._log_budget("on starts that a keeper began", shares=4),
             forked=self._add_child, answered=self._start_answered, gone=self._endpoint_gone,
         )  # fmt: skip
-        self._rechecks = Rechecks(
-            configuration, loop, endpoints, log, status, to_manager, confirmations, keepers, refusals
+        self._rechecks = rechecks = Rechecks(shared, to_manager, keepers, refusals)
+        self._starts = starts = StartRequests(
+            shared, self._closer, mapper, to_manager, keepers, self._reserve, refusals, rechecked=rechecks.mapper_says
         )
-        self._starts = StartRequests(
-            configuration, restrictions, loop, endpoints, log, audit, self._closer,
-            self._helpers[ChildKind.MAPPER], to_manager, keepers, self._reserve, refusals,
-            rechecked=self._rechecks.mapper_says,
-        )  # fmt: skip
-        self._reload = Reload(
-            configuration, loop, log, audit, status, send_task_log=to_manager.task_log, taken_over=self._taken_over
-        )
-        self._administration = Administration(
-            configuration, restrictions, loop, endpoints, self._records, log, audit, to_manager, keepers,
-            self._reload, self._of_members,
-        )  # fmt: skip
-        self._service_manager = ServiceManager(loop)
+        self._reload = Reload(shared, send_task_log=to_manager.task_log, taken_over=self._taken_over)
+        self._administration = Administration(shared, to_manager, keepers, self._reload, self._of_members)
+        self._adoption = Adoption(shared, keepers, adopted=self._add_child)
+        self._service_manager = ServiceManager(self._loop)
         self._effects = permissions.Effects(
-            self._starts, keepers, self._rechecks, self._reload, self._administration,
+            starts, keepers, rechecks, self._reload, self._administration,
             manager_ready=self._manager_ready, mapper_ready=self._mapper_ready, link_is=self._link_is,
             deleted=self._deleted, stop=self._told_to_stop,
         )  # fmt: skip
@@ -131,9 +109,7 @@ class Monitor:
 
     def adopt_keepers(self) -> None:
         """Take over the keepers of a former monitor. Raises OSError."""
-        Adoption(
-            self._loop, self._endpoints, self._records, self._keepers, self._log, self._audit, adopted=self._add_child
-        ).adopt_all()
+        self._adoption.adopt_all()
 
     def run(self) -> None:
         """Serve until told to stop and all children have ended."""

@@ -14,16 +14,13 @@ from typing import NoReturn
 
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
-from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
 from mep.root.kernel.process_tree import describe_status
 from mep.root.kernel.spawn import reset_signals
 from mep.root.monitor import fd_limit, sd_notify
-from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import PollLoop, Timer
-from mep.root.monitor.status_file import StatusFile
+from mep.root.monitor.event_loop import Timer
+from mep.root.monitor.part import Part, Shared
 
 DEADLINE_S = 60.0
 MAPPER_PAUSE_S = 5.0
@@ -32,18 +29,17 @@ _FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
 """Settings that can't change while the endpoint runs."""
 
 
-class Reload:
+class Reload(Part):
     """The running resolver, if there is one."""
 
     def __init__(
-        self, configuration: Configuration, loop: PollLoop, log: Log, audit: Audit, status: StatusFile, *,
-        send_task_log: Callable[[], None], taken_over: Callable[[Resolved, Resolved], None],
-    ) -> None:  # fmt: skip
+        self, shared: Shared, *, send_task_log: Callable[[], None], taken_over: Callable[[Resolved, Resolved], None]
+    ) -> None:
         """`taken_over` is called with the former and the new configuration, `send_task_log` to open that log again."""
+        super().__init__(shared)
         self.pid = 0
         self.finished: Callable[[str], None] = lambda _problem: None
         """Called after each reload; the problem is empty if the configuration was taken over."""
-        self._configuration, self._loop, self._log, self._audit, self._status = configuration, loop, log, audit, status
         self._send_task_log, self._taken_over = send_task_log, taken_over
         self._stopped = self._again = False
         self._documents: tuple[int, ...] = ()

@@ -17,20 +17,15 @@ from collections.abc import Callable
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
 from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, StartStage, public_text
-from mep.boundary.log import Log
 from mep.boundary.memfd import NotSealed, check_sealed
-from mep.boundary.restrictions import Restrictions
-from mep.root.monitor.audit_log import Audit
-from mep.root.monitor.configuration import Configuration
-from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import Reserve
 from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
+from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, level_of, outcome_of, verdict_on
 from mep.root.monitor.to_manager import ToManager
-from mep.root.monitor.user_endpoints import Endpoints
 
 MAX_MAPPING = 32
 """Requests that the mapper has at a time; the others wait here."""
@@ -39,19 +34,16 @@ MAX_HELD_BYTES = 64 * 1024 * 1024
 _NOT_ENOUGH_MEMORY = "The site has more start requests than it can take just now. Your tasks wait."
 
 
-class StartRequests:
+class StartRequests(Part):
     """Every start that is not answered yet."""
 
     def __init__(
-        self, configuration: Configuration, restrictions: Restrictions, loop: PollLoop, endpoints: Endpoints,
-        log: Log, audit: Audit, closer: Closer, mapper: Helper, to_manager: ToManager, keepers: Keepers,
-        reserve: Reserve, budget: DayBudget, *,
-        rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
+        self, shared: Shared, closer: Closer, mapper: Helper, to_manager: ToManager, keepers: Keepers,
+        reserve: Reserve, budget: DayBudget, *, rechecked: Callable[[m.StillMapped | m.NoLongerMapped], None],
     ) -> None:  # fmt: skip
         """`budget` is for records of starts without a keeper. `rechecked` takes the mapper's answers to re-checks."""
-        self._configuration, self._restrictions = configuration, restrictions
-        self._loop, self._endpoints = loop, endpoints
-        self._log, self._audit, self._closer, self._mapper = log, audit, closer, mapper
+        super().__init__(shared)
+        self._closer, self._mapper = closer, mapper
         self._to_manager, self._keepers, self._reserve = to_manager, keepers, reserve
         self._budget, self._rechecked = budget, rechecked
         self._refs = itertools.count(1)

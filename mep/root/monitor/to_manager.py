@@ -10,20 +10,19 @@ from collections import deque
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.log import Log
 from mep.root.monitor.audit_log import open_appending
-from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.helper_process import Helper
-from mep.root.monitor.user_endpoints import Endpoints, RunningEndpoint
+from mep.root.monitor.part import Part, Shared
+from mep.root.monitor.user_endpoints import RunningEndpoint
 
 _MAX_UNTOLD = 4096
 
 
-class ToManager:
+class ToManager(Part):
     """The messages to the manager. `epoch` is the mapper's; empty if no mapper serves."""
 
-    def __init__(self, configuration: Configuration, log: Log, endpoints: Endpoints, manager: Helper) -> None:
-        self._configuration, self._log, self._endpoints = configuration, log, endpoints
+    def __init__(self, shared: Shared, manager: Helper) -> None:
+        super().__init__(shared)
         self._manager = manager
         self.epoch = b""
         self._untold: deque[m.EndpointEnded] = deque(maxlen=_MAX_UNTOLD)

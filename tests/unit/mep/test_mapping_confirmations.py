@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mep.root.monitor.user_endpoints import RunningEndpoint, UepEvent, UepPhase
-from tests.support.monitor_parts import Parts
+from tests.support.monitor_parts import PaperKeepers, Parts
 
 INTERVAL_S, LIMIT_S = 10.0, 1000.0
 WARN_S = 4 * INTERVAL_S
@@ -31,7 +31,7 @@ class Site:
         parts.configuration.resolved = replace(resolved, manager=manager, recheck_max_age_s=limit_s)
         self.ended: list[tuple[float, str]] = []
         self.endpoint = parts.running("uep", mapped_at=parts.now)
-        self.confirmations = parts.confirmations(self._end)
+        self.confirmations = parts.rechecks(EndingKeepers(parts, self))
         self.confirmations.start()
 
     @property
@@ -39,16 +39,25 @@ class Site:
         """The ages in seconds at which a warning was logged."""
         return [float(record["seconds"]) for record in self.parts.audit_records("overdue")]
 
-    def _end(self, endpoint: RunningEndpoint, code: str, *_: str) -> None:
-        self.ended.append((self.parts.now - endpoint.mapped_at, code))
-        endpoint.take(UepEvent.STOP)
-
     def live(self, seconds: float, step_s: float = 5.0) -> None:
         """Let time pass, and look every `step_s`."""
         end = self.parts.now + seconds
         while self.parts.now < end:
             self.parts.now += step_s
             self.confirmations.look()
+
+
+class EndingKeepers(PaperKeepers):
+    """Paper keepers that note the age at which they end a user endpoint."""
+
+    def __init__(self, parts: Parts, site: Site) -> None:
+        super().__init__(parts)
+        self._site = site
+
+    def end(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
+        """Note the end."""
+        self._site.ended.append((self._site.parts.now - endpoint.mapped_at, code))
+        endpoint.take(UepEvent.STOP)
 
 
 def test_it_is_warned_of_after_four_intervals_and_whenever_the_age_has_doubled(parts: Parts) -> None:
@@ -64,7 +73,7 @@ def test_a_confirmation_begins_anew(parts: Parts) -> None:
     site = Site(parts)
     for _ in range(20):
         site.live(LIMIT_S - 100)
-        site.confirmations.confirmed(site.endpoint, site.parts.now)
+        site.confirmations.confirmed(site.endpoint)
     assert site.ended == []
     assert site.warned[:5] == site.warned[5:10]
 
