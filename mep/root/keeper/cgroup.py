@@ -17,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import select
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,8 @@ from dataclasses import dataclass
 from mep.boundary.cgroup_support import BUSCTL, can_group, controllers, runtime_dir_of, tree, under_systemd
 from mep.boundary.errors import Refusal, SpawnFailed, StartStage, public_text
 from mep.boundary.resolved_config import Limits
-from mep.root.kernel.spawn import SpawnAccount, reset_signals
+from mep.root.kernel.program import Program, run
+from mep.root.kernel.spawn import SpawnAccount
 
 _OURS = "mep"
 _BUS_LIMIT_S = 20.0
@@ -368,65 +367,15 @@ def _entered(pid: int, scope: str, left: Callable[[], float]) -> str:
 
 
 def _busctl(method: str, signature: str, words: Sequence[str], left: Callable[[], float]) -> None:
-    """Call systemd. Raises CgroupFailed with the error text of busctl, or if busctl doesn't return in time."""
+    """Call systemd. Raises CgroupFailed with busctl's error or if it doesn't return in time, OSError."""
     seconds = max(1.0, min(_BUS_LIMIT_S, left()))
     whose = "--system" if os.geteuid() == 0 else "--user"
-    argv = [BUSCTL, whose, "--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    try:
-        pid = os.fork()
-    except OSError:
-        os.close(ours)
-        os.close(theirs)
-        raise
-    if pid == 0:
-        _become_busctl(argv, theirs)
-    os.close(theirs)
-    try:
-        said = _read_until(ours, time.monotonic() + seconds + 1)
-    finally:
-        os.close(ours)
-        status = _ended(pid)
-    if status != 0:
-        raise CgroupFailed(f"systemd: {said.decode('utf-8', 'replace').strip()[:500] or f'busctl ended with {status}'}")
-
-
-def _become_busctl(argv: list[str], stderr: int) -> None:
-    try:
-        reset_signals()
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for number, descriptor in enumerate((null, null, stderr)):
-            os.dup2(descriptor, number, inheritable=True)
-        bus = {} if os.geteuid() == 0 else {"XDG_RUNTIME_DIR": runtime_dir_of(os.geteuid())}
-        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **bus})
-    finally:
-        os._exit(127)
-
-
-def _read_until(descriptor: int, deadline: float) -> bytes:
-    """Return the output up to end-of-file or `deadline`."""
-    said = b""
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    while (wait := deadline - time.monotonic()) > 0 and poller.poll(wait * 1000):
-        piece = os.read(descriptor, 4096)
-        if not piece:
-            return said
-        said = (said + piece)[:4096]
-    return said + b" no answer in time"
-
-
-def _ended(pid: int) -> int:
-    """Kill and reap a child that is about to exit or hangs. Return its exit status, negative for a signal."""
-    poller = select.poll()
-    pidfd = os.pidfd_open(pid)
-    try:
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(1000):
-            os.kill(pid, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    words = ["--quiet", f"--timeout={seconds:.0f}", "call", *_MANAGER, method, signature, *words]
+    bus = {} if os.geteuid() == 0 else {"XDG_RUNTIME_DIR": runtime_dir_of(os.geteuid())}
+    busctl = Program(BUSCTL, [BUSCTL, whose, *words], {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **bus})
+    ran = run(busctl, seconds + 1)
+    if ran.problem or ran.code:
+        raise CgroupFailed(f"systemd: {ran.problem or ran.errors[:500] or f'busctl ended with {ran.code}'}")
 
 
 # --- without systemd --------------------------------------------------------------------------------------

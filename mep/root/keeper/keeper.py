@@ -62,7 +62,7 @@ from mep.root.account.lookup import (
 from mep.root.keeper.account_document import account_memfd
 from mep.root.keeper.account_recheck import AccountRecheck
 from mep.root.keeper.cgroup import Cgroup, CgroupGate
-from mep.root.keeper.hooks import STOPPING, HookResult, run_hook
+from mep.root.keeper.hooks import HookResult, run_hook
 from mep.root.keeper.monitor_link import MonitorLink
 from mep.root.keeper.pam_session import PamProcess
 from mep.root.kernel import process_exit, syscalls
@@ -305,7 +305,7 @@ class Keeper:
                 public or public_text(Refusal.ACCOUNT_REFUSED),
                 self._said(result),
             )
-        if result.problem == STOPPING:
+        if result.stopped:
             raise StartRefused(StartStage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
         if result.problem:
             raise SpawnFailed(StartStage.HOOK, 0, self._said(result))
