@@ -388,9 +388,9 @@ def test_a_mapping_that_comes_to_name_a_callout_has_the_mapper_replaced(campus: 
 
 def test_limits_of_a_mapper_with_programs_are_not_its_programs() -> None:
     resolved: Any = type("R", (), {"multi_user": True, "task_log_path": "", "mapper": mapper_section(programs=True)})
-    assert helper_limits(ChildKind.MAPPER, resolved).rlimits() == [(resource.RLIMIT_NOFILE, 4096)]
+    assert helper_limits(ChildKind.MAPPER, resolved).rlimits == [(resource.RLIMIT_NOFILE, 4096)]
     resolved = type("R", (), {"multi_user": False, "task_log_path": "", "mapper": mapper_section(programs=False)})
-    manager = helper_limits(ChildKind.MANAGER, resolved).rlimits()
+    manager = helper_limits(ChildKind.MANAGER, resolved).rlimits
     assert (resource.RLIMIT_FSIZE, MAX_DOCUMENT_BYTES) in manager and resource.RLIMIT_NPROC not in dict(manager)
 
 

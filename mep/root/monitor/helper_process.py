@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from socket import SOCK_STREAM
 
+from mep.boundary import cgroup_support
 from mep.boundary.channel import Channel
 from mep.boundary.errors import ConfigRefused, SpawnFailed
 from mep.boundary.file_trust import ours
@@ -27,13 +28,14 @@ from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
 from mep.boundary.runtime_files import MANAGER_SOCKET
 from mep.root.account.system_accounts import invoking_account, system_account
+from mep.root.keeper.cgroup import remove_helper_group
 from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
 from mep.root.kernel.unix_socket import listen
 from mep.root.monitor.child import Bucket, Child, ChildKind, Phase
 from mep.root.monitor.event_loop import PollLoop, Timer
 from mep.root.monitor.fd_closer import Closer
-from mep.root.monitor.helper_limits import enter_group, helper_limits, leave_group, why_no_groups
+from mep.root.monitor.helper_limits import enter_group, helper_limits
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.part import Part, Shared
 
@@ -83,7 +85,7 @@ class Helper(Part):
 
     def _cannot_start(self, reason: str) -> None:
         self._log.error(f"cannot start the {self.kind}", reason=reason)
-        self._status.failed(f"cannot start the {self.kind}: {reason}")
+        self._status.show(problem=f"cannot start the {self.kind}: {reason}")
 
     def _launch(self) -> None:
         helper_log: HelperLog | None = None
@@ -140,8 +142,8 @@ class Helper(Part):
             descriptors=descriptors,
             directory="/",
             open_files=self._configuration.open_files,
-            rlimits=limits.rlimits(),
-            enter_group=self._enter_group(limits.group_limits()),
+            rlimits=limits.rlimits,
+            enter_group=self._enter_group(limits.group),
             own_network=left_network() and self.kind is ChildKind.MAPPER and not resolved.mapper.network,
             untraceable=resolved.multi_user,
         )
@@ -149,7 +151,7 @@ class Helper(Part):
     def _enter_group(self, limits: Limits) -> Callable[[], None] | None:
         """Return the call that enters its control group; None if it can't have one, which is logged once."""
         endpoint = self._configuration.resolved.name
-        if reason := why_no_groups(limits):
+        if reason := cgroup_support.problem([limits]):
             if not self._said_no_group:
                 self._said_no_group = True
                 self._log.info(f"the {self.kind} has no control group of its own", reason=reason)
@@ -173,7 +175,7 @@ class Helper(Part):
         """Record that its process is gone, and start it again unless the monitor is stopping."""
         self._take_stages()
         self.child = None
-        leave_group(self._configuration.resolved.name, str(self.kind))
+        remove_helper_group(self._configuration.resolved.name, str(self.kind))
         if self._helper_log is not None:
             self._helper_log.take()
         if not self._relaunches:

@@ -91,7 +91,7 @@ def run(resolved: Resolved, bundle: int, *, no_starts: bool = False) -> None:
         if no_starts:
             monitor.refuse_starts()
     except (ConfigRefused, OSError) as error:
-        status.state, status.problem = "failed", str(error)
+        status.show(state="failed", problem=str(error))
         status.write()
         raise
     open_notify_socket()  # an abstract name belongs to this network namespace, which is left next

@@ -149,8 +149,7 @@ class Monitor(Part):
         self._introduce()
 
     def _link_is(self, message: LinkStatus) -> None:
-        self._status.link_state, self._status.link_detail = clip(message.state, 32), clip(message.detail, 1024)
-        self._status.changed()
+        self._status.show(link_state=clip(message.state, 32), link_detail=clip(message.detail, 1024))
         self._service_manager.link_is(self._status.link_state)
 
     def _deleted(self, reason: str) -> None:
@@ -167,9 +166,8 @@ class Monitor(Part):
         if not self._to_manager.introduce():
             return
         if not self._stopping:
-            self._status.state, self._status.problem = "up", ""
+            self._status.show(state="up", problem="")
             self._service_manager.helpers_are_ready()
-        self._status.changed()
         self._rechecks.all_now()
 
     def _taken_over(self, former: Resolved, now: Resolved) -> None:
@@ -286,9 +284,8 @@ class Monitor(Part):
             self._to_manager.epoch = b""
             self._starts.mapper_lost()
         else:
-            self._status.link_state, self._status.link_detail = "gone", "the manager is not running"
+            self._status.show(link_state="gone", link_detail="the manager is not running")
             self._starts.manager_lost()
-        self._status.changed()
 
     # --- signals ------------------------------------------------------------------------------------------
 
@@ -313,9 +310,8 @@ class Monitor(Part):
             return
         self._stopping, self.keep_user_endpoints = True, keep_user_endpoints
         self._log.info("stopping", keep_user_endpoints=keep_user_endpoints)
-        self._status.state = "stopping"
+        self._status.show(state="stopping")
         notify("STOPPING=1")
-        self._status.changed()
         for helper in self._helpers.values():
             helper.launch_no_more()
         self._reload.stop()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from mep.boundary.log import Log
 from mep.boundary.runtime_files import MonitorStatus, write_reasons, write_status
@@ -22,18 +24,16 @@ INTERVAL_S, INTERVAL_FOR_EACH_S = 0.05, 0.0005
 
 
 class StatusFile:
-    """The monitor's published state. Set the fields, then call `changed`."""
+    """The monitor's published state."""
 
     def __init__(self, directory: str, endpoint_id: str, started_at: float, endpoints: Endpoints) -> None:
-        self.state = "starting"
-        self.problem = self._incident = ""
-        self.link_state, self.link_detail = "", ""
-        self.configured_at = started_at
-        self.configuration_problem, self.configuration_refused_at = "", 0.0
-        self.mapping_loaded, self.mapping_problem, self.mapping_refused_at = "", "", 0.0
-        self._reasons: dict[str, str] = {}
-        self._directory, self._endpoint_id, self._started_at = directory, endpoint_id, started_at
-        self._endpoints = endpoints
+        self._shown = MonitorStatus(
+            "starting", os.getpid(), started_at, endpoint_id=endpoint_id, configured_at=started_at
+        )
+        self._reasons = {"configuration": "", "mapping": ""}
+        self._written_reasons: dict[str, str] = {}
+        self._incident = ""
+        self._directory, self._endpoints = directory, endpoints
         self._loop: PollLoop | None = None
         self._log: Log | None = None
         self._due: Timer | None = None
@@ -45,9 +45,14 @@ class StatusFile:
         self._loop, self._log, self._gid = loop, log, gid
         self.changed()
 
-    def failed(self, problem: str) -> None:
-        """Show `problem` until manager and mapper are ready."""
-        self.problem = problem
+    @property
+    def link_state(self) -> str:
+        """The state of the link to the relay, as the manager says."""
+        return self._shown.link_state
+
+    def show(self, **changes: Any) -> None:
+        """Change fields of MonitorStatus."""
+        self._shown = replace(self._shown, **changes)
         self.changed()
 
     def report(self, incident: str) -> None:
@@ -62,6 +67,22 @@ class StatusFile:
             self._incident = ""
             self.changed()
 
+    def configured(self, problem: str) -> None:
+        """Record that the configuration was read again, and taken over or refused for `problem`."""
+        self._reasons["configuration"] = problem
+        now = time.time()
+        if problem:
+            self.show(configuration_problem=_REFUSED, configuration_refused_at=now)
+        else:
+            self.show(configuration_problem="", configuration_refused_at=0.0, configured_at=now)
+
+    def mapping_is(self, loaded: str, problem: str) -> None:
+        """Record which mapping is in force, and why the present file is refused."""
+        if problem != self._reasons["mapping"]:
+            self._reasons["mapping"] = problem
+            self.show(mapping_refused_at=time.time() if problem else 0.0)
+        self.show(mapping_loaded=loaded, mapping_problem=_UNUSABLE if problem else "")
+
     def changed(self) -> None:
         """Have the file written: now, or a while after the last write."""
         if self._loop is None or self._due is not None:
@@ -69,22 +90,6 @@ class StatusFile:
         interval = INTERVAL_S + INTERVAL_FOR_EACH_S * len(self._endpoints)
         wait = max(0.0, self._written_at + interval - self._loop.clock())
         self._due = self._loop.after(wait, self._write_due)
-
-    def configured(self, problem: str) -> None:
-        """Record that the configuration was read again, and taken over or refused for `problem`."""
-        self.configuration_problem = problem
-        if problem:
-            self.configuration_refused_at = time.time()
-        else:
-            self.configured_at, self.configuration_refused_at = time.time(), 0.0
-        self.changed()
-
-    def mapping_is(self, loaded: str, problem: str) -> None:
-        """Record which mapping is in force, and why the present file is refused."""
-        if problem != self.mapping_problem:
-            self.mapping_refused_at = time.time() if problem else 0.0
-        self.mapping_loaded, self.mapping_problem = loaded, problem
-        self.changed()
 
     def _write_due(self) -> None:
         self._due = None
@@ -98,27 +103,9 @@ class StatusFile:
 
     def write(self) -> None:
         """Write the files now. Raises OSError."""
-        reasons = {"configuration": self.configuration_problem, "mapping": self.mapping_problem}
-        if reasons != self._reasons:
-            write_reasons(self._directory, reasons, self._gid())
-            self._reasons = reasons
-        write_status(
-            self._directory,
-            MonitorStatus(
-                state=self.state,
-                pid=os.getpid(),
-                started_at=self._started_at,
-                problem=self.problem or self._incident,
-                endpoint_id=self._endpoint_id,
-                link_state=self.link_state,
-                link_detail=self.link_detail,
-                configured_at=self.configured_at,
-                configuration_problem=_REFUSED if self.configuration_problem else "",
-                configuration_refused_at=self.configuration_refused_at,
-                mapping_loaded=self.mapping_loaded,
-                mapping_problem=_UNUSABLE if self.mapping_problem else "",
-                mapping_refused_at=self.mapping_refused_at,
-                user_endpoints=[one.public() for one in self._endpoints.values()],
-            ),
-            self._gid(),
-        )
+        if self._reasons != self._written_reasons:
+            write_reasons(self._directory, self._reasons, self._gid())
+            self._written_reasons = dict(self._reasons)
+        running = [one.public() for one in self._endpoints.values()]
+        shown = replace(self._shown, problem=self._shown.problem or self._incident, user_endpoints=running)
+        write_status(self._directory, shown, self._gid())
