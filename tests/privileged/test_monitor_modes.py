@@ -134,12 +134,11 @@ def link(run: MonitorRun) -> None:
 
 CLOSED: dict[str, tuple[Callable[[MonitorRun], None], str]] = {
     "a directory that others may write to": (link, "bad permissions: chmod go-w"),
-    "an interpreter that is not there": (lambda run: changed(run, python="/nonexistent"), "does not exist"),
-    "an interpreter that others cannot read": (
-        lambda run: (run.root / "python").chmod(0o700),
-        "not every account can read it",
+    "an interpreter that is not there": (lambda run: changed(run, python="/nonexistent"), "No such file"),
+    "an interpreter that others can write": (
+        lambda run: (run.root / "python").chmod(0o777),
+        "bad permissions: chmod go-w",
     ),
-    "a closed directory above it": (lambda run: run.root.chmod(0o700), "is closed to others"),
     "a single-user endpoint as root": (lambda run: changed(run, multi_user=False), "never as root"),
     "an audit log that is a link": (lambda run: run.audit.symlink_to("/etc/passwd"), "is a symbolic link"),
     "an audit log that is a fifo": (lambda run: os.mkfifo(run.audit), "not a regular file"),

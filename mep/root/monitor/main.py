@@ -13,7 +13,6 @@ import os
 import sys
 import time
 
-from mep.boundary import cgroup_support
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
 from mep.boundary.log import Log
@@ -26,7 +25,7 @@ from mep.root.monitor.audit_log import Audit, open_appending
 from mep.root.monitor.configuration import Configuration
 from mep.root.monitor.monitor import Monitor
 from mep.root.monitor.reload import MAX_BUNDLE_BYTES, open_log
-from mep.root.monitor.runtime_dir import RuntimeDir, check_reachable
+from mep.root.monitor.runtime_dir import RuntimeDir
 from mep.root.monitor.sd_notify import open_notify_socket
 from mep.root.monitor.status_file import StatusFile
 from mep.root.monitor.user_endpoints import Endpoints
@@ -110,8 +109,6 @@ def run(resolved: Resolved, bundle: int, *, no_starts: bool = False) -> None:
 def _monitor(resolved: Resolved, bundle: int, status: StatusFile, endpoints: Endpoints) -> Monitor:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid() and not os.isatty(0):
         os.setsid()
-    if problem := cgroup_support.problem([resolved.limits, *(one.limits for one in resolved.group_limits)]):
-        raise ConfigRefused(resolved.name, "limits", problem)
     fd_limit.check(resolved)
     for path in (resolved.log_path, resolved.audit_path, resolved.task_log_path):
         if path:
@@ -123,7 +120,6 @@ def _monitor(resolved: Resolved, bundle: int, status: StatusFile, endpoints: End
         os.close(open_appending(resolved.task_log_path))  # reports an unusable file at startup
     if resolved.multi_user:
         for path in (resolved.python, resolved.user_endpoint_main):
-            check_reachable(path)
             ours().check(path)
     syscalls.set_process_name("mep-monitor")
     syscalls.become_subreaper()

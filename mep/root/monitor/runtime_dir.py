@@ -37,23 +37,6 @@ def ensure_directory(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def check_reachable(path: str) -> None:
-    """Raise ConfigRefused unless every account can reach and read `path`, and execute it if it is a program."""
-    real = os.path.realpath(path)
-    try:
-        if not os.stat(real).st_mode & 0o004:
-            raise ConfigRefused(path, "", "not every account can read it")
-        at = os.path.dirname(real)
-        while True:
-            if not os.stat(at).st_mode & 0o001:
-                raise ConfigRefused(path, "", f"not every account can reach it: {at} is closed to others")
-            if at == "/":
-                return
-            at = os.path.dirname(at)
-    except FileNotFoundError:
-        raise ConfigRefused(path, "", "does not exist") from None
-
-
 class RuntimeDir:
     """RUN, held by this monitor alone."""
 
@@ -81,7 +64,7 @@ class RuntimeDir:
             holder = running_monitor(self.path)
             who = f"its pid is {holder}" if holder else f"a process holds the lock {path}"
             raise ConfigRefused(self.path, PID_FILE, f"another monitor of this endpoint runs: {who}") from None
-        if running_monitor(self.path) is not None:  # an older version, which locked its pid file
+        if running_monitor(self.path) is not None:  # version 0.1.0, which locked its pid file
             os.close(descriptor)
             raise ConfigRefused(self.path, PID_FILE, "another monitor of this endpoint runs")
         return descriptor

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from mep.boundary.errors import ConfigRefused
 from mep.cli.endpoint_dirs import new_directory, replace_file, write_new
-from mep.cli.install_check import first_closed
+from mep.cli.exit_codes import CliFailed
+from mep.cli.install_check import check_installation, first_closed
 from mep.config.paths import check_name, endpoint_paths, find_roots, list_names
 from mep.config.template_bundle import read_environment, read_schema, read_templates
 from mep.config.template_files import check_inside, read_trusted, walk_tree
@@ -180,3 +182,12 @@ def test_replacing_keeps_the_old_content_until_the_new_is_whole(tmp_path: Path) 
     assert path.read_bytes() == b"1"
     replace_file(path, b"2", mode=0o644)
     assert path.read_bytes() == b"2"
+
+
+def test_an_interpreter_that_others_cannot_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.touch(0o700)
+    interpreter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    with pytest.raises(CliFailed, match=r"chmod o\+rX"):
+        check_installation()
