@@ -25,10 +25,14 @@ _NOBODY = 65534
 
 
 class StartRefused(Exception):
-    """A start was refused at `stage` with `code`. `public` may leave the host; `detail` may not."""
+    """A start was refused at `stage` with `code`. `public` may leave the host; `detail` may not.
 
-    def __init__(self, stage: StartStage, code: str, public: str, detail: str) -> None:
-        self.stage, self.code, self.public, self.detail = stage, code, public, detail
+    Without `public`, it is the code's own sentence with `fields`.
+    """
+
+    def __init__(self, stage: StartStage, code: str, detail: str, public: str = "", **fields: object) -> None:
+        self.stage, self.code, self.detail = stage, code, detail
+        self.public = public or public_text(Refusal(code), **fields)
         super().__init__(f"{stage.name}: {code}: {detail}")
 
 
@@ -57,7 +61,7 @@ def lookup(name: str) -> SpawnAccount:
         detail = f"there is no account {name!r} on this host"
         if silent := nss.silent("passwd", name):
             raise not_known(StartStage.LOOKUP_USER, f"{detail}, but {', '.join(silent)} does not answer")
-        raise _refused(StartStage.LOOKUP_USER, detail)
+        raise StartRefused(StartStage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, detail)
     groups = _groups_of(entry.name, entry.gid)
     if source_of(entry.name) != nss.LOCAL:  # a local account can do without the directory
         _memberships_answered(entry.name, StartStage.LOOKUP_USER)
@@ -98,7 +102,7 @@ def check_policy(account: SpawnAccount, rules: AccountRules) -> None:
     except OSError as error:
         raise not_known(StartStage.POLICY, str(error)) from None
     if objection:
-        raise _refused(StartStage.POLICY, objection)
+        raise StartRefused(StartStage.POLICY, Refusal.ACCOUNT_REFUSED, objection)
     if rules.only_uid is None:
         _known_users(rules.policy.denied_users)
         _answered(rules.policy.denied_groups, StartStage.POLICY, account)
@@ -293,8 +297,4 @@ def _valid_shells() -> set[str]:
 
 def not_known(stage: StartStage, detail: str) -> NotKnownNow:
     """Return the refusal of a start if its account can't be checked now."""
-    return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE), detail)
-
-
-def _refused(stage: StartStage, detail: str) -> StartRefused:
-    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
+    return NotKnownNow(stage, Refusal.MAPPER_UNAVAILABLE, detail)

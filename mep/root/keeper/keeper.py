@@ -189,9 +189,9 @@ class Keeper:
         self._link.send(AskCaps(uid=account.uid))
         answer = self._hear()
         if isinstance(answer, StartDenied):
-            raise StartRefused(StartStage.CAPS, answer.code, answer.public, answer.detail)
+            raise StartRefused(StartStage.CAPS, answer.code, answer.detail, answer.public)
         if isinstance(answer, StopUserEndpoint):
-            raise StartRefused(StartStage.CAPS, answer.code, answer.public, "stopped before it started")
+            raise StartRefused(StartStage.CAPS, answer.code, "stopped before it started", answer.public)
         if not isinstance(answer, CapsGranted):
             raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
         return account
@@ -201,8 +201,7 @@ class Keeper:
         now = lookup(account.name)
         if now.uid != account.uid:
             detail = f"{account.name} had uid {account.uid} before pre_start_hook ran, and {now.uid} after it"
-            public = public_text(Refusal.ACCOUNT_REFUSED)
-            raise StartRefused(StartStage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, public, detail)
+            raise StartRefused(StartStage.LOOKUP_USER, Refusal.ACCOUNT_REFUSED, detail)
         check_policy(now, self._order.checks.rules)
         return now
 
@@ -249,19 +248,23 @@ class Keeper:
 
     def _begin(self, stage: StartStage) -> None:
         """Start or continue a stage that may never end. Record which one, for the process that may have to kill us."""
-        if signal.SIGTERM in self._wakeup.take():
-            raise StartRefused(stage, STOPPED, _STOPPING, "SIGTERM")
         self._obey(stage)
-        if self._left() <= 0:
-            text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._site.caps.start_timeout_s:g}")
-            raise StartRefused(stage, Refusal.START_TIMEOUT, text, f"no time was left at {stage.name}")
+        self._refuse_if_over(stage)
         self._update(detail=f"at {stage.name}", **self._pam_process())
+
+    def _refuse_if_over(self, stage: StartStage) -> None:
+        """Raise StartRefused if this process was told to end, or the start has no time left."""
+        if signal.SIGTERM in self._wakeup.take():
+            raise StartRefused(stage, STOPPED, "SIGTERM", _STOPPING)
+        if self._left() <= 0:
+            seconds = f"{self._site.caps.start_timeout_s:g}"
+            raise StartRefused(stage, Refusal.START_TIMEOUT, f"no time was left at {stage.name}", seconds=seconds)
 
     def _obey(self, stage: StartStage) -> None:
         """Give up the start if the monitor says so."""
         order, descriptors = self._link.receive() or (None, [])
         if isinstance(order, StopUserEndpoint):
-            raise StartRefused(stage, order.code, order.public, "stopped before it started")
+            raise StartRefused(stage, order.code, "stopped before it started", order.public)
         if isinstance(order, CheckAccount) and self._recheck is not None:
             self._recheck.obey(order, descriptors[0])
 
@@ -299,14 +302,9 @@ class Keeper:
         if result.said_no:
             reason = clip(result.output.partition("\n")[0], _MAX_REASON)
             public = SITE_SAYS.format(reason=reason) if reason else ""
-            raise StartRefused(
-                StartStage.HOOK,
-                Refusal.ACCOUNT_REFUSED,
-                public or public_text(Refusal.ACCOUNT_REFUSED),
-                self._said(result),
-            )
+            raise StartRefused(StartStage.HOOK, Refusal.ACCOUNT_REFUSED, self._said(result), public)
         if result.stopped:
-            raise StartRefused(StartStage.HOOK, STOPPED, _STOPPING, "stopped while pre_start_hook ran")
+            raise StartRefused(StartStage.HOOK, STOPPED, "stopped while pre_start_hook ran", _STOPPING)
         if result.problem:
             raise SpawnFailed(StartStage.HOOK, 0, self._said(result))
         self._prepared = account
@@ -385,13 +383,9 @@ class Keeper:
         """Return the monitor's next message. Raises MonitorGone, StartRefused at the deadline or on SIGTERM."""
         while self._link.is_first:
             wait_readable(self._heard(), self._left())
-            if signal.SIGTERM in self._wakeup.take():
-                raise StartRefused(StartStage.CAPS, STOPPED, _STOPPING, "SIGTERM")
             if (received := self._link.receive()) is not None:
                 return received[0]
-            if self._left() <= 0:
-                text = public_text(Refusal.START_TIMEOUT, seconds=f"{self._site.caps.start_timeout_s:g}")
-                raise StartRefused(StartStage.CAPS, Refusal.START_TIMEOUT, text, "no answer from the monitor")
+            self._refuse_if_over(StartStage.CAPS)
         raise MonitorGone
 
     def _left(self) -> float:

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from mep.boundary.errors import Refusal, SpawnFailed, StartStage
+from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused
 from mep.root.kernel.process_tree import stop_mark
@@ -159,7 +159,7 @@ def _fork(work: Callable[[], NoReturn]) -> int:
 def _failure(said: dict[str, object]) -> StartRefused | SpawnFailed:
     stage, detail = StartStage(int(str(said["failed"]))), str(said["detail"])
     if "code" in said:
-        return StartRefused(stage, Refusal(str(said["code"])), str(said["public"]), detail)
+        return StartRefused(stage, str(said["code"]), detail, str(said["public"]))
     return SpawnFailed(stage, int(str(said["errno"])), detail)
 
 

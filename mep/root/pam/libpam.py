@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from mep.boundary.channel import clip
-from mep.boundary.errors import SITE_SAYS, Refusal, SpawnFailed, StartStage, public_text
+from mep.boundary.errors import SITE_SAYS, Refusal, SpawnFailed, StartStage
 from mep.boundary.pam_service import check_service
 from mep.boundary.text import printable
 from mep.root.account.lookup import NotKnownNow, StartRefused
@@ -216,7 +216,8 @@ def check_account(service: str, user: str, *, running: bool = False) -> None:
     except OSError as error:
         raise SpawnFailed(StartStage.PAM_ACCOUNT, error.errno or 0, str(error)) from None
     if name != user:
-        raise _refused(f"PAM service {service} means another user: {name}")
+        detail = f"PAM service {service} means another user: {name}"
+        raise StartRefused(StartStage.PAM_ACCOUNT, Refusal.ACCOUNT_REFUSED, detail)
 
 
 def refusal_of(stage: StartStage, failure: PamFailed) -> StartRefused:
@@ -227,12 +228,5 @@ def refusal_of(stage: StartStage, failure: PamFailed) -> StartRefused:
     said = clip(printable(" ".join(" ".join(failure.texts).split())), _MAX_REASON).strip()
     if failure.is_temporary(account_stage=stage is StartStage.PAM_ACCOUNT):
         reason = (said or failure.reason).rstrip(".")
-        code = Refusal.NOT_ADMITTED_NOW
-        return NotKnownNow(stage, code, public_text(code, reason=reason), str(failure))
-    code = Refusal.ACCOUNT_REFUSED
-    return StartRefused(stage, code, SITE_SAYS.format(reason=said) if said else public_text(code), str(failure))
-
-
-def _refused(detail: str) -> StartRefused:
-    code = Refusal.ACCOUNT_REFUSED
-    return StartRefused(StartStage.PAM_ACCOUNT, code, public_text(code), detail)
+        return NotKnownNow(stage, Refusal.NOT_ADMITTED_NOW, str(failure), reason=reason)
+    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, str(failure), SITE_SAYS.format(reason=said) if said else "")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mep.boundary.channel import clip
-from mep.boundary.errors import Refusal, SpawnFailed, StartStage, public_text
+from mep.boundary.errors import Refusal, SpawnFailed, StartStage
 from mep.boundary.log import Log
 from mep.root.account.lookup import StartRefused, privileged_objection
 from mep.root.kernel import process_exit, syscalls
@@ -167,7 +167,8 @@ class PamSession:
         self._transaction = libpam.Transaction(self._service, self._user, self._hear)
         self._transaction.check_account()
         if (name := self._transaction.user()) != self._user:
-            raise _refused(StartStage.PAM_ACCOUNT, f"PAM service {self._service} means another user: {clip(name, 64)}")
+            detail = f"PAM service {self._service} means another user: {clip(name, 64)}"
+            raise StartRefused(StartStage.PAM_ACCOUNT, Refusal.ACCOUNT_REFUSED, detail)
 
     def _establish(self) -> None:
         assert self._transaction is not None
@@ -182,7 +183,8 @@ class PamSession:
     def _check_groups(self, forbidden: Mapping[int, str]) -> None:
         """Raise StartRefused if modules have added a privileged group, which policy refuses for the account itself."""
         if objection := privileged_objection(self._user, os.getgroups(), forbidden):
-            raise _refused(StartStage.PAM_SESSION, f"after PAM's modules: {objection}")
+            detail = f"after PAM's modules: {objection}"
+            raise StartRefused(StartStage.PAM_SESSION, Refusal.ACCOUNT_REFUSED, detail)
 
     def _fork(self, login: Login, plan: SpawnPlan) -> tuple[int, int]:
         """Return pid and pidfd of the user endpoint. Limits that modules have set apply to this process too."""
@@ -244,10 +246,6 @@ def _words(failure: StartRefused | SpawnFailed) -> dict[str, object]:
     if isinstance(failure, SpawnFailed):
         return {"errno": failure.errno}
     return {"code": failure.code, "public": failure.public}
-
-
-def _refused(stage: StartStage, detail: str) -> StartRefused:
-    return StartRefused(stage, Refusal.ACCOUNT_REFUSED, public_text(Refusal.ACCOUNT_REFUSED), detail)
 
 
 def _take_groups(plan: SpawnPlan) -> None:
