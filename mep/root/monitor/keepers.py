@@ -23,7 +23,7 @@ from mep.root.kernel.process_tree import children
 from mep.root.monitor.child import Child, ChildKind, Phase
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.part import Part, Shared
-from mep.root.monitor.start import Start, StartVerdict, outcome_of, verdict_on
+from mep.root.monitor.start import Start, StartVerdict, outcome_of, refused, verdict_on
 from mep.root.monitor.to_manager import ToManager
 from mep.root.monitor.user_endpoints import RunningEndpoint, UepEvent, UepPhase
 from mep.root.pam.session_process import CLOSE_S
@@ -66,16 +66,18 @@ class Keepers(Part):
         """Return how many more starts may be in progress. `fork` refuses a start beyond max_user_endpoints."""
         return self._configuration.resolved.caps.max_starting - self._endpoints.starting()
 
-    def _full(self, start: Start) -> tuple[Refusal, str] | None:
-        """Return code and public text of a refusal if there is no room for one more.
+    def _full(self, start: Start) -> StartVerdict | None:
+        """Return a refusal if there is no room for one more.
 
         Counts by account name, before the slow look-ups. The keeper asks again with the uid.
         """
         caps = self._configuration.resolved.caps
         if len(self._endpoints) >= caps.max_user_endpoints:
-            return Refusal.SITE_BUSY, public_text(Refusal.SITE_BUSY, limit=caps.max_user_endpoints)
+            text = public_text(Refusal.SITE_BUSY, limit=caps.max_user_endpoints)
+            return refused(Refusal.SITE_BUSY, text, stage=StartStage.CAPS.name)
         if self._endpoints.of_user(start.local_user) >= caps.max_user_endpoints_per_user:
-            return Refusal.PERSON_LIMIT, OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
+            text = OWN_LIMIT.format(limit=caps.max_user_endpoints_per_user)
+            return refused(Refusal.PERSON_LIMIT, text, stage=StartStage.CAPS.name)
         return None
 
     def fork(self, start: Start, descriptor: int) -> StartVerdict | None:
@@ -85,18 +87,17 @@ class Keepers(Part):
         """
         try:
             if full := self._full(start):
-                return StartVerdict(m.StartOutcome.UNAVAILABLE, *full, {"stage": "CAPS"})
+                return full
             start.paid = self._budget.take(2 * len(start.identities) + _START_RECORDS_BYTES)
             if not start.paid or (not self._recorded(start) and self._configuration.resolved.audit_required):
-                code = Refusal.AUDIT_UNAVAILABLE
-                return StartVerdict(m.StartOutcome.UNAVAILABLE, code, public_text(code), {"stage": "CAPS"})
+                return refused(Refusal.AUDIT_UNAVAILABLE, stage=StartStage.CAPS.name)
             self._fork(start, descriptor)
         except OSError as error:
             stage = StartStage.FORK_KEEPER.name
             code, text = Refusal.START_FAILED, public_text(Refusal.START_FAILED, stage=stage)
             if error.errno in SCARCE:
                 code, text = Refusal.SITE_BUSY, NO_ROOM.format(stage=stage)
-            return StartVerdict(outcome_of(code), code, text, {"stage": stage, "detail": str(error)})
+            return refused(code, text, stage=stage, detail=str(error))
         finally:
             os.close(descriptor)
         return None

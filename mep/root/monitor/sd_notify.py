@@ -50,32 +50,25 @@ class ServiceManager:
 
     def helpers_are_ready(self) -> None:
         """Manager and mapper are ready: wait for the relay's first answer."""
-        if self._helpers_ready:
-            return
-        self._helpers_ready = True
-        if self._link_up:
-            self._say_ready("STATUS=connected to the relay")
-            return
-        notify("STATUS=waiting for the relay's answer")
-        self._loop.after(LINK_WAIT_S, self._without_link)
+        if not self._helpers_ready:
+            self._helpers_ready = True
+            self._tell(waits=True)
+            self._loop.after(LINK_WAIT_S, lambda: None if self._said_ready else self._tell())
 
     def link_is(self, state: str) -> None:
         """The manager has reported the state of its link."""
         self._link_up = state == LINK_UP
-        if not self._helpers_ready:
+        if self._helpers_ready:
+            self._tell(waits=not self._said_ready)
+
+    def _tell(self, *, waits: bool = False) -> None:
+        """Tell the state of the link; the first time, unless it `waits` for the relay, that the endpoint is ready."""
+        if waits and not self._link_up:
+            notify("STATUS=waiting for the relay's answer")
             return
-        if self._link_up and not self._said_ready:
-            self._say_ready("STATUS=connected to the relay")
-        elif self._said_ready:
-            notify("STATUS=connected to the relay" if self._link_up else "STATUS=no link to the relay: trying again")
-
-    def _without_link(self) -> None:
-        if not self._said_ready:
-            self._say_ready("STATUS=no link to the relay: trying again")
-
-    def _say_ready(self, status: str) -> None:
-        self._said_ready = True
-        notify(f"READY=1\n{status}")
+        ready, self._said_ready = "" if self._said_ready else "READY=1\n", True
+        state = "connected to the relay" if self._link_up else "no link to the relay: trying again"
+        notify(f"{ready}STATUS={state}")
 
     def start_watchdog(self) -> None:
         """Send signs of life from now on, if the unit asks for them: twice in each of its intervals."""

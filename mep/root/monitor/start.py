@@ -76,6 +76,16 @@ class StartVerdict:
     audit: dict[str, object] = field(default_factory=dict)
 
 
+def outcome_of(code: str) -> m.StartOutcome:
+    """Return whether a start that failed with `code` is worth another try."""
+    return m.StartOutcome.UNAVAILABLE if code in _TRY_AGAIN else m.StartOutcome.REFUSED
+
+
+def refused(code: Refusal, public: str = "", **audit: object) -> StartVerdict:
+    """Return a refusal with the code's own sentence, or another one of its meaning."""
+    return StartVerdict(outcome_of(code), code, public or public_text(code), audit)
+
+
 _NO_REASON = {
     RestrictionKind.DRAIN: "its administrators are draining it",
     RestrictionKind.BAN: "they gave no reason",
@@ -164,8 +174,3 @@ def level_of(outcome: str, code: str) -> str:
     if outcome in _NO_FAILURES:
         return "INFO"
     return "ERROR" if code in _ADMINISTRATORS else "WARNING"
-
-
-def outcome_of(code: str) -> m.StartOutcome:
-    """Return whether a start that failed with `code` is worth another try."""
-    return m.StartOutcome.UNAVAILABLE if code in _TRY_AGAIN else m.StartOutcome.REFUSED

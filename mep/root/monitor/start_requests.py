@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from mep.boundary import messages as m
 from mep.boundary.channel import clip
-from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, StartStage, public_text
+from mep.boundary.errors import NO_ROOM, NO_SLOT, STILL_ENDING, BoundaryViolation, Refusal, StartStage
 from mep.boundary.memfd import NotSealed, check_sealed
 from mep.root.monitor.fd_closer import Closer
 from mep.root.monitor.fd_limit import Reserve
@@ -24,7 +24,17 @@ from mep.root.monitor.helper_process import Helper
 from mep.root.monitor.keepers import Keepers
 from mep.root.monitor.log_budget import DayBudget
 from mep.root.monitor.part import Part, Shared
-from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict, level_of, outcome_of, verdict_on
+from mep.root.monitor.start import (
+    TABLE,
+    Start,
+    Starts,
+    StartState,
+    StartVerdict,
+    level_of,
+    outcome_of,
+    refused,
+    verdict_on,
+)
 from mep.root.monitor.to_manager import ToManager
 
 MAX_MAPPING = 32
@@ -75,7 +85,7 @@ class StartRequests(Part):
         self._held += size
         refusal = self._cannot_map()
         if refusal is not None:
-            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, *refusal))
+            self._finish(start, refusal)
             return
         start.timer = self._loop.after(self._timeout_s(), lambda: self._overdue(start))
         self._starts.enter(start, StartState.WAITING)
@@ -95,13 +105,13 @@ class StartRequests(Part):
     def _timeout_s(self) -> float:
         return self._configuration.resolved.caps.start_timeout_s
 
-    def _cannot_map(self) -> tuple[Refusal, str] | None:
+    def _cannot_map(self) -> StartVerdict | None:
         if self._closed:
-            return Refusal.SITE_BUSY, self._closed
+            return refused(Refusal.SITE_BUSY, self._closed)
         if not self._mapper.serving:
-            return Refusal.MAPPER_UNAVAILABLE, public_text(Refusal.MAPPER_UNAVAILABLE)
+            return refused(Refusal.MAPPER_UNAVAILABLE)
         if self._held > MAX_HELD_BYTES:
-            return Refusal.SITE_BUSY, _NOT_ENOUGH_MEMORY
+            return refused(Refusal.SITE_BUSY, _NOT_ENOUGH_MEMORY)
         return None
 
     def _go_on(self) -> None:
@@ -310,15 +320,13 @@ class StartRequests(Part):
             if silent_s >= 0.9 * self._timeout_s() and (mapper := self._mapper.child):
                 mapper.fault = f"has not answered for {silent_s:.0f} s"
         self._abandon(start)
-        text = STILL_ENDING if code is Refusal.SITE_BUSY else public_text(code)
-        self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, code, text))
+        self._finish(start, refused(code, STILL_ENDING if code is Refusal.SITE_BUSY else ""))
 
     def mapper_lost(self) -> None:
         """The mapper is gone: all its requests, sent or waiting, were signed for its epoch. Answer them."""
         self._abandoned.clear()
-        code = Refusal.MAPPER_UNAVAILABLE
         for start in [one for one in self._starts if TABLE[one.state].needs_mapper]:
-            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, code, public_text(code)))
+            self._finish(start, refused(Refusal.MAPPER_UNAVAILABLE))
 
     def manager_lost(self) -> None:
         """The manager is gone, so no answers are awaited. Starts with a keeper go on; the rest is dropped."""
@@ -336,11 +344,9 @@ class StartRequests(Part):
         self._closed = public
         for start in [one for one in self._starts if TABLE[one.state].needs_manager]:
             self._abandon(start)
-            self._finish(start, StartVerdict(m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, public))
+            self._finish(start, refused(Refusal.SITE_BUSY, public))
 
 
 def _no_room() -> StartVerdict:
     text = NO_ROOM.format(stage=StartStage.MAP.name)
-    return StartVerdict(
-        m.StartOutcome.UNAVAILABLE, Refusal.SITE_BUSY, text, {"detail": "the monitor has no free descriptor"}
-    )
+    return refused(Refusal.SITE_BUSY, text, detail="the monitor has no free descriptor")
