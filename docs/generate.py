@@ -9,12 +9,14 @@ import ast
 import enum
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import re
 import time
+import tokenize
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +297,63 @@ def engines_page() -> str:
 _MAP = re.compile(
     r"(?<=<!-- The map of packages: `make docs` writes it. -->\n).*?(?=<!-- End of the map. -->)", re.DOTALL
 )
+_LINES = re.compile(
+    r"(?<=<!-- Lines of each process: `make docs` writes them. -->\n).*?(?=<!-- End of the lines. -->)", re.DOTALL
+)
+PROCESSES = {
+    "monitor": ("mep/root/monitor",),
+    "keeper": ("mep/root/keeper",),
+    "PAM process": ("mep/root/pam",),
+    "account look-up and checker": ("mep/root/account",),
+    "system calls and processes, for all of these": ("mep/root/kernel",),
+    "together: what runs as root for long": ("mep/root",),
+    "the boundary's declarations, for root and all of `mep/`": ("mep/boundary",),
+    "command line, root for a moment": ("mep/cli", "mep/config"),
+    "manager": ("mep/manager",),
+    "mapper": ("mep/mapper", "identity"),
+    "user endpoint": ("user_endpoint",),
+    "relay": ("relay",),
+    "link and messages of relay, manager and user endpoint": ("mep_link", "mep_wire"),
+}
+_ROUND = 50
+"""Lines are rounded to so many, so that not every commit changes the table."""
+
+
+def lines_of(packages: Iterable[str]) -> tuple[int, int]:
+    """Return the lines of code in these directories, and all lines with comments, docstrings and blank ones."""
+    code = every = 0
+    for package in packages:
+        for file in (HERE.parent / package).rglob("*.py"):
+            text = file.read_text()
+            every += len(text.splitlines())
+            code += len(_code_lines(text))
+    return code, every
+
+
+def _code_lines(text: str) -> set[int]:
+    """Return the numbers of the lines that are neither blank, comment nor docstring."""
+    found = set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in _NO_CODE:
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return found
+
+
+_NO_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+}  # fmt: skip
+
+
+def process_lines() -> list[str]:
+    """Return the table for a reviewer: how many lines each process brings."""
+    lines = ["| process | lines of code | all lines | packages |", "| --- | ---: | ---: | --- |"]
+    for process, packages in PROCESSES.items():
+        code, every = (_ROUND * round(number / _ROUND) for number in lines_of(packages))
+        lines.append(f"| {process} | {code:,} | {every:,} | {', '.join(f'`{one}/`' for one in packages)} |")
+    return lines
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -313,14 +372,15 @@ def _map_row(directory: str, docstring: str) -> str:
 
 
 def development_page() -> str:
-    """Return docs/development.md with the map of packages written anew from their docstrings."""
+    """Return docs/development.md with the map of packages and the lines of processes written anew."""
     rows = [_map_row(*package) for package in _packages()]
     table = [
         "| package | what it is | where it runs, what it trusts, who may import it |",
         "| --- | --- | --- |",
         *rows,
     ]
-    return _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
+    page = _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
+    return _LINES.sub(lambda _: "\n" + "\n".join(process_lines()) + "\n\n", page)
 
 
 # --- the screen of mep top -----------------------------------------------------------------------------------
